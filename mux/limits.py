@@ -1,0 +1,53 @@
+"""What bounds a session: the `[pooling]` section, as frozen values.
+
+The program reads them from TOML; a library user constructs them. Every number has a unit in its docstring, and every
+one of them bounds memory or time (guarantee G10).
+"""
+
+from typing import Literal
+
+import msgspec
+
+Reuse = Literal["none", "workflow", "user"]
+
+MIB = 1024 * 1024
+
+MAX_BODY_BYTES = 4 * MIB
+"""Largest message a client may send; the MCP SDK's servers refuse the same size with 413."""
+
+MAX_EVENT_BYTES = 16 * MIB
+"""Largest message an upstream may send, as one SSE event or one JSON body."""
+
+MAX_ID_BYTES = 1024
+"""Longest spelling of a request id or progress token: it is stored for as long as the request is in flight."""
+
+
+class EventLogLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Bounds of the log that makes streams resumable."""
+
+    events: int = 1000
+    """Events kept for one workflow."""
+    bytes: int = 4 * MIB
+    """Bytes kept for one workflow."""
+    total_bytes: int = 256 * MIB
+    """Bytes kept by one process."""
+
+
+class Pooling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How far sessions are shared, and every limit on them. Times are seconds."""
+
+    reuse: Reuse = "workflow"
+    idle_timeout: float = 1800
+    """A workflow without a wire ends this long after its last response ended."""
+    resume_window: float = 300
+    """What was sent to a client that dropped is kept this long for its return."""
+    request_timeout: float = 300
+    """A call without answer or progress for this long is cancelled and answered with -31004."""
+    spares: int = 0
+    max_workflows: int = 10_000
+    max_workflows_per_user: int = 100
+    max_workflows_per_tenant: int = 2_000
+    max_channels_per_user: int = 16
+    max_inflight_per_workflow: int = 64
+    max_inflight_per_channel: int = 256
+    event_log: EventLogLimits = EventLogLimits()

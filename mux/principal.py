@@ -1,0 +1,27 @@
+"""Who is asking: a verified identity, never a string that the client chose."""
+
+import hashlib
+
+import msgspec
+
+
+class Principal(msgspec.Struct, frozen=True):
+    """A verified identity. Two principals are the same only if all three parts are equal."""
+
+    issuer: str
+    tenant: str
+    subject: str
+
+    @property
+    def is_anonymous(self) -> bool:
+        """True where the deployment verifies nobody (`auth.mode = "none"`)."""
+        return self == ANONYMOUS
+
+    def digest(self) -> str:
+        """A short stable hash, for logs: tells principals apart without naming them."""
+        packed = "\x00".join((self.issuer, self.tenant, self.subject)).encode()
+        return hashlib.blake2b(packed, digest_size=6, person=b"principal").hexdigest()
+
+
+ANONYMOUS = Principal(issuer="", tenant="", subject="")
+"""The one identity that all callers share where authentication is off."""
