@@ -1,0 +1,447 @@
+"""The demultiplexer of one channel: many callers' requests over one upstream session, told apart by minted ids.
+
+Pure: no I/O, no clock. Every method takes the time it needs as `now` (seconds, monotonic) and returns what has to
+happen as events; the channel performs them. What may happen to a request is the table `REQUESTS`, to a request of the
+server's own the table `SERVER_REQUESTS`; a move that a table does not hold raises `IllegalMove`, which is a bug here
+and never a peer's fault.
+
+Ids are positive integers below 2**53, drawn in blocks, never used twice in a session (rules E3, E4).
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Final, Literal, NamedTuple, Protocol
+
+from msgspec import Raw
+
+from . import envelope as wire_format
+from .envelope import Envelope, IdKey, coerced_key, id_key
+from .errors import Cancelled, Overloaded, SessionLost, TimedOut, TrunklineError
+
+TOMBSTONE_SECONDS: Final = 30.0
+"""How long the late answer to an abandoned request is waited for (rule E15); then its exchange is given up."""
+
+EXTENSIONS: Final = 12
+"""Progress may extend a call to at most this many times `request_timeout` (rule E17: an absolute maximum)."""
+
+MAX_SERVER_REQUESTS: Final = 256
+"""Requests of one server that may wait for an answer at once."""
+
+RequestState = Literal["pending", "abandoned", "done"]
+RequestInput = Literal["answer", "progress", "cancel", "expire", "fail"]
+RequestEffect = Literal["deliver", "deliver_progress", "withdraw", "time_out", "report", "swallow", "ignore", "forget"]
+
+REQUESTS: Final[Mapping[tuple[RequestState, RequestInput], tuple[RequestState, RequestEffect]]] = {
+    ("pending", "answer"): ("done", "deliver"),
+    ("pending", "progress"): ("pending", "deliver_progress"),
+    ("pending", "cancel"): ("abandoned", "withdraw"),
+    ("pending", "expire"): ("abandoned", "time_out"),
+    ("pending", "fail"): ("done", "report"),
+    ("abandoned", "answer"): ("done", "swallow"),
+    ("abandoned", "progress"): ("abandoned", "ignore"),
+    ("abandoned", "cancel"): ("abandoned", "ignore"),
+    ("abandoned", "expire"): ("done", "forget"),
+    ("abandoned", "fail"): ("done", "forget"),
+    # A failure may be reported after the answer came: the exchange broke once it had carried everything.
+    ("done", "fail"): ("done", "ignore"),
+    ("done", "cancel"): ("done", "ignore"),
+}
+
+ServerRequestState = Literal["open", "done"]
+ServerRequestInput = Literal["answer", "refuse", "cancel"]
+ServerRequestEffect = Literal["relay", "reply", "retract", "ignore"]
+
+SERVER_REQUESTS: Final[
+    Mapping[tuple[ServerRequestState, ServerRequestInput], tuple[ServerRequestState, ServerRequestEffect]]
+] = {
+    ("open", "answer"): ("done", "relay"),
+    ("open", "refuse"): ("done", "reply"),
+    ("open", "cancel"): ("done", "retract"),
+    # First answer wins (rule R4); what comes after it is dropped.
+    ("done", "answer"): ("done", "ignore"),
+    ("done", "refuse"): ("done", "ignore"),
+}
+
+
+class IllegalMove(AssertionError):
+    """A (state, input) pair that the table does not hold: a defect of trunkline."""
+
+
+class Caller(Protocol):
+    """Who waits for an answer. Called by the channel; must not block, and must not raise."""
+
+    def answered(self, message: bytes) -> None:
+        """The response, under the caller's own id. Nothing follows."""
+
+    def progressed(self, message: bytes) -> None:
+        """A progress notification, under the caller's own token."""
+
+    def failed(self, error: TrunklineError) -> None:
+        """There will be no response from the server; why. Nothing follows."""
+
+
+class Request:
+    """A client's request, from the minting of its upstream id to its answer or the end of its tombstone."""
+
+    __slots__ = ("caller", "client_id", "deadline", "id", "latest", "paused", "state", "token")
+
+    def __init__(self, id: int, client_id: bytes, token: bytes, caller: Caller, now: float, timeout: float) -> None:
+        self.id = id
+        self.client_id = client_id
+        self.token = token
+        """The caller's progress token as it was spelled, empty where it asked for no progress."""
+        self.caller = caller
+        self.state: RequestState = "pending"
+        self.deadline = now + timeout
+        self.latest = now + timeout * EXTENSIONS
+        self.paused = 0
+        """Requests of the server's own that wait for a client's answer within this one."""
+
+    def __repr__(self) -> str:
+        return f"Request({self.id}, {self.state})"
+
+
+class ServerRequest:
+    """A request of the server's own: sampling, elicitation, roots."""
+
+    __slots__ = ("deadline", "id", "method", "origin", "state", "token")
+
+    def __init__(self, message: Envelope, origin: Request | None, deadline: float) -> None:
+        self.id = message.id
+        """The server's id, as it was spelled."""
+        self.method = message.method
+        self.origin = origin
+        """The client's request on whose stream it came, where the transport tells (rule R1.1)."""
+        self.state: ServerRequestState = "open"
+        self.token = b""
+        """The server's progress token as it was spelled, where the downstream side minted another for it."""
+        self.deadline = deadline
+
+    def __repr__(self) -> str:
+        return f"ServerRequest({self.id!r}, {self.method}, {self.state})"
+
+
+class Answered(NamedTuple):
+    """Give the caller its response."""
+
+    request: Request
+    message: bytes
+
+
+class Progressed(NamedTuple):
+    """Give the caller progress."""
+
+    request: Request
+    message: bytes
+
+
+class Failed(NamedTuple):
+    """Tell the caller that no response will come."""
+
+    request: Request
+    error: TrunklineError
+
+
+class ToServer(NamedTuple):
+    """Send this message upstream."""
+
+    message: bytes
+    kind: Literal["notification", "response"]
+
+
+class Abandon(NamedTuple):
+    """Nobody waits any longer: the exchange that carries this request upstream may be cut."""
+
+    request: Request
+
+
+class Asked(NamedTuple):
+    """The server asks a client something."""
+
+    request: ServerRequest
+    message: Envelope
+
+
+class Retracted(NamedTuple):
+    """The server cancels what it asked."""
+
+    request: ServerRequest
+    message: Envelope
+
+
+class Told(NamedTuple):
+    """The server tells a client something."""
+
+    message: Envelope
+    origin: Request | None
+
+
+class Ignored(NamedTuple):
+    """Nothing to do; the reason is counted."""
+
+    reason: Literal["late_response", "unknown_response", "unknown_progress", "unknown_cancel", "duplicate_server_id"]
+
+
+FromServer = Answered | Progressed | ToServer | Asked | Retracted | Told | Ignored
+Due = Failed | ToServer | Abandon
+
+
+class Demux:
+    """All requests in flight on one upstream session.
+
+    `max_inflight` bounds the requests, tombstones included: a request that was cancelled still costs the server.
+    `timeout` (seconds) is how long a call may stay without answer or progress.
+    """
+
+    def __init__(self, *, max_inflight: int, timeout: float) -> None:
+        self._max_inflight = max_inflight
+        self._timeout = timeout
+        self._ids = iter(range(0))
+        self._ids_left = 0
+        self._requests: dict[int, Request] = {}
+        self._server_requests: dict[IdKey, ServerRequest] = {}
+        self._cause: TrunklineError | None = None
+        self._unbound = 0
+        """Open server requests without an origin: any call may be waiting for them."""
+
+    def __repr__(self) -> str:
+        return f"Demux({len(self._requests)} requests, {len(self._server_requests)} server requests)"
+
+    @property
+    def ids_left(self) -> int:
+        """Ids that can be minted before another block is needed."""
+        return self._ids_left
+
+    @property
+    def inflight(self) -> int:
+        """Requests that wait for an answer; tombstones are not among them."""
+        return sum(request.state == "pending" for request in self._requests.values())
+
+    @property
+    def is_idle(self) -> bool:
+        """True when nothing is owed in either direction, tombstones included."""
+        return not self._requests and not self._server_requests
+
+    @property
+    def cause(self) -> TrunklineError | None:
+        """Why the demultiplexer was closed: the first cause given."""
+        return self._cause
+
+    def feed(self, block: range) -> None:
+        """Add a block of ids, to be used after those that are left.
+
+        Raises:
+            ValueError: ids that are not positive or reach 2**53.
+        """
+        if block.start < 1 or block.stop > 2**53:
+            raise ValueError(f"ids must lie in [1, 2**53), not in {block}")
+        left, rest = self._ids_left, self._ids
+        self._ids = iter((*rest, *block)) if left else iter(block)
+        self._ids_left = left + len(block)
+
+    def open(self, message: Envelope, caller: Caller, now: float) -> tuple[Request, bytes]:
+        """Mint an id (and a progress token, where one is asked for) and write the message for the server.
+
+        Raises:
+            Overloaded: the limit on requests in flight, or no id is left.
+            InvalidParams: an illegal progress token.
+            TrunklineError: the channel is closed; its cause.
+        """
+        if self._cause is not None:
+            raise self._cause
+        if len(self._requests) >= self._max_inflight:
+            raise Overloaded("too many calls in flight on this session", limit="max_inflight_per_channel")
+        if not self._ids_left:
+            raise Overloaded("no request id is left on this session", limit="upstream_ids")
+        id = next(self._ids)
+        self._ids_left -= 1
+        spelled = b"%d" % id
+        members = message.members
+        params = members.get("params")
+        token = b""
+        if params is not None:
+            params, token = wire_format.swap_progress_token(params, spelled)
+            members = {**members, "params": params}
+        request = Request(id, message.id, token, caller, now, self._timeout)
+        self._requests[id] = request
+        return request, Envelope("request", members).with_id(spelled)
+
+    def cancel(self, request: Request, params: wire_format.Members | None, now: float) -> list[Due]:
+        """The caller withdraws its request: tell the server, answer the caller, keep a tombstone (rules E12-E16).
+
+        `params` are those of the client's notification; all but `requestId` go on as they are.
+        """
+        if self._step(request, "cancel") == "ignore":
+            return []
+        return self._withdraw(request, Cancelled("Request cancelled"), params, now)
+
+    def fail(self, request: Request, error: TrunklineError) -> list[Due]:
+        """The exchange that carried this request upstream is over, without its answer."""
+        if self._step(request, "fail") != "report":
+            return []
+        return [Failed(request, error)]
+
+    def receive(self, message: Envelope, origin: Request | None, now: float) -> FromServer:
+        """Take one message of the server; `origin` is the request on whose stream it came, where there is one."""
+        if message.kind == "response":
+            return self._receive_response(message, origin)
+        if message.kind == "request":
+            return self._receive_request(message, origin, now)
+        if message.method == "notifications/progress":
+            return self._receive_progress(message, now)
+        if message.method == "notifications/cancelled":
+            return self._receive_cancel(message, now)
+        return Told(message, origin)
+
+    def respond(self, request: ServerRequest, message: Envelope, now: float) -> list[Due]:
+        """A client's answer to what the server asked, under the server's own id. First answer wins (rule R4)."""
+        if self._close_server_request(request, "answer", now) == "ignore":
+            return []
+        return [ToServer(message.with_id(request.id), "response")]
+
+    def refuse(self, request: ServerRequest, error: TrunklineError, now: float) -> list[Due]:
+        """No client will answer this: tell the server, so that its handler does not hang (rule R4)."""
+        if self._close_server_request(request, "refuse", now) == "ignore":
+            return []
+        return [ToServer(wire_format.failure(request.id, error), "response")]
+
+    def expire(self, now: float) -> list[Due]:
+        """Time out what is due: calls, tombstones, and requests of the server that nobody answered."""
+        due: list[Due] = []
+        for request in [r for r in self._requests.values() if self._is_due(r, now)]:
+            if self._step(request, "expire") == "time_out":
+                error = TimedOut("the server gave neither answer nor progress in time; the call may have run")
+                error.data["executed"] = "unknown"
+                due += self._withdraw(request, error, None, now)
+            else:
+                due.append(Abandon(request))
+        for asked in [s for s in self._server_requests.values() if s.deadline <= now]:
+            due += self.refuse(asked, TimedOut("no client answered in time"), now)
+        return due
+
+    def close(self, cause: TrunklineError) -> list[Failed]:
+        """End everything: every caller hears of the cause. The first cause wins; a second close does nothing."""
+        if self._cause is not None:
+            return []
+        self._cause = cause
+        waiting = [request for request in self._requests.values() if request.state == "pending"]
+        for request in list(self._requests.values()):
+            self._step(request, "fail")
+        for asked in self._server_requests.values():
+            asked.state = "done"
+        self._server_requests.clear()
+        lost = SessionLost(f"the upstream session ended: {cause.message}", executed="unknown")
+        lost.__cause__ = cause
+        return [Failed(request, lost) for request in waiting]
+
+    def _receive_response(self, message: Envelope, origin: Request | None) -> Answered | Ignored:
+        request = self._requests.get(self._minted(message.id)) if message.id else origin
+        if request is None or request.state == "done":
+            return Ignored("unknown_response")
+        if self._step(request, "answer") == "swallow":
+            return Ignored("late_response")
+        return Answered(request, message.with_id(request.client_id))
+
+    def _receive_request(self, message: Envelope, origin: Request | None, now: float) -> ToServer | Asked | Ignored:
+        if message.method == "ping":
+            return ToServer(wire_format.result(message.id, Raw(b"{}")), "response")
+        key = id_key(message.id)
+        if key in self._server_requests:
+            return Ignored("duplicate_server_id")
+        if len(self._server_requests) >= MAX_SERVER_REQUESTS:
+            refusal = Overloaded("too many requests of this server wait for an answer", limit="server_requests")
+            return ToServer(wire_format.failure(message.id, refusal), "response")
+        if origin is not None and origin.state != "pending":
+            origin = None
+        asked = ServerRequest(message, origin, now + self._timeout * EXTENSIONS)
+        self._server_requests[key] = asked
+        if origin is None:
+            self._unbound += 1
+        else:
+            origin.paused += 1
+        return Asked(asked, message)
+
+    def _receive_progress(self, message: Envelope, now: float) -> Progressed | Ignored:
+        params = message.params() or {}
+        raw = params.get("progressToken")
+        request = None if raw is None else self._requests.get(self._minted(bytes(raw)))
+        if request is None or not request.token or self._step(request, "progress") == "ignore":
+            return Ignored("unknown_progress")
+        request.deadline = min(now + self._timeout, request.latest)
+        return Progressed(request, message.with_params({**params, "progressToken": Raw(request.token)}))
+
+    def _receive_cancel(self, message: Envelope, now: float) -> Retracted | Ignored:
+        raw = (message.params() or {}).get("requestId")
+        try:
+            asked = None if raw is None else self._server_requests.get(id_key(wire_format.checked_id(raw)))
+        except TrunklineError:
+            asked = None
+        if asked is None:
+            return Ignored("unknown_cancel")
+        self._close_server_request(asked, "cancel", now)
+        return Retracted(asked, message)
+
+    def _minted(self, raw: bytes) -> int:
+        """The minted id that these bytes spell, or 0, which is never minted."""
+        try:
+            key = coerced_key(id_key(wire_format.checked_id(Raw(raw))))
+        except TrunklineError:
+            return 0
+        return key if isinstance(key, int) else 0
+
+    def _withdraw(
+        self, request: Request, error: TrunklineError, params: wire_format.Members | None, now: float
+    ) -> list[Due]:
+        request.deadline = now + TOMBSTONE_SECONDS
+        request.paused = 0
+        told = {**(params or {}), "requestId": Raw(b"%d" % request.id)}
+        return [
+            ToServer(wire_format.notification("notifications/cancelled", told), "notification"),
+            Failed(request, error),
+        ]
+
+    def _is_due(self, request: Request, now: float) -> bool:
+        if request.state == "abandoned":
+            return request.deadline <= now
+        waits_for_client = request.paused or self._unbound
+        return request.latest <= now or (request.deadline <= now and not waits_for_client)
+
+    def _step(self, request: Request, input: RequestInput) -> RequestEffect:
+        """The one door through which a request changes its state."""
+        try:
+            request.state, effect = REQUESTS[request.state, input]
+        except KeyError:
+            raise IllegalMove(f"{request!r} cannot take {input!r}") from None
+        if request.state == "done":
+            self._requests.pop(request.id, None)
+        return effect
+
+    def _close_server_request(self, asked: ServerRequest, input: ServerRequestInput, now: float) -> ServerRequestEffect:
+        """The one door through which a request of the server changes its state."""
+        try:
+            asked.state, effect = SERVER_REQUESTS[asked.state, input]
+        except KeyError:
+            raise IllegalMove(f"{asked!r} cannot take {input!r}") from None
+        if effect == "ignore":
+            return effect
+        del self._server_requests[id_key(asked.id)]
+        if asked.origin is None:
+            self._unbound -= 1
+            resumed: Iterator[Request] = iter(self._requests.values())
+        else:
+            asked.origin.paused = max(0, asked.origin.paused - 1)
+            resumed = iter((asked.origin,))
+        for request in resumed:
+            if request.state == "pending":
+                request.deadline = min(max(request.deadline, now + self._timeout), request.latest)
+        return effect
+
+
+def tables_as_mermaid() -> str:
+    """The two tables as state diagrams, for docs/design.md."""
+    lines: list[str] = []
+    for title, table in (("request", REQUESTS), ("server request", SERVER_REQUESTS)):
+        lines += ["```mermaid", "---", f"title: {title}", "---", "stateDiagram-v2"]
+        lines += [f"    {old} --> {new}: {given} / {effect}" for (old, given), (new, effect) in table.items()]
+        lines += ["```", ""]
+    return "\n".join(lines)
+

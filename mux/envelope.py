@@ -1,0 +1,320 @@
+"""JSON-RPC envelopes: read the outside, keep the inside byte for byte.
+
+A message is decoded one level deep into `dict[str, Raw]`: the gateway reads `id` and `method` and replaces `id`; every
+other member, known or not, goes on as it came (guarantee G2, rules E2 and E9). Nothing here does I/O.
+
+Bounds: the caller bounds the size (`limit`, bytes); nesting is bounded by the decoder, at about 900 levels, and
+answered with -32700 (rule E27).
+"""
+
+from typing import Final, Literal
+
+import msgspec
+from msgspec import Raw
+
+from .errors import InvalidParams, InvalidRequest, ParseError, TrunklineError, UpstreamFault
+from .limits import MAX_ID_BYTES
+
+Kind = Literal["request", "notification", "response"]
+IdKey = int | str
+"""A request id for look-up: `5` and `"5"` are different keys (rule E2)."""
+
+Members = dict[str, Raw]
+
+_decode_members = msgspec.json.Decoder(Members).decode
+_decode_str = msgspec.json.Decoder(str).decode
+_decode_array = msgspec.json.Decoder(list[Raw]).decode
+_encode = msgspec.json.Encoder().encode
+
+_VERSION: Final = b'"2.0"'
+_VERSION_MEMBER: Final = Raw(_VERSION)
+
+
+class Envelope:
+    """One JSON-RPC message whose members are still raw.
+
+    `id` is the raw spelling of the id, empty for a notification and for an error response whose request could not be
+    read (rule E8). `method` is empty for a response.
+    """
+
+    __slots__ = ("id", "kind", "members", "method")
+
+    def __init__(self, kind: Kind, members: Members, *, id: bytes = b"", method: str = "") -> None:
+        self.kind: Kind = kind
+        self.members = members
+        self.id = id
+        self.method = method
+
+    def __repr__(self) -> str:
+        return f"Envelope({self.kind}, id={self.id!r}, method={self.method!r})"
+
+    @property
+    def is_error(self) -> bool:
+        """True for a response that carries `error`."""
+        return "error" in self.members
+
+    def params(self) -> Members | None:
+        """The first level of `params`, or None where `params` is absent or not an object."""
+        raw = self.members.get("params")
+        return None if raw is None else members_of(raw)
+
+    def encode(self) -> bytes:
+        """The message as one line of JSON."""
+        return _encode(self.members)
+
+    def with_id(self, id: bytes) -> bytes:
+        """The message as one line of JSON, under another id; this envelope keeps its own.
+
+        An error response that came without an id gets one.
+        """
+        return _encode({**self.members, "id": Raw(id)})
+
+    def with_params(self, params: Members, id: bytes = b"") -> bytes:
+        """The message as one line of JSON, with other params and, where given, another id."""
+        members = {**self.members, "params": Raw(_encode(params))}
+        if id:
+            members["id"] = Raw(id)
+        return _encode(members)
+
+
+def parse(text: bytes, *, limit: int) -> Envelope:
+    """Read one message.
+
+    Raises:
+        ParseError: not JSON, not UTF-8, too large or nested too deeply.
+        InvalidRequest: JSON, but no JSON-RPC 2.0 message with a legal id (rules E1, E7).
+    """
+    try:
+        members = _decode_members(_checked(text, limit))
+    except msgspec.ValidationError:
+        raise InvalidRequest("a JSON-RPC message is an object") from None
+    except msgspec.DecodeError as error:
+        raise ParseError(f"the message is not JSON: {error}") from None
+    except RecursionError:
+        raise ParseError("the message is nested too deeply") from None
+    return _classify(members)
+
+
+def is_batch(text: bytes) -> bool:
+    """True if the text is a JSON array, as far as its first character tells."""
+    return text[:64].lstrip(b" \t\r\n")[:1] == b"["
+
+
+def parse_batch(text: bytes, *, limit: int) -> list[Envelope]:
+    """Read a batch of 2025-03-26 as single messages (rule E11).
+
+    Raises:
+        ParseError: not JSON.
+        InvalidRequest: an empty batch, or an element that is no message.
+    """
+    try:
+        elements = _decode_array(_checked(text, limit))
+    except msgspec.ValidationError:
+        raise InvalidRequest("a batch is an array of JSON-RPC messages") from None
+    except msgspec.DecodeError as error:
+        raise ParseError(f"the batch is not JSON: {error}") from None
+    except RecursionError:
+        raise ParseError("the batch is nested too deeply") from None
+    if not elements:
+        raise InvalidRequest("an empty batch holds no message")
+    return [parse(bytes(element), limit=limit) for element in elements]
+
+
+def _checked(text: bytes, limit: int) -> bytes:
+    """The text, known to be UTF-8 and free of line breaks (rules E24, E25).
+
+    The decoder keeps raw parts unread, so both are checked here, once, for the whole message. A line break between
+    two tokens would end a line-delimited frame or an SSE event early: one message would become two.
+    """
+    if len(text) > limit:
+        raise ParseError(f"the message is larger than {limit} bytes")
+    if not text.isascii():
+        try:
+            text.decode()
+        except UnicodeDecodeError as error:
+            raise ParseError(f"the message is not UTF-8 (byte {error.start})") from None
+    if b"\n" in text or b"\r" in text:
+        return msgspec.json.format(text, indent=-1)
+    return text
+
+
+def _classify(members: Members) -> Envelope:
+    version = members.get("jsonrpc")
+    if version is None or bytes(version) != _VERSION:
+        raise InvalidRequest('the member "jsonrpc" must be "2.0"')
+    raw_id = members.get("id")
+    raw_method = members.get("method")
+    if raw_method is None:
+        return _response(members, raw_id)
+    if "result" in members or "error" in members:
+        raise InvalidRequest('a message has either "method" or one of "result" and "error"')
+    try:
+        method = _decode_str(raw_method)
+    except msgspec.DecodeError:
+        raise InvalidRequest('the member "method" must be a string') from None
+    if raw_id is None:
+        return Envelope("notification", members, method=method)
+    return Envelope("request", members, id=checked_id(raw_id), method=method)
+
+
+def _response(members: Members, raw_id: Raw | None) -> Envelope:
+    result = members.get("result")
+    error = members.get("error")
+    if (result is None) == (error is None):
+        raise InvalidRequest('a message has "method", or exactly one of "result" and "error"')
+    if result is not None:
+        if bytes(result)[:1] != b"{":
+            raise InvalidRequest('the member "result" must be an object')
+        if raw_id is None:
+            raise InvalidRequest("a result without an id answers nothing")
+    else:
+        _check_error(members["error"])
+        if raw_id is None or bytes(raw_id) == b"null":
+            return Envelope("response", members)
+    return Envelope("response", members, id=checked_id(raw_id))  # type: ignore[arg-type]
+
+
+def _check_error(raw: Raw) -> None:
+    try:
+        error = members_of(raw)
+        code = bytes(error["code"]) if error else b""
+    except KeyError:
+        code = b""
+    if not _is_integer(code):
+        raise InvalidRequest('the member "error" must be an object with an integer "code"')
+
+
+def _is_integer(text: bytes) -> bool:
+    return text.isdigit() or (text[:1] == b"-" and text[1:].isdigit())
+
+
+def checked_id(raw: Raw) -> bytes:
+    """The raw spelling of a legal id: a string, or a number written as an integer (rule E1).
+
+    Raises:
+        InvalidRequest: null, a fraction, a boolean, an object or array, or longer than `MAX_ID_BYTES`.
+    """
+    text = bytes(raw)
+    if len(text) > MAX_ID_BYTES:
+        raise InvalidRequest(f"the id is longer than {MAX_ID_BYTES} bytes")
+    if _is_integer(text) or text[:1] == b'"':
+        return text
+    raise InvalidRequest(f"an id must be a string or an integer, not {text[:32].decode('ascii', 'replace')}")
+
+
+def id_key(id: bytes) -> IdKey:
+    """The id as a key for look-up: equal for all spellings of one value, different for `5` and `"5"`."""
+    return _decode_str(id) if id[:1] == b'"' else int(id)
+
+
+def coerced_key(key: IdKey) -> IdKey:
+    """The integer that a string of digits spells, else the key itself.
+
+    Some peers echo an integer id as a string (rule E2); ids that trunkline minted are integers.
+    """
+    if isinstance(key, str) and key.isascii() and key.isdigit() and len(key) <= 19:
+        return int(key)
+    return key
+
+
+def members_of(raw: Raw) -> Members | None:
+    """The first level of a raw JSON value, or None where it is not an object.
+
+    Raises:
+        ParseError: nested too deeply.
+    """
+    try:
+        return _decode_members(raw)
+    except msgspec.ValidationError:
+        return None
+    except RecursionError:
+        raise ParseError("the message is nested too deeply") from None
+
+
+def encode_members(members: Members) -> Raw:
+    """Members as one raw JSON object."""
+    return Raw(_encode(members))
+
+
+def string_of(raw: Raw | None) -> str | None:
+    """The text of a raw JSON string, or None where it is absent or something else."""
+    try:
+        return None if raw is None else _decode_str(raw)
+    except msgspec.DecodeError:
+        return None
+
+
+def swap_progress_token(params: Raw, token: bytes) -> tuple[Raw, bytes]:
+    """Put `token` where a request's `_meta.progressToken` is; the new params and the raw token that was there.
+
+    The token is empty where the request asks for no progress (rulebook 1.3). Keys may be spelled with escapes, so only
+    a text without `_meta` and without any `\\u` is surely free of a token. A text that mentions one where the parser
+    sees none (a key given twice) is written anew from what was parsed, so that no server reads it otherwise (rule E26).
+
+    Raises:
+        InvalidParams: a token that is neither a string nor a number, or longer than `MAX_ID_BYTES`.
+    """
+    text = bytes(params)
+    if b"_meta" not in text and b"\\u" not in text:
+        return params, b""
+    outer = members_of(params)
+    raw_meta = outer.get("_meta") if outer else None
+    meta = members_of(raw_meta) if raw_meta is not None else None
+    if outer is None or meta is None:
+        return params, b""
+    if "progressToken" not in meta:
+        if b"progressToken" not in text and b"\\u" not in text:
+            return params, b""
+        outer["_meta"] = encode_members(meta)
+        return encode_members(outer), b""
+    original = bytes(meta["progressToken"])
+    if len(original) > MAX_ID_BYTES or original[:1] not in b'"-0123456789':
+        raise InvalidParams("a progress token must be a string or a number of at most 1024 bytes")
+    meta["progressToken"] = Raw(token)
+    outer["_meta"] = encode_members(meta)
+    return encode_members(outer), original
+
+
+def canonical(raw: Raw | None) -> bytes:
+    """One spelling for equal JSON objects (keys sorted, no spaces); `{}` where absent."""
+    if raw is None:
+        return b"{}"
+    return msgspec.json.encode(msgspec.json.decode(raw), order="sorted")
+
+
+def request(method: str, params: object, id: bytes) -> bytes:
+    """A request of the gateway's own."""
+    return _encode({"jsonrpc": "2.0", "id": Raw(id), "method": method, "params": params})
+
+
+def notification(method: str, params: object = None) -> bytes:
+    """A notification of the gateway's own."""
+    members: dict[str, object] = {"jsonrpc": "2.0", "method": method}
+    if params is not None:
+        members["params"] = params
+    return _encode(members)
+
+
+def result(id: bytes, body: Raw) -> bytes:
+    """A result of the gateway's own, or a relayed one, for the caller's `id`."""
+    return _encode({"jsonrpc": _VERSION_MEMBER, "id": Raw(id), "result": body})
+
+
+def failure(id: bytes, error: TrunklineError) -> bytes:
+    """An error response; an empty `id` becomes null, as JSON-RPC wants where the id could not be read."""
+    body: dict[str, object] = {"code": error.code, "message": error.message}
+    if error.data:
+        body["data"] = error.data
+    return _encode({"jsonrpc": _VERSION_MEMBER, "id": Raw(id or b"null"), "error": body})
+
+
+def parse_upstream(text: bytes, *, limit: int) -> list[Envelope]:
+    """Read what a server sent as one frame: one message, or an array that is split (rule E11).
+
+    Raises:
+        UpstreamFault: anything that is not JSON-RPC, with the reason.
+    """
+    try:
+        return parse_batch(text, limit=limit) if is_batch(text) else [parse(text, limit=limit)]
+    except (ParseError, InvalidRequest) as error:
+        raise UpstreamFault(f"the server sent what is no JSON-RPC message: {error.message}") from error

@@ -1,0 +1,160 @@
+"""Every way a message can fail, as one tree, and the JSON-RPC codes that say so.
+
+Codes below -32000 are JSON-RPC's own. trunkline's own codes lie outside the range that JSON-RPC and MCP reserve
+(MCP 2026-07-28, "Error codes"): -31001 … -31005, so that a client can tell the gateway's word from the server's.
+
+    TrunklineError
+    ├── InvalidMessage          the peer broke JSON-RPC or MCP
+    │   ├── ParseError          -32700
+    │   ├── InvalidRequest      -32600
+    │   ├── MethodNotFound      -32601
+    │   ├── InvalidParams       -32602
+    │   └── UnsupportedRevision -32022
+    ├── UpstreamFault           -32603  the server's answer is not one
+    ├── UpstreamUnreachable     -31001
+    ├── SessionLost             -31002  data.executed: "no" | "unknown"
+    ├── Overloaded              -31003  data.limit
+    ├── TimedOut                -31004
+    ├── Unattributable          -31005
+    ├── Cancelled               -32800
+    ├── UnknownSession          (HTTP 404; never a JSON-RPC answer of its own)
+    └── WorkflowEnded           why a workflow was closed
+"""
+
+from typing import ClassVar, Literal
+
+Executed = Literal["no", "unknown"]
+
+
+class TrunklineError(Exception):
+    """A failure with a JSON-RPC code, a message for people, and data for programs.
+
+    `reason` is a short fixed word for counters and logs: never the peer's text.
+    """
+
+    code: ClassVar[int] = -32603
+    reason: ClassVar[str] = "internal"
+
+    def __init__(self, message: str, **data: object) -> None:
+        super().__init__(message)
+        self.message = message
+        self.data = data
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.message!r})"
+
+
+class InvalidMessage(TrunklineError):
+    """What the peer sent is not a message of this protocol."""
+
+    code = -32600
+    reason = "invalid_request"
+
+
+class ParseError(InvalidMessage):
+    """The text is not JSON, not UTF-8, or nested too deeply."""
+
+    code = -32700
+    reason = "parse_error"
+
+
+class InvalidRequest(InvalidMessage):
+    """JSON, but not a JSON-RPC message that MCP allows here."""
+
+
+class MethodNotFound(InvalidMessage):
+    """The method does not exist on this path."""
+
+    code = -32601
+    reason = "method_not_found"
+
+
+class InvalidParams(InvalidMessage):
+    """The method exists; its parameters contradict the session or the rules."""
+
+    code = -32602
+    reason = "invalid_params"
+
+
+class UnsupportedRevision(InvalidMessage):
+    """The protocol revision asked for is not served here; `data.supported` lists those that are."""
+
+    code = -32022
+    reason = "unsupported_revision"
+
+
+class UpstreamFault(TrunklineError):
+    """The server answered with something that is no JSON-RPC response (rule E7)."""
+
+    code = -32603
+    reason = "upstream_fault"
+
+
+class UpstreamUnreachable(TrunklineError):
+    """No answer could be had from the server: it did not run the call, or refused it on the HTTP level."""
+
+    code = -31001
+    reason = "upstream_unreachable"
+
+
+class SessionLost(TrunklineError):
+    """The upstream session, or the stream that should have carried the answer, is gone.
+
+    `data.executed` says `"no"` where the call surely did not run and `"unknown"` where it may have (guarantee G6).
+    """
+
+    code = -31002
+    reason = "session_lost"
+
+    def __init__(self, message: str, *, executed: Executed) -> None:
+        super().__init__(message, executed=executed)
+
+
+class Overloaded(TrunklineError):
+    """A limit was reached; `data.limit` names it (guarantee G10)."""
+
+    code = -31003
+    reason = "overloaded"
+
+    def __init__(self, message: str, *, limit: str) -> None:
+        super().__init__(message, limit=limit)
+        self.limit = limit
+
+
+class TimedOut(TrunklineError):
+    """The server gave neither answer nor progress within `request_timeout`, and was told to cancel."""
+
+    code = -31004
+    reason = "timed_out"
+
+
+class Unattributable(TrunklineError):
+    """A server's request that could concern more than one client: refused, never broadcast (rule R1)."""
+
+    code = -31005
+    reason = "unattributable"
+
+
+class Cancelled(TrunklineError):
+    """The client cancelled the request; an HTTP exchange still needs an end (rule E16)."""
+
+    code = -32800
+    reason = "cancelled"
+
+
+class UnknownSession(TrunklineError):
+    """No session of that id for this principal on this server: never existed, ended, or another's (guarantee G4)."""
+
+    code = -32600
+    reason = "unknown_session"
+
+
+class WorkflowEnded(TrunklineError):
+    """The workflow was closed; `cause` is the word that counters and logs carry."""
+
+    code = -31002
+    reason = "workflow_ended"
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(f"the workflow ended: {cause}", executed="unknown")
+        self.cause = cause

@@ -1,0 +1,175 @@
+"""What was sent on a workflow's streams, by position, so that a client that drops can come back for it (G5).
+
+One log serves all streams of one workflow: a ring, bounded in events and bytes. A position is (stream, n); n counts
+from 1 within a stream, and 0 is "before everything". Trimming what was delivered is normal. Trimming what was not
+delivered would lose it silently, so it raises `Overflow` instead, and the workflow is closed with that reason.
+
+Pure: no clock, no waiting. The caller wakes its readers after `append`.
+"""
+
+from collections import deque
+from typing import NamedTuple
+
+from .errors import TrunklineError
+from .limits import EventLogLimits
+
+
+class Trimmed(TrunklineError):
+    """The position asked for is no longer held: what follows it cannot be replayed without a gap."""
+
+    reason = "event_log_trimmed"
+
+
+class Overflow(TrunklineError):
+    """What was not delivered yet would have to be dropped."""
+
+    reason = "event_log_overflow"
+
+
+class Event(NamedTuple):
+    """One message of a stream."""
+
+    n: int
+    message: bytes
+    at: float
+
+
+class Budget:
+    """Bytes that all logs of one process hold together, against one bound."""
+
+    __slots__ = ("held", "limit")
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.held = 0
+
+
+class Stream:
+    """The events of one stream that are still held, and where its delivery stands."""
+
+    __slots__ = ("covered", "ended", "events", "last", "number", "sent", "trimmed")
+
+    def __init__(self, number: int, *, covered: bool) -> None:
+        self.number = number
+        self.events: deque[Event] = deque()
+        self.last = 0
+        """Position of the newest event."""
+        self.sent = 0
+        """Position of the newest event that was handed to a wire."""
+        self.trimmed = 0
+        """Position of the newest event that is no longer held."""
+        self.covered = covered
+        """True once a client may hold an event id of this stream: from then on losing an event ends the workflow."""
+        self.ended = False
+        """True after the last event was appended."""
+
+    def after(self, n: int) -> list[Event]:
+        """Events that follow position n, oldest first.
+
+        Raises:
+            Trimmed: some of them are gone, or n lies ahead of the stream.
+        """
+        if n < self.trimmed or n > self.last:
+            raise Trimmed("this position of the stream is no longer held")
+        return [event for event in self.events if event.n > n]
+
+
+class EventLog:
+    """The ring over all streams of one workflow."""
+
+    def __init__(self, limits: EventLogLimits, budget: Budget) -> None:
+        self._limits = limits
+        self._budget = budget
+        self._streams: dict[int, Stream] = {}
+        self._order: deque[Stream] = deque()
+        self._next = 1
+        self.bytes = 0
+        self.dropped = 0
+        """Events that were trimmed undelivered from a stream that no client had opened yet."""
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def standalone(self) -> Stream:
+        """Stream 0: what belongs to no request (the GET stream)."""
+        stream = self._streams.get(0)
+        if stream is None:
+            stream = self._streams[0] = Stream(0, covered=False)
+        return stream
+
+    def open(self) -> Stream:
+        """A new stream, for the answer to one exchange."""
+        stream = Stream(self._next, covered=True)
+        self._streams[self._next] = stream
+        self._next += 1
+        return stream
+
+    def find(self, number: int) -> Stream:
+        """The stream of that number.
+
+        Raises:
+            Trimmed: it was never opened, or has been forgotten.
+        """
+        if number == 0:
+            return self.standalone()
+        stream = self._streams.get(number)
+        if stream is None:
+            raise Trimmed("this stream is no longer held")
+        return stream
+
+    def append(self, stream: Stream, message: bytes, now: float, *, last: bool = False) -> Event:
+        """Add one message to a stream and trim the ring to its bounds.
+
+        A message larger than the whole log is still appended: it is delivered live, and trimmed by the next one.
+
+        Raises:
+            Overflow: an undelivered event of a covered stream would have to go. The message was appended all the same.
+        """
+        stream.last += 1
+        event = Event(stream.last, message, now)
+        stream.events.append(event)
+        stream.ended = stream.ended or last
+        self._order.append(stream)
+        self._hold(len(message))
+        self._trim()
+        return event
+
+    def expire(self, before: float) -> None:
+        """Drop events appended before that time, and ended streams of which nothing is left."""
+        while self._order and self._order[0].events[0].at < before:
+            self._drop_oldest()
+        for number in [n for n, stream in self._streams.items() if n and stream.ended and not stream.events]:
+            del self._streams[number]
+
+    def clear(self) -> None:
+        """Drop everything and give the bytes back to the process's budget."""
+        while self._order:
+            self._drop_oldest()
+        self._streams.clear()
+
+    def _trim(self) -> None:
+        lost = False
+        while len(self._order) > 1 and self._over():
+            stream = self._order[0]
+            if stream.events[0].n > stream.sent:
+                if stream.covered:
+                    lost = True
+                else:
+                    self.dropped += 1
+            self._drop_oldest()
+        if lost:
+            raise Overflow("the client did not read what was sent to it")
+
+    def _over(self) -> bool:
+        limits, budget = self._limits, self._budget
+        return len(self._order) > limits.events or self.bytes > limits.bytes or budget.held > budget.limit
+
+    def _drop_oldest(self) -> None:
+        stream = self._order.popleft()
+        event = stream.events.popleft()
+        stream.trimmed = event.n
+        self._hold(-len(event.message))
+
+    def _hold(self, size: int) -> None:
+        self.bytes += size
+        self._budget.held += size
