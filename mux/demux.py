@@ -9,13 +9,14 @@ Ids are positive integers below 2**53, drawn in blocks, never used twice in a se
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Final, Literal, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple
 
 from msgspec import Raw
 
 from . import envelope as wire_format
 from .envelope import Envelope, IdKey, coerced_key, id_key
 from .errors import Cancelled, Overloaded, SessionLost, TimedOut, TrunklineError
+from .ports import Caller
 
 TOMBSTONE_SECONDS: Final = 30.0
 """How long the late answer to an abandoned request is waited for (rule E15); then its exchange is given up."""
@@ -66,19 +67,6 @@ class IllegalMove(AssertionError):
     """A (state, input) pair that the table does not hold: a defect of trunkline."""
 
 
-class Caller(Protocol):
-    """Who waits for an answer. Called by the channel; must not block, and must not raise."""
-
-    def answered(self, message: bytes) -> None:
-        """The response, under the caller's own id. Nothing follows."""
-
-    def progressed(self, message: bytes) -> None:
-        """A progress notification, under the caller's own token."""
-
-    def failed(self, error: TrunklineError) -> None:
-        """There will be no response from the server; why. Nothing follows."""
-
-
 class Request:
     """A client's request, from the minting of its upstream id to its answer or the end of its tombstone."""
 
@@ -125,6 +113,7 @@ class Answered(NamedTuple):
 
     request: Request
     message: bytes
+    is_error: bool
 
 
 class Progressed(NamedTuple):
@@ -339,7 +328,7 @@ class Demux:
             return Ignored("unknown_response")
         if self._step(request, "answer") == "swallow":
             return Ignored("late_response")
-        return Answered(request, message.with_id(request.client_id))
+        return Answered(request, message.with_id(request.client_id), message.is_error)
 
     def _receive_request(self, message: Envelope, origin: Request | None, now: float) -> ToServer | Asked | Ignored:
         if message.method == "ping":
@@ -444,4 +433,3 @@ def tables_as_mermaid() -> str:
         lines += [f"    {old} --> {new}: {given} / {effect}" for (old, given), (new, effect) in table.items()]
         lines += ["```", ""]
     return "\n".join(lines)
-

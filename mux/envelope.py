@@ -171,7 +171,7 @@ def _response(members: Members, raw_id: Raw | None) -> Envelope:
         _check_error(members["error"])
         if raw_id is None or bytes(raw_id) == b"null":
             return Envelope("response", members)
-    return Envelope("response", members, id=checked_id(raw_id))  # type: ignore[arg-type]
+    return Envelope("response", members, id=checked_id(raw_id))
 
 
 def _check_error(raw: Raw) -> None:

@@ -1,0 +1,111 @@
+"""The directory of one process: dictionaries. It ends with the process, and serves one worker."""
+
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import anyio
+import msgspec
+from anyio.streams.memory import MemoryObjectSendStream
+
+from ..principal import Principal
+from ..record import WorkflowRecord
+from . import ID_BLOCK, Claimed
+
+REMEMBERED_KEYS: Final = 10_000
+"""Keys of ended workflows that are remembered, so that their return is told as `reset`; the oldest is forgotten."""
+
+WATCH_BUFFER: Final = 1024
+"""Changes that a slow watcher may be behind before it is told that everything may have changed."""
+
+_Key = tuple[Principal, str, str]
+
+
+class MemoryDirectory:
+    """Implements `Directory`."""
+
+    def __init__(self) -> None:
+        self._records: dict[str, WorkflowRecord] = {}
+        self._by_key: dict[_Key, str] = {}
+        self._ended: OrderedDict[_Key, None] = OrderedDict()
+        self._next_id: dict[str, int] = {}
+        self._watchers: dict[MemoryObjectSendStream[str], bool] = {}
+        """Each watcher, and whether it has missed a change."""
+
+    async def claim(self, record: WorkflowRecord) -> Claimed:
+        """See `Directory.claim`."""
+        key = _key_of(record)
+        if key is not None and key in self._by_key:
+            return Claimed(self._records[self._by_key[key]], "resumed")
+        if record.session_id in self._records:
+            raise ValueError("a session id is drawn once")
+        self._records[record.session_id] = record
+        self._next_id[record.session_id] = 1
+        if key is None:
+            return Claimed(record, "created")
+        self._by_key[key] = record.session_id
+        return Claimed(record, "reset" if self._ended.pop(key, 0) is None else "created")
+
+    async def get(self, session_id: str) -> WorkflowRecord | None:
+        """See `Directory.get`."""
+        return self._records.get(session_id)
+
+    async def find(self, principal: Principal, server: str, key: str) -> WorkflowRecord | None:
+        """See `Directory.find`."""
+        session_id = self._by_key.get((principal, server, key))
+        return None if session_id is None else self._records[session_id]
+
+    async def replace(self, record: WorkflowRecord) -> WorkflowRecord | None:
+        """See `Directory.replace`."""
+        stored = self._records.get(record.session_id)
+        if stored is None or stored.epoch != record.epoch:
+            return None
+        changed = msgspec.structs.replace(record, epoch=record.epoch + 1)
+        self._records[record.session_id] = changed
+        self._tell(record.session_id)
+        return changed
+
+    async def remove(self, record: WorkflowRecord) -> bool:
+        """See `Directory.remove`."""
+        stored = self._records.get(record.session_id)
+        if stored is None or stored.epoch != record.epoch:
+            return False
+        del self._records[record.session_id], self._next_id[record.session_id]
+        key = _key_of(stored)
+        if key is not None:
+            del self._by_key[key]
+            self._ended[key] = None
+            if len(self._ended) > REMEMBERED_KEYS:
+                self._ended.popitem(last=False)
+        self._tell(record.session_id)
+        return True
+
+    async def draw_ids(self, session_id: str) -> range:
+        """See `Directory.draw_ids`."""
+        start = self._next_id[session_id]
+        self._next_id[session_id] = start + ID_BLOCK
+        return range(start, start + ID_BLOCK)
+
+    @asynccontextmanager
+    async def watch(self) -> AsyncIterator[AsyncIterator[str]]:
+        """See `Directory.watch`."""
+        send, receive = anyio.create_memory_object_stream[str](WATCH_BUFFER)
+        self._watchers[send] = False
+        try:
+            with send, receive:
+                yield receive
+        finally:
+            del self._watchers[send]
+
+    def _tell(self, session_id: str) -> None:
+        for watcher, behind in self._watchers.items():
+            try:
+                watcher.send_nowait("" if behind else session_id)
+                self._watchers[watcher] = False
+            except anyio.WouldBlock:
+                self._watchers[watcher] = True
+
+
+def _key_of(record: WorkflowRecord) -> _Key | None:
+    return None if record.key is None else (record.principal, record.server, record.key)

@@ -1,0 +1,136 @@
+"""What the multiplexer asks of the parts around it, declared by the side that uses them.
+
+Downwards, a `Connector` opens a `Wire` to a server and reports to a `Receiver`, the channel. Upwards, a channel tells a
+`Caller` about its request and an `Owner`, the workflow, about everything else. All calls between them are plain
+functions that neither block nor raise: the reader of a wire never waits for a consumer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Literal, Protocol
+
+if TYPE_CHECKING:
+    from .demux import Request, ServerRequest
+    from .envelope import Envelope
+    from .errors import TrunklineError
+
+Headers = Mapping[str, str]
+PoolResult = Literal["hit", "miss", "spare", "bypass"]
+
+
+class Caller(Protocol):
+    """Who waits for the answer to one request."""
+
+    @property
+    def owner(self) -> Owner:
+        """The workflow that the request belongs to."""
+
+    def answered(self, message: bytes, *, is_error: bool) -> None:
+        """The response, under the caller's own id. Nothing follows."""
+
+    def progressed(self, message: bytes) -> None:
+        """A message that belongs to this request, before its answer."""
+
+    def failed(self, error: TrunklineError) -> None:
+        """There will be no response from the server; why. Nothing follows."""
+
+
+class Owner(Protocol):
+    """The workflow that a channel serves, for what is not the answer to a request."""
+
+    def asked(self, channel: Answerable, request: ServerRequest, message: Envelope) -> None:
+        """The server asks this workflow's client something."""
+
+    def retracted(self, request: ServerRequest, message: Envelope) -> None:
+        """The server cancels what it asked."""
+
+    def told(self, message: Envelope, origin: Caller | None) -> None:
+        """The server tells this workflow's client something; `origin` is the call on whose stream it came."""
+
+    def lost(self, cause: TrunklineError) -> None:
+        """The channel is closed, and not because the workflow asked for it."""
+
+
+class Answerable(Protocol):
+    """Where the answer to a server's request goes."""
+
+    def respond(self, request: ServerRequest, message: Envelope) -> None:
+        """Send a client's answer upstream; the first one counts (rule R4)."""
+
+    def refuse(self, request: ServerRequest, error: TrunklineError) -> None:
+        """Tell the server that no client will answer."""
+
+    def tell(self, message: bytes) -> None:
+        """Send a notification upstream."""
+
+
+class Line(Protocol):
+    """What carries a workflow's messages to its server: one channel for all, or the old path, one for each."""
+
+    @property
+    def is_open(self) -> bool:
+        """True while a request would be carried."""
+
+    def request(self, message: Envelope, caller: Caller, headers: Headers) -> PoolResult:
+        """Carry one request; its outcome reaches the caller.
+
+        Raises:
+            TrunklineError: it was not carried, and will not be.
+        """
+
+    def cancel(self, caller: Caller, message: Envelope) -> None:
+        """Withdraw the request of this caller (rule E12); nothing if it has ended."""
+
+    def notify(self, message: bytes, headers: Headers) -> None:
+        """Carry one notification; best effort, as notifications are."""
+
+    def expire(self, now: float) -> None:
+        """Time out what is due."""
+
+    def close(self, cause: TrunklineError) -> None:
+        """End the upstream session; idempotent, the first cause wins."""
+
+
+class Receiver(Protocol):
+    """The channel, as its wire sees it."""
+
+    def received(self, text: bytes, origin: Request | None) -> None:
+        """One frame of the server; `origin` is the request on whose stream it came, where the transport tells."""
+
+    def failed(self, request: Request, error: TrunklineError) -> None:
+        """The exchange that carried this request is over, and its answer did not come on it."""
+
+    def lost(self, cause: TrunklineError) -> None:
+        """The upstream session is dead: nothing more will be carried."""
+
+
+class Wire(Protocol):
+    """One live upstream session on some transport."""
+
+    def send(self, text: bytes, *, request: Request | None = None, headers: Headers | None = None) -> None:
+        """Put one message on its way, without waiting; for a request, `request` binds its exchange to it.
+
+        `headers` are those of this one call; transports that have none leave them out.
+        """
+
+    def abandon(self, request: Request) -> None:
+        """Cut the exchange of a request whose answer nobody waits for; nothing if there is none."""
+
+    async def establish(self, revision: str, initialized: bytes) -> None:
+        """Finish the handshake: send `notifications/initialized` and begin to listen for unasked messages.
+
+        Raises:
+            TrunklineError: the server did not accept it.
+        """
+
+
+class Connector(Protocol):
+    """Opens upstream sessions with one server."""
+
+    def connect(self, receiver: Receiver, headers: Headers) -> AbstractAsyncContextManager[Wire]:
+        """A wire for the length of the context; leaving it ends the upstream session in an orderly way, in bounded time.
+
+        `headers` are fixed for the session. Entering and leaving happen in one task.
+        """

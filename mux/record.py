@@ -1,0 +1,57 @@
+"""What a directory knows of a workflow: enough for any worker to check, find and continue it."""
+
+import hashlib
+import secrets
+from typing import Literal
+
+import msgspec
+
+from .principal import Principal
+
+WorkflowState = Literal["created", "resumed", "reset"]
+
+
+class Handshake(msgspec.Struct, frozen=True):
+    """What a client's `initialize` fixes for the session; raw JSON where it goes on byte for byte."""
+
+    revision: str
+    """The revision that the client asked for."""
+    params: bytes
+    """The whole `params` of its `initialize`."""
+    capabilities: bytes
+    """Its capabilities, in canonical JSON: equal where they are equal."""
+
+
+class WorkflowRecord(msgspec.Struct, frozen=True):
+    """One workflow, as it is stored. `epoch` counts its changes: a change names the epoch that it changes."""
+
+    session_id: str
+    principal: Principal
+    server: str
+    key: str | None
+    handshake: Handshake
+    epoch: int = 0
+    revision: str = ""
+    """The negotiated revision; empty until the upstream session is open."""
+    result: bytes = b""
+    """The server's InitializeResult, raw."""
+
+    @property
+    def handle(self) -> str:
+        """The public name of the workflow, for pages, logs and commands; the session id itself is a secret."""
+        return derived(self.session_id, b"handle", 6)
+
+    @property
+    def event_token(self) -> str:
+        """The secret that stands for this workflow in its event ids."""
+        return derived(self.session_id, b"event", 16)
+
+
+def new_session_id() -> str:
+    """A fresh session id: 192 random bits, visible ASCII (rules L4, X3)."""
+    return secrets.token_urlsafe(24)
+
+
+def derived(session_id: str, purpose: bytes, size: int) -> str:
+    """A name that follows from a session id but does not lead back to it; `size` bytes as hex."""
+    return hashlib.blake2b(session_id.encode(), digest_size=size, person=purpose).hexdigest()

@@ -1,0 +1,166 @@
+"""Who gets what: the rules by which messages find their workflow and, in it, their stream. Pure.
+
+Attribution (R1) finds the workflow; placement (R2) finds the stream; capabilities (R3) decide whether a client may be
+asked at all. `Desk` keeps what one workflow's client sees: its request ids, which may collide, and the ids minted for
+what servers ask it.
+"""
+
+from collections.abc import Collection
+from typing import Final, Generic, Literal, NamedTuple, TypeVar
+
+from msgspec import Raw
+
+from .demux import ServerRequest
+from .envelope import Envelope, IdKey, Members, checked_id, id_key, members_of, string_of, swap_progress_token
+from .errors import InvalidParams, InvalidRequest, MethodNotFound, TrunklineError
+
+Owner = TypeVar("Owner")
+Call = TypeVar("Call")
+
+MODERN: Final = "2026-07-28"
+LEGACY: Final = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
+"""Revisions with a handshake, oldest first."""
+
+BATCHES: Final = "2025-03-26"
+"""The one revision with JSON-RPC batches (rule E10)."""
+
+PRIMING: Final = "2025-11-25"
+"""From this revision on clients understand an event with an id and empty data (SEP-1699, rule T7)."""
+
+
+def attribute(origin: Owner | None, owners: Collection[Owner]) -> Owner | None:
+    """The workflow that a server's message concerns: the asker's, else the only one there is, else none (R1)."""
+    if origin is not None:
+        return origin
+    return next(iter(owners)) if len(owners) == 1 else None
+
+
+Place = Literal["exchange", "standalone", "newest"]
+
+
+def place(*, origin_open: bool, standalone_attached: bool, exchanges_open: bool) -> Place:
+    """The stream that carries a server's request to its client: exactly one (R2).
+
+    The exchange that asked; else the standalone stream, if a wire reads it; else the newest exchange that is open;
+    else the standalone stream, where it waits for the client to come.
+    """
+    if origin_open:
+        return "exchange"
+    if standalone_attached or not exchanges_open:
+        return "standalone"
+    return "newest"
+
+
+def refusal(message: Envelope, capabilities: Members) -> TrunklineError | None:
+    """The error for a server that asks what the client did not declare, or None where it did (R3, R10)."""
+    if message.method == "roots/list" and "roots" not in capabilities:
+        return MethodNotFound("the client has no roots")
+    if message.method == "sampling/createMessage" and "sampling" not in capabilities:
+        return MethodNotFound("the client does not sample")
+    if message.method == "elicitation/create":
+        return _elicitation_refusal(message, capabilities)
+    return None
+
+
+def _elicitation_refusal(message: Envelope, capabilities: Members) -> TrunklineError | None:
+    declared = capabilities.get("elicitation")
+    if declared is None:
+        return MethodNotFound("the client does not elicit")
+    modes = members_of(declared) or {}
+    mode = string_of((message.params() or {}).get("mode")) or "form"
+    if mode in modes or (mode == "form" and "url" not in modes):
+        return None
+    return InvalidParams(f"the client did not declare elicitation of mode {mode[:32]}")
+
+
+class Withdrawal(NamedTuple, Generic[Call]):
+    """What a client's cancellation refers to: one call, or none with the reason."""
+
+    call: Call | None
+    reason: Literal["", "unknown_cancel", "ambiguous_cancel"]
+
+
+class Desk(Generic[Call]):
+    """One client's view of ids: its calls by the ids it chose, and the server's requests by ids minted for it.
+
+    Over HTTP the same id may be in flight twice (guarantee G1); a cancellation that could mean either is ignored.
+    """
+
+    def __init__(self) -> None:
+        self._calls: dict[IdKey, list[Call]] = {}
+        self._asked: dict[int, ServerRequest] = {}
+        self._next = 1
+
+    def __len__(self) -> int:
+        return sum(map(len, self._calls.values()))
+
+    @property
+    def asked(self) -> Collection[ServerRequest]:
+        """The server's requests that wait for this client's answer."""
+        return self._asked.values()
+
+    def enter(self, id: bytes, call: Call) -> None:
+        """A call begins."""
+        self._calls.setdefault(id_key(id), []).append(call)
+
+    def leave(self, id: bytes, call: Call) -> None:
+        """A call has ended; calling it again does nothing."""
+        key = id_key(id)
+        calls = self._calls.get(key, [])
+        if call in calls:
+            calls.remove(call)
+            if not calls:
+                del self._calls[key]
+
+    def withdraw(self, message: Envelope) -> Withdrawal[Call]:
+        """The call that a client's `notifications/cancelled` means (rule E12)."""
+        key = _key_or_none((message.params() or {}).get("requestId"))
+        calls = self._calls.get(key, []) if key is not None else []
+        if len(calls) == 1:
+            return Withdrawal(calls[0], "")
+        return Withdrawal(None, "ambiguous_cancel" if calls else "unknown_cancel")
+
+    def ask(self, request: ServerRequest, message: Envelope) -> bytes:
+        """The server's request under an id minted for this client (rule E5), its progress token too."""
+        number = self._next
+        self._next += 1
+        self._asked[number] = request
+        spelled = b"%d" % number
+        params = message.members.get("params")
+        if params is None:
+            return message.with_id(spelled)
+        params, request.token = swap_progress_token(params, spelled)
+        return Envelope("request", {**message.members, "params": params}).with_id(spelled)
+
+    def answer(self, message: Envelope) -> ServerRequest | None:
+        """The server's request that a client's response answers; None for an unknown or second answer (R4)."""
+        key = id_key(message.id) if message.id else None
+        return self._asked.pop(key, None) if isinstance(key, int) else None
+
+    def retract(self, request: ServerRequest, message: Envelope) -> bytes | None:
+        """The server's `notifications/cancelled` in this client's ids, or None where it has been answered."""
+        for number, asked in self._asked.items():
+            if asked is request:
+                del self._asked[number]
+                return message.with_params({**(message.params() or {}), "requestId": Raw(b"%d" % number)})
+        return None
+
+    def forget(self, request: ServerRequest) -> None:
+        """The request was answered by somebody else, or its server is gone."""
+        self._asked = {number: asked for number, asked in self._asked.items() if asked is not request}
+
+    def progress(self, message: Envelope) -> bytes | None:
+        """A client's progress for what a server asked, under the server's own token; None where it names nothing."""
+        params = message.params() or {}
+        key = _key_or_none(params.get("progressToken"))
+        request = self._asked.get(key) if isinstance(key, int) else None
+        if request is None or not request.token:
+            return None
+        return message.with_params({**params, "progressToken": Raw(request.token)})
+
+
+def _key_or_none(raw: Raw | None) -> IdKey | None:
+    try:
+        return None if raw is None else id_key(checked_id(raw))
+    except InvalidRequest:
+        return None
