@@ -254,6 +254,10 @@ class Demux:
         self._requests[id] = request
         return request, Envelope("request", members).with_id(spelled)
 
+    def find(self, caller: Caller) -> Request | None:
+        """The request of this caller that waits for an answer."""
+        return next((r for r in self._requests.values() if r.caller is caller and r.state == "pending"), None)
+
     def cancel(self, request: Request, params: wire_format.Members | None, now: float) -> list[Due]:
         """The caller withdraws its request: tell the server, answer the caller, keep a tombstone (rules E12-E16).
 
@@ -318,8 +322,7 @@ class Demux:
         for asked in self._server_requests.values():
             asked.state = "done"
         self._server_requests.clear()
-        lost = SessionLost(f"the upstream session ended: {cause.message}", executed="unknown")
-        lost.__cause__ = cause
+        lost = _as_lost(cause)
         return [Failed(request, lost) for request in waiting]
 
     def _receive_response(self, message: Envelope, origin: Request | None) -> Answered | Ignored:
@@ -423,6 +426,15 @@ class Demux:
             if request.state == "pending":
                 request.deadline = min(max(request.deadline, now + self._timeout), request.latest)
         return effect
+
+
+def _as_lost(cause: TrunklineError) -> TrunklineError:
+    """What the callers of a channel that ended are told."""
+    if isinstance(cause, SessionLost):
+        return SessionLost(cause.message, executed="unknown")
+    lost = SessionLost(f"the upstream session ended: {cause.message}", executed="unknown")
+    lost.__cause__ = cause
+    return lost
 
 
 def tables_as_mermaid() -> str:

@@ -12,7 +12,7 @@ from typing import Final, Literal
 import msgspec
 from msgspec import Raw
 
-from .errors import InvalidParams, InvalidRequest, ParseError, TrunklineError, UpstreamFault
+from .errors import InvalidParams, InvalidRequest, ParseError, TrunklineError, UpstreamFault, UpstreamRefused
 from .limits import MAX_ID_BYTES
 
 Kind = Literal["request", "notification", "response"]
@@ -302,9 +302,13 @@ def result(id: bytes, body: Raw) -> bytes:
 
 def failure(id: bytes, error: TrunklineError) -> bytes:
     """An error response; an empty `id` becomes null, as JSON-RPC wants where the id could not be read."""
-    body: dict[str, object] = {"code": error.code, "message": error.message}
-    if error.data:
-        body["data"] = error.data
+    body: object
+    if isinstance(error, UpstreamRefused):
+        body = Raw(error.raw)
+    elif error.data:
+        body = {"code": error.code, "message": error.message, "data": error.data}
+    else:
+        body = {"code": error.code, "message": error.message}
     return _encode({"jsonrpc": _VERSION_MEMBER, "id": Raw(id or b"null"), "error": body})
 
 

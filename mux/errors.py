@@ -11,6 +11,7 @@ Codes below -32000 are JSON-RPC's own. trunkline's own codes lie outside the ran
     │   ├── InvalidParams       -32602
     │   └── UnsupportedRevision -32022
     ├── UpstreamFault           -32603  the server's answer is not one
+    ├── UpstreamRefused         the server's own error, word for word
     ├── UpstreamUnreachable     -31001
     ├── SessionLost             -31002  data.executed: "no" | "unknown"
     ├── Overloaded              -31003  data.limit
@@ -88,6 +89,19 @@ class UpstreamFault(TrunklineError):
 
     code = -32603
     reason = "upstream_fault"
+
+
+class UpstreamRefused(TrunklineError):
+    """The server answered the handshake with an error, which goes to the client word for word (rule E23).
+
+    `raw` is the server's error object.
+    """
+
+    reason = "upstream_refused"
+
+    def __init__(self, raw: bytes) -> None:
+        super().__init__("the server refused the handshake")
+        self.raw = raw
 
 
 class UpstreamUnreachable(TrunklineError):

@@ -7,8 +7,9 @@ delivered would lose it silently, so it raises `Overflow` instead, and the workf
 Pure: no clock, no waiting. The caller wakes its readers after `append`.
 """
 
+import re
 from collections import deque
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from .errors import TrunklineError
 from .limits import EventLogLimits
@@ -24,6 +25,31 @@ class Overflow(TrunklineError):
     """What was not delivered yet would have to be dropped."""
 
     reason = "event_log_overflow"
+
+
+class Position(NamedTuple):
+    """A place in a workflow's streams, as an event id spells it (rule T9): opaque to clients, and a secret.
+
+    `token` stands for the workflow and cannot be guessed; `epoch` counts the writers that a stream has had.
+    """
+
+    token: str
+    stream: int
+    epoch: int
+    n: int
+
+    def spell(self) -> str:
+        """The event id."""
+        return f"{self.token}-{self.stream}-{self.epoch}-{self.n}"
+
+    @classmethod
+    def read(cls, event_id: str) -> "Position | None":
+        """The position that an event id spells; None for what is no event id of ours."""
+        found = _EVENT_ID.fullmatch(event_id)
+        return None if found is None else cls(found[1], int(found[2]), int(found[3]), int(found[4]))
+
+
+_EVENT_ID: Final = re.compile(r"([0-9a-f]{32})-(\d{1,15})-(\d{1,15})-(\d{1,15})")
 
 
 class Event(NamedTuple):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from .demux import Request, ServerRequest
@@ -49,7 +49,7 @@ class Owner(Protocol):
     def told(self, message: Envelope, origin: Caller | None) -> None:
         """The server tells this workflow's client something; `origin` is the call on whose stream it came."""
 
-    def lost(self, cause: TrunklineError) -> None:
+    def lost(self, channel: Answerable, cause: TrunklineError) -> None:
         """The channel is closed, and not because the workflow asked for it."""
 
 
@@ -66,8 +66,22 @@ class Answerable(Protocol):
         """Send a notification upstream."""
 
 
+class Opened(NamedTuple):
+    """The server's side of a handshake: the negotiated revision and its InitializeResult, raw."""
+
+    revision: str
+    result: bytes
+
+
 class Line(Protocol):
     """What carries a workflow's messages to its server: one channel for all, or the old path, one for each."""
+
+    async def open(self) -> Opened:
+        """Do the handshake with the server, and return what it said.
+
+        Raises:
+            TrunklineError: the server cannot be reached, or refused.
+        """
 
     @property
     def is_open(self) -> bool:
@@ -129,8 +143,9 @@ class Wire(Protocol):
 class Connector(Protocol):
     """Opens upstream sessions with one server."""
 
-    def connect(self, receiver: Receiver, headers: Headers) -> AbstractAsyncContextManager[Wire]:
+    def connect(self, receiver: Receiver, headers: Headers, *, listen: bool) -> AbstractAsyncContextManager[Wire]:
         """A wire for the length of the context; leaving it ends the upstream session in an orderly way, in bounded time.
 
-        `headers` are fixed for the session. Entering and leaving happen in one task.
+        `headers` are fixed for the session. With `listen` false, unasked messages of the server are not fetched where
+        that costs a request of its own. Entering and leaving happen in one task.
         """

@@ -13,6 +13,7 @@ from msgspec import Raw
 from .demux import ServerRequest
 from .envelope import Envelope, IdKey, Members, checked_id, id_key, members_of, string_of, swap_progress_token
 from .errors import InvalidParams, InvalidRequest, MethodNotFound, TrunklineError
+from .ports import Answerable
 
 Owner = TypeVar("Owner")
 Call = TypeVar("Call")
@@ -73,6 +74,13 @@ def _elicitation_refusal(message: Envelope, capabilities: Members) -> TrunklineE
     return InvalidParams(f"the client did not declare elicitation of mode {mode[:32]}")
 
 
+class Question(NamedTuple):
+    """A server's request that waits for this client's answer, and the channel that the answer goes to."""
+
+    request: ServerRequest
+    via: Answerable
+
+
 class Withdrawal(NamedTuple, Generic[Call]):
     """What a client's cancellation refers to: one call, or none with the reason."""
 
@@ -88,16 +96,16 @@ class Desk(Generic[Call]):
 
     def __init__(self) -> None:
         self._calls: dict[IdKey, list[Call]] = {}
-        self._asked: dict[int, ServerRequest] = {}
+        self._asked: dict[int, Question] = {}
         self._next = 1
 
     def __len__(self) -> int:
         return sum(map(len, self._calls.values()))
 
     @property
-    def asked(self) -> Collection[ServerRequest]:
-        """The server's requests that wait for this client's answer."""
-        return self._asked.values()
+    def questions(self) -> Collection[Question]:
+        """What servers asked and this client has not answered."""
+        return tuple(self._asked.values())
 
     def enter(self, id: bytes, call: Call) -> None:
         """A call begins."""
@@ -120,11 +128,11 @@ class Desk(Generic[Call]):
             return Withdrawal(calls[0], "")
         return Withdrawal(None, "ambiguous_cancel" if calls else "unknown_cancel")
 
-    def ask(self, request: ServerRequest, message: Envelope) -> bytes:
+    def ask(self, request: ServerRequest, message: Envelope, via: Answerable) -> bytes:
         """The server's request under an id minted for this client (rule E5), its progress token too."""
         number = self._next
         self._next += 1
-        self._asked[number] = request
+        self._asked[number] = Question(request, via)
         spelled = b"%d" % number
         params = message.members.get("params")
         if params is None:
@@ -132,31 +140,34 @@ class Desk(Generic[Call]):
         params, request.token = swap_progress_token(params, spelled)
         return Envelope("request", {**message.members, "params": params}).with_id(spelled)
 
-    def answer(self, message: Envelope) -> ServerRequest | None:
-        """The server's request that a client's response answers; None for an unknown or second answer (R4)."""
+    def answer(self, message: Envelope) -> Question | None:
+        """The question that a client's response answers; None for an unknown or second answer (R4)."""
         key = id_key(message.id) if message.id else None
         return self._asked.pop(key, None) if isinstance(key, int) else None
 
     def retract(self, request: ServerRequest, message: Envelope) -> bytes | None:
         """The server's `notifications/cancelled` in this client's ids, or None where it has been answered."""
-        for number, asked in self._asked.items():
-            if asked is request:
+        for number, question in self._asked.items():
+            if question.request is request:
                 del self._asked[number]
                 return message.with_params({**(message.params() or {}), "requestId": Raw(b"%d" % number)})
         return None
 
-    def forget(self, request: ServerRequest) -> None:
-        """The request was answered by somebody else, or its server is gone."""
-        self._asked = {number: asked for number, asked in self._asked.items() if asked is not request}
+    def forget(self, via: Answerable | None = None) -> list[Question]:
+        """Drop the open questions of one channel, or of all, and return them."""
+        gone = {number: q for number, q in self._asked.items() if via is None or q.via is via}
+        for number in gone:
+            del self._asked[number]
+        return list(gone.values())
 
-    def progress(self, message: Envelope) -> bytes | None:
+    def progress(self, message: Envelope) -> tuple[bytes, Answerable] | None:
         """A client's progress for what a server asked, under the server's own token; None where it names nothing."""
         params = message.params() or {}
         key = _key_or_none(params.get("progressToken"))
-        request = self._asked.get(key) if isinstance(key, int) else None
-        if request is None or not request.token:
+        question = self._asked.get(key) if isinstance(key, int) else None
+        if question is None or not question.request.token:
             return None
-        return message.with_params({**params, "progressToken": Raw(request.token)})
+        return message.with_params({**params, "progressToken": Raw(question.request.token)}), question.via
 
 
 def _key_or_none(raw: Raw | None) -> IdKey | None:

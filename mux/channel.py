@@ -1,0 +1,309 @@
+"""One initialized upstream session, owned by one task from open to close.
+
+The owner task (`run`) connects, does the handshake, waits, and disconnects. Everybody else only hands the channel
+messages, by plain function calls that neither wait nor take a lock: a request mints its id without an await, and an
+answer is given to its caller by the reader of the wire, at once.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import anyio
+from msgspec import Raw
+
+from . import envelope as wire_format
+from .demux import (
+    Abandon,
+    Answered,
+    Asked,
+    Demux,
+    Due,
+    Failed,
+    Progressed,
+    Request,
+    Retracted,
+    ServerRequest,
+    Told,
+    ToServer,
+)
+from .envelope import Envelope
+from .errors import (
+    SessionLost,
+    TrunklineError,
+    Unattributable,
+    UpstreamFault,
+    UpstreamRefused,
+    UpstreamUnreachable,
+)
+from .limits import MAX_EVENT_BYTES, Pooling
+from .ports import Caller, Connector, Headers, Opened, Owner, Wire
+from .record import Handshake
+from .routing import LEGACY, attribute
+from .statistics import Statistics, method_label
+
+logger = logging.getLogger(__name__)
+
+OPEN_SECONDS: Final = 30.0
+"""How long a server may take for the whole handshake."""
+
+LOW_IDS: Final = 256
+"""With fewer ids than this left, the owner task draws the next block."""
+
+ChannelState = Literal["opening", "active", "idle", "draining", "closed"]
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelConfig:
+    """What a channel is made of; none of it changes while it lives."""
+
+    server: str
+    connector: Connector
+    handshake: Handshake
+    session_headers: Headers
+    draw_ids: Callable[[], Awaitable[range]]
+    pooling: Pooling
+    statistics: Statistics
+    clock: Callable[[], float]
+    listen: bool = True
+
+
+class Channel:
+    """One upstream session with its demultiplexer. Implements `Receiver` for its wire and `Answerable` upwards."""
+
+    def __init__(self, config: ChannelConfig, owner: Owner) -> None:
+        self._config = config
+        self._owners: list[Owner] = [owner]
+        self._demux = Demux(
+            max_inflight=config.pooling.max_inflight_per_channel, timeout=config.pooling.request_timeout
+        )
+        self._wire: Wire | None = None
+        self._closing = False
+        self._wake = anyio.Event()
+        self.opened: asyncio.Future[Opened] = asyncio.get_running_loop().create_future()
+        """Done when the handshake is: with what the server said, or with why there is no session."""
+
+    def __repr__(self) -> str:
+        return f"Channel({self._config.server}, {self.state}, {self._demux!r})"
+
+    @property
+    def state(self) -> ChannelState:
+        """Where the channel stands, for metrics and pages."""
+        if self._closing:
+            return "closed" if self._wire is None else "draining"
+        if not self.opened.done():
+            return "opening"
+        return "idle" if self._demux.is_idle else "active"
+
+    @property
+    def is_open(self) -> bool:
+        """True while requests are taken."""
+        return not self._closing and self.opened.done()
+
+    @property
+    def is_idle(self) -> bool:
+        """True when nothing is owed in either direction."""
+        return self._demux.is_idle
+
+    @property
+    def inflight(self) -> int:
+        """Requests that wait for an answer."""
+        return self._demux.inflight
+
+    async def run(self) -> None:
+        """Own the session: open it, keep it until `close`, end it. Never raises what the server caused."""
+        config = self._config
+        try:
+            async with config.connector.connect(self, config.session_headers, listen=config.listen) as wire:
+                self._wire = wire
+                with anyio.fail_after(OPEN_SECONDS):
+                    opened = await self._shake_hands(wire)
+                if not self.opened.done():
+                    self.opened.set_result(opened)
+                await self._stay(wire)
+        except TrunklineError as error:
+            self.lost(error)
+        except TimeoutError:
+            self.lost(UpstreamUnreachable(f"no handshake within {OPEN_SECONDS:g} s", executed="no"))
+        except Exception as error:
+            logger.exception("the channel failed", extra={"server": config.server})
+            self.lost(UpstreamFault(f"the channel failed: {type(error).__name__}"))
+        finally:
+            self.close(SessionLost("the gateway stopped", executed="unknown"))
+            self._wire = None
+
+    def request(self, message: Envelope, caller: Caller, headers: Headers) -> None:
+        """Send one request; its outcome reaches the caller, exactly once.
+
+        Raises:
+            TrunklineError: it was not sent: a limit, an illegal token, or the channel is closed.
+        """
+        request, text = self._demux.open(message, caller, self._config.clock())
+        if self._demux.ids_left < LOW_IDS:
+            self._wake.set()
+        assert self._wire is not None, "an open channel has a wire"
+        self._wire.send(text, request=request, headers=headers)
+
+    def cancel(self, caller: Caller, message: Envelope) -> None:
+        """Withdraw the request of this caller, by its client's notification; nothing if it has ended."""
+        request = self._demux.find(caller)
+        if request is not None:
+            self._perform(self._demux.cancel(request, message.params(), self._config.clock()))
+
+    def tell(self, message: bytes, headers: Headers | None = None) -> None:
+        """Send a notification."""
+        if self._wire is not None and not self._closing:
+            self._wire.send(message, headers=headers)
+
+    def respond(self, request: ServerRequest, message: Envelope) -> None:
+        """Send a client's answer to what the server asked; the first one counts."""
+        self._perform(self._demux.respond(request, message, self._config.clock()))
+
+    def refuse(self, request: ServerRequest, error: TrunklineError) -> None:
+        """Tell the server that no client will answer."""
+        self._perform(self._demux.refuse(request, error, self._config.clock()))
+
+    def expire(self, now: float) -> None:
+        """Time out what is due."""
+        self._perform(self._demux.expire(now))
+
+    def close(self, cause: TrunklineError) -> None:
+        """End the session: every waiter hears of the cause, then the owner task disconnects. Idempotent."""
+        if self._closing:
+            return
+        self._closing = True
+        self._wake.set()
+        self._perform(list(self._demux.close(cause)))
+        if not self.opened.done():
+            self.opened.set_exception(cause)
+            self.opened.exception()  # somebody may not be waiting any longer
+
+    def received(self, text: bytes, origin: Request | None) -> None:
+        """See `Receiver.received`."""
+        if self._closing:
+            return
+        try:
+            messages = wire_format.parse_upstream(text, limit=MAX_EVENT_BYTES)
+        except UpstreamFault as fault:
+            self._config.statistics.count("upstream_faults", self._config.server)
+            if origin is not None:
+                self._perform(self._demux.fail(origin, fault))
+            return
+        for message in messages:
+            self._receive(message, origin)
+
+    def failed(self, request: Request, error: TrunklineError) -> None:
+        """See `Receiver.failed`."""
+        self._perform(self._demux.fail(request, error))
+
+    def lost(self, cause: TrunklineError) -> None:
+        """See `Receiver.lost`."""
+        if self._closing:
+            return
+        logger.warning("upstream session lost: %s", cause.message, extra={"server": self._config.server})
+        self.close(cause)
+        for owner in self._owners:
+            owner.lost(self, cause)
+
+    async def _shake_hands(self, wire: Wire) -> Opened:
+        self._demux.feed(await self._config.draw_ids())
+        answer = _Answer(self._owners[0])
+        message = Envelope(
+            "request",
+            {
+                "jsonrpc": Raw(b'"2.0"'),
+                "id": Raw(b"0"),
+                "method": Raw(b'"initialize"'),
+                "params": Raw(self._config.handshake.params),
+            },
+            id=b"0",
+            method="initialize",
+        )
+        request, text = self._demux.open(message, answer, self._config.clock())
+        wire.send(text, request=request)
+        response = wire_format.parse(await answer.message, limit=MAX_EVENT_BYTES)
+        if response.is_error:
+            raise UpstreamRefused(bytes(response.members["error"]))
+        result = response.members["result"]
+        revision = wire_format.string_of((wire_format.members_of(result) or {}).get("protocolVersion"))
+        if revision not in LEGACY:
+            raise UpstreamFault(f"the server chose a protocol revision that is not served here: {str(revision)[:32]}")
+        await wire.establish(revision, wire_format.notification("notifications/initialized"))
+        return Opened(revision, bytes(result))
+
+    async def _stay(self, wire: Wire) -> None:
+        while not self._closing:
+            await self._wake.wait()
+            self._wake = anyio.Event()
+            if not self._closing and self._demux.ids_left < LOW_IDS:
+                self._demux.feed(await self._config.draw_ids())
+
+    def _receive(self, message: Envelope, origin: Request | None) -> None:
+        event = self._demux.receive(message, origin, self._config.clock())
+        match event:
+            case Answered(request, text, is_error):
+                request.caller.answered(text, is_error=is_error)
+            case Progressed(request, text):
+                request.caller.progressed(text)
+            case ToServer():
+                self._perform([event])
+            case Asked(asked, question):
+                self._ask(asked, question)
+            case Retracted(asked, notification):
+                for owner in self._owners:
+                    owner.retracted(asked, notification)
+            case Told(notification, source):
+                self._tell_owner(notification, source.caller if source is not None else None)
+            case _:
+                self._config.statistics.count(event.reason, self._config.server)
+
+    def _ask(self, asked: ServerRequest, question: Envelope) -> None:
+        origin = asked.origin.caller.owner if asked.origin is not None else None
+        owner = attribute(origin, self._owners)
+        if owner is None:
+            self._config.statistics.count("unattributed", method_label(question.method))
+            refusal = Unattributable(f"{method_label(question.method)} could concern more than one client here")
+            self.refuse(asked, refusal)
+        else:
+            owner.asked(self, asked, question)
+
+    def _tell_owner(self, notification: Envelope, origin: Caller | None) -> None:
+        owner = attribute(origin.owner if origin is not None else None, self._owners)
+        if owner is None:
+            self._config.statistics.count("unattributed", method_label(notification.method))
+        else:
+            owner.told(notification, origin)
+
+    def _perform(self, due: list[Due]) -> None:
+        for event in due:
+            match event:
+                case Failed(request, error):
+                    request.caller.failed(error)
+                case ToServer(text):
+                    if self._wire is not None:
+                        self._wire.send(text)
+                case Abandon(request):
+                    if self._wire is not None:
+                        self._wire.abandon(request)
+
+
+class _Answer:
+    """The caller of the gateway's own handshake."""
+
+    def __init__(self, owner: Owner) -> None:
+        self.owner = owner
+        self.message: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    def answered(self, message: bytes, *, is_error: bool) -> None:
+        if not self.message.done():
+            self.message.set_result(message)
+
+    def progressed(self, message: bytes) -> None:
+        """A handshake has no progress."""
+
+    def failed(self, error: TrunklineError) -> None:
+        if not self.message.done():
+            self.message.set_exception(error)
+            self.message.exception()

@@ -1,0 +1,112 @@
+"""One client exchange: a question of one message or a batch, and how its answer becomes JSON or a stream.
+
+An exchange begins undecided. If every answer is there before anything else has to be said, it is answered as plain
+messages; otherwise, or when it takes long, it turns into a stream of the workflow's event log, which the client can
+resume. It goes on when its client leaves (rule E14).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from . import envelope as wire_format
+from .envelope import Envelope
+from .errors import SessionLost, TrunklineError
+from .event_log import Stream
+from .ports import Headers, PoolResult
+from .statistics import method_label
+
+if TYPE_CHECKING:
+    from .workflow import Workflow
+
+
+class Exchange:
+    """The answers to the requests of one exchange, in the making."""
+
+    __slots__ = ("_answers", "_pending", "_workflow", "cut", "pool_result", "ready", "stream")
+
+    def __init__(self, workflow: Workflow, requests: int) -> None:
+        self._workflow = workflow
+        self._pending = requests
+        self._answers: list[bytes] = []
+        self.stream: Stream | None = None
+        self.cut = False
+        """Set when the client left before a plain answer could be given: that answer is lost, and counted (G5)."""
+        self.pool_result: PoolResult = "hit"
+        """The worst that the pool had to do for a request of this exchange."""
+        self.ready: asyncio.Future[list[bytes] | Stream] = asyncio.get_running_loop().create_future()
+        """Done when the form of the answer is decided: all answers as plain messages, or a stream."""
+
+    @property
+    def is_open(self) -> bool:
+        """True while an answer is due, so that other messages may come before it."""
+        return self._pending > 0
+
+    def add(self, message: bytes) -> None:
+        """A message that comes before the last answer: it turns the exchange into a stream."""
+        self._workflow.append(self.turn_into_stream(), message)
+
+    def answer(self, message: bytes) -> None:
+        """One of the answers."""
+        self._pending -= 1
+        if self._pending == 0:
+            self._workflow.close_exchange(self)
+        if self.stream is not None:
+            self._workflow.append(self.stream, message, last=self._pending == 0)
+            return
+        self._answers.append(message)
+        if self._pending == 0 and not self.ready.done():
+            if self.cut:
+                self._workflow.statistics.count("cut_answers", self._workflow.server)
+            self.ready.set_result(self._answers)
+
+    def turn_into_stream(self) -> Stream:
+        """Decide for a stream, primed where the client understands it (rule T7), and put in what is already there."""
+        if self.stream is None:
+            self.stream = self._workflow.open_stream()
+            for message in self._answers:
+                self._workflow.append(self.stream, message)
+            self._answers = []
+            if not self.ready.done():
+                self.ready.set_result(self.stream)
+        return self.stream
+
+
+class Call:
+    """One request of an exchange. Implements `Caller`."""
+
+    __slots__ = ("_done", "again", "exchange", "id", "method", "owner", "started")
+
+    def __init__(self, owner: Workflow, exchange: Exchange, id: bytes, method: str, started: float) -> None:
+        self.owner = owner
+        self.exchange = exchange
+        self.id = id
+        self.method = method_label(method)
+        self.started = started
+        self.again: tuple[Envelope, Headers] | None = None
+        """What to send once more if it surely did not run: set where the server is declared stateless (G6)."""
+        self._done = False
+
+    def answered(self, message: bytes, *, is_error: bool) -> None:
+        """See `Caller.answered`."""
+        self._finish(message, "error" if is_error else "ok")
+
+    def progressed(self, message: bytes) -> None:
+        """See `Caller.progressed`."""
+        if not self._done:
+            self.exchange.add(message)
+
+    def failed(self, error: TrunklineError) -> None:
+        """See `Caller.failed`."""
+        if self.again is not None and isinstance(error, SessionLost) and error.data["executed"] == "no":
+            (message, headers), self.again = self.again, None
+            self.owner.carry(self, message, headers)
+            return
+        self._finish(wire_format.failure(self.id, error), error.reason)
+
+    def _finish(self, message: bytes, outcome: str) -> None:
+        if not self._done:
+            self._done = True
+            self.owner.leave(self, outcome)
+            self.exchange.answer(message)

@@ -1,0 +1,91 @@
+"""The dedicated line: one channel for one workflow (`reuse = "workflow"`)."""
+
+import asyncio
+from collections.abc import Callable
+
+from .channel import Channel
+from .envelope import Envelope
+from .errors import Overloaded, SessionLost, TrunklineError
+from .ports import Caller, Headers, Opened, PoolResult
+
+ChannelMaker = Callable[..., Channel]
+"""Makes a channel and starts its owner task; `listen=False` leaves out unasked messages that cost a request."""
+
+
+class DedicatedLine:
+    """Implements `Line`. All calls of the workflow share one channel.
+
+    Where the server is declared `stateless`, a channel that was lost is opened anew by the next request, once for all
+    that wait. Otherwise the loss is told (rule L18).
+    """
+
+    def __init__(self, make_channel: ChannelMaker, *, stateless: bool, max_waiting: int) -> None:
+        self._make_channel = make_channel
+        self._stateless = stateless
+        self._max_waiting = max_waiting
+        self._channel: Channel | None = None
+        self._waiting: list[tuple[Envelope, Caller, Headers]] = []
+        self._cause: TrunklineError | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """See `Line.is_open`."""
+        return self._cause is None and (self._stateless or (self._channel is not None and self._channel.is_open))
+
+    async def open(self) -> Opened:
+        """See `Line.open`."""
+        return await asyncio.shield(self._open_channel().opened)
+
+    def request(self, message: Envelope, caller: Caller, headers: Headers) -> PoolResult:
+        """See `Line.request`."""
+        if self._cause is not None:
+            raise SessionLost(self._cause.message, executed="no")
+        if self._channel is not None and self._channel.is_open:
+            self._channel.request(message, caller, headers)
+            return "hit"
+        if not self._stateless:
+            raise SessionLost("the upstream session is gone", executed="no")
+        if len(self._waiting) >= self._max_waiting:
+            raise Overloaded("too many calls wait for the server to come back", limit="max_inflight_per_channel")
+        self._waiting.append((message, caller, headers))
+        if len(self._waiting) == 1:
+            self._open_channel().opened.add_done_callback(self._send_waiting)
+        return "miss"
+
+    def cancel(self, caller: Caller, message: Envelope) -> None:
+        """See `Line.cancel`."""
+        if self._channel is not None:
+            self._channel.cancel(caller, message)
+
+    def notify(self, message: bytes, headers: Headers) -> None:
+        """See `Line.notify`."""
+        if self._channel is not None:
+            self._channel.tell(message, headers)
+
+    def expire(self, now: float) -> None:
+        """See `Line.expire`."""
+        if self._channel is not None:
+            self._channel.expire(now)
+
+    def close(self, cause: TrunklineError) -> None:
+        """See `Line.close`."""
+        if self._cause is None:
+            self._cause = cause
+            if self._channel is not None:
+                self._channel.close(cause)
+
+    def _open_channel(self) -> Channel:
+        if self._channel is None or (self._channel.opened.done() and not self._channel.is_open):
+            self._channel = self._make_channel()
+        return self._channel
+
+    def _send_waiting(self, opened: asyncio.Future[Opened]) -> None:
+        waiting, self._waiting = self._waiting, []
+        error = opened.exception()
+        for message, caller, headers in waiting:
+            try:
+                if error is not None or self._channel is None:
+                    raise error or SessionLost("the upstream session is gone", executed="no")
+                self._channel.request(message, caller, headers)
+            except TrunklineError as refused:
+                caller.failed(refused)
