@@ -37,6 +37,7 @@ from .errors import (
     UpstreamFault,
     UpstreamRefused,
     UpstreamUnreachable,
+    WorkflowEnded,
 )
 from .limits import MAX_EVENT_BYTES, Pooling
 from .ports import Caller, Connector, Headers, Opened, Owner, Wire
@@ -101,6 +102,12 @@ class Channel:
     def is_open(self) -> bool:
         """True while requests are taken."""
         return not self._closing and self.opened.done()
+
+    @property
+    def close_reason(self) -> str:
+        """Why it was closed, in a fixed word; empty while it lives."""
+        cause = self._demux.cause
+        return "" if cause is None else cause.cause if isinstance(cause, WorkflowEnded) else cause.reason
 
     @property
     def is_idle(self) -> bool:

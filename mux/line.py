@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from .channel import Channel
 from .envelope import Envelope
-from .errors import Overloaded, SessionLost, TrunklineError
+from .errors import Cancelled, Overloaded, SessionLost, TrunklineError
 from .ports import Caller, Headers, Opened, PoolResult
 
 ChannelMaker = Callable[..., Channel]
@@ -54,6 +54,11 @@ class DedicatedLine:
 
     def cancel(self, caller: Caller, message: Envelope) -> None:
         """See `Line.cancel`."""
+        for entry in self._waiting:
+            if entry[1] is caller:
+                self._waiting.remove(entry)
+                caller.failed(Cancelled("Request cancelled"))
+                return
         if self._channel is not None:
             self._channel.cancel(caller, message)
 

@@ -144,7 +144,7 @@ class Connector(Protocol):
     """Opens upstream sessions with one server."""
 
     def connect(self, receiver: Receiver, headers: Headers, *, listen: bool) -> AbstractAsyncContextManager[Wire]:
-        """A wire for the length of the context; leaving it ends the upstream session in an orderly way, in bounded time.
+        """A wire for the length of the context; leaving it ends the upstream session, in order and in bounded time.
 
         `headers` are fixed for the session. With `listen` false, unasked messages of the server are not fetched where
         that costs a request of its own. Entering and leaving happen in one task.

@@ -20,6 +20,8 @@ class Handshake(msgspec.Struct, frozen=True):
     """The whole `params` of its `initialize`."""
     capabilities: bytes
     """Its capabilities, in canonical JSON: equal where they are equal."""
+    session_headers: tuple[tuple[str, str], ...] = ()
+    """Request headers that go on to the server and are fixed for the session, by name."""
 
 
 class WorkflowRecord(msgspec.Struct, frozen=True):

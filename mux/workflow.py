@@ -258,8 +258,8 @@ class Workflow:
 
     def is_live(self, reader: Reader) -> bool:
         """True for the newest reader of its stream: the only one that new events go to."""
-        readers = self._readers.get(reader.stream.number)
-        return bool(readers) and readers[-1] is reader
+        readers = self._readers.get(reader.stream.number, ())
+        return reader in readers[-1:]
 
     def detach(self, reader: Reader) -> None:
         """A reader's wire has gone; the next newest one goes on from where it stopped."""

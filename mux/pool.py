@@ -1,0 +1,434 @@
+"""Finds or opens the workflow and the channel for a call, and ends what is no longer needed.
+
+The pool decides with pure functions (`policy`) and acts in tasks of its own: nothing that a caller's cancellation could
+leave half done. It holds no lock; what must happen once is a future that all who need it await.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple, TypeVar
+
+import anyio
+import msgspec
+from anyio.abc import TaskGroup
+
+from . import envelope as wire_format
+from .channel import Channel, ChannelConfig
+from .directory import MAX_STALENESS, Directory
+from .envelope import Envelope
+from .errors import InvalidParams, Overloaded, TrunklineError, UnknownSession, WorkflowEnded
+from .event_log import Budget, Position
+from .limits import Pooling
+from .line import ChannelMaker, DedicatedLine
+from .policy import Census, cap_reached, give_way
+from .ports import Connector, Headers, Line, Opened, PoolResult
+from .principal import Principal
+from .record import Handshake, WorkflowRecord, WorkflowState, new_session_id
+from .statistics import Statistics
+from .workflow import Workflow
+
+logger = logging.getLogger(__name__)
+
+SWEEP_SECONDS: Final = 1.0
+"""How often what is due is looked for, at most; short time-outs are looked at more often."""
+
+CLOSE_SECONDS: Final = 10.0
+"""How long the channels may take to say goodbye to their servers when the pool stops."""
+
+T = TypeVar("T")
+LineMaker = Callable[[ChannelMaker], Line]
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """One configured server, as the pool needs it."""
+
+    name: str
+    connector: Connector
+    pooling: Pooling = field(default_factory=Pooling)
+    stateless: bool = False
+    make_line: LineMaker | None = None
+    """The line for `reuse = "none"`, which lives outside of mux; None means the dedicated line."""
+
+
+class Begun(NamedTuple):
+    """The answer to an `initialize`."""
+
+    workflow: Workflow
+    state: WorkflowState
+    pool_result: PoolResult
+    result: bytes
+    """The InitializeResult, raw."""
+
+
+class Failure(NamedTuple):
+    """The last time a server could not be reached: where it failed, why, when, and since when it has failed."""
+
+    stage: str
+    message: str
+    at: float
+    since: float
+
+
+class Pool:
+    """All workflows and channels of this process."""
+
+    def __init__(
+        self,
+        upstreams: Mapping[str, Upstream],
+        directory: Directory,
+        *,
+        pooling: Pooling,
+        statistics: Statistics | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.upstreams = dict(upstreams)
+        self.statistics = statistics or Statistics()
+        self.failures: dict[str, Failure] = {}
+        self.draining = False
+        self._directory = directory
+        self._pooling = pooling
+        self._clock = clock
+        self._census = Census()
+        self._budget = Budget(pooling.event_log.total_bytes)
+        self._workflows: dict[str, Workflow] = {}
+        self._by_token: dict[str, Workflow] = {}
+        self._channels: dict[Channel, str] = {}
+        self._ending: set[Workflow] = set()
+        self._tasks: TaskGroup | None = None
+
+    def __repr__(self) -> str:
+        return f"Pool({len(self._workflows)} workflows, {len(self._channels)} channels)"
+
+    @property
+    def workflows(self) -> list[Workflow]:
+        """The workflows that live here."""
+        return list(self._workflows.values())
+
+    @property
+    def channels(self) -> list[tuple[str, Channel]]:
+        """Each channel that lives here, with its server's name."""
+        return [(server, channel) for channel, server in self._channels.items()]
+
+    @property
+    def inflight(self) -> int:
+        """Calls that wait for an answer, over all workflows."""
+        return sum(workflow.inflight for workflow in self._workflows.values())
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["Pool"]:
+        """The pool with its tasks, for the length of the context; leaving it ends every workflow in an orderly way."""
+        async with anyio.create_task_group() as keepers:
+            async with anyio.create_task_group() as owners:
+                self._tasks = owners
+                await keepers.start(self._watch)
+                keepers.start_soon(self._sweep)
+                try:
+                    yield self
+                finally:
+                    keepers.cancel_scope.cancel()
+                    owners.cancel_scope.shield = True
+                    owners.cancel_scope.deadline = anyio.current_time() + CLOSE_SECONDS
+                    self.draining = True
+                    for workflow in self.workflows:
+                        self._end_soon(workflow, "drained")
+            self._tasks = None
+
+    # Beginning and finding workflows.
+
+    async def begin(
+        self,
+        principal: Principal,
+        server: str,
+        message: Envelope,
+        *,
+        session_id: str | None = None,
+        key: str | None = None,
+        session_headers: Headers | None = None,
+    ) -> Begun:
+        """Answer an `initialize`: open a workflow, or come back to the one that the session id or the key names.
+
+        Coming back costs no upstream request: the server's answer is the one it gave when the session was opened,
+        under the same revision, capabilities and principal (rules L7-L14).
+
+        Raises:
+            UnknownSession: the session id names nothing of this principal on this server.
+            InvalidParams: another handshake than the one the workflow was opened with, while it is in use.
+            Overloaded: a cap is reached, or the gateway is draining.
+            TrunklineError: the server cannot be reached, or refused.
+        """
+        handshake = read_handshake(message, session_headers or {})
+        known = await self._known(principal, server, session_id, key)
+        if known is not None:
+            difference = _difference(known.record, handshake)
+            if difference is None:
+                return await self._return_to(known)
+            if known.is_attached or known.inflight:
+                raise InvalidParams(f"the session is in use and was opened with another {difference}")
+            await self.end(known, "reset")
+            key = known.record.key
+        return await self._create(principal, server, handshake, key, reset=known is not None)
+
+    async def find(self, principal: Principal, server: str, session_id: str) -> Workflow:
+        """The workflow of that session id, if it is this principal's, on this server (guarantee G4).
+
+        Raises:
+            UnknownSession: it is not; the reason is not told.
+        """
+        return await self._live(self._workflows.get(session_id), principal, server)
+
+    async def find_position(self, principal: Principal, server: str, position: Position) -> Workflow:
+        """The workflow that an event id belongs to, under the same rule as `find`."""
+        return await self._live(self._by_token.get(position.token), principal, server)
+
+    async def find_key(self, principal: Principal, server: str, key: str) -> Workflow | None:
+        """The workflow that this principal's key names on this server; None where it names nothing yet."""
+        record = await self._directory.find(principal, server, key)
+        workflow = self._workflows.get(record.session_id) if record is not None else None
+        return None if workflow is None or workflow.ended else workflow
+
+    async def end(self, workflow: Workflow, cause: str) -> None:
+        """End a workflow: its calls fail, its upstream session is closed, its record is removed. Idempotent."""
+        if self._retire(workflow, cause):
+            await self._forget(workflow)
+
+    # Draining.
+
+    async def drain(self, timeout: float) -> bool:
+        """Take nothing new; wait until every call has ended, at most `timeout` seconds. True if all have (G8)."""
+        self.draining = True
+        with anyio.move_on_after(timeout):
+            while self.inflight:
+                await anyio.sleep(0.02)
+        return not self.inflight
+
+    # Inside.
+
+    async def _known(
+        self, principal: Principal, server: str, session_id: str | None, key: str | None
+    ) -> Workflow | None:
+        if session_id is not None:
+            return await self.find(principal, server, session_id)
+        return await self.find_key(principal, server, key) if key is not None else None
+
+    async def _live(self, workflow: Workflow | None, principal: Principal, server: str) -> Workflow:
+        if workflow is None or workflow.principal != principal or workflow.server != server or workflow.ended:
+            raise UnknownSession("no such session; begin anew with initialize")
+        if self._clock() - workflow.checked > MAX_STALENESS:
+            await self._check(workflow)
+        return workflow
+
+    async def _check(self, workflow: Workflow) -> None:
+        workflow.checked = self._clock()
+        stored = await self._directory.get(workflow.record.session_id)
+        if stored is None or stored.epoch != workflow.record.epoch:
+            self._retire(workflow, "taken_over" if stored else "removed")
+            raise UnknownSession("no such session; begin anew with initialize")
+
+    async def _return_to(self, workflow: Workflow) -> Begun:
+        await asyncio.shield(workflow.opened)
+        self.statistics.count("pool_requests", workflow.server, "hit")
+        return Begun(workflow, "resumed", "hit", workflow.record.result)
+
+    async def _create(
+        self, principal: Principal, server: str, handshake: Handshake, key: str | None, *, reset: bool
+    ) -> Begun:
+        upstream = self.upstreams[server]
+        await self._admit(principal, upstream.pooling)
+        record = WorkflowRecord(new_session_id(), principal, server, key, handshake)
+        self._census.add(principal)
+        try:
+            claimed = await self._directory.claim(record)
+        except BaseException:
+            self._census.remove(principal)
+            raise
+        if claimed.state == "resumed":
+            self._census.remove(principal)
+            return await self._join(claimed.record, handshake)
+        workflow = self._register(record, upstream)
+        self._spawn(self._open, workflow)
+        await asyncio.shield(workflow.opened)
+        done: PoolResult = "bypass" if upstream.pooling.reuse == "none" else "miss"
+        self.statistics.count("pool_requests", server, done)
+        return Begun(workflow, "reset" if reset else claimed.state, done, workflow.record.result)
+
+    async def _join(self, record: WorkflowRecord, handshake: Handshake) -> Begun:
+        """Another exchange was first with this key: wait for what it opens."""
+        workflow = self._workflows.get(record.session_id)
+        if workflow is None:
+            raise Overloaded("this session is being opened elsewhere; try again", limit="opening")
+        difference = _difference(record, handshake)
+        if difference is not None:
+            raise InvalidParams(f"the session is in use and was opened with another {difference}")
+        return await self._return_to(workflow)
+
+    async def _admit(self, principal: Principal, limits: Pooling) -> None:
+        if self.draining or self._tasks is None:
+            raise Overloaded("the gateway is shutting down", limit="draining")
+        cap = cap_reached(self._census, principal, limits)
+        if cap is not None:
+            await self.end(give_way(cap, self._workflows.values(), self._clock()), "evicted")
+
+    def _register(self, record: WorkflowRecord, upstream: Upstream) -> Workflow:
+        workflow = Workflow(
+            record,
+            upstream.pooling,
+            budget=self._budget,
+            statistics=self.statistics,
+            clock=self._clock,
+            on_end=self._end_soon,
+        )
+
+        def make_channel(*, listen: bool = True) -> Channel:
+            config = ChannelConfig(
+                server=upstream.name,
+                connector=upstream.connector,
+                handshake=record.handshake,
+                session_headers=dict(record.handshake.session_headers),
+                draw_ids=lambda: self._directory.draw_ids(record.session_id),
+                pooling=upstream.pooling,
+                statistics=self.statistics,
+                clock=self._clock,
+                listen=listen,
+            )
+            channel = Channel(config, workflow)
+            self._channels[channel] = upstream.name
+            self._spawn(self._own, channel)
+            return channel
+
+        workflow.stateless = upstream.stateless
+        if upstream.make_line is not None:
+            workflow.line = upstream.make_line(make_channel)
+        else:
+            limit = upstream.pooling.max_inflight_per_channel
+            workflow.line = DedicatedLine(make_channel, stateless=upstream.stateless, max_waiting=limit)
+        self._workflows[record.session_id] = workflow
+        self._by_token[record.event_token] = workflow
+        return workflow
+
+    async def _open(self, workflow: Workflow) -> None:
+        try:
+            opened = await workflow.line.open()
+            changed = msgspec.structs.replace(workflow.record, revision=opened.revision, result=opened.result)
+            stored = await self._directory.replace(changed)
+            if stored is None or workflow.ended:
+                raise workflow.ended or WorkflowEnded("removed")
+        except TrunklineError as error:
+            self._note_failure(workflow.server, error)
+            self._settle(workflow, error)
+            await self.end(workflow, "not_opened")
+            return
+        except Exception:
+            await self.end(workflow, "not_opened")
+            raise
+        workflow.record = stored
+        self.failures.pop(workflow.server, None)
+        self._settle(workflow, opened)
+        logger.info("workflow opened", extra=_about(workflow))
+
+    def _settle(self, workflow: Workflow, outcome: Opened | TrunklineError) -> None:
+        if workflow.opened.done():
+            return
+        if isinstance(outcome, TrunklineError):
+            workflow.opened.set_exception(outcome)
+            workflow.opened.exception()  # the client may have left
+        else:
+            workflow.opened.set_result(outcome)
+
+    def _note_failure(self, server: str, error: TrunklineError) -> None:
+        now = time.time()
+        before = self.failures.get(server)
+        self.failures[server] = Failure("open", error.message, now, before.since if before else now)
+
+    async def _own(self, channel: Channel) -> None:
+        try:
+            await channel.run()
+        finally:
+            server = self._channels.pop(channel)
+            self.statistics.count("channels_closed", server, channel.close_reason)
+
+    def _end_soon(self, workflow: Workflow, cause: str) -> None:
+        if self._retire(workflow, cause):
+            self._spawn(self._forget, workflow)
+
+    def _retire(self, workflow: Workflow, cause: str) -> bool:
+        """The one door through which a workflow leaves the pool."""
+        if self._workflows.pop(workflow.record.session_id, None) is None:
+            return False
+        self._by_token.pop(workflow.record.event_token, None)
+        self._census.remove(workflow.principal)
+        self.statistics.count("workflows_closed", cause)
+        workflow.end(cause)
+        self._settle(workflow, WorkflowEnded(cause))
+        logger.info("workflow ended: %s", cause, extra=_about(workflow))
+        return True
+
+    async def _forget(self, workflow: Workflow) -> None:
+        await self._directory.remove(workflow.record)
+
+    def _spawn(self, function: Callable[[T], Awaitable[None]], argument: T) -> None:
+        if self._tasks is None:
+            raise Overloaded("the gateway is shutting down", limit="draining")
+        self._tasks.start_soon(_guarded, function, argument)
+
+    async def _watch(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        async with self._directory.watch() as changes:
+            task_status.started()
+            async for session_id in changes:
+                hit = [self._workflows[session_id]] if session_id in self._workflows else []
+                for workflow in hit if session_id else self.workflows:
+                    workflow.checked = float("-inf")
+
+    async def _sweep(self) -> None:
+        limits = [self._pooling, *(upstream.pooling for upstream in self.upstreams.values())]
+        shortest = min(min(p.idle_timeout, p.resume_window, p.request_timeout) for p in limits)
+        while True:
+            await anyio.sleep(max(0.02, min(SWEEP_SECONDS, shortest / 4)))
+            now = self._clock()
+            for workflow in self.workflows:
+                workflow.expire(now)
+                idle_since = workflow.idle_since
+                if idle_since is not None and idle_since + workflow.pooling.idle_timeout <= now:
+                    await self.end(workflow, "idle")
+
+
+def read_handshake(message: Envelope, session_headers: Headers) -> Handshake:
+    """What a client's `initialize` fixes for its session.
+
+    Raises:
+        InvalidParams: no protocol version, or capabilities that are no object.
+    """
+    params = message.params()
+    revision = wire_format.string_of(params.get("protocolVersion")) if params else None
+    if params is None or revision is None:
+        raise InvalidParams("initialize needs params with a protocolVersion")
+    capabilities = wire_format.canonical(params.get("capabilities"))
+    if capabilities[:1] != b"{":
+        raise InvalidParams("initialize: capabilities must be an object")
+    fixed = tuple(sorted(session_headers.items()))
+    return Handshake(revision, bytes(message.members["params"]), capabilities, fixed)
+
+
+def _difference(record: WorkflowRecord, handshake: Handshake) -> str | None:
+    """The field in which a later handshake differs from the one that opened the workflow; clientInfo is none."""
+    if handshake.revision not in (record.handshake.revision, record.revision):
+        return "protocolVersion"
+    if handshake.capabilities != record.handshake.capabilities:
+        return "capabilities"
+    return None if handshake.session_headers == record.handshake.session_headers else "session headers"
+
+
+async def _guarded(function: Callable[[T], Awaitable[None]], argument: T) -> None:
+    """Run one task of the pool; a defect in it must not end the others."""
+    try:
+        await function(argument)
+    except Exception:
+        logger.exception("a task of the pool failed")
+
+
+def _about(workflow: Workflow) -> dict[str, str]:
+    return {"server": workflow.server, "handle": workflow.record.handle, "principal": workflow.principal.digest()}
