@@ -40,7 +40,7 @@ from .errors import (
     WorkflowEnded,
 )
 from .limits import MAX_EVENT_BYTES, Pooling
-from .ports import Caller, Connector, Headers, Opened, Owner, Wire
+from .ports import NONE, Caller, Connector, Headers, Opened, Owner, Wire
 from .record import Handshake
 from .routing import LEGACY, attribute
 from .statistics import Statistics, method_label
@@ -82,6 +82,7 @@ class Channel:
         )
         self._wire: Wire | None = None
         self._closing = False
+        self._draining: TrunklineError | None = None
         self._wake = anyio.Event()
         self.opened: asyncio.Future[Opened] = asyncio.get_running_loop().create_future()
         """Done when the handshake is: with what the server said, or with why there is no session."""
@@ -96,12 +97,19 @@ class Channel:
             return "closed" if self._wire is None else "draining"
         if not self.opened.done():
             return "opening"
+        if self._draining is not None:
+            return "draining"
         return "idle" if self._demux.is_idle else "active"
 
     @property
     def is_open(self) -> bool:
         """True while requests are taken."""
-        return not self._closing and self.opened.done()
+        return not self._closing and self._draining is None and self.opened.done()
+
+    @property
+    def is_closing(self) -> bool:
+        """True once it was told to close."""
+        return self._closing
 
     @property
     def close_reason(self) -> str:
@@ -158,8 +166,9 @@ class Channel:
         request = self._demux.find(caller)
         if request is not None:
             self._perform(self._demux.cancel(request, message.params(), self._config.clock()))
+            self._close_if_drained()
 
-    def tell(self, message: bytes, headers: Headers | None = None) -> None:
+    def tell(self, message: bytes, headers: Headers = NONE) -> None:
         """Send a notification."""
         if self._wire is not None and not self._closing:
             self._wire.send(message, headers=headers)
@@ -175,6 +184,12 @@ class Channel:
     def expire(self, now: float) -> None:
         """Time out what is due."""
         self._perform(self._demux.expire(now))
+        self._close_if_drained()
+
+    def drain(self, cause: TrunklineError) -> None:
+        """Close, for this cause, as soon as no call waits for an answer."""
+        self._draining = self._draining or cause
+        self._close_if_drained()
 
     def close(self, cause: TrunklineError) -> None:
         """End the session: every waiter hears of the cause, then the owner task disconnects. Idempotent."""
@@ -200,10 +215,12 @@ class Channel:
             return
         for message in messages:
             self._receive(message, origin)
+        self._close_if_drained()
 
     def failed(self, request: Request, error: TrunklineError) -> None:
         """See `Receiver.failed`."""
         self._perform(self._demux.fail(request, error))
+        self._close_if_drained()
 
     def lost(self, cause: TrunklineError) -> None:
         """See `Receiver.lost`."""
@@ -247,6 +264,10 @@ class Channel:
             if not self._closing and self._demux.ids_left < LOW_IDS:
                 self._demux.feed(await self._config.draw_ids())
 
+    def _close_if_drained(self) -> None:
+        if self._draining is not None and not self._demux.inflight:
+            self.close(self._draining)
+
     def _receive(self, message: Envelope, origin: Request | None) -> None:
         event = self._demux.receive(message, origin, self._config.clock())
         match event:
@@ -288,9 +309,9 @@ class Channel:
             match event:
                 case Failed(request, error):
                     request.caller.failed(error)
-                case ToServer(text):
+                case ToServer(text, kind):
                     if self._wire is not None:
-                        self._wire.send(text)
+                        self._wire.send(text, kind=kind)
                 case Abandon(request):
                     if self._wire is not None:
                         self._wire.abandon(request)

@@ -61,6 +61,11 @@ class Exchange:
                 self._workflow.statistics.count("cut_answers", self._workflow.server)
             self.ready.set_result(self._answers)
 
+    def decide_for_stream(self) -> None:
+        """It takes long: turn into a stream, unless the form of the answer is decided already."""
+        if not self.ready.done():
+            self.turn_into_stream()
+
     def turn_into_stream(self) -> Stream:
         """Decide for a stream, primed where the client understands it (rule T7), and put in what is already there."""
         if self.stream is None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from .demux import Request, ServerRequest
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from .errors import TrunklineError
 
 Headers = Mapping[str, str]
+SendKind = Literal["notification", "response"]
+NONE: Final[Headers] = MappingProxyType({})
+"""No headers."""
+
 PoolResult = Literal["hit", "miss", "spare", "bypass"]
 
 
@@ -123,10 +128,13 @@ class Receiver(Protocol):
 class Wire(Protocol):
     """One live upstream session on some transport."""
 
-    def send(self, text: bytes, *, request: Request | None = None, headers: Headers | None = None) -> None:
+    def send(
+        self, text: bytes, *, kind: SendKind = "notification", request: Request | None = None, headers: Headers = NONE
+    ) -> None:
         """Put one message on its way, without waiting; for a request, `request` binds its exchange to it.
 
-        `headers` are those of this one call; transports that have none leave them out.
+        `kind` tells what a message without an answer is. `headers` are those of this one call; transports that have
+        none leave them out.
         """
 
     def abandon(self, request: Request) -> None:

@@ -1,0 +1,116 @@
+"""The old path: one upstream session for each call (`reuse = "none"`), behind the interface of a line.
+
+Each call does what a gateway without sessions does: initialize, initialized, the call, DELETE. With the habits of the
+SDK's clients it also opens the GET stream and asks for `tools/list`, which makes six requests of one.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from ..mux import envelope as wire_format
+from ..mux.channel import Channel
+from ..mux.envelope import Envelope
+from ..mux.errors import Cancelled, SessionLost, TrunklineError, WorkflowEnded
+from ..mux.limits import MAX_BODY_BYTES
+from ..mux.line import ChannelMaker
+from ..mux.ports import NONE, Caller, Headers, Opened, Owner, PoolResult
+
+DONE = WorkflowEnded("call_done")
+
+
+class PerRequestLine:
+    """Implements `Line`. Nothing is kept between two calls; there is no session that notifications could go to.
+
+    `habits` adds what SDK clients do beside a call: the GET stream and a `tools/list`.
+    """
+
+    def __init__(self, make_channel: ChannelMaker, *, habits: bool = False) -> None:
+        self._make_channel = make_channel
+        self._habits = habits
+        self._channels: dict[Caller, Channel] = {}
+        self._cause: TrunklineError | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """See `Line.is_open`."""
+        return self._cause is None
+
+    async def open(self) -> Opened:
+        """See `Line.open`. The session is closed again: it only told what the server is."""
+        channel = self._make_channel(listen=False)
+        try:
+            return await asyncio.shield(channel.opened)
+        finally:
+            channel.close(DONE)
+
+    def request(self, message: Envelope, caller: Caller, headers: Headers) -> PoolResult:
+        """See `Line.request`."""
+        if self._cause is not None:
+            raise SessionLost(self._cause.message, executed="no")
+        self._channels = {caller: channel for caller, channel in self._channels.items() if not channel.is_closing}
+        channel = self._channels[caller] = self._make_channel(listen=self._habits)
+
+        def call() -> None:
+            try:
+                channel.request(message, caller, headers)
+            except TrunklineError as error:
+                caller.failed(error)
+            channel.drain(DONE)
+
+        def begin(opened: asyncio.Future[Opened]) -> None:
+            error = opened.exception()
+            if isinstance(error, TrunklineError):
+                caller.failed(error)
+            elif self._habits:
+                channel.request(_tools_list(), _Then(caller.owner, call), NONE)
+            else:
+                call()
+
+        channel.opened.add_done_callback(begin)
+        return "bypass"
+
+    def cancel(self, caller: Caller, message: Envelope) -> None:
+        """See `Line.cancel`."""
+        channel = self._channels.get(caller)
+        if channel is None:
+            return
+        if channel.opened.done():
+            channel.cancel(caller, message)
+        else:
+            channel.close(Cancelled("Request cancelled"))
+
+    def notify(self, message: bytes, headers: Headers) -> None:
+        """See `Line.notify`: between two calls there is no session to tell."""
+
+    def expire(self, now: float) -> None:
+        """See `Line.expire`."""
+        for channel in list(self._channels.values()):
+            channel.expire(now)
+
+    def close(self, cause: TrunklineError) -> None:
+        """See `Line.close`."""
+        if self._cause is None:
+            self._cause = cause
+            for channel in list(self._channels.values()):
+                channel.close(cause)
+
+
+class _Then:
+    """The caller of a request whose answer matters to nobody: it goes on when there is one."""
+
+    def __init__(self, owner: Owner, go_on: Callable[[], None]) -> None:
+        self.owner = owner
+        self._go_on = go_on
+
+    def answered(self, message: bytes, *, is_error: bool) -> None:
+        self._go_on()
+
+    def progressed(self, message: bytes) -> None:
+        """Nobody asked for progress."""
+
+    def failed(self, error: TrunklineError) -> None:
+        self._go_on()
+
+
+def _tools_list() -> Envelope:
+    return wire_format.parse(wire_format.request("tools/list", {}, b"0"), limit=MAX_BODY_BYTES)

@@ -1,0 +1,104 @@
+"""Server-sent events: bytes to events and events to bytes (WHATWG HTML, "Server-sent events"). Pure."""
+
+from typing import Final, NamedTuple
+
+from ..mux.errors import UpstreamFault
+
+KEEP_ALIVE: Final = b": keep-alive\n\n"
+"""A comment: keeps proxies and clients from giving up on a quiet stream."""
+
+
+class ServerEvent(NamedTuple):
+    """One event as it was received. `data` is empty for an event that only carries an id."""
+
+    data: bytes
+    name: str
+    id: str | None
+    """The last event id of the stream so far; None before the first."""
+    retry: int | None
+    """Milliseconds to wait before a reconnect, where this event set them."""
+
+
+def encode(data: bytes, *, id: str | None = None, name: str = "message") -> bytes:
+    """One event. `data` must hold no line break; an event without data carries its id and nothing else (rule T7)."""
+    head = b"id: %b\n" % id.encode() if id is not None else b""
+    if not data:
+        return b"%bdata: \n\n" % head
+    return b"%bevent: %b\ndata: %b\n\n" % (head, name.encode(), data)
+
+
+class EventParser:
+    """An incremental parser of one stream. `limit` bounds the bytes of one event."""
+
+    def __init__(self, *, limit: int) -> None:
+        self._limit = limit
+        self._partial: list[bytes] = []
+        self._held = 0
+        self._skip_newline = False
+        self._first = True
+        self._data: list[bytes] = []
+        self._name = "message"
+        self._retry: int | None = None
+        self._changed = False
+        self.last_id: str | None = None
+        """The id to come back with, as the stream has told it so far."""
+
+    def feed(self, chunk: bytes) -> list[ServerEvent]:
+        """The events that this chunk completes.
+
+        Raises:
+            UpstreamFault: an event larger than the limit.
+        """
+        if self._skip_newline and chunk[:1] == b"\n":
+            chunk = chunk[1:]
+        self._skip_newline = False
+        if not chunk:
+            return []
+        self._held += len(chunk)
+        if b"\n" not in chunk and b"\r" not in chunk:
+            self._partial.append(chunk)
+            self._check_size()
+            return []
+        text = b"".join((*self._partial, chunk))
+        self._partial.clear()
+        if self._first:
+            text = text.removeprefix(b"\xef\xbb\xbf")
+            self._first = False
+        lines = text.splitlines(keepends=True)
+        if lines and lines[-1][-1:] not in b"\r\n":
+            self._partial.append(lines.pop())
+        self._skip_newline = text.endswith(b"\r")
+        events = [event for line in lines if (event := self._line(line.rstrip(b"\r\n"))) is not None]
+        self._check_size()
+        return events
+
+    def _check_size(self) -> None:
+        if self._held > self._limit:
+            raise UpstreamFault(f"the server sent an event larger than {self._limit} bytes")
+
+    def _line(self, line: bytes) -> ServerEvent | None:
+        if not line:
+            return self._dispatch()
+        if line[:1] == b":":
+            self._held = sum(map(len, self._data)) + sum(map(len, self._partial))
+            return None
+        field, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if field == b"data":
+            self._data.append(value)
+        elif field == b"event":
+            self._name = value.decode(errors="replace")
+        elif field == b"id" and b"\0" not in value:
+            self.last_id = value.decode(errors="replace")
+            self._changed = True
+        elif field == b"retry" and value.isdigit() and len(value) < 10:
+            self._retry = int(value)
+            self._changed = True
+        return None
+
+    def _dispatch(self) -> ServerEvent | None:
+        data, name, retry, changed = b"\n".join(self._data), self._name, self._retry, self._changed
+        self._data.clear()
+        self._name, self._retry, self._changed = "message", None, False
+        self._held = sum(map(len, self._partial))
+        return ServerEvent(data, name, self.last_id, retry) if data or changed else None

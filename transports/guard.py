@@ -1,0 +1,108 @@
+"""Who may speak to the listener at all: Host, Origin and CORS (rule X1). Pure."""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+from urllib.parse import urlsplit
+
+from .asgi import RawHeaders
+
+LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
+
+ALLOWED_METHODS: Final = b"GET, POST, DELETE, OPTIONS"
+ALLOWED_HEADERS: Final = (
+    b"Content-Type, Accept, Authorization, Mcp-Session-Id, MCP-Protocol-Version, Last-Event-ID, "
+    b"Trunkline-Workflow, Trunkline-End"
+)
+EXPOSED_HEADERS: Final = b"Mcp-Session-Id, Trunkline-Workflow-State, Trunkline-Pool, WWW-Authenticate"
+
+
+class Rejected(Exception):
+    """The request is not for this listener, or not from an allowed page."""
+
+    def __init__(self, status: int, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.reason = reason
+        self.message = message
+
+
+class Unauthorized(Exception):
+    """No verified identity came with the request: 401, with the `WWW-Authenticate` value that says what is wanted."""
+
+    def __init__(self, message: str, *, challenge: str = "Bearer") -> None:
+        super().__init__(message)
+        self.message = message
+        self.challenge = challenge
+
+
+class Guard:
+    """Checks the Host and the Origin of every request.
+
+    `allowed_hosts` and `allowed_origins` are exact; a host without a port allows every port. On a loopback listener the
+    loopback names are allowed as hosts, and pages served from them as origins: a page of any other site that resolves
+    its name to this machine (DNS rebinding) is not.
+    """
+
+    def __init__(
+        self, *, loopback: bool, allowed_hosts: Sequence[str] = (), allowed_origins: Sequence[str] = ()
+    ) -> None:
+        self._loopback = loopback
+        self._hosts = frozenset(host.lower() for host in allowed_hosts)
+        self._origins = frozenset(origin.lower().rstrip("/") for origin in allowed_origins)
+        self._known_hosts: set[str] = set()
+
+    def check(self, headers: Mapping[str, str]) -> None:
+        """Let a request pass, or say why not.
+
+        Raises:
+            Rejected: 421 for a foreign Host, 403 for a foreign Origin.
+        """
+        host = headers.get("host", "")
+        if host not in self._known_hosts:
+            if not self._host_is_allowed(host.lower()):
+                raise Rejected(421, "host", "this Host is not served here; see gateway.allowed_hosts")
+            if len(self._known_hosts) < 256:
+                self._known_hosts.add(host)
+        origin = headers.get("origin")
+        if origin is not None and not self._origin_is_allowed(origin):
+            raise Rejected(403, "origin", "this Origin is not allowed; see gateway.allowed_origins")
+
+    def cors(self, headers: Mapping[str, str]) -> RawHeaders:
+        """What lets a page of a configured origin read the answer; nothing for everybody else."""
+        origin = headers.get("origin")
+        if origin is None or origin.lower() not in self._origins:
+            return []
+        return [
+            (b"access-control-allow-origin", origin.encode("latin-1")),
+            (b"access-control-expose-headers", EXPOSED_HEADERS),
+            (b"vary", b"Origin"),
+        ]
+
+    def preflight(self, headers: Mapping[str, str]) -> RawHeaders:
+        """The answer to a CORS preflight from a configured origin; empty for everybody else."""
+        granted = self.cors(headers)
+        if not granted:
+            return []
+        return [
+            *granted,
+            (b"access-control-allow-methods", ALLOWED_METHODS),
+            (b"access-control-allow-headers", ALLOWED_HEADERS),
+            (b"access-control-max-age", b"600"),
+        ]
+
+    def _host_is_allowed(self, host: str) -> bool:
+        name = _name_of(f"//{host}")
+        return host in self._hosts or name in self._hosts or (self._loopback and name in LOOPBACK_NAMES)
+
+    def _origin_is_allowed(self, origin: str) -> bool:
+        if origin.lower() in self._origins:
+            return True
+        return self._loopback and urlsplit(origin).scheme in ("http", "https") and _name_of(origin) in LOOPBACK_NAMES
+
+
+def _name_of(url: str) -> str:
+    try:
+        parts = urlsplit(url)
+        return (parts.hostname or "") if not parts.username and not parts.path.strip("/") else ""
+    except ValueError:
+        return ""

@@ -1,0 +1,65 @@
+"""The one place where failures become HTTP: status, headers and body (rules E20, E21, X1).
+
+A legacy request that is well formed and fails is a JSON-RPC error inside HTTP 200. Other statuses are refusals of the
+transport: made here, for this hop, and never copied from a server.
+"""
+
+from typing import Final, NamedTuple
+
+from ..mux import envelope as wire_format
+from ..mux.errors import InvalidRequest, Overloaded, ParseError, TrunklineError, UnknownSession, UnsupportedRevision
+from ..mux.event_log import Trimmed
+from .asgi import JSON, RawHeaders
+from .guard import Rejected, Unauthorized
+
+RETRY_AFTER: Final = (b"retry-after", b"10")
+PER_PRINCIPAL: Final = frozenset({"max_workflows_per_user", "max_workflows_per_tenant"})
+AT_ADMISSION: Final = frozenset({"max_workflows", "draining", "opening"})
+
+
+class HTTPRefusal(TrunklineError):
+    """A request that HTTP itself refuses: wrong method, type, length, or header."""
+
+    code = -32600
+
+    def __init__(self, status: int, reason: str, message: str, *, headers: RawHeaders | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.word = reason
+        self.headers = headers or []
+
+
+class Answer(NamedTuple):
+    """A complete HTTP answer, and the word under which a refusal is counted; empty where it is none."""
+
+    status: int
+    headers: RawHeaders
+    body: bytes
+    refused: str
+
+
+def answer_to(error: Exception, id: bytes = b"") -> Answer:
+    """The HTTP answer for a failure; `id` is that of the request, where it could be read."""
+    if isinstance(error, Unauthorized):
+        headers = [JSON, (b"www-authenticate", error.challenge.encode("latin-1"))]
+        return Answer(401, headers, _body(error.message, id), "unauthorized")
+    if isinstance(error, Rejected):
+        return Answer(error.status, [JSON], _body(error.message, id), error.reason)
+    if isinstance(error, HTTPRefusal):
+        return Answer(error.status, [JSON, *error.headers], wire_format.failure(id, error), error.word)
+    if not isinstance(error, TrunklineError):
+        return Answer(500, [JSON], _body("internal error", id), "internal")
+    body = wire_format.failure(id, error)
+    if isinstance(error, UnknownSession | Trimmed):
+        return Answer(404, [JSON], body, error.reason)
+    if isinstance(error, ParseError | InvalidRequest | UnsupportedRevision):
+        return Answer(400, [JSON], body, error.reason)
+    if isinstance(error, Overloaded) and error.limit in PER_PRINCIPAL:
+        return Answer(429, [JSON, RETRY_AFTER], body, error.limit)
+    if isinstance(error, Overloaded) and error.limit in AT_ADMISSION:
+        return Answer(503, [JSON, RETRY_AFTER], body, error.limit)
+    return Answer(200, [JSON], body, "")
+
+
+def _body(message: str, id: bytes) -> bytes:
+    return wire_format.failure(id, InvalidRequest(message))

@@ -1,0 +1,392 @@
+"""Streamable HTTP for clients: POST, GET and DELETE of one server's endpoint, as raw ASGI.
+
+Handshake revisions only (2024-11-05 to 2025-11-25, rules T6-T10). A request of 2026-07-28 is answered with the
+revisions that are served, so that clients which speak both fall back at once.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import anyio
+from msgspec import Raw
+
+from ..mux import envelope as wire_format
+from ..mux.envelope import Envelope
+from ..mux.errors import InvalidRequest, TrunklineError, UnknownSession, UnsupportedRevision
+from ..mux.event_log import Position, Stream
+from ..mux.exchange import Exchange
+from ..mux.limits import MAX_BODY_BYTES
+from ..mux.pool import Pool
+from ..mux.ports import NONE, Headers
+from ..mux.principal import Principal
+from ..mux.record import WorkflowState
+from ..mux.routing import BATCHES, LEGACY, PRIMING
+from ..mux.workflow import Reader, Workflow
+from . import event_stream
+from .asgi import (
+    EVENT_STREAM,
+    JSON,
+    BodyTooLarge,
+    ClientLeft,
+    RawHeaders,
+    Receive,
+    Scope,
+    Send,
+    headers_of,
+    read_body,
+    respond,
+    until_disconnect,
+)
+from .guard import Guard
+from .headers import END, LAST_EVENT_ID, POOL, PROTOCOL_VERSION, SESSION_ID, WORKFLOW_STATE, accepts, workflow_key
+from .status import HTTPRefusal, answer_to
+
+logger = logging.getLogger(__name__)
+
+DECIDE_SECONDS: Final = 0.05
+"""A call that is unanswered for this long turns into a stream that can be resumed (guarantee G5)."""
+
+KEEP_ALIVE_SECONDS: Final = 15.0
+SEND_SECONDS: Final = 60.0
+"""A client that takes nothing for this long is treated as gone; it may come back and resume."""
+
+JSON_TYPE: Final = "application/json"
+STREAM_TYPE: Final = "text/event-stream"
+DEFAULT_REVISION: Final = "2025-03-26"
+"""What a request without version header means where nothing else tells (rule L3)."""
+
+ALLOW: Final = (b"allow", b"GET, POST, DELETE, OPTIONS")
+
+Authenticate = Callable[[Mapping[str, str]], Principal]
+"""Request headers, by lower-case name, to the verified identity; raises `Unauthorized`."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointConfig:
+    """One server's endpoint. Header names are lower case."""
+
+    server: str
+    pool: Pool
+    guard: Guard
+    authenticate: Authenticate
+    anonymous_keys: bool = True
+    """False on a listener that is not loopback: there a key of anonymous would be everybody's."""
+    forward_headers: Sequence[str] = ()
+    session_headers: Sequence[str] = ()
+
+
+class StreamableHTTPEndpoint:
+    """The ASGI application of one server's `/mcp`."""
+
+    def __init__(self, config: EndpointConfig) -> None:
+        self._config = config
+        self._pool = config.pool
+        self._methods = {"POST": self._post, "GET": self._get, "DELETE": self._delete}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one HTTP request."""
+        request = _Request(headers_of(scope), receive, send)
+        try:
+            self._config.guard.check(request.headers)
+            request.cors = self._config.guard.cors(request.headers)
+            if scope["method"] == "OPTIONS":
+                return await self._preflight(request)
+            handle = self._methods.get(scope["method"])
+            if handle is None:
+                raise HTTPRefusal(405, "method", "use POST, GET or DELETE", headers=[ALLOW])
+            request.principal = self._config.authenticate(request.headers)
+            await handle(request)
+        except ClientLeft:
+            self._pool.statistics.count("refused", "client_left")
+        except Exception as error:
+            await self._refuse(request, error)
+
+    async def _refuse(self, request: "_Request", error: Exception) -> None:
+        answer = answer_to(error, request.id)
+        if answer.refused:
+            self._pool.statistics.count("refused", answer.refused)
+        if answer.status == 500:
+            logger.exception("a request failed", extra={"server": self._config.server})
+        if not request.started:
+            await request.respond(answer.status, answer.headers, answer.body)
+
+    async def _preflight(self, request: "_Request") -> None:
+        granted = self._config.guard.preflight(request.headers)
+        request.cors = []
+        await request.respond(204 if granted else 403, granted)
+
+    # POST: a message, or a batch.
+
+    async def _post(self, request: "_Request") -> None:
+        headers = request.headers
+        if headers.get("content-type", "").partition(";")[0].strip().lower() != JSON_TYPE:
+            raise HTTPRefusal(415, "content_type", "Content-Type must be application/json")
+        if not accepts(headers, JSON_TYPE, STREAM_TYPE):
+            raise HTTPRefusal(406, "accept", "Accept must list application/json and text/event-stream")
+        try:
+            body = await read_body(request.receive, headers.get("content-length"))
+        except BodyTooLarge:
+            raise HTTPRefusal(413, "body", f"the body is larger than {MAX_BODY_BYTES} bytes") from None
+        self._check_revision(request, body)
+        is_batch = wire_format.is_batch(body)
+        if is_batch:
+            messages = wire_format.parse_batch(body, limit=MAX_BODY_BYTES)
+        else:
+            messages = [wire_format.parse(body, limit=MAX_BODY_BYTES)]
+            request.id = messages[0].id
+        if any(message.method == "initialize" and message.kind == "request" for message in messages):
+            if is_batch:
+                raise InvalidRequest("initialize must not be part of a batch")
+            await self._initialize(request, messages[0])
+            return
+        workflow = await self._workflow(request)
+        if is_batch and workflow.revision != BATCHES:
+            raise InvalidRequest(f"revision {workflow.revision} has no batches")
+        await self._take(request, workflow, messages, is_batch=is_batch)
+
+    def _check_revision(self, request: "_Request", body: bytes) -> None:
+        revision = request.headers.get(PROTOCOL_VERSION)
+        if revision is not None and revision not in LEGACY:
+            request.id = _id_in(body)
+            raise UnsupportedRevision(
+                "this server is served by sessions: begin with initialize, in one of the supported revisions",
+                supported=list(LEGACY),
+                requested=revision[:64],
+            )
+
+    async def _initialize(self, request: "_Request", message: Envelope) -> None:
+        key = self._key(request)
+        session_id = request.headers.get(SESSION_ID)
+        begun = await self._pool.begin(
+            request.principal,
+            self._config.server,
+            message,
+            session_id=session_id,
+            key=key,
+            session_headers=self._picked(request, self._config.session_headers),
+        )
+        request.name(begun.workflow, begun.state if key is not None or session_id is not None else None)
+        request.extra.append((POOL.encode(), begun.pool_result.encode()))
+        await request.respond(200, [JSON], wire_format.result(message.id, Raw(begun.result)))
+
+    async def _take(self, request: "_Request", workflow: Workflow, messages: list[Envelope], *, is_batch: bool) -> None:
+        forwarded = self._picked(request, self._config.forward_headers)
+        calls = [message for message in messages if message.kind == "request"]
+        exchange = workflow.exchange(len(calls)) if calls else None
+        for message in messages:
+            if message.kind == "notification":
+                workflow.notify(message, forwarded)
+            elif message.kind == "response":
+                workflow.respond(message)
+            elif exchange is not None:
+                workflow.call(message, exchange, forwarded)
+        if exchange is None:
+            await request.respond(202, [])
+        else:
+            await self._answer(request, workflow, exchange, is_batch=is_batch)
+
+    async def _answer(self, request: "_Request", workflow: Workflow, exchange: Exchange, *, is_batch: bool) -> None:
+        request.extra.append((POOL.encode(), exchange.pool_result.encode()))
+        workflow.wire_came()
+        try:
+            outcome = await self._decided(request, workflow, exchange)
+            if isinstance(outcome, Stream):
+                await self._stream(request, workflow.attach(outcome, 0))
+            else:
+                body = b"[%b]" % b",".join(outcome) if is_batch else outcome[0]
+                await request.respond(200, [JSON], body)
+        finally:
+            workflow.wire_left()
+
+    async def _decided(self, request: "_Request", workflow: Workflow, exchange: Exchange) -> list[bytes] | Stream:
+        """The form of the answer. A client that can resume gets a stream when it takes long; another has to wait."""
+        if exchange.ready.done():
+            return exchange.ready.result()
+        loop = asyncio.get_running_loop()
+        watchers: list[asyncio.Task[None]] = []
+
+        async def watch() -> None:
+            await until_disconnect(request.receive)
+            exchange.cut = True
+
+        def decide() -> None:
+            if workflow.revision >= PRIMING:
+                exchange.decide_for_stream()
+            else:
+                watchers.append(loop.create_task(watch()))
+
+        timer = loop.call_later(DECIDE_SECONDS, decide)
+        try:
+            return await exchange.ready
+        finally:
+            timer.cancel()
+            for watcher in watchers:
+                watcher.cancel()
+
+    # GET: what belongs to no request, or what was missed.
+
+    async def _get(self, request: "_Request") -> None:
+        if not accepts(request.headers, STREAM_TYPE):
+            raise HTTPRefusal(406, "accept", "Accept must list text/event-stream")
+        self._check_revision(request, b"")
+        event_id = request.headers.get(LAST_EVENT_ID)
+        if event_id is None:
+            workflow = await self._workflow(request, create=False)
+            await self._stream(request, workflow.attach_standalone())
+            return
+        position = Position.read(event_id)
+        if position is None:
+            raise UnknownSession("no such event; begin anew with initialize")
+        workflow = await self._pool.find_position(request.principal, self._config.server, position)
+        self._check_agreement(request, workflow)
+        try:
+            reader = workflow.resume(position)
+        except TrunklineError:
+            self._pool.statistics.count("resumes", "http", "trimmed")
+            raise
+        self._pool.statistics.count("resumes", "http", "resumed")
+        await self._stream(request, reader)
+
+    async def _stream(self, request: "_Request", reader: Reader) -> None:
+        """Send what the reader brings until its end, the client's leaving, or a client that takes nothing."""
+        try:
+            await request.start(200, EVENT_STREAM)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_cancel_at_disconnect, request.receive, tasks.cancel_scope)
+                await self._send_events(request, reader)
+                tasks.cancel_scope.cancel()
+        finally:
+            reader.close()
+        await request.finish()
+
+    async def _send_events(self, request: "_Request", reader: Reader) -> None:
+        while (events := await reader.next(KEEP_ALIVE_SECONDS)) is not None:
+            chunks = [event_stream.encode(event.message, id=reader.event_id(event)) for event in events]
+            with anyio.move_on_after(SEND_SECONDS) as patience:
+                await request.send_chunk(b"".join(chunks) or event_stream.KEEP_ALIVE)
+            if patience.cancelled_caught:
+                self._pool.statistics.count("slow_clients", self._config.server)
+                return
+
+    # DELETE: the end, or for a keyed workflow only a good-bye.
+
+    async def _delete(self, request: "_Request") -> None:
+        self._check_revision(request, b"")
+        workflow = await self._workflow(request, create=False)
+        if workflow.record.key is None or request.headers.get(END, "").strip().lower() == "workflow":
+            await self._pool.end(workflow, "deleted")
+        await request.respond(200, [])
+
+    # Which workflow.
+
+    async def _workflow(self, request: "_Request", *, create: bool = True) -> Workflow:
+        key = self._key(request)
+        session_id = request.headers.get(SESSION_ID)
+        state: WorkflowState = "resumed"
+        if session_id is not None:
+            workflow = await self._pool.find(request.principal, self._config.server, session_id)
+        elif key is not None:
+            found = await self._pool.find_key(request.principal, self._config.server, key)
+            if found is None and not create:
+                raise UnknownSession("this key names no session yet; begin with initialize")
+            workflow, state = (found, state) if found is not None else await self._begin_unasked(request, key)
+        else:
+            raise HTTPRefusal(
+                400, "missing_session", "Missing session ID: send Mcp-Session-Id, or begin with initialize"
+            )
+        if not workflow.opened.done():
+            await asyncio.shield(workflow.opened)
+        self._check_agreement(request, workflow)
+        request.name(workflow, state if key is not None else None)
+        return workflow
+
+    async def _begin_unasked(self, request: "_Request", key: str) -> tuple[Workflow, WorkflowState]:
+        """A keyed workflow for a client that calls without a handshake: one without capabilities is made for it."""
+        params = {
+            "protocolVersion": request.headers.get(PROTOCOL_VERSION, DEFAULT_REVISION),
+            "capabilities": {},
+            "clientInfo": {"name": "trunkline", "version": "0"},
+        }
+        message = wire_format.parse(wire_format.request("initialize", params, b"0"), limit=MAX_BODY_BYTES)
+        fixed = self._picked(request, self._config.session_headers)
+        begun = await self._pool.begin(request.principal, self._config.server, message, key=key, session_headers=fixed)
+        return begun.workflow, begun.state
+
+    def _key(self, request: "_Request") -> str | None:
+        key = workflow_key(request.headers)
+        if key is not None and request.principal.is_anonymous and not self._config.anonymous_keys:
+            raise HTTPRefusal(400, "anonymous_key", "Trunkline-Workflow needs an authenticated client on this listener")
+        return key
+
+    def _check_agreement(self, request: "_Request", workflow: Workflow) -> None:
+        """Session id, key, event id and version header must name the same thing."""
+        headers, record = request.headers, workflow.record
+        session_id, key, revision = headers.get(SESSION_ID), workflow_key(headers), headers.get(PROTOCOL_VERSION)
+        if (session_id is not None and session_id != record.session_id) or (key is not None and key != record.key):
+            raise HTTPRefusal(400, "disagree", "Mcp-Session-Id, Trunkline-Workflow and Last-Event-ID disagree")
+        if revision is not None and revision != record.revision:
+            raise HTTPRefusal(
+                400, "revision", f"MCP-Protocol-Version {revision} contradicts the session's {record.revision}"
+            )
+
+    def _picked(self, request: "_Request", names: Sequence[str]) -> Headers:
+        return {name: request.headers[name] for name in names if name in request.headers} if names else NONE
+
+
+class _Request:
+    """One HTTP request and the state of its answer."""
+
+    __slots__ = ("_send", "cors", "extra", "headers", "id", "principal", "receive", "started")
+
+    def __init__(self, headers: dict[str, str], receive: Receive, send: Send) -> None:
+        self.headers = headers
+        self.receive = receive
+        self._send = send
+        self.principal: Principal
+        self.id = b""
+        """The raw id of its JSON-RPC request, once it was read, so that a refusal can name it."""
+        self.cors: RawHeaders = []
+        self.extra: RawHeaders = []
+        self.started = False
+
+    def name(self, workflow: Workflow, state: WorkflowState | None) -> None:
+        """Tell the client its session id, where it begins or may not know it; and how its key came to it."""
+        if state is not None or self.headers.get(SESSION_ID) is None:
+            self.extra.append((SESSION_ID.encode(), workflow.record.session_id.encode()))
+        if state is not None:
+            self.extra.append((WORKFLOW_STATE.encode(), state.encode()))
+
+    async def respond(self, status: int, headers: RawHeaders, body: bytes = b"") -> None:
+        """A complete answer."""
+        self.started = True
+        await respond(self._send, status, [*headers, *self.extra, *self.cors], body)
+
+    async def start(self, status: int, headers: RawHeaders) -> None:
+        """The head of an answer whose body comes in chunks."""
+        self.started = True
+        head = [*headers, *self.extra, *self.cors]
+        await self._send({"type": "http.response.start", "status": status, "headers": head})
+
+    async def send_chunk(self, chunk: bytes) -> None:
+        """A piece of the body, at once."""
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    async def finish(self) -> None:
+        """The end of the body."""
+        await self._send({"type": "http.response.body", "body": b""})
+
+
+async def _cancel_at_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:
+    await until_disconnect(receive)
+    scope.cancel()
+
+
+def _id_in(body: bytes) -> bytes:
+    """The id of the request in a body, where there is one that can be read."""
+    try:
+        return wire_format.parse(body, limit=MAX_BODY_BYTES).id
+    except TrunklineError:
+        return b""
