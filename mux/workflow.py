@@ -23,7 +23,7 @@ from .ports import Answerable, Caller, Headers, Line, Opened
 from .principal import Principal
 from .record import WorkflowRecord
 from .routing import PRIMING, Desk, place, refusal
-from .statistics import Statistics, method_label
+from .statistics import Statistics
 
 WORST_FIRST: Final = ("bypass", "miss", "spare", "hit")
 
@@ -166,7 +166,7 @@ class Workflow:
             self._capabilities = wire_format.members_of(Raw(self.record.handshake.capabilities)) or {}
         error = refusal(message, self._capabilities)
         if error is not None:
-            self.statistics.count("refused_server_requests", self.server, method_label(message.method))
+            self.statistics.count("refused_server_requests", self.server)
             channel.refuse(request, error)
             return
         text = self._desk.ask(request, message, channel)
@@ -250,10 +250,11 @@ class Workflow:
             stream = self._log.find(position.stream)
             if position.epoch:
                 raise Trimmed("this position of the stream is no longer held")
-            stream.after(position.n)
+            repeated = sum(event.n <= stream.sent for event in stream.after(position.n))
         except Trimmed as trimmed:
             self._on_end(self, trimmed.reason)
             raise
+        self.statistics.count("replayed_events", by=repeated)
         return self.attach(stream, position.n)
 
     def is_live(self, reader: Reader) -> bool:
