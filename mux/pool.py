@@ -40,6 +40,9 @@ CLOSE_SECONDS: Final = 10.0
 """How long the channels may take to say goodbye to their servers when the pool stops."""
 
 T = TypeVar("T")
+DRAIN_POLL_SECONDS: Final = 0.02
+"""How often a drain looks whether the last call has ended: once in a process's life, so a poll will do."""
+
 LineMaker = Callable[[ChannelMaker], Line]
 
 
@@ -199,12 +202,20 @@ class Pool:
     # Draining.
 
     async def drain(self, timeout: float) -> bool:
-        """Take nothing new; wait until every call has ended, at most `timeout` seconds. True if all have (G8)."""
+        """Take nothing new; wait until every call has ended, at most `timeout` seconds; end what is left (G8).
+
+        True if no call was cut.
+        """
         self.draining = True
+        for workflow in self.workflows:
+            workflow.draining = True
         with anyio.move_on_after(timeout):
             while self.inflight:
-                await anyio.sleep(0.02)
-        return not self.inflight
+                await anyio.sleep(DRAIN_POLL_SECONDS)
+        complete = not self.inflight
+        for workflow in self.workflows:
+            self._end_soon(workflow, "drained")
+        return complete
 
     # Inside.
 

@@ -47,6 +47,8 @@ class Workflow:
         self.line: Line
         """Set by the pool, at once: the line needs the workflow as its owner."""
         self.stateless = False
+        self.draining = False
+        """Set when the gateway shuts down: calls that come now are refused, those in flight go on."""
         self.opened: asyncio.Future[Opened] = asyncio.get_running_loop().create_future()
         self.checked = clock()
         """When the record was last compared with the directory's."""
@@ -99,6 +101,20 @@ class Workflow:
         """Why it ended; None while it lives."""
         return self._ended
 
+    def row(self) -> dict[str, object]:
+        """What pages and tables show of it: no secret, and no other than fixed words."""
+        return {
+            "workflow": self.record.handle,
+            "principal": self.principal.digest(),
+            "server": self.server,
+            "state": "attached" if self.is_attached else "detached",
+            "revision": self.revision,
+            "reuse": self.pooling.reuse,
+            "keyed": self.record.key is not None,
+            "inflight": self.inflight,
+            "idle": None if self.idle_since is None else round(self._clock() - self.idle_since, 1),
+        }
+
     # What the client sends.
 
     def exchange(self, requests: int) -> Exchange:
@@ -123,6 +139,8 @@ class Workflow:
         try:
             if self._ended is not None:
                 raise SessionLost(f"the session ended: {self._ended.cause}", executed="no")
+            if self.draining:
+                raise SessionLost("the gateway is shutting down", executed="no")
             if len(self._desk) > self.pooling.max_inflight_per_workflow:
                 raise Overloaded("too many calls in flight in this session", limit="max_inflight_per_workflow")
             done = self.line.request(message, call, headers)

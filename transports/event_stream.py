@@ -7,6 +7,9 @@ from ..mux.errors import UpstreamFault
 KEEP_ALIVE: Final = b": keep-alive\n\n"
 """A comment: keeps proxies and clients from giving up on a quiet stream."""
 
+RECONNECT: Final = b"retry: 1000\n\n"
+"""Asks a client to come back in a second, after this stream ends: an EventSource gives up for good on a 503."""
+
 
 class ServerEvent(NamedTuple):
     """One event as it was received. `data` is empty for an event that only carries an id."""

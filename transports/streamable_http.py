@@ -235,7 +235,10 @@ class StreamableHTTPEndpoint:
         event_id = request.headers.get(LAST_EVENT_ID)
         if event_id is None:
             workflow = await self._workflow(request, create=False)
-            await self._stream(request, workflow.attach_standalone())
+            if self._pool.draining:
+                await request.respond(200, EVENT_STREAM, event_stream.RECONNECT)
+            else:
+                await self._stream(request, workflow.attach_standalone())
             return
         position = Position.read(event_id)
         if position is None:
