@@ -115,7 +115,7 @@ class _HTTPWire:
         connector: StreamableHTTPConnector,
         receiver: Receiver,
         headers: Headers,
-        tasks: TaskGroup,
+        tasks: asyncio.TaskGroup,
         *,
         listen: bool,
     ) -> None:
@@ -174,7 +174,7 @@ class _HTTPWire:
             if self._has_session and not self._dead:
                 await self._delete()
         finally:
-            for task in self._running:
+            for task in tuple(self._running):
                 task.cancel()
 
     async def _delete(self) -> None:
