@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 
 from .status import HTTPRefusal
@@ -13,6 +14,9 @@ WORKFLOW: Final = "trunkline-workflow"
 WORKFLOW_STATE: Final = "trunkline-workflow-state"
 END: Final = "trunkline-end"
 POOL: Final = "trunkline-pool"
+
+MAX_ACCEPT: Final = 1024
+"""A longer Accept header admits nothing: what was decided is kept, and must stay small."""
 
 _KEY: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -34,5 +38,12 @@ def accepts(headers: Mapping[str, str], *types: str) -> bool:
     accept = headers.get("accept")
     if accept is None:
         return True
+    if len(accept) > MAX_ACCEPT:
+        return False
+    return all(_admits(accept, media) for media in types)
+
+
+@lru_cache(maxsize=256)
+def _admits(accept: str, media: str) -> bool:
     ranges = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
-    return all(media in ranges or "*/*" in ranges or media.partition("/")[0] + "/*" in ranges for media in types)
+    return not ranges.isdisjoint((media, "*/*", media.partition("/")[0] + "/*"))
