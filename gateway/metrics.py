@@ -100,7 +100,7 @@ class PoolCollector(Collector):
         held = Counter((server, channel.state) for server, channel in pool.channels)
         for server in pool.upstreams:
             for state in ("opening", "active", "idle", "draining"):
-                channels.add_metric((server, state), held[server, state])  # type: ignore[index]
+                channels.add_metric((server, state), held[server, state])
         yield channels
         workflows = GaugeMetricFamily(
             "trunkline_workflows", "Workflows, by transport and state.", labels=("server", "transport", "state")

@@ -1,0 +1,97 @@
+"""What operators ask a gateway: is it alive, is it ready, what does it hold. Never on the path of a call."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+
+from ..mux.pool import Pool
+from ..transports.guard import Guard, Rejected
+from .auth import Authenticator
+from .metrics import CONTENT_TYPE, exposition
+from .settings import Settings, is_loopback
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def operations_app(pool: Pool, settings: Settings, guard: Guard, authenticator: Authenticator) -> Starlette:
+    """The application for everything that is not an MCP endpoint."""
+
+    async def health(request: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def readiness(request: Request) -> Response:
+        return PlainTextResponse("draining\n", 503) if pool.draining else PlainTextResponse("ready\n")
+
+    async def metrics(request: Request) -> Response:
+        return Response(exposition(pool), media_type=CONTENT_TYPE)
+
+    async def servers(request: Request) -> Response:
+        return JSONResponse([server_row(pool, name) for name in pool.upstreams])
+
+    async def sessions(request: Request) -> Response:
+        return JSONResponse([workflow.row() for workflow in pool.workflows])
+
+    def guarded(handler: Handler) -> Handler:
+        async def checked(request: Request) -> Response:
+            try:
+                guard.check(request.headers)
+            except Rejected as rejected:
+                return PlainTextResponse(f"{rejected.message}\n", rejected.status)
+            return await handler(request)
+
+        return checked
+
+    def private(handler: Handler) -> Handler:
+        async def checked(request: Request) -> Response:
+            if _is_alone(request, settings) or authenticator.is_admin(request.headers):
+                return await handler(request)
+            challenge = {"www-authenticate": "Bearer"}
+            return PlainTextResponse("send the admin token as a bearer token\n", 401, challenge)
+
+        return guarded(checked)
+
+    async def unknown(request: Request, error: Exception) -> Response:
+        names = ", ".join(f"/servers/{name}/mcp" for name in settings.servers) if _is_alone(request, settings) else ""
+        known = f"; served here: {names}" if names else "; MCP endpoints are /servers/NAME/mcp"
+        return PlainTextResponse(f"nothing at this path{known}\n", 404)
+
+    routes = [
+        Route("/healthz", health),
+        Route("/readyz", readiness),
+        Route("/metrics", guarded(metrics)),
+        Route("/api/servers", private(servers)),
+        Route("/api/sessions", private(sessions)),
+    ]
+    return Starlette(routes=routes, exception_handlers={404: unknown})
+
+
+def server_row(pool: Pool, name: str) -> dict[str, Any]:
+    """One server, as pages and tables show it."""
+    failure = pool.failures.get(name)
+    channels = [channel for server, channel in pool.channels if server == name]
+    return {
+        "server": name,
+        "state": "failing" if failure else "ok" if channels else "unused",
+        "reuse": pool.upstreams[name].pooling.reuse,
+        "channels": len(channels),
+        "workflows": sum(workflow.server == name for workflow in pool.workflows),
+        "inflight": sum(channel.inflight for channel in channels),
+        "last_failure": failure._asdict() if failure else None,
+    }
+
+
+def _is_alone(request: Request, settings: Settings) -> bool:
+    """True on one person's machine: nobody is authenticated, and listener, peer and Host are all loopback."""
+    peer = request.client.host if request.client else ""
+    forwarded = any(name == "forwarded" or name.startswith("x-forwarded-") for name in request.headers)
+    return (
+        settings.auth.mode == "none"
+        and is_loopback(settings.gateway.host)
+        and is_loopback(peer)
+        and is_loopback(request.url.hostname or "")
+        and not forwarded
+    )

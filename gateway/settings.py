@@ -1,0 +1,365 @@
+"""Settings: a TOML file, the environment and the command line become one frozen value, or an error that names a path.
+
+A key in the environment is `TRUNKLINE_SECTION__KEY` (`TRUNKLINE_GATEWAY__PORT`, `TRUNKLINE_SERVERS__FILES__URL`); it
+wins over the file, and the command line wins over both. `${NAME}` in a string is replaced from the environment.
+"""
+
+import difflib
+import ipaddress
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta
+
+from ..mux.limits import EventLogLimits, Pooling, Reuse
+
+PREFIX: Final = "TRUNKLINE_"
+NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
+HOP_BY_HOP: Final = frozenset(
+    "connection keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding upgrade "
+    "content-length content-type accept".split()
+)
+RESERVED: Final = frozenset({"authorization", "cookie", "host"})
+
+
+class SettingsError(Exception):
+    """A setting is wrong. `path` names it (`gateway.port`); the message says what to do."""
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(f"{path}: {message}" if path else message)
+        self.path = path
+        self.message = message
+
+
+class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A table of the settings file. Its values are not shown: some of them are secrets."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(…)"
+
+
+class TLS(Section, frozen=True):
+    """Files of the listener's certificate chain and key; both empty for plain HTTP."""
+
+    cert: str = ""
+    key: str = ""
+
+
+Port = Annotated[int, Meta(ge=0, le=65535)]
+Count = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0)]
+
+
+class GatewaySection(Section, frozen=True):
+    """`[gateway]`: the listener and the process."""
+
+    host: str = "127.0.0.1"
+    port: Port = 8920
+    workers: Count = 1
+    drain_timeout: Annotated[float, Meta(ge=0)] = 30
+    admin_token: str = ""
+    public_url: str = ""
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
+    tls: TLS = TLS()
+
+
+class DirectorySection(Section, frozen=True):
+    """`[directory]`: where workflows are recorded."""
+
+    backend: Literal["memory", "redis", "database"] = "memory"
+    url: str = ""
+
+
+class TokenEntry(Section, frozen=True):
+    """One accepted bearer token, by its SHA-256, and whom it stands for."""
+
+    sha256: str
+    tenant: str
+    subject: str
+    admin: bool = False
+
+
+class AuthSection(Section, frozen=True):
+    """`[auth]`: how a request becomes a principal."""
+
+    mode: Literal["none", "tokens", "jwt", "proxy"] = "none"
+    tokens: tuple[TokenEntry, ...] = ()
+    issuer: str = ""
+    audience: str = ""
+    secret: str = ""
+    jwks: str = ""
+    algorithms: tuple[str, ...] = ("RS256",)
+    subject_claim: str = "sub"
+    tenant_claim: str = "tenant"
+    subject_header: str = "X-Auth-Subject"
+    tenant_header: str = "X-Auth-Tenant"
+
+
+class PoolingSection(Pooling, frozen=True, forbid_unknown_fields=True):
+    """`[pooling]`: the default for every server, in the bounds that a limit must have."""
+
+    idle_timeout: Seconds = 1800
+    resume_window: Seconds = 300
+    request_timeout: Seconds = 300
+    spares: Annotated[int, Meta(ge=0)] = 0
+    max_workflows: Count = 10_000
+    max_workflows_per_user: Count = 100
+    max_workflows_per_tenant: Count = 2_000
+    max_channels_per_user: Count = 16
+    max_inflight_per_workflow: Count = 64
+    max_inflight_per_channel: Count = 256
+
+
+class Server(Section, frozen=True):
+    """`[servers.NAME]`: one MCP server, and any pooling key that is to differ for it."""
+
+    url: str = ""
+    command: tuple[str, ...] = ()
+    headers: dict[str, str] = {}
+    forward_headers: tuple[str, ...] = ()
+    session_headers: tuple[str, ...] = ()
+    ca: str = ""
+    stateless: bool = False
+    trust_annotations: bool = False
+    eras: tuple[Literal["legacy", "modern"], ...] = ("legacy", "modern")
+    reuse: Reuse | None = None
+    idle_timeout: Seconds | None = None
+    resume_window: Seconds | None = None
+    request_timeout: Seconds | None = None
+    spares: Annotated[int, Meta(ge=0)] | None = None
+    max_workflows: Count | None = None
+    max_workflows_per_user: Count | None = None
+    max_workflows_per_tenant: Count | None = None
+    max_channels_per_user: Count | None = None
+    max_inflight_per_workflow: Count | None = None
+    max_inflight_per_channel: Count | None = None
+    event_log: EventLogLimits | None = None
+
+
+class CompatSection(Section, frozen=True):
+    """`[compat]`: the old path, one upstream session for each call."""
+
+    sdk_habits: bool = False
+    """With `reuse = "none"`, also do what the SDK's clients do beside a call: the GET stream and `tools/list`."""
+
+
+class Settings(Section, frozen=True):
+    """Everything that the program can be told."""
+
+    gateway: GatewaySection = GatewaySection()
+    directory: DirectorySection = DirectorySection()
+    auth: AuthSection = AuthSection()
+    pooling: PoolingSection = PoolingSection()
+    compat: CompatSection = CompatSection()
+    servers: dict[str, Server] = {}
+
+    def pooling_for(self, name: str) -> Pooling:
+        """The pooling of one server: the default with its own keys over it."""
+        server = self.servers[name]
+        own = {field: getattr(server, field) for field in Pooling.__struct_fields__}
+        return msgspec.structs.replace(self.pooling, **{k: v for k, v in own.items() if v is not None})
+
+
+def load(
+    path: Path | None,
+    *,
+    environ: Mapping[str, str],
+    upstreams: Sequence[str] = (),
+    overrides: Mapping[str, object] | None = None,
+    insecure: bool = False,
+) -> Settings:
+    """Read the settings; `overrides` are values by dotted path, `upstreams` are `NAME=URL`.
+
+    Raises:
+        SettingsError: a file that cannot be read, a wrong key or value, or settings that contradict each other.
+    """
+    tree = _read(path) if path is not None else {}
+    for name, text in environ.items():
+        if name.startswith(PREFIX) and "__" in name:
+            _put(tree, [part.lower() for part in name.removeprefix(PREFIX).split("__")], _value(text))
+    for upstream in upstreams:
+        name, found, url = upstream.partition("=")
+        if not found or not url:
+            raise SettingsError("--upstream", f"expected NAME=URL, got {upstream!r}")
+        _put(tree, ["servers", name, "url"], url)
+    for dotted, value in (overrides or {}).items():
+        _put(tree, dotted.split("."), value)
+    settings = _convert(_expanded(tree, "", environ))
+    _check(settings, insecure=insecure)
+    return settings
+
+
+def is_loopback(host: str) -> bool:
+    """True for a name or an address that only this machine reaches."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError("", f"there is no file {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError("", f"cannot read {path}: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError("", f"{path} is not TOML: {error}") from None
+
+
+def _value(text: str) -> object:
+    """A value of the environment: TOML where it is one, else the text itself."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _put(tree: dict[str, Any], keys: Sequence[str], value: object) -> None:
+    for key in keys[:-1]:
+        below = tree.setdefault(key, {})
+        if not isinstance(below, dict):
+            raise SettingsError(".".join(keys), f"{key} is not a table")
+        tree = below
+    tree[keys[-1]] = value
+
+
+def _expanded(value: Any, path: str, environ: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {k: _expanded(v, f"{path}.{k}" if path else k, environ) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_expanded(v, f"{path}[{i}]", environ) for i, v in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        if match[1] not in environ:
+            raise SettingsError(path, f"the environment has no {match[1]}")
+        return environ[match[1]]
+
+    return VARIABLE.sub(replace, value)
+
+
+def _convert(tree: dict[str, Any]) -> Settings:
+    _refuse_unknown(Settings, tree, "")
+    try:
+        return msgspec.convert(tree, Settings)
+    except msgspec.ValidationError as error:
+        message, _, where = str(error).partition(" - at `$")
+        path = where.rstrip("`").lstrip(".") or "settings"
+        raise SettingsError(_named(path, tree), message[:1].lower() + message[1:]) from None
+
+
+def _named(path: str, tree: dict[str, Any]) -> str:
+    """The path with the server's name in it, where msgspec only says that it is some value of a table."""
+    if "[...]" not in path:
+        return path
+    rest = path.partition("[...]")[2].lstrip(".")
+    for name, server in tree.get("servers", {}).items():
+        try:
+            msgspec.convert(server, Server)
+        except msgspec.ValidationError:
+            return f"servers.{name}.{rest}".rstrip(".")
+    return path
+
+
+def _refuse_unknown(section: type[msgspec.Struct], tree: object, path: str) -> None:
+    """Name an unknown key with the nearest that exists; types are left to the conversion."""
+    if not isinstance(tree, dict):
+        return
+    fields = {field.name: field.type for field in msgspec.structs.fields(section)}
+    for key, value in tree.items():
+        here = f"{path}.{key}" if path else key
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(sorted(fields))}"
+            raise SettingsError(here, f"unknown key{hint}")
+        kind = fields[key]
+        if section is Settings and key == "servers" and isinstance(value, dict):
+            for name, server in value.items():
+                _refuse_unknown(Server, server, f"{here}.{name}")
+        elif isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            _refuse_unknown(kind, value, here)
+
+
+def _check(settings: Settings, *, insecure: bool) -> None:
+    _check_listener(settings, insecure=insecure)
+    _check_auth(settings)
+    if settings.directory.backend != "memory":
+        raise SettingsError(
+            "directory.backend", f"{settings.directory.backend} is not part of this version; use memory"
+        )
+    if settings.gateway.workers > 1:
+        raise SettingsError(
+            "gateway.workers", "memory serves one worker: a second one would not know the sessions of the first"
+        )
+    if settings.pooling.reuse == "user":
+        raise SettingsError("pooling.reuse", 'user is not part of this version; use "workflow" or "none"')
+    if settings.pooling.spares:
+        raise SettingsError("pooling.spares", "spares are not part of this version; use 0")
+    for name, server in settings.servers.items():
+        _check_server(f"servers.{name}", name, server)
+
+
+def _check_listener(settings: Settings, *, insecure: bool) -> None:
+    gateway = settings.gateway
+    if bool(gateway.tls.cert) != bool(gateway.tls.key):
+        raise SettingsError("gateway.tls", "cert and key are given together or not at all")
+    if is_loopback(gateway.host):
+        return
+    if not gateway.allowed_hosts:
+        raise SettingsError(
+            "gateway.allowed_hosts", f"needed because {gateway.host} is not loopback: the names clients use"
+        )
+    if settings.auth.mode == "none" and not insecure:
+        raise SettingsError(
+            "auth.mode", f"{gateway.host} is not loopback: choose an auth mode, or give --insecure if you mean it"
+        )
+
+
+def _check_auth(settings: Settings) -> None:
+    auth = settings.auth
+    if auth.mode in ("jwt", "proxy"):
+        raise SettingsError("auth.mode", f"{auth.mode} is not part of this version; use tokens")
+    if auth.mode == "tokens" and not auth.tokens:
+        raise SettingsError("auth.tokens", 'mode "tokens" needs at least one token')
+    for index, token in enumerate(auth.tokens):
+        if not SHA256.fullmatch(token.sha256):
+            raise SettingsError(f"auth.tokens[{index}].sha256", "expected 64 hexadecimal digits")
+        if not token.subject:
+            raise SettingsError(f"auth.tokens[{index}].subject", "a token needs a subject")
+
+
+def _check_server(path: str, name: str, server: Server) -> None:
+    if not NAME.fullmatch(name):
+        raise SettingsError(path, "a server's name is 1-64 characters of A-Z a-z 0-9 . _ -")
+    if bool(server.url) == bool(server.command):
+        raise SettingsError(path, "give either url or command")
+    scheme = urlsplit(server.url).scheme
+    if server.command or server.url.startswith("stdio:"):
+        raise SettingsError(f"{path}.command", "stdio servers are not part of this version; use an http(s) url")
+    if scheme in ("sse+http", "sse+https", "ws", "wss"):
+        raise SettingsError(f"{path}.url", f"{scheme} is not part of this version; use http or https")
+    if scheme not in ("http", "https") or not urlsplit(server.url).hostname:
+        raise SettingsError(f"{path}.url", "expected http://HOST/PATH or https://HOST/PATH")
+    if server.ca and not Path(server.ca).is_file():
+        raise SettingsError(f"{path}.ca", "there is no such file")
+    if server.reuse == "user":
+        raise SettingsError(f"{path}.reuse", 'user is not part of this version; use "workflow" or "none"')
+    if server.spares:
+        raise SettingsError(f"{path}.spares", "spares are not part of this version; use 0")
+    for key in ("forward_headers", "session_headers"):
+        for header in getattr(server, key):
+            low = header.lower()
+            if low in RESERVED or low in HOP_BY_HOP or low.startswith(("mcp-", "trunkline-")):
+                raise SettingsError(f"{path}.{key}", f"{header} is never passed on from a client")
