@@ -1,0 +1,55 @@
+"""A stateful MCP server on the SDK's 1.x line. Run: `PYTHON_OF_1X -m harness.upstream_sdk1 --fd LISTENING_SOCKET`.
+
+`--events` makes its streams resumable (event ids, priming event), `--json` makes it answer in JSON.
+"""
+# mypy: ignore-errors
+# (The checker sees the 2.x line, in which these names do not exist.)
+
+import argparse
+
+from harness.recorder import SESSION_HEADER, Recorder, serve
+from harness.upstream_events import event_store
+from harness.upstream_tools import State, register
+from mcp.server.fastmcp import FastMCP
+
+
+def build(*, events: bool, json: bool) -> Recorder:
+    """The server behind its recorder."""
+    server = FastMCP(
+        "upstream-sdk1",
+        instructions="A server to test with.",
+        log_level="WARNING",
+        json_response=json,
+        event_store=event_store() if events else None,
+        retry_interval=100 if events else None,
+    )
+    state = State()
+    recorder = Recorder(server.streamable_http_app())
+    register(server, recorder, state)
+    inner = server._mcp_server
+
+    def key(uri):
+        return inner.request_context.request.headers[SESSION_HEADER], str(uri)
+
+    @inner.subscribe_resource()
+    async def subscribe(uri):
+        state.subscribers[key(uri)] = inner.request_context.session
+
+    @inner.unsubscribe_resource()
+    async def unsubscribe(uri):
+        state.subscribers.pop(key(uri), None)
+
+    @inner.set_logging_level()
+    async def set_level(level):
+        recorder.mark("level", level=level)
+
+    return recorder
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--events", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    serve(build(events=options.events, json=options.json), options.fd)
