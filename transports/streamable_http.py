@@ -189,7 +189,8 @@ class StreamableHTTPEndpoint:
             await self._answer(request, workflow, exchange, is_batch=is_batch)
 
     async def _answer(self, request: "_Request", workflow: Workflow, exchange: Exchange, *, is_batch: bool) -> None:
-        request.extra.append((POOL.encode(), exchange.pool_result.encode()))
+        done = "miss" if request.began else exchange.pool_result
+        request.extra.append((POOL.encode(), done.encode()))
         workflow.wire_came()
         try:
             outcome = await self._decided(request, workflow, exchange)
@@ -316,6 +317,7 @@ class StreamableHTTPEndpoint:
         message = wire_format.parse(wire_format.request("initialize", params, b"0"), limit=MAX_BODY_BYTES)
         fixed = self._picked(request, self._config.session_headers)
         begun = await self._pool.begin(request.principal, self._config.server, message, key=key, session_headers=fixed)
+        request.began = begun.pool_result == "miss"
         return begun.workflow, begun.state
 
     def _key(self, request: "_Request") -> str | None:
@@ -342,13 +344,15 @@ class StreamableHTTPEndpoint:
 class _Request:
     """One HTTP request and the state of its answer."""
 
-    __slots__ = ("_send", "cors", "extra", "headers", "id", "principal", "receive", "started")
+    __slots__ = ("_send", "began", "cors", "extra", "headers", "id", "principal", "receive", "started")
 
     def __init__(self, headers: dict[str, str], receive: Receive, send: Send) -> None:
         self.headers = headers
         self.receive = receive
         self._send = send
         self.principal: Principal
+        self.began = False
+        """Set when this request opened the session that it was then carried over."""
         self.id = b""
         """The raw id of its JSON-RPC request, once it was read, so that a refusal can name it."""
         self.cors: RawHeaders = []

@@ -1,0 +1,78 @@
+"""Is each configured server there, and what does it say of itself: one handshake each, and a DELETE."""
+
+import time
+from typing import Final, NamedTuple
+
+import anyio
+import msgspec
+
+from ..mux import envelope as wire_format
+from ..mux.directory.memory import MemoryDirectory
+from ..mux.errors import TrunklineError, UpstreamRefused
+from ..mux.limits import MAX_BODY_BYTES
+from ..mux.pool import Pool, Upstream
+from ..mux.principal import ANONYMOUS
+from ..mux.statistics import Statistics
+from ..transports.upstream.streamable_http import StreamableHTTPConnector
+from .settings import Settings
+
+PROBE_SECONDS: Final = 10.0
+PARAMS: Final = {
+    "protocolVersion": "2025-11-25",
+    "capabilities": {},
+    "clientInfo": {"name": "trunkline-check", "version": "0"},
+}
+
+
+class Probe(NamedTuple):
+    """What one server answered; `fault` is empty where all is well."""
+
+    server: str
+    url: str
+    name: str
+    revision: str
+    seconds: float
+    fault: str
+
+
+class _Result(msgspec.Struct, rename="camel"):
+    server_info: dict[str, object] = {}
+
+
+async def probe_all(settings: Settings) -> list[Probe]:
+    """One probe of each server, side by side, in the order of the settings."""
+    found: dict[str, Probe] = {}
+
+    async def run(name: str) -> None:
+        found[name] = await _probe(settings, name)
+
+    async with anyio.create_task_group() as tasks:
+        for name in settings.servers:
+            tasks.start_soon(run, name)
+    return [found[name] for name in settings.servers]
+
+
+async def _probe(settings: Settings, name: str) -> Probe:
+    server = settings.servers[name]
+    statistics = Statistics()
+    connector = StreamableHTTPConnector(name, server.url, statistics, headers=server.headers, ca=server.ca)
+    pool = Pool({name: Upstream(name, connector)}, MemoryDirectory(), pooling=settings.pooling, statistics=statistics)
+    message = wire_format.parse(wire_format.request("initialize", PARAMS, b"1"), limit=MAX_BODY_BYTES)
+    started = time.perf_counter()
+    title = revision = fault = ""
+    try:
+        with anyio.fail_after(PROBE_SECONDS):
+            async with pool.running():
+                begun = await pool.begin(ANONYMOUS, name, message)
+                info = msgspec.json.decode(begun.result, type=_Result).server_info
+                title = f"{info.get('name', '?')} {info.get('version', '')}".strip()
+                revision = begun.workflow.revision
+    except UpstreamRefused as refused:
+        fault = f"refused: {refused.raw.decode(errors='replace')[:200]}"
+    except TrunklineError as error:
+        fault = error.message
+    except TimeoutError:
+        fault = f"no answer within {PROBE_SECONDS:g} s"
+    finally:
+        await connector.close()
+    return Probe(name, server.url, title, revision, time.perf_counter() - started, fault)

@@ -1,0 +1,173 @@
+"""The command line: `trunkline serve`, `trunkline check`."""
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .settings import Settings, SettingsError, load
+
+if TYPE_CHECKING:
+    from .logs import LogFormat
+
+app = typer.Typer(
+    name="trunkline",
+    help="One persistent MCP session for each client workflow, and many calls at once over it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+File = Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Settings, as TOML.", show_default=False)]
+
+
+def main() -> None:
+    """The program. Exit codes: 0 done, 1 a fault was found, 2 a wrong setting or argument."""
+    try:
+        app()
+    except SettingsError as error:
+        print(f"trunkline: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"trunkline {version('trunkline')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.", callback=_version)] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def serve(
+    file: File = None,
+    upstream: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=URL", help="A server to stand before; may be repeated.")
+    ] = None,
+    demo: Annotated[bool, typer.Option("--demo", help="Add the built-in demo server.")] = False,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes.")] = None,
+    insecure: Annotated[bool, typer.Option(help="Allow a listener beyond loopback without authentication.")] = False,
+    log_format: Annotated[str, typer.Option(help="text or json.")] = "text",
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+) -> None:
+    """Run a gateway. Without a file and without --upstream it is the demo."""
+    given = {"gateway.host": host, "gateway.port": port, "gateway.workers": workers}
+    settings = load(
+        file,
+        environ=os.environ,
+        upstreams=upstream or (),
+        overrides={path: value for path, value in given.items() if value is not None},
+        insecure=insecure,
+    )
+    _configure_logs(log_format, log_level)
+    demo = demo or not settings.servers
+    if demo and "demo" in settings.servers:
+        raise SettingsError(
+            "servers.demo", "this name is the built-in demo server's; choose another, or leave --demo out"
+        )
+    from .app import serve as run
+
+    def on_ready(url: str) -> None:
+        print(_welcome(settings, url, demo=demo), flush=True)
+
+    _run(run, settings, demo, on_ready)
+
+
+@app.command()
+def check(file: File = None) -> None:
+    """Validate the settings, probe each server, and print a table. Exit 1 on any fault."""
+    settings = load(file, environ=os.environ)
+    if not settings.servers:
+        raise SettingsError("servers", "there is no server to check; add [servers.NAME] with a url")
+    import anyio
+    from rich.console import Console
+    from rich.table import Table
+
+    from .check import probe_all
+
+    probes = anyio.run(probe_all, settings)
+    table = Table("server", "url", "state", "what it is", "revision", "time")
+    for probe in probes:
+        state = f"[red]{probe.fault}" if probe.fault else "[green]ok"
+        took = f"{probe.seconds * 1000:.0f} ms"
+        table.add_row(probe.server, _shown(probe.url), state, probe.name, probe.revision, took)
+    Console().print(table)
+    if any(probe.fault for probe in probes):
+        raise typer.Exit(1)
+
+
+def _run(function: Any, settings: Settings, demo: bool, on_ready: Any) -> None:
+    import asyncio
+
+    try:
+        import uvloop
+    except ImportError:  # works without, only slower
+        runner = asyncio.Runner()
+    else:
+        runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+    with runner:
+        runner.run(function(settings, demo=demo, on_ready=on_ready))
+
+
+def _configure_logs(log_format: str, log_level: str) -> None:
+    from .logs import configure
+
+    formats: dict[str, LogFormat] = {"text": "text", "json": "json"}
+    if log_format not in formats:
+        raise SettingsError("--log-format", f'expected text or json, got "{log_format}"')
+    if log_level.lower() not in ("debug", "info", "warning", "error"):
+        raise SettingsError("--log-level", f'expected debug, info, warning or error, got "{log_level}"')
+    configure(formats[log_format], log_level)
+
+
+def _shown(url: str) -> str:
+    """A URL without the password and the query that it may hold."""
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(url)
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
+
+
+def _welcome(settings: Settings, url: str, *, demo: bool) -> str:
+    names = [*settings.servers, *(["demo"] if demo else [])]
+    lines = [f"trunkline listens on {url}", ""]
+    lines += [f"  {url}/servers/{name}/mcp    (reuse: {_reuse(settings, name)})" for name in names]
+    lines += [
+        "",
+        "Try this twice: the second call continues the session of the first.",
+        _curl(f"{url}/servers/{names[-1]}/mcp", demo=demo),
+        "",
+        f"Or point any MCP client to {url}/servers/{names[-1]}/mcp",
+        f"Figures: {url}/metrics   Ready: {url}/readyz   Ctrl-C drains and stops.",
+    ]
+    return "\n".join(lines)
+
+
+def _curl(url: str, *, demo: bool) -> str:
+    """A whole MCP call in one request: the key names the session, and the gateway does the handshake."""
+    call = '"method":"tools/call","params":{"name":"counter","arguments":{}}' if demo else '"method":"tools/list"'
+    return (
+        f"  curl -s {url} -H 'Trunkline-Workflow: me' \\\n"
+        "    -H 'Content-Type: application/json' -H 'Accept: application/json, text/event-stream' \\\n"
+        f'    -d \'{{"jsonrpc":"2.0","id":1,{call}}}\''
+    )
+
+
+def _reuse(settings: Settings, name: str) -> str:
+    return settings.pooling_for(name).reuse if name in settings.servers else settings.pooling.reuse
+
+
+if __name__ == "__main__":
+    main()
