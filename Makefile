@@ -1,0 +1,87 @@
+# make run    a virtual environment, the program in it, and the demo gateway
+# make test   the same with what the tests need, and the tests
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+SDK := 2.3.0
+
+export TRUNKLINE_SDK1_PYTHON ?= $(CURDIR)/.venv-sdk1/bin/python
+export TRUNKLINE_NODE_MODULES ?= $(CURDIR)/.node/node_modules
+export TRUNKLINE_EVERYTHING_SERVER ?= $(CURDIR)/.peers/everything-server
+
+.PHONY: run test test-full check coverage bench clean peers
+
+run: $(VENV)/.installed
+	$(BIN)/trunkline serve
+
+test: $(VENV)/.dev peers
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-full: $(VENV)/.dev peers
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.dev .types/trunkline
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy -p trunkline.mux -p trunkline.transports -p trunkline.compat -p trunkline.gateway
+
+# The modules that decide without I/O are covered to the last branch, by their own tests.
+coverage: $(VENV)/.dev
+	$(BIN)/python tests/pure_coverage.py
+
+bench: $(VENV)/.dev $(VENV)/.bench
+	$(BIN)/python -m bench.load
+
+clean:
+	rm -rf $(VENV) .venv-sdk1 .node .peers .types build dist *.egg-info
+
+# A fresh Debian has a python3 that cannot make virtual environments; its package for that is small.
+define make_venv
+	@test -n "$(PYTHON)" || { echo "trunkline needs Python 3.11 or newer as python3" >&2; exit 1; }
+	$(PYTHON) -m venv $(1) 2>/dev/null \
+	  || { rm -rf $(1); $(PYTHON) -m virtualenv -q $(1) 2>/dev/null; } \
+	  || { rm -rf $(1); test "$$(id -u)" = 0 && apt-get update -q && apt-get install -qy python3-venv && $(PYTHON) -m venv $(1); } \
+	  || { echo "cannot make a virtual environment: install python3-venv (apt-get install python3-venv)" >&2; exit 1; }
+endef
+
+$(VENV)/bin/python:
+	$(call make_venv,$(VENV))
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]' 'mcp==$(SDK)'
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.installed
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]'
+	@touch $@
+
+.types/trunkline:
+	mkdir -p .types && ln -sfn .. $@
+
+# What the tests meet: both lines of the Python SDK, the TypeScript SDK, the conformance suite and its server.
+peers: .venv-sdk1/.installed .node/.installed .peers/.installed
+
+.venv-sdk1/.installed:
+	$(call make_venv,.venv-sdk1)
+	.venv-sdk1/bin/python -m pip install -q --disable-pip-version-check 'mcp>=1.30,<2' uvicorn
+	@touch $@
+
+.node/.installed: tests/harness/node/package.json
+	mkdir -p .node && cp tests/harness/node/package.json .node/
+	@if command -v npm >/dev/null; then cd .node && npm install --no-audit --no-fund --loglevel=error; \
+	 elif [ -n "$$CI" ]; then echo "npm is missing" >&2; exit 1; \
+	 else echo "npm is missing: the tests with the TypeScript SDK and the conformance suite will be skipped"; fi
+	@touch $@
+
+.peers/.installed: | $(VENV)/bin/python
+	mkdir -p .peers
+	$(BIN)/python -m pip download -q --disable-pip-version-check --no-deps --no-binary mcp -d .peers 'mcp==$(SDK)'
+	tar xzf .peers/mcp-$(SDK).tar.gz -C .peers
+	cp -r .peers/mcp-$(SDK)/examples/servers/everything-server .peers/everything-server
+	rm -rf .peers/mcp-$(SDK)
+	@touch $@

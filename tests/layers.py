@@ -1,0 +1,45 @@
+"""The layers of the house, in one place: who may import whom, and which modules do no I/O."""
+
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+FOLDERS = ("mux", "transports", "compat", "gateway")
+"""Lowest first: a folder imports from itself and from those before it."""
+
+PURE = (
+    "mux/demux.py",
+    "mux/envelope.py",
+    "mux/errors.py",
+    "mux/event_log.py",
+    "mux/limits.py",
+    "mux/policy.py",
+    "mux/ports.py",
+    "mux/principal.py",
+    "mux/record.py",
+    "mux/routing.py",
+    "mux/statistics.py",
+    "transports/event_stream.py",
+    "transports/guard.py",
+    "transports/headers.py",
+    "transports/status.py",
+)
+"""Modules that decide without I/O; their own tests cover them to the last branch."""
+
+IO_MODULES = frozenset(
+    {"aiohttp", "anyio", "asyncio", "httptools", "redis", "select", "socket", "starlette", "time", "uvicorn", "websockets"}
+)
+
+MUX_ORDER = (
+    {"errors", "limits", "principal", "statistics"},
+    {"envelope", "event_log", "policy", "record"},
+    {"ports"},
+    {"demux"},
+    {"routing"},
+    {"channel", "exchange", "workflow", "directory"},
+    {"line"},
+    {"pool"},
+)
+"""Inside mux, lowest first: a module imports from its own rank and from lower ones."""
+
+LIBRARY = ("mux", "transports", "compat")
+"""Folders that another gateway mounts: they must not need the SDK."""
