@@ -1,0 +1,1 @@
+"""The old ways, behind the new interfaces."""

@@ -1,0 +1,1 @@
+"""The program: command line, settings, authentication, and the one place that builds everything."""

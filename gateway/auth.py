@@ -46,7 +46,7 @@ class Authenticator:
         if token is None:
             return False
         digest = _digest(token)
-        return any([hmac.compare_digest(digest, admin) for admin in self._admins])
+        return any(hmac.compare_digest(digest, admin) for admin in self._admins)
 
 
 def _bearer(headers: Mapping[str, str]) -> str | None:

@@ -1,0 +1,11 @@
+"""The multiplexer and the session pool: many calls over few upstream sessions, told apart by minted ids.
+
+No sockets, no HTTP, no settings files. `Pool` is where to begin; `ports` says what it needs from the parts around it.
+"""
+
+from .limits import EventLogLimits, Pooling
+from .pool import Pool, Upstream
+from .principal import ANONYMOUS, Principal
+from .statistics import Statistics
+
+__all__ = ["ANONYMOUS", "EventLogLimits", "Pool", "Pooling", "Principal", "Statistics", "Upstream"]

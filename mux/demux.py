@@ -241,17 +241,17 @@ class Demux:
             raise Overloaded("too many calls in flight on this session", limit="max_inflight_per_channel")
         if not self._ids_left:
             raise Overloaded("no request id is left on this session", limit="upstream_ids")
-        id = next(self._ids)
+        number = next(self._ids)
         self._ids_left -= 1
-        spelled = b"%d" % id
+        spelled = b"%d" % number
         members = message.members
         params = members.get("params")
         token = b""
         if params is not None:
             params, token = wire_format.swap_progress_token(params, spelled)
             members = {**members, "params": params}
-        request = Request(id, message.id, token, caller, now, self._timeout)
-        self._requests[id] = request
+        request = Request(number, message.id, token, caller, now, self._timeout)
+        self._requests[number] = request
         return request, Envelope("request", members).with_id(spelled)
 
     def find(self, caller: Caller) -> Request | None:

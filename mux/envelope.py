@@ -245,10 +245,10 @@ def string_of(raw: Raw | None) -> str | None:
 
 
 def swap_progress_token(params: Raw, token: bytes) -> tuple[Raw, bytes]:
-    """Put `token` where a request's `_meta.progressToken` is; the new params and the raw token that was there.
+    r"""Put `token` where a request's `_meta.progressToken` is; the new params and the raw token that was there.
 
     The token is empty where the request asks for no progress (rulebook 1.3). Keys may be spelled with escapes, so only
-    a text without `_meta` and without any `\\u` is surely free of a token. A text that mentions one where the parser
+    a text without `_meta` and without any `\u` is surely free of a token. A text that mentions one where the parser
     sees none (a key given twice) is written anew from what was parsed, so that no server reads it otherwise (rule E26).
 
     Raises:

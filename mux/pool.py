@@ -40,9 +40,6 @@ CLOSE_SECONDS: Final = 10.0
 """How long the channels may take to say goodbye to their servers when the pool stops."""
 
 T = TypeVar("T")
-DRAIN_POLL_SECONDS: Final = 0.02
-"""How often a drain looks whether the last call has ended: once in a process's life, so a poll will do."""
-
 LineMaker = Callable[[ChannelMaker], Line]
 
 
@@ -207,11 +204,10 @@ class Pool:
         True if no call was cut.
         """
         self.draining = True
-        for workflow in self.workflows:
-            workflow.draining = True
+        quiet = [workflow.drain() for workflow in self.workflows]
         with anyio.move_on_after(timeout):
-            while self.inflight:
-                await anyio.sleep(DRAIN_POLL_SECONDS)
+            for event in quiet:
+                await event.wait()
         complete = not self.inflight
         for workflow in self.workflows:
             self._end_soon(workflow, "drained")

@@ -47,8 +47,6 @@ class Workflow:
         self.line: Line
         """Set by the pool, at once: the line needs the workflow as its owner."""
         self.stateless = False
-        self.draining = False
-        """Set when the gateway shuts down: calls that come now are refused, those in flight go on."""
         self.opened: asyncio.Future[Opened] = asyncio.get_running_loop().create_future()
         self.checked = clock()
         """When the record was last compared with the directory's."""
@@ -62,6 +60,8 @@ class Workflow:
         self._touched = clock()
         self._capabilities: Members | None = None
         self._ended: WorkflowEnded | None = None
+        self._quiet: asyncio.Event | None = None
+        """While draining: set once no call is in flight."""
 
     def __repr__(self) -> str:
         return f"Workflow({self.record.handle} on {self.server}, {len(self._desk)} in flight, {self._wires} wires)"
@@ -139,7 +139,7 @@ class Workflow:
         try:
             if self._ended is not None:
                 raise SessionLost(f"the session ended: {self._ended.cause}", executed="no")
-            if self.draining:
+            if self._quiet is not None:
                 raise SessionLost("the gateway is shutting down", executed="no")
             if len(self._desk) > self.pooling.max_inflight_per_workflow:
                 raise Overloaded("too many calls in flight in this session", limit="max_inflight_per_workflow")
@@ -313,8 +313,18 @@ class Workflow:
         now = self._clock()
         self._touched = now
         self._desk.leave(call.id, call)
+        if self._quiet is not None and not len(self._desk):
+            self._quiet.set()
         self.statistics.count("calls", self.server, call.method, outcome)
         self.statistics.observe("call_seconds", now - call.started, self.server)
+
+    def drain(self) -> asyncio.Event:
+        """Refuse calls from now on; the event is set when those in flight have ended (guarantee G8)."""
+        if self._quiet is None:
+            self._quiet = asyncio.Event()
+            if not len(self._desk):
+                self._quiet.set()
+        return self._quiet
 
     def expire(self, now: float) -> None:
         """Time out calls, drop what was kept for resumption long enough, refuse questions that nobody is there for."""

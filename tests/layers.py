@@ -26,7 +26,19 @@ PURE = (
 """Modules that decide without I/O; their own tests cover them to the last branch."""
 
 IO_MODULES = frozenset(
-    {"aiohttp", "anyio", "asyncio", "httptools", "redis", "select", "socket", "starlette", "time", "uvicorn", "websockets"}
+    {
+        "aiohttp",
+        "anyio",
+        "asyncio",
+        "httptools",
+        "redis",
+        "select",
+        "socket",
+        "starlette",
+        "time",
+        "uvicorn",
+        "websockets",
+    }
 )
 
 MUX_ORDER = (

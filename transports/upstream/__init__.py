@@ -1,0 +1,1 @@
+"""Wires to servers: each implements the `Connector` port of the multiplexer."""
