@@ -1,0 +1,29 @@
+"""The documents say what the code does."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+from trunkline.mux.demux import tables_as_mermaid
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_tables_in_the_design_are_those_of_the_code() -> None:
+    page = ROOT / "docs" / "design.md"
+    text = page.read_text()
+    found = re.search(r"(<!-- tables: .*? -->\n)(.*?)(<!-- end of tables -->)", text, re.DOTALL)
+    assert found
+    due = tables_as_mermaid()
+    if os.environ.get("TRUNKLINE_WRITE_DOCS"):
+        page.write_text(text.replace(found[2], due))
+    else:
+        assert found[2] == due, "run the test once with TRUNKLINE_WRITE_DOCS=1"
+
+
+@pytest.mark.checkout
+def test_every_relative_link_leads_somewhere() -> None:
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
