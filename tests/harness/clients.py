@@ -58,9 +58,9 @@ class Scenario(TypedDict, total=False):
 class Outcome(TypedDict, total=False):
     """What a client saw.
 
-    `results`: `{text, structured, failed}` or `{error: {code, message}}`, in order of the calls. `notifications`: pairs of
-    method and params, without those of progress, which are in `progress` as done, total, message. `asked`: pairs of
-    method and question.
+    `results`: `{text, structured, failed}` or `{error: {code, message}}`, in order of the calls. `notifications`:
+    pairs of method and params, without those of progress, which are in `progress` as done, total, message. `asked`:
+    pairs of method and question.
     """
 
     results: list[dict[str, Any]]

@@ -44,7 +44,7 @@ class ServerProcess:
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
+            env={**(os.environ if env is None else env), "PYTHONUNBUFFERED": "1"},
             pass_fds=pass_fds,
             cwd=cwd,
             start_new_session=True,
@@ -147,7 +147,7 @@ def served_on(
     port = listener.getsockname()[1]
     process = ServerProcess(
         module_command(module, "--fd", str(listener.fileno()), *arguments, python=python),
-        env={"PYTHONPATH": str(HARNESS_PARENT)},
+        env={**os.environ, "PYTHONPATH": str(HARNESS_PARENT)},
         pass_fds=(listener.fileno(),),
     )
     # Only the child holds the socket from here on: when it dies, connecting is refused instead of hanging.

@@ -72,9 +72,9 @@ class Recorder:
         """What was recorded.
 
         `counts`: by kind (initialize, initialized, call, get, delete, notification, response, other), by JSON-RPC
-        method (`method:NAME`) and by mark (`mark:NAME`). `sessions`: ids in order of birth. `requests`: one entry for each, with
-        kind, method, tool, id (JSON text), session, headers (list of pairs) and status. `peak`: most JSON-RPC requests
-        under way at once. `earlier`: what sessions from before the reset still did.
+        method (`method:NAME`) and by mark (`mark:NAME`). `sessions`: ids in order of birth. `requests`: one entry for
+        each, with kind, method, tool, id (JSON text), session, headers (list of pairs) and status. `peak`: most
+        JSON-RPC requests under way at once. `earlier`: what sessions from before the reset still did.
         """
         return {
             "counts": dict(self._counts),

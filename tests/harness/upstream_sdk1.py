@@ -7,10 +7,11 @@
 
 import argparse
 
+from mcp.server.fastmcp import FastMCP
+
 from harness.recorder import SESSION_HEADER, Recorder, serve
 from harness.upstream_events import event_store
 from harness.upstream_tools import State, register
-from mcp.server.fastmcp import FastMCP
 
 
 def build(*, events: bool, json: bool) -> Recorder:

@@ -6,11 +6,12 @@
 import argparse
 from typing import Any
 
+from mcp import types
+from mcp.server.mcpserver import MCPServer
+
 from harness.recorder import SESSION_HEADER, Recorder, serve
 from harness.upstream_events import event_store
 from harness.upstream_tools import State, register
-from mcp import types
-from mcp.server.mcpserver import MCPServer
 
 
 def build(*, events: bool, json: bool) -> Recorder:

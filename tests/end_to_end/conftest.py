@@ -1,0 +1,67 @@
+"""Peers of the end-to-end tests: one server process and one gateway process for a module, a new record for each test."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from harness.gateways import Gateway
+from harness.gateways import gateway as running_gateway
+from harness.gateways import token_settings as token_settings_text
+from harness.upstreams import Upstream
+from harness.upstreams import upstream as running_upstream
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+def key() -> str:
+    """A workflow key that no other test uses."""
+    return f"test-{next(_numbers)}"
+
+
+@pytest.fixture(scope="module")
+def upstream_process() -> Iterator[Upstream]:
+    """A stateful server on the SDK's 2.x line."""
+    with running_upstream("sdk2") as server:
+        yield server
+
+
+@pytest.fixture
+def upstream(upstream_process: Upstream) -> Upstream:
+    """The same, with nothing recorded yet."""
+    upstream_process.reset()
+    return upstream_process
+
+
+@pytest.fixture(scope="module")
+def gateway_process(upstream_process: Upstream) -> Iterator[Gateway]:
+    """A gateway in front of it, under the name `up`."""
+    with running_gateway(upstreams={"up": upstream_process.url}) as process:
+        yield process
+
+
+@pytest.fixture
+def gateway(gateway_process: Gateway, upstream: Upstream) -> Iterator[Gateway]:
+    """The same; a test that ends it fails the ones behind it, with the log."""
+    yield gateway_process
+    if gateway_process.process.returncode is not None:
+        raise gateway_process.process.fail("the gateway ended during a test")
+
+
+@pytest.fixture
+def settings_file(tmp_path: Path) -> Callable[[str], Path]:
+    """Writes a settings file."""
+
+    def write(text: str) -> Path:
+        path = tmp_path / "trunkline.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def token_settings(settings_file: Callable[[str], Path], upstream: Upstream) -> Path:
+    """Settings with two principals of one tenant (see `TOKENS`), and the server `up`."""
+    return settings_file(token_settings_text(up=upstream.url))

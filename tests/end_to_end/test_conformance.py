@@ -1,0 +1,70 @@
+"""The official conformance suite, on the SDK's everything-server directly and through the gateway."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from harness import conformance
+from harness.gateways import Gateway
+from harness.gateways import gateway as running_gateway
+from harness.tee import Tee
+from harness.upstreams import Upstream
+from harness.upstreams import upstream as running_upstream
+
+pytestmark = pytest.mark.anyio
+
+SCENARIOS = 33
+
+
+@pytest.fixture
+def everything() -> Iterator[Upstream]:
+    with running_upstream("everything") as server:
+        yield server
+
+
+@pytest.fixture
+def gateway(everything: Upstream) -> Iterator[Gateway]:
+    with running_gateway(upstreams={"everything": everything.url}) as process:
+        yield process
+
+
+async def test_the_server_passes_directly(everything: Upstream) -> None:
+    verdict = await conformance.run(everything.url)
+
+    assert verdict.passed == len(verdict.scenarios) == SCENARIOS, verdict.printed
+
+
+async def test_the_server_passes_through_the_gateway_with_one_upstream_session_per_workflow(
+    everything: Upstream, gateway: Gateway
+) -> None:
+    direct = await conformance.run(everything.url)
+    everything.reset()
+    async with Tee(gateway.port) as tee:
+        verdict = await conformance.run(f"http://127.0.0.1:{tee.port}/servers/everything/mcp")
+        given = tee.session_ids()
+
+    assert verdict.passed == len(verdict.scenarios) == SCENARIOS, verdict.printed
+    # Not only does each scenario pass: each check in it says what it says without the gateway.
+    assert verdict.checks == direct.checks
+
+    report = everything.report()
+    workflows = len(given)
+    assert workflows >= SCENARIOS - 1
+    assert len(report["sessions"]) == report["counts"]["initialize"] == workflows
+    assert report["counts"]["initialized"] == workflows
+    seen = json.dumps(report)
+    assert not [session for session in given if session in seen]
+    _check_ids(report)
+
+
+def _check_ids(report: dict[str, object]) -> None:
+    """The gateway's own ids: positive integers, never used again in a session. Clients of this suite begin at 0."""
+    requests = report["requests"]
+    assert isinstance(requests, list)
+    used: dict[str, list[int]] = {}
+    for request in requests:
+        if request["kind"] in ("initialize", "call"):
+            used.setdefault(request["session"], []).append(json.loads(request["id"]))
+    for ids in used.values():
+        assert all(type(id) is int and id > 0 for id in ids)
+        assert len(set(ids)) == len(ids)

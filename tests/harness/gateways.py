@@ -1,0 +1,98 @@
+"""The gateway under test, as a process of its own."""
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.ports import free_port
+from harness.processes import ServerProcess, wait_for_status
+
+MODULE = "trunkline.gateway.cli"
+TOKENS = {"alice": "token-of-alice", "bob": "token-of-bob"}
+"""Bearer tokens of two principals of one tenant, in a gateway with `token_settings`."""
+
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+class Gateway:
+    """A running gateway."""
+
+    def __init__(self, process: ServerProcess, port: int) -> None:
+        self.process = process
+        self.port = port
+        self.base = f"http://127.0.0.1:{port}"
+
+    def url(self, name: str = "up") -> str:
+        """The Streamable HTTP endpoint of a server."""
+        return f"{self.base}/servers/{name}/mcp"
+
+    def fetch(self, path: str, headers: Mapping[str, str] | None = None) -> str:
+        """The body of a GET that has to succeed."""
+        request = urllib.request.Request(self.base + path, headers=dict(headers or {}))
+        with _DIRECT.open(request, timeout=10) as answer:
+            return str(answer.read().decode())
+
+    def fetch_json(self, path: str) -> Any:
+        """The same, as JSON."""
+        return json.loads(self.fetch(path))
+
+    def metrics(self) -> dict[str, float]:
+        """Every sample of /metrics, by its name with labels as it is written there."""
+        samples = {}
+        for line in self.fetch("/metrics").splitlines():
+            if line and not line.startswith("#"):
+                name, _, value = line.rpartition(" ")
+                samples[name] = float(value)
+        return samples
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of the samples of a metric that carry these labels."""
+        wanted = [f'{label}="{value}"' for label, value in labels.items()]
+        return sum(
+            value
+            for sample, value in self.metrics().items()
+            if sample.partition("{")[0] == name and all(pair in sample for pair in wanted)
+        )
+
+
+def token_settings(**upstreams: str) -> str:
+    """TOML for a gateway that knows the holders of `TOKENS`, in front of these servers."""
+    entries = [
+        f'{{ sha256 = "{hashlib.sha256(token.encode()).hexdigest()}", tenant = "acme", subject = "{subject}" }}'
+        for subject, token in TOKENS.items()
+    ]
+    servers = [f'[servers.{name}]\nurl = "{url}"' for name, url in upstreams.items()]
+    return "\n".join(["[auth]", 'mode = "tokens"', f"tokens = [{', '.join(entries)}]", *servers])
+
+
+def command(*arguments: str) -> list[str]:
+    """The command line of the gateway's program."""
+    return [sys.executable, "-m", MODULE, *arguments]
+
+
+def environment() -> dict[str, str]:
+    """This process's environment without what would be a setting of the gateway."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("TRUNKLINE_")}
+
+
+@contextlib.contextmanager
+def gateway(*arguments: str, upstreams: Mapping[str, str] | None = None, toml: Path | None = None) -> Iterator[Gateway]:
+    """`trunkline serve`, ready when this is entered and gone when it is left.
+
+    `upstreams` are given as `--upstream NAME=URL`; `toml` is a settings file without a port.
+    """
+    port = free_port()
+    named = [argument for name, url in (upstreams or {}).items() for argument in ("--upstream", f"{name}={url}")]
+    settings = [str(toml)] if toml else []
+    process = ServerProcess(command("serve", *settings, *named, "--port", str(port), *arguments), env=environment())
+    try:
+        wait_for_status(process, port, "/readyz")
+        yield Gateway(process, port)
+    finally:
+        process.kill()

@@ -1,0 +1,74 @@
+"""A relay of bytes that keeps a copy: what two peers said to each other, without a word of its own.
+
+    async with Tee(port) as tee:
+        ...  # a client connects to tee.port instead
+    tee.sent, tee.answered
+"""
+
+import contextlib
+import re
+from types import TracebackType
+from typing import Self
+
+import anyio
+import anyio.abc
+
+
+class Tee:
+    """Relays TCP connections from a port of its own to `target` on 127.0.0.1."""
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._conversations: list[tuple[bytearray, bytearray]] = []
+        self.port = 0
+
+    @property
+    def sent(self) -> list[bytes]:
+        """What clients said, one entry for each connection."""
+        return [bytes(sent) for sent, _ in self._conversations]
+
+    @property
+    def answered(self) -> list[bytes]:
+        """What the server said, one entry for each connection."""
+        return [bytes(answered) for _, answered in self._conversations]
+
+    def session_ids(self) -> set[str]:
+        """The session ids that the server gave out."""
+        return {
+            found.decode()
+            for answered in self.answered
+            for found in re.findall(rb"(?im)^mcp-session-id: *([!-~]+)\r?$", answered)
+        }
+
+    async def __aenter__(self) -> Self:
+        from harness.ports import free_port
+
+        self.port = free_port()
+        listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=self.port)
+        self._tasks = anyio.create_task_group()
+        await self._tasks.__aenter__()
+        self._tasks.start_soon(listener.serve, self._relay)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        self._tasks.cancel_scope.cancel()
+        return await self._tasks.__aexit__(kind, error, trace)
+
+    async def _relay(self, client: anyio.abc.ByteStream) -> None:
+        conversation = (bytearray(), bytearray())
+        self._conversations.append(conversation)
+        async with client, await anyio.connect_tcp("127.0.0.1", self._target) as server:
+            async with anyio.create_task_group() as tasks:
+
+                async def copy(source: anyio.abc.ByteStream, sink: anyio.abc.ByteStream, kept: bytearray) -> None:
+                    with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+                        async for chunk in source:
+                            kept.extend(chunk)
+                            await sink.send(chunk)
+                    # Neither side half-closes a connection in HTTP: the end of one is the end of both.
+                    tasks.cancel_scope.cancel()
+
+                tasks.start_soon(copy, client, server, conversation[0])
+                tasks.start_soon(copy, server, client, conversation[1])
