@@ -1,13 +1,12 @@
 """The directory of one process: dictionaries. It ends with the process, and serves one worker."""
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
 
 import anyio
 import msgspec
-from anyio.streams.memory import MemoryObjectSendStream
 
 from ..principal import Principal
 from ..record import WorkflowRecord
@@ -17,7 +16,7 @@ REMEMBERED_KEYS: Final = 10_000
 """Keys of ended workflows that are remembered, so that their return is told as `reset`; the oldest is forgotten."""
 
 WATCH_BUFFER: Final = 1024
-"""Changes that a slow watcher may be behind before it is told that everything may have changed."""
+"""Changes that are kept for a slow watcher; beyond that they give way to one word, that everything may have changed."""
 
 _Key = tuple[Principal, str, str]
 
@@ -30,8 +29,7 @@ class MemoryDirectory:
         self._by_key: dict[_Key, str] = {}
         self._ended: OrderedDict[_Key, None] = OrderedDict()
         self._next_id: dict[str, int] = {}
-        self._watchers: dict[MemoryObjectSendStream[str], bool] = {}
-        """Each watcher, and whether it has missed a change."""
+        self._watchers: set[_Watcher] = set()
 
     async def claim(self, record: WorkflowRecord) -> Claimed:
         """See `Directory.claim`."""
@@ -90,21 +88,40 @@ class MemoryDirectory:
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[AsyncIterator[str]]:
         """See `Directory.watch`."""
-        send, receive = anyio.create_memory_object_stream[str](WATCH_BUFFER)
-        self._watchers[send] = False
+        watcher = _Watcher()
+        self._watchers.add(watcher)
         try:
-            with send, receive:
-                yield receive
+            yield watcher
         finally:
-            del self._watchers[send]
+            self._watchers.remove(watcher)
 
     def _tell(self, session_id: str) -> None:
-        for watcher, behind in self._watchers.items():
-            try:
-                watcher.send_nowait("" if behind else session_id)
-                self._watchers[watcher] = False
-            except anyio.WouldBlock:
-                self._watchers[watcher] = True
+        for watcher in self._watchers:
+            watcher.tell(session_id)
+
+
+class _Watcher:
+    """The changes that one watcher has not heard yet. Bounded: when it is full, "" stands for all that it held."""
+
+    def __init__(self) -> None:
+        self._changes: deque[str] = deque()
+        self._news = anyio.Event()
+
+    def tell(self, session_id: str) -> None:
+        if len(self._changes) == WATCH_BUFFER:
+            self._changes.clear()
+            session_id = ""
+        self._changes.append(session_id)
+        self._news.set()
+
+    def __aiter__(self) -> AsyncIterator[str]:
+        return self
+
+    async def __anext__(self) -> str:
+        while not self._changes:
+            self._news = anyio.Event()
+            await self._news.wait()
+        return self._changes.popleft()
 
 
 def _key_of(record: WorkflowRecord) -> _Key | None:

@@ -1,0 +1,252 @@
+"""The multiplexer on a test's bench: a clock that a test turns, a directory that it can stop, a client without HTTP."""
+
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, Final, TypeVar
+
+import anyio
+import msgspec
+from trunkline.mux.directory import Claimed
+from trunkline.mux.directory.memory import MemoryDirectory
+from trunkline.mux.envelope import Envelope, parse
+from trunkline.mux.event_log import Position, Stream
+from trunkline.mux.exchange import Exchange
+from trunkline.mux.limits import MAX_BODY_BYTES
+from trunkline.mux.pool import Begun, Pool
+from trunkline.mux.ports import NONE, Headers
+from trunkline.mux.principal import ANONYMOUS, Principal
+from trunkline.mux.record import WorkflowRecord
+from trunkline.mux.workflow import Reader, Workflow
+
+PATIENCE: Final = 10.0
+"""Seconds after which waiting fails the test."""
+
+ALICE: Final = Principal("issuer", "acme", "alice")
+BOB: Final = Principal("issuer", "acme", "bob")
+CAROL: Final = Principal("issuer", "other", "carol")
+
+T = TypeVar("T")
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    def __init__(self, now: float = 1000.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+    def advance(self, seconds: float) -> None:
+        """Let so many seconds pass."""
+        self.now += seconds
+
+
+class SlowDirectory(MemoryDirectory):
+    """A directory behind a network: what was paused is done at once, and answered when the test lets it.
+
+    With `before`, an operation waits before it is done instead.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+        self.failing: dict[str, Exception] = {}
+        """Operations that raise."""
+        self._paused: dict[str, bool] = {}
+        self._changed = anyio.Event()
+
+    @property
+    def records(self) -> list[WorkflowRecord]:
+        """All that is stored."""
+        return list(self._records.values())
+
+    def pause(self, op: str, *, before: bool = False) -> None:
+        """Let an operation wait from now on, until `let`."""
+        self._paused[op] = before
+
+    def let(self, op: str) -> None:
+        """Let it go on."""
+        self._paused.pop(op, None)
+        self._wake()
+
+    async def reached(self, op: str, times: int = 1) -> None:
+        """Wait until an operation was called so often."""
+        with anyio.fail_after(PATIENCE):
+            while self.calls[op] < times:
+                await self._changed.wait()
+
+    async def claim(self, record: WorkflowRecord) -> Claimed:
+        return await self._do("claim", lambda: super(SlowDirectory, self).claim(record))
+
+    async def get(self, session_id: str) -> WorkflowRecord | None:
+        return await self._do("get", lambda: super(SlowDirectory, self).get(session_id))
+
+    async def find(self, principal: Principal, server: str, key: str) -> WorkflowRecord | None:
+        return await self._do("find", lambda: super(SlowDirectory, self).find(principal, server, key))
+
+    async def replace(self, record: WorkflowRecord) -> WorkflowRecord | None:
+        return await self._do("replace", lambda: super(SlowDirectory, self).replace(record))
+
+    async def remove(self, record: WorkflowRecord) -> bool:
+        return await self._do("remove", lambda: super(SlowDirectory, self).remove(record))
+
+    async def draw_ids(self, session_id: str) -> range:
+        return await self._do("draw_ids", lambda: super(SlowDirectory, self).draw_ids(session_id))
+
+    async def _do(self, op: str, work: Callable[[], Awaitable[T]]) -> T:
+        self.calls[op] += 1
+        self._wake()
+        if op in self.failing:
+            raise self.failing[op]
+        while self._paused.get(op):
+            await self._changed.wait()
+        done = await work()
+        while op in self._paused:
+            await self._changed.wait()
+        return done
+
+    def _wake(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+
+def request(method: str = "tools/call", params: Any = None, *, id: bytes = b"1") -> Envelope:
+    """A client's request, with an id of any spelling."""
+    text = b'{"jsonrpc":"2.0","id":%s,"method":%s,"params":%s}' % (
+        id,
+        json.dumps(method).encode(),
+        json.dumps({} if params is None else params).encode(),
+    )
+    return parse(text, limit=MAX_BODY_BYTES)
+
+
+def notification(method: str, params: Any = None) -> Envelope:
+    """A client's notification."""
+    return parse(
+        json.dumps({"jsonrpc": "2.0", "method": method, "params": params or {}}).encode(), limit=MAX_BODY_BYTES
+    )
+
+
+def response(id: bytes | int, result: Any = None) -> Envelope:
+    """A client's answer to what a server asked."""
+    spelled = id if isinstance(id, bytes) else b"%d" % id
+    text = b'{"jsonrpc":"2.0","id":%s,"result":%s}' % (spelled, json.dumps(result or {}).encode())
+    return parse(text, limit=MAX_BODY_BYTES)
+
+
+def initialize(revision: str = "2025-11-25", capabilities: Mapping[str, Any] | None = None, **params: Any) -> Envelope:
+    """A client's `initialize`."""
+    members = {
+        "protocolVersion": revision,
+        "capabilities": dict(capabilities or {}),
+        "clientInfo": {"name": "test", "version": "1"},
+        **params,
+    }
+    return request("initialize", members, id=b"0")
+
+
+class Client:
+    """A client's wires on one workflow: what a transport does for it, without the transport."""
+
+    def __init__(self, workflow: Workflow) -> None:
+        self.workflow = workflow
+
+    def call(
+        self, params: Any = None, *, id: bytes = b"1", method: str = "tools/call", headers: Headers = NONE
+    ) -> Exchange:
+        """Begin an exchange of one call; the client waits for it until `outcome` or `leave`."""
+        return self.send(request(method, params, id=id), headers=headers)
+
+    def send(self, *messages: Envelope, headers: Headers = NONE) -> Exchange:
+        """Begin an exchange of these calls."""
+        exchange = self.workflow.exchange(len(messages))
+        self.workflow.wire_came()
+        for message in messages:
+            self.workflow.call(message, exchange, headers)
+        return exchange
+
+    async def answers(self, exchange: Exchange) -> list[dict[str, Any]]:
+        """All messages of an exchange, plain or streamed, priming left out; then its wire leaves."""
+        return [json.loads(text) for text in await self.raw_answers(exchange)]
+
+    async def raw_answers(self, exchange: Exchange) -> list[bytes]:
+        """The same, byte for byte."""
+        try:
+            with anyio.fail_after(PATIENCE):
+                outcome = await exchange.ready
+                if not isinstance(outcome, Stream):
+                    return outcome
+                reader = self.workflow.attach(outcome, 0)
+                try:
+                    return [message async for _, message in events(reader) if message]
+                finally:
+                    reader.close()
+        finally:
+            self.workflow.wire_left()
+
+    async def answer(self, exchange: Exchange) -> dict[str, Any]:
+        """The last message of an exchange."""
+        return (await self.answers(exchange))[-1]
+
+    def leave(self) -> None:
+        """The wire of an exchange goes before its answer."""
+        self.workflow.wire_left()
+
+
+async def events(reader: Reader) -> AsyncIterator[tuple[str, bytes]]:
+    """Each event of a stream until its end: its event id and its message."""
+    while (due := await reader.next(PATIENCE)) is not None:
+        assert due, f"nothing came for {PATIENCE} s"
+        for event in due:
+            yield reader.event_id(event), event.message
+
+
+async def some(reader: Reader, count: int = 1) -> list[tuple[str, bytes]]:
+    """So many events of a stream, priming left out; the test fails where they do not come, or more come with them."""
+    got: list[tuple[str, bytes]] = []
+    with anyio.fail_after(PATIENCE):
+        while len(got) < count:
+            due = await reader.next(PATIENCE)
+            assert due is not None, f"the stream ended after {got}"
+            got += [(reader.event_id(event), event.message) for event in due if event.message]
+    assert len(got) == count, got
+    return got
+
+
+async def idle(reader: Reader) -> bool:
+    """True where nothing is due on a reader at this moment, and it has not ended."""
+    return await reader.next(0) == []
+
+
+def position(event_id: str) -> Position:
+    """What an event id spells."""
+    read = Position.read(event_id)
+    assert read is not None, event_id
+    return read
+
+
+async def settle(turns: int = 20) -> None:
+    """Let every task that can go on do so: for what must *not* happen, where there is no event to wait for."""
+    for _ in range(turns):
+        await anyio.lowlevel.checkpoint()
+
+
+async def begin(pool: Pool, principal: Principal = ANONYMOUS, server: str = "x", **options: Any) -> Begun:
+    """`pool.begin` with a plain `initialize`, or with the `message` given."""
+    with anyio.fail_after(PATIENCE):
+        return await pool.begin(principal, server, options.pop("message", None) or initialize(), **options)
+
+
+@asynccontextmanager
+async def patience(seconds: float = PATIENCE) -> AsyncIterator[None]:
+    """Fail the test where what is inside takes longer."""
+    with anyio.fail_after(seconds):
+        yield
+
+
+def members(text: bytes) -> dict[str, bytes]:
+    """The first level of a JSON object, each value as it was spelled."""
+    return {name: bytes(raw) for name, raw in msgspec.json.decode(text, type=dict[str, msgspec.Raw]).items()}
