@@ -1,4 +1,4 @@
-"""Peers of the end-to-end tests: one server process and one gateway process for a module, a new record for each test."""
+"""Peers of the end-to-end tests: a server and a gateway process for each module, a new record for each test."""
 
 import itertools
 from collections.abc import Callable, Iterator

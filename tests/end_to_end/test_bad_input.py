@@ -1,4 +1,4 @@
-"""Requests that break a rule: each gets its status and its JSON-RPC error, changes nothing, and leaves nothing behind."""
+"""Requests that break a rule: each gets its status and its JSON-RPC error, and leaves nothing behind."""
 
 import json
 import secrets
@@ -83,9 +83,7 @@ HEADERS = {
     "unknown session": Bad(404, -32600, headers={"Mcp-Session-Id": "f" * 43}, answered_id=b"1"),
     "unknown session, GET": Bad(404, body=None, method="GET", headers={"Mcp-Session-Id": "f" * 43}),
     "unknown session, DELETE": Bad(404, body=None, method="DELETE", headers={"Mcp-Session-Id": "f" * 43}),
-    "unknown session, initialize": Bad(
-        404, -32600, INITIALIZE, headers={"Mcp-Session-Id": "f" * 43}, answered_id=b"1"
-    ),
+    "unknown session, initialize": Bad(404, -32600, INITIALIZE, headers={"Mcp-Session-Id": "f" * 43}, answered_id=b"1"),
     "no session": Bad(400, -32600, headers={"Mcp-Session-Id": None}, answered_id=b"1"),
     "no session, GET": Bad(400, body=None, method="GET", headers={"Mcp-Session-Id": None}),
     "no session, DELETE": Bad(400, body=None, method="DELETE", headers={"Mcp-Session-Id": None}),
@@ -129,7 +127,8 @@ def check(bad: Bad, status: int, body: bytes) -> None:
     assert status == bad.status, body
     members = raw_members(body)
     error = json.loads(members["error"])
-    assert type(error["code"]) is int and error["message"]
+    assert type(error["code"]) is int
+    assert error["message"]
     if bad.code is not None:
         assert error["code"] == bad.code
     assert members["id"] in (b"null", bad.answered_id)

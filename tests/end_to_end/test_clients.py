@@ -110,7 +110,8 @@ async def test_two_clients_at_once_with_one_key_share_one_count(
     first, second = [[int(text) for text in texts(outcome)] for outcome in await play_both(kind, scenario, scenario)]
 
     assert sorted(first + second) == list(range(1, 41))
-    assert first == sorted(first) and second == sorted(second)
+    assert first == sorted(first)
+    assert second == sorted(second)
     assert upstream.counts()["initialize"] == 1
 
 
@@ -157,7 +158,9 @@ async def test_the_session_of_another_principal_is_unknown(upstream: Upstream, t
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_what_a_server_asks_and_tells_reaches_the_client(gateway: Gateway, upstream: Upstream, kind: Kind) -> None:
+async def test_what_a_server_asks_and_tells_reaches_the_client(
+    gateway: Gateway, upstream: Upstream, kind: Kind
+) -> None:
     outcome = await play(
         kind,
         {

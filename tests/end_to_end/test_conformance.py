@@ -44,8 +44,11 @@ async def test_the_server_passes_through_the_gateway_with_one_upstream_session_p
         given = tee.session_ids()
 
     assert verdict.passed == len(verdict.scenarios) == SCENARIOS, verdict.printed
-    # Not only does each scenario pass: each check in it says what it says without the gateway.
-    assert verdict.checks == direct.checks
+    # Two things are the gateway's own: it answers in JSON where nothing comes before the response, and it never closes
+    # a stream early, so it has no use for `retry`. All else is as it is without the gateway.
+    differing = direct.having("SUCCESS") - verdict.having("SUCCESS")
+    assert differing <= {"server-sse-streams-functional", "server-sse-retry-field", "server-sse-disconnect-resume"}
+    assert verdict.having("WARNING") - direct.having("WARNING") <= {"server-sse-retry-field"}
 
     report = everything.report()
     workflows = len(given)
@@ -66,5 +69,5 @@ def _check_ids(report: dict[str, object]) -> None:
         if request["kind"] in ("initialize", "call"):
             used.setdefault(request["session"], []).append(json.loads(request["id"]))
     for ids in used.values():
-        assert all(type(id) is int and id > 0 for id in ids)
+        assert all(type(one) is int and one > 0 for one in ids)
         assert len(set(ids)) == len(ids)

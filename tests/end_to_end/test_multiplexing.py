@@ -59,7 +59,7 @@ async def test_sixty_four_calls_with_the_same_ids_get_each_its_own_answer(
     assert report["peak"] == AT_ONCE
     sent = [json.loads(request["id"]) for request in report["requests"] if request["kind"] in ("initialize", "call")]
     assert len(set(sent)) == len(sent) == AT_ONCE + 1
-    assert all(type(id) is int and 0 < id < 2**53 for id in sent)
+    assert all(type(one) is int and 0 < one < 2**53 for one in sent)
 
 
 async def test_two_sessions_with_the_same_ids_are_not_mixed_up(gateway: Gateway, upstream: Upstream, key: str) -> None:
@@ -86,7 +86,8 @@ async def test_the_upstream_sees_neither_session_id_nor_request_id_of_the_client
         assert (await wire.delete()).status == 200
 
     report = await upstream.saw("delete")
-    assert session is not None and len(session) >= 22
+    assert session is not None
+    assert len(session) >= 22
     assert session not in json.dumps(report)
     assert "an-id-of-the-client" not in json.dumps(report)
 

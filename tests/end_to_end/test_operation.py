@@ -5,10 +5,9 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import anyio
 import anyio.to_thread
 import pytest
-from harness.gateways import Gateway, command, environment
+from harness.gateways import Gateway, command, environment, until
 from harness.gateways import gateway as running_gateway
 from harness.ports import free_port
 from harness.processes import http_status
@@ -26,11 +25,10 @@ INITIALIZE = {
 }
 
 
-async def until_status(gateway: Gateway, path: str, status: int | None) -> None:
-    """Wait until a path gives that status; None: until nobody answers any more."""
-    with anyio.fail_after(10):
-        while await anyio.to_thread.run_sync(http_status, gateway.port, path) != status:
-            await anyio.sleep(0.02)
+async def until_draining(gateway: Gateway) -> int | None:
+    """Wait until the gateway drains: 503 while the listener is open, None (nobody answers) when it is closed."""
+    await until(lambda: http_status(gateway.port, "/readyz") != 200)
+    return http_status(gateway.port, "/readyz")
 
 
 async def test_an_upstream_that_is_away_at_start_is_a_status_and_is_used_once_it_is_there() -> None:
@@ -42,7 +40,8 @@ async def test_an_upstream_that_is_away_at_start_is_a_status_and_is_used_once_it
             answer = await wire.post(INITIALIZE)
             message = await answer.response()
             assert answer.status == 200
-            assert message["id"] == 1 and message["error"]["code"] == -31001
+            assert message["id"] == 1
+            assert message["error"]["code"] == -31001
             assert "Mcp-Session-Id" not in answer.headers
             assert gateway.process.returncode is None
 
@@ -63,10 +62,7 @@ async def test_sigterm_lets_a_running_call_complete(upstream: Upstream, key: str
             await upstream.saw("mark:holding")
 
             gateway.process.send_signal(signal.SIGTERM)
-            # Draining shows as 503 while the listener is open, and as nobody at all when it is closed.
-            with anyio.fail_after(10):
-                while await anyio.to_thread.run_sync(http_status, gateway.port, "/readyz") == 200:
-                    await anyio.sleep(0.02)
+            await until_draining(gateway)
             assert gateway.process.returncode is None
 
             upstream.open(key)
@@ -89,13 +85,11 @@ async def test_sigterm_refuses_what_is_new(upstream: Upstream, key: str) -> None
             answer = await wire.call("hold", {"gate": key})
             await upstream.saw("mark:holding")
             gateway.process.send_signal(signal.SIGTERM)
-            with anyio.fail_after(10):
-                while (status := await anyio.to_thread.run_sync(http_status, gateway.port, "/readyz")) == 200:
-                    await anyio.sleep(0.02)
-            if status is not None:
+            if await until_draining(gateway) is not None:
                 async with Wire(gateway.url()) as newcomer:
                     refused = await newcomer.post(INITIALIZE)
-                    assert refused.status == 503 and refused.headers["Retry-After"]
+                    assert refused.status == 503
+                    assert refused.headers["Retry-After"]
                 later = await (await wire.call("counter", id=b"2")).response()
                 assert later["error"]["code"] == -31002
             upstream.open(key)
@@ -129,9 +123,7 @@ async def test_a_drain_ends_although_a_call_does_not(
         ("[gateway]\nworkers = 2", "gateway.workers"),
     ],
 )
-def test_a_wrong_setting_names_its_path_and_exits_2(
-    settings_file: Callable[[str], Path], text: str, path: str
-) -> None:
+def test_a_wrong_setting_names_its_path_and_exits_2(settings_file: Callable[[str], Path], text: str, path: str) -> None:
     ended = subprocess.run(
         command("serve", str(settings_file(text))), env=environment(), capture_output=True, text=True, timeout=30
     )
@@ -151,5 +143,6 @@ def test_check_tells_which_server_is_away(settings_file: Callable[[str], Path], 
 
     fault = check(text)
     assert fault.returncode == 1
-    assert "here" in fault.stdout and "away" in fault.stdout
+    assert "here" in fault.stdout
+    assert "away" in fault.stdout
     assert check(good).returncode == 0

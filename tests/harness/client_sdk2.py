@@ -39,8 +39,8 @@ async def _calls(client: Client, scenario: Mapping[str, Any], outcome: dict[str,
     results: list[Any] = [None] * len(calls)
 
     async def one(n: int, call: Mapping[str, Any]) -> None:
-        async def progress(done: float, total: float | None, message: str | None) -> None:
-            outcome["progress"].append([done, total, message])
+        async def progress(progress: float, total: float | None, message: str | None) -> None:
+            outcome["progress"].append([progress, total, message])
 
         try:
             result = await client.call_tool(call["tool"], call.get("arguments", {}), progress_callback=progress)
@@ -62,8 +62,7 @@ async def _calls(client: Client, scenario: Mapping[str, Any], outcome: dict[str,
 
 async def _notifications(outcome: dict[str, Any], count: int) -> None:
     with anyio.fail_after(10):
-        # The SDK's handler has no event of its own to wait on; it only fills the list.
-        while len(outcome["notifications"]) < count:
+        while len(outcome["notifications"]) < count:  # noqa: ASYNC110 - the SDK's handler only fills the list
             await anyio.sleep(0.01)
 
 

@@ -128,5 +128,6 @@ def texts(outcome: Outcome) -> list[str]:
         AssertionError: a call got an error.
     """
     for result in outcome["results"]:
-        assert not result.get("failed") and "error" not in result, result
+        assert not result.get("failed"), result
+        assert "error" not in result, result
     return [result["text"] for result in outcome["results"]]

@@ -30,9 +30,11 @@ class Verdict:
         found: dict[str, list[str]] = {}
         for check, status in self.checks.items():
             found.setdefault(check.partition("/")[0], []).append(status)
-        return {
-            scenario: "SUCCESS" in statuses and "FAILURE" not in statuses for scenario, statuses in found.items()
-        }
+        return {scenario: "SUCCESS" in statuses and "FAILURE" not in statuses for scenario, statuses in found.items()}
+
+    def having(self, status: str) -> set[str]:
+        """The checks with that status (SUCCESS, FAILURE, WARNING, INFO), by their ids alone."""
+        return {check.partition("/")[2].rpartition(".")[0] for check, found in self.checks.items() if found == status}
 
     @property
     def passed(self) -> int:

@@ -6,9 +6,12 @@ import json
 import os
 import sys
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import anyio
+import anyio.to_thread
 
 from harness.ports import free_port
 from harness.processes import ServerProcess, wait_for_status
@@ -59,6 +62,17 @@ class Gateway:
             for sample, value in self.metrics().items()
             if sample.partition("{")[0] == name and all(pair in sample for pair in wanted)
         )
+
+
+async def until(condition: Callable[[], object], *, timeout: float = 10) -> None:
+    """Wait until something holds that the gateway tells only when it is asked; asked in a thread, as it blocks.
+
+    Raises:
+        TimeoutError: it did not hold within `timeout` seconds.
+    """
+    with anyio.fail_after(timeout):
+        while not await anyio.to_thread.run_sync(condition):  # noqa: ASYNC110 - another process has no event for us
+            await anyio.sleep(0.02)
 
 
 def token_settings(**upstreams: str) -> str:

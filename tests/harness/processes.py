@@ -38,7 +38,7 @@ class ServerProcess:
         cwd: Path | None = None,
     ) -> None:
         self.command = list(command)
-        self._log: IO[bytes] = tempfile.TemporaryFile()
+        self._log: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process is
         self._process = subprocess.Popen(
             self.command,
             stdin=subprocess.DEVNULL,

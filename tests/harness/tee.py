@@ -1,8 +1,8 @@
 """A relay of bytes that keeps a copy: what two peers said to each other, without a word of its own.
 
-    async with Tee(port) as tee:
-        ...  # a client connects to tee.port instead
-    tee.sent, tee.answered
+async with Tee(port) as tee:
+    ...  # a client connects to tee.port instead
+tee.sent, tee.answered
 """
 
 import contextlib
@@ -12,6 +12,8 @@ from typing import Self
 
 import anyio
 import anyio.abc
+
+from harness.ports import free_port
 
 
 class Tee:
@@ -41,34 +43,34 @@ class Tee:
         }
 
     async def __aenter__(self) -> Self:
-        from harness.ports import free_port
-
         self.port = free_port()
-        listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=self.port)
+        self._listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=self.port)
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
-        self._tasks.start_soon(listener.serve, self._relay)
+        self._tasks.start_soon(self._listener.serve, self._relay)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool | None:
         self._tasks.cancel_scope.cancel()
-        return await self._tasks.__aexit__(kind, error, trace)
+        swallowed = await self._tasks.__aexit__(kind, error, trace)
+        await self._listener.aclose()
+        return swallowed
 
     async def _relay(self, client: anyio.abc.ByteStream) -> None:
         conversation = (bytearray(), bytearray())
         self._conversations.append(conversation)
-        async with client, await anyio.connect_tcp("127.0.0.1", self._target) as server:
-            async with anyio.create_task_group() as tasks:
+        server = await anyio.connect_tcp("127.0.0.1", self._target)
+        async with client, server, anyio.create_task_group() as tasks:
 
-                async def copy(source: anyio.abc.ByteStream, sink: anyio.abc.ByteStream, kept: bytearray) -> None:
-                    with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
-                        async for chunk in source:
-                            kept.extend(chunk)
-                            await sink.send(chunk)
-                    # Neither side half-closes a connection in HTTP: the end of one is the end of both.
-                    tasks.cancel_scope.cancel()
+            async def copy(source: anyio.abc.ByteStream, sink: anyio.abc.ByteStream, kept: bytearray) -> None:
+                with contextlib.suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+                    async for chunk in source:
+                        kept.extend(chunk)
+                        await sink.send(chunk)
+                # Neither side half-closes a connection in HTTP: the end of one is the end of both.
+                tasks.cancel_scope.cancel()
 
-                tasks.start_soon(copy, client, server, conversation[0])
-                tasks.start_soon(copy, server, client, conversation[1])
+            tasks.start_soon(copy, client, server, conversation[0])
+            tasks.start_soon(copy, server, client, conversation[1])

@@ -14,6 +14,8 @@
 
 State is kept by the `Mcp-Session-Id` that a request carries: what the server believes its session to be.
 """
+# mypy: disable-error-code="untyped-decorator,attr-defined,unused-ignore"
+# (One text for two lines of the SDK: neither types the decorators of the other.)
 
 from collections import Counter
 from typing import Any

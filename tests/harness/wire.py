@@ -4,6 +4,7 @@ It knows no MCP beyond the names of headers, checks nothing and repairs nothing,
 would send and see what no SDK would show.
 """
 
+import io
 import json
 from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
@@ -163,8 +164,10 @@ class Wire:
         """Send a request; a header that is None is left out. Returns when the head of the answer is there."""
         merged: dict[str, str | None] = {**self.headers, **(headers or {})}
         kept = {name: value for name, value in merged.items() if value is not None}
+        # A stream is sent in pieces, so that a large body does not hold up the loop; its size is known all the same.
+        data = io.BytesIO(body) if body else body
         with anyio.fail_after(timeout):
-            return Answer(await self._http.request(method, self.url + path, data=body, headers=kept), self._unread)
+            return Answer(await self._http.request(method, self.url + path, data=data, headers=kept), self._unread)
 
     async def post(
         self,
@@ -208,7 +211,8 @@ class Wire:
         body = b'{"jsonrpc":"2.0","id":%s,"method":"initialize","params":%s}' % (id, json.dumps(params).encode())
         answer = await self.post(body)
         message = await answer.response()
-        assert answer.status == 200 and "result" in message, (answer.status, message)
+        assert answer.status == 200, (answer.status, message)
+        assert "result" in message, message
         if "Mcp-Session-Id" in answer.headers:
             self.headers["Mcp-Session-Id"] = answer.headers["Mcp-Session-Id"]
         if message["result"]["protocolVersion"] >= "2025-06-18":
