@@ -96,6 +96,7 @@ def check(file: File = None) -> None:
 
     from .check import probe_all
 
+    _configure_logs("text", "error")
     probes = anyio.run(probe_all, settings)
     table = Table("server", "url", "state", "what it is", "revision", "time")
     for probe in probes:

@@ -226,7 +226,8 @@ class Channel:
         """See `Receiver.lost`."""
         if self._closing:
             return
-        logger.warning("upstream session lost: %s", cause.message, extra={"server": self._config.server})
+        what = "lost" if self.opened.done() else "not opened"
+        logger.warning("upstream session %s: %s", what, cause.message, extra={"server": self._config.server})
         self.close(cause)
         for owner in self._owners:
             owner.lost(self, cause)

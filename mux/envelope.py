@@ -152,6 +152,9 @@ def _classify(members: Members) -> Envelope:
         method = _decode_str(raw_method)
     except msgspec.DecodeError:
         raise InvalidRequest('the member "method" must be a string') from None
+    params = members.get("params")
+    if params is not None and bytes(params)[:1] not in (b"{", b"[", b"n"):  # null is not ours to forbid
+        raise InvalidRequest('the member "params" must be an object or an array')
     if raw_id is None:
         return Envelope("notification", members, method=method)
     return Envelope("request", members, id=checked_id(raw_id), method=method)
@@ -175,12 +178,8 @@ def _response(members: Members, raw_id: Raw | None) -> Envelope:
 
 
 def _check_error(raw: Raw) -> None:
-    try:
-        error = members_of(raw)
-        code = bytes(error["code"]) if error else b""
-    except KeyError:
-        code = b""
-    if not _is_integer(code):
+    code = (members_of(raw) or {}).get("code")
+    if code is None or not _is_integer(bytes(code)):
         raise InvalidRequest('the member "error" must be an object with an integer "code"')
 
 

@@ -122,6 +122,7 @@ class Pool:
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Pool"]:
         """The pool with its tasks, for the length of the context; leaving it ends every workflow in an orderly way."""
+        failure: Exception | None = None
         async with anyio.create_task_group() as keepers:
             async with anyio.create_task_group() as owners:
                 self._tasks = owners
@@ -129,6 +130,8 @@ class Pool:
                 keepers.start_soon(self._sweep)
                 try:
                     yield self
+                except Exception as error:  # kept out of the task groups, which would wrap it
+                    failure = error
                 finally:
                     keepers.cancel_scope.cancel()
                     owners.cancel_scope.shield = True
@@ -137,6 +140,8 @@ class Pool:
                     for workflow in self.workflows:
                         self._end_soon(workflow, "drained")
             self._tasks = None
+        if failure is not None:
+            raise failure
 
     # Beginning and finding workflows.
 

@@ -6,6 +6,7 @@ The session lives as long as the context of `connect`. A POST whose stream break
 
 import asyncio
 import logging
+import os
 import random
 import ssl
 from collections.abc import AsyncIterator, Coroutine
@@ -368,5 +369,5 @@ def _unreachable(error: BaseException) -> TrunklineError:
 
 def _cause_of(error: BaseException) -> str:
     """The operating system's words, without the address: an error must not tell a client what lies behind us."""
-    cause = getattr(error, "os_error", None)
-    return cause.strerror if isinstance(cause, OSError) and cause.strerror else "no connection"
+    number = getattr(getattr(error, "os_error", None), "errno", None)
+    return os.strerror(number) if isinstance(number, int) and number > 0 else "no connection"

@@ -1,0 +1,270 @@
+"""The codec: ids byte for byte, unknown members kept, everything else refused with its reason."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec import Raw
+from trunkline.mux import envelope
+from trunkline.mux.envelope import (
+    Envelope,
+    canonical,
+    coerced_key,
+    id_key,
+    members_of,
+    parse,
+    parse_batch,
+    parse_upstream,
+)
+from trunkline.mux.errors import (
+    InvalidParams,
+    InvalidRequest,
+    Overloaded,
+    ParseError,
+    TrunklineError,
+    UpstreamFault,
+    UpstreamRefused,
+)
+
+LIMIT = 1 << 20
+IDS = ["1", '"1"', "0", "-1", "-0", str(2**60), "9" * 30, '"\\u0041"', '""', '"ü"']
+
+
+def message(**members: str) -> bytes:
+    """A message whose members are given as raw JSON."""
+    return ("{" + ",".join(f'"{name}":{text}' for name, text in {"jsonrpc": '"2.0"', **members}.items()) + "}").encode()
+
+
+@pytest.mark.parametrize("spelled", IDS)
+def test_e2_an_id_is_kept_byte_for_byte(spelled: str) -> None:
+    parsed = parse(message(id=spelled, method='"m"'), limit=LIMIT)
+    assert (parsed.kind, parsed.id, parsed.method) == ("request", spelled.encode(), "m")
+    assert f'"id":{spelled}'.encode() in parsed.encode()
+
+
+@pytest.mark.parametrize("spelled", ["null", "1.0", "1e3", "0.5", "true", "false", "{}", "[]"])
+def test_e1_an_illegal_id_is_refused_and_not_taken_for_a_notification(spelled: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        parse(message(id=spelled, method='"m"'), limit=LIMIT)
+    assert refused.value.code == -32600
+
+
+def test_e27_an_id_that_is_too_long_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="longer"):
+        parse(message(id='"' + "x" * 1024 + '"', method='"m"'), limit=LIMIT)
+
+
+def test_a_notification_has_no_id_member() -> None:
+    parsed = parse(message(method='"notifications/x"'), limit=LIMIT)
+    assert (parsed.kind, parsed.id) == ("notification", b"")
+
+
+def test_e9_unknown_members_and_exact_numbers_are_kept() -> None:
+    text = message(id="7", method='"m"', params='{"n":123456789012345678901234567890.000}', vendor='{"a":1e400}')
+    assert parse(text, limit=LIMIT).encode() == text
+
+
+def test_e7_exactly_one_of_result_and_error() -> None:
+    for members in ({"result": "{}", "error": '{"code":1}'}, {}):
+        with pytest.raises(InvalidRequest):
+            parse(message(id="1", **members), limit=LIMIT)
+
+
+@pytest.mark.parametrize("result", ["[]", '"x"', "1", "null"])
+def test_e7_a_result_is_an_object(result: str) -> None:
+    with pytest.raises(InvalidRequest):
+        parse(message(id="1", result=result), limit=LIMIT)
+
+
+@pytest.mark.parametrize("error", ["[]", "{}", '{"code":"1"}', '{"code":1.5}', "null"])
+def test_e7_an_error_has_an_integer_code(error: str) -> None:
+    with pytest.raises(InvalidRequest):
+        parse(message(id="1", error=error), limit=LIMIT)
+
+
+def test_e8_an_error_may_come_without_an_id() -> None:
+    for members in ({}, {"id": "null"}):
+        parsed = parse(message(error='{"code":-32700,"message":"x"}', **members), limit=LIMIT)
+        assert (parsed.kind, parsed.id, parsed.is_error) == ("response", b"", True)
+        assert b'"id":5' in parsed.with_id(b"5")
+
+
+def test_a_result_needs_an_id() -> None:
+    with pytest.raises(InvalidRequest, match="without an id"):
+        parse(message(result="{}"), limit=LIMIT)
+    assert parse(message(id="3", result="{}"), limit=LIMIT).id == b"3"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"[]",
+        b"1",
+        b'"x"',
+        b"{}",
+        b'{"jsonrpc":"1.0","id":1,"method":"m"}',
+        b'{"jsonrpc":"2.0","id":1,"method":5}',
+        b'{"jsonrpc":"2.0","id":1,"method":"m","result":{}}',
+        b'{"jsonrpc":"2.0","id":1,"method":"m","error":{"code":1}}',
+    ],
+)
+def test_what_is_json_but_no_message_is_an_invalid_request(text: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        parse(text, limit=LIMIT)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"{", b'{"a":1}x', b'{"a":NaN}', b'\xef\xbb\xbf{"a":1}', b'{"a":"\xff"}', b'{"a":"\xed\xa0\x80"}', b"{\n"],
+)
+def test_e24_what_is_no_json_in_utf8_is_a_parse_error(text: bytes) -> None:
+    with pytest.raises(ParseError) as refused:
+        parse(text, limit=LIMIT)
+    assert refused.value.code == -32700
+
+
+@pytest.mark.parametrize("newline", ["", "\n"])
+def test_e27_nesting_is_a_parse_error_and_no_crash(newline: str) -> None:
+    deep = "[" * 100_000 + newline + "]" * 100_000
+    for read in (parse, parse_batch):
+        with pytest.raises(ParseError, match="deep"):
+            read(message(method='"m"', params=deep) if read is parse else deep.encode(), limit=LIMIT)
+    with pytest.raises(ParseError, match="deep"):
+        members_of(Raw(b'{"a":' + deep.encode() + b"}"))
+
+
+def test_e27_a_message_over_the_limit_is_refused() -> None:
+    with pytest.raises(ParseError, match="larger"):
+        parse(b" " * 11, limit=10)
+
+
+def test_e25_line_breaks_between_tokens_are_taken_out() -> None:
+    text = b'{\r\n "jsonrpc": "2.0",\n "id": 1,\r "method": "m", "params": {"n": 1.50}\n}\n'
+    encoded = parse(text, limit=LIMIT).encode()
+    assert encoded == b'{"jsonrpc":"2.0","id":1,"method":"m","params":{"n":1.50}}'
+
+
+def test_e26_of_duplicate_keys_the_last_is_what_goes_on() -> None:
+    parsed = parse(b'{"jsonrpc":"2.0","id":1,"method":"a","method":"b"}', limit=LIMIT)
+    assert parsed.method == "b"
+    assert parsed.encode() == b'{"jsonrpc":"2.0","id":1,"method":"b"}'
+
+
+def test_e11_a_batch_is_split_and_an_empty_one_refused() -> None:
+    assert [m.id for m in parse_batch(b" [" + message(id="1", method='"m"') + b"]", limit=LIMIT)] == [b"1"]
+    assert envelope.is_batch(b" \n[") and not envelope.is_batch(b'{"a":[]}')
+    for text in (b"[]", b"{}", b"[1]"):
+        with pytest.raises(InvalidRequest):
+            parse_batch(text, limit=LIMIT)
+    with pytest.raises(ParseError):
+        parse_batch(b"[", limit=LIMIT)
+
+
+def test_what_a_server_sends_amiss_is_its_fault() -> None:
+    assert len(parse_upstream(b"[%b,%b]" % ((message(id="1", result="{}"),) * 2), limit=LIMIT)) == 2
+    assert len(parse_upstream(message(id="1", result="{}"), limit=LIMIT)) == 1
+    for text in (b"", b"[]", b'{"jsonrpc":"2.0","id":1,"result":[]}'):
+        with pytest.raises(UpstreamFault):
+            parse_upstream(text, limit=LIMIT)
+
+
+def test_e2_keys_tell_numbers_from_strings_and_know_all_spellings() -> None:
+    assert id_key(b"5") == 5 and id_key(b'"5"') == "5" and id_key(b"-0") == 0
+    assert id_key(b'"\\u0041"') == id_key(b'"A"')
+    assert coerced_key("17") == 17 and coerced_key("x") == "x" and coerced_key("9" * 20) == "9" * 20
+    assert coerced_key(4) == 4 and coerced_key("٣") == "٣"
+
+
+def swapped(params: str) -> tuple[str, str]:
+    raw, token = envelope.swap_progress_token(Raw(params.encode()), b"42")
+    return bytes(raw).decode(), token.decode()
+
+
+@pytest.mark.parametrize("token", ["0", '""', '"0"', "7", "1.5", str(2**70)])
+def test_a_progress_token_is_swapped_whatever_its_spelling(token: str) -> None:
+    assert swapped(f'{{"_meta":{{"progressToken":{token},"v":1}},"n":"x"}}') == (
+        '{"_meta":{"progressToken":42,"v":1},"n":"x"}',
+        token,
+    )
+
+
+def test_an_escaped_key_hides_no_progress_token() -> None:
+    params, token = swapped('{"\\u005fmeta":{"progress\\u0054oken":7}}')
+    assert (json.loads(params), token) == ({"_meta": {"progressToken": 42}}, "7")
+
+
+@pytest.mark.parametrize("params", ["[1]", "{}", '{"_meta":1}', '{"_meta":{}}', '{"a":"_meta"}', '["\\u0041"]', "null"])
+def test_params_without_a_progress_token_are_not_touched(params: str) -> None:
+    assert swapped(params) == (params, "")
+
+
+def test_e26_a_token_that_only_another_parser_would_see_does_not_pass() -> None:
+    params, token = swapped('{"_meta":{"progressToken":9},"_meta":{}}')
+    assert (params, token) == ('{"_meta":{}}', "")
+
+
+@pytest.mark.parametrize("token", ["null", "true", "{}", '"' + "x" * 1024 + '"'])
+def test_an_illegal_progress_token_is_refused(token: str) -> None:
+    with pytest.raises(InvalidParams):
+        swapped(f'{{"_meta":{{"progressToken":{token}}}}}')
+
+
+def test_canonical_json_is_equal_for_equal_objects() -> None:
+    assert canonical(Raw(b'{"b": 1, "a": {"d":2,"c":3}}')) == canonical(Raw(b'{"a":{"c":3,"d":2},"b":1}'))
+    assert canonical(None) == b"{}"
+
+
+def test_a_failure_names_code_message_and_data() -> None:
+    assert json.loads(envelope.failure(b'"x"', Overloaded("full", limit="l"))) == {
+        "jsonrpc": "2.0",
+        "id": "x",
+        "error": {"code": -31003, "message": "full", "data": {"limit": "l"}},
+    }
+    assert json.loads(envelope.failure(b"", TrunklineError("no")))["id"] is None
+    assert b'"error":{"code":5,"extra":1.0}' in envelope.failure(b"1", UpstreamRefused(b'{"code":5,"extra":1.0}'))
+
+
+def test_messages_of_the_gateways_own() -> None:
+    assert parse(envelope.request("m", {}, b"1"), limit=LIMIT).kind == "request"
+    assert b"params" not in envelope.notification("n") and b'"params":{}' in envelope.notification("n", {})
+    assert envelope.result(b"1", Raw(b"{}")) == b'{"jsonrpc":"2.0","id":1,"result":{}}'
+
+
+def test_params_are_read_one_level_deep_and_written_back() -> None:
+    parsed = parse(message(id="1", method='"m"', params='{"a":[1],"b":2}'), limit=LIMIT)
+    params = parsed.params()
+    assert params is not None and bytes(params["a"]) == b"[1]"
+    assert parsed.with_params({"c": Raw(b"3")}, b"9") == b'{"jsonrpc":"2.0","id":9,"method":"m","params":{"c":3}}'
+    assert parsed.with_params({}) == b'{"jsonrpc":"2.0","id":1,"method":"m","params":{}}'
+    assert Envelope("notification", {"params": Raw(b"[1]")}).params() is None
+    assert Envelope("notification", {}).params() is None
+    assert "id=b'1'" in repr(parsed)
+
+
+def test_strings_and_only_strings_have_a_text() -> None:
+    assert envelope.string_of(Raw(b'"x"')) == "x" and envelope.string_of(Raw(b"1")) is None
+    assert envelope.string_of(None) is None
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.integers() | st.text(max_size=50), st.dictionaries(st.text(), json_values, max_size=4), st.booleans())
+def test_what_parses_is_written_back_equal(id: int | str, extra: dict[str, object], pretty: bool) -> None:
+    body = {**extra, "jsonrpc": "2.0", "id": id, "method": "m"}
+    body.pop("result", None), body.pop("error", None)
+    text = json.dumps(body, indent=2 if pretty else None, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    try:
+        parsed = parse(text, limit=LIMIT)
+    except ParseError:
+        with pytest.raises(UnicodeDecodeError):  # only lone surrogates are refused
+            text.decode()
+        return
+    encoded = parsed.encode()
+    assert json.loads(encoded) == body and b"\n" not in encoded and b"\r" not in encoded
+    assert json.loads(parsed.id) == id
