@@ -7,7 +7,7 @@ answer is given to its caller by the reader of the wire, at once.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -222,12 +222,15 @@ class Channel:
         self._perform(self._demux.fail(request, error))
         self._close_if_drained()
 
-    def lost(self, cause: TrunklineError) -> None:
+    def lost(self, cause: TrunklineError, refused: Collection[Request] = ()) -> None:
         """See `Receiver.lost`."""
         if self._closing:
             return
+        self._draining = self._draining or cause  # a caller that tries once more must not come back to this session
         what = "lost" if self.opened.done() else "not opened"
         logger.warning("upstream session %s: %s", what, cause.message, extra={"server": self._config.server})
+        for request in refused:
+            self._perform(self._demux.fail(request, SessionLost(cause.message, executed="no")))
         self.close(cause)
         for owner in self._owners:
             owner.lost(self, cause)

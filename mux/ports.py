@@ -7,7 +7,7 @@ functions that neither block nor raise: the reader of a wire never waits for a c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
@@ -121,8 +121,8 @@ class Receiver(Protocol):
     def failed(self, request: Request, error: TrunklineError) -> None:
         """The exchange that carried this request is over, and its answer did not come on it."""
 
-    def lost(self, cause: TrunklineError) -> None:
-        """The upstream session is dead: nothing more will be carried."""
+    def lost(self, cause: TrunklineError, refused: Collection[Request] = ()) -> None:
+        """The upstream session is dead: nothing more will be carried. The `refused` requests surely did not run."""
 
 
 class Wire(Protocol):

@@ -40,6 +40,10 @@ CLOSE_SECONDS: Final = 5.0
 KEEP_ALIVE_SECONDS: Final = 3.5
 """Idle connections are dropped before common servers do so after 5 s: a request must not meet a closing socket."""
 
+LOST_SECONDS: Final = 0.5
+"""How long a session that the server forgot waits for what becomes of its other calls: most are refused as well, and
+a call that was refused surely did not run."""
+
 FIRST_RETRY_SECONDS: Final = 1.0
 LAST_RETRY_SECONDS: Final = 30.0
 RESUME_ATTEMPTS: Final = 5
@@ -126,6 +130,11 @@ class _HTTPWire:
         self._listen = listen
         self._running: set[asyncio.Task[None]] = set()
         self._exchanges: dict[Request, asyncio.Task[None]] = {}
+        self._unanswered: set[Request] = set()
+        """Requests to which the server has not begun to answer."""
+        self._all_answered = asyncio.Event()
+        self._refused: list[Request] = []
+        """Requests that met a session which the server had forgotten."""
         self._headers = {
             **connector.headers,
             **headers,
@@ -142,7 +151,12 @@ class _HTTPWire:
     ) -> None:
         """See `Wire.send`."""
         sent = {**self._headers, **headers} if headers else self._headers
-        if request is not None:
+        if self._dead:
+            if request is not None:
+                self._refused.append(request)
+        elif request is not None:
+            self._unanswered.add(request)
+            self._all_answered.clear()
             self._exchanges[request] = self._start(self._carry(text, request, sent))
         else:
             self._start(self._deliver(text, kind, sent))
@@ -206,6 +220,10 @@ class _HTTPWire:
         kind: Kind = "call" if self._established else "initialize"
         try:
             async with self._post(text, kind, headers) as response:
+                self._answers(request)
+                if response.status == 404 and self._established and self._has_session:
+                    self._lose(request)
+                    return
                 if kind == "initialize":
                     self._take_session(response)
                 await self._read_answer(response, request)
@@ -219,7 +237,14 @@ class _HTTPWire:
             logger.exception("an exchange failed", extra=self._about)
             self._receiver.failed(request, UpstreamFault(f"the exchange failed: {type(error).__name__}"))
         finally:
+            self._answers(request)
             self._exchanges.pop(request, None)
+
+    def _answers(self, request: Request) -> None:
+        """The server begins to answer this request, or will not."""
+        self._unanswered.discard(request)
+        if not self._unanswered:
+            self._all_answered.set()
 
     async def _deliver(self, text: bytes, kind: SendKind, headers: Headers) -> None:
         """One message without an answer. It is not sent again: it may have arrived."""
@@ -249,9 +274,6 @@ class _HTTPWire:
             await self._read_stream(response, request)
         elif response.status == 200 and content_type == "application/json":
             self._receiver.received(await _read_bounded(response, MAX_EVENT_BYTES), request)
-        elif response.status == 404 and self._established and self._has_session:
-            self._receiver.failed(request, SessionLost("the server no longer knows the session", executed="no"))
-            self._lose()
         elif response.status == 202:
             raise UpstreamFault("the server accepted a request without answering it")
         else:
@@ -344,9 +366,19 @@ class _HTTPWire:
             headers["Last-Event-ID"] = last_id
         return self._connector.http.get(self._connector.url, headers=headers, allow_redirects=False)
 
-    def _lose(self) -> None:
-        self._dead = True
-        self._receiver.lost(SessionLost("the server no longer knows the session", executed="unknown"))
+    def _lose(self, refused: Request | None = None) -> None:
+        """The server no longer knows the session, and did not run this request."""
+        if refused is not None:
+            self._refused.append(refused)
+        if not self._dead:
+            self._dead = True
+            self._start(self._tell_lost())
+
+    async def _tell_lost(self) -> None:
+        with anyio.move_on_after(LOST_SECONDS):
+            await self._all_answered.wait()
+        cause = SessionLost("the server no longer knows the session", executed="unknown")
+        self._receiver.lost(cause, self._refused)
 
 
 async def _read_bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:

@@ -1,0 +1,190 @@
+"""Every wire there is keeps the contract; and the contract tells a wire that does not."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import pytest
+from harness.memory_wire import Exchange, MemoryServer
+from harness.upstream_scripted import (
+    Cut,
+    Hang,
+    Json,
+    OpenStream,
+    Pause,
+    Received,
+    ScriptedUpstream,
+    Send,
+    Status,
+    Step,
+)
+from trunkline.mux.ports import Connector
+from trunkline.mux.statistics import Statistics
+from trunkline.transports.upstream import streamable_http
+from trunkline.transports.upstream.streamable_http import StreamableHTTPConnector
+
+from contract.wire import CHECKS, Check, Maker, Server, check_wire
+
+pytestmark = pytest.mark.anyio
+
+
+class InMemory:
+    """`MemoryServer` as the contract sees a server."""
+
+    def __init__(self, server: MemoryServer) -> None:
+        self._server = server
+        self.binds = server.binds
+        self.until = server.until
+
+    @property
+    def listens(self) -> bool:
+        return self._server.session.listen
+
+    @property
+    def ended(self) -> bool:
+        return self._server.session.is_closed
+
+    async def got(self, method: str, count: int = 1) -> Exchange:
+        return await self._server.got(method, count)
+
+    def came(self, method: str) -> int:
+        return len(self._server.of(method))
+
+    def tell(self, text: bytes) -> None:
+        self._server.session.tell(text)
+
+    def forget(self) -> None:
+        self._server.session.forget()
+
+    def refuse_initialized(self) -> None:
+        self._server.refuses_initialized = True
+
+    def stall(self) -> None:
+        self._server.pause("close")
+
+
+class Post:
+    """One POST that came in, and the play that answers it: written while it is played."""
+
+    def __init__(self, server: "OverHTTP", came: Received, play: list[Step], gate: str) -> None:
+        self._server = server
+        self._play = play
+        self._gate = gate
+        self._steps = 0
+        self._streams = False
+        self._disconnects = server.upstream.disconnects
+        self.text = came.body
+        self.headers: Mapping[str, str] = came.headers
+
+    @property
+    def is_cut(self) -> bool:
+        return self._server.upstream.disconnects > self._disconnects
+
+    def say(self, text: bytes) -> None:
+        opening = [] if self._streams else [OpenStream()]
+        self._streams = True
+        self._go_on(*opening, Send(text), Pause(self._next_gate()))
+
+    def finish(self, text: bytes) -> None:
+        self._go_on(Send(text) if self._streams else Json(text))
+
+    def cut(self) -> None:
+        self._go_on(*([] if self._streams else [OpenStream()]), Cut())
+
+    def _next_gate(self) -> str:
+        return f"{self._gate}.{self._steps + 1}"
+
+    def _go_on(self, *steps: Step) -> None:
+        self._play.extend(steps)
+        self._server.upstream.open(f"{self._gate}.{self._steps}")
+        self._steps += 1
+
+
+class OverHTTP:
+    """`ScriptedUpstream` as the contract sees a server."""
+
+    binds = True
+    POSTS = 32
+
+    def __init__(self, upstream: ScriptedUpstream) -> None:
+        self.upstream = upstream
+        self.until = upstream.until
+        self._plays: list[list[Step]] = [[Pause(f"call{n}.0")] for n in range(self.POSTS)]
+        self._posts: dict[int, Post] = {}
+        self._told = 0
+        self._unasked: list[Step] = [OpenStream(), Pause("get.0")]
+        upstream.script = {"tools/call": self._plays, "GET": [self._unasked]}
+
+    @property
+    def listens(self) -> bool:
+        return bool(self.upstream.of("GET"))
+
+    @property
+    def ended(self) -> bool:
+        return bool(self.upstream.of("DELETE"))
+
+    async def got(self, method: str, count: int = 1) -> Any:
+        came = (await self.upstream.saw(method, count))[count - 1]
+        if method != "tools/call":
+            return Post(self, came, [], method)
+        n = count - 1
+        return self._posts.setdefault(n, Post(self, came, self._plays[n], f"call{n}"))
+
+    def came(self, method: str) -> int:
+        return len(self.upstream.of(method))
+
+    def tell(self, text: bytes) -> None:
+        self._unasked += [Send(text), Pause(f"get.{self._told + 1}")]
+        self.upstream.open(f"get.{self._told}")
+        self._told += 1
+
+    def forget(self) -> None:
+        self.upstream.script["tools/call"] = [[Status(404)]]
+
+    def refuse_initialized(self) -> None:
+        self.upstream.script["notifications/initialized"] = [[Status(400)]]
+
+    def stall(self) -> None:
+        self.upstream.script["DELETE"] = [[Hang()]]
+
+
+@asynccontextmanager
+async def memory() -> AsyncIterator[tuple[Connector, Server]]:
+    async with MemoryServer().running() as server:
+        yield server, InMemory(server)
+
+
+@asynccontextmanager
+async def memory_unbound() -> AsyncIterator[tuple[Connector, Server]]:
+    """As on a transport where one stream carries all."""
+    async with MemoryServer(binds=False).running() as server:
+        yield server, InMemory(server)
+
+
+@asynccontextmanager
+async def http() -> AsyncIterator[tuple[Connector, Server]]:
+    async with ScriptedUpstream() as upstream:
+        connector = StreamableHTTPConnector("x", upstream.url, Statistics())
+        try:
+            yield connector, OverHTTP(upstream)
+        finally:
+            await connector.close()
+
+
+@pytest.fixture(autouse=True)
+def short_goodbye(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bound of the HTTP wire is 5 s; that it holds is shown as well with less."""
+    monkeypatch.setattr(streamable_http, "CLOSE_SECONDS", 0.3)
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("maker", [memory, memory_unbound, http], ids=lambda maker: maker.__name__)
+async def test_a_wire_keeps_the_contract(maker: Maker, check: Check) -> None:
+    async with maker() as (connector, server):
+        with anyio.fail_after(20):
+            await check(connector, server)
+
+
+async def test_the_whole_contract_in_one_call() -> None:
+    await check_wire(memory)

@@ -1,0 +1,517 @@
+"""The contract of `trunkline.mux.ports.Connector` and `Wire`: run it on any transport to a server.
+
+    async def test_my_wire() -> None:
+        await check_wire(my_maker)
+
+A maker returns an async context manager with a connector, and the server that it connects to as `Server` describes it:
+what the tests need to play the other end of any transport. Single checks can be run by themselves: `CHECKS`.
+"""
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Final, NamedTuple, Protocol
+
+import anyio
+import pytest
+from trunkline.mux.demux import Request
+from trunkline.mux.errors import SessionLost, TrunklineError
+from trunkline.mux.ports import NONE, Caller, Connector, Headers, Owner, SendKind, Wire
+
+PATIENCE: Final = 10.0
+"""Seconds within which a message arrives."""
+
+GOODBYE: Final = 10.0
+"""Seconds within which leaving the context ends, whatever the server does."""
+
+REVISION: Final = "2025-11-25"
+INITIALIZED: Final = b'{"jsonrpc":"2.0","method":"notifications/initialized"}'
+
+
+class Incoming(Protocol):
+    """One message as it came to the server."""
+
+    @property
+    def text(self) -> bytes:
+        """The message, byte for byte."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """What came with it, by lower-case name; empty where the transport has none."""
+
+    @property
+    def is_cut(self) -> bool:
+        """True once the wire gave the exchange of this request up."""
+
+    def say(self, text: bytes) -> None:
+        """Send this before the answer: on the stream of this request, where the transport has one for each."""
+
+    def finish(self, text: bytes) -> None:
+        """Send this and end the exchange."""
+
+    def cut(self) -> None:
+        """Break the exchange without an answer."""
+
+
+class Server(Protocol):
+    """The other end."""
+
+    @property
+    def binds(self) -> bool:
+        """Whether each request has a stream of its own, so that messages on it belong to it."""
+
+    @property
+    def listens(self) -> bool:
+        """Whether somebody fetches unasked messages now."""
+
+    async def got(self, method: str, count: int = 1) -> Incoming:
+        """Wait until so many messages of this method (or `response`) came in; the last of them."""
+
+    def came(self, method: str) -> int:
+        """How many of this method came in so far."""
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait until the condition holds; it is looked at whenever something happens here."""
+
+    def tell(self, text: bytes) -> None:
+        """Send this unasked."""
+
+    def forget(self) -> None:
+        """Know the session no longer: refuse what comes, unexecuted, in the words of the transport."""
+
+    def refuse_initialized(self) -> None:
+        """Accept no `notifications/initialized`."""
+
+    def stall(self) -> None:
+        """Answer no good-bye."""
+
+    @property
+    def ended(self) -> bool:
+        """True once the session was ended by the wire."""
+
+
+Maker = Callable[[], AbstractAsyncContextManager[tuple[Connector, Server]]]
+Check = Callable[[Connector, Server], Awaitable[None]]
+
+
+class Report(NamedTuple):
+    """One call of the wire to its receiver."""
+
+    what: str
+    request: Request | None = None
+    text: bytes = b""
+    error: TrunklineError | None = None
+    refused: tuple[Request, ...] = ()
+
+
+class Receiver:
+    """A channel's side of a wire, written down. Requests are done once their response came, as in a channel."""
+
+    def __init__(self) -> None:
+        self.reports: list[Report] = []
+        self.sending = False
+        self.left = False
+        self._changed = anyio.Event()
+
+    def received(self, text: bytes, origin: Request | None) -> None:
+        """See `Receiver.received`."""
+        if origin is not None and _id(text) == origin.id:
+            origin.state = "done"
+        self._report(Report("received", origin, text))
+
+    def failed(self, request: Request, error: TrunklineError) -> None:
+        """See `Receiver.failed`."""
+        assert request.state != "done", "it was answered, or has failed before"
+        request.state = "done"
+        self._report(Report("failed", request, error=error))
+
+    def lost(self, cause: TrunklineError, refused: Collection[Request] = ()) -> None:
+        """See `Receiver.lost`."""
+        assert all(request.state != "done" for request in refused), "refused, and yet answered or failed"
+        for request in refused:
+            request.state = "done"
+        self._report(Report("lost", error=cause, refused=tuple(refused)))
+
+    def of(self, what: str) -> list[Report]:
+        """The reports of one kind."""
+        return [report for report in self.reports if report.what == what]
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait until the condition holds; it is looked at with each report."""
+        with anyio.fail_after(PATIENCE):
+            while not condition():
+                await self._changed.wait()
+
+    def _report(self, report: Report) -> None:
+        assert not self.sending, "a wire must not call back from within `send`: the channel is busy"
+        assert not self.left, f"{report} came after the context was left"
+        self.reports.append(report)
+        self._changed.set()
+        self._changed = anyio.Event()
+
+
+class _Caller:
+    """Nobody."""
+
+    @property
+    def owner(self) -> Owner:
+        raise NotImplementedError
+
+    def answered(self, message: bytes, *, is_error: bool) -> None:
+        raise NotImplementedError
+
+    def progressed(self, message: bytes) -> None:
+        raise NotImplementedError
+
+    def failed(self, error: TrunklineError) -> None:
+        raise NotImplementedError
+
+
+class Session:
+    """A wire in use: what a channel would do with it."""
+
+    def __init__(self, wire: Wire, receiver: Receiver) -> None:
+        self.wire = wire
+        self.receiver = receiver
+        self._ids = 0
+
+    def request(self, method: str = "tools/call", params: Any = None, headers: Headers = NONE) -> Request:
+        """Send a request."""
+        self._ids += 1
+        caller: Caller = _Caller()
+        request = Request(self._ids, b"1", b"", caller, 0.0, 60.0)
+        message = {"jsonrpc": "2.0", "id": self._ids, "method": method, "params": params or {}}
+        self._send(json.dumps(message).encode(), request=request, headers=headers)
+        return request
+
+    def send(self, text: bytes, kind: SendKind = "notification", headers: Headers = NONE) -> None:
+        """Send a message without an answer."""
+        self._send(text, kind=kind, headers=headers)
+
+    def _send(self, text: bytes, **options: Any) -> None:
+        self.receiver.sending = True
+        try:
+            assert self.wire.send(text, **options) is None  # type: ignore[func-returns-value]
+        finally:
+            self.receiver.sending = False
+
+    async def answered(self, request: Request) -> Report:
+        """Wait for the response to a request."""
+        here = self.receiver
+        await here.until(lambda: any(_id(one.text) == request.id and _is_response(one.text) for one in here.reports))
+        return next(one for one in here.reports if _id(one.text) == request.id and _is_response(one.text))
+
+    async def shake_hands(self) -> None:
+        """What a channel does first."""
+        params = {"protocolVersion": REVISION, "capabilities": {}, "clientInfo": {"name": "contract", "version": "1"}}
+        await self.answered(self.request("initialize", params))
+        await self.wire.establish(REVISION, INITIALIZED)
+
+
+@asynccontextmanager
+async def opened(connector: Connector, headers: Headers = NONE, *, listen: bool = True) -> AsyncIterator[Session]:
+    """A session after its handshake."""
+    receiver = Receiver()
+    async with connector.connect(receiver, headers, listen=listen) as wire:
+        session = Session(wire, receiver)
+        await session.shake_hands()
+        yield session
+    receiver.left = True
+    await _settle()
+
+
+def answer(request: Request, result: Any = None) -> bytes:
+    """The server's answer."""
+    return b'{"jsonrpc":"2.0","id":%d,"result":%s}' % (request.id, json.dumps(result or {}).encode())
+
+
+def told(n: int) -> bytes:
+    """Something a server says."""
+    return b'{"jsonrpc":"2.0","method":"notifications/message","params":{"data":%d}}' % n
+
+
+async def a_handshake_arrives_in_order(connector: Connector, server: Server) -> None:
+    receiver = Receiver()
+    async with connector.connect(receiver, NONE, listen=False) as wire:
+        session = Session(wire, receiver)
+        await session.shake_hands()
+        assert (server.came("initialize"), server.came("notifications/initialized")) == (1, 1)
+        assert (await server.got("notifications/initialized")).text == INITIALIZED
+    assert (server.came("initialize"), server.came("notifications/initialized")) == (1, 1)
+
+
+async def a_handshake_that_is_refused_raises(connector: Connector, server: Server) -> None:
+    server.refuse_initialized()
+    with pytest.raises(TrunklineError):
+        async with opened(connector):
+            pass
+
+
+async def messages_arrive_byte_for_byte_and_once(connector: Connector, server: Server) -> None:
+    params = b'{"n":123456789012345678901234567890,"\xc3\xbc":1e400}'
+    odd = b'{"jsonrpc":"2.0","method":"notifications/x","params":%s,"y":1}' % params
+    async with opened(connector) as session:
+        session.send(odd)
+        assert (await server.got("notifications/x")).text == odd
+        session.send(b'{"jsonrpc":"2.0","id":"s-1","result":{}}', kind="response")
+        assert json.loads((await server.got("response")).text)["id"] == "s-1"
+        request = session.request("tools/call", {"name": "ü"})
+        incoming = await server.got("tools/call")
+        assert json.loads(incoming.text)["params"] == {"name": "ü"}
+        incoming.finish(answer(request))
+        await session.answered(request)
+        assert [server.came(kind) for kind in ("notifications/x", "response", "tools/call")] == [1, 1, 1]
+
+
+async def headers_of_the_session_and_of_the_call(connector: Connector, server: Server) -> None:
+    async with opened(connector, {"X-Tenant": "acme"}) as session:
+        first = session.request(headers={"X-Request-Class": "batch"})
+        incoming = await server.got("tools/call")
+        if incoming.headers:
+            assert (incoming.headers.get("x-tenant"), incoming.headers.get("x-request-class")) == ("acme", "batch")
+        incoming.finish(answer(first))
+        await session.answered(first)
+        second = session.request()
+        incoming = await server.got("tools/call", 2)
+        if incoming.headers:
+            assert incoming.headers.get("x-tenant") == "acme", "fixed for the session"
+            assert "x-request-class" not in incoming.headers, "those of one call are those of one call"
+        incoming.finish(answer(second))
+        await session.answered(second)
+
+
+async def messages_are_bound_to_the_request_on_whose_stream_they_came(connector: Connector, server: Server) -> None:
+    async with opened(connector) as session:
+        requests = [session.request() for _ in range(3)]
+        incoming = [await _incoming(server, request, len(requests)) for request in requests]
+        for n in (2, 0, 1):
+            incoming[n].say(told(n))
+        for n in (1, 2, 0):
+            incoming[n].finish(answer(requests[n]))
+            report = await session.answered(requests[n])
+            assert report.request is (requests[n] if server.binds else None)
+        for n in range(3):
+            reports = [report for report in session.receiver.of("received") if report.text == told(n)]
+            assert len(reports) == 1
+            assert reports[0].request is (requests[n] if server.binds else None)
+        assert not session.receiver.of("failed")
+
+
+async def an_answer_may_come_at_once(connector: Connector, server: Server) -> None:
+    async with opened(connector) as session:
+        for n in range(1, 21):
+            request = session.request()
+            (await server.got("tools/call", n)).finish(answer(request, {"n": n}))
+            assert json.loads((await session.answered(request)).text)["result"] == {"n": n}
+
+
+async def an_exchange_that_breaks_fails_once_and_alone(connector: Connector, server: Server) -> None:
+    if not server.binds:
+        return  # one stream carries all: where it breaks, the session is lost
+    async with opened(connector) as session:
+        broken, silent, fine = (session.request() for _ in range(3))
+        (await _incoming(server, broken, 3)).cut()
+        other = await _incoming(server, silent, 3)
+        other.say(told(1))
+        other.cut()
+        await session.receiver.until(lambda: len(session.receiver.of("failed")) == 2)
+        assert {report.request for report in session.receiver.of("failed")} == {broken, silent}
+        for report in session.receiver.of("failed"):
+            assert report.error is not None
+            assert report.error.data.get("executed") == "unknown", "it may have run"
+        (await _incoming(server, fine, 3)).finish(answer(fine))
+        await session.answered(fine)
+        await _settle()
+        assert len(session.receiver.of("failed")) == 2
+        assert not session.receiver.of("lost"), "the session lives on"
+
+
+async def an_exchange_that_breaks_after_its_answer_is_fine(connector: Connector, server: Server) -> None:
+    async with opened(connector) as session:
+        request = session.request()
+        incoming = await server.got("tools/call")
+        incoming.say(answer(request))
+        await session.answered(request)
+        if server.binds:
+            incoming.cut()
+        after = session.request()
+        (await server.got("tools/call", 2)).finish(answer(after))
+        await session.answered(after)
+        assert not session.receiver.of("failed")
+
+
+async def an_abandoned_exchange_is_cut_and_tells_nothing_more(connector: Connector, server: Server) -> None:
+    async with opened(connector) as session:
+        gone, fine = session.request(), session.request()
+        incoming = await _incoming(server, gone, 2)
+        session.wire.abandon(gone)
+        if server.binds:
+            await server.until(lambda: incoming.is_cut)
+        session.wire.abandon(gone)
+        (await _incoming(server, fine, 2)).finish(answer(fine))
+        await session.answered(fine)
+        session.wire.abandon(fine)
+        assert [report for report in session.receiver.reports if report.request is gone] == []
+
+
+async def unasked_messages_come_without_a_request(connector: Connector, server: Server) -> None:
+    async with opened(connector) as session:
+        await server.until(lambda: server.listens)
+        request = session.request()
+        incoming = await server.got("tools/call")
+        for n in (1, 2, 3):
+            server.tell(told(n))
+        await session.receiver.until(lambda: any(report.text == told(3) for report in session.receiver.reports))
+        heard = [report for report in session.receiver.of("received") if b"notifications/message" in report.text]
+        assert [(report.text, report.request) for report in heard] == [(told(n), None) for n in (1, 2, 3)]
+        incoming.finish(answer(request))
+        await session.answered(request)
+
+
+async def unasked_messages_are_not_fetched_where_nobody_wants_them(connector: Connector, server: Server) -> None:
+    async with opened(connector, listen=False) as session:
+        request = session.request()
+        (await server.got("tools/call")).finish(answer(request))
+        await session.answered(request)
+        assert not (server.binds and server.listens)
+
+
+async def a_session_that_the_server_forgot_is_lost_once(connector: Connector, server: Server) -> None:
+    async with opened(connector) as session:
+        waiting = session.request()
+        await server.got("tools/call")
+        server.forget()
+        refused = [session.request() for _ in range(3)]
+        receiver = session.receiver
+        await receiver.until(lambda: receiver.of("lost"))
+        (lost,) = receiver.of("lost")
+        assert isinstance(lost.error, SessionLost)
+        assert set(lost.refused) == set(refused), "exactly what surely did not run"
+        assert waiting.state == "pending", "it may have run: the channel tells its caller"
+        session.request()
+        session.send(told(1))
+        await _settle()
+        assert len(receiver.of("lost")) == 1
+        assert not receiver.of("failed")
+
+
+async def leaving_ends_the_session(connector: Connector, server: Server) -> None:
+    async with opened(connector) as session:
+        session.request()
+        await server.got("tools/call")
+        assert not server.ended
+    await server.until(lambda: server.ended)
+
+
+async def leaving_cuts_what_is_under_way(connector: Connector, server: Server) -> None:
+    async with opened(connector) as session:
+        session.request()
+        incoming = await server.got("tools/call")
+        incoming.say(told(1))
+        await session.receiver.until(lambda: any(report.text == told(1) for report in session.receiver.reports))
+    if server.binds:
+        await server.until(lambda: incoming.is_cut)
+
+
+async def leaving_is_bounded(connector: Connector, server: Server) -> None:
+    server.stall()
+    with anyio.fail_after(GOODBYE):
+        async with opened(connector) as session:
+            session.request()
+            await server.got("tools/call")
+
+
+async def leaving_by_cancellation_ends_the_session(connector: Connector, server: Server) -> None:
+    with anyio.fail_after(GOODBYE):
+        async with anyio.create_task_group() as tasks:
+
+            async def own() -> None:
+                async with opened(connector) as session:
+                    session.request()
+                    await anyio.sleep_forever()
+
+            tasks.start_soon(own)
+            await server.got("tools/call")
+            tasks.cancel_scope.cancel()
+    await server.until(lambda: server.ended)
+
+
+async def an_error_inside_comes_out_as_it_is(connector: Connector, server: Server) -> None:
+    error = SessionLost("inside", executed="no")
+    with pytest.raises(SessionLost) as raised:
+        async with opened(connector):
+            raise error
+    assert raised.value is error
+    await server.until(lambda: server.ended)
+
+
+async def two_sessions_are_two(connector: Connector, server: Server) -> None:
+    async with opened(connector) as first, opened(connector) as second:
+        one, two = first.request(params={"n": 1}), second.request(params={"n": 2})
+        await server.got("tools/call", 2)
+        for n in (1, 2):
+            incoming = await server.got("tools/call", n)
+            incoming.finish(answer(one, json.loads(incoming.text)["params"]))
+        assert json.loads((await first.answered(one)).text)["result"] == {"n": 1}
+        assert json.loads((await second.answered(two)).text)["result"] == {"n": 2}
+
+
+CHECKS: Final[Sequence[Check]] = (
+    a_handshake_arrives_in_order,
+    a_handshake_that_is_refused_raises,
+    messages_arrive_byte_for_byte_and_once,
+    headers_of_the_session_and_of_the_call,
+    messages_are_bound_to_the_request_on_whose_stream_they_came,
+    an_answer_may_come_at_once,
+    an_exchange_that_breaks_fails_once_and_alone,
+    an_exchange_that_breaks_after_its_answer_is_fine,
+    an_abandoned_exchange_is_cut_and_tells_nothing_more,
+    unasked_messages_come_without_a_request,
+    unasked_messages_are_not_fetched_where_nobody_wants_them,
+    a_session_that_the_server_forgot_is_lost_once,
+    leaving_ends_the_session,
+    leaving_cuts_what_is_under_way,
+    leaving_is_bounded,
+    leaving_by_cancellation_ends_the_session,
+    an_error_inside_comes_out_as_it_is,
+    two_sessions_are_two,
+)
+
+
+async def check_wire(maker: Maker) -> None:
+    """Run every check, each against a server of its own.
+
+    Raises:
+        AssertionError: a promise was broken; a note on it says which.
+        TimeoutError: a message did not arrive, or the end of a session was not bounded.
+    """
+    for check in CHECKS:
+        async with maker() as (connector, server):
+            try:
+                await check(connector, server)
+            except BaseException as error:
+                error.add_note(f"broken: {check.__name__.replace('_', ' ')}")
+                raise
+
+
+async def _incoming(server: Server, request: Request, count: int) -> Incoming:
+    """The message of this request, among so many: they may arrive in any order."""
+    for n in range(1, count + 1):
+        incoming = await server.got("tools/call", n)
+        if _id(incoming.text) == request.id:
+            return incoming
+    raise AssertionError(f"{request} did not arrive")
+
+
+def _id(text: bytes) -> int | None:
+    return json.loads(text).get("id") if text else None
+
+
+def _is_response(text: bytes) -> bool:
+    return bool(text) and "method" not in json.loads(text)
+
+
+async def _settle() -> None:
+    """Let every task that can go on do so: for what must not happen."""
+    for _ in range(20):
+        await anyio.lowlevel.checkpoint()
