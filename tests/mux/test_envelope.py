@@ -88,6 +88,14 @@ def test_e8_an_error_may_come_without_an_id() -> None:
         parsed = parse(message(error='{"code":-32700,"message":"x"}', **members), limit=LIMIT)
         assert (parsed.kind, parsed.id, parsed.is_error) == ("response", b"", True)
         assert b'"id":5' in parsed.with_id(b"5")
+    assert parse(message(id="5", error='{"code":-1}'), limit=LIMIT).id == b"5"
+
+
+@pytest.mark.parametrize("params", ['"x"', "1", "true"])
+def test_params_are_a_structure(params: str) -> None:
+    with pytest.raises(InvalidRequest, match="params"):
+        parse(message(id="1", method='"m"', params=params), limit=LIMIT)
+    assert parse(message(id="1", method='"m"', params="null"), limit=LIMIT).params() is None
 
 
 def test_a_result_needs_an_id() -> None:

@@ -1,0 +1,39 @@
+"""The tree of failures and its codes."""
+
+from trunkline.mux import errors
+from trunkline.mux.errors import Overloaded, SessionLost, TrunklineError, UpstreamRefused, WorkflowEnded
+
+CODES = {
+    "ParseError": -32700,
+    "InvalidRequest": -32600,
+    "MethodNotFound": -32601,
+    "InvalidParams": -32602,
+    "UpstreamFault": -32603,
+    "UpstreamUnreachable": -31001,
+    "SessionLost": -31002,
+    "Overloaded": -31003,
+    "TimedOut": -31004,
+    "Unattributable": -31005,
+    "Cancelled": -32800,
+}
+
+
+def test_e17_codes_are_those_of_the_contract() -> None:
+    assert {name: getattr(errors, name).code for name in CODES} == CODES
+
+
+def test_every_failure_has_a_reason_of_its_own() -> None:
+    def tree(kind: type[TrunklineError]) -> list[type[TrunklineError]]:
+        return [kind, *(below for child in kind.__subclasses__() for below in tree(child))]
+
+    kinds = [kind for kind in tree(TrunklineError) if kind.__module__ == errors.__name__ and not kind.__subclasses__()]
+    reasons = [kind.reason for kind in kinds if kind.__name__ != "InvalidRequest"]
+    assert len(set(reasons)) == len(reasons)
+
+
+def test_failures_carry_their_data() -> None:
+    assert SessionLost("m", executed="no").data == {"executed": "no"}
+    assert Overloaded("m", limit="l").data == {"limit": "l"}
+    assert WorkflowEnded("idle").cause == "idle"
+    assert UpstreamRefused(b"{}").raw == b"{}"
+    assert repr(TrunklineError("m", a=1)) == "TrunklineError('m')"

@@ -1,0 +1,143 @@
+"""The ring behind resumption: what is replayed, what is trimmed, and what is lost loudly."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from trunkline.mux.event_log import Budget, EventLog, Overflow, Position, Stream, Trimmed
+from trunkline.mux.limits import EventLogLimits
+
+
+def log(events: int = 100, size: int = 1000, total: int = 10_000) -> tuple[EventLog, Budget]:
+    budget = Budget(total)
+    return EventLog(EventLogLimits(events=events, bytes=size, total_bytes=total), budget), budget
+
+
+def fill(made: EventLog, stream: Stream, *messages: bytes, at: float = 0.0) -> None:
+    for message in messages:
+        made.append(stream, message, at)
+
+
+def test_t9_a_position_is_spelled_and_read_back() -> None:
+    position = Position("a" * 32, 3, 0, 17)
+    assert Position.read(position.spell()) == position
+    for wrong in ("", "x", "a" * 32, "a" * 32 + "-1-2", "g" * 32 + "-1-0-1", position.spell() + " ", "a" * 32 + "-1-0--1"):
+        assert Position.read(wrong) is None
+
+
+def test_t9_only_the_stream_asked_for_is_replayed() -> None:
+    made, _ = log()
+    one, two = made.open(), made.open()
+    fill(made, one, b"a1")
+    fill(made, two, b"b1")
+    fill(made, one, b"a2")
+    assert [event.message for event in one.after(0)] == [b"a1", b"a2"]
+    assert [event.message for event in one.after(1)] == [b"a2"] and one.after(2) == []
+    assert made.find(two.number) is two and made.find(0) is made.standalone()
+
+
+def test_a_position_that_is_not_held_is_told() -> None:
+    made, _ = log(events=2)
+    stream = made.open()
+    fill(made, stream, b"1", b"2")
+    stream.sent = 2
+    fill(made, stream, b"3")
+    assert [event.n for event in stream.after(1)] == [2, 3]
+    for wrong in (0, 4):
+        with pytest.raises(Trimmed):
+            stream.after(wrong)
+    with pytest.raises(Trimmed):
+        made.find(99)
+
+
+def test_what_was_delivered_is_trimmed_in_silence_and_what_was_not_is_an_overflow() -> None:
+    made, _ = log(events=3)
+    stream = made.open()
+    fill(made, stream, b"1", b"2", b"3")
+    stream.sent = 1
+    fill(made, stream, b"4")
+    with pytest.raises(Overflow):
+        made.append(stream, b"5", 0)
+    assert stream.last == 5, "it was appended all the same"
+
+
+def test_a_stream_that_no_client_opened_forgets_its_oldest() -> None:
+    made, _ = log(events=2)
+    fill(made, made.standalone(), b"1", b"2", b"3")
+    assert (made.dropped, [event.n for event in made.standalone().after(1)]) == (1, [2, 3])
+
+
+def test_bytes_are_bounded_for_one_log_and_for_all() -> None:
+    made, budget = log(size=10)
+    stream = made.open()
+    stream.sent = 10**6
+    fill(made, stream, b"x" * 6, b"y" * 6)
+    assert (made.bytes, len(made), budget.held) == (6, 1, 6)
+    other = EventLog(EventLogLimits(), budget)
+    budget.limit = 8
+    crowded = other.open()
+    crowded.sent = 10**6
+    fill(other, crowded, b"z" * 4, b"w" * 4)
+    assert (len(other), budget.held) == (1, 10)
+
+
+def test_an_event_larger_than_the_log_is_delivered_live_and_goes_with_the_next() -> None:
+    made, _ = log(size=10)
+    stream = made.open()
+    fill(made, stream, b"x" * 50)
+    assert [event.n for event in stream.after(0)] == [1]
+    stream.sent = 1
+    fill(made, stream, b"y")
+    assert (made.bytes, [event.n for event in stream.after(1)]) == (1, [2])
+
+
+def test_time_takes_what_is_old_and_forgets_streams_that_ended() -> None:
+    made, budget = log()
+    ended, live = made.open(), made.open()
+    made.append(ended, b"1", 1.0, last=True)
+    made.append(live, b"2", 5.0)
+    made.expire(5.0)
+    assert budget.held == 1 and ended.ended
+    with pytest.raises(Trimmed):
+        made.find(ended.number)
+    made.expire(6.0)
+    assert made.find(live.number) is live, "a stream that goes on is not forgotten"
+    assert live.trimmed == 1 and budget.held == 0
+
+
+def test_clear_gives_everything_back() -> None:
+    made, budget = log()
+    fill(made, made.open(), b"abc", b"d")
+    made.clear()
+    assert (budget.held, len(made), made.bytes) == (0, 0, 0)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 30), st.booleans()), max_size=60),
+    st.integers(1, 12),
+    st.integers(1, 120),
+)
+def test_the_ring_never_loses_in_silence_and_never_holds_too_much(
+    steps: list[tuple[int, int, bool]], events: int, size: int
+) -> None:
+    made, budget = log(events=events, size=size)
+    streams = [made.open() for _ in range(4)]
+    sent: dict[int, list[int]] = {stream.number: [] for stream in streams}
+    got: dict[int, list[int]] = {stream.number: [] for stream in streams}
+    overflowed = False
+    for index, length, deliver in steps:
+        stream = streams[index]
+        try:
+            event = made.append(stream, b"x" * length, 0)
+            sent[stream.number].append(event.n)
+        except Overflow:
+            overflowed = True
+            break
+        if deliver:
+            got[stream.number] += [e.n for e in stream.after(stream.sent)]
+            stream.sent = stream.last
+    assert len(made) <= max(events, 1) and (made.bytes <= size or len(made) == 1)
+    assert budget.held == made.bytes == sum(len(e.message) for s in streams for e in s.events)
+    if not overflowed:
+        for stream in streams:
+            got[stream.number] += [e.n for e in stream.after(stream.sent)]
+            assert got[stream.number] == sent[stream.number]

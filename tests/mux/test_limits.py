@@ -1,0 +1,28 @@
+"""The limits of the contract."""
+
+import msgspec
+import pytest
+from trunkline.mux.limits import EventLogLimits, Pooling
+
+
+def test_the_defaults_are_those_of_the_contract() -> None:
+    assert msgspec.to_builtins(Pooling()) == {
+        "reuse": "workflow",
+        "idle_timeout": 1800,
+        "resume_window": 300,
+        "request_timeout": 300,
+        "spares": 0,
+        "max_workflows": 10_000,
+        "max_workflows_per_user": 100,
+        "max_workflows_per_tenant": 2_000,
+        "max_channels_per_user": 16,
+        "max_inflight_per_workflow": 64,
+        "max_inflight_per_channel": 256,
+        "event_log": {"events": 1000, "bytes": 4_194_304, "total_bytes": 268_435_456},
+    }
+
+
+@pytest.mark.parametrize(("kind", "wrong"), [(Pooling, {"reuze": "none"}), (EventLogLimits, {"event": 1})])
+def test_an_unknown_limit_is_refused(kind: type[msgspec.Struct], wrong: dict[str, object]) -> None:
+    with pytest.raises(msgspec.ValidationError, match="unknown field"):
+        msgspec.convert(wrong, kind)

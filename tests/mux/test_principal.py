@@ -1,0 +1,18 @@
+"""A principal is three verified parts."""
+
+from trunkline.mux.principal import ANONYMOUS, Principal
+
+
+def test_principals_are_equal_only_in_all_three_parts() -> None:
+    one = Principal("i", "t", "s")
+    assert one == Principal("i", "t", "s")
+    assert len({one, Principal("x", "t", "s"), Principal("i", "x", "s"), Principal("i", "t", "x")}) == 4
+
+
+def test_parts_cannot_run_into_one_another() -> None:
+    assert Principal("i", "ab", "c").digest() != Principal("i", "a", "bc").digest()
+    assert "alice" not in Principal("i", "t", "alice").digest()
+
+
+def test_anonymous_is_one_principal() -> None:
+    assert ANONYMOUS.is_anonymous and not Principal("i", "t", "s").is_anonymous

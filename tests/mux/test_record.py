@@ -1,0 +1,21 @@
+"""Names that follow from a session id, and do not lead back to it."""
+
+from trunkline.mux.principal import ANONYMOUS
+from trunkline.mux.record import Handshake, WorkflowRecord, new_session_id
+
+
+def record(session_id: str) -> WorkflowRecord:
+    return WorkflowRecord(session_id, ANONYMOUS, "s", None, Handshake("2025-11-25", b"{}", b"{}"))
+
+
+def test_l4_session_ids_are_long_random_and_visible_ascii() -> None:
+    ids = {new_session_id() for _ in range(1000)}
+    assert len(ids) == 1000
+    assert all(len(one) >= 32 and all("!" <= c <= "~" for c in one) for one in ids)
+
+
+def test_handle_and_event_token_follow_from_the_id_and_hide_it() -> None:
+    one, same, other = record("a" * 32), record("a" * 32), record("b" * 32)
+    assert one.handle == same.handle != other.handle
+    assert one.event_token == same.event_token != other.event_token
+    assert len(one.event_token) == 32 and one.handle not in one.event_token
