@@ -170,7 +170,7 @@ def show(name: str, rows: list[dict[str, object]]) -> None:
         "upstream_sessions",
     )
     for one in rows:
-        table.add_row(str(one["variant"]), *("–" if one[key] is None else str(one[key]) for key in keys))
+        table.add_row(str(one["variant"]), *("-" if one[key] is None else str(one[key]) for key in keys))
     Console().print(table)
 
 

@@ -92,7 +92,8 @@ def test_e3_ids_are_positive_and_never_used_again(demux: Demux) -> None:
         assert request.id not in seen
         seen.add(request.id)
         demux.receive(answer(str(request.id)), None, 0)
-    assert min(seen) == 1 and demux.ids_left == 49
+    assert min(seen) == 1
+    assert demux.ids_left == 49
 
 
 def test_e4_blocks_follow_one_another(demux: Demux) -> None:
@@ -120,7 +121,9 @@ def test_e8_an_error_without_an_id_belongs_to_the_request_of_its_stream(demux: D
     error = read('{"jsonrpc":"2.0","error":{"code":-1,"message":"m"}}')
     assert demux.receive(error, None, 0) == Ignored("unknown_response")
     event = demux.receive(error, request, 0)
-    assert isinstance(event, Answered) and event.is_error and json.loads(event.message)["id"] == "x"
+    assert isinstance(event, Answered)
+    assert event.is_error
+    assert json.loads(event.message)["id"] == "x"
     assert demux.receive(error, request, 0) == Ignored("unknown_response")
 
 
@@ -135,7 +138,8 @@ def test_a_limit_on_requests_counts_tombstones_too(demux: Demux) -> None:
     demux.cancel(requests[0], None, 0)
     with pytest.raises(Overloaded) as refused:
         opened(demux)
-    assert refused.value.limit == "max_inflight_per_channel" and demux.inflight == 3
+    assert refused.value.limit == "max_inflight_per_channel"
+    assert demux.inflight == 3
     assert "4 requests" in repr(demux)
 
 
@@ -146,7 +150,8 @@ def test_progress_comes_back_under_the_callers_own_token(demux: Demux) -> None:
         event = demux.receive(
             notification("notifications/progress", f'{{"progressToken":{request.id},"p":1}}'), None, 1
         )
-        assert isinstance(event, Progressed) and f'"progressToken":{token}'.encode() in event.message
+        assert isinstance(event, Progressed)
+        assert f'"progressToken":{token}'.encode() in event.message
         demux.receive(answer(str(request.id)), None, 1)
 
 
@@ -172,26 +177,32 @@ def test_e12_e15_a_cancel_is_translated_and_its_late_answer_swallowed(demux: Dem
     told, failed = demux.cancel(
         request, read('{"jsonrpc":"2.0","method":"n","params":{"requestId":1,"reason":"r"}}').params(), 0
     )
-    assert isinstance(told, ToServer) and json.loads(told.message)["params"] == {"requestId": request.id, "reason": "r"}
-    assert isinstance(failed, Failed) and isinstance(failed.error, Cancelled)
+    assert isinstance(told, ToServer)
+    assert json.loads(told.message)["params"] == {"requestId": request.id, "reason": "r"}
+    assert isinstance(failed, Failed)
+    assert isinstance(failed.error, Cancelled)
     assert demux.cancel(request, None, 0) == []
     assert demux.receive(answer(str(request.id)), None, 0) == Ignored("late_response")
-    assert demux.cancel(request, None, 0) == [] and demux.is_idle
+    assert demux.cancel(request, None, 0) == []
+    assert demux.is_idle
 
 
 def test_a_tombstone_that_nobody_answers_is_given_up(demux: Demux) -> None:
     request = opened(demux)
     demux.cancel(request, None, 0)
     assert demux.expire(TOMBSTONE_SECONDS - 0.1) == []
-    assert demux.expire(TOMBSTONE_SECONDS) == [Abandon(request)] and demux.is_idle
+    assert demux.expire(TOMBSTONE_SECONDS) == [Abandon(request)]
+    assert demux.is_idle
 
 
 def test_e17_a_silent_call_times_out_and_is_cancelled(demux: Demux) -> None:
     request = opened(demux)
     assert demux.expire(TIMEOUT - 0.1) == []
     told, failed = demux.expire(TIMEOUT)
-    assert isinstance(told, ToServer) and f'"requestId":{request.id}'.encode() in told.message
-    assert isinstance(failed, Failed) and isinstance(failed.error, TimedOut)
+    assert isinstance(told, ToServer)
+    assert f'"requestId":{request.id}'.encode() in told.message
+    assert isinstance(failed, Failed)
+    assert isinstance(failed.error, TimedOut)
     assert failed.error.data == {"executed": "unknown"}
 
 
@@ -210,10 +221,12 @@ def test_a_failed_exchange_fails_its_caller_once(demux: Demux) -> None:
     request = opened(demux)
     lost = SessionLost("gone", executed="no")
     assert demux.fail(request, lost) == [Failed(request, lost)]
-    assert demux.fail(request, lost) == [] and demux.is_idle
+    assert demux.fail(request, lost) == []
+    assert demux.is_idle
     tomb = opened(demux)
     demux.cancel(tomb, None, 0)
-    assert demux.fail(tomb, lost) == [] and demux.is_idle
+    assert demux.fail(tomb, lost) == []
+    assert demux.is_idle
 
 
 def test_r7_a_ping_is_answered_at_once(demux: Demux) -> None:
@@ -224,7 +237,8 @@ def test_r7_a_ping_is_answered_at_once(demux: Demux) -> None:
 def test_what_is_told_keeps_its_origin(demux: Demux) -> None:
     request = opened(demux)
     event = demux.receive(notification("notifications/message"), request, 0)
-    assert isinstance(event, Told) and event.origin is request
+    assert isinstance(event, Told)
+    assert event.origin is request
 
 
 def asked(demux: Demux, message: Envelope, origin: Request | None = None, now: float = 0.0) -> ServerRequest:
@@ -241,26 +255,30 @@ def test_e5_r4_a_servers_request_is_answered_under_its_own_id_and_once(demux: De
     ]
     assert demux.respond(question, answer("4"), 0) == []
     assert demux.refuse(question, TimedOut("late"), 0) == []
-    assert demux.is_idle and "done" in repr(question)
+    assert demux.is_idle
+    assert "done" in repr(question)
 
 
 def test_a_refusal_reaches_the_server(demux: Demux) -> None:
     question = asked(demux, asks("3"))
     (event,) = demux.refuse(question, Cancelled("no"), 0)
-    assert isinstance(event, ToServer) and json.loads(event.message)["error"]["code"] == -32800
+    assert isinstance(event, ToServer)
+    assert json.loads(event.message)["error"]["code"] == -32800
 
 
 def test_too_many_questions_of_a_server_are_refused(demux: Demux) -> None:
     for number in range(MAX_SERVER_REQUESTS):
         asked(demux, asks(str(number)))
     event = demux.receive(asks("9999"), None, 0)
-    assert isinstance(event, ToServer) and json.loads(event.message)["error"]["data"] == {"limit": "server_requests"}
+    assert isinstance(event, ToServer)
+    assert json.loads(event.message)["error"]["data"] == {"limit": "server_requests"}
 
 
 def test_a_server_takes_its_question_back(demux: Demux) -> None:
     question = asked(demux, asks("8"))
     event = demux.receive(notification("notifications/cancelled", '{"requestId":8}'), None, 0)
-    assert isinstance(event, Retracted) and event.request is question
+    assert isinstance(event, Retracted)
+    assert event.request is question
     for params in ("{}", '{"requestId":8}', '{"requestId":null}', "[]"):
         assert demux.receive(notification("notifications/cancelled", params), None, 0) == Ignored("unknown_cancel")
 
@@ -301,7 +319,8 @@ def test_a_question_that_nobody_answers_is_refused_in_the_end(demux: Demux) -> N
     question = asked(demux, asks())
     assert demux.expire(TIMEOUT * EXTENSIONS - 1) == []
     (event,) = demux.expire(TIMEOUT * EXTENSIONS)
-    assert isinstance(event, ToServer) and question.state == "done"
+    assert isinstance(event, ToServer)
+    assert question.state == "done"
 
 
 def test_close_tells_every_caller_the_first_cause_and_takes_nothing_more(demux: Demux) -> None:
@@ -312,7 +331,9 @@ def test_close_tells_every_caller_the_first_cause_and_takes_nothing_more(demux: 
     failed = demux.close(cause)
     assert [event.request for event in failed] == [first, second]
     assert all(event.error.data == {"executed": "unknown"} and event.error.__cause__ is cause for event in failed)
-    assert demux.close(SessionLost("other", executed="no")) == [] and demux.cause is cause and demux.is_idle
+    assert demux.close(SessionLost("other", executed="no")) == []
+    assert demux.cause is cause
+    assert demux.is_idle
     with pytest.raises(WorkflowEnded):
         opened(demux)
 

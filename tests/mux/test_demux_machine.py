@@ -59,7 +59,7 @@ class DemuxMachine(RuleBasedStateMachine):
         self.next_server_id = 0
         self.closed = False
 
-    def read(self, text: str):  # noqa: ANN201
+    def read(self, text: str):
         return parse(text.encode(), limit=1 << 20)
 
     @property
@@ -67,21 +67,24 @@ class DemuxMachine(RuleBasedStateMachine):
         return [r for r, c in self.live.items() if c.outcome is None]
 
     @rule(target=requests, id=st.sampled_from(CLIENT_IDS), token=st.sampled_from(TOKENS))
-    def ask(self, id: str, token: str):  # noqa: ANN201
+    def ask(self, id: str, token: str):
         client = Client(id, token, self.now)
         meta = f'{{"_meta":{{"progressToken":{token}}}}}' if token else "{}"
         message = self.read(f'{{"jsonrpc":"2.0","id":{id},"method":"tools/call","params":{meta}}}')
         try:
             request, text = self.demux.open(message, client, self.now)  # type: ignore[arg-type]
         except Overloaded:
-            assert len(self.live) >= MAX and not self.closed
+            assert len(self.live) >= MAX
+            assert not self.closed
             return multiple()
         except TrunklineError:
             assert self.closed
             return multiple()
-        assert not self.closed and len(self.live) < MAX
+        assert not self.closed
+        assert len(self.live) < MAX
         sent = json.loads(text)
-        assert sent["id"] == request.id and request.id not in self.used
+        assert sent["id"] == request.id
+        assert request.id not in self.used
         if token:
             assert sent["params"]["_meta"]["progressToken"] == request.id
         self.used.add(request.id)
@@ -91,17 +94,20 @@ class DemuxMachine(RuleBasedStateMachine):
     @rule(request=requests, spelled=st.sampled_from(["{}", '"{}"']))
     def answer(self, request: Request, spelled: str) -> None:
         client = self.live.get(request)
-        id = spelled.replace("{}", str(request.id))
-        event = self.demux.receive(self.read(f'{{"jsonrpc":"2.0","id":{id},"result":{{"n":{request.id}}}}}'), None, self.now)
+        upstream_id = spelled.replace("{}", str(request.id))
+        answer = self.read(f'{{"jsonrpc":"2.0","id":{upstream_id},"result":{{"n":{request.id}}}}}')
+        event = self.demux.receive(answer, None, self.now)
         if client is None:
             assert event == Ignored("unknown_response")
         elif client.outcome is not None:
             assert event == Ignored("late_response")
             del self.live[request]
         else:
-            assert isinstance(event, Answered) and event.request is request
+            assert isinstance(event, Answered)
+            assert event.request is request
             text = event.message.decode()
-            assert f'"id":{client.client_id},' in text and f'"n":{request.id}' in text
+            assert f'"id":{client.client_id},' in text
+            assert f'"n":{request.id}' in text
             client.outcome = "answered"
             del self.live[request]
 
@@ -115,7 +121,8 @@ class DemuxMachine(RuleBasedStateMachine):
         if client is None or client.outcome is not None or not client.token:
             assert event == Ignored("unknown_progress")
         else:
-            assert isinstance(event, Progressed) and event.request is request
+            assert isinstance(event, Progressed)
+            assert event.request is request
             assert f'"progressToken":{client.token}'.encode() in event.message
             client.deadline = min(self.now + TIMEOUT, client.latest)
 
@@ -141,7 +148,7 @@ class DemuxMachine(RuleBasedStateMachine):
             assert client.outcome == "SessionLost"
 
     @rule(target=questions, request=st.one_of(st.none(), requests))
-    def server_asks(self, request: Request | None):  # noqa: ANN201
+    def server_asks(self, request: Request | None):
         self.next_server_id += 1
         message = self.read(f'{{"jsonrpc":"2.0","id":{self.next_server_id},"method":"roots/list"}}')
         event = self.demux.receive(message, request, self.now)
@@ -233,7 +240,8 @@ class DemuxMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         waiting = set(self.waiting)
         assert {event.request for event in self.demux.close(SessionLost("end", executed="no"))} == waiting
-        assert self.demux.is_idle and self.demux.inflight == 0
+        assert self.demux.is_idle
+        assert self.demux.inflight == 0
         assert self.demux.close(SessionLost("again", executed="no")) == []
 
 

@@ -161,7 +161,8 @@ def test_e26_of_duplicate_keys_the_last_is_what_goes_on() -> None:
 
 def test_e11_a_batch_is_split_and_an_empty_one_refused() -> None:
     assert [m.id for m in parse_batch(b" [" + message(id="1", method='"m"') + b"]", limit=LIMIT)] == [b"1"]
-    assert envelope.is_batch(b" \n[") and not envelope.is_batch(b'{"a":[]}')
+    assert envelope.is_batch(b" \n[")
+    assert not envelope.is_batch(b'{"a":[]}')
     for text in (b"[]", b"{}", b"[1]"):
         with pytest.raises(InvalidRequest):
             parse_batch(text, limit=LIMIT)
@@ -178,10 +179,15 @@ def test_what_a_server_sends_amiss_is_its_fault() -> None:
 
 
 def test_e2_keys_tell_numbers_from_strings_and_know_all_spellings() -> None:
-    assert id_key(b"5") == 5 and id_key(b'"5"') == "5" and id_key(b"-0") == 0
+    assert id_key(b"5") == 5
+    assert id_key(b'"5"') == "5"
+    assert id_key(b"-0") == 0
     assert id_key(b'"\\u0041"') == id_key(b'"A"')
-    assert coerced_key("17") == 17 and coerced_key("x") == "x" and coerced_key("9" * 20) == "9" * 20
-    assert coerced_key(4) == 4 and coerced_key("٣") == "٣"
+    assert coerced_key("17") == 17
+    assert coerced_key("x") == "x"
+    assert coerced_key("9" * 20) == "9" * 20
+    assert coerced_key(4) == 4
+    assert coerced_key("٣") == "٣"
 
 
 def swapped(params: str) -> tuple[str, str]:
@@ -235,14 +241,16 @@ def test_a_failure_names_code_message_and_data() -> None:
 
 def test_messages_of_the_gateways_own() -> None:
     assert parse(envelope.request("m", {}, b"1"), limit=LIMIT).kind == "request"
-    assert b"params" not in envelope.notification("n") and b'"params":{}' in envelope.notification("n", {})
+    assert b"params" not in envelope.notification("n")
+    assert b'"params":{}' in envelope.notification("n", {})
     assert envelope.result(b"1", Raw(b"{}")) == b'{"jsonrpc":"2.0","id":1,"result":{}}'
 
 
 def test_params_are_read_one_level_deep_and_written_back() -> None:
     parsed = parse(message(id="1", method='"m"', params='{"a":[1],"b":2}'), limit=LIMIT)
     params = parsed.params()
-    assert params is not None and bytes(params["a"]) == b"[1]"
+    assert params is not None
+    assert bytes(params["a"]) == b"[1]"
     assert parsed.with_params({"c": Raw(b"3")}, b"9") == b'{"jsonrpc":"2.0","id":9,"method":"m","params":{"c":3}}'
     assert parsed.with_params({}) == b'{"jsonrpc":"2.0","id":1,"method":"m","params":{}}'
     assert Envelope("notification", {"params": Raw(b"[1]")}).params() is None
@@ -251,7 +259,8 @@ def test_params_are_read_one_level_deep_and_written_back() -> None:
 
 
 def test_strings_and_only_strings_have_a_text() -> None:
-    assert envelope.string_of(Raw(b'"x"')) == "x" and envelope.string_of(Raw(b"1")) is None
+    assert envelope.string_of(Raw(b'"x"')) == "x"
+    assert envelope.string_of(Raw(b"1")) is None
     assert envelope.string_of(None) is None
 
 
@@ -274,5 +283,7 @@ def test_what_parses_is_written_back_equal(id: int | str, extra: dict[str, objec
             text.decode()
         return
     encoded = parsed.encode()
-    assert json.loads(encoded) == body and b"\n" not in encoded and b"\r" not in encoded
+    assert json.loads(encoded) == body
+    assert b"\n" not in encoded
+    assert b"\r" not in encoded
     assert json.loads(parsed.id) == id

@@ -20,7 +20,15 @@ def fill(made: EventLog, stream: Stream, *messages: bytes, at: float = 0.0) -> N
 def test_t9_a_position_is_spelled_and_read_back() -> None:
     position = Position("a" * 32, 3, 0, 17)
     assert Position.read(position.spell()) == position
-    for wrong in ("", "x", "a" * 32, "a" * 32 + "-1-2", "g" * 32 + "-1-0-1", position.spell() + " ", "a" * 32 + "-1-0--1"):
+    for wrong in (
+        "",
+        "x",
+        "a" * 32,
+        "a" * 32 + "-1-2",
+        "g" * 32 + "-1-0-1",
+        position.spell() + " ",
+        "a" * 32 + "-1-0--1",
+    ):
         assert Position.read(wrong) is None
 
 
@@ -31,8 +39,10 @@ def test_t9_only_the_stream_asked_for_is_replayed() -> None:
     fill(made, two, b"b1")
     fill(made, one, b"a2")
     assert [event.message for event in one.after(0)] == [b"a1", b"a2"]
-    assert [event.message for event in one.after(1)] == [b"a2"] and one.after(2) == []
-    assert made.find(two.number) is two and made.find(0) is made.standalone()
+    assert [event.message for event in one.after(1)] == [b"a2"]
+    assert one.after(2) == []
+    assert made.find(two.number) is two
+    assert made.find(0) is made.standalone()
 
 
 def test_a_position_that_is_not_held_is_told() -> None:
@@ -96,12 +106,14 @@ def test_time_takes_what_is_old_and_forgets_streams_that_ended() -> None:
     made.append(ended, b"1", 1.0, last=True)
     made.append(live, b"2", 5.0)
     made.expire(5.0)
-    assert budget.held == 1 and ended.ended
+    assert budget.held == 1
+    assert ended.ended
     with pytest.raises(Trimmed):
         made.find(ended.number)
     made.expire(6.0)
     assert made.find(live.number) is live, "a stream that goes on is not forgotten"
-    assert live.trimmed == 1 and budget.held == 0
+    assert live.trimmed == 1
+    assert budget.held == 0
 
 
 def test_clear_gives_everything_back() -> None:
@@ -135,7 +147,8 @@ def test_the_ring_never_loses_in_silence_and_never_holds_too_much(
         if deliver:
             got[stream.number] += [e.n for e in stream.after(stream.sent)]
             stream.sent = stream.last
-    assert len(made) <= max(events, 1) and (made.bytes <= size or len(made) == 1)
+    assert len(made) <= max(events, 1)
+    assert made.bytes <= size or len(made) == 1
     assert budget.held == made.bytes == sum(len(e.message) for s in streams for e in s.events)
     if not overflowed:
         for stream in streams:

@@ -57,4 +57,5 @@ def test_g10_the_least_recently_used_that_is_idle_gives_way() -> None:
 def test_g10_where_none_is_idle_long_enough_the_newcomer_is_refused() -> None:
     with pytest.raises(Overloaded) as refused:
         give_way(Cap("max_workflows"), [Guest(ALICE, None), Guest(ALICE, 950.0)], 1000.0)
-    assert refused.value.limit == "max_workflows" and refused.value.data == {"limit": "max_workflows"}
+    assert refused.value.limit == "max_workflows"
+    assert refused.value.data == {"limit": "max_workflows"}

@@ -15,4 +15,5 @@ def test_parts_cannot_run_into_one_another() -> None:
 
 
 def test_anonymous_is_one_principal() -> None:
-    assert ANONYMOUS.is_anonymous and not Principal("i", "t", "s").is_anonymous
+    assert ANONYMOUS.is_anonymous
+    assert not Principal("i", "t", "s").is_anonymous

@@ -18,4 +18,5 @@ def test_handle_and_event_token_follow_from_the_id_and_hide_it() -> None:
     one, same, other = record("a" * 32), record("a" * 32), record("b" * 32)
     assert one.handle == same.handle != other.handle
     assert one.event_token == same.event_token != other.event_token
-    assert len(one.event_token) == 32 and one.handle not in one.event_token
+    assert len(one.event_token) == 32
+    assert one.handle not in one.event_token

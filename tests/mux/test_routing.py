@@ -113,7 +113,9 @@ def test_e5_a_question_gets_an_id_of_this_clients_own_and_is_answered_once() -> 
     assert json.loads(text)["id"] == 1
     answer = read('{"jsonrpc":"2.0","id":1,"result":{}}')
     question = desk.answer(answer)
-    assert question is not None and question.request is first and question.via is via
+    assert question is not None
+    assert question.request is first
+    assert question.via is via
     assert desk.answer(answer) is None
     assert [q.request for q in desk.questions] == [second]
     for unknown in ('{"jsonrpc":"2.0","id":"2","result":{}}', '{"jsonrpc":"2.0","error":{"code":1}}'):
@@ -135,7 +137,8 @@ def test_the_servers_progress_token_is_mirrored() -> None:
         return read(f'{{"jsonrpc":"2.0","method":"notifications/progress","params":{params}}}')
 
     found = desk.progress(progress('{"progressToken":1,"progress":5}'))
-    assert found is not None and found[1] is via
+    assert found is not None
+    assert found[1] is via
     assert json.loads(found[0])["params"] == {"progressToken": "tok", "progress": 5}
     asked(desk, via, asks("roots/list"))
     for unknown in ('{"progressToken":2}', '{"progressToken":"1"}', '{"progressToken":{}}', "{}", "[]"):
@@ -147,7 +150,8 @@ def test_a_question_that_was_taken_back_names_this_clients_id() -> None:
     asked(desk, Via(), asks("roots/list"))
     request, _ = asked(desk, Via(), asks("roots/list"))
     text = desk.retract(request, cancel('{"requestId":"s","reason":"r"}'))
-    assert text is not None and json.loads(text)["params"] == {"requestId": 2, "reason": "r"}
+    assert text is not None
+    assert json.loads(text)["params"] == {"requestId": 2, "reason": "r"}
     assert desk.retract(request, cancel("[]")) is None
     request, _ = asked(desk, Via(), asks("roots/list"))
     assert desk.retract(request, cancel("[]")) is not None
@@ -159,4 +163,5 @@ def test_the_questions_of_one_channel_are_forgotten_or_those_of_all() -> None:
     first, _ = asked(desk, one, asks("roots/list"))
     second, _ = asked(desk, two, asks("roots/list"))
     assert [q.request for q in desk.forget(one)] == [first]  # type: ignore[arg-type]
-    assert [q.request for q in desk.forget()] == [second] and desk.questions == ()
+    assert [q.request for q in desk.forget()] == [second]
+    assert desk.questions == ()
