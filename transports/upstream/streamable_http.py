@@ -4,23 +4,23 @@ The session lives as long as the context of `connect`. A POST whose stream break
 `Last-Event-ID` if the server gave event ids, and is never sent a second time (rules T12, T13).
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
-import os
 import random
 import ssl
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any, Final, Literal
 
-import aiohttp
 import anyio
-from yarl import URL
 
 from ...mux.demux import Request
 from ...mux.envelope import parse
 from ...mux.errors import (
     InvalidMessage,
+    InvalidRequest,
     SessionLost,
     TrunklineError,
     UpstreamFault,
@@ -29,27 +29,42 @@ from ...mux.errors import (
 from ...mux.limits import MAX_EVENT_BYTES
 from ...mux.ports import NONE, Headers, Receiver, SendKind, Wire
 from ...mux.statistics import Statistics
-from ..event_stream import EventParser
+from .answers import (
+    ERROR_BODY_BYTES,
+    FIRST_RETRY_SECONDS,
+    JSON_TYPE,
+    LAST_RETRY_SECONDS,
+    STREAM_TYPE,
+    Body,
+    Events,
+    Heard,
+    Listening,
+    Receipt,
+    content_type,
+    nothing,
+)
+from .http import ExchangeBroken, HeaderBlock, HTTPClient
+from .http1 import HTTP1Client
+from .http_proxied import ProxiedClient, proxy_of
 
 logger = logging.getLogger(__name__)
 
 Kind = Literal["initialize", "initialized", "call", "notification", "response", "get", "delete"]
 
-CONNECT_SECONDS: Final = 10.0
 CLOSE_SECONDS: Final = 5.0
-KEEP_ALIVE_SECONDS: Final = 3.5
-"""Idle connections are dropped before common servers do so after 5 s: a request must not meet a closing socket."""
+DELIVER_SECONDS: Final = 30.0
+"""How long a server may take to acknowledge a notification."""
+
+LINGER_SECONDS: Final = 1.0
+"""How long a stream may stay open after its answer, before its connection is cut."""
 
 LOST_SECONDS: Final = 0.5
 """How long a session that the server forgot waits for what becomes of its other calls: most are refused as well, and
 a call that was refused surely did not run."""
 
-FIRST_RETRY_SECONDS: Final = 1.0
-LAST_RETRY_SECONDS: Final = 30.0
 RESUME_ATTEMPTS: Final = 5
 """Attempts to take up a broken stream that bring no event, before its request is given up."""
 
-ERROR_BODY_BYTES: Final = 65_536
 VERSION_HEADER_SINCE: Final = "2025-06-18"
 MAX_SESSION_ID: Final = 1024
 
@@ -58,23 +73,28 @@ class StreamableHTTPConnector:
     """Opens sessions with one server by Streamable HTTP. Implements `Connector`.
 
     `headers` go with every request. One HTTP client serves all sessions; `close` it after they have ended.
+
+    Raises:
+        ValueError: a URL or headers that cannot be used.
     """
 
     def __init__(
         self, server: str, url: str, statistics: Statistics, *, headers: Headers | None = None, ca: str = ""
     ) -> None:
         self.server = server
-        self.url = URL(url)
+        context = ssl.create_default_context(cafile=ca or None)
+        proxy = proxy_of(url)
+        self.http: HTTPClient = HTTP1Client(url, context) if proxy is None else ProxiedClient(url, context, proxy)
+        self.headers = HeaderBlock(
+            {**(headers or {}), "Accept": f"{JSON_TYPE}, {STREAM_TYPE}", "User-Agent": "trunkline"}
+        )
         self._statistics = statistics
-        self.headers = dict(headers or {})
-        self._ssl = ssl.create_default_context(cafile=ca) if ca else True
-        self._http: aiohttp.ClientSession | None = None
 
     @asynccontextmanager
     async def connect(self, receiver: Receiver, headers: Headers, *, listen: bool) -> AsyncIterator[Wire]:
         """See `Connector.connect`."""
         failure: Exception | None = None
-        async with asyncio.TaskGroup() as tasks:  # a task for each POST: anyio's cost three times as much to start
+        async with asyncio.TaskGroup() as tasks:
             wire = _HTTPWire(self, receiver, headers, tasks, listen=listen)
             try:
                 yield wire
@@ -87,21 +107,7 @@ class StreamableHTTPConnector:
 
     async def close(self) -> None:
         """Close the HTTP client. Idempotent."""
-        if self._http is not None:
-            await self._http.close()
-            self._http = None
-
-    @property
-    def http(self) -> aiohttp.ClientSession:
-        """The HTTP client; made when it is first needed, inside the running loop."""
-        if self._http is None:
-            self._http = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS, ssl=self._ssl),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
-                skip_auto_headers=("User-Agent",),
-            )
-        return self._http
+        await self.http.close()
 
     def count(self, kind: Kind) -> None:
         """One HTTP request goes to the server."""
@@ -125,81 +131,117 @@ class _HTTPWire:
         listen: bool,
     ) -> None:
         self._connector = connector
-        self._receiver = receiver
+        self._http = connector.http
+        self.receiver = receiver
         self._tasks = tasks
         self._listen = listen
         self._running: set[asyncio.Task[None]] = set()
-        self._exchanges: dict[Request, asyncio.Task[None]] = {}
+        self._exchanges: dict[Request, Callable[[], object]] = {}
+        """How to cut the exchange of each request."""
+        self._deliveries: set[Receipt] = set()
         self._unanswered: set[Request] = set()
         """Requests to which the server has not begun to answer."""
-        self._all_answered = asyncio.Event()
         self._refused: list[Request] = []
         """Requests that met a session which the server had forgotten."""
-        self._headers = {
-            **connector.headers,
-            **headers,
-            "Content-Type": "application/json",
-            "Accept": "application/json, text/event-stream",
-            "User-Agent": "trunkline",
-        }
-        self._established = False
+        self._headers = connector.headers.with_(headers)
+        self.is_established = False
         self._has_session = False
-        self._dead = False
+        self._is_dead = False
+        self._lost: asyncio.TimerHandle | None = None
+
+    # Wire
 
     def send(
         self, text: bytes, *, kind: SendKind = "notification", request: Request | None = None, headers: Headers = NONE
     ) -> None:
         """See `Wire.send`."""
-        sent = {**self._headers, **headers} if headers else self._headers
-        if self._dead:
+        try:
+            block = self._headers.with_(headers)
+        except ValueError as error:
             if request is not None:
-                self._refused.append(request)
-        elif request is not None:
-            self._unanswered.add(request)
-            self._all_answered.clear()
-            self._exchanges[request] = self._start(self._carry(text, request, sent))
+                self.receiver.failed(request, InvalidRequest(str(error)))
+            return
+        if request is None:
+            self._deliver(text, kind, block)
+        elif self._is_dead:
+            self._refused.append(request)
         else:
-            self._start(self._deliver(text, kind, sent))
+            self._unanswered.add(request)
+            self._connector.count("call" if self.is_established else "initialize")
+            call = _Call(self, request)
+            self._exchanges[request] = call.cut = self._http.send("POST", block, text, call)
 
     def abandon(self, request: Request) -> None:
         """See `Wire.abandon`."""
-        task = self._exchanges.get(request)
-        if task is not None:
-            task.cancel()
+        cut = self._exchanges.get(request)
+        if cut is not None:
+            cut()
+            self.is_over(request)
 
     async def establish(self, revision: str, initialized: bytes) -> None:
         """See `Wire.establish`."""
         if revision >= VERSION_HEADER_SINCE:
-            self._headers["MCP-Protocol-Version"] = revision
-        try:
-            async with self._post(initialized, "initialized", self._headers) as response:
-                if response.status >= 300:
-                    raise UpstreamUnreachable(
-                        f"the server answered notifications/initialized with HTTP {response.status}", executed="no"
-                    )
-        except (aiohttp.ClientError, OSError) as error:
-            raise _unreachable(error) from error
-        self._established = True
+            self._headers = self._headers.with_({"MCP-Protocol-Version": revision})
+        status = await self._ask("initialized", initialized)
+        if status >= 300:
+            raise UpstreamUnreachable(
+                f"the server answered notifications/initialized with HTTP {status}", executed="no"
+            )
+        self.is_established = True
         if self._listen:
             self._start(self._hear_unasked())
 
     async def close(self) -> None:
         """End the session at the server, in bounded time; best effort, as the specification has it (rule L5)."""
         try:
-            if self._has_session and not self._dead:
-                await self._delete()
+            if self._has_session and not self._is_dead:
+                with anyio.move_on_after(CLOSE_SECONDS, shield=True):
+                    await self._ask("delete", b"")
+        except TrunklineError as error:
+            logger.info("the server did not take the DELETE: %s", error.message, extra=self._about)
         finally:
+            if self._lost is not None:
+                self._lost.cancel()
+            for cut in (*self._exchanges.values(), *(receipt.over.cancel for receipt in self._deliveries)):
+                cut()
             for task in tuple(self._running):
                 task.cancel()
 
-    async def _delete(self) -> None:
-        self._connector.count("delete")
-        with anyio.move_on_after(CLOSE_SECONDS, shield=True):
-            try:
-                async with self._connector.http.delete(self._connector.url, headers=self._headers):
-                    pass
-            except (aiohttp.ClientError, OSError) as error:
-                logger.info("the server did not take the DELETE: %s", type(error).__name__, extra=self._about)
+    # What becomes of a request, as its answer tells.
+
+    def begins(self, request: Request, status: int, headers: Headers) -> bool:
+        """The server begins to answer this request; False where it has forgotten the session instead.
+
+        Raises:
+            UpstreamFault: it gave a session id that is none.
+        """
+        self._settle(request)
+        if self.is_established:
+            if status == 404 and self._has_session:
+                self._exchanges.pop(request, None)
+                self._lose(request)
+                return False
+        else:
+            self._take_session(headers.get("mcp-session-id"))
+        return True
+
+    def is_over(self, request: Request, error: TrunklineError | None = None) -> None:
+        """The exchange of this request is over, for this reason where its answer did not come."""
+        self._exchanges.pop(request, None)
+        self._settle(request)
+        if error is not None:
+            self.receiver.failed(request, error)
+
+    def take_up(self, request: Request, events: Events) -> None:
+        """The stream of this request broke before its answer."""
+        task = self._start(self._take_up(request, events))
+        self._exchanges[request] = task.cancel
+
+    # Inside.
+
+    @property
+    def _about(self) -> dict[str, str]:
+        return {"server": self._connector.server}
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._tasks.create_task(work)
@@ -207,199 +249,229 @@ class _HTTPWire:
         task.add_done_callback(self._running.discard)
         return task
 
-    @property
-    def _about(self) -> dict[str, str]:
-        return {"server": self._connector.server}
-
-    def _post(self, text: bytes, kind: Kind, headers: Headers) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+    async def _ask(self, kind: Literal["initialized", "delete"], body: bytes) -> int:
+        """Send what is answered by a status alone, and wait for that."""
         self._connector.count(kind)
-        return self._connector.http.post(self._connector.url, data=text, headers=headers, allow_redirects=False)
-
-    async def _carry(self, text: bytes, request: Request, headers: Headers) -> None:
-        """One request, to its answer or the reason why there is none."""
-        kind: Kind = "call" if self._established else "initialize"
+        receipt = Receipt()
+        receipt.cut = self._http.send("DELETE" if kind == "delete" else "POST", self._headers, body, receipt)
         try:
-            async with self._post(text, kind, headers) as response:
-                self._answers(request)
-                if response.status == 404 and self._established and self._has_session:
-                    self._lose(request)
-                    return
-                if kind == "initialize":
-                    self._take_session(response)
-                await self._read_answer(response, request)
-            if request.state != "done":
-                raise UpstreamFault("the server's answer did not hold the response")
-        except TrunklineError as error:
-            self._receiver.failed(request, error)
-        except (aiohttp.ClientError, OSError) as error:
-            self._receiver.failed(request, _unreachable(error))
-        except Exception as error:
-            logger.exception("an exchange failed", extra=self._about)
-            self._receiver.failed(request, UpstreamFault(f"the exchange failed: {type(error).__name__}"))
+            return await receipt.over
+        except ExchangeBroken as error:
+            raise failure_of(error) from error
         finally:
-            self._answers(request)
-            self._exchanges.pop(request, None)
+            receipt.cut()
 
-    def _answers(self, request: Request) -> None:
-        """The server begins to answer this request, or will not."""
-        self._unanswered.discard(request)
-        if not self._unanswered:
-            self._all_answered.set()
-
-    async def _deliver(self, text: bytes, kind: SendKind, headers: Headers) -> None:
+    def _deliver(self, text: bytes, kind: SendKind, headers: HeaderBlock) -> None:
         """One message without an answer. It is not sent again: it may have arrived."""
-        try:
-            async with self._post(text, kind, headers) as response:
-                status = response.status
-        except (aiohttp.ClientError, OSError) as error:
-            logger.warning("a %s did not reach the server: %s", kind, type(error).__name__, extra=self._about)
-            return
-        if status == 404:
-            self._lose()
-        elif status >= 300:
-            logger.warning("the server answered a %s with HTTP %d", kind, status, extra=self._about)
+        self._connector.count(kind)
+        receipt = Receipt()
+        receipt.cut = self._http.send("POST", headers, text, receipt)
+        self._deliveries.add(receipt)
+        patience = asyncio.get_running_loop().call_later(DELIVER_SECONDS, receipt.over.cancel)
 
-    def _take_session(self, response: aiohttp.ClientResponse) -> None:
-        session_id = response.headers.get("Mcp-Session-Id")
+        def delivered(over: asyncio.Future[int]) -> None:
+            patience.cancel()
+            receipt.cut()
+            self._deliveries.discard(receipt)
+            if over.cancelled():
+                logger.info("a %s was not acknowledged", kind, extra=self._about)
+            elif over.exception() is not None:
+                logger.warning("a %s did not reach the server", kind, extra=self._about)
+            elif over.result() == 404:
+                self._lose()
+            elif over.result() >= 300:
+                logger.warning("the server answered a %s with HTTP %d", kind, over.result(), extra=self._about)
+
+        receipt.over.add_done_callback(delivered)
+
+    def _take_session(self, session_id: str | None) -> None:
         if session_id is None:
             return
         if len(session_id) > MAX_SESSION_ID or not all("\x21" <= character <= "\x7e" for character in session_id):
             raise UpstreamFault("the server gave a session id that is not visible ASCII")
         self._has_session = True
-        self._headers["Mcp-Session-Id"] = session_id
+        self._headers = self._headers.with_({"Mcp-Session-Id": session_id})
 
-    async def _read_answer(self, response: aiohttp.ClientResponse, request: Request) -> None:
-        content_type = response.content_type
-        if response.status == 200 and content_type == "text/event-stream":
-            await self._read_stream(response, request)
-        elif response.status == 200 and content_type == "application/json":
-            self._receiver.received(await _read_bounded(response, MAX_EVENT_BYTES), request)
-        elif response.status == 202:
-            raise UpstreamFault("the server accepted a request without answering it")
-        else:
-            await self._read_refusal(response, request)
+    async def _take_up(self, request: Request, events: Events) -> None:
+        """Go on with a stream where it broke, until its answer has come."""
 
-    async def _read_refusal(self, response: aiohttp.ClientResponse, request: Request) -> None:
-        """An HTTP error: a JSON-RPC error in its body belongs to this request, with or without an id (rule E8)."""
-        status = response.status
-        if response.content_type == "application/json":
-            body = await _read_bounded(response, ERROR_BODY_BYTES)
-            try:
-                is_error = parse(body, limit=ERROR_BODY_BYTES).is_error
-            except InvalidMessage:
-                is_error = False
-            if is_error:
-                self._receiver.received(body, request)
-                if request.state == "done":
-                    return
-        executed = "no" if 400 <= status < 500 else "unknown"
-        raise UpstreamUnreachable(f"the server answered HTTP {status}", status=status, executed=executed)
+        def hand_on(text: bytes) -> None:
+            self.receiver.received(text, request)
+            if request.state == "done":
+                listening.stop()
 
-    async def _read_stream(self, response: aiohttp.ClientResponse, request: Request) -> None:
-        """The stream of one request, taken up again where it breaks, until its answer has come."""
-        last_id, retry = await self._hear(response, request, None)
         attempts = 0
-        while request.state != "done":
-            if last_id is None:
-                raise SessionLost("the server's stream ended before its answer", executed="unknown")
-            if attempts == RESUME_ATTEMPTS:
-                raise SessionLost("the server's stream broke and could not be taken up again", executed="unknown")
+        while events.last_id is not None and attempts < RESUME_ATTEMPTS:
+            await anyio.sleep(events.retry)
+            listening = Listening(hand_on, events.last_id)
+            heard = await self._hear(listening, events.last_id)
+            if request.state == "done":
+                return self.is_over(request)
+            if isinstance(heard.error, UpstreamFault):
+                return self.is_over(request, heard.error)
+            if heard.events is None and heard.status:
+                break
             attempts += 1
-            await anyio.sleep(retry)
-            before = last_id
-            try:
-                async with self._get(last_id) as again:
-                    if again.status != 200 or again.content_type != "text/event-stream":
-                        raise SessionLost("the server's stream broke and cannot be taken up again", executed="unknown")
-                    last_id, retry = await self._hear(again, request, last_id)
-            except (aiohttp.ClientError, OSError) as error:
-                logger.info("a stream could not be taken up: %s", type(error).__name__, extra=self._about)
-            if last_id != before:
-                attempts = 0
-
-    async def _hear(
-        self, response: aiohttp.ClientResponse, request: Request | None, last_id: str | None
-    ) -> tuple[str | None, float]:
-        """Hand on what a stream brings until it ends or breaks; where to take it up, and after how many seconds."""
-        parser = EventParser(limit=MAX_EVENT_BYTES)
-        parser.last_id = last_id
-        retry = FIRST_RETRY_SECONDS
-        try:
-            async for chunk in response.content.iter_any():
-                for event in parser.feed(chunk):
-                    if event.retry is not None:
-                        retry = min(event.retry / 1000, LAST_RETRY_SECONDS)
-                    if event.data and event.name == "message":
-                        self._receiver.received(event.data, request)
-                if request is not None and request.state == "done":
-                    break
-        except (aiohttp.ClientError, OSError) as error:
-            logger.info("a stream broke: %s", type(error).__name__, extra=self._about)
-        return parser.last_id, retry
+            if heard.events is not None:
+                attempts = 0 if heard.events.last_id != events.last_id else attempts
+                events = heard.events
+        lost = SessionLost("the server's stream ended before its answer and cannot be taken up", executed="unknown")
+        return self.is_over(request, lost)
 
     async def _hear_unasked(self) -> None:
         """The GET stream, for as long as the session lives and the server offers one (rules T8, T12)."""
-        last_id: str | None = None
+        events = Events(self._hear_one, None)
         pause = FIRST_RETRY_SECONDS
-        while not self._dead:
-            before = last_id
-            try:
-                async with self._get(last_id) as response:
-                    if response.status != 200 or response.content_type != "text/event-stream":
-                        return  # 405: the server offers none; anything else: a POST will tell whether it lives
-                    last_id, pause = await self._hear(response, None, last_id)
-            except (aiohttp.ClientError, OSError) as error:
-                logger.info("the GET stream could not be opened: %s", type(error).__name__, extra=self._about)
-                pause = min(pause * 2, LAST_RETRY_SECONDS)
-            except TrunklineError as error:
-                logger.warning("the GET stream was given up: %s", error.message, extra=self._about)
+        while not self._is_dead:
+            heard = await self._hear(Listening(self._hear_one, events.last_id), events.last_id)
+            if heard.status and heard.events is None:
+                return  # 405: the server offers none; anything else: a POST will tell whether it lives
+            if isinstance(heard.error, UpstreamFault):
+                logger.warning("the GET stream was given up: %s", heard.error.message, extra=self._about)
                 self._connector.count_fault()
-            if last_id == before:
+            if heard.events is None or heard.events.last_id == events.last_id:
                 pause = min(max(pause, FIRST_RETRY_SECONDS) * 1.5, LAST_RETRY_SECONDS)
+            else:
+                pause = heard.events.retry
+            events = heard.events or events
             await anyio.sleep(pause * random.uniform(0.8, 1.2))
 
-    def _get(self, last_id: str | None) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+    def _hear_one(self, text: bytes) -> None:
+        self.receiver.received(text, None)
+
+    async def _hear(self, listening: Listening, last_id: str | None) -> Heard:
+        """Listen to one GET stream to its end."""
         self._connector.count("get")
-        headers = {**self._headers, "Accept": "text/event-stream"}
-        del headers["Content-Type"]
+        asked = {"Accept": STREAM_TYPE}
         if last_id is not None:
-            headers["Last-Event-ID"] = last_id
-        return self._connector.http.get(self._connector.url, headers=headers, allow_redirects=False)
+            asked["Last-Event-ID"] = last_id.encode().decode("latin-1")  # in UTF-8, as an EventSource sends it
+        try:
+            listening.cut = self._http.send("GET", self._headers.with_(asked), b"", listening)
+            return await listening.over
+        except ValueError as error:
+            return Heard(0, None, UpstreamFault(f"the server gave an event id that cannot be sent back: {error}"))
+        finally:
+            listening.cut()
+
+    def _settle(self, request: Request) -> None:
+        """The server has begun to answer this request, or will not."""
+        self._unanswered.discard(request)
+        if self._lost is not None and not self._unanswered:
+            self._lost.cancel()
+            self._lost = asyncio.get_running_loop().call_later(0, self._tell_lost)
 
     def _lose(self, refused: Request | None = None) -> None:
         """The server no longer knows the session, and did not run this request."""
         if refused is not None:
             self._refused.append(refused)
-        if not self._dead:
-            self._dead = True
-            self._start(self._tell_lost())
+        if not self._is_dead:
+            self._is_dead = True
+            wait = LOST_SECONDS if self._unanswered else 0
+            self._lost = asyncio.get_running_loop().call_later(wait, self._tell_lost)
 
-    async def _tell_lost(self) -> None:
-        with anyio.move_on_after(LOST_SECONDS):
-            await self._all_answered.wait()
+    def _tell_lost(self) -> None:
+        self._lost = None
         cause = SessionLost("the server no longer knows the session", executed="unknown")
-        self._receiver.lost(cause, self._refused)
+        self.receiver.lost(cause, self._refused)
 
 
-async def _read_bounded(response: aiohttp.ClientResponse, limit: int) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    async for chunk in response.content.iter_any():
-        parts.append(chunk)
-        size += len(chunk)
-        if size > limit:
-            raise UpstreamFault(f"the server sent a body larger than {limit} bytes")
-    return b"".join(parts)
+class _Call:
+    """The answer to one request, as it comes: plain JSON, a stream, or a refusal. Implements `Answer`."""
+
+    __slots__ = ("_body", "_events", "_linger", "_request", "_status", "_wire", "cut")
+
+    def __init__(self, wire: _HTTPWire, request: Request) -> None:
+        self._wire = wire
+        self._request = request
+        self._status = 0
+        self._body: Body | None = None
+        self._events: Events | None = None
+        self._linger: asyncio.TimerHandle | None = None
+        self.cut: Callable[[], None] = nothing
+
+    def began(self, status: int, headers: Headers) -> None:
+        """See `Answer.began`."""
+        self._status = status
+        kind = content_type(headers)
+        try:
+            if not self._wire.begins(self._request, status, headers):
+                self.cut()
+            elif status == 200 and kind == STREAM_TYPE:
+                self._events = Events(self._hand_on, None)
+            elif status == 202:
+                raise UpstreamFault("the server accepted a request without answering it")
+            elif kind == JSON_TYPE:
+                self._body = Body(MAX_EVENT_BYTES if status == 200 else ERROR_BODY_BYTES)
+            else:
+                raise _refusal(status)
+        except TrunklineError as error:
+            self._fail(error)
+
+    def came(self, chunk: bytes) -> None:
+        """See `Answer.came`."""
+        part = self._events or self._body
+        if part is not None:
+            try:
+                part.add(chunk)
+            except UpstreamFault as fault:
+                self._fail(fault)
+
+    def ended(self, error: ExchangeBroken | None) -> None:
+        """See `Answer.ended`."""
+        request, wire = self._request, self._wire
+        if self._linger is not None:
+            self._linger.cancel()
+        if self._events is not None:
+            if request.state == "done":
+                wire.is_over(request)
+            else:
+                wire.take_up(request, self._events)
+        elif error is not None:
+            wire.is_over(request, failure_of(error))
+        elif self._body is not None:
+            self._take(self._body.joined())
+
+    def _take(self, text: bytes) -> None:
+        """A body of JSON: the response, or an HTTP error that may hold one, with or without an id (rule E8)."""
+        request = self._request
+        if self._status == 200 or _is_error(text):
+            self._wire.receiver.received(text, request)
+        if request.state == "done":
+            self._wire.is_over(request)
+        elif self._status == 200:
+            self._wire.is_over(request, UpstreamFault("the server's answer did not hold the response"))
+        else:
+            self._wire.is_over(request, _refusal(self._status))
+
+    def _hand_on(self, text: bytes) -> None:
+        self._wire.receiver.received(text, self._request)
+        if self._request.state == "done" and self._linger is None:
+            self._linger = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._leave)
+
+    def _leave(self) -> None:
+        self.cut()
+        self._wire.is_over(self._request)
+
+    def _fail(self, error: TrunklineError) -> None:
+        self._body = self._events = None
+        self.cut()
+        self._wire.is_over(self._request, error)
 
 
-def _unreachable(error: BaseException) -> TrunklineError:
-    """The failure of an HTTP request: surely not executed if no connection was had, else unknown (guarantee G6)."""
-    if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-        return UpstreamUnreachable(f"the server cannot be reached: {_cause_of(error)}", executed="no")
-    return SessionLost(f"the exchange with the server broke: {type(error).__name__}", executed="unknown")
+def failure_of(error: ExchangeBroken) -> TrunklineError:
+    """The failure of an HTTP request: surely not executed if it was not sent, else unknown (guarantee G6)."""
+    if error.sent:
+        return SessionLost(f"the exchange with the server broke: {error}", executed="unknown")
+    return UpstreamUnreachable(f"the server cannot be reached: {error}", executed="no")
 
 
-def _cause_of(error: BaseException) -> str:
-    """The operating system's words, without the address: an error must not tell a client what lies behind us."""
-    number = getattr(getattr(error, "os_error", None), "errno", None)
-    return os.strerror(number) if isinstance(number, int) and number > 0 else "no connection"
+def _refusal(status: int) -> TrunklineError:
+    executed = "no" if 400 <= status < 500 else "unknown"
+    return UpstreamUnreachable(f"the server answered HTTP {status}", status=status, executed=executed)
+
+
+def _is_error(text: bytes) -> bool:
+    try:
+        return parse(text, limit=ERROR_BODY_BYTES).is_error
+    except InvalidMessage:
+        return False

@@ -1,0 +1,172 @@
+"""What is made of an HTTP answer as it comes: a body up to a limit, or the events of a stream."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from ...mux.errors import UpstreamFault
+from ...mux.limits import MAX_EVENT_BYTES
+from ..event_stream import EventParser
+from .http import ExchangeBroken, Headers
+
+JSON_TYPE: Final = "application/json"
+STREAM_TYPE: Final = "text/event-stream"
+
+ERROR_BODY_BYTES: Final = 65_536
+"""What is read of the body of an HTTP error, or of one that nobody needs."""
+
+FIRST_RETRY_SECONDS: Final = 1.0
+LAST_RETRY_SECONDS: Final = 30.0
+"""A stream that broke is taken up again after what the server asked for, within this."""
+
+
+def content_type(headers: Headers) -> str:
+    """The media type, without its parameters."""
+    return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def nothing() -> None:
+    """Stands for the cut of an exchange that has not begun."""
+
+
+class Body:
+    """The parts of a body, up to a limit."""
+
+    __slots__ = ("_limit", "_parts", "_size")
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def add(self, chunk: bytes) -> None:
+        """Some more.
+
+        Raises:
+            UpstreamFault: it is larger than the limit.
+        """
+        self._size += len(chunk)
+        if self._size > self._limit:
+            raise UpstreamFault(f"the server sent a body larger than {self._limit} bytes")
+        self._parts.append(chunk)
+
+    def joined(self) -> bytes:
+        """All of it."""
+        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+
+
+class Events:
+    """The messages of one event stream, and where to take it up when it breaks."""
+
+    __slots__ = ("_hand_on", "_parser", "retry")
+
+    def __init__(self, hand_on: Callable[[bytes], None], last_id: str | None) -> None:
+        self._hand_on = hand_on
+        self._parser = EventParser(limit=MAX_EVENT_BYTES)
+        self._parser.last_id = last_id
+        self.retry = FIRST_RETRY_SECONDS
+        """Seconds to wait before it is taken up again."""
+
+    @property
+    def last_id(self) -> str | None:
+        """The event id to come back with, where the server gave one."""
+        return self._parser.last_id
+
+    def add(self, chunk: bytes) -> None:
+        """Some more of the stream.
+
+        Raises:
+            UpstreamFault: an event larger than `MAX_EVENT_BYTES`.
+        """
+        for event in self._parser.feed(chunk):
+            if event.retry is not None:
+                self.retry = min(event.retry / 1000, LAST_RETRY_SECONDS)
+            if event.data and event.name == "message":
+                self._hand_on(event.data)
+
+
+class Heard(NamedTuple):
+    """What became of a stream that was asked for."""
+
+    status: int
+    """0 where no answer came."""
+    events: Events | None
+    """None where the answer was no stream."""
+    error: ExchangeBroken | UpstreamFault | None
+
+
+class Listening:
+    """The answer to a GET: a stream whose messages are handed on. Implements `Answer`."""
+
+    def __init__(self, hand_on: Callable[[bytes], None], last_id: str | None) -> None:
+        self._events = Events(hand_on, last_id)
+        self._status = 0
+        self._is_stream = False
+        self.cut: Callable[[], None] = nothing
+        self.over: asyncio.Future[Heard] = asyncio.get_running_loop().create_future()
+        """Done when the stream has ended, broke, or is none."""
+
+    def stop(self) -> None:
+        """Nothing more is needed of it."""
+        self._finish(None)
+
+    def began(self, status: int, headers: Headers) -> None:
+        """See `Answer.began`."""
+        self._status = status
+        self._is_stream = status == 200 and content_type(headers) == STREAM_TYPE
+        if not self._is_stream:
+            self._finish(None)
+
+    def came(self, chunk: bytes) -> None:
+        """See `Answer.came`."""
+        if not self.over.done():
+            try:
+                self._events.add(chunk)
+            except UpstreamFault as fault:
+                self._finish(fault)
+
+    def ended(self, error: ExchangeBroken | None) -> None:
+        """See `Answer.ended`."""
+        self._finish(error)
+
+    def _finish(self, error: ExchangeBroken | UpstreamFault | None) -> None:
+        if not self.over.done():
+            self.over.set_result(Heard(self._status, self._events if self._is_stream else None, error))
+
+
+class Receipt:
+    """The answer to what needs none but its status. Implements `Answer`."""
+
+    def __init__(self) -> None:
+        self._status = 0
+        self._body = Body(ERROR_BODY_BYTES)
+        self.cut: Callable[[], None] = nothing
+        self.over: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        """Done with the status, or fails with `ExchangeBroken`."""
+
+    def began(self, status: int, headers: Headers) -> None:
+        """See `Answer.began`."""
+        self._status = status
+
+    def came(self, chunk: bytes) -> None:
+        """See `Answer.came`. A body that nobody needs is read so far that the connection can be used again."""
+        try:
+            self._body.add(chunk)
+        except UpstreamFault:
+            self._finish(None)
+            self.cut()
+
+    def ended(self, error: ExchangeBroken | None) -> None:
+        """See `Answer.ended`."""
+        self._finish(error)
+
+    def _finish(self, error: ExchangeBroken | None) -> None:
+        if self.over.done():
+            return
+        if error is None:
+            self.over.set_result(self._status)
+        else:
+            self.over.set_exception(error)
+            self.over.exception()  # nobody may be waiting any longer

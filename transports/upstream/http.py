@@ -1,0 +1,94 @@
+"""What an upstream wire asks of an HTTP client, declared by the side that uses it.
+
+One request goes out; what comes back is told by plain calls, as it comes, so that the common case costs no task. Two
+clients implement it: `http1`, lean, and `http_proxied`, for servers that are reached through a proxy.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Final, Literal, Protocol
+
+Headers = Mapping[str, str]
+
+CONNECT_SECONDS: Final = 10.0
+"""How long a connection may take to come about, TLS included."""
+
+KEEP_ALIVE_SECONDS: Final = 3.5
+"""Idle connections are dropped before common servers do so after 5 s: a request must not meet a closing socket."""
+
+MAX_HEAD_BYTES: Final = 65_536
+"""The largest head of an answer that is read."""
+
+Method = Literal["POST", "GET", "DELETE"]
+
+
+class ExchangeBroken(Exception):
+    """An exchange ended before its answer was complete; the text says why, without the server's address.
+
+    `sent` is False where the request surely did not reach the server, so that it may be sent again (guarantee G6).
+    """
+
+    def __init__(self, why: str, *, sent: bool) -> None:
+        super().__init__(why)
+        self.sent = sent
+
+
+class HeaderBlock:
+    """The headers of requests, checked and encoded once for all that carry them.
+
+    Raises:
+        ValueError: a name that is no token, or a value with control characters, which would end the header.
+    """
+
+    def __init__(self, headers: Headers) -> None:
+        for name, value in headers.items():
+            if not _is_token(name) or any((c < " " and c != "\t") or c == "\x7f" for c in value):
+                raise ValueError(f"the header {name[:64]!r} cannot be sent")
+        self.headers = dict(headers)
+
+    @cached_property
+    def encoded(self) -> bytes:
+        """As it stands in a request, each line with its end. What came in as latin-1 goes out as the same bytes."""
+        text = "".join(f"{name}: {value}\r\n" for name, value in self.headers.items())
+        try:
+            return text.encode("latin-1")
+        except UnicodeEncodeError:
+            return text.encode("utf-8")
+
+    def with_(self, headers: Headers) -> "HeaderBlock":
+        """A block with these besides; a name that is there already is replaced, however it is written."""
+        if not headers:
+            return self
+        replaced = {name.lower() for name in headers}
+        kept = {name: value for name, value in self.headers.items() if name.lower() not in replaced}
+        return HeaderBlock({**kept, **headers})
+
+
+class Answer(Protocol):
+    """Who hears what a server answers to one request. None of the calls blocks or raises."""
+
+    def began(self, status: int, headers: Headers) -> None:
+        """The status and the headers, by lower-case name."""
+
+    def came(self, chunk: bytes) -> None:
+        """Some of the body."""
+
+    def ended(self, error: ExchangeBroken | None) -> None:
+        """The answer is complete, or broke. Nothing follows; also where it broke before it began."""
+
+
+class HTTPClient(Protocol):
+    """Sends requests to one server."""
+
+    def send(self, method: Method, headers: HeaderBlock, body: bytes, answer: Answer) -> Callable[[], None]:
+        """Put one request on its way, without waiting; a POST's body is JSON.
+
+        Nothing is told within this call. What is returned cuts the exchange: nothing is told from then on.
+        """
+
+    async def close(self) -> None:
+        """Close every connection; what is under way breaks."""
+
+
+def _is_token(name: str) -> bool:
+    return bool(name) and name.isascii() and all(c.isalnum() or c in "!#$%&'*+-.^_`|~" for c in name)

@@ -1,0 +1,308 @@
+"""A lean HTTP/1.1 client for one server: asyncio protocols, httptools' parser, kept connections, no task per request.
+
+A connection carries one request at a time. It is used again only if the answer was complete, the server keeps it open,
+the request had been written to its end, and not one byte came that nobody asked for: such a byte could be taken for
+the answer to the next request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import ssl
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Final, NamedTuple, cast
+from urllib.parse import urlsplit
+
+import httptools
+
+from .http import CONNECT_SECONDS, KEEP_ALIVE_SECONDS, MAX_HEAD_BYTES, Answer, ExchangeBroken, HeaderBlock, Method
+
+logger = logging.getLogger(__name__)
+
+POST_END: Final = b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+
+SMALL_BODY: Final = 65_536
+"""Up to this size a body is copied behind its head, so that both go out in one write."""
+
+
+class _Request(NamedTuple):
+    head: bytes
+    body: bytes
+    answer: Answer
+
+
+class HTTP1Client:
+    """Implements `HTTPClient` for one URL. `context` is used for https.
+
+    Raises:
+        ValueError: the URL has no host, or another scheme than http or https.
+    """
+
+    def __init__(self, url: str, context: ssl.SSLContext) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("the URL must be http:// or https:// with a host")
+        self._host = parts.hostname
+        self._port = parts.port or (443 if parts.scheme == "https" else 80)
+        self._tls = context if parts.scheme == "https" else None
+        authority = f"[{self._host}]" if ":" in self._host else self._host
+        host = authority if parts.port is None else f"{authority}:{parts.port}"
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        self._start = f" {target} HTTP/1.1\r\nHost: {host}\r\n".encode("ascii")
+        self._idle: deque[_Connection] = deque()
+        """Kept connections, the longest unused first."""
+        self._open: set[_Connection] = set()
+        self._connecting: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    def send(self, method: Method, headers: HeaderBlock, body: bytes, answer: Answer) -> Callable[[], None]:
+        """See `HTTPClient.send`."""
+        end = POST_END % len(body) if method == "POST" else b"\r\n"
+        head = b"".join((method.encode(), self._start, headers.encoded, end))
+        request = _Request(head, body, answer)
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_usable:
+                connection.start(request)
+                return partial(connection.cut, answer)
+        cut = _Cut()
+        task = asyncio.get_running_loop().create_task(self._connect(request, cut))
+        self._connecting.add(task)
+        task.add_done_callback(self._connecting.discard)
+        cut.do = task.cancel
+        return cut
+
+    async def close(self) -> None:
+        """See `HTTPClient.close`."""
+        self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
+        tasks = list(self._connecting)
+        for task in tasks:
+            task.cancel()
+        for connection in list(self._open):
+            connection.close()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _connect(self, request: _Request, cut: _Cut) -> None:
+        """Open a connection for a request and start it there."""
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                _, protocol = await loop.create_connection(
+                    lambda: _Connection(self._free, self._gone), self._host, self._port, ssl=self._tls
+                )
+        except TimeoutError:
+            request.answer.ended(ExchangeBroken("no connection in time", sent=False))
+        except ssl.SSLCertVerificationError:
+            request.answer.ended(ExchangeBroken("its certificate does not verify", sent=False))
+        except OSError as error:
+            request.answer.ended(ExchangeBroken(_words(error), sent=False))
+        except asyncio.CancelledError:
+            if self._closed:
+                request.answer.ended(ExchangeBroken("the gateway stopped", sent=False))
+            raise
+        else:
+            connection = protocol
+            self._open.add(connection)
+            if connection.is_usable:
+                cut.do = partial(connection.cut, request.answer)
+                connection.start(request)
+            else:
+                request.answer.ended(ExchangeBroken("the connection was closed at once", sent=False))
+
+    def _free(self, connection: _Connection) -> None:
+        """A connection has carried its request and can carry another."""
+        if self._closed:
+            connection.close()
+            return
+        connection.idle_since = asyncio.get_running_loop().time()
+        self._idle.append(connection)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(KEEP_ALIVE_SECONDS, self._drop_idle)
+
+    def _gone(self, connection: _Connection) -> None:
+        self._open.discard(connection)
+
+    def _drop_idle(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = None
+        while self._idle:
+            due = self._idle[0].idle_since + KEEP_ALIVE_SECONDS
+            if due > loop.time() + 0.001 and self._idle[0].is_usable:
+                self._timer = loop.call_at(due, self._drop_idle)
+                return
+            self._idle.popleft().close()
+
+
+class _Cut:
+    """Cuts a request wherever it stands: while its connection comes about, or on it."""
+
+    __slots__ = ("do",)
+
+    def __init__(self) -> None:
+        self.do: Callable[[], object]
+
+    def __call__(self) -> None:
+        self.do()
+
+
+class _Connection(asyncio.Protocol):
+    """One connection, and the callbacks of its parser. `free` and `gone` tell its client what became of it."""
+
+    def __init__(self, free: Callable[[_Connection], None], gone: Callable[[_Connection], None]) -> None:
+        self._free = free
+        self._gone = gone
+        self._transport: asyncio.Transport
+        self._parser = httptools.HttpResponseParser(self)
+        self._answer: Answer | None = None
+        self._headers: dict[str, str] = {}
+        self._head_left = 0
+        """Bytes that the head of the answer may still take; 0 once it is complete."""
+        self._until_close = False
+        """The answer ends where the connection does."""
+        self._is_complete = False
+        self._keeps_alive = False
+        self._is_spoilt = False
+        """Something came that nobody asked for."""
+        self.idle_since = 0.0
+
+    @property
+    def is_usable(self) -> bool:
+        """True while a request can be started here."""
+        return not self._is_spoilt and not self._transport.is_closing()
+
+    def start(self, request: _Request) -> None:
+        """Write a request; what comes from now on is its answer."""
+        self._answer = request.answer
+        self._head_left = MAX_HEAD_BYTES
+        self._is_complete = self._until_close = False
+        if len(request.body) <= SMALL_BODY:
+            self._transport.write(request.head + request.body)
+        else:
+            self._transport.writelines((request.head, request.body))
+
+    def cut(self, answer: Answer) -> None:
+        """Cut this exchange; nothing more is told of it. Does nothing once its answer is complete."""
+        if self._answer is answer:
+            self._answer = None
+            self.close()
+
+    def close(self) -> None:
+        """Close it; what is under way breaks."""
+        self._is_spoilt = True
+        self._transport.abort()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See `asyncio.Protocol`."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        if self._answer is None:
+            self.close()
+            return
+        head_left = self._head_left
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._break("the server changed the protocol")
+            return
+        except httptools.HttpParserCallbackError:
+            logger.exception("an answer could not be taken")
+            self._break("its answer could not be taken")
+            return
+        except httptools.HttpParserError:
+            if not self._is_complete:
+                self._break("the server's answer is no HTTP/1.1")
+                return
+            self._is_spoilt = True
+        if self._is_complete:
+            self._complete()
+        elif head_left and self._head_left == head_left:  # not one header line was completed by all of this
+            self._take_head(len(data))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        self._gone(self)
+        if self._until_close and exc is None and not self._is_spoilt:
+            self._finish(None)
+        else:
+            self._finish(ExchangeBroken("the connection was cut", sent=True))
+
+    # What the parser tells.
+
+    def on_message_begin(self) -> None:
+        """An answer begins; a second one to the same request spoils the connection."""
+        self._is_spoilt = self._is_spoilt or self._is_complete
+        self._headers = {}
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header, or after the body one trailer, which is dropped."""
+        if not self._head_left:
+            return
+        self._take_head(len(name) + len(value) + 4)
+        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        self._headers[key] = f"{self._headers[key]}, {text}" if key in self._headers else text
+
+    def on_headers_complete(self) -> None:
+        """The head is complete; that of an informational answer (1xx) is dropped."""
+        status = self._parser.get_status_code()
+        if status < 200 or self._answer is None or self._is_complete:
+            return
+        self._head_left = 0
+        coding = self._headers.get("transfer-encoding", "").lower()
+        if coding not in ("", "chunked") or self._headers.get("content-encoding", "identity").lower() != "identity":
+            self._break("the server encoded its answer in a way that was not asked for")
+            return
+        self._until_close = not coding and "content-length" not in self._headers and status not in (204, 304)
+        self._answer.began(status, self._headers)
+
+    def on_body(self, body: bytes) -> None:
+        """Some of the body."""
+        if self._answer is not None and not self._is_complete:
+            self._answer.came(body)
+
+    def on_message_complete(self) -> None:
+        """The answer is complete; what the parser still reads of this chunk belongs to nobody."""
+        if not self._head_left:
+            self._is_complete = True
+            self._keeps_alive = self._parser.should_keep_alive()
+
+    def _complete(self) -> None:
+        written = not self._transport.get_write_buffer_size()
+        answer, self._answer = self._answer, None
+        if self._keeps_alive and written and self.is_usable:
+            self._free(self)
+        else:
+            self.close()
+        if answer is not None:
+            answer.ended(None)
+
+    def _take_head(self, size: int) -> None:
+        self._head_left = max(1, self._head_left - size)
+        if self._head_left == 1:
+            self._break("the head of the server's answer is too large")
+
+    def _break(self, why: str) -> None:
+        self._finish(ExchangeBroken(why, sent=True))
+        self.close()
+
+    def _finish(self, error: ExchangeBroken | None) -> None:
+        answer, self._answer = self._answer, None
+        if answer is not None:
+            answer.ended(error)
+
+
+def _words(error: OSError) -> str:
+    """The operating system's words, without the address: an error must not tell a client what lies behind us."""
+    if isinstance(error, ssl.SSLError):
+        return "TLS could not be set up"
+    return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else "no connection"

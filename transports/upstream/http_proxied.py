@@ -1,0 +1,118 @@
+"""HTTP to servers that are reached through a proxy, as `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` say: with aiohttp."""
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from ipaddress import ip_address
+from typing import Final
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+from yarl import URL
+
+from .http import (
+    CONNECT_SECONDS,
+    KEEP_ALIVE_SECONDS,
+    MAX_HEAD_BYTES,
+    Answer,
+    ExchangeBroken,
+    HeaderBlock,
+    Headers,
+    Method,
+)
+
+NOT_SENT: Final = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
+
+
+def proxy_of(url: str) -> str | None:
+    """The proxy that the environment names for this URL; none for what is on this machine."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    proxy = getproxies().get(parts.scheme)
+    return None if proxy is None or _is_loopback(host) or proxy_bypass(host) else proxy
+
+
+class ProxiedClient:
+    """Implements `HTTPClient` for one URL behind a proxy."""
+
+    def __init__(self, url: str, context: ssl.SSLContext, proxy: str) -> None:
+        self._url = URL(url, encoded=True)
+        self._context = context
+        self._proxy = proxy
+        self._session: aiohttp.ClientSession | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def send(self, method: Method, headers: HeaderBlock, body: bytes, answer: Answer) -> Callable[[], None]:
+        """See `HTTPClient.send`."""
+        heard = _Heard(answer)
+        task = asyncio.get_running_loop().create_task(self._carry(method, headers, body, heard))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+        def cut() -> None:
+            heard.answer = None
+            task.cancel()
+
+        return cut
+
+    async def close(self) -> None:
+        """See `HTTPClient.close`."""
+        if self._session is not None:
+            await self._session.close()
+
+    async def _carry(self, method: Method, headers: HeaderBlock, body: bytes, heard: "_Heard") -> None:
+        """One exchange, told as it comes."""
+        sent = {**headers.headers, "Content-Type": "application/json"} if method == "POST" else headers.headers
+        data = body if method == "POST" else None
+        try:
+            async with self._http().request(
+                method, self._url, data=data, headers=sent, proxy=self._proxy, allow_redirects=False
+            ) as response:
+                heard.began(response.status, {name.lower(): value for name, value in response.headers.items()})
+                async for chunk in response.content.iter_any():
+                    heard.came(chunk)
+        except NOT_SENT:
+            heard.ended(ExchangeBroken("no connection through the proxy", sent=False))
+        except (aiohttp.ClientError, OSError) as error:
+            heard.ended(ExchangeBroken(type(error).__name__, sent=True))
+        else:
+            heard.ended(None)
+
+    def _http(self) -> aiohttp.ClientSession:
+        """Made when it is first needed, inside the running loop."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS, ssl=self._context),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
+                max_line_size=MAX_HEAD_BYTES,
+                max_field_size=MAX_HEAD_BYTES,
+            )
+        return self._session
+
+
+class _Heard:
+    """Who hears an answer, until the exchange is cut."""
+
+    def __init__(self, answer: Answer) -> None:
+        self.answer: Answer | None = answer
+
+    def began(self, status: int, headers: Headers) -> None:
+        if self.answer is not None:
+            self.answer.began(status, headers)
+
+    def came(self, chunk: bytes) -> None:
+        if self.answer is not None:
+            self.answer.came(chunk)
+
+    def ended(self, error: ExchangeBroken | None) -> None:
+        if self.answer is not None:
+            self.answer.ended(error)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
