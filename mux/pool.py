@@ -18,7 +18,7 @@ from anyio.abc import TaskGroup
 
 from . import envelope as wire_format
 from .channel import Channel, ChannelConfig
-from .directory import MAX_STALENESS, Directory
+from .directory import MAX_STALENESS, Claimed, Directory
 from .envelope import Envelope
 from .errors import InvalidParams, Overloaded, TrunklineError, UnknownSession, WorkflowEnded
 from .event_log import Budget, Position
@@ -39,7 +39,9 @@ SWEEP_SECONDS: Final = 1.0
 CLOSE_SECONDS: Final = 10.0
 """How long the channels may take to say goodbye to their servers when the pool stops."""
 
+A = TypeVar("A")
 T = TypeVar("T")
+_Key = tuple[Principal, str, str]
 LineMaker = Callable[[ChannelMaker], Line]
 
 
@@ -74,6 +76,13 @@ class Failure(NamedTuple):
     since: float
 
 
+class _Unsettled(NamedTuple):
+    """A key whose record is being claimed or removed: until `settled`, what the directory says of it is in motion."""
+
+    session_id: str
+    settled: asyncio.Event
+
+
 class Pool:
     """All workflows and channels of this process."""
 
@@ -98,7 +107,7 @@ class Pool:
         self._workflows: dict[str, Workflow] = {}
         self._by_token: dict[str, Workflow] = {}
         self._channels: dict[Channel, str] = {}
-        self._ending: set[Workflow] = set()
+        self._unsettled: dict[_Key, _Unsettled] = {}
         self._tasks: TaskGroup | None = None
 
     def __repr__(self) -> str:
@@ -172,10 +181,13 @@ class Pool:
             difference = _difference(known.record, handshake)
             if difference is None:
                 return await self._return_to(known)
-            if known.is_attached or known.inflight:
+            if known.is_attached or known.inflight or not known.opened.done():
                 raise InvalidParams(f"the session is in use and was opened with another {difference}")
             await self.end(known, "reset")
             key = known.record.key
+        elif key is not None and (moving := self._unsettled.get((principal, server, key))) is not None:
+            await moving.settled.wait()
+            return await self.begin(principal, server, message, key=key, session_headers=session_headers)
         return await self._create(principal, server, handshake, key, reset=known is not None)
 
     async def find(self, principal: Principal, server: str, session_id: str) -> Workflow:
@@ -194,12 +206,17 @@ class Pool:
         """The workflow that this principal's key names on this server; None where it names nothing yet."""
         record = await self._directory.find(principal, server, key)
         workflow = self._workflows.get(record.session_id) if record is not None else None
-        return None if workflow is None or workflow.ended else workflow
+        if record is None or workflow is None:
+            return None
+        if workflow.opened.done() and record.epoch > workflow.record.epoch:
+            self._end_soon(workflow, "taken_over")
+            return None
+        return workflow
 
     async def end(self, workflow: Workflow, cause: str) -> None:
         """End a workflow: its calls fail, its upstream session is closed, its record is removed. Idempotent."""
         if self._retire(workflow, cause):
-            await self._forget(workflow)
+            await self._see_through(self._forget, workflow)
 
     # Draining.
 
@@ -236,9 +253,13 @@ class Pool:
 
     async def _check(self, workflow: Workflow) -> None:
         workflow.checked = self._clock()
-        stored = await self._directory.get(workflow.record.session_id)
+        try:
+            stored = await self._directory.get(workflow.record.session_id)
+        except BaseException:
+            workflow.checked = float("-inf")
+            raise
         if stored is None or stored.epoch != workflow.record.epoch:
-            self._retire(workflow, "taken_over" if stored else "removed")
+            self._end_soon(workflow, "taken_over" if stored else "removed")
             raise UnknownSession("no such session; begin anew with initialize")
 
     async def _return_to(self, workflow: Workflow) -> Begun:
@@ -249,24 +270,38 @@ class Pool:
     async def _create(
         self, principal: Principal, server: str, handshake: Handshake, key: str | None, *, reset: bool
     ) -> Begun:
-        upstream = self.upstreams[server]
-        await self._admit(principal, upstream.pooling)
         record = WorkflowRecord(new_session_id(), principal, server, key, handshake)
-        self._census.add(principal)
-        try:
-            claimed = await self._directory.claim(record)
-        except BaseException:
-            self._census.remove(principal)
-            raise
-        if claimed.state == "resumed":
-            self._census.remove(principal)
+        self._unsettle(record)
+        claimed, workflow = await self._see_through(self._claim, record)
+        if workflow is None:
             return await self._join(claimed.record, handshake)
-        workflow = self._register(record, upstream)
-        self._spawn(self._open, workflow)
         await asyncio.shield(workflow.opened)
-        done: PoolResult = "bypass" if upstream.pooling.reuse == "none" else "miss"
+        done: PoolResult = "bypass" if workflow.pooling.reuse == "none" else "miss"
         self.statistics.count("pool_requests", server, done)
         return Begun(workflow, "reset" if reset else claimed.state, done, workflow.record.result)
+
+    async def _claim(self, record: WorkflowRecord) -> tuple[Claimed, Workflow | None]:
+        """Find room for a workflow, store its record and begin to open it; None where its key names one already."""
+        upstream = self.upstreams[record.server]
+        try:
+            await self._admit(record.principal, upstream.pooling)
+            self._census.add(record.principal)
+            try:
+                claimed = await self._directory.claim(record)
+                if claimed.state != "resumed" and self.draining:
+                    await self._directory.remove(record)
+                    raise Overloaded("the gateway is shutting down", limit="draining")
+            except BaseException:
+                self._census.remove(record.principal)
+                raise
+            if claimed.state == "resumed":
+                self._census.remove(record.principal)
+                return claimed, None
+            workflow = self._register(record, upstream)
+            self._spawn(self._open, workflow)
+            return claimed, workflow
+        finally:
+            self._note_settled(record)
 
     async def _join(self, record: WorkflowRecord, handshake: Handshake) -> Begun:
         """Another exchange was first with this key: wait for what it opens."""
@@ -279,11 +314,12 @@ class Pool:
         return await self._return_to(workflow)
 
     async def _admit(self, principal: Principal, limits: Pooling) -> None:
-        if self.draining or self._tasks is None:
-            raise Overloaded("the gateway is shutting down", limit="draining")
-        cap = cap_reached(self._census, principal, limits)
-        if cap is not None:
+        while not self.draining:
+            cap = cap_reached(self._census, principal, limits)
+            if cap is None:
+                return
             await self.end(give_way(cap, self._workflows.values(), self._clock()), "evicted")
+        raise Overloaded("the gateway is shutting down", limit="draining")
 
     def _register(self, record: WorkflowRecord, upstream: Upstream) -> Workflow:
         workflow = Workflow(
@@ -327,6 +363,8 @@ class Pool:
             opened = await workflow.line.open()
             changed = msgspec.structs.replace(workflow.record, revision=opened.revision, result=opened.result)
             stored = await self._directory.replace(changed)
+            if stored is not None and workflow.ended:
+                await self._directory.remove(stored)  # what ended it knew the record of before
             if stored is None or workflow.ended:
                 raise workflow.ended or WorkflowEnded("removed")
         except TrunklineError as error:
@@ -374,13 +412,51 @@ class Pool:
         self._by_token.pop(workflow.record.event_token, None)
         self._census.remove(workflow.principal)
         self.statistics.count("workflows_closed", cause)
+        self._unsettle(workflow.record)
         workflow.end(cause)
         self._settle(workflow, WorkflowEnded(cause))
         logger.info("workflow ended: %s", cause, extra=_about(workflow))
         return True
 
     async def _forget(self, workflow: Workflow) -> None:
-        await self._directory.remove(workflow.record)
+        try:
+            await self._directory.remove(workflow.record)
+        finally:
+            self._note_settled(workflow.record)
+
+    def _unsettle(self, record: WorkflowRecord) -> None:
+        if record.key is not None:
+            name = (record.principal, record.server, record.key)
+            before = self._unsettled.get(name)
+            self._unsettled[name] = _Unsettled(record.session_id, asyncio.Event())
+            if before is not None:
+                before.settled.set()
+
+    def _note_settled(self, record: WorkflowRecord) -> None:
+        if record.key is not None:
+            name = (record.principal, record.server, record.key)
+            moving = self._unsettled.get(name)
+            if moving is not None and moving.session_id == record.session_id:
+                del self._unsettled[name]
+                moving.settled.set()
+
+    async def _see_through(self, function: Callable[[A], Awaitable[T]], argument: A) -> T:
+        """Do this in a task of the pool, and wait for it: a caller that is cancelled leaves nothing half done."""
+        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        async def see_through(_: None) -> None:
+            try:
+                done.set_result(await function(argument))
+            except Exception as error:
+                done.set_exception(error)
+                done.exception()  # the caller may have left
+            finally:
+                if not done.done():
+                    done.set_exception(Overloaded("the gateway is shutting down", limit="draining"))
+                    done.exception()
+
+        self._spawn(see_through, None)
+        return await asyncio.shield(done)
 
     def _spawn(self, function: Callable[[T], Awaitable[None]], argument: T) -> None:
         if self._tasks is None:
@@ -405,7 +481,7 @@ class Pool:
                 workflow.expire(now)
                 idle_since = workflow.idle_since
                 if idle_since is not None and idle_since + workflow.pooling.idle_timeout <= now:
-                    await self.end(workflow, "idle")
+                    self._end_soon(workflow, "idle")
 
 
 def read_handshake(message: Envelope, session_headers: Headers) -> Handshake:

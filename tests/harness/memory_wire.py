@@ -227,6 +227,8 @@ class MemoryServer:
         }
         self.on_request: Callable[[Exchange], None] | None = None
         """Called with each request but `initialize`, soon after it came in."""
+        self.answers_initialize: Callable[[Exchange], None] = lambda exchange: exchange.answer(self.result)
+        """What becomes of the handshake."""
         self.unreachable: TrunklineError | None = None
         """What `connect` raises."""
         self.refuses_initialized = False
@@ -319,7 +321,7 @@ class MemoryServer:
         """What the server does with a request."""
         if exchange.kind == "initialize":
             await self.stand("initialize")
-            exchange.answer(self.result)
+            self.answers_initialize(exchange)
         elif self.on_request is not None:
             self.on_request(exchange)
 

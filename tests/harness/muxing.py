@@ -13,12 +13,14 @@ from trunkline.mux.directory.memory import MemoryDirectory
 from trunkline.mux.envelope import Envelope, parse
 from trunkline.mux.event_log import Position, Stream
 from trunkline.mux.exchange import Exchange
-from trunkline.mux.limits import MAX_BODY_BYTES
-from trunkline.mux.pool import Begun, Pool
+from trunkline.mux.limits import MAX_BODY_BYTES, EventLogLimits, Pooling
+from trunkline.mux.pool import Begun, Pool, Upstream
 from trunkline.mux.ports import NONE, Headers
 from trunkline.mux.principal import ANONYMOUS, Principal
 from trunkline.mux.record import WorkflowRecord
 from trunkline.mux.workflow import Reader, Workflow
+
+from harness.memory_wire import MemoryServer
 
 PATIENCE: Final = 10.0
 """Seconds after which waiting fails the test."""
@@ -44,10 +46,20 @@ class Clock:
         self.now += seconds
 
 
+class _Gate:
+    """Where the calls of one operation wait."""
+
+    def __init__(self, *, before: bool, once: bool) -> None:
+        self.before = before
+        self.once = once
+        self.used = False
+        self.opened = anyio.Event()
+
+
 class SlowDirectory(MemoryDirectory):
     """A directory behind a network: what was paused is done at once, and answered when the test lets it.
 
-    With `before`, an operation waits before it is done instead.
+    With `before`, an operation waits before it is done instead; with `once`, only its next call waits.
     """
 
     def __init__(self) -> None:
@@ -55,7 +67,7 @@ class SlowDirectory(MemoryDirectory):
         self.calls: Counter[str] = Counter()
         self.failing: dict[str, Exception] = {}
         """Operations that raise."""
-        self._paused: dict[str, bool] = {}
+        self._gates: dict[str, list[_Gate]] = {}
         self._changed = anyio.Event()
 
     @property
@@ -63,14 +75,23 @@ class SlowDirectory(MemoryDirectory):
         """All that is stored."""
         return list(self._records.values())
 
-    def pause(self, op: str, *, before: bool = False) -> None:
+    def pause(self, op: str, *, before: bool = False, once: bool = False) -> None:
         """Let an operation wait from now on, until `let`."""
-        self._paused[op] = before
+        self._gates.setdefault(op, []).append(_Gate(before=before, once=once))
 
     def let(self, op: str) -> None:
-        """Let it go on."""
-        self._paused.pop(op, None)
-        self._wake()
+        """Let all calls of an operation go on."""
+        for gate in self._gates.pop(op, []):
+            gate.opened.set()
+
+    async def overtake(self, session_id: str, *, remove: bool = False, heard: bool = True) -> None:
+        """Change or remove a record as another worker would; where it is not `heard`, no watcher is told."""
+        record = self._records[session_id]
+        watchers = set(self._watchers)
+        if not heard:
+            self._watchers.clear()
+        await (super().remove(record) if remove else super().replace(record))
+        self._watchers |= watchers
 
     async def reached(self, op: str, times: int = 1) -> None:
         """Wait until an operation was called so often."""
@@ -101,12 +122,20 @@ class SlowDirectory(MemoryDirectory):
         self._wake()
         if op in self.failing:
             raise self.failing[op]
-        while self._paused.get(op):
-            await self._changed.wait()
+        gate = self._gate(op)
+        if gate is not None and gate.before:
+            await gate.opened.wait()
         done = await work()
-        while op in self._paused:
-            await self._changed.wait()
+        if gate is not None:
+            await gate.opened.wait()
         return done
+
+    def _gate(self, op: str) -> _Gate | None:
+        for gate in self._gates.get(op, []):
+            if not gate.once or not gate.used:
+                gate.used = True
+                return gate
+        return None
 
     def _wake(self) -> None:
         self._changed.set()
@@ -250,3 +279,71 @@ async def patience(seconds: float = PATIENCE) -> AsyncIterator[None]:
 def members(text: bytes) -> dict[str, bytes]:
     """The first level of a JSON object, each value as it was spelled."""
     return {name: bytes(raw) for name, raw in msgspec.json.decode(text, type=dict[str, msgspec.Raw]).items()}
+
+
+class Bench:
+    """A pool between tests and two servers in memory, `x` and `y`, with a clock and a directory that a test rules."""
+
+    def __init__(self, pooling: Pooling, *, stateless: bool, revision: str, total_bytes: int) -> None:
+        self.clock = Clock()
+        self.directory = SlowDirectory()
+        self.server = MemoryServer(revision=revision)
+        self.other = MemoryServer(revision=revision)
+        upstreams = {
+            name: Upstream(name, server, pooling, stateless=stateless)
+            for name, server in (("x", self.server), ("y", self.other))
+        }
+        # The pool's own section bounds the process; its short window only makes the sweep come often.
+        whole = Pooling(resume_window=0.08, event_log=EventLogLimits(total_bytes=total_bytes))
+        self.pool = Pool(upstreams, self.directory, pooling=whole, clock=self.clock)
+
+    @property
+    def counts(self) -> Counter[tuple[str, ...]]:
+        """What was counted so far."""
+        return self.pool.statistics.counts
+
+    @property
+    def held(self) -> int:
+        """Bytes that the event logs of all workflows hold."""
+        return self.pool._budget.held
+
+    async def client(self, principal: Principal = ANONYMOUS, **options: Any) -> Client:
+        """A client of a new workflow, or of the one that the options name."""
+        return Client((await begin(self.pool, principal, **options)).workflow)
+
+    async def ended(self, cause: str, times: int = 1) -> None:
+        """Wait until so many workflows ended for this cause, and their records are gone."""
+        with anyio.fail_after(PATIENCE):
+            while self.counts["workflows_closed", cause] < times or self.directory.calls["remove"] < times:
+                await self.directory.reached("remove", self.directory.calls["remove"] + 1)
+        await settle()
+
+    async def closed(self, sessions: int = 1) -> None:
+        """Wait until so many sessions of the server `x` have ended, and their channels are gone."""
+        await self.server.until(lambda: sum(session.is_closed for session in self.server.sessions) >= sessions)
+        await settle()
+
+    def at_rest(self) -> None:
+        """Nothing is left of any workflow."""
+        pool, servers = self.pool, (self.server, self.other)
+        assert (pool.workflows, pool.channels, pool.inflight) == ([], [], 0)
+        assert (pool._census.total, pool._census.users, pool._census.tenants) == (0, {}, {})
+        assert (pool._by_token, self.directory.records, self.held) == ({}, [], 0)
+        assert [server.live for server in servers] == [[], []]
+        assert all(opener == closer for server in servers for opener, closer in server.owners)
+
+
+@asynccontextmanager
+async def bench(
+    *,
+    stateless: bool = False,
+    revision: str = "2025-11-25",
+    total_bytes: int = 1 << 20,
+    **pooling: Any,
+) -> AsyncIterator[Bench]:
+    """A bench for one test; when the test is over, everything must have returned to zero."""
+    made = Bench(Pooling(**pooling), stateless=stateless, revision=revision, total_bytes=total_bytes)
+    async with made.server.running(), made.other.running():
+        async with made.pool.running():
+            yield made
+        made.at_rest()
