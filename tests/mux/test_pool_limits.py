@@ -1,0 +1,290 @@
+"""What the pool may keep, and for how long: caps, idle workflows, records that others changed, the drain."""
+
+import asyncio
+
+import pytest
+from harness.muxing import ALICE, BOB, CAROL, Bench, begin, bench, settle
+from trunkline.mux.directory import MAX_STALENESS
+from trunkline.mux.errors import Overloaded, UnknownSession, WorkflowEnded
+from trunkline.mux.policy import EVICTABLE_AFTER
+from trunkline.mux.principal import ANONYMOUS, Principal
+
+pytestmark = pytest.mark.anyio
+
+DAVE = Principal("issuer", "acme", "dave")
+
+CAPS: dict[str, tuple[Principal, Principal]] = {
+    # who fills it, and who is refused; CAROL is in another tenant than the others
+    "max_workflows": (CAROL, ALICE),
+    "max_workflows_per_user": (ALICE, ALICE),
+    "max_workflows_per_tenant": (BOB, ALICE),
+}
+
+
+@pytest.mark.parametrize("limit", CAPS)
+async def test_g10_a_newcomer_over_a_cap_is_refused_by_its_name(limit: str) -> None:
+    async with bench(**{limit: 2}) as at:
+        residents, newcomer = CAPS[limit]
+        for _ in range(2):
+            await begin(at.pool, residents)
+        at.clock.advance(EVICTABLE_AFTER - 0.1)
+        with pytest.raises(Overloaded) as refused:
+            await begin(at.pool, newcomer)
+        assert refused.value.limit == limit
+        assert len(at.pool.workflows) == len(at.server.sessions) == 2
+
+
+@pytest.mark.parametrize("limit", CAPS)
+async def test_g10_who_is_longest_detached_and_idle_gives_way(limit: str) -> None:
+    async with bench(**{limit: 3}) as at:
+        residents, newcomer = CAPS[limit]
+        oldest = await at.client(residents)
+        touched = await at.client(residents)
+        attached = await at.client(residents)
+        attached.workflow.wire_came()
+        at.clock.advance(1)
+        touched.call(method="ping")
+        touched.leave()
+        at.clock.advance(EVICTABLE_AFTER)
+        await begin(at.pool, newcomer)
+        await at.ended("evicted")
+        assert oldest.workflow.ended
+        assert at.server.sessions[0].is_closed
+        assert oldest.workflow not in at.pool.workflows
+        assert {touched.workflow, attached.workflow} < set(at.pool.workflows)
+        attached.leave()
+
+
+async def test_a_cap_of_others_evicts_none_of_theirs() -> None:
+    async with bench(max_workflows_per_user=1, max_workflows_per_tenant=2) as at:
+        for principal in (BOB, CAROL, DAVE):
+            await begin(at.pool, principal)
+        bobs = at.pool.workflows[0]
+        at.clock.advance(EVICTABLE_AFTER)
+        await begin(at.pool, ALICE)
+        assert sorted(w.principal.subject for w in at.pool.workflows) == ["alice", "carol", "dave"]
+        assert bobs.ended is not None
+        assert bobs.ended.cause == "evicted"
+
+
+async def test_anonymous_has_no_cap_of_its_own() -> None:
+    async with bench(max_workflows=4, max_workflows_per_user=1, max_workflows_per_tenant=1) as at:
+        for _ in range(4):
+            await begin(at.pool, ANONYMOUS)
+        with pytest.raises(Overloaded) as refused:
+            await begin(at.pool, ANONYMOUS)
+        assert refused.value.limit == "max_workflows"
+
+
+async def test_one_place_that_is_made_free_is_given_once() -> None:
+    async with bench(max_workflows=1) as at:
+        await begin(at.pool)
+        at.clock.advance(EVICTABLE_AFTER)
+        at.directory.pause("remove", before=True)
+        tasks = [asyncio.create_task(begin(at.pool, principal)) for principal in (ALICE, BOB)]
+        await at.directory.reached("remove")
+        await settle()
+        at.directory.let("remove")
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert sorted(type(outcome).__name__ for outcome in outcomes) == ["Begun", "Overloaded"]
+        assert len(at.pool.workflows) == 1
+
+
+async def test_a_session_that_is_resumed_needs_no_further_place() -> None:
+    async with bench(max_workflows_per_user=1) as at:
+        tasks = [asyncio.create_task(begin(at.pool, ALICE, key="chat")) for _ in range(5)]
+        begun = await asyncio.gather(*tasks)
+        assert len({one.workflow for one in begun}) == 1
+        assert (await begin(at.pool, ALICE, key="chat")).state == "resumed"
+
+
+async def test_a_workflow_idles_from_the_end_of_its_last_response() -> None:
+    async with bench(idle_timeout=100) as at:
+        client, canary = await at.client(), await at.client()
+        at.clock.advance(60)
+        exchange = client.call()
+        client.leave()
+        at.clock.advance(60)
+        await at.ended("idle")
+        assert canary.workflow.ended
+        assert not client.workflow.ended, "its call is still in flight"
+        (await at.server.got("tools/call")).answer()
+        assert await exchange.ready
+
+        canary = await at.client()
+        at.clock.advance(-0.1)  # the canary is idle for as long, by a hair less
+        canary.call(method="ping")
+        canary.leave()
+        at.clock.advance(100)
+        await at.ended("idle", 2)
+        assert canary.workflow.ended
+        assert not client.workflow.ended
+        at.clock.advance(0.2)
+        await at.ended("idle", 3)
+
+
+async def test_a_wire_keeps_a_workflow_from_idling() -> None:
+    async with bench(idle_timeout=10) as at:
+        client = await at.client()
+        reader = client.workflow.attach_standalone()
+        canary = await at.client()
+        at.clock.advance(1000)
+        await at.ended("idle")
+        assert (client.workflow.ended, bool(canary.workflow.ended)) == (None, True)
+        reader.close()
+        assert client.workflow.idle_since == at.clock.now
+
+
+async def test_a_directory_that_fails_does_not_stop_the_sweep(caplog: pytest.LogCaptureFixture) -> None:
+    async with bench(idle_timeout=10) as at:
+        first = (await begin(at.pool)).workflow
+        at.directory.failing["remove"] = ConnectionError("the directory is away")
+        at.clock.advance(10)
+        await at.directory.reached("remove")
+        del at.directory.failing["remove"]
+        await begin(at.pool)
+        at.clock.advance(10)
+        await at.ended("idle", 2)
+        await at.directory.overtake(first.record.session_id, remove=True)
+    assert "a task of the pool failed" in caplog.text
+
+
+# Records that other workers change.
+
+
+async def stale(at: Bench, cause: str, *, heard: bool) -> str:
+    """The session id of a workflow whose record another worker changed."""
+    session_id = (await begin(at.pool, ALICE, key="chat")).workflow.record.session_id
+    await settle()
+    await at.pool.find(ALICE, "x", session_id)  # what the workflow's own opening told is heard
+    await at.directory.overtake(session_id, remove=cause == "removed", heard=heard)
+    await settle()
+    return session_id
+
+
+@pytest.mark.parametrize("cause", ["removed", "taken_over"])
+async def test_a_change_by_another_worker_is_noticed_after_at_most_five_seconds(cause: str) -> None:
+    async with bench() as at:
+        session_id = await stale(at, cause, heard=False)
+        asked = at.directory.calls["get"]
+        at.clock.advance(MAX_STALENESS)
+        assert await at.pool.find(ALICE, "x", session_id)
+        assert at.directory.calls["get"] == asked
+        at.clock.advance(0.1)
+        with pytest.raises(UnknownSession):
+            await at.pool.find(ALICE, "x", session_id)
+        await at.ended(cause)
+        assert (at.pool.workflows, at.server.live) == ([], [])
+        assert len(at.directory.records) == (cause == "taken_over"), "the other worker's record is its own"
+        for record in at.directory.records:
+            await at.directory.remove(record)
+
+
+@pytest.mark.parametrize("cause", ["removed", "taken_over"])
+async def test_a_change_that_is_told_is_noticed_at_once(cause: str) -> None:
+    async with bench() as at:
+        session_id = await stale(at, cause, heard=True)
+        with pytest.raises(UnknownSession):
+            await at.pool.find(ALICE, "x", session_id)
+        await at.ended(cause)
+        for record in at.directory.records:
+            await at.directory.remove(record)
+
+
+async def test_a_key_whose_session_was_taken_over_is_not_served_here() -> None:
+    async with bench() as at:
+        await stale(at, "taken_over", heard=False)
+        with pytest.raises(Overloaded):
+            await begin(at.pool, ALICE, key="chat")
+        await at.ended("taken_over")
+        for record in at.directory.records:
+            await at.directory.remove(record)
+
+
+@pytest.mark.parametrize("how", ["fails", "is left"])
+async def test_a_check_that_came_to_no_end_is_done_again(how: str) -> None:
+    async with bench() as at:
+        session_id = await stale(at, "removed", heard=True)
+        if how == "fails":
+            at.directory.failing["get"] = ConnectionError("the directory is away")
+            with pytest.raises(ConnectionError):
+                await at.pool.find(ALICE, "x", session_id)
+            del at.directory.failing["get"]
+        else:
+            asked = at.directory.calls["get"]
+            at.directory.pause("get", before=True)
+            finding = asyncio.create_task(at.pool.find(ALICE, "x", session_id))
+            await at.directory.reached("get", asked + 1)
+            finding.cancel()
+            await asyncio.wait([finding])
+            at.directory.let("get")
+        with pytest.raises(UnknownSession):
+            await at.pool.find(ALICE, "x", session_id)
+        await at.ended("removed")
+
+
+# The drain.
+
+
+async def test_g8_a_drain_waits_for_what_is_in_flight_and_refuses_the_rest() -> None:
+    async with bench() as at:
+        client, idle = await at.client(), await at.client()
+        exchange = client.call()
+        upstream = await at.server.got("tools/call")
+        draining = asyncio.create_task(at.pool.drain(10))
+        await settle()
+        assert not draining.done()
+        assert at.pool.draining
+
+        late = (await client.answer(client.call(id=b"2")), await idle.answer(idle.call(id=b"3")))
+        assert [answer["error"]["code"] for answer in late] == [-31002] * 2
+        assert [answer["error"]["data"] for answer in late] == [{"executed": "no"}] * 2
+        with pytest.raises(Overloaded) as refused:
+            await begin(at.pool)
+        assert refused.value.limit == "draining"
+
+        upstream.answer({"done": True})
+        assert (await client.answer(exchange))["result"] == {"done": True}
+        assert await draining
+        await at.closed(2)
+        assert at.counts["workflows_closed", "drained"] == 2
+        at.at_rest()
+
+
+async def test_g8_a_drain_cuts_what_does_not_end_in_time() -> None:
+    async with bench() as at:
+        client = await at.client()
+        exchange = client.call()
+        await at.server.got("tools/call")
+        assert not await at.pool.drain(0)
+        answer = await client.answer(exchange)
+        assert answer["error"]["data"] == {"executed": "unknown"}
+        await at.closed()
+
+
+async def test_a_session_that_is_opened_while_the_drain_begins_ends_with_it() -> None:
+    async with bench() as at:
+        at.server.pause("connect")
+        at.directory.pause("claim", once=True)
+        claiming = asyncio.create_task(begin(at.pool, key="1"))
+        await at.directory.reached("claim")
+        opening = asyncio.create_task(begin(at.pool, key="2"))
+        await at.server.reached("connect")
+        assert await at.pool.drain(0)
+        at.directory.let("claim")
+        with pytest.raises(Overloaded):
+            await claiming
+        with pytest.raises(WorkflowEnded):
+            await opening
+        at.server.let("connect")
+        await at.closed(0)
+
+
+async def test_leaving_the_pool_ends_every_workflow_and_says_goodbye() -> None:
+    async with bench() as at:
+        for _ in range(5):
+            await begin(at.pool)
+    assert at.counts["workflows_closed", "drained"] == 5
+    assert len(at.server.closing) == 5
+    with pytest.raises(Overloaded):
+        await begin(at.pool)
