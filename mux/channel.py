@@ -236,7 +236,10 @@ class Channel:
             owner.lost(self, cause)
 
     async def _shake_hands(self, wire: Wire) -> Opened:
-        self._demux.feed(await self._config.draw_ids())
+        try:
+            self._demux.feed(await self._config.draw_ids())
+        except KeyError:
+            raise SessionLost("the session ended before it was open", executed="no") from None
         answer = _Answer(self._owners[0])
         message = Envelope(
             "request",

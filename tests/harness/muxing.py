@@ -318,6 +318,13 @@ class Bench:
                 await self.directory.reached("remove", self.directory.calls["remove"] + 1)
         await settle()
 
+    @asynccontextmanager
+    async def sibling(self) -> AsyncIterator[Pool]:
+        """A second pool over the same servers and records."""
+        pool = Pool(self.pool.upstreams, self.directory, pooling=Pooling(), clock=self.clock)
+        async with pool.running():
+            yield pool
+
     async def closed(self, sessions: int = 1) -> None:
         """Wait until so many sessions of the server `x` have ended, and their channels are gone."""
         await self.server.until(lambda: sum(session.is_closed for session in self.server.sessions) >= sessions)
