@@ -22,6 +22,7 @@ PURE = (
     "transports/guard.py",
     "transports/headers.py",
     "transports/status.py",
+    "transports/upstream/http.py",
 )
 """Modules that decide without I/O; their own tests cover them to the last branch."""
 

@@ -81,7 +81,7 @@ class HTTPClient(Protocol):
     """Sends requests to one server."""
 
     def send(self, method: Method, headers: HeaderBlock, body: bytes, answer: Answer) -> Callable[[], None]:
-        """Put one request on its way, without waiting; a POST's body is JSON.
+        """Put one request on its way, without waiting. Only a POST has a body, and it is JSON.
 
         Nothing is told within this call. What is returned cuts the exchange: nothing is told from then on.
         """

@@ -62,6 +62,7 @@ class HTTP1Client:
 
     def send(self, method: Method, headers: HeaderBlock, body: bytes, answer: Answer) -> Callable[[], None]:
         """See `HTTPClient.send`."""
+        assert method == "POST" or not body, "only a POST has a body"
         end = POST_END % len(body) if method == "POST" else b"\r\n"
         head = b"".join((method.encode(), self._start, headers.encoded, end))
         request = _Request(head, body, answer)
@@ -73,7 +74,7 @@ class HTTP1Client:
         cut = _Cut()
         task = asyncio.get_running_loop().create_task(self._connect(request, cut))
         self._connecting.add(task)
-        task.add_done_callback(self._connecting.discard)
+        task.add_done_callback(partial(self._connected, request, cut))
         cut.do = task.cancel
         return cut
 
@@ -103,10 +104,6 @@ class HTTP1Client:
             request.answer.ended(ExchangeBroken("its certificate does not verify", sent=False))
         except OSError as error:
             request.answer.ended(ExchangeBroken(_words(error), sent=False))
-        except asyncio.CancelledError:
-            if self._closed:
-                request.answer.ended(ExchangeBroken("the gateway stopped", sent=False))
-            raise
         else:
             connection = protocol
             self._open.add(connection)
@@ -115,6 +112,11 @@ class HTTP1Client:
                 connection.start(request)
             else:
                 request.answer.ended(ExchangeBroken("the connection was closed at once", sent=False))
+
+    def _connected(self, request: _Request, cut: _Cut, task: asyncio.Task[None]) -> None:
+        self._connecting.discard(task)
+        if task.cancelled() and not cut.is_cut:
+            request.answer.ended(ExchangeBroken("the gateway stopped", sent=False))
 
     def _free(self, connection: _Connection) -> None:
         """A connection has carried its request and can carry another."""
@@ -143,12 +145,14 @@ class HTTP1Client:
 class _Cut:
     """Cuts a request wherever it stands: while its connection comes about, or on it."""
 
-    __slots__ = ("do",)
+    __slots__ = ("do", "is_cut")
 
     def __init__(self) -> None:
         self.do: Callable[[], object]
+        self.is_cut = False
 
     def __call__(self) -> None:
+        self.is_cut = True
         self.do()
 
 

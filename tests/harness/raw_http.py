@@ -1,0 +1,122 @@
+"""A server on a real socket that answers byte for byte what a test says, and who hears it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Final
+
+from trunkline.transports.upstream.http import ExchangeBroken
+
+PATIENCE: Final = 10.0
+"""Seconds after which waiting fails the test."""
+
+Serve = Callable[["Peer"], Awaitable[None]]
+
+
+class Peer:
+    """The server's side of one connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    async def request(self) -> tuple[str, dict[str, str], bytes]:
+        """The next request: its first line, its headers by lower-case name, its body."""
+        async with asyncio.timeout(PATIENCE):
+            head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+            start, *lines = head.strip().split("\r\n")
+            headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+            return start, headers, await self._reader.readexactly(int(headers.get("content-length", "0")))
+
+    async def say(self, *pieces: bytes) -> None:
+        """Send these, each in a segment of its own as far as the kernel allows."""
+        for piece in pieces:
+            self._writer.write(piece)
+            await self._writer.drain()
+            await asyncio.sleep(0)
+
+    async def closed(self) -> None:
+        """Wait until the client has closed the connection."""
+        async with asyncio.timeout(PATIENCE):
+            try:
+                while await self._reader.read(65536):
+                    pass
+            except ConnectionError:
+                pass
+
+    def reset(self) -> None:
+        """Cut the connection."""
+        self._writer.transport.abort()
+
+
+class RawServer:
+    """Runs `serve` for each connection. What it raises fails the test when it leaves the context."""
+
+    def __init__(self, serve: Serve) -> None:
+        self._serve = serve
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.failures: list[AssertionError] = []
+        self.connections = 0
+        self.url = ""
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        try:
+            await self._serve(Peer(reader, writer))
+        except AssertionError as error:
+            self.failures.append(error)
+        except (asyncio.CancelledError, asyncio.IncompleteReadError, ConnectionError):
+            pass  # the client has gone, or the test is over
+        finally:
+            writer.close()
+
+
+@asynccontextmanager
+async def serving(serve: Serve) -> AsyncIterator[RawServer]:
+    """A server for the length of the context."""
+    server = RawServer(serve)
+    listener = await asyncio.start_server(server._accept, "127.0.0.1", 0)
+    server.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/mcp"
+    try:
+        yield server
+    finally:
+        listener.close()
+        for task in server._tasks:
+            task.cancel()
+        await asyncio.gather(*server._tasks)
+    if server.failures:
+        raise server.failures[0]
+
+
+class Hearer:
+    """Hears one answer, and holds the client to the port: nothing out of order, nothing after the end."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self.headers: Mapping[str, str] = {}
+        self.body = b""
+        self.over: asyncio.Future[ExchangeBroken | None] = asyncio.get_running_loop().create_future()
+        self.some = asyncio.Event()
+        """Set when something of the body has come."""
+
+    def began(self, status: int, headers: Mapping[str, str]) -> None:
+        assert not self.status
+        assert not self.over.done()
+        self.status, self.headers = status, headers
+
+    def came(self, chunk: bytes) -> None:
+        assert self.status
+        assert not self.over.done()
+        self.body += chunk
+        self.some.set()
+
+    def ended(self, error: ExchangeBroken | None) -> None:
+        self.over.set_result(error)
+
+    async def outcome(self) -> ExchangeBroken | None:
+        """How it ended."""
+        async with asyncio.timeout(PATIENCE):
+            return await self.over

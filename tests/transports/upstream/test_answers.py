@@ -1,0 +1,120 @@
+"""What is made of an answer as it comes."""
+
+import pytest
+from trunkline.mux.errors import UpstreamFault
+from trunkline.mux.limits import MAX_EVENT_BYTES
+from trunkline.transports.upstream.answers import (
+    ERROR_BODY_BYTES,
+    LAST_RETRY_SECONDS,
+    Body,
+    Events,
+    Listening,
+    Receipt,
+    content_type,
+    nothing,
+)
+from trunkline.transports.upstream.http import ExchangeBroken
+
+pytestmark = pytest.mark.anyio
+
+STREAM = {"content-type": "text/event-stream; charset=utf-8"}
+
+
+def test_the_media_type_is_read_without_its_parameters() -> None:
+    assert content_type({"content-type": "Application/JSON; charset=utf-8"}) == "application/json"
+    assert content_type({}) == ""
+    nothing()
+
+
+def test_a_body_is_bounded() -> None:
+    body = Body(5)
+    body.add(b"hel")
+    body.add(b"lo")
+    assert body.joined() == b"hello"
+    with pytest.raises(UpstreamFault, match="larger than 5 bytes"):
+        body.add(b"!")
+
+
+def test_a_body_of_one_part_is_not_copied() -> None:
+    body, part = Body(1000), b"x" * 1000
+    body.add(part)
+    assert body.joined() is part
+
+
+def test_events_hand_on_messages_and_keep_where_to_go_on() -> None:
+    heard: list[bytes] = []
+    events = Events(heard.append, "before")
+    assert events.last_id == "before"
+    events.add(b"id: 1\ndata: one\n\nevent: other\ndata: two\n\nid: 3\ndata:\n\nretry: 20\n\n")
+    assert heard == [b"one"]
+    assert events.last_id == "3"
+    assert events.retry == 0.02
+    events.add(b"retry: 99999999\n\n")
+    assert events.retry == LAST_RETRY_SECONDS
+
+
+async def test_listening_hands_on_what_a_stream_brings() -> None:
+    heard: list[bytes] = []
+    listening = Listening(heard.append, None)
+    listening.began(200, STREAM)
+    listening.came(b"id: 7\ndata: one\n\n")
+    assert not listening.over.done()
+    listening.ended(None)
+    status, events, error = await listening.over
+    assert (status, error, heard) == (200, None, [b"one"])
+    assert events is not None
+    assert events.last_id == "7"
+
+
+@pytest.mark.parametrize(("status", "headers"), [(405, {}), (200, {"content-type": "text/html"}), (404, STREAM)])
+async def test_an_answer_that_is_no_stream_is_over_at_once(status: int, headers: dict[str, str]) -> None:
+    listening = Listening(lambda text: pytest.fail("nothing is handed on"), None)
+    listening.began(status, headers)
+    listening.came(b"data: no\n\n")
+    listening.ended(None)
+    heard = await listening.over
+    assert heard.status == status
+    assert heard.events is None
+
+
+async def test_listening_ends_with_what_broke_it() -> None:
+    broken = ExchangeBroken("cut", sent=True)
+    never, cut, huge, enough = (Listening(lambda text: None, None) for _ in range(4))
+    never.ended(broken)
+    assert await never.over == (0, None, broken)
+    cut.began(200, STREAM)
+    cut.ended(broken)
+    assert (await cut.over).error is broken
+    huge.began(200, STREAM)
+    huge.came(b"data: " + b"x" * MAX_EVENT_BYTES)
+    huge.came(b"more")
+    assert isinstance((await huge.over).error, UpstreamFault)
+    enough.began(200, STREAM)
+    enough.stop()
+    enough.ended(broken)
+    assert (await enough.over).error is None
+
+
+async def test_a_receipt_is_the_status() -> None:
+    receipt = Receipt()
+    receipt.began(202, {})
+    receipt.came(b"whatever")
+    receipt.ended(None)
+    assert await receipt.over == 202
+
+
+async def test_a_receipt_that_does_not_end_is_cut() -> None:
+    receipt, cuts = Receipt(), []
+    receipt.cut = lambda: cuts.append(1)
+    receipt.began(200, {})
+    receipt.came(b"x" * (ERROR_BODY_BYTES + 1))
+    receipt.ended(ExchangeBroken("late", sent=True))
+    assert await receipt.over == 200
+    assert cuts
+
+
+async def test_a_receipt_that_did_not_come_fails() -> None:
+    receipt = Receipt()
+    receipt.ended(ExchangeBroken("cut", sent=True))
+    with pytest.raises(ExchangeBroken, match="cut"):
+        await receipt.over

@@ -1,0 +1,407 @@
+"""The lean client on real sockets: framing, reuse of connections, and answers that are none."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from harness.raw_http import PATIENCE, Hearer, Peer, RawServer, Serve, serving
+from trunkline.transports.upstream import http1
+from trunkline.transports.upstream.http import MAX_HEAD_BYTES, HeaderBlock
+from trunkline.transports.upstream.http1 import HTTP1Client
+
+pytestmark = pytest.mark.anyio
+
+NONE = HeaderBlock({})
+CONTEXT = ssl.create_default_context()
+PLAIN = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 5\r\n\r\nhello"
+CHUNKED = (
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nhel\r\n2;ext=1\r\nlo\r\n0\r\nTrailer: dropped\r\n\r\n"
+)
+INFORMED = b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\n" + PLAIN
+EMPTY = b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n"
+NO_CONTENT = b"HTTP/1.1 204 No Content\r\n\r\n"
+
+
+@asynccontextmanager
+async def client_of(serve: Serve) -> AsyncIterator[tuple[HTTP1Client, RawServer]]:
+    async with serving(serve) as server:
+        client = HTTP1Client(server.url, CONTEXT)
+        try:
+            yield client, server
+        finally:
+            await client.close()
+
+
+def post(client: HTTP1Client, body: bytes = b"{}", headers: HeaderBlock = NONE) -> Hearer:
+    hearer = Hearer()
+    client.send("POST", headers, body, hearer)
+    return hearer
+
+
+async def test_a_request_arrives_as_it_was_given() -> None:
+    seen: list[tuple[str, dict[str, str], bytes]] = []
+
+    async def serve(peer: Peer) -> None:
+        while True:
+            seen.append(await peer.request())
+            await peer.say(EMPTY)
+
+    async with client_of(serve) as (client, server):
+        for method in ("POST", "GET", "DELETE"):
+            hearer = Hearer()
+            client.send(
+                method, HeaderBlock({"X-One": "1", "X-Two": "caf\xe9"}), b"{}" if method == "POST" else b"", hearer
+            )
+            assert await hearer.outcome() is None
+            assert hearer.status == 202
+    host = server.url.split("/")[2]
+    assert [(start, headers.get("content-type"), body) for start, headers, body in seen] == [
+        ("POST /mcp HTTP/1.1", "application/json", b"{}"),
+        ("GET /mcp HTTP/1.1", None, b""),
+        ("DELETE /mcp HTTP/1.1", None, b""),
+    ]
+    assert all(headers["host"] == host and headers["x-one"] == "1" for _, headers, _ in seen)
+    assert all(headers["x-two"] == "caf\xe9" for _, headers, _ in seen)
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize("size", [0, 1, http1.SMALL_BODY, http1.SMALL_BODY + 1, 4 * 1024 * 1024])
+async def test_a_body_of_any_size_arrives(size: int) -> None:
+    async def serve(peer: Peer) -> None:
+        _, _, body = await peer.request()
+        await peer.say(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body), body)
+        await peer.closed()
+
+    body = bytes(range(256)) * (size // 256 + 1)
+    async with client_of(serve) as (client, _):
+        hearer = post(client, body[:size])
+        assert await hearer.outcome() is None
+        assert hearer.body == body[:size]
+
+
+@pytest.mark.parametrize("text", [PLAIN, CHUNKED, INFORMED, EMPTY, NO_CONTENT])
+async def test_an_answer_may_be_cut_into_pieces_anywhere(text: bytes) -> None:
+    cuts = iter([*range(1, len(text)), 0])
+
+    async def serve(peer: Peer) -> None:
+        for cut in cuts:
+            await peer.request()
+            await peer.say(*(bytes([byte]) for byte in text) if not cut else (text[:cut], text[cut:]))
+
+    async with client_of(serve) as (client, server):
+        for _ in range(len(text)):
+            hearer = post(client)
+            assert await hearer.outcome() is None
+            assert hearer.status in (200, 202, 204)
+            assert hearer.body == (b"hello" if hearer.status == 200 else b"")
+            assert "trailer" not in hearer.headers
+            assert "link" not in hearer.headers
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize("text", [PLAIN, CHUNKED, INFORMED])
+async def test_an_answer_that_is_cut_off_anywhere_breaks(text: bytes) -> None:
+    cuts = iter(range(len(text)))
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(text[: next(cuts)])
+
+    async with client_of(serve) as (client, server):
+        for _ in range(len(text)):
+            error = await post(client).outcome()
+            assert error is not None
+            assert error.sent
+    assert server.connections == len(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello",
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nBad Name: 1\r\nContent-Length: 5\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nX: " + b"y" * MAX_HEAD_BYTES + b"\r\nContent-Length: 5\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\n" + b"".join(b"X-%d: y\r\n" % n for n in range(8000)) + b"Content-Length: 5\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nhello",
+        b"SSH-2.0-x\r\n",
+        b"\0" * 100,
+    ],
+    ids=lambda text: text[17:50].decode("latin-1").replace("\r\n", " "),
+)
+async def test_what_is_no_clear_answer_breaks(text: bytes) -> None:
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(text)
+        await peer.closed()
+
+    async with client_of(serve) as (client, _):
+        hearer = post(client)
+        error = await hearer.outcome()
+        assert error is not None
+        assert error.sent
+        assert hearer.body == b""
+
+
+async def test_endless_informational_answers_break() -> None:
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        for _ in range(4000):
+            await peer.say(b"HTTP/1.1 100 Continue\r\n\r\n")
+        await peer.closed()
+
+    async with client_of(serve) as (client, _):
+        assert await post(client).outcome() is not None
+
+
+async def test_an_answer_without_length_ends_with_its_connection() -> None:
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(b"HTTP/1.0 200 OK\r\n\r\nhel", b"lo")
+
+    async with client_of(serve) as (client, server):
+        for _ in range(2):
+            hearer = post(client)
+            assert await hearer.outcome() is None
+            assert hearer.body == b"hello"
+    assert server.connections == 2
+
+
+async def test_the_body_comes_as_it_is_sent() -> None:
+    go_on = asyncio.Event()
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n")
+        await go_on.wait()
+        await peer.say(b"4\r\nlast\r\n0\r\n\r\n")
+
+    async with client_of(serve) as (client, _):
+        hearer = post(client)
+        async with asyncio.timeout(PATIENCE):
+            await hearer.some.wait()
+        assert hearer.body == b"first"
+        go_on.set()
+        assert await hearer.outcome() is None
+        assert hearer.body == b"firstlast"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        PLAIN + PLAIN,
+        PLAIN + b"x",
+        PLAIN.replace(b"200 OK\r\n", b"200 OK\r\nConnection: close\r\n"),
+        b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello",
+    ],
+    ids=["a second answer", "a byte too much", "close", "HTTP/1.0"],
+)
+async def test_a_connection_that_is_not_clean_is_not_used_again(text: bytes) -> None:
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(text)
+        await peer.closed()
+
+    async with client_of(serve) as (client, server):
+        for n in range(1, 4):
+            hearer = post(client)
+            assert await hearer.outcome() is None
+            assert hearer.body == b"hello"
+            assert server.connections == n
+
+
+async def test_what_comes_unasked_on_a_kept_connection_is_nobodys_answer() -> None:
+    speak, spoken = asyncio.Event(), asyncio.Event()
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(PLAIN)
+        await speak.wait()
+        await peer.say(PLAIN.replace(b"hello", b"wrong"))
+        await peer.closed()
+        spoken.set()
+
+    async with client_of(serve) as (client, server):
+        assert await post(client).outcome() is None
+        speak.set()
+        async with asyncio.timeout(PATIENCE):
+            await spoken.wait()
+        hearer = post(client)
+        assert await hearer.outcome() is None
+        assert hearer.body == b"hello"
+    assert server.connections == 2
+
+
+async def test_an_answer_before_the_request_was_read_ends_the_connection() -> None:
+    async def serve(peer: Peer) -> None:
+        await peer.say(PLAIN)
+        await peer.closed()
+
+    async with client_of(serve) as (client, server):
+        hearer = post(client, b"x" * 64 * 1024 * 1024)
+        error = await hearer.outcome()
+        assert error is None or error.sent
+        await post(client).outcome()
+    assert server.connections == 2
+
+
+async def test_requests_at_once_have_connections_of_their_own_and_share_them_later() -> None:
+    arrived = asyncio.Barrier(5)
+
+    async def serve(peer: Peer) -> None:
+        while True:
+            _, _, body = await peer.request()
+            if not body.startswith(b"later"):
+                await arrived.wait()
+            await peer.say(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body), body)
+
+    async with client_of(serve) as (client, server):
+        hearers = [post(client, b"%d" % n) for n in range(5)]
+        assert [await hearer.outcome() for hearer in hearers] == [None] * 5
+        assert [hearer.body for hearer in hearers] == [b"%d" % n for n in range(5)]
+        for n in range(10):
+            later = post(client, b"later%d" % n)
+            assert await later.outcome() is None
+            assert later.body == b"later%d" % n
+    assert server.connections == 5
+
+
+async def test_a_kept_connection_is_dropped_when_it_was_idle_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http1, "KEEP_ALIVE_SECONDS", 0.05)
+    closed = asyncio.Event()
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(PLAIN)
+        await peer.closed()
+        closed.set()
+
+    async with client_of(serve) as (client, _):
+        assert await post(client).outcome() is None
+        async with asyncio.timeout(PATIENCE):
+            await closed.wait()
+
+
+async def test_a_server_that_is_not_there_got_nothing() -> None:
+    async with serving(lambda peer: peer.closed()) as server:
+        url = server.url
+    client = HTTP1Client(url, CONTEXT)
+    error = await post(client).outcome()
+    await client.close()
+    assert error is not None
+    assert not error.sent
+    assert str(error) == "Connection refused"
+
+
+async def test_a_server_that_does_not_speak_tls_got_nothing() -> None:
+    async def serve(peer: Peer) -> None:
+        await peer.say(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        await peer.closed()
+
+    async with serving(serve) as server:
+        client = HTTP1Client(server.url.replace("http:", "https:"), CONTEXT)
+        error = await post(client).outcome()
+        await client.close()
+    assert error is not None
+    assert not error.sent
+    assert "127.0.0.1" not in str(error)
+
+
+async def test_a_connection_that_does_not_come_about_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http1, "CONNECT_SECONDS", 0.05)
+    async with serving(lambda peer: peer.closed()) as server:
+        client = HTTP1Client(server.url.replace("http:", "https:"), CONTEXT)
+        error = await post(client).outcome()
+        await client.close()
+    assert error is not None
+    assert not error.sent
+
+
+async def test_a_cut_exchange_tells_nothing_and_closes_its_connection() -> None:
+    came, closed = asyncio.Event(), asyncio.Event()
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        came.set()
+        await peer.closed()
+        closed.set()
+
+    async with client_of(serve) as (client, _):
+        hearer = Hearer()
+        cut = client.send("POST", NONE, b"{}", hearer)
+        async with asyncio.timeout(PATIENCE):
+            await came.wait()
+            cut()
+            await closed.wait()
+        assert not hearer.over.done()
+
+
+async def test_a_cut_while_connecting_sends_nothing() -> None:
+    seen: list[bytes] = []
+
+    async def serve(peer: Peer) -> None:
+        _, _, body = await peer.request()
+        seen.append(body)
+        await peer.say(PLAIN)
+
+    async with client_of(serve) as (client, _):
+        hearer = Hearer()
+        client.send("POST", NONE, b"never", hearer)()
+        await post(client).outcome()
+        assert seen == [b"{}"]
+        assert not hearer.over.done()
+
+
+async def test_a_late_cut_does_not_touch_the_next_request_on_the_connection() -> None:
+    second = asyncio.Event()
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(PLAIN)
+        await peer.request()
+        second.set()
+        await peer.say(PLAIN)
+        await peer.closed()
+
+    async with client_of(serve) as (client, server):
+        first = Hearer()
+        cut = client.send("POST", NONE, b"{}", first)
+        assert await first.outcome() is None
+        next_one = post(client)
+        async with asyncio.timeout(PATIENCE):
+            await second.wait()
+        cut()
+        assert await next_one.outcome() is None
+    assert server.connections == 1
+
+
+async def test_closing_breaks_what_is_under_way() -> None:
+    came = asyncio.Event()
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        came.set()
+        await peer.closed()
+
+    async with client_of(serve) as (client, _):
+        hearer = post(client)
+        async with asyncio.timeout(PATIENCE):
+            await came.wait()
+        connecting = post(client)
+        await client.close()
+        assert await hearer.outcome() is not None
+        error = await connecting.outcome()
+        assert error is not None
+        assert not error.sent
+
+
+@pytest.mark.parametrize("url", ["ftp://x/", "http://", "x", "http:///mcp"])
+def test_a_url_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="URL"):
+        HTTP1Client(url, CONTEXT)

@@ -1,0 +1,110 @@
+"""Requests through a real forward proxy, which a test plays on a socket."""
+
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from harness.raw_http import Hearer, Peer, RawServer, Serve, serving
+from trunkline.mux.statistics import Statistics
+from trunkline.transports.upstream.http import ExchangeBroken, HeaderBlock
+from trunkline.transports.upstream.http1 import HTTP1Client
+from trunkline.transports.upstream.http_proxied import ProxiedClient, proxy_of
+from trunkline.transports.upstream.streamable_http import StreamableHTTPConnector
+
+pytestmark = pytest.mark.anyio
+
+CONTEXT = ssl.create_default_context()
+FAR = "http://mcp.example/a%2Fb?x=1"
+
+
+@asynccontextmanager
+async def client_of(serve: Serve) -> AsyncIterator[tuple[ProxiedClient, RawServer]]:
+    async with serving(serve) as proxy:
+        client = ProxiedClient(FAR, CONTEXT, proxy.url.removesuffix("/mcp"))
+        try:
+            yield client, proxy
+        finally:
+            await client.close()
+
+
+async def test_the_proxy_is_asked_for_the_whole_url() -> None:
+    seen: list[tuple[str, dict[str, str], bytes]] = []
+
+    async def serve(peer: Peer) -> None:
+        while True:
+            seen.append(await peer.request())
+            await peer.say(b"HTTP/1.1 200 OK\r\nX-One: 1\r\nContent-Length: 2\r\n\r\nhi")
+
+    async with client_of(serve) as (client, _):
+        for method, body in (("POST", b"{}"), ("GET", b"")):
+            hearer = Hearer()
+            client.send(method, HeaderBlock({"A": "b"}), body, hearer)
+            assert await hearer.outcome() is None
+            assert (hearer.status, hearer.headers["x-one"], hearer.body) == (200, "1", b"hi")
+    assert [(start, headers["host"], headers["a"], body) for start, headers, body in seen] == [
+        (f"POST {FAR} HTTP/1.1", "mcp.example", "b", b"{}"),
+        (f"GET {FAR} HTTP/1.1", "mcp.example", "b", b""),
+    ]
+    assert seen[0][1]["content-type"] == "application/json"
+
+
+async def test_an_exchange_that_breaks_may_have_been_sent() -> None:
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhi")
+
+    async with client_of(serve) as (client, _):
+        hearer = Hearer()
+        client.send("POST", HeaderBlock({}), b"{}", hearer)
+        error = await hearer.outcome()
+        assert isinstance(error, ExchangeBroken)
+        assert error.sent
+
+
+async def test_a_proxy_that_is_not_there_got_nothing() -> None:
+    async with client_of(lambda peer: peer.closed()) as (_, proxy):
+        url = proxy.url
+    client = ProxiedClient(FAR, CONTEXT, url)
+    hearer = Hearer()
+    client.send("POST", HeaderBlock({}), b"{}", hearer)
+    error = await hearer.outcome()
+    await client.close()
+    assert error is not None
+    assert not error.sent
+
+
+async def test_a_cut_exchange_tells_nothing() -> None:
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nhi")
+        await peer.closed()
+
+    class Cutting(Hearer):
+        def came(self, chunk: bytes) -> None:
+            super().came(chunk)
+            cut()
+
+    async with client_of(serve) as (client, _):
+        hearer = Cutting()
+        cut = client.send("POST", HeaderBlock({}), b"{}", hearer)
+        await hearer.some.wait()
+        await client.close()
+        assert not hearer.over.done()
+
+
+async def test_the_environment_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    assert proxy_of("https://mcp.example/") is None
+    monkeypatch.setenv("https_proxy", "http://proxy:3128")
+    monkeypatch.setenv("no_proxy", "inside.example")
+    assert proxy_of("https://mcp.example/") == "http://proxy:3128"
+    assert proxy_of("http://mcp.example/") is None
+    assert proxy_of("https://x.inside.example/") is None
+    for here in ("https://localhost/", "https://127.0.0.1:1/", "https://[::1]/", "https://x.localhost/"):
+        assert proxy_of(here) is None
+    near = StreamableHTTPConnector("x", "https://127.0.0.1/", Statistics())
+    far = StreamableHTTPConnector("x", "https://mcp.example/", Statistics())
+    assert isinstance(near.http, HTTP1Client)
+    assert isinstance(far.http, ProxiedClient)
