@@ -1,5 +1,6 @@
 """Every wire there is keeps the contract; and the contract tells a wire that does not."""
 
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -22,6 +23,7 @@ from harness.upstream_scripted import (
 from trunkline.mux.ports import Connector
 from trunkline.mux.statistics import Statistics
 from trunkline.transports.upstream import streamable_http
+from trunkline.transports.upstream.http_proxied import ProxiedClient
 from trunkline.transports.upstream.streamable_http import StreamableHTTPConnector
 
 from contract.wire import CHECKS, Check, Maker, Server, check_wire
@@ -172,6 +174,18 @@ async def http() -> AsyncIterator[tuple[Connector, Server]]:
             await connector.close()
 
 
+@asynccontextmanager
+async def http_through_a_proxy() -> AsyncIterator[tuple[Connector, Server]]:
+    """The server stands for the proxy, too: it is asked for the whole URL, and answers."""
+    async with ScriptedUpstream() as upstream:
+        connector = StreamableHTTPConnector("x", upstream.url, Statistics())
+        connector.http = ProxiedClient(upstream.url, ssl.create_default_context(), upstream.url.removesuffix("/mcp"))
+        try:
+            yield connector, OverHTTP(upstream)
+        finally:
+            await connector.close()
+
+
 @pytest.fixture(autouse=True)
 def short_goodbye(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bound of the HTTP wire is 5 s; that it holds is shown as well with less."""
@@ -179,7 +193,7 @@ def short_goodbye(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("maker", [memory, memory_unbound, http], ids=lambda maker: maker.__name__)
+@pytest.mark.parametrize("maker", [memory, memory_unbound, http, http_through_a_proxy], ids=lambda maker: maker.__name__)
 async def test_a_wire_keeps_the_contract(maker: Maker, check: Check) -> None:
     async with maker() as (connector, server):
         with anyio.fail_after(20):
