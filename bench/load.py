@@ -33,8 +33,8 @@ UPSTREAM_PORT = 9301
 FIRST_GATEWAY_PORT = 9311
 
 VARIANTS = {
-    "old path, six requests": '[pooling]\nreuse = "none"\n[compat]\nsdk_habits = true\n',
-    "old path, four requests": '[pooling]\nreuse = "none"\n',
+    "old path, 6 requests": '[pooling]\nreuse = "none"\n[compat]\nsdk_habits = true\n',
+    "old path, 4 requests": '[pooling]\nreuse = "none"\n',
     "trunkline": '[pooling]\nreuse = "workflow"\n',
 }
 """What is compared, as settings. The old path: initialize, initialized, call, DELETE for each call; with the habits of
@@ -157,10 +157,10 @@ def row(variant: Measured) -> dict[str, object]:
 
 
 def show(name: str, rows: list[dict[str, object]]) -> None:
-    """Print a table."""
+    """Print a table: gateway CPU and upstream requests are for each call."""
     table = Table(title=f"{name}: {SCENARIOS[name].about}")
-    for column in ("variant", "calls/s", "p50 ms", "p99 ms", "CPU µs/call", "upstream requests/call", "sessions"):
-        table.add_column(column, justify="left" if column == "variant" else "right")
+    for column in ("variant", "calls/s", "p50 ms", "p99 ms", "CPU µs", "requests", "sessions"):
+        table.add_column(column, justify="left" if column == "variant" else "right", no_wrap=True)
     keys = (
         "calls_per_second",
         "p50_ms",
@@ -171,7 +171,7 @@ def show(name: str, rows: list[dict[str, object]]) -> None:
     )
     for one in rows:
         table.add_row(str(one["variant"]), *("-" if one[key] is None else str(one[key]) for key in keys))
-    Console().print(table)
+    Console(width=100).print(table)
 
 
 def store(folder: Path, name: str, rows: list[dict[str, object]], rounds: int) -> None:

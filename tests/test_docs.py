@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,11 @@ def test_the_tables_in_the_design_are_those_of_the_code() -> None:
         page.write_text(text.replace(found[2], due))
     else:
         assert found[2] == due, "run the test once with TRUNKLINE_WRITE_DOCS=1"
+
+
+@pytest.mark.checkout
+def test_the_figures_in_the_readme_are_those_of_the_stored_results() -> None:
+    subprocess.run([sys.executable, "-m", "bench.figures", "--check"], cwd=ROOT, check=True)
 
 
 @pytest.mark.checkout
