@@ -37,9 +37,17 @@ class Clock:
 
     def __init__(self, now: float = 1000.0) -> None:
         self.now = now
+        self._read = anyio.Event()
 
     def __call__(self) -> float:
+        self._read.set()
+        self._read = anyio.Event()
         return self.now
+
+    async def read(self) -> None:
+        """Wait until somebody looks at it, and has done what is to be done by then without waiting."""
+        with anyio.fail_after(PATIENCE):
+            await self._read.wait()
 
     def advance(self, seconds: float) -> None:
         """Let so many seconds pass."""
@@ -324,6 +332,10 @@ class Bench:
         pool = Pool(self.pool.upstreams, self.directory, pooling=Pooling(), clock=self.clock)
         async with pool.running():
             yield pool
+
+    async def swept(self) -> None:
+        """Wait until the pool has looked for what is due; for a test that lets nothing else happen meanwhile."""
+        await self.clock.read()
 
     async def closed(self, sessions: int = 1) -> None:
         """Wait until so many sessions of the server `x` have ended, and their channels are gone."""
