@@ -155,9 +155,9 @@ class Channel:
         Raises:
             TrunklineError: it was not sent: a limit, an illegal token, or the channel is closed.
         """
-        request, text = self._demux.open(message, caller, self._config.clock())
-        if self._demux.ids_left < LOW_IDS:
+        if self._demux.ids_left <= LOW_IDS:
             self._wake.set()
+        request, text = self._demux.open(message, caller, self._config.clock())
         assert self._wire is not None, "an open channel has a wire"
         self._wire.send(text, request=request, headers=headers)
 
@@ -236,10 +236,7 @@ class Channel:
             owner.lost(self, cause)
 
     async def _shake_hands(self, wire: Wire) -> Opened:
-        try:
-            self._demux.feed(await self._config.draw_ids())
-        except KeyError:
-            raise SessionLost("the session ended before it was open", executed="no") from None
+        await self._draw_ids()
         answer = _Answer(self._owners[0])
         message = Envelope(
             "request",
@@ -268,8 +265,20 @@ class Channel:
         while not self._closing:
             await self._wake.wait()
             self._wake = anyio.Event()
-            if not self._closing and self._demux.ids_left < LOW_IDS:
-                self._demux.feed(await self._config.draw_ids())
+            if not self._closing and self._demux.ids_left <= LOW_IDS:
+                try:
+                    await self._draw_ids()
+                except SessionLost:
+                    raise
+                except Exception as error:  # the session is sound, and the next call tries again
+                    reason = type(error).__name__
+                    logger.warning("no ids could be drawn: %s", reason, extra={"server": self._config.server})
+
+    async def _draw_ids(self) -> None:
+        try:
+            self._demux.feed(await self._config.draw_ids())
+        except KeyError:
+            raise SessionLost("the record of the session is gone", executed="unknown") from None
 
     def _close_if_drained(self) -> None:
         if self._draining is not None and not self._demux.inflight:
