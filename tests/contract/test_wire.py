@@ -186,6 +186,9 @@ async def http_through_a_proxy() -> AsyncIterator[tuple[Connector, Server]]:
             await connector.close()
 
 
+MAKERS: tuple[Maker, ...] = (memory, memory_unbound, http, http_through_a_proxy)
+
+
 @pytest.fixture(autouse=True)
 def short_goodbye(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bound of the HTTP wire is 5 s; that it holds is shown as well with less."""
@@ -193,7 +196,7 @@ def short_goodbye(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("maker", [memory, memory_unbound, http, http_through_a_proxy], ids=lambda maker: maker.__name__)
+@pytest.mark.parametrize("maker", MAKERS, ids=lambda maker: maker.__name__)
 async def test_a_wire_keeps_the_contract(maker: Maker, check: Check) -> None:
     async with maker() as (connector, server):
         with anyio.fail_after(20):
