@@ -56,8 +56,8 @@ def figures() -> str:
         parts.append("\n".join(lines))
     parts.append(
         f"Measured on {machine['cores']} cores ({machine['cpu']}), Python {machine['python']}, "
-        f"uvloop {versions['uvloop']}; the gateway has one core, client and server share the other. What the old path is: "
-        "[bench/README.md](bench/README.md)."
+        f"uvloop {versions['uvloop']}; the gateway has one core, client and server share the other. "
+        "What the old path is: [bench/README.md](bench/README.md)."
     )
     return "\n\n".join(parts)
 
