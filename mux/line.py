@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from .channel import Channel
 from .envelope import Envelope
-from .errors import Cancelled, Overloaded, SessionLost, TrunklineError
+from .errors import Cancelled, Overloaded, SessionLost, TrunklineError, UpstreamUnreachable
 from .ports import Caller, Headers, Opened, PoolResult
 
 ChannelMaker = Callable[..., Channel]
@@ -93,4 +93,12 @@ class DedicatedLine:
                     raise error or SessionLost("the upstream session is gone", executed="no")
                 self._channel.request(message, caller, headers)
             except TrunklineError as refused:
-                caller.failed(refused)
+                caller.failed(_not_run(refused))
+
+
+def _not_run(error: TrunklineError) -> TrunklineError:
+    """The same failure for a call that was never sent: whatever became of the session, it did not run (G6)."""
+    if error.data.get("executed", "no") == "no":
+        return error
+    kind = UpstreamUnreachable if isinstance(error, UpstreamUnreachable) else SessionLost
+    return kind(error.message, executed="no")
