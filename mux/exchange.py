@@ -43,8 +43,15 @@ class Exchange:
         """True while an answer is due, so that other messages may come before it."""
         return self._pending > 0
 
+    @property
+    def is_lost(self) -> bool:
+        """True where no client can ever see what is added: it left while it held no event id."""
+        return self.cut and self.stream is None
+
     def add(self, message: bytes) -> None:
-        """A message that comes before the last answer: it turns the exchange into a stream."""
+        """A message that comes before the last answer: it turns the exchange into a stream, unless that is lost."""
+        if self.is_lost:
+            return
         self._workflow.append(self.turn_into_stream(), message)
 
     def answer(self, message: bytes) -> None:

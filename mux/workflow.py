@@ -189,15 +189,16 @@ class Workflow:
             return
         text = self._desk.ask(request, message, channel)
         origin = self._exchange_of(request.origin.caller if request.origin is not None else None)
+        newest = next((exchange for exchange in reversed(self._exchanges) if not exchange.is_lost), None)
         match place(
             origin_open=origin is not None,
             standalone_attached=bool(self._readers.get(0)),
-            exchanges_open=bool(self._exchanges),
+            exchanges_open=newest is not None,
         ):
             case "exchange" if origin is not None:
                 origin.add(text)
-            case "newest":
-                next(reversed(self._exchanges)).add(text)
+            case "newest" if newest is not None:
+                newest.add(text)
             case _:
                 self.append(self._log.standalone(), text)
 
@@ -352,7 +353,8 @@ class Workflow:
             question.via.refuse(question.request, SessionLost(why, executed="unknown"))
 
     def _exchange_of(self, caller: Caller | None) -> Exchange | None:
-        return caller.exchange if isinstance(caller, Call) and caller.exchange.is_open else None
+        exchange = caller.exchange if isinstance(caller, Call) else None
+        return exchange if exchange is not None and exchange.is_open and not exchange.is_lost else None
 
     def _deliver(self, text: bytes, origin: Caller | None) -> None:
         exchange = self._exchange_of(origin)

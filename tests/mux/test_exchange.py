@@ -1,37 +1,15 @@
-"""One exchange: plain answers or a stream, and what comes to a client within it."""
-
-import json
-from typing import Any
+"""One exchange: plain answers or a stream, and what becomes of it when its client leaves."""
 
 import pytest
-from harness.memory_wire import Exchange as Upstream
 from harness.memory_wire import echo, message
-from harness.muxing import Bench, Client, bench, idle, initialize, notification, request, response, some
+from harness.muxing import bench, request
 from trunkline.mux.errors import UpstreamUnreachable
 from trunkline.mux.event_log import Stream
-from trunkline.mux.exchange import Exchange
-from trunkline.mux.workflow import Reader
+from trunkline.mux.limits import EventLogLimits
 
 pytestmark = pytest.mark.anyio
 
-ALL = {"sampling": {}, "elicitation": {"form": {}, "url": {}}, "roots": {}}
-ASKS = initialize(capabilities=ALL)
 LOG = message("notifications/message", {"level": "info", "data": 1})
-
-
-async def stream_of(exchange: Exchange) -> Stream:
-    stream = await exchange.ready
-    assert isinstance(stream, Stream)
-    return stream
-
-
-async def asked_on(reader: Reader) -> dict[str, Any]:
-    """The one message that came on a stream."""
-    read: dict[str, Any] = json.loads((await some(reader))[0][1])
-    return read
-
-
-# The form of the answer.
 
 
 async def test_an_answer_that_comes_first_is_plain() -> None:
@@ -114,6 +92,22 @@ async def test_g5_a_plain_answer_that_was_cut_is_counted() -> None:
             assert at.counts["cut_answers", "x"] == cut
 
 
+async def test_what_comes_for_an_exchange_that_was_cut_is_lost_with_it_and_takes_no_room() -> None:
+    async with bench(event_log=EventLogLimits(events=4), revision="2025-06-18") as at:
+        client = await at.client()
+        exchange = client.call({"_meta": {"progressToken": "t"}})
+        exchange.cut = True
+        [upstream] = at.server.of("tools/call")
+        for n in range(9):
+            progress = {"progressToken": int(upstream.id), "progress": n}
+            upstream.say(message("notifications/progress", progress))
+        upstream.answer()
+        assert isinstance(await exchange.ready, list)
+        client.leave()
+        assert (client.workflow.ended, at.held) == (None, 0)
+        assert at.counts["cut_answers", "x"] == 1
+
+
 async def test_an_exchange_tells_the_worst_that_the_pool_had_to_do() -> None:
     async with bench(stateless=True, revision="2025-03-26") as at:
         at.server.on_request = echo
@@ -124,168 +118,3 @@ async def test_an_exchange_tells_the_worst_that_the_pool_had_to_do() -> None:
         both = client.send(request("ping", id=b"1"), request(id=b"2"))
         await client.answers(both)
         assert (one.pool_result, both.pool_result) == ("hit", "miss")
-
-
-# What a server asks.
-
-QUESTIONS = {
-    "sampling/createMessage": ("sampling", {}),
-    "elicitation/create": ("elicitation", {"mode": "form"}),
-    "roots/list": ("roots", None),
-}
-
-
-@pytest.mark.parametrize("method", QUESTIONS)
-async def test_r3_a_client_is_not_asked_for_what_it_did_not_declare(method: str) -> None:
-    async with bench() as at:
-        name, params = QUESTIONS[method]
-        others = {declared: value for declared, value in ALL.items() if declared != name}
-        client = await at.client(message=initialize(capabilities=others))
-        exchange = client.call()
-        [upstream] = at.server.of("tools/call")
-        upstream.say(message(method, params, id="s"))
-        refused = await at.server.got("response")
-        assert (refused.json["id"], refused.json["error"]["code"]) == ("s", -32601)
-        assert at.counts["refused_server_requests", "x"] == 1
-        upstream.answer()
-        assert len(await client.answers(exchange)) == 1
-
-
-async def test_r3_a_mode_of_elicitation_that_was_not_declared_is_refused() -> None:
-    async with bench() as at:
-        await at.client(message=initialize(capabilities={"elicitation": {}}))
-        at.server.session.tell(message("elicitation/create", {"mode": "url"}, id=1))
-        assert (await at.server.got("response")).json["error"]["code"] == -32602
-
-
-@pytest.mark.parametrize("method", QUESTIONS)
-async def test_r2_a_question_comes_on_the_exchange_that_asked(method: str) -> None:
-    async with bench() as at:
-        client = await at.client(message=ASKS)
-        standalone = client.workflow.attach_standalone()
-        await standalone.next(0)
-        exchanges = [client.call(id=b"%d" % n) for n in range(3)]
-        upstream = at.server.of("tools/call")[1]
-        upstream.say(message(method, QUESTIONS[method][1], id="s"))
-        reader = client.workflow.attach(await stream_of(exchanges[1]), 0)
-        asked = await asked_on(reader)
-        assert asked["method"] == method
-        assert isinstance(asked["id"], int)
-        assert await idle(standalone)
-        assert not exchanges[0].ready.done()
-        assert not exchanges[2].ready.done()
-        client.workflow.respond(response(asked["id"], {"n": 10**29}))
-        answered = await at.server.got("response")
-        assert answered.json == {"jsonrpc": "2.0", "id": "s", "result": {"n": 10**29}}
-        await finish(at, client, [standalone, reader])
-
-
-async def finish(at: Bench, client: Client, readers: list[Reader]) -> None:
-    for upstream in at.server.of("tools/call"):
-        upstream.answer()
-        client.leave()
-    for reader in readers:
-        reader.close()
-
-
-async def test_r2_a_question_without_a_call_comes_on_the_standalone_stream_if_it_is_read() -> None:
-    async with bench() as at:
-        client = await at.client(message=ASKS)
-        standalone = client.workflow.attach_standalone()
-        exchange = client.call()
-        at.server.session.tell(message("roots/list", id=1))
-        assert (await asked_on(standalone))["method"] == "roots/list"
-        assert not exchange.ready.done()
-        await finish(at, client, [standalone])
-
-
-async def test_r2_else_it_comes_on_the_newest_exchange() -> None:
-    async with bench() as at:
-        client = await at.client(message=ASKS)
-        old, new = client.call(id=b"1"), client.call(id=b"2")
-        at.server.session.tell(message("roots/list", id=1))
-        reader = client.workflow.attach(await stream_of(new), 0)
-        assert (await asked_on(reader))["method"] == "roots/list"
-        assert not old.ready.done()
-        await finish(at, client, [reader])
-
-
-async def test_r2_else_it_waits_for_the_client_to_come() -> None:
-    async with bench() as at:
-        client = await at.client(message=ASKS)
-        at.server.session.tell(message("roots/list", id=1))
-        reader = client.workflow.attach_standalone()
-        assert (await asked_on(reader))["method"] == "roots/list"
-        reader.close()
-
-
-async def test_r1_a_server_that_does_not_bind_its_messages_is_served_too() -> None:
-    async with bench() as at:
-        at.server.binds = False
-        client = await at.client(message=ASKS)
-        exchange = client.call({"_meta": {"progressToken": "t"}})
-        [upstream] = at.server.of("tools/call")
-        upstream.say(message("elicitation/create", {}, id="s"))
-        upstream.say(message("notifications/progress", {"progressToken": int(upstream.id), "progress": 1}))
-        upstream.say(LOG)
-        upstream.answer()
-        asked, progress, _ = await client.answers(exchange)
-        assert (asked["method"], progress["params"]["progressToken"]) == ("elicitation/create", "t")
-        standalone = client.workflow.attach_standalone()
-        assert (await asked_on(standalone))["method"] == "notifications/message"
-        standalone.close()
-
-
-async def ask(at: Bench, client: Client, params: Any = None) -> tuple[Upstream, Reader, dict[str, Any]]:
-    """A call, the stream it became, and what the server asked on it."""
-    exchange = client.call()
-    [upstream] = at.server.of("tools/call")
-    upstream.say(message("sampling/createMessage", params or {}, id="s"))
-    reader = client.workflow.attach(await stream_of(exchange), 0)
-    return upstream, reader, await asked_on(reader)
-
-
-async def test_r4_the_first_answer_wins() -> None:
-    async with bench() as at:
-        client = await at.client(message=ASKS)
-        _, reader, asked = await ask(at, client)
-        for n in range(2):
-            client.workflow.respond(response(asked["id"], {"n": n}))
-        assert [exchange.json["result"] for exchange in at.server.of("response")] == [{"n": 0}]
-        assert at.counts["unknown_answers", "x"] == 1
-        await finish(at, client, [reader])
-
-
-async def test_what_a_server_retracts_is_retracted_where_it_was_asked() -> None:
-    async with bench() as at:
-        client = await at.client(message=ASKS)
-        upstream, reader, asked = await ask(at, client)
-        upstream.say(message("notifications/cancelled", {"requestId": "s", "reason": "late"}))
-        told = await asked_on(reader)
-        assert told["params"] == {"requestId": asked["id"], "reason": "late"}
-        client.workflow.respond(response(asked["id"]))
-        assert at.server.of("response") == []
-        await finish(at, client, [reader])
-
-
-async def test_a_clients_progress_reaches_the_server_under_its_own_token() -> None:
-    async with bench() as at:
-        client = await at.client(message=ASKS)
-        _, reader, asked = await ask(at, client, {"_meta": {"progressToken": "mine"}})
-        token = asked["params"]["_meta"]["progressToken"]
-        client.workflow.notify(notification("notifications/progress", {"progressToken": token, "progress": 1}), {})
-        told = await at.server.got("notifications/progress")
-        assert told.json["params"] == {"progressToken": "mine", "progress": 1}
-        await finish(at, client, [reader])
-
-
-async def test_a_question_pauses_the_clock_of_the_call_that_asked() -> None:
-    async with bench(request_timeout=10) as at:
-        client = await at.client(message=ASKS)
-        upstream, reader, asked = await ask(at, client)
-        at.clock.advance(50)
-        await at.swept()
-        client.workflow.respond(response(asked["id"]))
-        upstream.answer({"n": 1})
-        assert (await asked_on(reader))["result"] == {"n": 1}
-        await finish(at, client, [reader])
