@@ -130,6 +130,8 @@ class Channel:
     async def run(self) -> None:
         """Own the session: open it, keep it until `close`, end it. Never raises what the server caused."""
         config = self._config
+        # A connector's context may not be entered under a deadline; who waits for it can be told all the same.
+        timer = asyncio.get_running_loop().call_later(OPEN_SECONDS, self._give_up_opening)
         try:
             async with config.connector.connect(self, config.session_headers, listen=config.listen) as wire:
                 self._wire = wire
@@ -141,11 +143,12 @@ class Channel:
         except TrunklineError as error:
             self.lost(error)
         except TimeoutError:
-            self.lost(UpstreamUnreachable(f"no handshake within {OPEN_SECONDS:g} s", executed="no"))
+            self.lost(_took_too_long())
         except Exception as error:
             logger.exception("the channel failed", extra={"server": config.server})
             self.lost(UpstreamFault(f"the channel failed: {type(error).__name__}"))
         finally:
+            timer.cancel()
             self.close(SessionLost("the gateway stopped", executed="unknown"))
             self._wire = None
 
@@ -234,6 +237,10 @@ class Channel:
         self.close(cause)
         for owner in self._owners:
             owner.lost(self, cause)
+
+    def _give_up_opening(self) -> None:
+        if not self.opened.done():
+            self.lost(_took_too_long())
 
     async def _shake_hands(self, wire: Wire) -> Opened:
         await self._draw_ids()
@@ -331,6 +338,10 @@ class Channel:
                 case Abandon(request):
                     if self._wire is not None:
                         self._wire.abandon(request)
+
+
+def _took_too_long() -> UpstreamUnreachable:
+    return UpstreamUnreachable(f"no handshake within {OPEN_SECONDS:g} s", executed="no")
 
 
 class _Answer:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from harness.memory_wire import Exchange as Upstream
-from harness.memory_wire import echo, message
+from harness.memory_wire import Stage, echo, message
 from harness.muxing import ALICE, Bench, Client, begin, bench, initialize, members, settle
 from trunkline.mux import channel as channel_module
 from trunkline.mux.channel import LOW_IDS, Channel
@@ -68,15 +68,16 @@ async def test_its_state_tells_where_it_stands() -> None:
         assert at.counts["channels_closed", "x", "deleted"] == 1
 
 
-async def test_a_handshake_that_takes_too_long_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("stage", ["connect", "initialize", "establish"])
+async def test_g9_an_open_that_takes_too_long_fails(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(channel_module, "OPEN_SECONDS", 0.02)
     async with bench() as at:
-        at.server.pause("initialize")
+        at.server.pause(stage)
         with pytest.raises(UpstreamUnreachable) as told:
             await begin(at.pool)
         assert told.value.data == {"executed": "no"}
+        at.server.let(stage)
         await at.closed()
-        at.server.let("initialize")
 
 
 async def test_a_connector_that_is_defective_fails_its_own_session_only(caplog: pytest.LogCaptureFixture) -> None:
