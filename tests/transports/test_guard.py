@@ -1,0 +1,135 @@
+"""Who may speak to the listener: hosts, origins, and what pages may read."""
+
+import pytest
+from trunkline.transports.guard import Guard, Rejected, Unauthorized
+
+PUBLIC = {"host": "mcp.example"}
+
+
+def loopback(**options: list[str]) -> Guard:
+    return Guard(loopback=True, **options)
+
+
+def public(*origins: str) -> Guard:
+    return Guard(loopback=False, allowed_hosts=["mcp.example", "other.example:8920"], allowed_origins=origins)
+
+
+def refusal(guard: Guard, headers: dict[str, str]) -> tuple[int, str]:
+    with pytest.raises(Rejected) as rejected:
+        guard.check(headers)
+    assert str(rejected.value) == rejected.value.message
+    return rejected.value.status, rejected.value.reason
+
+
+@pytest.mark.parametrize("host", ["localhost", "LocalHost:8920", "127.0.0.1:1", "127.0.0.1", "[::1]:8920", "[::1]"])
+def test_a_loopback_listener_is_served_under_its_own_names(host: str) -> None:
+    guard = loopback()
+    guard.check({"host": host})
+    guard.check({"host": host})
+    assert refusal(public(), {"host": host}) == (421, "host")
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "",
+        "evil.example",
+        "localhost.evil.example",
+        "127.0.0.1.evil.example",
+        "127.0.0.2",
+        "evil.example@localhost",
+        "localhost@evil.example",
+        "localhost/evil.example",
+        "[::1",
+        "[not-an-address]",
+        "localhost, evil.example",
+    ],
+)
+def test_a_foreign_host_is_refused_every_time(host: str) -> None:
+    guard = loopback()
+    assert refusal(guard, {"host": host}) == (421, "host")
+    assert refusal(guard, {"host": host}) == (421, "host")
+
+
+def test_a_request_without_a_host_is_refused() -> None:
+    assert refusal(loopback(), {}) == (421, "host")
+
+
+@pytest.mark.parametrize("host", ["mcp.example", "MCP.example", "mcp.example:443", "other.example:8920"])
+def test_a_configured_host_is_served_and_one_without_port_on_every_port(host: str) -> None:
+    public().check({"host": host})
+
+
+@pytest.mark.parametrize("host", ["other.example", "other.example:1", "x.mcp.example", "localhost", "127.0.0.1:8920"])
+def test_other_hosts_are_not_served_where_hosts_are_configured(host: str) -> None:
+    assert refusal(public(), {"host": host}) == (421, "host")
+
+
+def test_hosts_beyond_those_that_are_remembered_are_checked_alike() -> None:
+    guard = loopback()
+    for port in range(1, 300):
+        guard.check({"host": f"localhost:{port}"})
+    guard.check({"host": "localhost:299"})
+    assert refusal(guard, {"host": "evil.example:299"}) == (421, "host")
+
+
+@pytest.mark.parametrize("origin", ["http://localhost:3000", "https://127.0.0.1", "http://[::1]:8", "HTTP://LOCALHOST"])
+def test_a_page_of_this_machine_may_speak_to_a_loopback_listener_only(origin: str) -> None:
+    loopback().check({"host": "localhost", "origin": origin})
+    assert refusal(public(), {**PUBLIC, "origin": origin}) == (403, "origin")
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "",
+        "null",
+        "https://evil.example",
+        "http://localhost.evil.example",
+        "http://localhost@evil.example",
+        "http://evil.example@localhost",
+        "http://localhost/page",
+        "file://localhost",
+        "localhost",
+    ],
+)
+def test_a_foreign_page_is_refused(origin: str) -> None:
+    assert refusal(loopback(), {"host": "localhost", "origin": origin}) == (403, "origin")
+
+
+def test_a_configured_page_may_speak() -> None:
+    guard = public("https://App.example/")
+    guard.check({**PUBLIC, "origin": "https://app.example"})
+    guard.check({**PUBLIC, "origin": "https://APP.example"})
+    for foreign in ("http://app.example", "https://app.example:8443", "https://x.app.example"):
+        assert refusal(guard, {**PUBLIC, "origin": foreign}) == (403, "origin")
+
+
+def test_a_configured_page_may_read_the_answer_and_its_headers() -> None:
+    granted = dict(public("https://app.example").cors({"origin": "https://App.example"}))
+    assert granted[b"access-control-allow-origin"] == b"https://App.example", "as the page spelled it"
+    assert granted[b"vary"] == b"Origin"
+    exposed = granted[b"access-control-expose-headers"].split(b", ")
+    assert {b"Mcp-Session-Id", b"Trunkline-Workflow-State", b"Trunkline-Pool"} <= set(exposed)
+
+
+@pytest.mark.parametrize("headers", [{}, {"origin": "https://evil.example"}, {"origin": "http://localhost"}])
+def test_nobody_else_is_granted_anything(headers: dict[str, str]) -> None:
+    guard = loopback(allowed_origins=["https://app.example"])
+    assert guard.cors(headers) == []
+    assert guard.preflight(headers) == []
+
+
+def test_a_preflight_names_the_methods_and_headers_of_the_contract() -> None:
+    granted = dict(public("https://app.example").preflight({"origin": "https://app.example"}))
+    assert granted[b"access-control-allow-origin"] == b"https://app.example"
+    assert set(granted[b"access-control-allow-methods"].split(b", ")) == {b"GET", b"POST", b"DELETE", b"OPTIONS"}
+    allowed = set(granted[b"access-control-allow-headers"].split(b", "))
+    assert {b"Mcp-Session-Id", b"MCP-Protocol-Version", b"Last-Event-ID", b"Authorization"} <= allowed
+    assert {b"Trunkline-Workflow", b"Trunkline-End", b"Content-Type", b"Accept"} <= allowed
+    assert int(granted[b"access-control-max-age"]) > 0
+
+
+def test_who_is_unauthorized_is_told_what_is_wanted() -> None:
+    assert (Unauthorized("no token").message, Unauthorized("no token").challenge) == ("no token", "Bearer")
+    assert Unauthorized("no", challenge='Bearer error="invalid_token"').challenge == 'Bearer error="invalid_token"'
