@@ -8,7 +8,7 @@ resume. It goes on when its client leaves (rule E14).
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from . import envelope as wire_format
 from .envelope import Envelope
@@ -52,15 +52,19 @@ class Exchange:
         """A message that comes before the last answer: it turns the exchange into a stream, unless that is lost."""
         if self.is_lost:
             return
-        self._workflow.append(self.turn_into_stream(), message)
+        self._workflow.streams.append(self.turn_into_stream(), message)
 
-    def answer(self, message: bytes) -> None:
+    def admit(self, id: bytes) -> bool:
+        """Over HTTP the answer belongs to the exchange: any id is taken (guarantee G1)."""
+        return True
+
+    def answer(self, message: bytes, id: bytes) -> None:
         """One of the answers."""
         self._pending -= 1
         if self._pending == 0:
             self._workflow.close_exchange(self)
         if self.stream is not None:
-            self._workflow.append(self.stream, message, last=self._pending == 0)
+            self._workflow.streams.append(self.stream, message, last=self._pending == 0)
             return
         self._answers.append(message)
         if self._pending == 0 and not self.ready.done():
@@ -76,23 +80,47 @@ class Exchange:
     def turn_into_stream(self) -> Stream:
         """Decide for a stream, primed where the client understands it (rule T7), and put in what is already there."""
         if self.stream is None:
-            self.stream = self._workflow.open_stream()
+            self.stream = self._workflow.streams.open_primed()
             for message in self._answers:
-                self._workflow.append(self.stream, message)
+                self._workflow.streams.append(self.stream, message)
             self._answers = []
             if not self.ready.done():
                 self.ready.set_result(self.stream)
         return self.stream
 
 
+class Asker(Protocol):
+    """What a client's request came on, and its answer goes to: an `Exchange`, or a `Duplex`."""
+
+    pool_result: PoolResult
+    """The worst that the pool had to do for a request of it."""
+
+    @property
+    def is_open(self) -> bool:
+        """True while other messages may come on it."""
+
+    @property
+    def is_lost(self) -> bool:
+        """True where no client can ever see what is added."""
+
+    def admit(self, id: bytes) -> bool:
+        """Take a request's id; False where it must be refused."""
+
+    def add(self, message: bytes) -> None:
+        """A message that is no answer."""
+
+    def answer(self, message: bytes, id: bytes) -> None:
+        """The answer to the request of this id."""
+
+
 class Call:
-    """One request of an exchange. Implements `Caller`."""
+    """One request of a client. Implements `Caller`."""
 
-    __slots__ = ("_done", "again", "exchange", "id", "method", "owner", "started")
+    __slots__ = ("_done", "again", "asker", "id", "method", "owner", "started")
 
-    def __init__(self, owner: Workflow, exchange: Exchange, id: bytes, method: str, started: float) -> None:
+    def __init__(self, owner: Workflow, asker: Asker, id: bytes, method: str, started: float) -> None:
         self.owner = owner
-        self.exchange = exchange
+        self.asker = asker
         self.id = id
         self.method = method_label(method)
         self.started = started
@@ -107,7 +135,7 @@ class Call:
     def progressed(self, message: bytes) -> None:
         """See `Caller.progressed`."""
         if not self._done:
-            self.exchange.add(message)
+            self.asker.add(message)
 
     def failed(self, error: TrunklineError) -> None:
         """See `Caller.failed`."""
@@ -121,4 +149,4 @@ class Call:
         if not self._done:
             self._done = True
             self.owner.leave(self, outcome)
-            self.exchange.answer(message)
+            self.asker.answer(message, self.id)

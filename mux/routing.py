@@ -5,7 +5,7 @@ asked at all. `Desk` keeps what one workflow's client sees: its request ids, whi
 what servers ask it.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Final, Generic, Literal, NamedTuple, TypeVar
 
 from msgspec import Raw
@@ -36,19 +36,19 @@ def attribute(origin: Owner | None, owners: Collection[Owner]) -> Owner | None:
     return next(iter(owners)) if len(owners) == 1 else None
 
 
-Place = Literal["exchange", "standalone", "newest"]
+Place = Literal["exchange", "home", "newest"]
 
 
-def place(*, origin_open: bool, standalone_attached: bool, exchanges_open: bool) -> Place:
-    """The stream that carries a server's request to its client: exactly one (R2).
+def place(*, origin_open: bool, listening: bool, exchanges_open: bool) -> Place:
+    """What carries a server's request to its client: exactly one stream (R2).
 
-    The exchange that asked; else the standalone stream, if a wire reads it; else the newest exchange that is open;
-    else the standalone stream, where it waits for the client to come.
+    The exchange or wire that asked; else the newest wire that listens for what belongs to no request; else the newest
+    exchange that is open; else it waits for a wire that listens.
     """
     if origin_open:
         return "exchange"
-    if standalone_attached or not exchanges_open:
-        return "standalone"
+    if listening or not exchanges_open:
+        return "home"
     return "newest"
 
 
@@ -120,10 +120,10 @@ class Desk(Generic[Call]):
             if not calls:
                 del self._calls[key]
 
-    def withdraw(self, message: Envelope) -> Withdrawal[Call]:
-        """The call that a client's `notifications/cancelled` means (rule E12)."""
+    def withdraw(self, message: Envelope, can_mean: Callable[[Call], bool]) -> Withdrawal[Call]:
+        """The call that a client's `notifications/cancelled` means (rule E12), among those that it can mean."""
         key = _key_or_none((message.params() or {}).get("requestId"))
-        calls = self._calls.get(key, []) if key is not None else []
+        calls = [call for call in self._calls.get(key, []) if can_mean(call)] if key is not None else []
         if len(calls) == 1:
             return Withdrawal(calls[0], "")
         return Withdrawal(None, "ambiguous_cancel" if calls else "unknown_cancel")

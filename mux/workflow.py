@@ -14,16 +14,18 @@ from msgspec import Raw
 
 from . import envelope as wire_format
 from .demux import ServerRequest
+from .duplex import Duplex
 from .envelope import Envelope, Members
-from .errors import Overloaded, SessionLost, TrunklineError, WorkflowEnded
-from .event_log import Budget, Event, EventLog, Overflow, Position, Stream, Trimmed
-from .exchange import Call, Exchange
+from .errors import InvalidRequest, Overloaded, SessionLost, TrunklineError, WorkflowEnded
+from .event_log import Budget, EventLog
+from .exchange import Asker, Call, Exchange
 from .limits import Pooling
 from .ports import Answerable, Caller, Headers, Line, Opened
 from .principal import Principal
 from .record import WorkflowRecord
-from .routing import PRIMING, Desk, place, refusal
+from .routing import Desk, place, refusal
 from .statistics import Statistics
+from .streams import Streams
 
 WORST_FIRST: Final = ("bypass", "miss", "spare", "hit")
 
@@ -53,8 +55,9 @@ class Workflow:
         self._clock = clock
         self._on_end = on_end
         self._desk: Desk[Call] = Desk()
-        self._log = EventLog(pooling.event_log, budget)
-        self._readers: dict[int, list[Reader]] = {}
+        self.streams = Streams(self, EventLog(pooling.event_log, budget))
+        self._duplexes: list[Duplex] = []
+        """Wires that carry everything, oldest first; those without a connection for as long as it may come back."""
         self._exchanges: dict[Exchange, None] = {}
         self._wires = 0
         self._touched = clock()
@@ -123,9 +126,13 @@ class Workflow:
         self._exchanges[exchange] = None
         return exchange
 
-    def call(self, message: Envelope, exchange: Exchange, headers: Headers) -> None:
-        """Take one request of the client; its answer, or why there is none, reaches the exchange."""
-        call = Call(self, exchange, message.id, message.method, self._clock())
+    def call(self, message: Envelope, asker: Asker, headers: Headers) -> None:
+        """Take one request of the client; its answer, or why there is none, reaches who asked."""
+        if not asker.admit(message.id):
+            self.statistics.count("refused", "duplicate_id")
+            asker.add(wire_format.failure(message.id, InvalidRequest("a request with this id is in flight here")))
+            return
+        call = Call(self, asker, message.id, message.method, self._clock())
         self._desk.enter(message.id, call)
         if message.method == "ping":
             call.answered(wire_format.result(message.id, Raw(b"{}")), is_error=False)
@@ -148,13 +155,16 @@ class Workflow:
             call.failed(error)
             return
         self.statistics.count("pool_requests", self.server, done)
-        call.exchange.pool_result = min(call.exchange.pool_result, done, key=WORST_FIRST.index)
+        call.asker.pool_result = min(call.asker.pool_result, done, key=WORST_FIRST.index)
 
-    def notify(self, message: Envelope, headers: Headers) -> None:
-        """Take one notification of the client. What names a request is translated, and dropped if it names none."""
+    def notify(self, message: Envelope, headers: Headers, via: Duplex | None = None) -> None:
+        """Take one notification of the client. What names a request is translated, and dropped if it names none.
+
+        `via` is the wire that carries everything on which it came: request ids are that wire's own.
+        """
         self._touched = self._clock()
         if message.method == "notifications/cancelled":
-            call, reason = self._desk.withdraw(message)
+            call, reason = self._desk.withdraw(message, lambda call: _is_of(call, via))
             if call is None:
                 self.statistics.count(reason, self.server)
             else:
@@ -162,8 +172,8 @@ class Workflow:
         elif message.method == "notifications/progress":
             found = self._desk.progress(message)
             if found is not None:
-                text, via = found
-                via.tell(text)
+                text, asked_via = found
+                asked_via.tell(text)
         elif message.method != "notifications/initialized":  # sent upstream once, by the channel (rule L6)
             self.line.notify(message.encode(), headers)
 
@@ -188,11 +198,11 @@ class Workflow:
             channel.refuse(request, error)
             return
         text = self._desk.ask(request, message, channel)
-        origin = self._exchange_of(request.origin.caller if request.origin is not None else None)
+        origin = self._asker_of(request.origin.caller if request.origin is not None else None)
         newest = next((exchange for exchange in reversed(self._exchanges) if not exchange.is_lost), None)
         match place(
             origin_open=origin is not None,
-            standalone_attached=bool(self._readers.get(0)),
+            listening=self.streams.listened is not None,
             exchanges_open=newest is not None,
         ):
             case "exchange" if origin is not None:
@@ -200,7 +210,7 @@ class Workflow:
             case "newest" if newest is not None:
                 newest.add(text)
             case _:
-                self.append(self._log.standalone(), text)
+                self.streams.append(self.streams.home, text)
 
     def retracted(self, request: ServerRequest, message: Envelope) -> None:
         """See `Owner.retracted`."""
@@ -218,81 +228,24 @@ class Workflow:
         if not self.stateless and self.opened.done():
             self._on_end(self, "upstream_lost")
 
-    # Streams.
+    # Wires.
 
-    def open_stream(self) -> Stream:
-        """A new stream for an exchange, primed where the client understands it."""
-        stream = self._log.open()
-        if self.revision >= PRIMING:
-            self.append(stream, b"")
-        return stream
+    def duplex(self) -> Duplex:
+        """For a wire that carries everything and names no position: the newest one that lost its connection, or new."""
+        found = next((duplex for duplex in reversed(self._duplexes) if not duplex.is_attached), None)
+        if found is None:
+            found = Duplex(self)
+            self._duplexes.append(found)
+        return found
 
-    def append(self, stream: Stream, message: bytes, *, last: bool = False) -> None:
-        """Log one message on a stream and wake its reader; an overflow ends the workflow with that reason."""
-        try:
-            self._log.append(stream, message, self._clock(), last=last)
-        except Overflow as overflow:
-            self._on_end(self, overflow.reason)
-        for reader in self._readers.get(stream.number, ()):
-            reader.wake()
+    @property
+    def newest_duplex(self) -> Duplex | None:
+        """The newest wire that carries everything, connected or not."""
+        return self._duplexes[-1] if self._duplexes else None
 
-    def event_id(self, stream: Stream, n: int) -> str:
-        """The event id of a position: what a client sends back to resume after it."""
-        return Position(self.record.event_token, stream.number, 0, n).spell()
-
-    def attach(self, stream: Stream, after: int) -> Reader:
-        """A reader of this stream from a position on; on one stream the newest reader is the live one."""
-        reader = Reader(self, stream, after)
-        readers = self._readers.setdefault(stream.number, [])
-        readers.append(reader)
-        for older in readers:
-            older.wake()
-        stream.covered = True
-        self.wire_came()
-        return reader
-
-    def attach_standalone(self) -> Reader:
-        """A reader of what belongs to no request, from where the last one stopped."""
-        stream = self._log.standalone()
-        after = max(stream.sent, stream.trimmed)
-        if self.revision >= PRIMING:
-            self.append(stream, b"")
-        return self.attach(stream, after)
-
-    def resume(self, position: Position) -> Reader:
-        """A reader that first repeats what followed this position, then goes on live.
-
-        Raises:
-            Trimmed: what followed is no longer held; the workflow is ended with that reason.
-        """
-        try:
-            stream = self._log.find(position.stream)
-            if position.epoch:
-                raise Trimmed("this position of the stream is no longer held")
-            repeated = sum(event.n <= stream.sent for event in stream.after(position.n))
-        except Trimmed as trimmed:
-            self._on_end(self, trimmed.reason)
-            raise
-        self.statistics.count("replayed_events", by=repeated)
-        return self.attach(stream, position.n)
-
-    def is_live(self, reader: Reader) -> bool:
-        """True for the newest reader of its stream: the only one that new events go to."""
-        readers = self._readers.get(reader.stream.number, ())
-        return reader in readers[-1:]
-
-    def detach(self, reader: Reader) -> None:
-        """A reader's wire has gone; the next newest one goes on from where it stopped."""
-        readers = self._readers.get(reader.stream.number, [])
-        if reader in readers:
-            readers.remove(reader)
-            self.wire_left()
-            if readers:
-                readers[-1].wake()
-            else:
-                del self._readers[reader.stream.number]
-        if self._ended is not None and not self._readers:
-            self._log.clear()
+    def find_duplex(self, stream: int) -> Duplex | None:
+        """The wire whose messages are this stream; None where the stream is another's."""
+        return next((duplex for duplex in self._duplexes if duplex.stream.number == stream), None)
 
     def wire_came(self) -> None:
         """The client has one wire more."""
@@ -304,6 +257,14 @@ class Workflow:
         self._touched = self._clock()
 
     # Ends.
+
+    def now(self) -> float:
+        """Seconds on the clock that everything here is measured by."""
+        return self._clock()
+
+    def fail(self, cause: str) -> None:
+        """End it, with its record and everything, for a cause that arose within."""
+        self._on_end(self, cause)
 
     def close_exchange(self, exchange: Exchange) -> None:
         """An exchange has its last answer."""
@@ -330,7 +291,10 @@ class Workflow:
     def expire(self, now: float) -> None:
         """Time out calls, drop what was kept for resumption long enough, refuse questions that nobody is there for."""
         self.line.expire(now)
-        self._log.expire(now - self.pooling.resume_window)
+        self.streams.expire(now - self.pooling.resume_window)
+        for duplex in [d for d in self._duplexes if d.is_idle and d.left + self.pooling.resume_window <= now]:
+            self._duplexes.remove(duplex)
+            self.streams.forget(duplex.stream)
         if not self._wires and self._touched + self.pooling.resume_window <= now:
             self._refuse_questions("the client did not come back")
 
@@ -341,82 +305,29 @@ class Workflow:
         self._ended = WorkflowEnded(cause)
         self._refuse_questions("the client's session ended")
         self.line.close(self._ended)
-        for readers in self._readers.values():
-            for reader in readers:
-                reader.wake()
-        if not self._readers:
-            self._log.clear()
+        self.streams.end()
         return True
 
     def _refuse_questions(self, why: str) -> None:
         for question in self._desk.forget():
             question.via.refuse(question.request, SessionLost(why, executed="unknown"))
 
-    def _exchange_of(self, caller: Caller | None) -> Exchange | None:
-        exchange = caller.exchange if isinstance(caller, Call) else None
-        return exchange if exchange is not None and exchange.is_open and not exchange.is_lost else None
+    def _asker_of(self, caller: Caller | None) -> Asker | None:
+        asker = caller.asker if isinstance(caller, Call) else None
+        return asker if asker is not None and asker.is_open and not asker.is_lost else None
 
     def _deliver(self, text: bytes, origin: Caller | None) -> None:
-        exchange = self._exchange_of(origin)
-        if exchange is not None:
-            exchange.add(text)
+        asker = self._asker_of(origin)
+        if asker is not None:
+            asker.add(text)
         else:
-            self.append(self._log.standalone(), text)
+            self.streams.append(self.streams.home, text)
 
 
-class Reader:
-    """One wire's view of one stream: what follows a position, then what comes, as long as it is the live reader."""
+def _is_of(call: Call, via: Duplex | None) -> bool:
+    """True where a cancellation that came on this wire can mean this call (rule E12: ids belong to the wire).
 
-    def __init__(self, workflow: Workflow, stream: Stream, position: int) -> None:
-        self._workflow = workflow
-        self._position = position
-        self._passive = False
-        self._waiter: asyncio.Future[None] | None = None
-        self.stream = stream
-
-    def wake(self) -> None:
-        """Something may have changed."""
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def next(self, patience: float) -> list[Event] | None:
-        """The events that are due on this wire; empty after `patience` seconds without any; None at its end.
-
-        What is returned counts as sent. A stream that ended, a newer reader of an exchange's stream, and the end of
-        the workflow end it.
-        """
-        events = self._due()
-        if events is None or events:
-            return events
-        loop = asyncio.get_running_loop()
-        self._waiter = loop.create_future()
-        timer = loop.call_later(patience, self.wake)
-        try:
-            await self._waiter
-        finally:
-            timer.cancel()
-            self._waiter = None
-        return self._due()
-
-    def close(self) -> None:
-        """The wire has gone. Idempotent."""
-        self._workflow.detach(self)
-
-    def event_id(self, event: Event) -> str:
-        """The id under which a client can come back to this event."""
-        return self._workflow.event_id(self.stream, event.n)
-
-    def _due(self) -> list[Event] | None:
-        stream = self.stream
-        if not self._workflow.is_live(self):
-            self._passive = True
-            return None if stream.number or self._workflow.ended else []
-        if self._passive:
-            self._passive = False
-            self._position = max(self._position, stream.sent)
-        events = stream.after(max(self._position, stream.trimmed))
-        if events:
-            self._position = events[-1].n
-            stream.sent = max(stream.sent, self._position)
-            return events
-        return None if stream.ended or self._workflow.ended else []
+    What came over plain HTTP can also mean a call on a wire that lost its connection: its client may have moved.
+    """
+    asker = call.asker
+    return asker is via if via is not None else not (isinstance(asker, Duplex) and asker.is_attached)

@@ -48,7 +48,7 @@ MUX_ORDER = (
     {"ports"},
     {"demux"},
     {"routing"},
-    {"channel", "exchange", "workflow", "directory"},
+    {"channel", "streams", "duplex", "exchange", "workflow", "directory"},
     {"line"},
     {"pool"},
 )

@@ -24,7 +24,8 @@ from ..mux.ports import NONE, Headers
 from ..mux.principal import Principal
 from ..mux.record import WorkflowState
 from ..mux.routing import BATCHES, LEGACY, PRIMING
-from ..mux.workflow import Reader, Workflow
+from ..mux.streams import Reader
+from ..mux.workflow import Workflow
 from . import event_stream
 from .asgi import (
     EVENT_STREAM,
@@ -195,7 +196,7 @@ class StreamableHTTPEndpoint:
         try:
             outcome = await self._decided(request, workflow, exchange)
             if isinstance(outcome, Stream):
-                await self._stream(request, workflow.attach(outcome, 0))
+                await self._stream(request, workflow.streams.attach(outcome, 0))
             else:
                 body = b"[%b]" % b",".join(outcome) if is_batch else outcome[0]
                 await request.respond(200, [JSON], body)
@@ -239,7 +240,7 @@ class StreamableHTTPEndpoint:
             if self._pool.draining:
                 await request.respond(200, EVENT_STREAM, event_stream.RECONNECT)
             else:
-                await self._stream(request, workflow.attach_standalone())
+                await self._stream(request, workflow.streams.attach_standalone())
             return
         position = Position.read(event_id)
         if position is None:
@@ -247,7 +248,7 @@ class StreamableHTTPEndpoint:
         workflow = await self._pool.find_position(request.principal, self._config.server, position)
         self._check_agreement(request, workflow)
         try:
-            reader = workflow.resume(position)
+            reader = workflow.streams.resume(position)
         except TrunklineError:
             self._pool.statistics.count("resumes", "http", "trimmed")
             raise

@@ -18,7 +18,8 @@ from trunkline.mux.pool import Begun, Pool, Upstream
 from trunkline.mux.ports import NONE, Headers
 from trunkline.mux.principal import ANONYMOUS, Principal
 from trunkline.mux.record import WorkflowRecord
-from trunkline.mux.workflow import Reader, Workflow
+from trunkline.mux.streams import Reader
+from trunkline.mux.workflow import Workflow
 
 from harness.memory_wire import MemoryServer
 
@@ -216,7 +217,7 @@ class Client:
                 outcome = await exchange.ready
                 if not isinstance(outcome, Stream):
                     return outcome
-                reader = self.workflow.attach(outcome, 0)
+                reader = self.workflow.streams.attach(outcome, 0)
                 try:
                     return [message async for _, message in events(reader) if message]
                 finally:

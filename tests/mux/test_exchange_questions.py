@@ -9,7 +9,7 @@ from harness.memory_wire import message
 from harness.muxing import Bench, Client, bench, idle, initialize, notification, response, some
 from trunkline.mux.event_log import Stream
 from trunkline.mux.exchange import Exchange
-from trunkline.mux.workflow import Reader
+from trunkline.mux.streams import Reader
 
 pytestmark = pytest.mark.anyio
 
@@ -63,12 +63,12 @@ async def test_r3_a_mode_of_elicitation_that_was_not_declared_is_refused() -> No
 async def test_r2_a_question_comes_on_the_exchange_that_asked(method: str) -> None:
     async with bench() as at:
         client = await at.client(message=ASKS)
-        standalone = client.workflow.attach_standalone()
+        standalone = client.workflow.streams.attach_standalone()
         await standalone.next(0)
         exchanges = [client.call(id=b"%d" % n) for n in range(3)]
         upstream = at.server.of("tools/call")[1]
         upstream.say(message(method, QUESTIONS[method][1], id="s"))
-        reader = client.workflow.attach(await stream_of(exchanges[1]), 0)
+        reader = client.workflow.streams.attach(await stream_of(exchanges[1]), 0)
         asked = await asked_on(reader)
         assert asked["method"] == method
         assert isinstance(asked["id"], int)
@@ -92,7 +92,7 @@ async def finish(at: Bench, client: Client, readers: list[Reader]) -> None:
 async def test_r2_a_question_without_a_call_comes_on_the_standalone_stream_if_it_is_read() -> None:
     async with bench() as at:
         client = await at.client(message=ASKS)
-        standalone = client.workflow.attach_standalone()
+        standalone = client.workflow.streams.attach_standalone()
         exchange = client.call()
         at.server.session.tell(message("roots/list", id=1))
         assert (await asked_on(standalone))["method"] == "roots/list"
@@ -105,7 +105,7 @@ async def test_r2_else_it_comes_on_the_newest_exchange() -> None:
         client = await at.client(message=ASKS)
         old, new = client.call(id=b"1"), client.call(id=b"2")
         at.server.session.tell(message("roots/list", id=1))
-        reader = client.workflow.attach(await stream_of(new), 0)
+        reader = client.workflow.streams.attach(await stream_of(new), 0)
         assert (await asked_on(reader))["method"] == "roots/list"
         assert not old.ready.done()
         await finish(at, client, [reader])
@@ -115,7 +115,7 @@ async def test_r2_else_it_waits_for_the_client_to_come() -> None:
     async with bench() as at:
         client = await at.client(message=ASKS)
         at.server.session.tell(message("roots/list", id=1))
-        reader = client.workflow.attach_standalone()
+        reader = client.workflow.streams.attach_standalone()
         assert (await asked_on(reader))["method"] == "roots/list"
         reader.close()
 
@@ -126,12 +126,12 @@ async def test_a_question_never_comes_on_an_exchange_that_was_cut() -> None:
         older, cut = client.call(id=b"1"), client.call(id=b"2")
         cut.cut = True
         at.server.of("tools/call")[1].say(message("roots/list", id=1))
-        reader = client.workflow.attach(await stream_of(older), 0)
+        reader = client.workflow.streams.attach(await stream_of(older), 0)
         assert (await asked_on(reader))["method"] == "roots/list"
         at.server.of("tools/call")[0].answer()
         reader.close()
         at.server.of("tools/call")[1].say(message("roots/list", id=2))
-        standalone = client.workflow.attach_standalone()
+        standalone = client.workflow.streams.attach_standalone()
         assert (await asked_on(standalone))["method"] == "roots/list"
         await finish(at, client, [standalone])
 
@@ -148,7 +148,7 @@ async def test_r1_a_server_that_does_not_bind_its_messages_is_served_too() -> No
         upstream.answer()
         asked, progress, _ = await client.answers(exchange)
         assert (asked["method"], progress["params"]["progressToken"]) == ("elicitation/create", "t")
-        standalone = client.workflow.attach_standalone()
+        standalone = client.workflow.streams.attach_standalone()
         assert (await asked_on(standalone))["method"] == "notifications/message"
         standalone.close()
 
@@ -158,7 +158,7 @@ async def ask(at: Bench, client: Client, params: Any = None) -> tuple[Upstream, 
     exchange = client.call()
     [upstream] = at.server.of("tools/call")
     upstream.say(message("sampling/createMessage", params or {}, id="s"))
-    reader = client.workflow.attach(await stream_of(exchange), 0)
+    reader = client.workflow.streams.attach(await stream_of(exchange), 0)
     return upstream, reader, await asked_on(reader)
 
 

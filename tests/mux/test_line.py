@@ -194,7 +194,7 @@ async def test_g6_calls_that_waited_for_a_session_that_was_lost_again_surely_did
 async def test_what_the_old_session_asked_is_forgotten_with_it() -> None:
     async with bench(stateless=True) as at:
         client = await at.client(ALICE, message=initialize(capabilities={"sampling": {}}))
-        reader = client.workflow.attach_standalone()
+        reader = client.workflow.streams.attach_standalone()
         asked = []
         for _ in range(2):
             at.server.session.tell(message("sampling/createMessage", {}, id="s"))

@@ -126,7 +126,7 @@ async def test_a_workflow_idles_from_the_end_of_its_last_response() -> None:
 async def test_a_wire_keeps_a_workflow_from_idling() -> None:
     async with bench(idle_timeout=10) as at:
         client = await at.client()
-        reader = client.workflow.attach_standalone()
+        reader = client.workflow.streams.attach_standalone()
         canary = await at.client()
         at.clock.advance(1000)
         await at.ended("idle")

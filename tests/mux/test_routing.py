@@ -43,14 +43,14 @@ def test_r1_the_asker_is_meant_else_the_only_one_else_nobody() -> None:
     [
         (True, True, True, "exchange"),
         (True, False, True, "exchange"),
-        (False, True, True, "standalone"),
-        (False, True, False, "standalone"),
+        (False, True, True, "home"),
+        (False, True, False, "home"),
         (False, False, True, "newest"),
-        (False, False, False, "standalone"),
+        (False, False, False, "home"),
     ],
 )
 def test_r2_each_request_has_exactly_one_place(origin: bool, attached: bool, exchanges: bool, due: str) -> None:
-    assert place(origin_open=origin, standalone_attached=attached, exchanges_open=exchanges) == due
+    assert place(origin_open=origin, listening=attached, exchanges_open=exchanges) == due
 
 
 @pytest.mark.parametrize(
@@ -82,20 +82,20 @@ def test_e12_a_cancel_finds_the_one_call_that_it_means() -> None:
     desk.enter(b"5", "number")
     desk.enter(b'"5"', "string")
     assert len(desk) == 2
-    assert desk.withdraw(cancel('{"requestId":5}')).call == "number"
-    assert desk.withdraw(cancel('{"requestId":"\\u0035"}')).call == "string"
+    assert desk.withdraw(cancel('{"requestId":5}'), lambda call: True).call == "number"
+    assert desk.withdraw(cancel('{"requestId":"\\u0035"}'), lambda call: True).call == "string"
     for unknown in ('{"requestId":6}', "{}", '{"requestId":null}', '{"requestId":1.5}', "[]"):
-        assert desk.withdraw(cancel(unknown)) == (None, "unknown_cancel")
+        assert desk.withdraw(cancel(unknown), lambda call: True) == (None, "unknown_cancel")
 
 
 def test_g1_a_cancel_that_could_mean_either_means_neither() -> None:
     desk: Desk[str] = Desk()
     desk.enter(b"1", "a")
     desk.enter(b"1", "b")
-    assert desk.withdraw(cancel('{"requestId":1}')) == (None, "ambiguous_cancel")
+    assert desk.withdraw(cancel('{"requestId":1}'), lambda call: True) == (None, "ambiguous_cancel")
     desk.leave(b"1", "a")
     desk.leave(b"1", "a")
-    assert desk.withdraw(cancel('{"requestId":1}')).call == "b"
+    assert desk.withdraw(cancel('{"requestId":1}'), lambda call: True).call == "b"
     desk.leave(b"1", "b")
     assert len(desk) == 0
 
@@ -165,3 +165,11 @@ def test_the_questions_of_one_channel_are_forgotten_or_those_of_all() -> None:
     assert [q.request for q in desk.forget(one)] == [first]  # type: ignore[arg-type]
     assert [q.request for q in desk.forget()] == [second]
     assert desk.questions == ()
+
+
+def test_e12_a_cancellation_means_only_a_call_of_its_own_wire() -> None:
+    desk: Desk[str] = Desk()
+    desk.enter(b"1", "of this wire")
+    desk.enter(b"1", "of another")
+    assert desk.withdraw(cancel('{"requestId":1}'), lambda call: call == "of this wire").call == "of this wire"
+    assert desk.withdraw(cancel('{"requestId":1}'), lambda call: False) == (None, "unknown_cancel")

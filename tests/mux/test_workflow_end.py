@@ -81,7 +81,7 @@ async def test_a_page_shows_no_secret() -> None:
 async def test_what_the_server_asked_is_refused_when_the_session_ends(stop: str) -> None:
     async with bench() as at:
         client = await at.client(message=SAMPLES)
-        reader = client.workflow.attach_standalone()
+        reader = client.workflow.streams.attach_standalone()
         session = at.server.session
         session.tell(message("sampling/createMessage", {}, id="s"))
         asked = json.loads((await some(reader))[0][1])
@@ -113,7 +113,7 @@ async def test_a_question_waits_as_long_as_the_client_has_a_wire() -> None:
         canary = await at.client(message=SAMPLES)
         at.server.session.tell(message("sampling/createMessage", {}, id="canary"))
         client = await at.client(message=SAMPLES)
-        reader = client.workflow.attach_standalone()
+        reader = client.workflow.streams.attach_standalone()
         at.server.session.tell(message("sampling/createMessage", {}, id="s"))
         asked = json.loads((await some(reader))[0][1])
         at.clock.advance(1000)

@@ -10,7 +10,7 @@ from harness.muxing import ALICE, Bench, Client, bench, events, idle, position, 
 from trunkline.mux.event_log import Stream, Trimmed
 from trunkline.mux.exchange import Exchange
 from trunkline.mux.limits import EventLogLimits
-from trunkline.mux.workflow import Reader
+from trunkline.mux.streams import Reader
 
 pytestmark = pytest.mark.anyio
 
@@ -35,7 +35,7 @@ async def streaming(at: Bench, client: Client) -> tuple[Exchange, Upstream, Read
     upstream.say(log(0))
     stream = await exchange.ready
     assert isinstance(stream, Stream)
-    reader = client.workflow.attach(stream, 0)
+    reader = client.workflow.streams.attach(stream, 0)
     client.leave()
     assert data(await some(reader)) == [0]
     return exchange, upstream, reader
@@ -50,7 +50,7 @@ async def test_a_client_that_drops_comes_back_without_a_gap_and_without_a_repeat
         reader.close()
         upstream.say(log(2))
         upstream.answer({"done": True})
-        back = client.workflow.resume(position(seen))
+        back = client.workflow.streams.resume(position(seen))
         first, last = await rest(back)
         assert json.loads(first)["params"]["data"] == 2
         assert json.loads(last)["result"] == {"done": True}
@@ -68,7 +68,7 @@ async def test_what_was_sent_on_a_wire_that_broke_is_sent_again_and_counted() ->
             upstream.say(log(n))
         assert data(await some(reader, 2)) == [2, 3]
         reader.close()
-        back = client.workflow.resume(position(seen))
+        back = client.workflow.streams.resume(position(seen))
         assert data(await some(back, 2)) == [2, 3]
         back.close()
         assert at.counts["replayed_events",] == 2
@@ -82,7 +82,7 @@ async def test_a_client_may_come_back_while_its_old_wire_is_not_known_to_be_dead
         (seen, _), *_ = await some(reader)
         waiting = asyncio.create_task(reader.next(10))
         await asyncio.sleep(0)
-        back = client.workflow.resume(position(seen))
+        back = client.workflow.streams.resume(position(seen))
         assert await waiting is None, "the older wire ends, so that nothing goes to both"
         upstream.say(log(2))
         assert data(await some(back)) == [2]
@@ -98,10 +98,10 @@ async def test_on_the_standalone_stream_the_older_wire_takes_over_again() -> Non
     async with bench() as at:
         client = await at.client()
         session = at.server.session
-        older = client.workflow.attach_standalone()
+        older = client.workflow.streams.attach_standalone()
         session.tell(log(1))
         assert data(await some(older)) == [1]
-        newer = client.workflow.attach_standalone()
+        newer = client.workflow.streams.attach_standalone()
         session.tell(log(2))
         assert await idle(older)
         assert data(await some(newer)) == [2]
@@ -116,12 +116,12 @@ async def test_what_comes_while_no_wire_is_there_waits_for_the_client() -> None:
         client = await at.client()
         for n in (1, 2):
             at.server.session.tell(log(n))
-        reader = client.workflow.attach_standalone()
+        reader = client.workflow.streams.attach_standalone()
         got = await some(reader, 2)
         assert data(got) == [1, 2]
         reader.close()
         at.server.session.tell(log(3))
-        back = client.workflow.resume(position(got[0][0]))
+        back = client.workflow.streams.resume(position(got[0][0]))
         assert data(await some(back, 2)) == [2, 3]
         back.close()
 
@@ -135,11 +135,11 @@ async def test_t7_only_clients_that_understand_it_get_a_priming_event(revision: 
         exchange.decide_for_stream()
         stream = await exchange.ready
         assert isinstance(stream, Stream)
-        readers = [client.workflow.attach(stream, 0), client.workflow.attach_standalone()]
+        readers = [client.workflow.streams.attach(stream, 0), client.workflow.streams.attach_standalone()]
         first = [event for reader in readers for event in (await reader.next(0) or [])]
         assert [event.message for event in first] == primed
         if primed:
-            back = client.workflow.resume(position(readers[0].event_id(first[0])))
+            back = client.workflow.streams.resume(position(readers[0].event_id(first[0])))
             upstream.answer({"n": 1})
             assert json.loads((await rest(back))[0])["result"] == {"n": 1}
             back.close()
@@ -151,7 +151,7 @@ async def test_t7_only_clients_that_understand_it_get_a_priming_event(revision: 
 async def test_a_log_on_the_stream_of_a_call_stays_on_it_and_one_without_goes_to_the_standalone() -> None:
     async with bench() as at:
         client = await at.client()
-        standalone = client.workflow.attach_standalone()
+        standalone = client.workflow.streams.attach_standalone()
         await standalone.next(0)
         _, first, reader1 = await streaming(at, client)
         _, second, reader2 = await streaming(at, client)
@@ -169,7 +169,7 @@ async def test_an_event_id_of_another_workflow_leads_there_and_not_here() -> Non
         first, second = await at.client(ALICE), await at.client(ALICE)
         _, _, reader1 = await streaming(at, first)
         stream = reader1.stream
-        spelled = [workflow.event_id(stream, 1) for workflow in (first.workflow, second.workflow)]
+        spelled = [workflow.streams.event_id(stream, 1) for workflow in (first.workflow, second.workflow)]
         assert spelled[0] != spelled[1]
         for client, event_id in zip((first, second), spelled, strict=True):
             assert await at.pool.find_position(ALICE, "x", position(event_id)) is client.workflow
@@ -223,7 +223,7 @@ async def test_a_position_that_is_no_longer_held_ends_the_workflow_with_that_rea
     async with bench(event_log=EventLogLimits(events=4)) as at:
         client = await at.client()
         _, upstream, reader = await streaming(at, client)
-        first = position(client.workflow.event_id(reader.stream, reader.stream.sent))
+        first = position(client.workflow.streams.event_id(reader.stream, reader.stream.sent))
         for n in range(9):
             upstream.say(log(n))
             await some(reader)
@@ -235,7 +235,7 @@ async def test_a_position_that_is_no_longer_held_ends_the_workflow_with_that_rea
         }[to]
         reader.close()
         with pytest.raises(Trimmed):
-            client.workflow.resume(where)
+            client.workflow.streams.resume(where)
         await at.ended("event_log_trimmed")
 
 
@@ -251,11 +251,11 @@ async def test_what_was_sent_is_kept_for_the_resume_window() -> None:
         later = at.held - before
         at.clock.advance(25)
         await at.swept()
-        back = client.workflow.resume(position(client.workflow.event_id(reader.stream, 0)))
+        back = client.workflow.streams.resume(position(client.workflow.streams.event_id(reader.stream, 0)))
         assert len(await rest(back)) == 2
         back.close()
         at.clock.advance(0.1)
         await at.swept()
         assert at.held == later > 0, "what came later is still there"
         with pytest.raises(Trimmed):
-            client.workflow.resume(position(client.workflow.event_id(reader.stream, 0)))
+            client.workflow.streams.resume(position(client.workflow.streams.event_id(reader.stream, 0)))

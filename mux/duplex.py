@@ -1,0 +1,105 @@
+"""A client's wire that carries everything both ways: HTTP+SSE, WebSocket.
+
+All that is sent on it is one stream of the workflow's event log, so that it outlives the connection: another one goes
+on where the client says, or where it has acknowledged.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .envelope import IdKey, id_key
+from .event_log import Trimmed
+from .ports import PoolResult
+from .streams import Reader
+
+if TYPE_CHECKING:
+    from .workflow import Workflow
+
+
+class Duplex:
+    """The calls of one such wire, and what is sent on it. Request ids belong to it (guarantee G1)."""
+
+    is_open = True
+    is_lost = False
+
+    def __init__(self, workflow: Workflow) -> None:
+        self._workflow = workflow
+        self._ids: set[IdKey] = set()
+        self._began = 0
+        """The position after which its newest connection began."""
+        self._acknowledged = 0
+        self.left = workflow.now()
+        """When its last connection went, or it was made."""
+        self.stream = workflow.streams.open()
+        self.stream.covered = True
+        self.pool_result: PoolResult = "hit"
+        """Of no interest here: no answer has headers."""
+
+    @property
+    def is_attached(self) -> bool:
+        """True while a connection carries it."""
+        return self._workflow.streams.is_read(self.stream)
+
+    @property
+    def is_idle(self) -> bool:
+        """True when nothing is owed and nothing is kept."""
+        return not self._ids and not self.stream.events and not self.is_attached
+
+    def admit(self, id: bytes) -> bool:
+        """Take a request's id; False while the same one is in flight here: the first goes on."""
+        key = id_key(id)
+        if key in self._ids:
+            return False
+        self._ids.add(key)
+        return True
+
+    def add(self, message: bytes) -> None:
+        """A message that is no answer."""
+        self._workflow.streams.append(self.stream, message)
+
+    def answer(self, message: bytes, id: bytes) -> None:
+        """The answer to the request of this id."""
+        self._ids.discard(id_key(id))
+        self.add(message)
+
+    # Connections.
+
+    def attach(self) -> Reader:
+        """A connection that says nothing of what it has: it goes on after what was acknowledged."""
+        return self._begin(max(self._acknowledged, self.stream.trimmed))
+
+    def attach_after(self, count: int) -> Reader:
+        """A connection of a client that received so many messages on the last one.
+
+        Raises:
+            Trimmed: what followed is no longer held, or was never sent; the workflow is ended with that reason.
+        """
+        return self.attach_at(self._began + count)
+
+    def attach_at(self, position: int) -> Reader:
+        """A connection of a client that has everything up to this position.
+
+        Raises:
+            Trimmed: what followed is no longer held; the workflow is ended with that reason.
+        """
+        try:
+            return self._begin(position)
+        except Trimmed as trimmed:
+            self._workflow.fail(trimmed.reason)
+            raise
+
+    def detach(self, reader: Reader) -> None:
+        """A connection has gone."""
+        self.left = self._workflow.now()
+        reader.close()
+
+    def acknowledge(self, position: int) -> None:
+        """The client surely has everything up to this position."""
+        self._acknowledged = max(self._acknowledged, position)
+
+    def _begin(self, position: int) -> Reader:
+        reader = self._workflow.streams.repeat(self.stream, position, listens=True)
+        self._began = position
+        self.acknowledge(position)
+        return reader

@@ -1,0 +1,218 @@
+"""What one workflow sends its client: the streams of its event log, and the wires that read them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from .event_log import Event, EventLog, Overflow, Position, Stream, Trimmed
+from .routing import PRIMING
+
+if TYPE_CHECKING:
+    from .workflow import Workflow
+
+
+class Streams:
+    """The streams of one workflow. On each the newest reader is the live one."""
+
+    def __init__(self, workflow: Workflow, log: EventLog) -> None:
+        self._workflow = workflow
+        self._log = log
+        self._readers: dict[int, list[Reader]] = {}
+        self._listened: dict[int, Stream] = {}
+        """Streams that carry what belongs to no request, the one that a wire came to last at the end."""
+
+    def open(self) -> Stream:
+        """A new stream, for an exchange or for a wire that carries everything."""
+        return self._log.open()
+
+    def open_primed(self) -> Stream:
+        """A new stream for an exchange, primed where the client understands it (rule T7)."""
+        stream = self._log.open()
+        if self._workflow.revision >= PRIMING:
+            self.append(stream, b"")
+        return stream
+
+    def append(self, stream: Stream, message: bytes, *, last: bool = False) -> None:
+        """Log one message on a stream and wake its readers; an overflow ends the workflow with that reason."""
+        try:
+            self._log.append(stream, message, self._workflow.now(), last=last)
+        except Overflow as overflow:
+            self._workflow.fail(overflow.reason)
+        for reader in self._readers.get(stream.number, ()):
+            reader.wake()
+
+    def event_id(self, stream: Stream, n: int) -> str:
+        """The event id of a position: what a client sends back to resume after it."""
+        return Position(self._workflow.record.event_token, stream.number, 0, n).spell()
+
+    # Readers.
+
+    def attach(self, stream: Stream, after: int, *, listens: bool = False) -> Reader:
+        """A reader of this stream from a position on. With `listens`, what belongs to no request goes there, too."""
+        reader = Reader(self, stream, after)
+        readers = self._readers.setdefault(stream.number, [])
+        readers.append(reader)
+        for older in readers:
+            older.wake()
+        if listens:
+            self._listened.pop(stream.number, None)
+            self._listened[stream.number] = stream
+        stream.covered = True
+        self._workflow.wire_came()
+        return reader
+
+    def attach_standalone(self) -> Reader:
+        """A reader of what belongs to no request, from where the last one stopped."""
+        stream = self._log.standalone()
+        after = max(stream.sent, stream.trimmed)
+        if self._workflow.revision >= PRIMING:
+            self.append(stream, b"")
+        return self.attach(stream, after, listens=True)
+
+    def resume(self, position: Position) -> Reader:
+        """A reader that first repeats what followed this position, then goes on live.
+
+        Raises:
+            Trimmed: what followed is no longer held; the workflow is ended with that reason.
+        """
+        try:
+            stream = self._log.find(position.stream)
+            if position.epoch:
+                raise Trimmed("this position of the stream is no longer held")
+            return self.repeat(stream, position.n, listens=position.stream in self._listened or not position.stream)
+        except Trimmed as trimmed:
+            self._workflow.fail(trimmed.reason)
+            raise
+
+    def repeat(self, stream: Stream, after: int, *, listens: bool) -> Reader:
+        """A reader of this stream from a position that a client named; what it had been sent before is counted.
+
+        Raises:
+            Trimmed: what followed is no longer held.
+        """
+        repeated = sum(event.n <= stream.sent for event in stream.after(after))
+        self._workflow.statistics.count("replayed_events", by=repeated)
+        return self.attach(stream, after, listens=listens)
+
+    def is_live(self, reader: Reader) -> bool:
+        """True for the newest reader of its stream: the only one that new events go to."""
+        return reader in self._readers.get(reader.stream.number, ())[-1:]
+
+    def is_read(self, stream: Stream) -> bool:
+        """True while a wire reads this stream."""
+        return stream.number in self._readers
+
+    @property
+    def is_over(self) -> bool:
+        """True once the workflow has ended."""
+        return self._workflow.ended is not None
+
+    def detach(self, reader: Reader) -> None:
+        """A reader's wire has gone; the next newest one goes on from where it stopped."""
+        readers = self._readers.get(reader.stream.number, [])
+        if reader in readers:
+            readers.remove(reader)
+            self._workflow.wire_left()
+            if readers:
+                readers[-1].wake()
+            else:
+                del self._readers[reader.stream.number]
+        if self.is_over and not self._readers:
+            self._log.clear()
+
+    # Where what belongs to no request goes.
+
+    @property
+    def listened(self) -> Stream | None:
+        """The stream of the newest wire that listens."""
+        return next((stream for stream in reversed(self._listened.values()) if self.is_read(stream)), None)
+
+    @property
+    def home(self) -> Stream:
+        """Where what belongs to no request goes: to the newest wire that listens, or waits for the last one."""
+        return self.listened or next(reversed(self._listened.values()), None) or self._log.standalone()
+
+    def forget(self, stream: Stream) -> None:
+        """No wire will come back to this stream."""
+        stream.ended = True
+        self._listened.pop(stream.number, None)
+
+    # Ends.
+
+    def expire(self, before: float) -> None:
+        """Drop what was kept for resumption long enough."""
+        self._log.expire(before)
+
+    def end(self) -> None:
+        """The workflow has ended: readers get what is left, and stop."""
+        for readers in self._readers.values():
+            for reader in readers:
+                reader.wake()
+        if not self._readers:
+            self._log.clear()
+
+
+class Reader:
+    """One wire's view of one stream: what follows a position, then what comes, as long as it is the live reader."""
+
+    def __init__(self, streams: Streams, stream: Stream, position: int) -> None:
+        self._streams = streams
+        self._position = position
+        self._passive = False
+        self._waiter: asyncio.Future[None] | None = None
+        self.stream = stream
+        self.on_wake: Callable[[], None] | None = None
+        """Called when something may have changed: for a wire that waits for more than this reader."""
+
+    def wake(self) -> None:
+        """Something may have changed."""
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+        if self.on_wake is not None:
+            self.on_wake()
+
+    async def next(self, patience: float) -> list[Event] | None:
+        """The events that are due on this wire; empty after `patience` seconds without any; None at its end.
+
+        What is returned counts as sent. A stream that ended, a newer reader of a stream that is not the standalone
+        one, and the end of the workflow end it.
+        """
+        events = self.due()
+        if events is None or events:
+            return events
+        loop = asyncio.get_running_loop()
+        self._waiter = loop.create_future()
+        timer = loop.call_later(patience, self.wake)
+        try:
+            await self._waiter
+        finally:
+            timer.cancel()
+            self._waiter = None
+        return self.due()
+
+    def close(self) -> None:
+        """The wire has gone. Idempotent."""
+        self.on_wake = None
+        self._streams.detach(self)
+
+    def event_id(self, event: Event) -> str:
+        """The id under which a client can come back to this event."""
+        return self._streams.event_id(self.stream, event.n)
+
+    def due(self) -> list[Event] | None:
+        """The same as `next`, at this moment."""
+        stream = self.stream
+        if not self._streams.is_live(self):
+            self._passive = True
+            return None if stream.number or self._streams.is_over else []
+        if self._passive:
+            self._passive = False
+            self._position = max(self._position, stream.sent)
+        events = stream.after(max(self._position, stream.trimmed))
+        if events:
+            self._position = events[-1].n
+            stream.sent = max(stream.sent, self._position)
+            return events
+        return None if stream.ended or self._streams.is_over else []
