@@ -1,0 +1,107 @@
+"""Headers, bounded bodies and answers, as an ASGI server hands them over."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import anyio
+import pytest
+from trunkline.mux.limits import MAX_BODY_BYTES
+from trunkline.transports.asgi import (
+    BodyTooLarge,
+    ClientLeft,
+    Message,
+    Receive,
+    headers_of,
+    read_body,
+    respond,
+    until_disconnect,
+)
+
+pytestmark = pytest.mark.anyio
+
+LEFT: Message = {"type": "http.disconnect"}
+
+
+def part(body: bytes, *, more: bool = False) -> Message:
+    return {"type": "http.request", "body": body, "more_body": more}
+
+
+def giving(*messages: Message) -> Receive:
+    """What a server hands over; asking for more than there is fails the test."""
+    waiting = iter(messages)
+
+    async def receive() -> Message:
+        await anyio.lowlevel.checkpoint()
+        message = next(waiting, None)
+        assert message is not None, "nothing more was needed"
+        return message
+
+    return receive
+
+
+def test_headers_are_read_by_lower_case_name_and_joined_where_they_come_twice() -> None:
+    raw = [(b"accept", b"text/html"), (b"x-one", b"caf\xe9"), (b"accept", b"text/event-stream")]
+    assert headers_of({"headers": raw}) == {"accept": "text/html, text/event-stream", "x-one": "caf\xe9"}
+    assert headers_of({"headers": []}) == {}
+
+
+@pytest.mark.parametrize(
+    ("messages", "body"),
+    [
+        ([part(b"hello")], b"hello"),
+        ([{"type": "http.request"}], b""),
+        ([part(b"hel", more=True), part(b"", more=True), part(b"lo")], b"hello"),
+        ([part(b"hello", more=True), {"type": "http.request"}], b"hello"),
+    ],
+)
+@pytest.mark.parametrize("declared", [None, "5", "0"])
+async def test_a_body_is_read_to_its_end(messages: Sequence[Message], body: bytes, declared: str | None) -> None:
+    assert await read_body(giving(*messages), declared) == body
+
+
+@pytest.mark.parametrize("sizes", [[MAX_BODY_BYTES], [MAX_BODY_BYTES - 1, 1], [1, MAX_BODY_BYTES - 1, 0]])
+async def test_a_body_at_the_limit_is_read(sizes: list[int]) -> None:
+    messages = [part(bytes(size), more=n + 1 < len(sizes)) for n, size in enumerate(sizes)]
+    assert len(await read_body(giving(*messages), str(MAX_BODY_BYTES))) == MAX_BODY_BYTES
+
+
+@pytest.mark.parametrize("sizes", [[MAX_BODY_BYTES + 1], [MAX_BODY_BYTES, 1], [1, MAX_BODY_BYTES]])
+async def test_a_body_over_the_limit_is_refused_as_soon_as_that_is_seen(sizes: list[int]) -> None:
+    """Its end does not have to come: there may be none."""
+    messages = [part(bytes(size), more=len(sizes) > 1) for size in sizes]
+    with pytest.raises(BodyTooLarge):
+        await read_body(giving(*messages), None)
+
+
+@pytest.mark.parametrize("declared", [str(MAX_BODY_BYTES + 1), "9" * 5000, "", "-1", "1e3", "0x10", "1, 1", " 1"])
+async def test_a_body_that_is_declared_too_large_or_badly_is_not_read_at_all(declared: str) -> None:
+    with pytest.raises(BodyTooLarge):
+        await read_body(giving(), declared)
+
+
+@pytest.mark.parametrize("messages", [[LEFT], [part(b"hel", more=True), LEFT]])
+async def test_a_client_that_leaves_before_the_end_is_told_apart(messages: Sequence[Message]) -> None:
+    with pytest.raises(ClientLeft):
+        await read_body(giving(*messages), "5")
+
+
+@pytest.mark.parametrize("body", [b"", b"hello"])
+async def test_an_answer_is_complete_and_has_its_length(body: bytes) -> None:
+    sent: list[Any] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def answer(headers: Iterable[tuple[bytes, bytes]]) -> None:
+        await (respond(send, 200, headers, body) if body else respond(send, 200, headers))
+
+    await answer([(b"x-one", b"1")])
+    start, rest = sent
+    assert (start["type"], start["status"]) == ("http.response.start", 200)
+    assert start["headers"] == [(b"x-one", b"1"), (b"content-length", b"%d" % len(body))]
+    assert (rest["type"], rest["body"], rest.get("more_body", False)) == ("http.response.body", body, False)
+
+
+async def test_a_disconnect_is_waited_for_whatever_else_comes() -> None:
+    with anyio.fail_after(10):
+        await until_disconnect(giving(part(b"", more=True), part(b"late"), LEFT))
