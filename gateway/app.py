@@ -20,8 +20,9 @@ from ..mux.pool import Pool, Upstream
 from ..mux.ports import Line
 from ..mux.statistics import Statistics
 from ..transports.asgi import ASGIApp, Receive, Scope, Send
+from ..transports.endpoint import EndpointConfig
 from ..transports.guard import Guard
-from ..transports.streamable_http import EndpointConfig, StreamableHTTPEndpoint
+from ..transports.streamable_http import StreamableHTTPEndpoint
 from ..transports.upstream.streamable_http import StreamableHTTPConnector
 from .auth import Authenticator
 from .operations import operations_app

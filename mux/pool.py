@@ -163,11 +163,14 @@ class Pool:
         session_id: str | None = None,
         key: str | None = None,
         session_headers: Headers | None = None,
+        new_id: str | None = None,
+        own_wires: int = 0,
     ) -> Begun:
         """Answer an `initialize`: open a workflow, or come back to the one that the session id or the key names.
 
         Coming back costs no upstream request: the server's answer is the one it gave when the session was opened,
-        under the same revision, capabilities and principal (rules L7-L14).
+        under the same revision, capabilities and principal (rules L7-L14). A workflow that begins is named `new_id`,
+        if its client knows that already. `own_wires` of the workflow are the asker's: they do not keep it in use.
 
         Raises:
             UnknownSession: the session id names nothing of this principal on this server.
@@ -181,14 +184,15 @@ class Pool:
             difference = _difference(known.record, handshake)
             if difference is None:
                 return await self._return_to(known)
-            if known.is_attached or known.inflight or not known.opened.done():
+            if known.wires > own_wires or known.inflight or not known.opened.done():
                 raise InvalidParams(f"the session is in use and was opened with another {difference}")
             await self.end(known, "reset")
             key = known.record.key
         elif key is not None and (moving := self._unsettled.get((principal, server, key))) is not None:
             await moving.settled.wait()
-            return await self.begin(principal, server, message, key=key, session_headers=session_headers)
-        return await self._create(principal, server, handshake, key, reset=known is not None)
+            return await self.begin(principal, server, message, key=key, session_headers=session_headers, new_id=new_id)
+        record = WorkflowRecord(new_id or new_session_id(), principal, server, key, handshake)
+        return await self._create(record, reset=known is not None)
 
     async def find(self, principal: Principal, server: str, session_id: str) -> Workflow:
         """The workflow of that session id, if it is this principal's, on this server (guarantee G4).
@@ -267,17 +271,14 @@ class Pool:
         self.statistics.count("pool_requests", workflow.server, "hit")
         return Begun(workflow, "resumed", "hit", workflow.record.result)
 
-    async def _create(
-        self, principal: Principal, server: str, handshake: Handshake, key: str | None, *, reset: bool
-    ) -> Begun:
-        record = WorkflowRecord(new_session_id(), principal, server, key, handshake)
+    async def _create(self, record: WorkflowRecord, *, reset: bool) -> Begun:
         self._unsettle(record)
         claimed, workflow = await self._see_through(self._claim, record)
         if workflow is None:
-            return await self._join(claimed.record, handshake)
+            return await self._join(claimed.record, record.handshake)
         await asyncio.shield(workflow.opened)
         done: PoolResult = "bypass" if workflow.pooling.reuse == "none" else "miss"
-        self.statistics.count("pool_requests", server, done)
+        self.statistics.count("pool_requests", record.server, done)
         return Begun(workflow, "reset" if reset else claimed.state, done, workflow.record.result)
 
     async def _claim(self, record: WorkflowRecord) -> tuple[Claimed, Workflow | None]:

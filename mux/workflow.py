@@ -85,6 +85,11 @@ class Workflow:
         return self.record.revision
 
     @property
+    def wires(self) -> int:
+        """Wires that the client has: exchanges that it waits for, streams that it reads."""
+        return self._wires
+
+    @property
     def is_attached(self) -> bool:
         """True while the client has a wire: an exchange that it waits for, or a stream that it reads."""
         return self._wires > 0

@@ -6,8 +6,6 @@ revisions that are served, so that clients which speak both fall back at once.
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import anyio
@@ -19,8 +17,6 @@ from ..mux.errors import InvalidRequest, TrunklineError, UnknownSession, Unsuppo
 from ..mux.event_log import Position, Stream
 from ..mux.exchange import Exchange
 from ..mux.limits import MAX_BODY_BYTES
-from ..mux.pool import Pool
-from ..mux.ports import NONE, Headers
 from ..mux.principal import Principal
 from ..mux.record import WorkflowState
 from ..mux.routing import BATCHES, LEGACY, PRIMING
@@ -41,7 +37,7 @@ from .asgi import (
     respond,
     until_disconnect,
 )
-from .guard import Guard
+from .endpoint import DEFAULT_REVISION, EndpointConfig, admitted_key, begin_unasked, picked
 from .headers import END, LAST_EVENT_ID, POOL, PROTOCOL_VERSION, SESSION_ID, WORKFLOW_STATE, accepts, workflow_key
 from .status import HTTPRefusal, answer_to
 
@@ -56,27 +52,7 @@ SEND_SECONDS: Final = 60.0
 
 JSON_TYPE: Final = "application/json"
 STREAM_TYPE: Final = "text/event-stream"
-DEFAULT_REVISION: Final = "2025-03-26"
-"""What a request without version header means where nothing else tells (rule L3)."""
-
 ALLOW: Final = (b"allow", b"GET, POST, DELETE, OPTIONS")
-
-Authenticate = Callable[[Mapping[str, str]], Principal]
-"""Request headers, by lower-case name, to the verified identity; raises `Unauthorized`."""
-
-
-@dataclass(frozen=True, slots=True)
-class EndpointConfig:
-    """One server's endpoint. Header names are lower case."""
-
-    server: str
-    pool: Pool
-    guard: Guard
-    authenticate: Authenticate
-    anonymous_keys: bool = True
-    """False on a listener that is not loopback: there a key of anonymous would be everybody's."""
-    forward_headers: Sequence[str] = ()
-    session_headers: Sequence[str] = ()
 
 
 class StreamableHTTPEndpoint:
@@ -167,14 +143,14 @@ class StreamableHTTPEndpoint:
             message,
             session_id=session_id,
             key=key,
-            session_headers=self._picked(request, self._config.session_headers),
+            session_headers=picked(request.headers, self._config.session_headers),
         )
         request.name(begun.workflow, begun.state if key is not None or session_id is not None else None)
         request.extra.append((POOL.encode(), begun.pool_result.encode()))
         await request.respond(200, [JSON], wire_format.result(message.id, Raw(begun.result)))
 
     async def _take(self, request: "_Request", workflow: Workflow, messages: list[Envelope], *, is_batch: bool) -> None:
-        forwarded = self._picked(request, self._config.forward_headers)
+        forwarded = picked(request.headers, self._config.forward_headers)
         calls = [message for message in messages if message.kind == "request"]
         exchange = workflow.exchange(len(calls)) if calls else None
         for message in messages:
@@ -309,23 +285,13 @@ class StreamableHTTPEndpoint:
         return workflow
 
     async def _begin_unasked(self, request: "_Request", key: str) -> tuple[Workflow, WorkflowState]:
-        """A keyed workflow for a client that calls without a handshake: one without capabilities is made for it."""
-        params = {
-            "protocolVersion": request.headers.get(PROTOCOL_VERSION, DEFAULT_REVISION),
-            "capabilities": {},
-            "clientInfo": {"name": "trunkline", "version": "0"},
-        }
-        message = wire_format.parse(wire_format.request("initialize", params, b"0"), limit=MAX_BODY_BYTES)
-        fixed = self._picked(request, self._config.session_headers)
-        begun = await self._pool.begin(request.principal, self._config.server, message, key=key, session_headers=fixed)
+        revision = request.headers.get(PROTOCOL_VERSION, DEFAULT_REVISION)
+        begun = await begin_unasked(self._config, request.principal, key, revision, request.headers)
         request.began = begun.pool_result == "miss"
         return begun.workflow, begun.state
 
     def _key(self, request: "_Request") -> str | None:
-        key = workflow_key(request.headers)
-        if key is not None and request.principal.is_anonymous and not self._config.anonymous_keys:
-            raise HTTPRefusal(400, "anonymous_key", "Trunkline-Workflow needs an authenticated client on this listener")
-        return key
+        return admitted_key(self._config, request.principal, workflow_key(request.headers))
 
     def _check_agreement(self, request: "_Request", workflow: Workflow) -> None:
         """Session id, key, event id and version header must name the same thing."""
@@ -337,9 +303,6 @@ class StreamableHTTPEndpoint:
             raise HTTPRefusal(
                 400, "revision", f"MCP-Protocol-Version {revision} contradicts the session's {record.revision}"
             )
-
-    def _picked(self, request: "_Request", names: Sequence[str]) -> Headers:
-        return {name: request.headers[name] for name in names if name in request.headers} if names else NONE
 
 
 class _Request:

@@ -1,0 +1,73 @@
+"""What the endpoints of one server have in common, whatever the transport."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ..mux import envelope as wire_format
+from ..mux.limits import MAX_BODY_BYTES
+from ..mux.pool import Begun, Pool
+from ..mux.ports import NONE, Headers
+from ..mux.principal import Principal
+from .guard import Guard
+from .status import HTTPRefusal
+
+DEFAULT_REVISION: Final = "2025-03-26"
+"""What a request without version header means where nothing else tells (rule L3)."""
+
+Authenticate = Callable[[Mapping[str, str]], Principal]
+"""Request headers, by lower-case name, to the verified identity; raises `Unauthorized`."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointConfig:
+    """One server's endpoints. Header names are lower case."""
+
+    server: str
+    pool: Pool
+    guard: Guard
+    authenticate: Authenticate
+    anonymous_keys: bool = True
+    """False on a listener that is not loopback: there a key of anonymous would be everybody's."""
+    forward_headers: Sequence[str] = ()
+    session_headers: Sequence[str] = ()
+
+
+def picked(headers: Mapping[str, str], names: Sequence[str]) -> Headers:
+    """Those of the headers that are configured to go on to the server."""
+    return {name: headers[name] for name in names if name in headers} if names else NONE
+
+
+def admitted_key(config: EndpointConfig, principal: Principal, key: str | None) -> str | None:
+    """The key that a client chose for its workflow.
+
+    Raises:
+        HTTPRefusal: 400, on this listener a key of anonymous would be everybody's.
+    """
+    if key is not None and principal.is_anonymous and not config.anonymous_keys:
+        raise HTTPRefusal(400, "anonymous_key", "Trunkline-Workflow needs an authenticated client on this listener")
+    return key
+
+
+async def begin_unasked(
+    config: EndpointConfig,
+    principal: Principal,
+    key: str,
+    revision: str,
+    headers: Mapping[str, str],
+    *,
+    new_id: str | None = None,
+) -> Begun:
+    """A keyed workflow for a client that calls without a handshake: one without capabilities is made for it.
+
+    Raises:
+        TrunklineError: as `Pool.begin`.
+    """
+    params = {
+        "protocolVersion": revision,
+        "capabilities": {},
+        "clientInfo": {"name": "trunkline", "version": "0"},
+    }
+    message = wire_format.parse(wire_format.request("initialize", params, b"0"), limit=MAX_BODY_BYTES)
+    fixed = picked(headers, config.session_headers)
+    return await config.pool.begin(principal, config.server, message, key=key, session_headers=fixed, new_id=new_id)
