@@ -5,10 +5,8 @@ revisions that are served, so that clients which speak both fall back at once.
 """
 
 import asyncio
-import logging
 from typing import Final
 
-import anyio
 from msgspec import Raw
 
 from ..mux import envelope as wire_format
@@ -17,96 +15,35 @@ from ..mux.errors import InvalidRequest, TrunklineError, UnknownSession, Unsuppo
 from ..mux.event_log import Position, Stream
 from ..mux.exchange import Exchange
 from ..mux.limits import MAX_BODY_BYTES
-from ..mux.principal import Principal
 from ..mux.record import WorkflowState
 from ..mux.routing import BATCHES, LEGACY, PRIMING
 from ..mux.streams import Reader
 from ..mux.workflow import Workflow
 from . import event_stream
-from .asgi import (
-    EVENT_STREAM,
-    JSON,
-    BodyTooLarge,
-    ClientLeft,
-    RawHeaders,
-    Receive,
-    Scope,
-    Send,
-    headers_of,
-    read_body,
-    respond,
-    until_disconnect,
-)
+from .asgi import EVENT_STREAM, JSON, until_disconnect
 from .endpoint import DEFAULT_REVISION, EndpointConfig, admitted_key, begin_unasked, picked
-from .headers import END, LAST_EVENT_ID, POOL, PROTOCOL_VERSION, SESSION_ID, WORKFLOW_STATE, accepts, workflow_key
-from .status import HTTPRefusal, answer_to
-
-logger = logging.getLogger(__name__)
+from .headers import END, LAST_EVENT_ID, POOL, PROTOCOL_VERSION, SESSION_ID, accepts, workflow_key
+from .http_endpoint import JSON_TYPE, KEEP_ALIVE_SECONDS, STREAM_TYPE, HTTPEndpoint, HTTPRequest, send_events
+from .status import HTTPRefusal
 
 DECIDE_SECONDS: Final = 0.05
 """A call that is unanswered for this long turns into a stream that can be resumed (guarantee G5)."""
 
-KEEP_ALIVE_SECONDS: Final = 15.0
-SEND_SECONDS: Final = 60.0
-"""A client that takes nothing for this long is treated as gone; it may come back and resume."""
 
-JSON_TYPE: Final = "application/json"
-STREAM_TYPE: Final = "text/event-stream"
-ALLOW: Final = (b"allow", b"GET, POST, DELETE, OPTIONS")
-
-
-class StreamableHTTPEndpoint:
+class StreamableHTTPEndpoint(HTTPEndpoint):
     """The ASGI application of one server's `/mcp`."""
 
     def __init__(self, config: EndpointConfig) -> None:
-        self._config = config
-        self._pool = config.pool
-        self._methods = {"POST": self._post, "GET": self._get, "DELETE": self._delete}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one HTTP request."""
-        request = _Request(headers_of(scope), receive, send)
-        try:
-            self._config.guard.check(request.headers)
-            request.cors = self._config.guard.cors(request.headers)
-            if scope["method"] == "OPTIONS":
-                return await self._preflight(request)
-            handle = self._methods.get(scope["method"])
-            if handle is None:
-                raise HTTPRefusal(405, "method", "use POST, GET or DELETE", headers=[ALLOW])
-            request.principal = self._config.authenticate(request.headers)
-            await handle(request)
-        except ClientLeft:
-            self._pool.statistics.count("refused", "client_left")
-        except Exception as error:
-            await self._refuse(request, error)
-
-    async def _refuse(self, request: "_Request", error: Exception) -> None:
-        answer = answer_to(error, request.id)
-        if answer.refused:
-            self._pool.statistics.count("refused", answer.refused)
-        if answer.status == 500:
-            logger.exception("a request failed", extra={"server": self._config.server})
-        if not request.started:
-            await request.respond(answer.status, answer.headers, answer.body)
-
-    async def _preflight(self, request: "_Request") -> None:
-        granted = self._config.guard.preflight(request.headers)
-        request.cors = []
-        await request.respond(204 if granted else 403, granted)
+        super().__init__(config, {"POST": self._post, "GET": self._get, "DELETE": self._delete})
 
     # POST: a message, or a batch.
 
-    async def _post(self, request: "_Request") -> None:
+    async def _post(self, request: HTTPRequest) -> None:
         headers = request.headers
-        if headers.get("content-type", "").partition(";")[0].strip().lower() != JSON_TYPE:
-            raise HTTPRefusal(415, "content_type", "Content-Type must be application/json")
+        request.check_json()
         if not accepts(headers, JSON_TYPE, STREAM_TYPE):
             raise HTTPRefusal(406, "accept", "Accept must list application/json and text/event-stream")
-        try:
-            body = await read_body(request.receive, headers.get("content-length"))
-        except BodyTooLarge:
-            raise HTTPRefusal(413, "body", f"the body is larger than {MAX_BODY_BYTES} bytes") from None
+        body = await request.body()
         self._check_revision(request, body)
         is_batch = wire_format.is_batch(body)
         if is_batch:
@@ -124,7 +61,7 @@ class StreamableHTTPEndpoint:
             raise InvalidRequest(f"revision {workflow.revision} has no batches")
         await self._take(request, workflow, messages, is_batch=is_batch)
 
-    def _check_revision(self, request: "_Request", body: bytes) -> None:
+    def _check_revision(self, request: HTTPRequest, body: bytes) -> None:
         revision = request.headers.get(PROTOCOL_VERSION)
         if revision is not None and revision not in LEGACY:
             request.id = _id_in(body)
@@ -134,7 +71,7 @@ class StreamableHTTPEndpoint:
                 requested=revision[:64],
             )
 
-    async def _initialize(self, request: "_Request", message: Envelope) -> None:
+    async def _initialize(self, request: HTTPRequest, message: Envelope) -> None:
         key = self._key(request)
         session_id = request.headers.get(SESSION_ID)
         begun = await self._pool.begin(
@@ -149,7 +86,9 @@ class StreamableHTTPEndpoint:
         request.extra.append((POOL.encode(), begun.pool_result.encode()))
         await request.respond(200, [JSON], wire_format.result(message.id, Raw(begun.result)))
 
-    async def _take(self, request: "_Request", workflow: Workflow, messages: list[Envelope], *, is_batch: bool) -> None:
+    async def _take(
+        self, request: HTTPRequest, workflow: Workflow, messages: list[Envelope], *, is_batch: bool
+    ) -> None:
         forwarded = picked(request.headers, self._config.forward_headers)
         calls = [message for message in messages if message.kind == "request"]
         exchange = workflow.exchange(len(calls)) if calls else None
@@ -165,7 +104,7 @@ class StreamableHTTPEndpoint:
         else:
             await self._answer(request, workflow, exchange, is_batch=is_batch)
 
-    async def _answer(self, request: "_Request", workflow: Workflow, exchange: Exchange, *, is_batch: bool) -> None:
+    async def _answer(self, request: HTTPRequest, workflow: Workflow, exchange: Exchange, *, is_batch: bool) -> None:
         done = "miss" if request.began else exchange.pool_result
         request.extra.append((POOL.encode(), done.encode()))
         workflow.wire_came()
@@ -179,7 +118,7 @@ class StreamableHTTPEndpoint:
         finally:
             workflow.wire_left()
 
-    async def _decided(self, request: "_Request", workflow: Workflow, exchange: Exchange) -> list[bytes] | Stream:
+    async def _decided(self, request: HTTPRequest, workflow: Workflow, exchange: Exchange) -> list[bytes] | Stream:
         """The form of the answer. A client that can resume gets a stream when it takes long; another has to wait."""
         if exchange.ready.done():
             return exchange.ready.result()
@@ -206,7 +145,7 @@ class StreamableHTTPEndpoint:
 
     # GET: what belongs to no request, or what was missed.
 
-    async def _get(self, request: "_Request") -> None:
+    async def _get(self, request: HTTPRequest) -> None:
         if not accepts(request.headers, STREAM_TYPE):
             raise HTTPRefusal(406, "accept", "Accept must list text/event-stream")
         self._check_revision(request, b"")
@@ -231,30 +170,26 @@ class StreamableHTTPEndpoint:
         self._pool.statistics.count("resumes", "http", "resumed")
         await self._stream(request, reader)
 
-    async def _stream(self, request: "_Request", reader: Reader) -> None:
+    async def _stream(self, request: HTTPRequest, reader: Reader) -> None:
         """Send what the reader brings until its end, the client's leaving, or a client that takes nothing."""
+
+        async def chunks() -> bytes | None:
+            events = await reader.next(KEEP_ALIVE_SECONDS)
+            if events is None:
+                return None
+            return b"".join([event_stream.encode(event.message, id=reader.event_id(event)) for event in events])
+
         try:
             await request.start(200, EVENT_STREAM)
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(_cancel_at_disconnect, request.receive, tasks.cancel_scope)
-                await self._send_events(request, reader)
-                tasks.cancel_scope.cancel()
+            if not await send_events(request, chunks):
+                self._pool.statistics.count("slow_clients", self._config.server)
         finally:
             reader.close()
         await request.finish()
 
-    async def _send_events(self, request: "_Request", reader: Reader) -> None:
-        while (events := await reader.next(KEEP_ALIVE_SECONDS)) is not None:
-            chunks = [event_stream.encode(event.message, id=reader.event_id(event)) for event in events]
-            with anyio.move_on_after(SEND_SECONDS) as patience:
-                await request.send_chunk(b"".join(chunks) or event_stream.KEEP_ALIVE)
-            if patience.cancelled_caught:
-                self._pool.statistics.count("slow_clients", self._config.server)
-                return
-
     # DELETE: the end, or for a keyed workflow only a good-bye.
 
-    async def _delete(self, request: "_Request") -> None:
+    async def _delete(self, request: HTTPRequest) -> None:
         self._check_revision(request, b"")
         workflow = await self._workflow(request, create=False)
         if workflow.record.key is None or request.headers.get(END, "").strip().lower() == "workflow":
@@ -263,7 +198,7 @@ class StreamableHTTPEndpoint:
 
     # Which workflow.
 
-    async def _workflow(self, request: "_Request", *, create: bool = True) -> Workflow:
+    async def _workflow(self, request: HTTPRequest, *, create: bool = True) -> Workflow:
         key = self._key(request)
         session_id = request.headers.get(SESSION_ID)
         state: WorkflowState = "resumed"
@@ -284,16 +219,16 @@ class StreamableHTTPEndpoint:
         request.name(workflow, state if key is not None else None)
         return workflow
 
-    async def _begin_unasked(self, request: "_Request", key: str) -> tuple[Workflow, WorkflowState]:
+    async def _begin_unasked(self, request: HTTPRequest, key: str) -> tuple[Workflow, WorkflowState]:
         revision = request.headers.get(PROTOCOL_VERSION, DEFAULT_REVISION)
         begun = await begin_unasked(self._config, request.principal, key, revision, request.headers)
         request.began = begun.pool_result == "miss"
         return begun.workflow, begun.state
 
-    def _key(self, request: "_Request") -> str | None:
+    def _key(self, request: HTTPRequest) -> str | None:
         return admitted_key(self._config, request.principal, workflow_key(request.headers))
 
-    def _check_agreement(self, request: "_Request", workflow: Workflow) -> None:
+    def _check_agreement(self, request: HTTPRequest, workflow: Workflow) -> None:
         """Session id, key, event id and version header must name the same thing."""
         headers, record = request.headers, workflow.record
         session_id, key, revision = headers.get(SESSION_ID), workflow_key(headers), headers.get(PROTOCOL_VERSION)
@@ -303,56 +238,6 @@ class StreamableHTTPEndpoint:
             raise HTTPRefusal(
                 400, "revision", f"MCP-Protocol-Version {revision} contradicts the session's {record.revision}"
             )
-
-
-class _Request:
-    """One HTTP request and the state of its answer."""
-
-    __slots__ = ("_send", "began", "cors", "extra", "headers", "id", "principal", "receive", "started")
-
-    def __init__(self, headers: dict[str, str], receive: Receive, send: Send) -> None:
-        self.headers = headers
-        self.receive = receive
-        self._send = send
-        self.principal: Principal
-        self.began = False
-        """Set when this request opened the session that it was then carried over."""
-        self.id = b""
-        """The raw id of its JSON-RPC request, once it was read, so that a refusal can name it."""
-        self.cors: RawHeaders = []
-        self.extra: RawHeaders = []
-        self.started = False
-
-    def name(self, workflow: Workflow, state: WorkflowState | None) -> None:
-        """Tell the client its session id, where it begins or may not know it; and how its key came to it."""
-        if state is not None or self.headers.get(SESSION_ID) is None:
-            self.extra.append((SESSION_ID.encode(), workflow.record.session_id.encode()))
-        if state is not None:
-            self.extra.append((WORKFLOW_STATE.encode(), state.encode()))
-
-    async def respond(self, status: int, headers: RawHeaders, body: bytes = b"") -> None:
-        """A complete answer."""
-        self.started = True
-        await respond(self._send, status, [*headers, *self.extra, *self.cors], body)
-
-    async def start(self, status: int, headers: RawHeaders) -> None:
-        """The head of an answer whose body comes in chunks."""
-        self.started = True
-        head = [*headers, *self.extra, *self.cors]
-        await self._send({"type": "http.response.start", "status": status, "headers": head})
-
-    async def send_chunk(self, chunk: bytes) -> None:
-        """A piece of the body, at once."""
-        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
-
-    async def finish(self) -> None:
-        """The end of the body."""
-        await self._send({"type": "http.response.body", "body": b""})
-
-
-async def _cancel_at_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:
-    await until_disconnect(receive)
-    scope.cancel()
 
 
 def _id_in(body: bytes) -> bytes:

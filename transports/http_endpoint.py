@@ -1,0 +1,172 @@
+"""What every HTTP endpoint does with a request before and after its own part: guard, identity, refusals, streams."""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
+
+import anyio
+
+from ..mux.limits import MAX_BODY_BYTES
+from ..mux.principal import Principal
+from ..mux.record import WorkflowState
+from ..mux.workflow import Workflow
+from . import event_stream
+from .asgi import (
+    BodyTooLarge,
+    ClientLeft,
+    RawHeaders,
+    Receive,
+    Scope,
+    Send,
+    headers_of,
+    read_body,
+    respond,
+    until_disconnect,
+)
+from .endpoint import EndpointConfig
+from .headers import SESSION_ID, WORKFLOW_STATE
+from .status import HTTPRefusal, answer_to
+
+logger = logging.getLogger(__name__)
+
+KEEP_ALIVE_SECONDS: Final = 15.0
+SEND_SECONDS: Final = 60.0
+"""A client that takes nothing for this long is treated as gone; it may come back and resume."""
+
+JSON_TYPE: Final = "application/json"
+STREAM_TYPE: Final = "text/event-stream"
+
+
+class HTTPRequest:
+    """One HTTP request of a client, and the state of its answer."""
+
+    __slots__ = ("_send", "began", "cors", "extra", "headers", "id", "principal", "receive", "scope", "started")
+
+    def __init__(self, headers: dict[str, str], receive: Receive, send: Send, scope: Scope) -> None:
+        self.headers = headers
+        self.scope = scope
+        self.receive = receive
+        self._send = send
+        self.principal: Principal
+        self.began = False
+        """Set when this request opened the session that it was then carried over."""
+        self.id = b""
+        """The raw id of its JSON-RPC request, once it was read, so that a refusal can name it."""
+        self.cors: RawHeaders = []
+        self.extra: RawHeaders = []
+        self.started = False
+
+    def name(self, workflow: Workflow, state: WorkflowState | None) -> None:
+        """Tell the client its session id, where it begins or may not know it; and how its key came to it."""
+        if state is not None or self.headers.get(SESSION_ID) is None:
+            self.extra.append((SESSION_ID.encode(), workflow.record.session_id.encode()))
+        if state is not None:
+            self.extra.append((WORKFLOW_STATE.encode(), state.encode()))
+
+    def check_json(self) -> None:
+        """Make sure that the body is declared to be JSON.
+
+        Raises:
+            HTTPRefusal: 415.
+        """
+        if self.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON_TYPE:
+            raise HTTPRefusal(415, "content_type", "Content-Type must be application/json")
+
+    async def body(self) -> bytes:
+        """The whole body.
+
+        Raises:
+            HTTPRefusal: 413.
+            ClientLeft: it did not come to its end.
+        """
+        try:
+            return await read_body(self.receive, self.headers.get("content-length"))
+        except BodyTooLarge:
+            raise HTTPRefusal(413, "body", f"the body is larger than {MAX_BODY_BYTES} bytes") from None
+
+    async def respond(self, status: int, headers: RawHeaders, body: bytes = b"") -> None:
+        """A complete answer."""
+        self.started = True
+        await respond(self._send, status, [*headers, *self.extra, *self.cors], body)
+
+    async def start(self, status: int, headers: RawHeaders) -> None:
+        """The head of an answer whose body comes in chunks."""
+        self.started = True
+        head = [*headers, *self.extra, *self.cors]
+        await self._send({"type": "http.response.start", "status": status, "headers": head})
+
+    async def send_chunk(self, chunk: bytes) -> None:
+        """A piece of the body, at once."""
+        await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    async def finish(self) -> None:
+        """The end of the body."""
+        await self._send({"type": "http.response.body", "body": b""})
+
+
+Handle = Callable[[HTTPRequest], Awaitable[None]]
+
+
+class HTTPEndpoint:
+    """The ASGI application of one path of a server; `methods` say who answers what."""
+
+    def __init__(self, config: EndpointConfig, methods: Mapping[str, Handle]) -> None:
+        self._config = config
+        self._pool = config.pool
+        self._methods = methods
+        self._allow = ", ".join((*methods, "OPTIONS"))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one HTTP request."""
+        request = HTTPRequest(headers_of(scope), receive, send, scope)
+        try:
+            self._config.guard.check(request.headers)
+            request.cors = self._config.guard.cors(request.headers)
+            if scope["method"] == "OPTIONS":
+                return await self._preflight(request)
+            handle = self._methods.get(scope["method"])
+            if handle is None:
+                allow = (b"allow", self._allow.encode())
+                raise HTTPRefusal(405, "method", f"use {' or '.join(self._methods)}", headers=[allow])
+            request.principal = self._config.authenticate(request.headers)
+            await handle(request)
+        except ClientLeft:
+            self._pool.statistics.count("refused", "client_left")
+        except Exception as error:
+            await self._refuse(request, error)
+
+    async def _refuse(self, request: HTTPRequest, error: Exception) -> None:
+        answer = answer_to(error, request.id)
+        if answer.refused:
+            self._pool.statistics.count("refused", answer.refused)
+        if answer.status == 500:
+            logger.exception("a request failed", extra={"server": self._config.server})
+        if not request.started:
+            await request.respond(answer.status, answer.headers, answer.body)
+
+    async def _preflight(self, request: HTTPRequest) -> None:
+        granted = self._config.guard.preflight(request.headers)
+        request.cors = []
+        await request.respond(204 if granted else 403, granted)
+
+
+async def send_events(request: HTTPRequest, chunk: Callable[[], Awaitable[bytes | None]]) -> bool:
+    """Send the chunks of a stream until there are no more, or the client leaves; an empty one is a keep-alive.
+
+    False where the client took nothing for `SEND_SECONDS`.
+    """
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_cancel_at_disconnect, request.receive, tasks.cancel_scope)
+        while (text := await chunk()) is not None:
+            with anyio.move_on_after(SEND_SECONDS) as patience:
+                await request.send_chunk(text or event_stream.KEEP_ALIVE)
+            if patience.cancelled_caught:
+                tasks.cancel_scope.cancel()
+                return False
+        tasks.cancel_scope.cancel()
+    return True
+
+
+async def _cancel_at_disconnect(receive: Receive, scope: anyio.CancelScope) -> None:
+    await until_disconnect(receive)
+    scope.cancel()
