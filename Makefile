@@ -68,7 +68,7 @@ peers: .venv-sdk1/.installed .node/.installed .peers/.installed
 
 .venv-sdk1/.installed:
 	$(call make_venv,.venv-sdk1)
-	.venv-sdk1/bin/python -m pip install -q --disable-pip-version-check 'mcp>=1.30,<2' uvicorn
+	.venv-sdk1/bin/python -m pip install -q --disable-pip-version-check 'mcp[ws]>=1.30,<2' uvicorn
 	@touch $@
 
 .node/.installed: tests/harness/node/package.json

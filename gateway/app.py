@@ -15,6 +15,7 @@ from anyio.abc import TaskGroup
 from ..compat.per_request import PerRequestLine
 from ..mux.directory.memory import MemoryDirectory
 from ..mux.directory.timed import TimedDirectory
+from ..mux.limits import MAX_BODY_BYTES
 from ..mux.line import ChannelMaker
 from ..mux.pool import Pool, Upstream
 from ..mux.ports import Line
@@ -22,11 +23,14 @@ from ..mux.statistics import Statistics
 from ..transports.asgi import ASGIApp, Receive, Scope, Send
 from ..transports.endpoint import EndpointConfig
 from ..transports.guard import Guard
+from ..transports.sse import SSEEndpoint
 from ..transports.streamable_http import StreamableHTTPEndpoint
 from ..transports.upstream.streamable_http import StreamableHTTPConnector
+from ..transports.websocket import WebSocketEndpoint
 from .auth import Authenticator
 from .operations import operations_app
 from .settings import Server, Settings, SettingsError, is_loopback
+from .websockets import PingingWebSocket
 
 logger = logging.getLogger(__name__)
 
@@ -60,25 +64,29 @@ class Gateway:
             allowed_hosts=listener.allowed_hosts,
             allowed_origins=listener.allowed_origins,
         )
-        self._endpoints: dict[str, ASGIApp] = {
-            f"{PREFIX}{name}/mcp": StreamableHTTPEndpoint(
-                EndpointConfig(
-                    server=name,
-                    pool=self.pool,
-                    guard=guard,
-                    authenticate=authenticator.authenticate,
-                    anonymous_keys=is_loopback(listener.host),
-                    forward_headers=tuple(header.lower() for header in server.forward_headers),
-                    session_headers=tuple(header.lower() for header in server.session_headers),
-                )
+        self._http: dict[str, ASGIApp] = {}
+        self._websocket: dict[str, ASGIApp] = {}
+        for name, server in settings.servers.items():
+            config = EndpointConfig(
+                server=name,
+                pool=self.pool,
+                guard=guard,
+                authenticate=authenticator.authenticate,
+                anonymous_keys=is_loopback(listener.host),
+                forward_headers=tuple(header.lower() for header in server.forward_headers),
+                session_headers=tuple(header.lower() for header in server.session_headers),
             )
-            for name, server in settings.servers.items()
-        }
+            sse = SSEEndpoint(config)
+            self._http[f"{PREFIX}{name}/mcp"] = StreamableHTTPEndpoint(config)
+            self._http[f"{PREFIX}{name}/sse"] = sse.stream
+            self._http[f"{PREFIX}{name}/message"] = sse.messages
+            self._websocket[f"{PREFIX}{name}/ws"] = WebSocketEndpoint(config)
         self._operations = operations_app(self.pool, settings, guard, authenticator)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection: an MCP endpoint by its path, everything else by the operations application."""
-        endpoint = self._endpoints.get(scope.get("path", "")) if scope["type"] == "http" else None
+        endpoints = self._websocket if scope["type"] == "websocket" else self._http
+        endpoint = endpoints.get(scope.get("path", ""))
         await (endpoint or self._operations)(scope, receive, send)
 
     @asynccontextmanager
@@ -130,7 +138,9 @@ async def serve(settings: Settings, *, demo: bool, on_ready: Callable[[str], Non
             gateway,
             http="httptools",
             lifespan="off",
-            ws="none",
+            ws=PingingWebSocket,
+            ws_max_size=MAX_BODY_BYTES,
+            ws_per_message_deflate=False,
             proxy_headers=False,
             server_header=False,
             access_log=False,

@@ -29,6 +29,8 @@ class Duplex:
         self._began = 0
         """The position after which its newest connection began."""
         self._acknowledged = 0
+        self.said_goodbye = False
+        """True once its client has closed it in order: another connection is not its continuation."""
         self.left = workflow.now()
         """When its last connection went, or it was made."""
         self.stream = workflow.streams.open()
@@ -40,6 +42,11 @@ class Duplex:
     def is_attached(self) -> bool:
         """True while a connection carries it."""
         return self._workflow.streams.is_read(self.stream)
+
+    @property
+    def owes(self) -> bool:
+        """True while an answer is due."""
+        return bool(self._ids)
 
     @property
     def is_idle(self) -> bool:
@@ -93,6 +100,10 @@ class Duplex:
         """A connection has gone."""
         self.left = self._workflow.now()
         reader.close()
+
+    def acknowledge_sent(self) -> None:
+        """The transport vouches for all that was handed to it."""
+        self.acknowledge(self.stream.sent)
 
     def acknowledge(self, position: int) -> None:
         """The client surely has everything up to this position."""

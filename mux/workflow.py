@@ -27,6 +27,9 @@ from .routing import Desk, place, refusal
 from .statistics import Statistics
 from .streams import Streams
 
+MAX_LEFT: Final = 16
+"""Wires that lost their connection and owe no answer, for which a client may come back; older ones are forgotten."""
+
 WORST_FIRST: Final = ("bypass", "miss", "spare", "hit")
 
 
@@ -52,6 +55,9 @@ class Workflow:
         self.opened: asyncio.Future[Opened] = asyncio.get_running_loop().create_future()
         self.checked = clock()
         """When the record was last compared with the directory's."""
+        self.ends_with_its_wires = False
+        """True for a session that began on a wire which carries everything, without a key: where its client does not
+        come back within `resume_window`, nobody else will."""
         self._clock = clock
         self._on_end = on_end
         self._desk: Desk[Call] = Desk()
@@ -128,6 +134,7 @@ class Workflow:
     def exchange(self, requests: int) -> Exchange:
         """A new exchange with so many requests; `call` each of them next."""
         exchange = Exchange(self, requests)
+        self.ends_with_its_wires = False
         self._exchanges[exchange] = None
         return exchange
 
@@ -235,13 +242,19 @@ class Workflow:
 
     # Wires.
 
-    def duplex(self) -> Duplex:
-        """For a wire that carries everything and names no position: the newest one that lost its connection, or new."""
-        found = next((duplex for duplex in reversed(self._duplexes) if not duplex.is_attached), None)
-        if found is None:
-            found = Duplex(self)
-            self._duplexes.append(found)
-        return found
+    def new_duplex(self) -> Duplex:
+        """A wire that carries everything, for a client that begins on it."""
+        left = [duplex for duplex in self._duplexes if not duplex.is_attached and not duplex.owes]
+        for duplex in left[: max(0, len(left) - MAX_LEFT)]:
+            self._forget(duplex)
+        duplex = Duplex(self)
+        self._duplexes.append(duplex)
+        return duplex
+
+    @property
+    def left_duplex(self) -> Duplex | None:
+        """The newest such wire that lost its connection without a good-bye: its client may come back to it."""
+        return next((d for d in reversed(self._duplexes) if not d.is_attached and not d.said_goodbye), None)
 
     @property
     def newest_duplex(self) -> Duplex | None:
@@ -298,10 +311,11 @@ class Workflow:
         self.line.expire(now)
         self.streams.expire(now - self.pooling.resume_window)
         for duplex in [d for d in self._duplexes if d.is_idle and d.left + self.pooling.resume_window <= now]:
-            self._duplexes.remove(duplex)
-            self.streams.forget(duplex.stream)
+            self._forget(duplex)
         if not self._wires and self._touched + self.pooling.resume_window <= now:
             self._refuse_questions("the client did not come back")
+            if self.ends_with_its_wires and not len(self._desk):
+                self.fail("abandoned")
 
     def end(self, cause: str) -> bool:
         """End it: calls fail, the upstream session is closed, readers get what is left and stop. False if it had."""
@@ -312,6 +326,10 @@ class Workflow:
         self.line.close(self._ended)
         self.streams.end()
         return True
+
+    def _forget(self, duplex: Duplex) -> None:
+        self._duplexes.remove(duplex)
+        self.streams.forget(duplex.stream)
 
     def _refuse_questions(self, why: str) -> None:
         for question in self._desk.forget():

@@ -3,7 +3,8 @@
 import re
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
+from urllib.parse import parse_qs
 
 from .status import HTTPRefusal
 
@@ -27,10 +28,45 @@ def workflow_key(headers: Mapping[str, str]) -> str | None:
     Raises:
         HTTPRefusal: 400, not 1-128 characters of `A-Z a-z 0-9 . _ : -`.
     """
-    key = headers.get(WORKFLOW)
+    return _checked_key(headers.get(WORKFLOW))
+
+
+def _checked_key(key: str | None) -> str | None:
     if key is not None and not _KEY.fullmatch(key):
         raise HTTPRefusal(400, "workflow_key", "Trunkline-Workflow must be 1-128 characters of A-Z a-z 0-9 . _ : -")
     return key
+
+
+class Asked(NamedTuple):
+    """The workflow that a client asks for when it connects; None where it names none."""
+
+    session_id: str | None
+    key: str | None
+    last_event_id: str | None
+
+
+def asked(headers: Mapping[str, str], query: bytes) -> Asked:
+    """What a client asks for by headers or, as browsers can set none on a stream or socket, by the query.
+
+    Raises:
+        HTTPRefusal: 400, header and query disagree, a name comes twice, or the key is no key.
+    """
+    try:
+        named = parse_qs(query.decode("ascii"), keep_blank_values=True, max_num_fields=32)
+    except ValueError:
+        raise HTTPRefusal(400, "query", "the query string cannot be read") from None
+    values = [_one(headers.get(header), named.get(name, [])) for header, name in _IN_QUERY]
+    return Asked(values[0], _checked_key(values[1]), values[2])
+
+
+_IN_QUERY: Final = ((SESSION_ID, "session_id"), (WORKFLOW, "workflow"), (LAST_EVENT_ID, "last_event_id"))
+
+
+def _one(header: str | None, queried: list[str]) -> str | None:
+    values = {value for value in (header, *queried) if value}
+    if len(values) > 1:
+        raise HTTPRefusal(400, "disagree", "header and query name different things")
+    return values.pop() if values else None
 
 
 def accepts(headers: Mapping[str, str], *types: str) -> bool:

@@ -39,7 +39,7 @@ async def ids_of(reader: Reader, count: int) -> list[object]:
 async def test_calls_at_once_are_answered_on_its_stream_in_the_order_of_their_answers() -> None:
     server = MemoryServer()
     async with workflow_of(server) as workflow:
-        duplex = workflow.duplex()
+        duplex = workflow.new_duplex()
         reader = duplex.attach()
         for n in range(3):
             call(workflow, duplex, b"%d" % n, n)
@@ -53,7 +53,7 @@ async def test_calls_at_once_are_answered_on_its_stream_in_the_order_of_their_an
 async def test_g1_the_same_id_twice_in_flight_is_refused_and_the_first_goes_on() -> None:
     server = MemoryServer()
     async with workflow_of(server) as workflow:
-        duplex = workflow.duplex()
+        duplex = workflow.new_duplex()
         reader = duplex.attach()
         call(workflow, duplex, b"1", 1)
         call(workflow, duplex, b"1", 2)
@@ -70,9 +70,9 @@ async def test_g1_the_same_id_twice_in_flight_is_refused_and_the_first_goes_on()
 async def test_g1_ids_of_two_wires_do_not_meet_and_a_cancel_means_its_own() -> None:
     server = MemoryServer()
     async with workflow_of(server) as workflow:
-        one = workflow.duplex()
+        one = workflow.new_duplex()
         first = one.attach()
-        two = workflow.duplex()
+        two = workflow.new_duplex()
         second = two.attach()
         assert one is not two
         call(workflow, one, b"1", 1)
@@ -88,7 +88,7 @@ async def test_g1_ids_of_two_wires_do_not_meet_and_a_cancel_means_its_own() -> N
 async def test_over_http_a_cancel_means_a_call_of_a_wire_only_once_that_lost_its_connection() -> None:
     server = MemoryServer()
     async with workflow_of(server) as workflow:
-        duplex = workflow.duplex()
+        duplex = workflow.new_duplex()
         reader = duplex.attach()
         call(workflow, duplex, b"7", 1)
         await server.got("tools/call")
@@ -102,14 +102,14 @@ async def test_over_http_a_cancel_means_a_call_of_a_wire_only_once_that_lost_its
 async def test_a_connection_goes_on_after_the_count_that_the_client_names() -> None:
     server = MemoryServer()
     async with workflow_of(server) as workflow:
-        duplex = workflow.duplex()
+        duplex = workflow.new_duplex()
         reader = duplex.attach()
         for n in range(4):
             call(workflow, duplex, b"%d" % n, n)
             (await server.got("tools/call", n + 1)).answer({})
         assert await ids_of(reader, 4) == [0, 1, 2, 3]
         duplex.detach(reader)
-        assert workflow.duplex() is duplex
+        assert workflow.left_duplex is duplex
         again = duplex.attach_after(3)
         assert await ids_of(again, 1) == [3]
         call(workflow, duplex, b"4", 4)
@@ -122,7 +122,7 @@ async def test_a_connection_goes_on_after_the_count_that_the_client_names() -> N
 async def test_without_a_count_it_goes_on_after_what_was_acknowledged() -> None:
     server = MemoryServer()
     async with workflow_of(server) as workflow:
-        duplex = workflow.duplex()
+        duplex = workflow.new_duplex()
         reader = duplex.attach()
         for n in range(3):
             call(workflow, duplex, b"%d" % n, n)
@@ -136,7 +136,7 @@ async def test_without_a_count_it_goes_on_after_what_was_acknowledged() -> None:
 
 async def test_a_count_of_what_was_never_sent_ends_the_workflow() -> None:
     async with workflow_of(MemoryServer()) as workflow:
-        duplex = workflow.duplex()
+        duplex = workflow.new_duplex()
         duplex.detach(duplex.attach())
         with pytest.raises(Trimmed):
             duplex.attach_after(1)
@@ -147,7 +147,7 @@ async def test_a_count_of_what_was_never_sent_ends_the_workflow() -> None:
 async def test_a_newer_connection_takes_the_wire_over() -> None:
     server = MemoryServer()
     async with workflow_of(server) as workflow:
-        duplex = workflow.duplex()
+        duplex = workflow.new_duplex()
         old = duplex.attach()
         new = duplex.attach_after(0)
         assert await old.next(1) is None
@@ -161,9 +161,9 @@ async def test_a_newer_connection_takes_the_wire_over() -> None:
 async def test_what_belongs_to_no_request_goes_to_the_newest_wire_or_waits_for_the_last() -> None:
     server = MemoryServer()
     async with workflow_of(server) as workflow:
-        one = workflow.duplex()
+        one = workflow.new_duplex()
         first = one.attach()
-        two = workflow.duplex()
+        two = workflow.new_duplex()
         second = two.attach()
         server.session.tell(message("notifications/tools/list_changed"))
         assert len(await some(second)) == 1
@@ -182,9 +182,9 @@ async def test_what_a_server_asks_within_a_call_goes_to_the_wire_that_called() -
     async with workflow_of(server) as workflow:
         client = Client(workflow)
         exchange = client.call()
-        asking = workflow.duplex()
+        asking = workflow.new_duplex()
         reader = asking.attach()
-        newest = workflow.duplex()
+        newest = workflow.new_duplex()
         other = newest.attach()
         call(workflow, asking, b"5", 1)
         (await server.got("tools/call", 2)).say(message("notifications/message", {"level": "info", "data": 1}))
@@ -197,7 +197,7 @@ async def test_what_a_server_asks_within_a_call_goes_to_the_wire_that_called() -
 async def test_a_wire_that_nobody_came_back_to_is_forgotten() -> None:
     server = MemoryServer()
     async with workflow_of(server) as workflow:
-        duplex = workflow.duplex()
+        duplex = workflow.new_duplex()
         duplex.detach(duplex.attach())
         assert duplex.is_idle
         workflow.expire(workflow.now() + workflow.pooling.resume_window + 1)

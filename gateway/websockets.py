@@ -1,0 +1,44 @@
+"""uvicorn's WebSocket protocol, lending its pings: `transports.websocket` learns from a pong what a client has."""
+
+import asyncio
+import os
+
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
+from websockets.http11 import Request
+
+from ..transports.websocket import PING
+
+
+class PingingWebSocket(WebSocketsSansIOProtocol):
+    """A connection whose application can ping and wait for the pong."""
+
+    _pings: dict[bytes, asyncio.Future[None]]
+
+    def handle_connect(self, event: Request) -> None:
+        """See the base class."""
+        self._pings = {}
+        super().handle_connect(event)
+        scope = getattr(self, "scope", None)
+        if scope is not None:
+            scope["extensions"][PING] = self.ping
+
+    def handle_pong(self, event: Frame) -> None:
+        """See the base class; a pong of ours is answered here."""
+        waiter = self._pings.pop(bytes(event.data), None)
+        if waiter is None:
+            super().handle_pong(event)
+        elif not waiter.done():
+            waiter.set_result(None)
+
+    async def ping(self) -> None:
+        """Ping the client, and return when its pong has come; where the connection goes before, never."""
+        payload = os.urandom(8)
+        waiter = self._pings[payload] = self.loop.create_future()
+        if not self.close_sent and not self.transport.is_closing():
+            self.conn.send_ping(payload)
+            self.transport.write(b"".join(self.conn.data_to_send()))
+        try:
+            await waiter
+        finally:
+            self._pings.pop(payload, None)

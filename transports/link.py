@@ -1,0 +1,379 @@
+"""One connection of a client that carries everything both ways, and the workflow that it belongs to.
+
+What SSE and WebSocket have in common: which workflow a connection asks for, what becomes of its messages, and what is
+due on it. The bytes are theirs.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Final, Literal, NamedTuple
+
+from msgspec import Raw
+
+from ..mux import envelope as wire_format
+from ..mux.duplex import Duplex
+from ..mux.envelope import Envelope
+from ..mux.errors import (
+    InvalidMessage,
+    InvalidRequest,
+    Overloaded,
+    TrunklineError,
+    UnknownSession,
+    UnsupportedRevision,
+)
+from ..mux.event_log import Position, Trimmed
+from ..mux.limits import MAX_BODY_BYTES
+from ..mux.pool import Begun
+from ..mux.principal import Principal
+from ..mux.record import WorkflowState, new_session_id
+from ..mux.routing import LEGACY
+from ..mux.streams import Reader
+from ..mux.workflow import Workflow
+from .endpoint import DEFAULT_REVISION, EndpointConfig, admitted_key, begin_unasked, picked
+from .headers import Asked
+from .status import HTTPRefusal
+
+HANDSHAKE_SECONDS: Final = 30.0
+"""How long a connection may stay without a workflow."""
+
+MAX_EARLY: Final = 32
+"""Refusals that wait for a client which has no workflow yet and reads nothing."""
+
+MAX_COUNT: Final = 10**15
+
+HOLD_SECONDS: Final = 1.0
+"""How long what is due to a connection that came back without saying where is held: if its first message is
+`initialize`, it is a client that began anew and counts its ids from the start, and must not meet old answers."""
+
+Transport = Literal["sse", "websocket"]
+
+
+class Due(NamedTuple):
+    """One message for the client. `event_id` and `position` are empty where no workflow logged it."""
+
+    message: bytes
+    event_id: str
+    position: int
+
+
+class Link:
+    """One such connection. `open` it first; then `take` what comes, and send what `next` brings, until it is over."""
+
+    def __init__(self, config: EndpointConfig, principal: Principal, transport: Transport) -> None:
+        self._config = config
+        self._pool = config.pool
+        self._principal = principal
+        self._transport: Transport = transport
+        self._key: str | None = None
+        self._workflow: Workflow | None = None
+        self._duplex: Duplex | None = None
+        self._readers: list[Reader] = []
+        """What the client is due: the rest of an exchange that it came back to, and last its duplex."""
+        self._early: list[bytes] = []
+        self._is_beginning = False
+        self._hold: asyncio.TimerHandle | None = None
+        self._changed = asyncio.Event()
+        self.session_id = ""
+        """The workflow's, known to the client from the start: the workflow that begins here will have it."""
+
+    @property
+    def principal(self) -> Principal:
+        """Whose connection it is."""
+        return self._principal
+
+    @property
+    def has_workflow(self) -> bool:
+        """True once the handshake is done."""
+        return self._workflow is not None
+
+    @property
+    def wire(self) -> int:
+        """A number that tells the workflow's duplex wires apart; 0 before there is a workflow."""
+        return self._duplex.stream.number if self._duplex is not None else 0
+
+    @property
+    def end_reason(self) -> str:
+        """Why nothing more will come, in a fixed word."""
+        ended = self._workflow.ended if self._workflow is not None else None
+        return ended.cause if ended is not None else "taken_over" if self._workflow is not None else "overloaded"
+
+    @classmethod
+    def of(cls, config: EndpointConfig, workflow: Workflow, transport: Transport) -> "Link":
+        """For a message that came while the connection of its workflow is cut: the answer waits there.
+
+        Raises:
+            UnknownSession: the workflow never had such a connection.
+        """
+        link = cls(config, workflow.principal, transport)
+        link._key = workflow.record.key
+        link.session_id = workflow.record.session_id
+        link._workflow, link._duplex = workflow, workflow.newest_duplex
+        if link._duplex is None:
+            raise UnknownSession("no such session; begin anew with initialize")
+        return link
+
+    async def open(self, asked: Asked) -> WorkflowState | None:
+        """Find the workflow that the client asks for, or a name for one to begin; and how its key came to it.
+
+        Raises:
+            HTTPRefusal: what it names disagrees.
+            TrunklineError: it names what is unknown or no longer held, or the gateway is draining.
+        """
+        self._key = admitted_key(self._config, self._principal, asked.key)
+        workflow = await self._find(asked)
+        if workflow is None:
+            if self._pool.draining:
+                raise Overloaded("the gateway is shutting down", limit="draining")
+            self.session_id = new_session_id()
+            return "created" if self._key is not None else None
+        if not workflow.opened.done():
+            await asyncio.shield(workflow.opened)
+        self._key = workflow.record.key
+        self._return(workflow, asked)
+        return "resumed" if asked.key is not None else None
+
+    async def take(self, text: bytes, headers: Mapping[str, str]) -> None:
+        """One message of the client as it was sent; what is wrong with it is said on the connection."""
+        try:
+            message = wire_format.parse(text, limit=MAX_BODY_BYTES)
+        except InvalidMessage as error:
+            self._pool.statistics.count("refused", error.reason)
+            self._say(wire_format.failure(b"", error))
+            return
+        await self.receive(message, headers)
+
+    async def receive(self, message: Envelope, headers: Mapping[str, str]) -> None:
+        """One message of the client."""
+        try:
+            if self._hold is not None and message.method != "initialize":
+                self._release()
+            if message.kind == "request" and message.method == "initialize":
+                await self._initialize(message, headers)
+                return
+            workflow = self._workflow or await self._begin_unasked(message, headers)
+        except TrunklineError as error:
+            self._pool.statistics.count("refused", error.reason)
+            if message.kind == "request":
+                self._say(wire_format.failure(message.id, error))
+            return
+        if workflow is not None and self._duplex is not None:
+            self._dispatch(workflow, self._duplex, message, headers)
+
+    async def next(self, patience: float) -> list[Due] | None:
+        """What is due; empty after `patience` seconds without anything; None when the connection is over."""
+        due = self._due()
+        while due == []:
+            self._changed.clear()
+            try:
+                async with asyncio.timeout(patience):
+                    await self._changed.wait()
+            except TimeoutError:
+                return self._due()
+            due = self._due()
+        return due
+
+    def acknowledge(self, position: int) -> None:
+        """The client surely has everything up to this position."""
+        if self._duplex is not None:
+            self._duplex.acknowledge(position)
+
+    def close(self, *, goodbye: bool = False) -> None:
+        """The connection has gone; the workflow goes on. With `goodbye`, the client closed it in order."""
+        if self._hold is not None:
+            self._hold.cancel()
+        if goodbye and self._duplex is not None:
+            self._duplex.said_goodbye = True
+        self._detach()
+
+    def _detach(self) -> None:
+        if self._transport == "sse" and self._duplex is not None:
+            self._duplex.acknowledge_sent()
+        for reader in self._readers:
+            if self._duplex is not None and reader.stream is self._duplex.stream:
+                self._duplex.detach(reader)
+            else:
+                reader.close()
+        self._readers.clear()
+
+    # Which workflow.
+
+    async def _find(self, asked: Asked) -> Workflow | None:
+        found: Workflow | None = None
+        if asked.session_id is not None:
+            found = await self._pool.find(self._principal, self._config.server, asked.session_id)
+        elif asked.last_event_id is not None and _count(asked.last_event_id) is None:
+            position = _position(asked.last_event_id)
+            found = await self._pool.find_position(self._principal, self._config.server, position)
+        elif asked.key is not None:
+            found = await self._pool.find_key(self._principal, self._config.server, asked.key)
+        if found is not None and asked.key is not None and asked.key != found.record.key:
+            raise HTTPRefusal(400, "disagree", "the session and Trunkline-Workflow disagree")
+        return found
+
+    def _return(self, workflow: Workflow, asked: Asked) -> None:
+        """Come back to a workflow: where the client says, else to what lost its connection, else to begin on it."""
+        self.session_id = workflow.record.session_id
+        try:
+            if asked.last_event_id is not None:
+                count = _count(asked.last_event_id)
+                if count is not None:
+                    self._enter(workflow, self._counted(workflow, count))
+                else:
+                    self._enter_at(workflow, _position(asked.last_event_id))
+            elif not self._inherit(workflow, asked):
+                self._enter(workflow)
+                return
+        except Trimmed:
+            self._pool.statistics.count("resumes", self._transport, "trimmed")
+            raise
+        self._pool.statistics.count("resumes", self._transport, "resumed")
+
+    def _counted(self, workflow: Workflow, count: int) -> tuple[Duplex, Reader]:
+        duplex = workflow.newest_duplex
+        if self._transport != "websocket" or duplex is None:
+            raise HTTPRefusal(400, "last_event_id", "a count names what came on a WebSocket; this session had none")
+        return duplex, duplex.attach_after(count)
+
+    def _enter_at(self, workflow: Workflow, position: Position) -> None:
+        if position.token != workflow.record.event_token:
+            raise HTTPRefusal(400, "disagree", "the session and Last-Event-ID disagree")
+        duplex = workflow.find_duplex(position.stream)
+        if duplex is None or position.epoch:
+            self._add(workflow.streams.resume(position))
+            self._enter(workflow)
+        else:
+            self._enter(workflow, (duplex, duplex.attach_at(position.n)))
+
+    def _inherit(self, workflow: Workflow, asked: Asked) -> bool:
+        """Go on, after what was acknowledged, with a wire that lost its connection; on SSE if its session is named."""
+        duplex = workflow.left_duplex
+        if duplex is None or (self._transport == "sse" and asked.session_id is None):
+            return False
+        self._enter(workflow, (duplex, duplex.attach()))
+        self._hold = asyncio.get_running_loop().call_later(HOLD_SECONDS, self._release)
+        return True
+
+    def _release(self) -> None:
+        """The connection goes on where another was cut."""
+        if self._hold is not None:
+            self._hold.cancel()
+            self._hold = None
+            self._changed.set()
+
+    def _begin_on(self, workflow: Workflow) -> None:
+        """The client began anew on a connection that would have gone on with another: leave that where it was."""
+        if self._hold is not None:
+            self._detach()
+            self._release()
+            self._enter(workflow)
+
+    def _enter(self, workflow: Workflow, at: tuple[Duplex, Reader] | None = None) -> None:
+        """Belong to a workflow from here on; without a position, as a wire of its own."""
+        if at is None:
+            duplex = workflow.new_duplex()
+            at = duplex, duplex.attach()
+        self._workflow = workflow
+        self._duplex = at[0]
+        self._add(at[1])
+
+    def _add(self, reader: Reader) -> None:
+        reader.on_wake = self._changed.set
+        self._readers.append(reader)
+        self._changed.set()
+
+    # What the client sends.
+
+    async def _initialize(self, message: Envelope, headers: Mapping[str, str]) -> None:
+        known = self._workflow
+        self._is_beginning = True
+        try:
+            begun = await self._pool.begin(
+                self._principal,
+                self._config.server,
+                message,
+                session_id=known.record.session_id if known is not None else None,
+                key=self._key,
+                session_headers=picked(headers, self._config.session_headers),
+                new_id=self.session_id,
+                own_wires=len(self._readers),
+            )
+            self._move(begun)
+        finally:
+            self._is_beginning = False
+            self._changed.set()
+        self._say(wire_format.result(message.id, Raw(begun.result)))
+
+    async def _begin_unasked(self, message: Envelope, headers: Mapping[str, str]) -> Workflow | None:
+        """The workflow of a keyed client that begins without a handshake; nothing for what needs none."""
+        if message.method == "server/discover":
+            raise UnsupportedRevision("begin with initialize", supported=list(LEGACY), requested="2026-07-28")
+        if message.kind == "request" and message.method == "ping":
+            self._say(wire_format.result(message.id, Raw(b"{}")))
+            return None
+        if self._key is None:
+            raise InvalidRequest("begin with initialize")
+        begun = await begin_unasked(
+            self._config, self._principal, self._key, DEFAULT_REVISION, headers, new_id=self.session_id
+        )
+        self._move(begun)
+        return begun.workflow
+
+    def _move(self, begun: Begun) -> None:
+        workflow = begun.workflow
+        if workflow is self._workflow:
+            self._begin_on(workflow)
+        else:
+            self._detach()
+            self.session_id = workflow.record.session_id
+            self._enter(workflow)
+            if begun.state != "resumed" and self._key is None:
+                workflow.ends_with_its_wires = True
+
+    def _dispatch(self, workflow: Workflow, duplex: Duplex, message: Envelope, headers: Mapping[str, str]) -> None:
+        forwarded = picked(headers, self._config.forward_headers)
+        if message.kind == "request":
+            workflow.call(message, duplex, forwarded)
+        elif message.kind == "notification":
+            workflow.notify(message, forwarded, duplex)
+        else:
+            workflow.respond(message)
+
+    # What the client is due.
+
+    def _say(self, message: bytes) -> None:
+        if self._duplex is not None:
+            self._duplex.add(message)
+        else:
+            self._early.append(message)
+            self._changed.set()
+
+    def _due(self) -> list[Due] | None:
+        if len(self._early) > MAX_EARLY:
+            return None
+        due = [Due(message, "", 0) for message in self._early]
+        self._early.clear()
+        if self._hold is not None:
+            return due
+        for reader in tuple(self._readers):
+            events = reader.due()
+            if events is not None:
+                of_duplex = self._duplex is not None and reader.stream is self._duplex.stream
+                due += [Due(e.message, reader.event_id(e), e.n if of_duplex else 0) for e in events]
+            elif reader is not self._readers[-1]:
+                self._readers.remove(reader)
+                reader.close()
+            elif not due and not self._is_beginning:
+                return None
+        return due
+
+
+def _position(event_id: str) -> Position:
+    position = Position.read(event_id)
+    if position is None:
+        raise UnknownSession("no such event; begin anew with initialize")
+    return position
+
+
+def _count(last_event_id: str) -> int | None:
+    """The number of messages that a client says it received; None for an event id."""
+    return min(int(last_event_id[:20]), MAX_COUNT) if last_event_id.isascii() and last_event_id.isdigit() else None

@@ -1,0 +1,116 @@
+"""HTTP+SSE for clients (2024-11-05): a GET opens the stream, and each message is a POST of its own (rules T1-T5).
+
+Beyond the specification, a stream that breaks can be taken up: by the event id that a plain EventSource sends back, or
+by the session id. Its calls go on meanwhile.
+"""
+
+import secrets
+from typing import Final
+from urllib.parse import parse_qs, quote
+
+from ..mux import envelope as wire_format
+from ..mux.errors import UnknownSession
+from ..mux.limits import MAX_BODY_BYTES
+from . import event_stream
+from .asgi import EVENT_STREAM, RawHeaders, Scope
+from .endpoint import EndpointConfig
+from .headers import SESSION_ID, WORKFLOW_STATE, accepts, asked
+from .http_endpoint import KEEP_ALIVE_SECONDS, STREAM_TYPE, HTTPEndpoint, HTTPRequest, send_events
+from .link import HANDSHAKE_SECONDS, Link
+from .status import HTTPRefusal
+
+ACCEPTED: Final = b"Accepted"
+
+Links = dict[str, dict[str, Link]]
+"""Open streams by the session id that their client knows, and by the name of each; the newest last."""
+
+
+class SSEEndpoint:
+    """The two paths of one server: `stream` is the application of its `/sse`, `messages` that of its `/message`."""
+
+    def __init__(self, config: EndpointConfig) -> None:
+        links: Links = {}
+        self.stream = _Stream(config, links)
+        self.messages = _Messages(config, links)
+
+
+class _Stream(HTTPEndpoint):
+    def __init__(self, config: EndpointConfig, links: Links) -> None:
+        super().__init__(config, {"GET": self._get})
+        self._links = links
+
+    async def _get(self, request: HTTPRequest) -> None:
+        if not accepts(request.headers, STREAM_TYPE):
+            raise HTTPRefusal(406, "accept", "Accept must list text/event-stream")
+        if self._pool.draining:
+            await request.respond(200, EVENT_STREAM, event_stream.RECONNECT)
+            return
+        link = Link(self._config, request.principal, "sse")
+        state = await link.open(asked(request.headers, request.scope.get("query_string", b"")))
+        session_id, name = link.session_id, secrets.token_hex(4)
+        self._links.setdefault(session_id, {})[name] = link
+        request.extra.append((SESSION_ID.encode(), session_id.encode()))
+        if state is not None:
+            request.extra.append((WORKFLOW_STATE.encode(), state.encode()))
+        try:
+            await self._serve(request, link, f"?session_id={session_id}&stream={name}")
+        finally:
+            link.close()
+            del self._links[session_id][name]
+            if not self._links[session_id]:
+                del self._links[session_id]
+
+    async def _serve(self, request: HTTPRequest, link: Link, query: str) -> None:
+        pending = [event_stream.encode(_message_url(request.scope, query).encode(), name="endpoint")]
+
+        async def chunk() -> bytes | None:
+            if pending:
+                return pending.pop()
+            due = await link.next(KEEP_ALIVE_SECONDS if link.has_workflow else HANDSHAKE_SECONDS)
+            if due is None or (not due and not link.has_workflow):
+                return None
+            return b"".join([event_stream.encode(one.message, id=one.event_id or None) for one in due])
+
+        await request.start(200, EVENT_STREAM)
+        if not await send_events(request, chunk):
+            self._pool.statistics.count("slow_clients", self._config.server)
+        elif link.end_reason == "drained":
+            await request.send_chunk(event_stream.RECONNECT)
+        await request.finish()
+
+
+class _Messages(HTTPEndpoint):
+    def __init__(self, config: EndpointConfig, links: Links) -> None:
+        super().__init__(config, {"POST": self._post})
+        self._links = links
+
+    async def _post(self, request: HTTPRequest) -> None:
+        request.check_json()
+        link = await self._link(request)
+        text = await request.body()
+        message = wire_format.parse(text, limit=MAX_BODY_BYTES)
+        headers: RawHeaders = [(b"content-type", b"text/plain; charset=utf-8")]
+        await request.respond(202, headers, ACCEPTED)
+        await link.receive(message, request.headers)
+
+    async def _link(self, request: HTTPRequest) -> Link:
+        """The connection that this message belongs to, if it is the same principal's (rule T5)."""
+        query = request.scope.get("query_string", b"")
+        named = asked(request.headers, query)
+        if named.session_id is None:
+            raise HTTPRefusal(400, "missing_session", "Missing session ID: POST to the URL that the stream named")
+        links = self._links.get(named.session_id)
+        if links is None:
+            workflow = await self._pool.find(request.principal, self._config.server, named.session_id)
+            return Link.of(self._config, workflow, "sse")
+        link = links.get(parse_qs(query.decode()).get("stream", [""])[0]) or links[next(reversed(links))]
+        if link.principal != request.principal:
+            raise UnknownSession("no such session; begin anew with a GET of the stream")
+        return link
+
+
+def _message_url(scope: Scope, query: str) -> str:
+    """Where the client's messages go: a path of this origin, below the root path that the application is mounted at."""
+    root, path = scope.get("root_path", ""), scope["path"]
+    whole = path if path.startswith(root) else root + path
+    return f"{quote(whole.rpartition('/')[0])}/message{query}"
