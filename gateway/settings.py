@@ -7,6 +7,7 @@ wins over the file, and the command line wins over both. `${NAME}` in a string i
 import difflib
 import ipaddress
 import re
+import ssl
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,8 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
-from ..mux.limits import EventLogLimits, Pooling, Reuse
+from ..mux.limits import MIB, EventLogLimits, Pooling, Reuse
+from ..transports.upstream.http import HeaderBlock
 
 PREFIX: Final = "TRUNKLINE_"
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -115,6 +117,14 @@ class AuthSection(Section, frozen=True):
     tenant_header: str = "X-Auth-Tenant"
 
 
+class EventLogSection(EventLogLimits, frozen=True, forbid_unknown_fields=True):
+    """`event_log`: what is kept for resumption."""
+
+    events: Count = 1000
+    bytes: Count = 4 * MIB
+    total_bytes: Count = 256 * MIB
+
+
 class PoolingSection(Pooling, frozen=True, forbid_unknown_fields=True):
     """`[pooling]`: the default for every server, in the bounds that a limit must have."""
 
@@ -128,6 +138,7 @@ class PoolingSection(Pooling, frozen=True, forbid_unknown_fields=True):
     max_channels_per_user: Count = 16
     max_inflight_per_workflow: Count = 64
     max_inflight_per_channel: Count = 256
+    event_log: EventLogSection = EventLogSection()
 
 
 class Server(Section, frozen=True):
@@ -153,7 +164,7 @@ class Server(Section, frozen=True):
     max_channels_per_user: Count | None = None
     max_inflight_per_workflow: Count | None = None
     max_inflight_per_channel: Count | None = None
-    event_log: EventLogLimits | None = None
+    event_log: EventLogSection | None = None
 
 
 class CompatSection(Section, frozen=True):
@@ -196,7 +207,8 @@ def load(
     tree = _read(path) if path is not None else {}
     for name, text in environ.items():
         if name.startswith(PREFIX) and "__" in name:
-            _put(tree, [part.lower() for part in name.removeprefix(PREFIX).split("__")], _value(text))
+            keys = [part.lower() for part in name.removeprefix(PREFIX).split("__")]
+            _put(tree, keys, _value(text, is_text=_is_text(keys)))
     for upstream in upstreams:
         name, found, url = upstream.partition("=")
         if not found or not url:
@@ -228,12 +240,28 @@ def _read(path: Path) -> dict[str, Any]:
         raise SettingsError("", f"{path} is not TOML: {error}") from None
 
 
-def _value(text: str) -> object:
-    """A value of the environment: TOML where it is one, else the text itself."""
+def _value(text: str, *, is_text: bool) -> object:
+    """A value of the environment: TOML where it is one, else the text itself. A token of digits stays text."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         return text
+    return text if is_text and not isinstance(value, str) else value
+
+
+def _is_text(keys: Sequence[str]) -> bool:
+    """True where these keys lead to a value that is text."""
+    kind: Any = Settings
+    for key in keys:
+        if kind == dict[str, Server]:
+            kind = Server
+        elif kind == dict[str, str]:
+            kind = str
+        elif isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+            kind = next((field.type for field in msgspec.structs.fields(kind) if field.name == key), None)
+        else:
+            return False
+    return kind is str
 
 
 def _put(tree: dict[str, Any], keys: Sequence[str], value: object) -> None:
@@ -319,13 +347,25 @@ def _check(settings: Settings, *, insecure: bool) -> None:
     if settings.pooling.spares:
         raise SettingsError("pooling.spares", "spares are not part of this version; use 0")
     for name, server in settings.servers.items():
-        _check_server(f"servers.{name}", name, server)
+        path = f"servers.{name}"
+        if not NAME.fullmatch(name):
+            raise SettingsError(path, "a server's name is 1-64 characters of A-Z a-z 0-9 . _ -")
+        _check_address(path, server)
+        _check_server(path, server)
 
 
 def _check_listener(settings: Settings, *, insecure: bool) -> None:
     gateway = settings.gateway
     if bool(gateway.tls.cert) != bool(gateway.tls.key):
         raise SettingsError("gateway.tls", "cert and key are given together or not at all")
+    if gateway.tls.cert:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(gateway.tls.cert, gateway.tls.key)
+        except OSError as error:  # an SSLError is one
+            raise SettingsError("gateway.tls", f"cert and key cannot be used: {error.strerror}") from None
+    for key in ("trusted_proxies", "public_url"):
+        if getattr(gateway, key):
+            raise SettingsError(f"gateway.{key}", "not part of this version; leave it out")
     if is_loopback(gateway.host):
         return
     if not gateway.allowed_hosts:
@@ -351,24 +391,41 @@ def _check_auth(settings: Settings) -> None:
             raise SettingsError(f"auth.tokens[{index}].subject", "a token needs a subject")
 
 
-def _check_server(path: str, name: str, server: Server) -> None:
-    if not NAME.fullmatch(name):
-        raise SettingsError(path, "a server's name is 1-64 characters of A-Z a-z 0-9 . _ -")
+def _check_address(path: str, server: Server) -> None:
     if bool(server.url) == bool(server.command):
         raise SettingsError(path, "give either url or command")
-    scheme = urlsplit(server.url).scheme
     if server.command or server.url.startswith("stdio:"):
-        raise SettingsError(f"{path}.command", "stdio servers are not part of this version; use an http(s) url")
-    if scheme in ("sse+http", "sse+https", "ws", "wss"):
-        raise SettingsError(f"{path}.url", f"{scheme} is not part of this version; use http or https")
-    if scheme not in ("http", "https") or not urlsplit(server.url).hostname:
+        key = "command" if server.command else "url"
+        raise SettingsError(f"{path}.{key}", "stdio servers are not part of this version; use an http(s) url")
+    try:
+        url = urlsplit(server.url)
+        usable = bool(url.hostname) and url.port != 0
+    except ValueError:
+        raise SettingsError(f"{path}.url", "its host or its port is none") from None
+    if url.scheme in ("sse+http", "sse+https", "ws", "wss"):
+        raise SettingsError(f"{path}.url", f"{url.scheme} is not part of this version; use http or https")
+    if url.scheme not in ("http", "https") or not usable:
         raise SettingsError(f"{path}.url", "expected http://HOST/PATH or https://HOST/PATH")
-    if server.ca and not Path(server.ca).is_file():
-        raise SettingsError(f"{path}.ca", "there is no such file")
+    if server.ca:
+        try:
+            ssl.create_default_context(cafile=server.ca)
+        except OSError as error:  # an SSLError is one
+            raise SettingsError(f"{path}.ca", f"no certificates can be read from it: {error.strerror}") from None
+
+
+def _check_server(path: str, server: Server) -> None:
+    try:
+        HeaderBlock(server.headers)
+    except ValueError as error:
+        raise SettingsError(f"{path}.headers", str(error)) from None
     if server.reuse == "user":
         raise SettingsError(f"{path}.reuse", 'user is not part of this version; use "workflow" or "none"')
     if server.spares:
         raise SettingsError(f"{path}.spares", "spares are not part of this version; use 0")
+    if "legacy" not in server.eras:
+        raise SettingsError(f"{path}.eras", "only legacy is part of this version; leave it in")
+    if server.trust_annotations:
+        raise SettingsError(f"{path}.trust_annotations", "not part of this version; leave it out")
     for key in ("forward_headers", "session_headers"):
         for header in getattr(server, key):
             low = header.lower()

@@ -1,0 +1,239 @@
+"""Settings: the file, the environment and the command line become one value, or an error that names a path."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+from trunkline.gateway.settings import Settings, SettingsError, is_loopback, load
+from trunkline.mux.limits import Pooling
+
+Load = Callable[..., Settings]
+HASH = "a" * 64
+UP = '[servers.up]\nurl = "http://127.0.0.1:9000/mcp"\n'
+
+
+@pytest.fixture
+def load_text(tmp_path: Path) -> Load:
+    """Loads settings from this text."""
+
+    def read(text: str, environ: Mapping[str, str] | None = None, **options: object) -> Settings:
+        path = tmp_path / "trunkline.toml"
+        path.write_text(text)
+        return load(path, environ=environ or {}, **options)  # type: ignore[arg-type]
+
+    return read
+
+
+@pytest.fixture
+def refused(load_text: Load) -> Callable[..., SettingsError]:
+    """Loads settings that are wrong; the error."""
+
+    def read(text: str, environ: Mapping[str, str] | None = None, **options: object) -> SettingsError:
+        with pytest.raises(SettingsError) as wrong:
+            load_text(text, environ, **options)
+        assert str(wrong.value) == f"{wrong.value.path}: {wrong.value.message}"
+        return wrong.value
+
+    return read
+
+
+def test_nothing_given_is_a_gateway_on_loopback_for_one_worker() -> None:
+    settings = load(None, environ={})
+    assert settings == Settings()
+    assert (settings.gateway.host, settings.gateway.port, settings.gateway.workers) == ("127.0.0.1", 8920, 1)
+    assert (settings.directory.backend, settings.auth.mode, settings.servers) == ("memory", "none", {})
+
+
+def test_what_is_not_said_is_as_the_library_has_it() -> None:
+    defaults, section = Pooling(), Settings().pooling
+    for field in Pooling.__struct_fields__:
+        if field != "event_log":
+            assert getattr(section, field) == getattr(defaults, field)
+    for field in defaults.event_log.__struct_fields__:
+        assert getattr(section.event_log, field) == getattr(defaults.event_log, field)
+
+
+def test_a_file_is_read(load_text: Load) -> None:
+    settings = load_text("[gateway]\nport = 1\ntls = { cert = '', key = '' }\n[compat]\nsdk_habits = true\n" + UP)
+    assert settings.gateway.port == 1
+    assert settings.compat.sdk_habits is True
+    assert settings.servers["up"].url == "http://127.0.0.1:9000/mcp"
+
+
+@pytest.mark.parametrize("text", ["", "port = 1", "[gateway\n", "x"])
+def test_a_file_that_is_no_toml_is_refused_by_its_name(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_bytes(b"\xff" if not text else text.encode())
+    with pytest.raises(SettingsError, match=r"settings\.toml|port: unknown key"):
+        load(path, environ={})
+
+
+def test_a_file_that_cannot_be_read_is_refused_by_its_name(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.toml", tmp_path):
+        with pytest.raises(SettingsError, match=str(path)):
+            load(path, environ={})
+
+
+def test_a_server_has_the_default_pooling_with_its_own_keys_over_it(load_text: Load) -> None:
+    text = "[pooling]\nidle_timeout = 5\nrequest_timeout = 7\n" + UP + 'reuse = "none"\nidle_timeout = 9\n'
+    pooling = load_text(text + "event_log = { events = 3 }").pooling_for("up")
+    assert (pooling.reuse, pooling.idle_timeout, pooling.request_timeout, pooling.event_log.events) == ("none", 9, 7, 3)
+
+
+# The environment and the command line.
+
+
+def test_the_environment_wins_over_the_file_and_the_command_line_over_both(load_text: Load) -> None:
+    text = "[gateway]\nhost = '127.0.0.2'\nport = 1\nworkers = 1\n"
+    environ = {"TRUNKLINE_GATEWAY__HOST": "127.0.0.3", "TRUNKLINE_GATEWAY__PORT": "2"}
+    gateway = load_text(text, environ, overrides={"gateway.port": 3}).gateway
+    assert (gateway.host, gateway.port, gateway.workers) == ("127.0.0.3", 3, 1)
+
+
+def test_a_value_of_the_environment_is_toml_where_it_is_one(load_text: Load) -> None:
+    environ = {
+        "TRUNKLINE_GATEWAY__ALLOWED_HOSTS": '["a.example", "b.example"]',
+        "TRUNKLINE_GATEWAY__DRAIN_TIMEOUT": "1.5",
+        "TRUNKLINE_COMPAT__SDK_HABITS": "true",
+        "TRUNKLINE_POOLING__EVENT_LOG__EVENTS": "7",
+        "TRUNKLINE_SERVERS__FILES__URL": "http://127.0.0.1:1/mcp",
+        "TRUNKLINE_SERVERS__FILES__HEADERS__X_Y": "1",
+        "TRUNKLINE_HOME": "is no setting, nor is what does not begin so",
+        "GATEWAY__PORT": "5",
+    }
+    settings = load_text("", environ)
+    assert settings.gateway.allowed_hosts == ("a.example", "b.example")
+    assert settings.gateway.drain_timeout == 1.5
+    assert settings.compat.sdk_habits is True
+    assert settings.pooling.event_log.events == 7
+    assert settings.servers["files"].headers == {"x_y": "1"}
+    assert settings.gateway.port == 8920
+
+
+@pytest.mark.parametrize("token", ["12345", "true", "1979-05-27", "12#3", "0x1F", "[1]", "s3cret", "${X"])
+def test_a_text_of_the_environment_stays_what_it_is_whatever_it_looks_like(load_text: Load, token: str) -> None:
+    environ = {"TRUNKLINE_GATEWAY__ADMIN_TOKEN": token, "TRUNKLINE_SERVERS__UP__HEADERS__X": token}
+    settings = load_text(UP, environ)
+    assert settings.gateway.admin_token == token
+    assert settings.servers["up"].headers["x"] == token
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "path"),
+    [
+        ("TRUNKLINE_GATEWAY__PORT", "x", "gateway.port"),
+        ("TRUNKLINE_GATEWAY__PROT", "1", "gateway.prot"),
+        ("TRUNKLINE_NOTHING__PORT", "1", "nothing"),
+        ("TRUNKLINE_GATEWAY__PORT__X", "1", "gateway.port.x"),
+        ("TRUNKLINE_GATEWAY__ALLOWED_HOSTS", "a.example", "gateway.allowed_hosts"),
+        ("TRUNKLINE_SERVERS__UP__URLL", "x", "servers.up.urll"),
+    ],
+)
+def test_a_wrong_variable_names_its_path(
+    refused: Callable[..., SettingsError], name: str, value: str, path: str
+) -> None:
+    assert refused("[gateway]\nport = 1\n", {name: value}).path == path
+
+
+def test_a_server_of_the_command_line_replaces_the_url_of_the_file(load_text: Load) -> None:
+    servers = load_text(UP, upstreams=["up=http://h/mcp?a=b", "x.y=https://h/"]).servers
+    assert {name: server.url for name, server in servers.items()} == {"up": "http://h/mcp?a=b", "x.y": "https://h/"}
+
+
+@pytest.mark.parametrize(
+    ("upstream", "path"),
+    [
+        ("up", "--upstream"),
+        ("up=", "--upstream"),
+        ("http://127.0.0.1/mcp", "--upstream"),
+        ("=http://h/", "servers."),
+        ("a b=http://h/", "servers.a b"),
+    ],
+)
+def test_a_malformed_upstream_is_refused(refused: Callable[..., SettingsError], upstream: str, path: str) -> None:
+    assert refused("", upstreams=[upstream]).path == path
+
+
+# Variables.
+
+
+def test_a_variable_is_replaced_wherever_a_text_stands(load_text: Load) -> None:
+    text = UP + 'headers = { Authorization = "Bearer ${A}-${B}" }\nforward_headers = ["X-${B}"]\n'
+    server = load_text(text, {"A": "1${B}", "B": "2"}).servers["up"]
+    assert server.headers == {"Authorization": "Bearer 1${B}-2"}, "once: what is put in is not looked at"
+    assert server.forward_headers == ("X-2",)
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("[gateway]\nadmin_token = '${NONE}'", "gateway.admin_token"),
+        ("[gateway]\nallowed_hosts = ['a', '${NONE}']", "gateway.allowed_hosts[1]"),
+        ("[auth]\ntokens = [{ sha256 = '${NONE}' }]", "auth.tokens[0].sha256"),
+        ("[servers.up]\nheaders = { X = 'a${NONE}' }", "servers.up.headers.X"),
+    ],
+)
+def test_a_variable_that_is_not_set_is_named_with_its_path(
+    refused: Callable[..., SettingsError], text: str, path: str
+) -> None:
+    error = refused(text)
+    assert (error.path, error.message) == (path, "the environment has no NONE")
+
+
+# Listeners that others can reach.
+
+PUBLIC = "[gateway]\nhost = '{}'\n"
+TOKENS = f"[auth]\nmode = 'tokens'\ntokens = [{{ sha256 = '{HASH}', tenant = 't', subject = 's' }}]\n"
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "mcp.example", "", "localhost.example"])
+def test_a_listener_that_is_not_loopback_needs_hosts_and_an_auth_mode(
+    load_text: Load, refused: Callable[..., SettingsError], host: str
+) -> None:
+    bare = PUBLIC.format(host)
+    named = bare + "allowed_hosts = ['mcp.example']\n"
+    assert refused(bare + TOKENS).path == "gateway.allowed_hosts"
+    assert refused(bare, insecure=True).path == "gateway.allowed_hosts"
+    assert refused(named).path == "auth.mode"
+    assert load_text(named + TOKENS).auth.mode == "tokens"
+    assert load_text(named, insecure=True).auth.mode == "none"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
+def test_a_loopback_listener_needs_neither(load_text: Load, host: str) -> None:
+    assert is_loopback(host)
+    assert load_text(PUBLIC.format(host)).gateway.host == host
+
+
+# Headers.
+
+
+@pytest.mark.parametrize("key", ["forward_headers", "session_headers"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        *("Authorization", "COOKIE", "host", "Mcp-Session-Id", "mcp-anything", "Trunkline-Workflow", "Content-Length"),
+        *("Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "TE", "Trailer"),
+        *("Transfer-Encoding", "Upgrade", "Accept", "Content-Type"),
+    ],
+)
+def test_a_header_that_is_the_gateways_own_is_never_passed_on(
+    refused: Callable[..., SettingsError], key: str, header: str
+) -> None:
+    error = refused(UP + f"{key} = ['X-Fine', '{header}']")
+    assert error.path == f"servers.up.{key}"
+    assert header in error.message
+
+
+def test_other_headers_are_passed_on(load_text: Load) -> None:
+    server = load_text(UP + "forward_headers = ['X-Class', 'Mcpx']\nsession_headers = ['X-Tenant']").servers["up"]
+    assert (server.forward_headers, server.session_headers) == (("X-Class", "Mcpx"), ("X-Tenant",))
+
+
+def test_the_values_of_a_section_are_not_shown(load_text: Load) -> None:
+    settings = load_text(
+        "[gateway]\nadmin_token = 's3cret'\n" + UP + "headers = { Authorization = 's3cret' }\n" + TOKENS
+    )
+    shown = f"{settings!r} {settings.gateway} {settings.servers} {settings.auth.tokens}"
+    assert "s3cret" not in shown
+    assert HASH not in shown

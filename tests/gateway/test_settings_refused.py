@@ -1,0 +1,241 @@
+"""Settings that are wrong: each key and each value by its path, and honestly what this version cannot do."""
+
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from trunkline.gateway.settings import Settings, SettingsError, load
+
+HASH = "a" * 64
+SERVER = '[servers.up]\nurl = "http://h/mcp"\n'
+TOKEN = f"sha256 = '{HASH}', tenant = 't', subject = 's'"
+
+Read = Callable[[str], Settings]
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Read:
+    """Loads settings from a text."""
+
+    def from_text(text: str) -> Settings:
+        path = tmp_path / "trunkline.toml"
+        path.write_text(text)
+        return load(path, environ={})
+
+    return from_text
+
+
+def refusal(read: Read, text: str) -> SettingsError:
+    with pytest.raises(SettingsError) as wrong:
+        read(text)
+    return wrong.value
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "near"),
+    [
+        ("[gatway]\nport = 1", "gatway", "gateway"),
+        ("[gateway]\nprot = 1", "gateway.prot", "port"),
+        ("[gateway]\nhots = 'x'", "gateway.hots", "host"),
+        ("[gateway.tls]\ncerts = 'x'", "gateway.tls.certs", "cert"),
+        ("[directory]\nurls = 'x'", "directory.urls", "url"),
+        ("[auth]\nmodes = 'none'", "auth.modes", "mode"),
+        ("[pooling]\nreuses = 'none'", "pooling.reuses", "reuse"),
+        ("[pooling.event_log]\nevent = 1", "pooling.event_log.event", "events"),
+        ("[compat]\nsdk_habit = true", "compat.sdk_habit", "sdk_habits"),
+        (SERVER + "header = {}", "servers.up.header", "headers"),
+        ("[servers.'x.y']\nurll = ''", "servers.x.y.urll", "url"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest_that_exists(read: Read, text: str, path: str, near: str) -> None:
+    error = refusal(read, text)
+    assert error.path == path
+    assert error.message == f"unknown key; did you mean {near}?"
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("[gateway]\nzzzzzz = 1", "gateway.zzzzzz"),
+        ("zzzzzz = 1", "zzzzzz"),
+    ],
+)
+def test_an_unknown_key_that_is_near_to_none_lists_what_is_known(read: Read, text: str, path: str) -> None:
+    error = refusal(read, text)
+    assert error.path == path
+    assert "known here: " in error.message
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "path"),
+    [
+        ("gateway", "host = 1", "host"),
+        ("gateway", "port = 'x'", "port"),
+        ("gateway", "port = -1", "port"),
+        ("gateway", "port = 65536", "port"),
+        ("gateway", "port = 1.5", "port"),
+        ("gateway", "port = true", "port"),
+        ("gateway", "workers = 0", "workers"),
+        ("gateway", "workers = '1'", "workers"),
+        ("gateway", "drain_timeout = -1", "drain_timeout"),
+        ("gateway", "drain_timeout = nan", "drain_timeout"),
+        ("gateway", "admin_token = 1", "admin_token"),
+        ("gateway", "allowed_hosts = 'x'", "allowed_hosts"),
+        ("gateway", "allowed_hosts = ['x', 1]", "allowed_hosts[1]"),
+        ("gateway", "allowed_origins = {}", "allowed_origins"),
+        ("gateway", "tls = 'x'", "tls"),
+        ("gateway", "tls = { cert = 1 }", "tls.cert"),
+        ("directory", "backend = 'etcd'", "backend"),
+        ("directory", "url = 1", "url"),
+        ("auth", "mode = 'basic'", "mode"),
+        ("auth", "tokens = 'x'", "tokens"),
+        ("auth", "tokens = ['x']", "tokens[0]"),
+        ("auth", f"tokens = [{{ {TOKEN}, admn = true }}]", "tokens[0]"),
+        ("auth", f"tokens = [{{ {TOKEN} }}, {{ tenant = 't', subject = 's' }}]", "tokens[1]"),
+        ("auth", f"tokens = [{{ {TOKEN}, admin = 1 }}]", "tokens[0].admin"),
+        ("auth", "tokens = [{ sha256 = 'x', tenant = 't', subject = 's' }]", "tokens[0].sha256"),
+        ("auth", f"tokens = [{{ sha256 = '{HASH}0', tenant = 't', subject = 's' }}]", "tokens[0].sha256"),
+        ("auth", f"tokens = [{{ {TOKEN} }}, {{ sha256 = '{HASH}', tenant = 't', subject = '' }}]", "tokens[1].subject"),
+        ("auth", "mode = 'tokens'", "tokens"),
+        ("auth", "algorithms = 'RS256'", "algorithms"),
+        ("pooling", "reuse = 'all'", "reuse"),
+        *(
+            ("pooling", f"{key} = {value}", key)
+            for key in ("idle_timeout", "resume_window", "request_timeout")
+            for value in ("0", "-1", "nan", "'x'")
+        ),
+        ("pooling", "spares = -1", "spares"),
+        *(
+            ("pooling", f"{key} = {value}", key)
+            for key in (
+                "max_workflows",
+                "max_workflows_per_user",
+                "max_workflows_per_tenant",
+                "max_channels_per_user",
+                "max_inflight_per_workflow",
+                "max_inflight_per_channel",
+            )
+            for value in ("0", "-1", "1.5", "'x'")
+        ),
+        *(
+            ("pooling", f"event_log = {{ {key} = {value} }}", f"event_log.{key}")
+            for key in ("events", "bytes", "total_bytes")
+            for value in ("0", "-1", "'x'")
+        ),
+        ("compat", "sdk_habits = 'yes'", "sdk_habits"),
+    ],
+)
+def test_a_wrong_value_is_named_by_its_path(read: Read, section: str, value: str, path: str) -> None:
+    assert refusal(read, f"[{section}]\n{value}").path == f"{section}.{path}"
+
+
+@pytest.mark.parametrize("section", ["gateway", "directory", "auth", "pooling", "compat", "servers"])
+def test_a_section_that_is_no_table_is_named(read: Read, section: str) -> None:
+    assert refusal(read, f"{section} = 1").path == section
+
+
+@pytest.mark.parametrize(
+    ("value", "path"),
+    [
+        ("headers = 'x'", "headers"),
+        ("headers = { X = 'a\\nb' }", "headers"),
+        ("headers = { 'X Y' = 'a' }", "headers"),
+        ("forward_headers = 'X'", "forward_headers"),
+        ("session_headers = [1]", "session_headers[0]"),
+        ("ca = '/no/such/file'", "ca"),
+        ("ca = '/dev/null'", "ca"),
+        ("stateless = 'x'", "stateless"),
+        ("eras = ['old']", "eras[0]"),
+        ("reuse = 'all'", "reuse"),
+        ("idle_timeout = 0", "idle_timeout"),
+        ("max_inflight_per_workflow = 0", "max_inflight_per_workflow"),
+        ("event_log = { events = 0 }", "event_log.events"),
+        ("event_log = 1", "event_log"),
+        ("command = 'python server.py'", "command"),
+    ],
+)
+def test_a_wrong_value_of_a_server_is_named_with_the_server(read: Read, value: str, path: str) -> None:
+    others = "[servers.first]\nurl = 'http://h/'\n[servers.last]\nurl = 'http://h/'\n"
+    assert refusal(read, others + SERVER + value.replace("'a\\nb'", '"a\\nb"')).path == f"servers.up.{path}"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://h/", "h:80/mcp", "http://", "http:///mcp", "/mcp", "http://h:0/", "http://h:99999/", "http://[::1/", "x"],
+)
+def test_a_url_that_leads_nowhere_is_named(read: Read, url: str) -> None:
+    assert refusal(read, f"[servers.up]\nurl = '{url}'").path == "servers.up.url"
+
+
+@pytest.mark.parametrize("text", ["", "url = ''", "url = 'http://h/'\ncommand = ['x']", "reuse = 'none'"])
+def test_a_server_has_either_a_url_or_a_command(read: Read, text: str) -> None:
+    error = refusal(read, f"[servers.up]\n{text}")
+    assert (error.path, error.message) == ("servers.up", "give either url or command")
+
+
+@pytest.mark.parametrize("name", ["a b", "a/b", "-a", ".", "", "ä", "a" * 65])
+def test_a_servers_name_can_stand_in_a_path(read: Read, name: str) -> None:
+    error = refusal(read, f"[servers.'{name}']\nurl = 'http://h/'")
+    assert error.path == f"servers.{name}"
+    assert "name" in error.message
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("[directory]\nbackend = 'redis'", "directory.backend"),
+        ("[directory]\nbackend = 'database'", "directory.backend"),
+        ("[auth]\nmode = 'jwt'", "auth.mode"),
+        ("[auth]\nmode = 'proxy'", "auth.mode"),
+        ("[pooling]\nreuse = 'user'", "pooling.reuse"),
+        ("[pooling]\nspares = 1", "pooling.spares"),
+        ("[gateway]\ntrusted_proxies = ['127.0.0.1']", "gateway.trusted_proxies"),
+        ("[gateway]\npublic_url = 'https://mcp.example'", "gateway.public_url"),
+        (SERVER + "reuse = 'user'", "servers.up.reuse"),
+        (SERVER + "spares = 1", "servers.up.spares"),
+        (SERVER + "trust_annotations = true", "servers.up.trust_annotations"),
+        (SERVER + "eras = ['modern']", "servers.up.eras"),
+        ("[servers.up]\ncommand = ['python', 'server.py']", "servers.up.command"),
+        ("[servers.up]\nurl = 'stdio:uvx mcp-server-git'", "servers.up.url"),
+        ("[servers.up]\nurl = 'ws://h/mcp'", "servers.up.url"),
+        ("[servers.up]\nurl = 'wss://h/mcp'", "servers.up.url"),
+        ("[servers.up]\nurl = 'sse+http://h/sse'", "servers.up.url"),
+        ("[servers.up]\nurl = 'sse+https://h/sse'", "servers.up.url"),
+    ],
+)
+def test_what_this_version_cannot_do_is_refused_and_not_left_undone(read: Read, text: str, path: str) -> None:
+    error = refusal(read, text)
+    assert error.path == path
+    assert "part of this version" in error.message
+
+
+def test_memory_serves_one_worker_and_says_why(read: Read) -> None:
+    error = refusal(read, "[gateway]\nworkers = 2")
+    assert error.path == "gateway.workers"
+    assert "memory" in error.message
+    assert "would not know the sessions" in error.message
+
+
+def test_files_of_certificates_are_read_at_once(read: Read, tmp_path: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = x509.CertificateBuilder(
+        name, name, key.public_key(), x509.random_serial_number(), now, now.replace(year=9999)
+    )
+    cert_file, key_file = tmp_path / "cert.pem", tmp_path / "key.pem"
+    cert_file.write_bytes(made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    key_file.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    tls = f"[gateway.tls]\ncert = '{cert_file}'\n"
+    assert read(f"{tls}key = '{key_file}'\n{SERVER}ca = '{cert_file}'").gateway.tls.cert == str(cert_file)
+    for wrong in (cert_file, tmp_path / "none.pem"):
+        assert refusal(read, f"{tls}key = '{wrong}'").path == "gateway.tls"
+    assert refusal(read, tls).path == "gateway.tls"
+    assert refusal(read, f"[gateway.tls]\nkey = '{key_file}'").path == "gateway.tls"
+    assert refusal(read, f"{SERVER}ca = '{key_file}'").path == "servers.up.ca"
