@@ -10,12 +10,19 @@ from typing import Any, Final, Literal
 LogFormat = Literal["text", "json"]
 
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
-_SECRETS: Final = re.compile(r"(?i)(bearer\s+)\S+|([?&][\w.-]+=)[^&\s\"']+")
+_SECRETS: Final = re.compile(
+    r"(?i)(bearer\s+)\S+"
+    r"|(://)[^\s/?#@\"']+(?=@)"  # the password of a URL
+    r"|(://[^\s?\"']*\?)[^\s\"']+"  # its query
+    r"|([?&][^\s?&=\"']+=)[^&\s\"']+"  # the query of a path
+)
+_NOISY: Final = ("mcp", "uvicorn", "httpx", "asyncio", "sse_starlette", "websockets")
+"""Libraries whose debug lines hold headers or messages."""
 
 
 def redacted(text: str) -> str:
-    """The text without bearer tokens and without the values of query strings."""
-    return _SECRETS.sub(lambda match: f"{match[1] or match[2]}…", text)
+    """The text without bearer tokens, without the passwords of URLs, and without the values of query strings."""
+    return _SECRETS.sub(lambda match: f"{next(filter(None, match.groups()))}…", text)
 
 
 class TextFormatter(logging.Formatter):
@@ -25,6 +32,7 @@ class TextFormatter(logging.Formatter):
         """See `logging.Formatter.format`."""
         fields = "".join(f" {key}={value}" for key, value in _extra(record).items())
         line = f"{_time(record)} {record.levelname.lower():7} {record.name}: {record.getMessage()}{fields}"
+        line = line.replace("\r", "\\r").replace("\n", "\\n")  # a message cannot pass for a line of its own
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return redacted(line)
@@ -35,16 +43,17 @@ class JSONFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """See `logging.Formatter.format`."""
-        entry = {
+        entry: dict[str, Any] = {
             "time": _time(record),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": redacted(record.getMessage()),
-            **_extra(record),
         }
+        for key, value in _extra(record).items():
+            entry.setdefault(key, value if value is None or isinstance(value, int | float) else redacted(str(value)))
         if record.exc_info:
             entry["error"] = redacted(self.formatException(record.exc_info))
-        return json.dumps(entry, default=str, ensure_ascii=False)
+        return json.dumps(entry, ensure_ascii=False)
 
 
 def configure(format: LogFormat, level: str) -> None:
@@ -52,7 +61,7 @@ def configure(format: LogFormat, level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JSONFormatter() if format == "json" else TextFormatter())
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
-    for noisy in ("mcp", "uvicorn", "httpx", "asyncio"):
+    for noisy in _NOISY:
         logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
 
 

@@ -1,0 +1,152 @@
+"""Log lines: one a record, for people or for machines, and no secret in either."""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from harness.gateways import Gateway
+from harness.gateways import gateway as running_gateway
+from harness.wire import Wire
+from trunkline.gateway.logs import JSONFormatter, TextFormatter, configure, redacted
+
+SECRET = "s3cret-of-alice"
+
+
+def record(message: str, *arguments: object, **extra: object) -> logging.LogRecord:
+    logger = logging.getLogger("trunkline.test")
+    return logger.makeRecord(logger.name, logging.WARNING, __file__, 1, message, arguments, None, extra=extra)
+
+
+def failed(message: str) -> logging.LogRecord:
+    made = record("it failed")
+    try:
+        raise ValueError(message)
+    except ValueError:
+        made.exc_info = sys.exc_info()
+    return made
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Authorization: Bearer {SECRET}",
+        f"authorization: bearer   {SECRET} and more",
+        f"/servers/up/sse?session_id={SECRET}",
+        f"GET /servers/up/ws?a=1&workflow={SECRET} HTTP/1.1",
+        f"/x?last_event_id={SECRET}&session_id={SECRET}",
+        f"/x?t%6Fken={SECRET}",
+        f"/x?a[b]={SECRET}",
+        f"cannot connect to https://user:{SECRET}@host/mcp",
+        f"cannot connect to https://{SECRET}@host/mcp",
+        f"https://host/mcp?{SECRET}",
+        f"'https://host/mcp?key={SECRET}&x=y'",
+    ],
+)
+def test_g12_a_secret_is_left_out_wherever_it_stands(text: str) -> None:
+    assert SECRET not in redacted(text)
+    for formatter in (JSONFormatter(), TextFormatter()):
+        for made in (record(text), record("%s", text), record("x", url=text), record("x", some=[text]), failed(text)):
+            assert SECRET not in formatter.format(made)
+
+
+@pytest.mark.parametrize("text", ["what is it? a = b", "a & b", "https://host:1/mcp", "me@host", "x=1 y=2", "50 % ?"])
+def test_what_is_no_secret_is_left_as_it_is(text: str) -> None:
+    assert redacted(text) == text
+
+
+def test_json_is_one_object_a_line_with_the_extra_fields() -> None:
+    made = record("a %s\nof two lines", "message", server="up", n=1, none=None, yes=True, odd=object)
+    text = JSONFormatter().format(made)
+    assert "\n" not in text
+    entry: dict[str, Any] = json.loads(text)
+    assert {name: entry[name] for name in ("level", "logger", "message", "server", "n", "none", "yes")} == {
+        "level": "warning",
+        "logger": "trunkline.test",
+        "message": "a message\nof two lines",
+        "server": "up",
+        "n": 1,
+        "none": None,
+        "yes": True,
+    }
+    assert entry["time"].endswith("Z")
+    assert len(entry["time"]) == len("2026-01-01T00:00:00.000Z")
+
+
+def test_a_field_never_takes_the_place_of_what_every_line_has() -> None:
+    entry = json.loads(JSONFormatter().format(record("said", level="x", logger="x", time="x")))
+    assert (entry["level"], entry["logger"], entry["message"]) == ("warning", "trunkline.test", "said")
+    assert entry["time"] != "x"
+
+
+def test_a_failure_is_a_field_in_json_and_lines_below_in_text() -> None:
+    assert "ValueError: no good" in json.loads(JSONFormatter().format(failed("no good")))["error"]
+    first, *below = TextFormatter().format(failed("no good")).splitlines()
+    assert first.endswith("trunkline.test: it failed")
+    assert below[-1] == "ValueError: no good"
+
+
+def test_a_message_cannot_pass_for_a_line_of_its_own() -> None:
+    line = TextFormatter().format(record("up\r\n2026-01-01 info trunkline: all is well", server="a\nb"))
+    assert len(line.splitlines()) == 1
+    assert line.endswith("all is well server=a\\nb")
+
+
+@pytest.fixture
+def root() -> Iterator[logging.Logger]:
+    """The root logger, put back as it was."""
+    logger = logging.getLogger()
+    handlers, level = logger.handlers[:], logger.level
+    yield logger
+    for handler in logger.handlers[:]:
+        logger.removeHandler(handler)
+    for handler in handlers:
+        logger.addHandler(handler)
+    logger.setLevel(level)
+
+
+@pytest.mark.parametrize(("format", "level"), [("json", "debug"), ("text", "warning"), ("json", "error")])
+def test_logs_go_to_stderr_from_their_level_on(
+    root: logging.Logger, capsys: pytest.CaptureFixture[str], format: Any, level: str
+) -> None:
+    configure(format, level)
+    names = ["debug", "info", "warning", "error"]
+    for name in names:
+        logging.getLogger("trunkline.x").log(getattr(logging, name.upper()), "said")
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = err.splitlines()
+    assert len(lines) == len(names) - names.index(level)
+    if format == "json":
+        assert [json.loads(line)["level"] for line in lines] == names[names.index(level) :]
+
+
+def lines_of(gateway: Gateway) -> list[dict[str, Any]]:
+    """What a gateway has logged, below its welcome."""
+    return [json.loads(line) for line in gateway.process.log().splitlines() if line.startswith("{")]
+
+
+@pytest.mark.anyio
+async def test_g12_a_gateway_that_says_all_it_can_says_no_secret() -> None:
+    with running_gateway("--demo", "--log-format", "json", "--log-level", "debug") as gateway:
+        async with Wire(gateway.url("demo"), {"Authorization": f"Bearer {SECRET}"}) as wire:
+            await wire.open(name=SECRET)
+            await wire.call("echo", {"text": SECRET})
+            for path in (f"?session_id={SECRET}", f"?{SECRET}", f"/{SECRET}?workflow={SECRET}"):
+                await (await wire.request("GET", path=path, headers={"Mcp-Session-Id": SECRET})).body()
+            await (await wire.post(b'{"x":"%s"' % SECRET.encode())).body()
+            keyed = await wire.post(
+                b'{"jsonrpc":"2.0","id":1,"method":"tools/list"}',
+                {"Trunkline-Workflow": SECRET, "Mcp-Session-Id": None},
+            )
+            assert keyed.status == 200
+            session_id = str(wire.session_id)
+            await wire.delete()
+            log = gateway.process.log()
+            assert SECRET not in log
+            assert session_id not in log
+            messages = [line["message"] for line in lines_of(gateway)]
+            assert messages.count("workflow opened") == 2
+            assert messages.count("workflow ended: deleted") == 1
