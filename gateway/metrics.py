@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import Final
+from typing import Final, get_args
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from ..mux.pool import Pool
 from ..mux.statistics import BUCKETS, Histogram
+from ..mux.workflow import Transport
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -105,13 +106,14 @@ class PoolCollector(Collector):
         workflows = GaugeMetricFamily(
             "trunkline_workflows", "Workflows, by transport and state.", labels=("server", "transport", "state")
         )
-        living = Counter((w.server, "attached" if w.is_attached else "detached") for w in pool.workflows)
+        living = Counter((w.server, w.transport, "attached" if w.is_attached else "detached") for w in pool.workflows)
         inflight: Counter[str] = Counter()
         for workflow in pool.workflows:
             inflight[workflow.server] += workflow.inflight
         for server in pool.upstreams:
-            for state in ("attached", "detached"):
-                workflows.add_metric((server, "http", state), living[server, state])
+            for transport in get_args(Transport):
+                for state in ("attached", "detached"):
+                    workflows.add_metric((server, transport, state), living[server, transport, state])
         yield workflows
         calls = GaugeMetricFamily("trunkline_inflight", "Calls that wait for an answer.", labels=("server",))
         for server in pool.upstreams:

@@ -7,7 +7,7 @@ answer is given to its caller by the reader of the wire, at once.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -89,6 +89,11 @@ class Channel:
 
     def __repr__(self) -> str:
         return f"Channel({self._config.server}, {self.state}, {self._demux!r})"
+
+    @property
+    def owners(self) -> Sequence[Owner]:
+        """The workflows that it serves."""
+        return tuple(self._owners)
 
     @property
     def state(self) -> ChannelState:

@@ -29,7 +29,7 @@ from .ports import Connector, Headers, Line, Opened, PoolResult
 from .principal import Principal
 from .record import Handshake, WorkflowRecord, WorkflowState, new_session_id
 from .statistics import Statistics
-from .workflow import Workflow
+from .workflow import Transport, Workflow
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,24 @@ class Upstream:
     stateless: bool = False
     make_line: LineMaker | None = None
     """The line for `reuse = "none"`, which lives outside of mux; None means the dedicated line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """How a client comes with its `initialize`, and what it comes back to."""
+
+    session_id: str | None = None
+    key: str | None = None
+    session_headers: Headers = field(default_factory=dict)
+    transport: Transport = "http"
+    new_id: str | None = None
+    """The session id of a workflow that begins, where its client knows one already."""
+    own_wires: int = 0
+    """Wires of the workflow that are the asker's own: they do not keep it in use."""
+
+
+DIRECT: Final = Arrival()
+"""A client that names nothing."""
 
 
 class Begun(NamedTuple):
@@ -159,18 +177,12 @@ class Pool:
         principal: Principal,
         server: str,
         message: Envelope,
-        *,
-        session_id: str | None = None,
-        key: str | None = None,
-        session_headers: Headers | None = None,
-        new_id: str | None = None,
-        own_wires: int = 0,
+        arrival: Arrival = DIRECT,
     ) -> Begun:
         """Answer an `initialize`: open a workflow, or come back to the one that the session id or the key names.
 
         Coming back costs no upstream request: the server's answer is the one it gave when the session was opened,
-        under the same revision, capabilities and principal (rules L7-L14). A workflow that begins is named `new_id`,
-        if its client knows that already. `own_wires` of the workflow are the asker's: they do not keep it in use.
+        under the same revision, capabilities and principal (rules L7-L14).
 
         Raises:
             UnknownSession: the session id names nothing of this principal on this server.
@@ -178,21 +190,22 @@ class Pool:
             Overloaded: a cap is reached, or the gateway is draining.
             TrunklineError: the server cannot be reached, or refused.
         """
-        handshake = read_handshake(message, session_headers or {})
-        known = await self._known(principal, server, session_id, key)
+        handshake = read_handshake(message, arrival.session_headers)
+        key = arrival.key
+        known = await self._known(principal, server, arrival.session_id, key)
         if known is not None:
             difference = _difference(known.record, handshake)
             if difference is None:
                 return await self._return_to(known)
-            if known.wires > own_wires or known.inflight or not known.opened.done():
+            if known.wires > arrival.own_wires or known.inflight or not known.opened.done():
                 raise InvalidParams(f"the session is in use and was opened with another {difference}")
             await self.end(known, "reset")
             key = known.record.key
         elif key is not None and (moving := self._unsettled.get((principal, server, key))) is not None:
             await moving.settled.wait()
-            return await self.begin(principal, server, message, key=key, session_headers=session_headers, new_id=new_id)
-        record = WorkflowRecord(new_id or new_session_id(), principal, server, key, handshake)
-        return await self._create(record, reset=known is not None)
+            return await self.begin(principal, server, message, arrival)
+        record = WorkflowRecord(arrival.new_id or new_session_id(), principal, server, key, handshake)
+        return await self._create(record, arrival.transport, reset=known is not None)
 
     async def find(self, principal: Principal, server: str, session_id: str) -> Workflow:
         """The workflow of that session id, if it is this principal's, on this server (guarantee G4).
@@ -271,9 +284,9 @@ class Pool:
         self.statistics.count("pool_requests", workflow.server, "hit")
         return Begun(workflow, "resumed", "hit", workflow.record.result)
 
-    async def _create(self, record: WorkflowRecord, *, reset: bool) -> Begun:
+    async def _create(self, record: WorkflowRecord, transport: Transport, *, reset: bool) -> Begun:
         self._unsettle(record)
-        claimed, workflow = await self._see_through(self._claim, record)
+        claimed, workflow = await self._see_through(self._claim, (record, transport))
         if workflow is None:
             return await self._join(claimed.record, record.handshake)
         await asyncio.shield(workflow.opened)
@@ -281,8 +294,9 @@ class Pool:
         self.statistics.count("pool_requests", record.server, done)
         return Begun(workflow, "reset" if reset else claimed.state, done, workflow.record.result)
 
-    async def _claim(self, record: WorkflowRecord) -> tuple[Claimed, Workflow | None]:
+    async def _claim(self, new: tuple[WorkflowRecord, Transport]) -> tuple[Claimed, Workflow | None]:
         """Find room for a workflow, store its record and begin to open it; None where its key names one already."""
+        record, transport = new
         upstream = self.upstreams[record.server]
         try:
             await self._admit(record.principal, upstream.pooling)
@@ -299,6 +313,7 @@ class Pool:
                 self._census.remove(record.principal)
                 return claimed, None
             workflow = self._register(record, upstream)
+            workflow.transport = transport
             self._spawn(self._open, workflow)
             return claimed, workflow
         finally:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 from msgspec import Raw
 
@@ -26,6 +26,8 @@ from .record import WorkflowRecord
 from .routing import Desk, place, refusal
 from .statistics import Statistics
 from .streams import Streams
+
+Transport = Literal["http", "sse", "websocket"]
 
 MAX_LEFT: Final = 16
 """Wires that lost their connection and owe no answer, for which a client may come back; older ones are forgotten."""
@@ -58,6 +60,8 @@ class Workflow:
         self.ends_with_its_wires = False
         """True for a session that began on a wire which carries everything, without a key: where its client does not
         come back within `resume_window`, nobody else will."""
+        self.transport: Transport = "http"
+        """What its client's newest wire is; set where wires come in."""
         self._clock = clock
         self._on_end = on_end
         self._desk: Desk[Call] = Desk()
@@ -121,6 +125,7 @@ class Workflow:
             "workflow": self.record.handle,
             "principal": self.principal.digest(),
             "server": self.server,
+            "transport": self.transport,
             "state": "attached" if self.is_attached else "detached",
             "revision": self.revision,
             "reuse": self.pooling.reuse,

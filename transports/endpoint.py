@@ -6,7 +6,7 @@ from typing import Final
 
 from ..mux import envelope as wire_format
 from ..mux.limits import MAX_BODY_BYTES
-from ..mux.pool import Begun, Pool
+from ..mux.pool import Arrival, Begun, Pool
 from ..mux.ports import NONE, Headers
 from ..mux.principal import Principal
 from .guard import Guard
@@ -52,11 +52,8 @@ def admitted_key(config: EndpointConfig, principal: Principal, key: str | None) 
 async def begin_unasked(
     config: EndpointConfig,
     principal: Principal,
-    key: str,
     revision: str,
-    headers: Mapping[str, str],
-    *,
-    new_id: str | None = None,
+    arrival: Arrival,
 ) -> Begun:
     """A keyed workflow for a client that calls without a handshake: one without capabilities is made for it.
 
@@ -69,5 +66,4 @@ async def begin_unasked(
         "clientInfo": {"name": "trunkline", "version": "0"},
     }
     message = wire_format.parse(wire_format.request("initialize", params, b"0"), limit=MAX_BODY_BYTES)
-    fixed = picked(headers, config.session_headers)
-    return await config.pool.begin(principal, config.server, message, key=key, session_headers=fixed, new_id=new_id)
+    return await config.pool.begin(principal, config.server, message, arrival)

@@ -6,7 +6,7 @@ due on it. The bytes are theirs.
 
 import asyncio
 from collections.abc import Mapping
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 from msgspec import Raw
 
@@ -23,12 +23,12 @@ from ..mux.errors import (
 )
 from ..mux.event_log import Position, Trimmed
 from ..mux.limits import MAX_BODY_BYTES
-from ..mux.pool import Begun
+from ..mux.pool import Arrival, Begun
 from ..mux.principal import Principal
 from ..mux.record import WorkflowState, new_session_id
 from ..mux.routing import LEGACY
 from ..mux.streams import Reader
-from ..mux.workflow import Workflow
+from ..mux.workflow import Transport, Workflow
 from .endpoint import DEFAULT_REVISION, EndpointConfig, admitted_key, begin_unasked, picked
 from .headers import Asked
 from .status import HTTPRefusal
@@ -44,8 +44,6 @@ MAX_COUNT: Final = 10**15
 HOLD_SECONDS: Final = 1.0
 """How long what is due to a connection that came back without saying where is held: if its first message is
 `initialize`, it is a client that began anew and counts its ids from the start, and must not meet old answers."""
-
-Transport = Literal["sse", "websocket"]
 
 
 class Due(NamedTuple):
@@ -272,6 +270,7 @@ class Link:
         if at is None:
             duplex = workflow.new_duplex()
             at = duplex, duplex.attach()
+        workflow.transport = self._transport
         self._workflow = workflow
         self._duplex = at[0]
         self._add(at[1])
@@ -287,16 +286,7 @@ class Link:
         known = self._workflow
         self._is_beginning = True
         try:
-            begun = await self._pool.begin(
-                self._principal,
-                self._config.server,
-                message,
-                session_id=known.record.session_id if known is not None else None,
-                key=self._key,
-                session_headers=picked(headers, self._config.session_headers),
-                new_id=self.session_id,
-                own_wires=len(self._readers),
-            )
+            begun = await self._pool.begin(self._principal, self._config.server, message, self._arrival(headers, known))
             self._move(begun)
         finally:
             self._is_beginning = False
@@ -312,11 +302,20 @@ class Link:
             return None
         if self._key is None:
             raise InvalidRequest("begin with initialize")
-        begun = await begin_unasked(
-            self._config, self._principal, self._key, DEFAULT_REVISION, headers, new_id=self.session_id
-        )
+        arrival = self._arrival(headers, None)
+        begun = await begin_unasked(self._config, self._principal, DEFAULT_REVISION, arrival)
         self._move(begun)
         return begun.workflow
+
+    def _arrival(self, headers: Mapping[str, str], known: Workflow | None) -> Arrival:
+        return Arrival(
+            session_id=known.record.session_id if known is not None else None,
+            key=self._key,
+            session_headers=picked(headers, self._config.session_headers),
+            transport=self._transport,
+            new_id=self.session_id,
+            own_wires=len(self._readers),
+        )
 
     def _move(self, begun: Begun) -> None:
         workflow = begun.workflow

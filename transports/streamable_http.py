@@ -15,6 +15,7 @@ from ..mux.errors import InvalidRequest, TrunklineError, UnknownSession, Unsuppo
 from ..mux.event_log import Position, Stream
 from ..mux.exchange import Exchange
 from ..mux.limits import MAX_BODY_BYTES
+from ..mux.pool import Arrival
 from ..mux.record import WorkflowState
 from ..mux.routing import BATCHES, LEGACY, PRIMING
 from ..mux.streams import Reader
@@ -78,9 +79,7 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
             request.principal,
             self._config.server,
             message,
-            session_id=session_id,
-            key=key,
-            session_headers=picked(request.headers, self._config.session_headers),
+            Arrival(session_id, key, picked(request.headers, self._config.session_headers)),
         )
         request.name(begun.workflow, begun.state if key is not None or session_id is not None else None)
         request.extra.append((POOL.encode(), begun.pool_result.encode()))
@@ -91,6 +90,7 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
     ) -> None:
         forwarded = picked(request.headers, self._config.forward_headers)
         calls = [message for message in messages if message.kind == "request"]
+        workflow.transport = "http"
         exchange = workflow.exchange(len(calls)) if calls else None
         for message in messages:
             if message.kind == "notification":
@@ -221,7 +221,8 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
 
     async def _begin_unasked(self, request: HTTPRequest, key: str) -> tuple[Workflow, WorkflowState]:
         revision = request.headers.get(PROTOCOL_VERSION, DEFAULT_REVISION)
-        begun = await begin_unasked(self._config, request.principal, key, revision, request.headers)
+        arrival = Arrival(None, key, picked(request.headers, self._config.session_headers))
+        begun = await begin_unasked(self._config, request.principal, revision, arrival)
         request.began = begun.pool_result == "miss"
         return begun.workflow, begun.state
 

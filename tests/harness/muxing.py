@@ -14,7 +14,7 @@ from trunkline.mux.envelope import Envelope, parse
 from trunkline.mux.event_log import Position, Stream
 from trunkline.mux.exchange import Exchange
 from trunkline.mux.limits import MAX_BODY_BYTES, EventLogLimits, Pooling
-from trunkline.mux.pool import Begun, Pool, Upstream
+from trunkline.mux.pool import Arrival, Begun, Pool, Upstream
 from trunkline.mux.ports import NONE, Headers
 from trunkline.mux.principal import ANONYMOUS, Principal
 from trunkline.mux.record import WorkflowRecord
@@ -275,7 +275,8 @@ async def settle(turns: int = 20) -> None:
 async def begin(pool: Pool, principal: Principal = ANONYMOUS, server: str = "x", **options: Any) -> Begun:
     """`pool.begin` with a plain `initialize`, or with the `message` given."""
     with anyio.fail_after(PATIENCE):
-        return await pool.begin(principal, server, options.pop("message", None) or initialize(), **options)
+        message = options.pop("message", None) or initialize()
+        return await pool.begin(principal, server, message, Arrival(**options))
 
 
 @asynccontextmanager

@@ -1,0 +1,276 @@
+"""MCP transports for an application of your own: mount a `Host` in Starlette, FastAPI or any other ASGI application.
+
+    async def serve(transport: Transport) -> None:
+        await transport.connect()
+        async for message in transport.receive_message():
+            if "id" in message:
+                await transport.send_message({"jsonrpc": "2.0", "id": message["id"], "result": {}})
+
+    host = Host(serve)
+    app = Starlette(routes=[Mount("/tools", host)], lifespan=host.lifespan)
+
+Clients then speak Streamable HTTP at `/tools/mcp`, HTTP+SSE at `/tools/sse`, WebSocket at `/tools/ws`. A conversation
+that begins on one may go on on another: it keeps its session id, its `Transport`, and what its client has missed.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Final
+
+from ..mux.channel import Channel
+from ..mux.demux import Request
+from ..mux.directory.memory import MemoryDirectory
+from ..mux.errors import Overloaded, SessionLost
+from ..mux.limits import Pooling
+from ..mux.pool import Pool, Upstream
+from ..mux.ports import NONE, Headers, Receiver, SendKind, Wire
+from ..mux.principal import ANONYMOUS, Principal
+from ..mux.workflow import Workflow
+from .asgi import ASGIApp, Receive, Scope, Send, respond
+from .base import Message, Transport
+from .endpoint import Authenticate, EndpointConfig
+from .guard import Guard
+from .sse import SSEEndpoint
+from .streamable_http import StreamableHTTPEndpoint
+from .websocket import WebSocketEndpoint
+
+logger = logging.getLogger(__name__)
+
+NAME: Final = "application"
+MAX_UNREAD: Final = 1024
+"""Messages that the application has not taken yet; over it, requests are refused and notifications dropped."""
+
+Serve = Callable[[Transport], Awaitable[None]]
+Endpoints = dict[str, ASGIApp]
+
+
+class _Conversation(Transport):
+    """A workflow, seen from the application. Implements `Transport` upwards and `Wire` for its channel."""
+
+    def __init__(self, workflow: Workflow, receiver: Receiver, end: Callable[[Workflow], Awaitable[None]]) -> None:
+        self._workflow = workflow
+        self._receiver = receiver
+        self._end = end
+        self._inbox: asyncio.Queue[bytes | None] = asyncio.Queue(MAX_UNREAD + 1)
+        self._requests: dict[int, Request] = {}
+        """The client's requests that wait for an answer, by the id that the application knows."""
+        self._is_connected = False
+        self._is_over = False
+
+    @property
+    def session_id(self) -> str:
+        """See `Transport.session_id`."""
+        return self._workflow.record.session_id
+
+    async def connect(self) -> None:
+        """See `Transport.connect`."""
+        self._is_connected = not self._is_over
+
+    async def disconnect(self) -> None:
+        """See `Transport.disconnect`."""
+        self._is_connected = False
+        if not self._is_over:
+            self.over()
+            await self._end(self._workflow)
+
+    async def send_message(self, message: Message, *, request_id: int | None = None) -> None:
+        """See `Transport.send_message`."""
+        self._check()
+        answers = message.get("id") if "method" not in message else None
+        answered = self._requests.pop(answers, None) if isinstance(answers, int) else None
+        related = self._requests.get(request_id) if request_id is not None else None
+        self._receiver.received(json.dumps(message, ensure_ascii=False).encode(), answered or related)
+
+    async def receive_message(self) -> AsyncIterator[dict[str, Any]]:
+        """See `Transport.receive_message`."""
+        self._check()
+        while (text := await self._inbox.get()) is not None:
+            yield json.loads(text)
+
+    async def is_connected(self) -> bool:
+        """See `Transport.is_connected`."""
+        return self._is_connected and self._workflow.is_attached
+
+    def over(self) -> None:
+        """The conversation has ended."""
+        if not self._is_over:
+            self._is_over = True
+            while self._inbox.qsize() > MAX_UNREAD:
+                self._inbox.get_nowait()
+            self._inbox.put_nowait(None)
+
+    def lose(self, cause: SessionLost) -> None:
+        """The application has ended it."""
+        self._receiver.lost(cause)
+
+    # Wire
+
+    def send(
+        self, text: bytes, *, kind: SendKind = "notification", request: Request | None = None, headers: Headers = NONE
+    ) -> None:
+        """See `Wire.send`."""
+        if self._inbox.qsize() >= MAX_UNREAD:
+            if request is not None:
+                refusal = Overloaded("the application takes no more messages", limit="unread_messages")
+                self._receiver.failed(request, refusal)
+            return
+        if request is not None:
+            self._requests[request.id] = request
+        self._inbox.put_nowait(text)
+
+    def abandon(self, request: Request) -> None:
+        """See `Wire.abandon`."""
+        self._requests.pop(request.id, None)
+
+    async def establish(self, revision: str, initialized: bytes) -> None:
+        """See `Wire.establish`."""
+        self.send(initialized)
+
+    def _check(self) -> None:
+        if not self._is_connected:
+            raise RuntimeError("Transport not connected")
+
+
+class StreamableHTTPTransport(_Conversation):
+    """A conversation over Streamable HTTP, 2024-11-05 to 2025-11-25."""
+
+    @staticmethod
+    def endpoints(config: EndpointConfig) -> Endpoints:
+        """Its applications, by path."""
+        return {"/mcp": StreamableHTTPEndpoint(config)}
+
+
+class SSETransport(_Conversation):
+    """A conversation over HTTP+SSE, 2024-11-05."""
+
+    @staticmethod
+    def endpoints(config: EndpointConfig) -> Endpoints:
+        """Its applications, by path."""
+        endpoint = SSEEndpoint(config)
+        return {"/sse": endpoint.stream, "/message": endpoint.messages}
+
+
+class WebSocketTransport(_Conversation):
+    """A conversation over WebSocket, subprotocol `mcp`."""
+
+    @staticmethod
+    def endpoints(config: EndpointConfig) -> Endpoints:
+        """Its applications, by path."""
+        return {"/ws": WebSocketEndpoint(config)}
+
+
+Kind = type[StreamableHTTPTransport] | type[SSETransport] | type[WebSocketTransport]
+
+KINDS: Final[Mapping[str, Kind]] = {
+    "http": StreamableHTTPTransport,
+    "sse": SSETransport,
+    "websocket": WebSocketTransport,
+}
+"""The class of a conversation, by the transport on which it begins."""
+
+
+class Host:
+    """An ASGI application that serves MCP transports, and calls `serve` with each conversation that begins.
+
+    `serve` runs for as long as its conversation lives: it is cancelled when that ends, and when it returns or fails the
+    conversation ends. `kinds` are served; all of them, if none is named. `authenticate` turns request headers
+    (lower-case names) into a verified identity or raises `Unauthorized`; without it everybody is anonymous, and only
+    loopback names pass as Host and Origin unless `allowed_hosts` and `allowed_origins` name others.
+    """
+
+    def __init__(
+        self,
+        serve: Serve,
+        *kinds: Kind,
+        authenticate: Authenticate | None = None,
+        allowed_hosts: Sequence[str] = (),
+        allowed_origins: Sequence[str] = (),
+        pooling: Pooling | None = None,
+    ) -> None:
+        pooling = pooling or Pooling()
+        upstream = Upstream(NAME, _Application(serve, self), pooling)
+        self._pool = Pool({NAME: upstream}, MemoryDirectory(), pooling=pooling)
+        guard = Guard(loopback=True, allowed_hosts=allowed_hosts, allowed_origins=allowed_origins)
+        config = EndpointConfig(
+            NAME,
+            self._pool,
+            guard,
+            authenticate or _anonymous,
+            anonymous_keys=authenticate is None and not allowed_hosts,
+        )
+        self._endpoints: Endpoints = {}
+        for kind in kinds or tuple(KINDS.values()):
+            self._endpoints.update(kind.endpoints(config))
+
+    @property
+    def conversations(self) -> int:
+        """How many live."""
+        return len(self._pool.workflows)
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator["Host"]:
+        """Serve for the length of the context; leaving it ends every conversation."""
+        async with self._pool.running():
+            yield self
+
+    @asynccontextmanager
+    async def lifespan(self, app: object) -> AsyncIterator[None]:
+        """The same, as Starlette and FastAPI want it."""
+        async with self.running():
+            yield
+
+    async def end(self, workflow: Workflow) -> None:
+        """End a conversation, from the application's side."""
+        await self._pool.end(workflow, "closed")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection, below the path that the host is mounted at."""
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        endpoint = self._endpoints.get(path)
+        is_socket = path == "/ws"
+        if endpoint is not None and (scope["type"] == "websocket") == is_socket:
+            await endpoint(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1000})
+        else:
+            served = b", ".join(name.encode() for name in self._endpoints)
+            await respond(send, 404, [(b"content-type", b"text/plain")], b"MCP is served at " + served)
+
+
+class _Application:
+    """The application, as a server of the pool. Implements `Connector`."""
+
+    def __init__(self, serve: Serve, host: Host) -> None:
+        self._serve = serve
+        self._host = host
+
+    def connect(self, receiver: Receiver, headers: Headers, *, listen: bool) -> AbstractAsyncContextManager[Wire]:
+        """See `Connector.connect`."""
+        assert isinstance(receiver, Channel), "the pool connects channels"
+        (workflow,) = receiver.owners
+        assert isinstance(workflow, Workflow), "a dedicated channel serves one workflow"
+        return self._converse(KINDS[workflow.transport](workflow, receiver, self._host.end))
+
+    @asynccontextmanager
+    async def _converse(self, conversation: _Conversation) -> AsyncIterator[Wire]:
+        task = asyncio.get_running_loop().create_task(self._run(conversation))
+        try:
+            yield conversation
+        finally:
+            conversation.over()
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def _run(self, conversation: _Conversation) -> None:
+        try:
+            await self._serve(conversation)
+        except Exception:
+            logger.exception("the application failed")
+        conversation.lose(SessionLost("the application has ended the conversation", executed="unknown"))
+
+
+def _anonymous(headers: Mapping[str, str]) -> Principal:
+    return ANONYMOUS
