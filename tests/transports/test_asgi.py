@@ -73,7 +73,7 @@ async def test_a_body_over_the_limit_is_refused_as_soon_as_that_is_seen(sizes: l
         await read_body(giving(*messages), None)
 
 
-@pytest.mark.parametrize("declared", [str(MAX_BODY_BYTES + 1), "9" * 5000, "", "-1", "1e3", "0x10", "1, 1", " 1"])
+@pytest.mark.parametrize("declared", [str(MAX_BODY_BYTES + 1), "9" * 5000, "", "-1", "1e3", "0x10", "1, 1"])
 async def test_a_body_that_is_declared_too_large_or_badly_is_not_read_at_all(declared: str) -> None:
     with pytest.raises(BodyTooLarge):
         await read_body(giving(), declared)
