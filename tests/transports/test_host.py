@@ -1,0 +1,221 @@
+"""The transports in an application of one's own: the example of the documentation, and what its table promises."""
+
+import asyncio
+import json
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+import uvicorn
+from harness.ports import bound_socket
+from harness.wire import Wire, text_of
+from mcp import ClientSession
+from mcp.client.sse import sse_client
+from mcp.client.streamable_http import streamable_http_client
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from trunkline.transports import Host, SSETransport, StreamableHTTPTransport, Transport, WebSocketTransport
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+pytestmark = pytest.mark.anyio
+
+PAGE = Path(__file__).parents[2] / "docs" / "embedding.md"
+PATIENCE = 10.0
+
+
+@asynccontextmanager
+async def listening(app: Any) -> AsyncIterator[str]:
+    """An ASGI application under uvicorn; where it listens."""
+    socket = bound_socket()
+    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=2, ws="websockets-sansio")
+    server = uvicorn.Server(config)
+    server.capture_signals = nullcontext  # type: ignore[method-assign]
+    task = asyncio.create_task(server.serve(sockets=[socket]))
+    try:
+        yield f"127.0.0.1:{socket.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await task
+
+
+def mounted(host: Host) -> Starlette:
+    return Starlette(routes=[Mount("/tools", host)], lifespan=host.lifespan)
+
+
+class Application:
+    """Answers every call with the class and the state of its conversation; each conversation is kept for the test."""
+
+    def __init__(self) -> None:
+        self.conversations: list[Transport] = []
+        self.received: list[dict[str, Any]] = []
+        self.ended = 0
+
+    async def serve(self, transport: Transport) -> None:
+        self.conversations.append(transport)
+        calls = 0
+        with pytest.raises(RuntimeError, match="not connected"):
+            await transport.send_message({"jsonrpc": "2.0", "method": "notifications/early"})
+        await transport.connect()
+        try:
+            async for message in transport.receive_message():
+                self.received.append(message)
+                if message.get("method") == "initialize":
+                    result: dict[str, Any] = {
+                        "protocolVersion": message["params"]["protocolVersion"],
+                        "capabilities": {"tools": {}},
+                        "serverInfo": {"name": "test", "version": "1"},
+                    }
+                elif message.get("method") == "tools/call":
+                    calls += 1
+                    log = {
+                        "jsonrpc": "2.0",
+                        "method": "notifications/message",
+                        "params": {"level": "info", "data": calls},
+                    }
+                    await transport.send_message(log, request_id=message["id"])
+                    result = {"content": [{"type": "text", "text": f"{type(transport).__name__} {calls}"}]}
+                else:
+                    continue
+                await transport.send_message({"jsonrpc": "2.0", "id": message["id"], "result": result})
+        finally:
+            self.ended += 1
+
+
+async def test_the_example_of_the_documentation_runs() -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(code, str(PAGE), "exec"), names)
+    async with listening(names["app"]) as address:
+        for opened in (
+            streamable_http_client(f"http://{address}/tools/mcp"),
+            sse_client(f"http://{address}/tools/sse"),
+        ):
+            async with opened as (read, write, *_), ClientSession(read, write) as session:
+                with anyio.fail_after(PATIENCE):
+                    await session.initialize()
+                    assert [tool.name for tool in (await session.list_tools()).tools] == ["count"]
+                    for n in (1, 2, 3):
+                        content = (await session.call_tool("count", {})).content[0]
+                        assert content.type == "text"
+                        assert content.text == str(n)
+
+
+async def test_a_conversation_outlives_its_connections_and_moves_over_transports() -> None:
+    application = Application()
+    host = Host(application.serve)
+    async with listening(mounted(host)) as address, Wire(f"http://{address}/tools/mcp") as wire:
+        await wire.open()
+        assert text_of(await (await wire.call("x")).response()) == "StreamableHTTPTransport 1"
+        (conversation,) = application.conversations
+        assert conversation.session_id == wire.session_id
+        assert isinstance(conversation, StreamableHTTPTransport)
+
+        url = f"ws://{address}/tools/ws?session_id={wire.session_id}"
+        async with connect(url, subprotocols=["mcp"]) as socket:
+            assert await conversation.is_connected()
+            await socket.send('{"jsonrpc":"2.0","id":"a","method":"tools/call","params":{"name":"x"}}')
+            async with asyncio.timeout(PATIENCE):
+                assert json.loads(await socket.recv())["params"]["data"] == 2
+                answer = json.loads(await socket.recv())
+        assert (answer["id"], text_of(answer)) == ("a", "StreamableHTTPTransport 2")
+        assert len(application.conversations) == 1
+        assert host.conversations == 1
+
+
+async def test_each_class_says_where_its_conversation_began() -> None:
+    application = Application()
+    async with listening(mounted(Host(application.serve))) as address:
+        async with sse_client(f"http://{address}/tools/sse") as (read, write), ClientSession(read, write) as session:
+            await session.initialize()
+        async with connect(f"ws://{address}/tools/ws", subprotocols=["mcp"]) as socket:
+            await socket.send(
+                '{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-06-18","capabilities":{}}}'
+            )
+            async with asyncio.timeout(PATIENCE):
+                await socket.recv()
+            assert socket.response is not None
+            sse, websocket = application.conversations
+            assert isinstance(sse, SSETransport)
+            assert isinstance(websocket, WebSocketTransport)
+            assert websocket.session_id == socket.response.headers["Mcp-Session-Id"]
+
+
+async def test_disconnect_ends_the_conversation_and_may_be_called_again() -> None:
+    application = Application()
+    host = Host(application.serve)
+    async with listening(mounted(host)) as address, Wire(f"http://{address}/tools/mcp") as wire:
+        await wire.open()
+        (conversation,) = application.conversations
+        await conversation.disconnect()
+        await conversation.disconnect()
+        assert not await conversation.is_connected()
+        with pytest.raises(RuntimeError, match="Transport not connected"):
+            await conversation.send_message({"jsonrpc": "2.0", "method": "x"})
+        assert (await wire.call("x")).status == 404
+        assert host.conversations == 0
+
+
+async def test_an_application_that_returns_or_fails_ends_its_conversation_alone() -> None:
+    async def serve(transport: Transport) -> None:
+        await transport.connect()
+        async for message in transport.receive_message():
+            if message.get("method") == "initialize":
+                result = {
+                    "protocolVersion": "2025-06-18",
+                    "capabilities": {},
+                    "serverInfo": {"name": "x", "version": "1"},
+                }
+                await transport.send_message({"jsonrpc": "2.0", "id": message["id"], "result": result})
+            elif message.get("method") == "tools/call":
+                if message["params"]["name"] == "fail":
+                    raise ValueError("a defect of the application")
+                if message["params"]["name"] == "leave":
+                    return
+                await transport.send_message({"jsonrpc": "2.0", "id": message["id"], "result": {"content": []}})
+
+    host = Host(serve)
+    async with listening(mounted(host)) as address, Wire(f"http://{address}/tools/mcp") as other:
+        await other.open("2025-06-18")
+        for how in ("fail", "leave"):
+            async with Wire(f"http://{address}/tools/mcp") as wire:
+                await wire.open("2025-06-18")
+                assert (await (await wire.call(how)).response())["error"]["code"] == -31002
+                assert (await wire.call("x")).status == 404
+        assert "result" in await (await other.call("x")).response()
+
+
+async def test_only_what_is_named_is_served() -> None:
+    application = Application()
+    async with listening(mounted(Host(application.serve, SSETransport))) as address:
+        async with Wire(f"http://{address}/tools/mcp") as wire:
+            assert (await wire.post({"jsonrpc": "2.0", "id": 1, "method": "ping"})).status == 404
+        with pytest.raises(InvalidStatus):
+            async with connect(f"ws://{address}/tools/ws", subprotocols=["mcp"]):
+                pass
+
+
+async def test_a_foreign_page_is_refused() -> None:
+    async with listening(mounted(Host(Application().serve))) as address:
+        url = f"http://{address}/tools/mcp"
+        async with Wire(url, {"Origin": "https://evil.example"}) as wire:
+            assert (await wire.post({"jsonrpc": "2.0", "id": 1, "method": "ping"})).status == 403
+
+
+async def test_the_end_of_the_host_ends_what_lives() -> None:
+    application = Application()
+    async with listening(mounted(Host(application.serve))) as address:
+        socket = await connect(f"ws://{address}/tools/ws", subprotocols=["mcp"])
+        await socket.send(
+            '{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-06-18","capabilities":{}}}'
+        )
+        async with asyncio.timeout(PATIENCE):
+            await socket.recv()
+    with pytest.raises(ConnectionClosed):
+        async with asyncio.timeout(PATIENCE):
+            await socket.recv()
+    assert application.ended == 1
