@@ -1,0 +1,200 @@
+"""Metrics: every name that is promised, with its labels, and no label that a client could fill."""
+
+import re
+from collections.abc import AsyncIterator
+
+import anyio
+import pytest
+from harness.gateways import Gateway
+from harness.gateways import gateway as running_gateway
+from harness.memory_wire import echo
+from harness.muxing import ALICE, BOB, Bench, bench
+from harness.wire import Wire
+from prometheus_client import Metric
+from prometheus_client.parser import text_string_to_metric_families
+from trunkline.gateway.metrics import CONTENT_TYPE, COUNTERS, FAULTS, exposition
+from trunkline.mux.statistics import BUCKETS, METHODS
+
+pytestmark = pytest.mark.anyio
+
+SERVED = {
+    "trunkline_calls_total": {"server", "method", "outcome"},
+    "trunkline_call_seconds_bucket": {"server", "le"},
+    "trunkline_pool_requests_total": {"server", "result"},
+    "trunkline_channels": {"server", "state"},
+    "trunkline_channels_closed_total": {"server", "reason"},
+    "trunkline_workflows": {"server", "transport", "state"},
+    "trunkline_workflows_closed_total": {"reason"},
+    "trunkline_inflight": {"server"},
+    "trunkline_upstream_requests_total": {"server", "kind"},
+    "trunkline_resumes_total": {"transport", "outcome"},
+    "trunkline_replayed_events_total": set[str](),
+    "trunkline_late_responses_total": set[str](),
+    "trunkline_directory_seconds_bucket": {"op", "le"},
+    "trunkline_refused_total": {"reason"},
+}
+"""What a gateway has samples of once it was used."""
+
+WORDS = {
+    "server": {"demo"},
+    "method": {*METHODS, "other"},
+    "outcome": {"ok", "error", "resumed", "trimmed"},
+    "result": {"hit", "miss", "spare", "bypass"},
+    "state": {"opening", "active", "idle", "draining", "attached", "detached"},
+    "transport": {"http", "sse", "ws"},
+    "kind": {"initialize", "initialized", "call", "get", "delete", "notification", "response"},
+    "op": {"claim", "get", "find", "replace", "remove", "draw_ids"},
+    "le": {*map(str, BUCKETS), "+Inf"},
+}
+
+
+def families(text: str) -> dict[str, Metric]:
+    return {family.name: family for family in text_string_to_metric_families(text)}
+
+
+async def use(gateway: Gateway) -> None:
+    """A session with a call, a resumed stream, a refusal and a DELETE."""
+    async with Wire(gateway.url("demo")) as wire:
+        await wire.open()
+        answer = await wire.call("slow", {"steps": 2, "seconds": 0.1}, meta={"progressToken": 1})
+        first = await answer.next_event()
+        assert first is not None
+        await answer.response()
+        await (await wire.get(first.id)).response()
+        await (await wire.post(b'{"jsonrpc":"2.0","id":1,"method":"free text of a client"}')).response()
+        assert (await wire.post(b"no json")).status == 400
+        await wire.delete()
+
+
+@pytest.fixture(scope="module")
+def used() -> dict[str, Metric]:
+    """What a gateway tells after that."""
+    with running_gateway("--demo") as gateway:
+        anyio.run(use, gateway)
+        return families(gateway.fetch("/metrics"))
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_a_metric_has_samples_with_its_labels_once_the_gateway_was_used(used: dict[str, Metric], name: str) -> None:
+    samples = [sample for family in used.values() for sample in family.samples if sample.name == name]
+    assert samples
+    assert {frozenset(sample.labels) for sample in samples} == {frozenset(SERVED[name])}
+
+
+def test_what_happened_is_counted(used: dict[str, Metric]) -> None:
+    def value(name: str, **labels: str) -> float:
+        return sum(
+            sample.value
+            for sample in used[name.removesuffix("_total")].samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    assert value("trunkline_calls_total", server="demo", method="tools/call", outcome="ok") == 1
+    assert value("trunkline_calls_total", server="demo", method="other", outcome="error") == 1
+    assert value("trunkline_pool_requests_total", result="miss") == 1
+    assert value("trunkline_pool_requests_total", result="hit") == 2
+    assert value("trunkline_channels_closed_total", reason="deleted") == 1
+    assert value("trunkline_workflows_closed_total", reason="deleted") == 1
+    assert value("trunkline_resumes_total", transport="http", outcome="resumed") == 1
+    assert value("trunkline_replayed_events_total") > 0
+    assert value("trunkline_refused_total") == 1
+    assert value("trunkline_workflows") == value("trunkline_channels") == value("trunkline_inflight") == 0
+    for kind in ("initialize", "initialized", "delete"):
+        assert value("trunkline_upstream_requests_total", kind=kind) == 1
+
+
+def test_g12_label_values_come_from_fixed_lists(used: dict[str, Metric]) -> None:
+    for family in used.values():
+        for sample in family.samples:
+            for label, value in sample.labels.items():
+                assert value in WORDS.get(label, {value})
+                assert re.fullmatch(r"[a-z0-9_./+A-Z]+", value), sample
+
+
+@pytest.fixture
+async def at() -> AsyncIterator[Bench]:
+    async with bench() as made:
+        yield made
+
+
+def samples(at: Bench, name: str) -> dict[tuple[str, ...], float]:
+    """The samples of a metric that are not zero, by their label values in the order of the labels' names."""
+    return {
+        tuple(value for _, value in sorted(sample.labels.items())): sample.value
+        for family in families(exposition(at.pool).decode()).values()
+        for sample in family.samples
+        if sample.name == name and sample.value
+    }
+
+
+async def test_every_family_is_there_before_anything_happened(at: Bench) -> None:
+    found = families(exposition(at.pool).decode())
+    names = {name.removesuffix("_total").removesuffix("_bucket") for name in SERVED}
+    assert found.keys() == names | {"trunkline_unattributed", "trunkline_dropped"}
+    assert all(family.documentation for family in found.values())
+    assert {family.type for name, family in found.items() if name in {m for m, _, _ in COUNTERS.values()}} == {
+        "counter"
+    }
+
+
+async def test_gauges_tell_what_is_held_now(at: Bench) -> None:
+    client = await at.client(ALICE)
+    other = await at.client(BOB, server="y")
+    exchange = client.call()
+    assert samples(at, "trunkline_channels") == {("x", "active"): 1, ("y", "idle"): 1}
+    assert samples(at, "trunkline_workflows") == {("x", "attached", "http"): 1, ("y", "detached", "http"): 1}
+    assert samples(at, "trunkline_inflight") == {("x",): 1}
+    at.server.of("tools/call")[0].answer()
+    await client.answer(exchange)
+    await at.pool.end(other.workflow, "deleted")
+    assert samples(at, "trunkline_channels")["x", "idle"] == 1
+    assert samples(at, "trunkline_workflows") == {("x", "detached", "http"): 1}
+    assert samples(at, "trunkline_inflight") == {}
+
+
+async def test_series_do_not_grow_with_what_clients_and_servers_send(at: Bench) -> None:
+    at.server.on_request = echo
+    client = await at.client()
+    await client.answer(client.call(method="made/up"))
+    lines = len(exposition(at.pool).splitlines())
+    for n in range(50):
+        await client.answer(client.call(method=f"made/up/{n}", id=b'"%d"' % n))
+    assert len(exposition(at.pool).splitlines()) == lines
+    assert samples(at, "trunkline_calls_total") == {("other", "ok", "x"): 51}
+
+
+async def test_what_is_dropped_is_counted_with_its_reason(at: Bench) -> None:
+    await at.client()
+    at.server.session.tell(b'{"jsonrpc":"2.0","id":4711,"result":{}}')
+    at.server.session.tell(b"no json")
+    assert samples(at, "trunkline_dropped_total") == {("unknown_response", "x"): 1, ("upstream_faults", "x"): 1}
+    assert {reason for reason, _ in samples(at, "trunkline_dropped_total")} <= set(FAULTS)
+
+
+async def test_a_late_answer_is_counted(at: Bench) -> None:
+    client = await at.client()
+    exchange = client.call()
+    at.clock.advance(client.workflow.pooling.request_timeout)
+    client.workflow.expire(at.clock.now)
+    assert (await client.answer(exchange))["error"]["code"] == -31004
+    at.server.of("tools/call")[0].answer()
+    assert samples(at, "trunkline_late_responses_total") == {(): 1}
+    assert samples(at, "trunkline_calls_total") == {("tools/call", "timed_out", "x"): 1}
+
+
+async def test_seconds_fall_in_buckets_that_add_up(at: Bench) -> None:
+    client = await at.client()
+    for seconds in (0.0, 0.001, 0.2, 1000.0):
+        exchange = client.call()
+        at.clock.advance(seconds)
+        at.server.of("tools/call")[-1].answer()
+        await client.answer(exchange)
+    buckets = samples(at, "trunkline_call_seconds_bucket")
+    assert buckets["0.001", "x"] in (1, 2), "0.001 as a difference may be more"
+    assert (buckets["0.1", "x"], buckets["0.25", "x"], buckets["300.0", "x"], buckets["+Inf", "x"]) == (2, 3, 3, 4)
+    assert samples(at, "trunkline_call_seconds_count") == {("x",): 4}
+    assert samples(at, "trunkline_call_seconds_sum")["x",] == pytest.approx(1000.201)
+
+
+def test_the_content_type_is_that_of_the_text_format() -> None:
+    assert CONTENT_TYPE.startswith("text/plain; version=0.0.4")
