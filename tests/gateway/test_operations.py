@@ -1,0 +1,215 @@
+"""What operators ask: liveness, readiness, figures, and who may see which sessions there are."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx2
+import pytest
+from harness.memory_wire import MemoryServer
+from harness.muxing import ALICE, Client, begin, settle
+from trunkline.gateway.auth import Authenticator
+from trunkline.gateway.operations import operations_app
+from trunkline.gateway.settings import AuthSection, GatewaySection, Server, Settings
+from trunkline.mux.directory.memory import MemoryDirectory
+from trunkline.mux.errors import TrunklineError, UpstreamUnreachable
+from trunkline.mux.limits import Pooling
+from trunkline.mux.pool import Pool, Upstream
+from trunkline.transports.guard import Guard
+
+pytestmark = pytest.mark.anyio
+
+ADMIN = "the-admin-token"
+KEY = "chat-key-of-alice"
+PRIVATE = ["/api/servers", "/api/sessions"]
+
+
+class Site:
+    """The operations application of a gateway, in front of a server in memory."""
+
+    def __init__(self, *, mode: str = "none", host: str = "127.0.0.1") -> None:
+        self.server = MemoryServer()
+        self.settings = Settings(
+            gateway=GatewaySection(host=host, admin_token=ADMIN),
+            auth=AuthSection(mode=mode),  # type: ignore[arg-type]
+            servers={"x": Server(url="http://user:s3cret@h/mcp?key=s3cret", headers={"Authorization": "s3cret"})},
+        )
+        upstreams = {"x": Upstream("x", self.server, Pooling())}
+        self.pool = Pool(upstreams, MemoryDirectory(), pooling=Pooling())
+        guard = Guard(loopback=host == "127.0.0.1", allowed_hosts=["mcp.example"])
+        self.app = operations_app(self.pool, self.settings, guard, Authenticator(self.settings))
+
+    async def get(
+        self, path: str, *, peer: str = "127.0.0.1", base: str = "http://127.0.0.1:8920", **headers: str
+    ) -> httpx2.Response:
+        """The answer to a GET from this peer."""
+        transport = httpx2.ASGITransport(app=self.app, client=(peer, 4711))
+        async with httpx2.AsyncClient(transport=transport, base_url=base) as http:
+            return await http.get(path, headers={name.replace("_", "-"): text for name, text in headers.items()})
+
+    async def rows(self, path: str) -> list[dict[str, Any]]:
+        """What a page of rows says."""
+        answer = await self.get(path)
+        assert answer.status_code == 200, answer.text
+        found: list[dict[str, Any]] = answer.json()
+        return found
+
+
+@asynccontextmanager
+async def running(site: Site) -> AsyncIterator[Site]:
+    async with site.server.running(), site.pool.running():
+        yield site
+
+
+@pytest.fixture
+async def site() -> AsyncIterator[Site]:
+    """One person's machine."""
+    async with running(Site()) as made:
+        yield made
+
+
+async def test_it_is_alive_and_ready(site: Site) -> None:
+    assert (await site.get("/healthz")).text == "ok\n"
+    ready = await site.get("/readyz")
+    assert (ready.status_code, ready.text) == (200, "ready\n")
+
+
+async def test_g8_while_it_drains_it_lives_and_is_not_ready(site: Site) -> None:
+    client = Client((await begin(site.pool)).workflow)
+    exchange = client.call()
+    draining = asyncio.create_task(site.pool.drain(10))
+    await settle()
+    not_ready = await site.get("/readyz")
+    assert (not_ready.status_code, not_ready.text) == (503, "draining\n")
+    assert (await site.get("/healthz")).status_code == 200
+    site.server.of("tools/call")[0].answer()
+    await client.answer(exchange)
+    assert await draining
+
+
+async def test_metrics_are_in_prometheus_text_format(site: Site) -> None:
+    answer = await site.get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert 'trunkline_channels{server="x",state="active"} 0.0' in answer.text
+
+
+async def test_probes_are_answered_under_every_host_and_figures_under_the_listeners_own(site: Site) -> None:
+    for path, status in (("/healthz", 200), ("/readyz", 200), ("/metrics", 421), *((path, 421) for path in PRIVATE)):
+        assert (await site.get(path, base="http://evil.example")).status_code == status
+    for path in ("/metrics", *PRIVATE):
+        assert (await site.get(path, origin="https://evil.example")).status_code == 403
+
+
+# Rows.
+
+
+async def test_a_server_is_unused_then_ok_then_failing(site: Site) -> None:
+    [row] = await site.rows("/api/servers")
+    assert row == {
+        "server": "x",
+        "state": "unused",
+        "reuse": "workflow",
+        "channels": 0,
+        "workflows": 0,
+        "inflight": 0,
+        "last_failure": None,
+    }
+    client = Client((await begin(site.pool)).workflow)
+    exchange = client.call()
+    [row] = await site.rows("/api/servers")
+    assert (row["state"], row["channels"], row["workflows"], row["inflight"]) == ("ok", 1, 1, 1)
+    site.server.unreachable = UpstreamUnreachable("connection refused", executed="no")
+    with pytest.raises(TrunklineError):
+        await begin(site.pool)
+    [row] = await site.rows("/api/servers")
+    assert row["state"] == "failing"
+    assert row["last_failure"]["message"] == "connection refused"
+    client.leave()
+    assert exchange.is_open
+
+
+async def test_a_session_is_shown_by_its_handle(site: Site) -> None:
+    begun = await begin(site.pool, ALICE, key=KEY)
+    [row] = await site.rows("/api/sessions")
+    assert row["workflow"] == begun.workflow.record.handle
+    assert (row["server"], row["state"], row["keyed"], row["inflight"]) == ("x", "detached", True, 0)
+
+
+async def test_g12_no_page_shows_a_secret(site: Site) -> None:
+    begun = await begin(site.pool, ALICE, key=KEY, session_headers={"X-Tenant": "s3cret"})
+    Client(begun.workflow).call()
+    record = begun.workflow.record
+    shown = "".join([(await site.get(path)).text for path in ("/metrics", "/nothing", *PRIVATE)])
+    for secret in (record.session_id, KEY, "s3cret", ADMIN, "alice", "acme", record.event_token):
+        assert secret not in shown
+    begun.workflow.wire_left()
+
+
+# Who may see them.
+
+
+@pytest.mark.parametrize("path", PRIVATE)
+@pytest.mark.parametrize(
+    ("peer", "base", "headers"),
+    [
+        ("192.168.1.7", "http://127.0.0.1:8920", {}),
+        ("", "http://127.0.0.1:8920", {}),
+        ("127.0.0.1", "http://mcp.example", {}),
+        ("127.0.0.1", "http://127.0.0.1:8920", {"forwarded": "for=192.0.2.1"}),
+        ("127.0.0.1", "http://127.0.0.1:8920", {"x_forwarded_for": "127.0.0.1"}),
+        ("127.0.0.1", "http://127.0.0.1:8920", {"X_Forwarded_Host": "localhost"}),
+        ("127.0.0.1", "http://127.0.0.1:8920", {"x_forwarded_proto": "https"}),
+    ],
+)
+async def test_from_elsewhere_or_through_a_proxy_only_the_admin_token_opens_them(
+    site: Site, path: str, peer: str, base: str, headers: dict[str, str]
+) -> None:
+    closed = await site.get(path, peer=peer, base=base, **headers)
+    assert (closed.status_code, closed.headers["www-authenticate"]) == (401, "Bearer")
+    wrong = await site.get(path, peer=peer, base=base, authorization=f"Bearer {ADMIN}x", **headers)
+    assert wrong.status_code == 401
+    opened = await site.get(path, peer=peer, base=base, authorization=f"Bearer {ADMIN}", **headers)
+    assert opened.status_code == 200
+    assert ADMIN not in closed.text + wrong.text
+
+
+@pytest.mark.parametrize("base", ["http://127.0.0.1:8920", "http://localhost:8920", "http://[::1]:8920"])
+@pytest.mark.parametrize("peer", ["127.0.0.1", "::1"])
+async def test_on_one_persons_machine_they_are_open(site: Site, base: str, peer: str) -> None:
+    for path in PRIVATE:
+        assert (await site.get(path, base=base, peer=peer)).status_code == 200
+
+
+@pytest.mark.parametrize(("mode", "host"), [("tokens", "127.0.0.1"), ("none", "0.0.0.0")])
+async def test_with_authentication_or_beyond_loopback_they_are_closed(mode: str, host: str) -> None:
+    async with running(Site(mode=mode, host=host)) as site:
+        for path in PRIVATE:
+            assert (await site.get(path, base="http://mcp.example")).status_code == 401
+            opened = await site.get(path, base="http://mcp.example", authorization=f"Bearer {ADMIN}")
+            assert opened.status_code == 200
+
+
+async def test_an_unknown_path_tells_what_is_served_to_whom_it_concerns(site: Site) -> None:
+    near, far = await site.get("/mcp"), await site.get("/mcp", peer="192.0.2.1")
+    assert (near.status_code, far.status_code) == (404, 404)
+    assert "/servers/x/mcp" in near.text
+    assert "/servers/NAME/mcp" in far.text
+    assert "/servers/x/" not in far.text
+
+
+@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", *PRIVATE])
+async def test_pages_are_only_read(site: Site, path: str) -> None:
+    transport = httpx2.ASGITransport(app=site.app, client=("127.0.0.1", 4711))
+    async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+        assert (await http.post(path)).status_code == 405
+        assert (await http.head(path)).status_code == 200
+
+
+async def test_rows_are_json(site: Site) -> None:
+    for path in PRIVATE:
+        answer = await site.get(path)
+        assert answer.headers["content-type"] == "application/json"
+        assert isinstance(json.loads(answer.text), list)
