@@ -67,8 +67,9 @@ class Answer:
 
     async def json(self) -> Any:
         """The whole body, as JSON."""
+        body = await self.body()
         assert self.headers["content-type"] == "application/json", self.headers
-        return json.loads(await self.body())
+        return json.loads(body)
 
     async def came(self, text: bytes) -> None:
         """Wait until this has come, somewhere in the body."""
@@ -76,8 +77,8 @@ class Answer:
 
     async def event(self) -> Event | None:
         """The next event of a stream; None at its end."""
-        assert self.is_stream, self.headers
         await self._until(lambda: self._events or self.is_whole)
+        assert self.is_stream, self.headers
         return self._events.pop(0) if self._events else None
 
     async def messages(self) -> list[Any]:

@@ -1,7 +1,7 @@
 """What the header values of the contract may be."""
 
 import pytest
-from trunkline.transports.headers import MAX_ACCEPT, accepts, workflow_key
+from trunkline.transports.headers import MAX_ACCEPT, Asked, accepts, asked, workflow_key
 from trunkline.transports.status import HTTPRefusal
 
 JSON, STREAM = "application/json", "text/event-stream"
@@ -60,3 +60,36 @@ def test_both_types_are_not_admitted(accept: str) -> None:
 def test_only_the_types_that_are_asked_for_have_to_be_there() -> None:
     assert accepts({"accept": STREAM}, STREAM)
     assert not accepts({"accept": STREAM}, JSON)
+
+
+@pytest.mark.parametrize(
+    ("headers", "query", "expected"),
+    [
+        ({}, b"", Asked(None, None, None)),
+        ({"mcp-session-id": "s", "trunkline-workflow": "k", "last-event-id": "e"}, b"", Asked("s", "k", "e")),
+        ({}, b"session_id=s&workflow=k&last_event_id=e&other=o", Asked("s", "k", "e")),
+        ({"mcp-session-id": "s"}, b"workflow=k", Asked("s", "k", None)),
+        ({"trunkline-workflow": "k"}, b"workflow=k", Asked(None, "k", None)),
+        ({}, b"session_id=&workflow=&last_event_id=", Asked(None, None, None)),
+        ({}, b"workflow=a%3Ab&last_event_id=%C3%A4", Asked(None, "a:b", "\xe4")),
+    ],
+)
+def test_a_workflow_is_asked_for_by_header_or_by_query(headers: dict[str, str], query: bytes, expected: Asked) -> None:
+    assert asked(headers, query) == expected
+
+
+@pytest.mark.parametrize(
+    ("headers", "query", "word"),
+    [
+        ({"mcp-session-id": "s"}, b"session_id=t", "disagree"),
+        ({}, b"workflow=a&workflow=b", "disagree"),
+        ({}, b"workflow=a%20b", "workflow_key"),
+        ({"trunkline-workflow": "a b"}, b"", "workflow_key"),
+        ({}, b"session_id=\xff", "query"),
+        ({}, b"&".join(b"n%d=1" % n for n in range(1000)), "query"),
+    ],
+)
+def test_what_names_no_one_workflow_is_refused(headers: dict[str, str], query: bytes, word: str) -> None:
+    with pytest.raises(HTTPRefusal) as refused:
+        asked(headers, query)
+    assert (refused.value.status, refused.value.word) == (400, word)
