@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ..mux import envelope as wire_format
+from ..mux.errors import Overloaded
 from ..mux.limits import MAX_BODY_BYTES
 from ..mux.pool import Arrival, Begun, Pool
 from ..mux.ports import NONE, Headers
@@ -47,6 +48,16 @@ def admitted_key(config: EndpointConfig, principal: Principal, key: str | None) 
     if key is not None and principal.is_anonymous and not config.anonymous_keys:
         raise HTTPRefusal(400, "anonymous_key", "Trunkline-Workflow needs an authenticated client on this listener")
     return key
+
+
+def check_room(config: EndpointConfig, connections: int) -> None:
+    """Admit one more connection that carries everything: as many as there may be workflows (guarantee G10).
+
+    Raises:
+        Overloaded: 503, there are as many.
+    """
+    if connections >= config.pool.upstreams[config.server].pooling.max_workflows:
+        raise Overloaded("too many connections are open", limit="max_workflows")
 
 
 async def begin_unasked(

@@ -13,7 +13,7 @@ from ..mux.errors import UnknownSession
 from ..mux.limits import MAX_BODY_BYTES
 from . import event_stream
 from .asgi import EVENT_STREAM, RawHeaders, Scope
-from .endpoint import EndpointConfig
+from .endpoint import EndpointConfig, check_room
 from .headers import SESSION_ID, WORKFLOW_STATE, accepts, asked
 from .http_endpoint import KEEP_ALIVE_SECONDS, STREAM_TYPE, HTTPEndpoint, HTTPRequest, send_events
 from .link import HANDSHAKE_SECONDS, Link
@@ -45,6 +45,7 @@ class _Stream(HTTPEndpoint):
         if self._pool.draining:
             await request.respond(200, EVENT_STREAM, event_stream.RECONNECT)
             return
+        check_room(self._config, len(self._links))
         link = Link(self._config, request.principal, "sse")
         state = await link.open(asked(request.headers, request.scope.get("query_string", b"")))
         session_id, name = link.session_id, secrets.token_hex(4)

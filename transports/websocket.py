@@ -15,7 +15,7 @@ import anyio
 from ..mux.limits import MAX_BODY_BYTES
 from ..mux.record import WorkflowState
 from .asgi import RawHeaders, Receive, Scope, Send, headers_of
-from .endpoint import EndpointConfig
+from .endpoint import EndpointConfig, check_room
 from .headers import SESSION_ID, WORKFLOW_STATE, asked
 from .link import HANDSHAKE_SECONDS, Link
 from .status import Answer, HTTPRefusal, answer_to
@@ -46,6 +46,7 @@ class WebSocketEndpoint:
     def __init__(self, config: EndpointConfig) -> None:
         self._config = config
         self._statistics = config.pool.statistics
+        self._open_sockets = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -56,12 +57,14 @@ class WebSocketEndpoint:
         except Exception as error:
             await self._refuse(send, scope, error)
             return
+        socket = _Socket(link, receive, send, scope.get("extensions", {}).get(PING), headers)
+        self._open_sockets += 1
         try:
             await send(_accept(link, state))
-            socket = _Socket(link, receive, send, scope.get("extensions", {}).get(PING), headers)
             code, reason = await socket.run()
             await _close(send, code, reason)
         finally:
+            self._open_sockets -= 1
             link.close(goodbye=socket.said_goodbye)
 
     async def _open(self, scope: Scope, headers: Mapping[str, str]) -> tuple[Link, WorkflowState | None]:
@@ -69,6 +72,7 @@ class WebSocketEndpoint:
         principal = self._config.authenticate(headers)
         if SUBPROTOCOL not in scope.get("subprotocols", ()):
             raise HTTPRefusal(400, "subprotocol", "Sec-WebSocket-Protocol must list mcp")
+        check_room(self._config, self._open_sockets)
         link = Link(self._config, principal, "websocket")
         return link, await link.open(asked(headers, scope.get("query_string", b"")))
 
