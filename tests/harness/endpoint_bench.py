@@ -72,8 +72,10 @@ async def front(
 
 
 @asynccontextmanager
-async def opened(revision: str = NEWEST, *, capabilities: Mapping[str, Any] | None = None) -> AsyncIterator[Front]:
+async def opened(
+    revision: str = NEWEST, *, capabilities: Mapping[str, Any] | None = None, **pooling: Any
+) -> AsyncIterator[Front]:
     """The same, with a session of the client."""
-    async with front(revision=revision) as here:
+    async with front(revision=revision, **pooling) as here:
         await shake_hands(here.client, revision, capabilities)
         yield here

@@ -9,6 +9,7 @@ from harness.endpoint_bench import NEWEST, call, opened, shake_hands
 from harness.memory_wire import Exchange, echo, message
 from harness.muxing import patience, settle
 from harness.sse import Event
+from trunkline.mux.limits import EventLogLimits
 from trunkline.transports import http_endpoint, streamable_http
 
 pytestmark = pytest.mark.anyio
@@ -293,3 +294,17 @@ async def test_a_stream_that_begins_while_draining_only_asks_to_come_back() -> N
         answer = await here.client.get()
         assert (answer.status, answer.is_stream) == (200, True)
         assert await answer.body() == b"retry: 1000\n\n"
+
+
+async def test_what_the_log_no_longer_holds_is_not_taken_up_with_a_gap() -> None:
+    async with opened(event_log=EventLogLimits(events=2)) as here:
+        answer = await here.client.post(call())
+        priming = await event_of(answer)
+        exchange = await here.server.got("tools/call")
+        for _ in range(3):
+            exchange.say(FIRST)
+            await message_of(answer)
+        gone = await here.client.get(priming.id)
+        assert gone.status == 404
+        assert here.counts["resumes", "http", "trimmed"] == here.counts["refused", "event_log_trimmed"] == 1
+        await here.bench.ended("event_log_trimmed")
