@@ -7,6 +7,7 @@ clients implement it: `http1`, lean, and `http_proxied`, for servers that are re
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Final, Literal, Protocol
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 Headers = Mapping[str, str]
 
@@ -78,16 +79,42 @@ class Answer(Protocol):
 
 
 class HTTPClient(Protocol):
-    """Sends requests to one server."""
+    """Sends requests to one server: to its URL, or to another target of the same origin."""
 
-    def send(self, method: Method, headers: HeaderBlock, body: bytes, answer: Answer) -> Callable[[], None]:
+    def send(
+        self, method: Method, headers: HeaderBlock, body: bytes, answer: Answer, *, target: str | None = None
+    ) -> Callable[[], None]:
         """Put one request on its way, without waiting. Only a POST has a body, and it is JSON.
 
+        `target` is a path with its query, as `target_within` gives it; without one, the request goes to the URL.
         Nothing is told within this call. What is returned cuts the exchange: nothing is told from then on.
         """
 
     async def close(self) -> None:
         """Close every connection; what is under way breaks."""
+
+
+def target_of(parts: SplitResult) -> str:
+    """The path and the query of a URL, as they stand in the first line of a request."""
+    return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+
+
+def target_within(url: str, reference: str) -> str:
+    """The target on the server of `url` that a reference, relative or absolute, leads to.
+
+    Raises:
+        ValueError: it leads to another origin, or cannot be sent as it stands.
+    """
+    if not all("\x21" <= character <= "\x7e" for character in reference):
+        raise ValueError("it is not visible ASCII")
+    there = urlsplit(urljoin(url, reference))
+    if _origin(there) != _origin(urlsplit(url)):
+        raise ValueError("it leads to another origin")
+    return target_of(there)
+
+
+def _origin(parts: SplitResult) -> tuple[str, str | None, int | None]:
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
 def _is_token(name: str) -> bool:

@@ -19,7 +19,16 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from .http import CONNECT_SECONDS, KEEP_ALIVE_SECONDS, MAX_HEAD_BYTES, Answer, ExchangeBroken, HeaderBlock, Method
+from .http import (
+    CONNECT_SECONDS,
+    KEEP_ALIVE_SECONDS,
+    MAX_HEAD_BYTES,
+    Answer,
+    ExchangeBroken,
+    HeaderBlock,
+    Method,
+    target_of,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +60,8 @@ class HTTP1Client:
         self._tls = context if parts.scheme == "https" else None
         authority = f"[{self._host}]" if ":" in self._host else self._host
         host = authority if parts.port is None else f"{authority}:{parts.port}"
-        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        self._start = f" {target} HTTP/1.1\r\nHost: {host}\r\n".encode("ascii")
+        self._end = f" HTTP/1.1\r\nHost: {host}\r\n"
+        self._start = self._start_of(target_of(parts))
         self._idle: deque[_Connection] = deque()
         """Kept connections, the longest unused first."""
         self._open: set[_Connection] = set()
@@ -60,11 +69,14 @@ class HTTP1Client:
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
 
-    def send(self, method: Method, headers: HeaderBlock, body: bytes, answer: Answer) -> Callable[[], None]:
+    def send(
+        self, method: Method, headers: HeaderBlock, body: bytes, answer: Answer, *, target: str | None = None
+    ) -> Callable[[], None]:
         """See `HTTPClient.send`."""
         assert method == "POST" or not body, "only a POST has a body"
+        start = self._start if target is None else self._start_of(target)
         end = POST_END % len(body) if method == "POST" else b"\r\n"
-        head = b"".join((method.encode(), self._start, headers.encoded, end))
+        head = b"".join((method.encode(), start, headers.encoded, end))
         request = _Request(head, body, answer)
         while self._idle:
             connection = self._idle.pop()
@@ -89,6 +101,10 @@ class HTTP1Client:
         for connection in list(self._open):
             connection.close()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _start_of(self, target: str) -> bytes:
+        """What stands in a request between its method and its headers, the Host among them."""
+        return f" {target}{self._end}".encode("ascii")
 
     async def _connect(self, request: _Request, cut: _Cut) -> None:
         """Open a connection for a request and start it there."""

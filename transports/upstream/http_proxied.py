@@ -38,15 +38,20 @@ class ProxiedClient:
 
     def __init__(self, url: str, context: ssl.SSLContext, proxy: str) -> None:
         self._url = URL(url, encoded=True)
+        parts = urlsplit(url)
+        self._origin = f"{parts.scheme}://{parts.netloc}"
         self._context = context
         self._proxy = proxy
         self._session: aiohttp.ClientSession | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def send(self, method: Method, headers: HeaderBlock, body: bytes, answer: Answer) -> Callable[[], None]:
+    def send(
+        self, method: Method, headers: HeaderBlock, body: bytes, answer: Answer, *, target: str | None = None
+    ) -> Callable[[], None]:
         """See `HTTPClient.send`."""
         heard = _Heard(answer)
-        task = asyncio.get_running_loop().create_task(self._carry(method, headers, body, heard))
+        url = self._url if target is None else URL(self._origin + target, encoded=True)
+        task = asyncio.get_running_loop().create_task(self._carry(method, url, headers, body, heard))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -61,13 +66,13 @@ class ProxiedClient:
         if self._session is not None:
             await self._session.close()
 
-    async def _carry(self, method: Method, headers: HeaderBlock, body: bytes, heard: "_Heard") -> None:
+    async def _carry(self, method: Method, url: URL, headers: HeaderBlock, body: bytes, heard: "_Heard") -> None:
         """One exchange, told as it comes."""
         sent = {**headers.headers, "Content-Type": "application/json"} if method == "POST" else headers.headers
         data = body if method == "POST" else None
         try:
             async with self._http().request(
-                method, self._url, data=data, headers=sent, proxy=self._proxy, allow_redirects=False
+                method, url, data=data, headers=sent, proxy=self._proxy, allow_redirects=False
             ) as response:
                 heard.began(response.status, {name.lower(): value for name, value in response.headers.items()})
                 async for chunk in response.content.iter_any():

@@ -1,7 +1,9 @@
-"""Header blocks: what may stand in a request, and what would end a header early."""
+"""Header blocks and targets: what may stand in a request, and what would end a header early or lead elsewhere."""
+
+from urllib.parse import urlsplit
 
 import pytest
-from trunkline.transports.upstream.http import ExchangeBroken, HeaderBlock
+from trunkline.transports.upstream.http import ExchangeBroken, HeaderBlock, target_of, target_within
 
 
 def test_headers_are_encoded_as_they_stand_in_a_request() -> None:
@@ -41,3 +43,46 @@ def test_a_block_with_others_replaces_however_they_are_written() -> None:
 def test_a_broken_exchange_says_whether_it_was_sent() -> None:
     assert ExchangeBroken("why", sent=True).sent
     assert str(ExchangeBroken("why", sent=False)) == "why"
+
+
+@pytest.mark.parametrize(
+    ("url", "target"),
+    [("http://x", "/"), ("http://x/a%2Fb?q=1#f", "/a%2Fb?q=1"), ("http://x?q", "/?q")],
+)
+def test_a_target_is_a_path_with_its_query(url: str, target: str) -> None:
+    assert target_of(urlsplit(url)) == target
+
+
+@pytest.mark.parametrize(
+    ("reference", "target"),
+    [
+        ("/message?session_id=1", "/message?session_id=1"),
+        ("message", "/a/message"),
+        ("?session_id=1", "/a/sse?session_id=1"),
+        ("http://x.example/m", "/m"),
+        ("http://X.EXAMPLE:80", "/"),
+        ("//x.example/m", "/m"),
+    ],
+)
+def test_a_reference_leads_within_the_server(reference: str, target: str) -> None:
+    assert target_within("http://x.example/a/sse", reference) == target
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "https://x.example/m",
+        "http://x.example:81/m",
+        "http://y.example/m",
+        "//y.example/m",
+        "ftp://x.example/m",
+        "http://x.example@y.example/m",
+        "http://x.example:99999/m",
+        "http://[::1/m",
+        "/m HTTP/1.1\r\nHost: y",
+        "/\u00fc",
+    ],
+)
+def test_a_reference_that_leads_elsewhere_is_refused(reference: str) -> None:
+    with pytest.raises(ValueError):
+        target_within("http://x.example/a/sse", reference)

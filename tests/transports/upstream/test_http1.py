@@ -67,6 +67,25 @@ async def test_a_request_arrives_as_it_was_given() -> None:
     assert server.connections == 1
 
 
+async def test_another_target_of_the_server_is_on_the_same_connections() -> None:
+    seen: list[tuple[str, str]] = []
+
+    async def serve(peer: Peer) -> None:
+        while True:
+            start, headers, _ = await peer.request()
+            seen.append((start, headers["host"]))
+            await peer.say(EMPTY)
+
+    async with client_of(serve) as (client, server):
+        for target in ("/message?session_id=1", None):
+            hearer = Hearer()
+            client.send("POST", NONE, b"{}", hearer, target=target)
+            assert await hearer.outcome() is None
+    host = server.url.split("/")[2]
+    assert seen == [("POST /message?session_id=1 HTTP/1.1", host), ("POST /mcp HTTP/1.1", host)]
+    assert server.connections == 1
+
+
 @pytest.mark.parametrize("size", [0, 1, http1.SMALL_BODY, http1.SMALL_BODY + 1, 4 * 1024 * 1024])
 async def test_a_body_of_any_size_arrives(size: int) -> None:
     async def serve(peer: Peer) -> None:

@@ -49,6 +49,21 @@ async def test_the_proxy_is_asked_for_the_whole_url() -> None:
     assert seen[0][1]["content-type"] == "application/json"
 
 
+async def test_another_target_of_the_server_is_asked_of_the_same_proxy() -> None:
+    seen: list[str] = []
+
+    async def serve(peer: Peer) -> None:
+        start, _, _ = await peer.request()
+        seen.append(start)
+        await peer.say(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n")
+
+    async with client_of(serve) as (client, _):
+        hearer = Hearer()
+        client.send("POST", HeaderBlock({}), b"{}", hearer, target="/message?session_id=a%2Fb")
+        assert await hearer.outcome() is None
+    assert seen == ["POST http://mcp.example/message?session_id=a%2Fb HTTP/1.1"]
+
+
 async def test_an_exchange_that_breaks_may_have_been_sent() -> None:
     async def serve(peer: Peer) -> None:
         await peer.request()
