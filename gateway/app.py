@@ -126,12 +126,12 @@ async def serve(settings: Settings, *, demo: bool, on_ready: Callable[[str], Non
         SettingsError: the address cannot be listened on.
     """
     async with AsyncExitStack() as stack:
+        listener = stack.enter_context(_listen(settings))  # first: the demo's tasks would wrap its error
         if demo:
             from .demo import serve_demo
 
             url = await stack.enter_async_context(serve_demo())
             settings = msgspec.structs.replace(settings, servers={**settings.servers, "demo": Server(url=url)})
-        listener = stack.enter_context(_listen(settings))
         gateway = await stack.enter_async_context(Gateway(settings).running())
         tls = settings.gateway.tls
         config = uvicorn.Config(

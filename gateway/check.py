@@ -36,7 +36,7 @@ class Probe(NamedTuple):
 
 
 class _Result(msgspec.Struct, rename="camel"):
-    server_info: dict[str, object] = {}
+    server_info: object = None
 
 
 async def probe_all(settings: Settings) -> list[Probe]:
@@ -64,7 +64,8 @@ async def _probe(settings: Settings, name: str) -> Probe:
         with anyio.fail_after(PROBE_SECONDS):
             async with pool.running():
                 begun = await pool.begin(ANONYMOUS, name, message)
-                info = msgspec.json.decode(begun.result, type=_Result).server_info
+                told = msgspec.json.decode(begun.result, type=_Result).server_info
+                info = told if isinstance(told, dict) else {}
                 title = f"{info.get('name', '?')} {info.get('version', '')}".strip()
                 revision = begun.workflow.revision
     except UpstreamRefused as refused:

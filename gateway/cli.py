@@ -93,6 +93,7 @@ def check(file: File = None) -> None:
     import anyio
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from .check import probe_all
 
@@ -100,9 +101,10 @@ def check(file: File = None) -> None:
     probes = anyio.run(probe_all, settings)
     table = Table("server", "url", "state", "what it is", "revision", "time")
     for probe in probes:
-        state = f"[red]{probe.fault}" if probe.fault else "[green]ok"
+        state = Text(_printable(probe.fault), "red") if probe.fault else Text("ok", "green")
         took = f"{probe.seconds * 1000:.0f} ms"
-        table.add_row(probe.server, _shown(probe.url), state, probe.name, probe.revision, took)
+        told = (probe.server, _shown(probe.url), state, _printable(probe.name), probe.revision, took)
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in told))
     Console().print(table)
     if any(probe.fault for probe in probes):
         raise typer.Exit(1)
@@ -137,8 +139,12 @@ def _shown(url: str) -> str:
     from urllib.parse import urlsplit
 
     parts = urlsplit(url)
-    port = f":{parts.port}" if parts.port else ""
-    return f"{parts.scheme}://{parts.hostname}{port}{parts.path}"
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _printable(text: str) -> str:
+    """What a server says of itself, without what would steer the terminal."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def _welcome(settings: Settings, url: str, *, demo: bool) -> str:

@@ -1,0 +1,130 @@
+"""The check: what each server says of itself, and what is wrong where it says nothing."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from harness.ports import free_port
+from harness.raw_http import Peer, serving
+from harness.upstreams import Upstream
+from harness.upstreams import upstream as running_upstream
+from trunkline.gateway import check
+from trunkline.gateway.check import Probe, probe_all
+from trunkline.gateway.settings import Server, Settings
+
+pytestmark = pytest.mark.anyio
+
+RESULT = {"protocolVersion": "2025-06-18", "capabilities": {}, "serverInfo": {"name": "raw", "version": "7"}}
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Upstream]:
+    with running_upstream("sdk2") as server:
+        yield server
+
+
+async def probe(url: str, **options: Any) -> Probe:
+    """The one probe of one server."""
+    [found] = await probe_all(Settings(servers={"up": Server(url=url, **options)}))
+    assert (found.server, found.url) == ("up", url)
+    return found
+
+
+def http(body: bytes, status: str = "200 OK") -> bytes:
+    head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+class Script:
+    """A server that answers `initialize` with this, and everything else as it should be."""
+
+    def __init__(self, answer: bytes) -> None:
+        self.answer = answer
+        self.seen: list[tuple[str, dict[str, str]]] = []
+
+    async def __call__(self, peer: Peer) -> None:
+        while True:
+            start, headers, body = await peer.request()
+            self.seen.append((start.split()[0], headers))
+            initialize = b'"initialize"' in body
+            await peer.say(self.answer if initialize else http(b"", "202 Accepted"))
+
+
+def answered(**members: Any) -> bytes:
+    """An answer to the request with the first id."""
+    return http(json.dumps({"jsonrpc": "2.0", "id": 1, **members}).encode())
+
+
+async def test_a_server_says_what_it_is_and_its_session_is_ended(upstream: Upstream) -> None:
+    upstream.reset()
+    found = await probe(upstream.url)
+    assert found.fault == ""
+    assert found.name
+    assert found.revision == "2025-11-25"
+    assert 0 < found.seconds < check.PROBE_SECONDS
+    assert (await upstream.saw("delete"))["counts"]["initialize"] == 1
+
+
+async def test_it_speaks_to_a_server_as_the_gateway_would() -> None:
+    script = Script(answered(result=RESULT))
+    async with serving(script) as server:
+        found = await probe(server.url, headers={"Authorization": "Bearer s3cret"})
+    assert (found.name, found.revision, found.fault) == ("raw 7", "2025-06-18", "")
+    assert all(headers["authorization"] == "Bearer s3cret" for _, headers in script.seen)
+
+
+async def test_a_server_that_is_away_is_a_fault() -> None:
+    found = await probe(f"http://127.0.0.1:{free_port()}/mcp")
+    assert found.fault
+    assert (found.name, found.revision) == ("", "")
+
+
+async def test_g12_a_fault_shows_no_secret() -> None:
+    found = await probe(f"http://user:s3cret@127.0.0.1:{free_port()}/mcp?key=s3cret", headers={"X-Key": "s3cret"})
+    assert found.fault
+    assert "s3cret" not in found.fault
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        (answered(error={"code": -32000, "message": "not today"}), "refused: .*not today"),
+        (answered(result={**RESULT, "protocolVersion": "1999-01-01"}), "revision"),
+        (answered(result={"protocolVersion": 7}), "revision"),
+        (http(b"not found", "404 Not Found"), "404"),
+        (http(b"", "401 Unauthorized"), "401"),
+        (http(b"<html>"), ""),
+        (b"no http\r\n\r\n", ""),
+    ],
+)
+async def test_an_answer_that_is_none_is_a_fault(answer: bytes, told: str) -> None:
+    async with serving(Script(answer)) as server:
+        found = await probe(server.url)
+    assert found.fault
+    assert re.search(told, found.fault), found.fault
+
+
+@pytest.mark.parametrize("info", [None, "x", 7, [], {}, {"name": 7}])
+async def test_a_server_that_does_not_say_who_it_is_is_no_fault(info: object) -> None:
+    async with serving(Script(answered(result={**RESULT, "serverInfo": info}))) as server:
+        found = await probe(server.url)
+    assert (found.fault, found.revision) == ("", "2025-06-18")
+
+
+async def test_a_server_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(check, "PROBE_SECONDS", 0.05)
+
+    async def silent(peer: Peer) -> None:
+        await peer.closed()
+
+    async with serving(silent) as server:
+        assert (await probe(server.url)).fault == "no answer within 0.05 s"
+
+
+async def test_servers_are_told_in_the_order_of_the_settings(upstream: Upstream) -> None:
+    away = f"http://127.0.0.1:{free_port()}/mcp"
+    servers = {"z": Server(url=upstream.url), "a": Server(url=away), "m": Server(url=upstream.url)}
+    found = await probe_all(Settings(servers=servers))
+    assert [(one.server, bool(one.fault)) for one in found] == [("z", False), ("a", True), ("m", False)]
