@@ -23,8 +23,10 @@ from ..mux.statistics import Statistics
 from ..transports.asgi import ASGIApp, Receive, Scope, Send
 from ..transports.endpoint import EndpointConfig
 from ..transports.guard import Guard
+from ..transports.modern import ModernEndpoint, ModernRequests
 from ..transports.sse import SSEEndpoint
 from ..transports.streamable_http import StreamableHTTPEndpoint
+from ..transports.upstream.modern_http import ModernHTTPServer
 from ..transports.upstream.streamable_http import StreamableHTTPConnector
 from ..transports.websocket import WebSocketEndpoint
 from .auth import Authenticator
@@ -64,6 +66,11 @@ class Gateway:
             allowed_hosts=listener.allowed_hosts,
             allowed_origins=listener.allowed_origins,
         )
+        self._modern = {
+            name: self._modern_requests(name, server)
+            for name, server in settings.servers.items()
+            if "modern" in server.eras and server.url.startswith(("http://", "https://"))
+        }
         self._http: dict[str, ASGIApp] = {}
         self._websocket: dict[str, ASGIApp] = {}
         for name, server in settings.servers.items():
@@ -75,7 +82,11 @@ class Gateway:
                 anonymous_keys=is_loopback(listener.host),
                 forward_headers=tuple(header.lower() for header in server.forward_headers),
                 session_headers=tuple(header.lower() for header in server.session_headers),
+                modern=self._modern.get(name),
             )
+            if "legacy" not in server.eras:
+                self._http[f"{PREFIX}{name}/mcp"] = ModernEndpoint(config, self._modern[name])
+                continue
             sse = SSEEndpoint(config)
             self._http[f"{PREFIX}{name}/mcp"] = StreamableHTTPEndpoint(config)
             self._http[f"{PREFIX}{name}/sse"] = sse.stream
@@ -95,11 +106,37 @@ class Gateway:
         async with AsyncExitStack() as stack:
             for connector in self._connectors.values():
                 stack.push_async_callback(connector.close)
+            for requests in self._modern.values():
+                stack.push_async_callback(requests.close)
             await stack.enter_async_context(self.pool.running())
             yield self
 
+    async def drain(self, timeout: float) -> bool:
+        """Take nothing new; wait until every call has ended, at most `timeout` seconds. True if none was cut (G8)."""
+        complete: list[bool] = []
+
+        async def drain(requests: ModernRequests) -> None:
+            complete.append(await requests.drain(timeout))
+
+        async with anyio.create_task_group() as tasks:
+            for requests in self._modern.values():
+                tasks.start_soon(drain, requests)
+            complete.append(await self.pool.drain(timeout))
+        return all(complete)
+
     def _connector(self, name: str, server: Server) -> StreamableHTTPConnector:
         return StreamableHTTPConnector(name, server.url, self.statistics, headers=server.headers, ca=server.ca)
+
+    def _modern_requests(self, name: str, server: Server) -> ModernRequests:
+        connector = self._connector(name, server)
+        pooling = self.settings.pooling_for(name)
+        return ModernRequests(
+            name,
+            ModernHTTPServer(name, connector.http, connector.headers, self.statistics, timeout=pooling.request_timeout),
+            self.statistics,
+            max_inflight=pooling.max_inflight_per_workflow,
+            headers=tuple(header.lower() for header in (*server.forward_headers, *server.session_headers)),
+        )
 
     def _upstream(self, name: str, server: Server) -> Upstream:
         pooling = self.settings.pooling_for(name)
@@ -131,7 +168,9 @@ async def serve(settings: Settings, *, demo: bool, on_ready: Callable[[str], Non
             from .demo import serve_demo
 
             url = await stack.enter_async_context(serve_demo())
-            settings = msgspec.structs.replace(settings, servers={**settings.servers, "demo": Server(url=url)})
+            settings = msgspec.structs.replace(
+                settings, servers={**settings.servers, "demo": Server(url=url, eras=("legacy",))}
+            )
         gateway = await stack.enter_async_context(Gateway(settings).running())
         tls = settings.gateway.tls
         config = uvicorn.Config(
@@ -184,7 +223,7 @@ async def _drain_on_signal(
     task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
 ) -> None:
     async def drain() -> None:
-        complete = await gateway.pool.drain(gateway.settings.gateway.drain_timeout)
+        complete = await gateway.drain(gateway.settings.gateway.drain_timeout)
         logger.info("drained" if complete else "drain_timeout has passed: calls in flight were cut")
         server.should_exit = True
 

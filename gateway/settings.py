@@ -422,8 +422,10 @@ def _check_server(path: str, server: Server) -> None:
         raise SettingsError(f"{path}.reuse", 'user is not part of this version; use "workflow" or "none"')
     if server.spares:
         raise SettingsError(f"{path}.spares", "spares are not part of this version; use 0")
-    if "legacy" not in server.eras:
-        raise SettingsError(f"{path}.eras", "only legacy is part of this version; leave it in")
+    if not server.eras:
+        raise SettingsError(f"{path}.eras", 'name "legacy", "modern" or both')
+    if "legacy" not in server.eras and not server.url.startswith(("http://", "https://")):
+        raise SettingsError(f"{path}.eras", "without legacy, the server needs an http(s) url in this version")
     if server.trust_annotations:
         raise SettingsError(f"{path}.trust_annotations", "not part of this version; leave it out")
     for key in ("forward_headers", "session_headers"):

@@ -1,8 +1,10 @@
 """What the endpoints of one server have in common, whatever the transport."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from ..mux import envelope as wire_format
 from ..mux.errors import Overloaded
@@ -13,11 +15,21 @@ from ..mux.principal import Principal
 from .guard import Guard
 from .status import HTTPRefusal
 
+if TYPE_CHECKING:
+    from .http_endpoint import HTTPRequest
+
 DEFAULT_REVISION: Final = "2025-03-26"
 """What a request without version header means where nothing else tells (rule L3)."""
 
 Authenticate = Callable[[Mapping[str, str]], Principal]
 """Request headers, by lower-case name, to the verified identity; raises `Unauthorized`."""
+
+
+class Sessionless(Protocol):
+    """Whoever answers requests of 2026-07-28, which have no session."""
+
+    async def answer(self, request: HTTPRequest, body: bytes) -> bool:
+        """Answer a POST. False where it is none of that revision, or the server does not speak it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +44,8 @@ class EndpointConfig:
     """False on a listener that is not loopback: there a key of anonymous would be everybody's."""
     forward_headers: Sequence[str] = ()
     session_headers: Sequence[str] = ()
+    modern: Sessionless | None = None
+    """None where only sessions are offered."""
 
 
 def picked(headers: Mapping[str, str], names: Sequence[str]) -> Headers:

@@ -198,7 +198,7 @@ def test_a_servers_name_can_stand_in_a_path(read: Read, name: str) -> None:
         (SERVER + "reuse = 'user'", "servers.up.reuse"),
         (SERVER + "spares = 1", "servers.up.spares"),
         (SERVER + "trust_annotations = true", "servers.up.trust_annotations"),
-        (SERVER + "eras = ['modern']", "servers.up.eras"),
+        (SERVER + "eras = []", "servers.up.eras"),
         ("[servers.up]\ncommand = ['python', 'server.py']", "servers.up.command"),
         ("[servers.up]\nurl = 'stdio:uvx mcp-server-git'", "servers.up.url"),
         ("[servers.up]\nurl = 'ws://h/mcp'", "servers.up.url"),

@@ -1,0 +1,299 @@
+"""Requests of 2026-07-28 over HTTP: each POST is an exchange of its own, without a session.
+
+What a request must hold, and which status an error has, is decided in `mux.modern`; whom it goes to is behind
+`ModernServer`. Here it is admitted, its answer is sent as JSON or as a stream as it comes, and a client that leaves
+cancels it (rule E13).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import anyio
+
+from ..mux import envelope as wire_format
+from ..mux import modern
+from ..mux.envelope import Envelope
+from ..mux.errors import InvalidRequest, Overloaded, SessionLost, TrunklineError, UnsupportedRevision
+from ..mux.ports import Headers
+from ..mux.principal import Principal
+from ..mux.statistics import Statistics, method_label
+from . import event_stream
+from .asgi import EVENT_STREAM, JSON, Scope, until_disconnect
+from .endpoint import EndpointConfig, picked
+from .headers import PROTOCOL_VERSION, SESSION_ID, accepts
+from .http_endpoint import JSON_TYPE, KEEP_ALIVE_SECONDS, SEND_SECONDS, STREAM_TYPE, HTTPEndpoint, HTTPRequest
+from .status import HTTPRefusal
+
+logger = logging.getLogger(__name__)
+
+
+class Form(Protocol):
+    """The form of an answer, once it is decided."""
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+
+    @property
+    def is_stream(self) -> bool:
+        """True for a stream of events, False for one JSON body."""
+
+    @property
+    def whole(self) -> bytes | None:
+        """All of the body, where it is known already; no pieces follow."""
+
+
+class Passage(Protocol):
+    """One request on its way, and its answer as it comes."""
+
+    @property
+    def is_listening(self) -> bool:
+        """True for a stream of subscriptions, whose end needs no response."""
+
+    @property
+    def outcome(self) -> str:
+        """How it ended: `ok`, `error`, or the reason why there is no response."""
+
+    async def form(self) -> Form:
+        """Wait for the form of the answer; raises `TrunklineError` where there will be none."""
+
+    async def next(self, patience: float) -> bytes | None:
+        """What has come of the body, whole events of a stream; empty if nothing for so long, None at its end.
+
+        Raises:
+            TrunklineError: it broke, and why.
+        """
+
+    def close(self) -> None:
+        """Nobody takes any more of it; what has not come to its end is cancelled."""
+
+    def stop(self, error: TrunklineError) -> None:
+        """End it from this side."""
+
+
+class ModernServer(Protocol):
+    """Whoever answers requests of this era."""
+
+    async def revisions(self) -> Sequence[str]:
+        """The revisions that are spoken; raises `TrunklineError` where that cannot be told now."""
+
+    def send(self, message: Envelope, body: bytes, headers: Headers) -> Passage:
+        """Put one request on its way; raises `ValueError` for headers that cannot be sent."""
+
+    async def close(self) -> None:
+        """Close what is held between requests. Idempotent."""
+
+
+class ModernRequests:
+    """The requests of this era to one server, of all clients.
+
+    At most `max_inflight` of them are under way for each principal. `headers` are those of clients that go on.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        upstream: ModernServer,
+        statistics: Statistics,
+        *,
+        max_inflight: int,
+        headers: Sequence[str] = (),
+    ) -> None:
+        self._server = server
+        self._upstream = upstream
+        self._statistics = statistics
+        self._max_inflight = max_inflight
+        self._picked = headers
+        self._inflight: Counter[Principal] = Counter()
+        self._passages: set[Passage] = set()
+        self._draining: anyio.Event | None = None
+        """Set once nothing is under way, after a drain began."""
+
+    @property
+    def inflight(self) -> int:
+        """How many requests are under way."""
+        return self._inflight.total()
+
+    async def answer(self, request: HTTPRequest, body: bytes) -> bool:
+        """Answer a POST of this era. False for others, and where the server speaks sessions only: nothing was done."""
+        revision = request.headers.get(PROTOCOL_VERSION)
+        if (revision is None and SESSION_ID in request.headers) or not modern.claims(body, revision):
+            return False
+        try:
+            message = modern.read(body)
+            request.id = message.id
+            revisions = await self._upstream.revisions()
+            if not modern.is_spoken(revisions):
+                return False
+            headers = modern.checked_headers(message, _lines(request.scope), revisions)
+            if message.kind == "notification":  # nothing here could act on it, and a cancel could mean anybody's (E13)
+                await request.respond(202, [])
+                return True
+            with self._admitted(request.principal):
+                headers.update(picked(request.headers, self._picked))
+                await self._pass(request, message, modern.body_of(message, body), headers)
+        except TrunklineError as error:
+            self._statistics.count("refused", error.limit if isinstance(error, Overloaded) else error.reason)
+            await _fail(request, error)
+        return True
+
+    async def drain(self, timeout: float) -> bool:
+        """Take nothing new; wait until every request has ended, at most `timeout` seconds; end what is left (G8).
+
+        Streams of subscriptions end at once: nothing else ends them. True if no other request was cut.
+        """
+        self._draining = anyio.Event()
+        cause = SessionLost("the gateway is shutting down", executed="unknown")
+        for passage in [passage for passage in self._passages if passage.is_listening]:
+            passage.stop(cause)
+        if not self._inflight:
+            return True
+        with anyio.move_on_after(timeout):
+            await self._draining.wait()
+        left = list(self._passages)
+        for passage in left:
+            passage.stop(cause)
+        return not left
+
+    async def close(self) -> None:
+        """Close what leads to the server. Idempotent."""
+        await self._upstream.close()
+
+    # Inside.
+
+    @contextmanager
+    def _admitted(self, principal: Principal) -> Iterator[None]:
+        """A place among the requests that are under way.
+
+        Raises:
+            Overloaded: there is none.
+            SessionLost: the gateway is shutting down.
+        """
+        if self._draining is not None:
+            raise SessionLost("the gateway is shutting down", executed="no")
+        if self._inflight[principal] >= self._max_inflight:
+            raise Overloaded("too many requests in flight", limit="max_inflight_per_workflow")
+        self._inflight[principal] += 1
+        try:
+            yield
+        finally:
+            self._inflight[principal] -= 1
+            if not self._inflight[principal]:
+                del self._inflight[principal]
+            if self._draining is not None and not self._inflight:
+                self._draining.set()
+
+    async def _pass(self, request: HTTPRequest, message: Envelope, body: bytes, headers: Headers) -> None:
+        """Send a request on, and its answer back, unless its client leaves before."""
+        started = anyio.current_time()
+        try:
+            passage = self._upstream.send(message, body, headers)
+        except ValueError as error:
+            raise InvalidRequest(str(error)) from error
+        self._passages.add(passage)
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_cancel_at_disconnect, request, tasks.cancel_scope)
+                await self._bring(request, passage)
+                tasks.cancel_scope.cancel()
+        finally:
+            passage.close()
+            self._passages.discard(passage)
+            self._statistics.count("calls", self._server, method_label(message.method), passage.outcome)
+            self._statistics.observe("call_seconds", anyio.current_time() - started, self._server)
+
+    async def _bring(self, request: HTTPRequest, passage: Passage) -> None:
+        try:
+            form = await passage.form()
+        except TrunklineError as error:
+            await _fail(request, error)
+            return
+        if form.whole is not None:
+            await request.respond(form.status, [JSON], form.whole)
+            return
+        await request.start(form.status, EVENT_STREAM if form.is_stream else [JSON])
+        if await self._send(request, passage, is_stream=form.is_stream):
+            await request.finish()
+
+    async def _send(self, request: HTTPRequest, passage: Passage, *, is_stream: bool) -> bool:
+        """Send the pieces of an answer. False where the client must see that it is not whole: it ends unfinished."""
+        while True:
+            try:
+                piece = await passage.next(KEEP_ALIVE_SECONDS)
+            except TrunklineError as error:
+                if not is_stream or passage.is_listening:
+                    return False
+                await self._send_piece(request, event_stream.encode(wire_format.failure(request.id, error)))
+                return True
+            if piece is None:
+                return True
+            if not piece and is_stream:
+                piece = event_stream.KEEP_ALIVE
+            if piece and not await self._send_piece(request, piece):
+                return False
+
+    async def _send_piece(self, request: HTTPRequest, piece: bytes) -> bool:
+        """False for a client that takes nothing."""
+        with anyio.move_on_after(SEND_SECONDS) as patience:
+            await request.send_chunk(piece)
+        if patience.cancelled_caught:
+            self._statistics.count("slow_clients", self._server)
+        return not patience.cancelled_caught
+
+
+class ModernEndpoint(HTTPEndpoint):
+    """The ASGI application of a server's `/mcp` where requests of this era alone are offered (`eras = ["modern"]`)."""
+
+    def __init__(self, config: EndpointConfig, requests: ModernRequests) -> None:
+        super().__init__(config, {"POST": self._post})
+        self._requests = requests
+
+    async def _post(self, request: HTTPRequest) -> None:
+        request.check_json()
+        if not accepts(request.headers, JSON_TYPE, STREAM_TYPE):
+            raise HTTPRefusal(406, "accept", "Accept must list application/json and text/event-stream")
+        body = await request.body()
+        if await self._requests.answer(request, body):
+            return
+        revision = request.headers.get(PROTOCOL_VERSION)
+        supported: list[str] = []  # what the server speaks is not offered here
+        if not modern.claims(body, revision):
+            request.id, asked = _asked(body)
+            revision = revision or asked
+            supported = list(modern.REVISIONS)
+        raise UnsupportedRevision(
+            "this server is served without sessions, in the supported revisions",
+            supported=supported,
+            requested=(revision or "")[:64],
+        )
+
+
+async def _fail(request: HTTPRequest, error: TrunklineError) -> None:
+    """An error response under the status that it has in this era (rule E20)."""
+    if not request.started:
+        await request.respond(modern.status_of(error.code), [JSON], wire_format.failure(request.id, error))
+
+
+async def _cancel_at_disconnect(request: HTTPRequest, scope: anyio.CancelScope) -> None:
+    await until_disconnect(request.receive)
+    scope.cancel()
+
+
+def _lines(scope: Scope) -> Iterator[tuple[str, str]]:
+    for name, value in scope["headers"]:
+        yield name.decode("latin-1"), value.decode("latin-1")
+
+
+def _asked(body: bytes) -> tuple[bytes, str | None]:
+    """The id of a request, and the revision that it asks for by `initialize`, as far as they can be read."""
+    try:
+        message = modern.read(body)
+        params = message.params() or {}
+        return message.id, wire_format.string_of(params.get("protocolVersion"))
+    except TrunklineError:
+        return b"", None
