@@ -494,10 +494,16 @@ class Pool:
             await anyio.sleep(max(0.02, min(SWEEP_SECONDS, shortest / 4)))
             now = self._clock()
             for workflow in self.workflows:
-                workflow.expire(now)
-                idle_since = workflow.idle_since
-                if idle_since is not None and idle_since + workflow.pooling.idle_timeout <= now:
-                    self._end_soon(workflow, "idle")
+                try:
+                    self._expire(workflow, now)
+                except Exception:
+                    logger.exception("a workflow could not be looked after", extra=_about(workflow))
+
+    def _expire(self, workflow: Workflow, now: float) -> None:
+        workflow.expire(now)
+        idle_since = workflow.idle_since
+        if idle_since is not None and idle_since + workflow.pooling.idle_timeout <= now:
+            self._end_soon(workflow, "idle")
 
 
 def read_handshake(message: Envelope, session_headers: Headers) -> Handshake:

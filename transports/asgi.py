@@ -32,7 +32,7 @@ def headers_of(scope: Scope) -> dict[str, str]:
     """Request headers by lower-case name. One that comes twice is joined by a comma, as HTTP allows (RFC 9110, 5.3)."""
     headers: dict[str, str] = {}
     for raw_name, raw_value in scope["headers"]:
-        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1")
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1").strip()
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return headers
 
@@ -44,7 +44,9 @@ async def read_body(receive: Receive, declared: str | None) -> bytes:
         BodyTooLarge: declared or found to be larger than allowed; nothing of it is kept.
         ClientLeft: it did not come to its end.
     """
-    if declared is not None and (not declared.isdigit() or int(declared[:12]) > MAX_BODY_BYTES):
+    if declared is not None and (
+        not (declared.isascii() and declared.isdigit()) or int(declared[:12]) > MAX_BODY_BYTES
+    ):
         raise BodyTooLarge
     message = await receive()
     if message["type"] != "http.request":

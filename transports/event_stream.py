@@ -36,10 +36,11 @@ class EventParser:
     def __init__(self, *, limit: int) -> None:
         self._limit = limit
         self._partial: list[bytes] = []
-        self._held = 0
+        self._partial_size = 0
         self._skip_newline = False
         self._first = True
         self._data: list[bytes] = []
+        self._event_size = 0
         self._name = "message"
         self._retry: int | None = None
         self._changed = False
@@ -52,39 +53,43 @@ class EventParser:
         Raises:
             UpstreamFault: an event larger than the limit.
         """
+        if not chunk:
+            return []
         if self._skip_newline and chunk[:1] == b"\n":
             chunk = chunk[1:]
         self._skip_newline = False
-        if not chunk:
-            return []
-        self._held += len(chunk)
         if b"\n" not in chunk and b"\r" not in chunk:
-            self._partial.append(chunk)
+            self._hold(chunk)
             self._check_size()
             return []
         text = b"".join((*self._partial, chunk))
         self._partial.clear()
+        self._partial_size = 0
         if self._first:
             text = text.removeprefix(b"\xef\xbb\xbf")
             self._first = False
         lines = text.splitlines(keepends=True)
         if lines and lines[-1][-1:] not in b"\r\n":
-            self._partial.append(lines.pop())
+            self._hold(lines.pop())
         self._skip_newline = text.endswith(b"\r")
         events = [event for line in lines if (event := self._line(line.rstrip(b"\r\n"))) is not None]
         self._check_size()
         return events
 
+    def _hold(self, part: bytes) -> None:
+        self._partial.append(part)
+        self._partial_size += len(part)
+
     def _check_size(self) -> None:
-        if self._held > self._limit:
+        if self._event_size + self._partial_size > self._limit:
             raise UpstreamFault(f"the server sent an event larger than {self._limit} bytes")
 
     def _line(self, line: bytes) -> ServerEvent | None:
         if not line:
             return self._dispatch()
         if line[:1] == b":":
-            self._held = sum(map(len, self._data)) + sum(map(len, self._partial))
             return None
+        self._event_size += len(line) + 1
         field, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         if field == b"data":
@@ -103,5 +108,5 @@ class EventParser:
         data, name, retry, changed = b"\n".join(self._data), self._name, self._retry, self._changed
         self._data.clear()
         self._name, self._retry, self._changed = "message", None, False
-        self._held = sum(map(len, self._partial))
+        self._event_size = 0
         return ServerEvent(data, name, self.last_id, retry) if data or changed else None

@@ -49,7 +49,7 @@ def asked(headers: Mapping[str, str], query: bytes) -> Asked:
     """What a client asks for by headers or, as browsers can set none on a stream or socket, by the query.
 
     Raises:
-        HTTPRefusal: 400, header and query disagree, a name comes twice, or the key is no key.
+        HTTPRefusal: 400, header and query or two values of one name disagree, or the key is no key.
     """
     try:
         named = parse_qs(query.decode("ascii"), keep_blank_values=True, max_num_fields=32)

@@ -1,7 +1,7 @@
 """Streamable HTTP for clients: POST, GET and DELETE of one server's endpoint, as raw ASGI.
 
-Handshake revisions only (2024-11-05 to 2025-11-25, rules T6-T10). A request of 2026-07-28 is answered with the
-revisions that are served, so that clients which speak both fall back at once.
+The handshake revisions (2024-11-05 to 2025-11-25, rules T6-T10). A request of 2026-07-28 goes to `modern`, or is
+answered with the revisions that are served, so that clients which speak both fall back at once.
 """
 
 import asyncio
@@ -45,6 +45,9 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         if not accepts(headers, JSON_TYPE, STREAM_TYPE):
             raise HTTPRefusal(406, "accept", "Accept must list application/json and text/event-stream")
         body = await request.body()
+        modern = self._config.modern
+        if modern is not None and await modern.answer(request, body):
+            return
         self._check_revision(request, body)
         is_batch = wire_format.is_batch(body)
         if is_batch:
@@ -65,6 +68,8 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
     def _check_revision(self, request: HTTPRequest, body: bytes) -> None:
         revision = request.headers.get(PROTOCOL_VERSION)
         if revision is not None and revision not in LEGACY:
+            if self._config.modern is not None and request.scope["method"] != "POST":
+                raise HTTPRefusal(405, "method", "without a session, use POST", headers=[(b"allow", b"POST")])
             request.id = _id_in(body)
             raise UnsupportedRevision(
                 "this server is served by sessions: begin with initialize, in one of the supported revisions",
@@ -146,9 +151,9 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
     # GET: what belongs to no request, or what was missed.
 
     async def _get(self, request: HTTPRequest) -> None:
+        self._check_revision(request, b"")
         if not accepts(request.headers, STREAM_TYPE):
             raise HTTPRefusal(406, "accept", "Accept must list text/event-stream")
-        self._check_revision(request, b"")
         event_id = request.headers.get(LAST_EVENT_ID)
         if event_id is None:
             workflow = await self._workflow(request, create=False)
@@ -181,11 +186,13 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
 
         try:
             await request.start(200, EVENT_STREAM)
-            if not await send_events(request, chunks):
-                self._pool.statistics.count("slow_clients", self._config.server)
+            is_over = await send_events(request, chunks)
         finally:
             reader.close()
-        await request.finish()
+        if is_over:
+            await request.finish()
+        else:
+            self._pool.statistics.count("slow_clients", self._config.server)
 
     # DELETE: the end, or for a keyed workflow only a good-bye.
 

@@ -105,3 +105,14 @@ async def test_an_answer_is_complete_and_has_its_length(body: bytes) -> None:
 async def test_a_disconnect_is_waited_for_whatever_else_comes() -> None:
     with anyio.fail_after(10):
         await until_disconnect(giving(part(b"", more=True), part(b"late"), LEFT))
+
+
+async def test_white_space_around_a_header_is_no_part_of_it() -> None:
+    headers = headers_of({"headers": [(b"content-length", b" 5 "), (b"mcp-session-id", b"x\t")]})
+    assert headers == {"content-length": "5", "mcp-session-id": "x"}
+    assert await read_body(giving(part(b"hello")), headers["content-length"]) == b"hello"
+
+
+async def test_a_length_in_foreign_digits_is_none() -> None:
+    with pytest.raises(BodyTooLarge):
+        await read_body(giving(part(b"hello")), "²")

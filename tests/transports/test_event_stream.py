@@ -137,3 +137,14 @@ def test_comments_do_not_count_towards_an_event() -> None:
     parser.feed(b"data: " + b"x" * 60 + b"\n: quiet\n")
     with pytest.raises(UpstreamFault):
         parser.feed(b"data: " + b"x" * 60 + b"\n")
+
+
+def test_g9_comments_do_not_hide_how_large_an_event_is() -> None:
+    with pytest.raises(UpstreamFault):
+        EventParser(limit=500).feed(b"data:\n:\n" * 1000)
+
+
+def test_an_empty_chunk_between_cr_and_lf_changes_nothing() -> None:
+    parser = EventParser(limit=500)
+    chunks = (b"data: a\r", b"", b"\ndata: b\r\n\r\n")
+    assert [event.data for chunk in chunks for event in parser.feed(chunk)] == [b"a\nb"]

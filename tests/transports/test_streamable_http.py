@@ -308,3 +308,14 @@ async def test_what_the_log_no_longer_holds_is_not_taken_up_with_a_gap() -> None
         assert gone.status == 404
         assert here.counts["resumes", "http", "trimmed"] == here.counts["refused", "event_log_trimmed"] == 1
         await here.bench.ended("event_log_trimmed")
+
+
+async def test_a_client_that_takes_nothing_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_endpoint, "SEND_SECONDS", 0.01)
+    async with opened() as here:
+        answer = await here.client.post(call())
+        await answer.event()
+        answer.stalled = True
+        (await here.server.got("tools/call")).answer({"n": 1})
+        await answer.over()
+        assert not any(workflow.is_attached for workflow in here.bench.pool.workflows)

@@ -71,8 +71,8 @@ class Events:
 
     @property
     def last_id(self) -> str | None:
-        """The event id to come back with, where the server gave one."""
-        return self._parser.last_id
+        """The event id to come back with, where the server gave one and did not take it back by an empty one."""
+        return self._parser.last_id or None
 
     def add(self, chunk: bytes) -> None:
         """Some more of the stream.

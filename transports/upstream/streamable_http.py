@@ -94,8 +94,12 @@ class StreamableHTTPConnector:
     async def connect(self, receiver: Receiver, headers: Headers, *, listen: bool) -> AsyncIterator[Wire]:
         """See `Connector.connect`."""
         failure: Exception | None = None
+        try:
+            fixed = self.headers.with_(headers)
+        except ValueError as error:
+            raise InvalidRequest(str(error)) from error
         async with asyncio.TaskGroup() as tasks:
-            wire = _HTTPWire(self, receiver, headers, tasks, listen=listen)
+            wire = _HTTPWire(self, receiver, fixed, tasks, listen=listen)
             try:
                 yield wire
             except Exception as error:  # kept out of the task group, which would wrap it
@@ -125,7 +129,7 @@ class _HTTPWire:
         self,
         connector: StreamableHTTPConnector,
         receiver: Receiver,
-        headers: Headers,
+        headers: HeaderBlock,
         tasks: asyncio.TaskGroup,
         *,
         listen: bool,
@@ -143,7 +147,7 @@ class _HTTPWire:
         """Requests to which the server has not begun to answer."""
         self._refused: list[Request] = []
         """Requests that met a session which the server had forgotten."""
-        self._headers = connector.headers.with_(headers)
+        self._headers = headers
         self.is_established = False
         self._has_session = False
         self._is_dead = False
@@ -159,7 +163,8 @@ class _HTTPWire:
             block = self._headers.with_(headers)
         except ValueError as error:
             if request is not None:
-                self.receiver.failed(request, InvalidRequest(str(error)))
+                refusal = InvalidRequest(str(error))
+                asyncio.get_running_loop().call_soon(self.receiver.failed, request, refusal)
             return
         if request is None:
             self._deliver(text, kind, block)
@@ -324,8 +329,8 @@ class _HTTPWire:
         pause = FIRST_RETRY_SECONDS
         while not self._is_dead:
             heard = await self._hear(Listening(self._hear_one, events.last_id), events.last_id)
-            if heard.status and heard.events is None:
-                return  # 405: the server offers none; anything else: a POST will tell whether it lives
+            if heard.events is None and 0 < heard.status < 500 and heard.status != 429:
+                return  # 405: the server offers none; anything else: a POST will tell whether the session lives
             if isinstance(heard.error, UpstreamFault):
                 logger.warning("the GET stream was given up: %s", heard.error.message, extra=self._about)
                 self._connector.count_fault()

@@ -53,6 +53,12 @@ def test_events_hand_on_messages_and_keep_where_to_go_on() -> None:
     assert events.retry == LAST_RETRY_SECONDS
 
 
+def test_an_empty_event_id_takes_the_last_one_back() -> None:
+    events = Events(lambda text: None, None)
+    events.add(b"id: 1\ndata: one\n\nid:\n\n")
+    assert events.last_id is None
+
+
 async def test_listening_hands_on_what_a_stream_brings() -> None:
     heard: list[bytes] = []
     listening = Listening(heard.append, None)

@@ -21,7 +21,7 @@ from harness.upstream_scripted import (
     Status,
     Step,
 )
-from trunkline.mux.errors import SessionLost, TrunklineError, UpstreamFault, UpstreamUnreachable
+from trunkline.mux.errors import InvalidRequest, SessionLost, TrunklineError, UpstreamFault, UpstreamUnreachable
 from trunkline.mux.limits import MAX_EVENT_BYTES
 from trunkline.transports.upstream import streamable_http
 
@@ -268,3 +268,8 @@ async def test_404_of_a_server_without_sessions_fails_one_call() -> None:
     async with http_bench("", call=[[Status(404)], GOOD]) as bench, bench.session() as session:
         assert answering(404)(await session.failure(session.request()))
         await session.answered(session.request())
+
+
+async def test_a_call_whose_headers_cannot_be_sent_fails_and_not_from_within_send() -> None:
+    async with http_bench() as bench, bench.session() as session:
+        assert type(await session.failure(session.request(headers={"X-One": "a\x7f"}))) is InvalidRequest

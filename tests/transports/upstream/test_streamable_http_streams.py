@@ -191,7 +191,7 @@ async def test_a_get_stream_without_ids_is_opened_anew(end: list[Step], monkeypa
         assert not bench.upstream.of("resume")
 
 
-@pytest.mark.parametrize("status", [405, 404, 400, 500])
+@pytest.mark.parametrize("status", [405, 404, 400])
 async def test_a_server_need_not_offer_a_get_stream(status: int) -> None:
     async with http_bench(GET=[[Status(status)]]) as bench, bench.session() as session:
         await bench.upstream.saw("GET")
@@ -199,6 +199,23 @@ async def test_a_server_need_not_offer_a_get_stream(status: int) -> None:
             await session.answered(session.request())
         assert len(bench.upstream.of("GET")) == 1
         assert {report.what for report in session.receiver.reports} == {"received"}
+
+
+@pytest.mark.parametrize("status", [503, 429])
+async def test_a_get_stream_that_is_refused_for_now_is_asked_for_again(
+    monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setattr(streamable_http, "FIRST_RETRY_SECONDS", 0.001)
+    plays = [[Status(status)], [OpenStream(), Send(told(1)), Hang()]]
+    async with http_bench(GET=plays) as bench, bench.session() as session:
+        assert await session.heard(None, 1) == [told(1)]
+
+
+async def test_an_event_id_that_was_taken_back_is_not_sent() -> None:
+    plays = [[OpenStream(), Send("", event_id="1", retry=1), Raw(b"id:\n\n"), Cut()]]
+    async with http_bench(call=plays) as bench, bench.session() as session:
+        await session.failure(session.request())
+        assert not [came for came in bench.upstream.received if came.headers.get("last-event-id") == ""]
 
 
 async def test_a_get_stream_that_is_none_is_not_read() -> None:
