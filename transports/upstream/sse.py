@@ -1,0 +1,405 @@
+"""HTTP+SSE of 2024-11-05 to a server: a GET stream brings everything, messages are POSTed where it says (rule T1).
+
+The session is the stream: where that ends or breaks, the session is lost, and nothing is taken up again (rule T3).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Final, Literal
+
+from ...mux.demux import Request
+from ...mux.errors import InvalidRequest, SessionLost, TrunklineError, UpstreamFault, UpstreamUnreachable
+from ...mux.limits import MAX_EVENT_BYTES
+from ...mux.ports import NONE, Headers, Receiver, SendKind, Wire
+from ...mux.statistics import Statistics
+from ..event_stream import EventParser
+from .answers import ERROR_BODY_BYTES, STREAM_TYPE, Body, Receipt, content_type, nothing
+from .http import ExchangeBroken, HeaderBlock, HTTPClient, target_within
+from .http1 import HTTP1Client
+from .http_proxied import ProxiedClient, proxy_of
+from .streamable_http import DELIVER_SECONDS, LOST_SECONDS, VERSION_HEADER_SINCE, failure_of
+
+logger = logging.getLogger(__name__)
+
+Kind = Literal["get", "initialize", "initialized", "call", "notification", "response"]
+
+ENDPOINT_SECONDS: Final = 10.0
+"""How long a server may take to say where messages go, connecting included."""
+
+
+class SSEConnector:
+    """Opens sessions with one server by HTTP+SSE. Implements `Connector`.
+
+    `headers` go with every request. One HTTP client serves all sessions, `http` where it is given; `close` it after
+    they have ended.
+
+    Raises:
+        ValueError: a URL or headers that cannot be used.
+    """
+
+    def __init__(
+        self,
+        server: str,
+        url: str,
+        statistics: Statistics,
+        *,
+        headers: Headers | None = None,
+        ca: str = "",
+        http: HTTPClient | None = None,
+    ) -> None:
+        self.server = server
+        self.url = url
+        self.http = http or _client(url, ca)
+        self.headers = HeaderBlock({**(headers or {}), "User-Agent": "trunkline"})
+        self._statistics = statistics
+
+    @asynccontextmanager
+    async def connect(self, receiver: Receiver, headers: Headers, *, listen: bool) -> AsyncIterator[Wire]:
+        """See `Connector.connect`. Unasked messages come on the one stream, whether they are wanted or not.
+
+        Raises:
+            TrunklineError: there is no stream, or it does not say in time where messages go.
+        """
+        wire = _SSEWire(self, receiver, headers)
+        try:
+            await wire.open()
+            yield wire
+        finally:
+            wire.close()
+
+    async def close(self) -> None:
+        """Close the HTTP client. Idempotent."""
+        await self.http.close()
+
+    def count(self, kind: Kind) -> None:
+        """One HTTP request goes to the server."""
+        self._statistics.count("upstream_requests", self.server, kind)
+
+    def count_fault(self) -> None:
+        """The server broke the protocol."""
+        self._statistics.count("upstream_faults", self.server)
+
+
+def _client(url: str, ca: str) -> HTTPClient:
+    context = ssl.create_default_context(cafile=ca or None)
+    proxy = proxy_of(url)
+    return HTTP1Client(url, context) if proxy is None else ProxiedClient(url, context, proxy)
+
+
+class _SSEWire:
+    """One session: a stream, and the POSTs beside it. Implements `Wire`; all of it are calls of the HTTP client."""
+
+    def __init__(self, connector: SSEConnector, receiver: Receiver, headers: Headers) -> None:
+        self._connector = connector
+        self._receiver = receiver
+        try:
+            self._headers = connector.headers.with_(headers)
+        except ValueError as error:
+            raise InvalidRequest(str(error)) from None
+        self._target: str | None = None
+        """Where messages go, once the stream has said it."""
+        self._cut_stream: Callable[[], None] = nothing
+        self._posts: dict[_Post, Request | None] = {}
+        """What was POSTed and is not over; a request until it is abandoned."""
+        self._unaccepted: set[Request] = set()
+        """Requests that the server has neither accepted nor refused."""
+        self._refused: list[Request] = []
+        """Requests that met a session which the server had forgotten."""
+        self._is_established = False
+        self._cause: SessionLost | None = None
+        """Why the session is lost."""
+        self._lost: asyncio.TimerHandle | None = None
+        self._is_closed = False
+
+    async def open(self) -> None:
+        """Open the stream, and wait until it says where messages go.
+
+        Raises:
+            TrunklineError: it does not, or not in time.
+        """
+        self._connector.count("get")
+        stream = _Stream(self._connector.url, self._receive, self.stream_over)
+        headers = self._headers.with_({"Accept": STREAM_TYPE})
+        self._cut_stream = self._connector.http.send("GET", headers, b"", stream)
+        try:
+            async with asyncio.timeout(ENDPOINT_SECONDS):
+                self._target = await stream.endpoint
+        except TimeoutError:
+            self._connector.count_fault()
+            raise UpstreamFault(f"the server did not say within {ENDPOINT_SECONDS:g} s where messages go") from None
+        except UpstreamFault:
+            self._connector.count_fault()
+            raise
+
+    # Wire
+
+    def send(
+        self, text: bytes, *, kind: SendKind = "notification", request: Request | None = None, headers: Headers = NONE
+    ) -> None:
+        """See `Wire.send`."""
+        if self._cause is not None:
+            if request is not None:
+                self._refused.append(request)
+            return
+        try:
+            block = self._headers.with_(headers)
+        except ValueError as error:
+            if request is not None:
+                self._soon(self._fail, request, InvalidRequest(str(error)))
+            return
+        if request is None:
+            self._connector.count(kind)
+        else:
+            self._connector.count("call" if self._is_established else "initialize")
+            self._unaccepted.add(request)
+        post = _Post(self, kind)
+        self._posts[post] = request
+        post.cut = self._connector.http.send("POST", block, text, post, target=self._target)
+
+    def abandon(self, request: Request) -> None:
+        """See `Wire.abandon`. The message has its way: the server is told of the cancellation by another."""
+        for post, carried in self._posts.items():
+            if carried is request:
+                self._posts[post] = None
+                break
+        self._settle(request)
+
+    async def establish(self, revision: str, initialized: bytes) -> None:
+        """See `Wire.establish`."""
+        if self._cause is not None:
+            raise self._cause
+        if revision >= VERSION_HEADER_SINCE:
+            self._headers = self._headers.with_({"MCP-Protocol-Version": revision})
+        self._connector.count("initialized")
+        receipt = Receipt()
+        receipt.cut = self._connector.http.send("POST", self._headers, initialized, receipt, target=self._target)
+        try:
+            status = await receipt.over
+        except ExchangeBroken as error:
+            raise failure_of(error) from error
+        finally:
+            receipt.cut()
+        if status >= 300:
+            raise UpstreamUnreachable(
+                f"the server answered notifications/initialized with HTTP {status}", executed="no"
+            )
+        self._is_established = True
+
+    def close(self) -> None:
+        """Cut everything: the end of the stream is the end of the session. Idempotent."""
+        self._is_closed = True
+        if self._lost is not None:
+            self._lost.cancel()
+        self._cut_stream()
+        for post in self._posts:
+            post.stop()
+        self._posts.clear()
+
+    # What becomes of a message, as the answer to its POST tells.
+
+    def answered(self, post: _Post, status: int) -> None:
+        """The server accepted this message, or refused it."""
+        request = self._posts[post]
+        if status == 404:
+            self._lose(SessionLost("the server no longer knows the session", executed="unknown"), request)
+        elif not 200 <= status < 300 and request is not None:
+            executed = "no" if 400 <= status < 500 else "unknown"
+            error = UpstreamUnreachable(f"the server answered HTTP {status}", status=status, executed=executed)
+            self._fail(request, error)
+        elif not 200 <= status < 300:
+            logger.warning("the server answered a %s with HTTP %d", post.kind, status, extra=self._about)
+        if request is not None:
+            self._settle(request)
+
+    def broke(self, post: _Post, error: ExchangeBroken) -> None:
+        """No answer came to this POST."""
+        request = self._posts[post]
+        if request is not None:
+            self._fail(request, failure_of(error))
+        else:
+            logger.warning("a %s did not reach the server", post.kind, extra=self._about)
+
+    def is_over(self, post: _Post) -> None:
+        """Nothing more comes of this POST."""
+        self._posts.pop(post, None)
+
+    def is_late(self, post: _Post) -> bool:
+        """Whether a POST that was not answered for so long can be given up: nobody waits for what it carries."""
+        request = self._posts[post]
+        if request is not None and request.state != "done":
+            return False
+        if request is None:
+            logger.info("a %s was not acknowledged", post.kind, extra=self._about)
+        return True
+
+    def stream_over(self, why: str, *, is_fault: bool) -> None:
+        """The stream has ended, broke, or went wrong."""
+        if is_fault:
+            self._connector.count_fault()
+        self._lose(SessionLost(why, executed="unknown"), at_once=True)
+
+    # Inside.
+
+    @property
+    def _about(self) -> dict[str, str]:
+        return {"server": self._connector.server}
+
+    def _receive(self, text: bytes) -> None:
+        if not self._is_closed:
+            self._receiver.received(text, None)
+
+    def _soon(self, tell: Callable[[Request, TrunklineError], None], request: Request, error: TrunklineError) -> None:
+        """Tell it after the call of the channel that led to it."""
+        asyncio.get_running_loop().call_soon(tell, request, error)
+
+    def _fail(self, request: Request, error: TrunklineError) -> None:
+        self._settle(request)
+        if not self._is_closed and request.state != "done":
+            self._receiver.failed(request, error)
+
+    def _settle(self, request: Request) -> None:
+        """The server has accepted or refused this request, or will not."""
+        self._unaccepted.discard(request)
+        if self._lost is not None and not self._unaccepted:
+            self._tell_lost_after(0)
+
+    def _lose(self, cause: SessionLost, refused: Request | None = None, *, at_once: bool = False) -> None:
+        """The session is dead. Requests that are being POSTed may be refused as well: they surely do not run."""
+        if refused is not None:
+            self._refused.append(refused)
+        if self._cause is None:
+            self._cause = cause
+            self._tell_lost_after(LOST_SECONDS if self._unaccepted and not at_once else 0)
+        elif at_once and self._lost is not None:
+            self._tell_lost_after(0)
+
+    def _tell_lost_after(self, seconds: float) -> None:
+        if self._lost is not None:
+            self._lost.cancel()
+        if not self._is_closed:
+            self._lost = asyncio.get_running_loop().call_later(seconds, self._tell_lost)
+
+    def _tell_lost(self) -> None:
+        self._lost = None
+        assert self._cause is not None, "it is lost for a reason"
+        self._cut_stream()
+        for post in self._posts:
+            post.stop()
+        self._posts.clear()
+        self._receiver.lost(self._cause, [request for request in self._refused if request.state != "done"])
+
+
+class _Stream:
+    """The answer to the GET: the endpoint first, then messages. Implements `Answer`."""
+
+    def __init__(self, url: str, hand_on: Callable[[bytes], None], over: Callable[..., None]) -> None:
+        self._url = url
+        self._hand_on = hand_on
+        self._over = over
+        self._parser = EventParser(limit=MAX_EVENT_BYTES)
+        self._is_stopped = False
+        self.endpoint: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        """The target of messages, or why there is none."""
+
+    def began(self, status: int, headers: Headers) -> None:
+        """See `Answer.began`."""
+        if status != 200:
+            self._stop(UpstreamUnreachable(f"the server answered HTTP {status}", status=status, executed="no"))
+        elif content_type(headers) != STREAM_TYPE:
+            self._stop(UpstreamFault("the server answered a GET with something that is no event stream"))
+
+    def came(self, chunk: bytes) -> None:
+        """See `Answer.came`."""
+        if self._is_stopped:
+            return
+        try:
+            for event in self._parser.feed(chunk):
+                if event.name == "endpoint" and not self.endpoint.done():
+                    self.endpoint.set_result(self._target_of(event.data))
+                elif event.name == "message" and event.data:
+                    if not self.endpoint.done():
+                        raise UpstreamFault("the server sent a message before it said where messages go")
+                    self._hand_on(event.data)
+        except UpstreamFault as fault:
+            self._stop(fault)
+
+    def ended(self, error: ExchangeBroken | None) -> None:
+        """See `Answer.ended`."""
+        if self.endpoint.done():
+            if not self._is_stopped:
+                self._is_stopped = True
+                self._over(f"the server's stream {'ended' if error is None else 'broke'}", is_fault=False)
+        elif error is None:
+            self._stop(UpstreamFault("the server's stream ended before it said where messages go"))
+        else:
+            self._stop(UpstreamUnreachable(f"the server cannot be reached: {error}", executed="no"))
+
+    def _stop(self, error: UpstreamFault | UpstreamUnreachable) -> None:
+        """Hear nothing more."""
+        if self._is_stopped:
+            return
+        self._is_stopped = True
+        if not self.endpoint.done():
+            self.endpoint.set_exception(error)
+            self.endpoint.exception()  # nobody may be waiting any longer
+        else:
+            self._over(error.message, is_fault=True)
+
+    def _target_of(self, reference: bytes) -> str:
+        try:
+            return target_within(self._url, reference.decode())
+        except ValueError as error:
+            raise UpstreamFault(f"the server's endpoint cannot be used: {error}") from None
+
+
+class _Post:
+    """The answer to one POST: a status that accepts its message, or refuses it. Implements `Answer`."""
+
+    __slots__ = ("_body", "_patience", "_status", "_wire", "cut", "kind")
+
+    def __init__(self, wire: _SSEWire, kind: SendKind) -> None:
+        self._wire = wire
+        self._status = 0
+        self._body = Body(ERROR_BODY_BYTES)
+        self._patience = asyncio.get_running_loop().call_later(DELIVER_SECONDS, self._late)
+        self.kind = kind
+        self.cut: Callable[[], None] = nothing
+
+    def began(self, status: int, headers: Headers) -> None:
+        """See `Answer.began`."""
+        self._status = status
+        self._wire.answered(self, status)
+
+    def came(self, chunk: bytes) -> None:
+        """See `Answer.came`. The body is read so far that the connection can be used again."""
+        try:
+            self._body.add(chunk)
+        except UpstreamFault:
+            self._end()
+
+    def ended(self, error: ExchangeBroken | None) -> None:
+        """See `Answer.ended`."""
+        self._patience.cancel()
+        if not self._status and error is not None:
+            self._wire.broke(self, error)
+        self._wire.is_over(self)
+
+    def stop(self) -> None:
+        """Nothing of it matters any longer."""
+        self._patience.cancel()
+        self.cut()
+
+    def _late(self) -> None:
+        if self._status or self._wire.is_late(self):
+            self._end()
+        else:
+            self._patience = asyncio.get_running_loop().call_later(DELIVER_SECONDS, self._late)
+
+    def _end(self) -> None:
+        self.stop()
+        self._wire.is_over(self)
