@@ -61,7 +61,7 @@ class Message:
 
     def cut(self) -> None:
         """Break the stream."""
-        self.session.close()
+        self.session.cut()
 
 
 class Session:
@@ -71,7 +71,9 @@ class Session:
         self.server = server
         self.say = say
         self.close = close
-        """End the stream."""
+        """End the stream, in the words of the transport."""
+        self.cut: Callable[[], None] = close
+        """Break it."""
         self.opening: Mapping[str, str] = {}
         """The headers that opened it."""
         self.raw: Callable[[bytes], None] = lambda data: None
@@ -298,6 +300,7 @@ async def _serve_websocket(server: OneStreamServer, connection: ServerConnection
     session.opening = {name.lower(): value for name, value in connection.request.headers.raw_items()}
     session.raw = outgoing.put_nowait
     session.stall = connection.transport.pause_reading
+    session.cut = connection.transport.abort
     server.sessions.append(session)
     server.happened()
 

@@ -1,0 +1,273 @@
+"""WebSocket to servers that do it right, and to servers that do not; the contract holds the rest."""
+
+import json
+import logging
+import signal
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import pytest
+from contract.wire import NONE, Receiver, Session, answer, opened, told
+from harness.one_stream import OneStreamServer, over_websocket
+from harness.raw_http import Peer, serving
+from harness.stream_peers import sdk_over_websocket
+from trunkline.mux.errors import InvalidRequest, SessionLost, TrunklineError, UpstreamFault, UpstreamUnreachable
+from trunkline.mux.limits import MAX_EVENT_BYTES
+from trunkline.mux.statistics import Statistics
+from trunkline.transports.upstream import websocket
+from trunkline.transports.upstream.websocket import WebSocketConnector
+from websockets.asyncio.server import ServerConnection, serve
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def session_with() -> AsyncIterator[tuple[Session, OneStreamServer, Statistics]]:
+    statistics = Statistics()
+    async with over_websocket() as server, opened(WebSocketConnector("x", server.address, statistics)) as session:
+        yield session, server, statistics
+
+
+async def lost(session: Session) -> SessionLost:
+    """How the session was lost."""
+    await session.receiver.until(lambda: session.receiver.of("lost"))
+    (report,) = session.receiver.of("lost")
+    assert isinstance(report.error, SessionLost)
+    assert report.error.data == {"executed": "unknown"}
+    return report.error
+
+
+async def refused(url: str) -> TrunklineError:
+    """What opening raises."""
+    with pytest.raises(TrunklineError) as raised:
+        async with WebSocketConnector("x", url, Statistics()).connect(Receiver(), NONE, listen=True):
+            raise AssertionError("it opened")
+    return raised.value
+
+
+def ws(url: str) -> str:
+    return url.replace("http://", "ws://")
+
+
+async def test_each_message_is_counted_by_kind() -> None:
+    async with session_with() as (session, server, statistics):
+        request = session.request()
+        (await server.got("tools/call")).finish(answer(request))
+        await session.answered(request)
+        session.send(told(1))
+        session.send(b'{"jsonrpc":"2.0","id":1,"result":{}}', kind="response")
+        await server.got("response")
+    counts = {labels[-1]: count for labels, count in statistics.counts.items()}
+    assert counts == {"initialize": 1, "initialized": 1, "call": 1, "notification": 1, "response": 1}
+
+
+async def test_the_opening_carries_headers_and_asks_for_the_subprotocol() -> None:
+    async with over_websocket() as server:
+        connector = WebSocketConnector("x", server.address, Statistics(), headers={"Authorization": "Bearer s"})
+        async with opened(connector, {"X-Tenant": "acme"}):
+            opening = server.session.opening
+            assert opening["authorization"] == "Bearer s"
+            assert opening["x-tenant"] == "acme"
+            assert opening["sec-websocket-protocol"] == "mcp"
+            assert "sec-websocket-extensions" not in opening, "no compression"
+            assert opening["user-agent"] == "trunkline"
+        await connector.close()
+
+
+async def test_debug_logs_hold_no_secret(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with over_websocket() as server:
+        connector = WebSocketConnector("x", server.address, Statistics(), headers={"Authorization": "Bearer s3cret"})
+        async with opened(connector):
+            pass
+    ours = [record for record in caplog.records if record.name != "websockets.server"]  # the test's own server
+    assert not [record for record in ours if "s3cret" in record.getMessage()]
+
+
+@pytest.mark.parametrize("url", ["http://x/", "ws://", "ws:///x", "ws://x/#f"])
+def test_another_url_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match="ws://"):
+        WebSocketConnector("x", url, Statistics())
+
+
+async def test_headers_that_cannot_be_sent_are_refused() -> None:
+    with pytest.raises(ValueError, match="cannot be sent"):
+        WebSocketConnector("x", "ws://127.0.0.1/", Statistics(), headers={"A": "\n"})
+    with pytest.raises(InvalidRequest):
+        async with WebSocketConnector("x", "ws://127.0.0.1/", Statistics()).connect(
+            Receiver(), {"A": "\n"}, listen=True
+        ):
+            raise AssertionError("it opened")
+
+
+@pytest.mark.parametrize(
+    ("answered", "kind", "data"),
+    [
+        (b"HTTP/1.1 403 No\r\nContent-Length: 0\r\n\r\n", UpstreamUnreachable, {"status": 403, "executed": "no"}),
+        (
+            b"HTTP/1.1 307 Go\r\nLocation: ws://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n",
+            UpstreamUnreachable,
+            {"status": 307, "executed": "no"},
+        ),
+        (b"no HTTP at all\r\n\r\n", UpstreamFault, {}),
+        (b"HTTP/1.1 101 X\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", UpstreamFault, {}),
+    ],
+)
+async def test_an_opening_that_is_refused_or_broken(
+    answered: bytes, kind: type[TrunklineError], data: dict[str, object]
+) -> None:
+    async def say(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(answered)
+        await peer.closed()
+
+    async with serving(say) as server:
+        error = await refused(ws(server.url))
+        assert server.connections == 1, "a redirect is not followed"
+    assert type(error) is kind
+    assert error.data == data
+
+
+async def test_a_server_that_is_not_there_got_nothing() -> None:
+    async with serving(lambda peer: peer.closed()) as server:
+        url = ws(server.url)
+    error = await refused(url)
+    assert isinstance(error, UpstreamUnreachable)
+    assert error.data == {"executed": "no"}
+    assert error.message == "the server cannot be reached: Connection refused"
+
+
+async def test_a_server_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "CONNECT_SECONDS", 0.1)
+    async with serving(lambda peer: peer.closed()) as server:
+        error = await refused(ws(server.url))
+    assert isinstance(error, UpstreamUnreachable)
+    assert error.message.endswith("no connection in time")
+
+
+async def test_a_server_without_the_subprotocol_is_refused() -> None:
+    async def handle(connection: ServerConnection) -> None:
+        await connection.wait_closed()
+
+    async with serve(handle, "127.0.0.1", 0) as server:
+        error = await refused(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/")
+    assert isinstance(error, UpstreamFault)
+    assert "subprotocol mcp" in error.message
+
+
+async def test_a_failure_of_tls_says_so_without_the_address() -> None:
+    async def speak_no_tls(peer: Peer) -> None:
+        await peer.say(b"HTTP/1.1 400 This is no TLS\r\n\r\n")
+        await peer.closed()
+
+    async with serving(speak_no_tls) as server:
+        error = await refused(server.url.replace("http://", "wss://"))
+    assert isinstance(error, UpstreamUnreachable)
+    assert error.message == "the server cannot be reached: TLS could not be set up"
+    for failure, words in (
+        (ssl.SSLCertVerificationError("x"), "its certificate does not verify"),
+        (OSError("x"), "no connection"),
+    ):
+        assert websocket._words(failure) == words
+
+
+async def test_a_binary_frame_loses_the_session() -> None:
+    async with session_with() as (session, server, statistics):
+        waiting = session.request()
+        await server.got("tools/call")
+        server.session.raw(b"\x00")
+        assert "binary" in (await lost(session)).message
+        assert statistics.total("upstream_faults", "x") == 1
+        assert waiting.state == "pending"
+        await server.until(lambda: server.ended)
+
+
+async def test_a_frame_that_is_too_large_loses_the_session() -> None:
+    async with session_with() as (session, server, statistics):
+        server.tell(b'"' + b"x" * MAX_EVENT_BYTES + b'"')
+        assert "1009" in (await lost(session)).message
+        assert statistics.total("upstream_faults", "x") == 1
+
+
+async def test_a_large_frame_arrives() -> None:
+    text = b'"' + b"x" * (MAX_EVENT_BYTES - 2) + b'"'
+    async with session_with() as (session, server, _):
+        server.tell(text)
+        await session.receiver.until(lambda: session.receiver.reports[-1].text == text)
+
+
+async def test_a_close_tells_its_code_and_not_its_reason() -> None:
+    async with session_with() as (session, server, statistics):
+        server.session.close()
+        assert (await lost(session)).message == "the server closed the WebSocket (1000)"
+        assert statistics.total("upstream_faults", "x") == 0
+
+
+async def test_a_server_that_is_cut_off_is_lost() -> None:
+    async with session_with() as (session, server, _):
+        server.session.cut()
+        assert (await lost(session)).message == "the connection was cut"
+
+
+async def test_a_server_that_answers_no_ping_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "PING_SECONDS", 0.1)
+    monkeypatch.setattr(websocket, "CLOSE_SECONDS", 0.1)
+    async with session_with() as (session, server, _):
+        server.session.stall()
+        assert (await lost(session)).message == "the server did not answer pings"
+
+
+async def test_a_server_that_does_not_read_is_lost_and_what_was_not_sent_did_not_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(websocket, "CLOSE_SECONDS", 0.1)
+    async with session_with() as (session, server, _):
+        first = session.request()
+        await server.got("tools/call")
+        server.session.stall()
+        requests = []
+        while not session.receiver.of("lost"):
+            requests.append(session.request(params={"x": "x" * 1_000_000}))
+            await anyio.lowlevel.checkpoint()
+        await lost(session)
+        (report,) = session.receiver.of("lost")
+        assert first.state == "pending"
+        assert report.refused
+        assert set(report.refused) == set(requests[-len(report.refused) :]), "the last ones"
+        assert len(report.refused) < len(requests), "some had been handed to the kernel"
+        assert 16 <= len(requests) <= 40, "the queue is bounded"
+
+
+async def test_small_messages_are_bounded_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with session_with() as (session, _, _):
+        requests = [session.request() for _ in range(websocket.MAX_UNSENT + 1)]
+        await lost(session)
+        (report,) = session.receiver.of("lost")
+        assert requests[-1] in report.refused
+
+
+async def test_what_was_sent_last_arrives_before_the_good_bye() -> None:
+    async with session_with() as (session, server, _):
+        for n in range(50):
+            session.send(told(n))
+    await server.until(lambda: server.ended)
+    assert server.came("notifications/message") == 50
+
+
+async def test_a_server_of_the_sdk() -> None:
+    with sdk_over_websocket() as (url, process):
+        async with opened(WebSocketConnector("x", url, Statistics())) as session:
+            calls = [session.request(params={"name": "add", "arguments": {"a": n, "b": 1}}) for n in range(20)]
+            for n, call in enumerate(calls):
+                result = json.loads((await session.answered(call)).text)["result"]
+                assert result["content"][0]["text"] == str(n + 1)
+            report = session.request(params={"name": "report", "arguments": {}, "_meta": {"progressToken": 7}})
+            await session.answered(report)
+            assert any(b"notifications/progress" in one.text for one in session.receiver.reports)
+            assert not session.receiver.of("lost")
+            waiting = session.request(params={"name": "forever", "arguments": {}})
+            process.send_signal(signal.SIGKILL)
+            assert (await lost(session)).message == "the connection was cut"
+            assert waiting.state == "pending"
