@@ -14,6 +14,8 @@ from harness.upstreams import upstream as running_upstream
 pytestmark = pytest.mark.anyio
 
 SCENARIOS = 33
+MODERN = "2026-07-28"
+MODERN_SCENARIOS = 40
 
 
 @pytest.fixture
@@ -24,14 +26,36 @@ def everything() -> Iterator[Upstream]:
 
 @pytest.fixture
 def gateway(everything: Upstream) -> Iterator[Gateway]:
-    with running_gateway(upstreams={"everything": everything.url}) as process:
+    with running_gateway(upstreams={"everything": everything.url}, eras=("legacy", "modern")) as process:
         yield process
 
 
-async def test_the_server_passes_directly(everything: Upstream) -> None:
-    verdict = await conformance.run(everything.url)
+@pytest.mark.parametrize(("revision", "scenarios"), [(conformance.REVISION, SCENARIOS), (MODERN, MODERN_SCENARIOS)])
+async def test_the_server_passes_directly(everything: Upstream, revision: str, scenarios: int) -> None:
+    verdict = await conformance.run(everything.url, revision=revision)
 
-    assert verdict.passed == len(verdict.scenarios) == SCENARIOS, verdict.printed
+    assert verdict.passed == len(verdict.scenarios) == scenarios, verdict.printed
+
+
+async def test_requests_without_a_session_pass_through_as_they_do_directly(
+    everything: Upstream, gateway: Gateway
+) -> None:
+    direct = await conformance.run(everything.url, revision=MODERN)
+    everything.reset()
+    async with Tee(gateway.port) as tee:
+        url = f"http://127.0.0.1:{tee.port}/servers/everything/mcp"
+        verdict = await conformance.run(url, revision=MODERN)
+        given = tee.session_ids()
+
+    assert verdict.passed == len(verdict.scenarios) == MODERN_SCENARIOS, verdict.printed
+    assert verdict.checks == direct.checks
+    report = everything.report()
+    assert not given
+    assert not report["sessions"]
+    assert not {"get", "delete", "notification", "initialized"} & report["counts"].keys()
+    # The server was asked once what it speaks; everything else came from the suite, in one POST each.
+    assert gateway.metric("trunkline_upstream_requests_total", kind="probe") == 1
+    assert gateway.metric("trunkline_calls_total") == gateway.metric("trunkline_upstream_requests_total", kind="call")
 
 
 async def test_the_server_passes_through_the_gateway_with_one_upstream_session_per_workflow(

@@ -21,4 +21,5 @@ def build() -> Recorder:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True)
-    serve(build(), parser.parse_args().fd)
+    # The suite sends white space after a header's value, which h11 takes away and httptools leaves there.
+    serve(build(), parser.parse_args().fd, http="h11")

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ def token_settings(**upstreams: str) -> str:
         f'{{ sha256 = "{hashlib.sha256(token.encode()).hexdigest()}", tenant = "acme", subject = "{subject}" }}'
         for subject, token in TOKENS.items()
     ]
-    servers = [f'[servers.{name}]\nurl = "{url}"' for name, url in upstreams.items()]
+    servers = [f'[servers.{name}]\nurl = "{url}"\neras = ["legacy"]' for name, url in upstreams.items()]
     return "\n".join(["[auth]", 'mode = "tokens"', f"tokens = [{', '.join(entries)}]", *servers])
 
 
@@ -96,15 +96,24 @@ def environment() -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def gateway(*arguments: str, upstreams: Mapping[str, str] | None = None, toml: Path | None = None) -> Iterator[Gateway]:
+def gateway(
+    *arguments: str,
+    upstreams: Mapping[str, str] | None = None,
+    toml: Path | None = None,
+    eras: Sequence[str] = ("legacy",),
+) -> Iterator[Gateway]:
     """`trunkline serve`, ready when this is entered and gone when it is left.
 
-    `upstreams` are given as `--upstream NAME=URL`; `toml` is a settings file without a port.
+    `upstreams` are given as `--upstream NAME=URL`; `toml` is a settings file without a port. Of those upstreams `eras`
+    are offered: by default sessions alone, since that is where clients that speak both have a state to be tested.
     """
     port = free_port()
+    offered = {f"TRUNKLINE_SERVERS__{name.upper()}__ERAS": json.dumps(list(eras)) for name in upstreams or {}}
     named = [argument for name, url in (upstreams or {}).items() for argument in ("--upstream", f"{name}={url}")]
     settings = [str(toml)] if toml else []
-    process = ServerProcess(command("serve", *settings, *named, "--port", str(port), *arguments), env=environment())
+    process = ServerProcess(
+        command("serve", *settings, *named, "--port", str(port), *arguments), env=environment() | offered
+    )
     try:
         wait_for_status(process, port, "/readyz")
         yield Gateway(process, port)

@@ -15,7 +15,7 @@ Needs the standard library and anyio alone: it runs beside either line of the SD
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qs
 
 import anyio
@@ -186,12 +186,12 @@ def _described(http_method: str, body: bytes) -> dict[str, Any]:
     return described
 
 
-def serve(app: App, fd: int) -> None:
+def serve(app: App, fd: int, *, http: Literal["auto", "h11"] = "auto") -> None:
     """Serve `app` on the inherited listening socket `fd` until the process is ended."""
     import socket
 
     import uvicorn
 
     # Connections stay open for long: what closes them in a test is the peer under test.
-    config = uvicorn.Config(app, log_level="warning", timeout_keep_alive=60, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(app, http=http, log_level="warning", timeout_keep_alive=60, timeout_graceful_shutdown=1)
     uvicorn.Server(config).run(sockets=[socket.socket(fileno=fd)])
