@@ -6,7 +6,8 @@ on where the client says, or where it has acknowledged.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections import deque
+from typing import TYPE_CHECKING, Final
 
 from .envelope import IdKey, id_key
 from .event_log import Trimmed
@@ -15,6 +16,35 @@ from .streams import Reader
 
 if TYPE_CHECKING:
     from .workflow import Workflow
+
+MAX_OTHERS: Final = 1000
+"""Messages of others on one connection whose places are kept; beyond that a count may lead to a repetition."""
+
+
+class Tally:
+    """What a client counts on one connection of a wire: the wire's own messages, and those of others between them."""
+
+    def __init__(self, began: int) -> None:
+        self.began = began
+        """The position after which the connection goes on with the wire."""
+        self._others: deque[int] = deque()
+        self._forgotten = 0
+
+    def skip(self, count: int) -> None:
+        """So many messages had been sent on the connection before it came to the wire."""
+        self._forgotten += count
+
+    def note_other(self, ordinal: int) -> None:
+        """The message that a client counts as this one is none of the wire's."""
+        self._others.append(ordinal)
+        if len(self._others) > MAX_OTHERS:
+            self._others.popleft()
+            self._forgotten += 1
+
+    def position(self, count: int) -> int:
+        """Where a client stands on the wire that has received so many messages on the connection."""
+        others = self._forgotten + sum(ordinal <= count for ordinal in self._others)
+        return self.began + max(0, count - others)
 
 
 class Duplex:
@@ -26,9 +56,12 @@ class Duplex:
     def __init__(self, workflow: Workflow) -> None:
         self._workflow = workflow
         self._ids: set[IdKey] = set()
-        self._began = 0
-        """The position after which its newest connection began."""
-        self._acknowledged = 0
+        self.tally = Tally(0)
+        """Of its newest connection."""
+        self._met = self.tally
+        """Of the newest connection on which its client has shown itself: until then, its counts mean an older one."""
+        self._acknowledged: int | None = None
+        """None as long as nothing can tell what the client has."""
         self.said_goodbye = False
         """True once its client has closed it in order: another connection is not its continuation."""
         self.left = workflow.now()
@@ -73,16 +106,25 @@ class Duplex:
     # Connections.
 
     def attach(self) -> Reader:
-        """A connection that says nothing of what it has: it goes on after what was acknowledged."""
-        return self._begin(max(self._acknowledged, self.stream.trimmed))
+        """A connection that says nothing of what it has: it goes on after what was acknowledged.
+
+        Raises:
+            Trimmed: what followed is no longer held; the workflow is ended with that reason.
+        """
+        if self._acknowledged is None:
+            return self._begin(self.stream.trimmed)
+        return self.attach_at(self._acknowledged)
 
     def attach_after(self, count: int) -> Reader:
-        """A connection of a client that received so many messages on the last one.
+        """A connection of a client that received so many messages on the last one that it knows of.
+
+        A client may never have heard of the newest one: as long as it has not shown itself there, nothing is sent on
+        it (see `meet`), so a count can only be that of the one before, or 0.
 
         Raises:
             Trimmed: what followed is no longer held, or was never sent; the workflow is ended with that reason.
         """
-        return self.attach_at(self._began + count)
+        return self.attach_at((self._met if count else self.tally).position(count))
 
     def attach_at(self, position: int) -> Reader:
         """A connection of a client that has everything up to this position.
@@ -91,10 +133,17 @@ class Duplex:
             Trimmed: what followed is no longer held; the workflow is ended with that reason.
         """
         try:
-            return self._begin(position)
+            reader = self._begin(position)
         except Trimmed as trimmed:
             self._workflow.fail(trimmed.reason)
             raise
+        self.acknowledge(position)
+        return reader
+
+    def meet(self, tally: Tally) -> None:
+        """The client has shown itself on the connection that this tally is of."""
+        if tally is self.tally:
+            self._met = tally
 
     def detach(self, reader: Reader) -> None:
         """A connection has gone."""
@@ -107,10 +156,9 @@ class Duplex:
 
     def acknowledge(self, position: int) -> None:
         """The client surely has everything up to this position."""
-        self._acknowledged = max(self._acknowledged, position)
+        self._acknowledged = max(self._acknowledged or 0, position)
 
     def _begin(self, position: int) -> Reader:
         reader = self._workflow.streams.repeat(self.stream, position, listens=True)
-        self._began = position
-        self.acknowledge(position)
+        self.tally = Tally(position)
         return reader

@@ -55,11 +55,11 @@ def asked(headers: Mapping[str, str], query: bytes) -> Asked:
         named = parse_qs(query.decode("ascii"), keep_blank_values=True, max_num_fields=32)
     except ValueError:
         raise HTTPRefusal(400, "query", "the query string cannot be read") from None
-    values = [_one(headers.get(header), named.get(name, [])) for header, name in _IN_QUERY]
-    return Asked(values[0], _checked_key(values[1]), values[2])
-
-
-_IN_QUERY: Final = ((SESSION_ID, "session_id"), (WORKFLOW, "workflow"), (LAST_EVENT_ID, "last_event_id"))
+    session_id = _one(headers.get(SESSION_ID), named.get("session_id", []))
+    key = _one(headers.get(WORKFLOW), named.get("workflow", []))
+    # An EventSource that reconnects sends its header with the query that it was made with: the header is newer.
+    last_event_id = headers.get(LAST_EVENT_ID) or _one(None, named.get("last_event_id", []))
+    return Asked(session_id, _checked_key(key), last_event_id)
 
 
 def _one(header: str | None, queried: list[str]) -> str | None:

@@ -8,10 +8,11 @@ import asyncio
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
+import anyio
 from msgspec import Raw
 
 from ..mux import envelope as wire_format
-from ..mux.duplex import Duplex
+from ..mux.duplex import Duplex, Tally
 from ..mux.envelope import Envelope
 from ..mux.errors import (
     InvalidMessage,
@@ -43,7 +44,8 @@ MAX_COUNT: Final = 10**15
 
 HOLD_SECONDS: Final = 1.0
 """How long what is due to a connection that came back without saying where is held: if its first message is
-`initialize`, it is a client that began anew and counts its ids from the start, and must not meet old answers."""
+`initialize`, it is a client that began anew and counts its ids from the start, and must not meet old answers. Also how
+long a client that counts has to show itself where the server lends no pings."""
 
 
 class Due(NamedTuple):
@@ -57,18 +59,30 @@ class Due(NamedTuple):
 class Link:
     """One such connection. `open` it first; then `take` what comes, and send what `next` brings, until it is over."""
 
-    def __init__(self, config: EndpointConfig, principal: Principal, transport: Transport) -> None:
+    def __init__(
+        self, config: EndpointConfig, principal: Principal, transport: Transport, *, pings: bool = False
+    ) -> None:
         self._config = config
         self._pool = config.pool
         self._principal = principal
         self._transport: Transport = transport
+        self._pings = pings
+        """Whether `meet` will be called when a pong of the client has come."""
         self._key: str | None = None
         self._workflow: Workflow | None = None
         self._duplex: Duplex | None = None
+        self._tally = Tally(0)
         self._readers: list[Reader] = []
         """What the client is due: the rest of an exchange that it came back to, and last its duplex."""
         self._early: list[bytes] = []
-        self._is_beginning = False
+        self._handed = 0
+        """Messages that this connection has carried, as its client counts them."""
+        self._beginning = asyncio.Lock()
+        """Held while the handshake is under way: what comes meanwhile waits for its outcome."""
+        self._deadline = asyncio.get_running_loop().time() + HANDSHAKE_SECONDS
+        self._is_late = False
+        self._is_closed = False
+        self._is_met = transport != "websocket"
         self._hold: asyncio.TimerHandle | None = None
         self._changed = asyncio.Event()
         self.session_id = ""
@@ -80,20 +94,17 @@ class Link:
         return self._principal
 
     @property
-    def has_workflow(self) -> bool:
-        """True once the handshake is done."""
-        return self._workflow is not None
-
-    @property
-    def wire(self) -> int:
-        """A number that tells the workflow's duplex wires apart; 0 before there is a workflow."""
-        return self._duplex.stream.number if self._duplex is not None else 0
+    def is_met(self) -> bool:
+        """True once the client has shown that it knows of this connection, or where that makes no difference."""
+        return self._is_met or self._workflow is None
 
     @property
     def end_reason(self) -> str:
         """Why nothing more will come, in a fixed word."""
-        ended = self._workflow.ended if self._workflow is not None else None
-        return ended.cause if ended is not None else "taken_over" if self._workflow is not None else "overloaded"
+        if self._workflow is None:
+            return "no_handshake" if self._is_late else "overloaded"
+        ended = self._workflow.ended
+        return ended.cause if ended is not None else "taken_over"
 
     @classmethod
     def of(cls, config: EndpointConfig, workflow: Workflow, transport: Transport) -> "Link":
@@ -105,7 +116,7 @@ class Link:
         link = cls(config, workflow.principal, transport)
         link._key = workflow.record.key
         link.session_id = workflow.record.session_id
-        link._workflow, link._duplex = workflow, workflow.newest_duplex
+        link._workflow, link._duplex, link._is_closed = workflow, workflow.newest_duplex, True
         if link._duplex is None:
             raise UnknownSession("no such session; begin anew with initialize")
         return link
@@ -130,12 +141,22 @@ class Link:
         self._return(workflow, asked)
         return "resumed" if asked.key is not None else None
 
+    def check_agreement(self, asked: Asked) -> None:
+        """Make sure that a message for this connection names no other workflow's key.
+
+        Raises:
+            HTTPRefusal: 400, it does.
+        """
+        if asked.key is not None and asked.key != self._key:
+            raise HTTPRefusal(400, "disagree", "the session and Trunkline-Workflow disagree")
+
     async def take(self, text: bytes, headers: Mapping[str, str]) -> None:
         """One message of the client as it was sent; what is wrong with it is said on the connection."""
         try:
             message = wire_format.parse(text, limit=MAX_BODY_BYTES)
         except InvalidMessage as error:
             self._pool.statistics.count("refused", error.reason)
+            self.meet()
             self._say(wire_format.failure(b"", error))
             return
         await self.receive(message, headers)
@@ -143,6 +164,7 @@ class Link:
     async def receive(self, message: Envelope, headers: Mapping[str, str]) -> None:
         """One message of the client."""
         try:
+            self.meet()
             if self._hold is not None and message.method != "initialize":
                 self._release()
             if message.kind == "request" and message.method == "initialize":
@@ -158,17 +180,31 @@ class Link:
             self._dispatch(workflow, self._duplex, message, headers)
 
     async def next(self, patience: float) -> list[Due] | None:
-        """What is due; empty after `patience` seconds without anything; None when the connection is over."""
-        due = self._due()
-        while due == []:
+        """What is due; empty after `patience` seconds without anything; None when the connection is over.
+
+        It is over, too, where the client has begun no workflow within `HANDSHAKE_SECONDS`.
+        """
+        until = asyncio.get_running_loop().time() + patience
+        while True:
             self._changed.clear()
+            due = self._due()
+            if due != []:
+                return due
             try:
-                async with asyncio.timeout(patience):
+                async with asyncio.timeout_at(min(until, self._deadline) if self._is_early else until):
                     await self._changed.wait()
             except TimeoutError:
                 return self._due()
-            due = self._due()
-        return due
+
+    def meet(self) -> None:
+        """The client has shown that it knows of this connection."""
+        if self._is_closed:
+            return
+        if not self.is_met:
+            self._is_met = True
+            self._changed.set()
+        if self._duplex is not None:
+            self._duplex.meet(self._tally)
 
     def acknowledge(self, position: int) -> None:
         """The client surely has everything up to this position."""
@@ -177,6 +213,7 @@ class Link:
 
     def close(self, *, goodbye: bool = False) -> None:
         """The connection has gone; the workflow goes on. With `goodbye`, the client closed it in order."""
+        self._is_closed = True
         if self._hold is not None:
             self._hold.cancel()
         if goodbye and self._duplex is not None:
@@ -199,7 +236,7 @@ class Link:
         found: Workflow | None = None
         if asked.session_id is not None:
             found = await self._pool.find(self._principal, self._config.server, asked.session_id)
-        elif asked.last_event_id is not None and _count(asked.last_event_id) is None:
+        elif asked.last_event_id is not None and _count_in(asked.last_event_id) is None:
             position = _position(asked.last_event_id)
             found = await self._pool.find_position(self._principal, self._config.server, position)
         elif asked.key is not None:
@@ -213,18 +250,25 @@ class Link:
         self.session_id = workflow.record.session_id
         try:
             if asked.last_event_id is not None:
-                count = _count(asked.last_event_id)
+                count = _count_in(asked.last_event_id)
                 if count is not None:
                     self._enter(workflow, self._counted(workflow, count))
                 else:
                     self._enter_at(workflow, _position(asked.last_event_id))
+                self._await_client()
             elif not self._inherit(workflow, asked):
                 self._enter(workflow)
+                self._await_client()
                 return
         except Trimmed:
             self._pool.statistics.count("resumes", self._transport, "trimmed")
             raise
         self._pool.statistics.count("resumes", self._transport, "resumed")
+
+    def _await_client(self) -> None:
+        """Send nothing before the client has shown itself, so that its next count has one meaning (see `Duplex`)."""
+        if not self._is_met and not self._pings:
+            asyncio.get_running_loop().call_later(HOLD_SECONDS, self.meet)
 
     def _counted(self, workflow: Workflow, count: int) -> tuple[Duplex, Reader]:
         duplex = workflow.newest_duplex
@@ -249,6 +293,7 @@ class Link:
             return False
         self._enter(workflow, (duplex, duplex.attach()))
         self._hold = asyncio.get_running_loop().call_later(HOLD_SECONDS, self._release)
+        self._await_client()
         return True
 
     def _release(self) -> None:
@@ -264,15 +309,20 @@ class Link:
             self._detach()
             self._release()
             self._enter(workflow)
+            self.meet()
 
     def _enter(self, workflow: Workflow, at: tuple[Duplex, Reader] | None = None) -> None:
         """Belong to a workflow from here on; without a position, as a wire of its own."""
+        self._workflow = workflow
         if at is None:
-            duplex = workflow.new_duplex()
+            duplex = self._duplex = workflow.new_duplex()
+            if self._is_closed:  # what its client is due waits for another connection
+                return
             at = duplex, duplex.attach()
         workflow.transport = self._transport
-        self._workflow = workflow
         self._duplex = at[0]
+        self._tally = self._duplex.tally
+        self._tally.skip(self._handed)
         self._add(at[1])
 
     def _add(self, reader: Reader) -> None:
@@ -283,14 +333,16 @@ class Link:
     # What the client sends.
 
     async def _initialize(self, message: Envelope, headers: Mapping[str, str]) -> None:
-        known = self._workflow
-        self._is_beginning = True
-        try:
-            begun = await self._pool.begin(self._principal, self._config.server, message, self._arrival(headers, known))
-            self._move(begun)
-        finally:
-            self._is_beginning = False
-            self._changed.set()
+        async with self._beginning:
+            known = self._workflow
+            arrival = self._arrival(headers, known)
+            try:
+                # Seen through although the client leaves: what begins must be somebody's. The channel bounds it.
+                with anyio.CancelScope(shield=True):
+                    begun = await self._pool.begin(self._principal, self._config.server, message, arrival)
+                    self._move(begun)
+            finally:
+                self._changed.set()
         self._say(wire_format.result(message.id, Raw(begun.result)))
 
     async def _begin_unasked(self, message: Envelope, headers: Mapping[str, str]) -> Workflow | None:
@@ -300,12 +352,14 @@ class Link:
         if message.kind == "request" and message.method == "ping":
             self._say(wire_format.result(message.id, Raw(b"{}")))
             return None
-        if self._key is None:
-            raise InvalidRequest("begin with initialize")
-        arrival = self._arrival(headers, None)
-        begun = await begin_unasked(self._config, self._principal, DEFAULT_REVISION, arrival)
-        self._move(begun)
-        return begun.workflow
+        async with self._beginning:
+            if self._workflow is None and self._key is None:
+                raise InvalidRequest("begin with initialize")
+            if self._workflow is None:
+                arrival = self._arrival(headers, None)
+                with anyio.CancelScope(shield=True):
+                    self._move(await begin_unasked(self._config, self._principal, DEFAULT_REVISION, arrival))
+            return self._workflow
 
     def _arrival(self, headers: Mapping[str, str], known: Workflow | None) -> Arrival:
         return Arrival(
@@ -325,6 +379,7 @@ class Link:
             self._detach()
             self.session_id = workflow.record.session_id
             self._enter(workflow)
+            self.meet()
             if begun.state != "resumed" and self._key is None:
                 workflow.ends_with_its_wires = True
 
@@ -346,23 +401,41 @@ class Link:
             self._early.append(message)
             self._changed.set()
 
+    @property
+    def _is_early(self) -> bool:
+        """True while no workflow is there, and none is being opened."""
+        return self._workflow is None and not self._beginning.locked()
+
     def _due(self) -> list[Due] | None:
-        if len(self._early) > MAX_EARLY:
+        self._is_late = self._is_early and asyncio.get_running_loop().time() >= self._deadline
+        if self._is_late or len(self._early) > MAX_EARLY:
             return None
         due = [Due(message, "", 0) for message in self._early]
         self._early.clear()
-        if self._hold is not None:
+        self._count(due)
+        if self._hold is not None or not self.is_met:
             return due
         for reader in tuple(self._readers):
             events = reader.due()
             if events is not None:
-                of_duplex = self._duplex is not None and reader.stream is self._duplex.stream
-                due += [Due(e.message, reader.event_id(e), e.n if of_duplex else 0) for e in events]
+                due += self._count([Due(e.message, reader.event_id(e), self._place(reader, e.n)) for e in events])
             elif reader is not self._readers[-1]:
                 self._readers.remove(reader)
                 reader.close()
-            elif not due and not self._is_beginning:
+            elif not due and not self._beginning.locked():
                 return None
+        return due
+
+    def _place(self, reader: Reader, n: int) -> int:
+        """A position on the wire; 0 for what is another stream's."""
+        return n if self._duplex is not None and reader.stream is self._duplex.stream else 0
+
+    def _count(self, due: list[Due]) -> list[Due]:
+        """Count as the client does, which counts messages: an event that only primes a stream has none."""
+        for one in due:
+            self._handed += bool(one.message)
+            if one.message and not one.position:
+                self._tally.note_other(self._handed)
         return due
 
 
@@ -373,6 +446,6 @@ def _position(event_id: str) -> Position:
     return position
 
 
-def _count(last_event_id: str) -> int | None:
+def _count_in(last_event_id: str) -> int | None:
     """The number of messages that a client says it received; None for an event id."""
     return min(int(last_event_id[:20]), MAX_COUNT) if last_event_id.isascii() and last_event_id.isdigit() else None

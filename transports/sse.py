@@ -16,7 +16,7 @@ from .asgi import EVENT_STREAM, RawHeaders, Scope
 from .endpoint import EndpointConfig, check_room
 from .headers import SESSION_ID, WORKFLOW_STATE, accepts, asked
 from .http_endpoint import KEEP_ALIVE_SECONDS, STREAM_TYPE, HTTPEndpoint, HTTPRequest, send_events
-from .link import HANDSHAKE_SECONDS, Link
+from .link import Link
 from .status import HTTPRefusal
 
 ACCEPTED: Final = b"Accepted"
@@ -45,7 +45,7 @@ class _Stream(HTTPEndpoint):
         if self._pool.draining:
             await request.respond(200, EVENT_STREAM, event_stream.RECONNECT)
             return
-        check_room(self._config, len(self._links))
+        check_room(self._config, sum(map(len, self._links.values())))
         link = Link(self._config, request.principal, "sse")
         state = await link.open(asked(request.headers, request.scope.get("query_string", b"")))
         session_id, name = link.session_id, secrets.token_hex(4)
@@ -67,15 +67,16 @@ class _Stream(HTTPEndpoint):
         async def chunk() -> bytes | None:
             if pending:
                 return pending.pop()
-            due = await link.next(KEEP_ALIVE_SECONDS if link.has_workflow else HANDSHAKE_SECONDS)
-            if due is None or (not due and not link.has_workflow):
+            due = await link.next(KEEP_ALIVE_SECONDS)
+            if due is None:
                 return None
             return b"".join([event_stream.encode(one.message, id=one.event_id or None) for one in due])
 
         await request.start(200, EVENT_STREAM)
         if not await send_events(request, chunk):
             self._pool.statistics.count("slow_clients", self._config.server)
-        elif link.end_reason == "drained":
+            return
+        if link.end_reason == "drained":
             await request.send_chunk(event_stream.RECONNECT)
         await request.finish()
 
@@ -103,10 +104,13 @@ class _Messages(HTTPEndpoint):
         links = self._links.get(named.session_id)
         if links is None:
             workflow = await self._pool.find(request.principal, self._config.server, named.session_id)
-            return Link.of(self._config, workflow, "sse")
+            link = Link.of(self._config, workflow, "sse")
+            link.check_agreement(named)
+            return link
         link = links.get(parse_qs(query.decode()).get("stream", [""])[0]) or links[next(reversed(links))]
         if link.principal != request.principal:
-            raise UnknownSession("no such session; begin anew with a GET of the stream")
+            raise UnknownSession("no such session; begin anew with initialize")
+        link.check_agreement(named)
         return link
 
 

@@ -17,7 +17,7 @@ from ..mux.record import WorkflowState
 from .asgi import RawHeaders, Receive, Scope, Send, headers_of
 from .endpoint import EndpointConfig, check_room
 from .headers import SESSION_ID, WORKFLOW_STATE, asked
-from .link import HANDSHAKE_SECONDS, Link
+from .link import Link
 from .status import Answer, HTTPRefusal, answer_to
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,13 @@ SESSION_ENDED: Final = 4404
 TAKEN_OVER: Final = 4409
 """A newer connection goes on with this wire."""
 SLOW: Final = 4408
+
+_CODES: Final = {
+    "taken_over": TAKEN_OVER,
+    "drained": GOING_AWAY,
+    "overloaded": TRY_AGAIN,
+    "no_handshake": POLICY,
+}
 
 Ping = Callable[[], Awaitable[None]]
 
@@ -73,7 +80,7 @@ class WebSocketEndpoint:
         if SUBPROTOCOL not in scope.get("subprotocols", ()):
             raise HTTPRefusal(400, "subprotocol", "Sec-WebSocket-Protocol must list mcp")
         check_room(self._config, self._open_sockets)
-        link = Link(self._config, principal, "websocket")
+        link = Link(self._config, principal, "websocket", pings=PING in scope.get("extensions", {}))
         return link, await link.open(asked(headers, scope.get("query_string", b"")))
 
     async def _refuse(self, send: Send, scope: Scope, error: Exception) -> None:
@@ -137,11 +144,9 @@ class _Socket:
     async def _give(self) -> tuple[int, str]:
         link = self._link
         while True:
-            due = await link.next(IDLE_SECONDS if link.has_workflow else HANDSHAKE_SECONDS)
+            due = await link.next(IDLE_SECONDS)
             if due is None:
                 return _code(link.end_reason), link.end_reason
-            if not due and not link.has_workflow:
-                return POLICY, "no initialize in time"
             for one in due:
                 if one.message:  # an event that only primes a stream has none
                     with anyio.move_on_after(SEND_SECONDS) as patience:
@@ -152,8 +157,11 @@ class _Socket:
             self._to_acknowledge.set()
 
     async def _acknowledge(self) -> tuple[int, str]:
-        """A ping after what was sent: its pong says that the client has it."""
+        """A ping after what was sent: its pong says that the client has it. The first pong shows that it is there."""
         assert self._ping is not None
+        if not self._link.is_met:
+            await self._ping()
+            self._link.meet()
         while True:
             await self._to_acknowledge.wait()
             self._to_acknowledge.clear()
@@ -181,4 +189,4 @@ async def _close(send: Send, code: int, reason: str) -> None:
 
 
 def _code(reason: str) -> int:
-    return {"taken_over": TAKEN_OVER, "drained": GOING_AWAY, "overloaded": TRY_AGAIN}.get(reason, SESSION_ENDED)
+    return _CODES.get(reason, SESSION_ENDED)

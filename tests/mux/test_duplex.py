@@ -9,7 +9,7 @@ import pytest
 from harness.memory_wire import MemoryServer, message
 from harness.muxing import Client, begin, idle, notification, request, settle, some
 from trunkline.mux.directory.memory import MemoryDirectory
-from trunkline.mux.duplex import Duplex
+from trunkline.mux.duplex import MAX_OTHERS, Duplex, Tally
 from trunkline.mux.event_log import Trimmed
 from trunkline.mux.limits import Pooling
 from trunkline.mux.pool import Pool, Upstream
@@ -111,12 +111,83 @@ async def test_a_connection_goes_on_after_the_count_that_the_client_names() -> N
         duplex.detach(reader)
         assert workflow.left_duplex is duplex
         again = duplex.attach_after(3)
+        duplex.meet(duplex.tally)
         assert await ids_of(again, 1) == [3]
         call(workflow, duplex, b"4", 4)
         (await server.got("tools/call", 5)).answer({})
         assert await ids_of(again, 1) == [4]
         duplex.detach(again)
         assert await ids_of(duplex.attach_after(1), 1) == [4], "the count is that of the last connection"
+
+
+async def test_a_count_means_the_last_connection_that_the_client_has_shown_itself_on() -> None:
+    server = MemoryServer()
+    async with workflow_of(server) as workflow:
+        duplex = workflow.new_duplex()
+        reader = duplex.attach()
+        for n in range(4):
+            call(workflow, duplex, b"%d" % n, n)
+            (await server.got("tools/call", n + 1)).answer({})
+        assert await ids_of(reader, 4) == [0, 1, 2, 3]
+        duplex.detach(reader)
+        unknown = duplex.attach_after(3)
+        of_unknown = duplex.tally
+        duplex.detach(unknown)
+        again = duplex.attach_after(3)
+        duplex.meet(of_unknown)
+        assert await ids_of(again, 1) == [3]
+        duplex.detach(again)
+        assert await ids_of(duplex.attach_after(3), 1) == [3], "what an older one shows comes too late"
+        assert await ids_of(duplex.attach_after(0), 1) == [3], "nothing was sent on the newest"
+
+
+def test_a_tally_leaves_out_what_is_not_the_wires() -> None:
+    tally = Tally(10)
+    assert [tally.position(count) for count in (0, 1, 2)] == [10, 11, 12]
+    tally.skip(2)
+    tally.note_other(4)
+    assert [tally.position(count) for count in range(7)] == [10, 10, 10, 11, 11, 12, 13]
+
+
+def test_a_tally_that_has_forgotten_places_leads_back_and_never_ahead() -> None:
+    tally = Tally(0)
+    for ordinal in range(1, 2 * MAX_OTHERS, 2):
+        tally.note_other(ordinal)
+    exact = [tally.position(count) for count in range(2 * MAX_OTHERS)]
+    for ordinal in range(2 * MAX_OTHERS + 1, 3 * MAX_OTHERS, 2):
+        tally.note_other(ordinal)
+    assert all(tally.position(count) <= exact[count] for count in range(2 * MAX_OTHERS))
+    assert tally.position(3 * MAX_OTHERS) == 3 * MAX_OTHERS // 2
+
+
+async def test_without_acknowledgement_it_goes_on_with_all_that_is_held() -> None:
+    server = MemoryServer()
+    async with workflow_of(server) as workflow:
+        duplex = workflow.new_duplex()
+        reader = duplex.attach()
+        for n in range(3):
+            call(workflow, duplex, b"%d" % n, n)
+            (await server.got("tools/call", n + 1)).answer({})
+        assert await ids_of(reader, 3) == [0, 1, 2]
+        duplex.detach(reader)
+        assert await ids_of(duplex.attach(), 3) == [0, 1, 2]
+
+
+async def test_what_was_not_acknowledged_and_is_gone_ends_the_workflow() -> None:
+    server = MemoryServer()
+    async with workflow_of(server) as workflow:
+        duplex = workflow.new_duplex()
+        reader = duplex.attach()
+        duplex.acknowledge(1)
+        for n in range(3):
+            call(workflow, duplex, b"%d" % n, n)
+            (await server.got("tools/call", n + 1)).answer({})
+        await ids_of(reader, 3)
+        duplex.detach(reader)
+        workflow.streams.expire(workflow.now() + 1)
+        with pytest.raises(Trimmed):
+            duplex.attach()
+        assert workflow.ended is not None
 
 
 async def test_without_a_count_it_goes_on_after_what_was_acknowledged() -> None:

@@ -72,6 +72,7 @@ def test_only_the_types_that_are_asked_for_have_to_be_there() -> None:
         ({"trunkline-workflow": "k"}, b"workflow=k", Asked(None, "k", None)),
         ({}, b"session_id=&workflow=&last_event_id=", Asked(None, None, None)),
         ({}, b"workflow=a%3Ab&last_event_id=%C3%A4", Asked(None, "a:b", "\xe4")),
+        ({"last-event-id": "newer"}, b"last_event_id=e", Asked(None, None, "newer")),
     ],
 )
 def test_a_workflow_is_asked_for_by_header_or_by_query(headers: dict[str, str], query: bytes, expected: Asked) -> None:
@@ -83,6 +84,7 @@ def test_a_workflow_is_asked_for_by_header_or_by_query(headers: dict[str, str], 
     [
         ({"mcp-session-id": "s"}, b"session_id=t", "disagree"),
         ({}, b"workflow=a&workflow=b", "disagree"),
+        ({}, b"last_event_id=a&last_event_id=b", "disagree"),
         ({}, b"workflow=a%20b", "workflow_key"),
         ({"trunkline-workflow": "a b"}, b"", "workflow_key"),
         ({}, b"session_id=\xff", "query"),
