@@ -28,6 +28,9 @@ class PerRequestLine:
         self._make_channel = make_channel
         self._habits = habits
         self._channels: dict[Caller, Channel] = {}
+        self._unsent: set[Caller] = set()
+        """Those whose request is not on its way yet: it can still be called back unseen."""
+        self._opening: Channel | None = None
         self._cause: TrunklineError | None = None
 
     @property
@@ -37,31 +40,39 @@ class PerRequestLine:
 
     async def open(self) -> Opened:
         """See `Line.open`. The session is closed again: it only told what the server is."""
-        channel = self._make_channel(listen=False)
+        channel = self._opening = self._make_channel(listen=False)
         try:
             return await asyncio.shield(channel.opened)
         finally:
+            self._opening = None
             channel.close(DONE)
 
     def request(self, message: Envelope, caller: Caller, headers: Headers) -> PoolResult:
         """See `Line.request`."""
         if self._cause is not None:
             raise SessionLost(self._cause.message, executed="no")
-        self._channels = {caller: channel for caller, channel in self._channels.items() if not channel.is_closing}
+        self._forget_closed()
         channel = self._channels[caller] = self._make_channel(listen=self._habits)
+        self._unsent.add(caller)
 
         def call() -> None:
+            if caller not in self._unsent:
+                return
             try:
+                if not channel.is_open:
+                    raise SessionLost("the upstream session is gone", executed="no")
                 channel.request(message, caller, headers)
             except TrunklineError as error:
-                caller.failed(error)
+                self._give_up(caller, error)
+            else:
+                self._unsent.discard(caller)
             channel.drain(DONE)
 
         def begin(opened: asyncio.Future[Opened]) -> None:
             error = opened.exception()
             if isinstance(error, TrunklineError):
-                caller.failed(error)
-            elif self._habits:
+                self._give_up(caller, error)
+            elif self._habits and channel.is_open:
                 channel.request(_tools_list(), _Then(caller.owner, call), NONE)
             else:
                 call()
@@ -74,10 +85,12 @@ class PerRequestLine:
         channel = self._channels.get(caller)
         if channel is None:
             return
-        if channel.opened.done():
-            channel.cancel(caller, message)
+        if caller in self._unsent:
+            cancelled = Cancelled("Request cancelled")
+            self._give_up(caller, cancelled)
+            channel.close(cancelled)
         else:
-            channel.close(Cancelled("Request cancelled"))
+            channel.cancel(caller, message)
 
     def notify(self, message: bytes, headers: Headers) -> None:
         """See `Line.notify`: between two calls there is no session to tell."""
@@ -86,13 +99,27 @@ class PerRequestLine:
         """See `Line.expire`."""
         for channel in list(self._channels.values()):
             channel.expire(now)
+        self._forget_closed()
 
     def close(self, cause: TrunklineError) -> None:
         """See `Line.close`."""
         if self._cause is None:
             self._cause = cause
-            for channel in list(self._channels.values()):
+            if self._opening is not None:
+                self._opening.close(cause)
+            for caller, channel in list(self._channels.items()):
+                self._give_up(caller, cause)
                 channel.close(cause)
+
+    def _give_up(self, caller: Caller, error: TrunklineError) -> None:
+        """Fail a call that was not sent; whatever became of its session, it did not run (G6)."""
+        if caller in self._unsent:
+            self._unsent.discard(caller)
+            ran = error.data.get("executed", "no") != "no"
+            caller.failed(SessionLost(error.message, executed="no") if ran else error)
+
+    def _forget_closed(self) -> None:
+        self._channels = {caller: channel for caller, channel in self._channels.items() if not channel.is_closing}
 
 
 class _Then:
