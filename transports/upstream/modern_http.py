@@ -211,6 +211,8 @@ class Passage:
         if status == 200 and kind == STREAM_TYPE:
             self._events = EventParser(limit=MAX_EVENT_BYTES)
             self._decide(Form(200, is_stream=True))
+        elif kind == JSON_TYPE and _declared(headers) > MAX_EVENT_BYTES:
+            self._fail(_too_large())
         elif kind == JSON_TYPE and status != 202:
             self._body = Body(HELD_BYTES if status == 200 else ERROR_BODY_BYTES)
         else:
@@ -264,7 +266,7 @@ class Passage:
         """Some of a body; it is held back while an error would still need a status of its own."""
         self._size += len(chunk)
         if self._size > MAX_EVENT_BYTES:
-            raise UpstreamFault(f"the server sent a body larger than {MAX_EVENT_BYTES} bytes")
+            raise _too_large()
         if self._body is None:
             self._put(chunk)
         elif self._size <= HELD_BYTES:
@@ -419,6 +421,15 @@ class _Probe:
     def _end(self) -> None:
         self._patience.cancel()
         self.cut()
+
+
+def _declared(headers: Headers) -> int:
+    length = headers.get("content-length", "")
+    return int(length[:12]) if length.isascii() and length.isdigit() else 0
+
+
+def _too_large() -> UpstreamFault:
+    return UpstreamFault(f"the server sent a body larger than {MAX_EVENT_BYTES} bytes")
 
 
 def _message(text: bytes) -> Envelope:
