@@ -1,0 +1,235 @@
+"""What a client that was cut must know to come back: what it has received, what still waits, what may be lost.
+
+Nothing that may have reached the server is sent a second time. Which requests those are, the server says itself. Once
+everything that it had sent is here again, each request that still waits is asked about with a `ping` of the same id:
+
+- refused with -32600 as a duplicate: the request is in flight there, and its answer will come (guarantee G1);
+- answered: it is not in flight, and its answer has not come, so it never arrived: it is sent again.
+
+Where that proves nothing (see `may_repeat`), the request fails instead, and its error says that it may have run. The
+answers to the server's own requests are repeated until they surely arrived, for it takes the first and drops the rest
+(rule R4); cancellations likewise (rule E12). Other notifications that were under way are not repeated. Pure.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from ..mux import envelope as wire_format
+from ..mux.envelope import Envelope, IdKey, id_key
+from ..mux.errors import InvalidMessage, InvalidRequest, SessionLost, TrunklineError
+from ..mux.limits import MAX_BODY_BYTES, MAX_EVENT_BYTES
+from .headers import LAST_EVENT_ID, SESSION_ID
+
+MAX_REMEMBERED: Final = 1024
+"""Ids of the server's requests that are kept, to know one that comes twice."""
+
+MAX_REPEATED: Final = 64
+"""Answers and cancellations that are kept until they surely arrived; older ones are taken to have."""
+
+
+class Taken(NamedTuple):
+    """What becomes of a message that came: what goes on to the session, and what is to be written."""
+
+    deliver: list[bytes]
+    write: list[bytes]
+
+
+@dataclass(slots=True)
+class _Waiting:
+    """A request without an answer."""
+
+    text: bytes
+    socket: int
+    """The number of the socket that it was written on."""
+    heard: list[bytes] | None = None
+    """While the server is asked about it: what may be its answer, or the answer to the question."""
+
+
+@dataclass(slots=True)
+class Ledger:
+    """The books of one session, over all its sockets. `wrote` and `took` each message; `came_back` after a cut."""
+
+    keyed: bool = False
+    """True where other clients may have wires on the same session: what a server says of an id may mean theirs."""
+    session_id: str = ""
+    """The server's name for the session; empty where it has none, and there is nothing to come back to."""
+    received: int = 0
+    """Messages that came on the newest socket."""
+    is_exact: bool = True
+    """False where the server cannot be told by their number what has arrived."""
+    may_repeat: bool = True
+    """False where a request that is not in flight on this socket may be in flight elsewhere."""
+    is_settled: bool = True
+    """True once the server has answered on the newest socket."""
+    _opening: IdKey | None = None
+    _is_open: bool = False
+    _socket: int = 0
+    _fences: int = 0
+    _is_asking: bool = False
+    _waiting: dict[IdKey, _Waiting] = field(default_factory=dict)
+    _repeated: dict[bytes, None] = field(default_factory=dict)
+    _seen: dict[IdKey, None] = field(default_factory=dict)
+
+    @property
+    def can_come_back(self) -> bool:
+        """True once there is a session that the server knows by an id."""
+        return self._is_open and bool(self.session_id)
+
+    @property
+    def waiting(self) -> int:
+        """Requests without an answer."""
+        return len(self._waiting)
+
+    def wrote(self, text: bytes) -> bool:
+        """Note a message that is about to be written; True if it is worth to learn when it has arrived.
+
+        Raises:
+            InvalidMessage: nothing that a server would take.
+        """
+        message = wire_format.parse(text, limit=MAX_BODY_BYTES)
+        if message.kind == "request":
+            if message.method == "initialize":
+                self._opening = id_key(message.id)
+            self._waiting[id_key(message.id)] = _Waiting(text, self._socket)
+            return False
+        if message.kind == "notification":
+            if message.method != "notifications/cancelled":
+                return False
+            self._withdraw(message)
+        self._repeated[text] = None
+        if len(self._repeated) > MAX_REPEATED:
+            del self._repeated[next(iter(self._repeated))]
+        return True
+
+    def arrived(self, text: bytes) -> None:
+        """The server surely has this message."""
+        self._repeated.pop(text, None)
+
+    def took(self, text: bytes) -> Taken:
+        """Note a message that came, and decide what becomes of it."""
+        self.received += 1
+        try:
+            message = wire_format.parse(text, limit=MAX_EVENT_BYTES)
+        except InvalidMessage:
+            return Taken([text], [])  # the session has its own word on what is no message
+        if message.kind == "request":
+            return Taken([] if self._is_repeated(message) else [text], [])
+        if message.kind != "response" or not message.id:
+            return Taken([text], [])
+        key = id_key(message.id)
+        if key == self._fence:
+            return self._settle()
+        entry = self._waiting.get(key)
+        if entry is not None and entry.heard is not None and _is_refusal_or_empty(message):
+            entry.heard.append(text)
+            return Taken([], [])
+        if entry is not None:
+            del self._waiting[key]
+        if key == self._opening and not self._is_open:
+            self._is_open = not message.is_error
+            self.is_exact = self.received == 1  # what came before the session began is not counted in it
+        return Taken([text], [])
+
+    def headers(self) -> dict[str, str]:
+        """What names the session, and where to go on in it."""
+        named = {SESSION_ID: self.session_id}
+        return {**named, LAST_EVENT_ID: str(self.received)} if self.is_exact else named
+
+    def unsure(self) -> None:
+        """A connection was asked for, and cut before an answer: it is not known on which socket the server counts."""
+        self.is_exact = self.is_exact and self.received == 0
+
+    def came_back(self) -> list[bytes]:
+        """The session goes on on another socket; what to write on it first."""
+        self.may_repeat = self.is_exact and not self.keyed
+        self.received, self.is_exact, self.is_settled, self._is_asking = 0, True, False, False
+        self._socket += 1
+        return [*self._repeated, self._ping_fence()]
+
+    def fail(self, error: TrunklineError) -> list[bytes]:
+        """The session is over: the answers to everything that waits."""
+        waiting, self._waiting = self._waiting, {}
+        return [_refused(entry, error) for entry in waiting.values()]
+
+    # Coming back: first all that was missed, then the question what is in flight, then what to do about it.
+
+    @property
+    def _fence(self) -> IdKey:
+        return f"trunkline-{self._fences}"
+
+    def _ping_fence(self) -> bytes:
+        self._fences += 1
+        return wire_format.request("ping", {}, f'"{self._fence}"'.encode())
+
+    def _settle(self) -> Taken:
+        """Everything that the server had to say before this answer is here."""
+        self.is_settled = True
+        taken = Taken([], [])
+        is_answered, self._is_asking = self._is_asking, False
+        for key, entry in tuple(self._waiting.items()):
+            heard, entry.heard = entry.heard, None
+            if heard:
+                self._decide(key, entry, heard, is_answered, taken)
+        earlier = [key for key, entry in self._waiting.items() if entry.socket < self._socket]
+        if not is_answered and earlier:
+            self._is_asking = True
+            for key in earlier:
+                self._waiting[key].heard = []
+            taken.write.extend(_ping(self._waiting[key].text) for key in earlier)
+            taken.write.append(self._ping_fence())
+        return taken
+
+    def _decide(self, key: IdKey, entry: _Waiting, heard: list[bytes], is_answered: bool, taken: Taken) -> None:
+        """What was heard of a request that was asked about.
+
+        Not `is_answered`: the socket was cut meanwhile, and what came may be the request's own answer.
+        """
+        refused = [_is_error(text) for text in heard]
+        if len(heard) > 1:  # the request's answer, and that to the question, which says whether it was still in flight
+            del self._waiting[key]
+            taken.deliver.append(heard[1] if refused[0] else heard[0])
+        elif refused[0]:
+            return  # in flight
+        elif is_answered and self.may_repeat:
+            entry.socket = self._socket
+            taken.write.append(entry.text)
+        else:
+            del self._waiting[key]
+            error = SessionLost("the connection was cut, and whether the call ran is not known", executed="unknown")
+            taken.deliver.append(_refused(entry, error))
+
+    def _is_repeated(self, message: Envelope) -> bool:
+        key = id_key(message.id)
+        if key in self._seen:
+            return self._socket > 0
+        self._seen[key] = None
+        if len(self._seen) > MAX_REMEMBERED:
+            del self._seen[next(iter(self._seen))]
+        return False
+
+    def _withdraw(self, message: Envelope) -> None:
+        """Nobody waits for the request that a cancellation names."""
+        raw = (message.params() or {}).get("requestId")
+        try:
+            self._waiting.pop(id_key(wire_format.checked_id(raw)) if raw is not None else "", None)
+        except InvalidRequest:
+            return
+
+
+def _ping(request: bytes) -> bytes:
+    return wire_format.request("ping", {}, wire_format.parse(request, limit=MAX_BODY_BYTES).id)
+
+
+def _refused(entry: _Waiting, error: TrunklineError) -> bytes:
+    return wire_format.failure(wire_format.parse(entry.text, limit=MAX_BODY_BYTES).id, error)
+
+
+def _is_refusal_or_empty(message: Envelope) -> bool:
+    if not message.is_error:
+        return bytes(message.members["result"]).replace(b" ", b"") == b"{}"
+    error = wire_format.members_of(message.members["error"]) or {}
+    return bytes(error.get("code", b"")) == str(InvalidRequest.code).encode()
+
+
+def _is_error(text: bytes) -> bool:
+    return wire_format.parse(text, limit=MAX_EVENT_BYTES).is_error

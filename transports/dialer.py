@@ -1,0 +1,141 @@
+"""The connections of a WebSocket client: opened with the session's headers, or refused with a word on why."""
+
+import logging
+import ssl as tls
+from collections.abc import Mapping
+from contextlib import suppress
+from inspect import signature
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidHandshake, InvalidStatus
+from websockets.typing import Subprotocol
+
+from ..mux import envelope as wire_format
+from ..mux.errors import InvalidMessage
+from ..mux.limits import MAX_EVENT_BYTES
+from .headers import WORKFLOW
+from .upstream.http import HeaderBlock
+from .upstream.http_proxied import proxy_of
+
+SUBPROTOCOL: Final = Subprotocol("mcp")
+
+CLOSE_SECONDS: Final = 5.0
+"""How long what is unsent and the closing handshake may take, together."""
+
+PING_SECONDS: Final = 20.0
+"""A ping goes out this often; a server that does not answer it for as long is gone."""
+
+TRY_AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""Statuses of an upgrade that may be another one the next time."""
+
+MAX_TOLD: Final = 200
+"""Characters of a server's own words that an error repeats."""
+
+_TAKES_PROXY: Final = "proxy" in signature(connect.__init__).parameters
+"""Older versions of the library know no proxies."""
+
+_quiet = logging.getLogger(f"{__name__}.frames")
+_quiet.setLevel(logging.WARNING)  # the library's debug lines hold headers and messages
+
+
+class CannotConnect(ConnectionError):
+    """The server could not be reached, or refused the connection; `status` is that of its answer, where it gave one."""
+
+    def __init__(
+        self, message: str, *, status: int | None = None, retry_after: float = 0.0, is_unanswered: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after = retry_after
+        """Seconds that the server asks to wait."""
+        self.is_unanswered = is_unanswered
+        """True where the server may have taken the connection, and could not say so."""
+
+    @property
+    def may_pass(self) -> bool:
+        """True where another try may have another outcome."""
+        return self.status is None or self.status in TRY_AGAIN
+
+
+class Dialer:
+    """Opens the connections of one session."""
+
+    def __init__(self, url: str, headers: Mapping[str, str], workflow: str | None, ssl: tls.SSLContext | None) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("ws", "wss") or not parts.hostname:
+            raise ValueError("the URL must be ws:// or wss:// with a host")
+        self._url = url
+        self._shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+        self._headers = HeaderBlock(headers).with_({WORKFLOW: workflow} if workflow is not None else {})
+        self.is_keyed = any(name.lower() == WORKFLOW for name in self._headers.headers)
+        self._options: dict[str, Any] = {}
+        if parts.scheme == "wss":
+            self._options["ssl"] = ssl or tls.create_default_context()
+        if _TAKES_PROXY:
+            self._options["proxy"] = proxy_of(parts._replace(scheme=parts.scheme.replace("ws", "http")).geturl())
+
+    async def dial(self, headers: Mapping[str, str], patience: float) -> ClientConnection:
+        """One connection, in at most `patience` seconds.
+
+        Raises:
+            CannotConnect: it did not come about.
+        """
+        try:
+            connection = await connect(
+                self._url,
+                additional_headers=self._headers.with_(headers).headers,
+                user_agent_header="trunkline",
+                subprotocols=[SUBPROTOCOL],
+                compression=None,
+                max_size=MAX_EVENT_BYTES,
+                open_timeout=max(patience, 0.1),
+                close_timeout=CLOSE_SECONDS,
+                ping_interval=PING_SECONDS,
+                ping_timeout=PING_SECONDS,
+                create_connection=_Connection,
+                logger=_quiet,
+                **self._options,
+            )
+        except CannotConnect as error:
+            raise CannotConnect(f"{self._shown} {error}", status=error.status, retry_after=error.retry_after) from None
+        except TimeoutError as error:
+            raise CannotConnect(f"{self._shown} gave no answer in time", is_unanswered=True) from error
+        except InvalidHandshake as error:
+            words = f"{self._shown} broke the opening handshake: {type(error).__name__}"
+            raise CannotConnect(words, is_unanswered=True) from error
+        except OSError as error:
+            words = f"{self._shown} cannot be reached: {error.strerror or type(error).__name__}"
+            raise CannotConnect(words, is_unanswered=isinstance(error, ConnectionResetError)) from error
+        if connection.subprotocol != SUBPROTOCOL:
+            connection.transport.abort()
+            raise CannotConnect(f"{self._shown} does not speak the subprotocol {SUBPROTOCOL}", status=200)
+        return connection
+
+
+class _Connection(ClientConnection):
+    """A connection that takes a redirect for the refusal that it is: headers are for one server only."""
+
+    async def handshake(self, *arguments: Any, **options: Any) -> None:
+        """See `ClientConnection.handshake`."""
+        try:
+            await super().handshake(*arguments, **options)
+        except InvalidStatus as refused:
+            response = refused.response
+            after = response.headers.get("Retry-After", "")
+            raise CannotConnect(
+                f"answered HTTP {response.status_code}{_told(bytes(response.body or b''))}",
+                status=response.status_code,
+                retry_after=float(after) if after.isascii() and after.isdigit() else 0.0,
+            ) from None
+
+
+def _told(body: bytes) -> str:
+    """What a server says of a refusal, where it is one of JSON-RPC."""
+    with suppress(InvalidMessage):
+        error = wire_format.parse(body, limit=MAX_EVENT_BYTES).members.get("error")
+        members = wire_format.members_of(error) if error is not None else None
+        words = wire_format.string_of((members or {}).get("message")) or ""
+        return f": {words[:MAX_TOLD]}" if words.isprintable() and words else ""
+    return ""
