@@ -2,10 +2,11 @@
 
 import re
 from collections.abc import AsyncIterator
+from typing import get_args
 
 import anyio
 import pytest
-from harness.gateways import Gateway
+from harness.gateways import Gateway, until
 from harness.gateways import gateway as running_gateway
 from harness.memory_wire import echo
 from harness.muxing import ALICE, BOB, Bench, bench
@@ -14,6 +15,7 @@ from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from trunkline.gateway.metrics import CONTENT_TYPE, COUNTERS, FAULTS, exposition
 from trunkline.mux.statistics import BUCKETS, METHODS
+from trunkline.mux.workflow import Transport
 
 pytestmark = pytest.mark.anyio
 
@@ -41,7 +43,7 @@ WORDS = {
     "outcome": {"ok", "error", "resumed", "trimmed"},
     "result": {"hit", "miss", "spare", "bypass"},
     "state": {"opening", "active", "idle", "draining", "attached", "detached"},
-    "transport": {"http", "sse", "ws"},
+    "transport": set(get_args(Transport)),
     "kind": {"initialize", "initialized", "call", "get", "delete", "notification", "response"},
     "op": {"claim", "get", "find", "replace", "remove", "draw_ids"},
     "le": {*map(str, BUCKETS), "+Inf"},
@@ -64,6 +66,7 @@ async def use(gateway: Gateway) -> None:
         await (await wire.post(b'{"jsonrpc":"2.0","id":1,"method":"free text of a client"}')).response()
         assert (await wire.post(b"no json")).status == 400
         await wire.delete()
+        await until(lambda: gateway.metric("trunkline_channels_closed_total"))
 
 
 @pytest.fixture(scope="module")
