@@ -1,0 +1,277 @@
+"""Real processes: lines, logs, and ends that leave nothing behind."""
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+from trunkline.mux.limits import MAX_EVENT_BYTES
+from trunkline.transports.upstream import process
+from trunkline.transports.upstream.process import LOG_LINE_BYTES, LOG_LINES_PER_SECOND, GroupProcess, Lines
+
+pytestmark = pytest.mark.anyio
+
+PATIENCE = 10.0
+
+STUBBORN = "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True);"
+"""A program that no signal but SIGKILL ends, and no end of its input."""
+
+
+class Heard:
+    """What a process said, and how it was gone."""
+
+    def __init__(self) -> None:
+        self.lines: list[bytes] = []
+        self.why: list[tuple[str, bool]] = []
+        self._changed = anyio.Event()
+
+    def said(self, line: bytes) -> None:
+        assert not self.why
+        self.lines.append(line)
+        self._happened()
+
+    def gone(self, why: str, *, is_fault: bool) -> None:
+        self.why.append((why, is_fault))
+        self._happened()
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        with anyio.fail_after(PATIENCE):
+            while not condition():
+                await self._changed.wait()
+
+    def _happened(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+
+@asynccontextmanager
+async def running(program: str) -> AsyncIterator[tuple[GroupProcess, Heard]]:
+    heard = Heard()
+    started = await GroupProcess.start("x", [sys.executable, "-c", program], {}, None, heard)
+    try:
+        yield started, heard
+    finally:
+        await started.end()
+
+
+def is_there(pid: int) -> bool:
+    """Whether a process runs, or waits to be reaped by us; one that waits for another is as good as gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    state, parent = stat.rpartition(")")[2].split()[:2]
+    return not (state == "Z" and int(parent) != os.getpid())
+
+
+async def until_gone(pid: int) -> None:
+    """Wait until a process is gone that is not ours to wait for."""
+    with anyio.fail_after(PATIENCE):
+        while is_there(pid):  # noqa: ASYNC110 - no event tells of another's child
+            await anyio.sleep(0.01)
+
+
+def test_lines_are_cut_wherever_the_chunks_end() -> None:
+    text = b"one\n\ntwo\nthree"
+    for size in range(1, len(text)):
+        lines = Lines(100)
+        found = [line for at in range(0, len(text), size) for line in lines.feed(text[at : at + size])]
+        assert found == [b"one", b"", b"two"]
+        assert lines.rest() == b"three"
+        assert not lines.overlong
+
+
+def test_a_line_over_the_limit_is_cut_and_the_next_one_found() -> None:
+    lines = Lines(4)
+    assert list(lines.feed(b"1234\n")) == [b"1234"]
+    assert not lines.overlong
+    assert list(lines.feed(b"12345")) == []
+    assert lines.overlong
+    assert list(lines.feed(b"678\nab\n")) == [b"1234", b"ab"]
+
+
+async def test_lines_go_in_and_come_out() -> None:
+    program = (
+        "import sys\nfor line in sys.stdin.buffer: sys.stdout.buffer.write(line + b'\\r\\n\\n'); sys.stdout.flush()"
+    )
+    async with running(program) as (started, heard):
+        started.write("ü".encode())
+        started.write(b"x" * 1_000_000)
+        await heard.until(lambda: len(heard.lines) == 2)
+        assert heard.lines == ["ü".encode(), b"x" * 1_000_000]
+        assert started.unsent == 0
+    assert heard.why == [], "it was ended, not gone"
+
+
+async def test_what_a_process_does_not_read_waits_and_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "END_SECONDS", 0.1)
+    async with running(STUBBORN + "time.sleep(600)") as (started, heard):
+        await heard.until(lambda: heard.lines)
+        started.write(b"x" * 5_000_000)
+        assert 4_000_000 < started.unsent <= 5_000_001
+
+
+async def test_its_end_is_its_input_first() -> None:
+    async with running("import sys; print('up', flush=True); sys.stdin.read()") as (started, heard):
+        await heard.until(lambda: heard.lines)
+        with anyio.fail_after(process.END_SECONDS):
+            await started.end()
+        assert not is_there(started.pid)
+
+
+async def test_then_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "END_SECONDS", 0.2)
+    async with running("import time; print('up', flush=True); time.sleep(600)") as (started, heard):
+        await heard.until(lambda: heard.lines)
+        await started.end()
+        assert not is_there(started.pid)
+
+
+async def test_then_a_kill_to_all_of_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "END_SECONDS", 0.2)
+    child = STUBBORN + "time.sleep(600)"
+    program = (
+        STUBBORN + f"import subprocess; print(subprocess.Popen([sys.executable, '-c', {child!r}]).pid, flush=True)"
+    )
+    async with running(program + "; time.sleep(600)") as (started, heard):
+        await heard.until(lambda: len(heard.lines) == 3)
+        children = [int(line) for line in heard.lines if line.isdigit()]
+        assert len(children) == 1
+        await started.end()
+        assert not is_there(started.pid)
+        await until_gone(children[0])
+
+
+async def test_what_an_exited_process_left_behind_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "END_SECONDS", 0.2)
+    child = STUBBORN + "time.sleep(600)"
+    program = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {child!r}]).pid, flush=True)"
+    async with running(program) as (started, heard):
+        await heard.until(lambda: heard.why)
+        assert heard.why == [("the server exited (status 0)", False)]
+        pid = next(int(line) for line in heard.lines if line.isdigit())
+        await started.end()
+        await until_gone(pid)
+
+
+async def test_its_own_group_keeps_our_signals_away() -> None:
+    async with running("import sys; print('up', flush=True); sys.stdin.read()") as (started, heard):
+        await heard.until(lambda: heard.lines)
+        assert os.getpgid(started.pid) == started.pid != os.getpgid(0)
+
+
+async def test_a_cancelled_end_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "END_SECONDS", 0.2)
+    pids: list[int] = []
+    async with anyio.create_task_group() as tasks:
+
+        async def own() -> None:
+            async with running(STUBBORN + "time.sleep(600)") as (started, heard):
+                pids.append(started.pid)
+                await heard.until(lambda: heard.lines)
+                tasks.cancel_scope.cancel()
+                await anyio.sleep_forever()
+
+        tasks.start_soon(own)
+    assert not is_there(pids[0])
+
+
+@pytest.mark.parametrize(
+    ("program", "why"),
+    [
+        ("import sys; sys.exit(7)", "the server exited (status 7)"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "the server exited (SIGKILL)"),
+        ("import os, time; os.close(1); time.sleep(600)", "the server closed its output"),
+        ("import os, time; os.close(0); time.sleep(600)", "the server closed its input"),
+    ],
+)
+async def test_a_process_that_goes_by_itself_is_told(program: str, why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "END_SECONDS", 0.1)
+    async with running(program) as (started, heard):
+        await heard.until(lambda: heard.why)
+        assert heard.why == [(why, False)]
+        started.write(b"into the void")
+
+
+async def test_a_process_may_close_its_stderr() -> None:
+    program = "import os, sys; os.close(2); print('x', flush=True); os.write(1, sys.stdin.readline().encode())"
+    async with running(program) as (started, heard):
+        await heard.until(lambda: heard.lines)
+        started.write(b"y")
+        await heard.until(lambda: heard.why)
+        assert heard.lines == [b"x", b"y"]
+        assert heard.why == [("the server exited (status 0)", False)]
+
+
+async def test_what_it_said_last_is_heard_before() -> None:
+    program = "import os; os.write(1, b'x\\n' * 20000); os._exit(1)"
+    async with running(program) as (_, heard):
+        await heard.until(lambda: heard.why)
+        assert heard.lines == [b"x"] * 20000
+
+
+async def test_an_exit_is_told_although_a_child_holds_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "END_SECONDS", 0.1)
+    program = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])"
+    async with running(program) as (_, heard):
+        await heard.until(lambda: heard.why)
+        assert heard.why == [("the server exited (status 0)", False)]
+
+
+async def test_a_line_that_is_too_long_is_a_fault() -> None:
+    program = f"import sys; sys.stdout.write('x' * {MAX_EVENT_BYTES + 1} + '\\nmore\\n')"
+    async with running(program) as (_, heard):
+        await heard.until(lambda: heard.why)
+        assert heard.why == [(f"the server sent a line longer than {MAX_EVENT_BYTES} bytes", True)]
+        assert heard.lines == []
+
+
+async def test_a_long_line_is_heard() -> None:
+    program = f"import sys; print('x' * {MAX_EVENT_BYTES}, flush=True); sys.stdin.read()"
+    async with running(program) as (_, heard):
+        await heard.until(lambda: heard.lines)
+        assert heard.lines == [b"x" * MAX_EVENT_BYTES]
+
+
+async def test_stderr_goes_to_the_log_without_control_characters(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger=process.__name__)
+    program = (
+        "import os; os.write(2, b'a\\x1b[31mb\\x00c\\xff\\xe2\\x80\\xae\\td\\n\\n');"
+        "os.write(2, b'y' * 9000 + b'\\nlast')"
+    )
+    async with running(program) as (_, heard):
+        await heard.until(lambda: heard.why)
+    texts = [record.getMessage() for record in caplog.records]
+    assert texts == [
+        "stderr: a\ufffd[31mb\ufffdc\ufffd\ufffd     d",
+        f"stderr: {'y' * LOG_LINE_BYTES}",
+        "stderr: last",
+    ]
+    assert {record.server for record in caplog.records} == {"x"}
+
+
+async def test_a_flood_on_stderr_is_counted_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger=process.__name__)
+    async with running("import sys; sys.stderr.write('no\\n' * 100_000)") as (_, heard):
+        await heard.until(lambda: heard.why)
+    texts = [record.getMessage() for record in caplog.records]
+    told = texts.count("stderr: no")
+    left_out = sum(int(text.split()[1]) for text in texts if text.endswith("lines left out"))
+    assert told + left_out == 100_000
+    assert LOG_LINES_PER_SECOND <= told <= 10 * LOG_LINES_PER_SECOND
+
+
+async def test_a_program_that_is_not_there() -> None:
+    with pytest.raises(FileNotFoundError):
+        await GroupProcess.start("x", ["/nowhere/program"], {}, None, Heard())
+
+
+def test_statuses_in_words() -> None:
+    assert process._status(None) == "status unknown"
+    assert process._status(-signal.SIGTERM) == "SIGTERM"
+    assert process._status(-99) == "signal 99"
