@@ -2,12 +2,16 @@
 
 import asyncio
 import os
+from typing import Final
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import Frame
 from websockets.http11 import Request
 
 from ..transports.websocket import PING
+
+LINGER_SECONDS: Final = 10.0
+"""How long a connection whose application is done may take to send what is left, before it is dropped."""
 
 
 class PingingWebSocket(WebSocketsSansIOProtocol):
@@ -30,6 +34,12 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
             super().handle_pong(event)
         elif not waiter.done():
             waiter.set_result(None)
+
+    def on_task_complete(self, task: asyncio.Task[None]) -> None:
+        """See the base class; a client that takes nothing does not keep its connection."""
+        super().on_task_complete(task)
+        if not self.disconnected:
+            self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
     async def ping(self) -> None:
         """Ping the client, and return when its pong has come; where the connection goes before, never."""

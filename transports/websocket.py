@@ -26,6 +26,8 @@ SUBPROTOCOL: Final = "mcp"
 IDLE_SECONDS: Final = 15.0
 SEND_SECONDS: Final = 60.0
 """A client that takes nothing for this long is treated as gone; it may come back and resume."""
+CLOSE_SECONDS: Final = 5.0
+"""How long the last frame waits for a client that takes nothing."""
 
 PING: Final = "trunkline.ping"
 """The ASGI extension by which the server lends its pings: a coroutine function that returns when the pong came."""
@@ -184,7 +186,8 @@ async def _deny(send: Send, answer: Answer) -> None:
 
 
 async def _close(send: Send, code: int, reason: str) -> None:
-    with suppress(OSError, RuntimeError):  # the client has closed it
+    # The client may have closed it, or take nothing: what is left to send then goes before.
+    with suppress(OSError, RuntimeError), anyio.move_on_after(CLOSE_SECONDS):
         await send({"type": "websocket.close", "code": code, "reason": reason})
 
 
