@@ -46,6 +46,7 @@ ODD: Final = (
 """What a decoder and an encoder would not both leave as it is."""
 
 IDS: Final = (b"1", b'"1"', b"0", b"-1", b"123456789012345678901234567890", b'"\\u006b"', '"ключ"'.encode(), b'""')
+LEGACY: Final = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
 QUESTIONS: Final = ("elicitation/create", "sampling/createMessage", "roots/list")
 CAPABILITIES: Final = b'{"elicitation":{"form":{}},"sampling":{"x-odd":%s},"roots":{"listChanged":true},"x-odd":%s}' % (
     ODD,
@@ -63,12 +64,17 @@ class Pair:
         self._key = key
 
     @contextlib.asynccontextmanager
-    async def client(self, tag: str = "a", capabilities: bytes = CAPABILITIES) -> AsyncIterator[RawClient]:
+    async def client(
+        self, tag: str = "a", *, capabilities: bytes = CAPABILITIES, revision: str = raw_client.REVISION
+    ) -> AsyncIterator[RawClient]:
         """A client after its handshake; at its end, nothing may have come that the test did not take."""
         url = f"{self._gateway.base}/servers/{self._up.transport}"
         async with raw_client.raw_client(self._down, url, name=f"{self._key}-{tag}") as client:
-            await client.open(capabilities)
+            await client.open(capabilities, revision)
             yield client
+            # What was on its way to this client has come when this has.
+            await do(client, say(notification("notifications/x-last"), unasked=True))
+            await client.told("notifications/x-last")
             assert client.inbox == []
 
     def received(self, client: RawClient, of: str = "") -> list[dict[str, bytes]]:
@@ -137,6 +143,22 @@ async def test_the_handshake_goes_through_both_ways(pair: Pair) -> None:
         assert raw_members(initialize["params"])["capabilities"] == CAPABILITIES
         assert raw_members(initialize["params"])["clientInfo"].startswith(b'{"name": "%s"' % client.name.encode())
         assert len(pair.received(client, "notifications/initialized")) == 1
+
+
+@pytest.mark.parametrize("revision", LEGACY)
+async def test_every_revision_with_a_handshake_is_served(pair: Pair, revision: str) -> None:
+    question = request(b'"e"', "elicitation/create", b'{"x-odd":%s}' % ODD)
+    told = notification("notifications/progress", b'{"progressToken":"$TOKEN","progress":1}')
+    async with pair.client(revision=revision) as client:
+        assert json.loads(client.opened)["result"]["protocolVersion"] == revision
+        meta = b'"_meta":{"progressToken":"t"}'
+        await client.send(play(b"1", say(told), ask(question), reply(b'{"result":%s}' % ODD), beside=meta))
+        progress = raw_members(await client.told("notifications/progress"))
+        assert raw_members(progress["params"])["progressToken"] == b'"t"'
+        asked = raw_members(await client.told("elicitation/create"))
+        assert beside_id(asked) == beside_id(raw_members(question))
+        await client.send(response(asked["id"], b'{"result":{}}'))
+        assert result(await client.response(b"1")) == raw_members(ODD)
 
 
 async def test_a_request_reaches_the_server_byte_for_byte(pair: Pair) -> None:

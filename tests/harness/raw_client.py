@@ -42,6 +42,7 @@ class RawClient(ABC):
         self.name = name
         self.inbox: list[bytes] = []
         """Messages that came and were not taken, oldest first."""
+        self.revision = REVISION
         self.opened = b""
         """The answer to `initialize`."""
         self._changed = anyio.Event()
@@ -58,15 +59,18 @@ class RawClient(ABC):
     async def listen(self) -> None:  # noqa: B027 - one stream has everything
         """Take what belongs to no request, from here on, where that has a stream of its own."""
 
-    async def open(self, capabilities: bytes = b"{}", *, id: bytes = b'"\\u006fpen"') -> None:
-        """Do the handshake."""
+    async def open(self, capabilities: bytes = b"{}", revision: str = REVISION) -> None:
+        """Do the handshake, under the id `"\\u006fpen"`."""
+        self.revision = revision
         info = json.dumps({"name": self.name, "version": "1"}).encode()
         params = b'{"protocolVersion":"%s","capabilities":%s,"clientInfo":%s}' % (
-            REVISION.encode(),
+            revision.encode(),
             capabilities,
             info,
         )
-        self.opened = await self.request(b'{"jsonrpc":"2.0","id":%s,"method":"initialize","params":%s}' % (id, params))
+        self.opened = await self.request(
+            b'{"jsonrpc":"2.0","id":"\\u006fpen","method":"initialize","params":%s}' % params
+        )
         assert "result" in members(self.opened), self.opened
         await self.send(b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
         await self.listen()
@@ -151,7 +155,8 @@ class _HTTPClient(RawClient):
             return
         if kind(members(text)) == "initialize":
             self._wire.headers["Mcp-Session-Id"] = answer.headers["Mcp-Session-Id"]
-            self._wire.headers["MCP-Protocol-Version"] = REVISION
+            if self.revision >= "2025-06-18":
+                self._wire.headers["MCP-Protocol-Version"] = self.revision
         if answer.is_stream:
             await self._read(answer)
         else:
