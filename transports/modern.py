@@ -127,16 +127,8 @@ class ModernRequests:
         try:
             message = modern.read(body)
             request.id = message.id
-            revisions = await self._upstream.revisions()
-            if not modern.is_spoken(revisions):
-                return False
-            headers = modern.checked_headers(message, _lines(request.scope), revisions)
-            if message.kind == "notification":  # nothing here could act on it, and a cancel could mean anybody's (E13)
-                await request.respond(202, [])
-                return True
             with self._admitted(request.principal):
-                headers.update(picked(request.headers, self._picked))
-                await self._pass(request, message, modern.body_of(message, body), headers)
+                return await self._take(request, message, body)
         except TrunklineError as error:
             self._statistics.count("refused", error.limit if isinstance(error, Overloaded) else error.reason)
             await _fail(request, error)
@@ -188,11 +180,28 @@ class ModernRequests:
             if self._draining is not None and not self._inflight:
                 self._draining.set()
 
-    async def _pass(self, request: HTTPRequest, message: Envelope, body: bytes, headers: Headers) -> None:
-        """Send a request on, and its answer back, unless its client leaves before."""
+    async def _take(self, request: HTTPRequest, message: Envelope, body: bytes) -> bool:
+        """Hold a message against what the server speaks and its headers say, and send it on.
+
+        Raises:
+            InvalidMessage: it does not go on.
+        """
         started = anyio.current_time()
         try:
-            passage = self._upstream.send(message, body, headers)
+            revisions = await self._upstream.revisions()
+        except TrunklineError as error:
+            self._count(message, error.reason, started)
+            await _fail(request, error)
+            return True
+        if not modern.is_spoken(revisions):
+            return False
+        headers = modern.checked_headers(message, _lines(request.scope), revisions)
+        if message.kind == "notification":  # nothing here could act on it, and a cancel could mean anybody's (rule E13)
+            await request.respond(202, [])
+            return True
+        headers.update(picked(request.headers, self._picked))
+        try:
+            passage = self._upstream.send(message, modern.body_of(message, body), headers)
         except ValueError as error:
             raise InvalidRequest(str(error)) from error
         self._passages.add(passage)
@@ -204,8 +213,12 @@ class ModernRequests:
         finally:
             passage.close()
             self._passages.discard(passage)
-            self._statistics.count("calls", self._server, method_label(message.method), passage.outcome)
-            self._statistics.observe("call_seconds", anyio.current_time() - started, self._server)
+            self._count(message, passage.outcome, started)
+        return True
+
+    def _count(self, message: Envelope, outcome: str, started: float) -> None:
+        self._statistics.count("calls", self._server, method_label(message.method), outcome)
+        self._statistics.observe("call_seconds", anyio.current_time() - started, self._server)
 
     async def _bring(self, request: HTTPRequest, passage: Passage) -> None:
         try:
@@ -226,8 +239,10 @@ class ModernRequests:
             try:
                 piece = await passage.next(KEEP_ALIVE_SECONDS)
             except TrunklineError as error:
-                if not is_stream or passage.is_listening:
+                if not is_stream:
                     return False
+                if passage.is_listening:  # ended without its result: its client knows what that means (rule L28)
+                    return True
                 await self._send_piece(request, event_stream.encode(wire_format.failure(request.id, error)))
                 return True
             if piece is None:
