@@ -17,7 +17,8 @@ from ..mux.directory.memory import MemoryDirectory
 from ..mux.directory.timed import TimedDirectory
 from ..mux.limits import MAX_BODY_BYTES
 from ..mux.line import ChannelMaker
-from ..mux.pool import Pool, Upstream
+from ..mux.lines import Upstream
+from ..mux.pool import Pool
 from ..mux.ports import Line
 from ..mux.statistics import Statistics
 from ..transports.asgi import ASGIApp, Receive, Scope, Send

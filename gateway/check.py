@@ -10,7 +10,8 @@ from ..mux import envelope as wire_format
 from ..mux.directory.memory import MemoryDirectory
 from ..mux.errors import TrunklineError, UpstreamRefused
 from ..mux.limits import MAX_BODY_BYTES
-from ..mux.pool import Pool, Upstream
+from ..mux.lines import Upstream
+from ..mux.pool import Pool
 from ..mux.principal import ANONYMOUS
 from ..mux.statistics import Statistics
 from ..transports.upstream.streamable_http import StreamableHTTPConnector

@@ -4,7 +4,8 @@ No sockets, no HTTP, no settings files. `Pool` is where to begin; `ports` says w
 """
 
 from .limits import EventLogLimits, Pooling
-from .pool import Pool, Upstream
+from .lines import Upstream
+from .pool import Pool
 from .principal import ANONYMOUS, Principal
 from .statistics import Statistics
 

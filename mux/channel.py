@@ -53,6 +53,9 @@ OPEN_SECONDS: Final = 30.0
 LOW_IDS: Final = 256
 """With fewer ids than this left, the owner task draws the next block."""
 
+Recipients = Callable[[Envelope, Owner | None, Sequence[Owner]], Sequence[Owner]]
+"""A server's notification, the workflow on whose call's stream it came, and all that share the channel: who is told."""
+
 ChannelState = Literal["opening", "active", "idle", "draining", "closed"]
 
 
@@ -69,14 +72,16 @@ class ChannelConfig:
     statistics: Statistics
     clock: Callable[[], float]
     listen: bool = True
+    recipients: Recipients | None = None
+    """Who is told what the server tells, where several workflows share the channel; None where there is one."""
 
 
 class Channel:
     """One upstream session with its demultiplexer. Implements `Receiver` for its wire and `Answerable` upwards."""
 
-    def __init__(self, config: ChannelConfig, owner: Owner) -> None:
+    def __init__(self, config: ChannelConfig, owners: list[Owner]) -> None:
         self._config = config
-        self._owners: list[Owner] = [owner]
+        self._owners = owners
         self._demux = Demux(
             max_inflight=config.pooling.max_inflight_per_channel, timeout=config.pooling.request_timeout
         )
@@ -176,6 +181,11 @@ class Channel:
             self._perform(self._demux.cancel(request, message.params(), self._config.clock()))
             self._close_if_drained()
 
+    def withdraw(self, owner: Owner, cause: TrunklineError) -> None:
+        """Withdraw every request of this workflow, which ends for this cause; others go on."""
+        self._perform(self._demux.withdraw(owner, cause, self._config.clock()))
+        self._close_if_drained()
+
     def tell(self, message: bytes, headers: Headers = NONE) -> None:
         """Send a notification."""
         if self._wire is not None and not self._closing:
@@ -206,6 +216,8 @@ class Channel:
         self._closing = True
         self._wake.set()
         self._perform(list(self._demux.close(cause)))
+        for owner in tuple(self._owners):
+            owner.left(self)
         if not self.opened.done():
             self.opened.set_exception(cause)
             self.opened.exception()  # somebody may not be waiting any longer
@@ -240,7 +252,7 @@ class Channel:
         for request in refused:
             self._perform(self._demux.fail(request, SessionLost(cause.message, executed="no")))
         self.close(cause)
-        for owner in self._owners:
+        for owner in tuple(self._owners):
             owner.lost(self, cause)
 
     def _give_up_opening(self) -> None:
@@ -249,7 +261,7 @@ class Channel:
 
     async def _shake_hands(self, wire: Wire) -> Opened:
         await self._draw_ids()
-        answer = _Answer(self._owners[0])
+        answer = _Answer(next(iter(self._owners), None))
         message = Envelope(
             "request",
             {
@@ -326,11 +338,16 @@ class Channel:
             owner.asked(self, asked, question)
 
     def _tell_owner(self, notification: Envelope, origin: Caller | None) -> None:
-        owner = attribute(origin.owner if origin is not None else None, self._owners)
-        if owner is None:
-            self._config.statistics.count("unattributed", method_label(notification.method))
+        asker = origin.owner if origin is not None else None
+        if self._config.recipients is not None:
+            told = self._config.recipients(notification, asker, self._owners)
         else:
-            owner.told(notification, origin)
+            owner = attribute(asker, self._owners)
+            told = () if owner is None else (owner,)
+        if not told:
+            self._config.statistics.count("unattributed", method_label(notification.method))
+        for owner in told:
+            owner.told(notification, origin if owner is asker else None)
 
     def _perform(self, due: list[Due]) -> None:
         for event in due:
@@ -352,9 +369,14 @@ def _took_too_long() -> UpstreamUnreachable:
 class _Answer:
     """The caller of the gateway's own handshake."""
 
-    def __init__(self, owner: Owner) -> None:
-        self.owner = owner
+    def __init__(self, owner: Owner | None) -> None:
+        self._owner = owner
         self.message: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    @property
+    def owner(self) -> Owner:
+        assert self._owner is not None, "somebody has asked for the session"
+        return self._owner
 
     def answered(self, message: bytes, *, is_error: bool) -> None:
         if not self.message.done():

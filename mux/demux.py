@@ -16,7 +16,7 @@ from msgspec import Raw
 from . import envelope as wire_format
 from .envelope import Envelope, IdKey, coerced_key, id_key
 from .errors import Cancelled, Overloaded, SessionLost, TimedOut, TrunklineError
-from .ports import Caller
+from .ports import Caller, Owner
 
 TOMBSTONE_SECONDS: Final = 30.0
 """How long the late answer to an abandoned request is waited for (rule E15); then its exchange is given up."""
@@ -266,6 +266,14 @@ class Demux:
         if self._step(request, "cancel") == "ignore":
             return []
         return self._withdraw(request, Cancelled("Request cancelled"), params, now)
+
+    def withdraw(self, owner: Owner, cause: TrunklineError, now: float) -> list[Due]:
+        """A workflow has ended for this cause: withdraw all that it asked for, as its client's cancellation would."""
+        due: list[Due] = []
+        for request in [r for r in self._requests.values() if r.state == "pending" and r.caller.owner is owner]:
+            self._step(request, "cancel")
+            due += self._withdraw(request, _as_lost(cause), None, now)
+        return due
 
     def fail(self, request: Request, error: TrunklineError) -> list[Due]:
         """The exchange that carried this request upstream is over, without its answer."""

@@ -281,6 +281,11 @@ def canonical(raw: Raw | None) -> bytes:
     return msgspec.json.encode(msgspec.json.decode(raw), order="sorted")
 
 
+def encoded(value: object) -> Raw:
+    """A value of the gateway's own, raw values in it as they are."""
+    return Raw(_encode(value))
+
+
 def request(method: str, params: object, id: bytes) -> bytes:
     """A request of the gateway's own."""
     return _encode({"jsonrpc": "2.0", "id": Raw(id), "method": method, "params": params})

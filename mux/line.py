@@ -6,7 +6,7 @@ from collections.abc import Callable
 from .channel import Channel
 from .envelope import Envelope
 from .errors import Cancelled, Overloaded, SessionLost, TrunklineError, UpstreamUnreachable
-from .ports import Caller, Headers, Opened, PoolResult
+from .ports import Caller, Headers, Opened, Owner, PoolResult
 
 ChannelMaker = Callable[..., Channel]
 """Makes a channel and starts its owner task; `listen=False` leaves out unasked messages that cost a request."""
@@ -19,8 +19,16 @@ class DedicatedLine:
     that wait. Otherwise the loss is told (rule L18).
     """
 
-    def __init__(self, make_channel: ChannelMaker, *, stateless: bool, max_waiting: int) -> None:
+    def __init__(
+        self,
+        make_channel: ChannelMaker,
+        *,
+        stateless: bool,
+        max_waiting: int,
+        on_reopened: Callable[[Channel], None] | None = None,
+    ) -> None:
         self._make_channel = make_channel
+        self._on_reopened = on_reopened
         self._stateless = stateless
         self._max_waiting = max_waiting
         self._channel: Channel | None = None
@@ -31,6 +39,16 @@ class DedicatedLine:
     def is_open(self) -> bool:
         """See `Line.is_open`."""
         return self._cause is None and (self._stateless or (self._channel is not None and self._channel.is_open))
+
+    @property
+    def is_connected(self) -> bool:
+        """True while a request would be carried at once."""
+        return self._channel is not None and self._channel.is_open
+
+    @property
+    def inflight(self) -> int:
+        """Requests that wait for an answer, or to be sent."""
+        return len(self._waiting) + (self._channel.inflight if self._channel is not None else 0)
 
     async def open(self) -> Opened:
         """See `Line.open`."""
@@ -79,10 +97,24 @@ class DedicatedLine:
             if self._channel is not None:
                 self._channel.close(cause)
 
+    def withdraw(self, owner: Owner, cause: TrunklineError) -> None:
+        """Withdraw every request of this workflow, which ends for this cause; others go on."""
+        for entry in [entry for entry in self._waiting if entry[1].owner is owner]:
+            self._waiting.remove(entry)
+            entry[1].failed(SessionLost(cause.message, executed="no"))
+        if self._channel is not None:
+            self._channel.withdraw(owner, cause)
+
     def _open_channel(self) -> Channel:
         if self._channel is None or (self._channel.opened.done() and not self._channel.is_open):
-            self._channel = self._make_channel()
+            before, self._channel = self._channel, self._make_channel()
+            if before is not None and self._on_reopened is not None:
+                self._channel.opened.add_done_callback(self._reopened)
         return self._channel
+
+    def _reopened(self, opened: asyncio.Future[Opened]) -> None:
+        if self._on_reopened is not None and self.is_connected and self._channel is not None:
+            self._on_reopened(self._channel)
 
     def _send_waiting(self, opened: asyncio.Future[Opened]) -> None:
         waiting, self._waiting = self._waiting, []

@@ -17,15 +17,15 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from . import envelope as wire_format
-from .channel import Channel, ChannelConfig
+from .channel import Channel
 from .directory import MAX_STALENESS, Claimed, Directory
 from .envelope import Envelope
 from .errors import InvalidParams, Overloaded, TrunklineError, UnknownSession, WorkflowEnded
 from .event_log import Budget, Position
 from .limits import Pooling
-from .line import ChannelMaker, DedicatedLine
+from .lines import Lines, Upstream
 from .policy import Census, cap_reached, give_way
-from .ports import Connector, Headers, Line, Opened, PoolResult
+from .ports import Headers, Opened, PoolResult
 from .principal import Principal
 from .record import Handshake, WorkflowRecord, WorkflowState, new_session_id
 from .statistics import Statistics
@@ -42,19 +42,6 @@ CLOSE_SECONDS: Final = 10.0
 A = TypeVar("A")
 T = TypeVar("T")
 _Key = tuple[Principal, str, str]
-LineMaker = Callable[[ChannelMaker], Line]
-
-
-@dataclass(frozen=True, slots=True)
-class Upstream:
-    """One configured server, as the pool needs it."""
-
-    name: str
-    connector: Connector
-    pooling: Pooling = field(default_factory=Pooling)
-    stateless: bool = False
-    make_line: LineMaker | None = None
-    """The line for `reuse = "none"`, which lives outside of mux; None means the dedicated line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +111,12 @@ class Pool:
         self._budget = Budget(pooling.event_log.total_bytes)
         self._workflows: dict[str, Workflow] = {}
         self._by_token: dict[str, Workflow] = {}
-        self._channels: dict[Channel, str] = {}
+        self._lines = Lines(directory, self.statistics, clock, spawn=self._spawn, end=self._end_soon)
         self._unsettled: dict[_Key, _Unsettled] = {}
         self._tasks: TaskGroup | None = None
 
     def __repr__(self) -> str:
-        return f"Pool({len(self._workflows)} workflows, {len(self._channels)} channels)"
+        return f"Pool({len(self._workflows)} workflows, {len(self.channels)} channels)"
 
     @property
     def workflows(self) -> list[Workflow]:
@@ -139,7 +126,7 @@ class Pool:
     @property
     def channels(self) -> list[tuple[str, Channel]]:
         """Each channel that lives here, with its server's name."""
-        return [(server, channel) for channel, server in self._channels.items()]
+        return self._lines.channels
 
     @property
     def inflight(self) -> int:
@@ -164,8 +151,7 @@ class Pool:
                     owners.cancel_scope.shield = True
                     owners.cancel_scope.deadline = anyio.current_time() + CLOSE_SECONDS
                     self.draining = True
-                    for workflow in self.workflows:
-                        self._end_soon(workflow, "drained")
+                    self._end_all()
             self._tasks = None
         if failure is not None:
             raise failure
@@ -248,11 +234,15 @@ class Pool:
             for event in quiet:
                 await event.wait()
         complete = not self.inflight
-        for workflow in self.workflows:
-            self._end_soon(workflow, "drained")
+        self._end_all()
         return complete
 
     # Inside.
+
+    def _end_all(self) -> None:
+        for workflow in self.workflows:
+            self._end_soon(workflow, "drained")
+        self._lines.close(WorkflowEnded("drained"))
 
     async def _known(
         self, principal: Principal, server: str, session_id: str | None, key: str | None
@@ -289,8 +279,8 @@ class Pool:
         claimed, workflow = await self._see_through(self._claim, (record, transport))
         if workflow is None:
             return await self._join(claimed.record, record.handshake)
-        await asyncio.shield(workflow.opened)
-        done: PoolResult = "bypass" if workflow.pooling.reuse == "none" else "miss"
+        opened = await asyncio.shield(workflow.opened)
+        done: PoolResult = "bypass" if workflow.pooling.reuse == "none" else opened.pool_result
         self.statistics.count("pool_requests", record.server, done)
         return Begun(workflow, "reset" if reset else claimed.state, done, workflow.record.result)
 
@@ -347,29 +337,8 @@ class Pool:
             on_end=self._end_soon,
         )
 
-        def make_channel(*, listen: bool = True) -> Channel:
-            config = ChannelConfig(
-                server=upstream.name,
-                connector=upstream.connector,
-                handshake=record.handshake,
-                session_headers=dict(record.handshake.session_headers),
-                draw_ids=lambda: self._directory.draw_ids(record.session_id),
-                pooling=upstream.pooling,
-                statistics=self.statistics,
-                clock=self._clock,
-                listen=listen,
-            )
-            channel = Channel(config, workflow)
-            self._channels[channel] = upstream.name
-            self._spawn(self._own, channel)
-            return channel
-
-        workflow.stateless = upstream.stateless
-        if upstream.make_line is not None:
-            workflow.line = upstream.make_line(make_channel)
-        else:
-            limit = upstream.pooling.max_inflight_per_channel
-            workflow.line = DedicatedLine(make_channel, stateless=upstream.stateless, max_waiting=limit)
+        workflow.stateless = upstream.stateless or upstream.pooling.reuse == "user"
+        workflow.line = self._lines.line(workflow, upstream)
         self._workflows[record.session_id] = workflow
         self._by_token[record.event_token] = workflow
         return workflow
@@ -409,13 +378,6 @@ class Pool:
         now = time.time()
         before = self.failures.get(server)
         self.failures[server] = Failure("open", error.message, now, before.since if before else now)
-
-    async def _own(self, channel: Channel) -> None:
-        try:
-            await channel.run()
-        finally:
-            server = self._channels.pop(channel)
-            self.statistics.count("channels_closed", server, channel.close_reason)
 
     def _end_soon(self, workflow: Workflow, cause: str) -> None:
         if self._retire(workflow, cause):
@@ -498,6 +460,7 @@ class Pool:
                     self._expire(workflow, now)
                 except Exception:
                     logger.exception("a workflow could not be looked after", extra=_about(workflow))
+            self._lines.expire(now)
 
     def _expire(self, workflow: Workflow, now: float) -> None:
         workflow.expire(now)

@@ -54,6 +54,9 @@ class Owner(Protocol):
     def told(self, message: Envelope, origin: Caller | None) -> None:
         """The server tells this workflow's client something; `origin` is the call on whose stream it came."""
 
+    def left(self, channel: Answerable) -> None:
+        """The channel is closed: what was asked on it and nobody answered is void."""
+
     def lost(self, channel: Answerable, cause: TrunklineError) -> None:
         """The channel is closed, and not because the workflow asked for it."""
 
@@ -72,10 +75,11 @@ class Answerable(Protocol):
 
 
 class Opened(NamedTuple):
-    """The server's side of a handshake: the negotiated revision and its InitializeResult, raw."""
+    """The server's side of a handshake: the negotiated revision, its InitializeResult, raw, and what it took."""
 
     revision: str
     result: bytes
+    pool_result: PoolResult = "miss"
 
 
 class Line(Protocol):

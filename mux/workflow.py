@@ -239,10 +239,13 @@ class Workflow:
         """See `Owner.told`."""
         self._deliver(message.encode(), origin)
 
+    def left(self, channel: Answerable) -> None:
+        """See `Owner.left`."""
+        self._desk.forget(channel)
+
     def lost(self, channel: Answerable, cause: TrunklineError) -> None:
         """See `Owner.lost`: a session that held state is not silently begun anew (rule L18)."""
-        self._desk.forget(channel)
-        if not self.stateless and self.opened.done():
+        if not self.line.is_open and self.opened.done():
             self._on_end(self, "upstream_lost")
 
     # Wires.

@@ -18,6 +18,7 @@ PURE = (
     "mux/principal.py",
     "mux/record.py",
     "mux/routing.py",
+    "mux/sharing.py",
     "mux/statistics.py",
     "transports/event_stream.py",
     "transports/guard.py",
@@ -48,10 +49,12 @@ MUX_ORDER = (
     {"envelope", "event_log", "policy", "record"},
     {"ports"},
     {"demux"},
-    {"routing"},
+    {"routing", "sharing"},
     {"modern"},
     {"channel", "streams", "duplex", "exchange", "workflow", "directory"},
     {"line"},
+    {"shared"},
+    {"lines"},
     {"pool"},
 )
 """Inside mux, lowest first: a module imports from its own rank and from lower ones."""

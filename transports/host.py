@@ -25,7 +25,8 @@ from ..mux.demux import Request
 from ..mux.directory.memory import MemoryDirectory
 from ..mux.errors import Overloaded, SessionLost
 from ..mux.limits import Pooling
-from ..mux.pool import Pool, Upstream
+from ..mux.lines import Upstream
+from ..mux.pool import Pool
 from ..mux.ports import NONE, Headers, Receiver, SendKind, Wire
 from ..mux.principal import ANONYMOUS, Principal
 from ..mux.workflow import Workflow

@@ -11,11 +11,12 @@ from harness.memory_wire import echo, message
 from harness.muxing import ALICE, Bench, Client, begin, initialize, notification, response, settle
 from harness.raw_http import Peer, serving
 from trunkline.compat.per_request import PerRequestLine
+from trunkline.mux import channel as channel_module
 from trunkline.mux.directory.memory import MemoryDirectory
 from trunkline.mux.errors import UpstreamUnreachable
 from trunkline.mux.limits import Pooling
+from trunkline.mux.lines import Upstream as PoolUpstream
 from trunkline.mux.pool import Pool
-from trunkline.mux.pool import Upstream as PoolUpstream
 from trunkline.mux.statistics import Statistics
 from trunkline.transports.upstream.streamable_http import StreamableHTTPConnector
 
@@ -265,3 +266,82 @@ async def test_where_the_server_is_stateless_a_call_that_surely_did_not_run_is_s
         assert "result" in await client.answer(exchange)
         await at.closed(3)
         assert [trace(at, n) for n in (1, 2)] == [CALL[:2], CALL]
+
+
+HANDSHAKES = {
+    "unreachable": -31001,
+    "refused": -32000,
+    "not initialized": -31001,
+    "defective": -32603,
+}
+
+
+@pytest.mark.parametrize("habits", [False, True])
+async def test_a_session_that_the_server_forgot_costs_its_own_call_only(old_path: OldPath, habits: bool) -> None:
+    async with old_path(habits=habits) as at:
+        client = await at.client()
+        at.server.pause("establish")
+        hit, other = client.call(id=b"1"), client.call(id=b"2")
+        await at.server.reached("establish", 3)
+        at.server.sessions[1].forget()
+        at.server.on_request = answer_lists
+        at.server.let("establish")
+        error = (await client.answer(hit))["error"]
+        assert (error["code"], error["data"]) == (-31002, {"executed": "no"})
+        (await at.server.got("tools/call")).answer()
+        assert "result" in await client.answer(other)
+        assert client.workflow.ended is None
+
+
+@pytest.mark.parametrize("habits", [False, True])
+@pytest.mark.parametrize("how", HANDSHAKES)
+async def test_a_handshake_that_fails_costs_its_own_call_only(
+    old_path: OldPath, how: str, habits: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with old_path(habits=habits) as at:
+        at.server.on_request = answer_lists
+        client = await at.client()
+        running = client.call(id=b"1")
+        upstream = await at.server.got("tools/call")
+        match how:
+            case "unreachable":
+                at.server.unreachable = UpstreamUnreachable("connection refused", executed="no")
+            case "refused":
+                at.server.answers_initialize = lambda exchange: exchange.refuse(-32000, "not today")
+            case "not initialized":
+                at.server.refuses_initialized = True
+            case "defective":
+                at.server.unreachable = ValueError("a defect")  # type: ignore[assignment]
+        failed = await client.answer(client.call(id=b"2"))
+        assert failed["id"] == 2
+        assert failed["error"]["code"] == HANDSHAKES[how]
+        upstream.answer()
+        assert "result" in await client.answer(running)
+        assert client.workflow.ended is None
+        assert ("the channel failed" in caplog.text) is (how == "defective")
+
+
+async def test_g9_a_handshake_that_takes_too_long_fails_its_call(
+    old_path: OldPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with old_path() as at:
+        client = await at.client()
+        monkeypatch.setattr(channel_module, "OPEN_SECONDS", 0.02)
+        at.server.pause("initialize")
+        assert (await client.answer(client.call()))["error"]["code"] == -31001
+        at.server.let("initialize")
+        at.server.on_request = echo
+        assert "result" in await client.answer(client.call())
+
+
+async def test_a_question_that_nobody_answered_ends_with_its_call(old_path: OldPath) -> None:
+    async with old_path() as at:
+        client = await at.client(message=initialize(capabilities={"elicitation": {}}))
+        for n in range(3):
+            exchange = client.call()
+            upstream = await at.server.got("tools/call", n + 1)
+            upstream.say(message("elicitation/create", {"message": "who?"}, id=1))
+            upstream.answer()
+            await client.answers(exchange)
+            await at.closed(n + 2)
+        assert client.workflow._desk._asked == {}

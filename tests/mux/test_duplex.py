@@ -12,7 +12,8 @@ from trunkline.mux.directory.memory import MemoryDirectory
 from trunkline.mux.duplex import MAX_OTHERS, Duplex, Tally
 from trunkline.mux.event_log import Trimmed
 from trunkline.mux.limits import Pooling
-from trunkline.mux.pool import Pool, Upstream
+from trunkline.mux.lines import Upstream
+from trunkline.mux.pool import Pool
 from trunkline.mux.ports import NONE
 from trunkline.mux.streams import Reader
 from trunkline.mux.workflow import Workflow

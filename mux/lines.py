@@ -1,0 +1,157 @@
+"""What carries workflows to their servers: lines, built by the reuse of each server, and the channels of them all."""
+
+import itertools
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from .channel import Channel, ChannelConfig
+from .directory import ID_BLOCK, Directory
+from .errors import TrunklineError, WorkflowEnded
+from .limits import Pooling
+from .line import ChannelMaker, DedicatedLine
+from .ports import Connector, Line, Owner
+from .principal import Principal
+from .shared import ChannelGroup, ChannelKey, SharedLine
+from .sharing import shared_handshake
+from .statistics import Statistics
+from .workflow import Workflow
+
+LineMaker = Callable[[ChannelMaker], Line]
+Spawn = Callable[[Callable[[Any], Awaitable[None]], Any], None]
+"""Starts a task of the pool: a function and its argument."""
+
+
+@dataclass(frozen=True, slots=True)
+class Upstream:
+    """One configured server, as the pool needs it."""
+
+    name: str
+    connector: Connector
+    pooling: Pooling = field(default_factory=Pooling)
+    stateless: bool = False
+    make_line: LineMaker | None = None
+    """The line for `reuse = "none"`, which lives outside of mux; None means the dedicated line."""
+
+
+class Lines:
+    """The lines of one pool. `spawn` starts an owner task; `end` ends a workflow for a cause."""
+
+    def __init__(
+        self,
+        directory: Directory,
+        statistics: Statistics,
+        clock: Callable[[], float],
+        *,
+        spawn: Spawn,
+        end: Callable[[Workflow, str], None],
+    ) -> None:
+        self._directory = directory
+        self._statistics = statistics
+        self._clock = clock
+        self._spawn = spawn
+        self._end = end
+        self._channels: dict[Channel, str] = {}
+        self._groups: dict[ChannelKey, ChannelGroup] = {}
+
+    @property
+    def channels(self) -> list[tuple[str, Channel]]:
+        """Each channel that lives here, with its server's name."""
+        return [(server, channel) for channel, server in self._channels.items()]
+
+    def line(self, workflow: Workflow, upstream: Upstream) -> Line:
+        """The line of a new workflow."""
+        if upstream.pooling.reuse == "user":
+            return SharedLine(self._group(workflow, upstream), workflow)
+        return self._dedicated(workflow, upstream)
+
+    def expire(self, now: float) -> None:
+        """Look after the sessions that workflows share, and end those that nobody has used for long enough."""
+        for key in [key for key, group in self._groups.items() if group.expire(now)]:
+            self._groups.pop(key).close(WorkflowEnded("idle"))
+
+    def close(self, cause: TrunklineError) -> None:
+        """End the sessions that workflows share; a workflow's own end with it."""
+        while self._groups:
+            self._groups.popitem()[1].close(cause)
+
+    def _dedicated(self, workflow: Workflow, upstream: Upstream) -> Line:
+        record = workflow.record
+
+        def make_channel(*, listen: bool = True) -> Channel:
+            config = ChannelConfig(
+                server=upstream.name,
+                connector=upstream.connector,
+                handshake=record.handshake,
+                session_headers=dict(record.handshake.session_headers),
+                draw_ids=lambda: self._directory.draw_ids(record.session_id),
+                pooling=upstream.pooling,
+                statistics=self._statistics,
+                clock=self._clock,
+                listen=listen,
+            )
+            return self._start_channel(config, [workflow])
+
+        if upstream.make_line is not None:
+            return upstream.make_line(make_channel)
+        limit = upstream.pooling.max_inflight_per_channel
+        return DedicatedLine(make_channel, stateless=upstream.stateless, max_waiting=limit)
+
+    def _group(self, workflow: Workflow, upstream: Upstream) -> ChannelGroup:
+        """The upstream sessions that this workflow shares with others of its principal."""
+        handshake = shared_handshake(workflow.record.handshake)
+        key = ChannelKey(
+            upstream.name, workflow.principal, handshake.session_headers, handshake.revision, handshake.capabilities
+        )
+        if key in self._groups:
+            return self._groups[key]
+
+        def make_channel(group: ChannelGroup) -> Channel:
+            ids = (range(first, first + ID_BLOCK) for first in itertools.count(1, ID_BLOCK))
+
+            async def draw_ids() -> range:
+                return next(ids)
+
+            config = ChannelConfig(
+                server=upstream.name,
+                connector=upstream.connector,
+                handshake=handshake,
+                session_headers=dict(handshake.session_headers),
+                draw_ids=draw_ids,
+                pooling=upstream.pooling,
+                statistics=self._statistics,
+                clock=self._clock,
+                recipients=group.wishes.recipients,
+            )
+            return self._start_channel(config, group.owners)
+
+        self._groups[key] = group = ChannelGroup(
+            key,
+            upstream.pooling,
+            make_channel,
+            may_open=lambda: self._has_room_for_channel(key.principal, upstream.pooling),
+            on_changed=self._end_changed,
+            clock=self._clock,
+        )
+        return group
+
+    def _has_room_for_channel(self, principal: Principal, limits: Pooling) -> bool:
+        held = sum(group.sessions for group in self._groups.values() if group.key.principal == principal)
+        return principal.is_anonymous or held < limits.max_channels_per_user
+
+    def _end_changed(self, owner: Owner) -> None:
+        if isinstance(owner, Workflow):
+            self._end(owner, "upstream_changed")
+
+    def _start_channel(self, config: ChannelConfig, owners: list[Owner]) -> Channel:
+        channel = Channel(config, owners)
+        self._channels[channel] = config.server
+        self._spawn(self._own, channel)
+        return channel
+
+    async def _own(self, channel: Channel) -> None:
+        try:
+            await channel.run()
+        finally:
+            server = self._channels.pop(channel)
+            self._statistics.count("channels_closed", server, channel.close_reason)

@@ -1,0 +1,144 @@
+"""What several workflows of one principal may share of an upstream session, and what is kept apart. Pure.
+
+Session-global state of a server is virtualised: subscriptions are counted (rule R5), the log level is the most verbose
+that is wanted and filtered for each workflow (rule R6). What cannot be attributed is masked (rule L15) or dropped.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final, Generic, TypeVar
+
+import msgspec
+from msgspec import Raw
+
+from . import envelope as wire_format
+from .envelope import Envelope, Members
+from .record import Handshake
+
+Owner = TypeVar("Owner")
+
+MASKED: Final = frozenset({"sampling", "roots", "elicitation", "tasks"})
+"""Client capabilities that a server could use without saying for whom."""
+
+CLIENT_INFO: Final = b'{"name":"trunkline","version":"1"}'
+"""Servers branch on it, and it is no client's own here."""
+
+LEVELS: Final[Mapping[str, int]] = {
+    name: rank
+    for rank, name in enumerate(("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"))
+}
+"""From the most verbose on (RFC 5424)."""
+
+USUAL: Final = "info"
+"""What a workflow gets that never named a level, once another has changed the server's own."""
+
+
+def shared_handshake(handshake: Handshake) -> Handshake:
+    """The handshake of a session that workflows share: the client's revision, what can be routed, our own name."""
+    capabilities = _without(Raw(handshake.capabilities), MASKED)
+    params = {
+        "protocolVersion": Raw(msgspec.json.encode(handshake.revision)),
+        "capabilities": Raw(capabilities),
+        "clientInfo": Raw(CLIENT_INFO),
+    }
+    return msgspec.structs.replace(handshake, params=msgspec.json.encode(params), capabilities=capabilities)
+
+
+def shared_result(result: bytes) -> bytes:
+    """The server's InitializeResult without what it cannot do for one of several clients (rule L11)."""
+    members = wire_format.members_of(Raw(result)) or {}
+    capabilities = members.get("capabilities")
+    if capabilities is None or "tasks" not in (wire_format.members_of(capabilities) or {}):
+        return result
+    return msgspec.json.encode({**members, "capabilities": Raw(_without(capabilities, {"tasks"}))})
+
+
+def _without(capabilities: Raw, names: frozenset[str] | set[str]) -> bytes:
+    members: Members = wire_format.members_of(capabilities) or {}
+    return msgspec.json.encode({name: value for name, value in members.items() if name not in names}, order="sorted")
+
+
+class Wishes(Generic[Owner]):
+    """What the workflows of one upstream session want of its global state."""
+
+    def __init__(self) -> None:
+        self._subscribers: dict[str, set[Owner]] = {}
+        self._accepted: set[str] = set()
+        self._levels: dict[Owner, str] = {}
+        self._owners = 0
+        self.level: str | None = None
+        """The level that the server was told; None while it has its own."""
+
+    @property
+    def subscriptions(self) -> Sequence[str]:
+        """The resources that the server has accepted to watch."""
+        return sorted(self._accepted)
+
+    # Subscriptions.
+
+    def subscribe(self, owner: Owner, uri: str) -> bool:
+        """A workflow wants to hear of a resource; True where the server has to be asked (again)."""
+        self._subscribers.setdefault(uri, set()).add(owner)
+        return uri not in self._accepted
+
+    def accept(self, uri: str) -> None:
+        """The server watches this resource."""
+        if uri in self._subscribers:
+            self._accepted.add(uri)
+
+    def unsubscribe(self, owner: Owner, uri: str) -> bool:
+        """A workflow wants to hear no more of it; True where the server has to be told."""
+        subscribers = self._subscribers.get(uri, set())
+        subscribers.discard(owner)
+        if subscribers:
+            return False
+        self._subscribers.pop(uri, None)
+        self._accepted.discard(uri)
+        return True
+
+    # Log levels.
+
+    def set_level(self, owner: Owner, level: str) -> str | None:
+        """A workflow wants logs from this level on; the level to tell the server, None where it has that already."""
+        self._levels[owner] = level
+        silent = self._owners > len(self._levels)
+        wanted = min((*self._levels.values(), *([USUAL] if silent else [])), key=LEVELS.__getitem__)
+        changed = wanted != self.level
+        self.level = wanted
+        return wanted if changed else None
+
+    def _hears(self, owner: Owner, level: str | None) -> bool:
+        if self.level is None or level is None or level not in LEVELS:
+            return True
+        return LEVELS[level] >= LEVELS[self._levels.get(owner, USUAL)]
+
+    # Workflows.
+
+    def join(self) -> None:
+        """A workflow has come that has named no level yet."""
+        self._owners += 1
+
+    def leave(self, owner: Owner) -> list[str]:
+        """A workflow has ended; the resources that nobody wants to hear of any longer."""
+        self._owners = max(0, self._owners - 1)
+        self._levels.pop(owner, None)
+        watched = [uri for uri, subscribers in self._subscribers.items() if owner in subscribers]
+        return [uri for uri in watched if self.unsubscribe(owner, uri)]
+
+    def recipients(self, message: Envelope, origin: Owner | None, owners: Sequence[Owner]) -> Sequence[Owner]:
+        """Who is told what the server tells; nobody where it cannot be attributed (rule R1, table 3.2)."""
+        params = message.params() or {}
+        if message.method.endswith("/list_changed"):
+            return owners
+        if message.method == "notifications/resources/updated":
+            uri = wire_format.string_of(params.get("uri")) or ""
+            return [owner for owner in owners if self._watches(owner, uri)]
+        alone = origin if origin is not None else owners[0] if len(owners) == 1 else None
+        if alone is None:
+            return ()
+        if message.method == "notifications/message":
+            return [alone] if self._hears(alone, wire_format.string_of(params.get("level"))) else ()
+        return [alone]
+
+    def _watches(self, owner: Owner, uri: str) -> bool:
+        """A server may tell of a resource below the one that was subscribed to."""
+        return any(owner in those and uri.startswith(watched) for watched, those in self._subscribers.items())

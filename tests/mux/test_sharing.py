@@ -1,0 +1,125 @@
+"""What workflows share of an upstream session: masks, counted subscriptions, filtered logs, and who is told."""
+
+import json
+
+import pytest
+from trunkline.mux.envelope import Envelope, parse
+from trunkline.mux.limits import MAX_BODY_BYTES
+from trunkline.mux.record import Handshake
+from trunkline.mux.sharing import LEVELS, Wishes, shared_handshake, shared_result
+
+ALICE, BOB = "alice", "bob"
+BOTH = (ALICE, BOB)
+
+
+def told(method: str, **params: object) -> Envelope:
+    text = json.dumps({"jsonrpc": "2.0", "method": method, "params": params}).encode()
+    return parse(text, limit=MAX_BODY_BYTES)
+
+
+def handshake(capabilities: dict[str, object], **params: object) -> Handshake:
+    return Handshake("2025-11-25", json.dumps(params).encode(), json.dumps(capabilities).encode(), (("x", "y"),))
+
+
+def test_l15_what_cannot_be_attributed_is_masked_and_the_name_is_our_own() -> None:
+    client = {"sampling": {}, "roots": {}, "elicitation": {}, "tasks": {}, "experimental": {"a": 1}}
+    shared = shared_handshake(handshake(client, clientInfo={"name": "secret"}))
+    assert json.loads(shared.capabilities) == {"experimental": {"a": 1}}
+    params = json.loads(shared.params)
+    assert params["capabilities"] == {"experimental": {"a": 1}}
+    assert params["protocolVersion"] == "2025-11-25"
+    assert params["clientInfo"]["name"] == "trunkline"
+    assert shared.session_headers == (("x", "y"),)
+
+
+def test_clients_that_differ_only_in_what_is_masked_share() -> None:
+    one = shared_handshake(handshake({"roots": {"listChanged": True}, "experimental": {}}))
+    two = shared_handshake(handshake({"experimental": {}, "sampling": {}}))
+    assert one.capabilities == two.capabilities
+
+
+def test_l11_only_what_can_be_kept_is_promised() -> None:
+    result = b'{"protocolVersion":"x","capabilities":{"tools":{},"tasks":{"list":{}}},"unknown":1e400}'
+    assert shared_result(result) == b'{"protocolVersion":"x","capabilities":{"tools":{}},"unknown":1e400}'
+    for untouched in (b'{"capabilities":{"tools":{}}}', b"{}", b'{"capabilities":7}'):
+        assert shared_result(untouched) == untouched
+
+
+def test_r5_subscriptions_are_counted() -> None:
+    wishes: Wishes[str] = Wishes()
+    assert wishes.subscribe(ALICE, "r")
+    assert wishes.subscribe(BOB, "r"), "until the server has accepted it, everybody asks"
+    wishes.accept("r")
+    assert not wishes.subscribe(BOB, "r")
+    assert wishes.subscriptions == ["r"]
+    assert not wishes.unsubscribe(ALICE, "r")
+    assert wishes.unsubscribe(BOB, "r")
+    assert wishes.subscriptions == []
+    assert wishes.unsubscribe(BOB, "r"), "what is unknown is the server's to refuse"
+    wishes.accept("r")
+    assert wishes.subscriptions == [], "nobody wants it any longer"
+
+
+def test_r5_a_workflow_that_ends_leaves_its_subscriptions() -> None:
+    wishes: Wishes[str] = Wishes()
+    for owner, uri in ((ALICE, "a"), (ALICE, "both"), (BOB, "both")):
+        wishes.subscribe(owner, uri)
+        wishes.accept(uri)
+    assert wishes.leave(ALICE) == ["a"]
+    assert wishes.subscriptions == ["both"]
+    assert wishes.leave(ALICE) == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "due"), [("file:///a", [ALICE]), ("file:///a/b", [ALICE, BOB]), ("file:///x", []), (None, [])]
+)
+def test_r5_updates_go_to_those_who_watch_it_or_what_is_above_it(uri: str | None, due: list[str]) -> None:
+    wishes: Wishes[str] = Wishes()
+    wishes.subscribe(ALICE, "file:///a")
+    wishes.subscribe(BOB, "file:///a/b")
+    message = told("notifications/resources/updated", **({"uri": uri} if uri else {}))
+    assert list(wishes.recipients(message, None, BOTH)) == due
+
+
+def test_r6_the_server_hears_the_most_verbose_level_that_is_wanted() -> None:
+    wishes: Wishes[str] = Wishes()
+    assert wishes.set_level(ALICE, "error") == "error"
+    assert wishes.set_level(ALICE, "error") is None
+    assert wishes.set_level(BOB, "debug") == "debug"
+    assert wishes.set_level(ALICE, "critical") is None
+    assert wishes.level == "debug"
+
+
+def test_r6_a_workflow_that_named_no_level_goes_on_to_hear_the_usual() -> None:
+    wishes: Wishes[str] = Wishes()
+    wishes.join()
+    wishes.join()
+    assert wishes.set_level(ALICE, "emergency") == "info"
+
+
+def test_r6_each_workflow_hears_from_its_own_level_on() -> None:
+    wishes: Wishes[str] = Wishes()
+    log = {level: told("notifications/message", level=level, data=1) for level in LEVELS}
+    assert [wishes.recipients(one, ALICE, BOTH) for one in log.values()] == [[ALICE]] * len(LEVELS)
+    wishes.set_level(ALICE, "error")
+    wishes.set_level(BOB, "debug")
+    heard = [level for level, one in log.items() if wishes.recipients(one, ALICE, BOTH)]
+    assert heard == ["error", "critical", "alert", "emergency"]
+    assert [level for level, one in log.items() if wishes.recipients(one, BOB, BOTH)] == list(LEVELS)
+    assert wishes.recipients(told("notifications/message", level="odd"), ALICE, BOTH) == [ALICE]
+    wishes.leave(ALICE)
+    assert not wishes.recipients(log["debug"], ALICE, BOTH)
+    assert wishes.recipients(log["info"], ALICE, BOTH) == [ALICE]
+
+
+def test_r1_what_cannot_be_attributed_is_told_to_nobody() -> None:
+    wishes: Wishes[str] = Wishes()
+    for method in ("notifications/message", "notifications/unknown", "notifications/tasks/status"):
+        assert not wishes.recipients(told(method), None, BOTH)
+        assert wishes.recipients(told(method), BOB, BOTH) == [BOB]
+        assert wishes.recipients(told(method), None, (ALICE,)) == [ALICE]
+
+
+@pytest.mark.parametrize("what", ["tools", "prompts", "resources"])
+def test_lists_that_changed_are_told_to_everybody(what: str) -> None:
+    assert Wishes[str]().recipients(told(f"notifications/{what}/list_changed"), None, BOTH) == BOTH
