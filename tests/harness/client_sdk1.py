@@ -6,13 +6,17 @@ Run: `PYTHON_OF_1X client_sdk1.py < scenario.json`.
 # (The checker sees the 2.x line, in which these names do not exist.)
 
 import json
+import os
 import sys
 import warnings
 
 import anyio
 import httpx
 from mcp import ClientSession, types
+from mcp.client.sse import sse_client
+from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
+from mcp.client.websocket import websocket_client
 from mcp.shared.exceptions import McpError
 
 
@@ -21,9 +25,19 @@ async def play(scenario):
     outcome = {"results": [], "notifications": [], "progress": [], "asked": []}
     timeout = httpx.Timeout(30, read=60)
     terminate = scenario.get("terminate", True)
+    session_ids = []
     async with httpx.AsyncClient(headers=scenario.get("headers", {}), timeout=timeout, trust_env=False) as http:
-        connection = streamable_http_client(scenario["url"], http_client=http, terminate_on_close=terminate)
-        async with connection as (read, write, get_session_id):  # noqa: SIM117 - the second is made of the first
+        connection = {
+            "http": lambda: streamable_http_client(scenario["url"], http_client=http, terminate_on_close=terminate),
+            "sse": lambda: sse_client(
+                scenario["url"],
+                scenario.get("headers"),
+                httpx_client_factory=direct,
+                on_session_created=session_ids.append,
+            ),
+            "websocket": lambda: websocket_client(scenario["url"]),
+        }[scenario.get("transport", "http")]()
+        async with connection as (read, write, *rest):  # noqa: SIM117 - the second is made of the first
             async with ClientSession(read, write, **callbacks(scenario, outcome)) as session:
                 result = await session.initialize()
                 outcome["revision"] = result.protocolVersion
@@ -34,8 +48,13 @@ async def play(scenario):
                     # The SDK's handler only fills the list.
                     while len(outcome["notifications"]) < scenario.get("await_notifications", 0):  # noqa: ASYNC110
                         await anyio.sleep(0.01)
-                outcome["session"] = get_session_id()
+                outcome["session"] = rest[0]() if rest else (session_ids or [None])[0]
     return outcome
+
+
+def direct(headers=None, timeout=None, auth=None):
+    """A client that goes to no proxy."""
+    return httpx.AsyncClient(headers=headers, timeout=timeout, auth=auth, trust_env=False)
 
 
 async def calls(session, scenario, outcome):
@@ -97,4 +116,6 @@ def callbacks(scenario, outcome):
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
+    # The machine may name a proxy for the outside world; the gateways of tests are on loopback.
+    os.environ["NO_PROXY"] = "*"
     json.dump(anyio.run(play, json.load(sys.stdin)), sys.stdout)

@@ -25,6 +25,8 @@ Kind = Literal["sdk2", "sdk2-auto", "sdk1", "typescript"]
 KINDS: tuple[Kind, ...] = ("sdk2", "sdk2-auto", "sdk1", "typescript")
 """`sdk2-auto` probes for the 2026-07-28 protocol first, as the SDK's client does when it is told nothing."""
 
+Transport = Literal["http", "sse", "websocket"]
+
 PATIENCE = 60.0
 HERE = Path(__file__).resolve().parent
 
@@ -42,10 +44,12 @@ class Scenario(TypedDict, total=False):
 
     `answers` has the client's capabilities and what it answers: `elicitation` (the content), `sampling` (the text),
     `roots` (the URIs). `terminate` (default true) sends DELETE at the end, as the SDKs do. `subscribe` names resources,
-    before the calls; `await_notifications` waits for so many notifications, after them.
+    before the calls; `await_notifications` waits for so many notifications, after them. `transport` is `http` if not
+    given; the `url` has to fit. Only the 1.x line and the TypeScript SDK speak `websocket`, and send no headers there.
     """
 
     url: str
+    transport: Transport
     headers: dict[str, str]
     calls: list[Call]
     concurrent: bool

@@ -8,7 +8,9 @@ import { pathToFileURL } from "node:url";
 const require = createRequire(process.env.TRUNKLINE_NODE_MODULES + "/");
 const sdk = (name) => import(pathToFileURL(require.resolve(`@modelcontextprotocol/sdk/${name}`)).href);
 const { Client } = await sdk("client/index.js");
+const { SSEClientTransport } = await sdk("client/sse.js");
 const { StreamableHTTPClientTransport } = await sdk("client/streamableHttp.js");
+const { WebSocketClientTransport } = await sdk("client/websocket.js");
 const { CreateMessageRequestSchema, ElicitRequestSchema, ListRootsRequestSchema, McpError } = await sdk("types.js");
 
 const scenario = JSON.parse(await new Response(process.stdin).text());
@@ -59,11 +61,15 @@ async function call({ tool, arguments: given }) {
   }
 }
 
-const transport = new StreamableHTTPClientTransport(new URL(scenario.url), {
-  requestInit: { headers: scenario.headers ?? {} },
-});
+const url = new URL(scenario.url);
+const requestInit = { headers: scenario.headers ?? {} };
+const transport = {
+  http: () => new StreamableHTTPClientTransport(url, { requestInit }),
+  sse: () => new SSEClientTransport(url, { requestInit }),
+  websocket: () => new WebSocketClientTransport(url),
+}[scenario.transport ?? "http"]();
 await client.connect(transport);
-outcome.revision = transport.protocolVersion;
+outcome.revision = transport.protocolVersion ?? null;
 for (const uri of scenario.subscribe ?? []) await client.subscribeResource({ uri });
 
 const calls = (scenario.calls ?? []).flatMap((one) => Array(one.times ?? 1).fill(one));
@@ -79,6 +85,6 @@ while (outcome.notifications.length < wanted) await new Promise((resolve) => { n
 clearTimeout(late);
 
 outcome.session = transport.sessionId ?? null;
-if (scenario.terminate ?? true) await transport.terminateSession();
+if ((scenario.terminate ?? true) && transport.terminateSession) await transport.terminateSession();
 await client.close();
 process.stdout.write(JSON.stringify(outcome));
