@@ -16,7 +16,15 @@ from typing import Final, NamedTuple
 from ...mux import envelope as wire_format
 from ...mux import modern
 from ...mux.envelope import Envelope
-from ...mux.errors import InvalidMessage, SessionLost, TimedOut, TrunklineError, UpstreamFault, UpstreamUnreachable
+from ...mux.errors import (
+    Cancelled,
+    InvalidMessage,
+    SessionLost,
+    TimedOut,
+    TrunklineError,
+    UpstreamFault,
+    UpstreamUnreachable,
+)
 from ...mux.limits import MAX_EVENT_BYTES
 from ...mux.ports import Headers
 from ...mux.statistics import Statistics
@@ -44,6 +52,11 @@ LINGER_SECONDS: Final = 1.0
 """How long a stream may stay open after its response, before its connection is cut."""
 
 
+MAX_KEPT: Final = 256
+MAX_KEPT_HEADERS: Final = 1024
+"""So many header blocks of at most so many bytes are kept, checked and encoded."""
+
+
 class Form(NamedTuple):
     """The form of an answer, once it is decided."""
 
@@ -69,6 +82,7 @@ class ModernHTTPServer:
         self._headers = headers
         self._revisions: tuple[str, ...] | None = None
         self._known_until = 0.0
+        self._blocks: dict[tuple[tuple[str, str], ...], HeaderBlock] = {}
         self._probe: _Probe | None = None
 
     async def revisions(self) -> tuple[str, ...]:
@@ -94,7 +108,7 @@ class ModernHTTPServer:
         Raises:
             ValueError: a header that cannot be sent.
         """
-        block = self._headers.with_(headers)
+        block = self._block(headers)
         passage = Passage(self, is_listening=message.method == modern.LISTEN)
         self.statistics.count("upstream_requests", self.server, "call")
         passage.cut = self._http.send("POST", block, body, passage)
@@ -105,6 +119,18 @@ class ModernHTTPServer:
         if self._probe is not None:
             self._probe.fail(UpstreamUnreachable("the gateway stopped", executed="no"))
         await self._http.close()
+
+    def _block(self, headers: Headers) -> HeaderBlock:
+        """The headers of a request. Most requests resemble one before; what is kept for that is bounded."""
+        key = tuple(headers.items())
+        block = self._blocks.get(key)
+        if block is None:
+            block = self._headers.with_(headers)
+            if len(block.encoded) <= MAX_KEPT_HEADERS:
+                if len(self._blocks) >= MAX_KEPT:
+                    self._blocks.clear()
+                self._blocks[key] = block
+        return block
 
     def _ask(self) -> _Probe:
         body, headers = modern.probe()
@@ -164,6 +190,8 @@ class Passage:
         while self._form is None:
             if self._error is not None:
                 raise self._error
+            if self.is_over:
+                raise Cancelled("the client left")
             await self._changed()
         return self._form
 
@@ -342,6 +370,9 @@ class Passage:
         """Wait until something has come, at most so many seconds."""
         self._waiter = self._loop.create_future()
         try:
+            if patience is None:
+                await self._waiter
+                return
             async with asyncio.timeout(patience):
                 await self._waiter
         except TimeoutError:

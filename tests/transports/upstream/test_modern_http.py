@@ -11,7 +11,7 @@ from harness.ports import free_port
 from harness.raw_http import PATIENCE, Peer, RawServer, Serve, serving
 from trunkline.mux import modern
 from trunkline.mux.envelope import parse
-from trunkline.mux.errors import SessionLost, TimedOut, TrunklineError, UpstreamFault, UpstreamUnreachable
+from trunkline.mux.errors import Cancelled, SessionLost, TimedOut, TrunklineError, UpstreamFault, UpstreamUnreachable
 from trunkline.mux.modern import CAPABILITIES_KEY, VERSION_KEY
 from trunkline.mux.routing import LEGACY, MODERN
 from trunkline.mux.statistics import Statistics
@@ -296,6 +296,24 @@ async def test_a_request_goes_out_once_with_the_headers_that_it_was_given() -> N
     assert json.loads(body)["method"] == "tools/call"
 
 
+async def test_every_request_has_its_own_headers_however_many_were_before() -> None:
+    names: list[str] = []
+
+    async def serve(peer: Peer) -> None:
+        while True:
+            _, headers, _ = await peer.request()
+            names.append(headers["mcp-name"])
+            await peer.say(answer(OK))
+
+    sent = [str(n) for n in range(modern_http.MAX_KEPT + 2)] + ["0", "x" * 2000, "1", "x" * 2000]
+    async with asked(serve) as here:
+        for name in sent:
+            passage = here.send(mcp_name=name)
+            await soon(passage.form())
+            passage.close()
+    assert names == sent
+
+
 # A body of JSON.
 
 
@@ -525,6 +543,17 @@ async def test_e13_closing_cuts_the_exchange(pieces: tuple[bytes, ...]) -> None:
         await soon(left.wait())
         assert passage.outcome == "cancelled"
         passage.close()
+
+
+async def test_who_waits_for_an_answer_is_told_that_it_was_cancelled() -> None:
+    serve, said, _ = hanging()
+    async with asked(serve) as here:
+        passage = here.send()
+        waiting = asyncio.create_task(passage.form())
+        await soon(said.wait())
+        passage.close()
+        with pytest.raises(Cancelled):
+            await soon(waiting)
 
 
 async def test_e17_a_silent_server_is_cut_but_not_a_quiet_subscription() -> None:
