@@ -27,6 +27,7 @@ from ..transports.guard import Guard
 from ..transports.modern import ModernEndpoint, ModernRequests
 from ..transports.sse import SSEEndpoint
 from ..transports.streamable_http import StreamableHTTPEndpoint
+from ..transports.upstream.auto import ClosableConnector, connector_for
 from ..transports.upstream.modern_http import ModernHTTPServer
 from ..transports.upstream.streamable_http import StreamableHTTPConnector
 from ..transports.websocket import WebSocketEndpoint
@@ -125,11 +126,11 @@ class Gateway:
             complete.append(await self.pool.drain(timeout))
         return all(complete)
 
-    def _connector(self, name: str, server: Server) -> StreamableHTTPConnector:
-        return StreamableHTTPConnector(name, server.url, self.statistics, headers=server.headers, ca=server.ca)
+    def _connector(self, name: str, server: Server) -> ClosableConnector:
+        return connector_to(name, server, self.statistics)
 
     def _modern_requests(self, name: str, server: Server) -> ModernRequests:
-        connector = self._connector(name, server)
+        connector = StreamableHTTPConnector(name, server.url, self.statistics, headers=server.headers, ca=server.ca)
         pooling = self.settings.pooling_for(name)
         return ModernRequests(
             name,
@@ -153,6 +154,13 @@ class Gateway:
             stateless=server.stateless,
             make_line=per_request if pooling.reuse == "none" else None,
         )
+
+
+def connector_to(name: str, server: Server, statistics: Statistics) -> ClosableConnector:
+    """What opens sessions with a server, by its settings."""
+    if server.process:
+        return connector_for(name, statistics, command=server.process)
+    return connector_for(name, statistics, url=server.url, headers=server.headers, ca=server.ca)
 
 
 async def serve(settings: Settings, *, demo: bool, on_ready: Callable[[str], None]) -> None:

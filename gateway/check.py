@@ -14,7 +14,7 @@ from ..mux.lines import Upstream
 from ..mux.pool import Pool
 from ..mux.principal import ANONYMOUS
 from ..mux.statistics import Statistics
-from ..transports.upstream.streamable_http import StreamableHTTPConnector
+from .app import connector_to
 from .settings import Settings
 
 PROBE_SECONDS: Final = 10.0
@@ -56,7 +56,7 @@ async def probe_all(settings: Settings) -> list[Probe]:
 async def _probe(settings: Settings, name: str) -> Probe:
     server = settings.servers[name]
     statistics = Statistics()
-    connector = StreamableHTTPConnector(name, server.url, statistics, headers=server.headers, ca=server.ca)
+    connector = connector_to(name, server, statistics)
     pool = Pool({name: Upstream(name, connector)}, MemoryDirectory(), pooling=settings.pooling, statistics=statistics)
     message = wire_format.parse(wire_format.request("initialize", PARAMS, b"1"), limit=MAX_BODY_BYTES)
     started = time.perf_counter()
@@ -77,4 +77,5 @@ async def _probe(settings: Settings, name: str) -> Probe:
         fault = f"no answer within {PROBE_SECONDS:g} s"
     finally:
         await connector.close()
-    return Probe(name, server.url, title, revision, time.perf_counter() - started, fault)
+    shown = f"stdio:{server.process[0]}" if server.process else server.url
+    return Probe(name, shown, title, revision, time.perf_counter() - started, fault)

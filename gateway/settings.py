@@ -7,6 +7,7 @@ wins over the file, and the command line wins over both. `${NAME}` in a string i
 import difflib
 import ipaddress
 import re
+import shlex
 import ssl
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,8 @@ from ..transports.upstream.http import HeaderBlock
 PREFIX: Final = "TRUNKLINE_"
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+STDIO: Final = "stdio:"
+SCHEMES: Final = ("http", "https", "sse+http", "sse+https", "ws", "wss")
 SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
 HOP_BY_HOP: Final = frozenset(
     (
@@ -165,6 +168,11 @@ class Server(Section, frozen=True):
     max_inflight_per_workflow: Count | None = None
     max_inflight_per_channel: Count | None = None
     event_log: EventLogSection | None = None
+
+    @property
+    def process(self) -> tuple[str, ...]:
+        """The command line of a server that is started here, from `command` or a `stdio:` url; empty for others."""
+        return self.command or (tuple(shlex.split(self.url[len(STDIO) :])) if self.url.startswith(STDIO) else ())
 
 
 class CompatSection(Section, frozen=True):
@@ -342,8 +350,7 @@ def _check(settings: Settings, *, insecure: bool) -> None:
         raise SettingsError(
             "gateway.workers", "memory serves one worker: a second one would not know the sessions of the first"
         )
-    if settings.pooling.reuse == "user":
-        raise SettingsError("pooling.reuse", 'user is not part of this version; use "workflow" or "none"')
+    _check_sharing("pooling.reuse", settings.pooling.reuse, settings)
     if settings.pooling.spares:
         raise SettingsError("pooling.spares", "spares are not part of this version; use 0")
     for name, server in settings.servers.items():
@@ -352,6 +359,7 @@ def _check(settings: Settings, *, insecure: bool) -> None:
             raise SettingsError(path, "a server's name is 1-64 characters of A-Z a-z 0-9 . _ -")
         _check_address(path, server)
         _check_server(path, server)
+        _check_sharing(f"{path}.reuse", server.reuse, settings)
 
 
 def _check_listener(settings: Settings, *, insecure: bool) -> None:
@@ -394,18 +402,16 @@ def _check_auth(settings: Settings) -> None:
 def _check_address(path: str, server: Server) -> None:
     if bool(server.url) == bool(server.command):
         raise SettingsError(path, "give either url or command")
-    if server.command or server.url.startswith("stdio:"):
-        key = "command" if server.command else "url"
-        raise SettingsError(f"{path}.{key}", "stdio servers are not part of this version; use an http(s) url")
+    if server.command or server.url.startswith(STDIO):
+        _check_process(path, server)
+        return
     try:
         url = urlsplit(server.url)
         usable = bool(url.hostname) and url.port != 0
     except ValueError:
         raise SettingsError(f"{path}.url", "its host or its port is none") from None
-    if url.scheme in ("sse+http", "sse+https", "ws", "wss"):
-        raise SettingsError(f"{path}.url", f"{url.scheme} is not part of this version; use http or https")
-    if url.scheme not in ("http", "https") or not usable:
-        raise SettingsError(f"{path}.url", "expected http://HOST/PATH or https://HOST/PATH")
+    if url.scheme not in SCHEMES or not usable:
+        raise SettingsError(f"{path}.url", f"expected {', '.join(SCHEMES[:-1])} or {SCHEMES[-1]}://HOST/PATH")
     if server.ca:
         try:
             ssl.create_default_context(cafile=server.ca)
@@ -413,13 +419,29 @@ def _check_address(path: str, server: Server) -> None:
             raise SettingsError(f"{path}.ca", f"no certificates can be read from it: {error.strerror}") from None
 
 
+def _check_process(path: str, server: Server) -> None:
+    key = "command" if server.command else "url"
+    try:
+        process = server.process
+    except ValueError as error:
+        raise SettingsError(f"{path}.{key}", f"it is no command line: {error}") from None
+    if not process or not process[0] or any("\0" in word for word in process):
+        raise SettingsError(f"{path}.{key}", "expected a program and its arguments")
+    for name in ("headers", "ca", "forward_headers", "session_headers"):
+        if getattr(server, name):
+            raise SettingsError(f"{path}.{name}", "a command is no HTTP server; leave it out")
+
+
+def _check_sharing(path: str, reuse: str | None, settings: Settings) -> None:
+    if reuse == "user" and settings.auth.mode == "none" and not is_loopback(settings.gateway.host):
+        raise SettingsError(path, "user needs verified identities on this listener: choose an auth mode")
+
+
 def _check_server(path: str, server: Server) -> None:
     try:
         HeaderBlock(server.headers)
     except ValueError as error:
         raise SettingsError(f"{path}.headers", str(error)) from None
-    if server.reuse == "user":
-        raise SettingsError(f"{path}.reuse", 'user is not part of this version; use "workflow" or "none"')
     if server.spares:
         raise SettingsError(f"{path}.spares", "spares are not part of this version; use 0")
     if not server.eras:

@@ -237,3 +237,23 @@ def test_the_values_of_a_section_are_not_shown(load_text: Load) -> None:
     shown = f"{settings!r} {settings.gateway} {settings.servers} {settings.auth.tokens}"
     assert "s3cret" not in shown
     assert HASH not in shown
+
+
+@pytest.mark.parametrize("text", ['[pooling]\nreuse = "user"\n', UP + 'reuse = "user"\n'])
+def test_sharing_by_user_needs_users(load_text: Load, refused: Callable[..., SettingsError], text: str) -> None:
+    assert load_text(text)
+    error = refused('[gateway]\nhost = "0.0.0.0"\nallowed_hosts = ["h"]\n' + text, insecure=True)
+    assert error.path.endswith(".reuse")
+    assert "verified identities" in error.message
+
+
+def test_a_server_may_be_a_command_line(load_text: Load) -> None:
+    listed = load_text('[servers.up]\ncommand = ["python", "a server.py"]\n').servers["up"]
+    spelled = load(None, environ={}, upstreams=["up=stdio:python 'a server.py'"]).servers["up"]
+    assert listed.process == spelled.process == ("python", "a server.py")
+    assert load_text(UP).servers["up"].process == ()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "sse+http", "sse+https", "ws", "wss"])
+def test_every_transport_has_its_scheme(load_text: Load, scheme: str) -> None:
+    assert load_text(f'[servers.up]\nurl = "{scheme}://h:1/mcp"\n')

@@ -192,25 +192,34 @@ def test_a_servers_name_can_stand_in_a_path(read: Read, name: str) -> None:
         ("[directory]\nbackend = 'database'", "directory.backend"),
         ("[auth]\nmode = 'jwt'", "auth.mode"),
         ("[auth]\nmode = 'proxy'", "auth.mode"),
-        ("[pooling]\nreuse = 'user'", "pooling.reuse"),
         ("[pooling]\nspares = 1", "pooling.spares"),
         ("[gateway]\ntrusted_proxies = ['127.0.0.1']", "gateway.trusted_proxies"),
         ("[gateway]\npublic_url = 'https://mcp.example'", "gateway.public_url"),
-        (SERVER + "reuse = 'user'", "servers.up.reuse"),
         (SERVER + "spares = 1", "servers.up.spares"),
         (SERVER + "trust_annotations = true", "servers.up.trust_annotations"),
-        ("[servers.up]\ncommand = ['python', 'server.py']", "servers.up.command"),
-        ("[servers.up]\nurl = 'stdio:uvx mcp-server-git'", "servers.up.url"),
-        ("[servers.up]\nurl = 'ws://h/mcp'", "servers.up.url"),
-        ("[servers.up]\nurl = 'wss://h/mcp'", "servers.up.url"),
-        ("[servers.up]\nurl = 'sse+http://h/sse'", "servers.up.url"),
-        ("[servers.up]\nurl = 'sse+https://h/sse'", "servers.up.url"),
     ],
 )
 def test_what_this_version_cannot_do_is_refused_and_not_left_undone(read: Read, text: str, path: str) -> None:
     error = refusal(read, text)
     assert error.path == path
     assert "part of this version" in error.message
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("[servers.up]\ncommand = ['']", "servers.up.command"),
+        ("[servers.up]\nurl = 'stdio:'", "servers.up.url"),
+        ("[servers.up]\nurl = 'stdio:x \"y'", "servers.up.url"),
+        ("[servers.up]\ncommand = ['x']\nheaders = { A = 'b' }", "servers.up.headers"),
+        ("[servers.up]\ncommand = ['x']\nca = 'x'", "servers.up.ca"),
+        ("[servers.up]\nurl = 'stdio:x'\nforward_headers = ['X-A']", "servers.up.forward_headers"),
+        ("[servers.up]\nurl = 'ftp://h/mcp'", "servers.up.url"),
+        ("[servers.up]\nurl = 'sse+ws://h/mcp'", "servers.up.url"),
+    ],
+)
+def test_a_server_that_cannot_be_started_or_reached_is_refused(read: Read, text: str, path: str) -> None:
+    assert refusal(read, text).path == path
 
 
 def test_memory_serves_one_worker_and_says_why(read: Read) -> None:

@@ -172,6 +172,7 @@ class GroupProcess(asyncio.SubprocessProtocol):
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
         """See `asyncio.SubprocessProtocol`."""
+        # With uvloop a process keeps a second handle on each of its pipes: there, only its exit ends them.
         self._unread.discard(fd)
         if fd != 2 or self._exited.is_set():  # a server may close its stderr
             self._go(f"the server closed its {'output' if fd else 'input'}")

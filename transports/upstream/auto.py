@@ -1,0 +1,287 @@
+"""The transport that a server speaks: by the scheme of its URL, and over HTTP by how it answers `initialize`."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Final, Literal, Protocol
+from urllib.parse import urlsplit
+
+import anyio
+import msgspec
+
+from ...mux.demux import Request
+from ...mux.errors import TrunklineError, UpstreamFault
+from ...mux.ports import NONE, Connector, Headers, Receiver, SendKind, Wire
+from ...mux.statistics import Statistics
+from .http import Answer, ExchangeBroken, HeaderBlock, HTTPClient, Method
+from .sse import SSEConnector
+from .stdio import StdioConnector
+from .streamable_http import StreamableHTTPConnector
+from .websocket import WebSocketConnector
+
+logger = logging.getLogger(__name__)
+
+FALL_BACK: Final = frozenset({400, 404, 405})
+"""What servers of HTTP+SSE answer to the POST of an `initialize` (rule T4)."""
+
+HTTPKind = Literal["streamable_http", "sse"]
+
+
+class ClosableConnector(Connector, Protocol):
+    """A connector with what outlives its sessions."""
+
+    async def close(self) -> None:
+        """Give up what is held for coming sessions; after the sessions have ended. Idempotent."""
+
+
+def connector_for(
+    server: str,
+    statistics: Statistics,
+    *,
+    url: str = "",
+    command: Sequence[str] = (),
+    headers: Headers | None = None,
+    ca: str = "",
+    env: Mapping[str, str] | None = None,
+    cwd: str | Path | None = None,
+) -> ClosableConnector:
+    """The connector that a server's settings ask for: either `url` or `command` is given.
+
+    Raises:
+        ValueError: a URL, command or header that cannot be used.
+    """
+    if bool(url) == bool(command):
+        raise ValueError("give either a url or a command")
+    if command:
+        return StdioConnector(server, command, statistics, env=env, cwd=cwd)
+    scheme = urlsplit(url).scheme
+    if scheme in ("ws", "wss"):
+        return WebSocketConnector(server, url, statistics, headers=headers, ca=ca)
+    if scheme in ("sse+http", "sse+https"):
+        return SSEConnector(server, url.partition("+")[2], statistics, headers=headers, ca=ca)
+    return AutoConnector(server, url, statistics, headers=headers, ca=ca)
+
+
+class AutoConnector:
+    """Opens sessions by Streamable HTTP, or HTTP+SSE where the server speaks that. Implements `Connector`.
+
+    What was found is remembered; where it fails to open, it is looked for anew.
+
+    Raises:
+        ValueError: a URL or headers that cannot be used.
+    """
+
+    def __init__(
+        self, server: str, url: str, statistics: Statistics, *, headers: Headers | None = None, ca: str = ""
+    ) -> None:
+        self.server = server
+        self.streamable = StreamableHTTPConnector(server, url, statistics, headers=headers, ca=ca)
+        self.sse = SSEConnector(server, url, statistics, headers=headers, http=self.streamable.http)
+        self.kind: HTTPKind | None = None
+        """What the server is known to speak."""
+
+    @asynccontextmanager
+    async def connect(self, receiver: Receiver, headers: Headers, *, listen: bool) -> AsyncIterator[Wire]:
+        """See `Connector.connect`."""
+        failure: Exception | None = None
+        async with AsyncExitStack() as stack:
+            wire: Wire | None = None
+            if self.kind == "sse":
+                wire = await self._open_sse(stack, receiver, headers, listen=listen)
+            if wire is None:
+                opening = _Opening(self, receiver, headers, listen=listen)
+                wire = await stack.enter_async_context(opening.running())
+            try:
+                yield wire
+            except Exception as error:  # kept out of the task group inside, which would wrap it
+                failure = error
+        if failure is not None:
+            raise failure
+
+    async def close(self) -> None:
+        """Close the HTTP client. Idempotent."""
+        await self.streamable.close()
+
+    async def _open_sse(
+        self, stack: AsyncExitStack, receiver: Receiver, headers: Headers, *, listen: bool
+    ) -> Wire | None:
+        """A wire of the remembered kind; None where the server no longer speaks it."""
+        try:
+            return await stack.enter_async_context(self.sse.connect(receiver, headers, listen=listen))
+        except TrunklineError as error:
+            if "status" not in error.data and not isinstance(error, UpstreamFault):
+                raise  # it cannot be reached, which says nothing about what it speaks
+            logger.info("HTTP+SSE no longer opens: %s", error.message, extra={"server": self.server})
+            self.kind = None
+            return None
+
+
+class _Opening:
+    """A session that begins by Streamable HTTP, and goes on by what the server speaks.
+
+    Implements `Wire` for the channel, and `Receiver` for the first wire. The second one is opened and closed by a task
+    of its own.
+    """
+
+    def __init__(self, connector: AutoConnector, receiver: Receiver, headers: Headers, *, listen: bool) -> None:
+        self._connector = connector
+        self._receiver = receiver
+        self._session = (headers, listen)
+        self._wire: Wire
+        self._watch = _Watch(connector.streamable.http)
+        self._tasks: asyncio.TaskGroup
+        self._is_left = False
+        self._first: tuple[bytes, Request, Headers] | None = None
+        """The `initialize`, to be sent again."""
+        self._refusal: bytes | None = None
+        """The body that refused it, where that is a JSON-RPC error."""
+        self._second: asyncio.Task[None] | None = None
+        """Owns the session by HTTP+SSE."""
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[Wire]:
+        """The wire, for the length of the context."""
+        headers, listen = self._session
+        watched = copy.copy(self._connector.streamable)
+        watched.http = self._watch
+        async with asyncio.TaskGroup() as self._tasks, watched.connect(self, headers, listen=listen) as self._wire:
+            try:
+                yield self
+            finally:
+                self._is_left = True
+                if self._second is not None:
+                    self._second.cancel()
+
+    # Wire
+
+    def send(
+        self, text: bytes, *, kind: SendKind = "notification", request: Request | None = None, headers: Headers = NONE
+    ) -> None:
+        """See `Wire.send`."""
+        if request is not None and self._first is None:
+            self._first = text, request, headers
+        self._wire.send(text, kind=kind, request=request, headers=headers)
+
+    def abandon(self, request: Request) -> None:
+        """See `Wire.abandon`."""
+        self._wire.abandon(request)
+
+    async def establish(self, revision: str, initialized: bytes) -> None:
+        """See `Wire.establish`."""
+        await self._wire.establish(revision, initialized)
+        self._connector.kind = "streamable_http" if self._second is None else "sse"
+
+    # Receiver
+
+    def received(self, text: bytes, origin: Request | None) -> None:
+        """See `Receiver.received`."""
+        if self._is_refused(origin) and not names_revisions(text):
+            self._refusal = text  # what becomes of the request is told next
+        else:
+            self._receiver.received(text, origin)
+
+    def failed(self, request: Request, error: TrunklineError) -> None:
+        """See `Receiver.failed`."""
+        if self._is_refused(request):
+            self._second = self._tasks.create_task(self._fall_back(error))
+        else:
+            self._receiver.failed(request, error)
+
+    def lost(self, cause: TrunklineError, refused: Collection[Request] = ()) -> None:
+        """See `Receiver.lost`."""
+        self._receiver.lost(cause, refused)
+
+    # Inside.
+
+    def _is_refused(self, request: Request | None) -> bool:
+        """Whether this is the `initialize`, in the words of a server that does not speak Streamable HTTP."""
+        return (
+            self._first is not None
+            and request is self._first[1]
+            and self._watch.status in FALL_BACK
+            and self._second is None
+            and not self._is_left
+        )
+
+    async def _fall_back(self, error: TrunklineError) -> None:
+        """Own a session by HTTP+SSE until it is cancelled; where it does not open, the server's first words stand."""
+        assert self._first is not None, "it was refused"
+        text, request, call_headers = self._first
+        headers, listen = self._session
+        try:
+            async with self._connector.sse.connect(self._receiver, headers, listen=listen) as self._wire:
+                self._wire.send(text, request=request, headers=call_headers)
+                await anyio.sleep_forever()
+        except TrunklineError as fault:
+            logger.info("HTTP+SSE does not open either: %s", fault.message, extra={"server": self._connector.server})
+            if self._refusal is not None:
+                self._receiver.received(self._refusal, request)
+            if request.state != "done":
+                self._receiver.failed(request, error)
+
+
+class _Watch:
+    """An HTTP client that notes how its first request was answered. Implements `HTTPClient`."""
+
+    def __init__(self, http: HTTPClient) -> None:
+        self._http = http
+        self._is_first = True
+        self.status = 0
+        """Of the answer to the first request; 0 before it."""
+
+    def send(
+        self, method: Method, headers: HeaderBlock, body: bytes, answer: Answer, *, target: str | None = None
+    ) -> Callable[[], None]:
+        """See `HTTPClient.send`."""
+        if self._is_first:
+            self._is_first = False
+            answer = _Watched(answer, self)
+        return self._http.send(method, headers, body, answer, target=target)
+
+    async def close(self) -> None:
+        """See `HTTPClient.close`."""
+        await self._http.close()
+
+
+class _Watched:
+    """An answer whose status is noted. Implements `Answer`."""
+
+    def __init__(self, answer: Answer, watch: _Watch) -> None:
+        self._answer = answer
+        self._watch = watch
+        self.came = answer.came
+
+    def began(self, status: int, headers: Headers) -> None:
+        """See `Answer.began`."""
+        self._watch.status = status
+        self._answer.began(status, headers)
+
+    def ended(self, error: ExchangeBroken | None) -> None:
+        """See `Answer.ended`."""
+        self._answer.ended(error)
+
+
+class _Data(msgspec.Struct):
+    supported: list[str]
+
+
+class _Error(msgspec.Struct):
+    data: _Data
+
+
+class _Refusal(msgspec.Struct):
+    error: _Error
+
+
+def names_revisions(text: bytes) -> bool:
+    """Whether this is a JSON-RPC error that names the revisions which the server speaks: it speaks no older one."""
+    try:
+        msgspec.json.decode(text, type=_Refusal)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
