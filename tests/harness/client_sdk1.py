@@ -14,7 +14,6 @@ import anyio
 import httpx
 from mcp import ClientSession, types
 from mcp.client.sse import sse_client
-from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.client.websocket import websocket_client
 from mcp.shared.exceptions import McpError

@@ -1,14 +1,12 @@
 """The 2.x SDK's client, driven by a scenario (see `clients.Scenario`), in this process."""
 
 import warnings
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import anyio
 import httpx2
 from mcp import Client, types
-from mcp.client.sse import sse_client
 from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
@@ -43,20 +41,6 @@ def _direct(
     headers: dict[str, str] | None = None, timeout: httpx2.Timeout | None = None, auth: httpx2.Auth | None = None
 ) -> httpx2.AsyncClient:
     return httpx2.AsyncClient(headers=headers, timeout=timeout, auth=auth, trust_env=False)
-
-
-@asynccontextmanager
-async def _transport(scenario: Mapping[str, Any]) -> AsyncIterator[Any]:
-    url, headers = scenario["url"], scenario.get("headers", {})
-    if scenario.get("transport") == "sse":
-        # The SDK makes this client itself; a proxy that the environment names is not for loopback.
-        yield sse_client(
-            url, headers, httpx_client_factory=lambda **given: httpx2.AsyncClient(**given, trust_env=False)
-        )
-        return
-    timeout = httpx2.Timeout(30, read=60)
-    async with httpx2.AsyncClient(headers=headers, timeout=timeout, trust_env=False) as http:
-        yield streamable_http_client(url, http_client=http, terminate_on_close=scenario.get("terminate", True))
 
 
 async def _calls(client: Client, scenario: Mapping[str, Any], outcome: dict[str, Any]) -> None:

@@ -12,7 +12,8 @@
 | `log`, `notify`, `touch` | notifications: message, list_changed, resources/updated |
 | `fail` | a tool error |
 
-State is kept by the `Mcp-Session-Id` that a request carries: what the server believes its session to be.
+State is kept by the session that a request names: what the server believes its session to be. Over stdio the process is
+the session.
 """
 # mypy: disable-error-code="untyped-decorator,attr-defined,unused-ignore"
 # (One text for two lines of the SDK: neither types the decorators of the other.)
@@ -78,10 +79,11 @@ class State:
         self.touched = 0
 
 
-def session_id(context: Any) -> str:
-    """The id of the session that a call came in."""
-    request = context.request_context.request
-    return str(request.headers.get(SESSION_HEADER, ""))
+def session_id(request: Any) -> str:
+    """The id of the session that an HTTP request came in; over stdio there is none."""
+    if request is None:
+        return "process"
+    return str(request.headers.get(SESSION_HEADER) or request.query_params.get("session_id", ""))
 
 
 def register(server: Any, recorder: Recorder, state: State) -> None:
@@ -97,7 +99,7 @@ def _register_state(server: Any, recorder: Recorder, state: State) -> None:
     @server.tool()
     async def counter(ctx: Context) -> int:
         """Count the calls of this session."""
-        session = session_id(ctx)
+        session = session_id(ctx.request_context.request)
         state.counters[session] += 1
         return state.counters[session]
 
