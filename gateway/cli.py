@@ -1,9 +1,9 @@
-"""The command line: `trunkline serve`, `trunkline check`."""
+"""The command line: `trunkline serve`, `check`, `call`, `sessions`."""
 
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -108,6 +108,56 @@ def check(file: File = None) -> None:
     Console().print(table)
     if any(probe.fault for probe in probes):
         raise typer.Exit(1)
+
+
+@app.command()
+def call(
+    url: Annotated[str, typer.Argument(metavar="URL", help="A server's URL, as `trunkline serve` prints it.")],
+    tool: Annotated[str, typer.Argument(metavar="TOOL", help="The tool's name.")],
+    arguments: Annotated[str, typer.Argument(metavar="[JSON]", help="The tool's arguments, as a JSON object.")] = "{}",
+    transport: Annotated[
+        str | None, typer.Option(help="http, sse or ws; else what the URL says.", show_default=False)
+    ] = None,
+    header: Annotated[
+        list[str] | None, typer.Option(metavar="'Name: value'", help="A header to send; may be repeated.")
+    ] = None,
+    workflow: Annotated[
+        str | None, typer.Option(metavar="KEY", help="A key: calls that give it share a session.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the structured content, as JSON.")] = False,
+) -> None:
+    """Call one tool of a server, and print what it says. Exit 1 if there is no result."""
+    from .call import CallFailed, WrongArgument, read_call, run
+
+    try:
+        wanted = read_call(url, tool, arguments, kind=transport, headers=header or (), workflow=workflow)
+        run(wanted, as_json=as_json, write=print)
+    except (CallFailed, WrongArgument) as error:
+        _fault(str(error), 2 if isinstance(error, WrongArgument) else 1)
+
+
+@app.command()
+def sessions(
+    url: Annotated[str, typer.Argument(metavar="[URL]", help="The gateway's URL.")] = "http://127.0.0.1:8920",
+    token: Annotated[
+        str | None,
+        typer.Option(help="The admin token.", envvar="TRUNKLINE_GATEWAY__ADMIN_TOKEN", show_default=False),
+    ] = None,
+    once: Annotated[bool, typer.Option("--once", help="Print the table once.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the rows once, as JSON.")] = False,
+) -> None:
+    """Show the workflows that a gateway holds; on a terminal, again each second."""
+    from .sessions import Unavailable, show, source_of
+
+    try:
+        show(source_of(url, token), once=once, as_json=as_json)
+    except Unavailable as error:
+        _fault(str(error), 1)
+
+
+def _fault(message: str, code: int) -> NoReturn:
+    print(f"trunkline: {message}", file=sys.stderr)
+    raise typer.Exit(code)
 
 
 def _run(function: Any, settings: Settings, demo: bool, on_ready: Any) -> None:

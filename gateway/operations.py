@@ -9,6 +9,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from ..mux.pool import Pool
+from ..mux.workflow import Workflow
 from ..transports.guard import Guard, Rejected
 from .auth import Authenticator
 from .metrics import CONTENT_TYPE, exposition
@@ -33,7 +34,7 @@ def operations_app(pool: Pool, settings: Settings, guard: Guard, authenticator: 
         return JSONResponse([server_row(pool, name) for name in pool.upstreams])
 
     async def sessions(request: Request) -> Response:
-        return JSONResponse([workflow.row() for workflow in pool.workflows])
+        return JSONResponse([workflow_row(workflow) for workflow in pool.workflows])
 
     def guarded(handler: Handler) -> Handler:
         async def checked(request: Request) -> Response:
@@ -82,6 +83,17 @@ def server_row(pool: Pool, name: str) -> dict[str, Any]:
         "inflight": sum(channel.inflight for channel in channels),
         "last_failure": failure._asdict() if failure else None,
     }
+
+
+def workflow_row(workflow: Workflow) -> dict[str, Any]:
+    """One workflow, as pages and tables show it. Never its session id or key."""
+    if not workflow.opened.done():
+        channel = "opening"
+    elif workflow.pooling.reuse == "none":
+        channel = "per call"
+    else:
+        channel = "open" if workflow.line.is_open else "lost"
+    return {**workflow.row(), "channel": channel}
 
 
 def _is_alone(request: Request, settings: Settings) -> bool:

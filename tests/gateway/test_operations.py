@@ -137,6 +137,7 @@ async def test_a_session_is_shown_by_its_handle(site: Site) -> None:
     [row] = await site.rows("/api/sessions")
     assert row["workflow"] == begun.workflow.record.handle
     assert (row["server"], row["state"], row["keyed"], row["inflight"]) == ("x", "detached", True, 0)
+    assert (row["transport"], row["channel"]) == ("http", "open")
 
 
 async def test_g12_no_page_shows_a_secret(site: Site) -> None:

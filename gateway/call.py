@@ -1,0 +1,267 @@
+"""`trunkline call`: one tool call with the SDK's client, over any of the three transports."""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+
+from ..transports.client import websocket_client
+from ..transports.dialer import CannotConnect
+from ..transports.headers import WORKFLOW
+from ..transports.upstream.http_proxied import proxy_of
+
+if TYPE_CHECKING:
+    from mcp import types
+
+Kind = Literal["http", "sse", "ws"]
+
+ANSWER_SECONDS: Final = 600.0
+CONNECT_SECONDS: Final = 10.0
+MAX_NAMES: Final = 20
+"""Tools that an error lists."""
+
+_GATEWAY_PATH: Final = re.compile(r"(.*/servers/[^/]+)(?:/(?:mcp|sse|ws))?/?")
+_KINDS: Final[dict[str, Kind]] = {"http": "http", "sse": "sse", "ws": "ws"}
+_LAST: Final[dict[Kind, str]] = {"http": "mcp", "sse": "sse", "ws": "ws"}
+
+_HINTS: Final = {
+    400: "the server does not take the request",
+    401: "send a token: --header 'Authorization: Bearer TOKEN'",
+    403: "this token, or this address, may not; over ws also where there is no such server",
+    404: "there is no MCP server at this URL; those of a gateway are at /servers/NAME/mcp",
+    405: "this URL is none of this transport: try another --transport",
+    429: "too many sessions: try again later",
+    503: "the gateway takes no new session now: try again later",
+}
+
+_IS_IT: Final = "is this the URL of an MCP server, and of this transport?"
+
+
+class CallFailed(Exception):
+    """There is no result; the message is one line for people, which says what to do."""
+
+
+class WrongArgument(Exception):
+    """An argument of the command that cannot be used; the message is one line for people."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What to call, and where."""
+
+    url: str
+    kind: Kind
+    tool: str
+    arguments: dict[str, object]
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a tool gave back."""
+
+    texts: list[str]
+    """One for each content block; for what is no text, a word on what it is."""
+    structured: object
+    """Structured content; where there is none, the content blocks."""
+
+
+def read_call(
+    url: str, tool: str, arguments: str, *, kind: str | None, headers: Sequence[str], workflow: str | None
+) -> Call:
+    """The call that a command line describes.
+
+    Raises:
+        CallFailed: the URL is none of an MCP server.
+        WrongArgument: the arguments are no JSON object, or a header is no header.
+    """
+    try:
+        given = json.loads(arguments)
+    except ValueError as error:
+        raise WrongArgument(f"the tool's arguments are not JSON: {error}") from None
+    if not isinstance(given, dict):
+        raise WrongArgument("""the tool's arguments must be a JSON object, like '{"name": "value"}'""")
+    if kind is not None and kind not in _KINDS:
+        raise WrongArgument(f'--transport: expected http, sse or ws, got "{kind}"')
+    named = dict(_header(text) for text in headers)
+    if workflow is not None:
+        named[WORKFLOW] = workflow
+    endpoint, chosen = endpoint_of(url, _KINDS[kind] if kind is not None else None)
+    return Call(endpoint, chosen, tool, given, named)
+
+
+def endpoint_of(url: str, kind: Kind | None) -> tuple[str, Kind]:
+    """The URL of a server's endpoint for this transport, and the transport; None: the one that the URL is of.
+
+    On a gateway, any URL of a server names all three of its endpoints. Elsewhere only the scheme is changed.
+
+    Raises:
+        CallFailed: no URL of HTTP or WebSocket.
+    """
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https", "ws", "wss") or not parts.hostname:
+        raise CallFailed(f"{url!r} is no URL of a server; give one like http://127.0.0.1:8920/servers/demo/mcp")
+    if kind is None:
+        kind = "ws" if parts.scheme in ("ws", "wss") else "sse" if parts.path.rstrip("/").endswith("/sse") else "http"
+    is_secure = parts.scheme in ("https", "wss")
+    scheme = ("ws" if kind == "ws" else "http") + ("s" if is_secure else "")
+    served = _GATEWAY_PATH.fullmatch(parts.path)
+    path = f"{served[1]}/{_LAST[kind]}" if served else parts.path
+    return parts._replace(scheme=scheme, path=path).geturl(), kind
+
+
+async def perform(call: Call) -> Outcome:
+    """Connect, call, close.
+
+    Raises:
+        CallFailed: the server is not there, or refuses; the tool is not there, or failed.
+    """
+    try:
+        from mcp import Client
+        from mcp.shared.exceptions import MCPError
+    except ImportError:
+        raise CallFailed("this command needs the MCP SDK's 2.x line: pip install 'mcp>=2'") from None
+    statuses: list[int] = []
+    try:
+        async with AsyncExitStack() as stack:
+            transport = await _transport(call, statuses, stack)
+            mode = "auto" if call.kind == "http" else "legacy"
+            client = await stack.enter_async_context(
+                Client(transport, mode=mode, read_timeout_seconds=ANSWER_SECONDS, cache=None)
+            )
+            result = await client.call_tool(call.tool, call.arguments)
+            if not result.is_error:
+                return Outcome([_text(block) for block in result.content], _structured(result))
+            names = [tool.name for tool in (await client.list_tools()).tools]
+            raise CallFailed(_failed(call.tool, names, [_text(block) for block in result.content]))
+    except Exception as error:
+        cause = _leaf(error)
+        if isinstance(cause, CallFailed):
+            raise cause from None
+        told = cause.error.message if isinstance(cause, MCPError) else ""
+        raise CallFailed(_words(call.url, cause, told, statuses)) from error
+
+
+async def _transport(call: Call, statuses: list[int], stack: AsyncExitStack) -> "AbstractAsyncContextManager[Any]":
+    """The SDK's transport of that kind. What HTTP refuses is noted in `statuses`: the SDK does not tell it."""
+    if call.kind == "ws":
+        return websocket_client(call.url, headers=call.headers)
+    import httpx2
+    from mcp.client.sse import sse_client
+    from mcp.client.streamable_http import streamable_http_client
+
+    async def note(response: httpx2.Response) -> None:
+        if response.status_code >= 300:
+            statuses.append(response.status_code)
+
+    def make(
+        headers: dict[str, str] | None = None,
+        timeout: httpx2.Timeout | None = None,
+        auth: httpx2.Auth | None = None,
+    ) -> httpx2.AsyncClient:
+        return httpx2.AsyncClient(
+            headers=headers,
+            auth=auth,
+            timeout=httpx2.Timeout(CONNECT_SECONDS, read=ANSWER_SECONDS),
+            trust_env=proxy_of(call.url) is not None,
+            event_hooks={"response": [note]},
+        )
+
+    if call.kind == "sse":
+        return sse_client(call.url, headers=dict(call.headers), httpx_client_factory=make)
+    http = await stack.enter_async_context(make(dict(call.headers)))
+    return streamable_http_client(call.url, http_client=http)
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        raise WrongArgument(f"--header: expected 'Name: value', got {name.strip()[:40]!r} without a colon")
+    return name.strip(), value.strip()
+
+
+def _text(block: "types.ContentBlock") -> str:
+    text = getattr(block, "text", None)
+    if isinstance(text, str):
+        return text
+    media = getattr(block, "mime_type", None)
+    return f"[{block.type}{f' {media}' if media else ''}]"
+
+
+def _structured(result: "types.CallToolResult") -> object:
+    if result.structured_content is not None:
+        return result.structured_content
+    return [block.model_dump(mode="json", by_alias=True, exclude_none=True) for block in result.content]
+
+
+def _failed(tool: str, names: list[str], texts: list[str]) -> str:
+    if tool not in names:
+        more = ", …" if len(names) > MAX_NAMES else ""
+        return f"there is no tool {tool!r} here; there are: {', '.join(names[:MAX_NAMES])}{more}"
+    return f"the tool {tool!r} failed: {_line(' '.join(texts)) or 'it did not say why'}"
+
+
+def _words(url: str, cause: BaseException, told: str, statuses: list[int]) -> str:
+    """What went wrong, and what to do about it."""
+    import httpx2
+
+    shown = urlsplit(url)
+    where = f"{shown.scheme}://{shown.netloc.rpartition('@')[2]}{shown.path}"
+    status = cause.status if isinstance(cause, CannotConnect) else statuses[-1] if statuses else None
+    if status is not None:
+        return f"{where} answered HTTP {status}: {_HINTS.get(status, _IS_IT)}"
+    if told:
+        return f"{where} answered: {_line(told)}"
+    if isinstance(cause, ValueError):
+        return _line(str(cause))
+    if isinstance(cause, OSError | httpx2.ConnectError | httpx2.ConnectTimeout):
+        return f"nobody answers at {where}: is the gateway running there? `trunkline serve` starts one"
+    return f"{where} is not understood ({_line(str(cause)) or type(cause).__name__}): {_IS_IT}"
+
+
+def _leaf(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _line(text: str) -> str:
+    """A text of a server as one line, without what would steer the terminal."""
+    return "".join(c if c.isprintable() else " " for c in text).strip()[:500]
+
+
+def printable(text: str) -> str:
+    """A text of a server for the terminal: as it is, without what would steer it."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+
+
+def run(call: Call, *, as_json: bool, write: Callable[[str], None]) -> None:
+    """Perform a call, and write what it gave.
+
+    Raises:
+        CallFailed: see `perform`.
+    """
+    import anyio
+
+    _silence()
+    outcome = anyio.run(perform, call)
+    if as_json:
+        write(msgspec.json.format(msgspec.json.encode(outcome.structured), indent=2).decode())
+        return
+    for text in outcome.texts:
+        write(printable(text))
+
+
+def _silence() -> None:
+    """What libraries log of a failure is told once, by us, and in one line."""
+    import logging
+
+    for name in ("mcp", "client", "httpx2"):
+        logger = logging.getLogger(name)
+        logger.propagate = False
+        logger.addHandler(logging.NullHandler())

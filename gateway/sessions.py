@@ -1,0 +1,171 @@
+"""`trunkline sessions`: which workflows a gateway holds, as a table that goes on. No secret is in what it reads."""
+
+import json
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from http.client import HTTPException, HTTPMessage
+from typing import IO, Any, Final
+from urllib.parse import urlsplit
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from ..transports.upstream.http_proxied import proxy_of
+
+DEFAULT_URL: Final = "http://127.0.0.1:8920"
+REFRESH_SECONDS: Final = 1.0
+PATIENCE_SECONDS: Final = 10.0
+MAX_BYTES: Final = 64 * 1024 * 1024
+"""Largest answer that is read: some hundred bytes for each of the most workflows that a gateway holds."""
+
+COLUMNS: Final = (
+    "workflow",
+    "principal",
+    "server",
+    "transport",
+    "state",
+    "in flight",
+    "idle",
+    "reuse",
+    "channel",
+)
+
+PIPED_WIDTH: Final = 160
+"""Where nobody sees how wide it is, nothing is cut."""
+
+Row = Mapping[str, Any]
+
+
+class Unavailable(Exception):
+    """The gateway's sessions cannot be had; the message is one line for people, which says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A gateway's list of sessions, and the token that opens it."""
+
+    url: str
+    token: str | None = None
+
+    def fetch(self) -> list[Row]:
+        """The rows as they are now.
+
+        Raises:
+            Unavailable: nobody answers, the token is wrong, or this is no gateway.
+        """
+        request = urllib.request.Request(f"{self.url}/api/sessions")  # noqa: S310 - the scheme is checked
+        if self.token:
+            request.add_header("Authorization", f"Bearer {self.token}")
+        proxy = proxy_of(self.url)
+        handlers = (
+            urllib.request.ProxyHandler({} if proxy is None else None),
+            urllib.request.HTTPSHandler(context=ssl.create_default_context()),
+            _NoRedirect(),
+        )
+        try:
+            with urllib.request.build_opener(*handlers).open(request, timeout=PATIENCE_SECONDS) as answer:
+                rows = json.loads(answer.read(MAX_BYTES))
+        except urllib.error.HTTPError as refused:
+            with refused:
+                raise Unavailable(self._refused(refused.code)) from None
+        except (OSError, HTTPException):
+            raise Unavailable(f"nobody answers at {self.url}: is the gateway running there?") from None
+        except ValueError:
+            rows = None
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise Unavailable(f"{self.url} is no gateway of trunkline: give the URL that `trunkline serve` printed")
+        return rows
+
+    def _refused(self, status: int) -> str:
+        if status in (401, 403):
+            return f"{self.url} answered HTTP {status}: send its admin token (gateway.admin_token): --token TOKEN"
+        if status == 404:
+            return f"{self.url} has no /api/sessions: give the URL that `trunkline serve` printed"
+        return f"{self.url} answered HTTP {status}"
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """The token is for one host only."""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> None:
+        """See the base class."""
+
+
+def source_of(url: str, token: str | None) -> Source:
+    """The gateway at a URL, which may be that of one of its servers.
+
+    Raises:
+        Unavailable: no URL of HTTP.
+    """
+    parts = urlsplit(url)
+    scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
+    if scheme not in ("http", "https") or not parts.hostname:
+        raise Unavailable(f"{url!r} is no URL of a gateway; give one like {DEFAULT_URL}")
+    path = parts.path.partition("/servers/")[0].rstrip("/")
+    return Source(f"{scheme}://{parts.netloc.rpartition('@')[2]}{path}", token)
+
+
+def table_of(rows: Sequence[Row]) -> Table:
+    """The rows as a table, those in use first."""
+    table = Table(*COLUMNS, box=SIMPLE_HEAD, pad_edge=False, caption=_caption(rows), caption_justify="left")
+    for row in sorted(rows, key=_order):
+        table.add_row(*(Text(_cell(row, column)) for column in COLUMNS))
+    return table
+
+
+def show(source: Source, *, once: bool, as_json: bool, console: Console | None = None) -> None:
+    """Print the sessions; on a terminal, again each second until it is interrupted.
+
+    Raises:
+        Unavailable: the first look failed. Later ones are told below the table.
+    """
+    console = console or Console()
+    rows = source.fetch()
+    if as_json:
+        console.file.write(json.dumps(rows, indent=2) + "\n")
+    elif once or not console.is_terminal:
+        if not console.is_terminal:
+            console.width = max(console.width, PIPED_WIDTH)
+        console.print(table_of(rows))
+    else:
+        _watch(source, rows, console)
+
+
+def _watch(source: Source, rows: list[Row], console: Console) -> None:
+    with Live(table_of(rows), console=console, auto_refresh=False, screen=False) as live:
+        try:
+            while True:
+                time.sleep(REFRESH_SECONDS)
+                try:
+                    rows = source.fetch()
+                    live.update(table_of(rows), refresh=True)
+                except Unavailable as error:
+                    live.update(Group(table_of(rows), Text(str(error), "red")), refresh=True)
+        except KeyboardInterrupt:
+            return
+
+
+def _order(row: Row) -> tuple[bool, str, str]:
+    return not row.get("inflight"), str(row.get("server")), str(row.get("workflow"))
+
+
+def _cell(row: Row, column: str) -> str:
+    value = row.get("inflight" if column == "in flight" else column)
+    if column == "idle":
+        return "" if value is None else f"{float(value):.0f} s"
+    return "" if value is None else "".join(c for c in str(value) if c.isprintable())
+
+
+def _caption(rows: Sequence[Row]) -> str:
+    attached = sum(row.get("state") == "attached" for row in rows)
+    inflight = sum(int(row.get("inflight") or 0) for row in rows)
+    return f"{len(rows)} workflows, {attached} attached, {inflight} calls in flight"

@@ -1,0 +1,204 @@
+"""`trunkline call`: the same tool over three transports, and one line where there is no result."""
+
+import json
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from harness.gateways import TOKENS, Gateway, command, environment, token_settings
+from harness.gateways import gateway as running_gateway
+from harness.ports import free_port
+from harness.upstreams import Upstream
+from harness.upstreams import upstream as running_upstream
+from trunkline.gateway.call import Call, CallFailed, Kind, WrongArgument, endpoint_of, perform, printable, read_call
+
+pytestmark = pytest.mark.anyio
+
+KINDS: tuple[Kind, ...] = ("http", "sse", "ws")
+PATIENCE = 60.0
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Upstream]:
+    with running_upstream("sdk2") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def gateway(upstream: Upstream) -> Iterator[Gateway]:
+    with running_gateway(upstreams={"up": upstream.url}) as process:
+        yield process
+
+
+def call(
+    url: str, tool: str, arguments: str = "{}", *, kind: str | None = None, headers: Sequence[str] = (), key: str = ""
+) -> Call:
+    return read_call(url, tool, arguments, kind=kind, headers=headers, workflow=key or None)
+
+
+async def failure(wanted: Call) -> str:
+    with pytest.raises(CallFailed) as caught:
+        await perform(wanted)
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    ended = subprocess.run(
+        command("call", *arguments), env=environment(), capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert "Traceback" not in ended.stderr, ended.stderr
+    return ended
+
+
+@pytest.mark.parametrize(
+    ("url", "kind", "endpoint", "chosen"),
+    [
+        ("http://h:1/servers/x/mcp", None, "http://h:1/servers/x/mcp", "http"),
+        ("http://h:1/servers/x/mcp", "ws", "ws://h:1/servers/x/ws", "ws"),
+        ("https://h/servers/x/mcp", "ws", "wss://h/servers/x/ws", "ws"),
+        ("https://h/p/servers/x/", "sse", "https://h/p/servers/x/sse", "sse"),
+        ("http://h/servers/x/sse", None, "http://h/servers/x/sse", "sse"),
+        ("ws://h/servers/x", None, "ws://h/servers/x/ws", "ws"),
+        ("wss://h/servers/x/ws", "http", "https://h/servers/x/mcp", "http"),
+        ("http://h/mcp?a=b", None, "http://h/mcp?a=b", "http"),
+        ("http://h/other", "ws", "ws://h/other", "ws"),
+        ("http://h/a/sse", None, "http://h/a/sse", "sse"),
+    ],
+)
+def test_a_url_of_a_server_names_its_three_endpoints(url: str, kind: Kind | None, endpoint: str, chosen: Kind) -> None:
+    assert endpoint_of(url, kind) == (endpoint, chosen)
+
+
+@pytest.mark.parametrize("url", ["", "nonsense", "ftp://h/x", "http://", "127.0.0.1:8920"])
+def test_what_is_no_url_is_told_with_one_that_is(url: str) -> None:
+    with pytest.raises(CallFailed, match="give one like http:"):
+        endpoint_of(url, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "header", "words"),
+    [
+        ("{", None, "A: b", "are not JSON"),
+        ("[1]", None, "A: b", "must be a JSON object"),
+        ("{}", "smoke", "A: b", "expected http, sse or ws"),
+        ("{}", None, "no colon", "expected 'Name: value'"),
+        ("{}", None, ": nameless", "expected 'Name: value'"),
+    ],
+)
+def test_a_wrong_argument_is_named(arguments: str, kind: str | None, header: str, words: str) -> None:
+    with pytest.raises(WrongArgument, match=words):
+        call("http://h/mcp", "t", arguments, kind=kind, headers=[header])
+
+
+def test_headers_and_key_are_taken_as_they_are() -> None:
+    wanted = call("http://h/mcp", "t", '{"a": [1]}', headers=["A: b:c", "D:e"], key="mine")
+    assert wanted.headers == {"A": "b:c", "D": "e", "trunkline-workflow": "mine"}
+    assert wanted.arguments == {"a": [1]}
+
+
+async def test_a_counter_goes_on_over_three_transports_with_one_key(gateway: Gateway) -> None:
+    outcomes = [await perform(call(gateway.url(), "counter", kind=kind, key="three")) for kind in KINDS]
+    assert [outcome.texts for outcome in outcomes] == [["1"], ["2"], ["3"]]
+    assert [outcome.structured for outcome in outcomes] == [{"result": 1}, {"result": 2}, {"result": 3}]
+
+
+async def test_without_a_key_each_call_has_its_own_session(gateway: Gateway) -> None:
+    for kind in KINDS:
+        assert (await perform(call(gateway.url(), "counter", kind=kind))).texts == ["1"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_tool_that_fails_is_told(gateway: Gateway, kind: str) -> None:
+    line = await failure(call(gateway.url(), "fail", '{"message": "no"}', kind=kind))
+    assert line == "the tool 'fail' failed: Error executing tool fail"
+
+
+async def test_what_a_tool_says_of_its_failure_is_one_line() -> None:
+    with running_upstream("sdk1") as server:
+        line = await failure(call(server.url, "fail", json.dumps({"message": "first\nsecond\u001b[2J"})))
+    assert line.endswith("first second [2J")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_an_unknown_tool_is_told_with_those_that_are_known(gateway: Gateway, kind: str) -> None:
+    line = await failure(call(gateway.url(), "nope", kind=kind))
+    assert "there is no tool 'nope' here" in line
+    assert "counter" in line
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_server_that_is_away_is_told_with_what_starts_one(kind: str) -> None:
+    line = await failure(call(f"http://user:secret@127.0.0.1:{free_port()}/servers/x/mcp", "counter", kind=kind))
+    assert "nobody answers at " in line
+    assert "trunkline serve" in line
+    assert "secret" not in line
+
+
+@pytest.mark.parametrize(("kind", "status"), [("http", 404), ("sse", 404), ("ws", 403)])
+async def test_a_server_that_is_not_there_is_told_with_where_they_are(gateway: Gateway, kind: str, status: int) -> None:
+    line = await failure(call(gateway.url("none"), "counter", kind=kind))
+    assert f"answered HTTP {status}" in line
+    assert "no such server" in line or "/servers/NAME/mcp" in line
+
+
+async def test_what_is_no_mcp_server_is_asked_about(gateway: Gateway) -> None:
+    assert "is this the URL of an MCP server" in await failure(call(f"{gateway.base}/healthz", "x", kind="sse"))
+    assert "another --transport" in await failure(call(f"{gateway.base}/healthz", "x"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_token_is_asked_for_and_taken(upstream: Upstream, tmp_path: Path, kind: str) -> None:
+    settings = tmp_path / "trunkline.toml"
+    settings.write_text(token_settings(up=upstream.url))
+    with running_gateway(toml=settings) as gateway:
+        assert "--header 'Authorization: Bearer TOKEN'" in await failure(call(gateway.url(), "counter", kind=kind))
+        header = f"Authorization: Bearer {TOKENS['alice']}"
+        assert (await perform(call(gateway.url(), "counter", kind=kind, headers=[header]))).texts == ["1"]
+
+
+async def test_what_is_no_text_is_named() -> None:
+    with running_upstream("everything") as server:
+        outcome = await perform(call(server.url, "test_image_content"))
+    assert outcome.texts == ["[image image/png]"]
+    assert isinstance(outcome.structured, list)
+    assert outcome.structured[0]["mimeType"] == "image/png"
+
+
+def test_what_would_steer_a_terminal_is_replaced() -> None:
+    assert printable("a\tb\n\x1b[2Jü\x07") == "a\tb\n\ufffd[2Jü\ufffd"
+
+
+def test_the_program_prints_texts_or_json(gateway: Gateway) -> None:
+    plain = run(gateway.url(), "echo", '{"value": [1, "ä"]}', "--transport", "ws")
+    assert (plain.returncode, plain.stderr) == (0, "")
+    assert json.loads(plain.stdout) == {"value": [1, "ä"]}
+    structured = run(gateway.url(), "counter", "--json", "--workflow", "mine", "--header", "A: b", "--header", "C: d")
+    assert (structured.returncode, structured.stderr) == (0, "")
+    assert json.loads(structured.stdout) == {"result": 1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["fail", '{"message": "no"}'], 1),
+        (["nope", "{}"], 1),
+        (["counter", "{"], 2),
+        (["counter", "{}", "--header", "none"], 2),
+    ],
+)
+def test_the_program_ends_with_one_line(gateway: Gateway, arguments: list[str], code: int) -> None:
+    for transport in ("http", "ws"):
+        ended = run(gateway.url(), *arguments, "--transport", transport)
+        assert (ended.returncode, ended.stdout) == (code, "")
+        [line] = ended.stderr.splitlines()
+        assert line.startswith("trunkline: ")
+
+
+@pytest.mark.parametrize("url", ["nonsense", "http://127.0.0.1:1/mcp", "ws://127.0.0.1:1/ws", "http://127.0.0.1:1/sse"])
+def test_the_program_ends_with_one_line_where_nobody_is(url: str) -> None:
+    ended = run(url, "counter")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert len(ended.stderr.splitlines()) == 1
