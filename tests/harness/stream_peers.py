@@ -8,6 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
+import anyio
 import websockets
 
 from harness.clients import peer
@@ -15,6 +16,7 @@ from harness.ports import bound_socket
 from harness.processes import HARNESS_PARENT, ServerProcess, module_command, wait_for_status
 
 Line = Literal["sdk1", "sdk2"]
+PATIENCE = 10.0
 
 
 def python_of(line: Line) -> str:
@@ -60,3 +62,18 @@ def _serving(transport: str, line: Line, path: str) -> Iterator[tuple[ServerProc
         yield process, port
     finally:
         process.kill()
+
+
+async def until_gone(pid: int) -> None:
+    """Wait until a process is gone, or waits for another than us to be reaped."""
+
+    def is_there() -> bool:
+        try:
+            state, parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            return False
+        return state != "Z" or int(parent) == os.getpid()
+
+    with anyio.fail_after(PATIENCE):
+        while is_there():  # noqa: ASYNC110 - no event tells of another's child
+            await anyio.sleep(0.01)
