@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 import pytest
 from harness.memory_wire import Exchange, MemoryServer
+from harness.one_stream import over_sse, over_stdio, over_websocket
 from harness.upstream_scripted import (
     Cut,
     Hang,
@@ -22,9 +23,14 @@ from harness.upstream_scripted import (
 )
 from trunkline.mux.ports import Connector
 from trunkline.mux.statistics import Statistics
-from trunkline.transports.upstream import streamable_http
+from trunkline.transports.upstream import process, streamable_http
+from trunkline.transports.upstream import websocket as websocket_module
+from trunkline.transports.upstream.auto import AutoConnector
 from trunkline.transports.upstream.http_proxied import ProxiedClient
+from trunkline.transports.upstream.sse import SSEConnector
+from trunkline.transports.upstream.stdio import StdioConnector
 from trunkline.transports.upstream.streamable_http import StreamableHTTPConnector
+from trunkline.transports.upstream.websocket import WebSocketConnector
 
 from contract.wire import CHECKS, Check, Maker, Server, check_wire
 
@@ -33,6 +39,8 @@ pytestmark = pytest.mark.anyio
 
 class InMemory:
     """`MemoryServer` as the contract sees a server."""
+
+    acknowledges = True
 
     def __init__(self, server: MemoryServer) -> None:
         self._server = server
@@ -107,6 +115,7 @@ class OverHTTP:
     """`ScriptedUpstream` as the contract sees a server."""
 
     binds = True
+    acknowledges = True
     POSTS = 32
 
     def __init__(self, upstream: ScriptedUpstream) -> None:
@@ -186,13 +195,94 @@ async def http_through_a_proxy() -> AsyncIterator[tuple[Connector, Server]]:
             await connector.close()
 
 
-MAKERS: tuple[Maker, ...] = (memory, memory_unbound, http, http_through_a_proxy)
+@asynccontextmanager
+async def http_found() -> AsyncIterator[tuple[Connector, Server]]:
+    """Nobody said which transport the server speaks: it is Streamable HTTP."""
+    async with ScriptedUpstream() as upstream:
+        connector = AutoConnector("x", upstream.url, Statistics())
+        try:
+            yield connector, OverHTTP(upstream)
+        finally:
+            await connector.close()
+
+
+@asynccontextmanager
+async def sse() -> AsyncIterator[tuple[Connector, Server]]:
+    async with over_sse() as server:
+        connector = SSEConnector("x", server.address, Statistics())
+        try:
+            yield connector, server
+        finally:
+            await connector.close()
+
+
+@asynccontextmanager
+async def sse_through_a_proxy() -> AsyncIterator[tuple[Connector, Server]]:
+    async with over_sse() as server:
+        proxy = ProxiedClient(server.address, ssl.create_default_context(), server.address.removesuffix("/sse"))
+        connector = SSEConnector("x", server.address, Statistics(), http=proxy)
+        try:
+            yield connector, server
+        finally:
+            await connector.close()
+
+
+@asynccontextmanager
+async def sse_found() -> AsyncIterator[tuple[Connector, Server]]:
+    """Nobody said which transport the server speaks: it is HTTP+SSE."""
+    async with over_sse() as server:
+        connector = AutoConnector("x", server.address, Statistics())
+        try:
+            yield connector, server
+        finally:
+            await connector.close()
+
+
+@asynccontextmanager
+async def sse_remembered() -> AsyncIterator[tuple[Connector, Server]]:
+    """It is known that the server speaks HTTP+SSE."""
+    async with over_sse() as server:
+        connector = AutoConnector("x", server.address, Statistics())
+        connector.kind = "sse"
+        try:
+            yield connector, server
+        finally:
+            await connector.close()
+
+
+@asynccontextmanager
+async def websocket() -> AsyncIterator[tuple[Connector, Server]]:
+    async with over_websocket() as server:
+        yield WebSocketConnector("x", server.address, Statistics()), server
+
+
+@asynccontextmanager
+async def stdio() -> AsyncIterator[tuple[Connector, Server]]:
+    async with over_stdio() as server:
+        yield StdioConnector("x", server.address, Statistics()), server
+
+
+MAKERS: tuple[Maker, ...] = (
+    memory,
+    memory_unbound,
+    http,
+    http_through_a_proxy,
+    http_found,
+    sse,
+    sse_through_a_proxy,
+    sse_found,
+    sse_remembered,
+    websocket,
+    stdio,
+)
 
 
 @pytest.fixture(autouse=True)
 def short_goodbye(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bound of the HTTP wire is 5 s; that it holds is shown as well with less."""
+    """The bounds are 2 to 5 s; that they hold is shown as well with less."""
     monkeypatch.setattr(streamable_http, "CLOSE_SECONDS", 0.3)
+    monkeypatch.setattr(websocket_module, "CLOSE_SECONDS", 0.3)
+    monkeypatch.setattr(process, "END_SECONDS", 0.3)
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
