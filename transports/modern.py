@@ -218,7 +218,8 @@ class ModernRequests:
 
     def _count(self, message: Envelope, outcome: str, started: float) -> None:
         self._statistics.count("calls", self._server, method_label(message.method), outcome)
-        self._statistics.observe("call_seconds", asyncio.get_running_loop().time() - started, self._server)
+        if message.method != modern.LISTEN:  # which lasts as long as its client likes
+            self._statistics.observe("call_seconds", asyncio.get_running_loop().time() - started, self._server)
 
     async def _bring(self, request: HTTPRequest, passage: Passage) -> None:
         try:
@@ -231,7 +232,8 @@ class ModernRequests:
             return
         await request.start(form.status, EVENT_STREAM if form.is_stream else [JSON])
         if await self._send(request, passage, is_stream=form.is_stream):
-            await request.finish()
+            with anyio.move_on_after(SEND_SECONDS):
+                await request.finish()
 
     async def _send(self, request: HTTPRequest, passage: Passage, *, is_stream: bool) -> bool:
         """Send the pieces of an answer. False where the client must see that it is not whole: it ends unfinished."""
@@ -243,8 +245,7 @@ class ModernRequests:
                     return False
                 if passage.is_listening:  # ended without its result: its client knows what that means (rule L28)
                     return True
-                await self._send_piece(request, event_stream.encode(wire_format.failure(request.id, error)))
-                return True
+                return await self._send_piece(request, event_stream.encode(wire_format.failure(request.id, error)))
             if piece is None:
                 return True
             if not piece and is_stream:

@@ -463,6 +463,16 @@ async def test_g9_a_client_that_takes_nothing_is_let_go(monkeypatch: pytest.Monk
         assert here.counts["slow_clients", "x"] == 1
 
 
+async def test_g9_a_client_that_does_not_even_take_the_error_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(under_test, "SEND_SECONDS", 0.01)
+    async with both_eras([OpenStream(), Pause("gate"), Cut()]) as here:
+        answer = await here.call()
+        answer.stalled = True
+        here.upstream.open("gate")
+        assert await here.outcome(answer) == "session_lost"
+        assert not answer.is_whole
+
+
 # The end of the gateway.
 
 
