@@ -36,7 +36,7 @@ from harness.wire import raw_members
 pytestmark = pytest.mark.anyio
 
 DOWNSTREAM: Final[tuple[raw_client.Transport, ...]] = ("http", "sse", "ws")
-UPSTREAM: Final[tuple[raw_upstreams.Transport, ...]] = ("http",)
+UPSTREAM: Final[tuple[raw_upstreams.Transport, ...]] = ("http", "sse", "ws", "stdio")
 TWO_MIB: Final = 2 * 1024 * 1024
 
 ODD: Final = (
@@ -493,3 +493,24 @@ async def test_large_messages_go_both_ways(pair: Pair) -> None:
             content = result(await client.request(play(b"1", *steps)))["content"]
             assert json.loads(content)[0]["text"] == "x" * TWO_MIB
         await client.told("notifications/message")
+
+
+async def test_large_messages_cross_each_other(pair: Pair) -> None:
+    sent = [request(spelled, "x-large", b'{"text":"%s"}' % (b"x" * (TWO_MIB // 2))) for spelled in IDS[:3]]
+    async with pair.client() as client:
+        async with anyio.create_task_group() as tasks:
+            for text in sent:
+                tasks.start_soon(client.send, text)
+        for text in sent:
+            answer = await client.response(raw_members(text)["id"])
+            assert beside_id(raw_members(result(answer)["echo"])) == beside_id(raw_members(text))
+
+
+async def test_line_breaks_between_tokens_do_not_break_a_message(pair: Pair) -> None:
+    text = b'{\n"jsonrpc":"2.0",\r\n"id":1,"method":"x-lines",\r"params":{"a":\n"\\n",\n\n"b":[1.0,\n2]}}\n'
+    async with pair.client() as client:
+        echo = raw_members(result(await client.request(text))["echo"])
+        params = raw_members(echo["params"])
+        assert params["a"] == b'"\\n"'
+        assert json.loads(params["b"]) == [1.0, 2]
+        assert len(pair.received(client, "x-lines")) == 1
