@@ -1,116 +1,99 @@
-"""A relay of bytes that a test can cut, hold back and close: a network that fails when it is told to.
+"""A relay of TCP connections that cuts them where a test says, to the byte.
 
-async with Cutter(port) as network:
-    ...  # a client connects to network.port instead
-    await network.cut()
+async with Cutter(port) as cutter:
+    ...  # a client connects to cutter.port instead
+    cutter.newest.limit(down=17)   # 17 bytes more of what the server says reach the client, then both are cut
 """
 
-import socket
-import struct
+import asyncio
+import contextlib
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
-import anyio
-import anyio.abc
+PATIENCE = 10.0
+"""Seconds after which connections that were cut must be gone."""
 
-from harness.ports import free_port
+Direction = Literal["up", "down"]
 
-PATIENCE = 20.0
-_AT_ONCE = struct.pack("ii", 1, 0)
-"""Closing sends a reset, and drops what was not sent."""
+
+class Connection:
+    """One relayed connection."""
+
+    def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter) -> None:
+        self._writers: dict[Direction, asyncio.StreamWriter] = {"up": server, "down": client}
+        self._room: dict[Direction, int | None] = {"up": None, "down": None}
+        self.is_cut = False
+
+    def limit(self, *, up: int | None = None, down: int | None = None) -> None:
+        """Let so many bytes more through, to the server and to the client, then cut; with 0, at the next byte."""
+        self._room = {"up": up, "down": down}
+
+    def cut(self) -> None:
+        """Cut both sides. What was let through before arrives."""
+        self.is_cut = True
+        for writer in self._writers.values():
+            writer.close()
+
+    async def copy(self, source: asyncio.StreamReader, direction: Direction) -> None:
+        """Relay one direction to its end."""
+        writer = self._writers[direction]
+        with contextlib.suppress(ConnectionError):
+            while chunk := await source.read(65536):
+                room = self._room[direction]
+                if room is not None:
+                    self._room[direction] = max(0, room - len(chunk))
+                    chunk, over = chunk[:room], len(chunk) >= room
+                if self.is_cut:
+                    return
+                writer.write(chunk)
+                await writer.drain()
+                if room is not None and over:
+                    break
+        self.cut()
 
 
 class Cutter:
-    """Relays TCP connections from a port of its own to `target` on 127.0.0.1."""
+    """Relays connections from a port of its own to `target` on 127.0.0.1."""
 
     def __init__(self, target: int) -> None:
         self._target = target
-        self._relays: dict[anyio.CancelScope, anyio.Event] = {}
-        self._came = anyio.Event()
-        self._swallows = False
-        self._swallowed = anyio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._next: tuple[int | None, int | None] = (None, None)
+        self.connections: list[Connection] = []
         self.port = 0
-        self.taken = 0
-        """Connections that clients made."""
-        self.is_closed = False
-        """True: whoever connects is reset at once."""
 
-    async def cut(self) -> None:
-        """Reset every connection, to both sides; returns when they are gone."""
-        with anyio.fail_after(PATIENCE):
-            for scope, gone in tuple(self._relays.items()):
-                scope.cancel()
-                await gone.wait()
-        self._swallows, self._swallowed = False, anyio.Event()
+    @property
+    def newest(self) -> Connection:
+        """The connection that was made last."""
+        return self.connections[-1]
 
-    async def came(self, count: int) -> None:
-        """Wait until clients have made so many connections."""
-        with anyio.fail_after(PATIENCE):
-            while self.taken < count:
-                await self._came.wait()
-
-    def swallow(self) -> None:
-        """Until the next cut, nothing that clients say reaches the server."""
-        self._swallows = True
-
-    async def swallowed(self) -> None:
-        """Wait until something was."""
-        with anyio.fail_after(PATIENCE):
-            await self._swallowed.wait()
+    def limit_next(self, *, up: int | None = None, down: int | None = None) -> None:
+        """Limit the next connection from its beginning; see `Connection.limit`."""
+        self._next = up, down
 
     async def __aenter__(self) -> Self:
-        self.port = free_port()
-        self._listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=self.port)
-        self._tasks = anyio.create_task_group()
-        await self._tasks.__aenter__()
-        self._tasks.start_soon(self._listener.serve, self._relay)
+        self._listener = await asyncio.start_server(self._relay, "127.0.0.1", 0)
+        self.port = self._listener.sockets[0].getsockname()[1]
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        self._tasks.cancel_scope.cancel()
-        swallowed = await self._tasks.__aexit__(kind, error, trace)
-        await self._listener.aclose()
-        return swallowed
-
-    async def _relay(self, client: anyio.abc.SocketStream) -> None:
-        self.taken += 1
-        self._came.set()
-        self._came = anyio.Event()
-        if self.is_closed:
-            await _reset(client)
-            return
-        gone = anyio.Event()
-        server = await anyio.connect_tcp("127.0.0.1", self._target)
-        try:
-            async with anyio.create_task_group() as tasks:
-                self._relays[tasks.cancel_scope] = gone
-                tasks.start_soon(self._copy, client, server, True, tasks.cancel_scope)
-                tasks.start_soon(self._copy, server, client, False, tasks.cancel_scope)
-        finally:
-            self._relays = {scope: event for scope, event in self._relays.items() if event is not gone}
-            with anyio.CancelScope(shield=True):
-                await _reset(client)
-                await _reset(server)
-            gone.set()
-
-    async def _copy(
-        self, source: anyio.abc.SocketStream, sink: anyio.abc.SocketStream, is_up: bool, scope: anyio.CancelScope
     ) -> None:
-        try:
-            async for chunk in source:
-                if is_up and self._swallows:
-                    self._swallowed.set()
-                else:
-                    await sink.send(chunk)
-        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-            scope.cancel()
-        else:
-            await sink.send_eof()
+        self._listener.close()
+        for connection in self.connections:
+            connection.cut()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=PATIENCE)
 
-
-async def _reset(stream: anyio.abc.SocketStream) -> None:
-    raw = stream.extra(anyio.abc.SocketAttribute.raw_socket)
-    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _AT_ONCE)
-    await anyio.aclose_forcefully(stream)
+    async def _relay(self, client_reader: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        server_reader, server = await asyncio.open_connection("127.0.0.1", self._target)
+        connection = Connection(client, server)
+        up, down = self._next
+        self._next = None, None
+        connection.limit(up=up, down=down)
+        self.connections.append(connection)
+        await asyncio.gather(connection.copy(client_reader, "up"), connection.copy(server_reader, "down"))

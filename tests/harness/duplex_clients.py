@@ -12,7 +12,7 @@ from typing import Any, Self
 import anyio
 from aiohttp import ClientError
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidMessage
 from websockets.typing import Subprotocol
 
 from harness.wire import Answer, Wire
@@ -244,7 +244,7 @@ class SocketClient(DuplexClient):
                 open_timeout=PATIENCE,
                 max_size=None,
             )
-        except (EOFError, OSError, ConnectionClosed) as error:
+        except (EOFError, OSError, ConnectionClosed, InvalidMessage) as error:
             raise ConnectionCut from error
         assert self.socket.response is not None
         self.session_id = self.socket.response.headers["Mcp-Session-Id"]
