@@ -6,7 +6,7 @@ A test that leaves a message untaken fails: nobody is told what is not for them.
 
 import contextlib
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 import anyio
@@ -15,6 +15,7 @@ from harness import raw_client, raw_upstreams
 from harness.gateways import Gateway
 from harness.gateways import gateway as running_gateway
 from harness.raw_client import RawClient
+from harness.raw_pair import Pair, beside_id, do, result
 from harness.raw_script import INITIALIZE_RESULT
 from harness.raw_text import (
     ask,
@@ -54,34 +55,6 @@ CAPABILITIES: Final = b'{"elicitation":{"form":{}},"sampling":{"x-odd":%s},"root
 )
 
 
-class Pair:
-    """A transport of clients, one of a server, and the gateway between them."""
-
-    def __init__(self, gateway: Gateway, down: raw_client.Transport, up: RawUpstream, key: str) -> None:
-        self._gateway = gateway
-        self._down: raw_client.Transport = down
-        self._up = up
-        self._key = key
-
-    @contextlib.asynccontextmanager
-    async def client(
-        self, tag: str = "a", *, capabilities: bytes = CAPABILITIES, revision: str = raw_client.REVISION
-    ) -> AsyncIterator[RawClient]:
-        """A client after its handshake; at its end, nothing may have come that the test did not take."""
-        url = f"{self._gateway.base}/servers/{self._up.transport}"
-        async with raw_client.raw_client(self._down, url, name=f"{self._key}-{tag}") as client:
-            await client.open(capabilities, revision)
-            yield client
-            # What was on its way to this client has come when this has.
-            await do(client, say(notification("notifications/x-last"), unasked=True))
-            await client.told("notifications/x-last")
-            assert client.inbox == []
-
-    def received(self, client: RawClient, of: str = "") -> list[dict[str, bytes]]:
-        """The messages that the server got of this client, in order; those of one kind, if given."""
-        return [raw_members(text) for text in self._up.received(client.name, of)]
-
-
 @pytest.fixture(scope="module")
 def upstreams(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, RawUpstream]]:
     """A raw server on each transport."""
@@ -94,8 +67,7 @@ def upstreams(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Ra
 def raw_gateway(upstreams: dict[str, RawUpstream], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     """One gateway in front of all of them."""
     toml = tmp_path_factory.mktemp("settings") / "trunkline.toml"
-    limits = "[pooling]\nmax_workflows_per_user = 1000\n"
-    toml.write_text("".join([limits, *(server.settings(name) for name, server in upstreams.items())]))
+    toml.write_text("".join(server.settings(name) for name, server in upstreams.items()))
     with running_gateway(toml=toml) as process:
         yield process
 
@@ -106,30 +78,9 @@ def pair(
 ) -> Iterator[Pair]:
     """Each transport of a client with each of a server."""
     down, up = request.param
-    yield Pair(raw_gateway, down, upstreams[up], key)
+    yield Pair(raw_gateway, down, upstreams[up], key=key, capabilities=CAPABILITIES)
     if raw_gateway.process.returncode is not None:
         raise raw_gateway.process.fail("the gateway ended during a test")
-
-
-async def do(client: RawClient, *steps: bytes) -> None:
-    """Play steps, in a call of its own."""
-    await client.request(play(b'"do"', *steps, reply(), method="test/do"))
-
-
-def beside_id(members: dict[str, bytes]) -> dict[str, bytes]:
-    """All members but the id."""
-    return {name: value for name, value in members.items() if name != "id"}
-
-
-def result(text: bytes) -> dict[str, bytes]:
-    """The members of a response's result.
-
-    Raises:
-        AssertionError: it is an error.
-    """
-    members = raw_members(text)
-    assert "result" in members, text
-    return raw_members(members["result"])
 
 
 async def test_the_handshake_goes_through_both_ways(pair: Pair) -> None:

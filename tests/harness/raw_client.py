@@ -43,6 +43,8 @@ class RawClient(ABC):
         self.inbox: list[bytes] = []
         """Messages that came and were not taken, oldest first."""
         self.revision = REVISION
+        self.session_id = ""
+        """Told by the transport, from the handshake on at the latest."""
         self.opened = b""
         """The answer to `initialize`."""
         self._changed = anyio.Event()
@@ -74,6 +76,12 @@ class RawClient(ABC):
         assert "result" in members(self.opened), self.opened
         await self.send(b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
         await self.listen()
+
+    async def end(self) -> None:
+        """End the session, so that nothing of it is left at the server."""
+        async with Wire(f"{self.url}/mcp", {"Mcp-Session-Id": self.session_id}) as wire:
+            answer = await wire.delete()
+            assert answer.status == 200, (answer.status, await answer.body())
 
     async def request(self, text: bytes) -> bytes:
         """Send a request; the response with its id, as it came."""
@@ -154,7 +162,8 @@ class _HTTPClient(RawClient):
             self.ended(f"HTTP {answer.status}: {(await answer.body()).decode()}")
             return
         if kind(members(text)) == "initialize":
-            self._wire.headers["Mcp-Session-Id"] = answer.headers["Mcp-Session-Id"]
+            self.session_id = answer.headers["Mcp-Session-Id"]
+            self._wire.headers["Mcp-Session-Id"] = self.session_id
             if self.revision >= "2025-06-18":
                 self._wire.headers["MCP-Protocol-Version"] = self.revision
         if answer.is_stream:
@@ -180,6 +189,7 @@ class _SSEClient(RawClient):
             anyio.create_task_group() as tasks,
         ):
             assert stream.status == 200, await stream.text()
+            self.session_id = stream.headers["Mcp-Session-Id"]
             self._endpoint = ""
             tasks.start_soon(self._read, stream)
             with anyio.fail_after(PATIENCE):
@@ -217,6 +227,8 @@ class _WebSocketClient(RawClient):
             connect(url, subprotocols=[Subprotocol("mcp")], **options) as self._socket,
             anyio.create_task_group() as tasks,
         ):
+            assert self._socket.response is not None, "the handshake is done"
+            self.session_id = self._socket.response.headers["Mcp-Session-Id"]
             tasks.start_soon(self._read, self._socket)
             yield
             tasks.cancel_scope.cancel()
