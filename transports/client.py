@@ -205,8 +205,6 @@ class _Client:
             except CannotConnect as error:
                 if not error.may_pass:
                     raise SessionLost(f"the session cannot go on: {error}", executed="unknown") from error
-                if error.is_unanswered:
-                    self._ledger.unsure()
                 why, at_least = f": {error}", error.retry_after
                 continue
             tasks.start_soon(self._put, connection, self._ledger.came_back())

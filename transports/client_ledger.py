@@ -6,7 +6,8 @@ everything that it had sent is here again, each request that still waits is aske
 - refused with -32600 as a duplicate: the request is in flight there, and its answer will come (guarantee G1);
 - answered: it is not in flight, and its answer has not come, so it never arrived: it is sent again.
 
-Where that proves nothing (see `may_repeat`), the request fails instead, and its error says that it may have run. The
+Where that proves nothing (other clients share the session by its key, and their ids are not ours; or the connection was
+cut again amid the question), the request fails instead, and its error says that it may have run. The
 answers to the server's own requests are repeated until they surely arrived, for it takes the first and drops the rest
 (rule R4); cancellations likewise (rule E12). Other notifications that were under way are not repeated. Pure.
 """
@@ -19,9 +20,6 @@ from ..mux.envelope import Envelope, IdKey, id_key
 from ..mux.errors import InvalidMessage, InvalidRequest, SessionLost, TrunklineError
 from ..mux.limits import MAX_BODY_BYTES, MAX_EVENT_BYTES
 from .headers import LAST_EVENT_ID, SESSION_ID
-
-MAX_REMEMBERED: Final = 1024
-"""Ids of the server's requests that are kept, to know one that comes twice."""
 
 MAX_REPEATED: Final = 64
 """Answers and cancellations that are kept until they surely arrived; older ones are taken to have."""
@@ -55,10 +53,6 @@ class Ledger:
     """The server's name for the session; empty where it has none, and there is nothing to come back to."""
     received: int = 0
     """Messages that came on the newest socket."""
-    is_exact: bool = True
-    """False where the server cannot be told by their number what has arrived."""
-    may_repeat: bool = True
-    """False where a request that is not in flight on this socket may be in flight elsewhere."""
     is_settled: bool = True
     """True once the server has answered on the newest socket."""
     _opening: IdKey | None = None
@@ -68,7 +62,6 @@ class Ledger:
     _is_asking: bool = False
     _waiting: dict[IdKey, _Waiting] = field(default_factory=dict)
     _repeated: dict[bytes, None] = field(default_factory=dict)
-    _seen: dict[IdKey, None] = field(default_factory=dict)
 
     @property
     def can_come_back(self) -> bool:
@@ -112,8 +105,6 @@ class Ledger:
             message = wire_format.parse(text, limit=MAX_EVENT_BYTES)
         except InvalidMessage:
             return Taken([text], [])  # the session has its own word on what is no message
-        if message.kind == "request":
-            return Taken([] if self._is_repeated(message) else [text], [])
         if message.kind != "response" or not message.id:
             return Taken([text], [])
         key = id_key(message.id)
@@ -127,22 +118,15 @@ class Ledger:
             del self._waiting[key]
         if key == self._opening and not self._is_open:
             self._is_open = not message.is_error
-            self.is_exact = self.received == 1  # what came before the session began is not counted in it
         return Taken([text], [])
 
     def headers(self) -> dict[str, str]:
         """What names the session, and where to go on in it."""
-        named = {SESSION_ID: self.session_id}
-        return {**named, LAST_EVENT_ID: str(self.received)} if self.is_exact else named
-
-    def unsure(self) -> None:
-        """A connection was asked for, and cut before an answer: it is not known on which socket the server counts."""
-        self.is_exact = self.is_exact and self.received == 0
+        return {SESSION_ID: self.session_id, LAST_EVENT_ID: str(self.received)}
 
     def came_back(self) -> list[bytes]:
         """The session goes on on another socket; what to write on it first."""
-        self.may_repeat = self.is_exact and not self.keyed
-        self.received, self.is_exact, self.is_settled, self._is_asking = 0, True, False, False
+        self.received, self.is_settled, self._is_asking = 0, False, False
         self._socket += 1
         return [*self._repeated, self._ping_fence()]
 
@@ -190,22 +174,13 @@ class Ledger:
             taken.deliver.append(heard[1] if refused[0] else heard[0])
         elif refused[0]:
             return  # in flight
-        elif is_answered and self.may_repeat:
+        elif is_answered and not self.keyed:
             entry.socket = self._socket
             taken.write.append(entry.text)
         else:
             del self._waiting[key]
             error = SessionLost("the connection was cut, and whether the call ran is not known", executed="unknown")
             taken.deliver.append(_refused(entry, error))
-
-    def _is_repeated(self, message: Envelope) -> bool:
-        key = id_key(message.id)
-        if key in self._seen:
-            return self._socket > 0
-        self._seen[key] = None
-        if len(self._seen) > MAX_REMEMBERED:
-            del self._seen[next(iter(self._seen))]
-        return False
 
     def _withdraw(self, message: Envelope) -> None:
         """Nobody waits for the request that a cancellation names."""

@@ -43,15 +43,11 @@ _quiet.setLevel(logging.WARNING)  # the library's debug lines hold headers and m
 class CannotConnect(ConnectionError):
     """The server could not be reached, or refused the connection; `status` is that of its answer, where it gave one."""
 
-    def __init__(
-        self, message: str, *, status: int | None = None, retry_after: float = 0.0, is_unanswered: bool = False
-    ) -> None:
+    def __init__(self, message: str, *, status: int | None = None, retry_after: float = 0.0) -> None:
         super().__init__(message)
         self.status = status
         self.retry_after = retry_after
         """Seconds that the server asks to wait."""
-        self.is_unanswered = is_unanswered
-        """True where the server may have taken the connection, and could not say so."""
 
     @property
     def may_pass(self) -> bool:
@@ -101,13 +97,12 @@ class Dialer:
         except CannotConnect as error:
             raise CannotConnect(f"{self._shown} {error}", status=error.status, retry_after=error.retry_after) from None
         except TimeoutError as error:
-            raise CannotConnect(f"{self._shown} gave no answer in time", is_unanswered=True) from error
+            raise CannotConnect(f"{self._shown} gave no answer in time") from error
         except InvalidHandshake as error:
-            words = f"{self._shown} broke the opening handshake: {type(error).__name__}"
-            raise CannotConnect(words, is_unanswered=True) from error
+            raise CannotConnect(f"{self._shown} broke the opening handshake: {type(error).__name__}") from error
         except OSError as error:
             words = f"{self._shown} cannot be reached: {error.strerror or type(error).__name__}"
-            raise CannotConnect(words, is_unanswered=isinstance(error, ConnectionResetError)) from error
+            raise CannotConnect(words) from error
         if connection.subprotocol != SUBPROTOCOL:
             connection.transport.abort()
             raise CannotConnect(f"{self._shown} does not speak the subprotocol {SUBPROTOCOL}", status=200)

@@ -13,8 +13,8 @@ from typing import Any
 import anyio
 import pytest
 from harness.clients import peer
-from harness.cutter import Cutter
 from harness.gateways import Gateway, until
+from harness.network import Network
 from harness.ports import bound_socket
 from harness.processes import HARNESS_PARENT, served_on
 from harness.upstreams import Upstream
@@ -28,14 +28,14 @@ PATIENCE = 30.0
 
 
 @pytest.fixture
-async def network(gateway: Gateway) -> AsyncIterator[Cutter]:
-    async with Cutter(gateway.port) as cutter:
-        yield cutter
+async def network(gateway: Gateway) -> AsyncIterator[Network]:
+    async with Network(gateway.port) as running:
+        yield running
 
 
 @asynccontextmanager
 async def client(
-    network: Cutter, *, mode: Any = "legacy", workflow: str | None = None, **callbacks: Any
+    network: Network, *, mode: Any = "legacy", workflow: str | None = None, **callbacks: Any
 ) -> AsyncIterator[Client]:
     url = f"ws://127.0.0.1:{network.port}/servers/up/ws"
     with warnings.catch_warnings(), anyio.fail_after(PATIENCE):
@@ -53,7 +53,7 @@ async def text(of: Client, tool: str, **arguments: Any) -> str:
 
 @pytest.mark.parametrize("mode", ["legacy", "auto"])
 async def test_a_counter_goes_on_over_three_cuts(
-    network: Cutter, gateway: Gateway, upstream: Upstream, mode: str
+    network: Network, gateway: Gateway, upstream: Upstream, mode: str
 ) -> None:
     before = gateway.metric("trunkline_resumes_total", transport="websocket", outcome="resumed")
     counted = []
@@ -69,7 +69,7 @@ async def test_a_counter_goes_on_over_three_cuts(
     assert gateway.metric("trunkline_resumes_total", transport="websocket", outcome="resumed") == before + 3
 
 
-async def test_calls_in_flight_at_a_cut_are_answered_once_each(network: Cutter, upstream: Upstream, key: str) -> None:
+async def test_calls_in_flight_at_a_cut_are_answered_once_each(network: Network, upstream: Upstream, key: str) -> None:
     results: dict[int, str] = {}
     half = anyio.Event()
 
@@ -98,7 +98,7 @@ async def test_calls_in_flight_at_a_cut_are_answered_once_each(network: Cutter, 
     assert upstream.counts()["method:tools/call"] == 16
 
 
-async def test_calls_that_were_lost_on_the_way_are_made_once(network: Cutter, upstream: Upstream, key: str) -> None:
+async def test_calls_that_were_lost_on_the_way_are_made_once(network: Network, upstream: Upstream, key: str) -> None:
     counted: list[str] = []
 
     async def count(connected: Client) -> None:
@@ -119,7 +119,7 @@ async def test_calls_that_were_lost_on_the_way_are_made_once(network: Cutter, up
     assert upstream.counts()["method:tools/call"] == 1 + 18
 
 
-async def test_what_a_server_asks_outlives_a_cut(network: Cutter, upstream: Upstream, key: str) -> None:
+async def test_what_a_server_asks_outlives_a_cut(network: Network, upstream: Upstream, key: str) -> None:
     asked: list[str] = []
     was_asked, may_answer = anyio.Event(), anyio.Event()
 
@@ -155,7 +155,7 @@ async def test_what_a_server_asks_outlives_a_cut(network: Cutter, upstream: Upst
     assert asked == ["Which colour?", "write"]
 
 
-async def test_progress_goes_on_over_a_cut(network: Cutter, upstream: Upstream, key: str) -> None:
+async def test_progress_goes_on_over_a_cut(network: Network, upstream: Upstream, key: str) -> None:
     steps: list[float] = []
     stepped = anyio.Event()
 
@@ -179,7 +179,7 @@ async def test_progress_goes_on_over_a_cut(network: Cutter, upstream: Upstream, 
 
 
 async def test_leaving_closes_in_order_and_a_key_comes_back(
-    network: Cutter, gateway: Gateway, upstream: Upstream, key: str
+    network: Network, gateway: Gateway, upstream: Upstream, key: str
 ) -> None:
     async with client(network, workflow=key) as connected:
         assert await text(connected, "counter") == "1"
@@ -193,7 +193,7 @@ async def test_leaving_closes_in_order_and_a_key_comes_back(
 
 
 async def test_a_session_that_is_ended_fails_its_calls_with_the_reason(
-    network: Cutter, gateway: Gateway, upstream: Upstream, key: str
+    network: Network, gateway: Gateway, upstream: Upstream, key: str
 ) -> None:
     async with client(network, workflow=key) as connected, anyio.create_task_group() as tasks:
         errors: list[MCPError] = []
@@ -235,7 +235,7 @@ def server_of_sdk1() -> Iterator[int]:
 
 async def test_a_server_of_the_1x_line_is_spoken_to_until_the_connection_ends() -> None:
     with server_of_sdk1() as port:
-        async with Cutter(port) as network:
+        async with Network(port) as network:
             url = f"ws://127.0.0.1:{network.port}/ws"
             with anyio.fail_after(PATIENCE):
                 async with Client(websocket_client(url), mode="legacy") as connected:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from trunkline.mux.errors import InvalidMessage, SessionLost
 from trunkline.mux.limits import MAX_BODY_BYTES
-from trunkline.transports.client_ledger import MAX_REMEMBERED, MAX_REPEATED, Ledger, Taken
+from trunkline.transports.client_ledger import MAX_REPEATED, Ledger, Taken
 
 REFUSED = {"code": -32600, "message": "a request with this id is in flight here"}
 
@@ -78,24 +78,13 @@ def test_it_counts_what_came_on_the_newest_socket() -> None:
     assert ledger.headers()["last-event-id"] == "1"
 
 
-def test_what_came_before_the_session_began_makes_the_count_unsure() -> None:
+def test_what_came_before_the_session_began_counts() -> None:
     ledger = Ledger(session_id="secret")
     ledger.wrote(text(id=0, method="server/discover"))
     ledger.took(failed(0, code=-32022, message="begin with initialize"))
     ledger.wrote(text(id=1, method="initialize"))
     ledger.took(result(1))
-    assert ledger.headers() == {"mcp-session-id": "secret"}
-    ledger.came_back()
-    assert ledger.headers()["last-event-id"] == "0"
-
-
-def test_a_try_that_may_have_been_taken_makes_the_count_unsure_unless_it_is_none() -> None:
-    ledger = opened()
-    ledger.unsure()
-    assert "last-event-id" not in ledger.headers()
-    ledger.came_back()
-    ledger.unsure()
-    assert ledger.headers()["last-event-id"] == "0"
+    assert ledger.headers()["last-event-id"] == "2"
 
 
 def test_a_call_that_is_answered_is_done_with() -> None:
@@ -186,16 +175,11 @@ def gives_up(ledger: Ledger, asked: list[bytes]) -> bool:
     return True
 
 
-def test_a_call_is_not_written_again_where_it_may_be_in_flight_elsewhere() -> None:
-    for make, is_unsure, given_up in (
-        (opened(), False, False),
-        (opened(), True, True),
-        (opened(keyed=True), False, True),
-    ):
-        make.wrote(call(1))
-        if is_unsure:
-            make.unsure()
-        assert gives_up(make, back(make)) is given_up
+@pytest.mark.parametrize("keyed", [False, True])
+def test_a_call_is_not_written_again_where_it_may_be_in_flight_elsewhere(keyed: bool) -> None:
+    ledger = opened(keyed=keyed)
+    ledger.wrote(call(1))
+    assert gives_up(ledger, back(ledger)) is keyed
 
 
 def test_a_second_cut_before_the_question_was_answered_asks_again() -> None:
@@ -271,26 +255,6 @@ def test_other_notifications_are_not_repeated() -> None:
     ledger = opened()
     assert ledger.wrote(text(method="notifications/progress", params={"progressToken": 1, "progress": 1})) is False
     assert len(ledger.came_back()) == 1
-
-
-def test_a_question_of_the_server_that_comes_twice_is_asked_once() -> None:
-    ledger = opened()
-    ledger.unsure()
-    question = text(id=5, method="elicitation/create")
-    assert ledger.took(question).deliver == [question]
-    ledger.came_back()
-    assert ledger.took(question) == Taken([], [])
-    other = text(id="5", method="elicitation/create")
-    assert ledger.took(other).deliver == [other]
-
-
-def test_what_is_remembered_of_questions_is_bounded() -> None:
-    ledger = opened()
-    for number in range(MAX_REMEMBERED + 1):
-        ledger.took(text(id=number, method="ping"))
-    ledger.came_back()
-    assert ledger.took(text(id=0, method="ping")).deliver
-    assert not ledger.took(text(id=MAX_REMEMBERED, method="ping")).deliver
 
 
 def test_what_belongs_to_nothing_is_passed_on() -> None:
