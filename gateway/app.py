@@ -5,6 +5,8 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import anyio
@@ -34,6 +36,7 @@ from ..transports.websocket import WebSocketEndpoint
 from .auth import Authenticator
 from .operations import operations_app
 from .settings import Server, Settings, SettingsError, is_loopback
+from .tickets import TicketEndpoint
 from .websockets import PingingWebSocket
 
 logger = logging.getLogger(__name__)
@@ -61,7 +64,7 @@ class Gateway:
             pooling=settings.pooling,
             statistics=self.statistics,
         )
-        authenticator = Authenticator(settings)
+        self._authenticator = authenticator = Authenticator(settings)
         listener = settings.gateway
         guard = Guard(
             loopback=is_loopback(listener.host),
@@ -80,7 +83,7 @@ class Gateway:
                 server=name,
                 pool=self.pool,
                 guard=guard,
-                authenticate=authenticator.authenticate,
+                authenticate=partial(authenticator.authenticate, server=name),
                 anonymous_keys=is_loopback(listener.host),
                 forward_headers=tuple(header.lower() for header in server.forward_headers),
                 session_headers=tuple(header.lower() for header in server.session_headers),
@@ -89,11 +92,13 @@ class Gateway:
             if "legacy" not in server.eras:
                 self._http[f"{PREFIX}{name}/mcp"] = ModernEndpoint(config, self._modern[name])
                 continue
-            sse = SSEEndpoint(config)
+            streams = replace(config, authenticate=partial(authenticator.authenticate, server=name, tickets=True))
+            sse = SSEEndpoint(config, streams)
+            self._http[f"{PREFIX}{name}/ticket"] = TicketEndpoint(config, authenticator.tickets)
             self._http[f"{PREFIX}{name}/mcp"] = StreamableHTTPEndpoint(config)
             self._http[f"{PREFIX}{name}/sse"] = sse.stream
             self._http[f"{PREFIX}{name}/message"] = sse.messages
-            self._websocket[f"{PREFIX}{name}/ws"] = WebSocketEndpoint(config)
+            self._websocket[f"{PREFIX}{name}/ws"] = WebSocketEndpoint(streams)
         self._operations = operations_app(self.pool, settings, guard, authenticator)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -110,6 +115,10 @@ class Gateway:
                 stack.push_async_callback(connector.close)
             for requests in self._modern.values():
                 stack.push_async_callback(requests.close)
+            if self._authenticator.jwt is not None:
+                tasks = await stack.enter_async_context(anyio.create_task_group())
+                stack.callback(tasks.cancel_scope.cancel)
+                tasks.start_soon(self._authenticator.jwt.keys.run)
             await stack.enter_async_context(self.pool.running())
             yield self
 

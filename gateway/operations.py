@@ -11,7 +11,7 @@ from starlette.routing import Route
 from ..mux.pool import Pool
 from ..mux.workflow import Workflow
 from ..transports.guard import Guard, Rejected
-from .auth import Authenticator
+from .auth import METADATA, Authenticator
 from .metrics import CONTENT_TYPE, exposition
 from .settings import Settings, is_loopback
 
@@ -60,8 +60,23 @@ def operations_app(pool: Pool, settings: Settings, guard: Guard, authenticator: 
         known = f"; served here: {names}" if names else "; MCP endpoints are /servers/NAME/mcp"
         return PlainTextResponse(f"nothing at this path{known}\n", 404)
 
+    async def resource(request: Request) -> Response:
+        """What this server's endpoint asks of a token (RFC 9728)."""
+        name = request.path_params["name"]
+        if settings.auth.mode != "jwt" or name not in settings.servers:
+            return await unknown(request, KeyError(name))
+        base = settings.gateway.public_url.rstrip("/") or f"{request.url.scheme}://{request.url.netloc}"
+        return JSONResponse(
+            {
+                "resource": f"{base}/servers/{name}/mcp",
+                "authorization_servers": [settings.auth.issuer],
+                "bearer_methods_supported": ["header"],
+            }
+        )
+
     routes = [
         Route("/healthz", health),
+        Route(METADATA + "/servers/{name}/mcp", guarded(resource)),
         Route("/readyz", readiness),
         Route("/metrics", guarded(metrics)),
         Route("/api/servers", private(servers)),

@@ -6,6 +6,7 @@ wins over the file, and the command line wins over both. `${NAME}` in a string i
 
 import difflib
 import ipaddress
+import json
 import re
 import shlex
 import ssl
@@ -371,9 +372,16 @@ def _check_listener(settings: Settings, *, insecure: bool) -> None:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(gateway.tls.cert, gateway.tls.key)
         except OSError as error:  # an SSLError is one
             raise SettingsError("gateway.tls", f"cert and key cannot be used: {error.strerror}") from None
-    for key in ("trusted_proxies", "public_url"):
-        if getattr(gateway, key):
-            raise SettingsError(f"gateway.{key}", "not part of this version; leave it out")
+    public = urlsplit(gateway.public_url)
+    if gateway.public_url and (public.scheme not in ("http", "https") or not public.hostname or public.path.strip("/")):
+        raise SettingsError("gateway.public_url", "expected https://HOST, as clients reach this gateway")
+    if gateway.trusted_proxies and settings.auth.mode != "proxy":
+        raise SettingsError("gateway.trusted_proxies", 'only used with auth.mode = "proxy"; leave it out')
+    for index, proxy in enumerate(gateway.trusted_proxies):
+        try:
+            ipaddress.ip_network(proxy, strict=False)
+        except ValueError:
+            raise SettingsError(f"gateway.trusted_proxies[{index}]", "expected an address or a network") from None
     if is_loopback(gateway.host):
         return
     if not gateway.allowed_hosts:
@@ -388,8 +396,10 @@ def _check_listener(settings: Settings, *, insecure: bool) -> None:
 
 def _check_auth(settings: Settings) -> None:
     auth = settings.auth
-    if auth.mode in ("jwt", "proxy"):
-        raise SettingsError("auth.mode", f"{auth.mode} is not part of this version; use tokens")
+    if auth.mode == "proxy" and not settings.gateway.trusted_proxies:
+        raise SettingsError("gateway.trusted_proxies", 'mode "proxy" needs the addresses of the proxy')
+    if auth.mode == "jwt":
+        _check_jwt(auth)
     if auth.mode == "tokens" and not auth.tokens:
         raise SettingsError("auth.tokens", 'mode "tokens" needs at least one token')
     for index, token in enumerate(auth.tokens):
@@ -397,6 +407,27 @@ def _check_auth(settings: Settings) -> None:
             raise SettingsError(f"auth.tokens[{index}].sha256", "expected 64 hexadecimal digits")
         if not token.subject:
             raise SettingsError(f"auth.tokens[{index}].subject", "a token needs a subject")
+
+
+def _check_jwt(auth: AuthSection) -> None:
+    for key in ("issuer", "audience"):
+        if not getattr(auth, key):
+            raise SettingsError(f"auth.{key}", 'mode "jwt" needs it')
+    if bool(auth.secret) == bool(auth.jwks):
+        raise SettingsError("auth.jwks", "give either jwks (public keys) or secret")
+    symmetric = [name.startswith("HS") for name in auth.algorithms]
+    if not symmetric or "none" in auth.algorithms or symmetric != [bool(auth.secret)] * len(symmetric):
+        raise SettingsError("auth.algorithms", "HS256 and its like go with secret, all others with jwks; never none")
+    if not auth.jwks or auth.jwks.startswith("https://"):
+        return
+    if auth.jwks.startswith("http://"):
+        if not is_loopback(urlsplit(auth.jwks).hostname or ""):
+            raise SettingsError("auth.jwks", "keys are read over https, or from a file")
+        return
+    try:
+        json.loads(Path(auth.jwks).read_text())["keys"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise SettingsError("auth.jwks", "no JSON Web Key Set can be read from this file") from None
 
 
 def _check_address(path: str, server: Server) -> None:

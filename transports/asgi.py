@@ -1,6 +1,7 @@
 """The little of ASGI that the hot path needs: headers, a bounded body, an answer."""
 
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from math import inf
 from typing import Any, Final
 
 from ..mux.limits import MAX_BODY_BYTES
@@ -28,9 +29,25 @@ class ClientLeft(Exception):
     """The client closed the connection before its request was complete."""
 
 
-def headers_of(scope: Scope) -> dict[str, str]:
-    """Request headers by lower-case name. One that comes twice is joined by a comma, as HTTP allows (RFC 9110, 5.3)."""
-    headers: dict[str, str] = {}
+class RequestHeaders(dict[str, str]):
+    """Request headers by lower-case name, and what else identifies a request."""
+
+    __slots__ = ("expires", "peer", "query")
+
+    def __init__(self, peer: str = "", query: bytes = b"") -> None:
+        super().__init__()
+        self.peer = peer
+        """The address of the socket's peer."""
+        self.query = query
+        """The query string: it may hold secrets, and is never logged."""
+        self.expires = inf
+        """When the identity of the request ends, in wall time; set by who verifies it."""
+
+
+def headers_of(scope: Scope) -> RequestHeaders:
+    """Request headers. One that comes twice is joined by a comma, as HTTP allows (RFC 9110, 5.3)."""
+    client = scope.get("client")
+    headers = RequestHeaders(client[0] if client else "", scope.get("query_string", b""))
     for raw_name, raw_value in scope["headers"]:
         name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1").strip()
         headers[name] = f"{headers[name]}, {value}" if name in headers else value

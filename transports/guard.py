@@ -11,7 +11,7 @@ LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 ALLOWED_METHODS: Final = b"GET, POST, DELETE, OPTIONS"
 ALLOWED_HEADERS: Final = (
     b"Content-Type, Accept, Authorization, Mcp-Session-Id, MCP-Protocol-Version, Last-Event-ID, "
-    b"Trunkline-Workflow, Trunkline-End"
+    b"Trunkline-Workflow, Trunkline-End, Mcp-Method, Mcp-Name"
 )
 EXPOSED_HEADERS: Final = b"Mcp-Session-Id, Trunkline-Workflow-State, Trunkline-Pool, WWW-Authenticate"
 

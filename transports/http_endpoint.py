@@ -1,6 +1,7 @@
 """What every HTTP endpoint does with a request before and after its own part: guard, identity, refusals, streams."""
 
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
@@ -16,6 +17,7 @@ from .asgi import (
     ClientLeft,
     RawHeaders,
     Receive,
+    RequestHeaders,
     Scope,
     Send,
     headers_of,
@@ -42,7 +44,7 @@ class HTTPRequest:
 
     __slots__ = ("_send", "began", "cors", "extra", "headers", "id", "principal", "receive", "scope", "started")
 
-    def __init__(self, headers: dict[str, str], receive: Receive, send: Send, scope: Scope) -> None:
+    def __init__(self, headers: RequestHeaders, receive: Receive, send: Send, scope: Scope) -> None:
         self.headers = headers
         self.scope = scope
         self.receive = receive
@@ -151,11 +153,14 @@ class HTTPEndpoint:
 
 
 async def send_events(request: HTTPRequest, chunk: Callable[[], Awaitable[bytes | None]]) -> bool:
-    """Send the chunks of a stream until there are no more, or the client leaves; an empty one is a keep-alive.
+    """Send the chunks of a stream until there are no more, the client leaves, or its identity expires.
+
+    An empty chunk is a keep-alive.
 
     False where the client took nothing for `SEND_SECONDS`.
     """
     async with anyio.create_task_group() as tasks:
+        tasks.cancel_scope.deadline = anyio.current_time() + request.headers.expires - time.time()
         tasks.start_soon(_cancel_at_disconnect, request.receive, tasks.cancel_scope)
         while (text := await chunk()) is not None:
             with anyio.move_on_after(SEND_SECONDS) as patience:

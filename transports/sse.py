@@ -26,11 +26,14 @@ Links = dict[str, dict[str, Link]]
 
 
 class SSEEndpoint:
-    """The two paths of one server: `stream` is the application of its `/sse`, `messages` that of its `/message`."""
+    """The two paths of one server: `stream` is the application of its `/sse`, `messages` that of its `/message`.
 
-    def __init__(self, config: EndpointConfig) -> None:
+    `streams` is the configuration of the stream where that differs.
+    """
+
+    def __init__(self, config: EndpointConfig, streams: EndpointConfig | None = None) -> None:
         links: Links = {}
-        self.stream = _Stream(config, links)
+        self.stream = _Stream(streams or config, links)
         self.messages = _Messages(config, links)
 
 

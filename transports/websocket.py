@@ -6,6 +6,7 @@ counts, by the pong that answers a ping sent after a message. Its calls go on me
 
 import asyncio
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Final
@@ -14,7 +15,7 @@ import anyio
 
 from ..mux.limits import MAX_BODY_BYTES
 from ..mux.record import WorkflowState
-from .asgi import RawHeaders, Receive, Scope, Send, headers_of
+from .asgi import RawHeaders, Receive, RequestHeaders, Scope, Send, headers_of
 from .endpoint import EndpointConfig, check_room
 from .headers import SESSION_ID, WORKFLOW_STATE, asked
 from .link import Link
@@ -38,6 +39,8 @@ SESSION_ENDED: Final = 4404
 TAKEN_OVER: Final = 4409
 """A newer connection goes on with this wire."""
 SLOW: Final = 4408
+EXPIRED: Final = 4401
+"""The identity of the upgrade has ended: come back with a fresh one."""
 
 _CODES: Final = {
     "taken_over": TAKEN_OVER,
@@ -101,7 +104,7 @@ class WebSocketEndpoint:
 class _Socket:
     """One connection: what comes is taken, what is due is sent, until one side ends it."""
 
-    def __init__(self, link: Link, receive: Receive, send: Send, ping: Ping | None, headers: Mapping[str, str]) -> None:
+    def __init__(self, link: Link, receive: Receive, send: Send, ping: Ping | None, headers: RequestHeaders) -> None:
         self._link = link
         self._receive = receive
         self._send = send
@@ -116,10 +119,10 @@ class _Socket:
     async def run(self) -> tuple[int, str]:
         """Serve until the end; the code and the reason to close with."""
         async with anyio.create_task_group() as tasks:
+            tasks.cancel_scope.deadline = anyio.current_time() + self._headers.expires - time.time()
             for part in (self._take, self._give, *([self._acknowledge] if self._ping is not None else [])):
                 tasks.start_soon(self._until_end, part, tasks.cancel_scope)
-        assert self._end is not None
-        return self._end
+        return self._end or (EXPIRED, "the identity has expired")
 
     async def _until_end(self, part: Callable[[], Awaitable[tuple[int, str]]], scope: anyio.CancelScope) -> None:
         try:

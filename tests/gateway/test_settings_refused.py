@@ -190,11 +190,7 @@ def test_a_servers_name_can_stand_in_a_path(read: Read, name: str) -> None:
     [
         ("[directory]\nbackend = 'redis'", "directory.backend"),
         ("[directory]\nbackend = 'database'", "directory.backend"),
-        ("[auth]\nmode = 'jwt'", "auth.mode"),
-        ("[auth]\nmode = 'proxy'", "auth.mode"),
         ("[pooling]\nspares = 1", "pooling.spares"),
-        ("[gateway]\ntrusted_proxies = ['127.0.0.1']", "gateway.trusted_proxies"),
-        ("[gateway]\npublic_url = 'https://mcp.example'", "gateway.public_url"),
         (SERVER + "spares = 1", "servers.up.spares"),
         (SERVER + "trust_annotations = true", "servers.up.trust_annotations"),
     ],
@@ -219,6 +215,34 @@ def test_what_this_version_cannot_do_is_refused_and_not_left_undone(read: Read, 
     ],
 )
 def test_a_server_that_cannot_be_started_or_reached_is_refused(read: Read, text: str, path: str) -> None:
+    assert refusal(read, text).path == path
+
+
+JWT = "[auth]\nmode = 'jwt'\nissuer = 'i'\naudience = 'a'\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("[auth]\nmode = 'jwt'\naudience = 'a'\nsecret = 's'", "auth.issuer"),
+        ("[auth]\nmode = 'jwt'\nissuer = 'i'\nsecret = 's'", "auth.audience"),
+        (JWT, "auth.jwks"),
+        (JWT + "secret = 's'\njwks = 'x'", "auth.jwks"),
+        (JWT + "secret = 's'", "auth.algorithms"),
+        (JWT + "secret = 's'\nalgorithms = ['HS256', 'RS256']", "auth.algorithms"),
+        (JWT + "secret = 's'\nalgorithms = []", "auth.algorithms"),
+        (JWT + "jwks = 'https://h/keys'\nalgorithms = ['none']", "auth.algorithms"),
+        (JWT + "jwks = 'https://h/keys'\nalgorithms = ['HS256']", "auth.algorithms"),
+        (JWT + "jwks = 'http://h/keys'", "auth.jwks"),
+        (JWT + "jwks = '/no/such/file'", "auth.jwks"),
+        ("[auth]\nmode = 'proxy'", "gateway.trusted_proxies"),
+        ("[gateway]\ntrusted_proxies = ['127.0.0.1']", "gateway.trusted_proxies"),
+        ("[auth]\nmode = 'proxy'\n[gateway]\ntrusted_proxies = ['h']", "gateway.trusted_proxies[0]"),
+        ("[gateway]\npublic_url = 'mcp.example'", "gateway.public_url"),
+        ("[gateway]\npublic_url = 'https://mcp.example/path'", "gateway.public_url"),
+    ],
+)
+def test_an_auth_mode_needs_what_it_verifies_with(read: Read, text: str, path: str) -> None:
     assert refusal(read, text).path == path
 
 

@@ -1,0 +1,161 @@
+"""Identities from JSON Web Tokens: issuer, audience and times checked; tenant and subject taken from claims.
+
+Keys come from a secret, a file, or a URL that is read in the background: no request waits for it. A token that was
+verified is remembered by its hash until it expires, so that a session's calls do not pay for cryptography again.
+"""
+
+import json
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import aiohttp
+import anyio
+import jwt
+from jwt.types import Options
+
+from ..mux.principal import Principal
+from ..transports.guard import Unauthorized
+from .settings import AuthSection
+
+logger = logging.getLogger(__name__)
+
+REMEMBERED: Final = 10_000
+"""Verified tokens that are remembered; the longest unused one goes."""
+
+RECHECK_SECONDS: Final = 300.0
+"""A remembered token is verified again after this, so that a key that was withdrawn stops counting."""
+
+REFRESH_SECONDS: Final = 300.0
+HASTE_SECONDS: Final = 10.0
+"""Keys are read again this often; an unknown key hastens it, at most this often."""
+
+FETCH_SECONDS: Final = 10.0
+MAX_KEYS_BYTES: Final = 262_144
+LEEWAY_SECONDS: Final = 10
+CHALLENGE: Final = 'Bearer error="invalid_token"'
+
+_OPTIONS: Final[Options] = {"require": ["exp", "iss", "aud"]}
+
+
+class KeySource:
+    """The keys that tokens may be signed with, by their `kid`. `run` keeps those of a URL fresh."""
+
+    def __init__(self, auth: AuthSection) -> None:
+        self._url = auth.jwks if auth.jwks.startswith(("http://", "https://")) else ""
+        self._keys: dict[str, Any] = {}
+        self._hurry = anyio.Event()
+        if auth.secret:
+            self._keys[""] = auth.secret
+        elif not self._url:
+            self._keys = read_keys(Path(auth.jwks).read_text())
+
+    def find(self, kid: str | None) -> Any:
+        """The key of that name, or the only one there is. Where it is not known, they are read anew."""
+        if "" in self._keys:
+            return self._keys[""]
+        if kid is None and len(self._keys) == 1:
+            return next(iter(self._keys.values()))
+        key = self._keys.get(kid or "")
+        if key is None:
+            self._hurry.set()
+        return key
+
+    async def run(self) -> None:
+        """Read the keys of a URL now and again, for as long as this runs."""
+        while self._url:
+            try:
+                self._keys = read_keys(await self._fetch())
+            except (aiohttp.ClientError, OSError, ValueError, TimeoutError) as error:
+                logger.warning("the keys of auth.jwks could not be read: %s", type(error).__name__)
+            with anyio.move_on_after(REFRESH_SECONDS):
+                await anyio.sleep(HASTE_SECONDS if self._keys else 1.0)
+                await self._hurry.wait()
+            self._hurry = anyio.Event()
+
+    async def _fetch(self) -> str:
+        with anyio.fail_after(FETCH_SECONDS):
+            async with aiohttp.ClientSession() as session, session.get(self._url) as answer:
+                answer.raise_for_status()
+                body = await answer.content.read(MAX_KEYS_BYTES + 1)
+        if len(body) > MAX_KEYS_BYTES:
+            raise ValueError("the key set is too large")
+        return body.decode()
+
+
+def read_keys(text: str) -> dict[str, Any]:
+    """The keys of a JSON Web Key Set by their `kid`; those of an unknown kind are left out.
+
+    Raises:
+        ValueError: it is no key set, or holds no key that can be used.
+    """
+    try:
+        found = jwt.PyJWKSet.from_dict(json.loads(text)).keys
+    except (jwt.PyJWTError, AttributeError, TypeError) as error:
+        raise ValueError(f"no JSON Web Key Set: {error}") from None
+    return {key.key_id or f"#{n}": key.key for n, key in enumerate(found)}
+
+
+class _Known(NamedTuple):
+    principal: Principal
+    expires: float
+    recheck: float
+
+
+class JWTIdentity:
+    """Turns tokens into principals. `clock` is wall time."""
+
+    def __init__(self, auth: AuthSection, *, clock: Callable[[], float] = time.time) -> None:
+        self._auth = auth
+        self._clock = clock
+        self._known: OrderedDict[bytes, _Known] = OrderedDict()
+        self.keys = KeySource(auth)
+
+    def verify(self, token: str, digest: bytes) -> tuple[Principal, float]:
+        """Whose token this is, and when it expires; `digest` is its hash.
+
+        Raises:
+            Unauthorized: it is not valid here. It is not told why: that is in the log.
+        """
+        now = self._clock()
+        known = self._known.get(digest)
+        if known is None or now >= min(known.expires, known.recheck):
+            self._known.pop(digest, None)
+            known = self._verify(token, now)
+            self._known[digest] = known
+            if len(self._known) > REMEMBERED:
+                self._known.popitem(last=False)
+        else:
+            self._known.move_to_end(digest)
+        return known.principal, known.expires
+
+    def _verify(self, token: str, now: float) -> _Known:
+        auth = self._auth
+        try:
+            key = self.keys.find(jwt.get_unverified_header(token).get("kid"))
+            if key is None:
+                raise jwt.InvalidKeyError("no key of that name is known (yet)")
+            claims = jwt.decode(
+                token,
+                key,
+                algorithms=list(auth.algorithms),
+                audience=auth.audience,
+                issuer=auth.issuer,
+                leeway=LEEWAY_SECONDS,
+                options=_OPTIONS,
+            )
+            return _Known(self._principal(claims), float(claims["exp"]), now + RECHECK_SECONDS)
+        except (jwt.PyJWTError, ValueError, TypeError) as error:
+            logger.info("a token was refused: %s", error)
+            raise Unauthorized("this token is not valid here", challenge=CHALLENGE) from None
+
+    def _principal(self, claims: Mapping[str, Any]) -> Principal:
+        subject, tenant = claims.get(self._auth.subject_claim), claims.get(self._auth.tenant_claim, "")
+        if not isinstance(subject, str) or not subject:
+            raise ValueError(f"no {self._auth.subject_claim}: a token without subject is nobody's")
+        if not isinstance(tenant, str):
+            raise ValueError(f"{self._auth.tenant_claim} is no text")
+        return Principal(self._auth.issuer, tenant, subject)

@@ -1,0 +1,70 @@
+"""One-time tickets for browsers, whose EventSource and WebSocket can carry no header: good for one connection."""
+
+import secrets
+import time
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+import msgspec
+
+from ..mux.errors import Overloaded
+from ..mux.principal import Principal
+from ..transports.asgi import JSON
+from ..transports.endpoint import EndpointConfig
+from ..transports.http_endpoint import HTTPEndpoint, HTTPRequest
+
+TICKET_SECONDS: Final = 30.0
+MAX_TICKETS: Final = 10_000
+
+
+class _Ticket(NamedTuple):
+    principal: Principal
+    server: str
+    identity_expires: float
+    expires: float
+
+
+class Tickets:
+    """Tickets that were given out and not used. `clock` is wall time."""
+
+    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._tickets: dict[str, _Ticket] = {}
+
+    def __len__(self) -> int:
+        return len(self._tickets)
+
+    def give(self, principal: Principal, server: str, identity_expires: float) -> str:
+        """A ticket for one connection of this principal to this server.
+
+        Raises:
+            Overloaded: too many are out.
+        """
+        now = self._clock()
+        while self._tickets and next(iter(self._tickets.values())).expires <= now:  # they are in order of time
+            del self._tickets[next(iter(self._tickets))]
+        if len(self._tickets) >= MAX_TICKETS:
+            raise Overloaded("too many tickets wait to be used", limit="tickets")
+        ticket = secrets.token_urlsafe(24)
+        self._tickets[ticket] = _Ticket(principal, server, identity_expires, now + TICKET_SECONDS)
+        return ticket
+
+    def take(self, ticket: str, server: str) -> tuple[Principal, float] | None:
+        """Whose ticket this is, and when that identity expires; None for one that is unknown, used, or another's."""
+        found = self._tickets.pop(ticket, None)
+        if found is None or found.server != server or found.expires <= self._clock():
+            return None
+        return found.principal, found.identity_expires
+
+
+class TicketEndpoint(HTTPEndpoint):
+    """The ASGI application of one server's `/ticket`: a POST with the bearer token is answered with a ticket."""
+
+    def __init__(self, config: EndpointConfig, tickets: Tickets) -> None:
+        super().__init__(config, {"POST": self._post})
+        self._tickets = tickets
+
+    async def _post(self, request: HTTPRequest) -> None:
+        ticket = self._tickets.give(request.principal, self._config.server, request.headers.expires)
+        answer = {"ticket": ticket, "expires_in": int(TICKET_SECONDS)}
+        await request.respond(200, [JSON, (b"cache-control", b"no-store")], msgspec.json.encode(answer))

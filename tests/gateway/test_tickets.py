@@ -1,0 +1,70 @@
+"""Tickets for browsers: one connection, one server, half a minute."""
+
+import pytest
+from trunkline.gateway import tickets as tickets_module
+from trunkline.gateway.auth import Authenticator
+from trunkline.gateway.settings import AuthSection, Settings, TokenEntry
+from trunkline.gateway.tickets import TICKET_SECONDS, Tickets
+from trunkline.mux.errors import Overloaded
+from trunkline.mux.principal import Principal
+from trunkline.transports.asgi import headers_of
+from trunkline.transports.guard import Unauthorized
+
+ALICE = Principal("tokens", "acme", "alice")
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_ticket_is_good_for_one_connection_to_its_server() -> None:
+    tickets = Tickets(clock=Clock())
+    ticket = tickets.give(ALICE, "up", 5000.0)
+    assert len(ticket) >= 32
+    assert tickets.take(ticket, "up") == (ALICE, 5000.0)
+    assert tickets.take(ticket, "up") is None
+    other = tickets.give(ALICE, "up", 5000.0)
+    assert tickets.take(other, "elsewhere") is None
+    assert tickets.take(other, "up") is None, "whoever tried it elsewhere has spent it"
+    assert tickets.take("never given", "up") is None
+
+
+def test_a_ticket_ends_by_itself() -> None:
+    clock = Clock()
+    tickets = Tickets(clock=clock)
+    ticket = tickets.give(ALICE, "up", 5000.0)
+    clock.now += TICKET_SECONDS
+    assert tickets.take(ticket, "up") is None
+
+
+def test_g10_only_so_many_wait_to_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tickets_module, "MAX_TICKETS", 2)
+    clock = Clock()
+    tickets = Tickets(clock=clock)
+    for _ in range(2):
+        tickets.give(ALICE, "up", 5000.0)
+    with pytest.raises(Overloaded):
+        tickets.give(ALICE, "up", 5000.0)
+    clock.now += TICKET_SECONDS
+    tickets.give(ALICE, "up", 5000.0)
+    assert len(tickets) == 1
+
+
+def test_a_ticket_stands_for_its_token_only_where_tickets_are_taken() -> None:
+    auth = AuthSection(mode="tokens", tokens=(TokenEntry("a" * 64, "acme", "alice"),))
+    authenticator = Authenticator(Settings(auth=auth))
+    ticket = authenticator.tickets.give(ALICE, "up", 5000.0)
+    headers = headers_of({"headers": [], "query_string": b"workflow=x&ticket=" + ticket.encode()})
+    with pytest.raises(Unauthorized):
+        authenticator.authenticate(headers, server="up")
+    assert authenticator.authenticate(headers, server="up", tickets=True) == ALICE
+    assert headers.expires == 5000.0
+    with pytest.raises(Unauthorized):
+        authenticator.authenticate(headers, server="up", tickets=True)
+    twice = authenticator.tickets.give(ALICE, "up", 5000.0)
+    doubled = headers_of({"headers": [], "query_string": f"ticket={twice}&ticket=x".encode()})
+    with pytest.raises(Unauthorized):
+        authenticator.authenticate(doubled, server="up", tickets=True)
