@@ -9,8 +9,9 @@ SDK := 2.3.0
 export TRUNKLINE_SDK1_PYTHON ?= $(CURDIR)/.venv-sdk1/bin/python
 export TRUNKLINE_NODE_MODULES ?= $(CURDIR)/.node/node_modules
 export TRUNKLINE_EVERYTHING_SERVER ?= $(CURDIR)/.peers/everything-server
+export TRUNKLINE_CHROMIUM ?= /usr/bin/chromium
 
-.PHONY: run test test-full check coverage bench clean peers
+.PHONY: run test test-full check coverage bench clean peers browser
 
 run: $(VENV)/.installed
 	$(BIN)/trunkline serve
@@ -63,8 +64,16 @@ $(VENV)/.bench: $(VENV)/.installed
 .types/trunkline:
 	mkdir -p .types && ln -sfn .. $@
 
-# What the tests meet: both lines of the Python SDK, the TypeScript SDK, the conformance suite and its server.
-peers: .venv-sdk1/.installed .node/.installed .peers/.installed
+# What the tests meet: both lines of the Python SDK, the TypeScript SDK, the conformance suite and its server, a browser.
+peers: .venv-sdk1/.installed .node/.installed .peers/.installed browser
+
+# Debian's package; elsewhere TRUNKLINE_CHROMIUM names one.
+browser:
+	@if [ -x "$(TRUNKLINE_CHROMIUM)" ]; then :; \
+	 elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	   apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends chromium; \
+	 elif [ -n "$$CI" ]; then echo "$(TRUNKLINE_CHROMIUM) is missing" >&2; exit 1; \
+	 else echo "$(TRUNKLINE_CHROMIUM) is missing: the tests in a browser will be skipped"; fi
 
 .venv-sdk1/.installed:
 	$(call make_venv,.venv-sdk1)

@@ -7,6 +7,7 @@ The clients of the 1.x line and of the TypeScript SDK are programs of their own,
 | `TRUNKLINE_SDK1_PYTHON` | a Python with `mcp` 1.30 installed |
 | `TRUNKLINE_NODE_MODULES` | a `node_modules` folder with what `node/package.json` names |
 | `TRUNKLINE_EVERYTHING_SERVER` | the folder `examples/servers/everything-server` of the SDK's source distribution |
+| `TRUNKLINE_CHROMIUM` | Chromium; if it is not set, the one on the path |
 | `TRUNKLINE_PEERS=required` | a peer that is missing fails the tests that need it, instead of skipping them |
 """
 

@@ -71,6 +71,10 @@ class Cutter:
         """Limit the next connection from its beginning; see `Connection.limit`."""
         self._next = up, down
 
+    def lead_to(self, target: int) -> None:
+        """Relay connections to another port from now on."""
+        self._target = target
+
     async def __aenter__(self) -> Self:
         self._listener = await asyncio.start_server(self._relay, "127.0.0.1", 0)
         self.port = self._listener.sockets[0].getsockname()[1]
@@ -90,7 +94,11 @@ class Cutter:
         assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        server_reader, server = await asyncio.open_connection("127.0.0.1", self._target)
+        try:
+            server_reader, server = await asyncio.open_connection("127.0.0.1", self._target)
+        except ConnectionError:  # nobody listens: the client sees its connection close
+            client.close()
+            return
         connection = Connection(client, server)
         up, down = self._next
         self._next = None, None
