@@ -59,7 +59,10 @@ class Ledger:
     _is_open: bool = False
     _socket: int = 0
     _fences: int = 0
-    _is_asking: bool = False
+    _missing: IdKey | None = None
+    """The id of the ping whose answer says that nothing is missed any more."""
+    _asking: IdKey | None = None
+    """The id of the ping whose answer says that what was asked of requests before it is answered, on any socket."""
     _waiting: dict[IdKey, _Waiting] = field(default_factory=dict)
     _repeated: dict[bytes, None] = field(default_factory=dict)
 
@@ -108,8 +111,8 @@ class Ledger:
         if message.kind != "response" or not message.id:
             return Taken([text], [])
         key = id_key(message.id)
-        if key == self._fence:
-            return self._settle()
+        if key in (self._missing, self._asking):
+            return self._settle(key)
         entry = self._waiting.get(key)
         if entry is not None and entry.heard is not None and _is_refusal_or_empty(message):
             entry.heard.append(text)
@@ -126,9 +129,10 @@ class Ledger:
 
     def came_back(self) -> list[bytes]:
         """The session goes on on another socket; what to write on it first."""
-        self.received, self.is_settled, self._is_asking = 0, False, False
+        self.received, self.is_settled = 0, False
         self._socket += 1
-        return [*self._repeated, self._ping_fence()]
+        self._missing, ping = self._fence()
+        return [*self._repeated, ping]
 
     def fail(self, error: TrunklineError) -> list[bytes]:
         """The session is over: the answers to everything that waits."""
@@ -137,31 +141,35 @@ class Ledger:
 
     # Coming back: first all that was missed, then the question what is in flight, then what to do about it.
 
-    @property
-    def _fence(self) -> IdKey:
-        return f"trunkline-{self._fences}"
-
-    def _ping_fence(self) -> bytes:
+    def _fence(self) -> tuple[IdKey, bytes]:
+        """A ping of the client's own: what the server did before it answers is here once the answer is."""
         self._fences += 1
-        return wire_format.request("ping", {}, f'"{self._fence}"'.encode())
+        name = f"trunkline-{self._fences}"
+        return name, wire_format.request("ping", {}, f'"{name}"'.encode())
 
-    def _settle(self) -> Taken:
-        """Everything that the server had to say before this answer is here."""
-        self.is_settled = True
+    def _settle(self, fence: IdKey) -> Taken:
+        """What had to come before this answer is here: what was missed, or what was asked about requests."""
         taken = Taken([], [])
-        is_answered, self._is_asking = self._is_asking, False
+        is_answered = fence == self._asking
         for key, entry in tuple(self._waiting.items()):
             heard, entry.heard = entry.heard, None
             if heard:
                 self._decide(key, entry, heard, is_answered, taken)
-        earlier = [key for key, entry in self._waiting.items() if entry.socket < self._socket]
-        if not is_answered and earlier:
-            self._is_asking = True
-            for key in earlier:
-                self._waiting[key].heard = []
-            taken.write.extend(_ping(self._waiting[key].text) for key in earlier)
-            taken.write.append(self._ping_fence())
+        self._asking = None
+        if fence == self._missing:
+            self._missing, self.is_settled = None, True
+            taken.write.extend(self._ask())
         return taken
+
+    def _ask(self) -> list[bytes]:
+        """The question which of the requests of earlier sockets are in flight."""
+        earlier = [entry for entry in self._waiting.values() if entry.socket < self._socket]
+        if not earlier:
+            return []
+        for entry in earlier:
+            entry.heard = []
+        self._asking, ping = self._fence()
+        return [*(_ping(entry.text) for entry in earlier), ping]
 
     def _decide(self, key: IdKey, entry: _Waiting, heard: list[bytes], is_answered: bool, taken: Taken) -> None:
         """What was heard of a request that was asked about.

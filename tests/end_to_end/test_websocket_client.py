@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import urllib.request
 import warnings
@@ -13,6 +14,7 @@ from typing import Any
 import anyio
 import pytest
 from harness.clients import peer
+from harness.cutter import Cutter
 from harness.gateways import Gateway, until
 from harness.network import Network
 from harness.ports import bound_socket
@@ -117,6 +119,53 @@ async def test_calls_that_were_lost_on_the_way_are_made_once(network: Network, u
         upstream.open(key)
     assert sorted(counted, key=int) == [str(n) for n in range(1, 19)]
     assert upstream.counts()["method:tools/call"] == 1 + 18
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_cuts_at_any_byte_lose_no_call_and_run_none_twice(
+    gateway: Gateway, upstream: Upstream, seed: int
+) -> None:
+    draw = random.Random(seed)
+    counted: list[int] = []
+    unknown: list[MCPError] = []
+    done = anyio.Event()
+
+    async def count(connected: Client) -> None:
+        try:
+            counted.append(int(await text(connected, "counter")))
+        except MCPError as error:
+            unknown.append(error)
+
+    async with Cutter(gateway.port) as cutter:
+        url = f"ws://127.0.0.1:{cutter.port}/servers/up/ws"
+        with anyio.fail_after(PATIENCE):
+            async with Client(websocket_client(url), mode="legacy") as connected:
+
+                async def work() -> None:
+                    for _ in range(12):
+                        async with anyio.create_task_group() as calls:
+                            for _ in range(draw.randint(1, 5)):
+                                calls.start_soon(count, connected)
+                    done.set()
+
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(work)
+                    while not done.is_set():
+                        newest = cutter.newest
+                        if draw.random() < 0.5:
+                            newest.limit(up=draw.randint(0, 700))
+                        else:
+                            newest.limit(down=draw.randint(0, 1400))
+                        while cutter.newest is newest and not done.is_set():  # noqa: ASYNC110 - neither has an event
+                            await anyio.sleep(0.005)
+                    cutter.newest.limit()
+    # Cut again amid its question what had arrived, a client cannot know; it says so.
+    assert all(error.error.data == {"executed": "unknown"} for error in unknown)
+    ran = upstream.counts()["method:tools/call"]
+    assert len(set(counted)) == len(counted)
+    assert len(counted) <= ran <= len(counted) + len(unknown)
+    assert len(counted) > len(unknown)
+    assert len(cutter.connections) > 3
 
 
 async def test_what_a_server_asks_outlives_a_cut(network: Network, upstream: Upstream, key: str) -> None:

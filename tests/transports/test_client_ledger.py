@@ -211,6 +211,21 @@ def test_a_second_cut_between_two_answers_leaves_it_unknown() -> None:
     assert taken.write == []
 
 
+def test_answers_to_the_question_that_were_missed_decide_all_the_same() -> None:
+    ledger = opened()
+    ledger.wrote(call(1))
+    ledger.wrote(call(2))
+    asked = back(ledger)
+    ledger.took(result(1))
+    written = ledger.came_back()
+    ledger.took(failed(2, **REFUSED))
+    # The end of the question was answered on the socket that was cut, and has come now.
+    assert ledger.took(result(fence(asked))) == Taken([], [call(1)])
+    again = ledger.took(result(fence(written))).write
+    assert again[:-1] == [ping(2)]
+    assert ledger.waiting == 2
+
+
 def test_a_cancelled_call_is_neither_asked_about_nor_written_again() -> None:
     ledger = opened()
     ledger.wrote(call(1))
