@@ -1,5 +1,6 @@
 """The command line: `trunkline serve`, `check`, `call`, `sessions`."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -155,6 +156,23 @@ def sessions(
         _fault(str(error), 1)
 
 
+@app.command()
+def token(
+    subject: Annotated[str, typer.Argument(metavar="SUBJECT", help="Whom the token stands for.")],
+    tenant: Annotated[str, typer.Option(help="The subject's tenant.")] = "",
+    admin: Annotated[bool, typer.Option("--admin", help="It also opens the operators' pages.")] = False,
+) -> None:
+    """Make a bearer token: it is printed once, and the settings hold only its hash."""
+    import hashlib
+    import secrets
+
+    made = secrets.token_urlsafe(32)
+    entry = [f'sha256 = "{hashlib.sha256(made.encode()).hexdigest()}"']
+    entry += [f"{name} = {json.dumps(value)}" for name, value in (("tenant", tenant), ("subject", subject))]
+    entry += ["admin = true"] if admin else []
+    print(f"{made}\n\n# one entry of auth.tokens:\n{{ {', '.join(entry)} }}")
+
+
 def _fault(message: str, code: int) -> NoReturn:
     print(f"trunkline: {message}", file=sys.stderr)
     raise typer.Exit(code)
@@ -200,7 +218,7 @@ def _printable(text: str) -> str:
 def _welcome(settings: Settings, url: str, *, demo: bool) -> str:
     names = [*settings.servers, *(["demo"] if demo else [])]
     lines = [f"trunkline listens on {url}", ""]
-    lines += [f"  {url}/servers/{name}/mcp    (reuse: {_reuse(settings, name)})" for name in names]
+    lines += [f"  {url}/servers/{name}/mcp    (reuse: {_reuse(settings, name)}; also /sse and /ws)" for name in names]
     lines += [
         "",
         "Try this twice: the second call continues the session of the first.",

@@ -1,10 +1,12 @@
 """The program as it is run: what it prints, and how it ends."""
 
+import hashlib
 import json
 import shlex
 import shutil
 import signal
 import subprocess
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -235,3 +237,17 @@ async def test_what_a_server_says_of_itself_is_shown_as_text(name: str, file: Ca
     assert ended.returncode == 0
     assert "".join(c if c.isprintable() else "\ufffd" for c in name) in ended.stdout
     assert "\x1b" not in ended.stdout
+
+
+def test_a_token_is_made_and_only_its_hash_is_kept() -> None:
+    done = run("token", "alice", "--tenant", 'a"c', "--admin")
+    assert done.returncode == 0
+    made, _, entry = done.stdout.partition("\n\n")
+    auth = tomllib.loads(f"tokens = [{entry.splitlines()[1]}]")["tokens"][0]
+    assert auth == {
+        "sha256": hashlib.sha256(made.encode()).hexdigest(),
+        "tenant": 'a"c',
+        "subject": "alice",
+        "admin": True,
+    }
+    assert run("token", "alice").stdout != done.stdout

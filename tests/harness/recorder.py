@@ -120,6 +120,12 @@ class Recorder:
                 self._inside += 1
                 self._peak = max(self._peak, self._inside)
 
+        def end() -> None:
+            nonlocal counted
+            if counted:
+                counted = False
+                self._inside -= 1
+
         async def recording_receive() -> Message:
             message = await receive()
             if message["type"] == "http.request" and "kind" not in entry:
@@ -135,6 +141,10 @@ class Recorder:
                     if name.lower() == b"mcp-session-id" and session is None:
                         self._sessions[value.decode("latin-1")] = None
                         entry["session"] = value.decode("latin-1")
+            else:
+                body_part = message.get("body", b"")
+                if b'"result"' in body_part or b'"error"' in body_part or not message.get("more_body", False):
+                    end()  # whoever reads this may make the next call before this one's stream has ended
             await send(message)
 
         if scope["method"] != "POST":
@@ -142,8 +152,7 @@ class Recorder:
         try:
             await self._app(scope, recording_receive, recording_send)
         finally:
-            if counted:
-                self._inside -= 1
+            end()
 
     async def _control(self, scope: Scope, send: Send) -> None:
         query = {name: values[-1] for name, values in parse_qs(scope["query_string"].decode()).items()}
