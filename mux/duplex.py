@@ -145,6 +145,11 @@ class Duplex:
         if tally is self.tally:
             self._met = tally
 
+    def say_goodbye(self) -> None:
+        """Its client has closed it in order: what it did not wait for is no loss. It may come back all the same."""
+        self.said_goodbye = True
+        self.stream.covered = False
+
     def detach(self, reader: Reader) -> None:
         """A connection has gone."""
         self.left = self._workflow.now()

@@ -36,6 +36,8 @@ class Streams:
 
     def append(self, stream: Stream, message: bytes, *, last: bool = False) -> None:
         """Log one message on a stream and wake its readers; an overflow ends the workflow with that reason."""
+        if self.is_over and not self._readers:  # nobody will read it, and nothing would clear it
+            return
         try:
             self._log.append(stream, message, self._workflow.now(), last=last)
         except Overflow as overflow:
@@ -135,8 +137,9 @@ class Streams:
         return self.listened or next(reversed(self._listened.values()), None) or self._log.standalone()
 
     def forget(self, stream: Stream) -> None:
-        """No wire will come back to this stream."""
+        """No wire will come back to this stream: what it holds is no loss."""
         stream.ended = True
+        stream.covered = False
         self._listened.pop(stream.number, None)
 
     # Ends.

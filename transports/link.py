@@ -217,7 +217,7 @@ class Link:
         if self._hold is not None:
             self._hold.cancel()
         if goodbye and self._duplex is not None:
-            self._duplex.said_goodbye = True
+            self._duplex.say_goodbye()
         self._detach()
 
     def _detach(self) -> None:

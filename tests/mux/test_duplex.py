@@ -16,7 +16,7 @@ from trunkline.mux.lines import Upstream
 from trunkline.mux.pool import Pool
 from trunkline.mux.ports import NONE
 from trunkline.mux.streams import Reader
-from trunkline.mux.workflow import Workflow
+from trunkline.mux.workflow import MAX_LEFT, Workflow
 
 pytestmark = pytest.mark.anyio
 
@@ -277,3 +277,21 @@ async def test_a_wire_that_nobody_came_back_to_is_forgotten() -> None:
         assert workflow.find_duplex(duplex.stream.number) is None
         with anyio.fail_after(5):
             await settle()
+
+
+async def test_what_a_forgotten_wire_was_not_sent_is_no_loss() -> None:
+    server = MemoryServer()
+    async with workflow_of(server) as workflow:
+        left = workflow.new_duplex()
+        left.detach(left.attach())
+        left.add(b"{}")
+        for _ in range(MAX_LEFT + 1):
+            other = workflow.new_duplex()
+            other.detach(other.attach())
+        busy = workflow.new_duplex()
+        reader = busy.attach()
+        assert workflow.find_duplex(left.stream.number) is None
+        for _ in range(workflow.pooling.event_log.events + 1):
+            busy.add(b"{}")
+            await some(reader)
+        assert workflow.ended is None

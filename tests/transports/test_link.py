@@ -694,6 +694,31 @@ async def test_the_end_of_the_workflow_is_the_end_of_the_connection_after_what_i
         assert await line.over() == "deleted"
 
 
+async def test_what_is_said_after_the_end_is_kept_nowhere() -> None:
+    async with lines() as at:
+        line = await at.open("sse")
+        await line.begin()
+        [workflow] = at.at.pool.workflows
+        line.link.close()
+        await at.at.pool.end(workflow, "deleted")
+        # Its body took so long to come that the stream that it was found by is gone.
+        await line.call(1)
+        assert at.at.held == 0
+
+
+async def test_what_a_client_that_said_goodbye_did_not_wait_for_is_no_loss() -> None:
+    async with lines(event_log=EventLogLimits(events=4)) as at:
+        line = await at.open(asked=Asked(None, "k", None))
+        await line.begin()
+        line.link.close(goodbye=True)
+        for _ in range(9):
+            at.at.server.session.tell(message("notifications/tools/list_changed"))
+        again = await at.open(asked=Asked(None, "k", None))
+        await again.call(1)
+        assert "result" in (await again.hear())[0]
+        assert len(at.at.server.sessions) == 1
+
+
 async def test_g1_the_same_id_twice_in_flight_is_refused_and_the_first_goes_on() -> None:
     async with lines() as at:
         at.at.server.on_request = None
