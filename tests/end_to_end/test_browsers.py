@@ -59,6 +59,12 @@ function line(url, resume = "") {
   };
 }
 
+function refused(url) {
+  socket = new WebSocket(url, "mcp");
+  socket.onopen = () => { opened += 1; };
+  socket.onclose = (event) => { errors.push(event.code); wake(); };
+}
+
 function say(message) { socket.send(JSON.stringify(message)); }
 
 async function until(condition) {
@@ -251,8 +257,7 @@ async def test_x1_a_page_of_another_origin_can_neither_read_nor_speak(
             await page.run(f"stream({json.dumps(url(cutter, 'sse'))})")
             await page.run("until(() => errors.length)")
             assert await page.run("[opened, errors, source.readyState]") == [0, [2], 2]
-            await page.run(f"socket = new WebSocket({json.dumps(url(cutter, f'ws?workflow={key}', 'ws'))}, 'mcp')")
-            await page.run("socket.onclose = (event) => { errors.push(event.code); wake(); }; null")
+            await page.run(f"refused({json.dumps(url(cutter, f'ws?workflow={key}', 'ws'))})")
             await page.run("until(() => errors.length === 2)")
             assert await page.run("[opened, errors[1]]") == [0, 1006]
     assert "initialize" not in upstream.counts()
