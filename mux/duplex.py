@@ -64,7 +64,7 @@ class Duplex:
         """None as long as nothing can tell what the client has."""
         self.said_goodbye = False
         """True once its client has closed it in order: another connection is not its continuation."""
-        self.left = workflow.now()
+        self.made = self.left = workflow.now()
         """When its last connection went, or it was made."""
         self.stream = workflow.streams.open()
         self.stream.covered = True

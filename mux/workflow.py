@@ -7,7 +7,7 @@ everybody else's, decides which of the client's streams carries a message, and l
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
 from msgspec import Raw
@@ -261,8 +261,17 @@ class Workflow:
 
     @property
     def left_duplex(self) -> Duplex | None:
-        """The newest such wire that lost its connection without a good-bye: its client may come back to it."""
-        return next((d for d in reversed(self._duplexes) if not d.is_attached and not d.said_goodbye), None)
+        """The wire that lost its connection without a good-bye; None, too, where it could be one of several."""
+        return _newest([duplex for duplex in self._duplexes if not duplex.is_attached and not duplex.said_goodbye])
+
+    def cut_duplex(self) -> Duplex | None:
+        """The wire that a client means which names none but says that it was cut; None where it could be several.
+
+        The gateway may not have noticed yet that the connection is gone.
+        """
+        left = [duplex for duplex in self._duplexes if not duplex.is_attached]
+        cut = [duplex for duplex in left if not duplex.said_goodbye]
+        return _newest(cut or left or self._duplexes)
 
     @property
     def newest_duplex(self) -> Duplex | None:
@@ -353,6 +362,14 @@ class Workflow:
             asker.add(text)
         else:
             self.streams.append(self.streams.home, text)
+
+
+def _newest(duplexes: Sequence[Duplex]) -> Duplex | None:
+    """The newest of these, if it came after all others had gone: else they may be those of two clients (G3)."""
+    newest = duplexes[-1] if duplexes else None
+    if newest is None or any(older.is_attached or older.left > newest.made for older in duplexes[:-1]):
+        return None
+    return newest
 
 
 def _is_of(call: Call, via: Duplex | None) -> bool:

@@ -20,10 +20,13 @@ PURE = (
     "mux/routing.py",
     "mux/sharing.py",
     "mux/statistics.py",
+    "transports/client_ledger.py",
     "transports/event_stream.py",
     "transports/guard.py",
     "transports/headers.py",
+    "transports/retries.py",
     "transports/status.py",
+    "transports/upstream/backoff.py",
     "transports/upstream/http.py",
 )
 """Modules that decide without I/O; their own tests cover them to the last branch."""

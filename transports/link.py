@@ -165,6 +165,8 @@ class Link:
         """One message of the client."""
         try:
             self.meet()
+            if message.kind == "request" and message.method == "server/discover":
+                raise UnsupportedRevision("begin with initialize", supported=list(LEGACY), requested="2026-07-28")
             if self._hold is not None and message.method != "initialize":
                 self._release()
             if message.kind == "request" and message.method == "initialize":
@@ -271,9 +273,11 @@ class Link:
             asyncio.get_running_loop().call_later(HOLD_SECONDS, self.meet)
 
     def _counted(self, workflow: Workflow, count: int) -> tuple[Duplex, Reader]:
-        duplex = workflow.newest_duplex
-        if self._transport != "websocket" or duplex is None:
+        if self._transport != "websocket" or workflow.newest_duplex is None:
             raise HTTPRefusal(400, "last_event_id", "a count names what came on a WebSocket; this session had none")
+        duplex = workflow.cut_duplex()
+        if duplex is None:
+            raise HTTPRefusal(400, "last_event_id", "more than one socket of this session could be meant")
         return duplex, duplex.attach_after(count)
 
     def _enter_at(self, workflow: Workflow, position: Position) -> None:
@@ -347,8 +351,6 @@ class Link:
 
     async def _begin_unasked(self, message: Envelope, headers: Mapping[str, str]) -> Workflow | None:
         """The workflow of a keyed client that begins without a handshake; nothing for what needs none."""
-        if message.method == "server/discover":
-            raise UnsupportedRevision("begin with initialize", supported=list(LEGACY), requested="2026-07-28")
         if message.kind == "request" and message.method == "ping":
             self._say(wire_format.result(message.id, Raw(b"{}")))
             return None
@@ -395,7 +397,7 @@ class Link:
     # What the client is due.
 
     def _say(self, message: bytes) -> None:
-        if self._duplex is not None:
+        if self._duplex is not None and self._hold is None:
             self._duplex.add(message)
         else:
             self._early.append(message)

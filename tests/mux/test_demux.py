@@ -187,6 +187,22 @@ def test_e12_e15_a_cancel_is_translated_and_its_late_answer_swallowed(demux: Dem
     assert demux.is_idle
 
 
+def test_a_workflow_that_ends_withdraws_what_it_asked_for_and_nothing_else(demux: Demux) -> None:
+    ending, other = Waiting("ending"), Waiting("other")
+    first = demux.open(call("1"), ending, 0)[0]  # type: ignore[arg-type]
+    kept = demux.open(call("2"), other, 0)[0]  # type: ignore[arg-type]
+    cause = WorkflowEnded("deleted")
+    told, failed = demux.withdraw(ending, cause, 5)  # type: ignore[arg-type]
+    assert isinstance(told, ToServer)
+    assert json.loads(told.message)["params"] == {"requestId": first.id}
+    assert isinstance(failed, Failed)
+    assert failed.request is first
+    assert isinstance(failed.error, SessionLost)
+    assert demux.receive(answer(str(first.id)), None, 6) == Ignored("late_response")
+    assert isinstance(demux.receive(answer(str(kept.id)), None, 6), Answered)
+    assert demux.withdraw(ending, cause, 7) == []  # type: ignore[arg-type]
+
+
 def test_a_tombstone_that_nobody_answers_is_given_up(demux: Demux) -> None:
     request = opened(demux)
     demux.cancel(request, None, 0)

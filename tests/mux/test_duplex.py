@@ -295,3 +295,41 @@ async def test_what_a_forgotten_wire_was_not_sent_is_no_loss() -> None:
             busy.add(b"{}")
             await some(reader)
         assert workflow.ended is None
+
+
+async def test_g3_where_two_wires_at_once_were_cut_none_is_guessed() -> None:
+    async with workflow_of(MemoryServer()) as workflow:
+        one = workflow.new_duplex()
+        first = one.attach()
+        two = workflow.new_duplex()
+        second = two.attach()
+        assert workflow.left_duplex is None
+        assert workflow.cut_duplex() is None, "both may be half open"
+        one.detach(first)
+        assert workflow.left_duplex is one
+        assert workflow.cut_duplex() is one
+        two.detach(second)
+        assert workflow.left_duplex is None
+        assert workflow.cut_duplex() is None
+        two.said_goodbye = True
+        assert workflow.cut_duplex() is one
+
+
+async def test_a_wire_that_began_after_another_was_left_takes_its_place() -> None:
+    async with workflow_of(MemoryServer()) as workflow:
+        one = workflow.new_duplex()
+        one.detach(one.attach())
+        two = workflow.new_duplex()
+        two.detach(two.attach())
+        assert workflow.left_duplex is two
+        assert workflow.cut_duplex() is two
+
+
+async def test_a_client_may_come_back_before_its_cut_was_noticed_and_after_a_good_bye() -> None:
+    async with workflow_of(MemoryServer()) as workflow:
+        duplex = workflow.new_duplex()
+        reader = duplex.attach()
+        assert workflow.cut_duplex() is duplex
+        duplex.said_goodbye = True
+        duplex.detach(reader)
+        assert workflow.cut_duplex() is duplex

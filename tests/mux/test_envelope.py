@@ -264,6 +264,10 @@ def test_strings_and_only_strings_have_a_text() -> None:
     assert envelope.string_of(None) is None
 
 
+def test_a_value_of_our_own_keeps_raw_values_in_it() -> None:
+    assert bytes(envelope.encoded({"a": Raw(b"1e400"), "b": "x"})) == b'{"a":1e400,"b":"x"}'
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
