@@ -32,7 +32,7 @@ from ..transports.streamable_http import StreamableHTTPEndpoint
 from ..transports.upstream.auto import ClosableConnector, connector_for
 from ..transports.upstream.modern_http import ModernHTTPServer
 from ..transports.upstream.streamable_http import StreamableHTTPConnector
-from ..transports.websocket import WebSocketEndpoint
+from ..transports.websocket import WebSocketEndpoint, not_found
 from .auth import Authenticator
 from .operations import operations_app
 from .settings import Server, Settings, SettingsError, is_loopback
@@ -103,9 +103,12 @@ class Gateway:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection: an MCP endpoint by its path, everything else by the operations application."""
-        endpoints = self._websocket if scope["type"] == "websocket" else self._http
-        endpoint = endpoints.get(scope.get("path", ""))
-        await (endpoint or self._operations)(scope, receive, send)
+        path = scope.get("path", "")
+        if scope["type"] == "websocket":
+            endpoint = self._websocket.get(path, not_found)
+        else:
+            endpoint = self._http.get(path, self._operations)
+        await endpoint(scope, receive, send)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Gateway"]:

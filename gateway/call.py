@@ -32,7 +32,7 @@ _LAST: Final[dict[Kind, str]] = {"http": "mcp", "sse": "sse", "ws": "ws"}
 _HINTS: Final = {
     400: "the server does not take the request",
     401: "send a token: --header 'Authorization: Bearer TOKEN'",
-    403: "this token, or this address, may not; over ws also where there is no such server",
+    403: "this token, or this address, may not",
     404: "there is no MCP server at this URL; those of a gateway are at /servers/NAME/mcp",
     405: "this URL is none of this transport: try another --transport",
     429: "too many sessions: try again later",

@@ -36,7 +36,7 @@ from .endpoint import Authenticate, EndpointConfig
 from .guard import Guard
 from .sse import SSEEndpoint
 from .streamable_http import StreamableHTTPEndpoint
-from .websocket import WebSocketEndpoint
+from .websocket import WebSocketEndpoint, not_found
 
 logger = logging.getLogger(__name__)
 
@@ -235,7 +235,7 @@ class Host:
         if endpoint is not None and (scope["type"] == "websocket") == is_socket:
             await endpoint(scope, receive, send)
         elif scope["type"] == "websocket":
-            await send({"type": "websocket.close", "code": 1000})
+            await not_found(scope, receive, send)
         else:
             served = b", ".join(name.encode() for name in self._endpoints)
             await respond(send, 404, [(b"content-type", b"text/plain")], b"MCP is served at " + served)

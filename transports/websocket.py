@@ -101,6 +101,15 @@ class WebSocketEndpoint:
             await send({"type": "websocket.close", "code": POLICY})
 
 
+async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
+    """The ASGI application of a path where no socket is served."""
+    await receive()  # websocket.connect
+    if "websocket.http.response" in scope.get("extensions", {}):
+        await _deny(send, answer_to(HTTPRefusal(404, "path", "no MCP server is served at this path")))
+    else:
+        await send({"type": "websocket.close", "code": POLICY})
+
+
 class _Socket:
     """One connection: what comes is taken, what is due is sent, until one side ends it."""
 
