@@ -509,6 +509,21 @@ async def test_a_newer_connection_takes_over_where_the_client_says_so() -> None:
         assert await again.ids() == [1]
 
 
+async def test_g1_a_count_means_the_socket_that_was_cut_and_not_the_one_beside_it() -> None:
+    async with lines() as at:
+        keyed = Asked(None, "k", None)
+        one, two = await at.open(asked=keyed), await at.open(asked=keyed)
+        for line in (one, two):
+            await line.begin()
+        await one.call("of one")
+        one.link.close()
+        again = await at.open(asked=Asked(None, "k", "1"))
+        again.link.meet()
+        assert await again.ids() == ["of one"]
+        await two.call("of two")
+        assert await two.ids() == ["of two"], "it was not taken over"
+
+
 async def test_sse_goes_on_by_event_id_on_either_transport() -> None:
     async with lines() as at:
         line = await at.open("sse")
