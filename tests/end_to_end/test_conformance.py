@@ -95,3 +95,15 @@ def _check_ids(report: dict[str, object]) -> None:
     for ids in used.values():
         assert all(type(one) is int and one > 0 for one in ids)
         assert len(set(ids)) == len(ids)
+
+
+async def test_the_upstream_leg_waits_as_long_as_a_server_asks_and_goes_on_where_it_was() -> None:
+    verdict = await conformance.run_client("sse-retry")
+
+    assert verdict.having("SUCCESS") == {
+        "client-sse-graceful-reconnect",
+        "client-sse-retry-timing",
+        "client-sse-last-event-id",
+    }, verdict.printed
+    assert not verdict.having("FAILURE")
+    assert not verdict.having("WARNING")

@@ -2,7 +2,9 @@
 
 import json
 import re
+import shlex
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ from harness.clients import node
 PATIENCE = 180.0
 REVISION = "2025-11-25"
 
-_STAMP = re.compile(r"^server-(.*)-\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d-\d{3}Z$")
+_STAMP = re.compile(r"^(?:server-)?(.*)-\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d-\d{3}Z$")
 
 
 @dataclass(frozen=True)
@@ -49,13 +51,27 @@ async def run(url: str, *, revision: str = REVISION) -> Verdict:
         AssertionError: the suite did not run.
         TimeoutError: it did not end within `PATIENCE` seconds.
     """
+    return await _run("server", "--url", url, "--suite", "all", "--spec-version", revision)
+
+
+async def run_client(scenario: str, *, revision: str = REVISION) -> Verdict:
+    """Run one of the suite's scenarios for clients, on a gateway's upstream leg: see `conformance_client.py`.
+
+    Raises:
+        AssertionError: the suite did not run.
+        TimeoutError: it did not end within `PATIENCE` seconds.
+    """
+    command = shlex.join([sys.executable, str(Path(__file__).with_name("conformance_client.py"))])
+    return await _run("client", "--command", command, "--scenario", scenario, "--spec-version", revision)
+
+
+async def _run(*arguments: str) -> Verdict:
     binary, modules = node()
     package = modules / "@modelcontextprotocol" / "conformance"
     program = package / json.loads((package / "package.json").read_text())["bin"]["conformance"]
     with tempfile.TemporaryDirectory() as folder, anyio.fail_after(PATIENCE):
-        options = ["--suite", "all", "--spec-version", revision, "--output-dir", folder]
         ended = await anyio.run_process(
-            [str(binary), str(program), "server", "--url", url, *options], check=False, stderr=subprocess.STDOUT
+            [str(binary), str(program), *arguments, "--output-dir", folder], check=False, stderr=subprocess.STDOUT
         )
         printed = ended.stdout.decode()
         checks = _read(Path(folder))
