@@ -271,6 +271,30 @@ async def test_a_key_of_anonymous_is_refused_where_it_would_be_everybodys() -> N
         await at.open(asked=Asked(None, "k", None), principal=ALICE, anonymous_keys=False)
 
 
+async def test_a_connection_waits_for_the_workflow_that_another_one_is_beginning() -> None:
+    keyed = Asked(None, "k", None)
+    async with lines() as at, anyio.create_task_group() as tasks:
+        at.at.server.pause("initialize")
+        first = await at.open(asked=keyed)
+        tasks.start_soon(first.say, initialize())
+        await at.at.server.reached("initialize")
+        opened: list[Line] = []
+
+        async def open_second() -> None:
+            opened.append(await at.open(asked=keyed))
+
+        tasks.start_soon(open_second)
+        await settle()
+        assert not opened
+        at.at.server.let("initialize")
+        assert await first.ids() == [0]
+        await settle()
+        [second] = opened
+        assert second.link.session_id == first.link.session_id
+        await second.call(1)
+        assert await second.ids() == [1]
+
+
 # Refusals.
 
 
@@ -522,6 +546,58 @@ async def test_g1_a_count_means_the_socket_that_was_cut_and_not_the_one_beside_i
         assert await again.ids() == ["of one"]
         await two.call("of two")
         assert await two.ids() == ["of two"], "it was not taken over"
+
+
+async def test_a_count_that_could_mean_two_sockets_is_refused_and_ends_nothing() -> None:
+    async with lines() as at:
+        keyed = Asked(None, "k", None)
+        one, two = await at.open(asked=keyed), await at.open(asked=keyed)
+        for line in (one, two):
+            await line.begin()
+        at.at.clock.advance(1)
+        one.link.close()
+        two.link.close()
+        with pytest.raises(HTTPRefusal) as refused:
+            await at.open(asked=Asked(None, "k", "1"))
+        assert refused.value.status == 400
+        again = await at.open(asked=keyed)
+        await again.call(1)
+        assert await again.ids() == [1]
+
+
+async def test_a_count_is_none_of_a_session_that_had_no_socket() -> None:
+    async with lines() as at:
+        client = await at.at.client()
+        with pytest.raises(HTTPRefusal) as refused:
+            await at.open(asked=Asked(client.workflow.record.session_id, None, "0"))
+        assert refused.value.status == 400
+
+
+async def test_a_connection_that_is_cut_again_while_it_is_held_leaves_what_is_due() -> None:
+    async with lines() as at:
+        line = await cut_after(at, 1)
+        held = await at.back(line)
+        held.link.meet()
+        held.link.close()
+        again = await at.back(line)
+        await again.call(2)
+        assert await again.ids(3) == [0, 1, 2]
+
+
+async def test_a_connection_that_took_an_http_call_up_may_be_cut_and_the_call_be_taken_up_again() -> None:
+    async with lines() as at:
+        client = await at.at.client()
+        at.at.server.on_request = None
+        exchange = client.call(id=b'"http"')
+        upstream = await at.at.server.got("tools/call")
+        primed = client.workflow.streams.event_id(exchange.turn_into_stream(), 1)
+        client.leave()
+        asked = Asked(None, None, primed)
+        (await at.open("sse", asked)).link.close()
+        assert not client.workflow.is_attached
+        upstream.answer({})
+        again = await at.open("sse", asked)
+        assert await again.ids() == ["http"]
 
 
 async def test_sse_goes_on_by_event_id_on_either_transport() -> None:
