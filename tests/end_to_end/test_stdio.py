@@ -1,0 +1,111 @@
+"""A server that is a process: killed in mid-call, it costs its own calls an error at once, and comes back."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import pytest
+from harness.gateways import gateway as running_gateway
+from harness.gateways import until
+from harness.wire import Wire, text_of
+
+pytestmark = pytest.mark.anyio
+
+SERVER = """
+import os
+from pathlib import Path
+from time import sleep
+from mcp.server.mcpserver import MCPServer
+
+server = MCPServer("process")
+count = 0
+
+@server.tool()
+def counter() -> int:
+    global count
+    count += 1
+    return count
+
+@server.tool()
+def pid() -> int:
+    return os.getpid()
+
+@server.tool()
+def hang(told: str) -> str:
+    Path(told).write_text(str(os.getpid()))
+    sleep(600)
+    return "never"
+
+server.run("stdio")
+"""
+
+
+async def pid_in(path: Path) -> int:
+    """The server's pid, once it has told it."""
+    told: list[str] = []
+
+    def read() -> bool:
+        told[:] = [path.read_text()] if path.exists() else []
+        return any(told)
+
+    await until(read)
+    return int(told[0])
+
+
+def is_gone(pid: int) -> bool:
+    """True where no process has this pid."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("stateless", [False, True])
+async def test_a_server_killed_in_mid_call_is_an_error_at_once_and_started_again(
+    tmp_path: Path, settings_file: Callable[[str], Path], stateless: bool
+) -> None:
+    program = tmp_path / "server.py"
+    program.write_text(SERVER)
+    text = f"[servers.up]\ncommand = ['{sys.executable}', '{program}']\nstateless = {str(stateless).lower()}\n"
+    with running_gateway(toml=settings_file(text)) as gateway:
+        async with Wire(gateway.url()) as wire:
+            await wire.open()
+            assert text_of(await (await wire.call("counter")).response()) == "1"
+            told = tmp_path / "pid"
+            pending = await wire.call("hang", {"told": str(told)}, id=b"7")
+            pid = await pid_in(told)
+            os.kill(pid, signal.SIGKILL)
+            with anyio.fail_after(1):
+                answer = await pending.response()
+            assert answer["id"] == 7
+            assert (answer["error"]["code"], answer["error"]["data"]) == (-31002, {"executed": "unknown"})
+            if not stateless:
+                assert (await wire.call("counter")).status == 404
+                del wire.headers["Mcp-Session-Id"]
+                await wire.open()
+            assert text_of(await (await wire.call("counter")).response()) == "1"
+            await wire.delete()
+    assert is_gone(pid)
+
+
+async def test_each_workflow_has_a_process_of_its_own_and_none_is_left(
+    tmp_path: Path, settings_file: Callable[[str], Path]
+) -> None:
+    program = tmp_path / "server.py"
+    program.write_text(SERVER)
+    with running_gateway("--upstream", f"up=stdio:{sys.executable} {program}") as gateway:
+        pids = []
+        for n in range(3):
+            async with Wire(gateway.url(), {"Trunkline-Workflow": f"chat-{n}"}) as wire:
+                for expected in ("1", "2"):
+                    assert text_of(await (await wire.call("counter")).response()) == expected
+                pids.append(int(text_of(await (await wire.call("pid")).response())))
+        assert len(set(pids)) == 3
+        gateway.process.send_signal(signal.SIGTERM)
+        assert await anyio.to_thread.run_sync(gateway.process.wait, 15) == 0
+    assert all(is_gone(pid) for pid in pids)
