@@ -175,13 +175,19 @@ def show(name: str, rows: list[dict[str, object]]) -> None:
 
 
 def store(folder: Path, name: str, rows: list[dict[str, object]], rounds: int) -> None:
-    """Write the figures, with what is needed to judge them."""
+    """Write the figures of one scenario."""
+    command = f"python -m bench.load --scenario {name} --rounds {rounds}"
+    write_result(folder, name, SCENARIOS[name].about, command, rows)
+
+
+def write_result(folder: Path, name: str, about: str, command: str, rows: list[dict[str, object]]) -> None:
+    """Write figures, with what is needed to judge them."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     packages = ("trunkline", "aiohttp", "httptools", "msgspec", "uvicorn", "uvloop")
     result = {
         "scenario": name,
-        "about": SCENARIOS[name].about,
-        "command": f"python -m bench.load --scenario {name} --rounds {rounds}",
+        "about": about,
+        "command": command,
         "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit.stdout.strip(),
         "machine": {"cores": os.cpu_count(), "cpu": cpu_model(), "python": platform.python_version()},

@@ -22,6 +22,8 @@ class Upstream:
         self._delay = delay
         self._counts: Counter[str] = Counter()
         self._sessions = 0
+        self._floods: dict[bytes, asyncio.Queue[int]] = {}
+        """Kibibytes that are due on the GET stream of each session."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request."""
@@ -37,9 +39,12 @@ class Upstream:
             await asyncio.sleep(self._delay)
         if scope["method"] != "POST":
             self._counts[scope["method"].lower()] += 1
-            await (self._listen(receive, send) if scope["method"] == "GET" else self._send(send, 200, b""))
+            listens = scope["method"] == "GET"
+            await (self._listen(_session(scope), receive, send) if listens else self._send(send, 200, b""))
             return
         message = msgspec.json.decode(body)
+        if message.get("method") == "notifications/flood":
+            self._floods.setdefault(_session(scope), asyncio.Queue()).put_nowait(message["params"]["kib"])
         await self._post(send, message)
 
     async def _post(self, send: Any, message: dict[str, Any]) -> None:
@@ -65,12 +70,22 @@ class Upstream:
         answer = msgspec.json.encode({"jsonrpc": "2.0", "id": message["id"], "result": result})
         await self._send(send, 200, answer, headers)
 
-    async def _listen(self, receive: Any, send: Any) -> None:
+    async def _listen(self, session: bytes, receive: Any, send: Any) -> None:
+        """The GET stream: nothing, until a `notifications/flood` asks for so many kibibytes of notifications on it."""
         headers = [(b"content-type", b"text/event-stream")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b": here\n\n", "more_body": True})
+        flood = asyncio.ensure_future(self._flood(session, send))
         while (await receive())["type"] != "http.disconnect":
             pass
+        flood.cancel()
+
+    async def _flood(self, session: bytes, send: Any) -> None:
+        floods = self._floods.setdefault(session, asyncio.Queue())
+        event = b'data: {"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"%b"}}\n\n'
+        while True:
+            for _ in range(await floods.get()):
+                await send({"type": "http.response.body", "body": event % (b"x" * 1024), "more_body": True})
 
     async def _send(
         self, send: Any, status: int, body: bytes, headers: list[tuple[bytes, bytes]] | None = None
@@ -78,6 +93,10 @@ class Upstream:
         head = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *(headers or [])]
         await send({"type": "http.response.start", "status": status, "headers": head})
         await send({"type": "http.response.body", "body": body})
+
+
+def _session(scope: Any) -> bytes:
+    return dict(scope["headers"]).get(b"mcp-session-id", b"")
 
 
 async def _body(receive: Any) -> bytes:

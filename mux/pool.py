@@ -187,7 +187,7 @@ class Pool:
                 raise InvalidParams(f"the session is in use and was opened with another {difference}")
             await self.end(known, "reset")
             key = known.record.key
-        elif key is not None and (moving := self._unsettled.get((principal, server, key))) is not None:
+        elif (moving := self._unsettled.get(_name(principal, server, key, arrival.new_id))) is not None:
             await moving.settled.wait()
             return await self.begin(principal, server, message, arrival)
         record = WorkflowRecord(arrival.new_id or new_session_id(), principal, server, key, handshake)
@@ -403,20 +403,18 @@ class Pool:
             self._note_settled(workflow.record)
 
     def _unsettle(self, record: WorkflowRecord) -> None:
-        if record.key is not None:
-            name = (record.principal, record.server, record.key)
-            before = self._unsettled.get(name)
-            self._unsettled[name] = _Unsettled(record.session_id, asyncio.Event())
-            if before is not None:
-                before.settled.set()
+        name = _name(record.principal, record.server, record.key, record.session_id)
+        before = self._unsettled.get(name)
+        self._unsettled[name] = _Unsettled(record.session_id, asyncio.Event())
+        if before is not None:
+            before.settled.set()
 
     def _note_settled(self, record: WorkflowRecord) -> None:
-        if record.key is not None:
-            name = (record.principal, record.server, record.key)
-            moving = self._unsettled.get(name)
-            if moving is not None and moving.session_id == record.session_id:
-                del self._unsettled[name]
-                moving.settled.set()
+        name = _name(record.principal, record.server, record.key, record.session_id)
+        moving = self._unsettled.get(name)
+        if moving is not None and moving.session_id == record.session_id:
+            del self._unsettled[name]
+            moving.settled.set()
 
     async def _see_through(self, function: Callable[[A], Awaitable[T]], argument: A) -> T:
         """Do this in a task of the pool, and wait for it: a caller that is cancelled leaves nothing half done."""
@@ -484,6 +482,11 @@ def read_handshake(message: Envelope, session_headers: Headers) -> Handshake:
         raise InvalidParams("initialize: capabilities must be an object")
     fixed = tuple(sorted(session_headers.items()))
     return Handshake(revision, bytes(message.members["params"]), capabilities, fixed)
+
+
+def _name(principal: Principal, server: str, key: str | None, session_id: str | None) -> _Key:
+    """What a client knows its workflow by: its key, else the session id."""
+    return principal, server, key if key is not None else f"\n{session_id}"
 
 
 def _difference(record: WorkflowRecord, handshake: Handshake) -> str | None:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -228,7 +229,10 @@ def test_a_redirect_does_not_take_the_token_along() -> None:
 def test_on_a_terminal_it_goes_on_until_it_is_interrupted(gateway: Gateway) -> None:
     leader, follower = pty.openpty()
     env = {**environment(), "TERM": "xterm", "COLUMNS": "200", "LINES": "60"}
-    with subprocess.Popen(command("sessions", gateway.base), env=env, stdout=follower, stderr=follower) as program:
+    interruptible = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # where these tests run, it may be ignored
+    with subprocess.Popen(
+        command("sessions", gateway.base), env=env, stdout=follower, stderr=follower, preexec_fn=interruptible
+    ) as program:
         os.close(follower)
         try:
             read_until(leader, b"calls in flight")

@@ -842,3 +842,33 @@ async def test_an_answer_to_what_the_server_asks_reaches_it() -> None:
         await line.say({"jsonrpc": "2.0", "id": question["id"], "result": {"roots": []}})
         answer = await at.at.server.got("response")
         assert answer.json == {"jsonrpc": "2.0", "id": 77, "result": {"roots": []}}
+
+
+async def test_a_client_may_try_again_while_its_failed_opening_is_being_forgotten() -> None:
+    async with lines() as at:
+        at.at.server.unreachable = TrunklineError("away")
+        at.at.directory.pause("remove", before=True)
+        line = await at.open()
+        await line.say(initialize())
+        assert "error" in (await line.hear())[0]
+        at.at.server.unreachable = None
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(line.say, initialize(1))
+            await settle()
+            at.at.directory.let("remove")
+            assert "result" in (await line.hear())[0]
+
+
+async def test_old_answers_are_held_back_from_a_client_that_probes_before_it_begins() -> None:
+    async with lines() as at:
+        keyed = Asked(None, "k", None)
+        line = await at.open(asked=keyed)
+        await line.begin()
+        await line.call("of an older program")
+        line.link.close()
+        again = await at.open(asked=keyed)
+        await again.say({"jsonrpc": "2.0", "id": "probe", "method": "server/discover"})
+        (probed,) = await again.hear()
+        assert (probed["id"], probed["error"]["code"]) == ("probe", -32022)
+        await again.say(initialize(1))
+        assert [answer["id"] for answer in await again.hear()] == [1]
