@@ -99,7 +99,7 @@ class Gateway:
             self._http[f"{PREFIX}{name}/sse"] = sse.stream
             self._http[f"{PREFIX}{name}/message"] = sse.messages
             self._websocket[f"{PREFIX}{name}/ws"] = WebSocketEndpoint(streams)
-        self._operations = operations_app(self.pool, settings, guard, authenticator)
+        self._operations = operations_app(self.pool, settings, guard, authenticator, beside=self._beside)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection: an MCP endpoint by its path, everything else by the operations application."""
@@ -137,6 +137,10 @@ class Gateway:
                 tasks.start_soon(drain, requests)
             complete.append(await self.pool.drain(timeout))
         return all(complete)
+
+    def _beside(self, name: str) -> int:
+        """Requests of a server that are under way without a session."""
+        return self._modern[name].inflight if name in self._modern else 0
 
     def _connector(self, name: str, server: Server) -> ClosableConnector:
         return connector_to(name, server, self.statistics)

@@ -1,7 +1,7 @@
 """Prometheus metrics, made from the statistics when they are asked for: counting costs the hot path one dictionary."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, get_args
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -51,11 +51,20 @@ FAULTS: Final = (
 """Statistics that together make `trunkline_dropped_total{server,reason}`: what was dropped, and why."""
 
 
+InFlight = Callable[[str], int]
+"""A server's name to its calls in flight."""
+
+
+def _none(server: str) -> int:
+    return 0
+
+
 class PoolCollector(Collector):
     """Everything that a pool counts, and what it holds now."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, beside: InFlight) -> None:
         self._pool = pool
+        self._beside = beside
 
     def collect(self) -> Iterable[Metric]:
         """All metric families; those without a value yet are there with none."""
@@ -117,14 +126,14 @@ class PoolCollector(Collector):
         yield workflows
         calls = GaugeMetricFamily("trunkline_inflight", "Calls that wait for an answer.", labels=("server",))
         for server in pool.upstreams:
-            calls.add_metric((server,), inflight[server])
+            calls.add_metric((server,), inflight[server] + self._beside(server))
         yield calls
 
 
-def exposition(pool: Pool) -> bytes:
-    """The text that Prometheus scrapes."""
+def exposition(pool: Pool, beside: InFlight = _none) -> bytes:
+    """The text that Prometheus scrapes. `beside` tells a server's calls in flight that have no session."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(PoolCollector(pool))
+    registry.register(PoolCollector(pool, beside))
     return generate_latest(registry)
 
 

@@ -12,14 +12,16 @@ from ..mux.pool import Pool
 from ..mux.workflow import Workflow
 from ..transports.guard import Guard, Rejected
 from .auth import METADATA, Authenticator
-from .metrics import CONTENT_TYPE, exposition
+from .metrics import CONTENT_TYPE, InFlight, exposition
 from .settings import Settings, is_loopback
 
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def operations_app(pool: Pool, settings: Settings, guard: Guard, authenticator: Authenticator) -> Starlette:
-    """The application for everything that is not an MCP endpoint."""
+def operations_app(
+    pool: Pool, settings: Settings, guard: Guard, authenticator: Authenticator, *, beside: InFlight = lambda server: 0
+) -> Starlette:
+    """The application for everything that is not an MCP endpoint; `beside` as in `exposition`."""
 
     async def health(request: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -28,7 +30,7 @@ def operations_app(pool: Pool, settings: Settings, guard: Guard, authenticator: 
         return PlainTextResponse("draining\n", 503) if pool.draining else PlainTextResponse("ready\n")
 
     async def metrics(request: Request) -> Response:
-        return Response(exposition(pool), media_type=CONTENT_TYPE)
+        return Response(exposition(pool, beside), media_type=CONTENT_TYPE)
 
     async def servers(request: Request) -> Response:
         return JSONResponse([server_row(pool, name) for name in pool.upstreams])

@@ -251,10 +251,12 @@ async def test_e13_a_client_that_leaves_a_stream_cancels_too(gateway: Gateway, u
         event = await answer.next_event()
         assert event is not None
         assert json.loads(event.data)["params"] == {"progressToken": 1, "progress": 1, "total": 2, "message": "step 1"}
+        assert gateway.metric("trunkline_inflight") == 1
         answer.cut()
         await until(
             lambda: gateway.metric("trunkline_calls_total", method="tools/call", outcome="cancelled") == before + 1
         )
+        assert gateway.metric("trunkline_inflight") == 0
 
 
 async def test_x4_the_token_of_a_client_stays_here(upstream: Upstream, settings_file: Callable[[str], Path]) -> None:
