@@ -133,6 +133,11 @@ class Channel:
         return self._demux.is_idle
 
     @property
+    def load(self) -> int:
+        """Places that are taken of `max_inflight_per_channel`: requests in flight, and those given up but not over."""
+        return self._demux.load
+
+    @property
     def inflight(self) -> int:
         """Requests that wait for an answer."""
         return self._demux.inflight
@@ -145,22 +150,33 @@ class Channel:
         try:
             async with config.connector.connect(self, config.session_headers, listen=config.listen) as wire:
                 self._wire = wire
-                with anyio.fail_after(OPEN_SECONDS):
-                    opened = await self._shake_hands(wire)
-                if not self.opened.done():
-                    self.opened.set_result(opened)
-                await self._stay(wire)
-        except TrunklineError as error:
-            self.lost(error)
-        except TimeoutError:
-            self.lost(_took_too_long())
+                try:
+                    await self._live(wire)
+                except Exception as error:
+                    self._fail(error)  # told before the wire says good-bye, which may take seconds
         except Exception as error:
-            logger.exception("the channel failed", extra={"server": config.server})
-            self.lost(UpstreamFault(f"the channel failed: {type(error).__name__}"))
+            self._fail(error)
         finally:
             timer.cancel()
             self.close(SessionLost("the gateway stopped", executed="unknown"))
             self._wire = None
+
+    async def _live(self, wire: Wire) -> None:
+        with anyio.fail_after(OPEN_SECONDS):
+            opened = await self._shake_hands(wire)
+        if not self.opened.done():
+            self.opened.set_result(opened)
+        await self._stay(wire)
+
+    def _fail(self, error: Exception) -> None:
+        """The session ends by what went wrong in its own task."""
+        if isinstance(error, TrunklineError):
+            self.lost(error)
+        elif isinstance(error, TimeoutError):
+            self.lost(_took_too_long())
+        else:
+            logger.error("the channel failed", exc_info=error, extra={"server": self._config.server})
+            self.lost(UpstreamFault(f"the channel failed: {type(error).__name__}"))
 
     def request(self, message: Envelope, caller: Caller, headers: Headers) -> None:
         """Send one request; its outcome reaches the caller, exactly once.
@@ -320,7 +336,7 @@ class Channel:
             case Asked(asked, question):
                 self._ask(asked, question)
             case Retracted(asked, notification):
-                for owner in self._owners:
+                for owner in tuple(self._owners):
                     owner.retracted(asked, notification)
             case Told(notification, source):
                 self._tell_owner(notification, source.caller if source is not None else None)
@@ -346,7 +362,7 @@ class Channel:
             told = () if owner is None else (owner,)
         if not told:
             self._config.statistics.count("unattributed", method_label(notification.method))
-        for owner in told:
+        for owner in tuple(told):
             owner.told(notification, origin if owner is asker else None)
 
     def _perform(self, due: list[Due]) -> None:
@@ -360,6 +376,9 @@ class Channel:
                 case Abandon(request):
                     if self._wire is not None:
                         self._wire.abandon(request)
+                case Retracted(asked, notification):
+                    for owner in tuple(self._owners):
+                        owner.retracted(asked, notification)
 
 
 def _took_too_long() -> UpstreamUnreachable:

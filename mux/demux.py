@@ -16,6 +16,7 @@ from msgspec import Raw
 from . import envelope as wire_format
 from .envelope import Envelope, IdKey, coerced_key, id_key
 from .errors import Cancelled, Overloaded, SessionLost, TimedOut, TrunklineError
+from .limits import MAX_EVENT_BYTES
 from .ports import Caller, Owner
 
 TOMBSTONE_SECONDS: Final = 30.0
@@ -171,7 +172,7 @@ class Ignored(NamedTuple):
 
 
 FromServer = Answered | Progressed | ToServer | Asked | Retracted | Told | Ignored
-Due = Failed | ToServer | Abandon
+Due = Failed | ToServer | Abandon | Retracted
 
 
 class Demux:
@@ -204,6 +205,11 @@ class Demux:
     def inflight(self) -> int:
         """Requests that wait for an answer; tombstones are not among them."""
         return sum(request.state == "pending" for request in self._requests.values())
+
+    @property
+    def load(self) -> int:
+        """Requests that count against `max_inflight`, tombstones among them."""
+        return len(self._requests)
 
     @property
     def is_idle(self) -> bool:
@@ -317,6 +323,7 @@ class Demux:
                 due.append(Abandon(request))
         for asked in [s for s in self._server_requests.values() if s.deadline <= now]:
             due += self.refuse(asked, TimedOut("no client answered in time"), now)
+            due.append(Retracted(asked, _void(asked)))
         return due
 
     def close(self, cause: TrunklineError) -> list[Failed]:
@@ -434,6 +441,12 @@ class Demux:
             if request.state == "pending":
                 request.deadline = min(max(request.deadline, now + self._timeout), request.latest)
         return effect
+
+
+def _void(asked: ServerRequest) -> Envelope:
+    """What tells a client that nobody waits for its answer any longer."""
+    params = {"requestId": Raw(asked.id), "reason": "timed out"}
+    return wire_format.parse(wire_format.notification("notifications/cancelled", params), limit=MAX_EVENT_BYTES)
 
 
 def _as_lost(cause: TrunklineError) -> TrunklineError:

@@ -17,6 +17,9 @@ from .streams import Reader
 if TYPE_CHECKING:
     from .workflow import Workflow
 
+MAX_NAMES: Final = 16
+"""Connections of one wire whose names still mean it."""
+
 MAX_OTHERS: Final = 1000
 """Messages of others on one connection whose places are kept; beyond that a count may lead to a repetition."""
 
@@ -64,6 +67,8 @@ class Duplex:
         """None as long as nothing can tell what the client has."""
         self.said_goodbye = False
         """True once its client has closed it in order: another connection is not its continuation."""
+        self.names: deque[str] = deque(maxlen=MAX_NAMES)
+        """What its connections are known by, where their client names one with each message."""
         self.made = self.left = workflow.now()
         """When its last connection went, or it was made."""
         self.stream = workflow.streams.open()

@@ -25,10 +25,10 @@ class DedicatedLine:
         *,
         stateless: bool,
         max_waiting: int,
-        on_reopened: Callable[[Channel], None] | None = None,
+        on_opened: Callable[[Channel], None] | None = None,
     ) -> None:
         self._make_channel = make_channel
-        self._on_reopened = on_reopened
+        self._on_opened = on_opened
         self._stateless = stateless
         self._max_waiting = max_waiting
         self._channel: Channel | None = None
@@ -46,9 +46,9 @@ class DedicatedLine:
         return self._channel is not None and self._channel.is_open
 
     @property
-    def inflight(self) -> int:
-        """Requests that wait for an answer, or to be sent."""
-        return len(self._waiting) + (self._channel.inflight if self._channel is not None else 0)
+    def load(self) -> int:
+        """Places that are taken of `max_inflight_per_channel`."""
+        return len(self._waiting) + (self._channel.load if self._channel is not None else 0)
 
     async def open(self) -> Opened:
         """See `Line.open`."""
@@ -107,14 +107,14 @@ class DedicatedLine:
 
     def _open_channel(self) -> Channel:
         if self._channel is None or (self._channel.opened.done() and not self._channel.is_open):
-            before, self._channel = self._channel, self._make_channel()
-            if before is not None and self._on_reopened is not None:
-                self._channel.opened.add_done_callback(self._reopened)
+            self._channel = self._make_channel()
+            if self._on_opened is not None:
+                self._channel.opened.add_done_callback(self._opened)
         return self._channel
 
-    def _reopened(self, opened: asyncio.Future[Opened]) -> None:
-        if self._on_reopened is not None and self.is_connected and self._channel is not None:
-            self._on_reopened(self._channel)
+    def _opened(self, opened: asyncio.Future[Opened]) -> None:
+        if self._on_opened is not None and self.is_connected and self._channel is not None:
+            self._on_opened(self._channel)
 
     def _send_waiting(self, opened: asyncio.Future[Opened]) -> None:
         waiting, self._waiting = self._waiting, []

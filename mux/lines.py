@@ -1,12 +1,13 @@
 """What carries workflows to their servers: lines, built by the reuse of each server, and the channels of them all."""
 
 import itertools
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from .channel import Channel, ChannelConfig
 from .directory import ID_BLOCK, Directory
+from .envelope import Envelope
 from .errors import TrunklineError, WorkflowEnded
 from .limits import Pooling
 from .line import ChannelMaker, DedicatedLine
@@ -105,8 +106,9 @@ class Lines:
         )
         if key in self._groups:
             return self._groups[key]
+        self._make_room(workflow.principal, upstream.pooling)
 
-        def make_channel(group: ChannelGroup) -> Channel:
+        def make_channel(group: ChannelGroup, is_primary: bool) -> Channel:
             ids = (range(first, first + ID_BLOCK) for first in itertools.count(1, ID_BLOCK))
 
             async def draw_ids() -> range:
@@ -121,7 +123,8 @@ class Lines:
                 pooling=upstream.pooling,
                 statistics=self._statistics,
                 clock=self._clock,
-                recipients=group.wishes.recipients,
+                listen=is_primary,
+                recipients=group.wishes.recipients if is_primary else _of_its_call,
             )
             return self._start_channel(config, group.owners)
 
@@ -134,6 +137,14 @@ class Lines:
             clock=self._clock,
         )
         return group
+
+    def _make_room(self, principal: Principal, limits: Pooling) -> None:
+        """End the sessions of this user that no workflow uses, the longest unused first, until one may be opened."""
+        unused = [key for key, group in self._groups.items() if key.principal == principal and not group.owners]
+        for key in unused:
+            if self._has_room_for_channel(principal, limits):
+                return
+            self._groups.pop(key).close(WorkflowEnded("evicted"))
 
     def _has_room_for_channel(self, principal: Principal, limits: Pooling) -> bool:
         held = sum(group.sessions for group in self._groups.values() if group.key.principal == principal)
@@ -155,3 +166,8 @@ class Lines:
         finally:
             server = self._channels.pop(channel)
             self._statistics.count("channels_closed", server, channel.close_reason)
+
+
+def _of_its_call(message: Envelope, origin: Owner | None, owners: Sequence[Owner]) -> Sequence[Owner]:
+    """Who is told by a session beside the primary one: the call on whose stream it came."""
+    return () if origin is None else (origin,)

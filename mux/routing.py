@@ -129,16 +129,22 @@ class Desk(Generic[Call]):
         return Withdrawal(None, "ambiguous_cancel" if calls else "unknown_cancel")
 
     def ask(self, request: ServerRequest, message: Envelope, via: Answerable) -> bytes:
-        """The server's request under an id minted for this client (rule E5), its progress token too."""
+        """The server's request under an id minted for this client (rule E5), its progress token too.
+
+        Raises:
+            InvalidParams: an illegal progress token; nothing was asked.
+        """
         number = self._next
-        self._next += 1
-        self._asked[number] = Question(request, via)
         spelled = b"%d" % number
         params = message.members.get("params")
         if params is None:
-            return message.with_id(spelled)
-        params, request.token = swap_progress_token(params, spelled)
-        return Envelope("request", {**message.members, "params": params}).with_id(spelled)
+            text = message.with_id(spelled)
+        else:
+            params, request.token = swap_progress_token(params, spelled)
+            text = Envelope("request", {**message.members, "params": params}).with_id(spelled)
+        self._next += 1
+        self._asked[number] = Question(request, via)
+        return text
 
     def answer(self, message: Envelope) -> Question | None:
         """The question that a client's response answers; None for an unknown or second answer (R4)."""

@@ -7,17 +7,19 @@ once for all, and told what it has to know: subscriptions and the log level.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from msgspec import Raw
 
 from . import envelope as wire_format
 from .channel import Channel
+from .demux import ServerRequest
 from .envelope import Envelope
-from .errors import InvalidParams, MethodNotFound, Overloaded, SessionLost, TrunklineError
+from .errors import InvalidParams, MethodNotFound, Overloaded, SessionLost, TrunklineError, Unattributable
 from .limits import MAX_BODY_BYTES, Pooling
 from .line import DedicatedLine
-from .ports import Caller, Headers, Opened, Owner, PoolResult
+from .ports import Answerable, Caller, Headers, Opened, Owner, PoolResult
 from .principal import Principal
 from .sharing import LEVELS, Wishes, shared_result
 
@@ -34,7 +36,9 @@ class ChannelKey(NamedTuple):
 
 
 class ChannelGroup:
-    """The sessions of one key, and the workflows that share them. `make_channel` makes one and starts its owner task.
+    """The sessions of one key, and the workflows that share them.
+
+    `make_channel` makes a session, the primary one or another, and starts its owner task.
 
     `may_open` tells whether one more session may be opened (`max_channels_per_user`). `on_changed` hears of a workflow
     whose client was told what the server no longer says of itself (rule L13).
@@ -44,7 +48,7 @@ class ChannelGroup:
         self,
         key: ChannelKey,
         pooling: Pooling,
-        make_channel: Callable[[ChannelGroup], Channel],
+        make_channel: Callable[[ChannelGroup, bool], Channel],
         *,
         may_open: Callable[[], bool],
         on_changed: Callable[[Owner], None],
@@ -54,7 +58,8 @@ class ChannelGroup:
         self.pooling = pooling
         self.owners: list[Owner] = []
         """The workflows; every channel of the group has this very list."""
-        self.wishes: Wishes[Owner] = Wishes()
+        # A session that is opened anew is told of all of them before anything else: they must find room on it.
+        self.wishes: Wishes[Owner] = Wishes(max(1, pooling.max_inflight_per_channel // 2))
         self._make_channel = make_channel
         self._may_open = may_open
         self._on_changed = on_changed
@@ -71,10 +76,12 @@ class ChannelGroup:
 
     @property
     def primary(self) -> DedicatedLine:
-        """The session that holds what is global: subscriptions, cursors, the log level."""
-        if not self._lines:
-            self._add()
-        return self._lines[0]
+        """The session that holds what is global: subscriptions, cursors, the log level.
+
+        Raises:
+            Overloaded: there is none yet, and there may be no more.
+        """
+        return self._lines[0] if self._lines else self._add()
 
     def pick(self, message: Envelope) -> DedicatedLine:
         """The session for a request.
@@ -85,16 +92,13 @@ class ChannelGroup:
         if message.method != "tools/call":  # a cursor belongs to the session that gave it
             return self.primary
         limit = self.pooling.max_inflight_per_channel
-        free = next((line for line in (self.primary, *self._lines[1:]) if line.inflight < limit), None)
-        if free is not None:
-            return free
-        if not self._may_open():
-            raise Overloaded("too many calls in flight", limit="max_channels_per_user")
-        return self._add()
+        return next((line for line in self._lines if line.load < limit), None) or self._add()
 
-    def note(self, result: bytes) -> None:
-        """What the server says of itself, as the first client is told."""
-        self._result = self._result or result
+    def say(self, method: str, params: dict[str, str]) -> None:
+        """Tell the primary session something of the gateway's own, where that is there and has room."""
+        if self._lines and self._lines[0].is_connected:
+            with suppress(TrunklineError):
+                self._lines[0].request(_own(method, params), _Gateway(), {})
 
     def join(self, owner: Owner) -> None:
         """A workflow comes."""
@@ -123,30 +127,33 @@ class ChannelGroup:
             line.close(cause)
 
     def _add(self) -> DedicatedLine:
+        if not self._may_open():
+            raise Overloaded("too many upstream sessions of one user", limit="max_channels_per_user")
+        is_primary = not self._lines
         line = DedicatedLine(
-            lambda: self._make_channel(self),
+            lambda: self._make_channel(self, is_primary),
             stateless=True,
             max_waiting=self.pooling.max_inflight_per_channel,
-            on_reopened=self._replay,
+            on_opened=self._instruct if is_primary else self._instruct_beside,
         )
         self._lines.append(line)
         return line
 
-    def _replay(self, channel: Channel) -> None:
-        """Tell a session that was opened anew what the lost one knew."""
+    def _instruct(self, channel: Channel) -> None:
+        """Tell the primary session what a lost one knew."""
         result = channel.opened.result().result
         if self._result and result != self._result:
             for owner in tuple(self.owners):
                 self._on_changed(owner)
         self._result = result
-        if not self.owners:
-            return
-        waiter = _Nobody(self.owners[0])
-        if self.wishes.level is not None:
-            params = {"level": self.wishes.level}
-            channel.request(_own("logging/setLevel", params), waiter, {})
+        self._instruct_beside(channel)
         for uri in self.wishes.subscriptions:
-            channel.request(_own("resources/subscribe", {"uri": uri}), waiter, {})
+            channel.request(_own("resources/subscribe", {"uri": uri}), _Gateway(), {})
+
+    def _instruct_beside(self, channel: Channel) -> None:
+        """Tell a session the log level; what belongs to no call, the primary one brings."""
+        if self.wishes.level is not None:
+            channel.request(_own("logging/setLevel", {"level": self.wishes.level}), _Gateway(), {})
 
 
 class SharedLine:
@@ -156,7 +163,7 @@ class SharedLine:
         self._group = group
         self._owner = owner
         self._watching: dict[Caller, _Waiter] = {}
-        """Subscriptions that the server has not answered, and who waits there for each."""
+        """What is global and the server has not answered, and who waits there for each."""
         self._cause: TrunklineError | None = None
         group.join(owner)
 
@@ -170,7 +177,6 @@ class SharedLine:
         line = self._group.primary
         how: PoolResult = "hit" if line.is_connected else "miss"
         opened = await line.open()
-        self._group.note(opened.result)
         return Opened(opened.revision, shared_result(opened.result), how)
 
     def request(self, message: Envelope, caller: Caller, headers: Headers) -> PoolResult:
@@ -208,19 +214,24 @@ class SharedLine:
         for line in self._group.lines():
             line.withdraw(self._owner, cause)
         for uri in unwatched:
-            if self._group.primary.is_connected:
-                self._group.primary.request(_own("resources/unsubscribe", {"uri": uri}), _Nobody(self._owner), {})
+            self._group.say("resources/unsubscribe", {"uri": uri})
 
     def _set_level(self, message: Envelope, caller: Caller, headers: Headers) -> PoolResult:
         level = wire_format.string_of((message.params() or {}).get("level"))
         if level is None or level not in LEVELS:
             raise InvalidParams("logging/setLevel needs one of the levels of RFC 5424")
-        due = self._group.wishes.set_level(self._owner, level)
+        wishes = self._group.wishes
+        due = wishes.set_level(self._owner, level)
         if due is None:
             return _answer(message, caller)
         params = wire_format.encoded({**(message.params() or {}), "level": due})
         told = Envelope("request", {**message.members, "params": params}, id=message.id, method=message.method)
-        return self._group.primary.request(told, caller, headers)
+
+        def ended(refused: bool) -> None:
+            if refused:
+                wishes.forget_level()
+
+        return self._ask(told, caller, headers, ended)
 
     def _watch(self, message: Envelope, caller: Caller, headers: Headers) -> PoolResult:
         uri = wire_format.string_of((message.params() or {}).get("uri"))
@@ -235,17 +246,25 @@ class SharedLine:
 
         def ended(refused: bool) -> None:
             """The server has answered: only now the subscription counts for others (rule R5)."""
-            self._watching.pop(caller, None)
             if refused:
                 wishes.unsubscribe(self._owner, uri)
             else:
                 wishes.accept(uri)
 
-        waiter = self._watching[caller] = _Waiter(caller, ended)
+        return self._ask(message, caller, headers, ended)
+
+    def _ask(self, message: Envelope, caller: Caller, headers: Headers, ended: Callable[[bool], None]) -> PoolResult:
+        """Ask the primary session for what is global; `ended` hears whether it was refused."""
+
+        def over(refused: bool) -> None:
+            self._watching.pop(caller, None)
+            ended(refused)
+
+        waiter = self._watching[caller] = _Waiter(caller, over)
         try:
-            return primary.request(message, waiter, headers)
+            return self._group.primary.request(message, waiter, headers)
         except TrunklineError:
-            ended(True)
+            over(True)
             raise
 
 
@@ -278,20 +297,38 @@ class _Waiter:
         self._caller.failed(error)
 
 
-class _Nobody:
-    """Who waits for the answer to the gateway's own word: nobody."""
+class _Gateway:
+    """The caller of the gateway's own requests, and the owner of such a caller: no workflow's end withdraws them."""
 
-    def __init__(self, owner: Owner) -> None:
-        self.owner = owner
+    @property
+    def owner(self) -> Owner:
+        """See `Caller.owner`."""
+        return self
 
     def answered(self, message: bytes, *, is_error: bool) -> None:
-        """Nobody asks."""
+        """Nobody waits."""
 
     def progressed(self, message: bytes) -> None:
-        """Nobody asks."""
+        """Nobody waits."""
 
     def failed(self, error: TrunklineError) -> None:
-        """Nobody asks."""
+        """Nobody waits."""
+
+    def asked(self, channel: Answerable, request: ServerRequest, message: Envelope) -> None:
+        """See `Owner.asked`: no client stands behind it."""
+        channel.refuse(request, Unattributable("no client has asked for this"))
+
+    def retracted(self, request: ServerRequest, message: Envelope) -> None:
+        """Nothing was asked."""
+
+    def told(self, message: Envelope, origin: Caller | None) -> None:
+        """Nobody listens."""
+
+    def left(self, channel: Answerable) -> None:
+        """Nothing was asked."""
+
+    def lost(self, channel: Answerable, cause: TrunklineError) -> None:
+        """The workflows are told."""
 
 
 def _answer(message: Envelope, caller: Caller) -> PoolResult:

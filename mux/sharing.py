@@ -12,6 +12,7 @@ from msgspec import Raw
 
 from . import envelope as wire_format
 from .envelope import Envelope, Members
+from .errors import Overloaded
 from .record import Handshake
 
 Owner = TypeVar("Owner")
@@ -60,7 +61,8 @@ def _without(capabilities: Raw, names: frozenset[str] | set[str]) -> bytes:
 class Wishes(Generic[Owner]):
     """What the workflows of one upstream session want of its global state."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_subscriptions: int = 1000) -> None:
+        self._max_subscriptions = max_subscriptions
         self._subscribers: dict[str, set[Owner]] = {}
         self._accepted: set[str] = set()
         self._levels: dict[Owner, str] = {}
@@ -76,7 +78,13 @@ class Wishes(Generic[Owner]):
     # Subscriptions.
 
     def subscribe(self, owner: Owner, uri: str) -> bool:
-        """A workflow wants to hear of a resource; True where the server has to be asked (again)."""
+        """A workflow wants to hear of a resource; True where the server has to be asked (again).
+
+        Raises:
+            Overloaded: there are as many subscriptions as the session may hold.
+        """
+        if uri not in self._subscribers and len(self._subscribers) >= self._max_subscriptions:
+            raise Overloaded("too many subscriptions on a shared session", limit="subscriptions")
         self._subscribers.setdefault(uri, set()).add(owner)
         return uri not in self._accepted
 
@@ -106,6 +114,10 @@ class Wishes(Generic[Owner]):
         self.level = wanted
         return wanted if changed else None
 
+    def forget_level(self) -> None:
+        """The server has refused a level: what it has is not known, and the next wish is told to it."""
+        self.level = None
+
     def _hears(self, owner: Owner, level: str | None) -> bool:
         if self.level is None or level is None or level not in LEVELS:
             return True
@@ -128,7 +140,7 @@ class Wishes(Generic[Owner]):
         """Who is told what the server tells; nobody where it cannot be attributed (rule R1, table 3.2)."""
         params = message.params() or {}
         if message.method.endswith("/list_changed"):
-            return owners
+            return tuple(owners)
         if message.method == "notifications/resources/updated":
             uri = wire_format.string_of(params.get("uri")) or ""
             return [owner for owner in owners if self._watches(owner, uri)]
@@ -141,4 +153,9 @@ class Wishes(Generic[Owner]):
 
     def _watches(self, owner: Owner, uri: str) -> bool:
         """A server may tell of a resource below the one that was subscribed to."""
-        return any(owner in those and uri.startswith(watched) for watched, those in self._subscribers.items())
+        return any(owner in those and _is_below(uri, watched) for watched, those in self._subscribers.items())
+
+
+def _is_below(uri: str, watched: str) -> bool:
+    rest = uri.removeprefix(watched)
+    return uri == watched or (rest != uri and (watched.endswith("/") or rest[0] in "/?#"))

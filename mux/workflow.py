@@ -209,12 +209,15 @@ class Workflow:
         """See `Owner.asked`."""
         if self._capabilities is None:
             self._capabilities = wire_format.members_of(Raw(self.record.handshake.capabilities)) or {}
-        error = refusal(message, self._capabilities)
-        if error is not None:
+        try:
+            error = refusal(message, self._capabilities)
+            if error is not None:
+                raise error
+            text = self._desk.ask(request, message, channel)
+        except TrunklineError as refused:
             self.statistics.count("refused_server_requests", self.server)
-            channel.refuse(request, error)
+            channel.refuse(request, refused)
             return
-        text = self._desk.ask(request, message, channel)
         origin = self._asker_of(request.origin.caller if request.origin is not None else None)
         newest = next((exchange for exchange in reversed(self._exchanges) if not exchange.is_lost), None)
         match place(
@@ -272,6 +275,10 @@ class Workflow:
         left = [duplex for duplex in self._duplexes if not duplex.is_attached]
         cut = [duplex for duplex in left if not duplex.said_goodbye]
         return _newest(cut or left or self._duplexes)
+
+    def named_duplex(self, name: str) -> Duplex | None:
+        """The wire that a connection of this name carried."""
+        return next((duplex for duplex in self._duplexes if name in duplex.names), None)
 
     @property
     def newest_duplex(self) -> Duplex | None:

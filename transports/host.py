@@ -44,6 +44,9 @@ NAME: Final = "application"
 MAX_UNREAD: Final = 1024
 """Messages that the application has not taken yet; over it, requests are refused and notifications dropped."""
 
+END_SECONDS: Final = 5.0
+"""How long an application may take to end with its conversation."""
+
 Serve = Callable[[Transport], Awaitable[None]]
 Endpoints = dict[str, ASGIApp]
 
@@ -263,7 +266,9 @@ class _Application:
         finally:
             conversation.over()
             task.cancel()
-            await asyncio.wait([task])
+            _, pending = await asyncio.wait([task], timeout=END_SECONDS)
+            if pending:
+                logger.error("the application goes on %g s after its conversation ended", END_SECONDS)
 
     async def _run(self, conversation: _Conversation) -> None:
         try:

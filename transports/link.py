@@ -5,6 +5,7 @@ due on it. The bytes are theirs.
 """
 
 import asyncio
+import secrets
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
@@ -85,6 +86,8 @@ class Link:
         self._is_met = transport != "websocket"
         self._hold: asyncio.TimerHandle | None = None
         self._changed = asyncio.Event()
+        self.name = secrets.token_hex(8)
+        """What its client may call it by, with each message: for a transport whose messages come beside it."""
         self.session_id = ""
         """The workflow's, known to the client from the start: the workflow that begins here will have it."""
 
@@ -107,16 +110,17 @@ class Link:
         return ended.cause if ended is not None else "taken_over"
 
     @classmethod
-    def of(cls, config: EndpointConfig, workflow: Workflow, transport: Transport) -> "Link":
-        """For a message that came while the connection of its workflow is cut: the answer waits there.
+    def of(cls, config: EndpointConfig, workflow: Workflow, transport: Transport, name: str) -> "Link":
+        """For a message that came while its connection is cut, or has become another: the answer goes to its wire.
 
         Raises:
-            UnknownSession: the workflow never had such a connection.
+            UnknownSession: no connection of this name, or without a name no single one, is known.
         """
         link = cls(config, workflow.principal, transport)
         link._key = workflow.record.key
         link.session_id = workflow.record.session_id
-        link._workflow, link._duplex, link._is_closed = workflow, workflow.newest_duplex, True
+        duplex = workflow.named_duplex(name) if name else workflow.cut_duplex()
+        link._workflow, link._duplex, link._is_closed = workflow, duplex, True
         if link._duplex is None:
             raise UnknownSession("no such session; begin anew with initialize")
         return link
@@ -320,11 +324,13 @@ class Link:
         self._workflow = workflow
         if at is None:
             duplex = self._duplex = workflow.new_duplex()
+            duplex.names.append(self.name)
             if self._is_closed:  # what its client is due waits for another connection
                 return
             at = duplex, duplex.attach()
         workflow.transport = self._transport
         self._duplex = at[0]
+        self._duplex.names.append(self.name)
         self._tally = self._duplex.tally
         self._tally.skip(self._handed)
         self._add(at[1])

@@ -4,7 +4,6 @@ Beyond the specification, a stream that breaks can be taken up: by the event id 
 by the session id. Its calls go on meanwhile.
 """
 
-import secrets
 from typing import Final
 from urllib.parse import parse_qs, quote
 
@@ -51,7 +50,7 @@ class _Stream(HTTPEndpoint):
         check_room(self._config, sum(map(len, self._links.values())))
         link = Link(self._config, request.principal, "sse")
         state = await link.open(asked(request.headers, request.scope.get("query_string", b"")))
-        session_id, name = link.session_id, secrets.token_hex(4)
+        session_id, name = link.session_id, link.name
         self._links.setdefault(session_id, {})[name] = link
         request.extra.append((SESSION_ID.encode(), session_id.encode()))
         if state is not None:
@@ -104,13 +103,12 @@ class _Messages(HTTPEndpoint):
         named = asked(request.headers, query)
         if named.session_id is None:
             raise HTTPRefusal(400, "missing_session", "Missing session ID: POST to the URL that the stream named")
-        links = self._links.get(named.session_id)
-        if links is None:
+        name = parse_qs(query.decode()).get("stream", [""])[0]
+        links = self._links.get(named.session_id, {})
+        link = links.get(name) or (next(iter(links.values())) if len(links) == 1 and not name else None)
+        if link is None:
             workflow = await self._pool.find(request.principal, self._config.server, named.session_id)
-            link = Link.of(self._config, workflow, "sse")
-            link.check_agreement(named)
-            return link
-        link = links.get(parse_qs(query.decode()).get("stream", [""])[0]) or links[next(reversed(links))]
+            link = Link.of(self._config, workflow, "sse", name)
         if link.principal != request.principal:
             raise UnknownSession("no such session; begin anew with initialize")
         link.check_agreement(named)

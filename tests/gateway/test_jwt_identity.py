@@ -175,12 +175,21 @@ def test_what_is_no_key_set_is_refused(text: str) -> None:
         read_keys(text)
 
 
+def test_a_name_that_is_none_is_no_name() -> None:
+    keys = json.loads(jwks(one=RSA))
+    keys["keys"][0]["kid"] = ["a"]
+    assert list(read_keys(json.dumps(keys))) == ["#0"]
+
+
 @asynccontextmanager
 async def key_server(sets: list[str], served: asyncio.Event) -> AsyncIterator[str]:
     async def serve(peer: Peer) -> None:
         await peer.request()
         body = sets.pop(0) if len(sets) > 1 else sets[0]
-        await peer.say(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body.encode()))
+        half = len(body) // 2
+        await peer.say(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body[:half].encode()))
+        await asyncio.sleep(0.01)  # so that it comes in two segments
+        await peer.say(body[half:].encode())
         served.set()
 
     async with serving(serve) as server:

@@ -334,9 +334,18 @@ def test_a_question_may_outlive_its_call(demux: Demux) -> None:
 def test_a_question_that_nobody_answers_is_refused_in_the_end(demux: Demux) -> None:
     question = asked(demux, asks())
     assert demux.expire(TIMEOUT * EXTENSIONS - 1) == []
-    (event,) = demux.expire(TIMEOUT * EXTENSIONS)
-    assert isinstance(event, ToServer)
+    told, void = demux.expire(TIMEOUT * EXTENSIONS)
+    assert isinstance(told, ToServer)
+    assert isinstance(void, Retracted)
+    assert void.request is question
+    assert void.message.method == "notifications/cancelled"
     assert question.state == "done"
+
+
+def test_the_load_counts_what_was_given_up_and_is_not_over(demux: Demux) -> None:
+    request = opened(demux)
+    demux.cancel(request, None, 0)
+    assert (demux.inflight, demux.load) == (0, 1)
 
 
 def test_close_tells_every_caller_the_first_cause_and_takes_nothing_more(demux: Demux) -> None:

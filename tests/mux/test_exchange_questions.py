@@ -7,6 +7,7 @@ import pytest
 from harness.memory_wire import Exchange as Upstream
 from harness.memory_wire import message
 from harness.muxing import Bench, Client, bench, idle, initialize, notification, response, some
+from trunkline.mux.demux import EXTENSIONS
 from trunkline.mux.event_log import Stream
 from trunkline.mux.exchange import Exchange
 from trunkline.mux.streams import Reader
@@ -206,3 +207,30 @@ async def test_a_question_pauses_the_clock_of_the_call_that_asked() -> None:
         upstream.answer({"n": 1})
         assert (await asked_on(reader))["result"] == {"n": 1}
         await finish(at, client, [reader])
+
+
+async def test_a_question_that_nobody_answers_in_time_is_void_for_its_client_too() -> None:
+    async with bench(request_timeout=10) as at:
+        client = await at.client(message=initialize(capabilities={"roots": {}}))
+        reader = client.workflow.streams.attach_standalone()
+        await reader.next(0)
+        at.server.session.tell(message("roots/list", None, id=7))
+        asked = json.loads((await some(reader))[0][1])
+        at.clock.advance(10 * EXTENSIONS + 1)
+        refused = (await at.server.got("response")).json
+        assert (refused["id"], refused["error"]["code"]) == (7, -31004)
+        void = json.loads((await some(reader))[0][1])
+        assert (void["method"], void["params"]["requestId"]) == ("notifications/cancelled", asked["id"])
+        assert not client.workflow._desk.questions
+        reader.close()
+
+
+async def test_g9_a_question_with_an_illegal_token_is_refused_and_nothing_else_is_lost() -> None:
+    async with bench() as at:
+        client = await at.client(message=initialize(capabilities={"roots": {}}))
+        at.server.session.tell(message("roots/list", {"_meta": {"progressToken": {}}}, id=1))
+        assert (await at.server.got("response")).json["error"]["code"] == -32602
+        assert not client.workflow._desk.questions
+        call = client.call()
+        (await at.server.got("tools/call")).answer()
+        assert "result" in await client.answer(call)

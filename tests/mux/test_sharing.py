@@ -4,6 +4,7 @@ import json
 
 import pytest
 from trunkline.mux.envelope import Envelope, parse
+from trunkline.mux.errors import Overloaded
 from trunkline.mux.limits import MAX_BODY_BYTES
 from trunkline.mux.record import Handshake
 from trunkline.mux.sharing import LEVELS, Wishes, shared_handshake, shared_result
@@ -123,3 +124,31 @@ def test_r1_what_cannot_be_attributed_is_told_to_nobody() -> None:
 @pytest.mark.parametrize("what", ["tools", "prompts", "resources"])
 def test_lists_that_changed_are_told_to_everybody(what: str) -> None:
     assert Wishes[str]().recipients(told(f"notifications/{what}/list_changed"), None, BOTH) == BOTH
+
+
+@pytest.mark.parametrize(
+    ("uri", "is_heard"),
+    [("mem://1", True), ("mem://1/x", True), ("mem://1?q", True), ("mem://1#f", True), ("mem://10", False)],
+)
+def test_r5_what_begins_alike_is_not_below(uri: str, is_heard: bool) -> None:
+    wishes: Wishes[str] = Wishes()
+    wishes.subscribe(ALICE, "mem://1")
+    wishes.subscribe(BOB, "dir://")
+    assert (wishes.recipients(told("notifications/resources/updated", uri=uri), None, BOTH) == [ALICE]) is is_heard
+    assert wishes.recipients(told("notifications/resources/updated", uri="dir://x"), None, BOTH) == [BOB]
+
+
+def test_g10_only_so_many_subscriptions_are_held() -> None:
+    wishes: Wishes[str] = Wishes(2)
+    for uri in ("a", "b", "a"):
+        wishes.subscribe(ALICE, uri)
+    with pytest.raises(Overloaded):
+        wishes.subscribe(BOB, "c")
+    wishes.subscribe(BOB, "b")
+
+
+def test_r6_a_level_that_was_refused_is_told_again() -> None:
+    wishes: Wishes[str] = Wishes()
+    assert wishes.set_level(ALICE, "debug") == "debug"
+    wishes.forget_level()
+    assert wishes.set_level(ALICE, "debug") == "debug"

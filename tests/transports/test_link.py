@@ -701,7 +701,7 @@ async def test_a_message_that_comes_while_its_stream_is_cut_is_answered_on_the_n
         await line.begin()
         line.link.close()
         [workflow] = at.at.pool.workflows
-        meanwhile = Line(Link.of(line.link._config, workflow, "sse"))
+        meanwhile = Line(Link.of(line.link._config, workflow, "sse", line.link.name))
         await meanwhile.call(1)
         again = await at.open("sse", Asked(None, None, line.due[0].event_id))
         assert await again.ids() == [1]
@@ -713,7 +713,7 @@ async def test_a_handshake_that_begins_anew_while_its_stream_is_cut_keeps_nothin
         await line.begin()
         line.link.close()
         [workflow] = at.at.pool.workflows
-        await Line(Link.of(line.link._config, workflow, "sse")).say(initialize("anew", {"roots": {}}))
+        await Line(Link.of(line.link._config, workflow, "sse", line.link.name)).say(initialize("anew", {"roots": {}}))
         [anew] = at.at.pool.workflows
         assert anew is not workflow
         assert not anew.is_attached
@@ -726,8 +726,9 @@ async def test_a_workflow_without_such_a_connection_has_none_to_go_on_with() -> 
     async with lines() as at:
         client = await at.at.client()
         config = EndpointConfig("x", at.at.pool, Guard(loopback=True), lambda _: ANONYMOUS)
-        with pytest.raises(UnknownSession):
-            Link.of(config, client.workflow, "sse")
+        for name in ("", "never given"):
+            with pytest.raises(UnknownSession):
+                Link.of(config, client.workflow, "sse", name)
 
 
 # Handshakes on a workflow that lives.
@@ -872,3 +873,22 @@ async def test_old_answers_are_held_back_from_a_client_that_probes_before_it_beg
         assert (probed["id"], probed["error"]["code"]) == ("probe", -32022)
         await again.say(initialize(1))
         assert [answer["id"] for answer in await again.hear()] == [1]
+
+
+async def test_g1_what_comes_for_a_stream_that_was_cut_is_not_answered_on_another() -> None:
+    async with lines() as at:
+        stream = await at.open("sse", Asked(None, "k", None))
+        await stream.begin()
+        socket = await at.open(asked=Asked(None, "k", None))
+        await socket.begin()
+        at.at.server.on_request = None
+        await socket.call(1)
+        stream.link.close()
+        [workflow] = at.at.pool.workflows
+        meanwhile = Line(Link.of(stream.link._config, workflow, "sse", stream.link.name))
+        await meanwhile.call(1)
+        for n in (1, 2):
+            (await at.at.server.got("tools/call", n)).answer({"n": n})
+        assert [answer["result"] for answer in await socket.hear()] == [{"n": 1}]
+        again = await at.open("sse", Asked(None, None, stream.due[0].event_id))
+        assert [answer["result"] for answer in await again.hear()] == [{"n": 2}]

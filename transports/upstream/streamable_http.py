@@ -282,7 +282,7 @@ class _HTTPWire:
                 logger.info("a %s was not acknowledged", kind, extra=self._about)
             elif over.exception() is not None:
                 logger.warning("a %s did not reach the server", kind, extra=self._about)
-            elif over.result() == 404:
+            elif over.result() == 404 and self._has_session:
                 self._lose()
             elif over.result() >= 300:
                 logger.warning("the server answered a %s with HTTP %d", kind, over.result(), extra=self._about)

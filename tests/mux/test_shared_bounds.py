@@ -1,0 +1,112 @@
+"""What a shared session is bounded by, and that what one workflow does costs the others nothing."""
+
+import anyio
+import pytest
+from harness.memory_wire import message
+from harness.muxing import ALICE, PATIENCE, begin, bench, initialize, notification, settle
+from trunkline.mux.limits import EventLogLimits
+
+pytestmark = pytest.mark.anyio
+
+CALLS = "tools/call"
+SUBSCRIBE = "resources/subscribe"
+
+
+async def test_g10_one_users_sessions_are_bounded_whatever_they_are_opened_with() -> None:
+    async with bench(reuse="user", max_channels_per_user=2) as at:
+        for n in range(6):
+            capabilities = {"experimental": {str(n): {}}}
+            client = await at.client(ALICE, message=initialize(capabilities=capabilities))
+            await at.pool.end(client.workflow, "deleted")
+        await at.server.until(lambda: len(at.server.live) <= 2)
+
+
+async def test_a_workflow_ends_in_order_though_its_session_is_full() -> None:
+    async with bench(reuse="user", max_inflight_per_channel=2) as at:
+        client = await at.client(ALICE, key="k")
+        subscribed = client.call({"uri": "file:///a"}, method=SUBSCRIBE)
+        (await at.server.got(SUBSCRIBE)).answer()
+        await client.answer(subscribed)
+        calls = [client.call(id=b"%d" % n) for n in (1, 2)]
+        await at.server.got(CALLS, 2)
+        await at.pool.end(client.workflow, "deleted")
+        for call in calls:
+            assert (await client.answer(call))["error"]["code"] == -31002
+        with anyio.fail_after(PATIENCE):
+            assert (await begin(at.pool, ALICE, key="k")).state == "reset"
+
+
+async def test_what_one_workflow_gave_up_costs_the_others_nothing() -> None:
+    async with bench(reuse="user", max_inflight_per_channel=2) as at:
+        one, two = await at.client(ALICE), await at.client(ALICE)
+        given_up = [one.call(id=b"%d" % n) for n in (1, 2)]
+        await at.server.got(CALLS, 2)
+        for n in (1, 2):
+            one.workflow.notify(notification("notifications/cancelled", {"requestId": n}), {})
+        call = two.call()
+        (await at.server.got(CALLS, 3)).answer()
+        assert "result" in await two.answer(call)
+        for exchange in given_up:
+            await one.answer(exchange)
+
+
+async def test_a_session_beside_the_first_brings_nothing_twice_and_has_its_log_level() -> None:
+    async with bench(reuse="user", max_inflight_per_channel=2) as at:
+        client = await at.client(ALICE)
+        for method, params in ((SUBSCRIBE, {"uri": "file:///a"}), ("logging/setLevel", {"level": "debug"})):
+            asked = client.call(params, method=method)
+            (await at.server.got(method)).answer()
+            await client.answer(asked)
+        calls = [client.call(id=b"%d" % n) for n in range(3)]
+        level = await at.server.got("logging/setLevel", 2)
+        assert level.session is at.server.sessions[1]
+        assert level.json["params"] == {"level": "debug"}
+        level.answer()
+        assert not at.server.sessions[1].of(SUBSCRIBE)
+        assert [session.listen for session in at.server.sessions] == [True, False]
+        for n in range(3):
+            (await at.server.got(CALLS, n + 1)).answer()
+        for call in calls:
+            await client.answer(call)
+
+
+async def test_what_is_told_to_a_session_anew_is_no_workflows_own() -> None:
+    async with bench(reuse="user") as at:
+        at.server.on_request = lambda exchange: exchange.answer()
+        one, two = await at.client(ALICE), await at.client(ALICE)
+        await two.answer(two.call({"uri": "file:///b"}, method=SUBSCRIBE))
+        at.server.session.forget()
+        at.server.on_request = None
+        call = two.call()
+        again = await at.server.got(SUBSCRIBE, 2)
+        await at.pool.end(one.workflow, "deleted")
+        await settle()
+        assert not at.server.of("notifications/cancelled")
+        again.answer()
+        (await at.server.got(CALLS)).answer()
+        assert "result" in await two.answer(call)
+
+
+async def test_a_refused_level_is_asked_for_again() -> None:
+    async with bench(reuse="user") as at:
+        at.server.on_request = lambda exchange: exchange.refuse()
+        client = await at.client(ALICE)
+        for _ in range(2):
+            assert "error" in await client.answer(client.call({"level": "debug"}, method="logging/setLevel"))
+        assert len(at.server.of("logging/setLevel")) == 2
+
+
+async def test_a_workflow_that_ends_while_all_are_told_takes_nothing_from_the_others() -> None:
+    async with bench(reuse="user", event_log=EventLogLimits(events=3)) as at:
+        silent, reading = await at.client(ALICE), await at.client(ALICE)
+        unread = silent.workflow.streams.attach_standalone()
+        reader = reading.workflow.streams.attach_standalone()
+        await reader.next(0)
+        heard = 0
+        for _ in range(6):
+            at.server.session.tell(message("notifications/tools/list_changed"))
+            heard += len(await reader.next(0) or [])
+        assert at.counts["workflows_closed", "event_log_overflow"] == 1
+        assert heard == 6
+        unread.close()
+        reader.close()
