@@ -34,6 +34,7 @@ from ..transports.upstream.modern_http import ModernHTTPServer
 from ..transports.upstream.streamable_http import StreamableHTTPConnector
 from ..transports.websocket import WebSocketEndpoint, not_found
 from .auth import Authenticator
+from .bounded_http import BoundedHTTP
 from .operations import operations_app
 from .settings import Server, Settings, SettingsError, is_loopback
 from .tickets import TicketEndpoint
@@ -200,7 +201,7 @@ async def serve(settings: Settings, *, demo: bool, on_ready: Callable[[str], Non
         tls = settings.gateway.tls
         config = uvicorn.Config(
             gateway,
-            http="httptools",
+            http=BoundedHTTP,
             lifespan="off",
             ws=PingingWebSocket,
             ws_max_size=MAX_BODY_BYTES,

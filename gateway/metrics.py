@@ -42,6 +42,7 @@ FAULTS: Final = (
     "duplicate_server_id",
     "refused_server_requests",
     "slow_clients",
+    "undelivered",
     "unknown_answers",
     "unknown_cancel",
     "unknown_progress",

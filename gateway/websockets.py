@@ -14,6 +14,10 @@ LINGER_SECONDS: Final = 10.0
 """How long a connection whose application is done may take to send what is left, before it is dropped."""
 
 
+MAX_UNTAKEN_BYTES: Final = 1_048_576
+"""What a client may leave untaken while it goes on to ping."""
+
+
 class PingingWebSocket(WebSocketsSansIOProtocol):
     """A connection whose application can ping and wait for the pong."""
 
@@ -40,6 +44,13 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
         super().on_task_complete(task)
         if not self.disconnected:
             self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+
+    def handle_ping(self) -> None:
+        """See the base class; a client that pings and takes no pong is cut, before its pongs pile up."""
+        if self.transport.get_write_buffer_size() > MAX_UNTAKEN_BYTES:
+            self.transport.abort()
+        else:
+            super().handle_ping()
 
     async def ping(self) -> None:
         """Ping the client, and return when its pong has come; where the connection goes before, never."""

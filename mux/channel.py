@@ -31,6 +31,7 @@ from .demux import (
 )
 from .envelope import Envelope
 from .errors import (
+    InvalidMessage,
     SessionLost,
     TrunklineError,
     Unattributable,
@@ -250,7 +251,10 @@ class Channel:
                 self._perform(self._demux.fail(origin, fault))
             return
         for message in messages:
-            self._receive(message, origin)
+            try:
+                self._receive(message, origin)
+            except InvalidMessage:  # nested so deeply that only its first level could be read
+                self._config.statistics.count("upstream_faults", self._config.server)
         self._close_if_drained()
 
     def failed(self, request: Request, error: TrunklineError) -> None:

@@ -259,8 +259,10 @@ def swap_progress_token(params: Raw, token: bytes) -> tuple[Raw, bytes]:
     outer = members_of(params)
     raw_meta = outer.get("_meta") if outer else None
     meta = members_of(raw_meta) if raw_meta is not None else None
-    if outer is None or meta is None:
+    if outer is None:
         return params, b""
+    if meta is None:
+        return (encode_members(outer) if b"progressToken" in text or b"\\u" in text else params), b""
     if "progressToken" not in meta:
         if b"progressToken" not in text and b"\\u" not in text:
             return params, b""
@@ -275,10 +277,17 @@ def swap_progress_token(params: Raw, token: bytes) -> tuple[Raw, bytes]:
 
 
 def canonical(raw: Raw | None) -> bytes:
-    """One spelling for equal JSON objects (keys sorted, no spaces); `{}` where absent."""
+    """One spelling for equal JSON objects (keys sorted, no spaces); `{}` where absent.
+
+    Raises:
+        InvalidParams: a number in it is too large to be compared.
+    """
     if raw is None:
         return b"{}"
-    return msgspec.json.encode(msgspec.json.decode(raw), order="sorted")
+    try:
+        return msgspec.json.encode(msgspec.json.decode(raw), order="sorted")
+    except (msgspec.DecodeError, ValueError):
+        raise InvalidParams("a number is too large here") from None
 
 
 def encoded(value: object) -> Raw:

@@ -4,7 +4,12 @@ from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from math import inf
 from typing import Any, Final
 
+import anyio
+
 from ..mux.limits import MAX_BODY_BYTES
+
+BODY_SECONDS: Final = 60.0
+"""How long a client may take to send a body."""
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -23,6 +28,10 @@ EVENT_STREAM: Final[RawHeaders] = [
 
 class BodyTooLarge(Exception):
     """The body is larger than `MAX_BODY_BYTES`."""
+
+
+class BodyTooSlow(Exception):
+    """The body did not come to its end within `BODY_SECONDS`; nothing of it is kept."""
 
 
 class ClientLeft(Exception):
@@ -49,7 +58,7 @@ def headers_of(scope: Scope) -> RequestHeaders:
     client = scope.get("client")
     headers = RequestHeaders(client[0] if client else "", scope.get("query_string", b""))
     for raw_name, raw_value in scope["headers"]:
-        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1").strip()
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1").strip(" \t")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return headers
 
@@ -59,6 +68,7 @@ async def read_body(receive: Receive, declared: str | None) -> bytes:
 
     Raises:
         BodyTooLarge: declared or found to be larger than allowed; nothing of it is kept.
+        BodyTooSlow: it took too long.
         ClientLeft: it did not come to its end.
     """
     if declared is not None and (
@@ -74,15 +84,17 @@ async def read_body(receive: Receive, declared: str | None) -> bytes:
             raise BodyTooLarge
         return body
     parts, size = [body], len(body)
-    while message.get("more_body", False):
-        message = await receive()
-        if message["type"] != "http.request":
-            raise ClientLeft
-        parts.append(message.get("body", b""))
-        size += len(parts[-1])
-        if size > MAX_BODY_BYTES:
-            raise BodyTooLarge
-    return b"".join(parts)
+    with anyio.move_on_after(BODY_SECONDS):
+        while message.get("more_body", False):
+            message = await receive()
+            if message["type"] != "http.request":
+                raise ClientLeft
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > MAX_BODY_BYTES:
+                raise BodyTooLarge
+        return b"".join(parts)
+    raise BodyTooSlow
 
 
 async def respond(send: Send, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes = b"") -> None:

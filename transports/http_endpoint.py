@@ -14,6 +14,7 @@ from ..mux.workflow import Workflow
 from . import event_stream
 from .asgi import (
     BodyTooLarge,
+    BodyTooSlow,
     ClientLeft,
     RawHeaders,
     Receive,
@@ -34,6 +35,9 @@ logger = logging.getLogger(__name__)
 KEEP_ALIVE_SECONDS: Final = 15.0
 SEND_SECONDS: Final = 60.0
 """A client that takes nothing for this long is treated as gone; it may come back and resume."""
+
+AT_ONCE_BYTES: Final = 16_384
+"""An answer up to this size is handed over at once, and needs no time-out."""
 
 JSON_TYPE: Final = "application/json"
 STREAM_TYPE: Final = "text/event-stream"
@@ -78,18 +82,24 @@ class HTTPRequest:
         """The whole body.
 
         Raises:
-            HTTPRefusal: 413.
+            HTTPRefusal: 413, 408.
             ClientLeft: it did not come to its end.
         """
         try:
             return await read_body(self.receive, self.headers.get("content-length"))
         except BodyTooLarge:
             raise HTTPRefusal(413, "body", f"the body is larger than {MAX_BODY_BYTES} bytes") from None
+        except BodyTooSlow:
+            raise HTTPRefusal(408, "slow_body", "the body took too long to come") from None
 
     async def respond(self, status: int, headers: RawHeaders, body: bytes = b"") -> None:
-        """A complete answer."""
+        """A complete answer; a client that does not take it in `SEND_SECONDS` goes without."""
         self.started = True
-        await respond(self._send, status, [*headers, *self.extra, *self.cors], body)
+        if len(body) <= AT_ONCE_BYTES:
+            await respond(self._send, status, [*headers, *self.extra, *self.cors], body)
+            return
+        with anyio.move_on_after(SEND_SECONDS):
+            await respond(self._send, status, [*headers, *self.extra, *self.cors], body)
 
     async def start(self, status: int, headers: RawHeaders) -> None:
         """The head of an answer whose body comes in chunks."""

@@ -119,3 +119,15 @@ async def test_a_connection_that_takes_nothing_is_dropped_when_its_application_i
         with pytest.raises(ConnectionClosed):
             await client.recv()
         assert client.close_code == 1006
+
+
+async def test_g10_a_client_that_pings_and_takes_no_pong_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = Application()
+    async with socket(app) as client:
+        await client.ping()
+        monkeypatch.setattr(websockets, "MAX_UNTAKEN_BYTES", -1)  # as if so much were waiting already
+        pong = await client.ping()
+        with pytest.raises(ConnectionClosed):
+            await client.recv()
+        assert pong.done()
+        await app.ended.wait()

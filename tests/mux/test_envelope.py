@@ -268,6 +268,21 @@ def test_a_value_of_our_own_keeps_raw_values_in_it() -> None:
     assert bytes(envelope.encoded({"a": Raw(b"1e400"), "b": "x"})) == b'{"a":1e400,"b":"x"}'
 
 
+@pytest.mark.parametrize("second", ["null", "7", '"x"'])
+def test_e26_a_token_in_a_member_given_twice_is_seen_by_no_server(second: str) -> None:
+    text = f'{{"_meta":{{"progressToken":7}},"name":"x","_meta":{second}}}'
+    params, token = envelope.swap_progress_token(Raw(text.encode()), b"5")
+    assert token == b""
+    assert b"progressToken" not in bytes(params)
+    assert json.loads(bytes(params)) == json.loads(text)
+
+
+@pytest.mark.parametrize("number", ["1e400", "9" * 5000])
+def test_numbers_that_cannot_be_compared_are_refused(number: str) -> None:
+    with pytest.raises(InvalidParams):
+        envelope.canonical(Raw(b'{"a":%s}' % number.encode()))
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),

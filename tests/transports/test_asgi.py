@@ -6,8 +6,10 @@ from typing import Any
 import anyio
 import pytest
 from trunkline.mux.limits import MAX_BODY_BYTES
+from trunkline.transports import asgi
 from trunkline.transports.asgi import (
     BodyTooLarge,
+    BodyTooSlow,
     ClientLeft,
     Message,
     Receive,
@@ -116,3 +118,26 @@ async def test_white_space_around_a_header_is_no_part_of_it() -> None:
 async def test_a_length_in_foreign_digits_is_none() -> None:
     with pytest.raises(BodyTooLarge):
         await read_body(giving(part(b"hello")), "²")
+
+
+def test_g4_only_white_space_of_http_is_stripped() -> None:
+    for last in (b"\xc3\xa0", b"\xc3\x85", b"\x1c"):
+        raw = b"ann" + last
+        assert (
+            headers_of({"headers": [(b"x-auth-subject", b" " + raw + b"\t")]})["x-auth-subject"].encode("latin-1")
+            == raw
+        )
+
+
+async def test_g10_a_body_that_does_not_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asgi, "BODY_SECONDS", 0.01)
+    first = [part(b"hel", more=True)]
+
+    async def receive() -> Message:
+        if first:
+            return first.pop()
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    with pytest.raises(BodyTooSlow):
+        await read_body(receive, "5")

@@ -55,6 +55,9 @@ CLOSE_SECONDS: Final = 5.0
 DELIVER_SECONDS: Final = 30.0
 """How long a server may take to acknowledge a notification."""
 
+MAX_DELIVERIES: Final = 256
+"""Messages without an answer that a server has not taken yet, for each session; more are dropped and counted."""
+
 LINGER_SECONDS: Final = 1.0
 """How long a stream may stay open after its answer, before its connection is cut."""
 
@@ -116,6 +119,10 @@ class StreamableHTTPConnector:
     def count(self, kind: Kind) -> None:
         """One HTTP request goes to the server."""
         self._statistics.count("upstream_requests", self.server, kind)
+
+    def count_dropped(self) -> None:
+        """The server has not taken what it should, and there is no room for more."""
+        self._statistics.count("undelivered", self.server)
 
     def count_fault(self) -> None:
         """The server broke the protocol."""
@@ -268,6 +275,9 @@ class _HTTPWire:
 
     def _deliver(self, text: bytes, kind: SendKind, headers: HeaderBlock) -> None:
         """One message without an answer. It is not sent again: it may have arrived."""
+        if len(self._deliveries) >= MAX_DELIVERIES:  # a server that asks faster than it takes answers
+            self._connector.count_dropped()
+            return
         self._connector.count(kind)
         receipt = Receipt()
         receipt.cut = self._http.send("POST", headers, text, receipt)
@@ -281,7 +291,8 @@ class _HTTPWire:
             if over.cancelled():
                 logger.info("a %s was not acknowledged", kind, extra=self._about)
             elif over.exception() is not None:
-                logger.warning("a %s did not reach the server", kind, extra=self._about)
+                self._connector.count_dropped()
+                logger.info("a %s did not reach the server", kind, extra=self._about)
             elif over.result() == 404 and self._has_session:
                 self._lose()
             elif over.result() >= 300:

@@ -273,3 +273,12 @@ async def test_404_of_a_server_without_sessions_fails_one_call() -> None:
 async def test_a_call_whose_headers_cannot_be_sent_fails_and_not_from_within_send() -> None:
     async with http_bench() as bench, bench.session() as session:
         assert type(await session.failure(session.request(headers={"X-One": "a\x7f"}))) is InvalidRequest
+
+
+async def test_g10_only_so_many_answers_wait_for_a_server_that_takes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streamable_http, "MAX_DELIVERIES", 2)
+    async with http_bench(response=[[Hang()]]) as bench, bench.session() as session:
+        for n in range(5):
+            session.wire.send(b'{"jsonrpc":"2.0","id":%d,"result":{}}' % n, kind="response")
+        await bench.upstream.saw("response", 2)
+        assert bench.statistics.total("undelivered") == 3
