@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from msgspec import Raw
 
@@ -16,12 +16,23 @@ from . import envelope as wire_format
 from .channel import Channel
 from .demux import ServerRequest
 from .envelope import Envelope
-from .errors import InvalidParams, MethodNotFound, Overloaded, SessionLost, TrunklineError, Unattributable
+from .errors import (
+    InvalidParams,
+    InvalidRequest,
+    MethodNotFound,
+    Overloaded,
+    SessionLost,
+    TrunklineError,
+    Unattributable,
+)
 from .limits import MAX_BODY_BYTES, Pooling
 from .line import DedicatedLine
 from .ports import Answerable, Caller, Headers, Opened, Owner, PoolResult
 from .principal import Principal
 from .sharing import LEVELS, Wishes, shared_result
+
+NAMES: Final = frozenset({"jsonrpc", "id", "method", "params", "result", "error"})
+"""Some servers read names in any case: by another spelling, one workflow could name the request of another (E26)."""
 
 
 class ChannelKey(NamedTuple):
@@ -183,6 +194,8 @@ class SharedLine:
         """See `Line.request`."""
         if self._cause is not None:
             raise SessionLost(self._cause.message, executed="no")
+        if any(name not in NAMES and name.lower() in NAMES for name in message.members):
+            raise InvalidRequest("a member differs from one of JSON-RPC by case alone")
         if message.method.startswith("tasks/"):
             raise MethodNotFound("tasks are not offered on a shared session")
         if message.method == "logging/setLevel":

@@ -4,7 +4,8 @@ import anyio
 import pytest
 from harness.memory_wire import message
 from harness.muxing import ALICE, PATIENCE, begin, bench, initialize, notification, settle
-from trunkline.mux.limits import EventLogLimits
+from trunkline.mux.envelope import parse
+from trunkline.mux.limits import MAX_BODY_BYTES, EventLogLimits
 
 pytestmark = pytest.mark.anyio
 
@@ -110,3 +111,14 @@ async def test_a_workflow_that_ends_while_all_are_told_takes_nothing_from_the_ot
         assert heard == 6
         unread.close()
         reader.close()
+
+
+@pytest.mark.parametrize("name", ["ID", "Id", "METHOD", "Params"])
+async def test_e26_no_workflow_names_anothers_request_by_another_spelling(name: str) -> None:
+    async with bench(reuse="user") as at:
+        client = await at.client(ALICE)
+        text = b'{"jsonrpc":"2.0","id":7,"method":"x","%b":1}' % name.encode()
+        exchange = client.send(parse(text, limit=MAX_BODY_BYTES))
+        answer = await client.answer(exchange)
+        assert (answer["id"], answer["error"]["code"]) == (7, -32600)
+        assert not at.server.of("x")
