@@ -259,7 +259,7 @@ def swap_progress_token(params: Raw, token: bytes) -> tuple[Raw, bytes]:
     outer = members_of(params)
     raw_meta = outer.get("_meta") if outer else None
     meta = members_of(raw_meta) if raw_meta is not None else None
-    if outer is None:
+    if outer is None or raw_meta is None:
         return params, b""
     if meta is None:
         return (encode_members(outer) if b"progressToken" in text or b"\\u" in text else params), b""
