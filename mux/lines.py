@@ -31,6 +31,10 @@ class Upstream:
     connector: Connector
     pooling: Pooling = field(default_factory=Pooling)
     stateless: bool = False
+    generation: int = 0
+    """Counts the changes of its settings while the gateway runs: sessions of two generations are never mixed."""
+    credential: str = ""
+    """The identity of what the gateway proves itself with, never its value: a rotated token drops nothing."""
     make_line: LineMaker | None = None
     """The line for `reuse = "none"`, which lives outside of mux; None means the dedicated line."""
 
@@ -102,7 +106,13 @@ class Lines:
         """The upstream sessions that this workflow shares with others of its principal."""
         handshake = shared_handshake(workflow.record.handshake)
         key = ChannelKey(
-            upstream.name, workflow.principal, handshake.session_headers, handshake.revision, handshake.capabilities
+            upstream.name,
+            workflow.principal,
+            handshake.session_headers,
+            handshake.revision,
+            handshake.capabilities,
+            upstream.generation,
+            upstream.credential,
         )
         if key in self._groups:
             return self._groups[key]

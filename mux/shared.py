@@ -44,6 +44,10 @@ class ChannelKey(NamedTuple):
     revision: str
     capabilities: bytes
     """Canonical, after masking."""
+    generation: int = 0
+    """The generation of the server's settings."""
+    credential: str = ""
+    """The identity of the upstream credential, never its value."""
 
 
 class ChannelGroup:
