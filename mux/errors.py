@@ -15,6 +15,7 @@ Codes below -32000 are JSON-RPC's own. trunkline's own codes lie outside the ran
     ├── UpstreamUnreachable     -31001
     ├── SessionLost             -31002  data.executed: "no" | "unknown"
     ├── Overloaded              -31003  data.limit
+    │   └── DirectoryUnavailable        data.limit: "directory"
     ├── TimedOut                -31004
     ├── Unattributable          -31005
     ├── Cancelled               -32800
@@ -133,6 +134,15 @@ class Overloaded(TrunklineError):
     def __init__(self, message: str, *, limit: str) -> None:
         super().__init__(message, limit=limit)
         self.limit = limit
+
+
+class DirectoryUnavailable(Overloaded):
+    """The directory cannot be reached: what this worker does not hold cannot be found or begun (HTTP 503)."""
+
+    reason = "directory_unavailable"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, limit="directory")
 
 
 class TimedOut(TrunklineError):

@@ -37,6 +37,12 @@ class WorkflowRecord(msgspec.Struct, frozen=True):
     """The negotiated revision; empty until the upstream session is open."""
     result: bytes = b""
     """The server's InitializeResult, raw."""
+    worker: str = ""
+    """The id of the worker that holds it; empty where none does."""
+    upstream_session: str = ""
+    """The server's id of the upstream session, a secret, where any worker can go on with that session."""
+    lifetime: float = 86400
+    """Seconds after which a record is forgotten that no worker has touched."""
 
     @property
     def handle(self) -> str:

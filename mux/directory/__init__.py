@@ -1,13 +1,17 @@
-"""Where workflows are recorded, so that any worker can find them.
+"""Where workflows, their event logs and the workers that hold them are recorded: any worker can go on with them.
 
-The port, declared here by its consumer, the pool. Backends beside it implement it. Every method is async because a
-backend may be remote; none is called on the hot path of a workflow whose record is younger than `MAX_STALENESS`.
+The ports, declared here by their consumer, the pool. A backend beside it implements them all. Every method is async
+because a backend may be remote; none is called on the hot path of a workflow whose record is younger than
+`MAX_STALENESS`. Every method may raise `DirectoryUnavailable`; what it would have changed may have happened or not.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol
 
+import msgspec
+
+from ..limits import EventLogLimits
 from ..principal import Principal
 from ..record import WorkflowRecord, WorkflowState
 
@@ -16,6 +20,12 @@ MAX_STALENESS: Final = 5.0
 
 ID_BLOCK: Final = 1024
 """Request ids that a channel draws at once."""
+
+SHARED: Final = "shared:"
+"""How the names of sessions begin that workflows share."""
+
+LEASE_SECONDS: Final = 1.5
+"""How long a worker counts as alive after its last heartbeat was sent: so long its channels are its own."""
 
 
 class Claimed(NamedTuple):
@@ -26,7 +36,10 @@ class Claimed(NamedTuple):
 
 
 class Directory(Protocol):
-    """Records of workflows, with compare-and-set by epoch."""
+    """Records of workflows, with compare-and-set by epoch.
+
+    A record is forgotten `record.lifetime` seconds after it was stored, changed or touched last.
+    """
 
     async def claim(self, record: WorkflowRecord) -> Claimed:
         """Store a new record, unless (principal, server, key) names one already: then that one, `resumed`.
@@ -37,6 +50,9 @@ class Directory(Protocol):
     async def get(self, session_id: str) -> WorkflowRecord | None:
         """The record of that session id."""
 
+    async def at(self, event_token: str) -> WorkflowRecord | None:
+        """The record whose event ids carry that token."""
+
     async def find(self, principal: Principal, server: str, key: str) -> WorkflowRecord | None:
         """The record that this principal's key names on this server."""
 
@@ -44,10 +60,22 @@ class Directory(Protocol):
         """Store a changed record if the stored one still has its epoch; the new record, or None if it was overtaken."""
 
     async def remove(self, record: WorkflowRecord) -> bool:
-        """Remove a record if the stored one still has its epoch; False if it was overtaken or is gone."""
+        """Remove a record if the stored one still has its epoch; False if it was overtaken or is gone.
 
-    async def draw_ids(self, session_id: str) -> range:
-        """A block of request ids, never given out before for this session; small integers first (rule E4).
+        Its event log goes with it.
+        """
+
+    async def touch(self, session_ids: Collection[str]) -> None:
+        """These workflows are in use: their records, keys and logs live on. Unknown ones are passed over."""
+
+    async def untouched(self, session_id: str) -> float | None:
+        """Seconds since the workflow's record was stored, changed or touched, by anyone; None where there is none."""
+
+    async def draw_ids(self, name: str) -> range:
+        """A block of request ids, never given out before for this name; small integers first (rule E4).
+
+        The name is a session id, or, for a session that workflows share, `SHARED` and a name of its own, which is
+        forgotten a day after its last block.
 
         Raises:
             KeyError: no such session.
@@ -56,5 +84,82 @@ class Directory(Protocol):
     def watch(self) -> AbstractAsyncContextManager[AsyncIterator[str]]:
         """Session ids whose records were changed or removed, by anyone, from entering the context on.
 
-        A watcher that falls behind hears an empty string: everything may have changed.
+        A watcher that falls behind or loses its connection hears an empty string: everything may have changed.
         """
+
+
+class Entry(msgspec.Struct, frozen=True, array_like=True):
+    """One line of a workflow's event log, as it is kept for the worker that comes after its writer.
+
+    `opened`: the stream carries the answers to the requests whose raw ids are the elements of `message`, a JSON array.
+    `event`: `message` was appended at position n; `last` if it is the last one.
+    `asked`: the server's request that the client knows by the integer n; `message` is the server's own raw id.
+    `settled`: that question n is answered or void.
+    """
+
+    kind: Literal["opened", "event", "asked", "settled"]
+    stream: int
+    n: int
+    message: bytes = b""
+    last: bool = False
+
+
+class Logs(Protocol):
+    """The event logs of workflows, beside those that live in their writers' memory."""
+
+    async def append(self, session_id: str, entries: Sequence[Entry], keep: EventLogLimits) -> None:
+        """Add entries at the end, all or none, and trim the oldest beyond `keep`; nothing where there is no record."""
+
+    async def read(self, session_id: str) -> list[Entry]:
+        """What is kept, oldest first."""
+
+
+class Worker(msgspec.Struct, frozen=True):
+    """One incarnation of a worker process."""
+
+    id: str
+    """Drawn at its start: a worker that is started again is another one."""
+    host: str = ""
+    """Equal for workers that can reach each other's `address`."""
+    address: str = ""
+    """The path of the Unix socket on which it takes what other workers forward."""
+    number: int = 0
+    """Given by `enroll`: unique, small, from 1 on."""
+
+
+class Workers(Protocol):
+    """The workers that live, by one heartbeat each; and the ways to one of them."""
+
+    async def enroll(self, worker: Worker) -> Worker:
+        """Note a worker that begins; it gets its number, and is alive for `LEASE_SECONDS`."""
+
+    async def beat(self, worker: Worker) -> bool:
+        """The worker is alive for another `LEASE_SECONDS` from now on.
+
+        False where it had been taken for dead meanwhile: others may have taken over what it held.
+        """
+
+    async def retire(self, worker: Worker) -> None:
+        """The worker has ended in an orderly way, and holds nothing."""
+
+    async def worker(self, id: str) -> Worker | None:
+        """The worker of this id, if it lives."""
+
+    async def workers(self) -> list[Worker]:
+        """All that live."""
+
+    async def settle(self, name: str, worker: Worker) -> str:
+        """The id of the worker at which what this name stands for lives: who has it and lives, else this worker."""
+
+    async def send(self, worker: str, frame: bytes) -> bool:
+        """Put a frame, of at most 64 KiB, into a worker's mailbox, in order; False where it surely has none."""
+
+    def mailbox(self, worker: Worker) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """The frames that others send to this worker, from entering the context on.
+
+        A mailbox that lost its connection, and maybe frames, hears an empty one.
+        """
+
+
+class SharedDirectory(Directory, Logs, Workers, Protocol):
+    """A directory that several workers share."""

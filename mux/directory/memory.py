@@ -1,7 +1,8 @@
 """The directory of one process: dictionaries. It ends with the process, and serves one worker."""
 
+import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -10,7 +11,7 @@ import msgspec
 
 from ..principal import Principal
 from ..record import WorkflowRecord
-from . import ID_BLOCK, Claimed
+from . import ID_BLOCK, SHARED, Claimed
 
 REMEMBERED_KEYS: Final = 10_000
 """Keys of ended workflows that are remembered, so that their return is told as `reset`; the oldest is forgotten."""
@@ -22,9 +23,12 @@ _Key = tuple[Principal, str, str]
 
 
 class MemoryDirectory:
-    """Implements `Directory`."""
+    """Implements `Directory`. Nothing is forgotten: what is recorded here lives in this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._by_token: dict[str, str] = {}
+        self._touched: dict[str, float] = {}
         self._records: dict[str, WorkflowRecord] = {}
         self._by_key: dict[_Key, str] = {}
         self._ended: OrderedDict[_Key, None] = OrderedDict()
@@ -40,6 +44,8 @@ class MemoryDirectory:
             raise ValueError("a session id is drawn once")
         self._records[record.session_id] = record
         self._next_id[record.session_id] = 1
+        self._by_token[record.event_token] = record.session_id
+        self._touched[record.session_id] = self._clock()
         if key is None:
             return Claimed(record, "created")
         self._by_key[key] = record.session_id
@@ -48,6 +54,11 @@ class MemoryDirectory:
     async def get(self, session_id: str) -> WorkflowRecord | None:
         """See `Directory.get`."""
         return self._records.get(session_id)
+
+    async def at(self, event_token: str) -> WorkflowRecord | None:
+        """See `Directory.at`."""
+        session_id = self._by_token.get(event_token)
+        return None if session_id is None else self._records[session_id]
 
     async def find(self, principal: Principal, server: str, key: str) -> WorkflowRecord | None:
         """See `Directory.find`."""
@@ -61,6 +72,7 @@ class MemoryDirectory:
             return None
         changed = msgspec.structs.replace(record, epoch=record.epoch + 1)
         self._records[record.session_id] = changed
+        self._touched[record.session_id] = self._clock()
         self._tell(record.session_id)
         return changed
 
@@ -70,6 +82,7 @@ class MemoryDirectory:
         if stored is None or stored.epoch != record.epoch:
             return False
         del self._records[record.session_id], self._next_id[record.session_id]
+        del self._by_token[record.event_token], self._touched[record.session_id]
         key = _key_of(stored)
         if key is not None:
             del self._by_key[key]
@@ -79,10 +92,23 @@ class MemoryDirectory:
         self._tell(record.session_id)
         return True
 
-    async def draw_ids(self, session_id: str) -> range:
+    async def touch(self, session_ids: Collection[str]) -> None:
+        """See `Directory.touch`."""
+        for session_id in session_ids:
+            if session_id in self._touched:
+                self._touched[session_id] = self._clock()
+
+    async def untouched(self, session_id: str) -> float | None:
+        """See `Directory.untouched`."""
+        touched = self._touched.get(session_id)
+        return None if touched is None else self._clock() - touched
+
+    async def draw_ids(self, name: str) -> range:
         """See `Directory.draw_ids`."""
-        start = self._next_id[session_id]
-        self._next_id[session_id] = start + ID_BLOCK
+        if name.startswith(SHARED):
+            self._next_id.setdefault(name, 1)
+        start = self._next_id[name]
+        self._next_id[name] = start + ID_BLOCK
         return range(start, start + ID_BLOCK)
 
     @asynccontextmanager

@@ -1,7 +1,7 @@
 """A directory that tells how long each of its operations takes, in front of any backend."""
 
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
 
 from ..principal import Principal
@@ -27,6 +27,11 @@ class TimedDirectory:
         with self._timing("get"):
             return await self._inner.get(session_id)
 
+    async def at(self, event_token: str) -> WorkflowRecord | None:
+        """See `Directory.at`."""
+        with self._timing("at"):
+            return await self._inner.at(event_token)
+
     async def find(self, principal: Principal, server: str, key: str) -> WorkflowRecord | None:
         """See `Directory.find`."""
         with self._timing("find"):
@@ -42,10 +47,20 @@ class TimedDirectory:
         with self._timing("remove"):
             return await self._inner.remove(record)
 
-    async def draw_ids(self, session_id: str) -> range:
+    async def touch(self, session_ids: Collection[str]) -> None:
+        """See `Directory.touch`."""
+        with self._timing("touch"):
+            await self._inner.touch(session_ids)
+
+    async def untouched(self, session_id: str) -> float | None:
+        """See `Directory.untouched`."""
+        with self._timing("untouched"):
+            return await self._inner.untouched(session_id)
+
+    async def draw_ids(self, name: str) -> range:
         """See `Directory.draw_ids`."""
         with self._timing("draw_ids"):
-            return await self._inner.draw_ids(session_id)
+            return await self._inner.draw_ids(name)
 
     def watch(self) -> AbstractAsyncContextManager[AsyncIterator[str]]:
         """See `Directory.watch`; not timed, since it lasts."""
