@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from .demux import Request, ServerRequest
@@ -161,3 +161,25 @@ class Connector(Protocol):
         `headers` are fixed for the session. With `listen` false, unasked messages of the server are not fetched where
         that costs a request of its own. Entering and leaving happen in one task.
         """
+
+
+@runtime_checkable
+class MovableWire(Wire, Protocol):
+    """A wire whose session does not depend on this process: another one can go on with it."""
+
+    @property
+    def session(self) -> str:
+        """What another process needs for it, an opaque secret; empty where it cannot be moved after all."""
+
+    def release(self) -> None:
+        """Another process has the session: leaving the context does not end it at the server."""
+
+
+@runtime_checkable
+class AdoptingConnector(Connector, Protocol):
+    """A connector whose wires are movable."""
+
+    def adopt(
+        self, receiver: Receiver, headers: Headers, session: str, revision: str, *, listen: bool
+    ) -> AbstractAsyncContextManager[Wire]:
+        """As `connect`, with a session that is open: by what its wire said of it, and the negotiated revision."""

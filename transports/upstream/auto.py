@@ -6,7 +6,7 @@ import asyncio
 import copy
 import logging
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final, Literal, Protocol
 from urllib.parse import urlsplit
@@ -16,7 +16,7 @@ import msgspec
 
 from ...mux.demux import Request
 from ...mux.errors import TrunklineError, UpstreamFault
-from ...mux.ports import NONE, Connector, Headers, Receiver, SendKind, Wire
+from ...mux.ports import NONE, Connector, Headers, MovableWire, Receiver, SendKind, Wire
 from ...mux.statistics import Statistics
 from .http import Answer, ExchangeBroken, HeaderBlock, HTTPClient, Method
 from .sse import SSEConnector
@@ -103,6 +103,12 @@ class AutoConnector:
         if failure is not None:
             raise failure
 
+    def adopt(
+        self, receiver: Receiver, headers: Headers, session: str, revision: str, *, listen: bool
+    ) -> AbstractAsyncContextManager[Wire]:
+        """See `AdoptingConnector.adopt`: only sessions by Streamable HTTP are movable."""
+        return self.streamable.adopt(receiver, headers, session, revision, listen=listen)
+
     async def close(self) -> None:
         """Close the HTTP client. Idempotent."""
         await self.streamable.close()
@@ -124,8 +130,8 @@ class AutoConnector:
 class _Opening:
     """A session that begins by Streamable HTTP, and goes on by what the server speaks.
 
-    Implements `Wire` for the channel, and `Receiver` for the first wire. The second one is opened and closed by a task
-    of its own.
+    Implements `MovableWire` for the channel, and `Receiver` for the first wire. The second one is opened and closed by
+    a task of its own.
     """
 
     def __init__(self, connector: AutoConnector, receiver: Receiver, headers: Headers, *, listen: bool) -> None:
@@ -175,6 +181,18 @@ class _Opening:
         """See `Wire.establish`."""
         await self._wire.establish(revision, initialized)
         self._connector.kind = "streamable_http" if self._second is None else "sse"
+
+    # MovableWire
+
+    @property
+    def session(self) -> str:
+        """See `MovableWire.session`: empty where the server speaks HTTP+SSE."""
+        return self._wire.session if isinstance(self._wire, MovableWire) else ""
+
+    def release(self) -> None:
+        """See `MovableWire.release`."""
+        if isinstance(self._wire, MovableWire):
+            self._wire.release()
 
     # Receiver
 

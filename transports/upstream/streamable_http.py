@@ -96,6 +96,20 @@ class StreamableHTTPConnector:
     @asynccontextmanager
     async def connect(self, receiver: Receiver, headers: Headers, *, listen: bool) -> AsyncIterator[Wire]:
         """See `Connector.connect`."""
+        async with self._wire(receiver, headers, listen=listen) as wire:
+            yield wire
+
+    @asynccontextmanager
+    async def adopt(
+        self, receiver: Receiver, headers: Headers, session: str, revision: str, *, listen: bool
+    ) -> AsyncIterator[Wire]:
+        """See `AdoptingConnector.adopt`."""
+        async with self._wire(receiver, headers, listen=listen) as wire:
+            wire.go_on(session, revision)
+            yield wire
+
+    @asynccontextmanager
+    async def _wire(self, receiver: Receiver, headers: Headers, *, listen: bool) -> AsyncIterator[_HTTPWire]:
         failure: Exception | None = None
         try:
             fixed = self.headers.with_(headers)
@@ -130,7 +144,7 @@ class StreamableHTTPConnector:
 
 
 class _HTTPWire:
-    """One session. Implements `Wire`."""
+    """One session. Implements `MovableWire`."""
 
     def __init__(
         self,
@@ -156,7 +170,8 @@ class _HTTPWire:
         """Requests that met a session which the server had forgotten."""
         self._headers = headers
         self.is_established = False
-        self._has_session = False
+        self._session_id: str | None = None
+        self._is_released = False
         self._is_dead = False
         self._lost: asyncio.TimerHandle | None = None
 
@@ -192,13 +207,36 @@ class _HTTPWire:
 
     async def establish(self, revision: str, initialized: bytes) -> None:
         """See `Wire.establish`."""
-        if revision >= VERSION_HEADER_SINCE:
-            self._headers = self._headers.with_({"MCP-Protocol-Version": revision})
+        self._note_revision(revision)
         status = await self._ask("initialized", initialized)
         if status >= 300:
             raise UpstreamUnreachable(
                 f"the server answered notifications/initialized with HTTP {status}", executed="no"
             )
+        self._begin_calls()
+
+    # MovableWire
+
+    @property
+    def session(self) -> str:
+        """See `MovableWire.session`: the server's id after a colon, which stands alone where it gave none."""
+        return f":{self._session_id or ''}"
+
+    def release(self) -> None:
+        """See `MovableWire.release`."""
+        self._is_released = True
+
+    def go_on(self, session: str, revision: str) -> None:
+        """The session is open already, by another wire."""
+        self._take_session(session[1:] or None)
+        self._note_revision(revision)
+        self._begin_calls()
+
+    def _note_revision(self, revision: str) -> None:
+        if revision >= VERSION_HEADER_SINCE:
+            self._headers = self._headers.with_({"MCP-Protocol-Version": revision})
+
+    def _begin_calls(self) -> None:
         self.is_established = True
         if self._listen:
             self._start(self._hear_unasked())
@@ -206,7 +244,7 @@ class _HTTPWire:
     async def close(self) -> None:
         """End the session at the server, in bounded time; best effort, as the specification has it (rule L5)."""
         try:
-            if self._has_session and not self._is_dead:
+            if self._session_id is not None and not self._is_dead and not self._is_released:
                 with anyio.move_on_after(CLOSE_SECONDS, shield=True):
                     await self._ask("delete", b"")
         except TrunklineError as error:
@@ -229,7 +267,7 @@ class _HTTPWire:
         """
         self._settle(request)
         if self.is_established:
-            if status == 404 and self._has_session:
+            if status == 404 and self._session_id is not None:
                 self._exchanges.pop(request, None)
                 self._lose(request)
                 return False
@@ -293,7 +331,7 @@ class _HTTPWire:
             elif over.exception() is not None:
                 self._connector.count_dropped()
                 logger.info("a %s did not reach the server", kind, extra=self._about)
-            elif over.result() == 404 and self._has_session:
+            elif over.result() == 404 and self._session_id is not None:
                 self._lose()
             elif over.result() >= 300:
                 logger.warning("the server answered a %s with HTTP %d", kind, over.result(), extra=self._about)
@@ -305,7 +343,7 @@ class _HTTPWire:
             return
         if len(session_id) > MAX_SESSION_ID or not all("\x21" <= character <= "\x7e" for character in session_id):
             raise UpstreamFault("the server gave a session id that is not visible ASCII")
-        self._has_session = True
+        self._session_id = session_id
         self._headers = self._headers.with_({"Mcp-Session-Id": session_id})
 
     async def _take_up(self, request: Request, events: Events) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 from contract.wire import INITIALIZED, told
-from harness.http_bench import HTTPBench, http_bench
+from harness.http_bench import Heard, Hearer, HTTPBench, http_bench
 from harness.ports import free_port
 from harness.upstream_scripted import (
     Cut,
@@ -23,7 +23,9 @@ from harness.upstream_scripted import (
 )
 from trunkline.mux.errors import InvalidRequest, SessionLost, TrunklineError, UpstreamFault, UpstreamUnreachable
 from trunkline.mux.limits import MAX_EVENT_BYTES
+from trunkline.mux.ports import NONE, MovableWire
 from trunkline.transports.upstream import streamable_http
+from trunkline.transports.upstream.streamable_http import StreamableHTTPConnector
 
 pytestmark = pytest.mark.anyio
 
@@ -45,6 +47,26 @@ async def test_a_session_id_that_is_not_visible_ascii_is_refused(session_id: str
             assert isinstance(error, UpstreamFault)
             assert session_id not in error.message
         assert [came.kind for came in bench.upstream.received] == ["initialize"]
+
+
+@pytest.mark.parametrize("session_id", ["upstream-session", ""])
+async def test_a_released_session_is_gone_on_with_by_another_connector(session_id: str) -> None:
+    async with http_bench(session_id) as bench:
+        async with bench.session() as session:
+            wire = session.wire
+            assert isinstance(wire, MovableWire)
+            moved = wire.session
+            wire.release()
+        other = StreamableHTTPConnector("x", bench.upstream.url, bench.statistics)
+        receiver = Hearer()
+        async with other.adopt(receiver, NONE, moved, "2025-11-25", listen=False) as wire:
+            await Heard(wire, receiver).answered(Heard(wire, receiver).request())
+        receiver.left = True
+        await other.close()
+        kinds = [came.kind for came in bench.upstream.received if came.kind != "GET"]
+        end = ["DELETE"] if session_id else []
+        assert kinds == ["initialize", "notifications/initialized", "tools/call", *end]
+        assert bench.upstream.received[-1].headers.get("mcp-session-id") == (session_id or None)
 
 
 async def test_a_session_id_goes_with_everything_after_the_handshake_and_a_delete_ends_it() -> None:
