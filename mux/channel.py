@@ -8,8 +8,9 @@ answer is given to its caller by the reader of the wire, at once.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import anyio
 from msgspec import Raw
@@ -41,7 +42,7 @@ from .errors import (
     WorkflowEnded,
 )
 from .limits import MAX_EVENT_BYTES, Pooling
-from .ports import NONE, Caller, Connector, Headers, Opened, Owner, Wire
+from .ports import NONE, AdoptingConnector, Caller, Connector, Headers, MovableWire, Opened, Owner, Wire
 from .record import Handshake
 from .routing import LEGACY, attribute
 from .statistics import Statistics, method_label
@@ -60,6 +61,13 @@ Recipients = Callable[[Envelope, Owner | None, Sequence[Owner]], Sequence[Owner]
 ChannelState = Literal["opening", "active", "idle", "draining", "closed"]
 
 
+class Adopted(NamedTuple):
+    """An upstream session that is open: what its wire said of it (`MovableWire.session`), and its handshake."""
+
+    session: str
+    opened: Opened
+
+
 @dataclass(frozen=True, slots=True)
 class ChannelConfig:
     """What a channel is made of; none of it changes while it lives."""
@@ -75,6 +83,8 @@ class ChannelConfig:
     listen: bool = True
     recipients: Recipients | None = None
     """Who is told what the server tells, where several workflows share the channel; None where there is one."""
+    adopted: Adopted | None = None
+    """The session to go on with; None to begin one."""
 
 
 class Channel:
@@ -129,6 +139,17 @@ class Channel:
         return "" if cause is None else cause.cause if isinstance(cause, WorkflowEnded) else cause.reason
 
     @property
+    def session(self) -> str:
+        """What another worker needs to go on with the upstream session, a secret; empty where it cannot."""
+        return self._wire.session if isinstance(self._wire, MovableWire) else ""
+
+    def release(self, cause: TrunklineError) -> None:
+        """Close without ending the upstream session, where another worker can go on with it."""
+        if isinstance(self._wire, MovableWire):
+            self._wire.release()
+        self.close(cause)
+
+    @property
     def is_idle(self) -> bool:
         """True when nothing is owed in either direction."""
         return self._demux.is_idle
@@ -145,11 +166,10 @@ class Channel:
 
     async def run(self) -> None:
         """Own the session: open it, keep it until `close`, end it. Never raises what the server caused."""
-        config = self._config
         # A connector's context may not be entered under a deadline; who waits for it can be told all the same.
         timer = asyncio.get_running_loop().call_later(OPEN_SECONDS, self._give_up_opening)
         try:
-            async with config.connector.connect(self, config.session_headers, listen=config.listen) as wire:
+            async with self._connect() as wire:
                 self._wire = wire
                 try:
                     await self._live(wire)
@@ -162,9 +182,18 @@ class Channel:
             self.close(SessionLost("the gateway stopped", executed="unknown"))
             self._wire = None
 
+    def _connect(self) -> AbstractAsyncContextManager[Wire]:
+        config, adopted = self._config, self._config.adopted
+        if adopted is None:
+            return config.connector.connect(self, config.session_headers, listen=config.listen)
+        if not isinstance(config.connector, AdoptingConnector):
+            raise SessionLost("the upstream session ended with the worker that held it", executed="no")
+        session, revision = adopted.session, adopted.opened.revision
+        return config.connector.adopt(self, config.session_headers, session, revision, listen=config.listen)
+
     async def _live(self, wire: Wire) -> None:
         with anyio.fail_after(OPEN_SECONDS):
-            opened = await self._shake_hands(wire)
+            opened = await self._open(wire)
         if not self.opened.done():
             self.opened.set_result(opened)
         await self._stay(wire)
@@ -279,8 +308,12 @@ class Channel:
         if not self.opened.done():
             self.lost(_took_too_long())
 
-    async def _shake_hands(self, wire: Wire) -> Opened:
+    async def _open(self, wire: Wire) -> Opened:
         await self._draw_ids()
+        adopted = self._config.adopted
+        return await self._shake_hands(wire) if adopted is None else adopted.opened
+
+    async def _shake_hands(self, wire: Wire) -> Opened:
         answer = _Answer(next(iter(self._owners), None))
         message = Envelope(
             "request",
