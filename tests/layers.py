@@ -7,12 +7,14 @@ FOLDERS = ("mux", "transports", "compat", "gateway")
 """Lowest first: a folder imports from itself and from those before it."""
 
 PURE = (
+    "mux/account.py",
     "mux/demux.py",
     "mux/envelope.py",
     "mux/errors.py",
     "mux/event_log.py",
     "mux/limits.py",
     "mux/modern.py",
+    "mux/placement.py",
     "mux/policy.py",
     "mux/ports.py",
     "mux/principal.py",
@@ -49,12 +51,13 @@ IO_MODULES = frozenset(
 
 MUX_ORDER = (
     {"errors", "limits", "principal", "statistics"},
-    {"envelope", "event_log", "policy", "record"},
+    {"account", "envelope", "event_log", "policy", "record"},
     {"ports"},
     {"demux"},
     {"routing", "sharing"},
     {"modern"},
     {"channel", "streams", "duplex", "exchange", "workflow", "directory"},
+    {"membership", "placement"},
     {"line"},
     {"shared"},
     {"lines"},
