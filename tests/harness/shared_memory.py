@@ -1,0 +1,111 @@
+"""A directory that several workers of one process share: what redis is to workers of several, without a network."""
+
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import anyio
+import msgspec
+from trunkline.mux.directory import LEASE_SECONDS, Entry, Worker
+from trunkline.mux.directory.memory import MemoryDirectory
+from trunkline.mux.errors import DirectoryUnavailable
+from trunkline.mux.limits import EventLogLimits
+
+
+class SharedMemoryDirectory(MemoryDirectory):
+    """Implements `SharedDirectory`."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(clock)
+        self.is_away = False
+        """Set by a test: no heartbeat is taken, no log kept, no worker found."""
+        self.logs: dict[str, list[Entry]] = {}
+        self._now = clock
+        self._alive_until: dict[str, float] = {}
+        self._enrolled: dict[str, Worker] = {}
+        self._settled: dict[str, str] = {}
+        self._mailboxes: dict[str, anyio.abc.ObjectSendStream[bytes]] = {}
+
+    # Logs
+
+    async def append(self, session_id: str, entries: Sequence[Entry], keep: EventLogLimits) -> None:
+        """See `Logs.append`."""
+        self._check()
+        if session_id not in self._records:
+            return
+        log = self.logs.setdefault(session_id, [])
+        log.extend(entries)
+        while len(log) > keep.events or sum(len(entry.message) for entry in log) > keep.bytes:
+            del log[0]
+
+    async def read(self, session_id: str) -> list[Entry]:
+        """See `Logs.read`."""
+        self._check()
+        return list(self.logs.get(session_id, ())) if session_id in self._records else []
+
+    # Workers
+
+    async def enroll(self, worker: Worker) -> Worker:
+        """See `Workers.enroll`."""
+        self._check()
+        enrolled = msgspec.structs.replace(worker, number=len(self._enrolled) + 1)
+        self._enrolled[worker.id] = enrolled
+        self._alive_until[worker.id] = self._now() + LEASE_SECONDS
+        return enrolled
+
+    async def beat(self, worker: Worker) -> bool:
+        """See `Workers.beat`."""
+        self._check()
+        was_alive = self._lives(worker.id)
+        self._enrolled[worker.id] = worker
+        self._alive_until[worker.id] = self._now() + LEASE_SECONDS
+        return was_alive
+
+    async def retire(self, worker: Worker) -> None:
+        """See `Workers.retire`."""
+        self._check()
+        self._alive_until.pop(worker.id, None)
+
+    async def worker(self, id: str) -> Worker | None:
+        """See `Workers.worker`."""
+        self._check()
+        return self._enrolled[id] if self._lives(id) else None
+
+    async def workers(self) -> list[Worker]:
+        """See `Workers.workers`."""
+        self._check()
+        return [worker for worker in self._enrolled.values() if self._lives(worker.id)]
+
+    async def settle(self, name: str, worker: Worker) -> str:
+        """See `Workers.settle`."""
+        self._check()
+        if not self._lives(self._settled.get(name, "")):
+            self._settled[name] = worker.id
+        return self._settled[name]
+
+    async def send(self, worker: str, frame: bytes) -> bool:
+        """See `Workers.send`."""
+        self._check()
+        mailbox = self._mailboxes.get(worker)
+        if mailbox is None:
+            return False
+        await mailbox.send(frame)
+        return True
+
+    @asynccontextmanager
+    async def mailbox(self, worker: Worker) -> AsyncIterator[AsyncIterator[bytes]]:
+        """See `Workers.mailbox`."""
+        sent, received = anyio.create_memory_object_stream[bytes](1024)
+        self._mailboxes[worker.id] = sent
+        try:
+            with sent, received:
+                yield received
+        finally:
+            del self._mailboxes[worker.id]
+
+    def _lives(self, id: str) -> bool:
+        return self._now() < self._alive_until.get(id, float("-inf"))
+
+    def _check(self) -> None:
+        if self.is_away:
+            raise DirectoryUnavailable("a test has taken the directory away")

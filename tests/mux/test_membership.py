@@ -1,0 +1,147 @@
+"""One worker among others: when it holds its lease, and when it must look again at all that it holds."""
+
+import anyio
+import pytest
+from harness.muxing import Clock
+from harness.shared_memory import SharedMemoryDirectory
+from trunkline.mux import membership as membership_module
+from trunkline.mux.directory import LEASE_SECONDS, Worker
+from trunkline.mux.errors import DirectoryUnavailable
+from trunkline.mux.membership import BEAT_SECONDS, KNOWN_SECONDS, Membership
+
+pytestmark = pytest.mark.anyio
+
+
+class At:
+    """A worker on a clock that the test turns; it beats only when it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(membership_module, "BEAT_SECONDS", 3600)
+        self.clock = Clock()
+        self.directory = SharedMemoryDirectory(self.clock)
+        self.lapses = 0
+        self.member = self.made("a")
+
+    def made(self, id: str) -> Membership:
+        return Membership(self.directory, Worker(id, "host"), on_lapse=self._lapse, clock=self.clock)
+
+    def _lapse(self) -> None:
+        assert not self.member.holds_lease, "what it holds must be doubted before it is used again"
+        self.lapses += 1
+
+
+@pytest.fixture
+def at(monkeypatch: pytest.MonkeyPatch) -> At:
+    return At(monkeypatch)
+
+
+async def test_g7_a_lease_ends_by_its_own_clock_and_before_others_see_it(at: At) -> None:
+    assert not at.member.holds_lease
+    async with at.member.running():
+        assert at.member.holds_lease
+        at.clock.advance(LEASE_SECONDS * 0.9)
+        assert at.member.holds_lease
+        at.clock.advance(LEASE_SECONDS * 0.1)
+        assert not at.member.holds_lease
+        assert await at.directory.worker("a") is None
+
+
+async def test_each_worker_has_a_number_of_its_own(at: At) -> None:
+    other = at.made("b")
+    async with at.member.running(), other.running():
+        assert {at.member.worker.number, other.worker.number} == {1, 2}
+        assert await at.directory.workers() == [at.member.worker, other.worker]
+
+
+async def test_a_heartbeat_extends_the_lease_and_doubts_nothing(at: At) -> None:
+    async with at.member.running():
+        at.clock.advance(LEASE_SECONDS / 2)
+        await at.member.beat()
+        at.clock.advance(LEASE_SECONDS * 0.9)
+        assert at.member.holds_lease
+        assert at.lapses == 0
+
+
+async def test_g7_after_a_pause_all_that_it_holds_is_doubted(at: At) -> None:
+    async with at.member.running():
+        at.clock.advance(10)
+        assert not at.member.holds_lease
+        await at.member.beat()
+        assert (at.lapses, at.member.holds_lease) == (1, True)
+
+
+async def test_a_directory_that_is_away_leaves_the_lease_as_it_was(at: At) -> None:
+    async with at.member.running():
+        at.directory.is_away = True
+        await at.member.beat()
+        assert at.member.is_away
+        assert at.member.holds_lease
+        at.clock.advance(LEASE_SECONDS)
+        await at.member.beat()
+        assert not at.member.holds_lease
+        at.directory.is_away = False
+        await at.member.beat()
+        assert (at.lapses, at.member.holds_lease, at.member.is_away) == (1, True, False)
+
+
+async def test_a_slow_heartbeat_counts_from_when_it_was_sent(at: At) -> None:
+    async with at.member.running():
+        at.clock.advance(1)
+        taken = at.directory.beat
+
+        async def slow(worker: Worker) -> bool:
+            alive = await taken(worker)
+            at.clock.advance(1)
+            return alive
+
+        at.directory.beat = slow  # type: ignore[method-assign]
+        await at.member.beat()
+        at.clock.advance(LEASE_SECONDS - 1)
+        assert not at.member.holds_lease
+
+
+async def test_one_that_ends_in_order_is_dead_at_once(at: At) -> None:
+    async with at.member.running():
+        pass
+    assert await at.directory.worker("a") is None
+
+
+async def test_without_a_directory_it_does_not_begin(at: At) -> None:
+    at.directory.is_away = True
+    with pytest.raises(DirectoryUnavailable):
+        async with at.member.running():
+            pytest.fail("it began")
+
+
+async def test_who_lives_is_known_for_a_moment(at: At) -> None:
+    other = at.made("b")
+    async with at.member.running():
+        async with other.running():
+            assert await at.member.find("b") == other.worker
+        assert await at.member.find("b") == other.worker, "it is believed to live"
+        at.member.doubt("b")
+        assert await at.member.find("b") is None
+        async with other.running():
+            assert await at.member.find("b") == other.worker
+        at.clock.advance(KNOWN_SECONDS)
+        assert await at.member.find("b") is None
+
+
+async def test_it_beats_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership_module, "BEAT_SECONDS", 0.001)
+    directory = SharedMemoryDirectory()
+    beats = anyio.Event()
+    taken = directory.beat
+
+    async def beat(worker: Worker) -> bool:
+        beats.set()
+        return await taken(worker)
+
+    directory.beat = beat  # type: ignore[method-assign]
+    async with Membership(directory, Worker("a"), on_lapse=pytest.fail).running():
+        with anyio.fail_after(10):
+            await beats.wait()
+
+
+def test_several_heartbeats_fit_in_a_lease() -> None:
+    assert BEAT_SECONDS * 2 < LEASE_SECONDS
