@@ -5,9 +5,10 @@ SDK's clients it also opens the GET stream and asks for `tools/list`, which make
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ..mux import envelope as wire_format
+from ..mux.account import PER_CALL
 from ..mux.channel import Channel
 from ..mux.envelope import Envelope
 from ..mux.errors import Cancelled, SessionLost, TrunklineError, WorkflowEnded
@@ -32,6 +33,13 @@ class PerRequestLine:
         """Those whose request is not on its way yet: it can still be called back unseen."""
         self._opening: Channel | None = None
         self._cause: TrunklineError | None = None
+        self.why = PER_CALL
+        """See `Line.why`."""
+
+    @property
+    def channels(self) -> Sequence[Channel]:
+        """See `Line.channels`: none outlives its call."""
+        return ()
 
     @property
     def is_open(self) -> bool:

@@ -93,6 +93,8 @@ class Channel:
     def __init__(self, config: ChannelConfig, owners: list[Owner]) -> None:
         self._config = config
         self._owners = owners
+        self.born = config.clock()
+        """When it was made, in seconds of the pool's clock."""
         self._demux = Demux(
             max_inflight=config.pooling.max_inflight_per_channel, timeout=config.pooling.request_timeout
         )

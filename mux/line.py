@@ -1,8 +1,9 @@
 """The dedicated line: one channel for one workflow (`reuse = "workflow"`)."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from .account import FIRST, Decision, lost
 from .channel import Channel
 from .envelope import Envelope
 from .errors import Cancelled, Overloaded, SessionLost, TrunklineError, UpstreamUnreachable
@@ -26,7 +27,10 @@ class DedicatedLine:
         stateless: bool,
         max_waiting: int,
         on_opened: Callable[[Channel], None] | None = None,
+        why: Decision = FIRST,
     ) -> None:
+        self.why = why
+        """See `Line.why`."""
         self._make_channel = make_channel
         self._on_opened = on_opened
         self._stateless = stateless
@@ -44,6 +48,16 @@ class DedicatedLine:
     def is_connected(self) -> bool:
         """True while a request would be carried at once."""
         return self._channel is not None and self._channel.is_open
+
+    @property
+    def is_opening(self) -> bool:
+        """True while the handshake is under way."""
+        return self._channel is not None and not self._channel.opened.done()
+
+    @property
+    def channels(self) -> Sequence[Channel]:
+        """See `Line.channels`."""
+        return () if self._channel is None else (self._channel,)
 
     @property
     def load(self) -> int:
@@ -107,6 +121,8 @@ class DedicatedLine:
 
     def _open_channel(self) -> Channel:
         if self._channel is None or (self._channel.opened.done() and not self._channel.is_open):
+            if self._channel is not None:
+                self.why = lost(self._channel.close_reason)
             self._channel = self._make_channel()
             if self._on_opened is not None:
                 self._channel.opened.add_done_callback(self._opened)

@@ -3,8 +3,9 @@
 import itertools
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
+from .account import OWN, ChannelKey, Decision, missed
 from .channel import Channel, ChannelConfig
 from .directory import ID_BLOCK, Directory
 from .envelope import Envelope
@@ -13,10 +14,13 @@ from .limits import Pooling
 from .line import ChannelMaker, DedicatedLine
 from .ports import Connector, Line, Owner
 from .principal import Principal
-from .shared import ChannelGroup, ChannelKey, SharedLine
+from .shared import ChannelGroup, SharedLine
 from .sharing import shared_handshake
 from .statistics import Statistics
 from .workflow import Workflow
+
+MAX_COMPARED: Final = 64
+"""Sessions of others that a new one is compared with, to tell why none of them would do."""
 
 LineMaker = Callable[[ChannelMaker], Line]
 Spawn = Callable[[Callable[[Any], Awaitable[None]], Any], None]
@@ -100,7 +104,7 @@ class Lines:
         if upstream.make_line is not None:
             return upstream.make_line(make_channel)
         limit = upstream.pooling.max_inflight_per_channel
-        return DedicatedLine(make_channel, stateless=upstream.stateless, max_waiting=limit)
+        return DedicatedLine(make_channel, stateless=upstream.stateless, max_waiting=limit, why=OWN)
 
     def _group(self, workflow: Workflow, upstream: Upstream) -> ChannelGroup:
         """The upstream sessions that this workflow shares with others of its principal."""
@@ -116,6 +120,7 @@ class Lines:
         )
         if key in self._groups:
             return self._groups[key]
+        why = self._why_none(key)
         self._make_room(workflow.principal, upstream.pooling)
 
         def make_channel(group: ChannelGroup, is_primary: bool) -> Channel:
@@ -145,8 +150,14 @@ class Lines:
             may_open=lambda: self._has_room_for_channel(key.principal, upstream.pooling),
             on_changed=self._end_changed,
             clock=self._clock,
+            why=why,
         )
         return group
+
+    def _why_none(self, key: ChannelKey) -> Decision:
+        """Why a session of this key has to be opened: how the user's own differ, else some of the newest."""
+        own = [other for other in self._groups if other.principal == key.principal and other.server == key.server]
+        return missed(key, own or itertools.islice(reversed(self._groups), MAX_COMPARED))
 
     def _make_room(self, principal: Principal, limits: Pooling) -> None:
         """End the sessions of this user that no workflow uses, the longest unused first, until one may be opened."""

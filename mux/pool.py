@@ -5,8 +5,10 @@ leave half done. It holds no lock; what must happen once is a future that all wh
 """
 
 import asyncio
+import itertools
 import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from . import envelope as wire_format
+from .account import MAX_ENDED, RETURNED, Ended, Origin, handshake_differences, refusal
 from .channel import Channel
 from .directory import MAX_STALENESS, Claimed, Directory
 from .envelope import Envelope
@@ -112,6 +115,9 @@ class Pool:
         self._workflows: dict[str, Workflow] = {}
         self._by_token: dict[str, Workflow] = {}
         self._lines = Lines(directory, self.statistics, clock, spawn=self._spawn, end=self._end_soon)
+        self._numbers = itertools.count(1)
+        self.ended: deque[Ended] = deque(maxlen=MAX_ENDED)
+        """The workflows that ended last, so that it can be told why; the newest at the end."""
         self._unsettled: dict[_Key, _Unsettled] = {}
         self._tasks: TaskGroup | None = None
 
@@ -122,6 +128,10 @@ class Pool:
     def workflows(self) -> list[Workflow]:
         """The workflows that live here."""
         return list(self._workflows.values())
+
+    def now(self) -> float:
+        """Seconds on the clock that everything here is measured by."""
+        return self._clock()
 
     @property
     def channels(self) -> list[tuple[str, Channel]]:
@@ -179,19 +189,21 @@ class Pool:
         handshake = read_handshake(message, arrival.session_headers)
         key = arrival.key
         known = await self._known(principal, server, arrival.session_id, key)
+        origin: Origin | None = None
         if known is not None:
             difference = _difference(known.record, handshake)
             if difference is None:
-                return await self._return_to(known)
+                return await self._return_to(known, "key" if arrival.session_id is None else "session_id")
             if known.wires > arrival.own_wires or known.inflight or not known.opened.done():
                 raise InvalidParams(f"the session is in use and was opened with another {difference}")
             await self.end(known, "reset")
             key = known.record.key
+            origin = Origin("reset", known.handle, handshake_differences(known.record.handshake, handshake))
         elif (moving := self._unsettled.get(_name(principal, server, key, arrival.new_id))) is not None:
             await moving.settled.wait()
             return await self.begin(principal, server, message, arrival)
         record = WorkflowRecord(arrival.new_id or new_session_id(), principal, server, key, handshake)
-        return await self._create(record, arrival.transport, reset=known is not None)
+        return await self._create(record, arrival.transport, origin)
 
     async def find(self, principal: Principal, server: str, session_id: str) -> Workflow:
         """The workflow of that session id, if it is this principal's, on this server (guarantee G4).
@@ -269,20 +281,33 @@ class Pool:
             self._end_soon(workflow, "taken_over" if stored else "removed")
             raise UnknownSession("no such session; begin anew with initialize")
 
-    async def _return_to(self, workflow: Workflow) -> Begun:
+    async def _return_to(self, workflow: Workflow, named_by: str) -> Begun:
         await asyncio.shield(workflow.opened)
+        workflow.account.opened = RETURNED[named_by]
+        workflow.note("resumed")
         self.statistics.count("pool_requests", workflow.server, "hit")
         return Begun(workflow, "resumed", "hit", workflow.record.result)
 
-    async def _create(self, record: WorkflowRecord, transport: Transport, *, reset: bool) -> Begun:
+    async def _create(self, record: WorkflowRecord, transport: Transport, origin: Origin | None) -> Begun:
         self._unsettle(record)
         claimed, workflow = await self._see_through(self._claim, (record, transport))
         if workflow is None:
             return await self._join(claimed.record, record.handshake)
+        if origin is None and claimed.state == "reset":
+            origin = self._before(record)
+        workflow.account.origin = origin
         opened = await asyncio.shield(workflow.opened)
         done: PoolResult = "bypass" if workflow.pooling.reuse == "none" else opened.pool_result
         self.statistics.count("pool_requests", record.server, done)
-        return Begun(workflow, "reset" if reset else claimed.state, done, workflow.record.result)
+        return Begun(workflow, "reset" if origin is not None else claimed.state, done, workflow.record.result)
+
+    def _before(self, record: WorkflowRecord) -> Origin:
+        """What became of the workflow that the key named before."""
+        name = hash(_name(record.principal, record.server, record.key, record.session_id))
+        for ended in reversed(self.ended):
+            if ended.name == name:
+                return Origin(ended.cause, ended.handle)
+        return Origin("")
 
     async def _claim(self, new: tuple[WorkflowRecord, Transport]) -> tuple[Claimed, Workflow | None]:
         """Find room for a workflow, store its record and begin to open it; None where its key names one already."""
@@ -302,8 +327,7 @@ class Pool:
             if claimed.state == "resumed":
                 self._census.remove(record.principal)
                 return claimed, None
-            workflow = self._register(record, upstream)
-            workflow.transport = transport
+            workflow = self._register(record, upstream, transport)
             self._spawn(self._open, workflow)
             return claimed, workflow
         finally:
@@ -317,7 +341,7 @@ class Pool:
         difference = _difference(record, handshake)
         if difference is not None:
             raise InvalidParams(f"the session is in use and was opened with another {difference}")
-        return await self._return_to(workflow)
+        return await self._return_to(workflow, "key")
 
     async def _admit(self, principal: Principal, limits: Pooling) -> None:
         while not self.draining:
@@ -327,7 +351,7 @@ class Pool:
             await self.end(give_way(cap, self._workflows.values(), self._clock()), "evicted")
         raise Overloaded("the gateway is shutting down", limit="draining")
 
-    def _register(self, record: WorkflowRecord, upstream: Upstream) -> Workflow:
+    def _register(self, record: WorkflowRecord, upstream: Upstream, transport: Transport) -> Workflow:
         workflow = Workflow(
             record,
             upstream.pooling,
@@ -335,6 +359,8 @@ class Pool:
             statistics=self.statistics,
             clock=self._clock,
             on_end=self._end_soon,
+            number=next(self._numbers),
+            transport=transport,
         )
 
         workflow.stateless = upstream.stateless or upstream.pooling.reuse == "user"
@@ -353,6 +379,7 @@ class Pool:
             if stored is None or workflow.ended:
                 raise workflow.ended or WorkflowEnded("removed")
         except TrunklineError as error:
+            workflow.account.opened = refusal(error)
             self._note_failure(workflow.server, error)
             self._settle(workflow, error)
             await self.end(workflow, "not_opened")
@@ -361,6 +388,7 @@ class Pool:
             await self.end(workflow, "not_opened")
             raise
         workflow.record = stored
+        workflow.account.opened = workflow.line.why
         self.failures.pop(workflow.server, None)
         self._settle(workflow, opened)
         logger.info("workflow opened", extra=_about(workflow))
@@ -390,11 +418,18 @@ class Pool:
         self._by_token.pop(workflow.record.event_token, None)
         self._census.remove(workflow.principal)
         self.statistics.count("workflows_closed", cause)
+        self._note_end(workflow, cause)
         self._unsettle(workflow.record)
         workflow.end(cause)
         self._settle(workflow, WorkflowEnded(cause))
         logger.info("workflow ended: %s", cause, extra=_about(workflow))
         return True
+
+    def _note_end(self, workflow: Workflow, cause: str) -> None:
+        record, now = workflow.record, self._clock()
+        name = hash(_name(record.principal, record.server, record.key, record.session_id))
+        workflow.account.note(now, "ended", cause)
+        self.ended.append(Ended(workflow.handle, cause, now, name, workflow.row(), workflow.account))
 
     async def _forget(self, workflow: Workflow) -> None:
         try:
@@ -507,4 +542,4 @@ async def _guarded(function: Callable[[T], Awaitable[None]], argument: T) -> Non
 
 
 def _about(workflow: Workflow) -> dict[str, str]:
-    return {"server": workflow.server, "handle": workflow.record.handle, "principal": workflow.principal.digest()}
+    return {"server": workflow.server, "handle": workflow.handle, "principal": workflow.principal.digest()}

@@ -7,12 +7,14 @@ functions that neither block nor raise: the reader of a wire never waits for a c
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
+    from .account import Decision
+    from .channel import Channel
     from .demux import Request, ServerRequest
     from .envelope import Envelope
     from .errors import TrunklineError
@@ -95,6 +97,14 @@ class Line(Protocol):
     @property
     def is_open(self) -> bool:
         """True while a request would be carried."""
+
+    @property
+    def why(self) -> Decision:
+        """Why the last `open`, or the last request that was no hit, met what it met."""
+
+    @property
+    def channels(self) -> Sequence[Channel]:
+        """The upstream sessions that it holds between two calls, the first one first."""
 
     def request(self, message: Envelope, caller: Caller, headers: Headers) -> PoolResult:
         """Carry one request; its outcome reaches the caller.

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Final, NamedTuple
+from typing import Final
 
 from msgspec import Raw
 
 from . import envelope as wire_format
+from .account import FIRST, FULL, OPEN, OPENING, ChannelKey, Decision
 from .channel import Channel
 from .demux import ServerRequest
 from .envelope import Envelope
@@ -28,26 +29,10 @@ from .errors import (
 from .limits import MAX_BODY_BYTES, Pooling
 from .line import DedicatedLine
 from .ports import Answerable, Caller, Headers, Opened, Owner, PoolResult
-from .principal import Principal
 from .sharing import LEVELS, Wishes, shared_result
 
 NAMES: Final = frozenset({"jsonrpc", "id", "method", "params", "result", "error"})
 """Some servers read names in any case: by another spelling, one workflow could name the request of another (E26)."""
-
-
-class ChannelKey(NamedTuple):
-    """What two workflows must have in common to share a session."""
-
-    server: str
-    principal: Principal
-    session_headers: tuple[tuple[str, str], ...]
-    revision: str
-    capabilities: bytes
-    """Canonical, after masking."""
-    generation: int = 0
-    """The generation of the server's settings."""
-    credential: str = ""
-    """The identity of the upstream credential, never its value."""
 
 
 class ChannelGroup:
@@ -68,9 +53,12 @@ class ChannelGroup:
         may_open: Callable[[], bool],
         on_changed: Callable[[Owner], None],
         clock: Callable[[], float],
+        why: Decision = FIRST,
     ) -> None:
         self.key = key
         self.pooling = pooling
+        self.why = why
+        """Why there was no session of this key."""
         self.owners: list[Owner] = []
         """The workflows; every channel of the group has this very list."""
         # A session that is opened anew is told of all of them before anything else: they must find room on it.
@@ -150,6 +138,7 @@ class ChannelGroup:
             stateless=True,
             max_waiting=self.pooling.max_inflight_per_channel,
             on_opened=self._instruct if is_primary else self._instruct_beside,
+            why=self.why if is_primary else FULL,
         )
         self._lines.append(line)
         return line
@@ -180,6 +169,8 @@ class SharedLine:
         self._watching: dict[Caller, _Waiter] = {}
         """What is global and the server has not answered, and who waits there for each."""
         self._cause: TrunklineError | None = None
+        self.why = OPEN
+        """See `Line.why`."""
         group.join(owner)
 
     @property
@@ -187,11 +178,18 @@ class SharedLine:
         """See `Line.is_open`."""
         return self._cause is None
 
+    @property
+    def channels(self) -> Sequence[Channel]:
+        """See `Line.channels`."""
+        return [channel for line in self._group.lines() for channel in line.channels]
+
     async def open(self) -> Opened:
         """See `Line.open`: a session that is open already costs nothing."""
         line = self._group.primary
         how: PoolResult = "hit" if line.is_connected else "miss"
+        met = OPEN if line.is_connected else OPENING if line.is_opening else None
         opened = await line.open()
+        self.why = met or line.why
         return Opened(opened.revision, shared_result(opened.result), how)
 
     def request(self, message: Envelope, caller: Caller, headers: Headers) -> PoolResult:
@@ -206,7 +204,7 @@ class SharedLine:
             return self._set_level(message, caller, headers)
         if message.method in ("resources/subscribe", "resources/unsubscribe"):
             return self._watch(message, caller, headers)
-        return self._group.pick(message).request(message, caller, headers)
+        return self._ask_on(self._group.pick(message), message, caller, headers)
 
     def cancel(self, caller: Caller, message: Envelope) -> None:
         """See `Line.cancel`."""
@@ -257,7 +255,7 @@ class SharedLine:
         wishes, primary = self._group.wishes, self._group.primary
         if message.method == "resources/unsubscribe":
             due = wishes.unsubscribe(self._owner, uri)
-            return primary.request(message, caller, headers) if due else _answer(message, caller)
+            return self._ask_on(primary, message, caller, headers) if due else _answer(message, caller)
         if not wishes.subscribe(self._owner, uri):
             return _answer(message, caller)
 
@@ -279,10 +277,16 @@ class SharedLine:
 
         waiter = self._watching[caller] = _Waiter(caller, over)
         try:
-            return self._group.primary.request(message, waiter, headers)
+            return self._ask_on(self._group.primary, message, waiter, headers)
         except TrunklineError:
             over(True)
             raise
+
+    def _ask_on(self, line: DedicatedLine, message: Envelope, caller: Caller, headers: Headers) -> PoolResult:
+        done = line.request(message, caller, headers)
+        if done != "hit":
+            self.why = line.why
+        return done
 
 
 class _Waiter:

@@ -71,6 +71,7 @@ class Streams:
         after = max(stream.sent, stream.trimmed)
         if self._workflow.revision >= PRIMING:
             self.append(stream, b"")
+        self._workflow.note("attached")
         return self.attach(stream, after, listens=True)
 
     def resume(self, position: Position) -> Reader:
@@ -96,6 +97,7 @@ class Streams:
         """
         repeated = sum(event.n <= stream.sent for event in stream.after(after))
         self._workflow.statistics.count("replayed_events", by=repeated)
+        self._workflow.note("resumed" if stream.sent else "attached")
         return self.attach(stream, after, listens=listens)
 
     def is_live(self, reader: Reader) -> bool:
@@ -117,6 +119,8 @@ class Streams:
         if reader in readers:
             readers.remove(reader)
             self._workflow.wire_left()
+            if reader.stream.number in self._listened:
+                self._workflow.note("cut" if reader.stream.covered else "left")
             if readers:
                 readers[-1].wake()
             else:

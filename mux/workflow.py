@@ -13,6 +13,7 @@ from typing import Final, Literal
 from msgspec import Raw
 
 from . import envelope as wire_format
+from .account import Account, What
 from .demux import ServerRequest
 from .duplex import Duplex
 from .envelope import Envelope, Members
@@ -47,8 +48,12 @@ class Workflow:
         statistics: Statistics,
         clock: Callable[[], float],
         on_end: Callable[[Workflow, str], None],
+        number: int = 0,
+        transport: Transport = "http",
     ) -> None:
         self.record = record
+        self.handle = record.handle
+        """Its public name, for pages, logs and commands."""
         self.pooling = pooling
         self.statistics = statistics
         self.line: Line
@@ -60,8 +65,9 @@ class Workflow:
         self.ends_with_its_wires = False
         """True for a session that began on a wire which carries everything, without a key: where its client does not
         come back within `resume_window`, nobody else will."""
-        self.transport: Transport = "http"
-        """What its client's newest wire is; set where wires come in."""
+        self.transport: Transport = transport
+        """What its client's newest wire is."""
+        self.account = Account(number, clock(), transport)
         self._clock = clock
         self._on_end = on_end
         self._desk: Desk[Call] = Desk()
@@ -122,7 +128,7 @@ class Workflow:
     def row(self) -> dict[str, object]:
         """What pages and tables show of it: no secret, and no other than fixed words."""
         return {
-            "workflow": self.record.handle,
+            "workflow": self.handle,
             "principal": self.principal.digest(),
             "server": self.server,
             "transport": self.transport,
@@ -169,8 +175,12 @@ class Workflow:
                 raise Overloaded("too many calls in flight in this session", limit="max_inflight_per_workflow")
             done = self.line.request(message, call, headers)
         except TrunklineError as error:
+            self.account.refuse(error)
             call.failed(error)
             return
+        self.account.last = done
+        if done != "hit":
+            self.account.miss(self.line.why, self._clock())
         self.statistics.count("pool_requests", self.server, done)
         call.asker.pool_result = min(call.asker.pool_result, done, key=WORST_FIRST.index)
 
@@ -248,10 +258,23 @@ class Workflow:
 
     def lost(self, channel: Answerable, cause: TrunklineError) -> None:
         """See `Owner.lost`: a session that held state is not silently begun anew (rule L18)."""
+        if self._ended is None and self.opened.done():
+            self.account.note(self._clock(), "lost", cause.reason)
         if not self.line.is_open and self.opened.done():
             self._on_end(self, "upstream_lost")
 
     # Wires.
+
+    def come_by(self, transport: Transport) -> None:
+        """Its client has a wire of this transport."""
+        if transport != self.transport:
+            self.transport = transport
+            self.account.note(self._clock(), "moved", transport)
+
+    def note(self, what: What) -> None:
+        """Something happened between it and its client."""
+        if self._ended is None:
+            self.account.note(self._clock(), what)
 
     def new_duplex(self) -> Duplex:
         """A wire that carries everything, for a client that begins on it."""

@@ -254,6 +254,7 @@ class Link:
     def _return(self, workflow: Workflow, asked: Asked) -> None:
         """Come back to a workflow: where the client says, else to what lost its connection, else to begin on it."""
         self.session_id = workflow.record.session_id
+        workflow.come_by(self._transport)
         try:
             if asked.last_event_id is not None:
                 count = _count_in(asked.last_event_id)
@@ -328,7 +329,7 @@ class Link:
             if self._is_closed:  # what its client is due waits for another connection
                 return
             at = duplex, duplex.attach()
-        workflow.transport = self._transport
+        workflow.come_by(self._transport)
         self._duplex = at[0]
         self._duplex.names.append(self.name)
         self._tally = self._duplex.tally

@@ -95,7 +95,7 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
     ) -> None:
         forwarded = picked(request.headers, self._config.forward_headers)
         calls = [message for message in messages if message.kind == "request"]
-        workflow.transport = "http"
+        workflow.come_by("http")
         exchange = workflow.exchange(len(calls)) if calls else None
         for message in messages:
             if message.kind == "notification":
