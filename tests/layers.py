@@ -30,6 +30,7 @@ PURE = (
     "transports/status.py",
     "transports/upstream/backoff.py",
     "transports/upstream/http.py",
+    "gateway/reload.py",
 )
 """Modules that decide without I/O; their own tests cover them to the last branch."""
 
