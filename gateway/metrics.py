@@ -1,45 +1,50 @@
 """Prometheus metrics, made from the statistics when they are asked for: counting costs the hot path one dictionary."""
 
+from __future__ import annotations
+
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from typing import Final, get_args
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import product
+from typing import TYPE_CHECKING, Final, NamedTuple, get_args
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from ..mux.pool import Pool
-from ..mux.statistics import BUCKETS, Histogram
+from ..mux.ports import PoolResult
+from ..mux.statistics import BUCKETS, Gauges, Histogram, Statistics
 from ..mux.workflow import Transport
+from ..transports.upstream.streamable_http import Kind
+
+if TYPE_CHECKING:
+    from .worker_metrics import WorkerMetrics
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+SERVERS: Final = ("server",)
+"""Stands for the names of the configured servers among the fixed values of a label."""
 
-COUNTERS: Final[dict[str, tuple[str, tuple[str, ...], str]]] = {
-    "calls": ("trunkline_calls", ("server", "method", "outcome"), "Calls that ended, by outcome."),
-    "pool_requests": (
-        "trunkline_pool_requests",
-        ("server", "result"),
-        "What the pool did for an initialize or a call: hit, miss, spare, bypass.",
-    ),
-    "channels_closed": ("trunkline_channels_closed", ("server", "reason"), "Upstream sessions that ended."),
-    "workflows_closed": ("trunkline_workflows_closed", ("reason",), "Workflows that ended."),
-    "upstream_requests": ("trunkline_upstream_requests", ("server", "kind"), "HTTP requests to servers."),
-    "resumes": ("trunkline_resumes", ("transport", "outcome"), "Streams that clients came back to."),
-    "replayed_events": ("trunkline_replayed_events", (), "Events that were sent again to clients that came back."),
-    "unattributed": (
-        "trunkline_unattributed",
-        ("method",),
-        "Server messages that no single client could be found for.",
-    ),
-    "late_response": ("trunkline_late_responses", (), "Answers to calls that had been given up."),
-    "refused": ("trunkline_refused", ("reason",), "Requests refused before they reached a workflow."),
-}
-"""Name in the statistics to metric, labels and help."""
+InFlight = Callable[[str], int]
+"""A server's name to its calls in flight."""
+
+
+class Family(NamedTuple):
+    """One metric: its name, labels and help, and the values of the labels where they are fixed.
+
+    What is fixed is there from the start, at 0: a rate is told from the first event on.
+    """
+
+    metric: str
+    labels: tuple[str, ...]
+    text: str
+    fixed: tuple[tuple[str, ...], ...] | None = None
+
 
 FAULTS: Final = (
     "ambiguous_cancel",
     "cut_answers",
     "duplicate_server_id",
+    "malformed_trace_context",
     "refused_server_requests",
     "slow_clients",
     "undelivered",
@@ -51,100 +56,150 @@ FAULTS: Final = (
 )
 """Statistics that together make `trunkline_dropped_total{server,reason}`: what was dropped, and why."""
 
+ENDS: Final = (
+    "abandoned",
+    "deleted",
+    "drained",
+    "event_log_overflow",
+    "event_log_trimmed",
+    "evicted",
+    "idle",
+    "not_opened",
+    "removed",
+    "reset",
+    "taken_over",
+    "upstream_changed",
+    "upstream_lost",
+)
+"""Why a workflow ends."""
 
-InFlight = Callable[[str], int]
-"""A server's name to its calls in flight."""
+COUNTERS: Final[dict[str, Family]] = {
+    "calls": Family("trunkline_calls", ("server", "method", "outcome"), "Calls that ended, by outcome."),
+    "pool_requests": Family(
+        "trunkline_pool_requests",
+        ("server", "result"),
+        "What the pool did for an initialize or a call: hit, miss, spare, bypass.",
+        (SERVERS, get_args(PoolResult)),
+    ),
+    "channels_closed": Family("trunkline_channels_closed", ("server", "reason"), "Upstream sessions that ended."),
+    "workflows_closed": Family("trunkline_workflows_closed", ("reason",), "Workflows that ended.", (ENDS,)),
+    "upstream_requests": Family(
+        "trunkline_upstream_requests", ("server", "kind"), "HTTP requests to servers.", (SERVERS, get_args(Kind))
+    ),
+    "resumes": Family(
+        "trunkline_resumes",
+        ("transport", "outcome"),
+        "Streams that clients came back to.",
+        (get_args(Transport), ("resumed", "trimmed")),
+    ),
+    "replayed_events": Family(
+        "trunkline_replayed_events", (), "Events that were sent again to clients that came back.", ()
+    ),
+    "unattributed": Family(
+        "trunkline_unattributed", ("method",), "Server messages that no single client could be found for."
+    ),
+    "late_response": Family("trunkline_late_responses", (), "Answers to calls that had been given up.", ()),
+    "forwards": Family("trunkline_forwards", ("outcome",), "Requests that went on to the worker that holds a session."),
+    "takeovers": Family("trunkline_takeovers", ("outcome",), "Sessions taken over from a worker that ended."),
+    "refused": Family("trunkline_refused", ("reason",), "Requests refused before they reached a workflow."),
+    "dropped": Family(
+        "trunkline_dropped", ("server", "reason"), "Messages that were dropped, and why.", (SERVERS, FAULTS)
+    ),
+}
+"""By the name in the statistics."""
 
+GAUGES: Final[dict[str, Family]] = {
+    "channels": Family("trunkline_channels", ("server", "state"), "Upstream sessions, by state."),
+    "workflows": Family("trunkline_workflows", ("server", "transport", "state"), "Workflows, by transport and state."),
+    "inflight": Family("trunkline_inflight", ("server",), "Calls that wait for an answer."),
+}
 
-def _none(server: str) -> int:
-    return 0
-
-
-class PoolCollector(Collector):
-    """Everything that a pool counts, and what it holds now."""
-
-    def __init__(self, pool: Pool, beside: InFlight) -> None:
-        self._pool = pool
-        self._beside = beside
-
-    def collect(self) -> Iterable[Metric]:
-        """All metric families; those without a value yet are there with none."""
-        yield from self._counters()
-        yield from self._gauges()
-        yield _histogram(
-            "trunkline_call_seconds",
-            "Seconds from the arrival of a call to its answer.",
-            "server",
-            {key[1]: h for key, h in self._pool.statistics.seconds.items() if key[0] == "call_seconds"},
-        )
-        yield _histogram(
-            "trunkline_directory_seconds",
-            "Seconds of one operation of the directory.",
-            "op",
-            {key[1]: h for key, h in self._pool.statistics.seconds.items() if key[0] == "directory_seconds"},
-        )
-
-    def _counters(self) -> Iterator[Metric]:
-        counts = self._pool.statistics.counts
-        for name, (metric, labels, text) in COUNTERS.items():
-            family = CounterMetricFamily(metric, text, labels=labels)
-            sums: Counter[tuple[str, ...]] = Counter()
-            for key, value in counts.items():
-                if key[0] == name:
-                    sums[key[1 : 1 + len(labels)]] += value
-            for values, total in sums.items():
-                family.add_metric(values, total)
-            if not labels and not sums:
-                family.add_metric((), 0)
-            yield family
-        dropped = CounterMetricFamily(
-            "trunkline_dropped", "Messages that were dropped, and why.", labels=("server", "reason")
-        )
-        for key, value in counts.items():
-            if key[0] in FAULTS and len(key) == 2:
-                dropped.add_metric((key[1], key[0]), value)
-        yield dropped
-
-    def _gauges(self) -> Iterator[Metric]:
-        pool = self._pool
-        channels = GaugeMetricFamily("trunkline_channels", "Upstream sessions, by state.", labels=("server", "state"))
-        held = Counter((server, channel.state) for server, channel in pool.channels)
-        for server in pool.upstreams:
-            for state in ("opening", "active", "idle", "draining"):
-                channels.add_metric((server, state), held[server, state])
-        yield channels
-        workflows = GaugeMetricFamily(
-            "trunkline_workflows", "Workflows, by transport and state.", labels=("server", "transport", "state")
-        )
-        living = Counter((w.server, w.transport, "attached" if w.is_attached else "detached") for w in pool.workflows)
-        inflight: Counter[str] = Counter()
-        for workflow in pool.workflows:
-            inflight[workflow.server] += workflow.inflight
-        for server in pool.upstreams:
-            for transport in get_args(Transport):
-                for state in ("attached", "detached"):
-                    workflows.add_metric((server, transport, state), living[server, transport, state])
-        yield workflows
-        calls = GaugeMetricFamily("trunkline_inflight", "Calls that wait for an answer.", labels=("server",))
-        for server in pool.upstreams:
-            calls.add_metric((server,), inflight[server] + self._beside(server))
-        yield calls
+HISTOGRAMS: Final[dict[str, Family]] = {
+    "call_seconds": Family(
+        "trunkline_call_seconds", ("server",), "Seconds from the arrival of a call to its answer.", (SERVERS,)
+    ),
+    "directory_seconds": Family("trunkline_directory_seconds", ("op",), "Seconds of one operation of the directory."),
+}
 
 
-def exposition(pool: Pool, beside: InFlight = _none) -> bytes:
-    """The text that Prometheus scrapes. `beside` tells a server's calls in flight that have no session."""
+def gauges(pool: Pool, beside: InFlight) -> Gauges:
+    """What a pool holds now; `beside` tells a server's calls in flight that have no session."""
+    channels = Counter((server, channel.state) for server, channel in pool.channels)
+    workflows = Counter((w.server, w.transport, "attached" if w.is_attached else "detached") for w in pool.workflows)
+    inflight: Counter[str] = Counter()
+    for workflow in pool.workflows:
+        inflight[workflow.server] += workflow.inflight
+    found: Gauges = {}
+    for server in {*pool.upstreams, *(server for server, _ in channels), *(server for server, *_ in workflows)}:
+        for channel_state in ("opening", "active", "idle", "draining"):
+            found["channels", server, channel_state] = channels[server, channel_state]
+        for transport, state in product(get_args(Transport), ("attached", "detached")):
+            found["workflows", server, transport, state] = workflows[server, transport, state]
+        found["inflight", server] = inflight[server] + beside(server)
+    return found
+
+
+def exposition(pool: Pool, beside: InFlight = lambda server: 0, workers: WorkerMetrics | None = None) -> bytes:
+    """The text that Prometheus scrapes; with `workers`, of all processes of the gateway. `beside` as in `gauges`."""
+    counted, held = pool.statistics, gauges(pool, beside)
+    if workers is not None:
+        counted, held = workers.merged(counted, held)
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(PoolCollector(pool, beside))
+    registry.register(_Collected(counted, held, tuple(pool.upstreams)))
     return generate_latest(registry)
 
 
-def _histogram(name: str, text: str, label: str, found: dict[str, Histogram]) -> Metric:
-    family = HistogramMetricFamily(name, text, labels=(label,))
-    for value, histogram in found.items():
-        buckets: list[tuple[str, float]] = []
-        below = 0
-        for bound, count in zip((*BUCKETS, float("inf")), histogram.counts, strict=True):
-            below += count
-            buckets.append(("+Inf" if bound == float("inf") else str(bound), below))
-        family.add_metric((value,), buckets, histogram.total)
-    return family
+class _Collected(Collector):
+    """Everything that was counted and is held, as metric families; those without a value yet are there with none."""
+
+    def __init__(self, statistics: Statistics, held: Gauges, servers: Sequence[str]) -> None:
+        self._statistics = statistics
+        self._held = held
+        self._servers = servers
+
+    def collect(self) -> Iterable[Metric]:
+        """See `Collector.collect`."""
+        sums = self._sums()
+        for name, family in COUNTERS.items():
+            counter = CounterMetricFamily(family.metric, family.text, labels=family.labels)
+            for values, total in sums[name].items():
+                counter.add_metric(values, total)
+            yield counter
+        for name, family in GAUGES.items():
+            gauge = GaugeMetricFamily(family.metric, family.text, labels=family.labels)
+            for (kind, *labels), value in sorted(self._held.items()):
+                if kind == name:
+                    gauge.add_metric(labels, value)
+            yield gauge
+        for name, family in HISTOGRAMS.items():
+            yield self._histogram(name, family)
+
+    def _sums(self) -> dict[str, dict[tuple[str, ...], int]]:
+        sums: dict[str, dict[tuple[str, ...], int]] = {
+            name: dict.fromkeys(self._fixed(family), 0) for name, family in COUNTERS.items()
+        }
+        for (name, *labels), value in self._statistics.counts.items():
+            if name in FAULTS:
+                name, labels = "dropped", [*labels[:1], name]
+            if name in COUNTERS:
+                values = tuple(labels[: len(COUNTERS[name].labels)])
+                sums[name][values] = sums[name].get(values, 0) + value
+        return sums
+
+    def _fixed(self, family: Family) -> Iterator[tuple[str, ...]]:
+        """The label values that are known before anything happened."""
+        if family.fixed is not None:
+            yield from product(*(self._servers if values is SERVERS else values for values in family.fixed))
+
+    def _histogram(self, name: str, family: Family) -> Metric:
+        metric = HistogramMetricFamily(family.metric, family.text, labels=family.labels)
+        found = {values: Histogram() for values in self._fixed(family)}
+        found.update({key[1:]: histogram for key, histogram in self._statistics.seconds.items() if key[0] == name})
+        for values, histogram in found.items():
+            buckets: list[tuple[str, float]] = []
+            below = 0
+            for bound, count in zip((*BUCKETS, float("inf")), histogram.counts, strict=True):
+                below += count
+                buckets.append(("+Inf" if bound == float("inf") else str(bound), below))
+            metric.add_metric(values, buckets, histogram.total)
+        return metric

@@ -6,6 +6,7 @@ method names go through `method_label`.
 
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Iterable
 from typing import Final
 
 METHODS: Final = frozenset(
@@ -49,6 +50,9 @@ METHODS: Final = frozenset(
 BUCKETS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 """Upper bounds of the call histogram, seconds."""
 
+Gauges = dict[tuple[str, ...], float]
+"""What is held at one moment: by name and label values, as counts are."""
+
 
 def method_label(method: str) -> str:
     """The method if it is one of MCP's, else `other`: a label must not grow with what clients send."""
@@ -68,6 +72,11 @@ class Histogram:
         """Count one duration."""
         self.counts[bisect_left(BUCKETS, seconds)] += 1
         self.total += seconds
+
+    def add(self, counts: Iterable[int], total: float) -> None:
+        """Count what another has counted in the same buckets."""
+        self.counts = [mine + theirs for mine, theirs in zip(self.counts, counts, strict=True)]
+        self.total += total
 
 
 class Statistics:
@@ -90,6 +99,12 @@ class Statistics:
         if histogram is None:
             histogram = self.seconds[key] = Histogram()
         histogram.observe(seconds)
+
+    def add(self, other: "Statistics") -> None:
+        """Count all that another has counted."""
+        self.counts.update(other.counts)
+        for key, histogram in other.seconds.items():
+            self.seconds.setdefault(key, Histogram()).add(histogram.counts, histogram.total)
 
     def total(self, name: str, *labels: str) -> int:
         """The sum of all counts of `name` whose first label values are these."""

@@ -8,20 +8,20 @@ import anyio
 import pytest
 from harness.gateways import Gateway, until
 from harness.gateways import gateway as running_gateway
-from harness.memory_wire import echo
+from harness.memory_wire import Exchange, message
 from harness.muxing import ALICE, BOB, Bench, bench
 from harness.wire import Wire
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
-from trunkline.gateway.metrics import CONTENT_TYPE, COUNTERS, FAULTS, exposition
+from trunkline.gateway.metrics import CONTENT_TYPE, COUNTERS, FAULTS, GAUGES, HISTOGRAMS, exposition
 from trunkline.mux.statistics import BUCKETS, METHODS
 from trunkline.mux.workflow import Transport
 
 pytestmark = pytest.mark.anyio
 
-SERVED = {
+PROMISED = {
     "trunkline_calls_total": {"server", "method", "outcome"},
-    "trunkline_call_seconds_bucket": {"server", "le"},
+    "trunkline_call_seconds": {"server"},
     "trunkline_pool_requests_total": {"server", "result"},
     "trunkline_channels": {"server", "state"},
     "trunkline_channels_closed_total": {"server", "reason"},
@@ -31,11 +31,20 @@ SERVED = {
     "trunkline_upstream_requests_total": {"server", "kind"},
     "trunkline_resumes_total": {"transport", "outcome"},
     "trunkline_replayed_events_total": set[str](),
+    "trunkline_unattributed_total": {"method"},
     "trunkline_late_responses_total": set[str](),
-    "trunkline_directory_seconds_bucket": {"op", "le"},
+    "trunkline_forwards_total": {"outcome"},
+    "trunkline_takeovers_total": {"outcome"},
+    "trunkline_directory_seconds": {"op"},
     "trunkline_refused_total": {"reason"},
 }
-"""What a gateway has samples of once it was used."""
+"""The contract: every metric and its labels."""
+
+BESIDE = {"trunkline_dropped_total": {"server", "reason"}}
+"""What is told beyond it."""
+
+UNUSED = {"trunkline_unattributed_total", "trunkline_forwards_total", "trunkline_takeovers_total"}
+"""Metrics without a sample where nothing of their kind happened."""
 
 WORDS = {
     "server": {"demo"},
@@ -45,7 +54,7 @@ WORDS = {
     "state": {"opening", "active", "idle", "draining", "attached", "detached"},
     "transport": set(get_args(Transport)),
     "kind": {"initialize", "initialized", "call", "get", "delete", "notification", "response"},
-    "op": {"claim", "get", "find", "replace", "remove", "draw_ids"},
+    "op": {"claim", "get", "at", "find", "replace", "remove", "touch", "untouched", "draw_ids"},
     "le": {*map(str, BUCKETS), "+Inf"},
 }
 
@@ -77,11 +86,13 @@ def used() -> dict[str, Metric]:
         return families(gateway.fetch("/metrics"))
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", PROMISED.keys() - UNUSED | BESIDE.keys())
 def test_a_metric_has_samples_with_its_labels_once_the_gateway_was_used(used: dict[str, Metric], name: str) -> None:
-    samples = [sample for family in used.values() for sample in family.samples if sample.name == name]
-    assert samples
-    assert {frozenset(sample.labels) for sample in samples} == {frozenset(SERVED[name])}
+    family = used[name.removesuffix("_total")]
+    names = {f"{name}_{part}" for part in ("bucket", "sum", "count")} if family.type == "histogram" else {name}
+    assert {sample.name for sample in family.samples} == names
+    labels = {frozenset(sample.labels.keys() - {"le"}) for sample in family.samples}
+    assert labels == {frozenset((PROMISED | BESIDE)[name])}
 
 
 def test_what_happened_is_counted(used: dict[str, Metric]) -> None:
@@ -132,12 +143,40 @@ def samples(at: Bench, name: str) -> dict[tuple[str, ...], float]:
 
 async def test_every_family_is_there_before_anything_happened(at: Bench) -> None:
     found = families(exposition(at.pool).decode())
-    names = {name.removesuffix("_total").removesuffix("_bucket") for name in SERVED}
-    assert found.keys() == names | {"trunkline_unattributed", "trunkline_dropped"}
+    told = {f"{name}_total" if family.type == "counter" else name for name, family in found.items()}
+    assert told == PROMISED.keys() | BESIDE.keys()
     assert all(family.documentation for family in found.values())
-    assert {family.type for name, family in found.items() if name in {m for m, _, _ in COUNTERS.values()}} == {
-        "counter"
+    made = {*COUNTERS.values(), *GAUGES.values(), *HISTOGRAMS.values()}
+    assert {(family.metric, *sorted(family.labels)) for family in made} == {
+        (name.removesuffix("_total"), *sorted(labels)) for name, labels in (PROMISED | BESIDE).items()
     }
+
+
+async def test_what_has_fixed_labels_is_there_at_0_so_that_its_first_event_is_seen_as_one(at: Bench) -> None:
+    found = families(exposition(at.pool).decode())
+    assert all(sample.value == 0 for family in found.values() for sample in family.samples)
+
+    def labels(name: str, *of: str) -> set[tuple[str, ...]]:
+        return {tuple(sample.labels[label] for label in of) for sample in found[name].samples}
+
+    assert labels("trunkline_channels", "server", "state") == {
+        (server, state) for server in "xy" for state in ("opening", "active", "idle", "draining")
+    }
+    assert labels("trunkline_workflows", "transport", "state") == {
+        (transport, state) for transport in WORDS["transport"] for state in ("attached", "detached")
+    }
+    assert labels("trunkline_pool_requests", "server", "result") == {(s, r) for s in "xy" for r in WORDS["result"]}
+    assert labels("trunkline_upstream_requests", "server", "kind") == {(s, k) for s in "xy" for k in WORDS["kind"]}
+    assert labels("trunkline_resumes", "outcome") == {("resumed",), ("trimmed",)}
+    assert labels("trunkline_inflight", "server") == labels("trunkline_call_seconds", "server") == {("x",), ("y",)}
+    assert labels("trunkline_dropped", "reason") == {(fault,) for fault in FAULTS}
+    assert {"upstream_lost", "evicted", "idle"} <= {
+        reason for (reason,) in labels("trunkline_workflows_closed", "reason")
+    }
+    for name in ("trunkline_replayed_events", "trunkline_late_responses"):
+        assert labels(name) == {()}
+    for name in UNUSED:
+        assert found[name.removesuffix("_total")].samples == []
 
 
 async def test_gauges_tell_what_is_held_now(at: Bench) -> None:
@@ -155,15 +194,61 @@ async def test_gauges_tell_what_is_held_now(at: Bench) -> None:
     assert samples(at, "trunkline_inflight") == {}
 
 
-async def test_series_do_not_grow_with_what_clients_and_servers_send(at: Bench) -> None:
-    at.server.on_request = echo
+HOSTILE = 1_000
+
+
+async def test_g12_series_do_not_grow_with_what_servers_send(at: Bench) -> None:
+    turn = 0
+
+    def answer(exchange: Exchange) -> None:
+        """With errors of the server's own invention, after what it says and asks in methods of its own invention."""
+        nonlocal turn
+        turn += 1
+        exchange.say(message(f"notifications/{turn}"))
+        exchange.session.tell(message(f"ask/{turn}", id=turn))
+        exchange.refuse(-turn, f"outcome {turn}")
+
+    at.server.on_request = answer
     client = await at.client()
-    await client.answer(client.call(method="made/up"))
+    await client.answer(client.call())
     lines = len(exposition(at.pool).splitlines())
-    for n in range(50):
-        await client.answer(client.call(method=f"made/up/{n}", id=b'"%d"' % n))
+    for n in range(HOSTILE):
+        await client.answer(client.call(id=b'"%d"' % n))
     assert len(exposition(at.pool).splitlines()) == lines
-    assert samples(at, "trunkline_calls_total") == {("other", "ok", "x"): 51}
+    assert samples(at, "trunkline_calls_total") == {("tools/call", "error", "x"): HOSTILE + 1}
+
+
+async def abuse(gateway: Gateway, first: int, last: int) -> None:
+    """Invented methods, names of tools, servers, sessions, keys, revisions and origins."""
+    async with Wire(gateway.url("demo")) as wire:
+        await wire.open()
+        for n in range(first, last):
+            answers = [
+                await wire.post(b'{"jsonrpc":"2.0","id":%d,"method":"made/up/%d"}' % (n, n)),
+                await wire.call(f"made_up_{n}"),
+                await wire.post(b'{"jsonrpc":"2.0","method":"notifications/%d"}' % n),
+                await wire.request("GET", path=f"/../../made-up-{n}/mcp"),
+                await wire.post(b"{}", {"Mcp-Session-Id": f"made-up-{n}"}),
+                await wire.post(b"{}", {"MCP-Protocol-Version": f"made-up-{n}"}),
+                await wire.post(b"{}", {"Trunkline-Workflow": f"made up {n}"}),
+                await wire.request("GET", headers={"Accept": f"made/up{n}"}),
+                await wire.request(f"MADEUP{n}"),
+                await wire.post(b"{}", {"Origin": f"https://made-up-{n}.example"}),
+                await wire.post(b"{}", {"traceparent": f"made-up-{n}"}),
+            ]
+            for answer in answers:
+                await answer.body()
+
+
+async def test_g12_series_do_not_grow_with_what_clients_send() -> None:
+    with running_gateway("--demo") as gateway:
+        await abuse(gateway, 0, 2)
+        before = gateway.metrics()
+        await abuse(gateway, 2, HOSTILE)
+        after = gateway.metrics()
+    assert after.keys() == before.keys()
+    assert sum(value for name, value in after.items() if name.startswith("trunkline_calls_total")) >= 2 * HOSTILE
+    assert "made" not in "".join(after).lower()
 
 
 async def test_what_is_dropped_is_counted_with_its_reason(at: Bench) -> None:

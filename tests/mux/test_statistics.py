@@ -24,6 +24,20 @@ def test_durations_fall_into_their_buckets() -> None:
     assert histogram.total == 10_000.0 + 0.02 + BUCKETS[0]
 
 
+def test_what_two_have_counted_adds_up() -> None:
+    ours, theirs = Statistics(), Statistics()
+    for made in (ours, theirs):
+        made.count("calls", "s", "ping", "ok")
+        made.observe("call_seconds", 0.02, "s")
+    theirs.count("refused", "host")
+    theirs.observe("call_seconds", 10_000.0, "t")
+    ours.add(theirs)
+    assert ours.counts == {("calls", "s", "ping", "ok"): 2, ("refused", "host"): 1}
+    assert [sum(ours.seconds["call_seconds", server].counts) for server in "st"] == [2, 1]
+    assert ours.seconds["call_seconds", "s"].total == 0.04
+    assert theirs.counts["calls", "s", "ping", "ok"] == sum(theirs.seconds["call_seconds", "s"].counts) == 1
+
+
 def test_g12_no_label_is_a_clients_text() -> None:
     assert method_label("tools/call") == "tools/call"
     assert method_label("my/secret") == "other"
