@@ -113,7 +113,7 @@ class Event(NamedTuple):
 class Account:
     """What one workflow has met. A call that hits stores one word here; everything else is rare."""
 
-    __slots__ = ("born", "events", "last", "missed", "number", "opened", "origin", "transport")
+    __slots__ = ("born", "events", "last", "missed", "number", "opened", "origin", "settings", "transport")
 
     def __init__(self, number: int, born: float, transport: str) -> None:
         self.number = number
@@ -121,6 +121,8 @@ class Account:
         self.born = born
         self.transport = transport
         """What it was opened over."""
+        self.settings = (0, "")
+        """The generation of the server's settings, and the credential's identity, that it was opened under."""
         self.origin: Origin | None = None
         """Why it began anew; None where it did not."""
         self.opened: Decision | None = None

@@ -19,7 +19,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from . import envelope as wire_format
-from .account import MAX_ENDED, RETURNED, Ended, Origin, handshake_differences, refusal
+from .account import MAX_ENDED, RETURNED, SPARE, Ended, Origin, handshake_differences, refusal
 from .channel import Channel
 from .directory import MAX_STALENESS, Claimed, Directory
 from .envelope import Envelope
@@ -363,6 +363,7 @@ class Pool:
             transport=transport,
         )
 
+        workflow.account.settings = upstream.generation, upstream.credential
         workflow.stateless = upstream.stateless or upstream.pooling.reuse == "user"
         workflow.line = self._lines.line(workflow, upstream)
         self._workflows[record.session_id] = workflow
@@ -388,7 +389,7 @@ class Pool:
             await self.end(workflow, "not_opened")
             raise
         workflow.record = stored
-        workflow.account.opened = workflow.line.why
+        workflow.account.opened = SPARE if opened.pool_result == "spare" else workflow.line.why
         self.failures.pop(workflow.server, None)
         self._settle(workflow, opened)
         logger.info("workflow opened", extra=_about(workflow))

@@ -119,7 +119,7 @@ class Streams:
         if reader in readers:
             readers.remove(reader)
             self._workflow.wire_left()
-            if reader.stream.number in self._listened:
+            if not reader.stream.ended:
                 self._workflow.note("cut" if reader.stream.covered else "left")
             if readers:
                 readers[-1].wake()

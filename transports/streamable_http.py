@@ -133,6 +133,7 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         async def watch() -> None:
             await until_disconnect(request.receive)
             exchange.cut = True
+            workflow.note("cut")
 
         def decide() -> None:
             if workflow.revision >= PRIMING:

@@ -9,12 +9,12 @@ from harness.muxing import PATIENCE, Client, begin, initialize
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trunkline.compat.per_request import PerRequestLine
+from trunkline.mux.account import ChannelKey
 from trunkline.mux.directory.memory import MemoryDirectory
 from trunkline.mux.limits import Pooling
 from trunkline.mux.lines import Upstream
 from trunkline.mux.pool import Pool
 from trunkline.mux.principal import Principal
-from trunkline.mux.shared import ChannelKey
 
 PRINCIPALS = [
     Principal("issuer", "acme", "alice"),
