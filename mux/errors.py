@@ -20,6 +20,7 @@ Codes below -32000 are JSON-RPC's own. trunkline's own codes lie outside the ran
     ├── Unattributable          -31005
     ├── Cancelled               -32800
     ├── UnknownSession          (HTTP 404; never a JSON-RPC answer of its own)
+    │   └── UnknownServer
     └── WorkflowEnded           why a workflow was closed
 """
 
@@ -171,6 +172,15 @@ class UnknownSession(TrunklineError):
 
     code = -32600
     reason = "unknown_session"
+
+
+class UnknownServer(UnknownSession):
+    """There is no server of that name, or not any longer: nothing begins on it."""
+
+    reason = "unknown_server"
+
+    def __init__(self, server: str) -> None:
+        super().__init__(f"there is no server {server}")
 
 
 class WorkflowEnded(TrunklineError):

@@ -12,6 +12,8 @@ PURE = (
     "mux/envelope.py",
     "mux/errors.py",
     "mux/event_log.py",
+    "mux/generations.py",
+    "mux/leftovers.py",
     "mux/limits.py",
     "mux/modern.py",
     "mux/placement.py",
@@ -52,7 +54,8 @@ IO_MODULES = frozenset(
 
 MUX_ORDER = (
     {"errors", "limits", "principal", "statistics"},
-    {"account", "envelope", "event_log", "policy", "record"},
+    {"account", "envelope", "event_log", "generations", "policy", "record"},
+    {"leftovers"},
     {"ports"},
     {"demux"},
     {"routing", "sharing"},
