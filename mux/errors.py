@@ -13,6 +13,7 @@ Codes below -32000 are JSON-RPC's own. trunkline's own codes lie outside the ran
     ├── UpstreamFault           -32603  the server's answer is not one
     ├── UpstreamRefused         the server's own error, word for word
     ├── UpstreamUnreachable     -31001
+    │   └── CredentialRefused           the server takes no credential of the gateway's
     ├── SessionLost             -31002  data.executed: "no" | "unknown"
     ├── Overloaded              -31003  data.limit
     │   └── DirectoryUnavailable        data.limit: "directory"
@@ -25,6 +26,8 @@ Codes below -32000 are JSON-RPC's own. trunkline's own codes lie outside the ran
 """
 
 from typing import ClassVar, Literal
+
+from .principal import Principal
 
 Executed = Literal["no", "unknown"]
 
@@ -113,6 +116,15 @@ class UpstreamUnreachable(TrunklineError):
     reason = "upstream_unreachable"
 
 
+class CredentialRefused(UpstreamUnreachable):
+    """The gateway has no credential that the server takes: none was issued, or the server refused it."""
+
+    reason = "credential"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, executed="no")
+
+
 class SessionLost(TrunklineError):
     """The upstream session, or the stream that should have carried the answer, is gone.
 
@@ -192,3 +204,14 @@ class WorkflowEnded(TrunklineError):
     def __init__(self, cause: str) -> None:
         super().__init__(f"the workflow ended: {cause}", executed="unknown")
         self.cause = cause
+
+
+class Elsewhere(Exception):
+    """The request belongs to a workflow that another worker holds; nothing was done. No answer to a client."""
+
+    def __init__(self, worker: str) -> None:
+        super().__init__(worker)
+        self.worker = worker
+        """The id of that worker."""
+        self.identity: tuple[Principal, float] | None = None
+        """Who asks, and when that identity expires in wall time; set by who verified it."""

@@ -7,6 +7,7 @@ from typing import Any, Final
 import anyio
 
 from ..mux.limits import MAX_BODY_BYTES
+from ..mux.principal import Principal
 
 BODY_SECONDS: Final = 60.0
 """How long a client may take to send a body."""
@@ -17,6 +18,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 RawHeaders = list[tuple[bytes, bytes]]
+
+IDENTITY: Final = "trunkline.identity"
+"""The scope's entry for who asks, and until when, where that was verified before: by the worker that forwarded it."""
 
 JSON: Final = (b"content-type", b"application/json")
 EVENT_STREAM: Final[RawHeaders] = [
@@ -41,7 +45,7 @@ class ClientLeft(Exception):
 class RequestHeaders(dict[str, str]):
     """Request headers by lower-case name, and what else identifies a request."""
 
-    __slots__ = ("expires", "peer", "query")
+    __slots__ = ("expires", "identity", "peer", "query")
 
     def __init__(self, peer: str = "", query: bytes = b"") -> None:
         super().__init__()
@@ -51,12 +55,15 @@ class RequestHeaders(dict[str, str]):
         """The query string: it may hold secrets, and is never logged."""
         self.expires = inf
         """When the identity of the request ends, in wall time; set by who verifies it."""
+        self.identity: tuple[Principal, float] | None = None
+        """Who asks, and until when, where that was verified before."""
 
 
 def headers_of(scope: Scope) -> RequestHeaders:
     """Request headers. One that comes twice is joined by a comma, as HTTP allows (RFC 9110, 5.3)."""
     client = scope.get("client")
     headers = RequestHeaders(client[0] if client else "", scope.get("query_string", b""))
+    headers.identity = scope.get(IDENTITY)
     for raw_name, raw_value in scope["headers"]:
         name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1").strip(" \t")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value

@@ -7,6 +7,7 @@ from typing import Final
 
 import anyio
 
+from ..mux.errors import Elsewhere
 from ..mux.limits import MAX_BODY_BYTES
 from ..mux.principal import Principal
 from ..mux.record import WorkflowState
@@ -144,6 +145,9 @@ class HTTPEndpoint:
             await handle(request)
         except ClientLeft:
             self._pool.statistics.count("refused", "client_left")
+        except Elsewhere as elsewhere:
+            elsewhere.identity = request.principal, request.headers.expires
+            raise
         except Exception as error:
             await self._refuse(request, error)
 

@@ -14,7 +14,9 @@ from .guard import Rejected, Unauthorized
 
 RETRY_AFTER: Final = (b"retry-after", b"10")
 PER_PRINCIPAL: Final = frozenset({"max_workflows_per_user", "max_workflows_per_tenant"})
-AT_ADMISSION: Final = frozenset({"max_workflows", "draining", "opening", "tickets", "directory", "reconfigured"})
+AT_ADMISSION: Final = frozenset(
+    {"max_workflows", "draining", "opening", "tickets", "directory", "worker", "reconfigured"}
+)
 
 
 class HTTPRefusal(TrunklineError):

@@ -13,7 +13,9 @@ from typing import Final
 
 import anyio
 
+from ..mux.errors import Elsewhere
 from ..mux.limits import MAX_BODY_BYTES
+from ..mux.principal import Principal
 from ..mux.record import WorkflowState
 from .asgi import RawHeaders, Receive, RequestHeaders, Scope, Send, headers_of
 from .endpoint import EndpointConfig, check_room
@@ -65,7 +67,11 @@ class WebSocketEndpoint:
         await receive()  # websocket.connect
         headers = headers_of(scope)
         try:
-            link, state = await self._open(scope, headers)
+            principal = self._admit(scope, headers)
+            link, state = await self._open(scope, headers, principal)
+        except Elsewhere as elsewhere:
+            elsewhere.identity = principal, headers.expires
+            raise
         except Exception as error:
             await self._refuse(send, scope, error)
             return
@@ -79,11 +85,16 @@ class WebSocketEndpoint:
             self._open_sockets -= 1
             link.close(goodbye=socket.said_goodbye)
 
-    async def _open(self, scope: Scope, headers: Mapping[str, str]) -> tuple[Link, WorkflowState | None]:
+    def _admit(self, scope: Scope, headers: Mapping[str, str]) -> Principal:
         self._config.guard.check(headers)
         principal = self._config.authenticate(headers)
         if SUBPROTOCOL not in scope.get("subprotocols", ()):
             raise HTTPRefusal(400, "subprotocol", "Sec-WebSocket-Protocol must list mcp")
+        return principal
+
+    async def _open(
+        self, scope: Scope, headers: Mapping[str, str], principal: Principal
+    ) -> tuple[Link, WorkflowState | None]:
         check_room(self._config, self._open_sockets)
         link = Link(self._config, principal, "websocket", pings=PING in scope.get("extensions", {}))
         return link, await link.open(asked(headers, scope.get("query_string", b"")))

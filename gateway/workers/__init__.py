@@ -1,0 +1,1 @@
+"""Several workers: what one forwards to another, and the process that starts them."""

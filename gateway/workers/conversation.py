@@ -1,0 +1,115 @@
+"""Frames between two workers, in order, for as long as one of them serves a request that the other received."""
+
+import asyncio
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from ...mux.limits import MAX_EVENT_BYTES
+
+MAX_FRAME_BYTES: Final = MAX_EVENT_BYTES + 1024 * 1024
+_LENGTH_BYTES: Final = 4
+
+
+class Frame(msgspec.Struct, array_like=True):
+    """One step of a conversation.
+
+    `open` begins it: an ASGI scope. `event` is an ASGI event in either direction. `ping` asks the side with the
+    client's socket for a WebSocket ping, `pong` says that its pong came. `end` is the last one.
+    """
+
+    kind: str
+    payload: Any = None
+
+
+class Unreachable(Exception):
+    """The other worker surely has heard nothing."""
+
+
+class Broken(Exception):
+    """The other side is gone: what it was told may have had its effect."""
+
+
+class Conversation(Protocol):
+    """Both ways between two workers, for one request."""
+
+    async def send(self, frame: Frame) -> None:
+        """Hand on one frame; waits while the other side does not read.
+
+        Raises:
+            Broken: it is gone.
+        """
+
+    async def receive(self) -> Frame:
+        """The next frame.
+
+        Raises:
+            Broken: it is gone, or said what is no frame.
+        """
+
+    def close(self) -> None:
+        """The end, for both sides. Idempotent."""
+
+
+class SocketConversation:
+    """Implements `Conversation` over a stream socket of its own: the kernel tells at once when the other side dies."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @classmethod
+    async def open(cls, address: str) -> "SocketConversation":
+        """A conversation with the worker that listens on this Unix socket.
+
+        Raises:
+            Unreachable: nobody does.
+        """
+        try:
+            return cls(*await asyncio.open_unix_connection(address))
+        except OSError as error:
+            raise Unreachable(str(error)) from error
+
+    async def send(self, frame: Frame) -> None:
+        """See `Conversation.send`."""
+        text = encode(frame)
+        try:
+            self._writer.write(len(text).to_bytes(_LENGTH_BYTES, "big") + text)
+            await self._writer.drain()
+        except (OSError, RuntimeError) as error:
+            raise Broken(str(error)) from error
+
+    async def receive(self) -> Frame:
+        """See `Conversation.receive`."""
+        try:
+            length = int.from_bytes(await self._reader.readexactly(_LENGTH_BYTES), "big")
+            if length > MAX_FRAME_BYTES:
+                raise Broken("a frame is too long")
+            return decode(await self._reader.readexactly(length))
+        except (OSError, asyncio.IncompleteReadError) as error:
+            raise Broken(str(error)) from error
+
+    def close(self) -> None:
+        """See `Conversation.close`."""
+        self._writer.close()
+
+
+def encode(frame: Frame) -> bytes:
+    """A frame as bytes."""
+    return _ENCODER.encode(frame)
+
+
+def decode(text: bytes) -> Frame:
+    """The frame in these bytes.
+
+    Raises:
+        Broken: they hold none.
+    """
+    try:
+        return _DECODER.decode(text)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise Broken(str(error)) from error
+
+
+_ENCODER: Final = msgspec.msgpack.Encoder()
+_DECODER: Final = msgspec.msgpack.Decoder(Frame)

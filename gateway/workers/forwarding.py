@@ -1,0 +1,324 @@
+"""Requests that another worker serves: an ASGI application here, a conversation, and the same application there.
+
+Whatever the request is (a call, a stream, a WebSocket), it is handed on whole, before anything of it was done, to the
+one worker that holds its workflow. There it is executed once; what that worker answers goes to the client as it comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, Final
+
+import anyio
+
+from ...mux import envelope as wire_format
+from ...mux.directory import Worker
+from ...mux.errors import Elsewhere, Overloaded, SessionLost, TrunklineError
+from ...mux.limits import MAX_BODY_BYTES
+from ...mux.membership import Membership
+from ...mux.principal import Principal
+from ...mux.statistics import Statistics
+from ...transports import event_stream
+from ...transports.asgi import EVENT_STREAM, IDENTITY, JSON, ASGIApp, Message, Receive, Scope, Send, respond
+from ...transports.status import answer_to
+from ...transports.websocket import PING
+from .conversation import Broken, Conversation, Frame, Unreachable
+
+logger = logging.getLogger(__name__)
+
+PATIENCE_SECONDS: Final = 2.5
+"""How long a request waits for a workflow whose worker has died to be taken over."""
+
+RETRY_SECONDS: Final = 0.1
+HOPS: Final = "trunkline.hops"
+MAX_HOPS: Final = 3
+SERVICE_RESTART: Final = 1012
+
+_SCOPE: Final = (
+    "type",
+    "method",
+    "path",
+    "root_path",
+    "query_string",
+    "headers",
+    "scheme",
+    "http_version",
+    "client",
+    "server",
+    "subprotocols",
+)
+_LENT: Final = ("websocket.http.response",)
+"""Extensions that need nothing but events."""
+
+Open = Callable[[Worker], Awaitable[Conversation]]
+"""Begins a conversation with a worker; raises `Unreachable`."""
+
+
+class Forwarder:
+    """The ASGI application of a worker: `app`, and where that says `Elsewhere`, the worker that it names."""
+
+    def __init__(self, app: ASGIApp, membership: Membership, open_conversation: Open, statistics: Statistics) -> None:
+        self._app = app
+        self._membership = membership
+        self._open = open_conversation
+        self._statistics = statistics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection, here or elsewhere."""
+        tape = Tape(receive, send)
+        until = anyio.current_time() + PATIENCE_SECONDS
+        while True:
+            try:
+                return await self._app(scope, tape.receive, tape.send)
+            except Elsewhere as elsewhere:
+                found = elsewhere
+            try:
+                tape.rewind()
+                if await self._forward(found, scope, tape):
+                    return None
+                if anyio.current_time() > until:
+                    raise Overloaded("the worker that holds this session does not answer; try again", limit="worker")
+            except TrunklineError as error:
+                self._statistics.count("forwards", "refused")
+                return await _refuse(error, scope, tape)
+            await anyio.sleep(RETRY_SECONDS)
+
+    async def _forward(self, elsewhere: Elsewhere, scope: Scope, tape: Tape) -> bool:
+        """Hand a request on; False where that surely had no effect, and who holds its workflow must be asked again.
+
+        Raises:
+            TrunklineError: it cannot be handed on.
+        """
+        if scope.get(HOPS, 0) >= MAX_HOPS:
+            raise Overloaded("the session moves between workers; try again", limit="worker")
+        worker = await self._membership.find(elsewhere.worker)
+        if worker is None:
+            return False
+        try:
+            conversation = await self._open(worker)
+        except Unreachable:
+            self._membership.doubt(worker.id)
+            return False
+        try:
+            await _converse(conversation, _opening(scope, elsewhere.identity), scope, tape)
+        except Broken:
+            self._membership.doubt(worker.id)
+            if not tape.has_begun and _is_repeatable(scope):
+                self._statistics.count("forwards", "retried")
+                return False
+            self._statistics.count("forwards", "broken")
+            await _tell_broken(scope, tape)
+            return True
+        finally:
+            conversation.close()
+        self._statistics.count("forwards", "done")
+        return True
+
+
+class Tape:
+    """What a client sends, kept until it is answered something, so that it can be played again."""
+
+    def __init__(self, receive: Receive, send: Send) -> None:
+        self._receive = receive
+        self._send = send
+        self._heard: list[Message] = []
+        self._due: deque[Message] = deque()
+        self.has_begun = False
+        """True once the client was answered something."""
+
+    async def receive(self) -> Message:
+        """The next event of the client."""
+        if self._due:
+            return self._due.popleft()
+        message = await self._receive()
+        if not self.has_begun:
+            self._heard.append(message)
+        return message
+
+    async def send(self, message: Message) -> None:
+        """An event for the client."""
+        self.has_begun = True
+        self._heard.clear()
+        await self._send(message)
+
+    def rewind(self) -> None:
+        """Play again what the client has sent."""
+        self._due = deque(self._heard)
+
+    @property
+    def body(self) -> bytes:
+        """What is known of a request's body."""
+        return b"".join(message.get("body", b"") for message in self._heard if message["type"] == "http.request")
+
+
+async def serve(conversation: Conversation, app: ASGIApp) -> None:
+    """Serve what another worker hands on, until one side ends it."""
+    try:
+        opening = await conversation.receive()
+        if opening.kind != "open":
+            raise Broken("a conversation begins with its scope")
+        async with anyio.create_task_group() as tasks:
+            served = _Served(conversation, opening.payload)
+            tasks.start_soon(served.hear)
+            await app(served.scope, served.receive, served.send)
+            tasks.cancel_scope.cancel()
+        await conversation.send(Frame("end"))
+    except Broken:
+        logger.info("a worker that forwarded a request has gone")
+    finally:
+        conversation.close()
+
+
+class _Served:
+    """The side that serves: ASGI's `receive` and `send` as frames."""
+
+    def __init__(self, conversation: Conversation, opening: dict[str, Any]) -> None:
+        self._conversation = conversation
+        self.scope = _scope_of(opening, self._ping)
+        self._is_websocket = self.scope["type"] == "websocket"
+        self._events: asyncio.Queue[Message] = asyncio.Queue(1)
+        self._pongs: deque[asyncio.Future[None]] = deque()
+        self._is_broken = False
+
+    async def hear(self) -> None:
+        """Take what the other side sends, until it is gone."""
+        try:
+            while True:
+                frame = await self._conversation.receive()
+                if frame.kind == "event":
+                    await self._events.put(frame.payload)
+                elif frame.kind == "pong" and self._pongs:
+                    self._pongs.popleft().set_result(None)
+        except Broken:
+            self._is_broken = True
+            gone = {"type": "websocket.disconnect", "code": 1006} if self._is_websocket else {"type": "http.disconnect"}
+            while self._pongs:
+                self._pongs.popleft().set_exception(ConnectionResetError("the client has gone"))
+            while True:
+                await self._events.put(gone)
+
+    async def receive(self) -> Message:
+        """See ASGI."""
+        return await self._events.get()
+
+    async def send(self, message: Message) -> None:
+        """See ASGI; what is sent to a client that has gone is dropped."""
+        if self._is_broken:
+            return
+        try:
+            await self._conversation.send(Frame("event", message))
+        except Broken:
+            self._is_broken = True
+
+    async def _ping(self) -> None:
+        if self._is_broken:
+            raise ConnectionResetError("the client has gone")
+        pong: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._pongs.append(pong)
+        try:
+            await self._conversation.send(Frame("ping"))
+        except Broken as error:
+            raise ConnectionResetError("the client has gone") from error
+        await pong
+
+
+async def _converse(conversation: Conversation, opening: dict[str, Any], scope: Scope, tape: Tape) -> None:
+    """The side with the client, until the other one has done."""
+    await conversation.send(Frame("open", opening))
+    broken: Broken | None = None
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_hand_on, conversation, tape)
+        try:
+            while (frame := await conversation.receive()).kind != "end":
+                if frame.kind == "event":
+                    await tape.send(frame.payload)
+                elif frame.kind == "ping":
+                    tasks.start_soon(_ping, conversation, scope)
+        except Broken as error:  # kept out of the task group, which would wrap it
+            broken = error
+        except OSError:
+            logger.debug("the client of a forwarded request has gone")
+        tasks.cancel_scope.cancel()
+    if broken is not None:
+        raise broken
+
+
+async def _hand_on(conversation: Conversation, tape: Tape) -> None:
+    message: Message = {"type": ""}
+    with suppress(Broken):  # it is found where the answer is awaited
+        while not message["type"].endswith(".disconnect"):
+            message = await tape.receive()
+            await conversation.send(Frame("event", message))
+
+
+async def _ping(conversation: Conversation, scope: Scope) -> None:
+    with suppress(Broken, OSError):
+        await scope["extensions"][PING]()
+        await conversation.send(Frame("pong"))
+
+
+def _opening(scope: Scope, identity: tuple[Principal, float] | None) -> dict[str, Any]:
+    extensions = scope.get("extensions") or {}
+    return {
+        **{name: scope[name] for name in _SCOPE if name in scope},
+        "extensions": [name for name in (*_LENT, PING) if name in extensions],
+        "identity": identity or scope.get(IDENTITY),
+        "hops": scope.get(HOPS, 0) + 1,
+    }
+
+
+def _scope_of(opening: dict[str, Any], ping: Callable[[], Awaitable[None]]) -> Scope:
+    identity, hops = opening.pop("identity"), opening.pop("hops")
+    scope: Scope = {**opening, "asgi": {"version": "3.0"}, HOPS: hops}
+    scope["extensions"] = {name: ping if name == PING else {} for name in opening["extensions"]}
+    if identity is not None:
+        principal, expires = identity
+        scope[IDENTITY] = Principal(**principal), expires
+    return scope
+
+
+def _is_repeatable(scope: Scope) -> bool:
+    """Whether the request may be sent again although it may have been served: not if it carries messages (G6)."""
+    return bool(scope["type"] == "websocket" or scope["method"] != "POST")
+
+
+async def _tell_broken(scope: Scope, tape: Tape) -> None:
+    """The worker that served the request died over it."""
+    if scope["type"] == "websocket":
+        await tape.send({"type": "websocket.close", "code": SERVICE_RESTART, "reason": "the worker has gone"})
+    elif tape.has_begun:
+        await tape.send({"type": "http.response.body", "body": b""})  # a stream: its client comes back for the rest
+    else:
+        await _answer_broken(tape)
+
+
+async def _answer_broken(tape: Tape) -> None:
+    error = SessionLost("the worker that served this call has gone", executed="unknown")
+    body, messages = tape.body, list[wire_format.Envelope]()
+    is_batch = wire_format.is_batch(body)
+    with suppress(TrunklineError):
+        read = wire_format.parse_batch if is_batch else _parse_one
+        messages = read(body, limit=MAX_BODY_BYTES)
+    answers = [wire_format.failure(message.id, error) for message in messages if message.kind == "request"]
+    if answers:
+        await respond(tape.send, 200, [JSON], b"[%b]" % b",".join(answers) if is_batch else answers[0])
+    else:
+        await respond(tape.send, 202, [])
+
+
+def _parse_one(text: bytes, *, limit: int) -> list[wire_format.Envelope]:
+    return [wire_format.parse(text, limit=limit)]
+
+
+async def _refuse(error: TrunklineError, scope: Scope, tape: Tape) -> None:
+    answer = answer_to(error)
+    if scope["type"] == "websocket":
+        await tape.send({"type": "websocket.close", "code": SERVICE_RESTART, "reason": "the worker does not answer"})
+    elif scope["method"] == "GET":
+        await respond(tape.send, 200, EVENT_STREAM, event_stream.RECONNECT)
+    else:
+        await respond(tape.send, answer.status, answer.headers, answer.body)
