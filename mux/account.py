@@ -10,6 +10,7 @@ from msgspec import Raw
 
 from . import envelope as wire_format
 from .errors import TrunklineError
+from .limits import Pooling
 from .principal import ANONYMOUS, Principal
 from .record import Handshake
 
@@ -18,6 +19,9 @@ MAX_EVENTS: Final = 16
 
 MAX_ENDED: Final = 256
 """Workflows that ended and can still be explained."""
+
+MAX_COMPARED: Final = 64
+"""Sessions that one is compared with, where there are many: the newest."""
 
 CAPABILITIES: Final = frozenset({"elicitation", "experimental", "extensions", "roots", "sampling", "tasks"})
 """Client capabilities that are told by name; others are the client's own text, and told as `other`."""
@@ -190,6 +194,7 @@ class Ended(NamedTuple):
     """A hash of what its client knew it by."""
     row: dict[str, object]
     """How tables showed it last."""
+    pooling: Pooling
     account: Account
 
 

@@ -3,9 +3,9 @@
 import itertools
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
-from .account import OWN, ChannelKey, Decision, missed
+from .account import MAX_COMPARED, OWN, ChannelKey, Decision, missed
 from .channel import Channel, ChannelConfig
 from .directory import ID_BLOCK, Directory
 from .envelope import Envelope
@@ -18,9 +18,6 @@ from .shared import ChannelGroup, SharedLine
 from .sharing import shared_handshake
 from .statistics import Statistics
 from .workflow import Workflow
-
-MAX_COMPARED: Final = 64
-"""Sessions of others that a new one is compared with, to tell why none of them would do."""
 
 LineMaker = Callable[[ChannelMaker], Line]
 Spawn = Callable[[Callable[[Any], Awaitable[None]], Any], None]

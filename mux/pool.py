@@ -430,7 +430,7 @@ class Pool:
         record, now = workflow.record, self._clock()
         name = hash(_name(record.principal, record.server, record.key, record.session_id))
         workflow.account.note(now, "ended", cause)
-        self.ended.append(Ended(workflow.handle, cause, now, name, workflow.row(), workflow.account))
+        self.ended.append(Ended(workflow.handle, cause, now, name, workflow.row(), workflow.pooling, workflow.account))
 
     async def _forget(self, workflow: Workflow) -> None:
         try:
