@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 import anyio
@@ -26,7 +26,7 @@ from ...transports import event_stream
 from ...transports.asgi import EVENT_STREAM, IDENTITY, JSON, ASGIApp, Message, Receive, Scope, Send, respond
 from ...transports.status import answer_to
 from ...transports.websocket import PING
-from .conversation import Broken, Conversation, Frame, Unreachable
+from .conversation import Broken, Conversation, Frame, SocketConversation, Unreachable
 
 logger = logging.getLogger(__name__)
 
@@ -153,6 +153,30 @@ class Tape:
     def body(self) -> bytes:
         """What is known of a request's body."""
         return b"".join(message.get("body", b"") for message in self._heard if message["type"] == "http.request")
+
+
+@asynccontextmanager
+async def listening(address: str, app: ASGIApp) -> AsyncIterator[None]:
+    """Serve what other workers hand on by this Unix socket, for the length of the context."""
+    async with anyio.create_task_group() as tasks:
+
+        def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            tasks.start_soon(_guarded, SocketConversation(reader, writer), app)
+
+        server = await asyncio.start_unix_server(begin, address)
+        try:
+            yield
+        finally:
+            server.close()
+            tasks.cancel_scope.cancel()
+
+
+async def _guarded(conversation: Conversation, app: ASGIApp) -> None:
+    """Serve one request; a defect in it must not end the others."""
+    try:
+        await serve(conversation, app)
+    except Exception:
+        logger.exception("a forwarded request failed")
 
 
 async def serve(conversation: Conversation, app: ASGIApp) -> None:

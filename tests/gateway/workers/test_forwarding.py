@@ -1,0 +1,294 @@
+"""A request that another worker serves: what its client sees, and what is done once."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from harness.muxing import ALICE
+from harness.shared_memory import SharedMemoryDirectory
+from trunkline.gateway.workers import forwarding
+from trunkline.gateway.workers.conversation import Conversation, SocketConversation
+from trunkline.gateway.workers.forwarding import Forwarder, Tape, listening
+from trunkline.mux.directory import Worker
+from trunkline.mux.errors import Elsewhere
+from trunkline.mux.membership import Membership
+from trunkline.mux.statistics import Statistics
+from trunkline.transports.asgi import IDENTITY, Message, Receive, Scope, Send
+from trunkline.transports.websocket import PING
+
+pytestmark = pytest.mark.anyio
+
+CALL = b'{"jsonrpc":"2.0","id":"mine","method":"tools/call","params":{"name":"x"}}'
+
+Serve = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class Client:
+    """The server's side of a connection, with a client that does what the test says."""
+
+    def __init__(self, *came: Message) -> None:
+        self.sent: list[Message] = []
+        self._came: asyncio.Queue[Message] = asyncio.Queue()
+        self._changed = anyio.Event()
+        for message in came:
+            self.does(message)
+
+    def does(self, message: Message) -> None:
+        self._came.put_nowait(message)
+
+    async def receive(self) -> Message:
+        return await self._came.get()
+
+    async def send(self, message: Message) -> None:
+        self.sent.append(message)
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    async def got(self, kind: str) -> Message:
+        with anyio.fail_after(10):
+            while True:
+                found = [message for message in self.sent if message["type"] == kind]
+                if found:
+                    return found[-1]
+                await self._changed.wait()
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(bytes(message.get("body", b"")) for message in self.sent)
+
+
+class House:
+    """Worker `a`, which holds nothing, and worker `b`, which serves by `serve`."""
+
+    def __init__(self, path: Path, stack: AsyncExitStack) -> None:
+        self.directory = SharedMemoryDirectory()
+        self.statistics = Statistics()
+        self.asked = 0
+        self._path = path
+        self._stack = stack
+        self.member = Membership(self.directory, Worker("a"), on_lapse=lambda: None)
+
+    async def begins(self, name: str, serve: Serve) -> None:
+        """A worker of that name begins to serve."""
+        worker = Worker(name, "host", str(self._path / name))
+        await self._stack.enter_async_context(listening(worker.address, serve))
+        await self._stack.enter_async_context(Membership(self.directory, worker, on_lapse=lambda: None).running())
+
+    async def request(self, connection: Client, /, holder: str = "b", **scope: Any) -> None:
+        """One request to worker `a`."""
+
+        async def here(scope: Scope, receive: Receive, send: Send) -> None:
+            self.asked += 1
+            if scope["type"] == "websocket" or scope["method"] == "POST":
+                await receive()
+            elsewhere = Elsewhere(holder)
+            elsewhere.identity = ALICE, 12.5
+            raise elsewhere
+
+        async def opened(worker: Worker) -> Conversation:
+            return await SocketConversation.open(worker.address)
+
+        forwarder = Forwarder(here, self.member, opened, self.statistics)
+        whole = {"type": "http", "method": "POST", "path": "/servers/x/mcp", "headers": [(b"a", b"1")], **scope}
+        with anyio.fail_after(10):
+            await forwarder(whole, connection.receive, connection.send)
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    async with AsyncExitStack() as stack:
+        made = House(tmp_path, stack)
+        await stack.enter_async_context(made.member.running())
+        yield made
+
+
+def post(body: bytes = CALL) -> Client:
+    return Client({"type": "http.request", "body": body, "more_body": False})
+
+
+async def answer(send: Send, body: bytes) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"x", b"y")]})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+async def test_g7_the_whole_request_arrives_and_the_whole_answer_returns(house: House) -> None:
+    scopes: list[Scope] = []
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        scopes.append(scope)
+        await answer(send, b"echo " + (await receive())["body"])
+
+    await house.begins("b", serve)
+    client = post()
+    await house.request(client, query_string=b"q=1", client=("9.9.9.9", 1))
+    assert client.body == b"echo " + CALL
+    start = await client.got("http.response.start")
+    assert (start["status"], [tuple(header) for header in start["headers"]]) == (200, [(b"x", b"y")])
+    [scope] = scopes
+    assert (scope["query_string"], scope["client"][0], [tuple(header) for header in scope["headers"]]) == (
+        b"q=1",
+        "9.9.9.9",
+        [(b"a", b"1")],
+    )
+    assert scope[IDENTITY] == (ALICE, 12.5)
+    assert house.statistics.counts["forwards", "done"] == 1
+
+
+async def test_a_stream_comes_as_it_is_sent_and_ends_when_its_client_leaves(house: House) -> None:
+    left = anyio.Event()
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"one", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        left.set()
+
+    await house.begins("b", serve)
+    client = Client()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: house.request(client, method="GET"))
+        await client.got("http.response.body")
+        client.does({"type": "http.disconnect"})
+        with anyio.fail_after(10):
+            await left.wait()
+    assert client.body == b"one"
+
+
+async def test_a_socket_goes_both_ways_with_its_pings(house: House) -> None:
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        assert (await receive())["type"] == "websocket.connect"
+        await send({"type": "websocket.accept"})
+        said = (await receive())["text"]
+        await scope["extensions"][PING]()
+        await send({"type": "websocket.send", "text": said.upper()})
+        await send({"type": "websocket.close", "code": 1000, "reason": ""})
+
+    await house.begins("b", serve)
+    pings: list[str] = []
+
+    async def ping() -> None:
+        pings.append("ping")
+
+    client = Client({"type": "websocket.connect"}, {"type": "websocket.receive", "text": "hello"})
+    await house.request(client, type="websocket", method="", extensions={PING: ping})
+    assert [message["type"] for message in client.sent] == ["websocket.accept", "websocket.send", "websocket.close"]
+    assert (client.sent[1]["text"], pings) == ("HELLO", ["ping"])
+
+
+async def dies(scope: Scope, receive: Receive, send: Send) -> None:
+    """As a worker that is killed looks to others."""
+    raise ConnectionAbortedError("killed")
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (CALL, {"id": "mine", "code": -31002}),
+        (b"[%b]" % CALL, [{"id": "mine", "code": -31002}]),
+        (b'{"jsonrpc":"2.0","method":"notifications/cancelled"}', None),
+        (b"no json", None),
+    ],
+)
+async def test_g6_a_worker_that_dies_over_a_call_is_told_at_once(
+    house: House, body: bytes, expected: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    await house.begins("b", dies)
+    client = post(body)
+    await house.request(client)
+    if expected is None:
+        assert (client.sent[0]["status"], client.body) == (202, b"")
+    else:
+        told = json.loads(client.body)
+        errors = told if isinstance(told, list) else [told]
+        assert [{"id": one["id"], "code": one["error"]["code"]} for one in errors] == (
+            expected if isinstance(expected, list) else [expected]
+        )
+        assert errors[0]["error"]["data"] == {"executed": "unknown"}
+    assert house.statistics.counts["forwards", "broken"] == 1
+    assert house.asked == 1, "it may have been executed"
+
+
+async def test_a_request_without_messages_is_sent_again(house: House) -> None:
+    served = 0
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal served
+        served += 1
+        if served == 1:
+            raise ConnectionAbortedError("killed")
+        await answer(send, b"now")
+
+    await house.begins("b", serve)
+    client = Client()
+    await house.request(client, method="GET")
+    assert (client.body, house.statistics.counts["forwards", "retried"]) == (b"now", 1)
+
+
+async def test_a_stream_whose_worker_dies_ends_so_that_its_client_comes_back(house: House) -> None:
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"one", "more_body": True})
+        raise ConnectionAbortedError("killed")
+
+    await house.begins("b", serve)
+    client = Client()
+    await house.request(client, method="GET")
+    assert client.body == b"one"
+    assert not client.sent[-1].get("more_body")
+
+
+async def test_a_socket_whose_worker_dies_is_closed_with_a_reason(house: House) -> None:
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "websocket.accept"})
+        raise ConnectionAbortedError("killed")
+
+    await house.begins("b", serve)
+    client = Client({"type": "websocket.connect"})
+    await house.request(client, type="websocket", method="")
+    assert (client.sent[-1]["type"], client.sent[-1]["code"]) == ("websocket.close", 1012)
+
+
+async def test_who_is_dead_is_asked_for_again_until_patience_ends(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forwarding, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(forwarding, "RETRY_SECONDS", 0.01)
+    client = post()
+    await house.request(client, holder="nobody")
+    assert house.asked > 1
+    assert (client.sent[0]["status"], json.loads(client.body)["error"]["data"]) == (503, {"limit": "worker"})
+
+
+async def test_an_event_source_without_a_worker_is_sent_away_to_come_back(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forwarding, "PATIENCE_SECONDS", 0.0)
+    client = Client()
+    await house.request(client, holder="nobody", method="GET")
+    assert (client.sent[0]["status"], client.body) == (200, b"retry: 1000\n\n")
+
+
+async def test_a_request_does_not_wander_for_ever(house: House) -> None:
+    client = post()
+    await house.request(client, **{forwarding.HOPS: forwarding.MAX_HOPS})
+    assert client.sent[0]["status"] == 503
+    assert house.asked == 1
+
+
+async def test_a_tape_plays_again_what_was_heard_until_the_answer_begins() -> None:
+    client = post(b"1")
+    client.does({"type": "http.disconnect"})
+    tape = Tape(client.receive, client.send)
+    first = await tape.receive()
+    tape.rewind()
+    assert await tape.receive() is first
+    assert tape.body == b"1"
+    await tape.send({"type": "http.response.start"})
+    await tape.receive()
+    assert tape.body == b""
