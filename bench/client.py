@@ -18,20 +18,17 @@ class Sample(NamedTuple):
 class Connection:
     """One keep-alive connection."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, path: str, host: str) -> None:
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: str) -> None:
         self._reader = reader
         self._writer = writer
-        self._head = (
-            f"POST {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
-            "Accept: application/json, text/event-stream\r\n"
-        )
+        self._head = head
         self.session = ""
 
     @classmethod
-    async def open(cls, port: int, path: str) -> "Connection":
-        """Connect to a port of this machine."""
+    async def open(cls, port: int, path: str, *, token: str = "") -> "Connection":
+        """Connect to a port of this machine, as the principal of the token."""
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        return cls(reader, writer, path, f"127.0.0.1:{port}")
+        return cls(reader, writer, request_head(port, path, token))
 
     async def post(self, body: bytes) -> bytes:
         """Send one message; the body of the answer."""
@@ -50,21 +47,36 @@ class Connection:
             raise RuntimeError(f"{head.splitlines()[0]}: {answer[:200]!r}")
         return answer
 
+    async def open_session(self) -> str:
+        """Begin a session; what follows belongs to it. Its id."""
+        self.session = ""
+        await self.post(
+            b'{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"%b","capabilities":{},'
+            b'"clientInfo":{"name":"bench","version":"1"}}}' % REVISION.encode()
+        )
+        await self.post(b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
+        return self.session
+
     def close(self) -> None:
         """Close it."""
         self._writer.close()
 
 
-async def open_session(port: int, path: str) -> str:
-    """A session with an endpoint; its id."""
-    connection = await Connection.open(port, path)
-    await connection.post(
-        b'{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"%b","capabilities":{},'
-        b'"clientInfo":{"name":"bench","version":"1"}}}' % REVISION.encode()
+def request_head(port: int, path: str, token: str = "") -> str:
+    """The head of a POST, as far as it is the same for all of a principal."""
+    authorization = f"Authorization: Bearer {token}\r\n" if token else ""
+    return (
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
+        f"Accept: application/json, text/event-stream\r\n{authorization}"
     )
-    await connection.post(b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
+
+
+async def open_session(port: int, path: str, *, token: str = "") -> str:
+    """A session of the token's principal with an endpoint; its id."""
+    connection = await Connection.open(port, path, token=token)
+    session = await connection.open_session()
     connection.close()
-    return connection.session
+    return session
 
 
 async def run_calls(port: int, path: str, session: str, *, calls: int, inflight: int) -> Sample:

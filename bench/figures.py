@@ -54,12 +54,30 @@ def figures() -> str:
                 f"{row['skipped_initialize']:.1%} |"
             )
         parts.append("\n".join(lines))
+    parts.append(memory())
     parts.append(
         f"Measured on {machine['cores']} cores ({machine['cpu']}), Python {machine['python']}, "
         f"uvloop {versions['uvloop']}; the gateway has one core, client and server share the other. "
         "What the old path is: [bench/README.md](bench/README.md)."
     )
     return "\n\n".join(parts)
+
+
+def memory() -> str:
+    """What an idle session costs, as a Markdown table."""
+    result = json.loads((RESULTS / "memory.json").read_text())
+    lines = [
+        f"**{result['about'].capitalize()}**: `{result['command']}`",
+        "",
+        "| | sessions | KiB a session, least | KiB a session, median | less than the SDK's |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for row in result["rows"]:
+        less = "" if row["less_than_sdk"] is None else f"{row['less_than_sdk']:.0%}"
+        lines.append(
+            f"| {row['variant']} | {row['sessions']:,} | {row['least_KiB']:.1f} | {row['median_KiB']:.1f} | {less} |"
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -199,9 +199,9 @@ def write_result(folder: Path, name: str, about: str, command: str, rows: list[d
 
 
 @contextlib.contextmanager
-def gateway(settings: str, port: int, core: int) -> Iterator[int]:
+def gateway(settings: str, port: int, core: int, upstream_port: int = UPSTREAM_PORT) -> Iterator[int]:
     """A gateway process with these settings; its pid."""
-    text = f'{settings}[servers.bench]\nurl = "http://127.0.0.1:{UPSTREAM_PORT}/mcp"\n'
+    text = f'{settings}[servers.bench]\nurl = "http://127.0.0.1:{upstream_port}/mcp"\n'
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
         file.write(text)
         file.flush()
