@@ -41,6 +41,7 @@ from .errors import (
     UpstreamUnreachable,
     WorkflowEnded,
 )
+from .generations import Version
 from .limits import MAX_EVENT_BYTES, Pooling
 from .ports import NONE, AdoptingConnector, Caller, Connector, Headers, MovableWire, Opened, Owner, Wire
 from .record import Handshake
@@ -85,6 +86,8 @@ class ChannelConfig:
     """Who is told what the server tells, where several workflows share the channel; None where there is one."""
     adopted: Adopted | None = None
     """The session to go on with; None to begin one."""
+    generation: int = 0
+    """The generation of the server's settings that it belongs to."""
 
 
 class Channel:
@@ -102,11 +105,18 @@ class Channel:
         self._closing = False
         self._draining: TrunklineError | None = None
         self._wake = anyio.Event()
+        self.is_superseded = False
+        """True where other settings of its server hold by now: it serves those who have it, and no newcomer."""
         self.opened: asyncio.Future[Opened] = asyncio.get_running_loop().create_future()
         """Done when the handshake is: with what the server said, or with why there is no session."""
 
     def __repr__(self) -> str:
         return f"Channel({self._config.server}, {self.state}, {self._demux!r})"
+
+    @property
+    def version(self) -> Version:
+        """The settings that it was opened under."""
+        return self._config.server, self._config.generation
 
     @property
     def owners(self) -> Sequence[Owner]:
@@ -120,7 +130,7 @@ class Channel:
             return "closed" if self._wire is None else "draining"
         if not self.opened.done():
             return "opening"
-        if self._draining is not None:
+        if self._draining is not None or self.is_superseded:
             return "draining"
         return "idle" if self._demux.is_idle else "active"
 

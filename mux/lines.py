@@ -10,6 +10,7 @@ from .channel import Channel, ChannelConfig
 from .directory import ID_BLOCK, Directory
 from .envelope import Envelope
 from .errors import TrunklineError, WorkflowEnded
+from .generations import Generations, Version
 from .limits import Pooling
 from .line import ChannelMaker, DedicatedLine
 from .ports import Connector, Line, Owner
@@ -49,12 +50,14 @@ class Lines:
         statistics: Statistics,
         clock: Callable[[], float],
         *,
+        generations: "Generations[Upstream]",
         spawn: Spawn,
         end: Callable[[Workflow, str], None],
     ) -> None:
         self._directory = directory
         self._statistics = statistics
         self._clock = clock
+        self._generations = generations
         self._spawn = spawn
         self._end = end
         self._channels: dict[Channel, str] = {}
@@ -75,11 +78,29 @@ class Lines:
         """Look after the sessions that workflows share, and end those that nobody has used for long enough."""
         for key in [key for key, group in self._groups.items() if group.expire(now)]:
             self._groups.pop(key).close(WorkflowEnded("idle"))
+        self._close_superseded()
+
+    def supersede(self) -> None:
+        """The settings of servers have changed: what is open under old ones serves those who have it, and ends."""
+        for channel in self._channels:
+            channel.is_superseded = not self._generations.is_current(*channel.version)
+        self._close_superseded()
+
+    def serves(self, version: Version) -> bool:
+        """True while anything is open under these settings of a server."""
+        groups = ((key.server, key.generation) for key in self._groups)
+        return version in groups or any(channel.version == version for channel in self._channels)
 
     def close(self, cause: TrunklineError) -> None:
         """End the sessions that workflows share; a workflow's own end with it."""
         while self._groups:
             self._groups.popitem()[1].close(cause)
+
+    def _close_superseded(self) -> None:
+        """End the sessions under old settings that no workflow uses any longer."""
+        for key, group in list(self._groups.items()):
+            if not group.owners and not self._generations.is_current(key.server, key.generation):
+                self._groups.pop(key).close(WorkflowEnded("reconfigured"))
 
     def _dedicated(self, workflow: Workflow, upstream: Upstream) -> Line:
         record = workflow.record
@@ -95,6 +116,7 @@ class Lines:
                 statistics=self._statistics,
                 clock=self._clock,
                 listen=listen,
+                generation=upstream.generation,
             )
             return self._start_channel(config, [workflow])
 
@@ -137,6 +159,7 @@ class Lines:
                 clock=self._clock,
                 listen=is_primary,
                 recipients=group.wishes.recipients if is_primary else _of_its_call,
+                generation=upstream.generation,
             )
             return self._start_channel(config, group.owners)
 
@@ -174,6 +197,7 @@ class Lines:
 
     def _start_channel(self, config: ChannelConfig, owners: list[Owner]) -> Channel:
         channel = Channel(config, owners)
+        channel.is_superseded = not self._generations.is_current(*channel.version)
         self._channels[channel] = config.server
         self._spawn(self._own, channel)
         return channel

@@ -25,6 +25,8 @@ from .directory import MAX_STALENESS, Claimed, Directory
 from .envelope import Envelope
 from .errors import InvalidParams, Overloaded, TrunklineError, UnknownSession, WorkflowEnded
 from .event_log import Budget, Position
+from .generations import Generations
+from .leftovers import Leftovers
 from .limits import Pooling
 from .lines import Lines, Upstream
 from .policy import Census, cap_reached, give_way
@@ -59,6 +61,8 @@ class Arrival:
     """The session id of a workflow that begins, where its client knows one already."""
     own_wires: int = 0
     """Wires of the workflow that are the asker's own: they do not keep it in use."""
+    generation: int | None = None
+    """The generation of the server's settings that the client was met under; None where that makes no difference."""
 
 
 DIRECT: Final = Arrival()
@@ -84,6 +88,14 @@ class Failure(NamedTuple):
     since: float
 
 
+class _Newcomer(NamedTuple):
+    """A workflow that is to begin."""
+
+    record: WorkflowRecord
+    transport: Transport
+    generation: int | None
+
+
 class _Unsettled(NamedTuple):
     """A key whose record is being claimed or removed: until `settled`, what the directory says of it is in motion."""
 
@@ -92,7 +104,10 @@ class _Unsettled(NamedTuple):
 
 
 class Pool:
-    """All workflows and channels of this process."""
+    """All workflows and channels of this process.
+
+    `release` hears of a server's settings that were superseded, once nothing is open under them.
+    """
 
     def __init__(
         self,
@@ -102,19 +117,30 @@ class Pool:
         pooling: Pooling,
         statistics: Statistics | None = None,
         clock: Callable[[], float] = time.monotonic,
+        release: Callable[[Upstream], Awaitable[None]] | None = None,
     ) -> None:
-        self.upstreams = dict(upstreams)
         self.statistics = statistics or Statistics()
         self.failures: dict[str, Failure] = {}
         self.draining = False
+        self.pooling = pooling
+        """What bounds the process."""
         self._directory = directory
-        self._pooling = pooling
+        self._generations = Generations(upstreams)
+        self._release = release
+        self._leftovers = Leftovers()
         self._clock = clock
         self._census = Census()
         self._budget = Budget(pooling.event_log.total_bytes)
         self._workflows: dict[str, Workflow] = {}
         self._by_token: dict[str, Workflow] = {}
-        self._lines = Lines(directory, self.statistics, clock, spawn=self._spawn, end=self._end_soon)
+        self._lines = Lines(
+            directory,
+            self.statistics,
+            clock,
+            generations=self._generations,
+            spawn=self._spawn,
+            end=self._end_soon,
+        )
         self._numbers = itertools.count(1)
         self.ended: deque[Ended] = deque(maxlen=MAX_ENDED)
         """The workflows that ended last, so that it can be told why; the newest at the end."""
@@ -123,6 +149,11 @@ class Pool:
 
     def __repr__(self) -> str:
         return f"Pool({len(self._workflows)} workflows, {len(self.channels)} channels)"
+
+    @property
+    def upstreams(self) -> dict[str, Upstream]:
+        """The servers on which workflows begin, by name."""
+        return self._generations.current
 
     @property
     def workflows(self) -> list[Workflow]:
@@ -166,6 +197,20 @@ class Pool:
         if failure is not None:
             raise failure
 
+    def reconfigure(self, upstreams: Mapping[str, Upstream], pooling: Pooling) -> None:
+        """Begin workflows on these servers from now on; `pooling` bounds the process.
+
+        What began on a server that is gone, or under another generation of its settings, goes on as it was for as long
+        as its client uses it: detached and idle, it ends after `resume_window`, for the cause `reconfigured`.
+        """
+        self._generations.replace(upstreams)
+        self.pooling = pooling
+        self._budget.limit = pooling.event_log.total_bytes
+        for workflow in self.workflows:
+            workflow.is_superseded = not self._generations.is_current(workflow.server, workflow.generation)
+        self._lines.supersede()
+        self.failures = {name: failure for name, failure in self.failures.items() if name in upstreams}
+
     # Beginning and finding workflows.
 
     async def begin(
@@ -181,9 +226,9 @@ class Pool:
         under the same revision, capabilities and principal (rules L7-L14).
 
         Raises:
-            UnknownSession: the session id names nothing of this principal on this server.
+            UnknownSession: the session id names nothing of this principal on this server; or there is no such server.
             InvalidParams: another handshake than the one the workflow was opened with, while it is in use.
-            Overloaded: a cap is reached, or the gateway is draining.
+            Overloaded: a cap is reached, the gateway is draining, or the server's settings have just changed.
             TrunklineError: the server cannot be reached, or refused.
         """
         handshake = read_handshake(message, arrival.session_headers)
@@ -196,6 +241,7 @@ class Pool:
                 return await self._return_to(known, "key" if arrival.session_id is None else "session_id")
             if known.wires > arrival.own_wires or known.inflight or not known.opened.done():
                 raise InvalidParams(f"the session is in use and was opened with another {difference}")
+            self._generations.find(server, arrival.generation)  # nothing ends for what cannot begin
             await self.end(known, "reset")
             key = known.record.key
             origin = Origin("reset", known.handle, handshake_differences(known.record.handshake, handshake))
@@ -203,7 +249,18 @@ class Pool:
             await moving.settled.wait()
             return await self.begin(principal, server, message, arrival)
         record = WorkflowRecord(arrival.new_id or new_session_id(), principal, server, key, handshake)
-        return await self._create(record, arrival.transport, origin)
+        return await self._create(_Newcomer(record, arrival.transport, arrival.generation), origin)
+
+    def check_open(self, server: str, generation: int | None = None) -> Upstream:
+        """The server, if a workflow may begin on it under this generation of its settings.
+
+        Raises:
+            UnknownServer: there is no such server, or not any longer.
+            Overloaded: the gateway is draining, or the settings have changed.
+        """
+        if self.draining:
+            raise Overloaded("the gateway is shutting down", limit="draining")
+        return self._generations.find(server, generation)
 
     async def find(self, principal: Principal, server: str, session_id: str) -> Workflow:
         """The workflow of that session id, if it is this principal's, on this server (guarantee G4).
@@ -288,9 +345,10 @@ class Pool:
         self.statistics.count("pool_requests", workflow.server, "hit")
         return Begun(workflow, "resumed", "hit", workflow.record.result)
 
-    async def _create(self, record: WorkflowRecord, transport: Transport, origin: Origin | None) -> Begun:
+    async def _create(self, new: _Newcomer, origin: Origin | None) -> Begun:
+        record = new.record
         self._unsettle(record)
-        claimed, workflow = await self._see_through(self._claim, (record, transport))
+        claimed, workflow = await self._see_through(self._claim, new)
         if workflow is None:
             return await self._join(claimed.record, record.handshake)
         if origin is None and claimed.state == "reset":
@@ -309,18 +367,17 @@ class Pool:
                 return Origin(ended.cause, ended.handle)
         return Origin("")
 
-    async def _claim(self, new: tuple[WorkflowRecord, Transport]) -> tuple[Claimed, Workflow | None]:
+    async def _claim(self, new: _Newcomer) -> tuple[Claimed, Workflow | None]:
         """Find room for a workflow, store its record and begin to open it; None where its key names one already."""
-        record, transport = new
-        upstream = self.upstreams[record.server]
+        record, transport, generation = new
         try:
+            upstream = self._generations.find(record.server, generation)
             await self._admit(record.principal, upstream.pooling)
             self._census.add(record.principal)
             try:
                 claimed = await self._directory.claim(record)
-                if claimed.state != "resumed" and self.draining:
-                    await self._directory.remove(record)
-                    raise Overloaded("the gateway is shutting down", limit="draining")
+                if claimed.state != "resumed":
+                    await self._check_still_open(record, upstream.generation)
             except BaseException:
                 self._census.remove(record.principal)
                 raise
@@ -332,6 +389,14 @@ class Pool:
             return claimed, workflow
         finally:
             self._note_settled(record)
+
+    async def _check_still_open(self, record: WorkflowRecord, generation: int) -> None:
+        """Take a record back that was stored while the server, or the gateway, went."""
+        try:
+            self.check_open(record.server, generation)
+        except TrunklineError:
+            await self._remove(record)
+            raise
 
     async def _join(self, record: WorkflowRecord, handshake: Handshake) -> Begun:
         """Another exchange was first with this key: wait for what it opens."""
@@ -361,6 +426,7 @@ class Pool:
             on_end=self._end_soon,
             number=next(self._numbers),
             transport=transport,
+            generation=upstream.generation,
         )
 
         workflow.account.settings = upstream.generation, upstream.credential
@@ -371,12 +437,14 @@ class Pool:
         return workflow
 
     async def _open(self, workflow: Workflow) -> None:
+        if workflow.ended:
+            return
         try:
             opened = await workflow.line.open()
             changed = msgspec.structs.replace(workflow.record, revision=opened.revision, result=opened.result)
             stored = await self._directory.replace(changed)
             if stored is not None and workflow.ended:
-                await self._directory.remove(stored)  # what ended it knew the record of before
+                await self._remove(stored)  # what ended it knew the record of before
             if stored is None or workflow.ended:
                 raise workflow.ended or WorkflowEnded("removed")
         except TrunklineError as error:
@@ -434,9 +502,21 @@ class Pool:
 
     async def _forget(self, workflow: Workflow) -> None:
         try:
-            await self._directory.remove(workflow.record)
+            await self._remove(workflow.record)
         finally:
             self._note_settled(workflow.record)
+
+    async def _remove(self, record: WorkflowRecord) -> None:
+        """Remove the record of a workflow that has ended; where that fails, the sweep tries again, so many times."""
+        try:
+            await self._directory.remove(record)
+        except Exception as error:
+            again = self._leftovers.failed(record, self._clock())
+            self.statistics.count("leftovers", "kept" if again else "given_up")
+            about = {"server": record.server, "handle": record.handle}
+            logger.warning("a record could not be removed: %s", type(error).__name__, extra=about)
+        else:
+            self._leftovers.removed(record)
 
     def _unsettle(self, record: WorkflowRecord) -> None:
         name = _name(record.principal, record.server, record.key, record.session_id)
@@ -484,9 +564,10 @@ class Pool:
                     workflow.checked = float("-inf")
 
     async def _sweep(self) -> None:
-        limits = [self._pooling, *(upstream.pooling for upstream in self.upstreams.values())]
-        shortest = min(min(p.idle_timeout, p.resume_window, p.request_timeout) for p in limits)
         while True:
+            upstreams = (*self.upstreams.values(), *self._generations.superseded)
+            limits = [self.pooling, *(upstream.pooling for upstream in upstreams)]
+            shortest = min(min(p.idle_timeout, p.resume_window, p.request_timeout) for p in limits)
             await anyio.sleep(max(0.02, min(SWEEP_SECONDS, shortest / 4)))
             now = self._clock()
             for workflow in self.workflows:
@@ -495,12 +576,27 @@ class Pool:
                 except Exception:
                     logger.exception("a workflow could not be looked after", extra=_about(workflow))
             self._lines.expire(now)
+            for record in self._leftovers.due(now):
+                self._spawn(self._remove, record)
+            self._release_superseded()
 
     def _expire(self, workflow: Workflow, now: float) -> None:
         workflow.expire(now)
+        patience, cause = workflow.pooling.idle_timeout, "idle"
+        if workflow.is_superseded and workflow.pooling.resume_window < patience:
+            patience, cause = workflow.pooling.resume_window, "reconfigured"
         idle_since = workflow.idle_since
-        if idle_since is not None and idle_since + workflow.pooling.idle_timeout <= now:
-            self._end_soon(workflow, "idle")
+        if idle_since is not None and idle_since + patience <= now:
+            self._end_soon(workflow, cause)
+
+    def _release_superseded(self) -> None:
+        """Give up settings that were superseded, once no workflow has them and nothing is open under them."""
+        if not self._generations.superseded:
+            return
+        had = {(workflow.server, workflow.generation) for workflow in self._workflows.values()}
+        for upstream in self._generations.release(lambda version: version in had or self._lines.serves(version)):
+            if self._release is not None:
+                self._spawn(self._release, upstream)
 
 
 def read_handshake(message: Envelope, session_headers: Headers) -> Handshake:

@@ -50,6 +50,7 @@ class Workflow:
         on_end: Callable[[Workflow, str], None],
         number: int = 0,
         transport: Transport = "http",
+        generation: int = 0,
     ) -> None:
         self.record = record
         self.handle = record.handle
@@ -59,6 +60,10 @@ class Workflow:
         self.line: Line
         """Set by the pool, at once: the line needs the workflow as its owner."""
         self.stateless = False
+        self.generation = generation
+        """The generation of its server's settings under which it began."""
+        self.is_superseded = False
+        """True where other settings of its server hold by now: it goes on for as long as its client uses it."""
         self.opened: asyncio.Future[Opened] = asyncio.get_running_loop().create_future()
         self.checked = clock()
         """When the record was last compared with the directory's."""
@@ -260,8 +265,12 @@ class Workflow:
         """See `Owner.lost`: a session that held state is not silently begun anew (rule L18)."""
         if self._ended is None and self.opened.done():
             self.account.note(self._clock(), "lost", cause.reason)
-        if not self.line.is_open and self.opened.done():
+        if not self.opened.done():
+            return
+        if not self.line.is_open:
             self._on_end(self, "upstream_lost")
+        elif self.is_superseded:  # it would be opened anew under settings that no longer hold
+            self._on_end(self, "reconfigured")
 
     # Wires.
 

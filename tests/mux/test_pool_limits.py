@@ -6,6 +6,7 @@ import pytest
 from harness.muxing import ALICE, BOB, CAROL, Bench, begin, bench, settle
 from trunkline.mux.directory import MAX_STALENESS
 from trunkline.mux.errors import Overloaded, UnknownSession, WorkflowEnded
+from trunkline.mux.leftovers import FIRST_SECONDS
 from trunkline.mux.policy import EVICTABLE_AFTER
 from trunkline.mux.principal import ANONYMOUS, Principal
 
@@ -135,18 +136,39 @@ async def test_a_wire_keeps_a_workflow_from_idling() -> None:
         assert client.workflow.idle_since == at.clock.now
 
 
-async def test_a_directory_that_fails_does_not_stop_the_sweep(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_record_that_could_not_be_removed_is_removed_later(caplog: pytest.LogCaptureFixture) -> None:
     async with bench(idle_timeout=10) as at:
-        first = (await begin(at.pool)).workflow
+        first = (await begin(at.pool, ALICE, key="chat")).workflow
         at.directory.failing["remove"] = ConnectionError("the directory is away")
         at.clock.advance(10)
         await at.directory.reached("remove")
+        await settle()
+        assert at.directory.records == [first.record]
+        at.clock.advance(FIRST_SECONDS)
+        await at.directory.reached("remove", 2)
         del at.directory.failing["remove"]
-        await begin(at.pool)
+        at.clock.advance(2 * FIRST_SECONDS)
+        await at.directory.reached("remove", 3)
+        await settle()
+        assert at.directory.records == []
+        assert at.counts["leftovers", "kept"] == 2
+        assert (await begin(at.pool, ALICE, key="chat")).state == "reset"
         at.clock.advance(10)
         await at.ended("idle", 2)
-        await at.directory.overtake(first.record.session_id, remove=True)
-    assert "a task of the pool failed" in caplog.text
+    assert "a record could not be removed: ConnectionError" in caplog.text
+    assert first.record.session_id not in caplog.text
+
+
+async def test_who_ends_a_workflow_is_not_told_that_its_record_stays_a_little() -> None:
+    async with bench() as at:
+        workflow = (await begin(at.pool)).workflow
+        at.directory.failing["remove"] = ConnectionError("the directory is away")
+        await at.pool.end(workflow, "deleted")
+        del at.directory.failing["remove"]
+        at.clock.advance(FIRST_SECONDS)
+        await at.directory.reached("remove", 2)
+        await settle()
+        assert at.directory.records == []
 
 
 # Records that other workers change.
