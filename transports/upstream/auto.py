@@ -18,6 +18,7 @@ from ...mux.demux import Request
 from ...mux.errors import TrunklineError, UpstreamFault
 from ...mux.ports import NONE, Connector, Headers, MovableWire, Receiver, SendKind, Wire
 from ...mux.statistics import Statistics
+from .credentials import Credential
 from .http import Answer, ExchangeBroken, HeaderBlock, HTTPClient, Method
 from .sse import SSEConnector
 from .stdio import StdioConnector
@@ -47,24 +48,27 @@ def connector_for(
     command: Sequence[str] = (),
     headers: Headers | None = None,
     ca: str = "",
+    credential: Credential | None = None,
     env: Mapping[str, str] | None = None,
     cwd: str | Path | None = None,
 ) -> ClosableConnector:
     """The connector that a server's settings ask for: either `url` or `command` is given.
 
     Raises:
-        ValueError: a URL, command or header that cannot be used.
+        ValueError: a URL, command or header that cannot be used; a credential for a server without HTTP.
     """
     if bool(url) == bool(command):
         raise ValueError("give either a url or a command")
+    if credential is not None and urlsplit(url).scheme in ("", "ws", "wss"):
+        raise ValueError("only HTTP carries a credential that is renewed")
     if command:
         return StdioConnector(server, command, statistics, env=env, cwd=cwd)
     scheme = urlsplit(url).scheme
     if scheme in ("ws", "wss"):
         return WebSocketConnector(server, url, statistics, headers=headers, ca=ca)
     if scheme in ("sse+http", "sse+https"):
-        return SSEConnector(server, url.partition("+")[2], statistics, headers=headers, ca=ca)
-    return AutoConnector(server, url, statistics, headers=headers, ca=ca)
+        return SSEConnector(server, url.partition("+")[2], statistics, headers=headers, ca=ca, credential=credential)
+    return AutoConnector(server, url, statistics, headers=headers, ca=ca, credential=credential)
 
 
 class AutoConnector:
@@ -77,10 +81,19 @@ class AutoConnector:
     """
 
     def __init__(
-        self, server: str, url: str, statistics: Statistics, *, headers: Headers | None = None, ca: str = ""
+        self,
+        server: str,
+        url: str,
+        statistics: Statistics,
+        *,
+        headers: Headers | None = None,
+        ca: str = "",
+        credential: Credential | None = None,
     ) -> None:
         self.server = server
-        self.streamable = StreamableHTTPConnector(server, url, statistics, headers=headers, ca=ca)
+        self.streamable = StreamableHTTPConnector(
+            server, url, statistics, headers=headers, ca=ca, credential=credential
+        )
         self.sse = SSEConnector(server, url, statistics, headers=headers, http=self.streamable.http)
         self.kind: HTTPKind | None = None
         """What the server is known to speak."""

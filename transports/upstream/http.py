@@ -34,6 +34,13 @@ class ExchangeBroken(Exception):
         self.sent = sent
 
 
+class CredentialFailed(ExchangeBroken):
+    """There is no credential that the server takes. The request did not run: it was not sent, or answered with 401."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(why, sent=False)
+
+
 class HeaderBlock:
     """The headers of requests, checked and encoded once for all that carry them.
 
@@ -46,6 +53,7 @@ class HeaderBlock:
             if not _is_token(name) or any((c < " " and c != "\t") or c == "\x7f" for c in value):
                 raise ValueError(f"the header {name[:64]!r} cannot be sent")
         self.headers = dict(headers)
+        self._signed: tuple[HeaderBlock, HeaderBlock] | None = None
 
     @cached_property
     def encoded(self) -> bytes:
@@ -63,6 +71,12 @@ class HeaderBlock:
         replaced = {name.lower() for name in headers}
         kept = {name: value for name, value in self.headers.items() if name.lower() not in replaced}
         return HeaderBlock({**kept, **headers})
+
+    def signed(self, signature: "HeaderBlock") -> "HeaderBlock":
+        """A block with those of this signature over it. It is made once for as long as the signature stays the same."""
+        if self._signed is None or self._signed[0] is not signature:
+            self._signed = signature, self.with_(signature.headers)
+        return self._signed[1]
 
 
 class Answer(Protocol):

@@ -7,21 +7,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final, Literal
 
 from ...mux.demux import Request
-from ...mux.errors import InvalidRequest, SessionLost, TrunklineError, UpstreamFault, UpstreamUnreachable
+from ...mux.errors import (
+    CredentialRefused,
+    InvalidRequest,
+    SessionLost,
+    TrunklineError,
+    UpstreamFault,
+    UpstreamUnreachable,
+)
 from ...mux.limits import MAX_EVENT_BYTES
 from ...mux.ports import NONE, Headers, Receiver, SendKind, Wire
 from ...mux.statistics import Statistics
 from ..event_stream import EventParser
 from .answers import ERROR_BODY_BYTES, STREAM_TYPE, Body, Receipt, content_type, nothing
-from .http import ExchangeBroken, HeaderBlock, HTTPClient, target_within
-from .http1 import HTTP1Client
-from .http_proxied import ProxiedClient, proxy_of
+from .credentials import Credential
+from .http import CredentialFailed, ExchangeBroken, HeaderBlock, HTTPClient, target_within
+from .http_client import http_client
 from .streamable_http import DELIVER_SECONDS, LOST_SECONDS, VERSION_HEADER_SINCE, failure_of
 
 logger = logging.getLogger(__name__)
@@ -35,8 +41,8 @@ ENDPOINT_SECONDS: Final = 10.0
 class SSEConnector:
     """Opens sessions with one server by HTTP+SSE. Implements `Connector`.
 
-    `headers` go with every request. One HTTP client serves all sessions, `http` where it is given; `close` it after
-    they have ended.
+    `headers` and the `credential` go with every request. One HTTP client serves all sessions, `http` where it is given;
+    `close` it after they have ended.
 
     Raises:
         ValueError: a URL or headers that cannot be used.
@@ -50,11 +56,12 @@ class SSEConnector:
         *,
         headers: Headers | None = None,
         ca: str = "",
+        credential: Credential | None = None,
         http: HTTPClient | None = None,
     ) -> None:
         self.server = server
         self.url = url
-        self.http = http or _client(url, ca)
+        self.http = http or http_client(url, ca, credential)
         self.headers = HeaderBlock({**(headers or {}), "User-Agent": "trunkline"})
         self._statistics = statistics
 
@@ -83,12 +90,6 @@ class SSEConnector:
     def count_fault(self) -> None:
         """The server broke the protocol."""
         self._statistics.count("upstream_faults", self.server)
-
-
-def _client(url: str, ca: str) -> HTTPClient:
-    context = ssl.create_default_context(cafile=ca or None)
-    proxy = proxy_of(url)
-    return HTTP1Client(url, context) if proxy is None else ProxiedClient(url, context, proxy)
 
 
 class _SSEWire:
@@ -186,7 +187,7 @@ class _SSEWire:
             receipt.cut()
         if status >= 300:
             raise UpstreamUnreachable(
-                f"the server answered notifications/initialized with HTTP {status}", executed="no"
+                f"the server answered notifications/initialized with HTTP {status}", status=status, executed="no"
             )
         self._is_established = True
 
@@ -336,6 +337,8 @@ class _Stream:
                 self._over(f"the server's stream {'ended' if error is None else 'broke'}", is_fault=False)
         elif error is None:
             self._stop(UpstreamFault("the server's stream ended before it said where messages go"))
+        elif isinstance(error, CredentialFailed):
+            self._stop(CredentialRefused(str(error)))
         else:
             self._stop(UpstreamUnreachable(f"the server cannot be reached: {error}", executed="no"))
 

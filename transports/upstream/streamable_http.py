@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, Final, Literal
@@ -19,6 +18,7 @@ import anyio
 from ...mux.demux import Request
 from ...mux.envelope import parse
 from ...mux.errors import (
+    CredentialRefused,
     InvalidMessage,
     InvalidRequest,
     SessionLost,
@@ -43,9 +43,9 @@ from .answers import (
     content_type,
     nothing,
 )
-from .http import ExchangeBroken, HeaderBlock, HTTPClient
-from .http1 import HTTP1Client
-from .http_proxied import ProxiedClient, proxy_of
+from .credentials import Credential
+from .http import CredentialFailed, ExchangeBroken, HeaderBlock
+from .http_client import http_client
 
 logger = logging.getLogger(__name__)
 
@@ -75,19 +75,25 @@ MAX_SESSION_ID: Final = 1024
 class StreamableHTTPConnector:
     """Opens sessions with one server by Streamable HTTP. Implements `Connector`.
 
-    `headers` go with every request. One HTTP client serves all sessions; `close` it after they have ended.
+    `headers` and the `credential` go with every request. One HTTP client serves all sessions; `close` it after they
+    have ended.
 
     Raises:
         ValueError: a URL or headers that cannot be used.
     """
 
     def __init__(
-        self, server: str, url: str, statistics: Statistics, *, headers: Headers | None = None, ca: str = ""
+        self,
+        server: str,
+        url: str,
+        statistics: Statistics,
+        *,
+        headers: Headers | None = None,
+        ca: str = "",
+        credential: Credential | None = None,
     ) -> None:
         self.server = server
-        context = ssl.create_default_context(cafile=ca or None)
-        proxy = proxy_of(url)
-        self.http: HTTPClient = HTTP1Client(url, context) if proxy is None else ProxiedClient(url, context, proxy)
+        self.http = http_client(url, ca, credential)
         self.headers = HeaderBlock(
             {**(headers or {}), "Accept": f"{JSON_TYPE}, {STREAM_TYPE}", "User-Agent": "trunkline"}
         )
@@ -211,7 +217,7 @@ class _HTTPWire:
         status = await self._ask("initialized", initialized)
         if status >= 300:
             raise UpstreamUnreachable(
-                f"the server answered notifications/initialized with HTTP {status}", executed="no"
+                f"the server answered notifications/initialized with HTTP {status}", status=status, executed="no"
             )
         self._begin_calls()
 
@@ -514,6 +520,8 @@ class _Call:
 
 def failure_of(error: ExchangeBroken) -> TrunklineError:
     """The failure of an HTTP request: surely not executed if it was not sent, else unknown (guarantee G6)."""
+    if isinstance(error, CredentialFailed):
+        return CredentialRefused(str(error))
     if error.sent:
         return SessionLost(f"the exchange with the server broke: {error}", executed="unknown")
     return UpstreamUnreachable(f"the server cannot be reached: {error}", executed="no")

@@ -1,0 +1,21 @@
+"""The HTTP client for one server: lean, or through the proxy that the environment names; with a credential or not."""
+
+import ssl
+
+from .credentials import AuthorizedClient, Credential
+from .http import HTTPClient
+from .http1 import HTTP1Client
+from .http_proxied import ProxiedClient, proxy_of
+
+
+def http_client(url: str, ca: str = "", credential: Credential | None = None) -> HTTPClient:
+    """A client of this URL. `ca` is a file of certificates that are trusted instead of the system's.
+
+    Raises:
+        ValueError: a URL that cannot be used.
+        OSError: `ca` cannot be read.
+    """
+    context = ssl.create_default_context(cafile=ca or None)
+    proxy = proxy_of(url)
+    http: HTTPClient = HTTP1Client(url, context) if proxy is None else ProxiedClient(url, context, proxy)
+    return http if credential is None else AuthorizedClient(http, credential)
