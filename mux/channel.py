@@ -32,13 +32,13 @@ from .demux import (
 )
 from .envelope import Envelope
 from .errors import (
+    HandshakeTimedOut,
     InvalidMessage,
     SessionLost,
     TrunklineError,
     Unattributable,
     UpstreamFault,
     UpstreamRefused,
-    UpstreamUnreachable,
     WorkflowEnded,
 )
 from .generations import Version
@@ -430,8 +430,8 @@ class Channel:
                         owner.retracted(asked, notification)
 
 
-def _took_too_long() -> UpstreamUnreachable:
-    return UpstreamUnreachable(f"no handshake within {OPEN_SECONDS:g} s", executed="no")
+def _took_too_long() -> HandshakeTimedOut:
+    return HandshakeTimedOut(f"no handshake within {OPEN_SECONDS:g} s", executed="no")
 
 
 class _Answer:

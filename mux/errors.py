@@ -13,6 +13,8 @@ Codes below -32000 are JSON-RPC's own. trunkline's own codes lie outside the ran
     ├── UpstreamFault           -32603  the server's answer is not one
     ├── UpstreamRefused         the server's own error, word for word
     ├── UpstreamUnreachable     -31001
+    │   ├── HandshakeTimedOut
+    │   └── CircuitOpen                 data.retry_after: seconds
     │   └── CredentialRefused           the server takes no credential of the gateway's
     ├── SessionLost             -31002  data.executed: "no" | "unknown"
     ├── Overloaded              -31003  data.limit
@@ -123,6 +125,25 @@ class CredentialRefused(UpstreamUnreachable):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, executed="no")
+
+
+class HandshakeTimedOut(UpstreamUnreachable):
+    """The server did not finish the handshake in time."""
+
+    reason = "handshake_timed_out"
+
+
+class CircuitOpen(UpstreamUnreachable):
+    """The server could not be reached so often that it is not tried now; `data.retry_after` says for how long."""
+
+    reason = "circuit_open"
+
+    def __init__(self, server: str, seconds: float) -> None:
+        wait = round(seconds, 1)
+        message = (
+            f"{server} cannot be reached; its circuit is open, and it is tried again in {wait:.1f} s at the earliest"
+        )
+        super().__init__(message, executed="no", retry_after=wait)
 
 
 class SessionLost(TrunklineError):

@@ -8,10 +8,12 @@ FOLDERS = ("mux", "transports", "compat", "gateway")
 
 PURE = (
     "mux/account.py",
+    "mux/breaker.py",
     "mux/demux.py",
     "mux/envelope.py",
     "mux/errors.py",
     "mux/event_log.py",
+    "mux/failures.py",
     "mux/generations.py",
     "mux/leftovers.py",
     "mux/limits.py",
@@ -54,7 +56,7 @@ IO_MODULES = frozenset(
 
 MUX_ORDER = (
     {"errors", "limits", "principal", "statistics"},
-    {"account", "envelope", "event_log", "generations", "policy", "record"},
+    {"account", "breaker", "envelope", "event_log", "failures", "generations", "policy", "record"},
     {"leftovers"},
     {"ports"},
     {"demux"},

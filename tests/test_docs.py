@@ -7,19 +7,24 @@ import sys
 from pathlib import Path
 
 import pytest
+from trunkline.mux.breaker import circuit_as_mermaid
 from trunkline.mux.demux import tables_as_mermaid
 
 ROOT = Path(__file__).parent.parent
 
 
-def test_the_tables_in_the_design_are_those_of_the_code() -> None:
+GENERATED = {"tables": tables_as_mermaid, "circuit": circuit_as_mermaid}
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_the_tables_in_the_design_are_those_of_the_code(name: str) -> None:
     page = ROOT / "docs" / "design.md"
     text = page.read_text()
-    found = re.search(r"(<!-- tables: .*? -->\n)(.*?)(<!-- end of tables -->)", text, re.DOTALL)
+    found = re.search(rf"(<!-- {name}: .*? -->\n)(.*?)(<!-- end of {name} -->)", text, re.DOTALL)
     assert found
-    due = tables_as_mermaid()
+    due = GENERATED[name]()
     if os.environ.get("TRUNKLINE_WRITE_DOCS"):
-        page.write_text(text.replace(found[2], due))
+        page.write_text(text[: found.start(2)] + due + text[found.end(2) :])
     else:
         assert found[2] == due, "run the test once with TRUNKLINE_WRITE_DOCS=1"
 
