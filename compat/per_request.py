@@ -137,6 +137,9 @@ class _Then:
         self.owner = owner
         self._go_on = go_on
 
+    def sent(self, id: int) -> None:
+        """Nobody logs it."""
+
     def answered(self, message: bytes, *, is_error: bool) -> None:
         self._go_on()
 

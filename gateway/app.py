@@ -37,6 +37,7 @@ from .auth import Authenticator
 from .bounded_http import BoundedHTTP
 from .operations import operations_app
 from .settings import Server, Settings, SettingsError, is_loopback
+from .telemetry import tracing
 from .tickets import TicketEndpoint
 from .websockets import PingingWebSocket
 
@@ -58,6 +59,7 @@ class Gateway:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.statistics = Statistics()
+        self._tracer = tracing()
         self._connectors = {name: self._connector(name, server) for name, server in settings.servers.items()}
         self.pool = Pool(
             {name: self._upstream(name, server) for name, server in settings.servers.items()},
@@ -89,6 +91,7 @@ class Gateway:
                 forward_headers=tuple(header.lower() for header in server.forward_headers),
                 session_headers=tuple(header.lower() for header in server.session_headers),
                 modern=self._modern.get(name),
+                tracer=self._tracer,
             )
             if "legacy" not in server.eras:
                 self._http[f"{PREFIX}{name}/mcp"] = ModernEndpoint(config, self._modern[name])
@@ -155,6 +158,7 @@ class Gateway:
             self.statistics,
             max_inflight=pooling.max_inflight_per_workflow,
             headers=tuple(header.lower() for header in (*server.forward_headers, *server.session_headers)),
+            tracer=self._tracer,
         )
 
     def _upstream(self, name: str, server: Server) -> Upstream:

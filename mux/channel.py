@@ -230,6 +230,7 @@ class Channel:
             self._wake.set()
         request, text = self._demux.open(message, caller, self._config.clock())
         assert self._wire is not None, "an open channel has a wire"
+        caller.sent(request.id)
         self._wire.send(text, request=request, headers=headers)
 
     def cancel(self, caller: Caller, message: Envelope) -> None:
@@ -445,6 +446,9 @@ class _Answer:
     def owner(self) -> Owner:
         assert self._owner is not None, "somebody has asked for the session"
         return self._owner
+
+    def sent(self, id: int) -> None:
+        """It is sent by who made it."""
 
     def answered(self, message: bytes, *, is_error: bool) -> None:
         if not self.message.done():

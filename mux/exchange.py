@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Protocol
 
+from . import call_log
 from . import envelope as wire_format
 from .envelope import Envelope
 from .errors import SessionLost, TrunklineError
 from .event_log import Stream
-from .ports import Headers, PoolResult
+from .ports import Headers, PoolResult, Span
 from .statistics import method_label
 
 if TYPE_CHECKING:
@@ -116,9 +117,11 @@ class Asker(Protocol):
 class Call:
     """One request of a client. Implements `Caller`."""
 
-    __slots__ = ("_done", "again", "asker", "id", "method", "owner", "started")
+    __slots__ = ("_done", "_sent", "_span", "again", "asker", "id", "method", "owner", "started")
 
-    def __init__(self, owner: Workflow, asker: Asker, id: bytes, method: str, started: float) -> None:
+    def __init__(
+        self, owner: Workflow, asker: Asker, id: bytes, method: str, started: float, span: Span | None = None
+    ) -> None:
         self.owner = owner
         self.asker = asker
         self.id = id
@@ -126,7 +129,13 @@ class Call:
         self.started = started
         self.again: tuple[Envelope, Headers] | None = None
         """What to send once more if it surely did not run: set where the server is declared stateless (G6)."""
+        self._span = span
+        self._sent = 0
         self._done = False
+
+    def sent(self, id: int) -> None:
+        """See `Caller.sent`."""
+        self._sent = id
 
     def answered(self, message: bytes, *, is_error: bool) -> None:
         """See `Caller.answered`."""
@@ -139,14 +148,22 @@ class Call:
 
     def failed(self, error: TrunklineError) -> None:
         """See `Caller.failed`."""
+        if self.owner.is_superseded:  # nothing is opened anew under settings that no longer hold
+            self.again = None
         if self.again is not None and isinstance(error, SessionLost) and error.data["executed"] == "no":
             (message, headers), self.again = self.again, None
             self.owner.carry(self, message, headers)
             return
-        self._finish(wire_format.failure(self.id, error), error.reason)
+        self._finish(wire_format.failure(self.id, error), error.reason, error.message)
 
-    def _finish(self, message: bytes, outcome: str) -> None:
+    def _finish(self, message: bytes, outcome: str, why: str = "") -> None:
         if not self._done:
             self._done = True
             self.owner.leave(self, outcome)
+            if self._span is not None:
+                self._span.ended(outcome)
+            if call_log.is_told(outcome):
+                seconds = self.owner.now() - self.started
+                about = self.owner.about()
+                call_log.tell(outcome, why, about, method=self.method, id=self.id, seconds=seconds, sent=self._sent)
             self.asker.answer(message, self.id)

@@ -34,6 +34,9 @@ class Caller(Protocol):
     def owner(self) -> Owner:
         """The workflow that the request belongs to."""
 
+    def sent(self, id: int) -> None:
+        """The request goes to the server under this id; once more where it is sent again."""
+
     def answered(self, message: bytes, *, is_error: bool) -> None:
         """The response, under the caller's own id. Nothing follows."""
 
@@ -42,6 +45,13 @@ class Caller(Protocol):
 
     def failed(self, error: TrunklineError) -> None:
         """There will be no response from the server; why. Nothing follows."""
+
+
+class Span(Protocol):
+    """What is told to those who trace, of one call."""
+
+    def ended(self, outcome: str) -> None:
+        """The call is over: `ok`, `error`, or the reason why there is no response."""
 
 
 class Owner(Protocol):

@@ -303,6 +303,10 @@ class _Waiter:
         """See `Caller.owner`."""
         return self._caller.owner
 
+    def sent(self, id: int) -> None:
+        """See `Caller.sent`."""
+        self._caller.sent(id)
+
     def answered(self, message: bytes, *, is_error: bool) -> None:
         """See `Caller.answered`."""
         self._ended(is_error)
@@ -325,6 +329,9 @@ class _Gateway:
     def owner(self) -> Owner:
         """See `Caller.owner`."""
         return self
+
+    def sent(self, id: int) -> None:
+        """Nobody logs it."""
 
     def answered(self, message: bytes, *, is_error: bool) -> None:
         """Nobody waits."""

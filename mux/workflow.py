@@ -21,7 +21,7 @@ from .errors import InvalidRequest, Overloaded, SessionLost, TrunklineError, Wor
 from .event_log import Budget, EventLog
 from .exchange import Asker, Call, Exchange
 from .limits import Pooling
-from .ports import Answerable, Caller, Headers, Line, Opened
+from .ports import Answerable, Caller, Headers, Line, Opened, Span
 from .principal import Principal
 from .record import WorkflowRecord
 from .routing import Desk, place, refusal
@@ -130,6 +130,10 @@ class Workflow:
         """Why it ended; None while it lives."""
         return self._ended
 
+    def about(self) -> dict[str, str]:
+        """What log lines say of it."""
+        return {"server": self.server, "handle": self.record.handle, "principal": self.principal.digest()}
+
     def row(self) -> dict[str, object]:
         """What pages and tables show of it: no secret, and no other than fixed words."""
         return {
@@ -154,13 +158,15 @@ class Workflow:
         self._exchanges[exchange] = None
         return exchange
 
-    def call(self, message: Envelope, asker: Asker, headers: Headers) -> None:
-        """Take one request of the client; its answer, or why there is none, reaches who asked."""
+    def call(self, message: Envelope, asker: Asker, headers: Headers, span: Span | None = None) -> None:
+        """Take one request of the client; its answer, or why there is none, reaches who asked. `span` hears its end."""
         if not asker.admit(message.id):
+            if span is not None:
+                span.ended("duplicate_id")
             self.statistics.count("refused", "duplicate_id")
             asker.add(wire_format.failure(message.id, InvalidRequest("a request with this id is in flight here")))
             return
-        call = Call(self, asker, message.id, message.method, self._clock())
+        call = Call(self, asker, message.id, message.method, self._clock(), span)
         self._desk.enter(message.id, call)
         if message.method == "ping":
             call.answered(wire_format.result(message.id, Raw(b"{}")), is_error=False)

@@ -32,6 +32,7 @@ PURE = (
     "transports/headers.py",
     "transports/retries.py",
     "transports/status.py",
+    "transports/tracing.py",
     "transports/upstream/backoff.py",
     "transports/upstream/http.py",
     "gateway/reload.py",
@@ -56,6 +57,7 @@ IO_MODULES = frozenset(
 
 MUX_ORDER = (
     {"errors", "limits", "principal", "statistics"},
+    {"call_log"},
     {"account", "breaker", "envelope", "event_log", "failures", "generations", "policy", "record"},
     {"leftovers"},
     {"ports"},

@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ..mux import envelope as wire_format
+from ..mux.envelope import Envelope
 from ..mux.errors import Overloaded
+from ..mux.exchange import Asker
 from ..mux.limits import MAX_BODY_BYTES
 from ..mux.pool import Arrival, Begun, Pool
 from ..mux.ports import NONE, Headers
 from ..mux.principal import Principal
+from ..mux.workflow import Workflow
 from .guard import Guard
 from .status import HTTPRefusal
+from .tracing import Tracer, begin_span, context_of
 
 if TYPE_CHECKING:
     from .http_endpoint import HTTPRequest
@@ -46,11 +50,27 @@ class EndpointConfig:
     session_headers: Sequence[str] = ()
     modern: Sessionless | None = None
     """None where only sessions are offered."""
+    tracer: Tracer | None = None
+    """None where nobody traces."""
 
 
 def picked(headers: Mapping[str, str], names: Sequence[str]) -> Headers:
     """Those of the headers that are configured to go on to the server."""
     return {name: headers[name] for name in names if name in headers} if names else NONE
+
+
+def take_call(
+    config: EndpointConfig,
+    workflow: Workflow,
+    message: Envelope,
+    asker: Asker,
+    forwarded: Headers,
+    headers: Mapping[str, str],
+) -> None:
+    """Hand a client's request to its workflow, with the trace context of its own `headers` or of its body."""
+    context = context_of(headers, message, config.server, config.pool.statistics)
+    span, context = begin_span(config.tracer, config.server, message, context, workflow.principal, workflow)
+    workflow.call(message, asker, {**forwarded, **context} if context else forwarded, span)
 
 
 def admitted_key(config: EndpointConfig, principal: Principal, key: str | None) -> str | None:

@@ -26,12 +26,13 @@ from ..mux.errors import (
 from ..mux.event_log import Position, Trimmed
 from ..mux.limits import MAX_BODY_BYTES
 from ..mux.pool import Arrival, Begun
+from ..mux.ports import NONE
 from ..mux.principal import Principal
 from ..mux.record import WorkflowState, new_session_id
 from ..mux.routing import LEGACY
 from ..mux.streams import Reader
 from ..mux.workflow import Transport, Workflow
-from .endpoint import DEFAULT_REVISION, EndpointConfig, admitted_key, begin_unasked, picked
+from .endpoint import DEFAULT_REVISION, EndpointConfig, admitted_key, begin_unasked, picked, take_call
 from .headers import Asked
 from .status import HTTPRefusal
 
@@ -395,7 +396,9 @@ class Link:
     def _dispatch(self, workflow: Workflow, duplex: Duplex, message: Envelope, headers: Mapping[str, str]) -> None:
         forwarded = picked(headers, self._config.forward_headers)
         if message.kind == "request":
-            workflow.call(message, duplex, forwarded)
+            # The headers of a socket are those of its upgrade, and not of this call.
+            own = NONE if self._transport == "websocket" else headers
+            take_call(self._config, workflow, message, duplex, forwarded, own)
         elif message.kind == "notification":
             workflow.notify(message, forwarded, duplex)
         else:

@@ -15,8 +15,8 @@ from typing import Final, Protocol
 
 import anyio
 
+from ..mux import call_log, modern
 from ..mux import envelope as wire_format
-from ..mux import modern
 from ..mux.envelope import Envelope
 from ..mux.errors import InvalidRequest, Overloaded, SessionLost, TrunklineError, UnsupportedRevision
 from ..mux.ports import Headers
@@ -28,6 +28,7 @@ from .endpoint import EndpointConfig, picked
 from .headers import PROTOCOL_VERSION, SESSION_ID, accepts
 from .http_endpoint import JSON_TYPE, KEEP_ALIVE_SECONDS, SEND_SECONDS, STREAM_TYPE, HTTPEndpoint, HTTPRequest
 from .status import HTTPRefusal
+from .tracing import Tracer, begin_span, context_of
 
 WATCH_SECONDS: Final = 0.05
 """A client is taken to stay for this long: whoever leaves sooner is noticed then."""
@@ -59,6 +60,10 @@ class Passage(Protocol):
     @property
     def outcome(self) -> str:
         """How it ended: `ok`, `error`, or the reason why there is no response."""
+
+    @property
+    def why(self) -> str:
+        """What went wrong, for people; empty where nothing did."""
 
     async def form(self) -> Form:
         """Wait for the form of the answer; raises `TrunklineError` where there will be none."""
@@ -104,12 +109,14 @@ class ModernRequests:
         *,
         max_inflight: int,
         headers: Sequence[str] = (),
+        tracer: Tracer | None = None,
     ) -> None:
         self._server = server
         self._upstream = upstream
         self._statistics = statistics
         self._max_inflight = max_inflight
         self._picked = headers
+        self._tracer = tracer
         self._inflight: Counter[Principal] = Counter()
         self._passages: set[Passage] = set()
         self._draining: anyio.Event | None = None
@@ -191,7 +198,7 @@ class ModernRequests:
         try:
             revisions = await self._upstream.revisions()
         except TrunklineError as error:
-            self._count(message, error.reason, started)
+            self._count(request, message, error.reason, started, error.message)
             await _fail(request, error)
             return True
         if not modern.is_spoken(revisions):
@@ -201,9 +208,14 @@ class ModernRequests:
             await request.respond(202, [])
             return True
         headers.update(picked(request.headers, self._picked))
+        context = context_of(request.headers, message, self._server, self._statistics)
+        span, context = begin_span(self._tracer, self._server, message, context, request.principal)
+        headers.update(context)
         try:
             passage = self._upstream.send(message, modern.body_of(message, body), headers)
         except ValueError as error:
+            if span is not None:
+                span.ended(InvalidRequest.reason)
             raise InvalidRequest(str(error)) from error
         self._passages.add(passage)
         watch = _Watch(request, passage)
@@ -213,13 +225,19 @@ class ModernRequests:
             watch.stop()
             passage.close()
             self._passages.discard(passage)
-            self._count(message, passage.outcome, started)
+            if span is not None:
+                span.ended(passage.outcome)
+            self._count(request, message, passage.outcome, started, passage.why)
         return True
 
-    def _count(self, message: Envelope, outcome: str, started: float) -> None:
-        self._statistics.count("calls", self._server, method_label(message.method), outcome)
+    def _count(self, request: HTTPRequest, message: Envelope, outcome: str, started: float, why: str) -> None:
+        method, seconds = method_label(message.method), asyncio.get_running_loop().time() - started
+        self._statistics.count("calls", self._server, method, outcome)
         if message.method != modern.LISTEN:  # which lasts as long as its client likes
-            self._statistics.observe("call_seconds", asyncio.get_running_loop().time() - started, self._server)
+            self._statistics.observe("call_seconds", seconds, self._server)
+        if call_log.is_told(outcome):
+            about = {"server": self._server, "principal": request.principal.digest()}
+            call_log.tell(outcome, why, about, method=method, id=message.id, seconds=seconds, sent=0)
 
     async def _bring(self, request: HTTPRequest, passage: Passage) -> None:
         try:

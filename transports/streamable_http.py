@@ -22,7 +22,7 @@ from ..mux.streams import Reader
 from ..mux.workflow import Workflow
 from . import event_stream
 from .asgi import EVENT_STREAM, JSON, until_disconnect
-from .endpoint import DEFAULT_REVISION, EndpointConfig, admitted_key, begin_unasked, picked
+from .endpoint import DEFAULT_REVISION, EndpointConfig, admitted_key, begin_unasked, picked, take_call
 from .headers import END, LAST_EVENT_ID, POOL, PROTOCOL_VERSION, SESSION_ID, accepts, workflow_key
 from .http_endpoint import JSON_TYPE, KEEP_ALIVE_SECONDS, STREAM_TYPE, HTTPEndpoint, HTTPRequest, send_events
 from .status import HTTPRefusal
@@ -103,7 +103,7 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
             elif message.kind == "response":
                 workflow.respond(message)
             elif exchange is not None:
-                workflow.call(message, exchange, forwarded)
+                take_call(self._config, workflow, message, exchange, forwarded, request.headers)
         if exchange is None:
             await request.respond(202, [])
         else:

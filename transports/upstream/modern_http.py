@@ -177,6 +177,11 @@ class Passage:
         self._patience = self._loop.call_later(upstream.timeout, self._check_silence)
 
     @property
+    def why(self) -> str:
+        """What went wrong, for people; empty where nothing did."""
+        return self._error.message if self._error is not None else ""
+
+    @property
     def is_over(self) -> bool:
         """True when nothing more will come."""
         return bool(self.outcome)
