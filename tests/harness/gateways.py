@@ -14,7 +14,7 @@ import anyio
 import anyio.to_thread
 
 from harness.ports import free_port
-from harness.processes import ServerProcess, wait_for_status
+from harness.processes import HARNESS_PARENT, ServerProcess, wait_for_status
 
 MODULE = "trunkline.gateway.cli"
 TOKENS = {"alice": "token-of-alice", "bob": "token-of-bob"}
@@ -85,9 +85,9 @@ def token_settings(**upstreams: str) -> str:
     return "\n".join(["[auth]", 'mode = "tokens"', f"tokens = [{', '.join(entries)}]", *servers])
 
 
-def command(*arguments: str) -> list[str]:
+def command(*arguments: str, module: str = MODULE) -> list[str]:
     """The command line of the gateway's program."""
-    return [sys.executable, "-m", MODULE, *arguments]
+    return [sys.executable, "-m", module, *arguments]
 
 
 def environment() -> dict[str, str]:
@@ -101,18 +101,21 @@ def gateway(
     upstreams: Mapping[str, str] | None = None,
     toml: Path | None = None,
     eras: Sequence[str] = ("legacy",),
+    module: str = MODULE,
 ) -> Iterator[Gateway]:
     """`trunkline serve`, ready when this is entered and gone when it is left.
 
     `upstreams` are given as `--upstream NAME=URL`; `toml` is a settings file without a port. Of those upstreams `eras`
     are offered: by default sessions alone, since that is where clients that speak both have a state to be tested.
+    `module` runs the program, if it is one of the harness in surroundings of its own.
     """
     port = free_port()
     offered = {f"TRUNKLINE_SERVERS__{name.upper()}__ERAS": json.dumps(list(eras)) for name in upstreams or {}}
     named = [argument for name, url in (upstreams or {}).items() for argument in ("--upstream", f"{name}={url}")]
     settings = [str(toml)] if toml else []
     process = ServerProcess(
-        command("serve", *settings, *named, "--port", str(port), *arguments), env=environment() | offered
+        command("serve", *settings, *named, "--port", str(port), *arguments, module=module),
+        env=environment() | offered | ({} if module == MODULE else {"PYTHONPATH": str(HARNESS_PARENT)}),
     )
     try:
         wait_for_status(process, port, "/readyz")
