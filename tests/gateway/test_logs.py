@@ -4,11 +4,13 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from harness.gateways import Gateway
 from harness.gateways import gateway as running_gateway
+from harness.upstreams import upstream as running_upstream
 from harness.wire import Wire
 from trunkline.gateway.logs import JSONFormatter, TextFormatter, configure, redacted
 
@@ -150,3 +152,50 @@ async def test_g12_a_gateway_that_says_all_it_can_says_no_secret() -> None:
             messages = [line["message"] for line in lines_of(gateway)]
             assert messages.count("workflow opened") == 2
             assert messages.count("workflow ended: deleted") == 1
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("format", ["json", "text"])
+async def test_lines_about_a_call_name_its_server_workflow_principal_and_ids(tmp_path: Path, format: str) -> None:
+    settings, long_id = tmp_path / "trunkline.toml", '"' + "x" * 100 + '"'
+    with running_upstream() as upstream:
+        settings.write_text(
+            f'[pooling]\nrequest_timeout = 0.5\n[servers.up]\nurl = "{upstream.url}"\neras = ["legacy"]'
+        )
+        with running_gateway("--log-format", format, "--log-level", "debug", toml=settings) as gateway:
+            async with Wire(gateway.url()) as wire:
+                await wire.open()
+                [session] = gateway.fetch_json("/api/sessions")
+                await (await wire.call("counter", id=long_id.encode())).response()
+                timed_out = await (await wire.call("hold", {"gate": "never"}, id=b"7")).response()
+                assert timed_out["error"]["code"] == -31004
+            lines = [line for line in gateway.process.log().splitlines() if "call ended" in line]
+        sent = [int(request["id"]) for request in upstream.report()["requests"] if "tool" in request]
+    ended, warned = lines
+    shared = {"server": "up", "handle": session["workflow"], "principal": session["principal"], "method": "tools/call"}
+    due = [
+        (ended, "debug", "call ended: ok", {**shared, "id": long_id[:63] + "…", "upstream_id": sent[0]}),
+        (warned, "warning", "call ended: timed_out", {**shared, "id": "7", "upstream_id": sent[1]}),
+    ]
+    for line, level, said, fields in due:
+        if format == "json":
+            entry = json.loads(line)
+            assert entry["message"].startswith(said)
+            assert entry["level"] == level
+            assert entry["seconds"] > 0
+            assert {name: entry[name] for name in fields} == fields
+        else:
+            assert f" {level}" in line
+            assert said in line
+            for name, value in fields.items():
+                assert f" {name}={value}" in line
+
+
+@pytest.mark.anyio
+async def test_a_gateway_that_does_not_debug_says_nothing_of_calls_that_go_well() -> None:
+    with running_gateway("--demo", "--log-format", "json") as gateway:
+        async with Wire(gateway.url("demo")) as wire:
+            await wire.open()
+            await (await wire.call("echo", {"text": "x"})).response()
+        assert "workflow opened" in gateway.process.log()
+        assert "call ended" not in gateway.process.log()
