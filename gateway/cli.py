@@ -1,4 +1,4 @@
-"""The command line: `trunkline serve`, `check`, `call`, `sessions`."""
+"""The command line: `trunkline serve`, `check`, `call`, `sessions`, `explain`, `token`."""
 
 import json
 import os
@@ -21,6 +21,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+URL = Annotated[str, typer.Argument(metavar="[URL]", help="The gateway's URL.")]
+AdminToken = Annotated[
+    str | None,
+    typer.Option(help="The admin token.", envvar="TRUNKLINE_GATEWAY__ADMIN_TOKEN", show_default=False),
+]
 File = Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Settings, as TOML.", show_default=False)]
 
 
@@ -139,11 +144,8 @@ def call(
 
 @app.command()
 def sessions(
-    url: Annotated[str, typer.Argument(metavar="[URL]", help="The gateway's URL.")] = "http://127.0.0.1:8920",
-    token: Annotated[
-        str | None,
-        typer.Option(help="The admin token.", envvar="TRUNKLINE_GATEWAY__ADMIN_TOKEN", show_default=False),
-    ] = None,
+    url: URL = "http://127.0.0.1:8920",
+    token: AdminToken = None,
     once: Annotated[bool, typer.Option("--once", help="Print the table once.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the rows once, as JSON.")] = False,
 ) -> None:
@@ -152,6 +154,25 @@ def sessions(
 
     try:
         show(source_of(url, token), once=once, as_json=as_json)
+    except Unavailable as error:
+        _fault(str(error), 1)
+
+
+@app.command()
+def explain(
+    handle: Annotated[
+        str, typer.Argument(metavar="HANDLE", help="A workflow, as `trunkline sessions` names it; 4 characters may do.")
+    ],
+    url: URL = "http://127.0.0.1:8920",
+    token: AdminToken = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+) -> None:
+    """Tell why the last call of a workflow hit or missed, and what happened to it. Exit 1 if there is none."""
+    from .explain import show
+    from .sessions import Unavailable, source_of
+
+    try:
+        show(source_of(url, token), handle, as_json=as_json)
     except Unavailable as error:
         _fault(str(error), 1)
 

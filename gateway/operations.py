@@ -1,7 +1,6 @@
 """What operators ask a gateway: is it alive, is it ready, what does it hold. Never on the path of a call."""
 
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -9,10 +8,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from ..mux.pool import Pool
-from ..mux.workflow import Workflow
 from ..transports.guard import Guard, Rejected
 from .auth import METADATA, Authenticator
 from .metrics import CONTENT_TYPE, InFlight, exposition
+from .rows import PAGING, NotTold, explanation, page, server_row, workflow_row
 from .settings import Settings, is_loopback
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -36,7 +35,12 @@ def operations_app(
         return JSONResponse([server_row(pool, name) for name in pool.upstreams])
 
     async def sessions(request: Request) -> Response:
+        if any(name in request.query_params for name in PAGING):
+            return JSONResponse(page(pool, request.query_params))
         return JSONResponse([workflow_row(workflow) for workflow in pool.workflows])
+
+    async def session(request: Request) -> Response:
+        return JSONResponse(explanation(pool, request.path_params["handle"]))
 
     def guarded(handler: Handler) -> Handler:
         async def checked(request: Request) -> Response:
@@ -51,7 +55,10 @@ def operations_app(
     def private(handler: Handler) -> Handler:
         async def checked(request: Request) -> Response:
             if _is_alone(request, settings) or authenticator.is_admin(request.headers):
-                return await handler(request)
+                try:
+                    return await handler(request)
+                except NotTold as error:
+                    return JSONResponse(error.body, error.status)
             challenge = {"www-authenticate": "Bearer"}
             return PlainTextResponse("send the admin token as a bearer token\n", 401, challenge)
 
@@ -83,34 +90,9 @@ def operations_app(
         Route("/metrics", guarded(metrics)),
         Route("/api/servers", private(servers)),
         Route("/api/sessions", private(sessions)),
+        Route("/api/sessions/{handle}", private(session)),
     ]
     return Starlette(routes=routes, exception_handlers={404: unknown})
-
-
-def server_row(pool: Pool, name: str) -> dict[str, Any]:
-    """One server, as pages and tables show it."""
-    failure = pool.failures.get(name)
-    channels = [channel for server, channel in pool.channels if server == name]
-    return {
-        "server": name,
-        "state": "failing" if failure else "ok" if channels else "unused",
-        "reuse": pool.upstreams[name].pooling.reuse,
-        "channels": len(channels),
-        "workflows": sum(workflow.server == name for workflow in pool.workflows),
-        "inflight": sum(channel.inflight for channel in channels),
-        "last_failure": failure._asdict() if failure else None,
-    }
-
-
-def workflow_row(workflow: Workflow) -> dict[str, Any]:
-    """One workflow, as pages and tables show it. Never its session id or key."""
-    if not workflow.opened.done():
-        channel = "opening"
-    elif workflow.pooling.reuse == "none":
-        channel = "per call"
-    else:
-        channel = "open" if workflow.line.is_open else "lost"
-    return {**workflow.row(), "channel": channel}
 
 
 def _is_alone(request: Request, settings: Settings) -> bool:

@@ -25,6 +25,8 @@ PATIENCE_SECONDS: Final = 10.0
 MAX_BYTES: Final = 64 * 1024 * 1024
 """Largest answer that is read: some hundred bytes for each of the most workflows that a gateway holds."""
 
+MAX_ERROR_BYTES: Final = 64 * 1024
+
 COLUMNS: Final = (
     "workflow",
     "principal",
@@ -49,7 +51,7 @@ class Unavailable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A gateway's list of sessions, and the token that opens it."""
+    """A gateway's operators' pages, and the token that opens them."""
 
     url: str
     token: str | None = None
@@ -60,7 +62,18 @@ class Source:
         Raises:
             Unavailable: nobody answers, the token is wrong, or this is no gateway.
         """
-        request = urllib.request.Request(f"{self.url}/api/sessions")  # noqa: S310 - the scheme is checked
+        rows = self.read("/api/sessions")
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise Unavailable(self._no_gateway())
+        return rows
+
+    def read(self, path: str) -> Any:
+        """The JSON at a path of the gateway.
+
+        Raises:
+            Unavailable: as `fetch`; or the gateway says why it has nothing to tell.
+        """
+        request = urllib.request.Request(self.url + path)  # noqa: S310 - the scheme is checked
         if self.token:
             request.add_header("Authorization", f"Bearer {self.token}")
         proxy = proxy_of(self.url)
@@ -71,19 +84,22 @@ class Source:
         )
         try:
             with urllib.request.build_opener(*handlers).open(request, timeout=PATIENCE_SECONDS) as answer:
-                rows = json.loads(answer.read(MAX_BYTES))
+                return json.loads(answer.read(MAX_BYTES))
         except urllib.error.HTTPError as refused:
             with refused:
-                raise Unavailable(self._refused(refused.code)) from None
+                raise Unavailable(self._refused(refused.code, refused.read(MAX_ERROR_BYTES))) from None
         except (OSError, HTTPException):
             raise Unavailable(f"nobody answers at {self.url}: is the gateway running there?") from None
         except ValueError:
-            rows = None
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise Unavailable(f"{self.url} is no gateway of trunkline: give the URL that `trunkline serve` printed")
-        return rows
+            raise Unavailable(self._no_gateway()) from None
 
-    def _refused(self, status: int) -> str:
+    def _no_gateway(self) -> str:
+        return f"{self.url} is no gateway of trunkline: give the URL that `trunkline serve` printed"
+
+    def _refused(self, status: int, body: bytes) -> str:
+        said = _reason_in(body)
+        if said:
+            return said
         if status in (401, 403):
             return f"{self.url} answered HTTP {status}: send its admin token (gateway.admin_token): --token TOKEN"
         if status == 404:
@@ -98,6 +114,24 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> None:
         """See the base class."""
+
+
+def _reason_in(body: bytes) -> str:
+    """What the gateway itself says of a refusal, with the handles that it names; empty where it is not its word."""
+    try:
+        told = json.loads(body)
+    except ValueError:
+        return ""
+    if not isinstance(told, dict) or not isinstance(told.get("error"), str):
+        return ""
+    candidates = told.get("candidates")
+    named = ": " + ", ".join(map(str, candidates)) if isinstance(candidates, list) else ""
+    return printable(told["error"] + named)
+
+
+def printable(value: object) -> str:
+    """What a peer says, without what would steer the terminal."""
+    return "".join(c for c in str(value) if c.isprintable())
 
 
 def source_of(url: str, token: str | None) -> Source:
@@ -162,7 +196,7 @@ def _cell(row: Row, column: str) -> str:
     value = row.get("inflight" if column == "in flight" else column)
     if column == "idle":
         return "" if value is None else f"{float(value):.0f} s"
-    return "" if value is None else "".join(c for c in str(value) if c.isprintable())
+    return "" if value is None else printable(value)
 
 
 def _caption(rows: Sequence[Row]) -> str:

@@ -162,10 +162,18 @@ class Account:
         self.last = "refused"
         self.missed = refusal(error)
 
+    def lose(self, now: float, reason: str, *, again: bool) -> None:
+        """The session with the server was lost. `again`: it has been opened anew before that is told."""
+        events = self.events or []
+        reopened = events.pop() if again and events and events[-1].what == "reopened" else None
+        self.note(now, "lost", reason)
+        if reopened is not None:
+            self.note(*reopened)
+
     def note(self, now: float, what: What, detail: str = "") -> None:
         """Something happened; what repeats itself is one entry, of the last time."""
         event = Event(now, what, detail)
-        if self.events is None:
+        if not self.events:
             self.events = [event]
         elif self.events[-1][1:] == event[1:]:
             self.events[-1] = event

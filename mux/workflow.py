@@ -270,7 +270,7 @@ class Workflow:
     def lost(self, channel: Answerable, cause: TrunklineError) -> None:
         """See `Owner.lost`: a session that held state is not silently begun anew (rule L18)."""
         if self._ended is None and self.opened.done():
-            self.account.note(self._clock(), "lost", cause.reason)
+            self.account.lose(self._clock(), cause.reason, again=channel not in self.line.channels)
         if not self.opened.done():
             return
         if not self.line.is_open:

@@ -177,6 +177,23 @@ def test_what_repeats_itself_is_one_entry_of_the_last_time() -> None:
     assert made.timeline[1:] == ((4.0, "resumed", ""), (5.0, "moved", "sse"))
 
 
+def test_a_loss_is_told_before_what_it_led_to() -> None:
+    for before in ([], [(2.0, "resumed", "")]):
+        made = account()
+        for _, what, detail in before:
+            made.note(2.0, what, detail)
+        made.miss(lost("session_lost"), 3.0)
+        made.lose(3.5, "session_lost", again=True)
+        made.lose(4.0, "aged", again=False)
+        made.lose(5.0, "session_lost", again=True)
+        assert [event[1:] for event in made.timeline[1 + len(before) :]] == [
+            ("lost", "session_lost"),
+            ("reopened", "session_lost"),
+            ("lost", "aged"),
+            ("lost", "session_lost"),
+        ]
+
+
 def test_g10_a_timeline_is_bounded_and_keeps_the_beginning_and_the_newest() -> None:
     made = account(0.0)
     for turn in range(100):
