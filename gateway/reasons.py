@@ -81,7 +81,7 @@ def told(decision: Decision, pooling: Pooling) -> str:
             return "an initialized session that nobody had used was ready (spares)"
         case "per_call":
             return 'reuse = "none": each call opens a session and ends it; "workflow" or "user" would keep it'
-        case "error":
+        case _:
             return f"refused: {_limit_told(decision.detail, pooling)}"
 
 

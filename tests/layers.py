@@ -7,6 +7,7 @@ FOLDERS = ("mux", "transports", "compat", "gateway")
 """Lowest first: a folder imports from itself and from those before it."""
 
 PURE = (
+    "gateway/reasons.py",
     "mux/account.py",
     "mux/breaker.py",
     "mux/demux.py",
