@@ -1,6 +1,8 @@
 """The little of ASGI that the hot path needs: headers, a bounded body, an answer."""
 
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+import time
+from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+from contextlib import contextmanager
 from math import inf
 from typing import Any, Final
 
@@ -42,10 +44,41 @@ class ClientLeft(Exception):
     """The client closed the connection before its request was complete."""
 
 
+class Grant:
+    """What a credential opens: it is withdrawn with the credential, and whoever holds something open by it is told."""
+
+    def __init__(self) -> None:
+        self.is_withdrawn = False
+        self._watchers: dict[object, Callable[[], None]] = {}
+
+    @contextmanager
+    def watched(self, withdrawn: Callable[[], None]) -> Iterator[None]:
+        """While this is entered, a withdrawal calls `withdrawn`; at once where it was before."""
+        watcher = object()
+        self._watchers[watcher] = withdrawn
+        try:
+            if self.is_withdrawn:
+                withdrawn()
+            yield
+        finally:
+            del self._watchers[watcher]
+
+    def withdraw(self) -> None:
+        """The credential no longer counts. Idempotent."""
+        if not self.is_withdrawn:
+            self.is_withdrawn = True
+            for withdrawn in list(self._watchers.values()):
+                withdrawn()
+
+
+UNBOUND: Final = Grant()
+"""Of requests whose identity is verified by somebody who withdraws nothing."""
+
+
 class RequestHeaders(dict[str, str]):
     """Request headers by lower-case name, and what else identifies a request."""
 
-    __slots__ = ("expires", "identity", "peer", "query")
+    __slots__ = ("expires", "grant", "identity", "peer", "query")
 
     def __init__(self, peer: str = "", query: bytes = b"") -> None:
         super().__init__()
@@ -55,8 +88,17 @@ class RequestHeaders(dict[str, str]):
         """The query string: it may hold secrets, and is never logged."""
         self.expires = inf
         """When the identity of the request ends, in wall time; set by who verifies it."""
+        self.grant = UNBOUND
+        """By what it may keep something open; set by who verifies the identity."""
         self.identity: tuple[Principal, float] | None = None
         """Who asks, and until when, where that was verified before."""
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """What is inside is cancelled when the identity expires, or what it came by is withdrawn."""
+        deadline = anyio.current_time() + self.expires - time.time()
+        with anyio.CancelScope(deadline=deadline) as scope, self.grant.watched(scope.cancel):
+            yield
 
 
 def headers_of(scope: Scope) -> RequestHeaders:

@@ -1,7 +1,6 @@
 """What every HTTP endpoint does with a request before and after its own part: guard, identity, refusals, streams."""
 
 import logging
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
 
@@ -167,22 +166,22 @@ class HTTPEndpoint:
 
 
 async def send_events(request: HTTPRequest, chunk: Callable[[], Awaitable[bytes | None]]) -> bool:
-    """Send the chunks of a stream until there are no more, the client leaves, or its identity expires.
+    """Send the chunks of a stream until there are no more, the client leaves, or its identity ends.
 
     An empty chunk is a keep-alive.
 
     False where the client took nothing for `SEND_SECONDS`.
     """
-    async with anyio.create_task_group() as tasks:
-        tasks.cancel_scope.deadline = anyio.current_time() + request.headers.expires - time.time()
-        tasks.start_soon(_cancel_at_disconnect, request.receive, tasks.cancel_scope)
-        while (text := await chunk()) is not None:
-            with anyio.move_on_after(SEND_SECONDS) as patience:
-                await request.send_chunk(text or event_stream.KEEP_ALIVE)
-            if patience.cancelled_caught:
-                tasks.cancel_scope.cancel()
-                return False
-        tasks.cancel_scope.cancel()
+    with request.headers.held():
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_cancel_at_disconnect, request.receive, tasks.cancel_scope)
+            while (text := await chunk()) is not None:
+                with anyio.move_on_after(SEND_SECONDS) as patience:
+                    await request.send_chunk(text or event_stream.KEEP_ALIVE)
+                if patience.cancelled_caught:
+                    tasks.cancel_scope.cancel()
+                    return False
+            tasks.cancel_scope.cancel()
     return True
 
 

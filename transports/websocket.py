@@ -6,7 +6,6 @@ counts, by the pong that answers a ping sent after a message. Its calls go on me
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Final
@@ -42,7 +41,7 @@ TAKEN_OVER: Final = 4409
 """A newer connection goes on with this wire."""
 SLOW: Final = 4408
 EXPIRED: Final = 4401
-"""The identity of the upgrade has ended: come back with a fresh one."""
+"""The identity of the upgrade has expired, or was revoked: come back with a fresh one."""
 
 _CODES: Final = {
     "taken_over": TAKEN_OVER,
@@ -138,11 +137,11 @@ class _Socket:
 
     async def run(self) -> tuple[int, str]:
         """Serve until the end; the code and the reason to close with."""
-        async with anyio.create_task_group() as tasks:
-            tasks.cancel_scope.deadline = anyio.current_time() + self._headers.expires - time.time()
-            for part in (self._take, self._give, *([self._acknowledge] if self._ping is not None else [])):
-                tasks.start_soon(self._until_end, part, tasks.cancel_scope)
-        return self._end or (EXPIRED, "the identity has expired")
+        with self._headers.held():
+            async with anyio.create_task_group() as tasks:
+                for part in (self._take, self._give, *([self._acknowledge] if self._ping is not None else [])):
+                    tasks.start_soon(self._until_end, part, tasks.cancel_scope)
+        return self._end or (EXPIRED, "the identity has ended")
 
     async def _until_end(self, part: Callable[[], Awaitable[tuple[int, str]]], scope: anyio.CancelScope) -> None:
         try:

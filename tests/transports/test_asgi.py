@@ -11,8 +11,10 @@ from trunkline.transports.asgi import (
     BodyTooLarge,
     BodyTooSlow,
     ClientLeft,
+    Grant,
     Message,
     Receive,
+    RequestHeaders,
     headers_of,
     read_body,
     respond,
@@ -141,3 +143,34 @@ async def test_g10_a_body_that_does_not_end_is_given_up(monkeypatch: pytest.Monk
 
     with pytest.raises(BodyTooSlow):
         await read_body(receive, "5")
+
+
+async def test_what_is_held_by_a_grant_ends_with_it_and_nothing_else_does() -> None:
+    grant, ended = Grant(), []
+    held, other = headers_of({"headers": []}), headers_of({"headers": []})
+    held.grant = grant
+
+    async def hold(headers: RequestHeaders, name: str) -> None:
+        with headers.held():
+            await anyio.sleep_forever()
+        ended.append(name)
+
+    async with anyio.create_task_group() as tasks:
+        for name in ("one", "two"):
+            tasks.start_soon(hold, held, name)
+        tasks.start_soon(hold, other, "other")
+        await anyio.wait_all_tasks_blocked()
+        grant.withdraw()
+        grant.withdraw()
+        await anyio.wait_all_tasks_blocked()
+        assert sorted(ended) == ["one", "two"]
+        await hold(held, "late")
+        assert ended[-1] == "late"
+        tasks.cancel_scope.cancel()
+
+
+async def test_what_is_held_ends_with_the_identity() -> None:
+    headers = headers_of({"headers": []})
+    headers.expires = 0
+    with anyio.fail_after(5), headers.held():
+        await anyio.sleep_forever()
