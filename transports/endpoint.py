@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ..mux import envelope as wire_format
@@ -21,6 +21,7 @@ from .tracing import Tracer, begin_span, context_of
 
 if TYPE_CHECKING:
     from .http_endpoint import HTTPRequest
+    from .link import Link
 
 DEFAULT_REVISION: Final = "2025-03-26"
 """What a request without version header means where nothing else tells (rule L3)."""
@@ -34,6 +35,16 @@ class Sessionless(Protocol):
 
     async def answer(self, request: HTTPRequest, body: bytes) -> bool:
         """Answer a POST. False where it is none of that revision, or the server does not speak it."""
+
+
+class Connections:
+    """A server's open connections that carry everything. They outlive a change of its settings."""
+
+    def __init__(self) -> None:
+        self.links: dict[str, dict[str, Link]] = {}
+        """SSE streams by the session id that their client knows, and by the name of each; the newest last."""
+        self.sockets = 0
+        """WebSockets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +61,9 @@ class EndpointConfig:
     session_headers: Sequence[str] = ()
     modern: Sessionless | None = None
     """None where only sessions are offered."""
+    generation: int | None = None
+    """The generation of the server's settings that all of this is of; None where they do not change."""
+    connections: Connections = field(default_factory=Connections)
     tracer: Tracer | None = None
     """None where nobody traces."""
 
@@ -90,7 +104,9 @@ def check_room(config: EndpointConfig, connections: int) -> None:
     Raises:
         Overloaded: 503, there are as many.
     """
-    if connections >= config.pool.upstreams[config.server].pooling.max_workflows:
+    upstream = config.pool.upstreams.get(config.server)
+    pooling = upstream.pooling if upstream is not None else config.pool.pooling
+    if connections >= pooling.max_workflows:
         raise Overloaded("too many connections are open", limit="max_workflows")
 
 

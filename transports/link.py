@@ -18,7 +18,6 @@ from ..mux.envelope import Envelope
 from ..mux.errors import (
     InvalidMessage,
     InvalidRequest,
-    Overloaded,
     TrunklineError,
     UnknownSession,
     UnsupportedRevision,
@@ -131,13 +130,12 @@ class Link:
 
         Raises:
             HTTPRefusal: what it names disagrees.
-            TrunklineError: it names what is unknown or no longer held, or the gateway is draining.
+            TrunklineError: it names what is unknown or no longer held, or nothing may begin here.
         """
         self._key = admitted_key(self._config, self._principal, asked.key)
         workflow = await self._find(asked)
         if workflow is None:
-            if self._pool.draining:
-                raise Overloaded("the gateway is shutting down", limit="draining")
+            self._pool.check_open(self._config.server, self._config.generation)
             self.session_id = new_session_id()
             return "created" if self._key is not None else None
         if not workflow.opened.done():
@@ -379,6 +377,7 @@ class Link:
             transport=self._transport,
             new_id=self.session_id,
             own_wires=len(self._readers),
+            generation=self._config.generation,
         )
 
     def _move(self, begun: Begun) -> None:

@@ -20,26 +20,22 @@ from .status import HTTPRefusal
 
 ACCEPTED: Final = b"Accepted"
 
-Links = dict[str, dict[str, Link]]
-"""Open streams by the session id that their client knows, and by the name of each; the newest last."""
-
 
 class SSEEndpoint:
     """The two paths of one server: `stream` is the application of its `/sse`, `messages` that of its `/message`.
 
-    `streams` is the configuration of the stream where that differs.
+    `streams` is the configuration of the stream where that differs; its connections are the same.
     """
 
     def __init__(self, config: EndpointConfig, streams: EndpointConfig | None = None) -> None:
-        links: Links = {}
-        self.stream = _Stream(streams or config, links)
-        self.messages = _Messages(config, links)
+        self.stream = _Stream(streams or config)
+        self.messages = _Messages(config)
 
 
 class _Stream(HTTPEndpoint):
-    def __init__(self, config: EndpointConfig, links: Links) -> None:
+    def __init__(self, config: EndpointConfig) -> None:
         super().__init__(config, {"GET": self._get})
-        self._links = links
+        self._links = config.connections.links
 
     async def _get(self, request: HTTPRequest) -> None:
         if not accepts(request.headers, STREAM_TYPE):
@@ -84,9 +80,9 @@ class _Stream(HTTPEndpoint):
 
 
 class _Messages(HTTPEndpoint):
-    def __init__(self, config: EndpointConfig, links: Links) -> None:
+    def __init__(self, config: EndpointConfig) -> None:
         super().__init__(config, {"POST": self._post})
-        self._links = links
+        self._links = config.connections.links
 
     async def _post(self, request: HTTPRequest) -> None:
         request.check_json()

@@ -84,7 +84,7 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
             request.principal,
             self._config.server,
             message,
-            Arrival(session_id, key, picked(request.headers, self._config.session_headers)),
+            self._arrival(request, session_id, key),
         )
         request.name(begun.workflow, begun.state if key is not None or session_id is not None else None)
         request.extra.append((POOL.encode(), begun.pool_result.encode()))
@@ -229,10 +229,13 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
 
     async def _begin_unasked(self, request: HTTPRequest, key: str) -> tuple[Workflow, WorkflowState]:
         revision = request.headers.get(PROTOCOL_VERSION, DEFAULT_REVISION)
-        arrival = Arrival(None, key, picked(request.headers, self._config.session_headers))
-        begun = await begin_unasked(self._config, request.principal, revision, arrival)
+        begun = await begin_unasked(self._config, request.principal, revision, self._arrival(request, None, key))
         request.began = begun.pool_result == "miss"
         return begun.workflow, begun.state
+
+    def _arrival(self, request: HTTPRequest, session_id: str | None, key: str | None) -> Arrival:
+        fixed = picked(request.headers, self._config.session_headers)
+        return Arrival(session_id, key, fixed, generation=self._config.generation)
 
     def _key(self, request: HTTPRequest) -> str | None:
         return admitted_key(self._config, request.principal, workflow_key(request.headers))

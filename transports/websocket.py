@@ -59,7 +59,7 @@ class WebSocketEndpoint:
     def __init__(self, config: EndpointConfig) -> None:
         self._config = config
         self._statistics = config.pool.statistics
-        self._open_sockets = 0
+        self._connections = config.connections
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
@@ -75,13 +75,13 @@ class WebSocketEndpoint:
             await self._refuse(send, scope, error)
             return
         socket = _Socket(link, receive, send, scope.get("extensions", {}).get(PING), headers)
-        self._open_sockets += 1
+        self._connections.sockets += 1
         try:
             await send(_accept(link, state))
             code, reason = await socket.run()
             await _close(send, code, reason)
         finally:
-            self._open_sockets -= 1
+            self._connections.sockets -= 1
             link.close(goodbye=socket.said_goodbye)
 
     def _admit(self, scope: Scope, headers: Mapping[str, str]) -> Principal:
@@ -94,7 +94,7 @@ class WebSocketEndpoint:
     async def _open(
         self, scope: Scope, headers: Mapping[str, str], principal: Principal
     ) -> tuple[Link, WorkflowState | None]:
-        check_room(self._config, self._open_sockets)
+        check_room(self._config, self._connections.sockets)
         link = Link(self._config, principal, "websocket", pings=PING in scope.get("extensions", {}))
         return link, await link.open(asked(headers, scope.get("query_string", b"")))
 
