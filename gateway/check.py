@@ -1,4 +1,7 @@
-"""Is each configured server there, and what does it say of itself: one handshake each, and a DELETE."""
+"""Is each configured server there, and what does it say of itself: one handshake each, and a DELETE.
+
+A server of which sessions are not offered is asked by `server/discover`, as its clients will.
+"""
 
 import time
 from typing import Final, NamedTuple
@@ -7,13 +10,17 @@ import anyio
 import msgspec
 
 from ..mux import envelope as wire_format
+from ..mux import modern
 from ..mux.directory.memory import MemoryDirectory
-from ..mux.errors import TrunklineError, UpstreamRefused
-from ..mux.limits import MAX_BODY_BYTES
+from ..mux.errors import TrunklineError, UpstreamFault, UpstreamRefused
+from ..mux.limits import MAX_BODY_BYTES, MAX_EVENT_BYTES
 from ..mux.lines import Upstream
 from ..mux.pool import Pool
 from ..mux.principal import ANONYMOUS
 from ..mux.statistics import Statistics
+from ..transports.event_stream import EventParser
+from ..transports.upstream.auto import AutoConnector, ClosableConnector
+from ..transports.upstream.modern_http import ModernHTTPServer
 from .app import connector_to
 from .settings import Settings
 
@@ -23,6 +30,9 @@ PARAMS: Final = {
     "capabilities": {},
     "clientInfo": {"name": "trunkline-check", "version": "0"},
 }
+
+
+SERVER_INFO_KEY: Final = "io.modelcontextprotocol/serverInfo"
 
 
 class Probe(NamedTuple):
@@ -38,6 +48,14 @@ class Probe(NamedTuple):
 
 class _Result(msgspec.Struct, rename="camel"):
     server_info: object = None
+
+
+class _DiscoverResult(msgspec.Struct):
+    meta: dict[str, object] = msgspec.field(name="_meta", default_factory=dict)
+
+
+class _Discovered(msgspec.Struct):
+    result: _DiscoverResult = msgspec.field(default_factory=_DiscoverResult)
 
 
 async def probe_all(settings: Settings) -> list[Probe]:
@@ -57,18 +75,14 @@ async def _probe(settings: Settings, name: str) -> Probe:
     server = settings.servers[name]
     statistics = Statistics()
     connector = connector_to(name, server, statistics)
-    pool = Pool({name: Upstream(name, connector)}, MemoryDirectory(), pooling=settings.pooling, statistics=statistics)
-    message = wire_format.parse(wire_format.request("initialize", PARAMS, b"1"), limit=MAX_BODY_BYTES)
     started = time.perf_counter()
     title = revision = fault = ""
     try:
         with anyio.fail_after(PROBE_SECONDS):
-            async with pool.running():
-                begun = await pool.begin(ANONYMOUS, name, message)
-                told = msgspec.json.decode(begun.result, type=_Result).server_info
-                info = told if isinstance(told, dict) else {}
-                title = f"{info.get('name', '?')} {info.get('version', '')}".strip()
-                revision = begun.workflow.revision
+            if "legacy" in server.eras:
+                title, revision = await _shake_hands(settings, name, connector, statistics)
+            else:
+                title, revision = await _discover(name, connector, statistics)
     except UpstreamRefused as refused:
         fault = f"refused: {refused.raw.decode(errors='replace')[:200]}"
     except TrunklineError as error:
@@ -79,3 +93,48 @@ async def _probe(settings: Settings, name: str) -> Probe:
         await connector.close()
     shown = f"stdio:{server.process[0]}" if server.process else server.url
     return Probe(name, shown, title, revision, time.perf_counter() - started, fault)
+
+
+async def _shake_hands(
+    settings: Settings, name: str, connector: ClosableConnector, statistics: Statistics
+) -> tuple[str, str]:
+    """What a server of sessions says it is, and the revision that was agreed upon."""
+    pool = Pool({name: Upstream(name, connector)}, MemoryDirectory(), pooling=settings.pooling, statistics=statistics)
+    message = wire_format.parse(wire_format.request("initialize", PARAMS, b"1"), limit=MAX_BODY_BYTES)
+    async with pool.running():
+        begun = await pool.begin(ANONYMOUS, name, message)
+        return _title(msgspec.json.decode(begun.result, type=_Result).server_info), begun.workflow.revision
+
+
+async def _discover(name: str, connector: ClosableConnector, statistics: Statistics) -> tuple[str, str]:
+    """What a server without sessions says it is, and the newest revision that it has in common with the gateway."""
+    assert isinstance(connector, AutoConnector), "only an http(s) url may be without sessions"
+    wire = connector.streamable
+    server = ModernHTTPServer(name, wire.http, wire.headers, statistics, timeout=PROBE_SECONDS)
+    spoken = await server.revisions()
+    if not modern.is_spoken(spoken):
+        raise UpstreamFault(f'the server speaks sessions only ({spoken[-1]}): add "legacy" to its eras')
+    body, headers = modern.probe()
+    passage = server.send(wire_format.parse(body, limit=MAX_BODY_BYTES), body, headers)
+    try:
+        form = await passage.form()
+        text = form.whole or b""
+        while (piece := await passage.next(PROBE_SECONDS)) is not None:
+            text += piece
+    finally:
+        passage.close()
+    events = EventParser(limit=MAX_EVENT_BYTES).feed(text) if form.is_stream else []
+    answer = events[-1].data if events else text
+    return _title(_server_info(answer)), max(set(spoken) & set(modern.REVISIONS))
+
+
+def _server_info(answer: bytes) -> object:
+    try:
+        return msgspec.json.decode(answer, type=_Discovered).result.meta.get(SERVER_INFO_KEY)
+    except msgspec.DecodeError:  # whatever is missing here, the server has shown what it speaks
+        return None
+
+
+def _title(info: object) -> str:
+    named = info if isinstance(info, dict) else {}
+    return f"{named.get('name', '?')} {named.get('version', '')}".strip()

@@ -123,6 +123,50 @@ async def test_a_server_that_says_nothing_is_not_waited_for(monkeypatch: pytest.
         assert (await probe(server.url)).fault == "no answer within 0.05 s"
 
 
+# Without sessions.
+
+
+async def test_a_server_of_which_no_session_is_offered_is_asked_as_its_clients_will(upstream: Upstream) -> None:
+    upstream.reset()
+    sessions = await probe(upstream.url)
+    initialized = upstream.counts()["initialize"]
+    found = await probe(upstream.url, eras=("modern",))
+    assert (found.fault, found.revision, found.name) == ("", "2026-07-28", sessions.name)
+    assert upstream.counts()["initialize"] == initialized
+
+
+async def test_a_server_that_speaks_sessions_only_is_told_what_to_change() -> None:
+    async with serving(Script(answered(result=RESULT))) as server:
+        found = await probe(server.url, eras=("modern",))
+    assert 'add "legacy" to its eras' in found.fault
+    away = await probe(f"http://127.0.0.1:{free_port()}/mcp", eras=("modern",))
+    assert away.fault
+
+
+@pytest.mark.parametrize("info", [None, "x", {}, {"name": "raw", "version": "7"}])
+@pytest.mark.parametrize("is_stream", [True, False])
+async def test_what_a_server_without_sessions_says_of_itself(info: object, is_stream: bool) -> None:
+    meta = info if info == "x" else {"io.modelcontextprotocol/serverInfo": info}
+    result = {"supportedVersions": ["2026-07-28"], "_meta": meta}
+    answer = json.dumps({"jsonrpc": "2.0", "id": 1, "result": result}).encode()
+
+    async def discovered(peer: Peer) -> None:
+        while True:
+            _, headers, body = await peer.request()
+            assert (headers["mcp-method"], b"server/discover" in body) == ("server/discover", True)
+            if is_stream:
+                head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+                event = b"data: " + answer + b"\n\n"
+                await peer.say(head + b"Content-Length: %d\r\n\r\n" % len(event) + event)
+            else:
+                await peer.say(http(answer))
+
+    async with serving(discovered) as server:
+        found = await probe(server.url, eras=("modern",))
+    assert (found.fault, found.revision) == ("", "2026-07-28")
+    assert found.name == ("raw 7" if isinstance(info, dict) and info else "?")
+
+
 async def test_servers_are_told_in_the_order_of_the_settings(upstream: Upstream) -> None:
     away = f"http://127.0.0.1:{free_port()}/mcp"
     servers = {"z": Server(url=upstream.url), "a": Server(url=away), "m": Server(url=upstream.url)}
