@@ -4,6 +4,7 @@ One request goes out; what comes back is told by plain calls, as it comes, so th
 clients implement it: `http1`, lean, and `http_proxied`, for servers that are reached through a proxy.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Final, Literal, Protocol
@@ -21,6 +22,9 @@ MAX_HEAD_BYTES: Final = 65_536
 """The largest head of an answer that is read."""
 
 Method = Literal["POST", "GET", "DELETE"]
+
+_TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
+_VALUE: Final = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
 
 
 class ExchangeBroken(Exception):
@@ -50,7 +54,7 @@ class HeaderBlock:
 
     def __init__(self, headers: Headers) -> None:
         for name, value in headers.items():
-            if not _is_token(name) or any((c < " " and c != "\t") or c == "\x7f" for c in value):
+            if not _TOKEN.fullmatch(name) or not _VALUE.fullmatch(value):
                 raise ValueError(f"the header {name[:64]!r} cannot be sent")
         self.headers = dict(headers)
         self._signed: tuple[HeaderBlock, HeaderBlock] | None = None
@@ -129,7 +133,3 @@ def target_within(url: str, reference: str) -> str:
 
 def _origin(parts: SplitResult) -> tuple[str, str | None, int | None]:
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-
-
-def _is_token(name: str) -> bool:
-    return bool(name) and name.isascii() and all(c.isalnum() or c in "!#$%&'*+-.^_`|~" for c in name)
