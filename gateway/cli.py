@@ -239,16 +239,35 @@ def _printable(text: str) -> str:
 def _welcome(settings: Settings, url: str, *, demo: bool) -> str:
     names = [*settings.servers, *(["demo"] if demo else [])]
     lines = [f"trunkline listens on {url}", ""]
-    lines += [f"  {url}/servers/{name}/mcp    (reuse: {_reuse(settings, name)}; also /sse and /ws)" for name in names]
+    lines += [f"  {url}/servers/{name}/mcp    ({_offered(settings, name)})" for name in names]
     lines += [
         "",
-        "Try this twice: the second call continues the session of the first.",
-        _curl(f"{url}/servers/{names[-1]}/mcp", demo=demo),
+        *_tried(settings, f"{url}/servers/{names[-1]}/mcp", names[-1], demo=demo),
         "",
         f"Or point any MCP client to {url}/servers/{names[-1]}/mcp",
         f"Figures: {url}/metrics   Ready: {url}/readyz   Ctrl-C drains and stops.",
     ]
     return "\n".join(lines)
+
+
+def _tried(settings: Settings, url: str, name: str, *, demo: bool) -> tuple[str, str]:
+    """What to try, and how."""
+    if _has_sessions(settings, name):
+        return "Try this twice: the second call continues the session of the first.", _curl(url, demo=demo)
+    return "Try this:", _curl_without_session(url)
+
+
+def _curl_without_session(url: str) -> str:
+    """The probe of 2026-07-28, which has no sessions."""
+    from ..mux.modern import probe
+
+    body, headers = probe()
+    named = " ".join(f"-H '{header}: {value}'" for header, value in headers.items())
+    return (
+        f"  curl -s {url} {named} \\\n"
+        "    -H 'Content-Type: application/json' -H 'Accept: application/json, text/event-stream' \\\n"
+        f"    -d '{body.decode()}'"
+    )
 
 
 def _curl(url: str, *, demo: bool) -> str:
@@ -259,6 +278,16 @@ def _curl(url: str, *, demo: bool) -> str:
         "    -H 'Content-Type: application/json' -H 'Accept: application/json, text/event-stream' \\\n"
         f'    -d \'{{"jsonrpc":"2.0","id":1,{call}}}\''
     )
+
+
+def _offered(settings: Settings, name: str) -> str:
+    if not _has_sessions(settings, name):
+        return "2026-07-28 alone, which has no sessions"
+    return f"reuse: {_reuse(settings, name)}; also /sse and /ws"
+
+
+def _has_sessions(settings: Settings, name: str) -> bool:
+    return name not in settings.servers or "legacy" in settings.servers[name].eras
 
 
 def _reuse(settings: Settings, name: str) -> str:

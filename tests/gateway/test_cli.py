@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import anyio.to_thread
 import pytest
@@ -133,8 +134,8 @@ def test_a_port_that_is_taken_is_named(demo: bool) -> None:
 # Serving.
 
 
-async def try_it(welcome: str) -> str:
-    """Do what the welcome says with curl; the text of the tool's result."""
+async def tried(welcome: str) -> dict[str, Any]:
+    """Do what the welcome says with curl; the answer."""
     _, _, line = welcome.replace("\\\n", "").partition("  curl -s ")
     url, *options = shlex.split(line.splitlines()[0])
     given = list(zip(options[::2], options[1::2], strict=True))
@@ -142,7 +143,7 @@ async def try_it(welcome: str) -> str:
     [body] = [value for option, value in given if option == "-d"]
     async with Wire(url) as wire:
         answer = await wire.request("POST", body.encode(), headers)
-        return text_of(await answer.response())
+        return await answer.response()
 
 
 async def test_without_arguments_it_is_the_demo_and_says_what_to_try() -> None:
@@ -151,10 +152,18 @@ async def test_without_arguments_it_is_the_demo_and_says_what_to_try() -> None:
     try:
         await anyio.to_thread.run_sync(wait_for_status, process, port, "/readyz")
         welcome = process.log()
-        assert [await try_it(welcome) for _ in range(2)] == ["1", "2"]
+        assert [text_of(await tried(welcome)) for _ in range(2)] == ["1", "2"]
         assert f"http://127.0.0.1:{port}/servers/demo/mcp" in welcome
     finally:
         process.kill()
+
+
+async def test_where_no_session_is_offered_it_says_what_can_be_tried(upstream: Upstream) -> None:
+    with running_gateway(upstreams={"up": upstream.url}, eras=("modern",)) as gateway:
+        welcome = gateway.process.log()
+        assert "no sessions" in welcome
+        assert "twice" not in welcome
+        assert "2026-07-28" in (await tried(welcome))["result"]["supportedVersions"]
 
 
 async def test_it_serves_the_servers_of_the_file_the_command_line_and_the_demo(
