@@ -21,8 +21,12 @@ PARTS: Final[Mapping[Part, str]] = {
 ENDS: Final[Mapping[str, str]] = {
     "abandoned": "its client lost its connection, holds no key, and did not come back within resume_window",
     "aged": "it had lived for as long as a session may",
+    "cancelled": "its client cancelled it",
     "call_done": "its one call was done",
     "circuit_open": "the server had failed too often, and is left alone for a while",
+    "client_left": "its client left",
+    "closed": "the gateway's program closed it",
+    "credential": "no credential for the server could be had: see last_failure in /api/servers",
     "deleted": "its client ended it (DELETE)",
     "drained": "the gateway was shutting down",
     "event_log_overflow": "its client did not fetch what was sent to it, and the event log was full: raise "
@@ -30,9 +34,12 @@ ENDS: Final[Mapping[str, str]] = {
     "event_log_trimmed": "its client came back to what the event log no longer held: raise pooling.event_log",
     "evicted": "a cap on workflows was reached, and it was the least recently used: raise max_workflows (or the cap of "
     "its user or tenant), or let clients end what they no longer need",
+    "handshake_timed_out": "the server did not finish the handshake in time",
     "idle": "nobody used it for idle_timeout",
     "internal": "the gateway failed; its log says how",
     "not_opened": "no session with the server could be opened: see last_failure in /api/servers",
+    "reconfigured": "the settings of its server were changed, and nothing is opened anew under the old ones: begin "
+    "again with initialize",
     "removed": "its record was removed from the directory",
     "reset": "its client began anew with another handshake",
     "session_lost": "the server no longer knew the session, or the connection with it broke",
@@ -51,6 +58,9 @@ LIMITS: Final[Mapping[str, str]] = {
     "directory": "the directory cannot be reached",
     "draining": "the gateway is shutting down",
     "opening": "the session is being opened elsewhere: try again",
+    "subscriptions": "the workflows that share the session subscribe to more resources than it has room for",
+    "upstream_ids": "request ids could not be drawn fast enough: try again",
+    "worker": "the worker that holds the session does not answer: try again",
 }
 
 

@@ -4,6 +4,7 @@ import re
 from typing import get_args
 
 import pytest
+from layers import LIBRARY, ROOT
 from trunkline.gateway.reasons import ENDS, PARTS, end_told, origin_told, told
 from trunkline.mux.account import (
     FIRST,
@@ -41,6 +42,13 @@ def test_every_part_of_a_key_has_its_words() -> None:
     assert set(PARTS) == set(get_args(Part))
 
 
+def test_every_end_that_the_sources_name_has_its_words() -> None:
+    sources = "".join(path.read_text() for folder in LIBRARY for path in (ROOT / folder).rglob("*.py"))
+    ended = re.findall(r"""(?:WorkflowEnded|_end_soon|_on_end|\.end|\.fail)\((?:[\w.]+, )?"(\w+)"\)""", sources)
+    assert len(set(ended)) > 8
+    assert set(ended) <= set(ENDS)
+
+
 def test_every_end_of_a_workflow_that_the_documentation_names_has_its_words(repository_text: str) -> None:
     causes = re.search(r"The first cause wins: (.*?)\. Its calls", repository_text, re.DOTALL)
     assert causes is not None
@@ -50,8 +58,6 @@ def test_every_end_of_a_workflow_that_the_documentation_names_has_its_words(repo
 @pytest.fixture
 def repository_text() -> str:
     """docs/design.md, which names the ends."""
-    from layers import ROOT
-
     return (ROOT / "docs/design.md").read_text()
 
 
