@@ -7,42 +7,58 @@ from math import inf
 from typing import Final
 from urllib.parse import parse_qs
 
+import msgspec
+
 from ..mux.principal import ANONYMOUS, Principal
-from ..transports.asgi import RequestHeaders
+from ..transports.asgi import Grant, RequestHeaders
 from ..transports.guard import Unauthorized
 from .jwt_identity import CHALLENGE, JWTIdentity
 from .proxy_identity import ProxyIdentity
 from .settings import Settings
-from .tickets import Tickets
+from .tickets import Identity, Tickets
 
 METADATA: Final = "/.well-known/oauth-protected-resource"
 """Where a protected resource describes itself (RFC 9728): this, and then its own path."""
 
 
 class Authenticator:
-    """Verifies the identity that comes with a request's headers, in the mode of the settings."""
+    """Verifies the identity that comes with a request's headers, in the mode of the settings.
 
-    def __init__(self, settings: Settings) -> None:
+    `before` is the one that it is to replace: what was opened by a credential that goes on to count stays open.
+    """
+
+    def __init__(self, settings: Settings, before: "Authenticator | None" = None) -> None:
         auth = settings.auth
         self._mode = auth.mode
-        self._tokens: dict[bytes, Principal] = {}
+        self._issuer = auth.issuer if auth.mode == "jwt" else auth.mode
+        self._rules = _rules(settings)
+        same = before if before is not None and before._rules == self._rules else None
+        self._grant: Grant = same._grant if same is not None else Grant()
+        """Of all who are verified by the same rules; each token of the file has its own."""
+        self._anonymous = Identity(ANONYMOUS, inf, self._grant)
+        self._tokens: dict[bytes, Identity] = {}
         self._admins: set[bytes] = set()
         for token in auth.tokens:
             digest = bytes.fromhex(token.sha256)
-            self._tokens[digest] = Principal("tokens", token.tenant, token.subject)
+            identity = Identity(Principal("tokens", token.tenant, token.subject), inf, Grant())
+            known = same._tokens.get(digest) if same is not None else None
+            self._tokens[digest] = known if known is not None and known.principal == identity.principal else identity
             if token.admin:
                 self._admins.add(digest)
         if settings.gateway.admin_token:
             self._admins.add(_digest(settings.gateway.admin_token))
         self._proxy = ProxyIdentity(settings.gateway.trusted_proxies, auth.subject_header, auth.tenant_header)
-        self.jwt = JWTIdentity(auth) if auth.mode == "jwt" else None
-        self.tickets = Tickets()
+        self.jwt: JWTIdentity | None = (
+            None if auth.mode != "jwt" else same.jwt if same is not None else JWTIdentity(auth)
+        )
+        self.tickets: Tickets = Tickets() if before is None else before.tickets
         self._public_url = settings.gateway.public_url.rstrip("/")
 
     def authenticate(self, headers: Mapping[str, str], *, server: str = "", tickets: bool = False) -> Principal:
-        """The verified identity behind these headers (lower-case names); where it ends, `headers.expires` is set.
+        """The verified identity behind these headers (lower-case names).
 
-        With `tickets`, one for this server counts, too.
+        `headers.expires` is set to when it ends, `headers.grant` to what may end it before. With `tickets`, one for
+        this server counts, too.
 
         Raises:
             Unauthorized: no token, more than one, or one that is not known. It is not told which.
@@ -50,16 +66,29 @@ class Authenticator:
         if isinstance(headers, RequestHeaders) and headers.identity is not None:
             principal, headers.expires = headers.identity
             return principal
-        if self._mode == "none":
-            return ANONYMOUS
-        ticket = _ticket(headers) if tickets else None
+        ticket = _ticket(headers) if tickets and self._mode != "none" else None
         try:
-            principal, expires = self._redeem(ticket, server) if ticket is not None else self._identify(headers)
+            identity = self._redeem(ticket, server) if ticket is not None else self._identify(headers)
         except Unauthorized as error:
             raise Unauthorized(error.message, challenge=self._challenge(error.challenge, headers, server)) from None
         if isinstance(headers, RequestHeaders):
-            headers.expires = expires
-        return principal
+            headers.expires, headers.grant = identity.expires, identity.grant
+        return identity.principal
+
+    def knows(self, principal: Principal) -> bool:
+        """False where no credential could stand for this identity (any longer), whoever brings it."""
+        if self._mode == "tokens":
+            return any(identity.principal == principal for identity in self._tokens.values())
+        return principal.is_anonymous if self._mode == "none" else principal.issuer == self._issuer
+
+    def give_way(self, after: "Authenticator") -> None:
+        """End what was opened by credentials that do not count with the one that replaces it."""
+        for grant in self._grants - after._grants:
+            grant.withdraw()
+
+    @property
+    def _grants(self) -> set[Grant]:
+        return {self._grant, *(identity.grant for identity in self._tokens.values())}
 
     def is_admin(self, headers: Mapping[str, str]) -> bool:
         """True if the headers carry the admin token, or a token whose entry says `admin`."""
@@ -69,19 +98,22 @@ class Authenticator:
         digest = _digest(token)
         return any(hmac.compare_digest(digest, admin) for admin in self._admins)
 
-    def _identify(self, headers: Mapping[str, str]) -> tuple[Principal, float]:
+    def _identify(self, headers: Mapping[str, str]) -> Identity:
+        if self._mode == "none":
+            return self._anonymous
         if self._mode == "proxy":
-            return self._proxy.read(headers, getattr(headers, "peer", "")), inf
+            return Identity(self._proxy.read(headers, getattr(headers, "peer", "")), inf, self._grant)
         token = _bearer(headers)
         if token is None:
             raise Unauthorized("send Authorization: Bearer and a token")
         digest = _digest(token)
         if self.jwt is not None:
-            return self.jwt.verify(token, digest)
-        principal = self._tokens.get(digest)
-        if principal is None:
+            principal, expires = self.jwt.verify(token, digest)
+            return Identity(principal, expires, self._grant)
+        identity = self._tokens.get(digest)
+        if identity is None:
             raise Unauthorized("this token is not valid here", challenge=CHALLENGE)
-        return principal, inf
+        return identity
 
     def _challenge(self, challenge: str, headers: Mapping[str, str], server: str) -> str:
         """With where to learn which issuer gives tokens (RFC 9728), as MCP clients expect it."""
@@ -90,11 +122,23 @@ class Authenticator:
         base = self._public_url or f"http://{headers.get('host', '')}"
         return f'{challenge}{"," if " " in challenge else ""} resource_metadata="{base}{METADATA}/servers/{server}/mcp"'
 
-    def _redeem(self, ticket: str, server: str) -> tuple[Principal, float]:
+    def _redeem(self, ticket: str, server: str) -> Identity:
         found = self.tickets.take(ticket, server)
         if found is None:
             raise Unauthorized("this ticket is not valid here, or was used", challenge=CHALLENGE)
         return found
+
+
+def _rules(settings: Settings) -> tuple[object, ...]:
+    """What decides who somebody is, but for the tokens that are listed one by one."""
+    match settings.auth.mode:
+        case "jwt":
+            return "jwt", msgspec.structs.replace(settings.auth, tokens=())
+        case "proxy":
+            auth = settings.auth
+            return "proxy", settings.gateway.trusted_proxies, auth.subject_header, auth.tenant_header
+        case mode:
+            return (mode,)
 
 
 def _ticket(headers: Mapping[str, str]) -> str | None:

@@ -9,7 +9,7 @@ import msgspec
 
 from ..mux.errors import Overloaded
 from ..mux.principal import Principal
-from ..transports.asgi import JSON
+from ..transports.asgi import JSON, UNBOUND, Grant
 from ..transports.endpoint import EndpointConfig
 from ..transports.http_endpoint import HTTPEndpoint, HTTPRequest
 
@@ -17,10 +17,17 @@ TICKET_SECONDS: Final = 30.0
 MAX_TICKETS: Final = 10_000
 
 
-class _Ticket(NamedTuple):
+class Identity(NamedTuple):
+    """Who somebody is, until when in wall time, and what may end it before."""
+
     principal: Principal
+    expires: float
+    grant: Grant
+
+
+class _Ticket(NamedTuple):
+    identity: Identity
     server: str
-    identity_expires: float
     expires: float
 
 
@@ -34,8 +41,8 @@ class Tickets:
     def __len__(self) -> int:
         return len(self._tickets)
 
-    def give(self, principal: Principal, server: str, identity_expires: float) -> str:
-        """A ticket for one connection of this principal to this server.
+    def give(self, principal: Principal, server: str, identity_expires: float, grant: Grant = UNBOUND) -> str:
+        """A ticket for one connection of this principal to this server; it is worth what it was given for.
 
         Raises:
             Overloaded: too many are out.
@@ -46,15 +53,15 @@ class Tickets:
         if len(self._tickets) >= MAX_TICKETS:
             raise Overloaded("too many tickets wait to be used", limit="tickets")
         ticket = secrets.token_urlsafe(24)
-        self._tickets[ticket] = _Ticket(principal, server, identity_expires, now + TICKET_SECONDS)
+        self._tickets[ticket] = _Ticket(Identity(principal, identity_expires, grant), server, now + TICKET_SECONDS)
         return ticket
 
-    def take(self, ticket: str, server: str) -> tuple[Principal, float] | None:
-        """Whose ticket this is, and when that identity expires; None for one that is unknown, used, or another's."""
+    def take(self, ticket: str, server: str) -> Identity | None:
+        """Whose ticket this is; None for one that is unknown, used, another server's, or worth nothing any longer."""
         found = self._tickets.pop(ticket, None)
         if found is None or found.server != server or found.expires <= self._clock():
             return None
-        return found.principal, found.identity_expires
+        return None if found.identity.grant.is_withdrawn else found.identity
 
 
 class TicketEndpoint(HTTPEndpoint):
@@ -65,6 +72,7 @@ class TicketEndpoint(HTTPEndpoint):
         self._tickets = tickets
 
     async def _post(self, request: HTTPRequest) -> None:
-        ticket = self._tickets.give(request.principal, self._config.server, request.headers.expires)
+        headers = request.headers
+        ticket = self._tickets.give(request.principal, self._config.server, headers.expires, headers.grant)
         answer = {"ticket": ticket, "expires_in": int(TICKET_SECONDS)}
         await request.respond(200, [JSON, (b"cache-control", b"no-store")], msgspec.json.encode(answer))

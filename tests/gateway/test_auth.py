@@ -1,11 +1,15 @@
 """Who is asking: tokens are known by their hash, and whatever is wrong with one is not told."""
 
 import hashlib
+import time
 
+import jwt
 import pytest
+from msgspec import structs
 from trunkline.gateway.auth import Authenticator
 from trunkline.gateway.settings import AuthSection, GatewaySection, Settings, TokenEntry
 from trunkline.mux.principal import ANONYMOUS, Principal
+from trunkline.transports.asgi import Grant, headers_of
 from trunkline.transports.guard import Unauthorized
 
 ALICE, ROOT, ADMIN = "token-of-alice", "token-of-root", "the-admin-token"
@@ -100,3 +104,95 @@ def test_no_token_is_kept_as_it_was_sent() -> None:
     known.authenticate(bearer(ALICE))
     kept = f"{vars(known)}"
     assert not any(token in kept for token in (ALICE, ROOT, ADMIN))
+
+
+# Settings that change.
+
+
+def entries(*subjects: str) -> tuple[TokenEntry, ...]:
+    """A token for each subject; `NAME/2` is a second one of the same."""
+    return tuple(TokenEntry(sha256(subject), "acme", subject.partition("/")[0]) for subject in subjects)
+
+
+def tokens(*subjects: str) -> Settings:
+    return Settings(auth=AuthSection(mode="tokens", tokens=entries(*subjects)))
+
+
+def grant_of(authenticator: Authenticator, headers: dict[str, str]) -> Grant:
+    """By what a request with these headers may keep something open."""
+    request = headers_of({"headers": []})
+    request.update(headers)
+    authenticator.authenticate(request)
+    return request.grant
+
+
+def test_a_token_that_is_taken_out_ends_what_it_opened_and_no_other_does() -> None:
+    before = Authenticator(tokens("alice", "alice/2", "bob"))
+    held = {name: grant_of(before, bearer(name)) for name in ("alice", "alice/2", "bob")}
+    after = Authenticator(tokens("alice/2", "bob", "carol"), before)
+    assert not any(grant.is_withdrawn for grant in held.values()), "nothing happens before it is replaced"
+    before.give_way(after)
+    assert {name: grant.is_withdrawn for name, grant in held.items()} == {"alice": True, "alice/2": False, "bob": False}
+    assert grant_of(after, bearer("bob")) is held["bob"]
+    assert [after.knows(Principal("tokens", "acme", name)) for name in ("alice", "bob", "carol", "dave")] == [
+        True,
+        True,
+        True,
+        False,
+    ]
+    with pytest.raises(Unauthorized):
+        after.authenticate(bearer("alice"))
+
+
+def test_a_token_that_stands_for_somebody_else_by_now_ends_what_it_opened() -> None:
+    before = Authenticator(tokens("alice"))
+    grant = grant_of(before, bearer("alice"))
+    moved = TokenEntry(sha256("alice"), "other", "alice")
+    after = Authenticator(Settings(auth=AuthSection(mode="tokens", tokens=(moved,))), before)
+    before.give_way(after)
+    assert grant.is_withdrawn
+    assert not grant_of(after, bearer("alice")).is_withdrawn
+
+
+SECRET = "a secret that is long enough for HS256, as a test has it"
+JWT = AuthSection(mode="jwt", issuer="https://issuer.example", audience="gateway", secret=SECRET, algorithms=("HS256",))
+PROXY = GatewaySection(trusted_proxies=("127.0.0.1",))
+RULES: dict[str, tuple[Settings, Principal]] = {
+    "none": (Settings(), ANONYMOUS),
+    "tokens": (tokens("alice"), Principal("tokens", "acme", "alice")),
+    "jwt": (Settings(auth=JWT), Principal("https://issuer.example", "acme", "alice")),
+    "another issuer": (
+        Settings(auth=AuthSection(**{**structs.asdict(JWT), "issuer": "https://other.example"})),
+        Principal("https://other.example", "acme", "alice"),
+    ),
+    "proxy": (Settings(gateway=PROXY, auth=AuthSection(mode="proxy")), Principal("proxy", "acme", "alice")),
+}
+
+
+@pytest.mark.parametrize("after", RULES)
+@pytest.mark.parametrize("before", RULES)
+def test_other_rules_end_what_was_opened_under_the_old_ones(before: str, after: str) -> None:
+    old = Authenticator(RULES[before][0])
+    new = Authenticator(RULES[after][0], old)
+    grants = old._grants
+    old.give_way(new)
+    assert all(grant.is_withdrawn is (before != after) for grant in grants)
+    assert {name: new.knows(principal) for name, (_, principal) in RULES.items()} == {
+        name: name == after for name in RULES
+    }
+    assert new.tickets is old.tickets
+    assert (new.jwt is old.jwt) is (before == after or new.jwt is None is old.jwt)
+
+
+def test_another_secret_of_the_issuer_counts_alone() -> None:
+    old = Authenticator(Settings(auth=JWT))
+    new = Authenticator(Settings(auth=AuthSection(**{**structs.asdict(JWT), "secret": SECRET + "2"})), old)
+    claims = {"iss": JWT.issuer, "aud": "gateway", "sub": "alice", "exp": time.time() + 60}
+    old_token, new_token = (jwt.encode(claims, secret, "HS256") for secret in (SECRET, SECRET + "2"))
+    grant = grant_of(old, bearer(old_token))
+    old.give_way(new)
+    assert grant.is_withdrawn
+    assert new.authenticate(bearer(new_token)).subject == "alice"
+    with pytest.raises(Unauthorized):
+        new.authenticate(bearer(old_token))
+    assert new.knows(old.authenticate(bearer(old_token))), "who comes with a token of the new key goes on"

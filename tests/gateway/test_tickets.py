@@ -7,7 +7,7 @@ from trunkline.gateway.settings import AuthSection, Settings, TokenEntry
 from trunkline.gateway.tickets import TICKET_SECONDS, Tickets
 from trunkline.mux.errors import Overloaded
 from trunkline.mux.principal import Principal
-from trunkline.transports.asgi import headers_of
+from trunkline.transports.asgi import UNBOUND, Grant, headers_of
 from trunkline.transports.guard import Unauthorized
 
 ALICE = Principal("tokens", "acme", "alice")
@@ -24,7 +24,7 @@ def test_a_ticket_is_good_for_one_connection_to_its_server() -> None:
     tickets = Tickets(clock=Clock())
     ticket = tickets.give(ALICE, "up", 5000.0)
     assert len(ticket) >= 32
-    assert tickets.take(ticket, "up") == (ALICE, 5000.0)
+    assert tickets.take(ticket, "up") == (ALICE, 5000.0, UNBOUND)
     assert tickets.take(ticket, "up") is None
     other = tickets.give(ALICE, "up", 5000.0)
     assert tickets.take(other, "elsewhere") is None
@@ -37,6 +37,13 @@ def test_a_ticket_ends_by_itself() -> None:
     tickets = Tickets(clock=clock)
     ticket = tickets.give(ALICE, "up", 5000.0)
     clock.now += TICKET_SECONDS
+    assert tickets.take(ticket, "up") is None
+
+
+def test_a_ticket_ends_with_the_token_that_it_was_given_for() -> None:
+    tickets, grant = Tickets(clock=Clock()), Grant()
+    ticket = tickets.give(ALICE, "up", 5000.0, grant)
+    grant.withdraw()
     assert tickets.take(ticket, "up") is None
 
 
