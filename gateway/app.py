@@ -29,12 +29,12 @@ from ..transports.guard import Guard
 from ..transports.modern import ModernEndpoint, ModernRequests
 from ..transports.sse import SSEEndpoint
 from ..transports.streamable_http import StreamableHTTPEndpoint
-from ..transports.upstream.auto import ClosableConnector, connector_for
+from ..transports.upstream.auto import AutoConnector, ClosableConnector, connector_for
 from ..transports.upstream.modern_http import ModernHTTPServer
-from ..transports.upstream.streamable_http import StreamableHTTPConnector
 from ..transports.websocket import WebSocketEndpoint, not_found
 from .auth import Authenticator
 from .bounded_http import BoundedHTTP
+from .oauth import credential_for
 from .operations import operations_app
 from .settings import Server, Settings, SettingsError, is_loopback
 from .telemetry import tracing
@@ -150,11 +150,15 @@ class Gateway:
         return connector_to(name, server, self.statistics)
 
     def _modern_requests(self, name: str, server: Server) -> ModernRequests:
-        connector = StreamableHTTPConnector(name, server.url, self.statistics, headers=server.headers, ca=server.ca)
+        connector = self._connectors[name]
+        assert isinstance(connector, AutoConnector), "only those speak this era"
+        streamable = connector.streamable
         pooling = self.settings.pooling_for(name)
         return ModernRequests(
             name,
-            ModernHTTPServer(name, connector.http, connector.headers, self.statistics, timeout=pooling.request_timeout),
+            ModernHTTPServer(
+                name, streamable.http, streamable.headers, self.statistics, timeout=pooling.request_timeout
+            ),
             self.statistics,
             max_inflight=pooling.max_inflight_per_workflow,
             headers=tuple(header.lower() for header in (*server.forward_headers, *server.session_headers)),
@@ -173,15 +177,21 @@ class Gateway:
             connector=self._connectors[name],
             pooling=pooling,
             stateless=server.stateless,
+            credential=server.oauth.identity if server.oauth is not None else "",
             make_line=per_request if pooling.reuse == "none" else None,
         )
 
 
 def connector_to(name: str, server: Server, statistics: Statistics) -> ClosableConnector:
-    """What opens sessions with a server, by its settings."""
+    """What opens sessions with a server, by its settings.
+
+    Raises:
+        SettingsError: they ask for what the SDK that is installed cannot do.
+    """
     if server.process:
         return connector_for(name, statistics, command=server.process)
-    return connector_for(name, statistics, url=server.url, headers=server.headers, ca=server.ca)
+    credential = credential_for(name, server, statistics)
+    return connector_for(name, statistics, url=server.url, headers=server.headers, ca=server.ca, credential=credential)
 
 
 async def serve(settings: Settings, *, demo: bool, on_ready: Callable[[str], None]) -> None:

@@ -86,6 +86,11 @@ COUNTERS: Final[dict[str, Family]] = {
     "upstream_requests": Family(
         "trunkline_upstream_requests", ("server", "kind"), "HTTP requests to servers.", (SERVERS, get_args(Kind))
     ),
+    "upstream_credentials": Family(
+        "trunkline_upstream_credentials",
+        ("server", "outcome"),
+        "Tokens for servers: issued, not_issued, refused (and renewed), rejected (the renewed one as well).",
+    ),
     "resumes": Family(
         "trunkline_resumes",
         ("transport", "outcome"),

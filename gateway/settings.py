@@ -5,6 +5,7 @@ wins over the file, and the command line wins over both. `${NAME}` in a string i
 """
 
 import difflib
+import hashlib
 import ipaddress
 import json
 import re
@@ -13,9 +14,11 @@ import ssl
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from types import NoneType, UnionType
+from typing import Annotated, Any, Final, Literal, get_args
 from urllib.parse import urlsplit
 
+import jwt
 import msgspec
 from msgspec import Meta
 
@@ -27,6 +30,7 @@ NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 STDIO: Final = "stdio:"
 SCHEMES: Final = ("http", "https", "sse+http", "sse+https", "ws", "wss")
+SCOPE: Final = re.compile(r"[!#-\[\]-~]+( [!#-\[\]-~]+)*")  # RFC 6749, 3.3
 SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
 HOP_BY_HOP: Final = frozenset(
     (
@@ -136,6 +140,7 @@ class PoolingSection(Pooling, frozen=True, forbid_unknown_fields=True):
     resume_window: Seconds = 300
     request_timeout: Seconds = 300
     spares: Annotated[int, Meta(ge=0)] = 0
+    max_channel_age: Annotated[float, Meta(ge=0)] = 0
     max_workflows: Count = 10_000
     max_workflows_per_user: Count = 100
     max_workflows_per_tenant: Count = 2_000
@@ -143,6 +148,28 @@ class PoolingSection(Pooling, frozen=True, forbid_unknown_fields=True):
     max_inflight_per_workflow: Count = 64
     max_inflight_per_channel: Count = 256
     event_log: EventLogSection = EventLogSection()
+
+
+TokenEndpointAuthMethod = Literal["client_secret_basic", "client_secret_post", "private_key_jwt"]
+
+
+class OAuth(Section, frozen=True):
+    """`oauth` of a server: the gateway's own client credentials, which go to this issuer and nowhere else."""
+
+    issuer: str
+    client_id: str
+    client_secret: str = ""
+    private_key: str = ""
+    """A file with the key that signs for `private_key_jwt`, in PEM."""
+    algorithm: str = "RS256"
+    scope: str = ""
+    """Empty for what the server asks for."""
+    token_endpoint_auth_method: TokenEndpointAuthMethod = "client_secret_basic"  # noqa: S105 - its name, no password
+
+    @property
+    def identity(self) -> str:
+        """Names the credential in the key of pooled sessions: a new secret, key or token of it drops none of them."""
+        return hashlib.sha256("\n".join((self.issuer, self.client_id, self.scope)).encode()).hexdigest()[:32]
 
 
 class Server(Section, frozen=True):
@@ -154,6 +181,7 @@ class Server(Section, frozen=True):
     forward_headers: tuple[str, ...] = ()
     session_headers: tuple[str, ...] = ()
     ca: str = ""
+    oauth: OAuth | None = None
     stateless: bool = False
     trust_annotations: bool = False
     eras: tuple[Literal["legacy", "modern"], ...] = ("legacy", "modern")
@@ -162,6 +190,7 @@ class Server(Section, frozen=True):
     resume_window: Seconds | None = None
     request_timeout: Seconds | None = None
     spares: Annotated[int, Meta(ge=0)] | None = None
+    max_channel_age: Annotated[float, Meta(ge=0)] | None = None
     max_workflows: Count | None = None
     max_workflows_per_user: Count | None = None
     max_workflows_per_tenant: Count | None = None
@@ -266,11 +295,18 @@ def _is_text(keys: Sequence[str]) -> bool:
             kind = Server
         elif kind == dict[str, str]:
             kind = str
-        elif isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-            kind = next((field.type for field in msgspec.structs.fields(kind) if field.name == key), None)
+        elif (section := _section(kind)) is not None:
+            kind = next((field.type for field in msgspec.structs.fields(section) if field.name == key), None)
         else:
             return False
     return kind is str
+
+
+def _section(kind: Any) -> type[msgspec.Struct] | None:
+    """The table that a field of this type holds, where it may be left out as well; None where it holds none."""
+    kinds = [one for one in get_args(kind) if one is not NoneType] if isinstance(kind, UnionType) else [kind]
+    is_table = len(kinds) == 1 and isinstance(kinds[0], type) and issubclass(kinds[0], msgspec.Struct)
+    return kinds[0] if is_table else None
 
 
 def _put(tree: dict[str, Any], keys: Sequence[str], value: object) -> None:
@@ -336,8 +372,8 @@ def _refuse_unknown(section: type[msgspec.Struct], tree: object, path: str) -> N
         if section is Settings and key == "servers" and isinstance(value, dict):
             for name, server in value.items():
                 _refuse_unknown(Server, server, f"{here}.{name}")
-        elif isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-            _refuse_unknown(kind, value, here)
+        elif (table := _section(kind)) is not None:
+            _refuse_unknown(table, value, here)
 
 
 def _check(settings: Settings, *, insecure: bool) -> None:
@@ -458,7 +494,7 @@ def _check_process(path: str, server: Server) -> None:
         raise SettingsError(f"{path}.{key}", f"it is no command line: {error}") from None
     if not process or not process[0] or any("\0" in word for word in process):
         raise SettingsError(f"{path}.{key}", "expected a program and its arguments")
-    for name in ("headers", "ca", "forward_headers", "session_headers"):
+    for name in ("headers", "ca", "forward_headers", "session_headers", "oauth"):
         if getattr(server, name):
             raise SettingsError(f"{path}.{name}", "a command is no HTTP server; leave it out")
 
@@ -481,8 +517,43 @@ def _check_server(path: str, server: Server) -> None:
         raise SettingsError(f"{path}.eras", "without legacy, the server needs an http(s) url in this version")
     if server.trust_annotations:
         raise SettingsError(f"{path}.trust_annotations", "not part of this version; leave it out")
+    if server.oauth is not None:
+        _check_oauth(f"{path}.oauth", server, server.oauth)
     for key in ("forward_headers", "session_headers"):
         for header in getattr(server, key):
             low = header.lower()
             if low in RESERVED or low in HOP_BY_HOP or low.startswith(("mcp-", "trunkline-")):
                 raise SettingsError(f"{path}.{key}", f"{header} is never passed on from a client")
+
+
+def _check_oauth(path: str, server: Server, oauth: OAuth) -> None:
+    if "authorization" in (header.lower() for header in server.headers):
+        raise SettingsError(path, "headers has an Authorization already; give one of the two")
+    if "http" not in server.url.partition("://")[0]:
+        raise SettingsError(path, "tokens are only renewed over HTTP; give a WebSocket its headers")
+    for where, url in ((f"{path.removesuffix('.oauth')}.url", server.url), (f"{path}.issuer", oauth.issuer)):
+        parts = urlsplit(url)
+        is_https = parts.scheme.endswith("https")
+        if not parts.hostname or not (is_https or (parts.scheme.endswith("http") and is_loopback(parts.hostname))):
+            raise SettingsError(where, "tokens go over https, or stay on this machine")
+    if not oauth.client_id:
+        raise SettingsError(f"{path}.client_id", "the issuer knows its clients by it")
+    if oauth.scope and not SCOPE.fullmatch(oauth.scope):
+        raise SettingsError(f"{path}.scope", "expected names with single spaces between them")
+    needed, other = "client_secret", "private_key"
+    if oauth.token_endpoint_auth_method == "private_key_jwt":  # noqa: S105
+        needed, other = other, needed
+    if not getattr(oauth, needed) or getattr(oauth, other):
+        raise SettingsError(f"{path}.{needed}", f"{oauth.token_endpoint_auth_method} needs it, and no {other}")
+    if oauth.private_key:
+        _check_key(path, oauth)
+
+
+def _check_key(path: str, oauth: OAuth) -> None:
+    symmetric = oauth.algorithm == "none" or oauth.algorithm.startswith("HS")
+    if symmetric or oauth.algorithm not in jwt.algorithms.get_default_algorithms():
+        raise SettingsError(f"{path}.algorithm", "expected one with a private key: RS256, ES256, EdDSA …")
+    try:
+        jwt.encode({}, Path(oauth.private_key).read_text(), algorithm=oauth.algorithm)
+    except (OSError, ValueError, TypeError, AttributeError, jwt.PyJWTError):  # whatever a key of another kind leads to
+        raise SettingsError(f"{path}.private_key", f"no key for {oauth.algorithm} can be read from this file") from None

@@ -1,12 +1,12 @@
 """What failed last with each server: for pages and tables. Pure; times are seconds of the wall clock."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Literal, NamedTuple
 
 from .errors import CredentialRefused, HandshakeTimedOut, TrunklineError, UpstreamUnreachable
 
-Stage = Literal["connect", "handshake", "session"]
-"""Reaching the server; agreeing on a session with it; keeping the session."""
+Stage = Literal["credential", "connect", "handshake", "session"]
+"""Proving to the server who we are; reaching it; agreeing on a session with it; keeping the session."""
 
 
 class Failure(NamedTuple):
@@ -38,6 +38,10 @@ class Failures(Mapping[str, Failure]):
         before = self._last.get(server)
         self._last[server] = Failure(stage, error.message, now, before.since if before else now)
 
+    def keep(self, servers: Collection[str]) -> None:
+        """There are no others than these any longer."""
+        self._last = {server: failure for server, failure in self._last.items() if server in servers}
+
     def clear(self, server: str) -> None:
         """A session was opened."""
         self._last.pop(server, None)
@@ -45,6 +49,8 @@ class Failures(Mapping[str, Failure]):
 
 def stage_of(error: TrunklineError) -> Stage:
     """The stage at which a session could not be opened."""
-    if not isinstance(error, UpstreamUnreachable) or isinstance(error, HandshakeTimedOut | CredentialRefused):
+    if isinstance(error, CredentialRefused):
+        return "credential"
+    if not isinstance(error, UpstreamUnreachable) or isinstance(error, HandshakeTimedOut):
         return "handshake"
     return "connect" if "status" not in error.data and error.data.get("executed") == "no" else "handshake"

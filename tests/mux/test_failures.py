@@ -25,6 +25,8 @@ def test_a_failure_lasts_until_a_session_is_opened() -> None:
     failures.clear("x")
     assert dict(failures) == {"y": Failure("session", "gone", 13.0, 13.0)}
     assert len(failures) == 1
+    failures.keep(["x"])
+    assert not failures
 
 
 @pytest.mark.parametrize(
@@ -34,7 +36,7 @@ def test_a_failure_lasts_until_a_session_is_opened() -> None:
         (UpstreamUnreachable("HTTP 401", status=401, executed="no"), "handshake"),
         (UpstreamUnreachable("the answer broke off", executed="unknown"), "handshake"),
         (HandshakeTimedOut("no handshake within 30 s", executed="no"), "handshake"),
-        (CredentialRefused("no token was issued"), "handshake"),
+        (CredentialRefused("no token was issued"), "credential"),
         (UpstreamRefused(b"{}"), "handshake"),
         (UpstreamFault("no JSON"), "handshake"),
     ],
