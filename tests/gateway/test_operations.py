@@ -144,7 +144,8 @@ async def test_g12_no_page_shows_a_secret(site: Site) -> None:
     begun = await begin(site.pool, ALICE, key=KEY, session_headers={"X-Tenant": "s3cret"})
     Client(begun.workflow).call()
     record = begun.workflow.record
-    shown = "".join([(await site.get(path)).text for path in ("/metrics", "/nothing", *PRIVATE)])
+    pages = ("/metrics", "/nothing", *PRIVATE, f"/api/sessions/{record.handle}", f"/api/sessions/{record.session_id}")
+    shown = "".join([(await site.get(path)).text for path in pages])
     for secret in (record.session_id, KEY, "s3cret", ADMIN, "alice", "acme", record.event_token):
         assert secret not in shown
     begun.workflow.wire_left()

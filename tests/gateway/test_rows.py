@@ -1,7 +1,9 @@
 """What `/api/*` tells: pages of workflows that can be searched, and the account of one."""
 
+import asyncio
+from dataclasses import replace
 from itertools import count
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from harness.memory_wire import echo
@@ -41,11 +43,16 @@ def told_of(at: Bench, workflow: Workflow) -> dict[str, Any]:
 async def test_rows_of_a_server_and_of_a_workflow() -> None:
     async with bench() as at:
         at.server.pause("connect")
-        client = await at.client(ALICE, server="y")
-        assert workflow_row(client.workflow)["channel"] == "open"
-        assert server_row(at.pool, "x")["state"] == "unused"
-        assert server_row(at.pool, "y")["workflows"] == 1
+        opening = asyncio.create_task(at.client(ALICE))
+        await at.server.reached("connect")
+        [workflow] = at.pool.workflows
+        assert workflow_row(workflow)["channel"] == "opening"
+        told = told_of(at, workflow)
+        assert (told["initialize"], told["pool"], told["channel"]) == (None, None, None)
         at.server.let("connect")
+        await opening
+        assert workflow_row(workflow)["channel"] == "open"
+        assert (server_row(at.pool, "x")["workflows"], server_row(at.pool, "y")["workflows"]) == (1, 0)
 
 
 # Pages.
@@ -214,6 +221,17 @@ async def test_a_session_of_another_principal_is_the_nearest_where_there_is_no_o
         assert differing(told_of(at, client.workflow)["initialize"]) == [("principal", ())]
         elsewhere = await at.client(ALICE, server="y")
         assert told_of(at, elsewhere.workflow)["initialize"]["reason"] == "first"
+
+
+@pytest.mark.parametrize("reuse", ["user", "workflow"])
+async def test_settings_that_changed_keep_two_workflows_apart(reuse: Literal["user", "workflow"]) -> None:
+    async with bench(reuse=reuse) as at:
+        await at.client(ALICE)
+        changed = replace(at.pool.upstreams["x"], generation=1, credential="another")
+        at.pool.reconfigure({**at.pool.upstreams, "x": changed}, at.pool.pooling)
+        client = await at.client(ALICE)
+        parts = [part for part, _ in differing(told_of(at, client.workflow)["initialize"])]
+        assert parts[:2] == ["generation", "credential"]
 
 
 async def test_a_full_session_is_the_reason_for_another() -> None:
