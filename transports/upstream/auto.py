@@ -40,6 +40,17 @@ class ClosableConnector(Connector, Protocol):
         """Give up what is held for coming sessions; after the sessions have ended. Idempotent."""
 
 
+class RotatingConnector(ClosableConnector, Protocol):
+    """A connector whose credentials may get other values while it has sessions."""
+
+    def rotate(self, headers: Headers) -> None:
+        """Send these values under the same names, from the next request on; what has no request goes on as it is.
+
+        Raises:
+            ValueError: headers that cannot be used; nothing has changed.
+        """
+
+
 def connector_for(
     server: str,
     statistics: Statistics,
@@ -51,7 +62,7 @@ def connector_for(
     credential: Credential | None = None,
     env: Mapping[str, str] | None = None,
     cwd: str | Path | None = None,
-) -> ClosableConnector:
+) -> RotatingConnector:
     """The connector that a server's settings ask for: either `url` or `command` is given.
 
     Raises:
@@ -121,6 +132,11 @@ class AutoConnector:
     ) -> AbstractAsyncContextManager[Wire]:
         """See `AdoptingConnector.adopt`: only sessions by Streamable HTTP are movable."""
         return self.streamable.adopt(receiver, headers, session, revision, listen=listen)
+
+    def rotate(self, headers: Headers) -> None:
+        """See `RotatingConnector.rotate`."""
+        self.streamable.rotate(headers)
+        self.sse.rotate(headers)
 
     async def close(self) -> None:
         """Close the HTTP client. Idempotent."""

@@ -114,6 +114,11 @@ class ModernHTTPServer:
         passage.cut = self._http.send("POST", block, body, passage)
         return passage
 
+    def rotate(self, headers: Headers) -> None:
+        """See `RotatingConnector.rotate`."""
+        self._headers = self._headers.with_(headers)
+        self._blocks.clear()
+
     async def close(self) -> None:
         """Close the HTTP client; what is under way breaks. Idempotent."""
         if self._probe is not None:

@@ -64,6 +64,8 @@ class SSEConnector:
         self.http = http or http_client(url, ca, credential)
         self.headers = HeaderBlock({**(headers or {}), "User-Agent": "trunkline"})
         self._statistics = statistics
+        self._wires: dict[_SSEWire, Headers] = {}
+        """Open sessions, and what is fixed for each of them."""
 
     @asynccontextmanager
     async def connect(self, receiver: Receiver, headers: Headers, *, listen: bool) -> AsyncIterator[Wire]:
@@ -73,11 +75,19 @@ class SSEConnector:
             TrunklineError: there is no stream, or it does not say in time where messages go.
         """
         wire = _SSEWire(self, receiver, headers)
+        self._wires[wire] = headers
         try:
             await wire.open()
             yield wire
         finally:
+            del self._wires[wire]
             wire.close()
+
+    def rotate(self, headers: Headers) -> None:
+        """See `RotatingConnector.rotate`."""
+        self.headers = self.headers.with_(headers)
+        for wire, fixed in self._wires.items():
+            wire.rotate(headers, fixed)
 
     async def close(self) -> None:
         """Close the HTTP client. Idempotent."""
@@ -190,6 +200,10 @@ class _SSEWire:
                 f"the server answered notifications/initialized with HTTP {status}", status=status, executed="no"
             )
         self._is_established = True
+
+    def rotate(self, headers: Headers, fixed: Headers) -> None:
+        """Credentials have these values from the next message on."""
+        self._headers = self._headers.rotated(headers, fixed)
 
     def close(self) -> None:
         """Cut everything: the end of the stream is the end of the session. Idempotent."""

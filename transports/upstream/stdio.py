@@ -92,6 +92,9 @@ class StdioConnector:
             wire.close()
             await process.end()
 
+    def rotate(self, headers: Headers) -> None:
+        """See `RotatingConnector.rotate`: a process has no headers."""
+
     async def close(self) -> None:
         """Nothing outlives the sessions."""
 

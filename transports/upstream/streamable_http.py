@@ -98,6 +98,8 @@ class StreamableHTTPConnector:
             {**(headers or {}), "Accept": f"{JSON_TYPE}, {STREAM_TYPE}", "User-Agent": "trunkline"}
         )
         self._statistics = statistics
+        self._wires: dict[_HTTPWire, Headers] = {}
+        """Open sessions, and what is fixed for each of them."""
 
     @asynccontextmanager
     async def connect(self, receiver: Receiver, headers: Headers, *, listen: bool) -> AsyncIterator[Wire]:
@@ -123,14 +125,22 @@ class StreamableHTTPConnector:
             raise InvalidRequest(str(error)) from error
         async with asyncio.TaskGroup() as tasks:
             wire = _HTTPWire(self, receiver, fixed, tasks, listen=listen)
+            self._wires[wire] = headers
             try:
                 yield wire
             except Exception as error:  # kept out of the task group, which would wrap it
                 failure = error
             finally:
                 await wire.close()
+                del self._wires[wire]
         if failure is not None:
             raise failure
+
+    def rotate(self, headers: Headers) -> None:
+        """See `RotatingConnector.rotate`."""
+        self.headers = self.headers.with_(headers)
+        for wire, fixed in self._wires.items():
+            wire.rotate(headers, fixed)
 
     async def close(self) -> None:
         """Close the HTTP client. Idempotent."""
@@ -262,6 +272,10 @@ class _HTTPWire:
                 cut()
             for task in tuple(self._running):
                 task.cancel()
+
+    def rotate(self, headers: Headers, fixed: Headers) -> None:
+        """Credentials have these values from the next request on."""
+        self._headers = self._headers.rotated(headers, fixed)
 
     # What becomes of a request, as its answer tells.
 

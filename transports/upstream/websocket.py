@@ -103,6 +103,10 @@ class WebSocketConnector:
         if failure is not None:
             raise failure
 
+    def rotate(self, headers: Headers) -> None:
+        """See `RotatingConnector.rotate`: an open connection has proved who it is."""
+        self._headers = self._headers.with_(headers)
+
     async def close(self) -> None:
         """Nothing outlives the sessions."""
 

@@ -1,7 +1,7 @@
 """Which transport a server is spoken to by, and how it is found; the contract holds what comes after."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import anyio
@@ -247,3 +247,50 @@ async def test_servers_of_the_sdk_are_found(line: Line) -> None:
 )
 def test_an_error_that_names_revisions(text: bytes, names: bool) -> None:
     assert names_revisions(text) is names
+
+
+Called = Callable[[Session], Awaitable[Mapping[str, str]]]
+"""Makes a call; the headers that came with it."""
+
+
+async def rotate(connector: AutoConnector, called: Called) -> None:
+    """A credential gets other values, before a session, while it is open, and before the next one."""
+    connector.rotate({"Authorization": "Bearer one", "X-Key": "one"})
+    async with opened(connector, {"X-Key": "mine"}) as session:
+        for value in ("one", "two"):
+            connector.rotate({"Authorization": f"Bearer {value}", "X-Key": value})
+            with pytest.raises(ValueError, match="cannot be sent"):
+                connector.rotate({"Authorization": "\n"})
+            headers = await called(session)
+            assert (headers["authorization"], headers["x-key"]) == (f"Bearer {value}", "mine")
+            assert headers["mcp-protocol-version"] == "2025-11-25"
+    async with opened(connector) as session:
+        headers = await called(session)
+        assert (headers["authorization"], headers["x-key"]) == ("Bearer two", "two")
+
+
+async def test_a_rotated_credential_goes_with_the_next_request_of_every_session() -> None:
+    async with ScriptedUpstream({"GET": [[Status(405)]]}) as server, connector_to(server.url) as (connector, _):
+
+        async def called(session: Session) -> Mapping[str, str]:
+            await session.answered(session.request())
+            return server.of("tools/call")[-1].headers
+
+        await rotate(connector, called)
+        assert {came.headers.get("mcp-session-id") for came in server.of("tools/call")} == {"upstream-session"}
+        assert connector.streamable._wires == {}
+
+
+async def test_a_rotated_credential_goes_with_the_next_message_of_http_sse() -> None:
+    async with over_sse() as server, connector_to(server.address) as (connector, _):
+
+        async def called(session: Session) -> Mapping[str, str]:
+            request = session.request()
+            message = await server.got("tools/call", len(server.of("tools/call")) + 1)
+            message.finish(answer(request))
+            await session.answered(request)
+            return message.headers
+
+        await rotate(connector, called)
+        assert connector.kind == "sse"
+        assert connector.sse._wires == {}

@@ -637,3 +637,20 @@ async def test_closing_the_client_breaks_what_is_under_way() -> None:
         await soon(said.wait())
         await here.upstream.close()
         assert isinstance(await failed(passage), SessionLost)
+
+
+async def test_a_rotated_credential_goes_with_the_next_request() -> None:
+    carried: list[str] = []
+
+    async def serve(peer: Peer) -> None:
+        while True:
+            _, headers, _ = await peer.request()
+            carried.append(headers["authorization"])
+            await peer.say(answer(OK))
+
+    async with asked(serve) as here:
+        for value in ("ours", "new"):
+            here.upstream.rotate({"authorization": f"Bearer {value}"})
+            for _ in range(2):
+                await all_of(here.send(x_class="a"))
+    assert carried == ["Bearer ours"] * 2 + ["Bearer new"] * 2

@@ -73,6 +73,9 @@ async def test_the_opening_carries_headers_and_asks_for_the_subprotocol() -> Non
             assert opening["sec-websocket-protocol"] == "mcp"
             assert "sec-websocket-extensions" not in opening, "no compression"
             assert opening["user-agent"] == "trunkline"
+            connector.rotate({"authorization": "Bearer t"})
+        async with opened(connector):
+            assert server.session.opening["authorization"] == "Bearer t"
         await connector.close()
 
 
