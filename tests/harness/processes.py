@@ -66,6 +66,11 @@ class ServerProcess:
         start = max(0, size - LOG_TAIL_BYTES)
         return os.pread(self._log.fileno(), LOG_TAIL_BYTES, start).decode(errors="replace")
 
+    def output(self) -> str:
+        """All that the process printed."""
+        self._log.flush()
+        return os.pread(self._log.fileno(), os.fstat(self._log.fileno()).st_size, 0).decode(errors="replace")
+
     def rss_bytes(self) -> int:
         """Resident memory of the process, without its children."""
         for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
