@@ -69,11 +69,11 @@ class Backoff:
         self.until = float("-inf")
         """Nothing is to be tried before."""
 
-    def failed(self, now: float) -> None:
-        """A try failed; the wait is drawn from the upper half of twice the last one's."""
+    def failed(self, now: float, at_least: float = 0.0) -> None:
+        """A try failed; the wait is drawn from the upper half of twice the last one's, `at_least` so many seconds."""
         full = min(FIRST_SECONDS * 2.0 ** min(self.failures, 16), LAST_SECONDS)
         self.failures += 1
-        self.until = now + full * (0.5 + 0.5 * self._draw())
+        self.until = now + max(full * (0.5 + 0.5 * self._draw()), at_least)
 
     def succeeded(self) -> None:
         """What is tried next has nothing to do with what failed before."""

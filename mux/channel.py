@@ -42,6 +42,7 @@ from .errors import (
     WorkflowEnded,
 )
 from .generations import Version
+from .lifecycle import Life, Purpose
 from .limits import MAX_EVENT_BYTES, Pooling
 from .ports import NONE, AdoptingConnector, Caller, Connector, Headers, MovableWire, Opened, Owner, Wire
 from .record import Handshake
@@ -88,6 +89,10 @@ class ChannelConfig:
     """The session to go on with; None to begin one."""
     generation: int = 0
     """The generation of the server's settings that it belongs to."""
+    purpose: Purpose = "lent"
+    """What it is opened for."""
+    on_lost: "Callable[[Channel, TrunklineError], None] | None" = None
+    """Told when the server has ended the session, after the owners."""
 
 
 class Channel:
@@ -105,6 +110,8 @@ class Channel:
         self._closing = False
         self._draining: TrunklineError | None = None
         self._wake = anyio.Event()
+        self.life = Life(config.purpose)
+        """Where it stands in the pool, which moves it."""
         self.is_superseded = False
         """True where other settings of its server hold by now: it serves those who have it, and no newcomer."""
         self.opened: asyncio.Future[Opened] = asyncio.get_running_loop().create_future()
@@ -316,6 +323,8 @@ class Channel:
         self.close(cause)
         for owner in tuple(self._owners):
             owner.lost(self, cause)
+        if self._config.on_lost is not None:
+            self._config.on_lost(self, cause)
 
     def _give_up_opening(self) -> None:
         if not self.opened.done():

@@ -44,6 +44,9 @@ class Pooling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     request_timeout: float = 300
     """A call without answer or progress for this long is cancelled and answered with -31004."""
     spares: int = 0
+    """Sessions, initialized and never used, that are kept ready for clients like those that a server has now."""
+    max_channel_age: float = 0
+    """A session that workflows share is replaced after so long, without a break; 0 for never."""
     max_workflows: int = 10_000
     max_workflows_per_user: int = 100
     max_workflows_per_tenant: int = 2_000

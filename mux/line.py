@@ -26,13 +26,11 @@ class DedicatedLine:
         *,
         stateless: bool,
         max_waiting: int,
-        on_opened: Callable[[Channel], None] | None = None,
         why: Decision = FIRST,
     ) -> None:
         self.why = why
         """See `Line.why`."""
         self._make_channel = make_channel
-        self._on_opened = on_opened
         self._stateless = stateless
         self._max_waiting = max_waiting
         self._channel: Channel | None = None
@@ -60,6 +58,11 @@ class DedicatedLine:
         return () if self._channel is None else (self._channel,)
 
     @property
+    def channel(self) -> Channel | None:
+        """The newest channel; None before the first."""
+        return self._channel
+
+    @property
     def load(self) -> int:
         """Places that are taken of `max_inflight_per_channel`."""
         return len(self._waiting) + (self._channel.load if self._channel is not None else 0)
@@ -79,10 +82,24 @@ class DedicatedLine:
             raise SessionLost("the upstream session is gone", executed="no")
         if len(self._waiting) >= self._max_waiting:
             raise Overloaded("too many calls wait for the server to come back", limit="max_inflight_per_channel")
+        opened = self._open_channel().opened
         self._waiting.append((message, caller, headers))
         if len(self._waiting) == 1:
-            self._open_channel().opened.add_done_callback(self._send_waiting)
+            opened.add_done_callback(self._send_waiting)
         return "miss"
+
+    def reopen(self) -> None:
+        """Open a channel where none is open or opening, before a call needs it.
+
+        Raises:
+            TrunklineError: none may be opened now.
+        """
+        self._open_channel()
+
+    def take(self, now: float) -> None:
+        """A call comes: the channel is idle no longer."""
+        if self._channel is not None and self._channel.life.stage == "idle":
+            self._channel.life.step("taken", now)
 
     def cancel(self, caller: Caller, message: Envelope) -> None:
         """See `Line.cancel`."""
@@ -124,13 +141,7 @@ class DedicatedLine:
             if self._channel is not None:
                 self.why = lost(self._channel.close_reason)
             self._channel = self._make_channel()
-            if self._on_opened is not None:
-                self._channel.opened.add_done_callback(self._opened)
         return self._channel
-
-    def _opened(self, opened: asyncio.Future[Opened]) -> None:
-        if self._on_opened is not None and self.is_connected and self._channel is not None:
-            self._on_opened(self._channel)
 
     def _send_waiting(self, opened: asyncio.Future[Opened]) -> None:
         waiting, self._waiting = self._waiting, []

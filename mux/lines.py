@@ -1,21 +1,27 @@
 """What carries workflows to their servers: lines, built by the reuse of each server, and the channels of them all."""
 
+import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from .account import MAX_COMPARED, OWN, ChannelKey, Decision, missed
-from .channel import Channel, ChannelConfig
+from .breaker import Breakers, Circuit, Permit, verdict
+from .channel import Channel, ChannelConfig, Recipients
 from .directory import ID_BLOCK, Directory
-from .envelope import Envelope
-from .errors import TrunklineError, WorkflowEnded
+from .errors import CircuitOpen, SessionLost, TrunklineError, WorkflowEnded
+from .failures import Failures, stage_of
 from .generations import Generations, Version
+from .group import ChannelGroup, GroupPorts
+from .lifecycle import Effect
 from .limits import Pooling
 from .line import ChannelMaker, DedicatedLine
-from .ports import Connector, Line, Owner
+from .ports import Connector, Line, Opened, Owner
 from .principal import Principal
-from .shared import ChannelGroup, SharedLine
+from .shared import SharedLine
 from .sharing import shared_handshake
 from .statistics import Statistics
 from .workflow import Workflow
@@ -23,6 +29,9 @@ from .workflow import Workflow
 LineMaker = Callable[[ChannelMaker], Line]
 Spawn = Callable[[Callable[[Any], Awaitable[None]], Any], None]
 """Starts a task of the pool: a function and its argument."""
+
+Perform = Callable[[Channel, Effect], None]
+"""Does what the life of a channel asks for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +50,22 @@ class Upstream:
     """The line for `reuse = "none"`, which lives outside of mux; None means the dedicated line."""
 
 
+class _Held:
+    """A channel of the pool, and who has to know what becomes of it."""
+
+    __slots__ = ("after", "is_settled", "perform", "permit", "server")
+
+    def __init__(self, server: str, permit: Permit | None, perform: Perform | None, after: Channel | None) -> None:
+        self.server = server
+        self.permit = permit
+        """The leave of the server's circuit; None where it has no say."""
+        self.perform = perform
+        self.after = after
+        """The channel whose opening is waited for: sessions of one key are opened one after the other."""
+        self.is_settled = False
+        """True once it is told whether it could be opened."""
+
+
 class Lines:
     """The lines of one pool. `spawn` starts an owner task; `end` ends a workflow for a cause."""
 
@@ -53,20 +78,30 @@ class Lines:
         generations: "Generations[Upstream]",
         spawn: Spawn,
         end: Callable[[Workflow, str], None],
+        wall: Callable[[], float] = time.time,
     ) -> None:
+        self.failures = Failures()
+        """What failed last with each server."""
+        self._breakers = Breakers()
+        self._wall = wall
         self._directory = directory
         self._statistics = statistics
         self._clock = clock
         self._generations = generations
         self._spawn = spawn
         self._end = end
-        self._channels: dict[Channel, str] = {}
+        self._channels: dict[Channel, _Held] = {}
         self._groups: dict[ChannelKey, ChannelGroup] = {}
 
     @property
     def channels(self) -> list[tuple[str, Channel]]:
         """Each channel that lives here, with its server's name."""
-        return [(server, channel) for channel, server in self._channels.items()]
+        return [(held.server, channel) for channel, held in self._channels.items()]
+
+    @property
+    def circuits(self) -> list[Circuit]:
+        """How the servers stand that failed lately, for each tenant."""
+        return list(self._breakers)
 
     def line(self, workflow: Workflow, upstream: Upstream) -> Line:
         """The line of a new workflow."""
@@ -79,6 +114,7 @@ class Lines:
         for key in [key for key, group in self._groups.items() if group.expire(now)]:
             self._groups.pop(key).close(WorkflowEnded("idle"))
         self._close_superseded()
+        self._breakers.expire(now)
 
     def supersede(self) -> None:
         """The settings of servers have changed: what is open under old ones serves those who have it, and ends."""
@@ -118,7 +154,7 @@ class Lines:
                 listen=listen,
                 generation=upstream.generation,
             )
-            return self._start_channel(config, [workflow])
+            return self._start_channel(config, [workflow], workflow.principal, is_guarded=upstream.make_line is None)
 
         if upstream.make_line is not None:
             return upstream.make_line(make_channel)
@@ -141,8 +177,10 @@ class Lines:
             return self._groups[key]
         why = self._why_none(key)
         self._make_room(workflow.principal, upstream.pooling)
+        newest: Channel | None = None
 
-        def make_channel(group: ChannelGroup, is_primary: bool) -> Channel:
+        def make_channel(group: ChannelGroup, is_primary: bool, recipients: Recipients) -> Channel:
+            nonlocal newest
             ids = (range(first, first + ID_BLOCK) for first in itertools.count(1, ID_BLOCK))
 
             async def draw_ids() -> range:
@@ -158,20 +196,22 @@ class Lines:
                 statistics=self._statistics,
                 clock=self._clock,
                 listen=is_primary,
-                recipients=group.wishes.recipients if is_primary else _of_its_call,
+                recipients=recipients,
                 generation=upstream.generation,
+                purpose="shared",
             )
-            return self._start_channel(config, group.owners)
+            before = None if newest is None or newest.opened.done() else newest
+            newest = self._start_channel(config, group.owners, key.principal, perform=group.perform, after=before)
+            return newest
 
-        self._groups[key] = group = ChannelGroup(
-            key,
-            upstream.pooling,
+        ports = GroupPorts(
             make_channel,
             may_open=lambda: self._has_room_for_channel(key.principal, upstream.pooling),
             on_changed=self._end_changed,
+            listens=_listens,
             clock=self._clock,
-            why=why,
         )
+        self._groups[key] = group = ChannelGroup(key, upstream.pooling, ports, why=why)
         return group
 
     def _why_none(self, key: ChannelKey) -> Decision:
@@ -195,21 +235,104 @@ class Lines:
         if isinstance(owner, Workflow):
             self._end(owner, "upstream_changed")
 
-    def _start_channel(self, config: ChannelConfig, owners: list[Owner]) -> Channel:
-        channel = Channel(config, owners)
+    # The channels.
+
+    def _start_channel(
+        self,
+        config: ChannelConfig,
+        owners: list[Owner],
+        principal: Principal,
+        *,
+        perform: Perform | None = None,
+        after: Channel | None = None,
+        is_guarded: bool = True,
+    ) -> Channel:
+        """Begin to open a session.
+
+        Raises:
+            CircuitOpen: the server failed too often, and is not tried now.
+            Overloaded: the gateway is shutting down.
+        """
+        permit = self._permit(config.server, principal) if is_guarded else None
+        channel = Channel(replace(config, on_lost=self._lost), owners)
         channel.is_superseded = not self._generations.is_current(*channel.version)
-        self._channels[channel] = config.server
-        self._spawn(self._own, channel)
+        held = _Held(config.server, permit, perform, after)
+        channel.opened.add_done_callback(partial(self._opened, channel, held))
+        self._channels[channel] = held
+        try:
+            self._spawn(self._own, channel)
+        except TrunklineError as error:
+            del self._channels[channel]
+            channel.close(error)
+            raise
         return channel
 
-    async def _own(self, channel: Channel) -> None:
+    def _permit(self, server: str, principal: Principal) -> Permit:
         try:
-            await channel.run()
+            return self._breakers.admit(server, principal, self._clock())
+        except CircuitOpen as refused:
+            self._statistics.count("refused", refused.reason)
+            raise
+
+    async def _own(self, channel: Channel) -> None:
+        """Own a channel from open to close, as the task that this is."""
+        held = self._channels[channel]
+        try:
+            if held.after is not None:
+                await self._wait_for(held.after, channel, held)
+            if not channel.is_closing:
+                await channel.run()
         finally:
-            server = self._channels.pop(channel)
-            self._statistics.count("channels_closed", server, channel.close_reason)
+            channel.close(SessionLost("the gateway stopped", executed="unknown"))
+            del self._channels[channel]
+            channel.life.step("ended", self._clock())
+            self._statistics.count("channels_closed", held.server, channel.close_reason)
+
+    async def _wait_for(self, before: Channel, channel: Channel, held: _Held) -> None:
+        """Wait until a session of the same key is open. Where the server cannot be reached for it, nor for this one."""
+        held.after = None
+        await asyncio.wait([before.opened, channel.opened], return_when=asyncio.FIRST_COMPLETED)
+        error = before.opened.exception() if before.opened.done() else None
+        if isinstance(error, TrunklineError) and verdict(error) != "unknown" and not channel.is_closing:
+            if held.permit is not None:
+                held.permit.failed(None, self._clock())  # the one before has told what there is to tell
+                held.permit = None
+            channel.close(SessionLost(error.message, executed="no") if isinstance(error, SessionLost) else error)
+
+    def _opened(self, channel: Channel, held: _Held, opened: asyncio.Future[Opened]) -> None:
+        """It is known whether a session could be opened."""
+        if held.is_settled:
+            return
+        held.is_settled = True
+        now, error = self._clock(), opened.exception()
+        if held.permit is not None and error is None:
+            held.permit.opened(now)
+        elif held.permit is not None:
+            held.permit.failed(error, now)
+        if error is None:
+            self.failures.clear(held.server)
+        elif isinstance(error, TrunklineError) and verdict(error) != "unknown":
+            self.failures.note(held.server, stage_of(error), error, self._wall())
+        if channel.life.stage == "opening":
+            self._perform(channel, held, channel.life.step("failed" if error else channel.life.purpose, now))
+
+    def _lost(self, channel: Channel, cause: TrunklineError) -> None:
+        """A server has ended a session, or could not open it."""
+        held = self._channels[channel]
+        self._opened(channel, held, channel.opened)  # that it was open may not have been told yet
+        if channel.opened.exception() is not None:
+            return
+        now = self._clock()
+        if held.permit is not None:
+            held.permit.lost(now)
+        self.failures.note(held.server, "session", cause, self._wall())
+        self._perform(channel, held, channel.life.step("lost", now))
+
+    def _perform(self, channel: Channel, held: _Held, effect: Effect) -> None:
+        if held.perform is not None:
+            held.perform(channel, effect)
 
 
-def _of_its_call(message: Envelope, origin: Owner | None, owners: Sequence[Owner]) -> Sequence[Owner]:
-    """Who is told by a session beside the primary one: the call on whose stream it came."""
-    return () if origin is None else (origin,)
+def _listens(owner: Owner) -> bool:
+    """True while a workflow's client waits for what its server tells unasked."""
+    return isinstance(owner, Workflow) and owner.streams.listened is not None

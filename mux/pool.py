@@ -20,11 +20,13 @@ from anyio.abc import TaskGroup
 
 from . import envelope as wire_format
 from .account import MAX_ENDED, RETURNED, SPARE, Ended, Origin, handshake_differences, refusal
+from .breaker import Circuit
 from .channel import Channel
 from .directory import MAX_STALENESS, Claimed, Directory
 from .envelope import Envelope
 from .errors import InvalidParams, Overloaded, TrunklineError, UnknownSession, WorkflowEnded
 from .event_log import Budget, Position
+from .failures import Failure
 from .generations import Generations
 from .leftovers import Leftovers
 from .limits import Pooling
@@ -79,15 +81,6 @@ class Begun(NamedTuple):
     """The InitializeResult, raw."""
 
 
-class Failure(NamedTuple):
-    """The last time a server could not be reached: where it failed, why, when, and since when it has failed."""
-
-    stage: str
-    message: str
-    at: float
-    since: float
-
-
 class _Newcomer(NamedTuple):
     """A workflow that is to begin."""
 
@@ -120,7 +113,6 @@ class Pool:
         release: Callable[[Upstream], Awaitable[None]] | None = None,
     ) -> None:
         self.statistics = statistics or Statistics()
-        self.failures: dict[str, Failure] = {}
         self.draining = False
         self.pooling = pooling
         """What bounds the process."""
@@ -170,6 +162,16 @@ class Pool:
         return self._lines.channels
 
     @property
+    def failures(self) -> Mapping[str, Failure]:
+        """What failed last with each server with which nothing has gone well since."""
+        return self._lines.failures
+
+    @property
+    def circuits(self) -> list[Circuit]:
+        """How the servers stand that failed lately, for each tenant."""
+        return self._lines.circuits
+
+    @property
     def inflight(self) -> int:
         """Calls that wait for an answer, over all workflows."""
         return sum(workflow.inflight for workflow in self._workflows.values())
@@ -209,7 +211,7 @@ class Pool:
         for workflow in self.workflows:
             workflow.is_superseded = not self._generations.is_current(workflow.server, workflow.generation)
         self._lines.supersede()
-        self.failures = {name: failure for name, failure in self.failures.items() if name in upstreams}
+        self._lines.failures.keep(upstreams)
 
     # Beginning and finding workflows.
 
@@ -449,7 +451,6 @@ class Pool:
                 raise workflow.ended or WorkflowEnded("removed")
         except TrunklineError as error:
             workflow.account.opened = refusal(error)
-            self._note_failure(workflow.server, error)
             self._settle(workflow, error)
             await self.end(workflow, "not_opened")
             return
@@ -458,7 +459,6 @@ class Pool:
             raise
         workflow.record = stored
         workflow.account.opened = SPARE if opened.pool_result == "spare" else workflow.line.why
-        self.failures.pop(workflow.server, None)
         self._settle(workflow, opened)
         logger.info("workflow opened", extra=_about(workflow))
 
@@ -470,11 +470,6 @@ class Pool:
             workflow.opened.exception()  # the client may have left
         else:
             workflow.opened.set_result(outcome)
-
-    def _note_failure(self, server: str, error: TrunklineError) -> None:
-        now = time.time()
-        before = self.failures.get(server)
-        self.failures[server] = Failure("open", error.message, now, before.since if before else now)
 
     def _end_soon(self, workflow: Workflow, cause: str) -> None:
         if self._retire(workflow, cause):

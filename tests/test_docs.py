@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from trunkline.mux.breaker import circuit_as_mermaid
 from trunkline.mux.demux import tables_as_mermaid
+from trunkline.mux.lifecycle import life_as_mermaid
 
 ROOT = Path(__file__).parent.parent
 
 
-GENERATED = {"tables": tables_as_mermaid, "circuit": circuit_as_mermaid}
+GENERATED = {"tables": tables_as_mermaid, "life": life_as_mermaid, "circuit": circuit_as_mermaid}
 
 
 @pytest.mark.parametrize("name", GENERATED)

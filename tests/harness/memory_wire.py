@@ -186,7 +186,7 @@ class Session:
         self.exchanges.append(Exchange(self, initialized, "notifications/initialized", None, NONE))
         await self.server.stand("establish")
         if self.server.refuses_initialized:
-            raise UpstreamUnreachable("the server did not accept notifications/initialized", executed="no")
+            raise UpstreamUnreachable("notifications/initialized was not accepted", status=400, executed="no")
 
     async def close(self) -> None:
         """Leaving the context: the session ends."""

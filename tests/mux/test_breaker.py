@@ -176,6 +176,8 @@ def test_waits_grow_up_to_a_bound_and_are_drawn_from_their_upper_half() -> None:
         waits.append(longest.until - 100)
     assert waits[:3] == [FIRST_SECONDS, FIRST_SECONDS * 2, FIRST_SECONDS * 4]
     assert waits[-1] == LAST_SECONDS
+    longest.failed(100.0, at_least=50.0)
+    assert longest.until == 150.0
     longest.succeeded()
     assert (longest.failures, longest.until) == (0, float("-inf"))
 

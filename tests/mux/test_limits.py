@@ -12,6 +12,7 @@ def test_the_defaults_are_those_of_the_contract() -> None:
         "resume_window": 300,
         "request_timeout": 300,
         "spares": 0,
+        "max_channel_age": 0,
         "max_workflows": 10_000,
         "max_workflows_per_user": 100,
         "max_workflows_per_tenant": 2_000,

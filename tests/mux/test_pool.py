@@ -229,7 +229,7 @@ async def test_an_open_that_fails_fails_for_all_who_wait_and_leaves_nothing(how:
         assert len(at.server.closing) == len(at.server.sessions) <= 1
         await at.ended("not_opened")
         at.at_rest()
-        assert at.pool.failures["x"].stage == "open"
+        assert at.pool.failures["x"].stage == ("connect" if how == "unreachable" else "handshake")
         assert "y" not in at.pool.failures
 
 

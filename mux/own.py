@@ -1,0 +1,63 @@
+"""Requests of the gateway's own on a session: no client has asked for them, and none sees their answers."""
+
+from collections.abc import Callable
+from typing import Any
+
+from . import envelope as wire_format
+from .demux import ServerRequest
+from .envelope import Envelope
+from .errors import TrunklineError, Unattributable
+from .limits import MAX_BODY_BYTES
+from .ports import Answerable, Caller
+
+
+def own_request(method: str, params: dict[str, Any]) -> Envelope:
+    """The request; its id is minted by the channel that carries it."""
+    return wire_format.parse(wire_format.request(method, params, b"0"), limit=MAX_BODY_BYTES)
+
+
+class Gateway:
+    """The caller of such a request, and the owner of this caller: no workflow's end withdraws it.
+
+    Implements `Caller` and `Owner`. `over` is told when the request has ended, in whatever way.
+    """
+
+    __slots__ = ("_over",)
+
+    def __init__(self, over: Callable[[], None] = lambda: None) -> None:
+        self._over = over
+
+    @property
+    def owner(self) -> "Gateway":
+        """See `Caller.owner`."""
+        return self
+
+    def sent(self, id: int) -> None:
+        """Nobody logs it."""
+
+    def answered(self, message: bytes, *, is_error: bool) -> None:
+        """See `Caller.answered`."""
+        self._over()
+
+    def progressed(self, message: bytes) -> None:
+        """Nobody waits for it."""
+
+    def failed(self, error: TrunklineError) -> None:
+        """See `Caller.failed`."""
+        self._over()
+
+    def asked(self, channel: Answerable, request: ServerRequest, message: Envelope) -> None:
+        """See `Owner.asked`: no client stands behind it."""
+        channel.refuse(request, Unattributable("no client has asked for this"))
+
+    def retracted(self, request: ServerRequest, message: Envelope) -> None:
+        """Nothing was asked."""
+
+    def told(self, message: Envelope, origin: Caller | None) -> None:
+        """Nobody listens."""
+
+    def left(self, channel: Answerable) -> None:
+        """Nothing was asked."""
+
+    def lost(self, channel: Answerable, cause: TrunklineError) -> None:
+        """Those whose session it is are told."""
