@@ -7,6 +7,7 @@ FOLDERS = ("mux", "transports", "compat", "gateway")
 """Lowest first: a folder imports from itself and from those before it."""
 
 PURE = (
+    "mux/annotations.py",
     "gateway/reasons.py",
     "mux/account.py",
     "mux/breaker.py",
@@ -64,7 +65,7 @@ MUX_ORDER = (
     {"leftovers"},
     {"ports"},
     {"demux"},
-    {"routing", "sharing"},
+    {"annotations", "routing", "sharing"},
     {"modern"},
     {"channel", "streams", "duplex", "exchange", "workflow", "directory"},
     {"membership", "own", "placement"},

@@ -116,12 +116,6 @@ async def test_a_token_is_asked_for_once_and_goes_with_every_request_over_what_i
         assert repr(made.credential) == "Credential(x, valid)"
 
 
-async def test_a_block_that_is_signed_again_is_not_made_again() -> None:
-    block, first, second = HeaderBlock({"A": "b"}), HeaderBlock({"X": "1"}), HeaderBlock({"X": "2"})
-    assert block.signed(first) is block.signed(first)
-    assert block.signed(second).headers == {"A": "b", "X": "2"}
-
-
 async def test_50_requests_that_meet_an_expired_token_cost_one_new_one() -> None:
     async with bench(lifetime=0) as made:
         await made.good()

@@ -3,7 +3,7 @@
 from urllib.parse import urlsplit
 
 import pytest
-from trunkline.transports.upstream.http import ExchangeBroken, HeaderBlock, target_of, target_within
+from trunkline.transports.upstream.http import CredentialFailed, ExchangeBroken, HeaderBlock, target_of, target_within
 
 
 def test_headers_are_encoded_as_they_stand_in_a_request() -> None:
@@ -38,6 +38,20 @@ def test_a_block_with_others_replaces_however_they_are_written() -> None:
     assert block.headers == {"Accept": "x", "B": "y"}
     with pytest.raises(ValueError, match="cannot be sent"):
         block.with_({"C": "\n"})
+
+
+def test_a_block_is_signed_once_for_as_long_as_the_signature_stays() -> None:
+    block, first, second = HeaderBlock({"A": "b"}), HeaderBlock({"X": "1"}), HeaderBlock({"a": "2"})
+    signed = block.signed(first)
+    assert signed.headers == {"A": "b", "X": "1"}
+    assert block.signed(first) is signed
+    assert block.signed(second).headers == {"a": "2"}
+    assert block.signed(first) is not signed
+
+
+def test_without_a_credential_nothing_was_sent() -> None:
+    failed = CredentialFailed("none was issued")
+    assert (failed.sent, str(failed)) == (False, "none was issued")
 
 
 def test_a_broken_exchange_says_whether_it_was_sent() -> None:
