@@ -121,6 +121,8 @@ class ModernRequests:
         self._passages: set[Passage] = set()
         self._draining: anyio.Event | None = None
         """Set once nothing is under way, after a drain began."""
+        self._successor: ModernRequests | None = None
+        """Where what still comes goes, once the settings of the server have changed."""
 
     @property
     def inflight(self) -> int:
@@ -129,6 +131,8 @@ class ModernRequests:
 
     async def answer(self, request: HTTPRequest, body: bytes) -> bool:
         """Answer a POST of this era. False for others, and where the server speaks sessions only: nothing was done."""
+        if self._successor is not None:
+            return await self._successor.answer(request, body)
         revision = request.headers.get(PROTOCOL_VERSION)
         if (revision is None and SESSION_ID in request.headers) or not modern.claims(body, revision):
             return False
@@ -142,12 +146,16 @@ class ModernRequests:
             await _fail(request, error)
         return True
 
+    def give_way(self, successor: ModernRequests | None) -> None:
+        """The settings of the server have changed: `drain` this next, and let others go to the successor."""
+        self._successor = successor
+
     async def drain(self, timeout: float) -> bool:
         """Take nothing new; wait until every request has ended, at most `timeout` seconds; end what is left (G8).
 
         Streams of subscriptions end at once: nothing else ends them. True if no other request was cut.
         """
-        self._draining = anyio.Event()
+        self._draining = self._draining or anyio.Event()
         cause = SessionLost("the gateway is shutting down", executed="unknown")
         for passage in [passage for passage in self._passages if passage.is_listening]:
             passage.stop(cause)
@@ -172,10 +180,10 @@ class ModernRequests:
 
         Raises:
             Overloaded: there is none.
-            SessionLost: the gateway is shutting down.
+            SessionLost: the gateway is shutting down, or the server is gone from its settings.
         """
         if self._draining is not None:
-            raise SessionLost("the gateway is shutting down", executed="no")
+            raise SessionLost("this server is no longer served, or the gateway is shutting down", executed="no")
         if self._inflight[principal] >= self._max_inflight:
             raise Overloaded("too many requests in flight", limit="max_inflight_per_workflow")
         self._inflight[principal] += 1
@@ -220,7 +228,7 @@ class ModernRequests:
         self._passages.add(passage)
         watch = _Watch(request, passage)
         try:
-            await self._bring(request, passage)
+            await (self._bring_for_a_while(request, passage) if passage.is_listening else self._bring(request, passage))
         finally:
             watch.stop()
             passage.close()
@@ -238,6 +246,15 @@ class ModernRequests:
         if call_log.is_told(outcome):
             about = {"server": self._server, "principal": request.principal.digest()}
             call_log.tell(outcome, why, about, method=method, id=message.id, seconds=seconds, sent=0)
+
+    async def _bring_for_a_while(self, request: HTTPRequest, passage: Passage) -> None:
+        """A stream of subscriptions ends with the identity that opened it, as with everything else (rule L28)."""
+        with request.headers.held():
+            await self._bring(request, passage)
+            return
+        if request.started:
+            with anyio.move_on_after(SEND_SECONDS):
+                await request.finish()
 
     async def _bring(self, request: HTTPRequest, passage: Passage) -> None:
         try:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
+import anyio
 import pytest
 from harness.asgi_client import Answer, ASGIClient, asgi_client
 from harness.endpoint_bench import NEWEST, authenticate, call, front, initialize, shake_hands
@@ -27,8 +28,9 @@ from harness.upstream_scripted import (
 from trunkline.mux.modern import CAPABILITIES_KEY, LISTEN, VERSION_KEY
 from trunkline.mux.routing import LEGACY, MODERN
 from trunkline.mux.statistics import Statistics
-from trunkline.transports import EndpointConfig, Guard
+from trunkline.transports import EndpointConfig, Guard, asgi
 from trunkline.transports import modern as under_test
+from trunkline.transports.asgi import Grant
 from trunkline.transports.modern import ModernEndpoint, ModernRequests
 from trunkline.transports.upstream.modern_http import ModernHTTPServer
 from trunkline.transports.upstream.streamable_http import StreamableHTTPConnector
@@ -506,3 +508,49 @@ async def test_g8_a_drain_ends_although_a_request_does_not() -> None:
         await here.upstream.reached("gate")
         assert not await here.requests.drain(0.01)
         assert (await running.json())["error"]["code"] == -31002
+
+
+# Settings that change.
+
+
+async def test_a_successor_takes_what_comes_and_what_is_under_way_ends_in_order() -> None:
+    script: dict[str, Sequence[Play]] = {LISTEN: [[OpenStream(), Send(NOTE), Hang()]]}
+    async with (
+        both_eras([Pause("gate"), Reply(DONE)], script=script) as here,
+        ScriptedUpstream({"server/discover": [SPOKEN], "tools/call": [ANSWERED]}) as moved,
+        requests_to(moved.url) as (_, successor, _),
+    ):
+        listening = await here.call(LISTEN)
+        await listening.event()
+        running = here.start()
+        await here.upstream.reached("gate")
+        here.requests.give_way(successor)
+        done: list[bool] = []
+
+        async def drain() -> None:
+            done.append(await here.requests.drain(10))
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(drain)
+            assert await listening.messages() == []
+            assert (await (await here.call()).json())["result"] == DONE
+            assert (len(moved.of("tools/call")), len(here.upstream.of("tools/call")), done) == (1, 1, [])
+            here.upstream.open("gate")
+            assert (await running.json())["result"] == DONE
+        assert done == [True]
+
+
+async def test_a_stream_of_subscriptions_ends_with_the_identity_that_opened_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    grant = Grant()
+    monkeypatch.setattr(asgi, "UNBOUND", grant)
+    script: dict[str, Sequence[Play]] = {LISTEN: [[OpenStream(), Send(NOTE), Hang()]]}
+    async with both_eras([Pause("gate"), Reply(DONE)], script=script) as here:
+        listening = await here.call(LISTEN)
+        await listening.event()
+        running = here.start()
+        await here.upstream.reached("gate")
+        grant.withdraw()
+        assert await listening.messages() == []
+        await here.upstream.until(lambda: here.upstream.disconnects == 1)
+        here.upstream.open("gate")
+        assert (await running.json())["result"] == DONE
