@@ -318,13 +318,14 @@ class Channel:
         self._draining = self._draining or cause  # a caller that tries once more must not come back to this session
         what = "lost" if self.opened.done() else "not opened"
         logger.warning("upstream session %s: %s", what, cause.message, extra={"server": self._config.server})
-        for request in refused:
-            self._perform(self._demux.fail(request, SessionLost(cause.message, executed="no")))
+        gone = SessionLost(cause.message, executed="no")
+        surely_not_run = [due for request in refused for due in self._demux.fail(request, gone)]
         self.close(cause)
         for owner in tuple(self._owners):
             owner.lost(self, cause)
         if self._config.on_lost is not None:
             self._config.on_lost(self, cause)
+        self._perform(surely_not_run)  # who tries once more opens a session only if this loss lets it
 
     def _give_up_opening(self) -> None:
         if not self.opened.done():

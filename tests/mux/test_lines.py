@@ -2,8 +2,9 @@
 
 import pytest
 from harness.memory_wire import MemoryServer, echo
-from harness.muxing import ALICE, Client, begin
+from harness.muxing import ALICE, Client, begin, bench
 from trunkline.compat.per_request import PerRequestLine
+from trunkline.mux.breaker import MAX_FAILURES
 from trunkline.mux.directory.memory import MemoryDirectory
 from trunkline.mux.limits import Pooling
 from trunkline.mux.lines import Upstream
@@ -32,3 +33,22 @@ async def test_each_server_has_its_own_reuse() -> None:
             assert opened == {"none": 6, "workflow": 2, "user": 1}
             assert {server for server, _ in pool.channels} >= {"workflow", "user"}
         assert pool.channels == []
+
+
+@pytest.mark.parametrize("reuse", ["user", "workflow"])
+async def test_a_call_that_a_lost_session_refused_opens_none_past_the_circuit(reuse: str) -> None:
+    async with bench(reuse=reuse, stateless=True) as at:
+        at.server.on_request = echo
+        client = await at.client(ALICE)
+        for _ in range(MAX_FAILURES - 1):
+            at.server.session.forget()
+            assert "result" in await client.answer(client.call())
+        at.server.session.forget()
+        refused = await client.answer(client.call())
+        assert refused["error"]["code"] == -31001
+        assert refused["error"]["data"]["executed"] == "no"
+        assert refused["error"]["data"]["retry_after"] > 0
+        assert len(at.server.sessions) == MAX_FAILURES
+        at.clock.advance(1)
+        assert "result" in await client.answer(client.call())
+        assert [circuit.state for circuit in at.pool.circuits] == ["closed"]
