@@ -3,12 +3,16 @@
 import logging
 from typing import Final
 
-from .errors import SessionLost, TimedOut, UpstreamFault, UpstreamUnreachable
+from .errors import CredentialRefused, HandshakeTimedOut, SessionLost, TimedOut, UpstreamFault, UpstreamUnreachable
 
 logger = logging.getLogger(__name__)
 
-LOUD: Final = frozenset({SessionLost.reason, TimedOut.reason, UpstreamFault.reason, UpstreamUnreachable.reason})
-"""Outcomes that are worth a warning; those that a client brings about by itself are not."""
+LOUD: Final = frozenset(
+    error.reason
+    for error in (CredentialRefused, HandshakeTimedOut, SessionLost, TimedOut, UpstreamFault, UpstreamUnreachable)
+)
+"""Outcomes that are worth a warning. Those that a client brings about are not, nor is an open circuit: what opened it
+was told."""
 
 MAX_SHOWN_ID: Final = 64
 

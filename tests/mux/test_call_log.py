@@ -10,13 +10,16 @@ from trunkline.mux.errors import UpstreamUnreachable
 pytestmark = pytest.mark.anyio
 
 
-@pytest.mark.parametrize("outcome", ["session_lost", "timed_out", "upstream_fault", "upstream_unreachable"])
+@pytest.mark.parametrize(
+    "outcome",
+    ["credential", "handshake_timed_out", "session_lost", "timed_out", "upstream_fault", "upstream_unreachable"],
+)
 def test_what_a_server_brings_about_is_a_warning(caplog: pytest.LogCaptureFixture, outcome: str) -> None:
     caplog.set_level(logging.WARNING)
     assert call_log.is_told(outcome)
 
 
-@pytest.mark.parametrize("outcome", ["ok", "error", "cancelled", "overloaded", "invalid_params"])
+@pytest.mark.parametrize("outcome", ["ok", "error", "cancelled", "circuit_open", "overloaded", "invalid_params"])
 def test_what_a_client_brings_about_is_told_to_who_debugs(caplog: pytest.LogCaptureFixture, outcome: str) -> None:
     caplog.set_level(logging.INFO)
     assert not call_log.is_told(outcome)
