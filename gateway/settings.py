@@ -388,8 +388,6 @@ def _check(settings: Settings, *, insecure: bool) -> None:
             "gateway.workers", "memory serves one worker: a second one would not know the sessions of the first"
         )
     _check_sharing("pooling.reuse", settings.pooling.reuse, settings)
-    if settings.pooling.spares:
-        raise SettingsError("pooling.spares", "spares are not part of this version; use 0")
     for name, server in settings.servers.items():
         path = f"servers.{name}"
         if not NAME.fullmatch(name):
@@ -509,8 +507,6 @@ def _check_server(path: str, server: Server) -> None:
         HeaderBlock(server.headers)
     except ValueError as error:
         raise SettingsError(f"{path}.headers", str(error)) from None
-    if server.spares:
-        raise SettingsError(f"{path}.spares", "spares are not part of this version; use 0")
     if not server.eras:
         raise SettingsError(f"{path}.eras", 'name "legacy", "modern" or both')
     if "legacy" not in server.eras and not server.url.startswith(("http://", "https://")):

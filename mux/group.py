@@ -289,8 +289,8 @@ class ChannelGroup:
             coming.old.channel.life.step("replaced", self._ports.clock())
             coming.old.channel.drain(WorkflowEnded("aged"))
 
-    def _answered(self, coming: _Replacement) -> Callable[[], None]:
-        def answered() -> None:
+    def _answered(self, coming: _Replacement) -> Callable[[bool], None]:
+        def answered(is_answered: bool) -> None:
             coming.asked -= 1
             if self._coming is coming:
                 self._complete()

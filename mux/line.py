@@ -69,6 +69,8 @@ class DedicatedLine:
 
     async def open(self) -> Opened:
         """See `Line.open`."""
+        if self._cause is not None:
+            raise SessionLost(self._cause.message, executed="no")
         return await asyncio.shield(self._open_channel().opened)
 
     def request(self, message: Envelope, caller: Caller, headers: Headers) -> PoolResult:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from .account import MAX_COMPARED, OWN, ChannelKey, Decision, missed
+from .annotations import Annotations, Trust
 from .breaker import Breakers, Circuit, Permit, verdict
 from .channel import Channel, ChannelConfig, Recipients
 from .directory import ID_BLOCK, Directory
@@ -19,10 +20,12 @@ from .group import ChannelGroup, GroupPorts
 from .lifecycle import Effect
 from .limits import Pooling
 from .line import ChannelMaker, DedicatedLine
+from .policy import Cap, Census, cap_reached
 from .ports import Connector, Line, Opened, Owner
 from .principal import Principal
 from .shared import SharedLine
 from .sharing import shared_handshake
+from .spares import Shelf, SparedLine, SpareKey, Spares
 from .statistics import Statistics
 from .workflow import Workflow
 
@@ -42,6 +45,8 @@ class Upstream:
     connector: Connector
     pooling: Pooling = field(default_factory=Pooling)
     stateless: bool = False
+    trust_annotations: bool = False
+    """A call that may have run is sent again where the server says that its tool is read-only or idempotent (G6)."""
     generation: int = 0
     """Counts the changes of its settings while the gateway runs: sessions of two generations are never mixed."""
     credential: str = ""
@@ -76,6 +81,7 @@ class Lines:
         clock: Callable[[], float],
         *,
         generations: "Generations[Upstream]",
+        census: Census,
         spawn: Spawn,
         end: Callable[[Workflow, str], None],
         wall: Callable[[], float] = time.time,
@@ -83,6 +89,9 @@ class Lines:
         self.failures = Failures()
         """What failed last with each server."""
         self._breakers = Breakers()
+        self._census = census
+        self._spares = Spares(draw_ids=directory.draw_ids, may_open=self._may_open_spare, clock=clock)
+        self._is_closed = False
         self._wall = wall
         self._directory = directory
         self._statistics = statistics
@@ -92,6 +101,7 @@ class Lines:
         self._end = end
         self._channels: dict[Channel, _Held] = {}
         self._groups: dict[ChannelKey, ChannelGroup] = {}
+        self._annotations = Annotations()
 
     @property
     def channels(self) -> list[tuple[str, Channel]]:
@@ -105,15 +115,26 @@ class Lines:
 
     def line(self, workflow: Workflow, upstream: Upstream) -> Line:
         """The line of a new workflow."""
+        shelf = self._shelf(workflow, upstream)
+        is_taken = shelf is not None and shelf.is_ready
+        while cap := self._cap(workflow.principal, upstream.pooling, more=-1 if is_taken else 0):
+            if not self._spares.give_way(cap):
+                break
         if upstream.pooling.reuse == "user":
-            return SharedLine(self._group(workflow, upstream), workflow)
-        return self._dedicated(workflow, upstream)
+            group = self._group(workflow, upstream)
+            if upstream.trust_annotations:
+                workflow.trust = Trust(self._annotations, group.key, is_own=False)
+            return SharedLine(group, workflow)
+        if upstream.trust_annotations and upstream.make_line is None:  # the old path sends nothing again
+            workflow.trust = Trust(self._annotations, workflow.record.session_id, is_own=True)
+        return self._dedicated(workflow, upstream, shelf)
 
     def expire(self, now: float) -> None:
         """Look after the sessions that workflows share, and end those that nobody has used for long enough."""
         for key in [key for key, group in self._groups.items() if group.expire(now)]:
             self._groups.pop(key).close(WorkflowEnded("idle"))
         self._close_superseded()
+        self._spares.expire(now)
         self._breakers.expire(now)
 
     def supersede(self) -> None:
@@ -121,6 +142,7 @@ class Lines:
         for channel in self._channels:
             channel.is_superseded = not self._generations.is_current(*channel.version)
         self._close_superseded()
+        self._spares.supersede(self._generations.is_current)
 
     def serves(self, version: Version) -> bool:
         """True while anything is open under these settings of a server."""
@@ -128,7 +150,9 @@ class Lines:
         return version in groups or any(channel.version == version for channel in self._channels)
 
     def close(self, cause: TrunklineError) -> None:
-        """End the sessions that workflows share; a workflow's own end with it."""
+        """End the sessions that workflows share, and those that nobody has; a workflow's own end with it."""
+        self._is_closed = True
+        self._spares.close("drained")
         while self._groups:
             self._groups.popitem()[1].close(cause)
 
@@ -138,7 +162,7 @@ class Lines:
             if not group.owners and not self._generations.is_current(key.server, key.generation):
                 self._groups.pop(key).close(WorkflowEnded("reconfigured"))
 
-    def _dedicated(self, workflow: Workflow, upstream: Upstream) -> Line:
+    def _dedicated(self, workflow: Workflow, upstream: Upstream, shelf: Shelf | None) -> Line:
         record = workflow.record
 
         def make_channel(*, listen: bool = True) -> Channel:
@@ -159,7 +183,50 @@ class Lines:
         if upstream.make_line is not None:
             return upstream.make_line(make_channel)
         limit = upstream.pooling.max_inflight_per_channel
-        return DedicatedLine(make_channel, stateless=upstream.stateless, max_waiting=limit, why=OWN)
+        if shelf is None:
+            return DedicatedLine(make_channel, stateless=upstream.stateless, max_waiting=limit, why=OWN)
+        return SparedLine(
+            make_channel,
+            shelf=shelf,
+            owner=workflow,
+            session_id=record.session_id,
+            stateless=upstream.stateless,
+            max_waiting=limit,
+            why=OWN,
+        )
+
+    def _shelf(self, workflow: Workflow, upstream: Upstream) -> Shelf | None:
+        """Where spares for workflows like this one are found; None where its server keeps none."""
+        if not upstream.pooling.spares or upstream.pooling.reuse != "workflow":
+            return None
+        handshake = workflow.record.handshake
+        key = SpareKey(upstream.name, upstream.generation, workflow.principal, upstream.credential, handshake)
+
+        def make_spare(owners: list[Owner], draw_ids: Callable[[], Awaitable[range]], perform: Perform) -> Channel:
+            config = ChannelConfig(
+                server=upstream.name,
+                connector=upstream.connector,
+                handshake=handshake,
+                session_headers=dict(handshake.session_headers),
+                draw_ids=draw_ids,
+                pooling=upstream.pooling,
+                statistics=self._statistics,
+                clock=self._clock,
+                generation=upstream.generation,
+                purpose="kept",
+            )
+            return self._start_channel(config, owners, key.principal, perform=perform)
+
+        return self._spares.shelf(key, upstream.pooling, make_spare)
+
+    def _cap(self, principal: Principal, limits: Pooling, *, more: int) -> Cap | None:
+        """The cap that so many more workflows would break, spares counted."""
+        return cap_reached(self._census, principal, limits, spares=self._spares.census, more=more)
+
+    def _may_open_spare(self, key: SpareKey, limits: Pooling) -> bool:
+        is_wanted = not self._is_closed and self._generations.is_current(key.server, key.generation)
+        is_reached = self._breakers.is_closed(key.server, key.principal)
+        return is_wanted and is_reached and self._cap(key.principal, limits, more=1) is None
 
     def _group(self, workflow: Workflow, upstream: Upstream) -> ChannelGroup:
         """The upstream sessions that this workflow shares with others of its principal."""

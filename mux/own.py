@@ -19,12 +19,12 @@ def own_request(method: str, params: dict[str, Any]) -> Envelope:
 class Gateway:
     """The caller of such a request, and the owner of this caller: no workflow's end withdraws it.
 
-    Implements `Caller` and `Owner`. `over` is told when the request has ended, in whatever way.
+    Implements `Caller` and `Owner`. `over` is told when the request has ended: whether the server has answered it.
     """
 
     __slots__ = ("_over",)
 
-    def __init__(self, over: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, over: Callable[[bool], None] = lambda is_answered: None) -> None:
         self._over = over
 
     @property
@@ -37,14 +37,14 @@ class Gateway:
 
     def answered(self, message: bytes, *, is_error: bool) -> None:
         """See `Caller.answered`."""
-        self._over()
+        self._over(True)
 
     def progressed(self, message: bytes) -> None:
         """Nobody waits for it."""
 
     def failed(self, error: TrunklineError) -> None:
         """See `Caller.failed`."""
-        self._over()
+        self._over(False)
 
     def asked(self, channel: Answerable, request: ServerRequest, message: Envelope) -> None:
         """See `Owner.asked`: no client stands behind it."""

@@ -50,6 +50,9 @@ class Census:
         _add(self.tenants, _tenant(principal), by)
 
 
+NOBODY: Final = Census()
+
+
 def _add(counter: Counter[K], key: K, by: int) -> None:
     counter[key] += by
     if not counter[key]:
@@ -70,14 +73,20 @@ class Cap(NamedTuple):
         return self.tenant is None or _tenant(resident.principal) == self.tenant
 
 
-def cap_reached(census: Census, principal: Principal, limits: Pooling) -> Cap | None:
-    """The first cap that one more workflow of this principal would break; anonymous has only the total."""
+def cap_reached(
+    census: Census, principal: Principal, limits: Pooling, *, spares: Census = NOBODY, more: int = 1
+) -> Cap | None:
+    """The first cap that so many `more` workflows of this principal would break; anonymous has only the total.
+
+    With `spares`, those count as well: sessions that wait for workflows.
+    """
+    tenant = _tenant(principal)
     if not principal.is_anonymous:
-        if census.users[principal] >= limits.max_workflows_per_user:
+        if census.users[principal] + spares.users[principal] + more > limits.max_workflows_per_user:
             return Cap("max_workflows_per_user", principal=principal)
-        if census.tenants[_tenant(principal)] >= limits.max_workflows_per_tenant:
-            return Cap("max_workflows_per_tenant", tenant=_tenant(principal))
-    return Cap("max_workflows") if census.total >= limits.max_workflows else None
+        if census.tenants[tenant] + spares.tenants[tenant] + more > limits.max_workflows_per_tenant:
+            return Cap("max_workflows_per_tenant", tenant=tenant)
+    return Cap("max_workflows") if census.total + spares.total + more > limits.max_workflows else None
 
 
 def give_way(cap: Cap, residents: Iterable[R], now: float) -> R:

@@ -130,6 +130,7 @@ class Pool:
             self.statistics,
             clock,
             generations=self._generations,
+            census=self._census,
             spawn=self._spawn,
             end=self._end_soon,
         )

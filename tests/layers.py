@@ -70,7 +70,7 @@ MUX_ORDER = (
     {"channel", "streams", "duplex", "exchange", "workflow", "directory"},
     {"membership", "own", "placement"},
     {"line"},
-    {"group"},
+    {"group", "spares"},
     {"shared"},
     {"lines"},
     {"pool"},

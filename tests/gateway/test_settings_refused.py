@@ -190,8 +190,6 @@ def test_a_servers_name_can_stand_in_a_path(read: Read, name: str) -> None:
     [
         ("[directory]\nbackend = 'redis'", "directory.backend"),
         ("[directory]\nbackend = 'database'", "directory.backend"),
-        ("[pooling]\nspares = 1", "pooling.spares"),
-        (SERVER + "spares = 1", "servers.up.spares"),
         (SERVER + "trust_annotations = true", "servers.up.trust_annotations"),
     ],
 )

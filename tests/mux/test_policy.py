@@ -38,6 +38,16 @@ def test_g10_each_cap_counts_its_own() -> None:
     assert cap_reached(census(*[ANONYMOUS] * 5), ANONYMOUS, LIMITS) == Cap("max_workflows")
 
 
+def test_spares_count_beside_workflows_and_what_is_there_may_be_weighed_without_a_newcomer() -> None:
+    assert cap_reached(census(ALICE), ALICE, LIMITS, spares=census(BOB)) is None
+    assert cap_reached(census(ALICE), ALICE, LIMITS, spares=census(ALICE)) == Cap("max_workflows_per_user", ALICE)
+    assert cap_reached(census(ALICE), ALICE, LIMITS, spares=census(ALICE), more=0) is None
+    assert cap_reached(census(ALICE, BOB), BOB, LIMITS, spares=census(ALICE, BOB), more=0) == Cap(
+        "max_workflows_per_tenant", tenant=("i", "acme")
+    )
+    assert cap_reached(census(*[EVE] * 3), ANONYMOUS, LIMITS, spares=census(*[EVE] * 3), more=0) == Cap("max_workflows")
+
+
 def test_who_went_is_not_counted() -> None:
     made = census(ALICE, BOB)
     made.remove(ALICE)
