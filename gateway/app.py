@@ -177,6 +177,7 @@ class Gateway:
             connector=self._connectors[name],
             pooling=pooling,
             stateless=server.stateless,
+            trust_annotations=server.trust_annotations,
             credential=server.oauth.identity if server.oauth is not None else "",
             make_line=per_request if pooling.reuse == "none" else None,
         )

@@ -65,8 +65,10 @@ ENDS: Final = (
     "evicted",
     "idle",
     "not_opened",
+    "reconfigured",
     "removed",
     "reset",
+    "revoked",
     "taken_over",
     "upstream_changed",
     "upstream_lost",
@@ -91,6 +93,12 @@ COUNTERS: Final[dict[str, Family]] = {
         ("server", "outcome"),
         "Tokens for servers: issued, not_issued, refused (and renewed), rejected (the renewed one as well).",
     ),
+    "repeated_calls": Family(
+        "trunkline_repeated_calls",
+        ("server", "why"),
+        "Calls that were sent a second time: not_run (surely), trusted (by the annotations of their tool).",
+        (SERVERS, ("not_run", "trusted")),
+    ),
     "resumes": Family(
         "trunkline_resumes",
         ("transport", "outcome"),
@@ -106,6 +114,12 @@ COUNTERS: Final[dict[str, Family]] = {
     "late_response": Family("trunkline_late_responses", (), "Answers to calls that had been given up.", ()),
     "forwards": Family("trunkline_forwards", ("outcome",), "Requests that went on to the worker that holds a session."),
     "takeovers": Family("trunkline_takeovers", ("outcome",), "Sessions taken over from a worker that ended."),
+    "reloads": Family(
+        "trunkline_reloads",
+        ("outcome",),
+        "Times that the settings were read again: applied, or refused for a fault in them.",
+        (("applied", "refused"),),
+    ),
     "refused": Family("trunkline_refused", ("reason",), "Requests refused before they reached a workflow."),
     "dropped": Family(
         "trunkline_dropped", ("server", "reason"), "Messages that were dropped, and why.", (SERVERS, FAULTS)

@@ -255,7 +255,7 @@ def load(
     for dotted, value in (overrides or {}).items():
         _put(tree, dotted.split("."), value)
     settings = _convert(_expanded(tree, "", environ))
-    _check(settings, insecure=insecure)
+    check(settings, insecure=insecure)
     return settings
 
 
@@ -376,7 +376,12 @@ def _refuse_unknown(section: type[msgspec.Struct], tree: object, path: str) -> N
             _refuse_unknown(table, value, here)
 
 
-def _check(settings: Settings, *, insecure: bool) -> None:
+def check(settings: Settings, *, insecure: bool) -> None:
+    """Make sure that the settings can hold together; it reads the files that they name.
+
+    Raises:
+        SettingsError: they cannot.
+    """
     _check_listener(settings, insecure=insecure)
     _check_auth(settings)
     if settings.directory.backend != "memory":
@@ -394,6 +399,8 @@ def _check(settings: Settings, *, insecure: bool) -> None:
             raise SettingsError(path, "a server's name is 1-64 characters of A-Z a-z 0-9 . _ -")
         _check_address(path, server)
         _check_server(path, server)
+        if server.trust_annotations and settings.pooling_for(name).reuse == "none":
+            raise SettingsError(f"{path}.trust_annotations", 'reuse = "none" sends nothing again; leave it out')
         _check_sharing(f"{path}.reuse", server.reuse, settings)
 
 
@@ -511,8 +518,6 @@ def _check_server(path: str, server: Server) -> None:
         raise SettingsError(f"{path}.eras", 'name "legacy", "modern" or both')
     if "legacy" not in server.eras and not server.url.startswith(("http://", "https://")):
         raise SettingsError(f"{path}.eras", "without legacy, the server needs an http(s) url in this version")
-    if server.trust_annotations:
-        raise SettingsError(f"{path}.trust_annotations", "not part of this version; leave it out")
     if server.oauth is not None:
         _check_oauth(f"{path}.oauth", server, server.oauth)
     for key in ("forward_headers", "session_headers"):

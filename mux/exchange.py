@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from . import call_log
 from . import envelope as wire_format
+from .annotations import Listing
 from .envelope import Envelope
-from .errors import SessionLost, TrunklineError
+from .errors import Overloaded, SessionLost, TrunklineError
 from .event_log import Stream
 from .ports import Headers, PoolResult, Span
 from .statistics import method_label
@@ -117,7 +118,7 @@ class Asker(Protocol):
 class Call:
     """One request of a client. Implements `Caller`."""
 
-    __slots__ = ("_done", "_sent", "_span", "again", "asker", "id", "method", "owner", "started")
+    __slots__ = ("_done", "_first", "_sent", "_span", "again", "asker", "id", "listing", "method", "owner", "started")
 
     def __init__(
         self, owner: Workflow, asker: Asker, id: bytes, method: str, started: float, span: Span | None = None
@@ -128,7 +129,11 @@ class Call:
         self.method = method_label(method)
         self.started = started
         self.again: tuple[Envelope, Headers] | None = None
-        """What to send once more if it surely did not run: set where the server is declared stateless (G6)."""
+        """What may be sent once more: set where the server is stateless, or its annotations are trusted (G6)."""
+        self.listing: Listing | None = None
+        """The list of tools that it asks for, where that is to be remembered."""
+        self._first: TrunklineError | None = None
+        """What became of it when it may have run and was sent once more."""
         self._span = span
         self._sent = 0
         self._done = False
@@ -139,6 +144,8 @@ class Call:
 
     def answered(self, message: bytes, *, is_error: bool) -> None:
         """See `Caller.answered`."""
+        if self.listing is not None and self.owner.trust is not None and not is_error:
+            self.owner.trust.learn(self.listing, message)
         self._finish(message, "error" if is_error else "ok")
 
     def progressed(self, message: bytes) -> None:
@@ -150,10 +157,14 @@ class Call:
         """See `Caller.failed`."""
         if self.owner.is_superseded:  # nothing is opened anew under settings that no longer hold
             self.again = None
-        if self.again is not None and isinstance(error, SessionLost) and error.data["executed"] == "no":
+        if self.again is not None and isinstance(error, SessionLost):
             (message, headers), self.again = self.again, None
-            self.owner.carry(self, message, headers)
-            return
+            if self.owner.may_repeat(message, error):
+                self._first = error if error.data["executed"] == "unknown" else None
+                self.owner.carry(self, message, headers)
+                return
+        if self._first is not None and (error.data.get("executed") == "no" or isinstance(error, Overloaded)):
+            error = self._first  # the first time it may have run, which is what its client has to know
         self._finish(wire_format.failure(self.id, error), error.reason, error.message)
 
     def _finish(self, message: bytes, outcome: str, why: str = "") -> None:

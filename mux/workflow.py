@@ -14,6 +14,7 @@ from msgspec import Raw
 
 from . import envelope as wire_format
 from .account import Account, What
+from .annotations import Trust
 from .demux import ServerRequest
 from .duplex import Duplex
 from .envelope import Envelope, Members
@@ -60,6 +61,8 @@ class Workflow:
         self.line: Line
         """Set by the pool, at once: the line needs the workflow as its owner."""
         self.stateless = False
+        self.trust: Trust | None = None
+        """What its server's annotations allow, where they are trusted."""
         self.generation = generation
         """The generation of its server's settings under which it began."""
         self.is_superseded = False
@@ -171,8 +174,11 @@ class Workflow:
         if message.method == "ping":
             call.answered(wire_format.result(message.id, Raw(b"{}")), is_error=False)
             return
-        if self.stateless:
+        trust = self.trust
+        if self.stateless or trust is not None:
             call.again = (message, headers)
+        if trust is not None and message.method == "tools/list":
+            call.listing = trust.ask(message)
         self.carry(call, message, headers)
 
     def carry(self, call: Call, message: Envelope, headers: Headers) -> None:
@@ -194,6 +200,17 @@ class Workflow:
             self.account.miss(self.line.why, self._clock())
         self.statistics.count("pool_requests", self.server, done)
         call.asker.pool_result = min(call.asker.pool_result, done, key=WORST_FIRST.index)
+
+    def may_repeat(self, message: Envelope, error: SessionLost) -> bool:
+        """Whether a call that failed so is sent once more (guarantee G6): it did not run, or may run twice."""
+        if error.data["executed"] == "no":
+            why, may = "not_run", self.stateless
+        else:
+            is_carried = self._ended is None and self._quiet is None and self.line.is_open
+            why, may = "trusted", is_carried and self.trust is not None and self.trust.allows(message)
+        if may:
+            self.statistics.count("repeated_calls", self.server, why)
+        return may
 
     def notify(self, message: Envelope, headers: Headers, via: Duplex | None = None) -> None:
         """Take one notification of the client. What names a request is translated, and dropped if it names none.
@@ -261,6 +278,8 @@ class Workflow:
 
     def told(self, message: Envelope, origin: Caller | None) -> None:
         """See `Owner.told`."""
+        if self.trust is not None and message.method == "notifications/tools/list_changed":
+            self.trust.change()
         self._deliver(message.encode(), origin)
 
     def left(self, channel: Answerable) -> None:
@@ -386,6 +405,8 @@ class Workflow:
         self._ended = WorkflowEnded(cause)
         self._refuse_questions("the client's session ended")
         self.line.close(self._ended)
+        if self.trust is not None:
+            self.trust.end()
         self.streams.end()
         return True
 

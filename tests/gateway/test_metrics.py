@@ -41,6 +41,7 @@ PROMISED = {
 """The contract: every metric and its labels."""
 
 BESIDE = {
+    "trunkline_repeated_calls_total": {"server", "why"},
     "trunkline_dropped_total": {"server", "reason"},
     "trunkline_upstream_credentials_total": {"server", "outcome"},
 }
@@ -59,6 +60,7 @@ WORDS = {
     "method": {*METHODS, "other"},
     "outcome": {"ok", "error", "resumed", "trimmed"},
     "result": {"hit", "miss", "spare", "bypass"},
+    "why": {"not_run", "trusted"},
     "state": {"opening", "active", "idle", "draining", "attached", "detached"},
     "transport": set(get_args(Transport)),
     "kind": {"initialize", "initialized", "call", "get", "delete", "notification", "response"},

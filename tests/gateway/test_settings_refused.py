@@ -190,7 +190,6 @@ def test_a_servers_name_can_stand_in_a_path(read: Read, name: str) -> None:
     [
         ("[directory]\nbackend = 'redis'", "directory.backend"),
         ("[directory]\nbackend = 'database'", "directory.backend"),
-        (SERVER + "trust_annotations = true", "servers.up.trust_annotations"),
     ],
 )
 def test_what_this_version_cannot_do_is_refused_and_not_left_undone(read: Read, text: str, path: str) -> None:
@@ -214,6 +213,12 @@ def test_what_this_version_cannot_do_is_refused_and_not_left_undone(read: Read, 
 )
 def test_a_server_that_cannot_be_started_or_reached_is_refused(read: Read, text: str, path: str) -> None:
     assert refusal(read, text).path == path
+
+
+@pytest.mark.parametrize("where", [SERVER + "reuse = 'none'\n", "[pooling]\nreuse = 'none'\n" + SERVER])
+def test_annotations_are_not_trusted_where_nothing_is_sent_again(read: Read, where: str) -> None:
+    assert refusal(read, where + "trust_annotations = true").path == "servers.up.trust_annotations"
+    assert read(SERVER + "trust_annotations = true").servers["up"].trust_annotations
 
 
 JWT = "[auth]\nmode = 'jwt'\nissuer = 'i'\naudience = 'a'\n"
