@@ -48,13 +48,25 @@ def server_row(pool: Pool, name: str) -> dict[str, Any]:
     channels = [channel for server, channel in pool.channels if server == name]
     return {
         "server": name,
-        "state": "failing" if failure else "ok" if channels else "unused",
+        "state": "failing" if failure and failure.stage != "session" else "ok" if channels else "unused",
         "reuse": pool.upstreams[name].pooling.reuse,
         "channels": len(channels),
         "workflows": sum(workflow.server == name for workflow in pool.workflows),
         "inflight": sum(channel.inflight for channel in channels),
         "last_failure": failure._asdict() if failure else None,
+        "circuit": _circuit_row(pool, name),
     }
+
+
+def _circuit_row(pool: Pool, name: str) -> dict[str, Any] | None:
+    """How the server stands with the tenant that it fails most; None where nothing has failed lately."""
+    worst = max(
+        (c for c in pool.circuits if c.server == name), key=lambda c: (c.state != "closed", c.until), default=None
+    )
+    if worst is None:
+        return None
+    wait = max(0.0, worst.until - pool.now()) if worst.state == "open" else 0.0
+    return {"state": worst.state, "failures": worst.failures, "retry_after": round(wait, 1)}
 
 
 def workflow_row(workflow: Workflow) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from trunkline.gateway.auth import Authenticator
 from trunkline.gateway.operations import operations_app
 from trunkline.gateway.settings import AuthSection, GatewaySection, Server, Settings
 from trunkline.mux.directory.memory import MemoryDirectory
-from trunkline.mux.errors import TrunklineError, UpstreamUnreachable
+from trunkline.mux.errors import SessionLost, TrunklineError, UpstreamUnreachable
 from trunkline.mux.limits import Pooling
 from trunkline.mux.lines import Upstream
 from trunkline.mux.pool import Pool
@@ -117,6 +117,7 @@ async def test_a_server_is_unused_then_ok_then_failing(site: Site) -> None:
         "workflows": 0,
         "inflight": 0,
         "last_failure": None,
+        "circuit": None,
     }
     client = Client((await begin(site.pool)).workflow)
     exchange = client.call()
@@ -128,8 +129,24 @@ async def test_a_server_is_unused_then_ok_then_failing(site: Site) -> None:
     [row] = await site.rows("/api/servers")
     assert row["state"] == "failing"
     assert row["last_failure"]["message"] == "connection refused"
+    assert row["last_failure"]["stage"] == "connect"
+    assert row["circuit"] == {"state": "closed", "failures": 1, "retry_after": 0.0}
+    for _ in range(3):
+        with pytest.raises(TrunklineError):
+            await begin(site.pool)
+    [row] = await site.rows("/api/servers")
+    assert (row["circuit"]["state"], row["circuit"]["failures"]) == ("open", 3)
+    assert 0 < row["circuit"]["retry_after"] <= 0.5
     client.leave()
     assert exchange.is_open
+
+
+async def test_a_server_that_lost_a_session_is_not_failing(site: Site) -> None:
+    await begin(site.pool)
+    await begin(site.pool)
+    site.server.session.receiver.lost(SessionLost("the server is gone", executed="unknown"))
+    [row] = await site.rows("/api/servers")
+    assert (row["state"], row["last_failure"]["stage"]) == ("ok", "session")
 
 
 async def test_a_session_is_shown_by_its_handle(site: Site) -> None:
