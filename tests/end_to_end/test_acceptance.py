@@ -7,7 +7,7 @@
 | c | a server's own `reuse` wins over the default, both ways |
 | d | nothing is ever shared over users or tenants |
 | e | identity is checked on reuse |
-| f | hits, misses, active and idle sessions and what is cleaned up are in /metrics |
+| f | hits, misses, spares, active and idle sessions and what is cleaned up are in /metrics |
 | g | `reuse = "none"` is the old path, request by request |
 """
 
@@ -369,6 +369,30 @@ async def test_f_hits_misses_active_and_idle_sessions_and_clean_ups_are_in_the_m
         assert [pooled("hit"), pooled("miss")] == [3, 2]
     counts = (await upstream.saw("delete", 2))["counts"]
     assert counts["initialize"] == counts["delete"] == 2, "what the metrics say of the server's sessions is so"
+
+
+async def test_f_spares_are_in_the_metrics_and_are_nobody_elses(
+    upstream: Upstream, settings_file: Callable[[str], Path]
+) -> None:
+    with running_gateway(toml=settings_file(token_settings(up=upstream.url) + "\n[pooling]\nspares = 1\n")) as gateway:
+
+        def idle() -> float:
+            return gateway.metric("trunkline_channels", server="up", state="idle")
+
+        async with (
+            Wire(gateway.url(), bearer("alice")) as first,
+            Wire(gateway.url(), bearer("alice")) as second,
+            Wire(gateway.url(), bearer("bob")) as his,
+        ):
+            assert (await first.open()).headers["Trunkline-Pool"] == "miss"
+            await until(lambda: idle() == 2)  # hers, and one that nobody has used
+            assert (await his.open()).headers["Trunkline-Pool"] == "miss"
+            await until(lambda: idle() == 4)
+            assert (await second.open()).headers["Trunkline-Pool"] == "spare"
+            for wire in (first, second, his):
+                assert text_of(await (await wire.call("counter")).response()) == "1"
+        assert gateway.metric("trunkline_pool_requests_total", server="up", result="spare") == 1
+        assert gateway.metric("trunkline_pool_requests_total", server="up", result="miss") == 2
 
 
 # g
