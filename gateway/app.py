@@ -1,53 +1,84 @@
-"""The composition root: the one place that builds everything, from settings to a listening gateway."""
+"""The composition root: the one place that builds everything, from settings to a gateway, and builds it anew."""
 
+import asyncio
 import logging
-import signal
-import socket
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from dataclasses import replace
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
 from functools import partial
+from math import inf
 from typing import Final
 
 import anyio
-import msgspec
-import uvicorn
 from anyio.abc import TaskGroup
 
 from ..compat.per_request import PerRequestLine
 from ..mux.directory.memory import MemoryDirectory
 from ..mux.directory.timed import TimedDirectory
-from ..mux.limits import MAX_BODY_BYTES
 from ..mux.line import ChannelMaker
 from ..mux.lines import Upstream
 from ..mux.pool import Pool
 from ..mux.ports import Line
 from ..mux.statistics import Statistics
 from ..transports.asgi import ASGIApp, Receive, Scope, Send
-from ..transports.endpoint import EndpointConfig
+from ..transports.endpoint import Connections, EndpointConfig
 from ..transports.guard import Guard
 from ..transports.modern import ModernEndpoint, ModernRequests
 from ..transports.sse import SSEEndpoint
 from ..transports.streamable_http import StreamableHTTPEndpoint
-from ..transports.upstream.auto import AutoConnector, ClosableConnector, connector_for
+from ..transports.upstream.auto import AutoConnector, RotatingConnector, connector_for
 from ..transports.upstream.modern_http import ModernHTTPServer
 from ..transports.websocket import WebSocketEndpoint, not_found
 from .auth import Authenticator
-from .bounded_http import BoundedHTTP
 from .oauth import credential_for
 from .operations import operations_app
-from .settings import Server, Settings, SettingsError, is_loopback
+from .reload import Changes, compare
+from .settings import Server, Settings, SettingsError, check, is_loopback
 from .telemetry import tracing
 from .tickets import TicketEndpoint
-from .websockets import PingingWebSocket
 
 logger = logging.getLogger(__name__)
 
-GRACE_SECONDS: Final = 5
-"""After the drain, how long open connections may take to end."""
-
-BACKLOG: Final = 2048
 PREFIX: Final = "/servers/"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Site:
+    """One server under one generation of its settings, and all that was built from them."""
+
+    server: Server
+    upstream: Upstream
+    connector: RotatingConnector
+    modern: ModernRequests | None
+    modern_server: ModernHTTPServer | None
+    connections: Connections
+    released: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once the pool has nothing open under these settings, after others have come to hold."""
+
+    @property
+    def version(self) -> tuple[str, int]:
+        return self.upstream.name, self.upstream.generation
+
+    def rotate(self, server: Server) -> "_Site":
+        """The same, with the credentials of these settings."""
+        self.connector.rotate(server.headers)
+        if self.modern_server is not None:
+            self.modern_server.rotate(server.headers)
+        return replace(self, server=server)
+
+
+@dataclass(frozen=True, slots=True)
+class _Routes:
+    """All that a request may meet, built from one state of the settings: it meets all of one state, or of the next."""
+
+    settings: Settings
+    authenticator: Authenticator
+    sites: Mapping[str, _Site]
+    leaving: Mapping[str, _Site]
+    """Servers that are gone from the settings, and still have workflows."""
+    http: Mapping[str, ASGIApp]
+    websocket: Mapping[str, ASGIApp]
+    operations: ASGIApp
 
 
 class Gateway:
@@ -57,75 +88,47 @@ class Gateway:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
         self.statistics = Statistics()
         self._tracer = tracing()
-        self._connectors = {name: self._connector(name, server) for name, server in settings.servers.items()}
+        self._generation = 0
+        """Of what is built next; counts the changes of settings, in this process."""
+        sites = self._sites(settings, settings.servers, {})
+        self._generation += 1
+        self._open = {site.version: site for site in sites.values()}
+        """Every site with something behind it, of any generation."""
         self.pool = Pool(
-            {name: self._upstream(name, server) for name, server in settings.servers.items()},
+            {name: site.upstream for name, site in sites.items()},
             TimedDirectory(MemoryDirectory(), self.statistics),
             pooling=settings.pooling,
             statistics=self.statistics,
+            release=self._release,
         )
-        self._authenticator = authenticator = Authenticator(settings)
-        listener = settings.gateway
-        guard = Guard(
-            loopback=is_loopback(listener.host),
-            allowed_hosts=listener.allowed_hosts,
-            allowed_origins=listener.allowed_origins,
-        )
-        self._modern = {
-            name: self._modern_requests(name, server)
-            for name, server in settings.servers.items()
-            if "modern" in server.eras and server.url.startswith(("http://", "https://"))
-        }
-        self._http: dict[str, ASGIApp] = {}
-        self._websocket: dict[str, ASGIApp] = {}
-        for name, server in settings.servers.items():
-            config = EndpointConfig(
-                server=name,
-                pool=self.pool,
-                guard=guard,
-                authenticate=partial(authenticator.authenticate, server=name),
-                anonymous_keys=is_loopback(listener.host),
-                forward_headers=tuple(header.lower() for header in server.forward_headers),
-                session_headers=tuple(header.lower() for header in server.session_headers),
-                modern=self._modern.get(name),
-                tracer=self._tracer,
-            )
-            if "legacy" not in server.eras:
-                self._http[f"{PREFIX}{name}/mcp"] = ModernEndpoint(config, self._modern[name])
-                continue
-            streams = replace(config, authenticate=partial(authenticator.authenticate, server=name, tickets=True))
-            sse = SSEEndpoint(config, streams)
-            self._http[f"{PREFIX}{name}/ticket"] = TicketEndpoint(config, authenticator.tickets)
-            self._http[f"{PREFIX}{name}/mcp"] = StreamableHTTPEndpoint(config)
-            self._http[f"{PREFIX}{name}/sse"] = sse.stream
-            self._http[f"{PREFIX}{name}/message"] = sse.messages
-            self._websocket[f"{PREFIX}{name}/ws"] = WebSocketEndpoint(streams)
-        self._operations = operations_app(self.pool, settings, guard, authenticator, beside=self._beside)
+        self._routes = self._routed(settings, Authenticator(settings), sites, {})
+        self._tasks: TaskGroup
+        self._key_keeping = anyio.CancelScope()
+
+    @property
+    def settings(self) -> Settings:
+        """What holds now."""
+        return self._routes.settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection: an MCP endpoint by its path, everything else by the operations application."""
-        path = scope.get("path", "")
+        path, routes = scope.get("path", ""), self._routes
         if scope["type"] == "websocket":
-            endpoint = self._websocket.get(path, not_found)
+            endpoint = routes.websocket.get(path, not_found)
         else:
-            endpoint = self._http.get(path, self._operations)
+            endpoint = routes.http.get(path, routes.operations)
         await endpoint(scope, receive, send)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Gateway"]:
         """The gateway with its pool, for the length of the context."""
         async with AsyncExitStack() as stack:
-            for connector in self._connectors.values():
-                stack.push_async_callback(connector.close)
-            for requests in self._modern.values():
-                stack.push_async_callback(requests.close)
-            if self._authenticator.jwt is not None:
-                tasks = await stack.enter_async_context(anyio.create_task_group())
-                stack.callback(tasks.cancel_scope.cancel)
-                tasks.start_soon(self._authenticator.jwt.keys.run)
+            stack.push_async_callback(self._close)
+            self._tasks = await stack.enter_async_context(anyio.create_task_group())
+            stack.callback(self._tasks.cancel_scope.cancel)
+            self._keep_keys(self._routes.authenticator)
             await stack.enter_async_context(self.pool.running())
             yield self
 
@@ -137,53 +140,200 @@ class Gateway:
             complete.append(await requests.drain(timeout))
 
         async with anyio.create_task_group() as tasks:
-            for requests in self._modern.values():
-                tasks.start_soon(drain, requests)
+            for site in self._open.values():
+                if site.modern is not None:
+                    tasks.start_soon(drain, site.modern)
             complete.append(await self.pool.drain(timeout))
         return all(complete)
 
-    def _beside(self, name: str) -> int:
-        """Requests of a server that are under way without a session."""
-        return self._modern[name].inflight if name in self._modern else 0
+    # Settings that change.
 
-    def _connector(self, name: str, server: Server) -> ClosableConnector:
-        return connector_to(name, server, self.statistics)
+    async def reload(self, read: Callable[[], Settings], *, insecure: bool = False) -> None:
+        """Read the settings again, and let hold what differs but for what needs a restart; a fault changes nothing.
 
-    def _modern_requests(self, name: str, server: Server) -> ModernRequests:
-        connector = self._connectors[name]
-        assert isinstance(connector, AutoConnector), "only those speak this era"
-        streamable = connector.streamable
-        pooling = self.settings.pooling_for(name)
-        return ModernRequests(
-            name,
-            ModernHTTPServer(
+        `read` and `insecure` as in `process.serve`. Not to be called again before it is done.
+        """
+        try:
+            changes, sites = await anyio.to_thread.run_sync(self._examine, read, insecure)
+            authenticator = Authenticator(changes.settings, self._routes.authenticator)
+            if authenticator.jwt is not None and authenticator.jwt is not self._routes.authenticator.jwt:
+                await authenticator.jwt.keys.refresh()
+        except SettingsError as error:
+            self.statistics.count("reloads", "refused")
+            logger.error("not reloaded, everything stays as it is: %s", error)
+            return
+        except Exception as error:
+            self.statistics.count("reloads", "refused")
+            logger.error("not reloaded, everything stays as it is", exc_info=error)
+            return
+        if self.pool.draining:
+            logger.warning("not reloaded: the gateway is shutting down")
+            return
+        self._apply(changes, sites, authenticator)
+        self.statistics.count("reloads", "applied")
+        logger.info("reloaded: %s", changes)
+        if changes.needs_restart:
+            logger.warning("left as it was, only a restart changes it: %s", ", ".join(changes.needs_restart))
+
+    def _examine(self, read: Callable[[], Settings], insecure: bool) -> tuple[Changes, dict[str, _Site]]:
+        """What is to change, and the sites of servers that are added or changed; beside the event loop, as it blocks.
+
+        Raises:
+            SettingsError: what was read cannot hold, or not beside what stays.
+        """
+        changes = compare(self.settings, read())
+        check(changes.settings, insecure=insecure)
+        before = {**self._routes.leaving, **self._routes.sites}
+        return changes, self._sites(changes.settings, (*changes.added, *changes.changed), before)
+
+    def _apply(self, changes: Changes, built: dict[str, _Site], authenticator: Authenticator) -> None:
+        """Let other settings hold. Nothing else runs meanwhile: a request meets all of the old ones, or of the new."""
+        before, settings = self._routes, changes.settings
+        self._generation += 1
+        sites = {name: built.get(name) or before.sites[name] for name in settings.servers}
+        sites |= {name: sites[name].rotate(settings.servers[name]) for name in changes.rotated}
+        gone = {name: before.sites[name] for name in (*changes.changed, *changes.removed)}
+        busy = {workflow.server for workflow in self.pool.workflows}
+        leaving = {
+            name: site for name, site in {**before.leaving, **gone}.items() if name in busy and name not in sites
+        }
+        self._open |= {site.version: site for site in sites.values()}
+        self._routes = self._routed(settings, authenticator, sites, leaving)
+        self.pool.reconfigure({name: site.upstream for name, site in sites.items()}, settings.pooling)
+        self.pool.revoke(authenticator.knows)
+        before.authenticator.give_way(authenticator)
+        if authenticator.jwt is not before.authenticator.jwt:
+            self._keep_keys(authenticator)
+        for name, site in gone.items():
+            if site.modern is not None:
+                site.modern.give_way(sites[name].modern if name in sites else None)
+            self._tasks.start_soon(self._give_up, site)
+
+    async def _give_up(self, site: _Site) -> None:
+        """Close what leads to a server under settings that no longer hold, once nobody needs it."""
+        if site.modern is not None:
+            await site.modern.drain(inf)
+        await site.released.wait()
+        del self._open[site.version]
+        try:
+            await site.connector.close()
+        except Exception:
+            logger.exception("a connector could not be closed", extra={"server": site.upstream.name})
+
+    async def _release(self, upstream: Upstream) -> None:
+        self._open[upstream.name, upstream.generation].released.set()
+
+    async def _close(self) -> None:
+        """Close whatever leads to a server."""
+        for site in self._open.values():
+            await site.connector.close()
+
+    def _keep_keys(self, authenticator: Authenticator) -> None:
+        """Keep the keys of tokens fresh, and no longer those of before."""
+        self._key_keeping.cancel()
+        self._key_keeping = scope = anyio.CancelScope()
+
+        async def keep() -> None:
+            with scope:
+                if authenticator.jwt is not None:
+                    await authenticator.jwt.keys.run()
+
+        self._tasks.start_soon(keep)
+
+    # What things are made of.
+
+    def _sites(self, settings: Settings, names: Iterable[str], before: Mapping[str, _Site]) -> dict[str, _Site]:
+        return {name: self._site(name, settings, before.get(name)) for name in names}
+
+    def _site(self, name: str, settings: Settings, before: _Site | None) -> _Site:
+        server, pooling = settings.servers[name], settings.pooling_for(name)
+        connector = connector_to(name, server, self.statistics)
+        modern_server, modern = None, None
+        if "modern" in server.eras and isinstance(connector, AutoConnector):
+            streamable = connector.streamable
+            modern_server = ModernHTTPServer(
                 name, streamable.http, streamable.headers, self.statistics, timeout=pooling.request_timeout
-            ),
-            self.statistics,
-            max_inflight=pooling.max_inflight_per_workflow,
-            headers=tuple(header.lower() for header in (*server.forward_headers, *server.session_headers)),
-            tracer=self._tracer,
-        )
+            )
+            modern = ModernRequests(
+                name,
+                modern_server,
+                self.statistics,
+                max_inflight=pooling.max_inflight_per_workflow,
+                headers=tuple(header.lower() for header in (*server.forward_headers, *server.session_headers)),
+                tracer=self._tracer,
+            )
+        upstream = self._upstream(name, settings, connector)
+        connections = before.connections if before is not None else Connections()
+        return _Site(server, upstream, connector, modern, modern_server, connections)
 
-    def _upstream(self, name: str, server: Server) -> Upstream:
-        pooling = self.settings.pooling_for(name)
-        habits = self.settings.compat.sdk_habits
+    def _upstream(self, name: str, settings: Settings, connector: RotatingConnector) -> Upstream:
+        server, pooling, habits = settings.servers[name], settings.pooling_for(name), settings.compat.sdk_habits
 
         def per_request(make_channel: ChannelMaker) -> Line:
             return PerRequestLine(make_channel, habits=habits)
 
         return Upstream(
             name=name,
-            connector=self._connectors[name],
+            connector=connector,
             pooling=pooling,
             stateless=server.stateless,
+            generation=self._generation,
             trust_annotations=server.trust_annotations,
             credential=server.oauth.identity if server.oauth is not None else "",
             make_line=per_request if pooling.reuse == "none" else None,
         )
 
+    def _routed(
+        self,
+        settings: Settings,
+        authenticator: Authenticator,
+        sites: Mapping[str, _Site],
+        leaving: Mapping[str, _Site],
+    ) -> _Routes:
+        listener = settings.gateway
+        guard = Guard(
+            loopback=is_loopback(listener.host),
+            allowed_hosts=listener.allowed_hosts,
+            allowed_origins=listener.allowed_origins,
+        )
+        http: dict[str, ASGIApp] = {}
+        websocket: dict[str, ASGIApp] = {}
+        for name, site in {**leaving, **sites}.items():
+            server, path = site.server, PREFIX + name
+            config = EndpointConfig(
+                server=name,
+                pool=self.pool,
+                guard=guard,
+                authenticate=partial(authenticator.authenticate, server=name),
+                anonymous_keys=is_loopback(listener.host),
+                forward_headers=tuple(header.lower() for header in server.forward_headers),
+                session_headers=tuple(header.lower() for header in server.session_headers),
+                modern=site.modern if name in sites else None,
+                tracer=self._tracer,
+                generation=site.upstream.generation,
+                connections=site.connections,
+            )
+            if "legacy" not in server.eras:
+                if site.modern is not None:
+                    http[f"{path}/mcp"] = ModernEndpoint(config, site.modern)
+                continue
+            streams = replace(config, authenticate=partial(authenticator.authenticate, server=name, tickets=True))
+            sse = SSEEndpoint(config, streams)
+            http[f"{path}/ticket"] = TicketEndpoint(config, authenticator.tickets)
+            http[f"{path}/mcp"] = StreamableHTTPEndpoint(config)
+            http[f"{path}/sse"] = sse.stream
+            http[f"{path}/message"] = sse.messages
+            websocket[f"{path}/ws"] = WebSocketEndpoint(streams)
+        operations = operations_app(self.pool, settings, guard, authenticator, beside=self._beside)
+        return _Routes(settings, authenticator, sites, leaving, http, websocket, operations)
 
-def connector_to(name: str, server: Server, statistics: Statistics) -> ClosableConnector:
+    def _beside(self, name: str) -> int:
+        """Requests of a server that are under way without a session."""
+        open_sites = [site for site in self._open.values() if site.upstream.name == name]
+        return sum(site.modern.inflight for site in open_sites if site.modern is not None)
+
+
+def connector_to(name: str, server: Server, statistics: Statistics) -> RotatingConnector:
     """What opens sessions with a server, by its settings.
 
     Raises:
@@ -193,102 +343,3 @@ def connector_to(name: str, server: Server, statistics: Statistics) -> ClosableC
         return connector_for(name, statistics, command=server.process)
     credential = credential_for(name, server, statistics)
     return connector_for(name, statistics, url=server.url, headers=server.headers, ca=server.ca, credential=credential)
-
-
-async def serve(settings: Settings, *, demo: bool, on_ready: Callable[[str], None]) -> None:
-    """Run a gateway until SIGTERM or SIGINT, then drain it (guarantee G8).
-
-    With `demo`, the built-in server runs beside it. `on_ready` is called with the gateway's URL once it listens.
-
-    Raises:
-        SettingsError: the address cannot be listened on.
-    """
-    async with AsyncExitStack() as stack:
-        listener = stack.enter_context(_listen(settings))  # first: the demo's tasks would wrap its error
-        if demo:
-            from .demo import serve_demo
-
-            url = await stack.enter_async_context(serve_demo())
-            settings = msgspec.structs.replace(
-                settings, servers={**settings.servers, "demo": Server(url=url, eras=("legacy",))}
-            )
-        gateway = await stack.enter_async_context(Gateway(settings).running())
-        tls = settings.gateway.tls
-        config = uvicorn.Config(
-            gateway,
-            http=BoundedHTTP,
-            lifespan="off",
-            ws=PingingWebSocket,
-            ws_max_size=MAX_BODY_BYTES,
-            ws_per_message_deflate=False,
-            proxy_headers=False,
-            server_header=False,
-            access_log=False,
-            log_config=None,
-            backlog=BACKLOG,
-            ssl_certfile=tls.cert or None,
-            ssl_keyfile=tls.key or None,
-            timeout_graceful_shutdown=GRACE_SECONDS,
-        )
-        host, port = listener.getsockname()[:2]
-        scheme = "https" if tls.cert else "http"
-        shown = f"[{host}]" if ":" in host else host
-        server = _Server(config, lambda: on_ready(f"{scheme}://{shown}:{port}"))
-        async with anyio.create_task_group() as tasks:
-            await tasks.start(_drain_on_signal, gateway, server, tasks)
-            await server.serve(sockets=[listener])
-            tasks.cancel_scope.cancel()
-
-
-class _Server(uvicorn.Server):
-    """uvicorn, telling when it listens, and leaving the signals to the gateway."""
-
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_ready = on_ready
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._on_ready()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-async def _drain_on_signal(
-    gateway: Gateway,
-    server: _Server,
-    tasks: TaskGroup,
-    *,
-    task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
-) -> None:
-    async def drain() -> None:
-        complete = await gateway.drain(gateway.settings.gateway.drain_timeout)
-        logger.info("drained" if complete else "drain_timeout has passed: calls in flight were cut")
-        server.should_exit = True
-
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        task_status.started()
-        first = True
-        async for received in signals:
-            if first:
-                logger.info("%s: draining", signal.Signals(received).name)
-                tasks.start_soon(drain)
-                first = False
-            else:
-                logger.warning("%s again: leaving at once", signal.Signals(received).name)
-                server.should_exit = server.force_exit = True
-
-
-@contextmanager
-def _listen(settings: Settings) -> Iterator[socket.socket]:
-    host, port = settings.gateway.host, settings.gateway.port
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise SettingsError("gateway.port", f"cannot listen on {host}:{port}: {reason}") from error
-    with listener:
-        yield listener

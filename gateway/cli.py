@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -69,25 +70,30 @@ def serve(
 ) -> None:
     """Run a gateway. Without a file and without --upstream it is the demo."""
     given = {"gateway.host": host, "gateway.port": port, "gateway.workers": workers}
-    settings = load(
-        file,
-        environ=os.environ,
-        upstreams=upstream or (),
-        overrides={path: value for path, value in given.items() if value is not None},
-        insecure=insecure,
-    )
+
+    def read() -> Settings:
+        settings = load(
+            file,
+            environ=os.environ,
+            upstreams=upstream or (),
+            overrides={path: value for path, value in given.items() if value is not None},
+            insecure=insecure,
+        )
+        if demo and "demo" in settings.servers:
+            raise SettingsError(
+                "servers.demo", "this name is the built-in demo server's; choose another, or leave --demo out"
+            )
+        return settings
+
+    settings = read()
     _configure_logs(log_format, log_level)
     demo = demo or not settings.servers
-    if demo and "demo" in settings.servers:
-        raise SettingsError(
-            "servers.demo", "this name is the built-in demo server's; choose another, or leave --demo out"
-        )
-    from .app import serve as run
+    from .process import serve as run
 
     def on_ready(url: str) -> None:
         print(_welcome(settings, url, demo=demo), flush=True)
 
-    _run(run, settings, demo, on_ready)
+    _run(run(settings, read=read, demo=demo, insecure=insecure, on_ready=on_ready))
 
 
 @app.command()
@@ -199,7 +205,7 @@ def _fault(message: str, code: int) -> NoReturn:
     raise typer.Exit(code)
 
 
-def _run(function: Any, settings: Settings, demo: bool, on_ready: Any) -> None:
+def _run(gateway: Coroutine[Any, Any, None]) -> None:
     import asyncio
 
     try:
@@ -209,7 +215,7 @@ def _run(function: Any, settings: Settings, demo: bool, on_ready: Any) -> None:
     else:
         runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
     with runner:
-        runner.run(function(settings, demo=demo, on_ready=on_ready))
+        runner.run(gateway)
 
 
 def _configure_logs(log_format: str, log_level: str) -> None:

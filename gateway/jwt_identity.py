@@ -67,14 +67,20 @@ class KeySource:
     async def run(self) -> None:
         """Read the keys of a URL now and again, for as long as this runs."""
         while self._url:
-            try:
-                self._keys = read_keys(await self._fetch())
-            except Exception as error:  # whatever it is, the keys that are known go on to count
-                logger.warning("the keys of auth.jwks could not be read: %s", type(error).__name__)
+            await self.refresh()
             with anyio.move_on_after(REFRESH_SECONDS):
                 await anyio.sleep(HASTE_SECONDS if self._keys else 1.0)
                 await self._hurry.wait()
             self._hurry = anyio.Event()
+
+    async def refresh(self) -> None:
+        """Read the keys of a URL now; where that fails, those that are known go on to count."""
+        if not self._url:
+            return
+        try:
+            self._keys = read_keys(await self._fetch())
+        except Exception as error:  # whatever it is
+            logger.warning("the keys of auth.jwks could not be read: %s", type(error).__name__)
 
     async def _fetch(self) -> str:
         with anyio.fail_after(FETCH_SECONDS):

@@ -1,6 +1,8 @@
 """What operators ask a gateway: is it alive, is it ready, what does it hold. Never on the path of a call."""
 
+import re
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -12,8 +14,9 @@ from ..transports.guard import Guard, Rejected
 from .auth import METADATA, Authenticator
 from .metrics import CONTENT_TYPE, InFlight, exposition
 from .rows import PAGING, NotTold, explanation, page, server_row, workflow_row
-from .settings import Settings, is_loopback
+from .settings import NAME, Settings, is_loopback
 
+SERVER_PATH: Final = re.compile(rf"/servers/({NAME.pattern})/")
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -67,7 +70,10 @@ def operations_app(
     async def unknown(request: Request, error: Exception) -> Response:
         names = ", ".join(f"/servers/{name}/mcp" for name in settings.servers) if _is_alone(request, settings) else ""
         known = f"; served here: {names}" if names else "; MCP endpoints are /servers/NAME/mcp"
-        return PlainTextResponse(f"nothing at this path{known}\n", 404)
+        asked = SERVER_PATH.match(request.url.path)
+        absent = asked is not None and asked[1] not in settings.servers
+        what = f"there is no server {asked[1]}" if asked is not None and absent else "nothing at this path"
+        return PlainTextResponse(f"{what}{known}\n", 404)
 
     async def resource(request: Request) -> Response:
         """What this server's endpoint asks of a token (RFC 9728)."""

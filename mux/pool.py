@@ -214,6 +214,12 @@ class Pool:
         self._lines.supersede()
         self._lines.failures.keep(upstreams)
 
+    def revoke(self, knows: Callable[[Principal], bool]) -> None:
+        """End the workflows of whoever is not known any longer, for the cause `revoked`."""
+        for workflow in self.workflows:
+            if not knows(workflow.principal):
+                self._end_soon(workflow, "revoked")
+
     # Beginning and finding workflows.
 
     async def begin(
