@@ -41,6 +41,7 @@ PROMISED = {
 """The contract: every metric and its labels."""
 
 BESIDE = {
+    "trunkline_reloads_total": {"outcome"},
     "trunkline_repeated_calls_total": {"server", "why"},
     "trunkline_dropped_total": {"server", "reason"},
     "trunkline_upstream_credentials_total": {"server", "outcome"},
@@ -58,7 +59,7 @@ UNUSED = {
 WORDS = {
     "server": {"demo"},
     "method": {*METHODS, "other"},
-    "outcome": {"ok", "error", "resumed", "trimmed"},
+    "outcome": {"ok", "error", "resumed", "trimmed", "applied", "refused"},
     "result": {"hit", "miss", "spare", "bypass"},
     "why": {"not_run", "trusted"},
     "state": {"opening", "active", "idle", "draining", "attached", "detached"},
