@@ -1,0 +1,116 @@
+"""What is written to event logs, on its way to the directory: beside the hot path, in batches, bounded.
+
+An entry may be written twice, where the directory failed over it; its place (stream, n) tells. Where the directory is
+away for so long that too much waits, the oldest is dropped and counted: a gap in n tells.
+"""
+
+import logging
+from collections import deque
+from typing import Final
+
+import anyio
+
+from .directory import Entry, Logs
+from .errors import DirectoryUnavailable
+from .limits import MIB, EventLogLimits
+from .statistics import Statistics
+
+logger = logging.getLogger(__name__)
+
+MAX_WAITING_BYTES: Final = 16 * MIB
+"""What may wait for the directory, over all workflows."""
+
+ENTRY_BYTES: Final = 100
+"""What an entry counts beside its message."""
+
+WRITERS: Final = 16
+"""Workflows whose entries are written at the same time."""
+
+RETRY_SECONDS: Final = 0.2
+
+
+class _Waiting:
+    """What waits for one workflow."""
+
+    __slots__ = ("entries", "is_written", "keep")
+
+    def __init__(self, keep: EventLogLimits) -> None:
+        self.keep = keep
+        self.entries: deque[Entry] = deque()
+        self.is_written = anyio.Event()
+        """Set when nothing waits any longer."""
+
+
+class Journal:
+    """The way of one worker to the event logs. `run` it in a task for as long as it is used."""
+
+    def __init__(self, logs: Logs, statistics: Statistics) -> None:
+        self._logs = logs
+        self._statistics = statistics
+        self._waiting: dict[str, _Waiting] = {}
+        self._bytes = 0
+        self._news = anyio.Event()
+
+    def write(self, session_id: str, entry: Entry, keep: EventLogLimits) -> None:
+        """Put an entry on its way, without waiting."""
+        waiting = self._waiting.get(session_id)
+        if waiting is None:
+            waiting = self._waiting[session_id] = _Waiting(keep)
+        waiting.entries.append(entry)
+        self._bytes += len(entry.message) + ENTRY_BYTES
+        while self._bytes > MAX_WAITING_BYTES:
+            self._drop()
+        self._news.set()
+
+    async def flush(self, session_id: str) -> None:
+        """Wait until what was written of this workflow has arrived, or was dropped."""
+        waiting = self._waiting.get(session_id)
+        if waiting is not None:
+            await waiting.is_written.wait()
+
+    def forget(self, session_id: str) -> None:
+        """The workflow has ended: what waits of it is of no use."""
+        waiting = self._waiting.pop(session_id, None)
+        if waiting is not None:
+            self._bytes -= sum(len(entry.message) + ENTRY_BYTES for entry in waiting.entries)
+            waiting.entries.clear()
+            waiting.is_written.set()
+
+    async def run(self) -> None:
+        """Hand on what is written, until cancelled."""
+        while True:
+            await self._news.wait()
+            self._news = anyio.Event()
+            limiter = anyio.CapacityLimiter(WRITERS)
+            async with anyio.create_task_group() as tasks:
+                for session_id in tuple(self._waiting):
+                    tasks.start_soon(self._hand_on, session_id, limiter)
+
+    async def _hand_on(self, session_id: str, limiter: anyio.CapacityLimiter) -> None:
+        async with limiter:
+            while (waiting := self._waiting.get(session_id)) is not None:
+                batch = tuple(waiting.entries)
+                try:
+                    await self._logs.append(session_id, batch, waiting.keep)
+                except DirectoryUnavailable:
+                    self._statistics.count("journal", "failed")
+                    await anyio.sleep(RETRY_SECONDS)
+                else:
+                    self._arrived(session_id, waiting, batch)
+
+    def _arrived(self, session_id: str, waiting: _Waiting, batch: tuple[Entry, ...]) -> None:
+        for entry in batch:
+            if waiting.entries and waiting.entries[0] is entry:  # else it was dropped meanwhile
+                self._bytes -= len(waiting.entries.popleft().message) + ENTRY_BYTES
+        if not waiting.entries and self._waiting.get(session_id) is waiting:
+            del self._waiting[session_id]
+            waiting.is_written.set()
+
+    def _drop(self) -> None:
+        """Make room: by an entry of the workflow of which the most waits."""
+        session_id, waiting = max(self._waiting.items(), key=lambda item: len(item[1].entries))
+        self._bytes -= len(waiting.entries.popleft().message) + ENTRY_BYTES
+        self._statistics.count("journal", "dropped")
+        if not waiting.entries:
+            del self._waiting[session_id]
+            waiting.is_written.set()

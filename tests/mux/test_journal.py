@@ -1,0 +1,138 @@
+"""Entries of event logs on their way to the directory: in order, in batches, bounded."""
+
+from collections.abc import AsyncIterator, Sequence
+
+import anyio
+import pytest
+from harness.shared_memory import SharedMemoryDirectory
+from trunkline.mux import journal as journal_module
+from trunkline.mux.directory import Entry
+from trunkline.mux.journal import ENTRY_BYTES, Journal
+from trunkline.mux.limits import EventLogLimits
+from trunkline.mux.principal import ANONYMOUS
+from trunkline.mux.record import Handshake, WorkflowRecord, new_session_id
+from trunkline.mux.statistics import Statistics
+
+pytestmark = pytest.mark.anyio
+
+KEEP = EventLogLimits()
+
+
+class Logs(SharedMemoryDirectory):
+    """Counts appends, and lets them wait while it is closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[int] = []
+        self.gate = anyio.Event()
+        self.gate.set()
+
+    async def append(self, session_id: str, entries: Sequence[Entry], keep: EventLogLimits) -> None:
+        self.batches.append(len(entries))
+        await self.gate.wait()
+        await super().append(session_id, entries, keep)
+
+    async def begin(self) -> str:
+        record = WorkflowRecord(new_session_id(), ANONYMOUS, "x", None, Handshake("2025-11-25", b"{}", b"{}"))
+        await self.claim(record)
+        return record.session_id
+
+
+class At:
+    logs: Logs
+    journal: Journal
+    statistics: Statistics
+
+
+@pytest.fixture
+async def at(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[At]:
+    monkeypatch.setattr(journal_module, "RETRY_SECONDS", 0.001)
+    made = At()
+    made.logs, made.statistics = Logs(), Statistics()
+    made.journal = Journal(made.logs, made.statistics)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(made.journal.run)
+        yield made
+        tasks.cancel_scope.cancel()
+
+
+def event(n: int, size: int = 1) -> Entry:
+    return Entry("event", 0, n, b"m" * size)
+
+
+async def flushed(at: At, session_id: str) -> list[int]:
+    with anyio.fail_after(10):
+        await at.journal.flush(session_id)
+    return [entry.n for entry in await at.logs.read(session_id)]
+
+
+async def test_entries_arrive_in_order_and_many_at_once(at: At) -> None:
+    first, second = await at.logs.begin(), await at.logs.begin()
+    for n in range(100):
+        at.journal.write(first, event(n), KEEP)
+        at.journal.write(second, event(n), KEEP)
+    assert await flushed(at, first) == await flushed(at, second) == list(range(100))
+    assert len(at.logs.batches) < 10
+
+
+async def test_what_comes_while_a_batch_is_under_way_follows_it(at: At) -> None:
+    session_id = await at.logs.begin()
+    at.logs.gate = anyio.Event()
+    at.journal.write(session_id, event(0), KEEP)
+    with anyio.fail_after(10):
+        while not at.logs.batches:
+            await anyio.lowlevel.checkpoint()
+    at.journal.write(session_id, event(1), KEEP)
+    at.logs.gate.set()
+    assert await flushed(at, session_id) == [0, 1]
+
+
+async def test_a_directory_that_comes_back_gets_it_all(at: At) -> None:
+    session_id = await at.logs.begin()
+    at.logs.is_away = True
+    for n in range(3):
+        at.journal.write(session_id, event(n), KEEP)
+    with anyio.fail_after(10):
+        while not at.statistics.counts["journal", "failed"]:
+            await anyio.lowlevel.checkpoint()
+    at.logs.is_away = False
+    assert await flushed(at, session_id) == [0, 1, 2]
+
+
+async def test_g10_what_waits_is_bounded_and_the_oldest_gives_way(at: At, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "MAX_WAITING_BYTES", 10 * (ENTRY_BYTES + 1))
+    session_id = await at.logs.begin()
+    at.logs.is_away = True
+    for n in range(25):
+        at.journal.write(session_id, event(n), KEEP)
+    at.logs.is_away = False
+    assert await flushed(at, session_id) == list(range(15, 25))
+    assert at.statistics.counts["journal", "dropped"] == 15
+
+
+async def test_one_entry_that_is_larger_than_all_that_may_wait_is_dropped(
+    at: At, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "MAX_WAITING_BYTES", 1000)
+    session_id = await at.logs.begin()
+    at.journal.write(session_id, event(0, 2000), KEEP)
+    assert await flushed(at, session_id) == []
+    at.journal.write(session_id, event(1), KEEP)
+    assert await flushed(at, session_id) == [1]
+
+
+async def test_what_waits_of_an_ended_workflow_is_forgotten(at: At) -> None:
+    session_id, other = await at.logs.begin(), await at.logs.begin()
+    at.logs.is_away = True
+    at.journal.write(session_id, event(0), KEEP)
+    at.journal.forget(session_id)
+    assert await at.journal.flush(session_id) is None
+    at.logs.is_away = False
+    at.journal.write(other, event(1), KEEP)
+    assert await flushed(at, other) == [1]
+    assert session_id not in at.logs.logs
+    at.journal.forget(session_id)
+
+
+async def test_nothing_waits_for_a_workflow_without_entries(at: At) -> None:
+    assert await at.journal.flush("nobody's") is None
