@@ -3,9 +3,13 @@
 from typing import Final, NamedTuple
 
 from ..mux.errors import UpstreamFault
+from ..mux.limits import MAX_EVENT_BYTES
 
 KEEP_ALIVE: Final = b": keep-alive\n\n"
 """A comment: keeps proxies and clients from giving up on a quiet stream."""
+
+MAX_EVENTLESS_BYTES: Final = 2 * MAX_EVENT_BYTES
+"""What may come without an event: a server that sends comments without end costs everybody time, and nobody waits."""
 
 RECONNECT: Final = b"retry: 1000\n\n"
 """Asks a client to come back in a second, after this stream ends: an EventSource gives up for good on a 503."""
@@ -31,7 +35,7 @@ def encode(data: bytes, *, id: str | None = None, name: str = "message") -> byte
 
 
 class EventParser:
-    """An incremental parser of one stream. `limit` bounds the bytes of one event."""
+    """An incremental parser of one stream. `limit` bounds the bytes of one event, `MAX_EVENTLESS_BYTES` comments."""
 
     def __init__(self, *, limit: int) -> None:
         self._limit = limit
@@ -39,6 +43,8 @@ class EventParser:
         self._partial_size = 0
         self._skip_newline = False
         self._first = True
+        self._eventless = 0
+        """Bytes since the last event, in whole chunks."""
         self._data: list[bytes] = []
         self._event_size = 0
         self._name = "message"
@@ -51,10 +57,11 @@ class EventParser:
         """The events that this chunk completes.
 
         Raises:
-            UpstreamFault: an event larger than the limit.
+            UpstreamFault: an event larger than the limit, or too much without one.
         """
         if not chunk:
             return []
+        self._eventless += len(chunk)
         if self._skip_newline and chunk[:1] == b"\n":
             chunk = chunk[1:]
         self._skip_newline = False
@@ -73,6 +80,8 @@ class EventParser:
             self._hold(lines.pop())
         self._skip_newline = text.endswith(b"\r")
         events = [event for line in lines if (event := self._line(line.rstrip(b"\r\n"))) is not None]
+        if events:
+            self._eventless = 0
         self._check_size()
         return events
 
@@ -83,6 +92,8 @@ class EventParser:
     def _check_size(self) -> None:
         if self._event_size + self._partial_size > self._limit:
             raise UpstreamFault(f"the server sent an event larger than {self._limit} bytes")
+        if self._eventless > MAX_EVENTLESS_BYTES:
+            raise UpstreamFault(f"the server sent more than {MAX_EVENTLESS_BYTES} bytes without an event")
 
     def _line(self, line: bytes) -> ServerEvent | None:
         if not line:

@@ -5,6 +5,7 @@ from harness import sse
 from hypothesis import example, given
 from hypothesis import strategies as st
 from trunkline.mux.errors import UpstreamFault
+from trunkline.transports import event_stream
 from trunkline.transports.event_stream import KEEP_ALIVE, RECONNECT, EventParser, ServerEvent, encode
 
 LIMIT = 1 << 16
@@ -148,3 +149,15 @@ def test_an_empty_chunk_between_cr_and_lf_changes_nothing() -> None:
     parser = EventParser(limit=500)
     chunks = (b"data: a\r", b"", b"\ndata: b\r\n\r\n")
     assert [event.data for chunk in chunks for event in parser.feed(chunk)] == [b"a\nb"]
+
+
+@pytest.mark.parametrize("noise", [b": still here\n\n", b"\n", b":\r\n", b": " + b"x" * 40])
+def test_g9_what_comes_without_an_event_is_bounded(noise: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_stream, "MAX_EVENTLESS_BYTES", 200)
+    parser = EventParser(limit=100)
+    for _ in range(3):  # an event begins the count anew
+        for _ in range(2 * 60 // len(noise)):
+            assert parser.feed(noise) == []
+        assert [event.data for event in parser.feed(b"\n\ndata: x\n\n")] == [b"x"]
+    with pytest.raises(UpstreamFault):
+        list(map(parser.feed, [noise] * 300))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from ...mux.errors import UpstreamFault
+from ...mux.envelope import members_of, parse, string_of
+from ...mux.errors import InvalidMessage, UpstreamFault
 from ...mux.limits import MAX_EVENT_BYTES
 from ..event_stream import EventParser
 from .http import ExchangeBroken, Headers
@@ -17,6 +19,17 @@ STREAM_TYPE: Final = "text/event-stream"
 ERROR_BODY_BYTES: Final = 65_536
 """What is read of the body of an HTTP error, or of one that nobody needs."""
 
+MAX_REFUSAL_BYTES: Final = 4_096
+"""The largest body of a refusal that is looked into."""
+
+FORGOTTEN: Final = re.compile(
+    rb"(\b(no valid|no such|invalid|unknown|expired|missing)\b( or (missing|invalid|expired))? (mcp[- ])?session"
+    rb"|\bsession\b( id)?( is| was| has)? ?(been )?(not found|unknown|invalid|expired|terminated|closed)"
+    rb"|\bsession\b.{0,80}\b(not found|does not exist|no longer exists|expired|terminated)"
+    rb"|\bserver not initialized)"
+)
+"""How servers say so, in lower case."""
+
 FIRST_RETRY_SECONDS: Final = 1.0
 LAST_RETRY_SECONDS: Final = 30.0
 """A stream that broke is taken up again after what the server asked for, within this."""
@@ -25,6 +38,24 @@ LAST_RETRY_SECONDS: Final = 30.0
 def content_type(headers: Headers) -> str:
     """The media type, without its parameters."""
     return headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def forgets_session(text: bytes, id: bytes = b"") -> bool:
+    """Whether the body of a 400 says that the server does not know the session that the request named.
+
+    Many servers answer 400 where the specification has 404. Believed are a few words in plain text, and in a JSON-RPC
+    error that does not carry the request's own `id`: with it, a handler has run.
+    """
+    if len(text) > MAX_REFUSAL_BYTES:
+        return False
+    try:
+        message = parse(text, limit=MAX_REFUSAL_BYTES)
+    except InvalidMessage:
+        return not text.lstrip().startswith((b"{", b"[", b"<")) and FORGOTTEN.search(text.lower()) is not None
+    if not message.is_error or message.id == id:
+        return False
+    told = string_of((members_of(message.members["error"]) or {}).get("message"))
+    return told is not None and FORGOTTEN.search(told.lower().encode(errors="replace")) is not None
 
 
 def nothing() -> None:

@@ -41,6 +41,7 @@ from .answers import (
     Listening,
     Receipt,
     content_type,
+    forgets_session,
     nothing,
 )
 from .credentials import Credential
@@ -286,14 +287,22 @@ class _HTTPWire:
             UpstreamFault: it gave a session id that is none.
         """
         self._settle(request)
-        if self.is_established:
-            if status == 404 and self._session_id is not None:
-                self._exchanges.pop(request, None)
-                self._lose(request)
-                return False
-        else:
+        if not self.is_established:
             self._take_session(headers.get("mcp-session-id"))
+        elif status == 404 and self.has_session:
+            self.forgot(request)
+            return False
         return True
+
+    @property
+    def has_session(self) -> bool:
+        """True where requests name a session, which the server may forget."""
+        return self.is_established and self._session_id is not None
+
+    def forgot(self, request: Request) -> None:
+        """The server no longer knows the session, and did not run this request."""
+        self._exchanges.pop(request, None)
+        self._lose(request)
 
     def is_over(self, request: Request, error: TrunklineError | None = None) -> None:
         """The exchange of this request is over, for this reason where its answer did not come."""
@@ -474,7 +483,7 @@ class _Call:
                 self._events = Events(self._hand_on, None)
             elif status == 202:
                 raise UpstreamFault("the server accepted a request without answering it")
-            elif kind == JSON_TYPE:
+            elif kind == JSON_TYPE or (status == 400 and self._wire.has_session):
                 self._body = Body(MAX_EVENT_BYTES if status == 200 else ERROR_BODY_BYTES)
             else:
                 raise _refusal(status)
@@ -488,7 +497,7 @@ class _Call:
             try:
                 part.add(chunk)
             except UpstreamFault as fault:
-                self._fail(fault)
+                self._fail(fault if self._status == 200 else _refusal(self._status))
 
     def ended(self, error: ExchangeBroken | None) -> None:
         """See `Answer.ended`."""
@@ -508,6 +517,9 @@ class _Call:
     def _take(self, text: bytes) -> None:
         """A body of JSON: the response, or an HTTP error that may hold one, with or without an id (rule E8)."""
         request = self._request
+        if self._status == 400 and self._wire.has_session and forgets_session(text, b"%d" % request.id):
+            self._wire.forgot(request)
+            return
         if self._status == 200 or _is_error(text):
             self._wire.receiver.received(text, request)
         if request.state == "done":

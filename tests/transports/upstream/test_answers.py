@@ -11,6 +11,7 @@ from trunkline.transports.upstream.answers import (
     Listening,
     Receipt,
     content_type,
+    forgets_session,
     nothing,
 )
 from trunkline.transports.upstream.http import ExchangeBroken
@@ -124,3 +125,48 @@ async def test_a_receipt_that_did_not_come_fails() -> None:
     receipt.ended(ExchangeBroken("cut", sent=True))
     with pytest.raises(ExchangeBroken, match="cut"):
         await receipt.over
+
+
+def error(message: str, id: str = "null", code: int = -32000) -> bytes:
+    return f'{{"jsonrpc":"2.0","id":{id},"error":{{"code":{code},"message":"{message}"}}}}'.encode()
+
+
+FORGOTTEN = [
+    error("Bad Request: No valid session ID provided"),
+    error("Bad Request: Session ID not found", '"server-error"', -32600),
+    error("Session not found"),
+    error("Session has expired"),
+    error("session abc-123 was terminated"),
+    error("Session with id abc does not exist"),
+    error("Bad Request: Server not initialized"),
+    error("Invalid MCP session", "1"),
+    b'{"jsonrpc":"2.0","error":{"code":-32000,"message":"unknown session"}}',
+    b"Invalid or missing session ID",
+    b"session expired\n",
+]
+KNOWN = [
+    error("Session not found", "7"),
+    error("Bad Request: Unsupported protocol version"),
+    error("Bad Request"),
+    error("this session has a bad cursor"),
+    error("Parse error", code=-32700),
+    b'{"jsonrpc":"2.0","id":null,"result":{"message":"session not found"}}',
+    b'{"jsonrpc":"2.0","id":null,"error":{"code":-32000,"message":7}}',
+    b'{"jsonrpc":"2.0","id":null,"error":"session not found"}',
+    b'{"error":"session not found"}',
+    b"<html>session not found</html>",
+    b"bad request",
+    b"",
+    b"\xff\xfe",
+    b"session not found" + b" " * 5000,
+]
+
+
+@pytest.mark.parametrize("text", FORGOTTEN)
+def test_a_400_that_says_so_means_a_session_that_is_forgotten(text: bytes) -> None:
+    assert forgets_session(text, b"7")
+
+
+@pytest.mark.parametrize("text", KNOWN)
+def test_a_400_that_says_anything_else_does_not(text: bytes) -> None:
+    assert not forgets_session(text, b"7")

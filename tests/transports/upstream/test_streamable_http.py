@@ -304,3 +304,52 @@ async def test_g10_only_so_many_answers_wait_for_a_server_that_takes_none(monkey
             session.wire.send(b'{"jsonrpc":"2.0","id":%d,"result":{}}' % n, kind="response")
         await bench.upstream.saw("response", 2)
         assert bench.statistics.total("undelivered") == 3
+
+
+# Servers that answer 400 where the specification has 404.
+
+NO_SESSION = '{"jsonrpc":"2.0","id":null,"error":{"code":-32000,"message":"Bad Request: No valid session ID provided"}}'
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [Status(400, NO_SESSION, "application/json"), Status(400, "Invalid or missing session ID"), Status(404)],
+    ids=["JSON-RPC", "text", "404"],
+)
+async def test_a_session_that_is_forgotten_is_known_by_what_the_server_says(refusal: Status) -> None:
+    async with http_bench(call=[GOOD, [refusal]]) as bench, bench.session() as session:
+        await session.answered(session.request())
+        refused = session.request()
+        assert await session.lost() == {refused}
+        assert not session.receiver.of("failed")
+        assert len(bench.upstream.of("tools/call")) == 2
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        ('{"jsonrpc":"2.0","id":2,"error":{"code":-32602,"message":"Invalid session id"}}', "application/json"),
+        ("no such tool", "text/plain"),
+        ("session not found" + " " * 100_000, "text/plain"),
+    ],
+    ids=["of a handler", "of something else", "without end"],
+)
+async def test_a_400_that_does_not_say_so_fails_one_call(body: str, kind: str) -> None:
+    async with http_bench(call=[[Status(400, body, kind)], GOOD]) as bench, bench.session() as session:
+        request = session.request()
+        if kind == "application/json":
+            assert (await session.answered(request)).text == body.encode()
+        else:
+            assert answering(400)(await session.failure(request))
+        await session.answered(session.request())
+        assert not session.receiver.of("lost")
+
+
+@pytest.mark.parametrize("session_id", ["", "upstream-session"])
+async def test_a_400_is_looked_into_only_where_there_is_a_session(session_id: str) -> None:
+    refusal = Status(400, "Invalid or missing session ID")
+    async with http_bench(session_id, initialize=[[refusal]]) as bench, bench.wire() as session:
+        assert answering(400)(await session.failure(session.request("initialize")))
+    async with http_bench("", call=[[refusal], GOOD]) as bench, bench.session() as session:
+        assert answering(400)(await session.failure(session.request()))
+        await session.answered(session.request())
