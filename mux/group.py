@@ -22,7 +22,7 @@ from .limits import Pooling
 from .line import DedicatedLine
 from .own import Gateway, own_request
 from .ports import Owner
-from .sharing import Wishes
+from .sharing import Wishes, shared_result
 
 
 class GroupPorts(NamedTuple):
@@ -62,6 +62,8 @@ class ChannelGroup:
         """Requests that concern all, and that the primary session has not answered."""
         self._result = b""
         """What the server said of itself, and clients were told."""
+        self._shown = (b"", b"")
+        """The same, and what is left of it in a shared session."""
         self._left = ports.clock()
 
     @property
@@ -77,6 +79,12 @@ class ChannelGroup:
             Overloaded: there is none yet, and there may be no more.
         """
         return self._lines[0] if self._lines else self._add()
+
+    def shown(self, result: bytes) -> bytes:
+        """What clients are told that the server says of itself: one object, which all of their records hold."""
+        if self._shown[0] != result:
+            self._shown = (result, shared_result(result))
+        return self._shown[1]
 
     def pick(self, message: Envelope) -> DedicatedLine:
         """The session for a request: the first one that has room.

@@ -16,7 +16,7 @@ from .group import ChannelGroup
 from .limits import MAX_BODY_BYTES
 from .line import DedicatedLine
 from .ports import Caller, Headers, Opened, Owner, PoolResult
-from .sharing import LEVELS, shared_result
+from .sharing import LEVELS
 
 NAMES: Final = frozenset({"jsonrpc", "id", "method", "params", "result", "error"})
 """Some servers read names in any case: by another spelling, one workflow could name the request of another (E26)."""
@@ -52,7 +52,7 @@ class SharedLine:
         met = OPEN if line.is_connected else OPENING if line.is_opening else None
         opened = await line.open()
         self.why = met or line.why
-        return Opened(opened.revision, shared_result(opened.result), how)
+        return Opened(opened.revision, self._group.shown(opened.result), how)
 
     def request(self, message: Envelope, caller: Caller, headers: Headers) -> PoolResult:
         """See `Line.request`."""

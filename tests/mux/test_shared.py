@@ -252,6 +252,8 @@ async def test_tasks_are_not_offered_and_roots_are_nobodys() -> None:
         at.server.result = {**at.server.result, "capabilities": {"tools": {}, "tasks": {}}}
         client = await at.client(ALICE)
         assert b"tasks" not in client.workflow.record.result
+        beside = await at.client(ALICE)
+        assert beside.workflow.record.result is client.workflow.record.result, "it may be large, and is held once"
         assert (await client.answer(client.call(method="tasks/list")))["error"]["code"] == -32601
         client.workflow.notify(notification("notifications/roots/list_changed"), {})
         client.workflow.notify(notification("notifications/other"), {})
