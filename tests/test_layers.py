@@ -85,6 +85,13 @@ def test_every_pure_module_exists() -> None:
 
 UNTESTED_ALONE = {
     "mux/ports.py": "protocols only",
+    **dict.fromkeys(
+        (
+            f"compat/contextforge/{name}.py"
+            for name in ("__main__", "app", "client", "installation", "launch", "registry", "streamable_http")
+        ),
+        "needs ContextForge: tests/end_to_end/test_contextforge.py runs it there",
+    ),
     "gateway/app.py": "tests/end_to_end runs it as a process",
     "gateway/process.py": "tests/end_to_end runs it as a process",
     "transports/base.py": "abstract; test_host holds what implements it",

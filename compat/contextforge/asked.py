@@ -1,0 +1,104 @@
+"""Who asks, and in which session: read for each message, never kept from the one that opened the session."""
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from ...mux.principal import Principal
+
+ISSUER: Final = "contextforge"
+NOBODY: Final = frozenset({"", "anonymous", "none", "unknown"})
+"""What ContextForge calls a caller whom it has not verified."""
+
+SESSION_HEADERS: Final = ("x-mcp-session-id", "mcp-session-id", "trunkline-workflow")
+"""Where a request names its session, the most trusted first."""
+
+
+class Asked(NamedTuple):
+    """One call on its way through ContextForge."""
+
+    principal: Principal
+    session: str
+    """The client's session, a secret; empty where it has none."""
+
+    @property
+    def is_verified(self) -> bool:
+        """True where ContextForge has verified who asks."""
+        return self.principal.subject.lower() not in NOBODY
+
+
+@dataclass(slots=True)
+class Invocation:
+    """One invocation of a service: `asked` is known when it begins, the gateway record a little later."""
+
+    asked: Asked
+    gateway_id: str = ""
+
+
+class Incoming(NamedTuple):
+    """The HTTP request or socket that a message came on."""
+
+    scope: Mapping[str, Any]
+    headers: Mapping[str, str]
+    """By lower-case name."""
+
+
+invocation: ContextVar[Invocation | None] = ContextVar("trunkline.contextforge.invocation", default=None)
+incoming: ContextVar[Incoming | None] = ContextVar("trunkline.contextforge.incoming", default=None)
+carried_by: ContextVar[str] = ContextVar("trunkline.contextforge.carried_by", default="")
+"""The session id of the stream or socket that carries this message; empty over plain HTTP."""
+
+
+def read_headers(scope: Mapping[str, Any]) -> dict[str, str]:
+    """The headers of an ASGI scope, by lower-case name."""
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope.get("headers") or ()}
+
+
+def session_of(headers: Mapping[str, str] | None) -> str:
+    """The client's session: that of the stream which carries the message, else the one its headers name."""
+    if carried_by.get():
+        return carried_by.get()
+    lowered = {name.lower(): value for name, value in (headers or {}).items()}
+    return next((lowered[name] for name in SESSION_HEADERS if lowered.get(name)), "")
+
+
+def principal_of(email: object, teams: object, headers: Mapping[str, str] | None) -> Principal:
+    """The identity that ContextForge has verified for this message.
+
+    The tenant is the teams that the token is limited to; `teams` is None where the gateway does not tell them, and then
+    they are read from the very token that it has verified. Teams can only keep identities apart: the user, who is
+    verified, is always part of it.
+    """
+    told = teams if isinstance(teams, list | tuple) else _claims(headers).get("teams")
+    return Principal(ISSUER, _tenant(told), _email(email))
+
+
+def _email(user: object) -> str:
+    if isinstance(user, Mapping):
+        user = user.get("email") or user.get("sub") or ""
+    return str(user or "")
+
+
+def _tenant(teams: object) -> str:
+    if not isinstance(teams, list | tuple):
+        return ""
+    names = (team.get("id") if isinstance(team, Mapping) else team for team in teams)
+    return ",".join(sorted(str(name) for name in names))
+
+
+def _claims(headers: Mapping[str, str] | None) -> Mapping[str, Any]:
+    """What the bearer token of a request says; nothing where there is none."""
+    lowered = {name.lower(): value for name, value in (headers or {}).items()}
+    scheme, _, token = lowered.get("authorization", "").partition(" ")
+    parts = token.split(".")
+    if scheme.lower() != "bearer" or len(parts) != 3:
+        return {}
+    try:
+        claims = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+    except (ValueError, binascii.Error, RecursionError):
+        return {}
+    return claims if isinstance(claims, Mapping) else {}

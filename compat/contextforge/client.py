@@ -1,0 +1,155 @@
+"""What stands where ContextForge's services open an upstream session for each call: the same names, a kept session.
+
+A service enters a client function, wraps its streams in a `ClientSession`, initializes it and calls. Here the streams
+are a lease of a kept session, and the session speaks through it. Where a call is not for trunkline, all of them are the
+stock ones, untouched.
+"""
+
+import asyncio
+import importlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import timedelta
+from types import ModuleType
+from typing import Any, Final
+
+from ...mux.errors import TrunklineError
+from .asked import invocation
+from .reuse import Lease, OldPath, Reuse
+
+CLIENT_INFO: Final = {"name": "mcp", "version": "0.1.0"}
+"""What the SDK's sessions call themselves where nobody says otherwise, as in ContextForge."""
+
+ClientFunction = Callable[..., AbstractAsyncContextManager[Any]]
+
+
+def handshake_of(types: ModuleType) -> dict[str, Any]:
+    """The params of `initialize`, as the SDK beside ContextForge sends them."""
+    return {"protocolVersion": types.LATEST_PROTOCOL_VERSION, "capabilities": {}, "clientInfo": CLIENT_INFO}
+
+
+def types_of(session_class: type) -> ModuleType:
+    """The SDK's module of message types, as its session class knows it."""
+    return importlib.import_module(importlib.import_module(session_class.__module__).types.__name__)
+
+
+def leasing(reuse: Reuse, stock: ClientFunction, types: ModuleType, *, streams: int) -> ClientFunction:
+    """A client function like `stock`, whose `streams` values are a lease where the call is for trunkline."""
+    handshake = handshake_of(types)
+
+    @asynccontextmanager
+    async def client(url: str, headers: Any = None, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        lease = None
+        called = invocation.get()
+        if called is not None and called.gateway_id:
+            try:
+                lease = await reuse.lease(called.asked, called.gateway_id, url, dict(headers or {}), handshake)
+            except OldPath:
+                lease = None
+        if lease is None:
+            async with stock(url, headers, *args, **kwargs) as opened:
+                yield opened
+        else:
+            yield (lease, lease, lambda: None)[:streams]
+
+    return client
+
+
+def leased_sessions(stock: type, types: ModuleType, schemas: "OutputSchemas") -> type:
+    """A class like the SDK's `ClientSession`: on the streams of a lease it speaks through that, else it is the stock's.
+
+    Subclassing it keeps every method of the SDK's session, of whatever version, and what they return.
+    """
+    base: Any = stock
+    error_of = importlib.import_module(stock.__mro__[1].__module__).McpError
+
+    class LeasableSession(base):  # type: ignore[misc]
+        def __new__(cls, read: Any, *args: Any, **kwargs: Any) -> Any:
+            return object.__new__(LeasedSession if isinstance(read, Lease) else cls)
+
+    class LeasedSession(LeasableSession):
+        """One call's view of a kept session."""
+
+        def __init__(self, read: Lease, *args: Any, **kwargs: Any) -> None:
+            super().__init__(read, *args, **kwargs)
+            self._lease = read
+
+        async def __aenter__(self) -> Any:
+            return self
+
+        async def __aexit__(self, *exc: object) -> bool:
+            return False
+
+        async def initialize(self) -> Any:
+            result = types.InitializeResult.model_validate(self._lease.initialize_result)
+            self._server_capabilities = result.capabilities
+            return result
+
+        async def send_request(
+            self,
+            request: Any,
+            result_type: Any,
+            request_read_timeout_seconds: timedelta | None = None,
+            metadata: Any = None,
+            progress_callback: Any = None,
+        ) -> Any:
+            message = request.model_dump(by_alias=True, mode="json", exclude_none=True)
+            limit = request_read_timeout_seconds.total_seconds() if request_read_timeout_seconds else None
+            try:
+                async with asyncio.timeout(limit):
+                    response = await self._lease.request(message["method"], message.get("params"))
+            except TrunklineError as error:
+                raise _failure(error.code, error.message, error.data) from error
+            if "error" in response:
+                raise error_of(types.ErrorData.model_validate(response["error"]))
+            return result_type.model_validate(response["result"])
+
+        async def send_notification(self, notification: Any, related_request_id: Any = None) -> None:
+            message = notification.model_dump(by_alias=True, mode="json", exclude_none=True)
+            self._lease.notify(message["method"], message.get("params"))
+
+        async def _validate_tool_result(self, name: str, result: Any) -> None:
+            known = schemas.of(self._lease)
+            if name not in known:
+                await self._learn(known, name)
+            elif known[name] is not None:
+                self._tool_output_schemas = known
+                try:
+                    await super()._validate_tool_result(name, result)
+                    return
+                except RuntimeError:  # by a schema that was learned before; the server may have another by now
+                    await self._learn(known, name)
+            self._tool_output_schemas = known
+            if known[name] is not None:
+                await super()._validate_tool_result(name, result)
+
+        async def _learn(self, known: dict[str, Any], name: str) -> None:
+            self._tool_output_schemas = {}
+            await self.list_tools()
+            known.update(self._tool_output_schemas)
+            known[name] = self._tool_output_schemas.get(name)
+
+    def _failure(code: int, message: str, data: Any) -> Exception:
+        failure: Exception = error_of(types.ErrorData(code=code, message=message, data=data or None))
+        return failure
+
+    return LeasableSession
+
+
+class OutputSchemas:
+    """The output schemas of each server's tools, asked for once: the SDK asks anew in every session.
+
+    They are forgotten with the generation of the server's settings.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[int, dict[str, Any]]] = {}
+
+    def of(self, lease: Lease) -> dict[str, Any]:
+        """The schemas of a lease's server, by tool; None for a tool without one."""
+        workflow = lease.workflow
+        generation, known = self._known.get(workflow.server, (-1, {}))
+        if generation != workflow.generation:
+            known = {}
+            self._known[workflow.server] = workflow.generation, known
+        return known

@@ -1,0 +1,264 @@
+"""ContextForge's gateway records as servers of the pool: policy, connect fingerprint, connector.
+
+A record is read again while it is in use. Where anything of it changes that a connection depends on, the server gets
+another generation, and what is open under the old one ends when its calls have.
+"""
+
+import hashlib
+import json
+import logging
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ...mux.limits import Reuse
+from ...mux.lines import Upstream
+from ...mux.ports import NONE, Headers, Receiver, Wire
+from ...mux.statistics import Statistics
+from ...transports.upstream.auto import ClosableConnector, connector_for
+from .settings import ContextForgeSettings
+
+logger = logging.getLogger(__name__)
+
+FRESH_SECONDS: Final = 1.0
+"""How old what is known of a record may be: another worker may have edited it."""
+
+CONNECT_FIELDS: Final = (
+    "url",
+    "transport",
+    "enabled",
+    "auth_type",
+    "auth_value",
+    "auth_query_params",
+    "oauth_config",
+    "passthrough_headers",
+    "add_headers",
+    "remove_headers",
+    "identity_propagation",
+    "gateway_mode",
+    "ca_certificate",
+    "ca_certificate_sig",
+    "signing_algorithm",
+    "client_cert",
+    "client_key",
+    "team_id",
+    "owner_email",
+    "visibility",
+    "tags",
+)
+"""All that decides how, or for whom, a connection is made. A version that lacks one of them has no such setting."""
+
+TAGS: Final[Mapping[str, Reuse]] = {
+    f"trunkline{mark}{reuse}": reuse for mark in ":-" for reuse in ("none", "workflow", "user")
+}
+
+opening_headers: ContextVar[Headers] = ContextVar("trunkline.contextforge.opening_headers", default=NONE)
+"""The headers of the call for which a session is opened."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayRecord:
+    """What ContextForge has stored of one server."""
+
+    id: str
+    name: str
+    transport: str
+    fields: Mapping[str, Any]
+
+    @property
+    def label(self) -> str:
+        """A name for metrics and logs that no other record has."""
+        return f"{self.name}-{self.id[:8]}"
+
+    def fingerprint(self, url: str) -> str:
+        """The same only as long as nothing has changed that a connection depends on. No value can be read from it."""
+        known = json.dumps([url, self.fields], sort_keys=True, default=str)
+        return hashlib.blake2b(known.encode(), digest_size=16, person=b"contextforge").hexdigest()
+
+    def reuse(self, settings: ContextForgeSettings) -> Reuse:
+        """The policy: that of a tag of the record, of the name lists, or the default."""
+        tags = self.fields.get("tags") or []
+        for tag in tags:
+            name = tag.get("id") or tag.get("label") or "" if isinstance(tag, Mapping) else str(tag)
+            if name.lower() in TAGS:
+                return TAGS[name.lower()]
+        if self.name in settings.reuse_none:
+            return "none"
+        return "user" if self.name in settings.reuse_user else settings.reuse
+
+
+ReadRecord = Callable[[str], GatewayRecord | None]
+"""Reads one record by its id; None where it is gone."""
+
+
+class OpeningConnector:
+    """A connector whose sessions are opened under the headers of the call that needs them. Implements `Connector`."""
+
+    def __init__(self, inner: ClosableConnector) -> None:
+        self._inner = inner
+
+    @asynccontextmanager
+    async def connect(self, receiver: Receiver, headers: Headers, *, listen: bool) -> AsyncIterator[Wire]:
+        """See `Connector.connect`."""
+        async with self._inner.connect(receiver, {**opening_headers.get(), **headers}, listen=listen) as wire:
+            yield wire
+
+    async def close(self) -> None:
+        """See `ClosableConnector.close`."""
+        await self._inner.close()
+
+
+@dataclass(slots=True)
+class _Known:
+    record: GatewayRecord | None
+    read: float
+    url: str = ""
+    fingerprint: str = ""
+
+
+class Gateways:
+    """The servers of the pool, made from records as calls meet them.
+
+    `changed` hears of all servers when one of them has changed.
+    """
+
+    def __init__(
+        self,
+        read: ReadRecord,
+        settings: ContextForgeSettings,
+        statistics: Statistics,
+        changed: Callable[[Mapping[str, Upstream]], None],
+        *,
+        verifies_tls: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._read = read
+        self._settings = settings
+        self._statistics = statistics
+        self._changed = changed
+        self._verifies_tls = verifies_tls
+        self._clock = clock
+        self._known: dict[str, _Known] = {}
+        self._upstreams: dict[str, Upstream] = {}
+        self._generation = 0
+        self._connectors: dict[int, OpeningConnector] = {}
+        """By the generation that they were made for."""
+        self._told: set[str] = set()
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def find(self, gateway_id: str, url: str) -> Upstream | None:
+        """The server for a call to this URL; None where the call goes the old path.
+
+        Raises:
+            ValueError: a URL that cannot be used.
+            OSError: certificates that cannot be used.
+        """
+        known = self._refreshed(gateway_id)
+        record = known.record
+        if record is None or self._why_old_path(record, url) is not None:
+            return None
+        if not known.url:
+            known.url, known.fingerprint = url, record.fingerprint(url)
+            self._build(record, url)
+        return self._upstreams.get(record.label) if known.url == url else None
+
+    def takes(self, gateway_id: str) -> bool:
+        """Whether calls to this server are for trunkline, as far as its record tells."""
+        record = self._refreshed(gateway_id).record
+        return record is not None and self._why_old_path(record, str(record.fields.get("url", ""))) is None
+
+    def refresh(self) -> None:
+        """Look at every record that is in use again: one that is gone must not keep its sessions."""
+        for gateway_id in list(self._known):
+            self._refreshed(gateway_id)
+
+    async def release(self, upstream: Upstream) -> None:
+        """Nothing is open any longer under these settings of a server."""
+        connector = self._connectors.pop(upstream.generation, None)
+        if connector is not None:
+            await connector.close()
+
+    async def close(self) -> None:
+        """Give up what is held for coming sessions, after all have ended. Idempotent."""
+        while self._connectors:
+            await self._connectors.popitem()[1].close()
+        if self._folder is not None:
+            self._folder.cleanup()
+
+    def forget(self, gateway_id: str) -> None:
+        """The record has been edited here: the next call reads it again."""
+        if gateway_id in self._known:
+            self._known[gateway_id].read = float("-inf")
+
+    def _refreshed(self, gateway_id: str) -> _Known:
+        now = self._clock()
+        known = self._known.get(gateway_id)
+        if known is not None and now - known.read < FRESH_SECONDS:
+            return known
+        record = self._read(gateway_id)
+        if known is None:
+            known = self._known[gateway_id] = _Known(record, now)
+        before, known.record, known.read = known.record, record, now
+        if record is None or not record.fields.get("enabled", True):
+            record = known.record = None
+            del self._known[gateway_id]
+        if record is None or record.fingerprint(known.url) != known.fingerprint:
+            known.url = ""  # the next call says where the server is now
+            if before is not None:
+                self._drop(before.label)
+        return known
+
+    def _build(self, record: GatewayRecord, url: str) -> None:
+        self._generation += 1
+        scheme = "sse+" if record.transport.lower() == "sse" else ""
+        ca = self._stored_ca(record) if url.startswith("https://") else ""
+        connector = self._connectors[self._generation] = OpeningConnector(
+            connector_for(record.label, self._statistics, url=f"{scheme}{url}", ca=ca)
+        )
+        self._upstreams[record.label] = Upstream(
+            name=record.label,
+            connector=connector,
+            pooling=self._settings.pooling(record.reuse(self._settings)),
+            generation=self._generation,
+        )
+        self._changed(self._upstreams)
+
+    def _drop(self, label: str) -> None:
+        if self._upstreams.pop(label, None) is not None:
+            logger.info("the record of a server has changed or gone: its sessions end when their calls have")
+            self._changed(self._upstreams)
+
+    def _why_old_path(self, record: GatewayRecord, url: str) -> str | None:
+        """Why calls to this server are left to ContextForge; None where they are not. Each reason is told once."""
+        why: str | None = None
+        if record.reuse(self._settings) == "none":
+            return "none"
+        if record.transport.lower() not in ("sse", "streamablehttp"):
+            why = f"its transport is {record.transport}"
+        elif not url.startswith(("http://", "https://")):
+            why = "its URL is not http or https"
+        elif record.fields.get("client_cert"):
+            why = "it wants a client certificate"
+        elif url.startswith("https://") and not self._verifies_tls:
+            why = "TLS certificates are not verified here, or signed ones are asked for"
+        if why is not None and record.id not in self._told:
+            self._told.add(record.id)
+            logger.warning("server %s keeps a session for each call: %s", record.name, why)
+        return why
+
+    def _stored_ca(self, record: GatewayRecord) -> str:
+        """A file with the certificates that the record trusts; empty where it names none. They are no secret."""
+        text = record.fields.get("ca_certificate")
+        if not text:
+            return ""
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="trunkline-", ignore_cleanup_errors=True)
+        pem = text.encode() if isinstance(text, str) else bytes(text)
+        path = Path(self._folder.name) / f"{hashlib.sha256(pem).hexdigest()}.pem"
+        path.write_bytes(pem)
+        return str(path)

@@ -1,0 +1,29 @@
+"""The stock gateway, started with trunkline inside, by uvicorn's own command line."""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from . import SettingError
+
+APPLICATION: Final = "trunkline.compat.contextforge.app:app"
+"""Importing it installs trunkline and then imports ContextForge's application: in each worker of its own."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run until stopped; the exit status. `arguments` are uvicorn's, after an optional `--`."""
+    import uvicorn.main
+
+    given = list(arguments[1:] if arguments[:1] == ["--"] else arguments)
+    interval = os.environ.get("WEBSOCKET_PING_INTERVAL")
+    if interval and not any(argument.startswith("--ws-ping-interval") for argument in given):
+        given += ["--ws-ping-interval", interval]
+    try:
+        uvicorn.main.main([APPLICATION, *given], prog_name="trunkline contextforge", standalone_mode=False)
+    except SettingError as error:
+        print(f"trunkline: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    except SystemExit as ended:
+        return ended.code if isinstance(ended.code, int) else 1
+    return 0

@@ -1,0 +1,212 @@
+"""The registry of SSE streams: ContextForge's own, with another way for messages.
+
+A message for a stream of this worker goes to it at once. Another worker's is reached as before, through redis or the
+database, and there only by the user who opened the stream.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from types import ModuleType
+from typing import Any, Final, NamedTuple, Protocol
+
+from .asked import Incoming, incoming
+from .conversation import Conversation
+from .rpc import RPC
+
+logger = logging.getLogger(__name__)
+
+POLL_SECONDS: Final = 0.5
+"""How often the database is asked for messages that other workers took, once for all streams of this worker."""
+
+MAX_RELAYED: Final = 1000
+"""Messages of other workers that are fetched at once."""
+
+TO_CLIENTS: Final = frozenset({"elicitation/create", "sampling/createMessage", "roots/list"})
+"""What only a server asks: it is for the client of the stream, not from it."""
+
+Who = Callable[[Mapping[str, str]], Awaitable[str]]
+"""The user whom these request headers prove; empty where there is none."""
+
+
+class Services(Protocol):
+    """What the registry needs of the installation."""
+
+    @property
+    def rpc(self) -> RPC:
+        """The application's `/rpc`."""
+
+    @property
+    def max_inflight(self) -> int:
+        """Calls of one stream that may wait for an answer."""
+
+    async def who(self, headers: Mapping[str, str]) -> str:
+        """The user whom these request headers prove; empty where there is none."""
+
+    async def ended(self, session_id: str) -> None:
+        """A stream is over."""
+
+
+class _Stream(NamedTuple):
+    conversation: Conversation
+    opened_by: Incoming
+    user: str
+
+
+def session_registry(module: ModuleType, services: Services, *, checks_owner: bool) -> type:
+    """A registry class over that of `module`, with all of its names.
+
+    With `checks_owner`, who sends a message must be who opened the stream: else it is answered with 404, as for a
+    stream that does not exist. ContextForge 1.0 checks that itself.
+    """
+    base: Any = module.SessionRegistry
+
+    class SessionRegistry(base):  # type: ignore[misc]
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self._streams: dict[str, _Stream] = {}
+            self._poller: asyncio.Task[None] | None = None
+
+        async def respond(self, server_id: str | None, user: Any, session_id: str, base_url: str = "") -> None:
+            """Serve a stream for as long as it lives."""
+            transport = self._transports().get(session_id)
+            if transport is None:
+                return
+            opened_by = incoming.get()
+            assert opened_by is not None, "a stream is opened by a request"
+            conversation = Conversation(
+                services.rpc,
+                session_id,
+                transport.send_message,
+                max_inflight=services.max_inflight,
+                server_id=server_id,
+            )
+            self._streams[session_id] = _Stream(conversation, opened_by, await services.who(opened_by.headers))
+            relayed = self._begin_relay(session_id)
+            try:
+                await transport.gone.wait()
+            finally:
+                if relayed is not None:
+                    relayed.cancel()
+                self._streams.pop(session_id, None)
+                await asyncio.shield(_over(conversation, session_id))
+
+        async def add_session(self, session_id: str, transport: Any) -> None:
+            self._transports()[session_id] = transport
+            await super().add_session(session_id, transport)
+
+        async def remove_session(self, session_id: str) -> None:
+            transport = self._transports().pop(session_id, None)
+            if transport is not None:
+                await transport.disconnect()
+            await super().remove_session(session_id)
+            await services.ended(session_id)
+
+        async def broadcast(self, session_id: str, message: Any) -> None:
+            """Take one message for a stream: here, or to the worker that has it."""
+            if isinstance(message, Mapping) and message.get("method") in TO_CLIENTS:
+                transport = self._transports().get(session_id)
+                if transport is not None:
+                    await transport.send_message(message)
+                return
+            sent_by = incoming.get()
+            assert sent_by is not None, "a message comes by a request"
+            user = await services.who(sent_by.headers) if checks_owner else ""
+            stream = self._streams.get(session_id)
+            if stream is None:
+                if self._backend not in ("redis", "database"):
+                    raise module.HTTPException(status_code=404, detail="Session not found")
+                await super().broadcast(session_id, {"by": user, "message": message})
+            elif checks_owner and stream.user != user:
+                raise module.HTTPException(status_code=404, detail="Session not found")
+            else:
+                await stream.conversation.take(message, sent_by)
+
+        async def shutdown(self) -> None:
+            if self._poller is not None:
+                self._poller.cancel()
+                with suppress(asyncio.CancelledError):
+                    await self._poller
+            await super().shutdown()
+
+        def _transports(self) -> dict[str, Any]:
+            """Streams of this worker; kept where the backend is `none`, too."""
+            sessions: dict[str, Any] = self._sessions
+            return sessions
+
+        # From other workers.
+
+        def _begin_relay(self, session_id: str) -> "asyncio.Task[None] | None":
+            if self._backend == "redis":
+                return asyncio.create_task(self._relay_redis(session_id))
+            if self._backend == "database" and (self._poller is None or self._poller.done()):
+                self._poller = asyncio.create_task(self._relay_database())
+            return None
+
+        async def _relay_redis(self, session_id: str) -> None:
+            pubsub = self._redis.pubsub()
+            try:
+                await pubsub.subscribe(session_id)
+                async for event in pubsub.listen():
+                    if event["type"] == "message":
+                        await self._take_relayed(session_id, event["data"])
+            except asyncio.CancelledError:
+                raise
+            except Exception:
+                logger.exception("messages from other workers are no longer heard on a stream")
+            finally:
+                await pubsub.aclose()
+
+        async def _relay_database(self) -> None:
+            while True:
+                await asyncio.sleep(POLL_SECONDS)
+                if not self._streams:
+                    continue
+                try:
+                    found = await asyncio.to_thread(self._fetch, list(self._streams))
+                except Exception:
+                    logger.exception("messages from other workers could not be fetched")
+                    continue
+                for session_id, text in found:
+                    await self._take_relayed(session_id, text)
+
+        def _fetch(self, session_ids: list[str]) -> list[tuple[str, str]]:
+            record = module.SessionMessageRecord
+            session = next(module.get_db())
+            try:
+                due = session.query(record).filter(record.session_id.in_(session_ids))
+                rows = due.order_by(record.id).limit(MAX_RELAYED).all()
+                found = [(row.session_id, row.message) for row in rows]
+                for row in rows:
+                    session.delete(row)
+                session.commit()
+                return found
+            finally:
+                session.close()
+
+        async def _take_relayed(self, session_id: str, text: str | bytes) -> None:
+            stream = self._streams.get(session_id)
+            message = _unwrapped(text)
+            if stream is None or not isinstance(message, Mapping) or set(message) != {"by", "message"}:
+                return
+            if not checks_owner or message["by"] == stream.user:
+                await stream.conversation.take(message["message"], stream.opened_by)
+
+    async def _over(conversation: Conversation, session_id: str) -> None:
+        await conversation.close()
+        await services.ended(session_id)
+
+    return SessionRegistry
+
+
+def _unwrapped(text: str | bytes) -> Any:
+    """The message in what a version of ContextForge stores or publishes."""
+    try:
+        value = json.loads(text)
+        if isinstance(value, Mapping) and value.get("type") == "message":
+            value = value.get("message")
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return None

@@ -1,0 +1,313 @@
+"""The upstream sessions of one worker of ContextForge: found or opened for each call, kept, ended."""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import msgspec
+from msgspec import Raw
+
+from ...mux import envelope as wire_format
+from ...mux.directory.memory import MemoryDirectory
+from ...mux.envelope import Envelope
+from ...mux.errors import Overloaded, TrunklineError
+from ...mux.limits import MAX_BODY_BYTES, MAX_EVENT_BYTES
+from ...mux.lines import Upstream
+from ...mux.pool import Arrival, Pool
+from ...mux.ports import Headers, PoolResult
+from ...mux.principal import Principal
+from ...mux.statistics import Statistics
+from ...mux.streams import Reader
+from ...mux.workflow import Workflow
+from .asked import Asked
+from .gateways import Gateways, ReadRecord, opening_headers
+from .settings import ContextForgeSettings
+
+logger = logging.getLogger(__name__)
+
+REFRESH_SECONDS: Final = 2.0
+"""How often the records of servers in use are looked at, beside the calls."""
+
+NOT_FORWARDED: Final = frozenset(
+    {"accept", "connection", "content-length", "content-type", "host", "mcp-protocol-version", "transfer-encoding"}
+    | {"last-event-id", "mcp-session-id", "x-mcp-session-id"}
+)
+"""What a wire says itself, and what names ContextForge's own sessions."""
+
+Name = tuple[Principal, str, str]
+"""Who asks, the server's name, and the client's session."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a server says beside its answers, and in which session."""
+
+    gateway_id: str
+    url: str
+    session: str
+    message: bytes
+
+
+Hear = Callable[[Told], None]
+
+
+@dataclass(slots=True)
+class _Held:
+    """An upstream session that is kept."""
+
+    workflow: Workflow
+    reader: Reader
+    used: float
+    """When a call last came for it."""
+
+
+class OldPath(Exception):
+    """A call is left to ContextForge's own code."""
+
+
+class Reuse:
+    """All upstream sessions of this worker, between `start` and `stop`."""
+
+    def __init__(
+        self,
+        settings: ContextForgeSettings,
+        read_record: ReadRecord,
+        *,
+        verifies_tls: bool,
+        hear: Hear | None = None,
+    ) -> None:
+        self.settings = settings
+        self._hear = hear
+        self.statistics = Statistics()
+        self.pool = Pool(
+            {},
+            MemoryDirectory(),
+            pooling=settings.pooling(settings.reuse),
+            statistics=self.statistics,
+            release=self._release,
+        )
+        self.gateways = Gateways(read_record, settings, self.statistics, self._reconfigure, verifies_tls=verifies_tls)
+        self._held: dict[Name, _Held] = {}
+        self._seen: dict[str, set[Name]] = {}
+        """Those of each client session."""
+        self._ending: set[asyncio.Task[None]] = set()
+        self._keeper: asyncio.Task[None] | None = None
+        self._stopping = asyncio.Event()
+
+    @property
+    def is_running(self) -> bool:
+        """True while calls are taken."""
+        return self._keeper is not None and not self._keeper.done() and not self.pool.draining
+
+    async def start(self) -> None:
+        """Begin; a task of its own holds everything. Idempotent."""
+        if self._keeper is None:
+            ready = asyncio.Event()
+            self._keeper = asyncio.create_task(self._keep(ready))
+            await ready.wait()
+
+    async def stop(self, timeout: float = 5.0) -> None:
+        """Let calls end, at most `timeout` seconds, then end every session at its server. Idempotent."""
+        if self._keeper is not None:
+            keeper, self._keeper = self._keeper, None
+            await self.pool.drain(timeout)
+            self._stopping.set()
+            await keeper
+
+    async def lease(
+        self, asked: Asked, gateway_id: str, url: str, headers: Headers, handshake: Mapping[str, Any]
+    ) -> "Lease":
+        """The upstream session for one call, opened if need be with this `handshake` (the params of initialize).
+
+        Raises:
+            OldPath: the call is not for trunkline; why was counted.
+            TrunklineError: the server cannot be reached, or refused.
+        """
+        try:
+            upstream = self.gateways.find(gateway_id, url) if self.is_running else None
+        except (OSError, ValueError):  # the stock client says what is wrong with it
+            upstream = None
+        reuse = upstream.pooling.reuse if upstream is not None else "none"
+        session = asked.session
+        if upstream is None or not (session or (reuse == "user" and asked.is_verified)):
+            self.statistics.count("pool_requests", upstream.name if upstream else "", "bypass")
+            raise OldPath
+        headers = {name: value for name, value in headers.items() if name.lower() not in NOT_FORWARDED}
+        name = asked.principal, upstream.name, session
+        held = self._held.get(name)
+        if held is None or held.workflow.ended is not None or held.workflow.generation != upstream.generation:
+            held = await self._begin(name, upstream, headers, handshake)
+            held.reader.on_wake = partial(self._read, held.reader, gateway_id, url, session)
+        held.used = self.pool.now()
+        opening_headers.set(headers)
+        return Lease(held.workflow, headers, partial(self._note, gateway_id, url, session))
+
+    async def end(self, session: str) -> None:
+        """The client's session is over: what was open for it is ended."""
+        for name in self._seen.pop(session, ()):
+            held = self._held.pop(name, None)
+            if held is not None:
+                await self._end(held, "client_left")
+
+    async def _end(self, held: _Held, cause: str) -> None:
+        held.reader.close()
+        await self.pool.end(held.workflow, cause)
+
+    def _read(self, reader: Reader, gateway_id: str, url: str, session: str) -> None:
+        """Take what the server says in no call's course; without it, the log would fill."""
+        for event in reader.due() or ():
+            if event.message:
+                self._note(gateway_id, url, session, event.message)
+
+    def _note(self, gateway_id: str, url: str, session: str, message: bytes) -> None:
+        if self._hear is not None:
+            self._hear(Told(gateway_id, url, session, message))
+
+    async def _begin(self, name: Name, upstream: Upstream, headers: Headers, handshake: Mapping[str, Any]) -> _Held:
+        principal, server, session = name
+        opening_headers.set(headers)
+        message = wire_format.parse(wire_format.request("initialize", handshake, b"0"), limit=MAX_BODY_BYTES)
+        key = f"{upstream.generation}:{session}"
+        try:
+            begun = await self.pool.begin(principal, server, message, Arrival(key=key))
+        except Overloaded as error:
+            logger.warning("no more sessions are kept: %s", error.message)
+            self.statistics.count("pool_requests", server, "bypass")
+            raise OldPath from error
+        except TrunklineError as error:
+            if error.data.get("status") in range(300, 400):  # the stock client follows redirections
+                raise OldPath from error
+            raise
+        held = self._held.get(name)
+        if held is None or held.workflow is not begun.workflow:
+            reader = begun.workflow.streams.attach_standalone()
+            held = self._held[name] = _Held(begun.workflow, reader, self.pool.now())
+            self._seen.setdefault(session, set()).add(name)
+        return held
+
+    def _reconfigure(self, upstreams: Mapping[str, Upstream]) -> None:
+        self.pool.reconfigure(upstreams, self.pool.pooling)
+        for workflow in self.pool.workflows:
+            if workflow.is_superseded:
+                over = workflow.drain()
+                self._end_after(over, workflow)
+
+    async def _release(self, upstream: Upstream) -> None:
+        await self.gateways.release(upstream)
+
+    def _end_after(self, over: asyncio.Event, workflow: Workflow) -> None:
+        async def end() -> None:
+            await over.wait()
+            await self.pool.end(workflow, "reconfigured")
+
+        task = asyncio.get_running_loop().create_task(end())
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+
+    async def _keep(self, ready: asyncio.Event) -> None:
+        async with self.pool.running():
+            ready.set()
+            while not self._stopping.is_set():
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopping.wait(), REFRESH_SECONDS)
+                await self._sweep()
+        await self.gateways.close()
+
+    async def _sweep(self) -> None:
+        due = self.pool.now() - self.settings.idle_timeout
+        for name, held in list(self._held.items()):
+            is_idle = held.used <= due and not held.workflow.inflight
+            if is_idle or held.workflow.ended is not None:
+                self._held.pop(name, None)
+                names = self._seen.get(name[2], set())
+                names.discard(name)
+                if not names:
+                    self._seen.pop(name[2], None)
+                await self._end(held, "idle")
+        try:
+            self.gateways.refresh()
+        except Exception:
+            logger.exception("the records of servers could not be read")
+
+
+class Lease:
+    """One call's use of an upstream session."""
+
+    def __init__(self, workflow: Workflow, headers: Headers, hear: Callable[[bytes], None]) -> None:
+        self.workflow = workflow
+        self._headers = headers
+        self._hear = hear
+
+    @property
+    def initialize_result(self) -> Any:
+        """What the server said of itself."""
+        return msgspec.json.decode(self.workflow.record.result)
+
+    async def request(self, method: str, params: Any) -> dict[str, Any]:
+        """Send one request and return the response, an object with `result` or `error`.
+
+        Where the caller is cancelled, the server is told (rule E12).
+        """
+        number = b"%d" % next(_IDS)
+        members = {"jsonrpc": Raw(b'"2.0"'), "id": Raw(number), "method": wire_format.encoded(method)}
+        if params is not None:
+            members["params"] = wire_format.encoded(params)
+        waiting = _Waiting(self._hear)
+        self.workflow.call(Envelope("request", members, id=number, method=method), waiting, self._headers)
+        try:
+            text = await waiting.response
+        except asyncio.CancelledError:
+            self._cancel(number)
+            raise
+        response: dict[str, Any] = msgspec.json.decode(text)
+        return response
+
+    def notify(self, method: str, params: Any) -> None:
+        """Send one notification."""
+        text = wire_format.notification(method, params)
+        self.workflow.notify(wire_format.parse(text, limit=MAX_EVENT_BYTES), self._headers)
+
+    def _cancel(self, id: bytes) -> None:
+        params = {"requestId": Raw(id), "reason": "the caller has given up"}
+        text = wire_format.notification("notifications/cancelled", params)
+        self.workflow.notify(wire_format.parse(text, limit=MAX_BODY_BYTES), self._headers)
+
+
+class _Waiting:
+    """Who waits for one answer. Implements `Asker`."""
+
+    def __init__(self, hear: Callable[[bytes], None]) -> None:
+        self.pool_result: PoolResult = "hit"
+        self.response: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._hear = hear
+
+    @property
+    def is_open(self) -> bool:
+        """See `Asker.is_open`."""
+        return not self.response.done()
+
+    @property
+    def is_lost(self) -> bool:
+        """See `Asker.is_lost`."""
+        return self.response.cancelled()
+
+    def admit(self, id: bytes) -> bool:
+        """See `Asker.admit`."""
+        return True
+
+    def add(self, message: bytes) -> None:
+        """See `Asker.add`."""
+        self._hear(message)
+
+    def answer(self, message: bytes, id: bytes) -> None:
+        """See `Asker.answer`."""
+        if not self.response.done():
+            self.response.set_result(message)
+
+
+_IDS = itertools.count(1)

@@ -1,0 +1,133 @@
+"""Streamable HTTP in ContextForge: its own manager, an owner for each session, an identity for each message."""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from types import ModuleType
+from typing import Any, Final, Protocol
+
+from ...transports.asgi import Receive, Scope, Send, respond
+from .asked import Incoming, incoming, read_headers
+from .event_store import SessionEventStore
+
+logger = logging.getLogger(__name__)
+
+SESSION_ID: Final = b"mcp-session-id"
+CONTEXT: Final = "trunkline.contextforge.context"
+"""The scope's entry for what was verified of a message, so that it reaches the handler in the SDK's own task."""
+
+CONTEXT_VARIABLES: Final = ("server_id_var", "request_headers_var", "user_context_var")
+
+
+class Services(Protocol):
+    """What the session manager needs of the installation."""
+
+    async def start(self) -> None:
+        """The gateway starts."""
+
+    async def stop(self) -> None:
+        """The gateway stops."""
+
+    async def ended(self, session_id: str) -> None:
+        """A client's session is over."""
+
+
+def session_manager(module: ModuleType, services: Services, *, reads_context: bool, keeps_events: bool) -> type:
+    """A class over the `SessionManagerWrapper` of `module`, with all of its names.
+
+    With `reads_context`, handlers get the headers and the user of each message, and not those of the session's first.
+    With `keeps_events`, each session has an event store of its own.
+    """
+    base: Any = module.SessionManagerWrapper
+
+    class SessionManagerWrapper(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self._owners: dict[str, str] = {}
+            """Who began each session."""
+            if keeps_events and getattr(self.session_manager, "event_store", None) is not None:
+                _keep_events_apart(self.session_manager, module.EventMessage)
+            if reads_context:
+                _read_context_of_each_message(module)
+
+        async def initialize(self) -> None:
+            await services.start()
+            await super().initialize()
+
+        async def shutdown(self) -> None:
+            await super().shutdown()
+            await services.stop()
+
+        async def handle_streamable_http(self, scope: Scope, receive: Receive, send: Send) -> None:
+            """Serve one request: a session of another user looks like one that does not exist."""
+            headers = read_headers(scope)
+            incoming.set(Incoming(scope, headers))
+            session_id = headers.get(SESSION_ID.decode(), "")
+            user = _user(module)
+            if session_id and self._owners.get(session_id, user) != user:
+                await respond(send, 404, [(b"content-type", b"application/json")], b'{"detail":"Session not found"}')
+                return
+            scope[CONTEXT] = {"headers": headers, "user": module.user_context_var.get()}
+
+            async def watched(event: Any) -> None:
+                if event["type"] == "http.response.start":
+                    await self._note(scope["method"], session_id, event, user)
+                await send(event)
+
+            await super().handle_streamable_http(scope, receive, watched)
+
+        async def _note(self, method: str, session_id: str, event: Mapping[str, Any], user: str) -> None:
+            status = event["status"]
+            given = next((value.decode() for name, value in event["headers"] if name.lower() == SESSION_ID), "")
+            if given and not session_id and status < 300:
+                self._owners[given] = user
+            if session_id and (status == 404 or (method == "DELETE" and status < 300)):
+                self._owners.pop(session_id, None)
+                await services.ended(session_id)
+
+    return SessionManagerWrapper
+
+
+def _user(module: ModuleType) -> str:
+    user = module.user_context_var.get()
+    if isinstance(user, Mapping):
+        return str(user.get("email") or user.get("sub") or "")
+    return str(user or "")
+
+
+def _keep_events_apart(manager: Any, event_message: Callable[[Any, str], Any]) -> None:
+    """Give each session that this manager begins a store of its own: it asks for `event_store` once for each."""
+
+    class ApartManager(type(manager)):  # type: ignore[misc]
+        @property
+        def event_store(self) -> SessionEventStore:
+            return SessionEventStore(event_message=event_message)
+
+        @event_store.setter
+        def event_store(self, store: object) -> None:
+            """What a session keeps is its own."""
+
+    manager.__dict__.pop("event_store", None)
+    manager.__class__ = ApartManager
+
+
+def _read_context_of_each_message(module: ModuleType) -> None:
+    """Set the context variables that handlers read from the request that brought their message."""
+    handlers: dict[Any, Callable[[Any], Awaitable[Any]]] = module.mcp_app.request_handlers
+    variables = [getattr(module, name) for name in CONTEXT_VARIABLES]
+
+    def with_context(handler: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
+        async def handle(request: Any) -> Any:
+            http = module.mcp_app.request_context.request
+            scope = getattr(http, "scope", None)
+            if scope is not None and CONTEXT in scope:
+                server_id, request_headers, user = variables
+                match = module.re.search(r"/servers/(?P<server_id>[a-fA-F0-9\-]+)/mcp", scope["modified_path"])
+                server_id.set(match.group("server_id") if match else None)
+                request_headers.set(scope[CONTEXT]["headers"])
+                user.set(scope[CONTEXT]["user"])
+            return await handler(request)
+
+        return handle
+
+    for kind, handler in list(handlers.items()):
+        handlers[kind] = with_context(handler)

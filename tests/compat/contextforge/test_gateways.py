@@ -1,0 +1,164 @@
+"""Gateway records as servers: policy, fingerprint, generations, and what is left to the old path."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from trunkline.compat.contextforge.gateways import CONNECT_FIELDS, FRESH_SECONDS, GatewayRecord, Gateways
+from trunkline.compat.contextforge.settings import ContextForgeSettings
+from trunkline.mux.lines import Upstream
+from trunkline.mux.statistics import Statistics
+
+URL = "http://127.0.0.1:9/mcp"
+UNLIKE = {"enabled", "url", "tags", "client_cert"}
+"""Fields of which another test tells what they change."""
+
+
+class Records:
+    """The gateway's table, and a clock."""
+
+    def __init__(self, **settings: Any) -> None:
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.now = 0.0
+        self.read = 0
+        self.changes: list[Mapping[str, Upstream]] = []
+        self.gateways = Gateways(
+            self._read,
+            ContextForgeSettings(**settings),
+            Statistics(),
+            lambda upstreams: self.changes.append(dict(upstreams)),
+            verifies_tls=True,
+            clock=lambda: self.now,
+        )
+
+    def add(self, gateway_id: str, **fields: Any) -> None:
+        self.rows[gateway_id] = {"name": "up", "transport": "STREAMABLEHTTP", "url": URL, "enabled": True, **fields}
+
+    def later(self) -> None:
+        self.now += FRESH_SECONDS
+
+    def _read(self, gateway_id: str) -> GatewayRecord | None:
+        self.read += 1
+        row = self.rows.get(gateway_id)
+        if row is None:
+            return None
+        fields = {name: value for name, value in row.items() if name in CONNECT_FIELDS}
+        return GatewayRecord(gateway_id, row["name"], row["transport"], fields)
+
+
+def test_a_record_becomes_a_server_once_and_is_not_read_for_each_call() -> None:
+    records = Records()
+    records.add("g1")
+    first = records.gateways.find("g1", URL)
+    assert first is not None
+    assert first.pooling.reuse == "workflow"
+    assert records.gateways.find("g1", URL) is first
+    assert records.read == 1
+    records.later()
+    assert records.gateways.find("g1", URL) is first
+    assert records.read == 2
+
+
+@pytest.mark.parametrize("name", [name for name in CONNECT_FIELDS if name not in UNLIKE])
+def test_any_field_that_a_connection_depends_on_makes_another_generation(name: str) -> None:
+    records = Records()
+    records.add("g1")
+    before = records.gateways.find("g1", URL)
+    records.rows["g1"][name] = "SSE" if name == "transport" else {"changed": "yes"}
+    records.later()
+    after = records.gateways.find("g1", URL)
+    assert before is not None
+    assert after is not None
+    assert after.generation > before.generation
+    assert after.name == before.name
+
+
+def test_an_edit_here_is_seen_by_the_next_call() -> None:
+    records = Records()
+    records.add("g1")
+    before = records.gateways.find("g1", URL)
+    records.rows["g1"]["auth_value"] = "another"
+    assert records.gateways.find("g1", URL) is before
+    records.gateways.forget("g1")
+    assert records.gateways.find("g1", URL) is not before
+
+
+@pytest.mark.parametrize("change", [None, {"enabled": False}])
+def test_a_record_that_is_gone_or_disabled_takes_its_server_with_it(change: dict[str, Any] | None) -> None:
+    records = Records()
+    records.add("g1")
+    assert records.gateways.find("g1", URL) is not None
+    if change is None:
+        del records.rows["g1"]
+    else:
+        records.rows["g1"].update(change)
+    records.later()
+    records.gateways.refresh()
+    assert records.changes[-1] == {}
+    assert records.gateways.find("g1", URL) is None
+    assert not records.gateways.takes("g1")
+
+
+@pytest.mark.parametrize(
+    ("settings", "tags", "reuse"),
+    [
+        ({}, [], "workflow"),
+        ({"reuse": "user"}, [], "user"),
+        ({"reuse_user": ("up",)}, [], "user"),
+        ({"reuse_none": ("up",), "reuse_user": ("up",)}, [], "none"),
+        ({"reuse_none": ("up",)}, ["trunkline:user"], "user"),
+        ({}, ["something", "trunkline-none"], "none"),
+        ({}, [{"id": "trunkline:user", "label": "Trunkline:User"}], "user"),
+        ({"reuse": "none"}, [{"id": "trunkline:workflow"}], "workflow"),
+    ],
+)
+def test_the_policy_of_a_server(settings: dict[str, Any], tags: list[Any], reuse: str) -> None:
+    records = Records(**settings)
+    records.add("g1", tags=tags)
+    found = records.gateways.find("g1", URL)
+    assert (found.pooling.reuse if found else "none") == reuse
+    assert records.gateways.takes("g1") is (reuse != "none")
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"transport": "STDIO"}, "STDIO"),
+        ({"client_cert": "PEM"}, "client certificate"),
+        ({"url": "ftp://host"}, "http"),
+    ],
+)
+def test_what_is_left_to_the_old_path_is_told_once(
+    fields: dict[str, Any], why: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    records = Records()
+    records.add("g1", **fields)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(3):
+            assert records.gateways.find("g1", fields.get("url", URL)) is None
+    assert [why in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_a_call_to_another_url_than_the_servers_goes_the_old_path() -> None:
+    records = Records()
+    records.add("g1")
+    assert records.gateways.find("g1", URL) is not None
+    assert records.gateways.find("g1", URL + "/other") is None
+    assert records.gateways.find("g1", URL) is not None
+
+
+@pytest.mark.anyio
+async def test_certificates_that_cannot_be_used_leave_the_server_to_the_old_path() -> None:
+    records = Records()
+    records.add("g1", ca_certificate="no certificate", name="../up")
+    with pytest.raises(OSError, match=r"PEM|certificate"):
+        records.gateways.find("g1", "https://127.0.0.1:9/mcp")
+    assert records.gateways.find("g1", "https://127.0.0.1:9/mcp") is None
+    await records.gateways.close()
+
+
+def test_the_fingerprint_shows_no_value() -> None:
+    record = GatewayRecord("g1", "up", "SSE", {"auth_value": "a secret"})
+    assert "secret" not in record.fingerprint(URL)
+    assert record.fingerprint(URL) != GatewayRecord("g1", "up", "SSE", {"auth_value": "b"}).fingerprint(URL)

@@ -1,0 +1,195 @@
+"""Upstream sessions kept for calls, against a real server of the SDK."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from harness.upstreams import Upstream, upstream
+from trunkline.compat.contextforge.asked import Asked, principal_of
+from trunkline.compat.contextforge.gateways import GatewayRecord
+from trunkline.compat.contextforge.reuse import Lease, OldPath, Reuse, Told
+from trunkline.compat.contextforge.settings import ContextForgeSettings
+
+pytestmark = pytest.mark.anyio
+
+HANDSHAKE = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "mcp", "version": "0"}}
+
+
+@pytest.fixture(scope="module")
+def counting() -> Iterator[Upstream]:
+    with upstream("sdk2") as server:
+        yield server
+
+
+@pytest.fixture
+def server(counting: Upstream) -> Upstream:
+    counting.reset()
+    return counting
+
+
+class Kept:
+    """A `Reuse` before one server, and its record."""
+
+    def __init__(self, server: Upstream, **settings: Any) -> None:
+        self.url = server.url
+        self.fields: dict[str, Any] = {"url": server.url, "enabled": True}
+        self.told: list[Told] = []
+        self.reuse = Reuse(ContextForgeSettings(**settings), self._read, verifies_tls=True, hear=self.told.append)
+
+    def _read(self, gateway_id: str) -> GatewayRecord | None:
+        return GatewayRecord("gateway1", "up", "STREAMABLEHTTP", dict(self.fields))
+
+    async def lease(self, user: str, session: str, headers: dict[str, str] | None = None) -> Lease:
+        asked = Asked(principal_of(user, [], None), session)
+        return await self.reuse.lease(asked, "gateway1", self.url, headers or {}, HANDSHAKE)
+
+    async def count(self, user: str, session: str) -> str:
+        return await called(await self.lease(user, session), "counter")
+
+
+async def called(lease: Lease, tool: str, **arguments: Any) -> str:
+    response = await lease.request("tools/call", {"name": tool, "arguments": arguments})
+    text: str = response["result"]["content"][0]["text"]
+    return text
+
+
+@asynccontextmanager
+async def running(server: Upstream, **settings: Any) -> AsyncIterator[Kept]:
+    kept = Kept(server, **settings)
+    await kept.reuse.start()
+    try:
+        yield kept
+    finally:
+        await kept.reuse.stop()
+    assert kept.reuse.pool.channels == []
+
+
+async def test_calls_of_one_session_share_one_and_those_of_another_do_not(server: Upstream) -> None:
+    async with running(server) as kept:
+        seen = [await kept.count("alice@x", session) for session in ("a", "b", "a", "b", "a")]
+    assert seen == ["1", "1", "2", "2", "3"]
+    assert server.counts()["initialize"] == server.counts()["delete"] == 2
+
+
+async def test_a_session_id_that_another_user_names_leads_to_a_session_of_his_own(server: Upstream) -> None:
+    async with running(server) as kept:
+        assert [await kept.count(user, "same") for user in ("alice@x", "bob@x", "alice@x")] == ["1", "1", "2"]
+
+
+async def test_calls_that_meet_at_the_beginning_open_one_session(server: Upstream) -> None:
+    async with running(server) as kept:
+        leases = await asyncio.gather(*(kept.lease("alice@x", "a") for _ in range(8)))
+        calls = [called(lease, "barrier", name="m", parties=8, tag=str(n)) for n, lease in enumerate(leases)]
+        await asyncio.gather(*calls)
+    assert server.counts()["initialize"] == 1
+
+
+async def test_under_user_all_sessions_of_one_share_and_two_users_do_not(server: Upstream) -> None:
+    async with running(server, reuse="user") as kept:
+        asked = [("alice@x", "a"), ("alice@x", "b"), ("bob@x", "a"), ("alice@x", "")]
+        assert [await kept.count(*one) for one in asked] == ["1", "2", "1", "3"]
+    assert server.counts()["initialize"] == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "user", "session"),
+    [
+        ({"reuse": "none"}, "alice@x", "a"),
+        ({}, "alice@x", ""),
+        ({"reuse": "user"}, "anonymous", ""),
+        ({"max_workflows": 1}, "bob@x", "a"),
+    ],
+)
+async def test_what_may_not_be_kept_is_left_to_the_old_path(
+    server: Upstream, settings: dict[str, Any], user: str, session: str
+) -> None:
+    async with running(server, **settings) as kept:
+        if "max_workflows" in settings:
+            await kept.count("alice@x", "a")
+        with pytest.raises(OldPath):
+            await kept.lease(user, session)
+        assert kept.reuse.statistics.total("pool_requests") >= 1
+
+
+async def test_the_end_of_a_clients_session_is_the_end_of_its_upstream_session(server: Upstream) -> None:
+    async with running(server) as kept:
+        await kept.count("alice@x", "a")
+        await kept.count("alice@x", "b")
+        await kept.reuse.end("a")
+        await server.saw("delete")
+        assert await kept.count("alice@x", "b") == "2"
+        assert await kept.count("alice@x", "a") == "1"
+
+
+async def test_headers_are_those_of_each_call(server: Upstream) -> None:
+    async with running(server) as kept:
+        for value in ("first", "second"):
+            lease = await kept.lease("alice@x", "a", {"Authorization": value, "Mcp-Session-Id": "ours"})
+            await called(lease, "counter")
+    sent = {entry["kind"]: dict(entry["headers"]) for entry in server.report()["requests"]}
+    assert [sent[kind]["authorization"] for kind in ("initialize", "initialized")] == ["first", "first"]
+    calls = [dict(entry["headers"]) for entry in server.report()["requests"] if entry["kind"] == "call"]
+    assert [headers["authorization"] for headers in calls] == ["first", "second"]
+    assert "ours" not in str(server.report()["requests"])
+
+
+async def test_a_caller_that_gives_up_is_told_to_the_server(server: Upstream) -> None:
+    async with running(server) as kept:
+        lease = await kept.lease("alice@x", "a")
+        call = asyncio.create_task(called(lease, "hold", gate="never"))
+        await server.saw("mark:holding")
+        call.cancel()
+        await server.saw("mark:cancelled")
+        assert await kept.count("alice@x", "a") == "1"
+
+
+async def test_an_edited_record_lets_calls_end_and_begins_anew(server: Upstream) -> None:
+    async with running(server) as kept:
+        lease = await kept.lease("alice@x", "a")
+        call = asyncio.create_task(called(lease, "hold", gate="edit"))
+        await server.saw("mark:holding")
+        kept.fields["auth_value"] = "another"
+        kept.reuse.gateways.forget("gateway1")
+        assert await kept.count("alice@x", "a") == "1"
+        assert "delete" not in server.counts()
+        server.open("edit")
+        assert await call == "edit is open"
+        await server.saw("delete")
+
+
+async def test_a_session_that_the_server_forgot_is_opened_anew_by_the_next_call() -> None:
+    async with _restarted() as (kept, restart):
+        assert await kept.count("alice@x", "a") == "1"
+        with restart():
+            lease = await kept.lease("alice@x", "a")
+            lost = await lease.request("tools/call", {"name": "counter", "arguments": {}})
+            assert lost["error"]["code"] in (-31001, -31002)
+            assert await kept.count("alice@x", "a") == "1"
+
+
+@asynccontextmanager
+async def _restarted() -> AsyncIterator[tuple[Kept, Any]]:
+    with upstream("sdk2") as first:
+        port = first.port
+        async with running(first) as kept:
+
+            def restart() -> Any:
+                first.process.kill()
+                return upstream("sdk2", port=port)
+
+            yield kept, restart
+
+
+async def test_what_a_server_says_beside_its_answers_is_heard(server: Upstream) -> None:
+    async with running(server) as kept:
+        lease = await kept.lease("alice@x", "a")
+        await called(lease, "log", text="hello")
+        assert [told.session for told in kept.told if b"hello" in told.message] == ["a"]
+
+
+async def test_an_idle_session_is_ended(server: Upstream) -> None:
+    async with running(server, idle_timeout=0.05) as kept:
+        await kept.count("alice@x", "a")
+        await server.saw("delete")

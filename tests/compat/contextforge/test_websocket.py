@@ -1,0 +1,106 @@
+"""The relay at `/ws`, over a real socket, before an application that stands where `/rpc` is."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, nullcontext
+from typing import Any
+
+import pytest
+import uvicorn
+from harness.ports import bound_socket
+from starlette.applications import Starlette
+from starlette.routing import WebSocketRoute
+from starlette.websockets import WebSocket
+from trunkline.compat.contextforge.rpc import RPC
+from trunkline.compat.contextforge.websocket import WebSocketTransport, relay
+from trunkline.transports import Transport
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidStatus
+
+pytestmark = pytest.mark.anyio
+
+
+class Gateway:
+    """Lets `alice` in; answers with the method, or what it heard."""
+
+    def __init__(self) -> None:
+        self.authorizations: list[str] = []
+        self.ended: asyncio.Queue[str] = asyncio.Queue()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        message = json.loads((await receive())["body"])
+        headers = {name.decode(): value.decode() for name, value in scope["headers"]}
+        self.authorizations.append(headers.get("authorization", ""))
+        allowed = headers.get("authorization") == "Bearer alice"
+        body = {"jsonrpc": "2.0", "id": message.get("id"), "result": {"method": message["method"]}}
+        await send({"type": "http.response.start", "status": 200 if allowed else 401, "headers": []})
+        await send({"type": "http.response.body", "body": json.dumps(body).encode()})
+
+    async def serve(self, websocket: WebSocket) -> None:
+        await relay(websocket, RPC(self), max_inflight=4, ended=self.ended.put)
+
+
+@asynccontextmanager
+async def relayed(gateway: Gateway) -> AsyncIterator[str]:
+    socket = bound_socket()
+    app = Starlette(routes=[WebSocketRoute("/ws", gateway.serve)])
+    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=2, ws="websockets-sansio")
+    server = uvicorn.Server(config)
+    server.capture_signals = nullcontext  # type: ignore[method-assign]
+    task = asyncio.create_task(server.serve(sockets=[socket]))
+    try:
+        yield f"ws://127.0.0.1:{socket.getsockname()[1]}/ws"
+    finally:
+        server.should_exit = True
+        await task
+
+
+async def ask(socket: ClientConnection, text: str) -> Any:
+    await socket.send(text)
+    return json.loads(await asyncio.wait_for(socket.recv(), 10))
+
+
+PING = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "ping"})
+
+
+@pytest.mark.parametrize("by_header", [True, False])
+async def test_a_client_speaks_as_whom_its_token_says(by_header: bool) -> None:
+    gateway = Gateway()
+    async with relayed(gateway) as url:
+        headers = {"Authorization": "Bearer alice"} if by_header else {}
+        async with connect(
+            url + ("" if by_header else "?token=alice"), additional_headers=headers, subprotocols=["mcp"], proxy=None
+        ) as socket:
+            assert socket.subprotocol == "mcp"
+            assert (await ask(socket, PING))["result"] == {"method": "ping"}
+            assert (await ask(socket, "no json"))["error"]["code"] == -32700
+            await socket.send(json.dumps({"jsonrpc": "2.0", "method": "notifications/initialized"}))
+            assert (await ask(socket, PING))["id"] == 1
+        assert await asyncio.wait_for(gateway.ended.get(), 10)
+    assert set(gateway.authorizations) == {"Bearer alice"}
+
+
+async def test_who_may_not_come_in_is_refused_before_the_socket_is_open() -> None:
+    async with relayed(Gateway()) as url:
+        with pytest.raises(InvalidStatus):
+            await connect(url, proxy=None)
+
+
+async def test_a_binary_frame_ends_the_socket() -> None:
+    gateway = Gateway()
+    async with relayed(gateway) as url, connect(url + "?token=alice", proxy=None) as socket:
+        await socket.send(b"\x00")
+        await asyncio.wait_for(socket.wait_closed(), 10)
+        assert await asyncio.wait_for(gateway.ended.get(), 10)
+
+
+async def test_the_shape_is_the_one_that_contextforge_has() -> None:
+    transport = WebSocketTransport(WebSocket({"type": "websocket"}, None, None))  # type: ignore[arg-type]
+    assert isinstance(transport, Transport)
+    assert not await transport.is_connected()
+    await transport.disconnect()
+    with pytest.raises(RuntimeError, match="Transport not connected"):
+        await transport.send_message({})
+    with pytest.raises(RuntimeError, match="Transport not connected"):
+        await anext(transport.receive_message())
