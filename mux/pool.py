@@ -561,26 +561,36 @@ class Pool:
         async with self._directory.watch() as changes:
             task_status.started()
             async for session_id in changes:
-                hit = [self._workflows[session_id]] if session_id in self._workflows else []
-                for workflow in hit if session_id else self.workflows:
-                    workflow.checked = float("-inf")
+                self._doubt(session_id)
+
+    def _doubt(self, session_id: str) -> None:
+        """Compare with the directory again, when it is needed next: one workflow, or all without a session id."""
+        hit = [self._workflows[session_id]] if session_id in self._workflows else []
+        for workflow in hit if session_id else self.workflows:
+            workflow.checked = float("-inf")
 
     async def _sweep(self) -> None:
         while True:
-            upstreams = (*self.upstreams.values(), *self._generations.superseded)
-            limits = [self.pooling, *(upstream.pooling for upstream in upstreams)]
-            shortest = min(min(p.idle_timeout, p.resume_window, p.request_timeout) for p in limits)
-            await anyio.sleep(max(0.02, min(SWEEP_SECONDS, shortest / 4)))
-            now = self._clock()
-            for workflow in self.workflows:
-                try:
-                    self._expire(workflow, now)
-                except Exception:
-                    logger.exception("a workflow could not be looked after", extra=_about(workflow))
-            self._lines.expire(now)
-            for record in self._leftovers.due(now):
-                self._spawn(self._remove, record)
-            self._release_superseded()
+            await anyio.sleep(self._pause())
+            self._look_after(self._clock())
+
+    def _pause(self) -> float:
+        """Seconds to the next sweep: a quarter of the shortest time-out that holds for anybody."""
+        upstreams = (*self.upstreams.values(), *self._generations.superseded)
+        limits = [self.pooling, *(upstream.pooling for upstream in upstreams)]
+        shortest = min(min(p.idle_timeout, p.resume_window, p.request_timeout) for p in limits)
+        return max(0.02, min(SWEEP_SECONDS, shortest / 4))
+
+    def _look_after(self, now: float) -> None:
+        for workflow in self.workflows:
+            try:
+                self._expire(workflow, now)
+            except Exception:
+                logger.exception("a workflow could not be looked after", extra=_about(workflow))
+        self._lines.expire(now)
+        for record in self._leftovers.due(now):
+            self._spawn(self._remove, record)
+        self._release_superseded()
 
     def _expire(self, workflow: Workflow, now: float) -> None:
         workflow.expire(now)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from trunkline.gateway.reload import Changes, compare, is_credential
-from trunkline.gateway.settings import Settings, load
+from trunkline.gateway.settings import Settings, SettingsError, check, load
 
 BASE = """
 [gateway]
@@ -89,6 +89,15 @@ def test_what_needs_a_restart_stays_and_the_rest_applies(tmp_path: Path) -> None
     applied = compare(old, new).settings
     assert (applied.gateway.port, applied.gateway.public_url) == (8920, "https://mcp.example")
     assert told(compare(applied, new)) == {"needs_restart": ("gateway.port",)}, "the file still asks for it"
+
+
+def test_what_cannot_hold_beside_what_stays_is_refused(tmp_path: Path) -> None:
+    public = BASE.replace("[gateway]", '[gateway]\nhost = "0.0.0.0"')
+    alone = settings(tmp_path, '[servers.files]\nurl = "http://127.0.0.1:9000/mcp"\n')
+    applied = compare(settings(tmp_path, public), alone).settings
+    assert (applied.gateway.host, applied.auth.mode) == ("0.0.0.0", "none")
+    with pytest.raises(SettingsError, match="allowed_hosts"):
+        check(applied, insecure=False)
 
 
 @pytest.mark.parametrize(
