@@ -27,10 +27,11 @@ from ..transports.modern import ModernEndpoint, ModernRequests
 from ..transports.sse import SSEEndpoint
 from ..transports.streamable_http import StreamableHTTPEndpoint
 from ..transports.upstream.auto import AutoConnector, RotatingConnector, connector_for
+from ..transports.upstream.credentials import Credential
 from ..transports.upstream.modern_http import ModernHTTPServer
 from ..transports.websocket import WebSocketEndpoint, not_found
 from .auth import Authenticator
-from .oauth import credential_for
+from .oauth import ClientCredentials, credential_for
 from .operations import operations_app
 from .reload import Changes, compare
 from .settings import Server, Settings, SettingsError, check, is_loopback
@@ -49,6 +50,7 @@ class _Site:
     server: Server
     upstream: Upstream
     connector: RotatingConnector
+    credential: Credential | None
     modern: ModernRequests | None
     modern_server: ModernHTTPServer | None
     connections: Connections
@@ -64,6 +66,8 @@ class _Site:
         self.connector.rotate(server.headers)
         if self.modern_server is not None:
             self.modern_server.rotate(server.headers)
+        if self.credential is not None and server.oauth is not None:
+            self.credential.rotate(ClientCredentials(self.upstream.name, server, server.oauth))
         return replace(self, server=server)
 
 
@@ -247,7 +251,8 @@ class Gateway:
 
     def _site(self, name: str, settings: Settings, before: _Site | None) -> _Site:
         server, pooling = settings.servers[name], settings.pooling_for(name)
-        connector = connector_to(name, server, self.statistics)
+        credential = credential_for(name, server, self.statistics)
+        connector = connector_to(name, server, self.statistics, credential)
         modern_server, modern = None, None
         if "modern" in server.eras and isinstance(connector, AutoConnector):
             streamable = connector.streamable
@@ -264,7 +269,7 @@ class Gateway:
             )
         upstream = self._upstream(name, settings, connector)
         connections = before.connections if before is not None else Connections()
-        return _Site(server, upstream, connector, modern, modern_server, connections)
+        return _Site(server, upstream, connector, credential, modern, modern_server, connections)
 
     def _upstream(self, name: str, settings: Settings, connector: RotatingConnector) -> Upstream:
         server, pooling, habits = settings.servers[name], settings.pooling_for(name), settings.compat.sdk_habits
@@ -333,13 +338,8 @@ class Gateway:
         return sum(site.modern.inflight for site in open_sites if site.modern is not None)
 
 
-def connector_to(name: str, server: Server, statistics: Statistics) -> RotatingConnector:
-    """What opens sessions with a server, by its settings.
-
-    Raises:
-        SettingsError: they ask for what the SDK that is installed cannot do.
-    """
+def connector_to(name: str, server: Server, statistics: Statistics, credential: Credential | None) -> RotatingConnector:
+    """What opens sessions with a server, by its settings and the credential that they ask for."""
     if server.process:
         return connector_for(name, statistics, command=server.process)
-    credential = credential_for(name, server, statistics)
     return connector_for(name, statistics, url=server.url, headers=server.headers, ca=server.ca, credential=credential)

@@ -22,6 +22,7 @@ from ..transports.event_stream import EventParser
 from ..transports.upstream.auto import AutoConnector, ClosableConnector
 from ..transports.upstream.modern_http import ModernHTTPServer
 from .app import connector_to
+from .oauth import credential_for
 from .settings import Settings
 
 PROBE_SECONDS: Final = 10.0
@@ -74,7 +75,7 @@ async def probe_all(settings: Settings) -> list[Probe]:
 async def _probe(settings: Settings, name: str) -> Probe:
     server = settings.servers[name]
     statistics = Statistics()
-    connector = connector_to(name, server, statistics)
+    connector = connector_to(name, server, statistics, credential_for(name, server, statistics))
     started = time.perf_counter()
     title = revision = fault = ""
     try:

@@ -48,7 +48,9 @@ def compare(old: Settings, new: Settings) -> Changes:
     )
     both = [name for name in settings.servers if name in old.servers]
     changed = tuple(name for name in both if _effective(old, name) != _effective(settings, name))
-    rotated = tuple(name for name in both if name not in changed and _headers(old, name) != _headers(settings, name))
+    rotated = tuple(
+        name for name in both if name not in changed and _credentials(old, name) != _credentials(settings, name)
+    )
     differing = _differing(old.gateway, new.gateway)
     return Changes(
         settings,
@@ -68,19 +70,22 @@ def compare(old: Settings, new: Settings) -> Changes:
     )
 
 
-def _headers(settings: Settings, name: str) -> dict[str, str]:
-    return settings.servers[name].headers
+def _credentials(settings: Settings, name: str) -> tuple[object, ...]:
+    server = settings.servers[name]
+    return server.headers, server.oauth
 
 
 def _effective(settings: Settings, name: str) -> tuple[object, ...]:
     """All that a session with this server depends on, but for the values of credentials."""
     server, pooling = settings.servers[name], settings.pooling_for(name)
     headers = {header: "" if is_credential(header) else value for header, value in server.headers.items()}
+    oauth = server.oauth.identity if server.oauth is not None else None
     own = {key: None for key in Server.__struct_fields__ if key in pooling.__struct_fields__}
     # How much all logs hold together is the process's bound, not the server's.
     log = msgspec.structs.replace(pooling.event_log, total_bytes=0)
     return (
-        msgspec.structs.replace(server, headers=headers, **own),
+        msgspec.structs.replace(server, headers=headers, oauth=None, **own),
+        oauth,
         msgspec.structs.replace(pooling, event_log=log),
         settings.compat if pooling.reuse == "none" else None,
     )

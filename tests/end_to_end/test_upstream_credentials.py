@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import signal
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -13,7 +14,7 @@ import anyio.to_thread
 import jwt
 import pytest
 from harness.authorization import CLIENT, SECRET, AuthorizationServer, GuardedServer, guarded
-from harness.gateways import Gateway, command, environment
+from harness.gateways import Gateway, command, environment, until
 from harness.gateways import gateway as running_gateway
 from harness.upstream_scripted import ScriptedUpstream
 from harness.wire import Wire, text_of
@@ -132,8 +133,9 @@ async def test_a_wrong_secret_is_a_clear_error_and_the_check_shows_it(
             async with Wire(gateway.url()) as wire:
                 error = (await (await wire.post(INITIALIZE)).response())["error"]
                 assert (error["code"], error["message"]) == (UNREACHABLE, told)
-            failure = gateway.fetch_json("/api/servers")
-            assert told in json.dumps(failure)
+            shown = json.dumps(gateway.fetch_json("/api/servers"))
+            assert told in shown
+            assert '"stage": "credential"' in shown
         path = str(settings_file(text))
         checked = await anyio.to_thread.run_sync(
             lambda: subprocess.run(
@@ -143,6 +145,24 @@ async def test_a_wrong_secret_is_a_clear_error_and_the_check_shows_it(
         assert checked.returncode == 1
         assert told in checked.stdout + checked.stderr
         assert "wr0ng secret" not in checked.stdout + checked.stderr
+
+
+async def test_a_secret_that_is_rotated_in_the_settings_costs_no_session(
+    settings_file: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with guarded() as (issuer, server):
+        text = table(issuer, server)
+        with before(settings_file, text, monkeypatch) as gateway:
+            async with Wire(gateway.url()) as wire:
+                await wire.open()
+                assert await count(wire) == 1
+                issuer.secret = "an0ther secret"
+                issuer.revoke()
+                settings_file(text.replace("${UP_SECRET}", issuer.secret))
+                gateway.process.send_signal(signal.SIGHUP)
+                await until(lambda: "1 rotated (up)" in gateway.process.log())
+                assert await count(wire) == 2
+                assert issuer.secret not in gateway.process.output()
 
 
 JWT_SECRET = "a secret that is long enough for HS256, as a test has it"

@@ -22,6 +22,10 @@ reuse = "user"
 [servers.web]
 url = "http://127.0.0.1:9002/mcp"
 idle_timeout = 60
+[servers.mail]
+url = "http://127.0.0.1:9004/mcp"
+idle_timeout = 60
+oauth = { issuer = 'https://issuer.example/', client_secret = 's3cret', client_id = 'gateway' }
 """ % ("a" * 64)
 
 
@@ -51,8 +55,11 @@ CASES: list[tuple[str, str, str, dict[str, tuple[str, ...]]]] = [
     ("a default that all had anyway", "[servers.web]", '[pooling]\nreuse = "workflow"\n[servers.web]', {}),
     ("a bound of the process", "[servers.web]", "[pooling]\nevent_log = { total_bytes = 1000 }\n[servers.web]", {}),
     ("a bound of every workflow", "[servers.web]", "[pooling]\nevent_log = { events = 10 }\n[servers.web]",
-     {"changed": ("files", "git", "web")}),
+     {"changed": ("files", "git", "web", "mail")}),
     ("a credential's value", "Bearer one", "Bearer two", {"rotated": ("files",)}),
+    ("a client's secret", "'s3cret'", "'other'", {"rotated": ("mail",)}),
+    ("another client", "'gateway'", "'other'", {"changed": ("mail",)}),
+    ("what a client may do", "'gateway'", "'gateway', scope = 'read'", {"changed": ("mail",)}),
     ("another header's value", '"blue"', '"green"', {"changed": ("files",)}),
     ("a credential and another key", 'Bearer one", X', 'Bearer two", X-More = "1", X', {"changed": ("files",)}),
     ("a credential's name", "Authorization", "X-Api-Key", {"changed": ("files",)}),

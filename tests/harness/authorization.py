@@ -74,6 +74,7 @@ class AuthorizationServer(_Served):
     def __init__(self, *, lifetime: int | None = 3600) -> None:
         super().__init__()
         self.issuer = f"{self.base}/"  # as the SDK's servers spell it; issuers are compared letter by letter
+        self.secret = SECRET
         self.lifetime = lifetime
         self.public_key: Any = None
         """Of the client, for `private_key_jwt`."""
@@ -149,9 +150,9 @@ class AuthorizationServer(_Served):
         if authorization.startswith("Basic "):
             name, _, secret = base64.b64decode(authorization[6:]).decode().partition(":")
             pair = urllib.parse.unquote(name), urllib.parse.unquote(secret)
-            return "client_secret_basic" if pair == (CLIENT, SECRET) else None
+            return "client_secret_basic" if pair == (CLIENT, self.secret) else None
         if "client_secret" in form:
-            return "client_secret_post" if (form["client_id"], form["client_secret"]) == (CLIENT, SECRET) else None
+            return "client_secret_post" if (form["client_id"], form["client_secret"]) == (CLIENT, self.secret) else None
         try:
             claims = jwt.decode(form["client_assertion"], self.public_key, ["RS256", "ES256"], audience=self.issuer)
         except (KeyError, TypeError, jwt.PyJWTError):

@@ -105,6 +105,11 @@ class Credential:
             self.count("rejected")
             self._refusals.ended(_now(), _now(), expected=False)
 
+    def rotate(self, source: TokenSource) -> None:
+        """Ask this source from now on, for the same identity; the token that is there goes on to be carried."""
+        self._source = source
+        self._outages, self._refusals = Backoff(), Backoff()
+
     def count(self, outcome: Outcome) -> None:
         """Something became of a token."""
         self._statistics.count("upstream_credentials", self.server, outcome)

@@ -230,6 +230,21 @@ async def test_a_token_that_cannot_stand_in_a_header_is_none() -> None:
         await made.client.close()
 
 
+async def test_another_source_is_asked_at_once_and_what_was_issued_goes_on() -> None:
+    async with bench() as made:
+        await made.good()
+        made.valid, made.issuer.fault = set(), NotIssued("a secret that no longer counts")
+        for _ in range(5):
+            await made.failed()
+        made.valid = {"t1"}
+        made.credential.rotate(other := Issuer())
+        await made.good()
+        assert not other.challenges
+        made.valid = {"other"}
+        assert await made.failed() == REFUSED
+        assert other.challenges == ["Bearer x"]
+
+
 async def test_an_exchange_is_cut_wherever_it_stands() -> None:
     async with bench() as made:
         made.issuer.open.clear()
