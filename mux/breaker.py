@@ -6,7 +6,7 @@ nothing is tried; then one opening at a time probes the server, until one succee
 """
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Final, Literal, NamedTuple
 
 from .errors import CircuitOpen, SessionLost, TimedOut, UpstreamFault, UpstreamRefused
@@ -116,6 +116,10 @@ class Breakers:
         held.step("retry", now)
         held.probe = permit
         return permit
+
+    def keep(self, servers: Collection[str]) -> None:
+        """What is known of other servers than these no longer holds."""
+        self._circuits = {key: held for key, held in self._circuits.items() if key[0] in servers}
 
     def expire(self, now: float) -> None:
         """Forget what is in order again, and what nobody has tried for long."""

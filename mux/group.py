@@ -215,9 +215,8 @@ class ChannelGroup:
             bool(self.owners) and self._coming is None and self._backoff.until <= now and self._ports.may_open()
         )
         is_beside = line is not self._lines[0]
-        happening = channel.life.due(
-            line.load, now, self.pooling, may_end=is_beside, may_be_replaced=may_be_replaced and line.is_connected
-        )
+        may_be_replaced = may_be_replaced and line.is_connected and not channel.is_superseded
+        happening = channel.life.due(line.load, now, self.pooling, may_end=is_beside, may_be_replaced=may_be_replaced)
         if happening is None:
             return
         match channel.life.step(happening, now):

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -137,8 +137,13 @@ class Lines:
         self._spares.expire(now)
         self._breakers.expire(now)
 
-    def supersede(self) -> None:
-        """The settings of servers have changed: what is open under old ones serves those who have it, and ends."""
+    def supersede(self, unchanged: Collection[str]) -> None:
+        """The settings of all other servers have changed: what is open under old ones serves those who have it.
+
+        What failed under the old ones says nothing of the new ones.
+        """
+        self.failures.keep(unchanged)
+        self._breakers.keep(unchanged)
         for channel in self._channels:
             channel.is_superseded = not self._generations.is_current(*channel.version)
         self._close_superseded()

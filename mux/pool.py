@@ -206,13 +206,14 @@ class Pool:
         What began on a server that is gone, or under another generation of its settings, goes on as it was for as long
         as its client uses it: detached and idle, it ends after `resume_window`, for the cause `reconfigured`.
         """
+        before = self.upstreams
         self._generations.replace(upstreams)
         self.pooling = pooling
         self._budget.limit = pooling.event_log.total_bytes
         for workflow in self.workflows:
             workflow.is_superseded = not self._generations.is_current(workflow.server, workflow.generation)
-        self._lines.supersede()
-        self._lines.failures.keep(upstreams)
+        is_current = self._generations.is_current
+        self._lines.supersede({name for name, upstream in before.items() if is_current(name, upstream.generation)})
 
     def revoke(self, knows: Callable[[Principal], bool]) -> None:
         """End the workflows of whoever is not known any longer, for the cause `revoked`."""

@@ -158,6 +158,18 @@ def test_what_is_in_order_and_what_nobody_tries_takes_no_place() -> None:
     assert list(breakers) == []
 
 
+def test_what_failed_elsewhere_is_forgotten_where_a_server_was_moved() -> None:
+    breakers = made()
+    fail(breakers, MAX_FAILURES)
+    breakers.keep({"x", "y"})
+    assert is_refused(breakers, 0.1)
+    under_way = breakers.admit("x", CAROL, 0.1)
+    breakers.keep({"y"})
+    assert list(breakers) == []
+    under_way.opened(0.1)
+    assert not is_refused(breakers, 0.1)
+
+
 def test_g10_the_circuits_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(breaker, "MAX_CIRCUITS", 2)
     breakers = made()

@@ -11,7 +11,15 @@ import pytest
 from harness.memory_wire import MemoryServer, echo
 from harness.muxing import ALICE, BOB, PATIENCE, Client, Clock, SlowDirectory, begin, initialize, settle
 from trunkline.compat.per_request import PerRequestLine
-from trunkline.mux.errors import InvalidParams, Overloaded, UnknownServer, UnknownSession
+from trunkline.mux.breaker import MAX_FAILURES
+from trunkline.mux.errors import (
+    CircuitOpen,
+    InvalidParams,
+    Overloaded,
+    UnknownServer,
+    UnknownSession,
+    UpstreamUnreachable,
+)
 from trunkline.mux.limits import EventLogLimits, Pooling
 from trunkline.mux.lines import Upstream
 from trunkline.mux.pool import Pool
@@ -297,6 +305,32 @@ async def test_who_met_the_server_under_other_settings_begins_nothing_and_goes_o
         with pytest.raises(InvalidParams):
             await begin(at.pool, ALICE, key="chat", message=initialize(capabilities={"roots": {}}))
         client.leave()
+
+
+async def test_a_shared_session_that_has_aged_is_not_opened_anew_under_old_settings() -> None:
+    async with Site(reuse="user", max_channel_age=10.0).running() as at:
+        workflow = (await begin(at.pool, ALICE)).workflow
+        reader = workflow.streams.attach_standalone()
+        at.change()
+        at.clock.advance(100)
+        for _ in range(3):
+            await at.clock.read()
+        await settle()
+        assert (len(at.old.sessions), at.states) == (1, [("x", "draining")])
+        reader.close()
+
+
+async def test_a_server_that_was_away_is_tried_at_once_where_it_is_now() -> None:
+    async with Site().running() as at:
+        at.old.unreachable = UpstreamUnreachable("connection refused", executed="no")
+        for _ in range(MAX_FAILURES):
+            with pytest.raises(UpstreamUnreachable):
+                await begin(at.pool, ALICE)
+        with pytest.raises(CircuitOpen):
+            await begin(at.pool, ALICE)
+        at.change()
+        assert at.pool.failures == {}
+        assert (await begin(at.pool, ALICE)).workflow.generation == 1
 
 
 async def test_a_hundred_changes_leave_one_generation() -> None:
