@@ -10,16 +10,18 @@ export TRUNKLINE_SDK1_PYTHON ?= $(CURDIR)/.venv-sdk1/bin/python
 export TRUNKLINE_NODE_MODULES ?= $(CURDIR)/.node/node_modules
 export TRUNKLINE_EVERYTHING_SERVER ?= $(CURDIR)/.peers/everything-server
 export TRUNKLINE_CHROMIUM ?= /usr/bin/chromium
+export TRUNKLINE_CF09_PYTHON ?= $(CURDIR)/.venv-cf09/bin/python
+export TRUNKLINE_CF10_PYTHON ?= $(CURDIR)/.venv-cf10/bin/python
 
-.PHONY: run test test-full check coverage bench clean peers browser
+.PHONY: run test test-full check coverage bench clean peers browser contextforge test-contextforge
 
 run: $(VENV)/.installed
 	$(BIN)/trunkline serve
 
 test: $(VENV)/.dev peers
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest -m "not slow and not contextforge" $(ARGS)
 
-test-full: $(VENV)/.dev peers
+test-full: $(VENV)/.dev peers contextforge
 	$(BIN)/python -m pytest $(ARGS)
 
 check: $(VENV)/.dev .types/trunkline
@@ -35,7 +37,7 @@ bench: $(VENV)/.dev $(VENV)/.bench
 	$(BIN)/python -m bench.load
 
 clean:
-	rm -rf $(VENV) .venv-sdk1 .node .peers .types build dist *.egg-info
+	rm -rf $(VENV) .venv-sdk1 .venv-cf09 .venv-cf10 .node .peers .types build dist *.egg-info
 
 # A fresh Debian has a python3 that cannot make virtual environments; its package for that is small.
 define make_venv
@@ -74,6 +76,27 @@ browser:
 	   apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends chromium; \
 	 elif [ -n "$$CI" ]; then echo "$(TRUNKLINE_CHROMIUM) is missing" >&2; exit 1; \
 	 else echo "$(TRUNKLINE_CHROMIUM) is missing: the tests in a browser will be skipped"; fi
+
+# ContextForge with trunkline beside it, which this proves to be possible: 0.9.0 with the lowest that it admits itself.
+contextforge: .venv-cf09/.installed .venv-cf10/.installed
+
+.venv-cf09/bin/python:
+	$(call make_venv,.venv-cf09)
+
+.venv-cf09/.installed: pyproject.toml | .venv-cf09/bin/python
+	.venv-cf09/bin/python -m pip install -q --disable-pip-version-check -e . mcp-contextforge-gateway==0.9.0 \
+	  mcp==1.24.0 fastapi==0.124.4 starlette==0.50.0 sse-starlette==3.0.4 pydantic==2.12.5 SQLAlchemy==2.0.45 'redis>=5'
+	@touch $@
+
+.venv-cf10/bin/python:
+	$(call make_venv,.venv-cf10)
+
+.venv-cf10/.installed: pyproject.toml | .venv-cf10/bin/python
+	.venv-cf10/bin/python -m pip install -q --disable-pip-version-check -e . mcp-contextforge-gateway==1.0.7 'mcp>=1.28.1,<2'
+	@touch $@
+
+test-contextforge: $(VENV)/.dev .venv-sdk1/.installed contextforge
+	$(BIN)/python -m pytest -q -m "contextforge and not slow" tests/end_to_end/test_contextforge.py $(ARGS)
 
 .venv-sdk1/.installed:
 	$(call make_venv,.venv-sdk1)

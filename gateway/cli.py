@@ -200,6 +200,14 @@ def token(
     print(f"{made}\n\n# one entry of auth.tokens:\n{{ {', '.join(entry)} }}")
 
 
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def contextforge(context: typer.Context) -> None:
+    """Run IBM ContextForge with trunkline inside; what follows `--` are uvicorn's arguments."""
+    from ..compat.contextforge.launch import main as launch
+
+    raise typer.Exit(launch(context.args))
+
+
 def _fault(message: str, code: int) -> NoReturn:
     print(f"trunkline: {message}", file=sys.stderr)
     raise typer.Exit(code)
