@@ -8,34 +8,35 @@ import asyncio
 import itertools
 import logging
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 import anyio
 import msgspec
-from anyio.abc import TaskGroup
 
-from . import envelope as wire_format
-from .account import MAX_ENDED, RETURNED, SPARE, Ended, Origin, handshake_differences, refusal
+from .account import RETURNED, SPARE, Ended, Origin, handshake_differences, refusal
 from .breaker import Circuit
 from .channel import Channel
-from .directory import MAX_STALENESS, Claimed, Directory
+from .directory import MAX_STALENESS, Claimed, Directory, Logs
 from .envelope import Envelope
 from .errors import InvalidParams, Overloaded, TrunklineError, UnknownSession, WorkflowEnded
 from .event_log import Budget, Position
 from .failures import Failure
 from .generations import Generations
+from .handshake import difference, read_handshake
 from .leftovers import Leftovers
 from .limits import Pooling
 from .lines import Lines, Upstream
-from .policy import Census, cap_reached, give_way
+from .membership import Membership
+from .policy import cap_reached, give_way
 from .ports import Headers, Opened, PoolResult
 from .principal import Principal
 from .record import Handshake, WorkflowRecord, WorkflowState, new_session_id
+from .residents import Residents
 from .statistics import Statistics
+from .tasks import Tasks
 from .workflow import Transport, Workflow
 
 logger = logging.getLogger(__name__)
@@ -45,10 +46,6 @@ SWEEP_SECONDS: Final = 1.0
 
 CLOSE_SECONDS: Final = 10.0
 """How long the channels may take to say goodbye to their servers when the pool stops."""
-
-A = TypeVar("A")
-T = TypeVar("T")
-_Key = tuple[Principal, str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +86,13 @@ class _Newcomer(NamedTuple):
     generation: int | None
 
 
-class _Unsettled(NamedTuple):
-    """A key whose record is being claimed or removed: until `settled`, what the directory says of it is in motion."""
-
-    session_id: str
-    settled: asyncio.Event
-
-
 class Pool:
     """All workflows and channels of this process.
 
     `release` hears of a server's settings that were superseded, once nothing is open under them.
+
+    With `members` and `logs`, it is that of one worker among several that share the directory: its membership, whose
+    `on_lapse` is `lapse`, and which counts for as long as the pool runs; and where event logs are kept.
     """
 
     def __init__(
@@ -111,6 +104,8 @@ class Pool:
         statistics: Statistics | None = None,
         clock: Callable[[], float] = time.monotonic,
         release: Callable[[Upstream], Awaitable[None]] | None = None,
+        members: Membership | None = None,
+        logs: Logs | None = None,
     ) -> None:
         self.statistics = statistics or Statistics()
         self.draining = False
@@ -119,26 +114,26 @@ class Pool:
         self._directory = directory
         self._generations = Generations(upstreams)
         self._release = release
+        self._members = members
+        self._logs = logs
         self._leftovers = Leftovers()
         self._clock = clock
-        self._census = Census()
+        self._residents = Residents()
+        self._census = self._residents.census
         self._budget = Budget(pooling.event_log.total_bytes)
-        self._workflows: dict[str, Workflow] = {}
-        self._by_token: dict[str, Workflow] = {}
+        self._workflows = self._residents.by_id
+        self._by_token = self._residents.by_token
+        self._tasks = Tasks()
         self._lines = Lines(
             directory,
             self.statistics,
             clock,
             generations=self._generations,
             census=self._census,
-            spawn=self._spawn,
+            spawn=self._tasks.spawn,
             end=self._end_soon,
         )
         self._numbers = itertools.count(1)
-        self.ended: deque[Ended] = deque(maxlen=MAX_ENDED)
-        """The workflows that ended last, so that it can be told why; the newest at the end."""
-        self._unsettled: dict[_Key, _Unsettled] = {}
-        self._tasks: TaskGroup | None = None
 
     def __repr__(self) -> str:
         return f"Pool({len(self._workflows)} workflows, {len(self.channels)} channels)"
@@ -147,6 +142,11 @@ class Pool:
     def upstreams(self) -> dict[str, Upstream]:
         """The servers on which workflows begin, by name."""
         return self._generations.current
+
+    @property
+    def ended(self) -> Sequence[Ended]:
+        """The workflows that ended last, so that it can be told why; the newest at the end."""
+        return self._residents.ended
 
     @property
     def workflows(self) -> list[Workflow]:
@@ -183,7 +183,7 @@ class Pool:
         failure: Exception | None = None
         async with anyio.create_task_group() as keepers:
             async with anyio.create_task_group() as owners:
-                self._tasks = owners
+                self._tasks.group = owners
                 await keepers.start(self._watch)
                 keepers.start_soon(self._sweep)
                 try:
@@ -196,7 +196,7 @@ class Pool:
                     owners.cancel_scope.deadline = anyio.current_time() + CLOSE_SECONDS
                     self.draining = True
                     self._end_all()
-            self._tasks = None
+            self._tasks.group = None
         if failure is not None:
             raise failure
 
@@ -220,6 +220,11 @@ class Pool:
         for workflow in self.workflows:
             if not knows(workflow.principal):
                 self._end_soon(workflow, "revoked")
+
+    def lapse(self) -> None:
+        """Others may have taken over what lives here: compare it with the directory before it is used again."""
+        for workflow in self.workflows:
+            workflow.checked = float("-inf")
 
     # Beginning and finding workflows.
 
@@ -246,17 +251,17 @@ class Pool:
         known = await self._known(principal, server, arrival.session_id, key)
         origin: Origin | None = None
         if known is not None:
-            difference = _difference(known.record, handshake)
-            if difference is None:
+            differing = difference(known.record, handshake)
+            if differing is None:
                 return await self._return_to(known, "key" if arrival.session_id is None else "session_id")
             if known.wires > arrival.own_wires or known.inflight or not known.opened.done():
-                raise InvalidParams(f"the session is in use and was opened with another {difference}")
+                raise InvalidParams(f"the session is in use and was opened with another {differing}")
             self._generations.find(server, arrival.generation)  # nothing ends for what cannot begin
             await self.end(known, "reset")
             key = known.record.key
             origin = Origin("reset", known.handle, handshake_differences(known.record.handshake, handshake))
-        elif (moving := self._unsettled.get(_name(principal, server, key, arrival.new_id))) is not None:
-            await moving.settled.wait()
+        elif (moving := self._residents.moving(principal, server, key, arrival.new_id)) is not None:
+            await moving.wait()
             return await self.begin(principal, server, message, arrival)
         record = WorkflowRecord(arrival.new_id or new_session_id(), principal, server, key, handshake)
         return await self._create(_Newcomer(record, arrival.transport, arrival.generation), origin)
@@ -298,7 +303,7 @@ class Pool:
     async def end(self, workflow: Workflow, cause: str) -> None:
         """End a workflow: its calls fail, its upstream session is closed, its record is removed. Idempotent."""
         if self._retire(workflow, cause):
-            await self._see_through(self._forget, workflow)
+            await self._tasks.see_through(self._forget, workflow)
 
     # Draining.
 
@@ -357,25 +362,17 @@ class Pool:
 
     async def _create(self, new: _Newcomer, origin: Origin | None) -> Begun:
         record = new.record
-        self._unsettle(record)
-        claimed, workflow = await self._see_through(self._claim, new)
+        self._residents.unsettle(record)
+        claimed, workflow = await self._tasks.see_through(self._claim, new)
         if workflow is None:
             return await self._join(claimed.record, record.handshake)
         if origin is None and claimed.state == "reset":
-            origin = self._before(record)
+            origin = self._residents.before(record)
         workflow.account.origin = origin
         opened = await asyncio.shield(workflow.opened)
         done: PoolResult = "bypass" if workflow.pooling.reuse == "none" else opened.pool_result
         self.statistics.count("pool_requests", record.server, done)
         return Begun(workflow, "reset" if origin is not None else claimed.state, done, workflow.record.result)
-
-    def _before(self, record: WorkflowRecord) -> Origin:
-        """What became of the workflow that the key named before."""
-        name = hash(_name(record.principal, record.server, record.key, record.session_id))
-        for ended in reversed(self.ended):
-            if ended.name == name:
-                return Origin(ended.cause, ended.handle)
-        return Origin("")
 
     async def _claim(self, new: _Newcomer) -> tuple[Claimed, Workflow | None]:
         """Find room for a workflow, store its record and begin to open it; None where its key names one already."""
@@ -395,10 +392,10 @@ class Pool:
                 self._census.remove(record.principal)
                 return claimed, None
             workflow = self._register(record, upstream, transport)
-            self._spawn(self._open, workflow)
+            self._tasks.spawn(self._open, workflow)
             return claimed, workflow
         finally:
-            self._note_settled(record)
+            self._residents.settle(record)
 
     async def _check_still_open(self, record: WorkflowRecord, generation: int) -> None:
         """Take a record back that was stored while the server, or the gateway, went."""
@@ -413,9 +410,9 @@ class Pool:
         workflow = self._workflows.get(record.session_id)
         if workflow is None:
             raise Overloaded("this session is being opened elsewhere; try again", limit="opening")
-        difference = _difference(record, handshake)
-        if difference is not None:
-            raise InvalidParams(f"the session is in use and was opened with another {difference}")
+        differing = difference(record, handshake)
+        if differing is not None:
+            raise InvalidParams(f"the session is in use and was opened with another {differing}")
         return await self._return_to(workflow, "key")
 
     async def _admit(self, principal: Principal, limits: Pooling) -> None:
@@ -442,8 +439,7 @@ class Pool:
         workflow.account.settings = upstream.generation, upstream.credential
         workflow.stateless = upstream.stateless or upstream.pooling.reuse == "user"
         workflow.line = self._lines.line(workflow, upstream)
-        self._workflows[record.session_id] = workflow
-        self._by_token[record.event_token] = workflow
+        self._residents.add(workflow)
         return workflow
 
     async def _open(self, workflow: Workflow) -> None:
@@ -481,33 +477,25 @@ class Pool:
 
     def _end_soon(self, workflow: Workflow, cause: str) -> None:
         if self._retire(workflow, cause):
-            self._spawn(self._forget, workflow)
+            self._tasks.spawn(self._forget, workflow)
 
     def _retire(self, workflow: Workflow, cause: str) -> bool:
         """The one door through which a workflow leaves the pool."""
-        if self._workflows.pop(workflow.record.session_id, None) is None:
+        if not self._residents.leave(workflow):
             return False
-        self._by_token.pop(workflow.record.event_token, None)
-        self._census.remove(workflow.principal)
         self.statistics.count("workflows_closed", cause)
-        self._note_end(workflow, cause)
-        self._unsettle(workflow.record)
+        self._residents.note_end(workflow, cause, self._clock())
+        self._residents.unsettle(workflow.record)
         workflow.end(cause)
         self._settle(workflow, WorkflowEnded(cause))
         logger.info("workflow ended: %s", cause, extra=_about(workflow))
         return True
 
-    def _note_end(self, workflow: Workflow, cause: str) -> None:
-        record, now = workflow.record, self._clock()
-        name = hash(_name(record.principal, record.server, record.key, record.session_id))
-        workflow.account.note(now, "ended", cause)
-        self.ended.append(Ended(workflow.handle, cause, now, name, workflow.row(), workflow.pooling, workflow.account))
-
     async def _forget(self, workflow: Workflow) -> None:
         try:
             await self._remove(workflow.record)
         finally:
-            self._note_settled(workflow.record)
+            self._residents.settle(workflow.record)
 
     async def _remove(self, record: WorkflowRecord) -> None:
         """Remove the record of a workflow that has ended; where that fails, the sweep tries again, so many times."""
@@ -520,43 +508,6 @@ class Pool:
             logger.warning("a record could not be removed: %s", type(error).__name__, extra=about)
         else:
             self._leftovers.removed(record)
-
-    def _unsettle(self, record: WorkflowRecord) -> None:
-        name = _name(record.principal, record.server, record.key, record.session_id)
-        before = self._unsettled.get(name)
-        self._unsettled[name] = _Unsettled(record.session_id, asyncio.Event())
-        if before is not None:
-            before.settled.set()
-
-    def _note_settled(self, record: WorkflowRecord) -> None:
-        name = _name(record.principal, record.server, record.key, record.session_id)
-        moving = self._unsettled.get(name)
-        if moving is not None and moving.session_id == record.session_id:
-            del self._unsettled[name]
-            moving.settled.set()
-
-    async def _see_through(self, function: Callable[[A], Awaitable[T]], argument: A) -> T:
-        """Do this in a task of the pool, and wait for it: a caller that is cancelled leaves nothing half done."""
-        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-
-        async def see_through(_: None) -> None:
-            try:
-                done.set_result(await function(argument))
-            except Exception as error:
-                done.set_exception(error)
-                done.exception()  # the caller may have left
-            finally:
-                if not done.done():
-                    done.set_exception(Overloaded("the gateway is shutting down", limit="draining"))
-                    done.exception()
-
-        self._spawn(see_through, None)
-        return await asyncio.shield(done)
-
-    def _spawn(self, function: Callable[[T], Awaitable[None]], argument: T) -> None:
-        if self._tasks is None:
-            raise Overloaded("the gateway is shutting down", limit="draining")
-        self._tasks.start_soon(_guarded, function, argument)
 
     async def _watch(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         async with self._directory.watch() as changes:
@@ -590,7 +541,7 @@ class Pool:
                 logger.exception("a workflow could not be looked after", extra=_about(workflow))
         self._lines.expire(now)
         for record in self._leftovers.due(now):
-            self._spawn(self._remove, record)
+            self._tasks.spawn(self._remove, record)
         self._release_superseded()
 
     def _expire(self, workflow: Workflow, now: float) -> None:
@@ -609,46 +560,7 @@ class Pool:
         had = {(workflow.server, workflow.generation) for workflow in self._workflows.values()}
         for upstream in self._generations.release(lambda version: version in had or self._lines.serves(version)):
             if self._release is not None:
-                self._spawn(self._release, upstream)
-
-
-def read_handshake(message: Envelope, session_headers: Headers) -> Handshake:
-    """What a client's `initialize` fixes for its session.
-
-    Raises:
-        InvalidParams: no protocol version, or capabilities that are no object.
-    """
-    params = message.params()
-    revision = wire_format.string_of(params.get("protocolVersion")) if params else None
-    if params is None or revision is None:
-        raise InvalidParams("initialize needs params with a protocolVersion")
-    capabilities = wire_format.canonical(params.get("capabilities"))
-    if capabilities[:1] != b"{":
-        raise InvalidParams("initialize: capabilities must be an object")
-    fixed = tuple(sorted(session_headers.items()))
-    return Handshake(revision, bytes(message.members["params"]), capabilities, fixed)
-
-
-def _name(principal: Principal, server: str, key: str | None, session_id: str | None) -> _Key:
-    """What a client knows its workflow by: its key, else the session id."""
-    return principal, server, key if key is not None else f"\n{session_id}"
-
-
-def _difference(record: WorkflowRecord, handshake: Handshake) -> str | None:
-    """The field in which a later handshake differs from the one that opened the workflow; clientInfo is none."""
-    if handshake.revision not in (record.handshake.revision, record.revision):
-        return "protocolVersion"
-    if handshake.capabilities != record.handshake.capabilities:
-        return "capabilities"
-    return None if handshake.session_headers == record.handshake.session_headers else "session headers"
-
-
-async def _guarded(function: Callable[[T], Awaitable[None]], argument: T) -> None:
-    """Run one task of the pool; a defect in it must not end the others."""
-    try:
-        await function(argument)
-    except Exception:
-        logger.exception("a task of the pool failed")
+                self._tasks.spawn(self._release, upstream)
 
 
 def _about(workflow: Workflow) -> dict[str, str]:

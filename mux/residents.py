@@ -1,0 +1,96 @@
+"""Who lives here: the workflows of one process, those that ended last, and the keys that are in motion.
+
+What a directory says of a key is in motion while its record is being claimed or removed. Who comes meanwhile waits.
+"""
+
+import asyncio
+from collections import deque
+from typing import NamedTuple
+
+from .account import MAX_ENDED, Ended, Origin
+from .policy import Census
+from .principal import Principal
+from .record import WorkflowRecord
+from .workflow import Workflow
+
+_Key = tuple[Principal, str, str]
+
+
+class _Unsettled(NamedTuple):
+    """A key in motion, until `settled`."""
+
+    session_id: str
+    settled: asyncio.Event
+
+
+class Residents:
+    """The workflows that live here, by their session ids and event tokens."""
+
+    def __init__(self) -> None:
+        self.census = Census()
+        self.by_id: dict[str, Workflow] = {}
+        self.by_token: dict[str, Workflow] = {}
+        self.ended: deque[Ended] = deque(maxlen=MAX_ENDED)
+        """Those that ended last, so that it can be told why; the newest at the end."""
+        self._unsettled: dict[_Key, _Unsettled] = {}
+
+    def add(self, workflow: Workflow) -> None:
+        """A workflow lives here from now on. The census counts it already."""
+        self.by_id[workflow.record.session_id] = workflow
+        self.by_token[workflow.record.event_token] = workflow
+
+    def leave(self, workflow: Workflow) -> bool:
+        """A workflow lives here no longer; False where it did not."""
+        if self.by_id.get(workflow.record.session_id) is not workflow:
+            return False
+        del self.by_id[workflow.record.session_id], self.by_token[workflow.record.event_token]
+        self.census.remove(workflow.principal)
+        return True
+
+    def note_end(self, workflow: Workflow, cause: str, now: float) -> None:
+        """Remember what became of one that has left."""
+        name = hash(_name_of(workflow.record))
+        workflow.account.note(now, "ended", cause)
+        self.ended.append(Ended(workflow.handle, cause, now, name, workflow.row(), workflow.pooling, workflow.account))
+
+    def before(self, record: WorkflowRecord) -> Origin:
+        """What became of the workflow that the key of this one named before."""
+        name = hash(_name_of(record))
+        for ended in reversed(self.ended):
+            if ended.name == name:
+                return Origin(ended.cause, ended.handle)
+        return Origin("")
+
+    # Keys in motion.
+
+    def moving(
+        self, principal: Principal, server: str, key: str | None, session_id: str | None
+    ) -> asyncio.Event | None:
+        """Set when what the directory says of this key, or else of this session id, is settled; None where it is."""
+        moving = self._unsettled.get(_name(principal, server, key, session_id))
+        return None if moving is None else moving.settled
+
+    def unsettle(self, record: WorkflowRecord) -> None:
+        """A record begins to be claimed, or removed."""
+        name = _name_of(record)
+        before = self._unsettled.get(name)
+        self._unsettled[name] = _Unsettled(record.session_id, asyncio.Event())
+        if before is not None:
+            before.settled.set()
+
+    def settle(self, record: WorkflowRecord) -> None:
+        """That is done, or given up."""
+        name = _name_of(record)
+        moving = self._unsettled.get(name)
+        if moving is not None and moving.session_id == record.session_id:
+            del self._unsettled[name]
+            moving.settled.set()
+
+
+def _name_of(record: WorkflowRecord) -> _Key:
+    return _name(record.principal, record.server, record.key, record.session_id)
+
+
+def _name(principal: Principal, server: str, key: str | None, session_id: str | None) -> _Key:
+    """What a client knows its workflow by: its key, else the session id."""
+    return principal, server, key if key is not None else f"\n{session_id}"

@@ -1,0 +1,44 @@
+"""What an `initialize` fixes, and what a later one may not change while its session is in use."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from harness.muxing import initialize, request
+from trunkline.mux.errors import InvalidParams
+from trunkline.mux.handshake import difference, read_handshake
+from trunkline.mux.principal import ANONYMOUS
+from trunkline.mux.record import WorkflowRecord
+
+
+def test_what_is_fixed() -> None:
+    message = initialize("2025-06-18", {"roots": {}, "sampling": {}})
+    fixed = read_handshake(message, {"x-tenant": "a", "x-app": "b"})
+    assert fixed.revision == "2025-06-18"
+    assert fixed.params == bytes(message.members["params"])
+    assert fixed.session_headers == (("x-app", "b"), ("x-tenant", "a"))
+    turned = read_handshake(initialize("2025-06-18", {"sampling": {}, "roots": {}}), {})
+    assert turned.capabilities == fixed.capabilities
+
+
+@pytest.mark.parametrize("params", [None, {}, {"protocolVersion": 1}, {"protocolVersion": "x", "capabilities": []}])
+def test_what_is_no_handshake(params: Any) -> None:
+    with pytest.raises(InvalidParams):
+        read_handshake(request("initialize", params, id=b"0"), {})
+
+
+@pytest.mark.parametrize(
+    ("later", "headers", "field"),
+    [
+        (initialize(), {}, None),
+        (initialize("2025-06-18"), {}, None),
+        (initialize("2025-03-26"), {}, "protocolVersion"),
+        (initialize(capabilities={"roots": {}}), {}, "capabilities"),
+        (initialize(), {"x": "y"}, "session headers"),
+        (initialize(clientInfo={"name": "another", "version": "2"}), {}, None),
+    ],
+)
+def test_how_a_later_one_differs(later: Any, headers: dict[str, str], field: str | None) -> None:
+    record = WorkflowRecord("s", ANONYMOUS, "x", None, read_handshake(initialize(), {}))
+    negotiated = msgspec.structs.replace(record, revision="2025-06-18")
+    assert difference(negotiated, read_handshake(later, headers)) == field

@@ -1,0 +1,64 @@
+"""Who lives here, and which keys are in motion."""
+
+import anyio
+import pytest
+from harness.muxing import ALICE, BOB, bench, settle
+from trunkline.mux.record import Handshake, WorkflowRecord
+from trunkline.mux.residents import Residents
+
+pytestmark = pytest.mark.anyio
+
+HANDSHAKE = Handshake("2025-11-25", b"{}", b"{}")
+
+
+def record(session_id: str, key: str | None = None) -> WorkflowRecord:
+    return WorkflowRecord(session_id, ALICE, "x", key, HANDSHAKE)
+
+
+async def test_who_comes_while_a_key_is_in_motion_waits() -> None:
+    residents, first = Residents(), record("a", "key")
+    assert residents.moving(ALICE, "x", "key", None) is None
+    residents.unsettle(first)
+    moving = residents.moving(ALICE, "x", "key", None)
+    assert moving is not None
+    assert residents.moving(BOB, "x", "key", None) is None
+    assert residents.moving(ALICE, "y", "key", None) is None
+    residents.settle(record("another", "key"))
+    assert not moving.is_set()
+    residents.settle(first)
+    assert moving.is_set()
+    assert residents.moving(ALICE, "x", "key", None) is None
+
+
+async def test_a_later_motion_of_a_key_wakes_who_waits_for_the_one_before() -> None:
+    residents = Residents()
+    residents.unsettle(record("a", "key"))
+    before = residents.moving(ALICE, "x", "key", None)
+    residents.unsettle(record("b", "key"))
+    assert before is not None
+    assert before.is_set()
+    residents.settle(record("a", "key"))
+    assert residents.moving(ALICE, "x", "key", None) is not None
+
+
+async def test_without_a_key_the_session_id_names() -> None:
+    residents = Residents()
+    residents.unsettle(record("a"))
+    assert residents.moving(ALICE, "x", None, "a") is not None
+    assert residents.moving(ALICE, "x", None, "b") is None
+
+
+async def test_a_workflow_leaves_once_and_its_end_is_remembered() -> None:
+    async with bench() as at:
+        residents = at.pool._residents
+        workflow = (await at.client(key="key")).workflow
+        assert residents.by_token[workflow.record.event_token] is workflow
+        assert residents.census.total == 1
+        at.pool._end_soon(workflow, "deleted")
+        assert not residents.leave(workflow)
+        assert (residents.by_id, residents.by_token, residents.census.total) == ({}, {}, 0)
+        assert residents.before(workflow.record).cause == "deleted"
+        assert residents.before(record("other")).cause == ""
+        with anyio.fail_after(5):
+            await at.ended("deleted")
+        await settle()

@@ -1,0 +1,79 @@
+"""What a pool begins is seen through."""
+
+import logging
+
+import anyio
+import pytest
+from harness.muxing import settle
+from trunkline.mux.errors import Overloaded
+from trunkline.mux.tasks import Tasks
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_caller_that_is_cancelled_leaves_nothing_half_done() -> None:
+    tasks, gate, done = Tasks(), anyio.Event(), []
+
+    async def work(name: str) -> None:
+        await gate.wait()
+        done.append(name)
+
+    async with anyio.create_task_group() as tasks.group:
+        with anyio.CancelScope() as scope:
+            async with anyio.create_task_group() as callers:
+                callers.start_soon(tasks.see_through, work, "a")
+                await settle()
+                scope.cancel()
+        gate.set()
+    assert done == ["a"]
+
+
+async def test_a_caller_hears_the_result_or_the_error(caplog: pytest.LogCaptureFixture) -> None:
+    tasks = Tasks()
+
+    async def half(number: int) -> int:
+        if number % 2:
+            raise ValueError("odd")
+        return number // 2
+
+    async with anyio.create_task_group() as tasks.group:
+        assert await tasks.see_through(half, 4) == 2
+        with pytest.raises(ValueError, match="odd"):
+            await tasks.see_through(half, 3)
+    assert caplog.records == []
+
+
+async def test_a_defect_ends_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
+    tasks, done = Tasks(), []
+
+    async def fail(_: None) -> None:
+        raise ValueError("defect")
+
+    async def work(name: str) -> None:
+        await settle()
+        done.append(name)
+
+    async with anyio.create_task_group() as tasks.group:
+        tasks.spawn(work, "a")
+        tasks.spawn(fail, None)
+    assert done == ["a"]
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+
+
+async def test_what_the_end_of_the_pool_ends_is_told() -> None:
+    tasks = Tasks()
+
+    async def wait(_: None) -> None:
+        await anyio.sleep_forever()
+
+    async def ask() -> None:
+        with pytest.raises(Overloaded):
+            await tasks.see_through(wait, None)
+
+    async with anyio.create_task_group() as callers, anyio.create_task_group() as tasks.group:
+        callers.start_soon(ask)
+        await settle()
+        tasks.group.cancel_scope.cancel()
+    tasks.group = None
+    with pytest.raises(Overloaded):
+        tasks.spawn(wait, None)
