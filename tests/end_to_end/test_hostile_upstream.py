@@ -62,6 +62,22 @@ PLAYS: dict[str, tuple[list[Step], int, str | None]] = {
 }
 
 
+BAD = tuple(f"bad{n}" for n in range(len(PLAYS) + 20))
+"""Names of the hostile server, one for each test: what it does in one opens no circuit for the next."""
+
+
+@pytest.fixture(scope="module")
+def names() -> Iterator[str]:
+    """Those that no test has used."""
+    return iter(BAD)
+
+
+@pytest.fixture
+def name(names: Iterator[str]) -> str:
+    """What the hostile server is called in this test."""
+    return next(names)
+
+
 @pytest.fixture(scope="module")
 def ports() -> tuple[int, int]:
     """Where the hostile server listens, and where nobody does."""
@@ -76,8 +92,8 @@ def both(
     settings = tmp_path_factory.mktemp("hostile") / "trunkline.toml"
     settings.write_text(
         f'[servers.up]\nurl = "{upstream_process.url}"\n'
-        f'[servers.bad]\nurl = "http://127.0.0.1:{ports[0]}/mcp"\nrequest_timeout = 0.5\n'
-        f'[servers.away]\nurl = "http://127.0.0.1:{ports[1]}/mcp"\n'
+        + "".join(f'[servers.{name}]\nurl = "http://127.0.0.1:{ports[0]}/mcp"\nrequest_timeout = 0.5\n' for name in BAD)
+        + f'[servers.away]\nurl = "http://127.0.0.1:{ports[1]}/mcp"\n'
     )
     with running_gateway(toml=settings) as process:
         yield process
@@ -92,11 +108,11 @@ async def bad(ports: tuple[int, int]) -> AsyncIterator[ScriptedUpstream]:
 
 @pytest.mark.parametrize("play", PLAYS)
 async def test_g9_costs_its_own_call_a_clear_error_and_nobody_else_anything(
-    both: Gateway, bad: ScriptedUpstream, play: str
+    both: Gateway, bad: ScriptedUpstream, name: str, play: str
 ) -> None:
     steps, code, executed = PLAYS[play]
     bad.script = {"tools/call": [steps, GOOD]}
-    async with Wire(both.url("bad")) as hostile, Wire(both.url()) as good:
+    async with Wire(both.url(name)) as hostile, Wire(both.url()) as good:
         await hostile.open()
         await good.open()
         pending = await hostile.call("anything", id=b'"mine"')
@@ -112,9 +128,11 @@ async def test_g9_costs_its_own_call_a_clear_error_and_nobody_else_anything(
     assert len(bad.of("tools/call")) == 2, "nothing was sent twice"
 
 
-async def test_g9_calls_beside_it_in_the_same_session_are_answered(both: Gateway, bad: ScriptedUpstream) -> None:
+async def test_g9_calls_beside_it_in_the_same_session_are_answered(
+    both: Gateway, bad: ScriptedUpstream, name: str
+) -> None:
     bad.script = {"tools/call": [[Hang()], [Status(500)], [OpenStream(), Cut()], GOOD]}
-    async with Wire(both.url("bad")) as wire:
+    async with Wire(both.url(name)) as wire:
         await wire.open()
         pending = []
         for n in range(3):
@@ -126,10 +144,10 @@ async def test_g9_calls_beside_it_in_the_same_session_are_answered(both: Gateway
 
 
 async def test_g9_a_session_that_the_server_forgot_is_unknown_from_then_on(
-    both: Gateway, bad: ScriptedUpstream
+    both: Gateway, bad: ScriptedUpstream, name: str
 ) -> None:
     bad.script = {"tools/call": [[Status(404)]]}
-    async with Wire(both.url("bad")) as wire:
+    async with Wire(both.url(name)) as wire:
         await wire.open()
         answer = await (await wire.call("anything")).response()
         assert answer["error"]["code"] == LOST
@@ -153,11 +171,11 @@ async def test_g9_a_session_that_the_server_forgot_is_unknown_from_then_on(
     ids=["500", "HTML", "a revision of its own", "no object", "a session id that is none", "silence", "cut"],
 )
 async def test_g9_a_handshake_that_fails_leaves_nothing(
-    both: Gateway, bad: ScriptedUpstream, steps: list[Step]
+    both: Gateway, bad: ScriptedUpstream, name: str, steps: list[Step]
 ) -> None:
     bad.script = {"initialize": [steps]}
-    before = both.metric("trunkline_workflows", server="bad")
-    async with Wire(both.url("bad")) as wire:
+    before = both.metric("trunkline_workflows", server=name)
+    async with Wire(both.url(name)) as wire:
         answer = await wire.post(INITIALIZE)
         assert (await answer.response())["error"]["code"] in (UNREACHABLE, LOST, FAULT, TIMED_OUT)
         assert "Mcp-Session-Id" not in answer.headers
@@ -165,7 +183,7 @@ async def test_g9_a_handshake_that_fails_leaves_nothing(
         await wire.open()
         assert text_of(await (await wire.call("anything")).response()) == "good"
         await wire.delete()
-    assert both.metric("trunkline_workflows", server="bad") == before
+    assert both.metric("trunkline_workflows", server=name) == before
 
 
 async def test_g9_a_server_that_is_not_there_is_told_at_once(both: Gateway) -> None:
@@ -176,13 +194,15 @@ async def test_g9_a_server_that_is_not_there_is_told_at_once(both: Gateway) -> N
         assert text_of(await (await good.call("counter")).response()) == "1"
 
 
-async def test_g9_a_flood_before_the_answer_arrives_whole_and_in_order(both: Gateway, bad: ScriptedUpstream) -> None:
+async def test_g9_a_flood_before_the_answer_arrives_whole_and_in_order(
+    both: Gateway, bad: ScriptedUpstream, name: str
+) -> None:
     log = [
         Send({"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "info", "data": n}})
         for n in range(500)
     ]
     bad.script = {"tools/call": [[OpenStream(), *log, *GOOD]]}
-    async with Wire(both.url("bad")) as wire:
+    async with Wire(both.url(name)) as wire:
         await wire.open()
         answer = await wire.call("anything")
         told = [message["params"]["data"] async for message in answer.messages() if "method" in message]
