@@ -90,7 +90,12 @@ class Lines:
         """What failed last with each server."""
         self._breakers = Breakers()
         self._census = census
-        self._spares = Spares(draw_ids=directory.draw_ids, may_open=self._may_open_spare, clock=clock)
+        self._spares = Spares(
+            draw_ids=directory.draw_ids,
+            may_open=self._may_open_spare,
+            exceeded=partial(self._cap, more=0),
+            clock=clock,
+        )
         self._is_closed = False
         self._wall = wall
         self._directory = directory
@@ -116,10 +121,8 @@ class Lines:
     def line(self, workflow: Workflow, upstream: Upstream) -> Line:
         """The line of a new workflow."""
         shelf = self._shelf(workflow, upstream)
-        is_taken = shelf is not None and shelf.is_ready
-        while cap := self._cap(workflow.principal, upstream.pooling, more=-1 if is_taken else 0):
-            if not self._spares.give_way(cap):
-                break
+        if shelf is None:
+            self._spares.make_room(workflow.principal, upstream.pooling)
         if upstream.pooling.reuse == "user":
             group = self._group(workflow, upstream)
             if upstream.trust_annotations:

@@ -134,6 +134,8 @@ class Shelf:
         """All of them: the one that is being opened, those that are ready, and those that are about to be taken."""
         self._opening: Spare | None = None
         self._ready: list[Spare] = []
+        self._tried: dict[Owner, Spare] = {}
+        """What a workflow is about to take."""
         self._is_proven = False
         """True once a workflow has opened a session of this kind."""
         self._backoff = Backoff()
@@ -146,11 +148,6 @@ class Shelf:
         """Those that can be done without."""
         return [*self._ready, *([self._opening] if self._opening is not None else [])]
 
-    @property
-    def is_ready(self) -> bool:
-        """True where one can be taken."""
-        return bool(self._ready)
-
     def is_unused(self, now: float) -> bool:
         """True where no workflow of this key is there, or was lately."""
         return not self.users and self._left + min(UNUSED_SECONDS, self.limits.idle_timeout) <= now
@@ -159,10 +156,12 @@ class Shelf:
         """A workflow of this key begins."""
         self.users += 1
 
-    def leave(self) -> None:
+    def leave(self, owner: Owner) -> None:
         """A workflow of this key has ended."""
         self.users -= 1
         self._left = self._spares.now()
+        if owner in self._tried:
+            self._close(self._tried.pop(owner), "unused")
 
     async def take(self, owner: Owner, session_id: str) -> Channel | None:
         """A session for this workflow; None where there is none that can be had.
@@ -173,15 +172,17 @@ class Shelf:
         """
         if not self._ready or await self._spares.draw_ids(session_id) != FIRST_IDS or not self._ready:
             return None
-        spare = self._ready.pop()
+        spare = self._tried[owner] = self._ready.pop()
         is_alive = False
         try:
             is_alive = await self._is_alive(spare) and spare.channel.is_open
         finally:
+            is_wanted = self._tried.pop(owner, None) is not None
             if not is_alive:
                 self._close(spare, "session_lost")
         if not is_alive:
-            self.dismiss("session_lost")  # what has become of one has become of the others
+            if is_wanted:
+                self.dismiss("session_lost")  # what has become of one has become of the others
             return None
         self._forget(spare)
         self._backoff.succeeded()
@@ -225,6 +226,10 @@ class Shelf:
         """Close all that no workflow is about to take."""
         for spare in self.idle:
             self._close(spare, cause)
+
+    def make_room(self) -> None:
+        """A workflow of this key opens a session of its own."""
+        self._spares.make_room(self.key.principal, self.limits)
 
     def evict(self, spare: Spare) -> None:
         """Close this one: a workflow needs its place."""
@@ -284,17 +289,23 @@ class Shelf:
 
 
 class Spares:
-    """All shelves of one pool. `may_open` tells whether one more spare of a key may be opened now."""
+    """All shelves of one pool.
+
+    `may_open` tells whether one more spare of a key may be opened now, `exceeded` the cap that workflows and spares
+    together exceed.
+    """
 
     def __init__(
         self,
         *,
         draw_ids: DrawIds,
         may_open: Callable[[SpareKey, Pooling], bool],
+        exceeded: Callable[[Principal, Pooling], Cap | None],
         clock: Callable[[], float],
     ) -> None:
         self.draw_ids = draw_ids
         self.may_open = may_open
+        self._exceeded = exceeded
         self.now = clock
         self.census = Census()
         """How many there are, by user and tenant."""
@@ -306,14 +317,14 @@ class Spares:
             self._shelves[key] = Shelf(key, limits, self, make)
         return self._shelves[key]
 
-    def give_way(self, cap: Cap) -> bool:
-        """Close the one that has waited longest of those that a cap counts; False where there is none."""
-        counted = [(spare, shelf) for shelf in self._shelves.values() for spare in shelf.idle if cap.counts(spare)]
-        if not counted:
-            return False
-        spare, shelf = min(counted, key=lambda entry: entry[0].idle_since or 0.0)
-        shelf.evict(spare)
-        return True
+    def make_room(self, principal: Principal, limits: Pooling) -> None:
+        """Close as many as a workflow of this principal needs that opens a session: the longest waiting first."""
+        while self.census.total and (cap := self._exceeded(principal, limits)):
+            counted = [(spare, shelf) for shelf in self._shelves.values() for spare in shelf.idle if cap.counts(spare)]
+            if not counted:
+                return
+            spare, shelf = min(counted, key=lambda entry: entry[0].idle_since or 0.0)
+            shelf.evict(spare)
 
     def expire(self, now: float) -> None:
         """Look after all."""
@@ -364,8 +375,9 @@ class SparedLine(DedicatedLine):
         except KeyError:
             raise SessionLost("the record of the session is gone", executed="unknown") from None
         if channel is None:
+            self._shelf.make_room()
             opened = await super().open()
-        elif self._cause is not None:
+        elif self._cause is not None:  # it ended meanwhile
             channel.close(self._cause)
             raise SessionLost(self._cause.message, executed="no")
         else:
@@ -379,4 +391,4 @@ class SparedLine(DedicatedLine):
         is_first = self._cause is None
         super().close(cause)
         if is_first:
-            self._shelf.leave()
+            self._shelf.leave(self._owner)
