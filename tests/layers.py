@@ -70,7 +70,7 @@ MUX_ORDER = (
     {"annotations", "routing", "sharing"},
     {"modern"},
     {"channel", "streams", "duplex", "exchange", "workflow", "directory"},
-    {"handshake", "membership", "own", "placement", "residents", "tasks"},
+    {"handshake", "journal", "membership", "own", "placement", "residents", "tasks"},
     {"line"},
     {"group", "spares"},
     {"shared"},

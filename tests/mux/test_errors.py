@@ -1,7 +1,15 @@
 """The tree of failures and its codes."""
 
 from trunkline.mux import errors
-from trunkline.mux.errors import Overloaded, SessionLost, TrunklineError, UpstreamRefused, WorkflowEnded
+from trunkline.mux.errors import (
+    DirectoryUnavailable,
+    Elsewhere,
+    Overloaded,
+    SessionLost,
+    TrunklineError,
+    UpstreamRefused,
+    WorkflowEnded,
+)
 
 CODES = {
     "ParseError": -32700,
@@ -37,3 +45,9 @@ def test_failures_carry_their_data() -> None:
     assert WorkflowEnded("idle").cause == "idle"
     assert UpstreamRefused(b"{}").raw == b"{}"
     assert repr(TrunklineError("m", a=1)) == "TrunklineError('m')"
+
+
+def test_a_directory_that_is_away_is_a_limit_and_another_worker_is_no_failure() -> None:
+    assert DirectoryUnavailable("m").data == {"limit": "directory"}
+    assert not isinstance(Elsewhere("w"), TrunklineError)
+    assert (Elsewhere("w").worker, Elsewhere("w").identity) == ("w", None)
