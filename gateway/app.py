@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import inf
-from typing import Final
+from typing import Final, NamedTuple
 
 import anyio
 from anyio.abc import TaskGroup
@@ -27,7 +27,7 @@ from ..transports.modern import ModernEndpoint, ModernRequests
 from ..transports.sse import SSEEndpoint
 from ..transports.streamable_http import StreamableHTTPEndpoint
 from ..transports.upstream.auto import AutoConnector, RotatingConnector, connector_for
-from ..transports.upstream.credentials import Credential
+from ..transports.upstream.credentials import Credential, TokenSource
 from ..transports.upstream.modern_http import ModernHTTPServer
 from ..transports.websocket import WebSocketEndpoint, not_found
 from .auth import Authenticator
@@ -61,13 +61,13 @@ class _Site:
     def version(self) -> tuple[str, int]:
         return self.upstream.name, self.upstream.generation
 
-    def rotate(self, server: Server) -> "_Site":
-        """The same, with the credentials of these settings."""
+    def rotate(self, server: Server, source: TokenSource | None) -> "_Site":
+        """The same, with the credentials of these settings, and tokens from this source."""
         self.connector.rotate(server.headers)
         if self.modern_server is not None:
             self.modern_server.rotate(server.headers)
-        if self.credential is not None and server.oauth is not None:
-            self.credential.rotate(ClientCredentials(self.upstream.name, server, server.oauth))
+        if self.credential is not None and source is not None:
+            self.credential.rotate(source)
         return replace(self, server=server)
 
 
@@ -83,6 +83,16 @@ class _Routes:
     http: Mapping[str, ASGIApp]
     websocket: Mapping[str, ASGIApp]
     operations: ASGIApp
+
+
+class _Built(NamedTuple):
+    """What is to change, and what that needs: built beside the event loop, as it blocks."""
+
+    changes: Changes
+    sites: Mapping[str, _Site]
+    """Of the servers that are added or changed."""
+    sources: Mapping[str, TokenSource]
+    """Of tokens, for servers whose credentials are rotated."""
 
 
 class Gateway:
@@ -158,8 +168,8 @@ class Gateway:
         `read` and `insecure` as in `process.serve`. Not to be called again before it is done.
         """
         try:
-            changes, sites = await anyio.to_thread.run_sync(self._examine, read, insecure)
-            authenticator = Authenticator(changes.settings, self._routes.authenticator)
+            built = await anyio.to_thread.run_sync(self._rebuilt, read, insecure)
+            authenticator = Authenticator(built.changes.settings, self._routes.authenticator)
             if authenticator.jwt is not None and authenticator.jwt is not self._routes.authenticator.jwt:
                 await authenticator.jwt.keys.refresh()
         except SettingsError as error:
@@ -173,14 +183,15 @@ class Gateway:
         if self.pool.draining:
             logger.warning("not reloaded: the gateway is shutting down")
             return
-        self._apply(changes, sites, authenticator)
+        self._apply(built, authenticator)
         self.statistics.count("reloads", "applied")
-        logger.info("reloaded: %s", changes)
-        if changes.needs_restart:
-            logger.warning("left as it was, only a restart changes it: %s", ", ".join(changes.needs_restart))
+        logger.info("reloaded: %s", built.changes)
+        if built.changes.needs_restart:
+            waiting = ", ".join(built.changes.needs_restart)
+            logger.warning("left as it was, only a restart changes it: %s", waiting)
 
-    def _examine(self, read: Callable[[], Settings], insecure: bool) -> tuple[Changes, dict[str, _Site]]:
-        """What is to change, and the sites of servers that are added or changed; beside the event loop, as it blocks.
+    def _rebuilt(self, read: Callable[[], Settings], insecure: bool) -> _Built:
+        """Everything that may fail of a reload; nothing of it holds yet.
 
         Raises:
             SettingsError: what was read cannot hold, or not beside what stays.
@@ -188,14 +199,18 @@ class Gateway:
         changes = compare(self.settings, read())
         check(changes.settings, insecure=insecure)
         before = {**self._routes.leaving, **self._routes.sites}
-        return changes, self._sites(changes.settings, (*changes.added, *changes.changed), before)
+        sites = self._sites(changes.settings, (*changes.added, *changes.changed), before)
+        rotated = {name: changes.settings.servers[name] for name in changes.rotated}
+        sources = {name: ClientCredentials(name, one, one.oauth) for name, one in rotated.items() if one.oauth}
+        return _Built(changes, sites, sources)
 
-    def _apply(self, changes: Changes, built: dict[str, _Site], authenticator: Authenticator) -> None:
+    def _apply(self, built: _Built, authenticator: Authenticator) -> None:
         """Let other settings hold. Nothing else runs meanwhile: a request meets all of the old ones, or of the new."""
-        before, settings = self._routes, changes.settings
+        before, changes, settings = self._routes, built.changes, built.changes.settings
         self._generation += 1
-        sites = {name: built.get(name) or before.sites[name] for name in settings.servers}
-        sites |= {name: sites[name].rotate(settings.servers[name]) for name in changes.rotated}
+        sites = {name: built.sites.get(name) or before.sites[name] for name in settings.servers}
+        for name in changes.rotated:
+            sites[name] = sites[name].rotate(settings.servers[name], built.sources.get(name))
         gone = {name: before.sites[name] for name in (*changes.changed, *changes.removed)}
         busy = {workflow.server for workflow in self.pool.workflows}
         leaving = {
