@@ -30,6 +30,20 @@ NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 STDIO: Final = "stdio:"
 SCHEMES: Final = ("http", "https", "sse+http", "sse+https", "ws", "wss")
+DIRECTORIES: Final = {
+    "redis": (
+        "redis://",
+        "rediss://",
+        "unix://",
+        "redis+sentinel://",
+        "rediss+sentinel://",
+        "redis+cluster://",
+        "rediss+cluster://",
+    ),
+    "database": ("sqlite+aiosqlite://", "postgresql+asyncpg://"),
+}
+"""How the URLs of shared directories begin."""
+
 SCOPE: Final = re.compile(r"[!#-\[\]-~]+( [!#-\[\]-~]+)*")  # RFC 6749, 3.3
 SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
 HOP_BY_HOP: Final = frozenset(
@@ -384,14 +398,7 @@ def check(settings: Settings, *, insecure: bool) -> None:
     """
     _check_listener(settings, insecure=insecure)
     _check_auth(settings)
-    if settings.directory.backend != "memory":
-        raise SettingsError(
-            "directory.backend", f"{settings.directory.backend} is not part of this version; use memory"
-        )
-    if settings.gateway.workers > 1:
-        raise SettingsError(
-            "gateway.workers", "memory serves one worker: a second one would not know the sessions of the first"
-        )
+    _check_directory(settings)
     _check_sharing("pooling.reuse", settings.pooling.reuse, settings)
     for name, server in settings.servers.items():
         path = f"servers.{name}"
@@ -433,6 +440,29 @@ def _check_listener(settings: Settings, *, insecure: bool) -> None:
         raise SettingsError(
             "auth.mode", f"{gateway.host} is not loopback: choose an auth mode, or give --insecure if you mean it"
         )
+
+
+def _check_directory(settings: Settings) -> None:
+    backend, url = settings.directory.backend, settings.directory.url
+    scheme, found, rest = url.partition("://")
+    if backend == "memory":
+        if url:
+            raise SettingsError("directory.url", "memory has none; name its backend: redis or database")
+        if settings.gateway.workers > 1:
+            raise SettingsError(
+                "gateway.workers",
+                "memory serves one worker: a second one would not know the sessions of the first; "
+                'use directory.backend = "redis" or "database"',
+            )
+    elif not url:
+        raise SettingsError("directory.url", f"{backend} needs one: {DIRECTORIES[backend][0]}…")
+    elif not found or not rest or f"{scheme}://" not in DIRECTORIES[backend]:
+        raise SettingsError("directory.url", f"for {backend}, expected one that begins with " + _either(backend))
+
+
+def _either(backend: str) -> str:
+    *first, last = DIRECTORIES[backend]
+    return f"{', '.join(first)} or {last}"
 
 
 def _check_auth(settings: Settings) -> None:

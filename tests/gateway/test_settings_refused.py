@@ -186,16 +186,38 @@ def test_a_servers_name_can_stand_in_a_path(read: Read, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "path"),
+    ("text", "said"),
     [
-        ("[directory]\nbackend = 'redis'", "directory.backend"),
-        ("[directory]\nbackend = 'database'", "directory.backend"),
+        ("backend = 'redis'", "needs one: redis://"),
+        ("backend = 'database'", "needs one: sqlite"),
+        ("backend = 'redis'\nurl = 'postgresql+asyncpg://h/d'", "begins with redis://"),
+        ("backend = 'redis'\nurl = '127.0.0.1:6379'", "begins with redis://"),
+        ("backend = 'redis'\nurl = 'redis://'", "begins with redis://"),
+        ("backend = 'database'\nurl = 'redis://h'", "begins with sqlite"),
+        ("backend = 'database'\nurl = 'postgresql://h/d'", "or postgresql+asyncpg://"),
+        ("backend = 'memory'\nurl = 'redis://h'", "memory has none"),
+        ("url = 'redis://h'", "memory has none"),
     ],
 )
-def test_what_this_version_cannot_do_is_refused_and_not_left_undone(read: Read, text: str, path: str) -> None:
-    error = refusal(read, text)
-    assert error.path == path
-    assert "part of this version" in error.message
+def test_a_directory_needs_a_url_of_its_kind(read: Read, text: str, said: str) -> None:
+    error = refusal(read, f"[directory]\n{text}")
+    assert error.path == "directory.url"
+    assert said in error.message
+
+
+@pytest.mark.parametrize(
+    ("backend", "url"),
+    [
+        ("redis", "redis://127.0.0.1:6379/0"),
+        ("redis", "unix:///run/redis/redis.sock"),
+        ("redis", "redis+sentinel://a:26379,b:26379/main"),
+        ("database", "sqlite+aiosqlite:///x.db"),
+        ("database", "postgresql+asyncpg://user:password@h/d"),
+    ],
+)
+def test_a_shared_directory_serves_several_workers(read: Read, backend: str, url: str) -> None:
+    settings = read(f"[gateway]\nworkers = 2\n[directory]\nbackend = '{backend}'\nurl = '{url}'")
+    assert (settings.directory.backend, settings.directory.url) == (backend, url)
 
 
 @pytest.mark.parametrize(
