@@ -68,6 +68,12 @@ def test_no_age_by_default() -> None:
     assert life("shared").due(1, 1e9, Pooling(), may_end=False) is None
 
 
+def test_a_stage_counts_from_when_it_began() -> None:
+    made = life("shared", "quiet", at=10.0)
+    assert [made.step("dismissed", now) for now in (20.0, 30.0)] == ["close", "close"]
+    assert (made.stage, made.since) == ("draining", 20.0)
+
+
 def test_idle_time_counts_from_the_last_call_and_age_from_the_opening() -> None:
     made = life("shared", "quiet", at=10.0)
     made.step("taken", 100.0)
