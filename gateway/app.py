@@ -1,10 +1,9 @@
 """The composition root: the one place that builds everything, from settings to a gateway, and builds it anew."""
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
 from typing import Final, NamedTuple
@@ -12,29 +11,26 @@ from typing import Final, NamedTuple
 import anyio
 from anyio.abc import TaskGroup
 
-from ..compat.per_request import PerRequestLine
 from ..mux.directory.memory import MemoryDirectory
 from ..mux.directory.timed import TimedDirectory
-from ..mux.line import ChannelMaker
 from ..mux.lines import Upstream
 from ..mux.pool import Pool
-from ..mux.ports import Line
 from ..mux.statistics import Statistics
+from ..transports.admission import Admission
 from ..transports.asgi import ASGIApp, Receive, Scope, Send
-from ..transports.endpoint import Connections, EndpointConfig
+from ..transports.endpoint import EndpointConfig
 from ..transports.guard import Guard
 from ..transports.modern import ModernEndpoint, ModernRequests
 from ..transports.sse import SSEEndpoint
 from ..transports.streamable_http import StreamableHTTPEndpoint
-from ..transports.upstream.auto import AutoConnector, RotatingConnector, connector_for
-from ..transports.upstream.credentials import Credential, TokenSource
-from ..transports.upstream.modern_http import ModernHTTPServer
+from ..transports.upstream.credentials import TokenSource
 from ..transports.websocket import WebSocketEndpoint, not_found
 from .auth import Authenticator
-from .oauth import ClientCredentials, credential_for
+from .oauth import ClientCredentials
 from .operations import operations_app
 from .reload import Changes, compare
-from .settings import Server, Settings, SettingsError, check, is_loopback
+from .settings import Settings, SettingsError, check, is_loopback
+from .site import Site, site_of
 from .telemetry import tracing
 from .tickets import TicketEndpoint
 
@@ -43,42 +39,14 @@ logger = logging.getLogger(__name__)
 PREFIX: Final = "/servers/"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Site:
-    """One server under one generation of its settings, and all that was built from them."""
-
-    server: Server
-    upstream: Upstream
-    connector: RotatingConnector
-    credential: Credential | None
-    modern: ModernRequests | None
-    modern_server: ModernHTTPServer | None
-    connections: Connections
-    released: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set once the pool has nothing open under these settings, after others have come to hold."""
-
-    @property
-    def version(self) -> tuple[str, int]:
-        return self.upstream.name, self.upstream.generation
-
-    def rotate(self, server: Server, source: TokenSource | None) -> "_Site":
-        """The same, with the credentials of these settings, and tokens from this source."""
-        self.connector.rotate(server.headers)
-        if self.modern_server is not None:
-            self.modern_server.rotate(server.headers)
-        if self.credential is not None and source is not None:
-            self.credential.rotate(source)
-        return replace(self, server=server)
-
-
 @dataclass(frozen=True, slots=True)
 class _Routes:
     """All that a request may meet, built from one state of the settings: it meets all of one state, or of the next."""
 
     settings: Settings
     authenticator: Authenticator
-    sites: Mapping[str, _Site]
-    leaving: Mapping[str, _Site]
+    sites: Mapping[str, Site]
+    leaving: Mapping[str, Site]
     """Servers that are gone from the settings, and still have workflows."""
     http: Mapping[str, ASGIApp]
     websocket: Mapping[str, ASGIApp]
@@ -89,7 +57,7 @@ class _Built(NamedTuple):
     """What is to change, and what that needs: built beside the event loop, as it blocks."""
 
     changes: Changes
-    sites: Mapping[str, _Site]
+    sites: Mapping[str, Site]
     """Of the servers that are added or changed."""
     sources: Mapping[str, TokenSource]
     """Of tokens, for servers whose credentials are rotated."""
@@ -104,6 +72,7 @@ class Gateway:
     def __init__(self, settings: Settings) -> None:
         self.statistics = Statistics()
         self._tracer = tracing()
+        self._admission = Admission()
         self._generation = 0
         """Of what is built next; counts the changes of settings, in this process."""
         sites = self._sites(settings, settings.servers, {})
@@ -228,7 +197,7 @@ class Gateway:
                 site.modern.give_way(sites[name].modern if name in sites else None)
             self._tasks.start_soon(self._give_up, site)
 
-    async def _give_up(self, site: _Site) -> None:
+    async def _give_up(self, site: Site) -> None:
         """Close what leads to a server under settings that no longer hold, once nobody needs it."""
         if site.modern is not None:
             await site.modern.drain(inf)
@@ -261,54 +230,19 @@ class Gateway:
 
     # What things are made of.
 
-    def _sites(self, settings: Settings, names: Iterable[str], before: Mapping[str, _Site]) -> dict[str, _Site]:
-        return {name: self._site(name, settings, before.get(name)) for name in names}
-
-    def _site(self, name: str, settings: Settings, before: _Site | None) -> _Site:
-        server, pooling = settings.servers[name], settings.pooling_for(name)
-        credential = credential_for(name, server, self.statistics)
-        connector = connector_to(name, server, self.statistics, credential)
-        modern_server, modern = None, None
-        if "modern" in server.eras and isinstance(connector, AutoConnector):
-            streamable = connector.streamable
-            modern_server = ModernHTTPServer(
-                name, streamable.http, streamable.headers, self.statistics, timeout=pooling.request_timeout
-            )
-            modern = ModernRequests(
-                name,
-                modern_server,
-                self.statistics,
-                max_inflight=pooling.max_inflight_per_workflow,
-                headers=tuple(header.lower() for header in (*server.forward_headers, *server.session_headers)),
-                tracer=self._tracer,
-            )
-        upstream = self._upstream(name, settings, connector)
-        connections = before.connections if before is not None else Connections()
-        return _Site(server, upstream, connector, credential, modern, modern_server, connections)
-
-    def _upstream(self, name: str, settings: Settings, connector: RotatingConnector) -> Upstream:
-        server, pooling, habits = settings.servers[name], settings.pooling_for(name), settings.compat.sdk_habits
-
-        def per_request(make_channel: ChannelMaker) -> Line:
-            return PerRequestLine(make_channel, habits=habits)
-
-        return Upstream(
-            name=name,
-            connector=connector,
-            pooling=pooling,
-            stateless=server.stateless,
-            generation=self._generation,
-            trust_annotations=server.trust_annotations,
-            credential=server.oauth.identity if server.oauth is not None else "",
-            make_line=per_request if pooling.reuse == "none" else None,
-        )
+    def _sites(self, settings: Settings, names: Iterable[str], before: Mapping[str, Site]) -> dict[str, Site]:
+        """Servers under the settings that are to hold next."""
+        build = partial(site_of, tracer=self._tracer)
+        return {
+            name: build(name, settings, self._generation, self.statistics, before=before.get(name)) for name in names
+        }
 
     def _routed(
         self,
         settings: Settings,
         authenticator: Authenticator,
-        sites: Mapping[str, _Site],
-        leaving: Mapping[str, _Site],
+        sites: Mapping[str, Site],
+        leaving: Mapping[str, Site],
     ) -> _Routes:
         listener = settings.gateway
         guard = Guard(
@@ -332,6 +266,7 @@ class Gateway:
                 tracer=self._tracer,
                 generation=site.upstream.generation,
                 connections=site.connections,
+                admission=self._admission,
             )
             if "legacy" not in server.eras:
                 if site.modern is not None:
@@ -351,10 +286,3 @@ class Gateway:
         """Requests of a server that are under way without a session."""
         open_sites = [site for site in self._open.values() if site.upstream.name == name]
         return sum(site.modern.inflight for site in open_sites if site.modern is not None)
-
-
-def connector_to(name: str, server: Server, statistics: Statistics, credential: Credential | None) -> RotatingConnector:
-    """What opens sessions with a server, by its settings and the credential that they ask for."""
-    if server.process:
-        return connector_for(name, statistics, command=server.process)
-    return connector_for(name, statistics, url=server.url, headers=server.headers, ca=server.ca, credential=credential)

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from ..mux import envelope as wire_format
 from ..mux.envelope import Envelope
-from ..mux.errors import Overloaded
 from ..mux.exchange import Asker
-from ..mux.limits import MAX_BODY_BYTES
+from ..mux.limits import MAX_BODY_BYTES, Pooling
 from ..mux.pool import Arrival, Begun, Pool
 from ..mux.ports import NONE, Headers
 from ..mux.principal import Principal
 from ..mux.workflow import Workflow
+from .admission import Admission
 from .guard import Guard
 from .status import HTTPRefusal
 from .tracing import Tracer, begin_span, context_of
@@ -43,8 +43,6 @@ class Connections:
     def __init__(self) -> None:
         self.links: dict[str, dict[str, Link]] = {}
         """SSE streams by the session id that their client knows, and by the name of each; the newest last."""
-        self.sockets = 0
-        """WebSockets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +62,16 @@ class EndpointConfig:
     generation: int | None = None
     """The generation of the server's settings that all of this is of; None where they do not change."""
     connections: Connections = field(default_factory=Connections)
+    admission: Admission = field(default_factory=Admission)
+    """One for all servers of a gateway."""
     tracer: Tracer | None = None
     """None where nobody traces."""
+
+    @property
+    def limits(self) -> Pooling:
+        """What bounds the sessions of the server; of one that is gone, those of all."""
+        upstream = self.pool.upstreams.get(self.server)
+        return upstream.pooling if upstream is not None else self.pool.pooling
 
 
 def picked(headers: Mapping[str, str], names: Sequence[str]) -> Headers:
@@ -96,18 +102,6 @@ def admitted_key(config: EndpointConfig, principal: Principal, key: str | None) 
     if key is not None and principal.is_anonymous and not config.anonymous_keys:
         raise HTTPRefusal(400, "anonymous_key", "Trunkline-Workflow needs an authenticated client on this listener")
     return key
-
-
-def check_room(config: EndpointConfig, connections: int) -> None:
-    """Admit one more connection that carries everything: as many as there may be workflows (guarantee G10).
-
-    Raises:
-        Overloaded: 503, there are as many.
-    """
-    upstream = config.pool.upstreams.get(config.server)
-    pooling = upstream.pooling if upstream is not None else config.pool.pooling
-    if connections >= pooling.max_workflows:
-        raise Overloaded("too many connections are open", limit="max_workflows")
 
 
 async def begin_unasked(

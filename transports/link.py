@@ -167,6 +167,8 @@ class Link:
     async def receive(self, message: Envelope, headers: Mapping[str, str]) -> None:
         """One message of the client."""
         try:
+            if not self._config.admission.pass_at_once():
+                await self._config.admission.wait(self._principal)
             self.meet()
             if message.kind == "request" and message.method == "server/discover":
                 raise UnsupportedRevision("begin with initialize", supported=list(LEGACY), requested="2026-07-28")

@@ -12,7 +12,7 @@ from ..mux.errors import UnknownSession
 from ..mux.limits import MAX_BODY_BYTES
 from . import event_stream
 from .asgi import EVENT_STREAM, RawHeaders, Scope
-from .endpoint import EndpointConfig, check_room
+from .endpoint import EndpointConfig
 from .headers import SESSION_ID, WORKFLOW_STATE, accepts, asked
 from .http_endpoint import KEEP_ALIVE_SECONDS, STREAM_TYPE, HTTPEndpoint, HTTPRequest, send_events
 from .link import Link
@@ -43,7 +43,10 @@ class _Stream(HTTPEndpoint):
         if self._pool.draining:
             await request.respond(200, EVENT_STREAM, event_stream.RECONNECT)
             return
-        check_room(self._config, sum(map(len, self._links.values())))
+        with self._config.admission.place(request.principal, self._config.limits):
+            await self._open(request)
+
+    async def _open(self, request: HTTPRequest) -> None:
         link = Link(self._config, request.principal, "sse")
         state = await link.open(asked(request.headers, request.scope.get("query_string", b"")))
         session_id, name = link.session_id, link.name

@@ -11,7 +11,7 @@ from msgspec import Raw
 
 from ..mux import envelope as wire_format
 from ..mux.envelope import Envelope
-from ..mux.errors import InvalidRequest, TrunklineError, UnknownSession, UnsupportedRevision
+from ..mux.errors import InvalidRequest, Overloaded, TrunklineError, UnknownSession, UnsupportedRevision
 from ..mux.event_log import Position, Stream
 from ..mux.exchange import Exchange
 from ..mux.limits import MAX_BODY_BYTES
@@ -45,6 +45,8 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         if not accepts(headers, JSON_TYPE, STREAM_TYPE):
             raise HTTPRefusal(406, "accept", "Accept must list application/json and text/event-stream")
         body = await request.body()
+        if not self._config.admission.pass_at_once():
+            await self._wait(request, body)
         modern = self._config.modern
         if modern is not None and await modern.answer(request, body):
             return
@@ -64,6 +66,14 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         if is_batch and workflow.revision != BATCHES:
             raise InvalidRequest(f"revision {workflow.revision} has no batches")
         await self._take(request, workflow, messages, is_batch=is_batch)
+
+    async def _wait(self, request: HTTPRequest, body: bytes) -> None:
+        try:
+            await self._config.admission.wait(request.principal)
+        except Overloaded as error:
+            self._pool.statistics.count("refused", error.limit)
+            request.id = _id_in(body)
+            raise
 
     def _check_revision(self, request: HTTPRequest, body: bytes) -> None:
         revision = request.headers.get(PROTOCOL_VERSION)
@@ -155,6 +165,10 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         self._check_revision(request, b"")
         if not accepts(request.headers, STREAM_TYPE):
             raise HTTPRefusal(406, "accept", "Accept must list text/event-stream")
+        with self._config.admission.place(request.principal, self._config.limits):
+            await self._listen(request)
+
+    async def _listen(self, request: HTTPRequest) -> None:
         event_id = request.headers.get(LAST_EVENT_ID)
         if event_id is None:
             workflow = await self._workflow(request, create=False)

@@ -7,7 +7,7 @@ counts, by the pong that answers a ping sent after a message. Its calls go on me
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Final
 
 import anyio
@@ -17,7 +17,7 @@ from ..mux.limits import MAX_BODY_BYTES
 from ..mux.principal import Principal
 from ..mux.record import WorkflowState
 from .asgi import RawHeaders, Receive, RequestHeaders, Scope, Send, headers_of
-from .endpoint import EndpointConfig, check_room
+from .endpoint import EndpointConfig
 from .headers import SESSION_ID, WORKFLOW_STATE, asked
 from .link import Link
 from .status import Answer, HTTPRefusal, answer_to
@@ -59,14 +59,18 @@ class WebSocketEndpoint:
     def __init__(self, config: EndpointConfig) -> None:
         self._config = config
         self._statistics = config.pool.statistics
-        self._connections = config.connections
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection."""
         await receive()  # websocket.connect
+        with ExitStack() as held:
+            await self._serve(scope, receive, send, held)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, held: ExitStack) -> None:
         headers = headers_of(scope)
         try:
             principal = self._admit(scope, headers)
+            held.enter_context(self._config.admission.place(principal, self._config.limits))
             link, state = await self._open(scope, headers, principal)
         except Elsewhere as elsewhere:
             elsewhere.identity = principal, headers.expires
@@ -75,13 +79,11 @@ class WebSocketEndpoint:
             await self._refuse(send, scope, error)
             return
         socket = _Socket(link, receive, send, scope.get("extensions", {}).get(PING), headers)
-        self._connections.sockets += 1
         try:
             await send(_accept(link, state))
             code, reason = await socket.run()
             await _close(send, code, reason)
         finally:
-            self._connections.sockets -= 1
             link.close(goodbye=socket.said_goodbye)
 
     def _admit(self, scope: Scope, headers: Mapping[str, str]) -> Principal:
@@ -94,7 +96,6 @@ class WebSocketEndpoint:
     async def _open(
         self, scope: Scope, headers: Mapping[str, str], principal: Principal
     ) -> tuple[Link, WorkflowState | None]:
-        check_room(self._config, self._connections.sockets)
         link = Link(self._config, principal, "websocket", pings=PING in scope.get("extensions", {}))
         return link, await link.open(asked(headers, scope.get("query_string", b"")))
 

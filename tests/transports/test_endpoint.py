@@ -2,7 +2,6 @@
 
 import pytest
 from harness.muxing import ALICE, bench
-from trunkline.mux.errors import Overloaded
 from trunkline.mux.pool import Arrival, Pool
 from trunkline.mux.ports import NONE
 from trunkline.mux.principal import ANONYMOUS
@@ -11,7 +10,6 @@ from trunkline.transports.endpoint import (
     EndpointConfig,
     admitted_key,
     begin_unasked,
-    check_room,
     picked,
 )
 from trunkline.transports.guard import Guard
@@ -41,12 +39,11 @@ async def test_a_key_of_anonymous_is_admitted_where_it_is_one_persons() -> None:
         assert (refused.value.status, refused.value.word) == (400, "anonymous_key")
 
 
-async def test_there_is_room_for_as_many_connections_as_workflows() -> None:
+async def test_a_server_that_is_gone_has_the_limits_of_all() -> None:
     async with bench(max_workflows=3) as at:
-        check_room(config(at.pool), 2)
-        with pytest.raises(Overloaded) as refused:
-            check_room(config(at.pool), 3)
-        assert refused.value.limit == "max_workflows"
+        assert config(at.pool).limits is at.pool.upstreams["x"].pooling
+        gone = EndpointConfig("gone", at.pool, Guard(loopback=True), lambda _: ANONYMOUS)
+        assert gone.limits is at.pool.pooling
 
 
 async def test_a_keyed_client_that_calls_without_a_handshake_gets_one_without_capabilities() -> None:

@@ -162,12 +162,15 @@ async def test_a_defect_at_the_upgrade_is_a_500_and_logged(caplog: pytest.LogCap
         assert "an upgrade failed" in caplog.text
 
 
-async def test_g10_no_more_sockets_than_workflows_may_be_open() -> None:
+async def test_g10_no_more_sockets_than_two_for_each_workflow_may_be_open() -> None:
     async with listening(max_workflows=1) as at, SocketClient(at.base()) as one, SocketClient(at.base()) as two:
         await one.connect()
-        refused = await refusal(two)
-        assert status_and_text(refused)[0] == 503
-        assert "Retry-After" in refused.response.headers
+        await two.connect()
+        async with SocketClient(at.base()) as three:
+            refused = await refusal(three)
+            assert status_and_text(refused)[0] == 503
+            assert "Retry-After" in refused.response.headers
+        assert at.counts["refused", "max_workflows"] == 1
 
 
 async def test_g8_a_gateway_that_drains_refuses_new_clients() -> None:

@@ -1,0 +1,97 @@
+"""What clients pass on their way in, whatever the server and the transport: a turn for each message, room to connect.
+
+One of these is shared by all servers of a gateway, so that what one principal does anywhere is weighed as a whole.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import msgspec
+
+from ..mux.errors import Overloaded
+from ..mux.fairness import Turnstile
+from ..mux.limits import Pooling
+from ..mux.policy import Census, cap_reached
+from ..mux.principal import Principal
+
+CONNECTIONS_PER_WORKFLOW: Final = 2
+"""Streams and sockets for each workflow that there may be: one that goes may be noticed after one that comes."""
+
+
+class Admission:
+    """Turns for messages, where a round is a turn of the event loop; and places for connections that stay."""
+
+    def __init__(self, turnstile: Turnstile[asyncio.Future[None]] | None = None) -> None:
+        self._turnstile = Turnstile() if turnstile is None else turnstile
+        self._is_round_due = False
+        self._connections = Census()
+
+    @property
+    def connections(self) -> int:
+        """Connections that are open."""
+        return self._connections.total
+
+    @property
+    def waiting(self) -> int:
+        """Messages that wait for their turn."""
+        return len(self._turnstile)
+
+    def pass_at_once(self) -> bool:
+        """Take a message without waiting. False where it has to `wait`: more have come than one round takes."""
+        if not self._is_round_due:
+            self._await_round()
+        return self._turnstile.pass_at_once()
+
+    async def wait(self, principal: Principal) -> None:
+        """Return when it is this principal's turn.
+
+        Raises:
+            Overloaded: too many messages of it wait.
+        """
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._turnstile.wait(principal, waiter)
+        if not self._is_round_due:
+            self._await_round()
+        try:
+            await waiter
+        finally:
+            self._turnstile.withdraw(principal, waiter)
+
+    @contextmanager
+    def place(self, principal: Principal, limits: Pooling) -> Iterator[None]:
+        """Hold a place for a stream or a socket: of one user and tenant, and in all, twice as many as workflows.
+
+        Raises:
+            Overloaded: there is none; `limit` names the cap that it follows from.
+        """
+        cap = cap_reached(self._connections, principal, _for_connections(limits))
+        if cap is not None:
+            raise Overloaded("too many connections are open", limit=cap.limit)
+        self._connections.add(principal)
+        try:
+            yield
+        finally:
+            self._connections.remove(principal)
+
+    def _await_round(self) -> None:
+        self._is_round_due = True
+        asyncio.get_running_loop().call_soon(self._begin_round)
+
+    def _begin_round(self) -> None:
+        self._is_round_due = False
+        for waiter in self._turnstile.begin_round():
+            if not waiter.done():
+                waiter.set_result(None)
+        if not self._turnstile.is_fresh:
+            self._await_round()
+
+
+def _for_connections(limits: Pooling) -> Pooling:
+    return msgspec.structs.replace(
+        limits,
+        max_workflows=limits.max_workflows * CONNECTIONS_PER_WORKFLOW,
+        max_workflows_per_user=limits.max_workflows_per_user * CONNECTIONS_PER_WORKFLOW,
+        max_workflows_per_tenant=limits.max_workflows_per_tenant * CONNECTIONS_PER_WORKFLOW,
+    )
