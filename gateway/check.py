@@ -21,9 +21,9 @@ from ..mux.statistics import Statistics
 from ..transports.event_stream import EventParser
 from ..transports.upstream.auto import AutoConnector, ClosableConnector
 from ..transports.upstream.modern_http import ModernHTTPServer
-from .app import connector_to
 from .oauth import credential_for
 from .settings import Settings
+from .site import connector_to
 
 PROBE_SECONDS: Final = 10.0
 PARAMS: Final = {

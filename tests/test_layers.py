@@ -94,6 +94,7 @@ UNTESTED_ALONE = {
     ),
     "gateway/app.py": "tests/end_to_end runs it as a process",
     "gateway/process.py": "tests/end_to_end runs it as a process",
+    "gateway/site.py": "tests/end_to_end runs it as a process",
     "transports/base.py": "abstract; test_host holds what implements it",
 }
 """Modules without a test file of their own, and why."""
