@@ -1,26 +1,70 @@
-"""uvicorn's HTTP protocol, with a bound on the head of a request: its parser has none."""
+"""uvicorn's HTTP protocol, with bounds that it has not: on the head of a request, and on connections before one."""
 
+import asyncio
+import resource
 from typing import Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from ..mux.statistics import Statistics
+
 MAX_HEAD_BYTES: Final = 131_072
 """The request line and the headers together; a client that sends more is cut."""
 
+HEAD_SECONDS: Final = 30.0
+"""How long a head may take, from the connection or its own first byte on; nobody is authenticated before."""
+
+FULL: Final = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 10\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+
+def connection_limit() -> int:
+    """Connections of clients that are held: half of what the process may open. The rest leads to servers."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1_000_000 if files == resource.RLIM_INFINITY else max(1, files // 2)
+
 
 class BoundedHTTP(HttpToolsProtocol):
-    """A connection whose requests have heads of bounded size."""
+    """A connection whose requests have heads of bounded size, which come in bounded time."""
+
+    statistics = Statistics()
+    """Where it is counted who was cut; a subclass has that of its gateway."""
+    max_connections = connection_limit()
 
     _head = 0
     _is_in_head = True
+    _patience: asyncio.TimerHandle | None = None
+
+    @classmethod
+    def counting(cls, statistics: Statistics) -> "type[BoundedHTTP]":
+        """The same, counted there under `refused`: `head`, `slow_head`, `connections`."""
+        return type(cls.__name__, (cls,), {"statistics": statistics})
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """See the base class."""
+        super().connection_made(transport)
+        if len(self.connections) > self.max_connections:
+            self.statistics.count("refused", "connections")
+            transport.write(FULL)
+            transport.close()
+        else:
+            self._patience = self.loop.call_later(HEAD_SECONDS, self._cut, "slow_head")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See the base class."""
+        self._have_head()
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """See the base class."""
+        if self.transport.is_closing():
+            return
         super().data_received(data)
         if self._is_in_head:
             self._head += len(data)
             if self._head > MAX_HEAD_BYTES:
-                self.transport.abort()
+                self._cut("head")
+            elif self._patience is None:
+                self._patience = self.loop.call_later(HEAD_SECONDS, self._cut, "slow_head")
 
     def on_message_begin(self) -> None:
         """See the base class."""
@@ -31,4 +75,15 @@ class BoundedHTTP(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """See the base class."""
         self._is_in_head = False
+        self._have_head()
         super().on_headers_complete()
+
+    def _have_head(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _cut(self, why: str) -> None:
+        if not self.transport.is_closing():
+            self.statistics.count("refused", why)
+            self.transport.abort()

@@ -50,7 +50,7 @@ async def serve(settings: Settings, *, read: Read, demo: bool, insecure: bool, o
         tls = settings.gateway.tls
         config = uvicorn.Config(
             gateway,
-            http=BoundedHTTP,
+            http=BoundedHTTP.counting(gateway.statistics),
             lifespan="off",
             ws=PingingWebSocket,
             ws_max_size=MAX_BODY_BYTES,

@@ -2,6 +2,7 @@
 
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
@@ -15,6 +16,7 @@ from ..transports.http_endpoint import HTTPEndpoint, HTTPRequest
 
 TICKET_SECONDS: Final = 30.0
 MAX_TICKETS: Final = 10_000
+MAX_TICKETS_PER_USER: Final = 100
 
 
 class Identity(NamedTuple):
@@ -37,6 +39,7 @@ class Tickets:
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
         self._tickets: dict[str, _Ticket] = {}
+        self._users: Counter[Principal] = Counter()
 
     def __len__(self) -> int:
         return len(self._tickets)
@@ -45,23 +48,35 @@ class Tickets:
         """A ticket for one connection of this principal to this server; it is worth what it was given for.
 
         Raises:
-            Overloaded: too many are out.
+            Overloaded: too many are out, of this principal or in all.
         """
         now = self._clock()
         while self._tickets and next(iter(self._tickets.values())).expires <= now:  # they are in order of time
-            del self._tickets[next(iter(self._tickets))]
+            self._remove(next(iter(self._tickets)))
+        if self._users[principal] >= MAX_TICKETS_PER_USER:
+            raise Overloaded("too many tickets of one user wait to be used", limit="tickets_per_user")
         if len(self._tickets) >= MAX_TICKETS:
             raise Overloaded("too many tickets wait to be used", limit="tickets")
         ticket = secrets.token_urlsafe(24)
+        self._users[principal] += 1
         self._tickets[ticket] = _Ticket(Identity(principal, identity_expires, grant), server, now + TICKET_SECONDS)
         return ticket
 
     def take(self, ticket: str, server: str) -> Identity | None:
         """Whose ticket this is; None for one that is unknown, used, another server's, or worth nothing any longer."""
-        found = self._tickets.pop(ticket, None)
+        found = self._remove(ticket)
         if found is None or found.server != server or found.expires <= self._clock():
             return None
         return None if found.identity.grant.is_withdrawn else found.identity
+
+    def _remove(self, ticket: str) -> _Ticket | None:
+        found = self._tickets.pop(ticket, None)
+        if found is not None:
+            principal = found.identity.principal
+            self._users[principal] -= 1
+            if not self._users[principal]:
+                del self._users[principal]
+        return found
 
 
 class TicketEndpoint(HTTPEndpoint):

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 import uvicorn
 from harness.ports import bound_socket
-from trunkline.gateway.bounded_http import MAX_HEAD_BYTES, BoundedHTTP
+from trunkline.gateway import bounded_http
+from trunkline.gateway.bounded_http import MAX_HEAD_BYTES, BoundedHTTP, connection_limit
+from trunkline.mux.statistics import Statistics
 
 pytestmark = pytest.mark.anyio
 
@@ -27,10 +29,13 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": body})
 
 
+Connected = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
 @asynccontextmanager
-async def connected() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+async def connected(protocol: type[BoundedHTTP] = BoundedHTTP) -> AsyncIterator[Connected]:
     socket = bound_socket()
-    config = uvicorn.Config(application, http=BoundedHTTP, lifespan="off", log_config=None, timeout_graceful_shutdown=1)
+    config = uvicorn.Config(application, http=protocol, lifespan="off", log_config=None, timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     server.capture_signals = nullcontext  # type: ignore[method-assign]
     task = asyncio.create_task(server.serve(sockets=[socket]))
@@ -47,7 +52,8 @@ async def connected() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.Strea
     "endless", [b"a:b\r\n", b"X: " + b"y" * 60_000 + b"\r\n", b"y" * 1000], ids=["many", "large", "one"]
 )
 async def test_g10_a_head_that_does_not_end_is_cut(endless: bytes) -> None:
-    async with connected() as (_, writer), asyncio.timeout(PATIENCE):
+    statistics = Statistics()
+    async with connected(BoundedHTTP.counting(statistics)) as (_, writer), asyncio.timeout(PATIENCE):
         writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n" + (b"X: " if endless[:1] == b"y" else b""))
         sent = 100
         try:
@@ -58,6 +64,7 @@ async def test_g10_a_head_that_does_not_end_is_cut(endless: bytes) -> None:
                 await asyncio.sleep(0)
         except ConnectionError:
             assert sent >= MAX_HEAD_BYTES
+            assert statistics.counts["refused", "head"] == 1
 
 
 async def test_requests_of_any_size_are_served_one_after_another() -> None:
@@ -68,3 +75,56 @@ async def test_requests_of_any_size_are_served_one_after_another() -> None:
             answer = await reader.readuntil(b"\r\n\r\n")
             assert answer.startswith(b"HTTP/1.1 200")
             assert await reader.readexactly(len(str(size))) == b"%d" % size
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nHost: h\r\n"], ids=["nothing", "line", "some"])
+@pytest.mark.parametrize("before", [0, 1])
+async def test_g10_a_head_that_takes_too_long_is_cut(before: int, sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a new connection, and after a request: there, silence is uvicorn's to end."""
+    monkeypatch.setattr(bounded_http, "HEAD_SECONDS", 0.2)
+    statistics = Statistics()
+    async with connected(BoundedHTTP.counting(statistics)) as (reader, writer), asyncio.timeout(PATIENCE):
+        for _ in range(before):
+            await ask(reader, writer)
+        writer.write(sent or b"G" * before)
+        assert await reader.read() == b""
+        assert statistics.counts["refused", "slow_head"] == 1
+
+
+async def test_a_head_in_time_ends_the_patience_however_long_its_request_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounded_http, "HEAD_SECONDS", 0.1)
+    statistics = Statistics()
+    async with connected(BoundedHTTP.counting(statistics)) as (reader, writer), asyncio.timeout(PATIENCE):
+        writer.write(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\n")
+        passed = asyncio.Event()
+        asyncio.get_running_loop().call_later(0.3, passed.set)
+        await passed.wait()
+        writer.write(b"x")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        assert not statistics.counts
+
+
+async def test_g10_a_connection_over_the_limit_is_refused_with_503() -> None:
+    statistics = Statistics()
+    protocol = BoundedHTTP.counting(statistics)
+    protocol.max_connections = 1
+    async with connected(protocol) as (reader, writer), asyncio.timeout(PATIENCE):
+        await ask(reader, writer)
+        port = writer.get_extra_info("peername")[1]
+        other_reader, other_writer = await asyncio.open_connection("127.0.0.1", port)
+        refusal = await other_reader.read()
+        assert refusal.startswith(b"HTTP/1.1 503")
+        assert b"retry-after" in refusal
+        other_writer.close()
+        assert statistics.counts["refused", "connections"] == 1
+        await ask(reader, writer)
+
+
+def test_half_of_the_files_of_the_process_are_for_clients() -> None:
+    assert connection_limit() >= 1
+
+
+async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+    await reader.readexactly(1)

@@ -11,6 +11,7 @@ from trunkline.transports.asgi import UNBOUND, Grant, headers_of
 from trunkline.transports.guard import Unauthorized
 
 ALICE = Principal("tokens", "acme", "alice")
+BOB = Principal("tokens", "acme", "bob")
 
 
 class Clock:
@@ -58,6 +59,22 @@ def test_g10_only_so_many_wait_to_be_used(monkeypatch: pytest.MonkeyPatch) -> No
     clock.now += TICKET_SECONDS
     tickets.give(ALICE, "up", 5000.0)
     assert len(tickets) == 1
+
+
+def test_g10_one_user_cannot_take_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tickets_module, "MAX_TICKETS_PER_USER", 2)
+    clock = Clock()
+    tickets = Tickets(clock=clock)
+    first, _ = tickets.give(ALICE, "up", 5000.0), tickets.give(ALICE, "elsewhere", 5000.0)
+    with pytest.raises(Overloaded) as refused:
+        tickets.give(ALICE, "up", 5000.0)
+    assert refused.value.limit == "tickets_per_user"
+    tickets.give(BOB, "up", 5000.0)
+    assert tickets.take(first, "up") is not None
+    tickets.give(ALICE, "up", 5000.0)
+    clock.now += TICKET_SECONDS
+    for _ in range(2):
+        tickets.give(ALICE, "up", 5000.0)
 
 
 def test_a_ticket_stands_for_its_token_only_where_tickets_are_taken() -> None:
