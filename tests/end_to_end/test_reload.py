@@ -1,11 +1,7 @@
 """SIGHUP: the settings are read again. What began goes on, what begins meets the new ones, a fault changes nothing."""
 
 import asyncio
-import gc
 import json
-import os
-import signal
-import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,12 +10,10 @@ import aiohttp
 import pytest
 from harness.gateways import TOKENS, Gateway, token_settings, until
 from harness.gateways import gateway as running_gateway
-from harness.muxing import ALICE, begin
+from harness.operators import Operator, both
 from harness.upstreams import Upstream
 from harness.upstreams import upstream as running_upstream
 from harness.wire import Wire, text_of
-from trunkline.gateway import app
-from trunkline.gateway.settings import load
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
@@ -38,41 +32,12 @@ def bearer(name: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {TOKENS[name]}"}
 
 
-class Operator:
-    """Whoever writes the settings file of a gateway, and tells it so."""
-
-    def __init__(self, gateway: Gateway, path: Path) -> None:
-        self.gateway = gateway
-        self.path = path
-
-    async def reload(self, text: str, outcome: str = "applied") -> None:
-        """Have the gateway read this, and wait until it has come to this outcome."""
-        before = self.gateway.metric("trunkline_reloads_total", outcome=outcome)
-        self.path.write_text(text)
-        self.gateway.process.send_signal(signal.SIGHUP)
-        await until(lambda: self.gateway.metric("trunkline_reloads_total", outcome=outcome) == before + 1)
-
-    def logged(self, text: str) -> int:
-        """How often this stands in the gateway's log."""
-        return self.gateway.process.log().count(text)
-
-    def descriptors(self) -> int:
-        """What the gateway's process has open."""
-        return len(os.listdir(f"/proc/{self.gateway.process.pid}/fd"))
-
-
 @pytest.fixture
 def operator(upstream: Upstream, settings_file: Callable[[str], Path]) -> Iterator[Operator]:
     """The operator of a gateway that knows Alice and Bob, before the servers `up` and `other`, which are the same."""
     path = settings_file(both(upstream))
     with running_gateway(toml=path) as gateway:
         yield Operator(gateway, path)
-
-
-def both(upstream: Upstream, own: str = "", more: str = "") -> str:
-    """Settings with `own` keys of the server `up`, and more sections."""
-    text = token_settings(other=upstream.url, up=upstream.url)
-    return f"{text}\n{own}\n{more}\n"
 
 
 async def counted(wire: Wire, server: str = "") -> str:
@@ -385,43 +350,3 @@ async def modern_call(wire: Wire, tool: str, **arguments: Any) -> dict[str, Any]
     }
     headers = {"MCP-Protocol-Version": revision, "Mcp-Method": "tools/call", "Mcp-Name": tool}
     return await (await wire.post(body, headers)).response()
-
-
-async def test_a_hundred_reloads_leave_no_descriptor(operator: Operator, upstream: Upstream) -> None:
-    gateway = operator.gateway
-    async with Wire(gateway.url("other"), bearer("bob")) as kept:
-        await kept.open()
-        assert await counted(kept) == "1"
-        await operator.reload(both(upstream, "stateless = true"))
-        before = operator.descriptors()
-        for n in range(100):
-            async with Wire(gateway.url(), bearer("alice")) as wire:
-                await wire.open()
-                await operator.reload(both(upstream, f"request_timeout = {n + 1}"))
-                await wire.delete()
-        assert await counted(kept) == "2"
-    await until(lambda: gateway.metric("trunkline_channels", server="up") == 0)
-    await until(lambda: operator.descriptors() <= before)
-
-
-async def test_a_hundred_reloads_leave_no_connector(upstream: Upstream, settings_file: Callable[[str], Path]) -> None:
-    def settings(n: int) -> str:
-        return f'[servers.up]\nurl = "{upstream.url}"\nrequest_timeout = {n + 1}\n'
-
-    path = settings_file(settings(0))
-    old: list[weakref.ref[Any]] = []
-    async with app.Gateway(load(path, environ={})).running() as gateway:
-        for n in range(1, 101):
-            workflow = (await begin(gateway.pool, ALICE, "up")).workflow
-            old.append(weakref.ref(gateway.pool.upstreams["up"].connector))
-            path.write_text(settings(n))
-            await gateway.reload(lambda: load(path, environ={}))
-            assert gateway.pool.upstreams["up"].pooling.request_timeout == n + 1
-            await gateway.pool.end(workflow, "deleted")
-        del workflow
-        async with asyncio.timeout(PATIENCE):
-            while any(connector() is not None for connector in old):
-                await asyncio.sleep(0.02)  # what is unused is swept up, and nobody is told
-                gc.collect()
-        assert len(gateway._open) == 1
-        assert gateway.statistics.counts["reloads", "applied"] == 100
