@@ -68,7 +68,8 @@ CASES: list[tuple[str, str, str, dict[str, tuple[str, ...]]]] = [
      {"beside": ("gateway.admin_token", "gateway.allowed_hosts")}),
     ("the listener", "[gateway]", '[gateway]\nhost = "127.0.0.2"\nport = 1\ndrain_timeout = 1',
      {"beside": ("gateway.drain_timeout",), "needs_restart": ("gateway.host", "gateway.port")}),
-    ("the directory", "[auth]", '[directory]\nurl = "x"\n[auth]', {"needs_restart": ("directory",)}),
+    ("the directory", "[auth]", '[directory]\nbackend = "redis"\nurl = "redis://127.0.0.1/0"\n[auth]',
+     {"needs_restart": ("directory",)}),
     ("the old path of nobody", "[auth]", "[compat]\nsdk_habits = true\n[auth]", {}),
 ]  # fmt: skip
 
