@@ -38,6 +38,7 @@ class Conversation(Protocol):
 
         Raises:
             Broken: it is gone.
+            Unreachable: this was the first frame, and surely nobody heard it.
         """
 
     async def receive(self) -> Frame:

@@ -105,6 +105,9 @@ class Forwarder:
             return False
         try:
             await _converse(conversation, _opening(scope, elsewhere.identity), scope, tape)
+        except Unreachable:
+            self._membership.doubt(worker.id)
+            return False
         except Broken:
             self._membership.doubt(worker.id)
             if not tape.has_begun and _is_repeatable(scope):

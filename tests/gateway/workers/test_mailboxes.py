@@ -1,0 +1,246 @@
+"""Conversations in frames that the directory carries: whole, in order, bounded, and broken at once where one ends."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import anyio
+import pytest
+from harness.shared_memory import SharedMemoryDirectory
+from trunkline.gateway.workers import mailboxes as module
+from trunkline.gateway.workers.conversation import MAX_FRAME_BYTES, Broken, Conversation, Frame, Unreachable
+from trunkline.gateway.workers.mailboxes import PART_BYTES, WINDOW, MailboxConversation, Mailboxes
+from trunkline.mux.directory import Worker
+from trunkline.mux.membership import Membership
+
+pytestmark = pytest.mark.anyio
+
+MAILBOX_BYTES = 64 * 1024
+
+
+class Counting(SharedMemoryDirectory):
+    """It notes what goes through its mailboxes, and loses the frames that a test names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+        self.lost: set[int] = set()
+
+    async def send(self, worker: str, frame: bytes) -> bool:
+        self._check()
+        self.sizes.append(len(frame))
+        return True if len(self.sizes) in self.lost else await super().send(worker, frame)
+
+    async def interrupt(self, worker: str) -> None:
+        """The connection of a mailbox is lost, and comes back."""
+        await super().send(worker, b"")
+
+
+class Post:
+    """Workers `a` and `b`, which reach each other by mailboxes alone."""
+
+    def __init__(self) -> None:
+        self.directory = Counting()
+        self.members: dict[str, Membership] = {}
+        self.boxes: dict[str, Mailboxes] = {}
+        self.came: list[Conversation] = []
+        self._changed = anyio.Event()
+
+    async def joins(self, name: str) -> AsyncExitStack:
+        """A worker begins; it ends in order when what is returned is closed."""
+        stack = AsyncExitStack()
+        member = Membership(self.directory, Worker(name), on_lapse=lambda: None)
+        self.members[name] = await stack.enter_async_context(member.running())
+        self.boxes[name] = await stack.enter_async_context(Mailboxes(self.directory, member).running(self._take))
+        return stack
+
+    async def _take(self, conversation: Conversation) -> None:
+        self.came.append(conversation)
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    def open(self) -> MailboxConversation:
+        """A conversation of `a` with `b`."""
+        return self.boxes["a"].open(Worker("b"))
+
+    async def arrived(self, number: int = 1) -> Conversation:
+        """The other end of the conversation that was opened as that one."""
+        with anyio.fail_after(10):
+            while len(self.came) < number:
+                await self._changed.wait()
+        return self.came[number - 1]
+
+    async def pair(self) -> tuple[MailboxConversation, Conversation]:
+        """Both ends of one that has begun."""
+        near = self.open()
+        await near.send(Frame("open", {}))
+        far = await self.arrived(len(self.came) + 1)
+        assert await far.receive() == Frame("open", {})
+        return near, far
+
+
+@pytest.fixture
+async def post() -> AsyncIterator[Post]:
+    made = Post()
+    a = await made.joins("a")
+    b = await made.joins("b")
+    try:
+        with anyio.fail_after(20):
+            yield made
+    finally:
+        await b.aclose()
+        await a.aclose()
+
+
+async def test_frames_of_any_size_come_in_order_and_byte_for_byte(post: Post) -> None:
+    near, far = await post.pair()
+    sizes = (0, 1, PART_BYTES - 100, PART_BYTES, PART_BYTES + 1, 40 * PART_BYTES, 3)
+    said = [Frame("event", {"body": bytes(range(256)) * (size // 256 + 1)}) for size in sizes]
+
+    async def say(conversation: Conversation) -> None:
+        for frame in said:
+            await conversation.send(frame)
+
+    for speaker, listener in ((near, far), (far, near)):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(say, speaker)
+            assert [await listener.receive() for _ in said] == said
+    assert max(post.directory.sizes) <= MAILBOX_BYTES
+
+
+async def test_frames_that_are_sent_at_once_do_not_mix(post: Post) -> None:
+    near, far = await post.pair()
+    said = [Frame("event", bytes([n]) * 3 * PART_BYTES) for n in range(4)]
+    async with anyio.create_task_group() as tasks:
+        for frame in said:
+            tasks.start_soon(near.send, frame)
+        came = [await far.receive() for _ in said]
+    assert sorted(frame.payload for frame in came) == [frame.payload for frame in said]
+
+
+async def test_conversations_do_not_mix(post: Post) -> None:
+    pairs = [await post.pair() for _ in range(3)]
+    for n, (near, far) in enumerate(pairs):
+        await near.send(Frame("event", n))
+        await far.send(Frame("event", -n))
+    for n, (near, far) in enumerate(pairs):
+        assert (await far.receive(), await near.receive()) == (Frame("event", n), Frame("event", -n))
+
+
+async def test_g10_nobody_sends_more_than_the_other_side_takes(post: Post) -> None:
+    near, far = await post.pair()
+    sent = 0
+    halted = anyio.Event()
+
+    async def say() -> None:
+        nonlocal sent
+        for n in range(5 * WINDOW):
+            if n == WINDOW - 1:
+                halted.set()
+            await near.send(Frame("event", n))
+            sent += 1
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(say)
+        await halted.wait()
+        await anyio.wait_all_tasks_blocked()
+        assert sent <= WINDOW
+        assert [(await far.receive()).payload for _ in range(5 * WINDOW)] == list(range(5 * WINDOW))
+
+
+async def test_a_frame_without_end_is_refused(post: Post, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MAX_FRAME_BYTES > 10 * PART_BYTES
+    monkeypatch.setattr(module, "MAX_FRAME_BYTES", 3 * PART_BYTES)
+    near, far = await post.pair()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(near.send, Frame("event", b"x" * 5 * PART_BYTES))
+        with pytest.raises(Broken):
+            await far.receive()
+        tasks.cancel_scope.cancel()
+
+
+async def test_what_was_sent_before_the_end_arrives(post: Post) -> None:
+    near, far = await post.pair()
+    await near.send(Frame("end"))
+    near.close()
+    near.close()
+    assert await far.receive() == Frame("end")
+    with pytest.raises(Broken):
+        await far.receive()
+    with pytest.raises(Broken):
+        await far.send(Frame("end"))
+
+
+async def test_a_worker_without_mailbox_surely_has_heard_nothing(post: Post) -> None:
+    with pytest.raises(Unreachable):
+        await post.boxes["a"].open(Worker("nobody")).send(Frame("open", {}))
+
+
+@pytest.mark.parametrize("is_near", [True, False])
+async def test_a_lost_part_breaks_the_conversation(post: Post, is_near: bool) -> None:
+    near, far = await post.pair()
+    speaker, listener = (near, far) if is_near else (far, near)
+    post.directory.lost = {len(post.directory.sizes) + 1}
+    await speaker.send(Frame("event", 1))
+    await speaker.send(Frame("event", 2))
+    with pytest.raises(Broken):
+        await listener.receive()
+
+
+async def test_a_mailbox_that_was_away_breaks_what_it_carried(post: Post) -> None:
+    near, _ = await post.pair()
+    await post.directory.interrupt("a")
+    with pytest.raises(Broken):
+        await near.receive()
+
+
+async def test_the_death_of_a_worker_breaks_its_conversations(post: Post) -> None:
+    near, _ = await post.pair()
+    other, _ = await post.pair()
+    await post.directory.retire(post.members["b"].worker)
+    post.directory.beat = post.directory.retire  # type: ignore[assignment, method-assign] # it beats no longer
+    for conversation in (near, other):
+        with pytest.raises(Broken, match="died"):
+            await conversation.receive()
+
+
+async def test_the_end_of_a_worker_in_order_breaks_its_conversations() -> None:
+    made = Post()
+    async with await made.joins("a"):
+        b = await made.joins("b")
+        near, far = await made.pair()
+        await b.aclose()
+        for conversation in (near, far):
+            with anyio.fail_after(10), pytest.raises(Broken):
+                await conversation.receive()
+
+
+async def test_a_directory_that_is_away_breaks_who_sends(post: Post) -> None:
+    near, _ = await post.pair()
+    post.directory.is_away = True
+    with pytest.raises(Broken):
+        await near.send(Frame("event", 1))
+    post.directory.is_away = False
+
+
+async def test_who_sends_on_what_the_other_side_does_not_know_is_told(post: Post) -> None:
+    near, far = await post.pair()
+    post.boxes["b"].leave(far, tell=False)  # type: ignore[arg-type] # as after a mailbox that was lost
+    await near.send(Frame("event", 1))
+    with pytest.raises(Broken):
+        await near.receive()
+
+
+async def test_a_frame_that_is_cut_is_never_followed_by_another(post: Post) -> None:
+    near, _ = await post.pair()
+    with anyio.move_on_after(0.05):
+        await near.send(Frame("event", b"x" * 3 * WINDOW * PART_BYTES))
+    with pytest.raises(Broken):
+        await near.send(Frame("event", 2))
+
+
+async def test_what_is_no_part_is_passed_over(post: Post, caplog: pytest.LogCaptureFixture) -> None:
+    await post.directory.send("b", b"\xc1")
+    near, far = await post.pair()
+    await near.send(Frame("event", 1))
+    assert await far.receive() == Frame("event", 1)
+    assert "no part of a conversation" in caplog.text
