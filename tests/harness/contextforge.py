@@ -7,6 +7,7 @@ and 1.0.7 with trunkline beside it; `make contextforge` makes them.
 import contextlib
 import json
 import os
+import sqlite3
 import time
 import urllib.error
 import urllib.request
@@ -29,6 +30,7 @@ PLACES: Mapping[Version, str] = {"0.9.0": ".venv-cf09", "1.0.7": ".venv-cf10"}
 
 ADMIN = "admin@example.com"
 SECRET = "a-secret-of-the-tests-that-is-long-enough-0123456789"
+PASSWORD = "Wq7#mVx2!Lz9@Rt4$Kp8&Hd"
 START_SECONDS = 90
 STATEFUL = {"USE_STATEFUL_SESSIONS": "true"}
 
@@ -66,6 +68,7 @@ class Forge:
     process: ServerProcess
     port: int
     version: Version
+    database: Path
     servers: dict[str, str] = field(default_factory=dict)
     """Virtual servers by the name of the server behind them."""
     gateways: dict[str, str] = field(default_factory=dict)
@@ -92,8 +95,14 @@ class Forge:
         return json.loads(text) if text[:1] in (b"{", b"[") else text.decode()
 
     def register(self, name: str, url: str, *, transport: str = "STREAMABLEHTTP", **more: object) -> str:
-        """Register an MCP server, put a virtual server with all of its tools before it, and return that one's id."""
+        """Register an MCP server, put a virtual server with all of its tools before it, and return that one's id.
+
+        Its prompts and resources are removed again: ContextForge 0.9.0 takes one of each name only.
+        """
         record = self.api("POST", "/gateways", {"name": name, "url": url, "transport": transport, **more})
+        for kind in ("prompts", "resources"):
+            for one in self.api("GET", f"/{kind}"):
+                self.api("DELETE", f"/{kind}/{one['id']}")
         self.gateways[name] = record["id"]
         tools = [tool for tool in self.api("GET", "/tools") if tool.get("gatewayId") == record["id"]]
         virtual = {"name": f"virtual-{name}", "associated_tools": [tool["id"] for tool in tools]}
@@ -103,9 +112,11 @@ class Forge:
 
     def add_user(self, email: str) -> None:
         """Let another user in."""
-        password = "Long-Enough-1234!"
-        body = {"email": email, "password": password, "full_name": email, "is_admin": True}
+        body = {"email": email, "password": PASSWORD, "full_name": email, "is_admin": True}
         self.api("POST", "/auth/email/admin/users", body)
+        with contextlib.closing(sqlite3.connect(self.database, timeout=30)) as database:  # 0.9.0 makes no admins
+            database.execute("UPDATE email_users SET is_admin = 1 WHERE email = ?", (email,))
+            database.commit()
 
     def url(self, name: str, transport: Literal["http", "sse", "ws"]) -> str:
         """Where clients find a registered server. `/ws` has no virtual servers."""
@@ -131,8 +142,8 @@ def environment(version: Version, port: int, place: Path, more: Mapping[str, str
         "AUTH_ENCRYPTION_SECRET": SECRET,
         "BASIC_AUTH_PASSWORD": SECRET,
         "PLATFORM_ADMIN_EMAIL": ADMIN,
-        "PLATFORM_ADMIN_PASSWORD": "Long-Enough-1234!",
-        "DEFAULT_USER_PASSWORD": "Long-Enough-1234!",
+        "PLATFORM_ADMIN_PASSWORD": PASSWORD,
+        "DEFAULT_USER_PASSWORD": PASSWORD,
         "AUTH_REQUIRED": "true",
         "MCPGATEWAY_UI_ENABLED": "false",
         "MCPGATEWAY_ADMIN_API_ENABLED": "true",
@@ -168,6 +179,6 @@ def contextforge(
     process = ServerProcess(command, env=variables, cwd=place)
     try:
         wait_for_status(process, port, "/health", timeout=START_SECONDS)
-        yield Forge(process, port, version)
+        yield Forge(process, port, version, place / "mcp.db")
     finally:
         process.kill()

@@ -1,0 +1,439 @@
+"""trunkline inside ContextForge 0.9.0 and 1.0.7: real gateways, real servers, the SDK's clients."""
+
+import asyncio
+import json
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import aiohttp
+import pytest
+from harness.clients import play, texts
+from harness.contextforge import ADMIN, VERSIONS, Forge, Version, contextforge, environment, python_of, token
+from harness.ports import free_port
+from harness.processes import ServerProcess
+from harness.sse import Parser
+from harness.upstreams import Upstream, upstream
+from websockets.asyncio.client import connect
+
+pytestmark = [pytest.mark.anyio, pytest.mark.contextforge, pytest.mark.timeout(300)]
+
+Way = Literal["http", "sse", "ws"]
+WAYS: tuple[Way, ...] = ("http", "sse", "ws")
+BOB = "bob@example.com"
+PATIENCE = 20.0
+INITIALIZE = {
+    "protocolVersion": "2025-06-18",
+    "capabilities": {},
+    "clientInfo": {"name": "raw", "version": "1"},
+}
+
+
+class Place:
+    """One gateway before three servers: `plain`, `shared` (by user) and `old` (a session for each call)."""
+
+    def __init__(self, forge: Forge, servers: dict[str, Upstream]) -> None:
+        self.forge = forge
+        self.servers = servers
+
+    def reset(self) -> None:
+        for server in self.servers.values():
+            server.reset()
+
+    async def calls(
+        self, way: Way, server: str, tool: str, *, times: int = 1, user: str = ADMIN, **more: Any
+    ) -> list[str]:
+        """The texts that a client of the SDK gets, in one session of its own."""
+        bearer = token(self.forge.version, user)
+        url = self.forge.url(server, way) + (f"?token={bearer}" if way == "ws" else "")
+        call = {"tool": f"{server}-{tool}", "times": times, "arguments": more.pop("arguments", {})}
+        scenario: Any = {"url": url, "transport": {"ws": "websocket"}.get(way, way), "calls": [call], **more}
+        if way != "ws":
+            scenario["headers"] = {"Authorization": f"Bearer {bearer}"}
+        return texts(await play("sdk1", scenario))
+
+
+@pytest.fixture(scope="module", params=VERSIONS)
+def version(request: pytest.FixtureRequest) -> Version:
+    found: Version = request.param
+    if python_of(found) is None:
+        pytest.skip(f"no environment with ContextForge {found}: make contextforge")
+    return found
+
+
+@pytest.fixture(scope="module")
+def built(version: Version) -> Iterator[Place]:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        servers = {name: stack.enter_context(upstream("sdk2")) for name in ("plain", "shared", "old")}
+        names = {"TRUNKLINE_REUSE_USER": "shared", "TRUNKLINE_REUSE_NONE": "old", "ENABLE_METRICS": "true"}
+        forge = stack.enter_context(contextforge(version, folder, env=names))
+        forge.add_user(BOB)
+        for name, server in servers.items():
+            forge.register(name, server.url)
+        yield Place(forge, servers)
+
+
+@pytest.fixture
+def place(built: Place) -> Place:
+    built.reset()
+    return built
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_the_calls_of_a_client_are_carried_by_one_upstream_session(place: Place, way: Way) -> None:
+    assert await place.calls(way, "plain", "counter", times=20) == [str(n) for n in range(1, 21)]
+    assert await place.calls(way, "plain", "counter", times=2) == ["1", "2"]
+    await place.servers["plain"].saw("delete", 2)
+    counts = place.servers["plain"].counts()
+    assert counts["initialize"] == counts["initialized"] == counts["delete"] == 2
+    assert counts["method:tools/call"] == 22
+    assert counts.get("method:tools/list", 0) <= 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_calls_of_one_session_are_inside_the_server_at_once(place: Place, way: Way) -> None:
+    arguments = {"gate": f"meet-{way}"}
+    calls = asyncio.create_task(place.calls(way, "plain", "hold", times=8, arguments=arguments, concurrent=True))
+    await place.servers["plain"].saw("mark:holding", 8)
+    place.servers["plain"].open(f"meet-{way}")
+    assert await calls == [f"meet-{way} is open"] * 8
+    assert place.servers["plain"].counts()["initialize"] == 1
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_by_user_the_sessions_of_one_share_and_those_of_two_do_not(place: Place, way: Way) -> None:
+    seen = [int((await place.calls(way, "shared", "counter", user=user))[0]) for user in (ADMIN, ADMIN, BOB, ADMIN)]
+    assert [seen[1] - seen[0], seen[3] - seen[1]] == [1, 1]
+    assert seen[2] not in (seen[1] + 1, seen[3])
+
+
+async def test_by_user_every_transport_leads_to_the_same_session(place: Place) -> None:
+    seen = [int((await place.calls(way, "shared", "counter", user=BOB))[0]) for way in WAYS]
+    assert seen == list(range(seen[0], seen[0] + 3))
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_server_that_is_named_keeps_the_old_path(place: Place, way: Way) -> None:
+    counted = await place.calls(way, "old", "counter", times=3)
+    counts = place.servers["old"].counts()
+    if way == "http" and place.forge.version != "0.9.0":  # ContextForge 1.0 keeps that session itself
+        assert counted == ["1", "2", "3"]
+    else:
+        assert counted == ["1", "1", "1"]
+        assert counts["initialize"] == counts["method:tools/list"] == 3
+
+
+async def test_what_the_pool_did_is_at_the_prometheus_end_point(place: Place) -> None:
+    await place.calls("http", "plain", "counter", times=3)
+    shown = [line for line in place.forge.metrics().splitlines() if line.startswith("trunkline_")]
+    names = {line.partition("{")[0] for line in shown}
+    assert {"trunkline_pool_requests_total", "trunkline_channels", "trunkline_channels_closed_total"} <= names
+    for word in ('result="hit"', 'result="miss"', 'state="active"', 'state="idle"', 'reason="client_left"'):
+        assert any(word in line for line in shown), word
+    assert token("0.9.0")[:20] not in "".join(shown)
+
+
+# What the SDK's clients do not show: raw ones.
+
+
+class Raw:
+    """A client that speaks for itself."""
+
+    def __init__(self) -> None:
+        self.received: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+    async def send(self, method: str, params: Any = None, *, id: int | None = None) -> None:
+        message: dict[str, Any] = {"jsonrpc": "2.0", "method": method}
+        if params is not None:
+            message["params"] = params
+        if id is not None:
+            message["id"] = id
+        await self.post(message)
+
+    async def post(self, message: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+    async def next(self) -> dict[str, Any]:
+        return await asyncio.wait_for(self.received.get(), PATIENCE)
+
+    async def answer(self, id: int) -> dict[str, Any]:
+        while (message := await self.next()).get("id") != id:
+            pass
+        return message
+
+    async def begin(self) -> None:
+        await self.send("initialize", INITIALIZE, id=0)
+        await self.answer(0)
+        await self.send("notifications/initialized")
+
+
+@asynccontextmanager
+async def raw(place: Place, way: Way, server: str = "plain", user: str = ADMIN) -> AsyncIterator[Raw]:
+    """A client that has begun; leaving it cuts its connection without a word."""
+    bearer = token(place.forge.version, user)
+    client = Raw()
+    if way == "ws":
+        async with connect(f"{place.forge.url(server, way)}?token={bearer}", proxy=None) as socket:
+
+            async def read() -> None:
+                async for text in socket:
+                    client.received.put_nowait(json.loads(text))
+
+            async def write(message: dict[str, Any]) -> None:
+                await socket.send(json.dumps(message))
+
+            client.post = write  # type: ignore[method-assign]
+            reading = asyncio.create_task(read())
+            await client.begin()
+            try:
+                yield client
+            finally:
+                reading.cancel()
+                socket.transport.abort()
+        return
+    headers = {"Authorization": f"Bearer {bearer}", "Accept": "application/json, text/event-stream"}
+    async with aiohttp.ClientSession(headers=headers) as http:
+        await (_over_sse if way == "sse" else _over_http)(client, http, place.forge.url(server, way))
+        try:
+            yield client
+        finally:
+            for task in client.tasks:  # type: ignore[attr-defined]
+                task.cancel()
+
+
+async def _over_sse(client: Raw, http: aiohttp.ClientSession, url: str) -> None:
+    endpoint: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def read() -> None:
+        parser = Parser()
+        async with http.get(url) as stream:
+            async for chunk in stream.content.iter_any():
+                for event in parser.feed(chunk):
+                    if event.event == "endpoint":
+                        endpoint.set_result(event.data)
+                    elif event.event == "message":
+                        client.received.put_nowait(json.loads(event.data))
+
+    client.tasks = [asyncio.create_task(read())]  # type: ignore[attr-defined]
+    client.endpoint = await asyncio.wait_for(endpoint, PATIENCE)  # type: ignore[attr-defined]
+
+    async def write(message: dict[str, Any]) -> None:
+        async with http.post(client.endpoint, json=message) as taken:  # type: ignore[attr-defined]
+            assert taken.status == 202, await taken.text()
+
+    client.post = write  # type: ignore[method-assign]
+    await client.begin()
+
+
+async def _over_http(client: Raw, http: aiohttp.ClientSession, url: str) -> None:
+    client.tasks = []  # type: ignore[attr-defined]
+
+    async def exchange(message: dict[str, Any]) -> None:
+        async with http.post(url, json=message) as answer:
+            if "Mcp-Session-Id" in answer.headers:
+                http.headers["Mcp-Session-Id"] = answer.headers["Mcp-Session-Id"]
+            if answer.content_type == "application/json":
+                if (found := await answer.json()) is not None:
+                    client.received.put_nowait(found)
+                return
+            parser = Parser()
+            async for chunk in answer.content.iter_any():
+                for event in parser.feed(chunk):
+                    if event.data:
+                        client.received.put_nowait(json.loads(event.data))
+
+    async def write(message: dict[str, Any]) -> None:
+        task = asyncio.create_task(exchange(message))
+        client.tasks.append(task)  # type: ignore[attr-defined]
+        if "id" not in message:
+            await task
+
+    client.post = write  # type: ignore[method-assign]
+    await client.begin()
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_cancelled_call_is_cancelled_at_the_server(place: Place, way: Way) -> None:
+    async with raw(place, way) as client:
+        await client.send("tools/call", {"name": "plain-hold", "arguments": {"gate": f"c-{way}"}}, id=5)
+        await place.servers["plain"].saw("mark:holding")
+        await client.send("notifications/cancelled", {"requestId": 5})
+        await place.servers["plain"].saw("mark:cancelled")
+        assert place.servers["plain"].counts()["method:notifications/cancelled"] == 1
+        await client.send("tools/call", {"name": "plain-counter", "arguments": {}}, id=6)
+        assert (await client.answer(6))["result"]["content"][0]["text"] == "1"
+
+
+@pytest.mark.parametrize("way", ["sse", "ws"])
+async def test_a_client_that_is_cut_leaves_nothing_behind_at_the_server(place: Place, way: Way) -> None:
+    async with raw(place, way) as client:
+        await client.send("tools/call", {"name": "plain-counter", "arguments": {}}, id=5)
+        await client.answer(5)
+        await client.send("tools/call", {"name": "plain-hold", "arguments": {"gate": f"cut-{way}"}}, id=6)
+        await place.servers["plain"].saw("mark:holding")
+    await place.servers["plain"].saw("mark:cancelled")
+    await place.servers["plain"].saw("delete")
+
+
+@pytest.mark.parametrize("way", ["sse", "ws"])
+async def test_errors_come_through_and_notifications_have_no_answer(place: Place, way: Way) -> None:
+    async with raw(place, way) as client:
+        await client.send("tools/call", {"name": "no-such-tool", "arguments": {}}, id=5)
+        refused = await client.answer(5)
+        assert "error" in refused or refused["result"].get("isError")
+        await client.send("notifications/roots/list_changed")
+        await client.send("ping", id=6)
+        assert (await client.next())["id"] == 6
+        assert client.received.empty()
+
+
+async def test_many_fast_calls_over_sse_are_no_fault(place: Place) -> None:
+    async with raw(place, "sse") as client:
+        for n in range(1, 201):
+            await client.send("ping", id=n)
+            assert (await client.answer(n))["result"] == {}
+
+
+async def test_the_stream_of_another_user_takes_no_message(place: Place) -> None:
+    async with raw(place, "sse") as client, aiohttp.ClientSession() as http:
+        headers = {"Authorization": f"Bearer {token(place.forge.version, BOB)}"}
+        message = {"jsonrpc": "2.0", "id": 9, "method": "ping"}
+        async with http.post(client.endpoint, json=message, headers=headers) as refused:  # type: ignore[attr-defined]
+            status = refused.status
+        assert status in (403, 404) or place.forge.version != "0.9.0"  # 1.0 lets admins in, and here all are
+        await client.send("ping", id=10)
+        assert (await client.answer(10))["id"] == 10
+
+
+async def test_the_session_of_another_user_looks_unknown_and_one_without_a_token_is_refused(place: Place) -> None:
+    async with aiohttp.ClientSession() as http:
+        url = place.forge.url("plain", "http")
+        mine = {
+            "Authorization": f"Bearer {token(place.forge.version)}",
+            "Accept": "application/json, text/event-stream",
+        }
+        body = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": INITIALIZE}
+        async with http.post(url, json=body, headers=mine) as begun:
+            session = {"Mcp-Session-Id": begun.headers["Mcp-Session-Id"]}
+            await begun.read()
+        call = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+        theirs = {**mine, "Authorization": f"Bearer {token(place.forge.version, BOB)}"}
+        expired = {**mine, "Authorization": f"Bearer {token(place.forge.version, seconds=-60)}"}
+        async with http.post(url, json=call, headers={**theirs, **session}) as other:
+            assert other.status in (403, 404)
+        async with http.post(url, json=call, headers={**expired, **session}) as late:
+            assert late.status == 401
+        async with http.delete(url, headers={**mine, **session}) as ended:
+            assert ended.status in (200, 204)
+
+
+async def test_an_edited_record_ends_its_sessions_and_the_next_call_has_the_new_headers(place: Place) -> None:
+    async with raw(place, "ws") as client:
+        await client.send("tools/call", {"name": "plain-counter", "arguments": {}}, id=5)
+        assert (await client.answer(5))["result"]["content"][0]["text"] == "1"
+        can_edit_auth = place.forge.version != "0.9.0"  # which stores it in a form that it cannot read
+        change = {"auth_type": "bearer", "auth_token": "edited"} if can_edit_auth else {"passthrough_headers": ["X-A"]}
+        await asyncio.to_thread(place.forge.api, "PUT", f"/gateways/{place.forge.gateways['plain']}", change)
+        place.servers["plain"].reset()
+
+        async def again() -> str:
+            await client.send("tools/call", {"name": "plain-counter", "arguments": {}}, id=6)
+            answer = await client.answer(6)
+            assert "result" in answer, answer
+            text: str = answer["result"]["content"][0]["text"]
+            return text
+
+        assert await again() == "1"
+        call = next(r for r in place.servers["plain"].report()["requests"] if r.get("tool") == "counter")
+        assert dict(call["headers"]).get("authorization") == ("Bearer edited" if can_edit_auth else None)
+
+
+async def test_a_server_that_was_restarted_is_met_again_by_the_next_call(version: Version, built: Place) -> None:
+    with upstream("sdk2") as first:
+        name = f"again-{first.port}"
+        built.forge.register(name, first.url)
+        async with raw(built, "ws") as client:
+
+            async def count(id: int) -> dict[str, Any]:
+                await client.send("tools/call", {"name": f"{name}-counter", "arguments": {}}, id=id)
+                return await client.answer(id)
+
+            assert (await count(5))["result"]["content"][0]["text"] == "1"
+            first.process.kill()
+            with upstream("sdk2", port=first.port):
+                await count(6)
+                assert (await count(7))["result"]["content"][0]["text"] in ("1", "2")
+
+
+def run(version: Version, text: str, **env: str) -> str:
+    """What a program in the environment of ContextForge prints."""
+    with tempfile.TemporaryDirectory() as folder:
+        variables = environment(version, 4444, Path(folder), env)
+        python = python_of(version)
+        assert python is not None
+        ended = subprocess.run([python, "-c", text], env=variables, cwd=folder, capture_output=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr.decode()[-3000:]
+    return ended.stdout.decode().strip().splitlines()[-1]
+
+
+PROBE = """
+import importlib, sys
+tools = importlib.import_module("mcpgateway.services.tool_service")
+cache = importlib.import_module("mcpgateway.cache.session_registry")
+{before}
+stock = tools.streamablehttp_client, tools.ClientSession, cache.SessionRegistry, tools.ToolService.invoke_tool
+from trunkline.compat import contextforge
+done = contextforge.install()
+now = tools.streamablehttp_client, tools.ClientSession, cache.SessionRegistry, tools.ToolService.invoke_tool
+print(done.is_active, [a is b for a, b in zip(stock, now)], done.reason)
+"""
+
+
+def test_off_changes_nothing(version: Version) -> None:
+    seen = run(version, PROBE.format(before=""), TRUNKLINE_CONTEXTFORGE="off")
+    assert seen == "False [True, True, True, True] TRUNKLINE_CONTEXTFORGE is off"
+
+
+def test_on_changes_all(version: Version) -> None:
+    assert run(version, PROBE.format(before="")).startswith("True [False, False, False, False]")
+
+
+def test_a_version_that_lacks_a_name_is_left_as_it_is_and_the_name_is_told(version: Version) -> None:
+    seen = run(version, PROBE.format(before="del tools.create_span, cache.SessionRegistry.broadcast"))
+    assert seen.startswith("False [True, True, True, True]")
+    assert "mcpgateway.services.tool_service.create_span" in seen
+    assert "mcpgateway.cache.session_registry.SessionRegistry.broadcast" in seen
+
+
+def test_it_is_too_late_after_the_gateway_was_imported(version: Version) -> None:
+    late = "import mcpgateway.main\nfrom trunkline.compat import contextforge\ntry: contextforge.install()\n"
+    assert "before mcpgateway.main" in run(version, late + "except RuntimeError as error: print(error)")
+
+
+@pytest.fixture
+def redis() -> Iterator[str]:
+    """The URL of a redis server of the test's own."""
+    port = free_port()
+    process = ServerProcess(["redis-server", "--port", str(port), "--save", "", "--bind", "127.0.0.1"])
+    try:
+        yield f"redis://127.0.0.1:{port}/0"
+    finally:
+        process.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["database", "redis"])
+async def test_over_sse_with_every_cache(version: Version, cache: str, redis: str) -> None:
+    env = {"CACHE_TYPE": cache, "REDIS_URL": redis}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        upstream("sdk2") as server,
+        contextforge(version, Path(folder), env=env) as forge,
+    ):
+        forge.register("plain", server.url)
+        place = Place(forge, {"plain": server})
+        assert await place.calls("sse", "plain", "counter", times=5) == ["1", "2", "3", "4", "5"]
