@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Final
 
 import anyio
@@ -34,6 +34,9 @@ PATIENCE_SECONDS: Final = 2.5
 """How long a request waits for a workflow whose worker has died to be taken over."""
 
 RETRY_SECONDS: Final = 0.1
+GRACE_SECONDS: Final = 2.0
+"""How long what is under way may take to reach the other side when this worker ends."""
+
 HOPS: Final = "trunkline.hops"
 MAX_HOPS: Final = 3
 SERVICE_RESTART: Final = 1012
@@ -57,6 +60,9 @@ _LENT: Final = ("websocket.http.response",)
 Open = Callable[[Worker], Awaitable[Conversation]]
 """Begins a conversation with a worker; raises `Unreachable`."""
 
+Begin = Callable[[Conversation], None]
+"""Takes a conversation that another worker has begun."""
+
 
 class Forwarder:
     """The ASGI application of a worker: `app`, and where that says `Elsewhere`, the worker that it names."""
@@ -66,6 +72,25 @@ class Forwarder:
         self._membership = membership
         self._open = open_conversation
         self._statistics = statistics
+        self._calls = 0
+        """Requests that are handed on and have an end of their own."""
+        self._has_ended = anyio.Event()
+        self._streams: set[Conversation] = set()
+        """Those that last until one side ends them."""
+        self._is_draining = False
+
+    async def drain(self, timeout: float) -> bool:
+        """Wait until what was handed on has ended, at most `timeout` seconds; streams end at once, to be resumed.
+
+        True if no request was cut.
+        """
+        self._is_draining = True
+        for conversation in tuple(self._streams):
+            conversation.close()
+        with anyio.move_on_after(timeout):
+            while self._calls:
+                await self._has_ended.wait()
+        return not self._calls
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection, here or elsewhere."""
@@ -104,22 +129,48 @@ class Forwarder:
             self._membership.doubt(worker.id)
             return False
         try:
-            await _converse(conversation, _opening(scope, elsewhere.identity), scope, tape)
+            with self._noted(conversation, scope):
+                await _converse(conversation, opening(scope, elsewhere.identity), scope, tape)
         except Unreachable:
             self._membership.doubt(worker.id)
             return False
         except Broken:
+            return await self._break(worker, scope, tape)
+        finally:
+            conversation.close()
+        self._statistics.count("forwards", "done")
+        return True
+
+    async def _break(self, worker: Worker, scope: Scope, tape: Tape) -> bool:
+        """The conversation did not come to its end; False where the request may be tried again."""
+        if self._is_draining and _is_repeatable(scope):
+            self._statistics.count("forwards", "drained")
+        else:
             self._membership.doubt(worker.id)
             if not tape.has_begun and _is_repeatable(scope):
                 self._statistics.count("forwards", "retried")
                 return False
             self._statistics.count("forwards", "broken")
-            await _tell_broken(scope, tape)
-            return True
-        finally:
-            conversation.close()
-        self._statistics.count("forwards", "done")
+        await _tell_broken(scope, tape)
         return True
+
+    @contextmanager
+    def _noted(self, conversation: Conversation, scope: Scope) -> Iterator[None]:
+        """A request is under way to another worker."""
+        if scope["type"] == "websocket" or scope["method"] == "GET":
+            self._streams.add(conversation)
+            try:
+                yield
+            finally:
+                self._streams.discard(conversation)
+            return
+        self._calls += 1
+        try:
+            yield
+        finally:
+            self._calls -= 1
+            self._has_ended.set()
+            self._has_ended = anyio.Event()
 
 
 class Tape:
@@ -159,27 +210,56 @@ class Tape:
 
 
 @asynccontextmanager
-async def listening(address: str, app: ASGIApp) -> AsyncIterator[None]:
-    """Serve what other workers hand on by this Unix socket, for the length of the context."""
+async def listening(address: str, begin: Begin) -> AsyncIterator[None]:
+    """Take what other workers hand on by this Unix socket, for the length of the context.
+
+    Raises:
+        OSError: the socket cannot be made.
+    """
+
+    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        begin(SocketConversation(reader, writer))
+
+    server = await asyncio.start_unix_server(accept, address)
+    try:
+        yield
+    finally:
+        server.close()
+
+
+@asynccontextmanager
+async def serving(app: ASGIApp) -> AsyncIterator[Begin]:
+    """Serve what other workers hand on, for the length of the context: each conversation that it is called with.
+
+    Those that are under way may take `GRACE_SECONDS` longer.
+    """
+    under_way: set[Conversation] = set()
+    ended = anyio.Event()
+
+    async def guarded(conversation: Conversation) -> None:
+        nonlocal ended
+        try:
+            await serve(conversation, app)
+        except Exception:  # a defect in one must not end the others
+            logger.exception("a forwarded request failed")
+        finally:
+            under_way.discard(conversation)
+            ended.set()
+            ended = anyio.Event()
+
     async with anyio.create_task_group() as tasks:
 
-        def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            tasks.start_soon(_guarded, SocketConversation(reader, writer), app)
+        def begin(conversation: Conversation) -> None:
+            under_way.add(conversation)
+            tasks.start_soon(guarded, conversation)
 
-        server = await asyncio.start_unix_server(begin, address)
         try:
-            yield
+            yield begin
+            with anyio.move_on_after(GRACE_SECONDS):
+                while under_way:
+                    await ended.wait()
         finally:
-            server.close()
             tasks.cancel_scope.cancel()
-
-
-async def _guarded(conversation: Conversation, app: ASGIApp) -> None:
-    """Serve one request; a defect in it must not end the others."""
-    try:
-        await serve(conversation, app)
-    except Exception:
-        logger.exception("a forwarded request failed")
 
 
 async def serve(conversation: Conversation, app: ASGIApp) -> None:
@@ -288,7 +368,8 @@ async def _ping(conversation: Conversation, scope: Scope) -> None:
         await conversation.send(Frame("pong"))
 
 
-def _opening(scope: Scope, identity: tuple[Principal, float] | None) -> dict[str, Any]:
+def opening(scope: Scope, identity: tuple[Principal, float] | None = None) -> dict[str, Any]:
+    """What begins a conversation: the request without its body; `identity` is who asks, where that was verified."""
     extensions = scope.get("extensions") or {}
     return {
         **{name: scope[name] for name in _SCOPE if name in scope},
@@ -319,6 +400,8 @@ async def _tell_broken(scope: Scope, tape: Tape) -> None:
         await tape.send({"type": "websocket.close", "code": SERVICE_RESTART, "reason": "the worker has gone"})
     elif tape.has_begun:
         await tape.send({"type": "http.response.body", "body": b""})  # a stream: its client comes back for the rest
+    elif scope["method"] == "GET":
+        await respond(tape.send, 200, EVENT_STREAM, event_stream.RECONNECT)
     else:
         await _answer_broken(tape)
 

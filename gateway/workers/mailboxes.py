@@ -7,9 +7,9 @@ not taken, so that nothing is queued without bound; parts are numbered, so that 
 import itertools
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import anyio
 import msgspec
@@ -28,7 +28,6 @@ PART_BYTES: Final = 60 * 1024
 WINDOW: Final = 16
 """Parts that one side has sent and the other one has not taken."""
 
-Serve = Callable[[Conversation], Coroutine[Any, Any, None]]
 Name = tuple[str, int]
 """A conversation: the id of the worker that opened it, and its number there."""
 
@@ -178,15 +177,15 @@ class Mailboxes:
         return self._membership.worker.id
 
     @asynccontextmanager
-    async def running(self, serve: Serve) -> AsyncIterator["Mailboxes"]:
-        """Carry conversations, for the length of the context; `serve` is called with each that another worker opens.
+    async def running(self, begin: Callable[[Conversation], None]) -> AsyncIterator["Mailboxes"]:
+        """Carry conversations, for the length of the context; `begin` is called with each that another worker opens.
 
         Raises:
             DirectoryUnavailable: it cannot be reached at the start.
         """
         async with self._workers.mailbox(self._membership.worker) as parts, anyio.create_task_group() as tasks:
             self._tasks = tasks
-            tasks.start_soon(self._hear, parts, serve)
+            tasks.start_soon(self._hear, parts, begin)
             tasks.start_soon(self._look)
             try:
                 yield self
@@ -217,7 +216,7 @@ class Mailboxes:
         self._conversations[name, peer] = conversation
         return conversation
 
-    async def _hear(self, parts: AsyncIterator[bytes], serve: Serve) -> None:
+    async def _hear(self, parts: AsyncIterator[bytes], begin: Callable[[Conversation], None]) -> None:
         async for text in parts:
             if not text:
                 self._break_all("the mailbox of this worker was away")
@@ -233,7 +232,7 @@ class Mailboxes:
             elif part.kind == "part" and part.number == 1 and part.name[0] == part.sender:
                 conversation = self._enter(part.name, part.sender)
                 conversation.hear(part)
-                self._tasks.start_soon(serve, conversation)
+                begin(conversation)
             elif part.kind == "part":
                 self._tasks.start_soon(self._tell_closed, part.name, part.sender)
 

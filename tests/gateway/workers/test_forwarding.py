@@ -13,7 +13,7 @@ from harness.muxing import ALICE
 from harness.shared_memory import SharedMemoryDirectory
 from trunkline.gateway.workers import forwarding
 from trunkline.gateway.workers.conversation import Conversation, SocketConversation
-from trunkline.gateway.workers.forwarding import Forwarder, Tape, listening
+from trunkline.gateway.workers.forwarding import Forwarder, Tape, listening, serving
 from trunkline.mux.directory import Worker
 from trunkline.mux.errors import Elsewhere
 from trunkline.mux.membership import Membership
@@ -72,31 +72,35 @@ class House:
         self._path = path
         self._stack = stack
         self.member = Membership(self.directory, Worker("a"), on_lapse=lambda: None)
+        self.forwarder = Forwarder(self._here, self.member, self._opened, self.statistics)
+        self._holder = ""
 
-    async def begins(self, name: str, serve: Serve) -> None:
-        """A worker of that name begins to serve."""
+    async def begins(self, name: str, serve: Serve, stack: AsyncExitStack | None = None) -> None:
+        """A worker of that name begins to serve, until `stack` ends, or all does."""
+        stack = stack or self._stack
         worker = Worker(name, "host", str(self._path / name))
-        await self._stack.enter_async_context(listening(worker.address, serve))
-        await self._stack.enter_async_context(Membership(self.directory, worker, on_lapse=lambda: None).running())
+        begin = await stack.enter_async_context(serving(serve))
+        await stack.enter_async_context(listening(worker.address, begin))
+        await stack.enter_async_context(Membership(self.directory, worker, on_lapse=lambda: None).running())
 
     async def request(self, connection: Client, /, holder: str = "b", **scope: Any) -> None:
         """One request to worker `a`."""
 
-        async def here(scope: Scope, receive: Receive, send: Send) -> None:
-            self.asked += 1
-            if scope["type"] == "websocket" or scope["method"] == "POST":
-                await receive()
-            elsewhere = Elsewhere(holder)
-            elsewhere.identity = ALICE, 12.5
-            raise elsewhere
-
-        async def opened(worker: Worker) -> Conversation:
-            return await SocketConversation.open(worker.address)
-
-        forwarder = Forwarder(here, self.member, opened, self.statistics)
+        self._holder = holder
         whole = {"type": "http", "method": "POST", "path": "/servers/x/mcp", "headers": [(b"a", b"1")], **scope}
         with anyio.fail_after(10):
-            await forwarder(whole, connection.receive, connection.send)
+            await self.forwarder(whole, connection.receive, connection.send)
+
+    async def _here(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.asked += 1
+        if scope["type"] == "websocket" or scope["method"] == "POST":
+            await receive()
+        elsewhere = Elsewhere(self._holder)
+        elsewhere.identity = ALICE, 12.5
+        raise elsewhere
+
+    async def _opened(self, worker: Worker) -> Conversation:
+        return await SocketConversation.open(worker.address)
 
 
 @pytest.fixture
@@ -279,6 +283,66 @@ async def test_a_request_does_not_wander_for_ever(house: House) -> None:
     await house.request(client, **{forwarding.HOPS: forwarding.MAX_HOPS})
     assert client.sent[0]["status"] == 503
     assert house.asked == 1
+
+
+async def test_g8_a_drain_waits_for_calls_that_were_handed_on(house: House) -> None:
+    begun, go_on = anyio.Event(), anyio.Event()
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        begun.set()
+        await go_on.wait()
+        await answer(send, b"done")
+
+    await house.begins("b", serve)
+    client = post()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(house.request, client)
+        await begun.wait()
+        assert not await house.forwarder.drain(0)
+        go_on.set()
+        assert await house.forwarder.drain(10)
+    assert client.body == b"done"
+
+
+@pytest.mark.parametrize("begins", [True, False])
+async def test_g8_a_drain_ends_streams_so_that_their_clients_come_back(house: House, begins: bool) -> None:
+    begun = anyio.Event()
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        if begins:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": b"one", "more_body": True})
+        begun.set()
+        await anyio.sleep_forever()
+
+    await house.begins("b", serve)
+    client = Client()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: house.request(client, method="GET"))
+        await begun.wait()
+        if begins:
+            await client.got("http.response.body")
+        assert await house.forwarder.drain(10)
+    assert client.body == (b"one" if begins else b"retry: 1000\n\n")
+    assert not client.sent[-1].get("more_body")
+    assert house.statistics.counts["forwards", "drained"] == 1
+
+
+async def test_a_worker_that_ends_lets_what_it_serves_reach_the_other_side(house: House) -> None:
+    begun, ends = anyio.Event(), anyio.Event()
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        begun.set()
+        await ends.wait()
+        await answer(send, b"x" * 1_000_000)
+
+    client = post()
+    async with anyio.create_task_group() as tasks, AsyncExitStack() as stack:
+        await house.begins("b", serve, stack)
+        tasks.start_soon(house.request, client)
+        await begun.wait()
+        ends.set()
+    assert len(client.body) == 1_000_000
 
 
 async def test_a_tape_plays_again_what_was_heard_until_the_answer_begins() -> None:

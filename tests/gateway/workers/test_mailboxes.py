@@ -53,7 +53,7 @@ class Post:
         self.boxes[name] = await stack.enter_async_context(Mailboxes(self.directory, member).running(self._take))
         return stack
 
-    async def _take(self, conversation: Conversation) -> None:
+    def _take(self, conversation: Conversation) -> None:
         self.came.append(conversation)
         self._changed.set()
         self._changed = anyio.Event()

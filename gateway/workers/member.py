@@ -1,0 +1,169 @@
+"""A worker among others: how it is found, the ways to the others, and what it hands on before it looks at it."""
+
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import anyio
+
+from ...mux.directory import SharedDirectory, Worker
+from ...mux.errors import DirectoryUnavailable, Elsewhere
+from ...mux.membership import Membership
+from ...mux.statistics import Statistics
+from ...transports.asgi import ASGIApp, Message, Receive, Scope, Send
+from .conversation import Broken, Conversation, Frame, SocketConversation, Unreachable
+from .forwarding import HOPS, Forwarder, listening, opening, serving
+from .host import host_id
+from .mailboxes import Mailboxes
+
+ANSWER_SECONDS: Final = 1.0
+"""How long another worker may take to tell operators what it holds."""
+
+TICKET: Final = b"ticket="
+ENDPOINTS: Final = "/servers/"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What another worker answered; `status` is 0 where it did not."""
+
+    worker: int
+    """Its number."""
+    status: int = 0
+    body: bytes = b""
+
+
+class Member:
+    """One worker among those that share a directory. It counts between entering and leaving `running`.
+
+    `runtime` is a directory of its own, for its socket. `on_lapse` as in `Membership`.
+    """
+
+    def __init__(
+        self, directory: SharedDirectory, runtime: Path, statistics: Statistics, *, on_lapse: Callable[[], None]
+    ) -> None:
+        name = secrets.token_hex(8)
+        worker = Worker(name, host_id(), str(runtime / name))
+        self.membership = Membership(directory, worker, on_lapse=on_lapse)
+        self._directory = directory
+        self._mailboxes = Mailboxes(directory, self.membership)
+        self._statistics = statistics
+        self._forwarder: Forwarder | None = None
+        self._is_draining = False
+
+    @property
+    def number(self) -> int:
+        """The number of this worker, unique among those that live."""
+        return self.membership.worker.number
+
+    def entrance(self, app: ASGIApp) -> ASGIApp:
+        """The application of this worker: `app`, and what that leaves to others."""
+
+        async def enter(scope: Scope, receive: Receive, send: Send) -> None:
+            if not scope.get(HOPS):
+                await self._direct(scope)
+            await app(scope, receive, send)
+
+        self._forwarder = Forwarder(enter, self.membership, self.open, self._statistics)
+        return self._forwarder
+
+    @asynccontextmanager
+    async def running(self, app: ASGIApp) -> AsyncIterator["Member"]:
+        """Be there for the other workers, who hand on what `app` is to serve.
+
+        Raises:
+            DirectoryUnavailable: the directory cannot be reached at the start.
+            OSError: the socket cannot be made.
+        """
+        async with AsyncExitStack() as stack:
+            await stack.enter_async_context(self.membership.running())
+            begin = await stack.enter_async_context(serving(app))
+            await stack.enter_async_context(self._mailboxes.running(begin))
+            await stack.enter_async_context(listening(self.membership.worker.address, begin))
+            yield self
+
+    async def drain(self, timeout: float) -> bool:
+        """Hand on whatever comes from now on, and wait for what was handed on, as `Forwarder.drain`."""
+        self._is_draining = True
+        return await self._forwarder.drain(timeout) if self._forwarder is not None else True
+
+    async def open(self, worker: Worker) -> Conversation:
+        """Begin a conversation.
+
+        Raises:
+            Unreachable: the worker is not there.
+        """
+        if worker.address and worker.host == self.membership.worker.host:
+            return await SocketConversation.open(worker.address)
+        return self._mailboxes.open(worker)
+
+    async def ask_others(self, scope: Scope, query: bytes) -> list[Answer]:
+        """What the other workers answer to the same GET with this query, in the order of their numbers.
+
+        Nothing where it was another worker that asked this one.
+
+        Raises:
+            DirectoryUnavailable: nobody knows who they are.
+        """
+        if scope.get(HOPS):
+            return []
+        workers = sorted(await self._directory.workers(), key=lambda worker: worker.number)
+        others = [worker for worker in workers if worker.id != self.membership.worker.id]
+        answers: dict[int, Answer] = {}
+
+        async def ask(worker: Worker) -> None:
+            answers[worker.number] = await self._ask(worker, {**scope, "query_string": query})
+
+        async with anyio.create_task_group() as tasks:
+            for worker in others:
+                tasks.start_soon(ask, worker)
+        return [answers[worker.number] for worker in others]
+
+    async def _ask(self, worker: Worker, scope: Scope) -> Answer:
+        status, body = 0, list[bytes]()
+        with anyio.move_on_after(ANSWER_SECONDS), suppress(Broken, Unreachable):
+            conversation = await self.open(worker)
+            try:
+                await conversation.send(Frame("open", opening(scope)))
+                await conversation.send(Frame("event", {"type": "http.request", "body": b"", "more_body": False}))
+                while (frame := await conversation.receive()).kind != "end":
+                    event: Message = frame.payload
+                    status = event.get("status", status)
+                    body.append(event.get("body", b""))
+                return Answer(worker.number, status, b"".join(body))
+            finally:
+                conversation.close()
+        return Answer(worker.number)
+
+    async def _direct(self, scope: Scope) -> None:
+        """Send a request on that is not for this worker, whatever it holds.
+
+        Raises:
+            Elsewhere: its ticket was given by another worker; or this one is draining, and another one is not.
+        """
+        query = scope.get("query_string", b"")
+        if not self._is_draining and TICKET not in query:
+            return
+        if not scope.get("path", "").startswith(ENDPOINTS):
+            return
+        with suppress(DirectoryUnavailable):
+            workers = [worker for worker in await self._directory.workers() if worker.id != self.membership.worker.id]
+            giver = _giver(query)
+            for worker in workers:
+                if worker.number == giver:
+                    raise Elsewhere(worker.id)
+            if self._is_draining and workers and giver != self.number:
+                raise Elsewhere(secrets.choice(workers).id)
+
+
+def _giver(query: bytes) -> int:
+    """The number of the worker that gave the ticket in a query string; 0 where there is none, or it does not tell."""
+    _, _, rest = query.partition(TICKET)
+    number, dot, _ = rest.partition(b"&")[0].partition(b".")
+    try:
+        return int(number, 16) if dot else 0
+    except ValueError:
+        return 0

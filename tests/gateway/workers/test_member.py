@@ -1,0 +1,146 @@
+"""Workers that know of each other: what one sends on unseen, how it asks the others, by socket and by mailbox."""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import anyio
+import msgspec
+import pytest
+from harness.shared_memory import SharedMemoryDirectory
+from trunkline.gateway.workers import member as module
+from trunkline.gateway.workers.forwarding import HOPS
+from trunkline.gateway.workers.member import Answer, Member
+from trunkline.mux.directory import Worker
+from trunkline.mux.statistics import Statistics
+from trunkline.transports.asgi import Receive, Scope, Send, respond
+
+pytestmark = pytest.mark.anyio
+
+
+class House:
+    """Workers in one process, each of which answers its name and where it was asked."""
+
+    def __init__(self, path: Path) -> None:
+        self.directory = SharedMemoryDirectory()
+        self.path = path
+        self.hangs = False
+
+    async def joins(self, name: str, stack: AsyncExitStack, *, host: str = "") -> "Place":
+        """A worker begins; on a host of its own if that is named."""
+        runtime = self.path / name
+        runtime.mkdir()
+        member = Member(self.directory, runtime, Statistics(), on_lapse=lambda: None)
+        if host:
+            member.membership.worker = msgspec.structs.replace(member.membership.worker, host=host)
+        place = Place(name, member, self)
+        await stack.enter_async_context(member.running(place.app))
+        return place
+
+
+class Place:
+    """One of them, with its entrance."""
+
+    def __init__(self, name: str, member: Member, house: House) -> None:
+        self.member = member
+        self._name = name
+        self._house = house
+        self.app = member.entrance(self._answer)
+
+    async def get(self, path: str, query: str = "", **scope: Any) -> str:
+        """Who answers a GET."""
+        sent: list[Mapping[str, Any]] = []
+
+        async def receive() -> Mapping[str, Any]:
+            if not sent:
+                return {"type": "http.request", "body": b"", "more_body": False}
+            await anyio.sleep_forever()
+            raise AssertionError
+
+        async def send(message: Mapping[str, Any]) -> None:
+            sent.append(message)
+
+        whole = {"type": "http", "method": "GET", "path": path, "query_string": query.encode(), "headers": [], **scope}
+        with anyio.fail_after(10):
+            await self.app(whole, receive, send)  # type: ignore[arg-type]
+        return b"".join(message.get("body", b"") for message in sent).decode()
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._house.hangs and scope.get(HOPS):
+            await anyio.sleep_forever()
+        await respond(send, 200, [], f"{self._name}?{scope['query_string'].decode()}".encode())
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> House:
+    return House(tmp_path)
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as made:
+        yield made
+
+
+@pytest.fixture(params=["", "elsewhere"])
+def host(request: pytest.FixtureRequest) -> str:
+    """Of the second worker: the same as the first one's, or another."""
+    found: str = request.param
+    return found
+
+
+async def test_what_is_for_anybody_is_served_here(house: House, stack: AsyncExitStack) -> None:
+    a, _ = await house.joins("a", stack), await house.joins("b", stack)
+    assert await a.get("/servers/x/mcp") == "a?"
+
+
+async def test_a_ticket_goes_to_the_worker_that_gave_it(house: House, stack: AsyncExitStack, host: str) -> None:
+    a, b = await house.joins("a", stack), await house.joins("b", stack, host=host)
+    query = f"x=1&ticket={b.member.number:x}.abc"
+    assert await a.get("/servers/x/ws", query) == f"b?{query}"
+    assert await b.get("/servers/x/ws", query) == f"b?{query}"
+    assert await a.get("/elsewhere", query) == f"a?{query}"
+
+
+@pytest.mark.parametrize("ticket", ["7f.abc", "abc", "zz.abc", "", "."])
+async def test_a_ticket_of_nobody_who_lives_is_judged_here(house: House, stack: AsyncExitStack, ticket: str) -> None:
+    a, _ = await house.joins("a", stack), await house.joins("b", stack)
+    assert (await a.get("/servers/x/ws", f"ticket={ticket}")).startswith("a?")
+
+
+async def test_without_the_directory_a_ticket_is_judged_here(house: House, stack: AsyncExitStack) -> None:
+    a, b = await house.joins("a", stack), await house.joins("b", stack)
+    house.directory.is_away = True
+    assert (await a.get("/servers/x/ws", f"ticket={b.member.number:x}.abc")).startswith("a?")
+
+
+async def test_g8_a_worker_that_drains_serves_nobody_who_comes(house: House, stack: AsyncExitStack, host: str) -> None:
+    a = await house.joins("a", stack)
+    assert await a.member.drain(0)
+    assert await a.get("/servers/x/mcp") == "a?", "nobody else is there"
+    await house.joins("b", stack, host=host)
+    assert await a.get("/servers/x/mcp") == "b?"
+    assert await a.get("/servers/x/mcp", **{HOPS: 1}) == "a?", "the other one has found that it is held here"
+    assert await a.get("/readyz") == "a?"
+
+
+async def test_the_others_are_asked_in_the_order_of_their_numbers(house: House, stack: AsyncExitStack) -> None:
+    a = await house.joins("a", stack)
+    await house.joins("b", stack, host="elsewhere")
+    await house.joins("c", stack)
+    scope: Scope = {"type": "http", "method": "GET", "path": "/api/sessions", "query_string": b"", "headers": []}
+    assert await a.member.ask_others(scope, b"q=1") == [Answer(2, 200, b"b?q=1"), Answer(3, 200, b"c?q=1")]
+    assert await a.member.ask_others({**scope, HOPS: 1}, b"") == []
+
+
+async def test_who_does_not_answer_is_told_apart(
+    house: House, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = await house.joins("a", stack)
+    await house.joins("b", stack)
+    gone = await house.directory.enroll(Worker("gone", a.member.membership.worker.host, "/nowhere"))
+    monkeypatch.setattr(module, "ANSWER_SECONDS", 0.1)
+    house.hangs = True
+    scope: Scope = {"type": "http", "method": "GET", "path": "/api/sessions", "query_string": b"", "headers": []}
+    assert await a.member.ask_others(scope, b"") == [Answer(2), Answer(gone.number)]
