@@ -44,7 +44,7 @@ class Conversation:
             return
         if not isinstance(message, Mapping) or not isinstance(message.get("method"), str):
             if not (isinstance(message, Mapping) and ("result" in message or "error" in message)):
-                await self._answer(failure(None, INVALID_REQUEST, "not a JSON-RPC message"))
+                await self._say(failure(None, INVALID_REQUEST, "not a JSON-RPC message"))
         elif "id" not in message:
             self._notified(message, sent_by)
         else:
@@ -61,11 +61,11 @@ class Conversation:
     async def _asked(self, message: Mapping[str, Any], sent_by: Incoming) -> None:
         name = json.dumps(message["id"])
         if name in self._calls:
-            await self._answer(failure(message["id"], INVALID_REQUEST, "a request with this id is in flight here"))
+            await self._say(failure(message["id"], INVALID_REQUEST, "a request with this id is in flight here"))
         elif len(self._calls) >= self._max_inflight:
             refusal = failure(message["id"], OVERLOADED, "too many calls in flight in this session")
             refusal["error"]["data"] = {"limit": "max_inflight_per_workflow"}
-            await self._answer(refusal)
+            await self._say(refusal)
         else:
             task = asyncio.create_task(self._call(message, sent_by))
             self._calls[name] = task
@@ -89,8 +89,11 @@ class Conversation:
             logger.exception("a call failed inside the gateway")
             answer = failure(message["id"], INTERNAL_ERROR, f"internal error: {type(error).__name__}")
         assert answer is not None, "a request is answered"
+        await self._say(answer)
+
+    async def _say(self, message: dict[str, Any]) -> None:
         try:
-            await self._answer(answer)
+            await self._answer(message)
         except RuntimeError:
             logger.debug("an answer came when its client had left")
 

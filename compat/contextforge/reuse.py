@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,7 @@ from msgspec import Raw
 from ...mux import envelope as wire_format
 from ...mux.directory.memory import MemoryDirectory
 from ...mux.envelope import Envelope
-from ...mux.errors import Overloaded, TrunklineError
+from ...mux.errors import Overloaded, SessionLost, TrunklineError
 from ...mux.limits import MAX_BODY_BYTES, MAX_EVENT_BYTES
 from ...mux.lines import Upstream
 from ...mux.pool import Arrival, Pool
@@ -32,6 +32,9 @@ logger = logging.getLogger(__name__)
 
 REFRESH_SECONDS: Final = 2.0
 """How often the records of servers in use are looked at, beside the calls."""
+
+UNUSED_SECONDS: Final = 60.0
+"""Where there is no room, a session that no call has used for so long gives way."""
 
 NOT_FORWARDED: Final = frozenset(
     {"accept", "connection", "content-length", "content-type", "host", "mcp-protocol-version", "transfer-encoding"}
@@ -145,7 +148,12 @@ class Reuse:
             held.reader.on_wake = partial(self._read, held.reader, gateway_id, url, session)
         held.used = self.pool.now()
         opening_headers.set(headers)
-        return Lease(held.workflow, headers, partial(self._note, gateway_id, url, session))
+        return Lease(
+            held.workflow,
+            headers,
+            hear=partial(self._note, gateway_id, url, session),
+            renew=partial(self.lease, asked, gateway_id, url, headers, handshake),
+        )
 
     async def end(self, session: str) -> None:
         """The client's session is over: what was open for it is ended."""
@@ -157,6 +165,16 @@ class Reuse:
     async def _end(self, held: _Held, cause: str) -> None:
         held.reader.close()
         await self.pool.end(held.workflow, cause)
+
+    async def _give_way(self, principal: Principal) -> None:
+        """End the session that was unused for longest: one of this user's, else of anybody's. None in use is ended."""
+        due = self.pool.now() - UNUSED_SECONDS
+        unused = [(name, held) for name, held in self._held.items() if held.used <= due and not held.workflow.inflight]
+        own = [entry for entry in unused if entry[0][0] == principal]
+        if own or unused:
+            name, held = min(own or unused, key=lambda entry: entry[1].used)
+            del self._held[name]
+            await self._end(held, "evicted")
 
     def _read(self, reader: Reader, gateway_id: str, url: str, session: str) -> None:
         """Take what the server says in no call's course; without it, the log would fill."""
@@ -174,7 +192,11 @@ class Reuse:
         message = wire_format.parse(wire_format.request("initialize", handshake, b"0"), limit=MAX_BODY_BYTES)
         key = f"{upstream.generation}:{session}"
         try:
-            begun = await self.pool.begin(principal, server, message, Arrival(key=key))
+            try:
+                begun = await self.pool.begin(principal, server, message, Arrival(key=key))
+            except Overloaded:
+                await self._give_way(principal)
+                begun = await self.pool.begin(principal, server, message, Arrival(key=key))
         except Overloaded as error:
             logger.warning("no more sessions are kept: %s", error.message)
             self.statistics.count("pool_requests", server, "bypass")
@@ -238,10 +260,18 @@ class Reuse:
 class Lease:
     """One call's use of an upstream session."""
 
-    def __init__(self, workflow: Workflow, headers: Headers, hear: Callable[[bytes], None]) -> None:
+    def __init__(
+        self,
+        workflow: Workflow,
+        headers: Headers,
+        *,
+        hear: Callable[[bytes], None],
+        renew: Callable[[], Awaitable["Lease"]],
+    ) -> None:
         self.workflow = workflow
         self._headers = headers
         self._hear = hear
+        self._renew = renew
 
     @property
     def initialize_result(self) -> Any:
@@ -251,8 +281,20 @@ class Lease:
     async def request(self, method: str, params: Any) -> dict[str, Any]:
         """Send one request and return the response, an object with `result` or `error`.
 
-        Where the caller is cancelled, the server is told (rule E12).
+        Where the server has forgotten the session and the request surely did not run, it is sent once more in a new
+        one, as the old path would do. Where the caller is cancelled, the server is told (rule E12).
+
+        Raises:
+            TrunklineError: a new session was needed, and could not be opened.
         """
+        response = await self._ask(method, params)
+        if _is_surely_not_run(response):
+            with suppress(OldPath):
+                self.workflow = (await self._renew()).workflow
+                response = await self._ask(method, params)
+        return response
+
+    async def _ask(self, method: str, params: Any) -> dict[str, Any]:
         number = b"%d" % next(_IDS)
         members = {"jsonrpc": Raw(b'"2.0"'), "id": Raw(number), "method": wire_format.encoded(method)}
         if params is not None:
@@ -276,6 +318,11 @@ class Lease:
         params = {"requestId": Raw(id), "reason": "the caller has given up"}
         text = wire_format.notification("notifications/cancelled", params)
         self.workflow.notify(wire_format.parse(text, limit=MAX_BODY_BYTES), self._headers)
+
+
+def _is_surely_not_run(response: dict[str, Any]) -> bool:
+    error = response.get("error") or {}
+    return error.get("code") == SessionLost.code and (error.get("data") or {}).get("executed") == "no"
 
 
 class _Waiting:

@@ -55,19 +55,21 @@ class ContextForgeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
     request_timeout: float = 300.0
     """A call without answer or progress for this long is cancelled; ContextForge's own time-outs hold beside it."""
     max_workflows: int = 10_000
+    """Client sessions with an upstream session, in one worker. Over it, calls go the gateway's own way."""
+    max_workflows_per_user: int = 1_000
     max_sessions_per_user: int = 16
     """Upstream sessions of one user with one server under `user`; more are opened only when the first is full."""
     max_inflight: int = 64
     """Calls of one client session that wait for an answer; over it they are refused with -31003."""
 
     def pooling(self, reuse: Reuse) -> Pooling:
-        """The limits of one server. ContextForge has no cap on a user's sessions, so none is added."""
+        """The limits of one server."""
         return Pooling(
             reuse=reuse,
             idle_timeout=self.idle_timeout,
             request_timeout=self.request_timeout,
             max_workflows=self.max_workflows,
-            max_workflows_per_user=self.max_workflows,
+            max_workflows_per_user=self.max_workflows_per_user,
             max_workflows_per_tenant=self.max_workflows,
             max_channels_per_user=self.max_sessions_per_user,
             max_inflight_per_workflow=self.max_inflight,
@@ -99,6 +101,7 @@ def read_settings(environ: Mapping[str, str], **options: object) -> ContextForge
         idle_timeout=("TRUNKLINE_IDLE_TIMEOUT", _POOL + "IDLE_EVICTION", _POOL + "TTL", "SESSION_TTL"),
         request_timeout=("TRUNKLINE_REQUEST_TIMEOUT",),
         max_workflows=("TRUNKLINE_MAX_WORKFLOWS",),
+        max_workflows_per_user=("TRUNKLINE_MAX_WORKFLOWS_PER_USER",),
         max_sessions_per_user=("TRUNKLINE_MAX_SESSIONS_PER_USER", _POOL + "MAX_PER_KEY"),
         max_inflight=("TRUNKLINE_MAX_INFLIGHT",),
     )

@@ -32,6 +32,8 @@ def test_nothing_set_is_one_upstream_session_for_each_session_of_a_client() -> N
         ({"MCP_SESSION_POOL_IDLE_EVICTION": "40", "MCP_SESSION_POOL_TTL": "50"}, "idle_timeout", 40.0),
         ({"MCP_SESSION_POOL_MAX_PER_KEY": "3"}, "max_sessions_per_user", 3),
         ({"TRUNKLINE_MAX_INFLIGHT": "5"}, "max_inflight", 5),
+        ({"TRUNKLINE_MAX_WORKFLOWS": "6"}, "max_workflows", 6),
+        ({"TRUNKLINE_MAX_WORKFLOWS_PER_USER": "7"}, "max_workflows_per_user", 7),
         ({"TRUNKLINE_REQUEST_TIMEOUT": "7.5"}, "request_timeout", 7.5),
     ],
 )
