@@ -13,7 +13,7 @@ export TRUNKLINE_CHROMIUM ?= /usr/bin/chromium
 export TRUNKLINE_CF09_PYTHON ?= $(CURDIR)/.venv-cf09/bin/python
 export TRUNKLINE_CF10_PYTHON ?= $(CURDIR)/.venv-cf10/bin/python
 
-.PHONY: run test test-full check coverage bench clean peers browser contextforge test-contextforge
+.PHONY: run test test-full check coverage bench clean peers browser servers contextforge test-contextforge
 
 run: $(VENV)/.installed
 	$(BIN)/trunkline serve
@@ -66,8 +66,9 @@ $(VENV)/.bench: $(VENV)/.installed
 .types/trunkline:
 	mkdir -p .types && ln -sfn .. $@
 
-# What the tests meet: both lines of the Python SDK, the TypeScript SDK, the conformance suite and its server, a browser.
-peers: .venv-sdk1/.installed .node/.installed .peers/.installed browser
+# What the tests meet: both lines of the Python SDK, the TypeScript SDK, the conformance suite and its server, a browser,
+# redis and PostgreSQL.
+peers: .venv-sdk1/.installed .node/.installed .peers/.installed browser servers
 
 # Debian's package; elsewhere TRUNKLINE_CHROMIUM names one.
 browser:
@@ -76,6 +77,15 @@ browser:
 	   apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends chromium; \
 	 elif [ -n "$$CI" ]; then echo "$(TRUNKLINE_CHROMIUM) is missing" >&2; exit 1; \
 	 else echo "$(TRUNKLINE_CHROMIUM) is missing: the tests in a browser will be skipped"; fi
+
+# Debian's packages. The tests start servers of their own: those that the packages would start are kept from it.
+servers:
+	@if command -v redis-server >/dev/null && ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then :; \
+	 elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	   apt-get update -q && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends \
+	     redis-server postgresql; \
+	 elif [ -n "$$CI" ]; then echo "redis-server or PostgreSQL is missing" >&2; exit 1; \
+	 else echo "redis-server or PostgreSQL is missing: the tests of shared directories with them will be skipped"; fi
 
 # ContextForge with trunkline beside it, which this proves to be possible: 0.9.0 with the lowest that it admits itself.
 contextforge: .venv-cf09/.installed .venv-cf10/.installed

@@ -24,6 +24,12 @@ ID_BLOCK: Final = 1024
 SHARED: Final = "shared:"
 """How the names of sessions begin that workflows share."""
 
+WATCH_BUFFER: Final = 1024
+"""Changes that are kept for a slow watcher; beyond that they give way to one word, that everything may have changed."""
+
+MAILBOX_FRAMES: Final = 256
+"""Frames that are kept for a worker that does not read its mailbox; beyond that they give way to an empty one."""
+
 LEASE_SECONDS: Final = 1.5
 """How long a worker counts as alive after its last heartbeat was sent: so long its channels are its own."""
 

@@ -1,23 +1,20 @@
 """The directory of one process: dictionaries. It ends with the process, and serves one worker."""
 
 import time
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from typing import Final
 
-import anyio
 import msgspec
 
 from ..principal import Principal
 from ..record import WorkflowRecord
-from . import ID_BLOCK, SHARED, Claimed
+from . import ID_BLOCK, SHARED, WATCH_BUFFER, Claimed
+from .feed import Feed
 
 REMEMBERED_KEYS: Final = 10_000
 """Keys of ended workflows that are remembered, so that their return is told as `reset`; the oldest is forgotten."""
-
-WATCH_BUFFER: Final = 1024
-"""Changes that are kept for a slow watcher; beyond that they give way to one word, that everything may have changed."""
 
 _Key = tuple[Principal, str, str]
 
@@ -33,7 +30,7 @@ class MemoryDirectory:
         self._by_key: dict[_Key, str] = {}
         self._ended: OrderedDict[_Key, None] = OrderedDict()
         self._next_id: dict[str, int] = {}
-        self._watchers: set[_Watcher] = set()
+        self._watchers: set[Feed[str]] = set()
 
     async def claim(self, record: WorkflowRecord) -> Claimed:
         """See `Directory.claim`."""
@@ -114,7 +111,7 @@ class MemoryDirectory:
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[AsyncIterator[str]]:
         """See `Directory.watch`."""
-        watcher = _Watcher()
+        watcher = Feed(WATCH_BUFFER, "")
         self._watchers.add(watcher)
         try:
             yield watcher
@@ -124,30 +121,6 @@ class MemoryDirectory:
     def _tell(self, session_id: str) -> None:
         for watcher in self._watchers:
             watcher.tell(session_id)
-
-
-class _Watcher:
-    """The changes that one watcher has not heard yet. Bounded: when it is full, "" stands for all that it held."""
-
-    def __init__(self) -> None:
-        self._changes: deque[str] = deque()
-        self._news = anyio.Event()
-
-    def tell(self, session_id: str) -> None:
-        if len(self._changes) == WATCH_BUFFER:
-            self._changes.clear()
-            session_id = ""
-        self._changes.append(session_id)
-        self._news.set()
-
-    def __aiter__(self) -> AsyncIterator[str]:
-        return self
-
-    async def __anext__(self) -> str:
-        while not self._changes:
-            self._news = anyio.Event()
-            await self._news.wait()
-        return self._changes.popleft()
 
 
 def _key_of(record: WorkflowRecord) -> _Key | None:

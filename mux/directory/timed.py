@@ -1,13 +1,14 @@
 """A directory that tells how long each of its operations takes, in front of any backend."""
 
 import time
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 
+from ..limits import EventLogLimits
 from ..principal import Principal
 from ..record import WorkflowRecord
 from ..statistics import Statistics
-from . import Claimed, Directory
+from . import Claimed, Directory, Entry, SharedDirectory, Worker
 
 
 class TimedDirectory:
@@ -73,3 +74,61 @@ class TimedDirectory:
             yield
         finally:
             self._statistics.observe("directory_seconds", time.perf_counter() - started, op)
+
+
+class TimedSharedDirectory(TimedDirectory):
+    """Implements `SharedDirectory`; counts seconds as `TimedDirectory` does."""
+
+    _inner: SharedDirectory
+
+    def __init__(self, inner: SharedDirectory, statistics: Statistics) -> None:
+        super().__init__(inner, statistics)
+
+    async def append(self, session_id: str, entries: Sequence[Entry], keep: EventLogLimits) -> None:
+        """See `Logs.append`."""
+        with self._timing("append"):
+            await self._inner.append(session_id, entries, keep)
+
+    async def read(self, session_id: str) -> list[Entry]:
+        """See `Logs.read`."""
+        with self._timing("read"):
+            return await self._inner.read(session_id)
+
+    async def enroll(self, worker: Worker) -> Worker:
+        """See `Workers.enroll`."""
+        with self._timing("enroll"):
+            return await self._inner.enroll(worker)
+
+    async def beat(self, worker: Worker) -> bool:
+        """See `Workers.beat`."""
+        with self._timing("beat"):
+            return await self._inner.beat(worker)
+
+    async def retire(self, worker: Worker) -> None:
+        """See `Workers.retire`."""
+        with self._timing("retire"):
+            await self._inner.retire(worker)
+
+    async def worker(self, id: str) -> Worker | None:
+        """See `Workers.worker`."""
+        with self._timing("worker"):
+            return await self._inner.worker(id)
+
+    async def workers(self) -> list[Worker]:
+        """See `Workers.workers`."""
+        with self._timing("workers"):
+            return await self._inner.workers()
+
+    async def settle(self, name: str, worker: Worker) -> str:
+        """See `Workers.settle`."""
+        with self._timing("settle"):
+            return await self._inner.settle(name, worker)
+
+    async def send(self, worker: str, frame: bytes) -> bool:
+        """See `Workers.send`."""
+        with self._timing("send"):
+            return await self._inner.send(worker, frame)
+
+    def mailbox(self, worker: Worker) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """See `Workers.mailbox`; not timed, since it lasts."""
+        return self._inner.mailbox(worker)

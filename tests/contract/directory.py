@@ -13,7 +13,7 @@ from typing import Final
 
 import anyio
 import msgspec
-from trunkline.mux.directory import Claimed, Directory
+from trunkline.mux.directory import SHARED, Claimed, Directory
 from trunkline.mux.principal import ANONYMOUS, Principal
 from trunkline.mux.record import Handshake, WorkflowRecord, new_session_id
 
@@ -106,13 +106,13 @@ async def without_a_key_nothing_is_joined(directory: Directory) -> None:
     assert await directory.get(second.session_id) == second
 
 
-async def of_many_claims_at_once_one_wins(directory: Directory) -> None:
+async def of_many_claimsat_once_one_wins(directory: Directory) -> None:
     outcomes: list[Claimed] = []
 
     async def claim() -> None:
         outcomes.append(await directory.claim(record("chat")))
 
-    await _at_once([claim] * 20)
+    await at_once([claim] * 20)
     assert sorted(outcome.state for outcome in outcomes) == ["created", *["resumed"] * 19]
     assert len({outcome.record.session_id for outcome in outcomes}) == 1
 
@@ -139,7 +139,7 @@ async def a_change_names_the_epoch_that_it_changes(directory: Directory) -> None
     assert await directory.find(ALICE, "x", "chat") == third
 
 
-async def of_many_changes_at_once_one_wins(directory: Directory) -> None:
+async def of_many_changesat_once_one_wins(directory: Directory) -> None:
     mine = record()
     await directory.claim(mine)
     outcomes: list[WorkflowRecord | None] = []
@@ -147,7 +147,7 @@ async def of_many_changes_at_once_one_wins(directory: Directory) -> None:
     async def change(n: int) -> None:
         outcomes.append(await directory.replace(changed(mine, b'{"n":%d}' % n)))
 
-    await _at_once([lambda n=n: change(n) for n in range(20)])
+    await at_once([lambda n=n: change(n) for n in range(20)])
     won = [outcome for outcome in outcomes if outcome is not None]
     assert len(won) == 1
     assert await directory.get(mine.session_id) == won[0]
@@ -164,7 +164,7 @@ async def no_change_is_lost_among_those_that_try_again(directory: Directory) -> 
             if await directory.replace(msgspec.structs.replace(stored, result=b"%d" % (int(stored.result) + 1))):
                 return
 
-    await _at_once([add_one] * 12)
+    await at_once([add_one] * 12)
     stored = await directory.get(mine.session_id)
     assert stored is not None
     assert (stored.result, stored.epoch) == (b"12", 12)
@@ -206,7 +206,7 @@ async def id_blocks_never_overlap_and_begin_small(directory: Directory) -> None:
     await draw()
     assert blocks[0].start == 1, "some servers parse 32 bits"
     assert blocks[0].step == 1
-    await _at_once([draw] * 10)
+    await at_once([draw] * 10)
     await directory.replace(changed(mine))
     await draw()
     blocks.sort(key=lambda block: block.start)
@@ -279,6 +279,87 @@ async def a_watcher_that_falls_behind_is_told(directory: Directory) -> None:
             pass
 
 
+async def event_ids_lead_to_their_record(directory: Directory) -> None:
+    mine = record("chat")
+    assert await directory.at(mine.event_token) is None
+    await directory.claim(mine)
+    assert await directory.at(mine.event_token) == mine
+    stored = await directory.replace(changed(mine))
+    assert stored is not None
+    assert await directory.at(mine.event_token) == stored
+    for other in (mine.session_id, mine.handle, "", "{}", "}\x00{", "ü" * 1000):
+        assert await directory.at(other) is None
+    assert await directory.remove(stored)
+    assert await directory.at(mine.event_token) is None
+
+
+async def use_is_told_by_its_age(directory: Directory) -> None:
+    mine, other = record("chat"), record()
+    assert await directory.untouched(mine.session_id) is None
+    await directory.claim(mine)
+    await directory.claim(other)
+
+    async def grows_old() -> None:
+        while True:
+            age = await directory.untouched(mine.session_id)
+            assert age is not None
+            if age >= 0.3:
+                return
+            await anyio.sleep(0.01)
+
+    async def is_young() -> None:
+        age, old = await directory.untouched(mine.session_id), await directory.untouched(other.session_id)
+        assert age is not None
+        assert old is not None
+        assert 0 <= age < old, "one was used, not the other"
+
+    await grows_old()
+    await directory.touch([mine.session_id, "unknown", "", "{}"])
+    await is_young()
+    await grows_old()
+    stored = await directory.replace(changed(mine))
+    await is_young()
+    await directory.touch([])
+    assert stored is not None
+    assert await directory.find(ALICE, "x", "chat") == stored, "use changes nothing else"
+    assert await directory.remove(stored)
+    assert await directory.untouched(mine.session_id) is None
+
+
+async def shared_sessions_draw_ids_of_their_own(directory: Directory) -> None:
+    blocks: list[range] = []
+
+    async def draw() -> None:
+        blocks.append(await directory.draw_ids(f"{SHARED}a{{b}}\x00ü"))
+
+    await at_once([draw] * 8)
+    blocks.sort(key=lambda block: block.start)
+    assert blocks[0].start == 1
+    assert all(left.stop <= right.start for left, right in pairwise(blocks))
+    assert (await directory.draw_ids(f"{SHARED}other")).start == 1
+
+
+async def hostile_names_are_names(directory: Directory) -> None:
+    hostile = ("{}", "}{", "a\x00b", "a\r\nb", "*", "'; --", "\u202e", "%s", "trunkline1:{x}:key", "k" * 5000, "")
+    for name in hostile:
+        mine = record(name, principal=Principal(name, name, name), server=name)
+        assert await directory.claim(mine) == Claimed(mine, "created"), name
+        assert await directory.find(mine.principal, name, name) == mine
+        assert await directory.find(ALICE, name, name) is None
+        assert await directory.get(name) is None
+    for name in hostile:
+        found = await directory.find(Principal(name, name, name), name, name)
+        assert found is not None
+        assert await directory.remove(found)
+
+
+async def large_records_are_kept(directory: Directory) -> None:
+    mine = record("chat")
+    await directory.claim(mine)
+    stored = await directory.replace(changed(mine, bytes(range(256)) * 8192))
+    assert await directory.get(mine.session_id) == stored
+
+
 CHECKS: Final[Sequence[Check]] = (
     claim_stores_what_it_was_given,
     a_record_comes_back_in_every_field,
@@ -286,10 +367,10 @@ CHECKS: Final[Sequence[Check]] = (
     a_key_that_named_a_record_is_reset,
     a_key_names_nothing_outside_its_principal_and_server,
     without_a_key_nothing_is_joined,
-    of_many_claims_at_once_one_wins,
+    of_many_claimsat_once_one_wins,
     unknown_names_find_nothing,
     a_change_names_the_epoch_that_it_changes,
-    of_many_changes_at_once_one_wins,
+    of_many_changesat_once_one_wins,
     no_change_is_lost_among_those_that_try_again,
     remove_names_the_epoch_that_it_removes,
     remove_leaves_the_successor_alone,
@@ -298,7 +379,55 @@ CHECKS: Final[Sequence[Check]] = (
     watch_hears_changes_from_entering_on,
     every_watcher_hears,
     a_watcher_that_falls_behind_is_told,
+    event_ids_lead_to_their_record,
+    use_is_told_by_its_age,
+    shared_sessions_draw_ids_of_their_own,
+    hostile_names_are_names,
+    large_records_are_kept,
 )
+
+
+async def records_live_for_their_lifetime(directory: Directory) -> None:
+    short = msgspec.structs.replace(record("chat"), lifetime=0.6)
+    used = msgspec.structs.replace(record("used"), lifetime=0.6)
+    for one in (short, used):
+        await directory.claim(one)
+    with anyio.fail_after(PATIENCE):
+        while await directory.get(short.session_id) is not None:
+            await directory.touch([used.session_id])
+            await anyio.sleep(0.02)
+    assert await directory.at(short.event_token) is None
+    assert await directory.find(ALICE, "x", "chat") is None
+    assert await directory.untouched(short.session_id) is None
+    assert await directory.replace(short) is None, "a change must not bring it back"
+    assert await directory.remove(short) is False
+    await directory.touch([short.session_id])
+    assert await directory.get(short.session_id) is None
+    assert await directory.find(ALICE, "x", "used") == used, "it was touched"
+    try:
+        await directory.draw_ids(short.session_id)
+    except KeyError:
+        pass
+    else:
+        raise AssertionError("ids were drawn for no session")
+    again = record("chat")
+    assert await directory.claim(again) == Claimed(again, "reset")
+
+
+async def a_lifetime_can_be_changed(directory: Directory) -> None:
+    mine = msgspec.structs.replace(record("chat"), lifetime=0.6)
+    await directory.claim(mine)
+    longer = await directory.replace(msgspec.structs.replace(mine, lifetime=3600.0))
+    assert longer is not None
+    shorter = await directory.replace(msgspec.structs.replace(longer, lifetime=0.2))
+    assert shorter is not None
+    with anyio.fail_after(PATIENCE):
+        while await directory.get(mine.session_id) is not None:  # noqa: ASYNC110 - nobody tells of it
+            await anyio.sleep(0.02)
+
+
+EXPIRY_CHECKS: Final[Sequence[Check]] = (records_live_for_their_lifetime, a_lifetime_can_be_changed)
+"""For directories that forget."""
 
 
 async def check_directory(maker: Maker) -> None:
@@ -323,7 +452,7 @@ async def _heard(changes: AsyncIterator[str]) -> str:
         return await anext(changes)
 
 
-async def _at_once(works: Sequence[Callable[[], Awaitable[None]]]) -> None:
+async def at_once(works: Sequence[Callable[[], Awaitable[None]]]) -> None:
     async with anyio.create_task_group() as tasks:
         for work in works:
             tasks.start_soon(work)

@@ -1,0 +1,53 @@
+"""The one place that opens a directory by its settings."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final, Literal
+
+from ..errors import DirectoryUnavailable
+from . import SharedDirectory
+
+Backend = Literal["redis", "database"]
+
+PACKAGES: Final = {"redis": "trunkline", "database": "'trunkline[database]'"}
+
+
+class DirectoryNotOpened(Exception):
+    """The directory of the settings cannot be used; the message says why, without the URL's password."""
+
+
+@asynccontextmanager
+async def open_directory(backend: Backend, url: str) -> AsyncIterator[SharedDirectory]:
+    """The directory that several workers share, from entering the context on.
+
+    Raises:
+        DirectoryNotOpened: a package is missing, the URL is not valid, or nothing answers there.
+    """
+    async with AsyncExitStack() as stack:
+        try:
+            directory = await stack.enter_async_context(_opened(backend, url))
+        except ImportError as missing:
+            reason = f"the package {missing.name} is missing: pip install {PACKAGES[backend]}"
+            raise DirectoryNotOpened(f"directory.backend {backend}: {reason}") from None
+        except ValueError as error:
+            raise DirectoryNotOpened(f"directory.url: {error}") from None
+        except DirectoryUnavailable as error:
+            raise DirectoryNotOpened(f"directory.url: {error.message}, at {place(url)}") from None
+        yield directory
+
+
+@asynccontextmanager
+async def _opened(backend: Backend, url: str) -> AsyncIterator[SharedDirectory]:
+    if backend != "redis":
+        raise ValueError(f"there is no directory {backend} in this version")
+    from .redis import open_redis
+
+    async with open_redis(url) as directory:
+        yield directory
+
+
+def place(url: str) -> str:
+    """A URL without what may be secret: user, password and options."""
+    scheme, separator, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}".partition("?")[0]

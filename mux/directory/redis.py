@@ -1,0 +1,363 @@
+"""The directory in a redis (6.2 or newer, or Valkey) that several workers and hosts share.
+
+What belongs to one workflow lies in one slot, `{its event token}`: the record and its event log. What a key names lies
+in a slot of its own, as a pointer to a token: a record is stored before a pointer names it, and a pointer outlives its
+record, so that a pointer to nothing means an ended workflow, whoever failed between the two steps. One claim moves a
+pointer; the loser removes the record that it had stored.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Final, TypeVar
+
+import anyio
+import msgspec
+import redis
+from redis.exceptions import NoScriptError
+
+from ..errors import DirectoryUnavailable
+from ..limits import EventLogLimits
+from ..principal import Principal
+from ..record import WorkflowRecord
+from . import ID_BLOCK, LEASE_SECONDS, MAILBOX_FRAMES, SHARED, WATCH_BUFFER, Claimed, Entry, Worker, redis_scripts
+from .background import beside
+from .feed import Feed
+from .names import key_digest, key_digest_of, name_digest, token_of
+from .redis_listener import BROKEN, Listener
+from .redis_scripts import Script
+from .redis_server import Server, parse_address
+
+PREFIX: Final = "trunkline1:"
+"""How all keys begin; the number is that of their layout."""
+
+CHANGES: Final = f"{PREFIX}changes"
+"""The channel of changed and removed records: their session ids."""
+
+WORKERS: Final = f"{PREFIX}{{workers}}:"
+OPERATION_SECONDS: Final = 2.5
+"""For how long one operation is tried, with its wait for a connection."""
+
+MAX_CONCURRENCY: Final = 32
+KEY_MEMORY_SECONDS: Final = 6 * 3600
+"""For how long it is known that a key named a workflow which has ended."""
+
+SHARED_SECONDS: Final = 86400
+SETTLED_SECONDS: Final = 30 * 86400
+"""For how long a name that nobody settles keeps its home."""
+
+Result = TypeVar("Result")
+
+_encode = msgspec.msgpack.Encoder().encode
+_record_decoder = msgspec.msgpack.Decoder(WorkflowRecord)
+_entry_decoder = msgspec.msgpack.Decoder(Entry)
+_worker_decoder = msgspec.msgpack.Decoder(Worker)
+
+
+@asynccontextmanager
+async def open_redis(url: str) -> AsyncIterator["RedisDirectory"]:
+    """The directory at a URL; see `redis_server` for its forms.
+
+    Raises:
+        ValueError: the URL is not one of them.
+        DirectoryUnavailable: no redis answers there.
+    """
+    server = Server(parse_address(url))
+    directory = RedisDirectory(server)
+    try:
+        await directory.ping()
+        async with beside(directory.listener.run):
+            yield directory
+    finally:
+        with anyio.move_on_after(OPERATION_SECONDS, shield=True):
+            await server.aclose()
+
+
+class RedisDirectory:
+    """Implements `SharedDirectory`."""
+
+    def __init__(self, server: Server) -> None:
+        self.listener = Listener(server)
+        self._server = server
+        self._client: Any = server.client
+        self._room = anyio.Semaphore(MAX_CONCURRENCY)
+
+    async def ping(self) -> None:
+        """Return if the server answers.
+
+        Raises:
+            DirectoryUnavailable: it does not.
+        """
+        await self._again(lambda: self._client.get(f"{WORKERS}number"))
+
+    # Records
+
+    async def claim(self, record: WorkflowRecord) -> Claimed:
+        """See `Directory.claim`."""
+        token, digest = record.event_token, key_digest_of(record)
+        pointer = _pointer(digest) if digest else ""
+        lifetime = _milliseconds(record.lifetime)
+        stored = [_encode(record), record.epoch, lifetime, pointer]
+        if not await self._run(redis_scripts.CREATE, [_record(token)], stored):
+            raise ValueError("a session id is drawn once")
+        if not pointer:
+            return Claimed(record, "created")
+        gone = ""
+        while True:
+            outcome = await self._pointed(pointer, token, gone, lifetime)
+            if outcome == b"created":
+                return Claimed(record, "created")
+            if outcome == b"reset":
+                return Claimed(record, "reset")
+            gone = outcome.decode()
+            standing = await self.at(gone)
+            if standing is not None:
+                await self._again(lambda: self._client.delete(_record(token)))
+                return Claimed(standing, "resumed")
+
+    async def _pointed(self, pointer: str, token: str, gone: str, lifetime: int) -> bytes:
+        ttl = lifetime + _milliseconds(KEY_MEMORY_SECONDS)
+        outcome: bytes = await self._run(redis_scripts.POINT, [pointer], [token, gone, ttl])
+        return outcome
+
+    async def get(self, session_id: str) -> WorkflowRecord | None:
+        """See `Directory.get`."""
+        return await self.at(token_of(session_id))
+
+    async def at(self, event_token: str) -> WorkflowRecord | None:
+        """See `Directory.at`."""
+        stored = await self._again(lambda: self._client.hget(_record(event_token), "record"))
+        return None if stored is None else _record_decoder.decode(stored)
+
+    async def find(self, principal: Principal, server: str, key: str) -> WorkflowRecord | None:
+        """See `Directory.find`."""
+        token = await self._again(lambda: self._client.get(_pointer(key_digest(principal, server, key))))
+        return None if token in (None, b"ended") else await self.at(token.decode())
+
+    async def replace(self, record: WorkflowRecord) -> WorkflowRecord | None:
+        """See `Directory.replace`."""
+        changed = msgspec.structs.replace(record, epoch=record.epoch + 1)
+        token, lifetime = record.event_token, _milliseconds(record.lifetime)
+        if record.key is not None:  # a pointer outlives its record, however long that is to live now
+            await self._extend({_pointer(key_digest_of(record)): lifetime})
+        arguments = [record.epoch, _encode(changed), changed.epoch, lifetime, CHANGES, record.session_id]
+        if await self._run(redis_scripts.REPLACE, [_record(token), _log(token)], arguments):
+            return changed
+        return None
+
+    async def remove(self, record: WorkflowRecord) -> bool:
+        """See `Directory.remove`."""
+        token = record.event_token
+        arguments = [record.epoch, CHANGES, record.session_id]
+        if not await self._run(redis_scripts.REMOVE, [_record(token), _log(token)], arguments):
+            return False
+        if record.key is not None:
+            ended = [token, _milliseconds(KEY_MEMORY_SECONDS)]
+            await self._run(redis_scripts.END, [_pointer(key_digest_of(record))], ended, again=True)
+        return True
+
+    async def touch(self, session_ids: Collection[str]) -> None:
+        """See `Directory.touch`."""
+        tokens = [token_of(session_id) for session_id in session_ids]
+        pointers: dict[str, int] = {}
+        for known in await self._run_all(redis_scripts.TOUCH, [[_record(token), _log(token)] for token in tokens]):
+            if known is not None and known[1]:
+                pointers[known[1].decode()] = int(known[0])
+        await self._extend(pointers)
+
+    async def _extend(self, pointers: dict[str, int]) -> None:
+        """Let pointers outlive records that live on for so many milliseconds."""
+        if not pointers:
+            return
+        memory = _milliseconds(KEY_MEMORY_SECONDS)
+
+        async def extend() -> None:
+            pipeline = self._client.pipeline(transaction=False)
+            for pointer, lifetime in pointers.items():
+                pipeline.pexpire(pointer, lifetime + memory)
+            await pipeline.execute()
+
+        await self._again(extend)
+
+    async def untouched(self, session_id: str) -> float | None:
+        """See `Directory.untouched`."""
+        passed = await self._run(redis_scripts.UNTOUCHED, [_record(token_of(session_id))], [], again=True)
+        return None if passed is None else max(0, passed) / 1000
+
+    async def draw_ids(self, name: str) -> range:
+        """See `Directory.draw_ids`."""
+        if name.startswith(SHARED):
+            counter = f"{PREFIX}{{{name_digest(name)}}}:ids"
+            arguments = [ID_BLOCK, _milliseconds(SHARED_SECONDS)]
+            last = await self._run(redis_scripts.DRAW_SHARED, [counter], arguments, again=True)
+            return range(last - ID_BLOCK + 1, last + 1)
+        following = await self._run(redis_scripts.DRAW, [_record(token_of(name))], [ID_BLOCK], again=True)
+        if following is None:
+            raise KeyError("no such session")
+        return range(following - ID_BLOCK, following)
+
+    @asynccontextmanager
+    async def watch(self) -> AsyncIterator[AsyncIterator[str]]:
+        """See `Directory.watch`."""
+        feed = Feed(WATCH_BUFFER, "")
+        async with self.listener.hearing(CHANGES.encode(), lambda told: feed.tell((told or b"").decode())):
+            yield feed
+
+    # Logs
+
+    async def append(self, session_id: str, entries: Sequence[Entry], keep: EventLogLimits) -> None:
+        """See `Logs.append`."""
+        if not entries:
+            return
+        arguments: list[Any] = [keep.events, keep.bytes]
+        for entry in entries:
+            arguments += len(entry.message), _encode(entry)
+        token = token_of(session_id)
+        await self._run(redis_scripts.APPEND, [_record(token), _log(token)], arguments)
+
+    async def read(self, session_id: str) -> list[Entry]:
+        """See `Logs.read`."""
+        kept = await self._again(lambda: self._client.execute_command("XRANGE", _log(token_of(session_id)), "-", "+"))
+        return [_entry_decoder.decode(packed) for _, fields in kept for packed in _values(fields)]
+
+    # Workers
+
+    async def enroll(self, worker: Worker) -> Worker:
+        """See `Workers.enroll`."""
+        number = await self._run(redis_scripts.ENROLL, [f"{WORKERS}number"], [], again=True)
+        enrolled = msgspec.structs.replace(worker, number=number)
+        await self.beat(enrolled)
+        return enrolled
+
+    async def beat(self, worker: Worker) -> bool:
+        """See `Workers.beat`.
+
+        Never tried again by itself: a second try would find the worker alive by the first.
+        """
+        arguments = [_encode(worker), _milliseconds(LEASE_SECONDS), worker.id]
+        return bool(await self._run(redis_scripts.BEAT, [_worker(worker.id), f"{WORKERS}ids"], arguments))
+
+    async def retire(self, worker: Worker) -> None:
+        """See `Workers.retire`."""
+        await self._run(redis_scripts.RETIRE, [_worker(worker.id), f"{WORKERS}ids"], [worker.id], again=True)
+
+    async def worker(self, id: str) -> Worker | None:
+        """See `Workers.worker`."""
+        packed = await self._again(lambda: self._client.get(_worker(id)))
+        return None if packed is None else _worker_decoder.decode(packed)
+
+    async def workers(self) -> list[Worker]:
+        """See `Workers.workers`."""
+        living = await self._run(redis_scripts.WORKERS, [f"{WORKERS}ids"], [_worker("")], again=True)
+        return sorted((_worker_decoder.decode(packed) for packed in living), key=lambda worker: worker.number)
+
+    async def settle(self, name: str, worker: Worker) -> str:
+        """See `Workers.settle`."""
+        key, dead = f"{PREFIX}{{{name_digest(name)}}}:home", ""
+        while True:
+            arguments = [worker.id, dead, _milliseconds(SETTLED_SECONDS)]
+            home = (await self._run(redis_scripts.SETTLE, [key], arguments, again=True)).decode()
+            if home == worker.id or await self.worker(home) is not None:
+                return str(home)
+            dead = home
+
+    async def send(self, worker: str, frame: bytes) -> bool:
+        """See `Workers.send`."""
+        hearers = await self._bounded(lambda: self._client.publish(_mailbox(worker), frame))
+        if hearers or not self._server.is_cluster:
+            return bool(hearers)
+        return await self.worker(worker) is not None  # a node of a cluster counts only its own hearers
+
+    @asynccontextmanager
+    async def mailbox(self, worker: Worker) -> AsyncIterator[AsyncIterator[bytes]]:
+        """See `Workers.mailbox`."""
+        feed = Feed(MAILBOX_FRAMES, b"")
+        async with self.listener.hearing(_mailbox(worker.id).encode(), lambda told: feed.tell(told or b"")):
+            yield feed
+
+    # Commands
+
+    async def _run(self, script: Script, keys: list[str], arguments: list[Any], *, again: bool = False) -> Any:
+        """Run a script; once more after a broken connection where that changes nothing (`again`)."""
+
+        async def evaluate() -> Any:
+            try:
+                return await self._client.execute_command("EVALSHA", script.sha, len(keys), *keys, *arguments)
+            except NoScriptError:
+                return await self._client.execute_command("EVAL", script.text, len(keys), *keys, *arguments)
+
+        return await (self._again(evaluate) if again else self._bounded(evaluate))
+
+    async def _run_all(self, script: Script, keys: Sequence[list[str]]) -> list[Any]:
+        """Run a script, which may be run twice, once for each of these keys."""
+        if not keys:
+            return []
+
+        async def evaluate() -> list[Any]:
+            pipeline = self._client.pipeline(transaction=False)
+            for each in keys:
+                pipeline.execute_command("EVALSHA", script.sha, len(each), *each)
+            return list(await pipeline.execute(raise_on_error=False))
+
+        outcomes = await self._again(evaluate)
+        for n, outcome in enumerate(outcomes):
+            if isinstance(outcome, NoScriptError):
+                outcomes[n] = await self._run(script, keys[n], [], again=True)
+            elif isinstance(outcome, Exception):
+                with _reaching():
+                    raise outcome
+        return list(outcomes)
+
+    async def _again(self, work: Callable[[], Awaitable[Result]]) -> Result:
+        """Do what may be done twice, a second time if the first one failed by its connection."""
+        try:
+            return await self._bounded(work)
+        except DirectoryUnavailable as failed:
+            if not isinstance(failed.__cause__, (redis.ConnectionError, OSError)):
+                raise
+        return await self._bounded(work)
+
+    async def _bounded(self, work: Callable[[], Awaitable[Result]]) -> Result:
+        with _reaching(), anyio.fail_after(OPERATION_SECONDS):
+            async with self._room:
+                return await work()
+
+
+@contextmanager
+def _reaching() -> Iterator[None]:
+    """Errors of redis and of the way to it become `DirectoryUnavailable`, without their text: it may hold secrets."""
+    try:
+        yield
+    except BROKEN as error:
+        word = str(error).partition(" ")[0]
+        is_code = isinstance(error, redis.ResponseError) and word.isascii() and word.isupper() and len(word) <= 16
+        why = f"{type(error).__name__} {word}" if is_code else type(error).__name__
+        raise DirectoryUnavailable(f"redis does not serve: {why}") from error
+
+
+def _milliseconds(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
+
+
+def _record(token: str) -> str:
+    return f"{PREFIX}{{{token}}}:record"
+
+
+def _log(token: str) -> str:
+    return f"{PREFIX}{{{token}}}:log"
+
+
+def _pointer(digest: str) -> str:
+    return f"{PREFIX}{{{digest}}}:key"
+
+
+def _worker(id: str) -> str:
+    return f"{WORKERS}worker:{id}"
+
+
+def _mailbox(id: str) -> str:
+    return f"{PREFIX}mailbox:{id}"
+
+
+def _values(fields: Any) -> Iterator[bytes]:
+    """The values of a stream's entry, whose one field is named for its size."""
+    return iter(fields.values() if isinstance(fields, dict) else fields[1::2])

@@ -1,0 +1,70 @@
+"""Every directory that workers share keeps the whole contract, on real servers."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import anyio
+import pytest
+from harness.backends import Backends
+from harness.shared_memory import SharedMemoryDirectory
+from trunkline.mux.directory import SharedDirectory
+from trunkline.mux.directory.timed import TimedSharedDirectory
+from trunkline.mux.statistics import Statistics
+
+from contract.directory import CHECKS, EXPIRY_CHECKS
+from contract.logs import LOG_CHECKS
+from contract.workers import WORKER_CHECKS
+
+pytestmark = pytest.mark.anyio
+
+Check = Callable[[SharedDirectory], Awaitable[None]]
+SHARED_CHECKS = (*LOG_CHECKS, *WORKER_CHECKS)
+ALL_CHECKS = (*CHECKS, *EXPIRY_CHECKS, *SHARED_CHECKS)
+SERVED = ("redis", "cluster", "sentinel")
+
+
+@asynccontextmanager
+async def in_memory() -> AsyncIterator[SharedDirectory]:
+    yield SharedMemoryDirectory()
+
+
+@asynccontextmanager
+async def timed() -> AsyncIterator[SharedDirectory]:
+    yield TimedSharedDirectory(SharedMemoryDirectory(), Statistics())
+
+
+@pytest.mark.parametrize("maker", [in_memory, timed], ids=lambda maker: maker.__name__)
+@pytest.mark.parametrize("check", SHARED_CHECKS, ids=lambda check: check.__name__)
+async def test_the_one_in_memory_keeps_it(maker: Callable[[], object], check: Check) -> None:
+    async with maker() as directory:  # type: ignore[attr-defined]
+        with anyio.fail_after(20):
+            await check(directory)
+
+
+@pytest.mark.parametrize("check", ALL_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("backend", SERVED)
+async def test_it_keeps_the_contract(backends: Backends, backend: str, check: Check) -> None:
+    async with backends.empty(backend) as directory:
+        with anyio.fail_after(20):
+            await check(directory)
+
+
+class SeveralConnections:
+    """Each call goes to another worker's directory of the same server."""
+
+    def __init__(self, directories: list[SharedDirectory]) -> None:
+        self._directories = directories
+
+    def __getattr__(self, name: str) -> object:
+        self._directories.append(self._directories.pop(0))
+        return getattr(self._directories[0], name)
+
+
+@pytest.mark.parametrize("check", ALL_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("backend", ["redis"])
+async def test_several_workers_keep_it_together(backends: Backends, backend: str, check: Check) -> None:
+    async with AsyncExitStack() as stack:
+        first = await stack.enter_async_context(backends.empty(backend))
+        others = [await stack.enter_async_context(backends.opened(backend)) for _ in range(2)]
+        with anyio.fail_after(20):
+            await check(SeveralConnections([first, *others]))  # type: ignore[arg-type]
