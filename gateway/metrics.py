@@ -44,6 +44,7 @@ FAULTS: Final = (
     "ambiguous_cancel",
     "cut_answers",
     "duplicate_server_id",
+    "fenced",
     "malformed_trace_context",
     "refused_server_requests",
     "slow_clients",

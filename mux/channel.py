@@ -34,6 +34,7 @@ from .envelope import Envelope
 from .errors import (
     HandshakeTimedOut,
     InvalidMessage,
+    LeaseEnded,
     SessionLost,
     TrunklineError,
     Unattributable,
@@ -87,6 +88,8 @@ class ChannelConfig:
     """Who is told what the server tells, where several workflows share the channel; None where there is one."""
     adopted: Adopted | None = None
     """The session to go on with; None to begin one."""
+    may_write: Callable[[], bool] | None = None
+    """Whether a session that cannot be moved is certainly this worker's own; None where there is no other worker."""
     generation: int = 0
     """The generation of the server's settings that it belongs to."""
     purpose: Purpose = "lent"
@@ -107,6 +110,8 @@ class Channel:
             max_inflight=config.pooling.max_inflight_per_channel, timeout=config.pooling.request_timeout
         )
         self._wire: Wire | None = None
+        self._may_write: Callable[[], bool] | None = None
+        """Asked before each message for the server, once the session is open; None where it may always be sent."""
         self._closing = False
         self._draining: TrunklineError | None = None
         self._wake = anyio.Event()
@@ -168,6 +173,16 @@ class Channel:
             self._wire.release()
         self.close(cause)
 
+    def listen(self) -> None:
+        """From now on this worker hears what the server tells unasked, where that costs a request of its own."""
+        if isinstance(self._wire, MovableWire):
+            self._wire.listen()
+
+    @property
+    def is_adopted(self) -> bool:
+        """True for a session that was open before."""
+        return self._config.adopted is not None
+
     @property
     def is_idle(self) -> bool:
         """True when nothing is owed in either direction."""
@@ -213,6 +228,7 @@ class Channel:
     async def _live(self, wire: Wire) -> None:
         with anyio.fail_after(OPEN_SECONDS):
             opened = await self._open(wire)
+        self._may_write = None if self.session else self._config.may_write
         if not self.opened.done():
             self.opened.set_result(opened)
         await self._stay(wire)
@@ -231,8 +247,11 @@ class Channel:
         """Send one request; its outcome reaches the caller, exactly once.
 
         Raises:
+            LeaseEnded: the session may be another worker's.
             TrunklineError: it was not sent: a limit, an illegal token, or the channel is closed.
         """
+        if self._may_write is not None and not self._may_write():
+            raise LeaseEnded
         if self._demux.ids_left <= LOW_IDS:
             self._wake.set()
         request, text = self._demux.open(message, caller, self._config.clock())
@@ -254,7 +273,7 @@ class Channel:
 
     def tell(self, message: bytes, headers: Headers = NONE) -> None:
         """Send a notification."""
-        if self._wire is not None and not self._closing:
+        if self._wire is not None and not self._closing and self._is_writable():
             self._wire.send(message, headers=headers)
 
     def respond(self, request: ServerRequest, message: Envelope) -> None:
@@ -326,6 +345,12 @@ class Channel:
         if self._config.on_lost is not None:
             self._config.on_lost(self, cause)
         self._perform(surely_not_run)  # who tries once more opens a session only if this loss lets it
+
+    def _is_writable(self) -> bool:
+        if self._may_write is None or self._may_write():
+            return True
+        self._config.statistics.count("fenced", self._config.server)
+        return False
 
     def _give_up_opening(self) -> None:
         if not self.opened.done():
@@ -431,7 +456,7 @@ class Channel:
                 case Failed(request, error):
                     request.caller.failed(error)
                 case ToServer(text, kind):
-                    if self._wire is not None:
+                    if self._wire is not None and self._is_writable():
                         self._wire.send(text, kind=kind)
                 case Abandon(request):
                     if self._wire is not None:

@@ -18,7 +18,8 @@ Codes below -32000 are JSON-RPC's own. trunkline's own codes lie outside the ran
     │   └── CredentialRefused           the server takes no credential of the gateway's
     ├── SessionLost             -31002  data.executed: "no" | "unknown"
     ├── Overloaded              -31003  data.limit
-    │   └── DirectoryUnavailable        data.limit: "directory"
+    │   ├── DirectoryUnavailable        data.limit: "directory"
+    │   └── LeaseEnded                  data.limit: "lease"
     ├── TimedOut                -31004
     ├── Unattributable          -31005
     ├── Cancelled               -32800
@@ -177,6 +178,18 @@ class DirectoryUnavailable(Overloaded):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, limit="directory")
+
+
+class LeaseEnded(Overloaded):
+    """Another worker may hold the session by now: nothing is sent to its server until it is known that none does."""
+
+    reason = "lease_ended"
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this worker cannot reach the directory, and may not use the session; try again", limit="lease"
+        )
+        self.data["executed"] = "no"
 
 
 class TimedOut(TrunklineError):

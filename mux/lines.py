@@ -6,12 +6,12 @@ import time
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from .account import MAX_COMPARED, OWN, ChannelKey, Decision, missed
 from .annotations import Annotations, Trust
 from .breaker import Breakers, Circuit, Permit, verdict
-from .channel import Channel, ChannelConfig, Recipients
+from .channel import Adopted, Channel, ChannelConfig, Recipients
 from .directory import ID_BLOCK, Directory
 from .errors import CircuitOpen, SessionLost, TrunklineError, WorkflowEnded
 from .failures import Failures, stage_of
@@ -20,6 +20,7 @@ from .group import ChannelGroup, GroupPorts
 from .lifecycle import Effect
 from .limits import Pooling
 from .line import ChannelMaker, DedicatedLine
+from .membership import Membership
 from .policy import Cap, Census, cap_reached
 from .ports import Connector, Line, Opened, Owner
 from .principal import Principal
@@ -28,6 +29,9 @@ from .sharing import shared_handshake
 from .spares import Shelf, SparedLine, SpareKey, Spares
 from .statistics import Statistics
 from .workflow import Workflow
+
+Place = Literal["new", "held", "beside"]
+"""`new`: it begins here. `held`: another worker held it before. `beside`: another worker holds it."""
 
 LineMaker = Callable[[ChannelMaker], Line]
 Spawn = Callable[[Callable[[Any], Awaitable[None]], Any], None]
@@ -84,8 +88,10 @@ class Lines:
         census: Census,
         spawn: Spawn,
         end: Callable[[Workflow, str], None],
+        members: Membership | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
+        self._members = members
         self.failures = Failures()
         """What failed last with each server."""
         self._breakers = Breakers()
@@ -118,9 +124,9 @@ class Lines:
         """How the servers stand that failed lately, for each tenant."""
         return list(self._breakers)
 
-    def line(self, workflow: Workflow, upstream: Upstream) -> Line:
-        """The line of a new workflow."""
-        shelf = self._shelf(workflow, upstream)
+    def line(self, workflow: Workflow, upstream: Upstream, place: Place = "new") -> Line:
+        """The line of a workflow that begins, or that another worker has begun."""
+        shelf = self._shelf(workflow, upstream) if place == "new" else None
         if shelf is None:
             self._spares.make_room(workflow.principal, upstream.pooling)
         if upstream.pooling.reuse == "user":
@@ -130,7 +136,7 @@ class Lines:
             return SharedLine(group, workflow)
         if upstream.trust_annotations and upstream.make_line is None:  # the old path sends nothing again
             workflow.trust = Trust(self._annotations, workflow.record.session_id, is_own=True)
-        return self._dedicated(workflow, upstream, shelf)
+        return self._dedicated(workflow, upstream, shelf, place)
 
     def expire(self, now: float) -> None:
         """Look after the sessions that workflows share, and end those that nobody has used for long enough."""
@@ -170,10 +176,14 @@ class Lines:
             if not group.owners and not self._generations.is_current(key.server, key.generation):
                 self._groups.pop(key).close(WorkflowEnded("reconfigured"))
 
-    def _dedicated(self, workflow: Workflow, upstream: Upstream, shelf: Shelf | None) -> Line:
+    def _dedicated(self, workflow: Workflow, upstream: Upstream, shelf: Shelf | None, place: Place) -> Line:
         record = workflow.record
+        adopted = Adopted(record.upstream_session, Opened(record.revision, record.result))
+        may_adopt = place != "new" and bool(record.upstream_session)
 
         def make_channel(*, listen: bool = True) -> Channel:
+            nonlocal may_adopt
+            is_adopted, may_adopt = may_adopt, False
             config = ChannelConfig(
                 server=upstream.name,
                 connector=upstream.connector,
@@ -183,10 +193,13 @@ class Lines:
                 pooling=upstream.pooling,
                 statistics=self._statistics,
                 clock=self._clock,
-                listen=listen,
+                listen=listen and place != "beside",
+                adopted=adopted if is_adopted else None,
+                may_write=self._may_write(workflow),
                 generation=upstream.generation,
             )
-            return self._start_channel(config, [workflow], workflow.principal, is_guarded=upstream.make_line is None)
+            is_guarded = upstream.make_line is None and not is_adopted
+            return self._start_channel(config, [workflow], workflow.principal, is_guarded=is_guarded)
 
         if upstream.make_line is not None:
             return upstream.make_line(make_channel)
@@ -310,6 +323,11 @@ class Lines:
         if isinstance(owner, Workflow):
             self._end(owner, "upstream_changed")
 
+    def _may_write(self, workflow: Workflow) -> Callable[[], bool] | None:
+        """Whether what only this worker may do for a workflow may be done; None where there is no other worker."""
+        members = self._members
+        return None if members is None else lambda: members.holds_lease and not workflow.is_doubted
+
     # The channels.
 
     def _start_channel(
@@ -384,7 +402,7 @@ class Lines:
             held.permit.opened(now)
         elif held.permit is not None:
             held.permit.failed(error, now)
-        if error is None:
+        if error is None and not channel.is_adopted:  # of its server nothing has been seen yet
             self.failures.clear(held.server)
         elif isinstance(error, TrunklineError) and verdict(error) != "unknown":
             self.failures.note(held.server, stage_of(error), error, self._wall())

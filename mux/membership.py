@@ -93,6 +93,14 @@ class Membership:
             self._known[id] = now + KNOWN_SECONDS, found
         return found
 
+    async def another(self) -> Worker | None:
+        """Some other worker that lives; None where there is none.
+
+        Raises:
+            DirectoryUnavailable: nobody can tell.
+        """
+        return next((worker for worker in await self._workers.workers() if worker.id != self.worker.id), None)
+
     def doubt(self, id: str) -> None:
         """A worker did not answer: ask the directory when it is looked for again."""
         self._known.pop(id, None)

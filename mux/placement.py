@@ -5,8 +5,9 @@ workflow (its streams, its questions, its end) is served by the worker that hold
 dead.
 """
 
-from typing import Literal
+from typing import Final, Literal, NamedTuple
 
+from .limits import Reuse
 from .record import WorkflowRecord
 
 Decision = Literal["beside", "forward", "take_over", "gone"]
@@ -14,18 +15,34 @@ Decision = Literal["beside", "forward", "take_over", "gone"]
 one that holds it. `gone`: the upstream session died with its worker, and may not be begun anew in silence (L18)."""
 
 
-def decide(record: WorkflowRecord, *, me: str, holder_lives: bool, is_call: bool, stateless: bool) -> Decision:
-    """What becomes of a request for this record.
+class Concern(NamedTuple):
+    """What a request is about, as far as it tells which worker may serve it."""
 
-    `me` is this worker's id, `holder_lives` whether the worker that the record names does. `is_call` is true for
-    requests that the server answers by themselves; `stateless` where a lost session may be begun anew in silence.
+    are_calls: bool = False
+    """True for requests alone, which the server answers by themselves."""
+    worker: int = 0
+    """The number of the worker that gave what the request names: a stream, a question; 0 where it names nothing."""
+
+
+WHOLE: Final = Concern()
+"""All that a workflow is: the worker that holds it is asked for."""
+
+CALLS: Final = Concern(are_calls=True)
+
+
+def decide(
+    record: WorkflowRecord, *, holder_lives: bool, is_call: bool, stateless: bool, reuse: Reuse = "workflow"
+) -> Decision:
+    """What becomes of a request for this record, which does not live here.
+
+    `holder_lives` tells whether the worker that the record names is another one that lives. `is_call` is true for
+    requests that the server answers by themselves; `stateless` where a lost session may be begun anew in silence. With
+    the reuse `none` there is no session that could be lost.
     """
     is_open = record.revision != ""
-    is_movable = record.upstream_session != ""
-    if record.worker == me:
-        return "gone"  # it would live here: its end is under way
+    is_movable = record.upstream_session != "" or reuse == "none"
     if record.worker and holder_lives:
-        return "beside" if is_call and is_open and is_movable else "forward"
+        return "beside" if is_call and is_open and is_movable and reuse != "user" else "forward"
     if is_open and (is_movable or stateless):
         return "take_over"
     return "gone"

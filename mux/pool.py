@@ -19,17 +19,19 @@ import msgspec
 from .account import RETURNED, SPARE, Ended, Origin, handshake_differences, refusal
 from .breaker import Circuit
 from .channel import Channel
+from .cluster import Cluster, ClusterPorts, Read
 from .directory import MAX_STALENESS, Claimed, Directory, Logs
 from .envelope import Envelope
-from .errors import InvalidParams, Overloaded, TrunklineError, UnknownSession, WorkflowEnded
+from .errors import DirectoryUnavailable, InvalidParams, Overloaded, TrunklineError, UnknownSession, WorkflowEnded
 from .event_log import Budget, Position
 from .failures import Failure
 from .generations import Generations
 from .handshake import difference, read_handshake
 from .leftovers import Leftovers
 from .limits import Pooling
-from .lines import Lines, Upstream
+from .lines import Lines, Place, Upstream
 from .membership import Membership
+from .placement import WHOLE, Concern
 from .policy import cap_reached, give_way
 from .ports import Headers, Opened, PoolResult
 from .principal import Principal
@@ -46,6 +48,10 @@ SWEEP_SECONDS: Final = 1.0
 
 CLOSE_SECONDS: Final = 10.0
 """How long the channels may take to say goodbye to their servers when the pool stops."""
+
+
+OVERTAKEN: Final = frozenset({"taken_over", "removed"})
+"""Causes that lie in the record: whoever changed it sees to the upstream session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +120,6 @@ class Pool:
         self._directory = directory
         self._generations = Generations(upstreams)
         self._release = release
-        self._members = members
         self._logs = logs
         self._leftovers = Leftovers()
         self._clock = clock
@@ -124,6 +129,18 @@ class Pool:
         self._workflows = self._residents.by_id
         self._by_token = self._residents.by_token
         self._tasks = Tasks()
+        self._cluster: Cluster | None = None
+        if members is not None:
+            self._cluster = Cluster(
+                members,
+                directory,
+                ClusterPorts(self._make, self._admit, self._open, lambda: self.draining),
+                residents=self._residents,
+                generations=self._generations,
+                tasks=self._tasks,
+                statistics=self.statistics,
+                clock=clock,
+            )
         self._lines = Lines(
             directory,
             self.statistics,
@@ -132,6 +149,7 @@ class Pool:
             census=self._census,
             spawn=self._tasks.spawn,
             end=self._end_soon,
+            members=members,
         )
         self._numbers = itertools.count(1)
 
@@ -175,7 +193,13 @@ class Pool:
     @property
     def inflight(self) -> int:
         """Calls that wait for an answer, over all workflows."""
-        return sum(workflow.inflight for workflow in self._workflows.values())
+        return sum(workflow.inflight for workflow in self._served)
+
+    @property
+    def _served(self) -> list[Workflow]:
+        """Those that live here, and those that are served here beside the workers that hold them."""
+        beside = () if self._cluster is None else self._cluster.beside.values()
+        return [*self._workflows.values(), *beside]
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Pool"]:
@@ -210,21 +234,23 @@ class Pool:
         self._generations.replace(upstreams)
         self.pooling = pooling
         self._budget.limit = pooling.event_log.total_bytes
-        for workflow in self.workflows:
+        for workflow in self._served:
             workflow.is_superseded = not self._generations.is_current(workflow.server, workflow.generation)
         is_current = self._generations.is_current
         self._lines.supersede({name for name, upstream in before.items() if is_current(name, upstream.generation)})
 
     def revoke(self, knows: Callable[[Principal], bool]) -> None:
         """End the workflows of whoever is not known any longer, for the cause `revoked`."""
-        for workflow in self.workflows:
+        for workflow in self._served:
             if not knows(workflow.principal):
                 self._end_soon(workflow, "revoked")
 
     def lapse(self) -> None:
         """Others may have taken over what lives here: compare it with the directory before it is used again."""
         for workflow in self.workflows:
+            workflow.is_doubted = True
             workflow.checked = float("-inf")
+        self._tasks.spawn(self._compare_doubted, None)
 
     # Beginning and finding workflows.
 
@@ -277,22 +303,39 @@ class Pool:
             raise Overloaded("the gateway is shutting down", limit="draining")
         return self._generations.find(server, generation)
 
-    async def find(self, principal: Principal, server: str, session_id: str) -> Workflow:
+    async def find(self, principal: Principal, server: str, session_id: str, concern: Concern = WHOLE) -> Workflow:
         """The workflow of that session id, if it is this principal's, on this server (guarantee G4).
 
         Raises:
             UnknownSession: it is not; the reason is not told.
+            Elsewhere: another worker serves what the request is about.
         """
-        return await self._live(self._workflows.get(session_id), principal, server)
+        workflow = self._workflows.get(session_id)
+        if workflow is None and self._cluster is not None:
+            return await self._found(lambda: self._directory.get(session_id), principal, server, session_id, concern)
+        return await self._live(workflow, principal, server)
 
     async def find_position(self, principal: Principal, server: str, position: Position) -> Workflow:
         """The workflow that an event id belongs to, under the same rule as `find`."""
-        return await self._live(self._by_token.get(position.token), principal, server)
+        workflow = self._by_token.get(position.token)
+        if workflow is None and self._cluster is not None:
+            return await self._found(lambda: self._directory.at(position.token), principal, server, "", WHOLE)
+        return await self._live(workflow, principal, server)
 
-    async def find_key(self, principal: Principal, server: str, key: str) -> Workflow | None:
-        """The workflow that this principal's key names on this server; None where it names nothing yet."""
+    async def find_key(self, principal: Principal, server: str, key: str, concern: Concern = WHOLE) -> Workflow | None:
+        """The workflow that this principal's key names on this server; None where it names nothing yet.
+
+        Raises:
+            Elsewhere: another worker serves what the request is about.
+        """
         record = await self._directory.find(principal, server, key)
         workflow = self._workflows.get(record.session_id) if record is not None else None
+        if record is not None and self._cluster is not None:
+            if workflow is not None:
+                return await self._live(workflow, principal, server)
+            return await self._cluster.find(
+                lambda: self._directory.find(principal, server, key), principal, server, concern
+            )
         if record is None or workflow is None:
             return None
         if workflow.opened.done() and record.epoch > workflow.record.epoch:
@@ -313,7 +356,7 @@ class Pool:
         True if no call was cut.
         """
         self.draining = True
-        quiet = [workflow.drain() for workflow in self.workflows]
+        quiet = [workflow.drain() for workflow in self._served]
         with anyio.move_on_after(timeout):
             for event in quiet:
                 await event.wait()
@@ -324,7 +367,7 @@ class Pool:
     # Inside.
 
     def _end_all(self) -> None:
-        for workflow in self.workflows:
+        for workflow in self._served:
             self._end_soon(workflow, "drained")
         self._lines.close(WorkflowEnded("drained"))
 
@@ -338,12 +381,31 @@ class Pool:
     async def _live(self, workflow: Workflow | None, principal: Principal, server: str) -> Workflow:
         if workflow is None or workflow.principal != principal or workflow.server != server or workflow.ended:
             raise UnknownSession("no such session; begin anew with initialize")
-        if self._clock() - workflow.checked > MAX_STALENESS:
-            await self._check(workflow)
+        if self._clock() - workflow.checked > MAX_STALENESS and not await self._check(workflow):
+            session_id = workflow.record.session_id
+            return await self._found(lambda: self._directory.get(session_id), principal, server, session_id, WHOLE)
         return workflow
 
-    async def _check(self, workflow: Workflow) -> None:
+    async def _found(
+        self, read: Read, principal: Principal, server: str, session_id: str, concern: Concern
+    ) -> Workflow:
+        """What does not live here, where it may be used here."""
+        assert self._cluster is not None, "without other workers all that there is lives here"
+        beside = self._cluster.beside.get(session_id)
+        if beside is not None and concern.are_calls and beside.opened.done():
+            return await self._live(beside, principal, server)
+        found = await self._cluster.find(read, principal, server, concern)
+        return await self._live(found, principal, server)
+
+    async def _check(self, workflow: Workflow) -> bool:
+        """Compare a workflow with its record; False where it has ended here by that, and may be found elsewhere.
+
+        Raises:
+            UnknownSession: it has ended, and there is no other worker.
+        """
         workflow.checked = self._clock()
+        if self._cluster is not None:
+            return await self._compare(workflow)
         try:
             stored = await self._directory.get(workflow.record.session_id)
         except BaseException:
@@ -352,6 +414,23 @@ class Pool:
         if stored is None or stored.epoch != workflow.record.epoch:
             self._end_soon(workflow, "taken_over" if stored else "removed")
             raise UnknownSession("no such session; begin anew with initialize")
+        return True
+
+    async def _compare(self, workflow: Workflow) -> bool:
+        """The same among several workers. While nobody can tell, it is used as it is, but for what must be certain."""
+        assert self._cluster is not None, "without other workers nothing is compared so"
+        try:
+            verdict = await self._cluster.compare(workflow)
+        except DirectoryUnavailable:
+            self.statistics.count("stale", "check")
+            return True
+        if verdict != "same":
+            self._end_soon(workflow, verdict)
+        return verdict == "same"
+
+    async def _compare_doubted(self, _: None) -> None:
+        for workflow in [workflow for workflow in self.workflows if workflow.is_doubted]:
+            await self._compare(workflow)
 
     async def _return_to(self, workflow: Workflow, named_by: str) -> Begun:
         await asyncio.shield(workflow.opened)
@@ -381,6 +460,8 @@ class Pool:
             upstream = self._generations.find(record.server, generation)
             await self._admit(record.principal, upstream.pooling)
             self._census.add(record.principal)
+            if self._cluster is not None:
+                record = self._cluster.own(record, upstream.pooling)
             try:
                 claimed = await self._directory.claim(record)
                 if claimed.state != "resumed":
@@ -391,7 +472,8 @@ class Pool:
             if claimed.state == "resumed":
                 self._census.remove(record.principal)
                 return claimed, None
-            workflow = self._register(record, upstream, transport)
+            workflow = self._make(record, upstream, transport=transport)
+            self._residents.add(workflow)
             self._tasks.spawn(self._open, workflow)
             return claimed, workflow
         finally:
@@ -408,6 +490,9 @@ class Pool:
     async def _join(self, record: WorkflowRecord, handshake: Handshake) -> Begun:
         """Another exchange was first with this key: wait for what it opens."""
         workflow = self._workflows.get(record.session_id)
+        if workflow is None and self._cluster is not None:
+            session_id, server = record.session_id, record.server
+            workflow = await self._found(lambda: self._directory.get(session_id), record.principal, server, "", WHOLE)
         if workflow is None:
             raise Overloaded("this session is being opened elsewhere; try again", limit="opening")
         differing = difference(record, handshake)
@@ -423,7 +508,9 @@ class Pool:
             await self.end(give_way(cap, self._workflows.values(), self._clock()), "evicted")
         raise Overloaded("the gateway is shutting down", limit="draining")
 
-    def _register(self, record: WorkflowRecord, upstream: Upstream, transport: Transport) -> Workflow:
+    def _make(
+        self, record: WorkflowRecord, upstream: Upstream, place: Place = "new", *, transport: Transport = "http"
+    ) -> Workflow:
         workflow = Workflow(
             record,
             upstream.pooling,
@@ -438,8 +525,7 @@ class Pool:
 
         workflow.account.settings = upstream.generation, upstream.credential
         workflow.stateless = upstream.stateless or upstream.pooling.reuse == "user"
-        workflow.line = self._lines.line(workflow, upstream)
-        self._residents.add(workflow)
+        workflow.line = self._lines.line(workflow, upstream, place)
         return workflow
 
     async def _open(self, workflow: Workflow) -> None:
@@ -447,15 +533,14 @@ class Pool:
             return
         try:
             opened = await workflow.line.open()
-            changed = msgspec.structs.replace(workflow.record, revision=opened.revision, result=opened.result)
-            stored = await self._directory.replace(changed)
+            stored = await self._note_opened(workflow, opened)
             if stored is not None and workflow.ended:
                 await self._remove(stored)  # what ended it knew the record of before
             if stored is None or workflow.ended:
                 raise workflow.ended or WorkflowEnded("removed")
         except TrunklineError as error:
             workflow.account.opened = refusal(error)
-            self._settle(workflow, error)
+            workflow.settle(error)
             await self.end(workflow, "not_opened")
             return
         except Exception:
@@ -463,19 +548,23 @@ class Pool:
             raise
         workflow.record = stored
         workflow.account.opened = SPARE if opened.pool_result == "spare" else workflow.line.why
-        self._settle(workflow, opened)
+        workflow.settle(opened)
         logger.info("workflow opened", extra=_about(workflow))
 
-    def _settle(self, workflow: Workflow, outcome: Opened | TrunklineError) -> None:
-        if workflow.opened.done():
-            return
-        if isinstance(outcome, TrunklineError):
-            workflow.opened.set_exception(outcome)
-            workflow.opened.exception()  # the client may have left
+    async def _note_opened(self, workflow: Workflow, opened: Opened) -> WorkflowRecord | None:
+        """Record what is known now; None where the record was overtaken, or is gone."""
+        before = workflow.record
+        if before.revision:
+            changed = before
         else:
-            workflow.opened.set_result(outcome)
+            changed = msgspec.structs.replace(before, revision=opened.revision, result=opened.result)
+        if self._cluster is not None:
+            changed = msgspec.structs.replace(changed, upstream_session=workflow.upstream_session)
+        return before if changed == before else await self._directory.replace(changed)
 
     def _end_soon(self, workflow: Workflow, cause: str) -> None:
+        if self._cluster is not None and self._cluster.dismiss(workflow, cause):
+            return
         if self._retire(workflow, cause):
             self._tasks.spawn(self._forget, workflow)
 
@@ -486,14 +575,32 @@ class Pool:
         self.statistics.count("workflows_closed", cause)
         self._residents.note_end(workflow, cause, self._clock())
         self._residents.unsettle(workflow.record)
-        workflow.end(cause)
-        self._settle(workflow, WorkflowEnded(cause))
+        workflow.end(cause, release=self._is_released(workflow, cause))
+        workflow.settle(WorkflowEnded(cause))
         logger.info("workflow ended: %s", cause, extra=_about(workflow))
         return True
 
+    def _is_released(self, workflow: Workflow, cause: str) -> bool:
+        """Whether the upstream session outlives the workflow here: another worker goes on with it, or may have it."""
+        if self._cluster is None:
+            return False
+        return self._is_movable(workflow, cause) or not self._cluster.is_sure_of(workflow) or cause in OVERTAKEN
+
+    def _is_movable(self, workflow: Workflow, cause: str) -> bool:
+        """Whether another worker may go on after this end."""
+        record = workflow.record
+        is_open = record.revision != "" and (record.upstream_session != "" or workflow.pooling.reuse == "none")
+        return self._cluster is not None and is_open and cause in ("drained", "not_opened")
+
     async def _forget(self, workflow: Workflow) -> None:
+        cause = workflow.ended.cause if workflow.ended is not None else ""
         try:
-            await self._remove(workflow.record)
+            if self._cluster is not None and cause in OVERTAKEN:
+                return
+            if self._cluster is not None and self._is_movable(workflow, cause):
+                await self._cluster.hand_back(workflow.record)
+            else:
+                await self._remove(workflow.record)
         finally:
             self._residents.settle(workflow.record)
 
@@ -517,9 +624,12 @@ class Pool:
 
     def _doubt(self, session_id: str) -> None:
         """Compare with the directory again, when it is needed next: one workflow, or all without a session id."""
-        hit = [self._workflows[session_id]] if session_id in self._workflows else []
-        for workflow in hit if session_id else self.workflows:
+        for workflow in self._served_as(session_id) if session_id else self._served:
             workflow.checked = float("-inf")
+
+    def _served_as(self, session_id: str) -> list[Workflow]:
+        beside = {} if self._cluster is None else self._cluster.beside
+        return [workflows[session_id] for workflows in (self._workflows, beside) if session_id in workflows]
 
     async def _sweep(self) -> None:
         while True:
@@ -540,6 +650,10 @@ class Pool:
             except Exception:
                 logger.exception("a workflow could not be looked after", extra=_about(workflow))
         self._lines.expire(now)
+        if self._cluster is not None:
+            self._cluster.expire(now)
+            if any(workflow.is_doubted for workflow in self._workflows.values()):
+                self._tasks.spawn(self._compare_doubted, None)
         for record in self._leftovers.due(now):
             self._tasks.spawn(self._remove, record)
         self._release_superseded()
@@ -550,7 +664,26 @@ class Pool:
         if workflow.is_superseded and workflow.pooling.resume_window < patience:
             patience, cause = workflow.pooling.resume_window, "reconfigured"
         idle_since = workflow.idle_since
-        if idle_since is not None and idle_since + patience <= now:
+        if idle_since is None or idle_since + patience > now:
+            return
+        if self._cluster is None:
+            self._end_soon(workflow, cause)
+        elif not workflow.is_doubted:
+            self._tasks.spawn(self._end_if_unused, (workflow, patience, cause))
+
+    async def _end_if_unused(self, what: tuple[Workflow, float, str]) -> None:
+        """End a workflow that no worker has touched for so long."""
+        workflow, patience, cause = what
+        try:
+            seconds = await self._directory.untouched(workflow.record.session_id)
+        except DirectoryUnavailable:
+            return
+        now = self._clock()
+        if seconds is None:
+            self._end_soon(workflow, "removed")
+        elif seconds < patience:
+            workflow.touched_elsewhere(now - seconds)
+        elif workflow.idle_since is not None and workflow.idle_since + patience <= now:
             self._end_soon(workflow, cause)
 
     def _release_superseded(self) -> None:

@@ -194,6 +194,9 @@ class MovableWire(Wire, Protocol):
     def release(self) -> None:
         """Another process has the session: leaving the context does not end it at the server."""
 
+    def listen(self) -> None:
+        """From now on the server's unasked messages come here; nothing where they do."""
+
 
 @runtime_checkable
 class AdoptingConnector(Connector, Protocol):

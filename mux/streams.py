@@ -109,6 +109,11 @@ class Streams:
         return stream.number in self._readers
 
     @property
+    def is_held(self) -> bool:
+        """True while anything is kept for resumption."""
+        return len(self._log) > 0
+
+    @property
     def is_over(self) -> bool:
         """True once the workflow has ended."""
         return self._workflow.ended is not None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from msgspec import Raw
 
@@ -28,6 +28,9 @@ from .record import WorkflowRecord
 from .routing import Desk, place, refusal
 from .statistics import Statistics
 from .streams import Streams
+
+if TYPE_CHECKING:
+    from .channel import Channel
 
 Transport = Literal["http", "sse", "websocket"]
 
@@ -70,6 +73,8 @@ class Workflow:
         self.opened: asyncio.Future[Opened] = asyncio.get_running_loop().create_future()
         self.checked = clock()
         """When the record was last compared with the directory's."""
+        self.is_doubted = False
+        """True while another worker may have taken it over: until the record has been compared."""
         self.ends_with_its_wires = False
         """True for a session that began on a wire which carries everything, without a key: where its client does not
         come back within `resume_window`, nobody else will."""
@@ -85,6 +90,8 @@ class Workflow:
         self._exchanges: dict[Exchange, None] = {}
         self._wires = 0
         self._touched = clock()
+        self._elsewhere = float("-inf")
+        """When another worker served its client last, as far as that is known here."""
         self._capabilities: Members | None = None
         self._ended: WorkflowEnded | None = None
         self._quiet: asyncio.Event | None = None
@@ -126,7 +133,17 @@ class Workflow:
     @property
     def idle_since(self) -> float | None:
         """When its last response ended or its last wire left; None while it has a wire or a call in flight."""
-        return None if self._wires or len(self._desk) or not self.opened.done() else self._touched
+        if self._wires or len(self._desk) or not self.opened.done():
+            return None
+        return max(self._touched, self._elsewhere)
+
+    def was_used_since(self, then: float) -> bool:
+        """True if it has a wire or a call in flight, or something was done with it since then."""
+        return bool(self._wires or len(self._desk)) or self._touched >= then
+
+    def touched_elsewhere(self, then: float) -> None:
+        """Another worker served its client at that time."""
+        self._elsewhere = then
 
     @property
     def ended(self) -> WorkflowEnded | None:
@@ -398,17 +415,48 @@ class Workflow:
             if self.ends_with_its_wires and not len(self._desk):
                 self.fail("abandoned")
 
-    def end(self, cause: str) -> bool:
-        """End it: calls fail, the upstream session is closed, readers get what is left and stop. False if it had."""
+    def settle(self, outcome: Opened | TrunklineError) -> None:
+        """It is known whether it could be opened; the first word counts."""
+        if self.opened.done():
+            return
+        if isinstance(outcome, TrunklineError):
+            self.opened.set_exception(outcome)
+            self.opened.exception()  # the client may have left
+        else:
+            self.opened.set_result(outcome)
+
+    def end(self, cause: str, *, release: bool = False) -> bool:
+        """End it: calls fail, the upstream session is closed, readers get what is left and stop. False if it had.
+
+        With `release`, another worker goes on: the upstream session stays open where it can, and so does what the
+        server asked.
+        """
         if self._ended is not None:
             return False
         self._ended = WorkflowEnded(cause)
+        if release:
+            self._desk.forget()
+            for channel in self._own_channels():
+                channel.release(self._ended)
         self._refuse_questions("the client's session ended")
         self.line.close(self._ended)
         if self.trust is not None:
             self.trust.end()
         self.streams.end()
         return True
+
+    @property
+    def upstream_session(self) -> str:
+        """What another worker needs to go on with the upstream session, a secret; empty where it cannot."""
+        return next((channel.session for channel in self._own_channels()), "")
+
+    def listen(self) -> None:
+        """From now on what the server tells unasked comes here."""
+        for channel in self._own_channels():
+            channel.listen()
+
+    def _own_channels(self) -> Sequence[Channel]:
+        return self.line.channels if self.pooling.reuse == "workflow" else ()
 
     def _forget(self, duplex: Duplex) -> None:
         self._duplexes.remove(duplex)

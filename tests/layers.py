@@ -41,6 +41,7 @@ PURE = (
     "transports/upstream/backoff.py",
     "transports/upstream/http.py",
     "gateway/reload.py",
+    "gateway/workers/merged.py",
 )
 """Modules that decide without I/O; their own tests cover them to the last branch."""
 
@@ -86,6 +87,7 @@ MUX_ORDER = (
     {"group", "spares"},
     {"shared"},
     {"lines"},
+    {"cluster"},
     {"pool"},
 )
 """Inside mux, lowest first: a module imports from its own rank and from lower ones."""

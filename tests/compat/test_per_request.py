@@ -66,7 +66,7 @@ async def test_g11_each_call_has_a_session_of_its_own(old_path: OldPath, habits:
             await at.closed(n + 1)
             session = at.server.sessions[n]
             assert trace(at, n) == (HABITS if habits else CALL)
-            assert session.listen is habits, "the GET stream is one of the habits"
+            assert session.is_listening is habits, "the GET stream is one of the habits"
             assert session.of("tools/call")[0].json["params"] == {"n": n}
             assert exchange.pool_result == "bypass"
         assert len(at.server.sessions) == 4

@@ -49,7 +49,7 @@ class InMemory:
 
     @property
     def listens(self) -> bool:
-        return self._server.session.listen
+        return self._server.session.is_listening
 
     @property
     def ended(self) -> bool:

@@ -10,6 +10,7 @@ The handshake goes well by itself. What a test does reaches the channel at once,
 Where `pause(stage)` was called, a session stops at that stage (connect, initialize, establish, close) until `let`.
 """
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -116,12 +117,17 @@ class Exchange:
 class Session:
     """One session, and the wire that it is to its channel. Implements `Wire`."""
 
-    def __init__(self, server: "MemoryServer", receiver: Receiver, headers: Headers, *, listen: bool) -> None:
+    def __init__(
+        self, server: "MemoryServer", receiver: Receiver, headers: Headers, *, listen: bool, id: str = ""
+    ) -> None:
         self.server = server
+        self.id = id or str(next(server.ids))
+        """Equal for wires of one session."""
+        self.is_released = False
         self.receiver = receiver
         self.headers = dict(headers)
         """Those fixed for the session."""
-        self.listen = listen
+        self.is_listening = listen
         self.exchanges: list[Exchange] = []
         self.revision = ""
         """The negotiated revision, once the handshake is done."""
@@ -141,7 +147,7 @@ class Session:
 
     def tell(self, text: bytes) -> None:
         """The server says this unasked."""
-        if self.listen:
+        if self.is_listening:
             self.deliver(text, None)
 
     def deliver(self, text: bytes, origin: Request | None) -> None:
@@ -151,7 +157,14 @@ class Session:
 
     def forget(self) -> None:
         """The server no longer knows the session: its next request is refused, unexecuted."""
-        self.is_forgotten = True
+        for wire in self.server.sessions:
+            if wire.id == self.id:
+                wire.is_forgotten = True
+
+    def vanish(self) -> None:
+        """The process that this wire belongs to is gone: nothing passes any longer, and nobody says good-bye."""
+        self.is_closed = self.is_released = True
+        self._end_exchanges()
 
     # What the channel does.
 
@@ -188,6 +201,19 @@ class Session:
         if self.server.refuses_initialized:
             raise UpstreamUnreachable("notifications/initialized was not accepted", status=400, executed="no")
 
+    @property
+    def session(self) -> str:
+        """See `MovableWire.session`."""
+        return f":{self.id}" if self.server.is_movable else ""
+
+    def release(self) -> None:
+        """See `MovableWire.release`."""
+        self.is_released = True
+
+    def listen(self) -> None:
+        """See `MovableWire.listen`."""
+        self.is_listening = True
+
     async def close(self) -> None:
         """Leaving the context: the session ends."""
         self.server.closing.append(self)
@@ -196,10 +222,16 @@ class Session:
             with anyio.move_on_after(self.server.goodbye_seconds):
                 await self.server.stand("close")
         self.is_closed = True
+        if not self.is_released:
+            self.server.deleted.append(self.id)
+            self.forget()
+        self._end_exchanges()
+        self.server.happened()
+
+    def _end_exchanges(self) -> None:
         for exchange in self.exchanges:
             if not exchange.is_over:
                 exchange.give_up()
-        self.server.happened()
 
     def _refuse(self, request: Request | None) -> None:
         first = not self._refused
@@ -234,6 +266,11 @@ class MemoryServer:
         self.refuses_initialized = False
         self.goodbye_seconds = 0.2
         """How long the end of a session may take."""
+        self.is_movable = False
+        """Whether another process can go on with a session."""
+        self.ids = itertools.count(1)
+        self.deleted: list[str] = []
+        """The ids of sessions that clients ended."""
         self.sessions: list[Session] = []
         self.closing: list[Session] = []
         """Sessions in the order in which they began to end."""
@@ -257,7 +294,21 @@ class MemoryServer:
         await self.stand("connect")
         if self.unreachable is not None:
             raise self.unreachable
-        session = Session(self, receiver, headers, listen=listen)
+        async with self._wire(Session(self, receiver, headers, listen=listen)) as session:
+            yield session
+
+    @asynccontextmanager
+    async def adopt(
+        self, receiver: Receiver, headers: Headers, session: str, revision: str, *, listen: bool
+    ) -> AsyncIterator[Wire]:
+        """See `AdoptingConnector.adopt`."""
+        wire = Session(self, receiver, headers, listen=listen, id=session[1:])
+        wire.revision, wire.is_forgotten = revision, wire.id in self.deleted
+        async with self._wire(wire):
+            yield wire
+
+    @asynccontextmanager
+    async def _wire(self, session: Session) -> AsyncIterator[Session]:
         self.sessions.append(session)
         self.happened()
         try:

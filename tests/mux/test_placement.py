@@ -1,5 +1,7 @@
 """Which worker serves what: every combination that makes a difference."""
 
+from typing import Any
+
 import msgspec
 import pytest
 from trunkline.mux.placement import Decision, decide
@@ -24,7 +26,7 @@ MOVABLE = msgspec.structs.replace(OWNED, upstream_session=":u")
     ],
 )
 def test_while_its_holder_lives(record: WorkflowRecord, is_call: bool, stateless: bool, expected: Decision) -> None:
-    assert decide(record, me="a", holder_lives=True, is_call=is_call, stateless=stateless) == expected
+    assert decide(record, holder_lives=True, is_call=is_call, stateless=stateless) == expected
 
 
 @pytest.mark.parametrize("is_call", [False, True])
@@ -40,14 +42,22 @@ def test_while_its_holder_lives(record: WorkflowRecord, is_call: bool, stateless
     ],
 )
 def test_once_its_holder_is_dead(record: WorkflowRecord, is_call: bool, stateless: bool, expected: Decision) -> None:
-    assert decide(record, me="a", holder_lives=False, is_call=is_call, stateless=stateless) == expected
+    assert decide(record, holder_lives=False, is_call=is_call, stateless=stateless) == expected
 
 
 def test_a_released_one_is_taken_over_whoever_seems_to_live() -> None:
     released = msgspec.structs.replace(MOVABLE, worker="")
-    assert decide(released, me="a", holder_lives=True, is_call=True, stateless=False) == "take_over"
+    assert decide(released, holder_lives=True, is_call=True, stateless=False) == "take_over"
 
 
-def test_what_this_worker_held_and_does_not_hold_is_gone() -> None:
-    mine = msgspec.structs.replace(MOVABLE, worker="a")
-    assert decide(mine, me="a", holder_lives=True, is_call=True, stateless=True) == "gone"
+def test_a_session_that_workflows_share_is_used_by_one_worker() -> None:
+    told: dict[str, Any] = {"is_call": True, "stateless": False, "reuse": "user"}
+    assert decide(MOVABLE, holder_lives=True, **told) == "forward"
+    assert decide(MOVABLE, holder_lives=False, **told) == "take_over"
+
+
+@pytest.mark.parametrize(("is_call", "expected"), [(True, "beside"), (False, "forward")])
+def test_where_each_call_has_a_session_of_its_own_any_worker_serves_it(is_call: bool, expected: Decision) -> None:
+    told: dict[str, Any] = {"is_call": is_call, "stateless": False, "reuse": "none"}
+    assert decide(OWNED, holder_lives=True, **told) == expected
+    assert decide(OWNED, holder_lives=False, **told) == "take_over"

@@ -64,7 +64,7 @@ async def test_a_session_beside_the_first_brings_nothing_twice_and_has_its_log_l
         assert level.json["params"] == {"level": "debug"}
         level.answer()
         assert not at.server.sessions[1].of(SUBSCRIBE)
-        assert [session.listen for session in at.server.sessions] == [True, False]
+        assert [session.is_listening for session in at.server.sessions] == [True, False]
         for n in range(3):
             (await at.server.got(CALLS, n + 1)).answer()
         for call in calls:

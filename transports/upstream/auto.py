@@ -223,6 +223,11 @@ class _Opening:
         if isinstance(self._wire, MovableWire):
             self._wire.release()
 
+    def listen(self) -> None:
+        """See `MovableWire.listen`."""
+        if isinstance(self._wire, MovableWire):
+            self._wire.listen()
+
     # Receiver
 
     def received(self, text: bytes, origin: Request | None) -> None:

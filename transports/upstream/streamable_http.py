@@ -243,6 +243,12 @@ class _HTTPWire:
         """See `MovableWire.release`."""
         self._is_released = True
 
+    def listen(self) -> None:
+        """See `MovableWire.listen`."""
+        if not self._listen:
+            self._listen = True
+            self._start(self._hear_unasked())
+
     def go_on(self, session: str, revision: str) -> None:
         """The session is open already, by another wire."""
         self._take_session(session[1:] or None)

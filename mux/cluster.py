@@ -1,0 +1,302 @@
+"""One worker's part among several that share a directory: who serves what does not live here.
+
+The record of a workflow names the worker that holds it. Others hand requests on to that one, serve calls beside it, or
+take its place once it is dead or has let go (`placement` decides). What is served beside the holder is a workflow of
+the same record: it has the upstream session, ids and streams of its own, and says nothing of its end.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Final, Literal, NamedTuple
+
+import msgspec
+
+from .directory import Directory
+from .errors import DirectoryUnavailable, Elsewhere, Overloaded, TrunklineError, UnknownSession, WorkflowEnded
+from .generations import Generations
+from .limits import Pooling
+from .lines import Place, Upstream
+from .membership import Membership
+from .placement import Concern, decide
+from .principal import Principal
+from .record import WorkflowRecord
+from .residents import Residents
+from .statistics import Statistics
+from .tasks import Tasks
+from .workflow import Workflow
+
+logger = logging.getLogger(__name__)
+
+BESIDE_SECONDS: Final = 60.0
+"""For how long nothing may happen on a workflow beside its holder before it ends."""
+
+TOUCH_SECONDS: Final = 5.0
+"""How often the directory is told which workflows are in use."""
+
+MAX_READS: Final = 8
+"""How often a record is read for one request while it changes hands."""
+
+Read = Callable[[], Awaitable[WorkflowRecord | None]]
+Verdict = Literal["same", "removed", "taken_over"]
+
+
+class ClusterPorts(NamedTuple):
+    """What the pool does for the cluster."""
+
+    make: Callable[[WorkflowRecord, Upstream, Place], Workflow]
+    """Makes a workflow of a record, which lives nowhere yet."""
+    admit: Callable[[Principal, Pooling], Awaitable[None]]
+    """Finds room for one more; raises `Overloaded`."""
+    open: Callable[[Workflow], Awaitable[None]]
+    """Opens one that lives here."""
+    is_draining: Callable[[], bool]
+
+
+class Cluster:
+    """The workers that share a directory, as one of them sees them."""
+
+    def __init__(
+        self,
+        members: Membership,
+        directory: Directory,
+        ports: ClusterPorts,
+        *,
+        residents: Residents,
+        generations: "Generations[Upstream]",
+        tasks: Tasks,
+        statistics: Statistics,
+        clock: Callable[[], float],
+    ) -> None:
+        self.members = members
+        self.beside: dict[str, Workflow] = {}
+        """The workflows that live here beside the workers that hold them, by session id."""
+        self._directory = directory
+        self._ports = ports
+        self._residents = residents
+        self._generations = generations
+        self._tasks = tasks
+        self._statistics = statistics
+        self._clock = clock
+        self._touched = clock()
+
+    def __repr__(self) -> str:
+        return f"Cluster(worker {self.members.worker.number}, {len(self.beside)} beside)"
+
+    @property
+    def me(self) -> str:
+        """The id of this worker."""
+        return self.members.worker.id
+
+    def is_sure_of(self, workflow: Workflow) -> bool:
+        """True while no other worker can have taken this workflow over."""
+        return self.members.holds_lease and not workflow.is_doubted
+
+    def own(self, record: WorkflowRecord, pooling: Pooling) -> WorkflowRecord:
+        """The record of a workflow that begins here."""
+        return msgspec.structs.replace(
+            record, worker=self.me, lifetime=max(pooling.idle_timeout + pooling.resume_window, TOUCH_SECONDS * 4)
+        )
+
+    # Finding.
+
+    async def find(self, read: Read, principal: Principal, server: str, concern: Concern) -> Workflow | None:
+        """The workflow of the record that `read` finds, where it may be used here; None where there is none (any more).
+
+        Raises:
+            Elsewhere: another worker serves it.
+            DirectoryUnavailable: nobody can tell.
+            TrunklineError: it cannot be opened here.
+        """
+        for _ in range(MAX_READS):
+            record = await read()
+            if record is None or record.principal != principal or record.server != server:
+                return None
+            here = self._residents.by_id.get(record.session_id)
+            if here is not None:
+                return here
+            moving = self._moving(record)
+            if moving is not None:
+                await moving.wait()
+                continue
+            found = await self._place(record, concern)
+            if found is not None:
+                return found
+        raise Overloaded("the session moves between workers; try again", limit="worker")
+
+    async def compare(self, workflow: Workflow) -> Verdict:
+        """Compare a workflow with its record.
+
+        Raises:
+            DirectoryUnavailable: nobody can tell.
+        """
+        stored = await self._directory.get(workflow.record.session_id)
+        is_beside = self.beside.get(workflow.record.session_id) is workflow
+        if stored is None:
+            return "removed"
+        if stored.upstream_session != workflow.record.upstream_session if is_beside else stored.worker != self.me:
+            return "taken_over"
+        if stored.epoch > workflow.record.epoch:
+            workflow.record = stored
+        workflow.is_doubted = False
+        return "same"
+
+    async def _place(self, record: WorkflowRecord, concern: Concern) -> Workflow | None:
+        """The workflow here that a request for this record may use; None where the record has to be read again."""
+        holder = record.worker if record.worker != self.me else ""
+        lives = bool(holder) and await self.members.find(holder) is not None
+        upstream = self._generations.current.get(record.server)
+        if upstream is None:
+            if lives:
+                raise Elsewhere(holder)
+            raise UnknownSession("no such session; begin anew with initialize")
+        decision = decide(
+            msgspec.structs.replace(record, worker=holder),
+            holder_lives=lives,
+            is_call=concern.are_calls or concern.worker == self.members.worker.number,
+            stateless=upstream.stateless or upstream.pooling.reuse == "user",
+            reuse=upstream.pooling.reuse,
+        )
+        match decision:
+            case "beside" if not self._ports.is_draining() and len(self.beside) < upstream.pooling.max_workflows:
+                return await self._stand_beside(record, upstream)
+            case "beside" | "forward":
+                raise Elsewhere(holder)
+            case "take_over":
+                if self._ports.is_draining():
+                    await self._send_on()
+                return await self._take_over(record, upstream)
+            case "gone":
+                self._statistics.count("takeovers", "gone")
+                await self._directory.remove(record)
+                return None
+
+    async def _send_on(self) -> None:
+        """Hand on what this worker may not begin any longer."""
+        other = await self.members.another()
+        if other is None:
+            raise Overloaded("the gateway is shutting down", limit="draining")
+        raise Elsewhere(other.id)
+
+    def _moving(self, record: WorkflowRecord) -> asyncio.Event | None:
+        return self._residents.moving(record.principal, record.server, record.key, record.session_id)
+
+    # Holding.
+
+    async def _take_over(self, record: WorkflowRecord, upstream: Upstream) -> Workflow | None:
+        """Become the worker that holds a workflow; None where another one was first."""
+        if self._moving(record) is not None or record.session_id in self._residents.by_id:
+            return None
+        self._residents.unsettle(record)
+        return await self._tasks.see_through(self._become_holder, (record, upstream))
+
+    async def _become_holder(self, what: tuple[WorkflowRecord, Upstream]) -> Workflow | None:
+        record, upstream = what
+        try:
+            beside = await self._opened_beside(record)
+            await self._ports.admit(record.principal, upstream.pooling)
+            self._residents.census.add(record.principal)
+            try:
+                stored = await self._directory.replace(msgspec.structs.replace(record, worker=self.me))
+            except BaseException:
+                self._residents.census.remove(record.principal)
+                raise
+            if stored is None:
+                self._residents.census.remove(record.principal)
+                self._statistics.count("takeovers", "overtaken")
+                return None
+            self._statistics.count("takeovers", "adopted" if record.upstream_session else "reopened")
+            return self._hold(stored, upstream, beside)
+        except TrunklineError:
+            self._statistics.count("takeovers", "refused")
+            raise
+        finally:
+            self._residents.settle(record)
+
+    async def _opened_beside(self, record: WorkflowRecord) -> Workflow | None:
+        """The workflow of this record that lives here beside its holder, once it is open."""
+        workflow = self.beside.get(record.session_id)
+        if workflow is None:
+            return None
+        await asyncio.wait([workflow.opened])
+        return workflow if self.beside.get(record.session_id) is workflow else None
+
+    def _hold(self, record: WorkflowRecord, upstream: Upstream, beside: Workflow | None) -> Workflow:
+        if beside is None or beside.ended is not None or beside.record.upstream_session != record.upstream_session:
+            workflow = self._ports.make(record, upstream, "held")
+            self._residents.add(workflow)
+            self._tasks.spawn(self._ports.open, workflow)
+            return workflow
+        del self.beside[record.session_id]
+        beside.record = record
+        self._residents.add(beside)
+        beside.listen()
+        return beside
+
+    async def hand_back(self, record: WorkflowRecord) -> None:
+        """Let go of a workflow, so that any worker may take it over.
+
+        Raises:
+            DirectoryUnavailable: nobody can be told.
+        """
+        await self._directory.replace(msgspec.structs.replace(record, worker=""))
+
+    # Beside the holder.
+
+    async def _stand_beside(self, record: WorkflowRecord, upstream: Upstream) -> Workflow:
+        workflow = self.beside.get(record.session_id)
+        if workflow is None:
+            workflow = self.beside[record.session_id] = self._ports.make(record, upstream, "beside")
+            self._tasks.spawn(self._open_beside, workflow)
+        await asyncio.shield(workflow.opened)
+        return workflow
+
+    async def _open_beside(self, workflow: Workflow) -> None:
+        try:
+            workflow.settle(await workflow.line.open())
+        except TrunklineError as error:
+            workflow.settle(error)
+            self.dismiss(workflow, "not_opened")
+
+    def dismiss(self, workflow: Workflow, cause: str) -> bool:
+        """End a workflow that lives beside its holder; False where it is none.
+
+        What ends all of it (the server has forgotten the session, the log is full) is told to the holder by the record.
+        """
+        if self.beside.get(workflow.record.session_id) is not workflow:
+            return False
+        del self.beside[workflow.record.session_id]
+        self._statistics.count("beside_ended", cause)
+        workflow.end(cause, release=True)
+        workflow.settle(WorkflowEnded(cause))
+        if cause in ("upstream_lost", "event_log_overflow", "event_log_trimmed"):
+            self._tasks.spawn(self._withdraw, workflow.record)
+        return True
+
+    async def _withdraw(self, record: WorkflowRecord) -> None:
+        try:
+            await self._directory.remove(record)
+        except DirectoryUnavailable:
+            logger.warning("a record could not be removed", extra={"server": record.server, "handle": record.handle})
+
+    # As time passes.
+
+    def expire(self, now: float) -> None:
+        """Look after what lives beside its holder, and tell the directory what is in use."""
+        for workflow in tuple(self.beside.values()):
+            workflow.expire(now)
+            idle_since = workflow.idle_since
+            if idle_since is not None and idle_since + BESIDE_SECONDS <= now and not workflow.streams.is_held:
+                self.dismiss(workflow, "idle")
+        if now - self._touched >= TOUCH_SECONDS:
+            before, self._touched = self._touched, now
+            used = [*self._residents.by_id.values(), *self.beside.values()]
+            ids = [workflow.record.session_id for workflow in used if workflow.was_used_since(before)]
+            if ids:
+                self._tasks.spawn(self._touch, ids)
+
+    async def _touch(self, session_ids: list[str]) -> None:
+        try:
+            await self._directory.touch(session_ids)
+        except DirectoryUnavailable:
+            self._statistics.count("stale", "touch")

@@ -1,0 +1,191 @@
+"""Several workers in one process: pools over one directory and servers in memory, on a clock that a test turns.
+
+    async with workers() as at:
+        a, b = await at.start(), await at.start()
+        client = await a.client()
+        a.kill()                      # without a good-bye, as by SIGKILL
+        at.clock.advance(LEASE_SECONDS)
+        again = await b.find(client.workflow)
+
+Nobody beats but by `beat`.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import anyio
+from trunkline.mux import membership as membership_module
+from trunkline.mux.directory import Worker
+from trunkline.mux.errors import DirectoryUnavailable, Elsewhere
+from trunkline.mux.limits import Pooling
+from trunkline.mux.lines import Upstream
+from trunkline.mux.membership import Membership
+from trunkline.mux.placement import CALLS, WHOLE, Concern
+from trunkline.mux.pool import Pool
+from trunkline.mux.ports import Headers, Receiver, Wire
+from trunkline.mux.principal import ANONYMOUS, Principal
+from trunkline.mux.workflow import Workflow
+
+from harness.memory_wire import MemoryServer, Session
+from harness.muxing import PATIENCE, Client, Clock, begin, settle
+from harness.shared_memory import SharedMemoryDirectory
+
+
+class View:
+    """The directory as one worker sees it: through a network that a test may cut."""
+
+    def __init__(self, directory: SharedMemoryDirectory) -> None:
+        self._directory = directory
+        self.is_cut = False
+
+    def __getattr__(self, name: str) -> Any:
+        attribute = getattr(self._directory, name)
+        if name in ("watch", "mailbox"):
+            return attribute
+
+        async def call(*args: Any) -> Any:
+            if self.is_cut:
+                raise DirectoryUnavailable("a test has cut the network")
+            return await attribute(*args)
+
+        return call
+
+
+class Reach:
+    """A server as one worker reaches it. Implements `AdoptingConnector`."""
+
+    def __init__(self, server: MemoryServer) -> None:
+        self._server = server
+        self.wires: list[Session] = []
+
+    @asynccontextmanager
+    async def connect(self, receiver: Receiver, headers: Headers, *, listen: bool) -> AsyncIterator[Wire]:
+        """See `Connector.connect`."""
+        async with self._server.connect(receiver, headers, listen=listen) as wire:
+            assert isinstance(wire, Session)
+            self.wires.append(wire)
+            yield wire
+
+    @asynccontextmanager
+    async def adopt(
+        self, receiver: Receiver, headers: Headers, session: str, revision: str, *, listen: bool
+    ) -> AsyncIterator[Wire]:
+        """See `AdoptingConnector.adopt`."""
+        async with self._server.adopt(receiver, headers, session, revision, listen=listen) as wire:
+            assert isinstance(wire, Session)
+            self.wires.append(wire)
+            yield wire
+
+
+class Member:
+    """One worker."""
+
+    def __init__(self, at: "Workers", id: str) -> None:
+        self.view = View(at.directory)
+        self.reach = {"x": Reach(at.server), "y": Reach(at.other)}
+        upstreams = {name: Upstream(name, reach, **at.settings) for name, reach in self.reach.items()}
+        self.members = Membership(self.view, Worker(id, "host"), on_lapse=self._lapse, clock=at.clock)
+        whole = Pooling(resume_window=0.08)  # its short window only makes the sweep come often
+        self.pool = Pool(upstreams, self.view, pooling=whole, clock=at.clock, members=self.members, logs=self.view)
+        self.is_dead = False
+
+    def _lapse(self) -> None:
+        self.pool.lapse()
+
+    def __repr__(self) -> str:
+        return f"Member({self.members.worker.id})"
+
+    @property
+    def number(self) -> int:
+        """The number that the directory gave it."""
+        return self.members.worker.number
+
+    def kill(self) -> None:
+        """End it without a good-bye: nothing that it does reaches anybody any longer."""
+        self.is_dead = self.view.is_cut = True
+        for reach in self.reach.values():
+            for wire in reach.wires:
+                wire.vanish()
+
+    async def beat(self) -> None:
+        """Send one heartbeat."""
+        await self.members.beat()
+
+    async def client(self, principal: Principal = ANONYMOUS, server: str = "x", **options: Any) -> Client:
+        """A client of a workflow that begins here, or that the options name."""
+        return Client((await begin(self.pool, principal, server, **options)).workflow)
+
+    async def find(self, session_id: str, concern: Concern = WHOLE, principal: Principal = ANONYMOUS) -> Client:
+        """A client's wires on a workflow that is found here."""
+        with anyio.fail_after(PATIENCE):
+            workflow = await self.pool.find(principal, "x", session_id, concern)
+            await workflow.opened
+        return Client(workflow)
+
+    async def beside(self, session_id: str) -> Client:
+        """The same for calls."""
+        return await self.find(session_id, CALLS)
+
+
+class Workers:
+    """The workers of one test, and what they share."""
+
+    def __init__(self, stack: AsyncExitStack, settings: dict[str, Any]) -> None:
+        self.clock = Clock()
+        self.directory = SharedMemoryDirectory(self.clock)
+        self.server, self.other = MemoryServer(), MemoryServer()
+        self.settings = settings
+        self.all: list[Member] = []
+        self._stack = stack
+
+    async def start(self) -> Member:
+        """One worker more."""
+        member = Member(self, f"worker-{len(self.all) + 1}")
+        await self._stack.enter_async_context(member.members.running())
+        await self._stack.enter_async_context(member.pool.running())
+        self.all.append(member)
+        return member
+
+    async def pass_time(self, seconds: float) -> None:
+        """Let so many seconds pass, in steps in which all that live beat and look for what is due."""
+        while seconds > 0:
+            self.clock.advance(min(seconds, 0.5))
+            seconds -= 0.5
+            for member in self.all:
+                if not member.is_dead:
+                    await member.beat()
+                    member.pool._look_after(self.clock())
+            await settle()
+
+    async def serve(self, session_id: str, first: Member, concern: Concern = WHOLE) -> tuple[Member, Workflow]:
+        """Where a request is served that comes to this worker, as forwarding finds it."""
+        member = first
+        for _ in range(4):
+            try:
+                return member, (await member.find(session_id, concern)).workflow
+            except Elsewhere as elsewhere:
+                member = next(other for other in self.all if other.members.worker.id == elsewhere.worker)
+        raise AssertionError("a request went round in circles")
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until this holds, a turn of the loop at a time."""
+    with anyio.fail_after(PATIENCE):
+        while not condition():
+            await anyio.lowlevel.checkpoint()
+
+
+@asynccontextmanager
+async def workers(*, movable: bool = True, stateless: bool = False, **pooling: Any) -> AsyncIterator[Workers]:
+    """A bench for one test. Whoever is not killed leaves in order."""
+    beat, membership_module.BEAT_SECONDS = membership_module.BEAT_SECONDS, 3600.0  # type: ignore[misc]
+    try:
+        async with AsyncExitStack() as outer, AsyncExitStack() as stack:
+            at = Workers(stack, {"pooling": Pooling(**pooling), "stateless": stateless})
+            at.server.is_movable = at.other.is_movable = movable
+            await outer.enter_async_context(at.server.running())
+            await outer.enter_async_context(at.other.running())
+            yield at
+    finally:
+        membership_module.BEAT_SECONDS = beat  # type: ignore[misc]
