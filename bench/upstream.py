@@ -16,10 +16,11 @@ TOOLS = {"tools": [{"name": "echo", "inputSchema": {"type": "object"}}]}
 
 
 class Upstream:
-    """The server, as an ASGI application. Each HTTP request takes `delay` seconds more."""
+    """The server, as an ASGI application. Each HTTP request takes `delay` seconds more; `streams` are GET streams."""
 
-    def __init__(self, delay: float) -> None:
+    def __init__(self, delay: float, *, streams: bool = True) -> None:
         self._delay = delay
+        self._streams = streams
         self._counts: Counter[str] = Counter()
         self._sessions = 0
         self._floods: dict[bytes, asyncio.Queue[int]] = {}
@@ -39,8 +40,12 @@ class Upstream:
             await asyncio.sleep(self._delay)
         if scope["method"] != "POST":
             self._counts[scope["method"].lower()] += 1
-            listens = scope["method"] == "GET"
-            await (self._listen(_session(scope), receive, send) if listens else self._send(send, 200, b""))
+            if scope["method"] != "GET":
+                await self._send(send, 200, b"")
+            elif self._streams:
+                await self._listen(_session(scope), receive, send)
+            else:
+                await self._send(send, 405, b"")
             return
         message = msgspec.json.decode(body)
         if message.get("method") == "notifications/flood":
@@ -113,9 +118,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--delay-ms", type=float, default=0.0, help="simulated network delay of each HTTP request")
+    parser.add_argument("--no-streams", action="store_true", help="offer no GET stream")
     given = parser.parse_args()
     uvicorn.run(
-        Upstream(given.delay_ms / 1000),
+        Upstream(given.delay_ms / 1000, streams=not given.no_streams),
         port=given.port,
         lifespan="off",
         ws="none",

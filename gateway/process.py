@@ -16,6 +16,7 @@ from anyio.abc import TaskGroup
 from ..mux.limits import MAX_BODY_BYTES
 from .app import Gateway
 from .bounded_http import BoundedHTTP
+from .garbage import collect, collected_by_schedule
 from .settings import Server, Settings, SettingsError
 from .websockets import PingingWebSocket
 
@@ -47,6 +48,7 @@ async def serve(settings: Settings, *, read: Read, demo: bool, insecure: bool, o
             url = await stack.enter_async_context(serve_demo())
             settings, read = _with_demo(settings, url), partial(_read_with_demo, read, url)
         gateway = await stack.enter_async_context(Gateway(settings).running())
+        stack.enter_context(collected_by_schedule())
         tls = settings.gateway.tls
         config = uvicorn.Config(
             gateway,
@@ -71,6 +73,7 @@ async def serve(settings: Settings, *, read: Read, demo: bool, insecure: bool, o
         async with anyio.create_task_group() as tasks:
             await tasks.start(_drain_on_signal, gateway, server, tasks)
             await tasks.start(_reload_on_signal, gateway, read, insecure)
+            tasks.start_soon(collect, gateway.pool)
             await server.serve(sockets=[listener])
             tasks.cancel_scope.cancel()
 
