@@ -36,6 +36,14 @@ def test_the_figures_in_the_readme_are_those_of_the_stored_results() -> None:
 
 
 @pytest.mark.checkout
+def test_every_test_that_the_limits_name_is_there() -> None:
+    named = re.findall(r"`(tests/[^`:]+)::(\w+)`", (ROOT / "docs" / "limits.md").read_text())
+    assert named
+    for path, test in named:
+        assert f"def {test}(" in (ROOT / path).read_text(), f"{path}::{test}"
+
+
+@pytest.mark.checkout
 def test_every_relative_link_leads_somewhere() -> None:
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
