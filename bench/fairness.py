@@ -30,8 +30,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from bench.client import REVISION, open_session, request_head
-from bench.load import FIRST_GATEWAY_PORT, ROOT, UPSTREAM_PORT, cores, cpu_seconds, gateway, process, write_result
+from bench.load import ROOT, cores, cpu_seconds, gateway, process, write_result
 
+UPSTREAM_PORT, GATEWAY_PORT = 9341, 9342
 PATH = "/servers/bench/mcp"
 PRINCIPALS, TENANTS, WORKFLOWS = 200, 10, 50
 INFLIGHT_OF_WORKFLOW = 64
@@ -143,7 +144,7 @@ def run(loads: list[str], rounds: int, seconds: float, reuse: str) -> list[dict[
     with contextlib.ExitStack() as stack:
         upstream = [sys.executable, "-m", "bench.upstream", "--port", str(UPSTREAM_PORT), "--no-streams"]
         stack.enter_context(process(upstream, client_core, f"http://127.0.0.1:{UPSTREAM_PORT}/recorder"))
-        pid = stack.enter_context(gateway(settings(reuse), FIRST_GATEWAY_PORT, gateway_core))
+        pid = stack.enter_context(gateway(settings(reuse), GATEWAY_PORT, gateway_core, UPSTREAM_PORT))
         progress = stack.enter_context(Progress(console=Console(stderr=True)))
         return uvloop.run(measure(pid, loads, rounds, seconds, progress))
 
@@ -173,7 +174,7 @@ async def measure(
 
     async def open_some() -> None:
         for n in numbers:
-            session = await open_session(FIRST_GATEWAY_PORT, PATH, token=token(n))
+            session = await open_session(GATEWAY_PORT, PATH, token=token(n))
             requests[n].append(request(n, session))
             progress.advance(opening)
 
@@ -195,7 +196,7 @@ def request(number: int, session: str) -> bytes:
     body = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"echo","arguments":{"t":"%b"}}}' % (
         b"y" * 300
     )
-    head = request_head(FIRST_GATEWAY_PORT, PATH, token(number))
+    head = request_head(GATEWAY_PORT, PATH, token(number))
     own = f"Mcp-Session-Id: {session}\r\nMCP-Protocol-Version: {REVISION}\r\nContent-Length: {len(body)}\r\n\r\n"
     return (head + own).encode() + body
 
@@ -229,7 +230,7 @@ async def one_turn(
 async def connect(requests: list[bytes], pause: float, counted: Counted) -> Caller:
     """A caller of a principal."""
     _, caller = await asyncio.get_running_loop().create_connection(
-        lambda: Caller(requests, pause, counted), "127.0.0.1", FIRST_GATEWAY_PORT
+        lambda: Caller(requests, pause, counted), "127.0.0.1", GATEWAY_PORT
     )
     return caller
 
