@@ -1,8 +1,9 @@
 """ContextForge as it is, and with trunkline inside: requests upstream, latency, concurrency, isolation, memory.
 
-Run: `make contextforge`, then `python -m bench.contextforge`. It starts both variants of both versions, one after
-another, on loopback before a server that counts, and drives them with the SDK's own clients. `--version`, `--way`,
-`--cache` and `--calls` make it shorter. The result is stored in `bench/results/contextforge.json`.
+Run: `make contextforge`, then `python -m bench.contextforge`. For each version it starts both gateways beside each
+other on loopback, each before a server that counts, and drives them by turns with the SDK's own clients, so that both
+meet the same machine. `--version`, `--way`, `--cache`, `--calls` and `--sessions` make it shorter. The result is stored
+in `bench/results/contextforge.json`.
 """
 
 import argparse
@@ -13,10 +14,10 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 ROOT: Final = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "tests"))
@@ -30,6 +31,9 @@ SDK1: Final = os.environ.get("TRUNKLINE_SDK1_PYTHON", str(ROOT / ".venv-sdk1" / 
 BOB: Final = "bob@example.com"
 CACHES: Final = ("memory", "database", "redis")
 CLIENT_SECONDS: Final = 900
+
+
+Rows = Iterator[dict[str, Any]]
 
 
 class Server:
@@ -86,67 +90,80 @@ def client(forge: Forge, scenario: str, way: Any, *more: str, user: str = ADMIN)
     return found
 
 
-def measure(forge: Forge, server: Server, way: str, calls: int, *, users: bool) -> dict[str, Any]:
-    """One transport of one gateway."""
-    client(forge, "calls", way, "--count", "3")
-    server.recorder("DELETE")
-    row = client(forge, "calls", way, "--count", str(calls))
-    seen = server.recorder()
-    if "calls" in row:
-        total = sum(seen.values()) - seen["open"]
-        row["upstream_requests_per_call"] = round(total / row["calls"], 3)
-        row["calls_without_initialize"] = round(1 - seen.get("initialize", 0) / row["calls"], 3)
-        row["eight_of_half_a_second"] = client(forge, "together", way, "--count", "8").get("seconds")
-        row["two_clients_of_one_user"] = client(forge, "counters", way)
-        if users:
-            row["two_users"] = client(forge, "counters", way, "--other-token", token(forge.version, BOB))
-    return row
+class Side(NamedTuple):
+    """One of the two gateways that are compared, and the server behind it."""
+
+    variant: str
+    forge: Forge
+    server: Server
 
 
-def growth(forge: Forge, sessions: int, calls: int) -> dict[str, Any]:
-    """How much the gateway's memory grows over so many sessions of so many calls, after some to warm up."""
-    client(forge, "calls", "http", "--sessions", "20", "--count", str(calls))
-    before = forge.process.rss_bytes()
-    row = client(forge, "calls", "http", "--sessions", str(sessions), "--count", str(calls))
-    row["grown_mib"] = round((forge.process.rss_bytes() - before) / 2**20, 2)
-    return row
-
-
-def run(
-    version: Version, variant: str, given: argparse.Namespace, server: Server, redis_url: str
-) -> list[dict[str, Any]]:
-    """One variant of one version, with each cache."""
-    rows: list[dict[str, Any]] = []
-    stock = variant == "stock"
-    for cache in given.caches:
-        for open_door in (False, True) if stock and version == "0.9.0" and "ws" in given.ways else (False,):
-            # The socket of 0.9.0 as it is asks its own /rpc without a token.
-            ways = [way for way in given.ways if (way == "ws") is open_door or not (stock and version == "0.9.0")]
-            env = {"CACHE_TYPE": cache, "REDIS_URL": redis_url, "AUTH_REQUIRED": "false" if open_door else "true"}
-            with (
-                tempfile.TemporaryDirectory() as folder,
-                contextforge(version, Path(folder), stock=stock, env=env) as forge,
-            ):
-                forge.add_user(BOB)
-                forge.register("up", server.url)
-                about = {"version": version, "variant": variant, "cache": cache}
-                for way in ways:
-                    row = {**about, "transport": way}
-                    row.update(measure(forge, server, way, given.calls, users=not open_door))
-                    rows.append(row)
-                    print(json.dumps(row), flush=True)
-                if cache == "memory" and given.sessions and not open_door:
-                    row = {**about, "memory": growth(forge, given.sessions, 10)}
-                    rows.append(row)
-                    print(json.dumps(row), flush=True)
+def measure(sides: Sequence[Side], way: str, calls: int, *, users: bool) -> list[dict[str, Any]]:
+    """One transport of both: what each costs, by turns, and then what each does with concurrency and state."""
+    for side in sides:
+        client(side.forge, "calls", way, "--count", "3")
+        side.server.recorder("DELETE")
+    stock, ours = sides
+    took = client(stock.forge, "paired", way, "--count", str(calls), "--other-url", ours.forge.url("up", way))
+    if "failed" in took:  # the old path does not get there at all
+        took = {"first": took, "second": client(ours.forge, "calls", way, "--count", str(calls))}
+    rows = []
+    for side, row in zip(sides, (took["first"], took["second"]), strict=True):
+        rows.append({"variant": side.variant, "transport": way, **row})
+        if "calls" in row:
+            rows[-1].update(state(side, way, row["calls"], users=users))
     return rows
+
+
+def state(side: Side, way: str, calls: int, *, users: bool) -> dict[str, Any]:
+    """What the server saw of so many calls, and what else a client meets."""
+    seen = side.server.recorder()
+    found: dict[str, Any] = {
+        "upstream_requests_per_call": round((sum(seen.values()) - seen["open"]) / calls, 3),
+        "calls_without_initialize": round(1 - seen.get("initialize", 0) / calls, 3),
+        "eight_of_half_a_second": client(side.forge, "together", way, "--count", "8").get("seconds"),
+        "two_clients_of_one_user": client(side.forge, "counters", way),
+    }
+    if users:
+        found["two_users"] = client(side.forge, "counters", way, "--other-token", token(side.forge.version, BOB))
+    return found
+
+
+def growth(side: Side, sessions: int, calls: int) -> dict[str, Any]:
+    """How much the gateway's memory grows over so many sessions of so many calls, after some to warm up."""
+    client(side.forge, "calls", "http", "--sessions", "20", "--count", str(calls))
+    before = side.forge.process.rss_bytes()
+    row = client(side.forge, "calls", "http", "--sessions", str(sessions), "--count", str(calls))
+    return {"calls": row.get("calls"), "grown_mib": round((side.forge.process.rss_bytes() - before) / 2**20, 2)}
+
+
+def run(version: Version, cache: str, ways: Sequence[str], given: argparse.Namespace, redis_url: str) -> Rows:
+    """Both gateways of one version with one cache, beside each other."""
+    # The socket of 0.9.0 as it is asks its own /rpc without a token.
+    is_open = version == "0.9.0" and "ws" in ways
+    env = {"CACHE_TYPE": cache, "REDIS_URL": redis_url, "AUTH_REQUIRED": "false" if is_open else "true"}
+    about = {"version": version, "cache": cache}
+    with ExitStack() as stack:
+        sides = []
+        for variant in ("stock", "trunkline"):
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            server = stack.enter_context(counting())
+            forge = stack.enter_context(contextforge(version, folder, stock=variant == "stock", env=env))
+            forge.add_user(BOB)
+            forge.register("up", server.url)
+            sides.append(Side(variant, forge, server))
+        for way in ways:
+            for row in measure(sides, way, given.calls, users=not is_open):
+                yield {**about, **row}
+        if given.sessions and cache == "memory" and "http" in ways:
+            for side in sides:
+                yield {**about, "variant": side.variant, "memory": growth(side, given.sessions, 10)}
 
 
 def main() -> None:
     """Measure and store."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="append", choices=VERSIONS)
-    parser.add_argument("--variant", action="append", choices=["stock", "trunkline"])
     parser.add_argument("--way", dest="ways", action="append", choices=["http", "sse", "ws"])
     parser.add_argument("--cache", dest="caches", action="append", choices=CACHES)
     parser.add_argument("--calls", type=int, default=100)
@@ -156,10 +173,14 @@ def main() -> None:
     given.ways = given.ways or ["http", "sse", "ws"]
     given.caches = given.caches or list(CACHES)
     rows: list[dict[str, Any]] = []
-    with counting() as server, redis() as redis_url:
+    with redis() as redis_url:
         for version in given.version or VERSIONS:
-            for variant in given.variant or ("stock", "trunkline"):
-                rows += run(version, variant, given, server, redis_url)
+            for cache in given.caches:
+                doors = [[way for way in given.ways if way != "ws"], [way for way in given.ways if way == "ws"]]
+                for ways in doors if version == "0.9.0" else [given.ways]:
+                    for row in run(version, cache, ways, given, redis_url) if ways else ():
+                        rows.append(row)
+                        print(json.dumps(row), flush=True)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
     result = {
         "about": "ContextForge as it is and with trunkline inside",

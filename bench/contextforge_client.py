@@ -55,10 +55,30 @@ async def calls(given: argparse.Namespace) -> dict[str, Any]:
     took: list[float] = []
     for _ in range(given.sessions):
         async with session(given, given.token) as opened:
-            for _ in range(given.count):
-                began = time.perf_counter()
-                await call(opened, given.prefix + "echo", text="x")
-                took.append(time.perf_counter() - began)
+            took += [await timed(opened, given) for _ in range(given.count)]
+    return figures(took)
+
+
+async def paired(given: argparse.Namespace) -> dict[str, Any]:
+    """So many calls in a session of one gateway, and by turns as many in one of another: both meet the same machine."""
+    other = argparse.Namespace(**{**vars(given), "url": given.other_url})
+    took: tuple[list[float], list[float]] = [], []
+    async with session(given, given.token) as first, session(other, given.token) as second:
+        for _ in range(given.count):
+            took[0].append(await timed(first, given))
+            took[1].append(await timed(second, given))
+    return {"first": figures(took[0]), "second": figures(took[1])}
+
+
+async def timed(opened: ClientSession, given: argparse.Namespace) -> float:
+    """The seconds that a call takes."""
+    began = time.perf_counter()
+    await call(opened, given.prefix + "echo", text="x")
+    return time.perf_counter() - began
+
+
+def figures(took: list[float]) -> dict[str, Any]:
+    """What is told of so many durations."""
     ordered = sorted(took)
     return {
         "calls": len(took),
@@ -87,7 +107,7 @@ async def counters(given: argparse.Namespace) -> dict[str, Any]:
     return {"first": seen[0], "second": seen[1]}
 
 
-SCENARIOS = {"calls": calls, "together": together, "counters": counters}
+SCENARIOS = {"calls": calls, "paired": paired, "together": together, "counters": counters}
 
 
 def main() -> None:
@@ -98,6 +118,7 @@ def main() -> None:
     parser.add_argument("transport", choices=["http", "sse", "ws"])
     parser.add_argument("--token", required=True)
     parser.add_argument("--other-token", default="")
+    parser.add_argument("--other-url", default="", help="of the gateway that `paired` calls by turns")
     parser.add_argument("--prefix", default="up-", help="what the gateway puts before the names of tools")
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--sessions", type=int, default=1)

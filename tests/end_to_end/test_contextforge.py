@@ -438,3 +438,27 @@ async def test_over_sse_with_every_cache(version: Version, cache: str, redis: st
         forge.register("plain", server.url)
         place = Place(forge, {"plain": server})
         assert await place.calls("sse", "plain", "counter", times=5) == ["1", "2", "3", "4", "5"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cache", ["database", "redis"])
+async def test_a_message_reaches_the_worker_that_has_its_stream(version: Version, cache: str, redis: str) -> None:
+    """Each message comes on a connection of its own, so that half of them meet the other worker."""
+    env = {"CACHE_TYPE": cache, "REDIS_URL": redis}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        upstream("sdk2") as server,
+        contextforge(version, Path(folder), workers=2, env=env) as forge,
+    ):
+        forge.register("plain", server.url)
+        headers = {"Authorization": f"Bearer {token(version)}"}
+        async with raw(Place(forge, {"plain": server}), "sse") as client:
+            for n in range(1, 21):
+                params = {"name": "plain-counter", "arguments": {}}
+                message = {"jsonrpc": "2.0", "id": n, "method": "tools/call", "params": params}
+                async with (
+                    aiohttp.ClientSession(headers=headers) as http,
+                    http.post(client.endpoint, json=message) as taken,  # type: ignore[attr-defined]
+                ):
+                    assert taken.status == 202
+                assert (await client.answer(n))["result"]["content"][0]["text"] == str(n)

@@ -165,7 +165,7 @@ def environment(version: Version, port: int, place: Path, more: Mapping[str, str
 
 @contextlib.contextmanager
 def contextforge(
-    version: Version, place: Path, *, stock: bool = False, env: Mapping[str, str] | None = None
+    version: Version, place: Path, *, stock: bool = False, workers: int = 1, env: Mapping[str, str] | None = None
 ) -> Iterator[Forge]:
     """A gateway that answers when this is entered, and is gone when it is left. `place` holds its database."""
     python = python_of(version)
@@ -176,6 +176,8 @@ def contextforge(
         variables["PYTHONPATH"] = os.environ["TRUNKLINE_SOURCES"]
     module = ["uvicorn", "mcpgateway.main:app"] if stock else ["trunkline.compat.contextforge", "--"]
     command = [python, "-m", *module, "--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"]
+    if workers > 1:
+        command += ["--workers", str(workers)]
     process = ServerProcess(command, env=variables, cwd=place)
     try:
         wait_for_status(process, port, "/health", timeout=START_SECONDS)
