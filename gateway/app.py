@@ -6,13 +6,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import anyio
 from anyio.abc import TaskGroup
 
+from ..mux.directory import SharedDirectory
 from ..mux.directory.memory import MemoryDirectory
-from ..mux.directory.timed import TimedDirectory
+from ..mux.directory.timed import TimedDirectory, TimedSharedDirectory
 from ..mux.lines import Upstream
 from ..mux.pool import Pool
 from ..mux.statistics import Statistics
@@ -26,6 +28,7 @@ from ..transports.streamable_http import StreamableHTTPEndpoint
 from ..transports.upstream.credentials import TokenSource
 from ..transports.websocket import WebSocketEndpoint, not_found
 from .auth import Authenticator
+from .metrics import gauges
 from .oauth import ClientCredentials
 from .operations import operations_app
 from .reload import Changes, compare
@@ -33,6 +36,8 @@ from .settings import Settings, SettingsError, check, is_loopback
 from .site import Site, site_of
 from .telemetry import tracing
 from .tickets import TicketEndpoint
+from .worker_metrics import WorkerMetrics
+from .workers.member import Member
 
 logger = logging.getLogger(__name__)
 
@@ -63,13 +68,22 @@ class _Built(NamedTuple):
     """Of tokens, for servers whose credentials are rotated."""
 
 
+class Shared(NamedTuple):
+    """What a gateway has in common with other workers."""
+
+    directory: SharedDirectory
+    """All that serve the same workflows have it, on any host."""
+    runtime: Path
+    """A directory that its processes on this host have to themselves."""
+
+
 class Gateway:
     """A gateway that is built but not listening: an ASGI application and the pool behind it.
 
-    It serves between entering and leaving `running`.
+    It serves between entering and leaving `running`; beside other workers, where it shares a directory with them.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, shared: Shared | None = None) -> None:
         self.statistics = Statistics()
         self._tracer = tracing()
         self._admission = Admission()
@@ -79,13 +93,32 @@ class Gateway:
         self._generation += 1
         self._open = {site.version: site for site in sites.values()}
         """Every site with something behind it, of any generation."""
-        self.pool = Pool(
-            {name: site.upstream for name, site in sites.items()},
-            TimedDirectory(MemoryDirectory(), self.statistics),
-            pooling=settings.pooling,
-            statistics=self.statistics,
-            release=self._release,
-        )
+        upstreams = {name: site.upstream for name, site in sites.items()}
+        self._member: Member | None = None
+        self._workers: WorkerMetrics | None = None
+        self._enter: ASGIApp = self._serve
+        if shared is None:
+            self.pool = Pool(
+                upstreams,
+                TimedDirectory(MemoryDirectory(), self.statistics),
+                pooling=settings.pooling,
+                statistics=self.statistics,
+                release=self._release,
+            )
+        else:
+            directory = TimedSharedDirectory(shared.directory, self.statistics)
+            self._member = Member(directory, shared.runtime, self.statistics, on_lapse=lambda: self.pool.lapse())
+            self._workers = WorkerMetrics(shared.runtime, self._member.id)
+            self._enter = self._member.entrance(self._serve)
+            self.pool = Pool(
+                upstreams,
+                directory,
+                pooling=settings.pooling,
+                statistics=self.statistics,
+                release=self._release,
+                members=self._member.membership,
+                logs=directory,
+            )
         self._routes = self._routed(settings, Authenticator(settings), sites, {})
         self._tasks: TaskGroup
         self._key_keeping = anyio.CancelScope()
@@ -96,7 +129,11 @@ class Gateway:
         return self._routes.settings
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection: an MCP endpoint by its path, everything else by the operations application."""
+        """Serve one connection; in another worker, where that one holds what it is about."""
+        await self._enter(scope, receive, send)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection here: an MCP endpoint by its path, everything else by the operations application."""
         path, routes = scope.get("path", ""), self._routes
         if scope["type"] == "websocket":
             endpoint = routes.websocket.get(path, not_found)
@@ -112,20 +149,27 @@ class Gateway:
             self._tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(self._tasks.cancel_scope.cancel)
             self._keep_keys(self._routes.authenticator)
+            if self._member is not None:
+                await stack.enter_async_context(self._member.running(self))
+                self._routes.authenticator.tickets.worker = self._member.number
             await stack.enter_async_context(self.pool.running())
+            if self._workers is not None:
+                self._tasks.start_soon(self._workers.run, self.statistics, lambda: gauges(self.pool, self._beside))
             yield self
 
     async def drain(self, timeout: float) -> bool:
         """Take nothing new; wait until every call has ended, at most `timeout` seconds. True if none was cut (G8)."""
         complete: list[bool] = []
 
-        async def drain(requests: ModernRequests) -> None:
-            complete.append(await requests.drain(timeout))
+        async def drain(part: ModernRequests | Member) -> None:
+            complete.append(await part.drain(timeout))
 
         async with anyio.create_task_group() as tasks:
             for site in self._open.values():
                 if site.modern is not None:
                     tasks.start_soon(drain, site.modern)
+            if self._member is not None:
+                tasks.start_soon(drain, self._member)
             complete.append(await self.pool.drain(timeout))
         return all(complete)
 
@@ -279,7 +323,9 @@ class Gateway:
             http[f"{path}/sse"] = sse.stream
             http[f"{path}/message"] = sse.messages
             websocket[f"{path}/ws"] = WebSocketEndpoint(streams)
-        operations = operations_app(self.pool, settings, guard, authenticator, beside=self._beside)
+        operations = operations_app(
+            self.pool, settings, guard, authenticator, beside=self._beside, member=self._member, workers=self._workers
+        )
         return _Routes(settings, authenticator, sites, leaving, http, websocket, operations)
 
     def _beside(self, name: str) -> int:

@@ -13,37 +13,53 @@ from ..mux.pool import Pool
 from ..transports.guard import Guard, Rejected
 from .auth import METADATA, Authenticator
 from .metrics import CONTENT_TYPE, InFlight, exposition
-from .rows import PAGING, NotTold, explanation, page, server_row, workflow_row
+from .rows import NotTold
 from .settings import NAME, Settings, is_loopback
+from .worker_metrics import WorkerMetrics
+from .workers.member import Member
+from .workers.overview import Overview
 
 SERVER_PATH: Final = re.compile(rf"/servers/({NAME.pattern})/")
 Handler = Callable[[Request], Awaitable[Response]]
 
 
 def operations_app(
-    pool: Pool, settings: Settings, guard: Guard, authenticator: Authenticator, *, beside: InFlight = lambda server: 0
+    pool: Pool,
+    settings: Settings,
+    guard: Guard,
+    authenticator: Authenticator,
+    *,
+    beside: InFlight = lambda server: 0,
+    member: Member | None = None,
+    workers: WorkerMetrics | None = None,
 ) -> Starlette:
-    """The application for everything that is not an MCP endpoint; `beside` as in `exposition`."""
+    """The application for everything that is not an MCP endpoint; `beside` and `workers` as in `exposition`.
+
+    `member` is this worker among others, where there are any.
+    """
+    overview = Overview(pool, member)
 
     async def health(request: Request) -> Response:
         return PlainTextResponse("ok\n")
 
     async def readiness(request: Request) -> Response:
-        return PlainTextResponse("draining\n", 503) if pool.draining else PlainTextResponse("ready\n")
+        if pool.draining:
+            return PlainTextResponse("draining\n", 503)
+        if member is not None and member.membership.is_away:
+            return PlainTextResponse("the directory is away\n", 503)
+        return PlainTextResponse("ready\n")
 
     async def metrics(request: Request) -> Response:
-        return Response(exposition(pool, beside), media_type=CONTENT_TYPE)
+        return Response(exposition(pool, beside, workers), media_type=CONTENT_TYPE)
 
     async def servers(request: Request) -> Response:
-        return JSONResponse([server_row(pool, name) for name in pool.upstreams])
+        return JSONResponse(await overview.servers(request.scope))
 
     async def sessions(request: Request) -> Response:
-        if any(name in request.query_params for name in PAGING):
-            return JSONResponse(page(pool, request.query_params))
-        return JSONResponse([workflow_row(workflow) for workflow in pool.workflows])
+        return JSONResponse(await overview.sessions(request.scope, request.query_params))
 
     async def session(request: Request) -> Response:
-        return JSONResponse(explanation(pool, request.path_params["handle"]))
+        return JSONResponse(await overview.session(request.scope, request.path_params["handle"]))
 
     def guarded(handler: Handler) -> Handler:
         async def checked(request: Request) -> Response:

@@ -92,7 +92,7 @@ def page(pool: Pool, query: Mapping[str, str]) -> dict[str, Any]:
     Raises:
         NotTold: 400, a value is none of those that there are.
     """
-    limit, after = _number(query, "limit", PAGE, 1, MAX_PAGE), _number(query, "after", 0, 0, 1 << 62)
+    limit, after = number_in(query, "limit", PAGE, 1, MAX_PAGE), number_in(query, "after", 0, 0, 1 << 62)
     wanted = _filter(query)
     found = pool.workflows if wanted is None else [workflow for workflow in pool.workflows if wanted(workflow)]
     start = bisect_right(found, after, key=lambda workflow: workflow.account.number)
@@ -128,7 +128,12 @@ def _filter(query: Mapping[str, str]) -> Callable[[Workflow], bool] | None:
     return matches
 
 
-def _number(query: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
+def number_in(query: Mapping[str, str], name: str, default: int, least: int, most: int) -> int:
+    """A value of a query; `default` where it is not given.
+
+    Raises:
+        NotTold: 400, it is none from `least` to `most`.
+    """
     text = query.get(name, "")
     if not text:
         return default

@@ -37,6 +37,8 @@ class Tickets:
     """Tickets that were given out and not used. `clock` is wall time."""
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+        self.worker = 0
+        """The number of the worker that gives them, which each says: that one alone takes it. 0 where it is alone."""
         self._clock = clock
         self._tickets: dict[str, _Ticket] = {}
         self._users: Counter[Principal] = Counter()
@@ -57,7 +59,7 @@ class Tickets:
             raise Overloaded("too many tickets of one user wait to be used", limit="tickets_per_user")
         if len(self._tickets) >= MAX_TICKETS:
             raise Overloaded("too many tickets wait to be used", limit="tickets")
-        ticket = secrets.token_urlsafe(24)
+        ticket = f"{self.worker:x}.{secrets.token_urlsafe(24)}" if self.worker else secrets.token_urlsafe(24)
         self._users[principal] += 1
         self._tickets[ticket] = _Ticket(Identity(principal, identity_expires, grant), server, now + TICKET_SECONDS)
         return ticket

@@ -47,6 +47,8 @@ class Member:
     ) -> None:
         name = secrets.token_hex(8)
         worker = Worker(name, host_id(), str(runtime / name))
+        self.id = name
+        """Drawn at its start."""
         self.membership = Membership(directory, worker, on_lapse=on_lapse)
         self._directory = directory
         self._mailboxes = Mailboxes(directory, self.membership)
@@ -67,8 +69,13 @@ class Member:
                 await self._direct(scope)
             await app(scope, receive, send)
 
-        self._forwarder = Forwarder(enter, self.membership, self.open, self._statistics)
-        return self._forwarder
+        self._forwarder = forwarder = Forwarder(enter, self.membership, self.open, self._statistics)
+
+        async def entrance(scope: Scope, receive: Receive, send: Send) -> None:
+            is_last = self._is_draining and scope["type"] == "http" and not scope.get(HOPS)
+            await forwarder(scope, receive, _closing(send) if is_last else send)
+
+        return entrance
 
     @asynccontextmanager
     async def running(self, app: ASGIApp) -> AsyncIterator["Member"]:
@@ -100,22 +107,20 @@ class Member:
             return await SocketConversation.open(worker.address)
         return self._mailboxes.open(worker)
 
-    async def ask_others(self, scope: Scope, query: bytes) -> list[Answer]:
-        """What the other workers answer to the same GET with this query, in the order of their numbers.
+    async def ask_others(self, scope: Scope, query: Callable[[int], bytes]) -> list[Answer]:
+        """What the other workers answer to the same GET, in the order of their numbers.
 
-        Nothing where it was another worker that asked this one.
+        Each gets the query that is made for its number.
 
         Raises:
             DirectoryUnavailable: nobody knows who they are.
         """
-        if scope.get(HOPS):
-            return []
         workers = sorted(await self._directory.workers(), key=lambda worker: worker.number)
         others = [worker for worker in workers if worker.id != self.membership.worker.id]
         answers: dict[int, Answer] = {}
 
         async def ask(worker: Worker) -> None:
-            answers[worker.number] = await self._ask(worker, {**scope, "query_string": query})
+            answers[worker.number] = await self._ask(worker, {**scope, "query_string": query(worker.number)})
 
         async with anyio.create_task_group() as tasks:
             for worker in others:
@@ -157,6 +162,17 @@ class Member:
                     raise Elsewhere(worker.id)
             if self._is_draining and workers and giver != self.number:
                 raise Elsewhere(secrets.choice(workers).id)
+
+
+def _closing(send: Send) -> Send:
+    """With word to the client that its next request needs another connection: that one finds another worker."""
+
+    async def send_last(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+        await send(message)
+
+    return send_last
 
 
 def _giver(query: bytes) -> int:

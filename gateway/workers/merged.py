@@ -1,0 +1,95 @@
+"""What several workers tell operators, as one answer. Pure."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+Row = dict[str, Any]
+
+MAX_CANDIDATES: Final = 10
+_STATES: Final = ("failing", "ok", "unused")
+_SUMS: Final = ("channels", "workflows", "inflight")
+
+
+class Told(NamedTuple):
+    """What one worker answered; `body` is its JSON. `status` is 0 where it did not answer."""
+
+    worker: int
+    status: int
+    body: Any
+
+
+def servers(told: Sequence[Told]) -> list[Row]:
+    """The servers of the first, with what all others hold of them; the worst state and the newest failure count."""
+    others: dict[str, list[Row]] = {}
+    for one in told[1:]:
+        for row in one.body if one.status == 200 else ():
+            others.setdefault(row["server"], []).append(row)
+    missing = _missing(told)
+    merged = [_server([row, *others.get(row["server"], ())]) for row in told[0].body]
+    return [{**row, "missing_workers": missing} for row in merged] if missing else merged
+
+
+def sessions(told: Sequence[Told]) -> list[Row]:
+    """All workflows, each with the number of its worker; and a row of its own for a worker that did not answer."""
+    rows = [{**row, "worker": one.worker} for one in told if one.status == 200 for row in one.body]
+    return rows + [{"worker": number, "state": "missing"} for number in _missing(told)]
+
+
+def session(told: Sequence[Told]) -> Told:
+    """The answer of the worker that has the workflow; of one where it lives, before one where it ended.
+
+    Where several have one whose handle begins so, their handles.
+    """
+    found: dict[str, list[Told]] = {}
+    candidates: set[str] = set()
+    for one in told:
+        if one.status == 200:
+            found.setdefault(one.body["workflow"]["workflow"], []).append(one)
+        elif one.status == 409:
+            candidates.update(one.body["candidates"])
+    if candidates or len(found) > 1:
+        named = sorted({*candidates, *found})[:MAX_CANDIDATES]
+        body = {"error": "several workflows begin so: give more of the handle", "candidates": named}
+        return Told(0, 409, body)
+    for answers in found.values():
+        best = min(answers, key=lambda one: one.body["ended"] is not None)
+        return best._replace(body={**best.body, "workflow": {**best.body["workflow"], "worker": best.worker}})
+    return told[0]
+
+
+def page(pages: Sequence[Told], following: str | None) -> dict[str, Any]:
+    """Pages of the workers, in order, as one; each row with the number of its worker."""
+    rows = [{**row, "worker": one.worker} for one in pages if one.status == 200 for row in one.body["sessions"]]
+    total = sum(one.body["total"] for one in pages if one.status == 200)
+    merged = {"total": total, "sessions": rows, "next": following}
+    missing = _missing(pages)
+    return {**merged, "missing_workers": missing} if missing else merged
+
+
+def cursor(text: str) -> tuple[int, int] | None:
+    """Where a page begins: at a worker's number, after a place there; None where the text says neither."""
+    parts = text.split(".") if text else ["0", "0"]
+    if len(parts) != 2 or not all(part.isascii() and part.isdigit() and len(part) < 19 for part in parts):
+        return None
+    return int(parts[0]), int(parts[1])
+
+
+def _missing(told: Sequence[Told]) -> list[int]:
+    return [one.worker for one in told if one.status != 200]
+
+
+def _server(rows: Sequence[Row]) -> Row:
+    sums = {name: sum(row[name] for row in rows) for name in _SUMS}
+    failures = [row["last_failure"] for row in rows if row["last_failure"]]
+    circuits = [row["circuit"] for row in rows if row["circuit"]]
+    return {
+        **rows[0],
+        **sums,
+        "state": min((row["state"] for row in rows), key=_STATES.index),
+        "last_failure": max(failures, key=lambda failure: failure["at"]) if failures else None,
+        "circuit": max(circuits, key=_severity) if circuits else None,
+    }
+
+
+def _severity(circuit: Mapping[str, Any]) -> tuple[bool, float]:
+    return circuit["state"] != "closed", circuit["retry_after"]

@@ -1,0 +1,126 @@
+"""What operators ask one worker, answered for all: two pools, one directory."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx2
+import pytest
+from harness.memory_wire import MemoryServer
+from harness.muxing import ALICE, begin
+from harness.shared_memory import SharedMemoryDirectory
+from trunkline.gateway.auth import Authenticator
+from trunkline.gateway.operations import operations_app
+from trunkline.gateway.settings import Settings
+from trunkline.gateway.workers.member import Member
+from trunkline.mux.directory import Worker
+from trunkline.mux.directory.memory import MemoryDirectory
+from trunkline.mux.limits import Pooling
+from trunkline.mux.lines import Upstream
+from trunkline.mux.pool import Pool
+from trunkline.mux.statistics import Statistics
+from trunkline.transports.guard import Guard
+
+pytestmark = pytest.mark.anyio
+
+EACH = 5
+"""Workflows of each worker."""
+
+
+class House:
+    """Two workers, with pools that know nothing of each other."""
+
+    def __init__(self) -> None:
+        self.directory = SharedMemoryDirectory()
+        self.pools: list[Pool] = []
+        self.members: list[Member] = []
+        self.apps: list[Any] = []
+
+    async def joins(self, path: Path, stack: AsyncExitStack) -> None:
+        """One more worker."""
+        await anyio.Path(path).mkdir()
+        server = await stack.enter_async_context(MemoryServer().running())
+        pool = Pool({"x": Upstream("x", server, Pooling())}, MemoryDirectory(), pooling=Pooling())
+        member = Member(self.directory, path, Statistics(), on_lapse=lambda: None)
+        settings = Settings()
+        app = operations_app(pool, settings, Guard(loopback=True), Authenticator(settings), member=member)
+        await stack.enter_async_context(member.running(app))
+        await stack.enter_async_context(pool.running())
+        self.pools.append(pool)
+        self.members.append(member)
+        self.apps.append(app)
+
+    async def get(self, path: str, status: int = 200) -> Any:
+        """What the first worker answers."""
+        transport = httpx2.ASGITransport(app=self.apps[0], client=("127.0.0.1", 4711))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:8920") as http:
+            answer = await http.get(path)
+        assert answer.status_code == status, answer.text
+        return answer.json() if status != 503 else answer.text
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    made = House()
+    async with AsyncExitStack() as stack:
+        for name in ("a", "b"):
+            await made.joins(tmp_path / name, stack)
+        for pool in made.pools:
+            for _ in range(EACH):
+                await begin(pool, ALICE)
+        yield made
+
+
+async def test_all_workflows_are_told_with_their_workers(house: House) -> None:
+    rows = await house.get("/api/sessions")
+    assert [row["worker"] for row in rows] == [1] * EACH + [2] * EACH
+    assert {row["workflow"] for row in rows} == {w.handle for pool in house.pools for w in pool.workflows}
+    [server] = await house.get("/api/servers")
+    assert (server["workflows"], server["channels"]) == (2 * EACH, 2 * EACH)
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 5, 7, 9, 10, 100])
+async def test_pages_go_over_all_workers_and_tell_each_workflow_once(house: House, limit: int) -> None:
+    seen: list[str] = []
+    after = ""
+    while True:
+        told = await house.get(f"/api/sessions?limit={limit}&after={after}")
+        assert told["total"] == 2 * EACH
+        assert len(told["sessions"]) <= limit
+        seen += [row["workflow"] for row in told["sessions"]]
+        if told["next"] is None:
+            break
+        assert len(told["sessions"]) == limit
+        after = told["next"]
+    assert seen == [workflow.handle for pool in house.pools for workflow in pool.workflows]
+
+
+async def test_a_page_of_what_matches_nothing_is_empty(house: House) -> None:
+    assert await house.get("/api/sessions?q=zzzz") == {"total": 0, "sessions": [], "next": None}
+    await house.get("/api/sessions?after=7", 400)
+    await house.get("/api/sessions?limit=0", 400)
+
+
+async def test_a_workflow_is_explained_wherever_it_lives(house: House) -> None:
+    for number, pool in enumerate(house.pools, 1):
+        handle = pool.workflows[0].handle
+        told = await house.get(f"/api/sessions/{handle}")
+        assert (told["workflow"]["workflow"], told["workflow"]["worker"]) == (handle, number)
+    await house.get("/api/sessions/zzzzzz", 404)
+    await house.get("/api/sessions/z", 400)
+
+
+async def test_a_worker_that_does_not_answer_is_told(house: House) -> None:
+    gone = await house.directory.enroll(Worker("gone", house.members[0].membership.worker.host, "/nowhere"))
+    rows = await house.get("/api/sessions")
+    assert rows[-1] == {"worker": gone.number, "state": "missing"}
+    assert (await house.get("/api/sessions?limit=3"))["missing_workers"] == [gone.number]
+
+
+async def test_without_the_directory_each_tells_its_own_and_is_not_ready(house: House) -> None:
+    house.directory.is_away = True
+    await house.members[0].membership.beat()
+    assert len(await house.get("/api/sessions")) == EACH
+    assert "directory" in await house.get("/readyz", 503)
