@@ -157,6 +157,7 @@ def environment(version: Version, port: int, place: Path, more: Mapping[str, str
         "MCPGATEWAY_CATALOG_ENABLED": "false",
         "HEALTH_CHECK_INTERVAL": "3600",
         "LOG_LEVEL": "ERROR",
+        "STRUCTURED_LOGGING_DATABASE_ENABLED": "false",  # as 1.0 has it; 0.9.0 writes each line to the database
         "DB_POOL_SIZE": "20",
         "OBSERVABILITY_ENABLED": "false",
         **more,
