@@ -112,6 +112,7 @@ class Lines:
         self._end = end
         self._channels: dict[Channel, _Held] = {}
         self._groups: dict[ChannelKey, ChannelGroup] = {}
+        self._groups_of: dict[Principal, dict[ChannelKey, ChannelGroup]] = {}
         self._annotations = Annotations()
 
     @property
@@ -141,7 +142,7 @@ class Lines:
     def expire(self, now: float) -> None:
         """Look after the sessions that workflows share, and end those that nobody has used for long enough."""
         for key in [key for key, group in self._groups.items() if group.expire(now)]:
-            self._groups.pop(key).close(WorkflowEnded("idle"))
+            self._end_group(key, WorkflowEnded("idle"))
         self._close_superseded()
         self._spares.expire(now)
         self._breakers.expire(now)
@@ -153,8 +154,10 @@ class Lines:
         """
         self.failures.keep(unchanged)
         self._breakers.keep(unchanged)
-        for channel in self._channels:
+        for channel, held in self._channels.items():
             channel.is_superseded = not self._generations.is_current(*channel.version)
+            if channel.is_superseded:
+                held.permit = None
         self._close_superseded()
         self._spares.supersede(self._generations.is_current)
 
@@ -167,14 +170,23 @@ class Lines:
         """End the sessions that workflows share, and those that nobody has; a workflow's own end with it."""
         self._is_closed = True
         self._spares.close("drained")
-        while self._groups:
-            self._groups.popitem()[1].close(cause)
+        for key in tuple(self._groups):
+            self._end_group(key, cause)
 
     def _close_superseded(self) -> None:
         """End the sessions under old settings that no workflow uses any longer."""
         for key, group in list(self._groups.items()):
             if not group.owners and not self._generations.is_current(key.server, key.generation):
-                self._groups.pop(key).close(WorkflowEnded("reconfigured"))
+                self._end_group(key, WorkflowEnded("reconfigured"))
+
+    def _end_group(self, key: ChannelKey, cause: TrunklineError) -> None:
+        """The one door through which shared sessions leave the pool."""
+        own = self._groups_of[key.principal]
+        del own[key]
+        if not own:
+            del self._groups_of[key.principal]
+        self._annotations.forget(key)
+        self._groups.pop(key).close(cause)
 
     def _dedicated(self, workflow: Workflow, upstream: Upstream, shelf: Shelf | None, place: Place) -> Line:
         record = workflow.record
@@ -300,24 +312,27 @@ class Lines:
             clock=self._clock,
         )
         self._groups[key] = group = ChannelGroup(key, upstream.pooling, ports, why=why)
+        self._groups_of.setdefault(key.principal, {})[key] = group
         return group
 
     def _why_none(self, key: ChannelKey) -> Decision:
         """Why a session of this key has to be opened: how the user's own differ, else some of the newest."""
-        own = [other for other in self._groups if other.principal == key.principal and other.server == key.server]
+        own = [other for other in self._groups_of.get(key.principal, {}) if other.server == key.server]
         return missed(key, own or itertools.islice(reversed(self._groups), MAX_COMPARED))
 
     def _make_room(self, principal: Principal, limits: Pooling) -> None:
         """End the sessions of this user that no workflow uses, the longest unused first, until one may be opened."""
-        unused = [key for key, group in self._groups.items() if key.principal == principal and not group.owners]
+        unused = [key for key, group in self._groups_of.get(principal, {}).items() if not group.owners]
         for key in unused:
             if self._has_room_for_channel(principal, limits):
                 return
-            self._groups.pop(key).close(WorkflowEnded("evicted"))
+            self._end_group(key, WorkflowEnded("evicted"))
 
     def _has_room_for_channel(self, principal: Principal, limits: Pooling) -> bool:
-        held = sum(group.sessions for group in self._groups.values() if group.key.principal == principal)
-        return principal.is_anonymous or held < limits.max_channels_per_user
+        if principal.is_anonymous:
+            return True
+        own = self._groups_of.get(principal, {}).values()
+        return sum(group.sessions for group in own) < limits.max_channels_per_user
 
     def _end_changed(self, owner: Owner) -> None:
         if isinstance(owner, Workflow):
@@ -402,7 +417,9 @@ class Lines:
             held.permit.opened(now)
         elif held.permit is not None:
             held.permit.failed(error, now)
-        if error is None and not channel.is_adopted:  # of its server nothing has been seen yet
+        if channel.is_superseded:  # it says nothing of the server as it is set up now
+            pass
+        elif error is None and not channel.is_adopted:  # of its server nothing has been seen yet
             self.failures.clear(held.server)
         elif isinstance(error, TrunklineError) and verdict(error) != "unknown":
             self.failures.note(held.server, stage_of(error), error, self._wall())
@@ -418,7 +435,8 @@ class Lines:
         now = self._clock()
         if held.permit is not None:
             held.permit.lost(now)
-        self.failures.note(held.server, "session", cause, self._wall())
+        if not channel.is_superseded:
+            self.failures.note(held.server, "session", cause, self._wall())
         self._perform(channel, held, channel.life.step("lost", now))
 
     def _perform(self, channel: Channel, held: _Held, effect: Effect) -> None:

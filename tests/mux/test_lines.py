@@ -5,14 +5,16 @@ from typing import Any
 
 import pytest
 from harness.memory_wire import MemoryServer, echo
-from harness.muxing import ALICE, BOB, CAROL, Bench, Client, begin, bench
+from harness.muxing import ALICE, BOB, CAROL, Bench, Client, begin, bench, initialize
 from trunkline.compat.per_request import PerRequestLine
 from trunkline.mux.breaker import MAX_FAILURES
 from trunkline.mux.directory.memory import MemoryDirectory
 from trunkline.mux.errors import CircuitOpen, SessionLost, TrunklineError, UpstreamRefused, UpstreamUnreachable
+from trunkline.mux.group import ChannelGroup
 from trunkline.mux.limits import Pooling
 from trunkline.mux.lines import Upstream
 from trunkline.mux.pool import Pool
+from trunkline.mux.principal import Principal
 
 pytestmark = pytest.mark.anyio
 
@@ -186,3 +188,35 @@ async def test_a_session_that_is_lost_is_a_failure_of_its_own_stage_until_one_is
         assert at.pool.failures["x"][:2] == ("session", "the server is gone")
         await at.client(ALICE)
         assert at.pool.failures == {}
+
+
+async def test_what_a_user_shares_is_looked_after_at_the_same_cost_however_many_others_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looked_at = 0
+
+    def sessions(group: ChannelGroup) -> int:
+        nonlocal looked_at
+        looked_at += 1
+        return len(group.lines())
+
+    monkeypatch.setattr(ChannelGroup, "sessions", property(sessions))
+    async with bench(reuse="user") as at:
+        for n in range(50):
+            await at.client(Principal("issuer", "acme", str(n)))
+        looked_at = 0
+        at.pool._lines.expire(at.clock())
+        assert looked_at <= 50
+
+
+async def test_g10_what_is_known_of_the_tools_of_shared_sessions_ends_with_them() -> None:
+    server = MemoryServer()
+    server.on_request = echo
+    upstream = Upstream("x", server, Pooling(reuse="user", max_channels_per_user=1), trust_annotations=True)
+    async with server.running(), Pool({"x": upstream}, MemoryDirectory(), pooling=Pooling()).running() as pool:
+        for n in range(3):
+            message = initialize(capabilities={"experimental": {str(n): {}}})
+            client = Client((await begin(pool, ALICE, message=message)).workflow)
+            await client.answer(client.call(method="tools/list"))
+            await pool.end(client.workflow, "deleted")
+        assert len(pool._lines._annotations._scopes) == 1

@@ -16,6 +16,7 @@ from trunkline.mux.errors import (
     CircuitOpen,
     InvalidParams,
     Overloaded,
+    SessionLost,
     UnknownServer,
     UnknownSession,
     UpstreamUnreachable,
@@ -330,6 +331,24 @@ async def test_a_server_that_was_away_is_tried_at_once_where_it_is_now() -> None
             await begin(at.pool, ALICE)
         at.change()
         assert at.pool.failures == {}
+        assert (await begin(at.pool, ALICE)).workflow.generation == 1
+
+
+@pytest.mark.parametrize("is_open", [False, True], ids=["opening", "open"])
+async def test_what_fails_under_old_settings_after_they_changed_says_nothing_of_the_new_ones(is_open: bool) -> None:
+    async with Site().running() as at:
+        if not is_open:
+            at.old.pause("connect")
+        beginning = [asyncio.create_task(begin(at.pool, ALICE)) for _ in range(MAX_FAILURES)]
+        await (asyncio.wait(beginning) if is_open else at.old.reached("connect", MAX_FAILURES))
+        at.change()
+        at.old.unreachable = UpstreamUnreachable("connection refused", executed="no")
+        at.old.let("connect")
+        for session in at.old.live:
+            session.receiver.lost(SessionLost("the server is gone", executed="unknown"))
+        await asyncio.wait(beginning)
+        assert all(isinstance(task.exception(), UpstreamUnreachable) is not is_open for task in beginning)
+        assert (at.pool.failures, at.pool.circuits) == ({}, [])
         assert (await begin(at.pool, ALICE)).workflow.generation == 1
 
 
