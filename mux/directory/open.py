@@ -1,7 +1,7 @@
 """The one place that opens a directory by its settings."""
 
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Final, Literal
 
 from ..errors import DirectoryUnavailable
@@ -38,11 +38,16 @@ async def open_directory(backend: Backend, url: str) -> AsyncIterator[SharedDire
 
 @asynccontextmanager
 async def _opened(backend: Backend, url: str) -> AsyncIterator[SharedDirectory]:
-    if backend != "redis":
-        raise ValueError(f"there is no directory {backend} in this version")
-    from .redis import open_redis
+    opener: AbstractAsyncContextManager[SharedDirectory]
+    if backend == "redis":
+        from .redis import open_redis
 
-    async with open_redis(url) as directory:
+        opener = open_redis(url)
+    else:
+        from .database import open_database
+
+        opener = open_database(url)
+    async with opener as directory:
         yield directory
 
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.anyio
 Check = Callable[[SharedDirectory], Awaitable[None]]
 SHARED_CHECKS = (*LOG_CHECKS, *WORKER_CHECKS)
 ALL_CHECKS = (*CHECKS, *EXPIRY_CHECKS, *SHARED_CHECKS)
-SERVED = ("redis", "cluster", "sentinel")
+SERVED = ("redis", "cluster", "sentinel", "sqlite", "postgresql")
 
 
 @asynccontextmanager
@@ -49,6 +49,14 @@ async def test_it_keeps_the_contract(backends: Backends, backend: str, check: Ch
             await check(directory)
 
 
+@pytest.fixture(autouse=True)
+def small_buffers(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """A database needs long for thousands of changes: its watchers fall behind sooner."""
+    if "sqlite" in request.node.name or "postgresql" in request.node.name:
+        monkeypatch.setattr("trunkline.mux.directory.database.WATCH_BUFFER", 32)
+        monkeypatch.setattr("contract.directory.LATENESS", 100)
+
+
 class SeveralConnections:
     """Each call goes to another worker's directory of the same server."""
 
@@ -61,7 +69,7 @@ class SeveralConnections:
 
 
 @pytest.mark.parametrize("check", ALL_CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("backend", ["redis"])
+@pytest.mark.parametrize("backend", ["redis", "sqlite", "postgresql"])
 async def test_several_workers_keep_it_together(backends: Backends, backend: str, check: Check) -> None:
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(backends.empty(backend))

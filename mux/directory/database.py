@@ -1,0 +1,501 @@
+"""The directory in a database: SQLite for the workers of one host, PostgreSQL for those of several.
+
+Each operation is one transaction. Expired rows count as gone at once, and are swept up now and then.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
+from itertools import islice
+from typing import Final, TypeVar
+
+import anyio
+import msgspec
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ..errors import DirectoryUnavailable
+from ..limits import EventLogLimits
+from ..principal import Principal
+from ..record import WorkflowRecord
+from . import ID_BLOCK, LEASE_SECONDS, MAILBOX_FRAMES, SHARED, WATCH_BUFFER, Claimed, Entry, Worker
+from .background import beside
+from .database_schema import changes, counters, ended_keys, homes, log, mail, migrate, records, workers
+from .database_server import CHANGES, MAIL, OPERATION_SECONDS, Server
+from .feed import Feed
+from .names import key_digest, key_digest_of, name_digest, token_of
+
+POLL_SECONDS: Final = 0.05
+"""How often SQLite is asked for news."""
+
+UNASKED_SECONDS: Final = 5.0
+"""How long PostgreSQL is not asked for mail where it told of none."""
+
+SWEEP_SECONDS: Final = 30.0
+KEY_MEMORY_SECONDS: Final = 6 * 3600
+SHARED_SECONDS: Final = 86400
+CHANGES_SECONDS: Final = 60
+BATCH: Final = 500
+NUMBER: Final = "worker-number"
+
+Result = TypeVar("Result")
+
+_encode = msgspec.msgpack.Encoder().encode
+_record_decoder = msgspec.msgpack.Decoder(WorkflowRecord)
+_entry_decoder = msgspec.msgpack.Decoder(Entry)
+_worker_decoder = msgspec.msgpack.Decoder(Worker)
+
+
+@asynccontextmanager
+async def open_database(url: str) -> AsyncIterator["DatabaseDirectory"]:
+    """The directory at a URL; see `database_server` for its forms. Its tables are made or brought up to date.
+
+    Raises:
+        ValueError: the URL is not one of them, or the tables are those of a newer version.
+        DirectoryUnavailable: the database cannot be opened.
+    """
+    server = Server(url)
+    directory = DatabaseDirectory(server)
+    try:
+        async with server.writing() as connection:
+            await migrate(connection)
+        works = [directory.sweep_on] if server.is_sqlite else [directory.sweep_on, directory.listen]
+        async with beside(*works):
+            yield directory
+    finally:
+        with anyio.move_on_after(OPERATION_SECONDS, shield=True):
+            await server.engine.dispose()
+
+
+class DatabaseDirectory:
+    """Implements `SharedDirectory`."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._watchers: set[Feed[str]] = set()
+        self._mailboxes: dict[str, Feed[None]] = {}
+        self._listens = anyio.Event()
+
+    # Records
+
+    async def claim(self, record: WorkflowRecord) -> Claimed:
+        """See `Directory.claim`."""
+        key = key_digest_of(record) or None
+        while True:
+            async with self._server.writing() as connection:
+                claimed = await self._claim(connection, record, key)
+            if claimed is not None:
+                return claimed
+
+    async def _claim(self, connection: AsyncConnection, record: WorkflowRecord, key: str | None) -> Claimed | None:
+        """None where a record stood in the way that is gone already."""
+        now, state = self._server.now(), "created"
+        if key is not None:
+            expired = sa.delete(records).where(records.c.key == key, records.c.expires <= now)
+            if (await connection.execute(expired)).rowcount:
+                state = "reset"
+        stored = self._server.insert(records).values(
+            token=record.event_token,
+            key=key,
+            epoch=record.epoch,
+            record=_encode(record),
+            lifetime=record.lifetime,
+            touched=now,
+            expires=now + record.lifetime,
+            next_id=1,
+            log_events=0,
+            log_bytes=0,
+        )
+        if (await connection.execute(stored.on_conflict_do_nothing())).rowcount:
+            if key is not None:
+                ended = sa.delete(ended_keys).where(ended_keys.c.key == key, ended_keys.c.expires > now)
+                if (await connection.execute(ended)).rowcount:
+                    state = "reset"
+            return Claimed(record, "reset" if state == "reset" else "created")
+        standing = await self._select(connection, records.c.key == key) if key is not None else None
+        if standing is not None:
+            return Claimed(standing, "resumed")
+        if await connection.scalar(sa.select(records.c.epoch).where(records.c.token == record.event_token)) is not None:
+            raise ValueError("a session id is drawn once")
+        return None
+
+    async def _select(self, connection: AsyncConnection, condition: sa.ColumnElement[bool]) -> WorkflowRecord | None:
+        stored = await connection.scalar(sa.select(records.c.record).where(condition, self._is_live()))
+        return None if stored is None else _record_decoder.decode(stored)
+
+    def _is_live(self) -> sa.ColumnElement[bool]:
+        return records.c.expires > self._server.now()
+
+    async def get(self, session_id: str) -> WorkflowRecord | None:
+        """See `Directory.get`."""
+        return await self._found(records.c.token == token_of(session_id))
+
+    async def at(self, event_token: str) -> WorkflowRecord | None:
+        """See `Directory.at`."""
+        if not (event_token.isascii() and event_token.isalnum()):
+            return None
+        return await self._found(records.c.token == event_token)
+
+    async def find(self, principal: Principal, server: str, key: str) -> WorkflowRecord | None:
+        """See `Directory.find`."""
+        return await self._found(records.c.key == key_digest(principal, server, key))
+
+    async def _found(self, condition: sa.ColumnElement[bool]) -> WorkflowRecord | None:
+        async def find() -> WorkflowRecord | None:
+            async with self._server.reading() as connection:
+                return await self._select(connection, condition)
+
+        return await _again(find)
+
+    async def replace(self, record: WorkflowRecord) -> WorkflowRecord | None:
+        """See `Directory.replace`."""
+        changed = msgspec.structs.replace(record, epoch=record.epoch + 1)
+        async with self._server.writing() as connection:
+            now = self._server.now()
+            done = await connection.execute(
+                sa.update(records)
+                .where(self._is(record))
+                .values(
+                    record=_encode(changed),
+                    epoch=changed.epoch,
+                    lifetime=record.lifetime,
+                    touched=now,
+                    expires=now + record.lifetime,
+                )
+            )
+            if not done.rowcount:
+                return None
+            await self._tell(connection, record.session_id)
+        return changed
+
+    async def remove(self, record: WorkflowRecord) -> bool:
+        """See `Directory.remove`."""
+        async with self._server.writing() as connection:
+            if not (await connection.execute(sa.delete(records).where(self._is(record)))).rowcount:
+                return False
+            await connection.execute(sa.delete(log).where(log.c.token == record.event_token))
+            if record.key is not None:
+                await self._remember(connection, [key_digest_of(record)])
+            await self._tell(connection, record.session_id)
+        return True
+
+    def _is(self, record: WorkflowRecord) -> sa.ColumnElement[bool]:
+        return sa.and_(records.c.token == record.event_token, records.c.epoch == record.epoch, self._is_live())
+
+    async def _remember(self, connection: AsyncConnection, keys: Sequence[str]) -> None:
+        for key in keys:
+            noted = self._server.insert(ended_keys).values(key=key, expires=self._server.now() + KEY_MEMORY_SECONDS)
+            again = noted.on_conflict_do_update(index_elements=["key"], set_={"expires": noted.excluded.expires})
+            await connection.execute(again)
+
+    async def _tell(self, connection: AsyncConnection, session_id: str) -> None:
+        if self._server.is_sqlite:
+            await connection.execute(sa.insert(changes).values(session_id=session_id, at=self._server.now()))
+        else:
+            await connection.execute(sa.select(sa.func.pg_notify(CHANGES, session_id)))
+
+    async def touch(self, session_ids: Collection[str]) -> None:
+        """See `Directory.touch`."""
+        tokens = iter(sorted(token_of(session_id) for session_id in session_ids))
+        while batch := list(islice(tokens, BATCH)):
+            await _again(lambda batch=batch: self._touch(batch))  # type: ignore[misc]
+
+    async def _touch(self, tokens: list[str]) -> None:
+        async with self._server.writing() as connection:
+            now = self._server.now()
+            used = sa.update(records).where(records.c.token.in_(tokens), self._is_live())
+            await connection.execute(used.values(touched=now, expires=now + records.c.lifetime))
+
+    async def untouched(self, session_id: str) -> float | None:
+        """See `Directory.untouched`."""
+        asked = sa.select(self._server.now() - records.c.touched)
+
+        async def ask() -> float | None:
+            async with self._server.reading() as connection:
+                return await connection.scalar(asked.where(records.c.token == token_of(session_id), self._is_live()))
+
+        passed = await _again(ask)
+        return None if passed is None else max(0.0, passed)
+
+    async def draw_ids(self, name: str) -> range:
+        """See `Directory.draw_ids`."""
+        async with self._server.writing() as connection:
+            if name.startswith(SHARED):
+                following = await self._count(connection, name_digest(name), ID_BLOCK, SHARED_SECONDS)
+            else:
+                drawn = sa.update(records).where(records.c.token == token_of(name), self._is_live())
+                drawn = drawn.values(next_id=records.c.next_id + ID_BLOCK)
+                following = await connection.scalar(drawn.returning(records.c.next_id))
+        if following is None:
+            raise KeyError("no such session")
+        return range(following - ID_BLOCK, following)
+
+    async def _count(self, connection: AsyncConnection, name: str, size: int, seconds: float | None) -> int:
+        """Add to a counter; the first number after what was drawn."""
+        expires = None if seconds is None else self._server.now() + seconds
+        first = self._server.insert(counters).values(name=name, next_id=1 + size, expires=expires)
+        later = {"next_id": counters.c.next_id + size, "expires": first.excluded.expires}
+        drawn = first.on_conflict_do_update(index_elements=["name"], set_=later).returning(counters.c.next_id)
+        return int(await connection.scalar(drawn))
+
+    @asynccontextmanager
+    async def watch(self) -> AsyncIterator[AsyncIterator[str]]:
+        """See `Directory.watch`."""
+        feed = Feed(WATCH_BUFFER, "")
+        if self._server.is_sqlite:
+            async with self._server.reading() as connection:
+                last = await connection.scalar(sa.select(sa.func.max(changes.c.seq))) or 0
+            async with beside(lambda: self._poll_changes(feed, last)):
+                yield feed
+            return
+        await self._listening()
+        self._watchers.add(feed)
+        try:
+            yield feed
+        finally:
+            self._watchers.discard(feed)
+
+    async def _poll_changes(self, feed: Feed[str], last: int) -> None:
+        asked = sa.select(changes.c.seq, changes.c.session_id).order_by(changes.c.seq)
+        is_lost = False
+        while True:
+            try:
+                async with self._server.reading() as connection:
+                    news = (await connection.execute(asked.where(changes.c.seq > last))).all()
+            except DirectoryUnavailable:
+                is_lost = True
+                news = []
+            if is_lost or (news and news[0].seq > last + 1):
+                feed.lose()
+                is_lost = False
+            for change in news:
+                feed.tell(change.session_id)
+                last = change.seq
+            await anyio.sleep(POLL_SECONDS)
+
+    # Logs
+
+    async def append(self, session_id: str, entries: Sequence[Entry], keep: EventLogLimits) -> None:
+        """See `Logs.append`."""
+        if not entries:
+            return
+        token = token_of(session_id)
+        mine = records.c.token == token
+        sizes = sa.select(records.c.log_events, records.c.log_bytes).where(mine, self._is_live()).with_for_update()
+        async with self._server.writing() as connection:
+            kept = (await connection.execute(sizes)).first()
+            if kept is None:
+                return
+            lines = [{"token": token, "size": len(entry.message), "entry": _encode(entry)} for entry in entries]
+            await connection.execute(sa.insert(log), lines)
+            count, size = kept.log_events + len(entries), kept.log_bytes + sum(len(entry.message) for entry in entries)
+            if count > keep.events or size > keep.bytes:
+                count, size = await self._trim(connection, token, count, size, keep)
+            await connection.execute(sa.update(records).where(mine).values(log_events=count, log_bytes=size))
+
+    async def _trim(
+        self, connection: AsyncConnection, token: str, count: int, size: int, keep: EventLogLimits
+    ) -> tuple[int, int]:
+        """Drop the oldest lines beyond `keep`; number and bytes of those that stay."""
+        last = 0
+        oldest = sa.select(log.c.seq, log.c.size).where(log.c.token == token).order_by(log.c.seq)
+        for line in (await connection.execute(oldest)).all():
+            if count <= keep.events and size <= keep.bytes:
+                break
+            count, size, last = count - 1, size - line.size, line.seq
+        await connection.execute(sa.delete(log).where(log.c.token == token, log.c.seq <= last))
+        return count, size
+
+    async def read(self, session_id: str) -> list[Entry]:
+        """See `Logs.read`."""
+        mine = sa.and_(records.c.token == token_of(session_id), records.c.token == log.c.token, self._is_live())
+
+        async def read() -> list[Entry]:
+            async with self._server.reading() as connection:
+                lines = await connection.scalars(sa.select(log.c.entry).where(mine).order_by(log.c.seq))
+                return [_entry_decoder.decode(line) for line in lines]
+
+        return await _again(read)
+
+    # Workers
+
+    async def enroll(self, worker: Worker) -> Worker:
+        """See `Workers.enroll`."""
+        async with self._server.writing() as connection:
+            number = await self._count(connection, NUMBER, 1, None) - 1
+            enrolled = msgspec.structs.replace(worker, number=number)
+            await self._note(connection, enrolled)
+        return enrolled
+
+    async def _note(self, connection: AsyncConnection, worker: Worker) -> None:
+        expires = self._server.now() + LEASE_SECONDS
+        noted = self._server.insert(workers).values(id=name_digest(worker.id), worker=_encode(worker), expires=expires)
+        changed = {"worker": noted.excluded.worker, "expires": noted.excluded.expires}
+        await connection.execute(noted.on_conflict_do_update(index_elements=["id"], set_=changed))
+
+    async def beat(self, worker: Worker) -> bool:
+        """See `Workers.beat`."""
+        async with self._server.writing() as connection:
+            was_alive = await self._lives(connection, name_digest(worker.id))
+            await self._note(connection, worker)
+        return was_alive
+
+    async def _lives(self, connection: AsyncConnection, digest: str) -> bool:
+        living = sa.select(workers.c.id).where(workers.c.id == digest, workers.c.expires > self._server.now())
+        return await connection.scalar(living) is not None
+
+    async def retire(self, worker: Worker) -> None:
+        """See `Workers.retire`."""
+        digest = name_digest(worker.id)
+
+        async def retire() -> None:
+            async with self._server.writing() as connection:
+                await connection.execute(sa.delete(workers).where(workers.c.id == digest))
+                await connection.execute(sa.delete(mail).where(mail.c.worker == digest))
+
+        await _again(retire)
+
+    async def worker(self, id: str) -> Worker | None:
+        """See `Workers.worker`."""
+        found = await self._living(workers.c.id == name_digest(id))
+        return found[0] if found else None
+
+    async def workers(self) -> list[Worker]:
+        """See `Workers.workers`."""
+        return sorted(await self._living(sa.true()), key=lambda worker: worker.number)
+
+    async def _living(self, condition: sa.ColumnElement[bool]) -> list[Worker]:
+        living = sa.select(workers.c.worker).where(condition, workers.c.expires > self._server.now())
+
+        async def find() -> list[Worker]:
+            async with self._server.reading() as connection:
+                return [_worker_decoder.decode(packed) for packed in await connection.scalars(living)]
+
+        return await _again(find)
+
+    async def settle(self, name: str, worker: Worker) -> str:
+        """See `Workers.settle`."""
+        mine = homes.c.name == name_digest(name)
+        async with self._server.writing() as connection:
+            first = self._server.insert(homes).values(name=name_digest(name), worker=worker.id)
+            await connection.execute(first.on_conflict_do_nothing())
+            home = await connection.scalar(sa.select(homes.c.worker).where(mine).with_for_update())
+            if home is None or home == worker.id or await self._lives(connection, name_digest(home)):
+                return home or worker.id
+            await connection.execute(sa.update(homes).where(mine).values(worker=worker.id))
+        return worker.id
+
+    async def send(self, worker: str, frame: bytes) -> bool:
+        """See `Workers.send`."""
+        digest = name_digest(worker)
+        mine = mail.c.worker == digest
+        async with self._server.writing() as connection:
+            if not await self._lives(connection, digest):
+                return False
+            waiting = await connection.scalar(sa.select(sa.func.count()).select_from(mail).where(mine)) or 0
+            frames = [frame]
+            if waiting >= MAILBOX_FRAMES:
+                await connection.execute(sa.delete(mail).where(mine))
+                frames = [b"", frame]
+            await connection.execute(sa.insert(mail), [{"worker": digest, "frame": each} for each in frames])
+            if not self._server.is_sqlite:
+                await connection.execute(sa.select(sa.func.pg_notify(MAIL, digest)))
+        return True
+
+    @asynccontextmanager
+    async def mailbox(self, worker: Worker) -> AsyncIterator[AsyncIterator[bytes]]:
+        """See `Workers.mailbox`."""
+        digest = name_digest(worker.id)
+        feed, news = Feed(MAILBOX_FRAMES, b""), Feed[None](1, None)
+        await self._taken(digest)
+        self._mailboxes[digest] = news
+        try:
+            async with beside(lambda: self._take_on(digest, feed, news)):
+                yield feed
+        finally:
+            self._mailboxes.pop(digest, None)
+
+    async def _take_on(self, digest: str, feed: Feed[bytes], news: Feed[None]) -> None:
+        pause = POLL_SECONDS if self._server.is_sqlite else UNASKED_SECONDS
+        is_lost = False
+        while True:
+            try:
+                frames = await self._taken(digest)
+            except DirectoryUnavailable:  # what was taken may not have arrived here
+                is_lost = True
+                await anyio.sleep(POLL_SECONDS)
+                continue
+            if is_lost:
+                feed.lose()
+                is_lost = False
+            for frame in frames:
+                feed.tell(frame)
+            with anyio.move_on_after(pause):
+                await anext(news)
+
+    async def _taken(self, digest: str) -> list[bytes]:
+        mine = mail.c.worker == digest
+        async with self._server.reading() as connection:
+            if await connection.scalar(sa.select(mail.c.seq).where(mine).limit(1)) is None:
+                return []
+        async with self._server.writing() as connection:
+            taken = (await connection.execute(sa.delete(mail).where(mine).returning(mail.c.seq, mail.c.frame))).all()
+        return [row.frame for row in sorted(taken, key=lambda row: row.seq)]
+
+    # Beside
+
+    async def listen(self) -> None:
+        """Hear what the database tells, until the connection breaks."""
+        try:
+            await self._server.listen(self._hear)
+        finally:
+            self._listens = anyio.Event()
+
+    def _hear(self, channel: str, content: str | None) -> None:
+        if content is None:
+            for watcher in self._watchers:
+                watcher.lose()
+            for news in self._mailboxes.values():
+                news.tell(None)
+            self._listens.set()
+        elif channel == CHANGES:
+            for watcher in self._watchers:
+                watcher.tell(content)
+        elif content in self._mailboxes:
+            self._mailboxes[content].tell(None)
+
+    async def _listening(self) -> None:
+        with anyio.move_on_after(OPERATION_SECONDS) as patience:
+            while not self._listens.is_set():
+                with anyio.move_on_after(POLL_SECONDS):
+                    await self._listens.wait()
+        if patience.cancelled_caught:
+            raise DirectoryUnavailable("the database cannot be reached to listen to it")
+
+    async def sweep_on(self) -> None:
+        """Forget what has expired, now and then."""
+        while True:
+            await anyio.sleep(SWEEP_SECONDS)
+            await self.sweep()
+
+    async def sweep(self) -> None:
+        """Forget what has expired."""
+        async with self._server.writing() as connection:
+            now = self._server.now()
+            expired = sa.delete(records).where(records.c.expires <= now).returning(records.c.key)
+            keys = [key for key in await connection.scalars(expired) if key is not None]
+            await self._remember(connection, keys)
+            for table in (ended_keys, counters, workers):
+                await connection.execute(sa.delete(table).where(table.c.expires <= now))
+            await connection.execute(sa.delete(changes).where(changes.c.at <= now - CHANGES_SECONDS))
+            await connection.execute(sa.delete(log).where(log.c.token.not_in(sa.select(records.c.token))))
+            await connection.execute(sa.delete(mail).where(mail.c.worker.not_in(sa.select(workers.c.id))))
+
+
+async def _again(work: Callable[[], Awaitable[Result]]) -> Result:
+    """Do what may be done twice, a second time if it failed: a connection of the pool may have been cut before."""
+    try:
+        return await work()
+    except DirectoryUnavailable as failed:
+        if isinstance(failed.__cause__, TimeoutError):
+            raise
+    return await work()

@@ -1,0 +1,151 @@
+"""A SQLite file or a PostgreSQL, by URL: how it is connected to, told apart, and heard.
+
+sqlite+aiosqlite:///relative.db, sqlite+aiosqlite:////absolute.db     the workers of one host
+postgresql+asyncpg://user:password@host[:port]/database               the workers of several
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Final
+
+import anyio
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from ..errors import DirectoryUnavailable
+
+OPERATION_SECONDS: Final = 5.0
+"""For how long one operation is tried, with its wait for a connection and for the locks of others."""
+
+SERVER_SECONDS: Final = 2.0
+MAX_CONNECTIONS: Final = 10
+DRIVERS: Final = ("sqlite+aiosqlite", "postgresql+asyncpg")
+CHANGES: Final = "trunkline_changes"
+MAIL: Final = "trunkline_mail"
+READS: Final = {"trunkline_reads": True}
+
+Hear = Callable[[str, str | None], None]
+
+
+class Server:
+    """One database."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            parsed = sa.make_url(url)
+        except (ArgumentError, ValueError):
+            raise ValueError("it is not the URL of a database; it begins with one of " + ", ".join(DRIVERS)) from None
+        if parsed.drivername not in DRIVERS:
+            raise ValueError("the URL of a database begins with one of " + ", ".join(DRIVERS))
+        if not parsed.database or ":memory:" in parsed.database:
+            raise ValueError("the URL must name a database that several workers can open, with a path or a name")
+        self._url = parsed
+        self.is_sqlite = parsed.drivername == DRIVERS[0]
+        self._writer = anyio.Semaphore(1 if self.is_sqlite else MAX_CONNECTIONS)
+        self.engine = self._made()
+
+    def _made(self) -> AsyncEngine:
+        options: dict[str, Any] = {"pool_size": MAX_CONNECTIONS, "max_overflow": 0, "pool_timeout": SERVER_SECONDS}
+        if not self.is_sqlite:
+            times = {"timeout": SERVER_SECONDS, "command_timeout": SERVER_SECONDS}
+            return create_async_engine(self._url, connect_args=times, **options)
+        engine = create_async_engine(self._url, connect_args={"timeout": SERVER_SECONDS}, **options)
+        sa.event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+        sa.event.listen(engine.sync_engine, "begin", _begin_sqlite)
+        return engine
+
+    @property
+    def insert(self) -> Callable[..., Any]:
+        """The dialect's INSERT, which knows ON CONFLICT."""
+        return sqlite.insert if self.is_sqlite else postgresql.insert
+
+    def now(self) -> sa.ColumnElement[float]:
+        """The time by the clock that all workers share."""
+        if self.is_sqlite:
+            return sa.literal(time.time(), sa.Double)
+        return sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Double)
+
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction; committed where its context ends without an error.
+
+        Raises:
+            DirectoryUnavailable: the database cannot be reached, or failed.
+        """
+        with reaching(), anyio.fail_after(OPERATION_SECONDS):
+            async with self._writer, self.engine.begin() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[AsyncConnection]:
+        """A connection for one read, beside whoever writes.
+
+        Raises:
+            DirectoryUnavailable: the database cannot be reached, or failed.
+        """
+        with reaching(), anyio.fail_after(OPERATION_SECONDS):
+            async with self.engine.connect() as connection:
+                yield await connection.execution_options(**READS)
+
+    async def listen(self, hear: Hear) -> None:
+        """Hear what a PostgreSQL notifies, until the connection breaks: channel and content.
+
+        None is heard of both channels when it begins: something may have been missed before.
+        """
+        import asyncpg
+
+        url = self._url.set(drivername="postgresql").render_as_string(hide_password=False)
+        with reaching():
+            connection = await asyncpg.connect(url, timeout=SERVER_SECONDS, command_timeout=SERVER_SECONDS)
+        broken = asyncio.Event()
+        try:
+            connection.add_termination_listener(lambda _: broken.set())
+            with reaching():
+                for channel in (CHANGES, MAIL):
+                    await connection.add_listener(channel, lambda _, __, name, content: hear(name, content))
+            for channel in (CHANGES, MAIL):
+                hear(channel, None)
+            while not broken.is_set():
+                with anyio.move_on_after(SERVER_SECONDS):
+                    await broken.wait()
+                if not broken.is_set():
+                    with reaching():
+                        await connection.execute("SELECT 1")
+        finally:
+            connection.terminate()
+
+
+@contextmanager
+def reaching() -> Iterator[None]:
+    """Errors of the database and of the way to it become `DirectoryUnavailable`, without their text."""
+    try:
+        yield
+    except (SQLAlchemyError, OSError, TimeoutError) as error:
+        raise _unavailable(error) from error
+    except Exception as error:
+        if type(error).__module__.partition(".")[0] not in ("asyncpg", "sqlite3", "aiosqlite"):
+            raise
+        raise _unavailable(error) from error
+
+
+def _unavailable(error: Exception) -> DirectoryUnavailable:
+    cause = getattr(error, "orig", None) or error
+    name = type(cause.__cause__ or cause).__name__
+    return DirectoryUnavailable(f"the database does not serve: {name}")
+
+
+def _prepare_sqlite(connection: Any, _: object) -> None:
+    connection.isolation_level = None  # transactions begin where `_begin_sqlite` says
+    cursor = connection.cursor()
+    for pragma in ("busy_timeout = 2000", "journal_mode = WAL", "synchronous = NORMAL"):
+        cursor.execute(f"PRAGMA {pragma}")
+    cursor.close()
+
+
+def _begin_sqlite(connection: sa.Connection) -> None:
+    reads = connection.get_execution_options().get("trunkline_reads")
+    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")

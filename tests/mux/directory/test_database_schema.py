@@ -1,0 +1,42 @@
+"""The tables are made by whoever starts first, and not touched by a program that does not know them."""
+
+from pathlib import Path
+
+import anyio
+import pytest
+import sqlalchemy as sa
+from contract.directory import ALICE, record
+from trunkline.mux.directory.database import open_database
+from trunkline.mux.directory.database_schema import version
+from trunkline.mux.directory.database_server import Server
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_several_that_start_at_once_make_the_tables_once(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/x.db"
+    one = record("chat")
+
+    async def start(n: int) -> None:
+        async with open_database(url) as directory:
+            if n == 0:
+                await directory.claim(one)
+
+    async with anyio.create_task_group() as tasks:
+        for n in range(4):
+            tasks.start_soon(start, n)
+    async with open_database(url) as directory:
+        assert await directory.find(ALICE, "x", "chat") == one, "it outlives its workers"
+
+
+async def test_tables_of_a_newer_version_are_left_alone(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path}/x.db"
+    async with open_database(url):
+        pass
+    server = Server(url)
+    async with server.writing() as connection:
+        await connection.execute(sa.update(version).values(version=99))
+    await server.engine.dispose()
+    with pytest.raises(ValueError, match="schema 99"):
+        async with open_database(url):
+            pass

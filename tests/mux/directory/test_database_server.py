@@ -1,0 +1,34 @@
+"""URLs of databases, and what is said of those that are none."""
+
+import pytest
+from trunkline.mux.directory.database_server import Server
+from trunkline.mux.errors import DirectoryUnavailable
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize(
+    ("url", "word"),
+    [
+        ("", "not the URL"),
+        ("secret", "not the URL"),
+        ("mysql://u:secret@h/x", "begins with one of"),
+        ("postgresql://u:secret@h/x", "begins with one of"),
+        ("postgresql+asyncpg://u:secret@h", "must name a database"),
+        ("sqlite+aiosqlite://", "must name a database"),
+        ("sqlite+aiosqlite:///:memory:", "must name a database"),
+    ],
+)
+def test_what_is_wrong_is_said_without_secrets(url: str, word: str) -> None:
+    with pytest.raises(ValueError) as refused:
+        Server(url)
+    assert word in str(refused.value)
+    assert "secret" not in str(refused.value)
+
+
+async def test_a_database_that_cannot_be_opened_is_unavailable() -> None:
+    server = Server("sqlite+aiosqlite:////nowhere/at/all.db")
+    with pytest.raises(DirectoryUnavailable):
+        async with server.writing():
+            pass
+    await server.engine.dispose()
