@@ -40,6 +40,9 @@ PING_SECONDS: Final = 2.0
 UNUSED_SECONDS: Final = 60.0
 """A key is in use for so long after its last workflow: clients come and go in sequence."""
 
+MAX_UNUSED: Final = 256
+"""Keys that were in use lately, and are remembered at once; the one that was left first is forgotten."""
+
 MAX_HELD: Final = 16
 MAX_HELD_BYTES: Final = 64 * 1024
 """What a server may tell a spare before it is taken; it is kept for whoever takes it."""
@@ -155,6 +158,7 @@ class Shelf:
     def join(self) -> None:
         """A workflow of this key begins."""
         self.users += 1
+        self._spares.unused.pop(self.key, None)
 
     def leave(self, owner: Owner) -> None:
         """A workflow of this key has ended."""
@@ -162,6 +166,8 @@ class Shelf:
         self._left = self._spares.now()
         if owner in self._tried:
             self._close(self._tried.pop(owner), "unused")
+        if not self.users:
+            self._spares.leave(self.key)
 
     async def take(self, owner: Owner, session_id: str) -> Channel | None:
         """A session for this workflow; None where there is none that can be had.
@@ -309,6 +315,8 @@ class Spares:
         self.now = clock
         self.census = Census()
         """How many there are, by user and tenant."""
+        self.unused: dict[SpareKey, None] = {}
+        """Keys that no workflow has any longer; the one that was left first comes first."""
         self._shelves: dict[SpareKey, Shelf] = {}
 
     def shelf(self, key: SpareKey, limits: Pooling, make: SpareMaker) -> Shelf:
@@ -330,10 +338,20 @@ class Spares:
         """Look after all."""
         for key, shelf in list(self._shelves.items()):
             if shelf.is_unused(now):
-                del self._shelves[key]
-                shelf.dismiss("unused")
+                self._remove(key)
             else:
                 shelf.expire(now)
+
+    def leave(self, key: SpareKey) -> None:
+        """No workflow of this key is there any longer: clients choose keys, and only so many are remembered."""
+        if key in self._shelves:
+            self.unused[key] = None
+        if len(self.unused) > MAX_UNUSED:
+            self._remove(next(iter(self.unused)))
+
+    def _remove(self, key: SpareKey) -> None:
+        self.unused.pop(key, None)
+        self._shelves.pop(key).dismiss("unused")
 
     def supersede(self, is_current: Callable[[str, int], bool]) -> None:
         """Settings have changed: spares under old ones are of no use to anybody."""
@@ -346,6 +364,7 @@ class Spares:
         for shelf in self._shelves.values():
             shelf.dismiss(cause)
         self._shelves.clear()
+        self.unused.clear()
 
 
 class SparedLine(DedicatedLine):

@@ -316,6 +316,19 @@ async def test_it_ends_when_no_workflow_of_its_kind_has_come_for_a_while() -> No
         assert at.counts["channels_closed", "x", "unused"] == 1
 
 
+async def test_g10_kinds_that_clients_make_up_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spares, "MAX_UNUSED", 2)
+    async with bench(spares=1) as at:
+        at.server.on_request = echo
+        used = await at.client(ALICE)
+        for n in range(5):
+            client = await at.client(ALICE, message=initialize(vendor=n))
+            await at.pool.end(client.workflow, "deleted")
+        assert len(at.pool._lines._spares._shelves) == 3
+        assert await how(at, message=initialize(vendor=0)) == "miss"
+        assert not used.workflow.ended
+
+
 async def test_none_outlives_the_pool() -> None:
     async with bench(spares=2) as at:
         at.server.on_request = echo
