@@ -7,7 +7,7 @@ import socket
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import anyio
 import uvicorn
@@ -20,6 +20,11 @@ try:
 except ImportError:  # the 1.x line has the same under other names
     from mcp.server.fastmcp import Context  # type: ignore[attr-defined,no-redef,unused-ignore]
     from mcp.server.fastmcp import FastMCP as MCPServer  # type: ignore[attr-defined,no-redef,unused-ignore]
+
+if TYPE_CHECKING:
+    AnyContext = Context[Any]
+else:  # the 1.x line has three parameters there
+    AnyContext = Context
 
 MAX_COUNTERS: Final = 10_000
 """Sessions whose counters are remembered; the oldest is forgotten."""
@@ -40,7 +45,7 @@ def demo_app() -> ASGIApp:
     counters: OrderedDict[str, int] = OrderedDict()
 
     @server.tool()
-    async def counter(ctx: Context[Any]) -> int:
+    async def counter(ctx: AnyContext) -> int:
         """Count the calls of this MCP session: 1, 2, 3, …"""
         session = ctx.request_context.request.headers.get("mcp-session-id", "")  # type: ignore[union-attr]
         counters[session] = counters.pop(session, 0) + 1
@@ -55,7 +60,7 @@ def demo_app() -> ASGIApp:
 
     @server.tool()
     async def slow(
-        ctx: Context[Any],
+        ctx: AnyContext,
         steps: Annotated[int, Field(ge=1, le=100)] = 5,
         seconds: Annotated[float, Field(ge=0, le=60)] = 2.0,
     ) -> str:
@@ -66,7 +71,7 @@ def demo_app() -> ASGIApp:
         return f"{steps} steps in {seconds:g} s"
 
     @server.tool()
-    async def ask(ctx: Context[Any]) -> str:
+    async def ask(ctx: AnyContext) -> str:
         """Ask the user for a name, by elicitation."""
         reply = await ctx.elicit("Who is there?", Answer)
         return f"Hello, {reply.data.name}!" if reply.action == "accept" else f"The user chose to {reply.action}."
