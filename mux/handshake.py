@@ -3,6 +3,7 @@
 from . import envelope as wire_format
 from .envelope import Envelope
 from .errors import InvalidParams
+from .limits import MAX_HANDSHAKE_BYTES
 from .ports import Headers
 from .record import Handshake, WorkflowRecord
 
@@ -11,8 +12,10 @@ def read_handshake(message: Envelope, session_headers: Headers) -> Handshake:
     """What a client's `initialize` fixes for its session.
 
     Raises:
-        InvalidParams: no protocol version, or capabilities that are no object.
+        InvalidParams: no protocol version, capabilities that are no object, or more than `MAX_HANDSHAKE_BYTES`.
     """
+    if len(bytes(message.members.get("params", b""))) > MAX_HANDSHAKE_BYTES:
+        raise InvalidParams(f"initialize: the params are larger than {MAX_HANDSHAKE_BYTES} bytes")
     params = message.params()
     revision = wire_format.string_of(params.get("protocolVersion")) if params else None
     if params is None or revision is None:

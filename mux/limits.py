@@ -15,6 +15,12 @@ MIB = 1024 * 1024
 MAX_BODY_BYTES = 4 * MIB
 """Largest message a client may send; the MCP SDK's servers refuse the same size with 413."""
 
+MAX_HANDSHAKE_BYTES = 64 * 1024
+"""Longest `params` of an `initialize`: they are kept for as long as the session, and stored with its record."""
+
+MAX_URI_BYTES = 8 * 1024
+"""Longest URI that a shared session watches: it is kept for as long as somebody subscribes to it."""
+
 MAX_EVENT_BYTES = 16 * MIB
 """Largest message an upstream may send, as one SSE event or one JSON body."""
 

@@ -13,7 +13,7 @@ from .channel import Channel
 from .envelope import Envelope
 from .errors import InvalidParams, InvalidRequest, MethodNotFound, SessionLost, TrunklineError
 from .group import ChannelGroup
-from .limits import MAX_BODY_BYTES
+from .limits import MAX_BODY_BYTES, MAX_URI_BYTES
 from .line import DedicatedLine
 from .ports import Caller, Headers, Opened, Owner, PoolResult
 from .sharing import LEVELS
@@ -114,6 +114,8 @@ class SharedLine:
         uri = wire_format.string_of((message.params() or {}).get("uri"))
         if uri is None:
             raise InvalidParams(f"{message.method} needs a uri")
+        if len(uri.encode()) > MAX_URI_BYTES:
+            raise InvalidParams(f"{message.method}: the uri is longer than {MAX_URI_BYTES} bytes")
         wishes, primary = self._group.wishes, self._group.primary
         if message.method == "resources/unsubscribe":
             due = wishes.unsubscribe(self._owner, uri)

@@ -27,6 +27,12 @@ def test_what_is_no_handshake(params: Any) -> None:
         read_handshake(request("initialize", params, id=b"0"), {})
 
 
+def test_g10_what_is_kept_of_it_is_bounded() -> None:
+    assert read_handshake(initialize(vendor="x" * 65_000), {})
+    with pytest.raises(InvalidParams, match="larger than 65536 bytes"):
+        read_handshake(initialize(vendor="x" * 65_536), {})
+
+
 @pytest.mark.parametrize(
     ("later", "headers", "field"),
     [

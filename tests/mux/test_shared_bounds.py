@@ -122,3 +122,12 @@ async def test_e26_no_workflow_names_anothers_request_by_another_spelling(name: 
         answer = await client.answer(exchange)
         assert (answer["id"], answer["error"]["code"]) == (7, -32600)
         assert not at.server.of("x")
+
+
+async def test_g10_a_uri_to_watch_is_bounded() -> None:
+    async with bench(reuse="user") as at:
+        client = await at.client(ALICE)
+        refused = await client.answer(client.call({"uri": "file:///" + "x" * 8192}, method=SUBSCRIBE))
+        assert refused["error"]["code"] == -32602
+        assert "longer than 8192 bytes" in refused["error"]["message"]
+        assert not at.server.of(SUBSCRIBE)
