@@ -13,7 +13,9 @@ from .asgi import JSON, RawHeaders
 from .guard import Rejected, Unauthorized
 
 RETRY_AFTER: Final = (b"retry-after", b"10")
-PER_PRINCIPAL: Final = frozenset({"max_workflows_per_user", "max_workflows_per_tenant", "tickets_per_user"})
+PER_PRINCIPAL: Final = frozenset(
+    {"max_workflows_per_user", "max_workflows_per_tenant", "max_channels_per_user", "tickets_per_user"}
+)
 AT_ADMISSION: Final = frozenset(
     {"max_workflows", "draining", "opening", "tickets", "directory", "worker", "reconfigured"}
 )

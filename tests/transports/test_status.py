@@ -76,6 +76,7 @@ def test_what_is_no_request_of_a_session_is_refused(error: TrunklineError, statu
     [
         ("max_workflows_per_user", 429),
         ("max_workflows_per_tenant", 429),
+        ("max_channels_per_user", 429),
         ("max_workflows", 503),
         ("draining", 503),
         ("opening", 503),
