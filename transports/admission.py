@@ -56,8 +56,9 @@ class Admission:
             self._await_round()
         try:
             await waiter
-        finally:
+        except asyncio.CancelledError:
             self._turnstile.withdraw(principal, waiter)
+            raise
 
     @contextmanager
     def place(self, principal: Principal, limits: Pooling) -> Iterator[None]:
