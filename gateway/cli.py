@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -88,12 +88,20 @@ def serve(
     settings = read()
     _configure_logs(log_format, log_level)
     demo = demo or not settings.servers
-    from .process import serve as run
 
     def on_ready(url: str) -> None:
         print(_welcome(settings, url, demo=demo), flush=True)
 
-    _run(run(settings, read=read, demo=demo, insecure=insecure, on_ready=on_ready))
+    from .workers.place import Place
+
+    place = Place.take(os.environ)
+    if place is None and settings.gateway.workers > 1:
+        _supervise(settings, demo, on_ready)
+        return
+    from .process import serve as run
+
+    told = on_ready if place is None else place.tell_listening
+    _run(run(settings, read=read, demo=demo, insecure=insecure, on_ready=told, place=place))
 
 
 @app.command()
@@ -224,6 +232,17 @@ def _run(gateway: Coroutine[Any, Any, None]) -> None:
         runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
     with runner:
         runner.run(gateway)
+
+
+def _supervise(settings: Settings, demo: bool, on_ready: Callable[[str], None]) -> None:
+    from .workers.supervisor import WorkersFailed, supervise, worker_command
+
+    try:
+        _run(supervise(settings, demo=demo, command=worker_command(), on_ready=on_ready))
+    except WorkersFailed as error:
+        if error.is_told:
+            raise typer.Exit(2) from None
+        _fault(str(error), 1)
 
 
 def _configure_logs(log_format: str, log_level: str) -> None:

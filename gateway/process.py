@@ -1,4 +1,4 @@
-"""The gateway as a process: the socket that it listens on, the server behind it, and what signals do to it."""
+"""The gateway as a process: the server in front of it, and what signals do to it."""
 
 import logging
 import signal
@@ -13,41 +13,57 @@ import msgspec
 import uvicorn
 from anyio.abc import TaskGroup
 
+from ..mux.directory.open import DirectoryNotOpened, open_directory
 from ..mux.limits import MAX_BODY_BYTES
-from .app import Gateway
+from .app import Gateway, Shared
 from .bounded_http import BoundedHTTP
 from .garbage import collect, collected_by_schedule
+from .listener import BACKLOG, listen, url_of
 from .settings import Server, Settings, SettingsError
 from .websockets import PingingWebSocket
+from .workers.place import Place
+from .workers.supervisor import runtime_directory
 
 logger = logging.getLogger(__name__)
 
 GRACE_SECONDS: Final = 5
 """After the drain, how long open connections may take to end."""
 
-BACKLOG: Final = 2048
-
 Read = Callable[[], Settings]
 """Reads the settings; raises `SettingsError`."""
 
 
-async def serve(settings: Settings, *, read: Read, demo: bool, insecure: bool, on_ready: Callable[[str], None]) -> None:
+async def serve(
+    settings: Settings,
+    *,
+    read: Read,
+    demo: bool,
+    insecure: bool,
+    on_ready: Callable[[str], None],
+    place: Place | None = None,
+) -> None:
     """Run a gateway until SIGTERM or SIGINT, then drain it (guarantee G8); SIGHUP has it `read` its settings again.
 
     With `demo`, the built-in server runs beside it. `insecure` allows a listener beyond loopback without
-    authentication. `on_ready` is called with the gateway's URL once it listens.
+    authentication. `on_ready` is called with the gateway's URL once it listens. A worker among several has a `place`.
 
     Raises:
-        SettingsError: the address cannot be listened on.
+        SettingsError: the address cannot be listened on, or the directory not opened.
     """
     async with AsyncExitStack() as stack:
-        listener = stack.enter_context(_listen(settings))  # first: the demo's tasks would wrap its error
-        if demo:
+        if place is not None:
+            stack.callback(place.close)
+        # First: the tasks of what comes later would wrap its error.
+        listener = place.listener if place is not None else stack.enter_context(listen(settings))
+        url = place.demo if place is not None else ""
+        if demo and not url:
             from .demo import serve_demo
 
             url = await stack.enter_async_context(serve_demo())
+        if url:
             settings, read = _with_demo(settings, url), partial(_read_with_demo, read, url)
-        gateway = await stack.enter_async_context(Gateway(settings).running())
+        shared = await _shared(settings, place, stack)
+        gateway = await stack.enter_async_context(Gateway(settings, shared).running())
         stack.enter_context(collected_by_schedule())
         tls = settings.gateway.tls
         config = uvicorn.Config(
@@ -66,16 +82,29 @@ async def serve(settings: Settings, *, read: Read, demo: bool, insecure: bool, o
             ssl_keyfile=tls.key or None,
             timeout_graceful_shutdown=GRACE_SECONDS,
         )
-        host, port = listener.getsockname()[:2]
-        scheme = "https" if tls.cert else "http"
-        shown = f"[{host}]" if ":" in host else host
-        server = _Server(config, lambda: on_ready(f"{scheme}://{shown}:{port}"))
+        server = _Server(config, lambda: on_ready(url_of(listener, settings)))
         async with anyio.create_task_group() as tasks:
-            await tasks.start(_drain_on_signal, gateway, server, tasks)
-            await tasks.start(_reload_on_signal, gateway, read, insecure)
+            life = _Life(gateway, server, tasks, shares_listener=place is not None)
+            await tasks.start(life.obey_signals)
+            if place is not None:
+                tasks.start_soon(life.obey, place)
+            tasks.start_soon(life.reload, read, insecure)
             tasks.start_soon(collect, gateway.pool)
             await server.serve(sockets=[listener])
             tasks.cancel_scope.cancel()
+
+
+async def _shared(settings: Settings, place: Place | None, stack: AsyncExitStack) -> Shared | None:
+    """What the settings say that is shared with other workers."""
+    backend = settings.directory.backend
+    if backend == "memory":
+        return None
+    try:
+        directory = await stack.enter_async_context(open_directory(backend, settings.directory.url))
+    except DirectoryNotOpened as error:
+        raise SettingsError("", str(error)) from None
+    runtime = place.runtime if place is not None else stack.enter_context(runtime_directory())
+    return Shared(directory, runtime)
 
 
 class _Server(uvicorn.Server):
@@ -89,9 +118,74 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self._on_ready()
 
+    def stop_accepting(self) -> None:
+        """Leave new connections to others who listen on the same socket; those that are open go on."""
+        for server in self.servers:
+            server.close()
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+class _Life:
+    """What signals, and the parent of several workers, do to a gateway that runs."""
+
+    def __init__(self, gateway: Gateway, server: _Server, tasks: TaskGroup, *, shares_listener: bool) -> None:
+        self._gateway = gateway
+        self._server = server
+        self._tasks = tasks
+        self._shares_listener = shares_listener
+        self._is_draining = False
+        self._reload = anyio.Event()
+
+    async def obey_signals(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """SIGTERM and SIGINT drain, the second one leaves at once; SIGHUP reloads."""
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            task_status.started()
+            async for received in signals:
+                name = signal.Signals(received).name
+                if received == signal.SIGHUP:
+                    self._reload.set()
+                elif self._is_draining:
+                    self._leave(f"{name} again")
+                else:
+                    self._drain(name)
+
+    async def obey(self, place: Place) -> None:
+        """Do what the parent says; it may say what a signal has said before."""
+        async for command in place.commands():
+            match command:
+                case "drain":
+                    self._drain("the parent has stopped")
+                case "leave":
+                    self._leave("the parent was told again")
+                case "reload":
+                    self._reload.set()
+
+    async def reload(self, read: Read, insecure: bool) -> None:
+        """Read the settings again whenever that is asked for, one time after the other."""
+        while True:
+            await self._reload.wait()
+            self._reload = anyio.Event()
+            await self._gateway.reload(read, insecure=insecure)
+
+    def _drain(self, why: str) -> None:
+        if not self._is_draining:
+            self._is_draining = True
+            logger.info("%s: draining", why)
+            if self._shares_listener:
+                self._server.stop_accepting()
+            self._tasks.start_soon(self._drain_and_exit)
+
+    async def _drain_and_exit(self) -> None:
+        complete = await self._gateway.drain(self._gateway.settings.gateway.drain_timeout)
+        logger.info("drained" if complete else "drain_timeout has passed: calls in flight were cut")
+        self._server.should_exit = True
+
+    def _leave(self, why: str) -> None:
+        logger.warning("%s: leaving at once", why)
+        self._server.should_exit = self._server.force_exit = True
 
 
 def _with_demo(settings: Settings, url: str) -> Settings:
@@ -100,54 +194,3 @@ def _with_demo(settings: Settings, url: str) -> Settings:
 
 def _read_with_demo(read: Read, url: str) -> Settings:
     return _with_demo(read(), url)
-
-
-async def _drain_on_signal(
-    gateway: Gateway,
-    server: _Server,
-    tasks: TaskGroup,
-    *,
-    task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
-) -> None:
-    async def drain() -> None:
-        complete = await gateway.drain(gateway.settings.gateway.drain_timeout)
-        logger.info("drained" if complete else "drain_timeout has passed: calls in flight were cut")
-        server.should_exit = True
-
-    with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        task_status.started()
-        first = True
-        async for received in signals:
-            if first:
-                logger.info("%s: draining", signal.Signals(received).name)
-                tasks.start_soon(drain)
-                first = False
-            else:
-                logger.warning("%s again: leaving at once", signal.Signals(received).name)
-                server.should_exit = server.force_exit = True
-
-
-async def _reload_on_signal(
-    gateway: Gateway,
-    read: Read,
-    insecure: bool,
-    *,
-    task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
-) -> None:
-    with anyio.open_signal_receiver(signal.SIGHUP) as signals:
-        task_status.started()
-        async for _ in signals:
-            await gateway.reload(read, insecure=insecure)
-
-
-@contextmanager
-def _listen(settings: Settings) -> Iterator[socket.socket]:
-    host, port = settings.gateway.host, settings.gateway.port
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise SettingsError("gateway.port", f"cannot listen on {host}:{port}: {reason}") from error
-    with listener:
-        yield listener

@@ -1,0 +1,253 @@
+"""The parent of several workers: it binds the socket, starts them and others for those that end, and drains all.
+
+It serves nothing. A worker that dies is started again after a wait that doubles while workers do not live long; where
+none lives and none comes up, the gateway ends with an error.
+"""
+
+import logging
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from pathlib import Path
+from typing import Final
+
+import anyio
+from anyio.abc import TaskGroup
+
+from ..listener import listen, url_of
+from ..settings import Settings, SettingsError
+from .place import Child
+
+logger = logging.getLogger(__name__)
+
+FIRST_WAIT_SECONDS: Final = 0.1
+LONGEST_WAIT_SECONDS: Final = 10.0
+SETTLED_SECONDS: Final = 10.0
+"""A worker that has lived for so long did not fail to start."""
+
+MAX_FAILURES: Final = 5
+"""Ends of young workers, one after the other, after which the gateway gives up if none lives."""
+
+MARGIN_SECONDS: Final = 15.0
+"""How much longer than `drain_timeout` a worker may take to end before it is killed."""
+
+WRONG_SETTING: Final = 2
+"""The exit status of a worker that has said what is wrong with its settings."""
+
+
+class WorkersFailed(Exception):
+    """No worker comes up. `is_told` where the last one has said why itself."""
+
+    def __init__(self, message: str, *, is_told: bool) -> None:
+        super().__init__(message)
+        self.is_told = is_told
+
+
+async def supervise(settings: Settings, *, demo: bool, command: Sequence[str], on_ready: Callable[[str], None]) -> None:
+    """Run `gateway.workers` processes of this command until SIGTERM or SIGINT, then drain them; SIGHUP reloads them.
+
+    With `demo`, the built-in server runs beside them. `on_ready` is called with the gateway's URL once all listen.
+
+    Raises:
+        SettingsError: the address cannot be listened on.
+        WorkersFailed: no worker comes up.
+    """
+    failure: WorkersFailed | None = None
+    async with AsyncExitStack() as stack:
+        listener = stack.enter_context(listen(settings))
+        url = ""
+        if demo:
+            from ..demo import serve_demo
+
+            url = await stack.enter_async_context(serve_demo())
+        runtime = stack.enter_context(runtime_directory())
+        supervisor = Supervisor(settings, command, listener, runtime, url, lambda: on_ready(url_of(listener, settings)))
+        try:
+            await supervisor.run()
+        except WorkersFailed as error:  # kept out of the demo's task group, which would wrap it
+            failure = error
+    if failure is not None:
+        raise failure
+
+
+@contextmanager
+def runtime_directory() -> Iterator[Path]:
+    """A directory for sockets and figures, which nobody else can enter.
+
+    Raises:
+        SettingsError: its path is too long for sockets.
+    """
+    made = Path(tempfile.mkdtemp(prefix="trunkline-"))
+    try:
+        if len(str(made)) > 70:
+            raise SettingsError("TMPDIR", f"{made.parent} is too long for the path of a socket")
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+class Supervisor:
+    """The processes of one gateway."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        command: Sequence[str],
+        listener: socket.socket,
+        runtime: Path,
+        demo: str,
+        on_ready: Callable[[], None],
+    ) -> None:
+        self._count = settings.gateway.workers
+        self._drain_seconds = settings.gateway.drain_timeout + MARGIN_SECONDS
+        self._command = command
+        self._listener = listener
+        self._runtime = runtime
+        self._demo = demo
+        self._on_ready = on_ready
+        self._children: dict[Child, subprocess.Popen[bytes]] = {}
+        self._first = anyio.Event()
+        """Set once a worker has come up: what is wrong with all of them is told by one."""
+        self._stopping = anyio.Event()
+        self._is_ready = False
+        self._failures = 0
+        """Ends of young workers since one has come up."""
+        self._failed: WorkersFailed | None = None
+
+    async def run(self) -> None:
+        """Keep as many processes as there are to be, until a signal ends them.
+
+        Raises:
+            WorkersFailed: no worker comes up.
+        """
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(self._obey, tasks)
+            async with anyio.create_task_group() as workers:
+                for number in range(self._count):
+                    workers.start_soon(self._keep, number == 0)
+            tasks.cancel_scope.cancel()
+        if self._failed is not None:
+            raise self._failed
+
+    async def _keep(self, is_first: bool) -> None:
+        """One process after the other."""
+        wait = 0.0
+        if not is_first:
+            await _either(self._first, self._stopping)
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            status, has_listened = await self._live()
+            if self._stopping.is_set():
+                return
+            if status == 0 and has_listened:
+                wait = 0.0
+                logger.info("a worker was drained; another one is started")
+            else:
+                is_young = not has_listened or time.monotonic() - began < SETTLED_SECONDS
+                wait = min(max(2 * wait, FIRST_WAIT_SECONDS), LONGEST_WAIT_SECONDS) if is_young else FIRST_WAIT_SECONDS
+                logger.error("a worker has ended with %s; another one is started in %.1f s", _told(status), wait)
+                self._count_failure(status)
+            with anyio.move_on_after(wait):
+                await self._stopping.wait()
+
+    async def _live(self) -> tuple[int, bool]:
+        """One process, from its start to its end: its exit status, and whether it has listened."""
+        child = Child(self._listener, self._runtime, self._demo)
+        process = subprocess.Popen(  # noqa: S603, ASYNC220 - our own command; it returns at once
+            self._command,
+            env={**os.environ, **child.environment},
+            pass_fds=child.inherited,
+            stdin=subprocess.DEVNULL,
+            process_group=0,  # Ctrl-C reaches the parent alone
+        )
+        child.has_begun()
+        self._children[child] = process
+        has_listened = False
+        try:
+            async for _ in child.hear():
+                has_listened = True
+                self._note_listening()
+            status = await anyio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
+        finally:
+            del self._children[child]
+            child.close()
+            if process.returncode is None:
+                process.kill()
+        return status, has_listened
+
+    def _note_listening(self) -> None:
+        self._first.set()
+        self._failures = 0
+        if not self._is_ready and sum(child.is_listening for child in self._children) == self._count:
+            self._is_ready = True
+            self._on_ready()
+
+    def _count_failure(self, status: int) -> None:
+        self._failures += 1
+        if any(child.is_listening for child in self._children):
+            return
+        is_wrong = status == WRONG_SETTING and not self._first.is_set()
+        if is_wrong or self._failures >= MAX_FAILURES:
+            message = f"workers end as soon as they begin; the last one with {_told(status)}"
+            self._failed = WorkersFailed(message, is_told=is_wrong)
+            self._stop()
+
+    # Signals.
+
+    async def _obey(
+        self, tasks: TaskGroup, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            task_status.started()
+            async for received in signals:
+                if received == signal.SIGHUP:
+                    for child in self._children:
+                        child.tell("reload")
+                elif self._stopping.is_set():
+                    logger.warning("%s again: leaving at once", signal.Signals(received).name)
+                    for child in self._children:
+                        child.tell("leave")
+                else:
+                    logger.info("%s: draining %d workers", signal.Signals(received).name, len(self._children))
+                    self._stop()
+                    tasks.start_soon(self._kill_late)
+
+    def _stop(self) -> None:
+        self._stopping.set()
+        for child, process in self._children.items():
+            child.tell("drain")
+            if not child.is_listening:  # it need not come up before it ends
+                process.terminate()
+
+    async def _kill_late(self) -> None:
+        await anyio.sleep(self._drain_seconds)
+        for process in self._children.values():
+            logger.error("a worker did not end: it is killed")
+            process.kill()
+
+
+def worker_command() -> list[str]:
+    """The command line of this process, to run it once more."""
+    return [sys.executable, *sys.orig_argv[1:]]
+
+
+def _told(status: int) -> str:
+    return f"exit status {status}" if status >= 0 else f"signal {signal.Signals(-status).name}"
+
+
+async def _either(*events: anyio.Event) -> None:
+    async with anyio.create_task_group() as tasks:
+
+        async def wait(event: anyio.Event) -> None:
+            await event.wait()
+            tasks.cancel_scope.cancel()
+
+        for event in events:
+            tasks.start_soon(wait, event)

@@ -1,0 +1,166 @@
+"""The parent of several workers, with small processes in their place that note what they are told."""
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import pytest
+from trunkline.gateway.settings import DirectorySection, GatewaySection, Settings, SettingsError
+from trunkline.gateway.workers import supervisor as module
+from trunkline.gateway.workers.supervisor import Supervisor, WorkersFailed, runtime_directory, worker_command
+
+pytestmark = pytest.mark.anyio
+
+WORKER = """
+import asyncio, os, sys
+from trunkline.gateway.workers.place import Place
+
+place = Place.take(os.environ)
+
+def note(word):
+    with (place.runtime / "notes").open("a") as notes:
+        notes.write(f"{os.getpid()} {word}\\n")
+
+async def main():
+    note("began")
+    if sys.argv[1].isdigit():
+        sys.exit(int(sys.argv[1]))
+    place.tell_listening("")
+    async for command in place.commands():
+        note(command)
+        if command == "leave" or command == "drain" and sys.argv[1] != "stays":
+            return
+
+asyncio.run(main())
+"""
+
+
+class Parent:
+    """A supervisor of small processes."""
+
+    def __init__(self, runtime: Path, behaviour: str, listener: socket.socket, *, workers: int, drain: float) -> None:
+        self.ready = anyio.Event()
+        self.failed: WorkersFailed | None = None
+        self._notes = runtime / "notes"
+        settings = Settings(
+            gateway=GatewaySection(workers=workers, drain_timeout=drain),
+            directory=DirectorySection("redis", "redis://h"),
+        )
+        command = [sys.executable, "-c", WORKER, behaviour]
+        self._supervisor = Supervisor(settings, command, listener, runtime, "", self.ready.set)
+
+    async def run(self) -> None:
+        try:
+            await self._supervisor.run()
+        except WorkersFailed as error:
+            self.failed = error
+
+    def noted(self, word: str) -> list[int]:
+        """The processes that have noted this, in their order."""
+        lines = self._notes.read_text().split("\n")[:-1] if self._notes.exists() else []
+        return [int(pid) for pid, what in map(str.split, lines) if what == word]
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        with anyio.fail_after(30):
+            while not condition():  # noqa: ASYNC110 - other processes have no event for us
+                await anyio.sleep(0.02)
+
+
+@asynccontextmanager
+async def parent(
+    runtime: Path, behaviour: str = "ends", *, workers: int = 2, drain: float = 30
+) -> AsyncIterator[Parent]:
+    """One that has ended when this is left; that is for the test to bring about."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        made = Parent(runtime, behaviour, listener, workers=workers, drain=drain)
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(made.run)
+                yield made
+
+
+def tell(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+
+
+async def test_all_come_up_reload_and_drain(tmp_path: Path) -> None:
+    async with parent(tmp_path) as made:
+        await made.ready.wait()
+        began = made.noted("began")
+        assert len(began) == 2
+        tell(signal.SIGHUP)
+        await made.until(lambda: len(made.noted("reload")) == 2)
+        tell(signal.SIGTERM)
+    assert sorted(made.noted("drain")) == sorted(began) == sorted(made.noted("began"))
+    assert made.failed is None
+
+
+async def test_one_that_dies_or_is_drained_is_followed_by_another(tmp_path: Path) -> None:
+    async with parent(tmp_path) as made:
+        await made.ready.wait()
+        os.kill(made.noted("began")[0], signal.SIGKILL)
+        await made.until(lambda: len(made.noted("began")) == 3)
+        tell(signal.SIGINT)
+
+
+async def test_a_second_signal_leaves_at_once(tmp_path: Path) -> None:
+    async with parent(tmp_path, "stays") as made:
+        await made.ready.wait()
+        tell(signal.SIGTERM)
+        await made.until(lambda: len(made.noted("drain")) == 2)
+        tell(signal.SIGTERM)
+    assert len(made.noted("leave")) == 2
+
+
+async def test_one_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MARGIN_SECONDS", 0.2)
+    async with parent(tmp_path, "stays", drain=0) as made:
+        await made.ready.wait()
+        tell(signal.SIGTERM)
+    assert made.noted("leave") == []
+
+
+async def test_where_none_comes_up_the_gateway_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_WAIT_SECONDS", 0.01)
+    async with parent(tmp_path, "7") as made:
+        pass
+    assert made.failed is not None
+    assert not made.failed.is_told
+    assert "exit status 7" in str(made.failed)
+    assert len(made.noted("began")) == module.MAX_FAILURES
+
+
+async def test_a_wrong_setting_is_told_once(tmp_path: Path) -> None:
+    async with parent(tmp_path, "2") as made:
+        pass
+    assert made.failed is not None
+    assert made.failed.is_told
+    assert len(made.noted("began")) == 1
+
+
+def test_nobody_else_enters_the_directory_of_a_gateway() -> None:
+    with runtime_directory() as runtime:
+        assert runtime.stat().st_mode & 0o777 == 0o700
+        (runtime / "left").touch()
+    assert not runtime.exists()
+
+
+def test_a_directory_whose_sockets_would_have_no_room_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("d" * 80)
+    deep.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(deep))
+    with pytest.raises(SettingsError) as refused, runtime_directory():
+        pass
+    assert refused.value.path == "TMPDIR"
+    assert list(deep.iterdir()) == []
+
+
+def test_a_worker_is_run_as_its_parent_was() -> None:
+    assert worker_command() == [sys.executable, *sys.orig_argv[1:]]
