@@ -50,10 +50,12 @@ class Connection:
     async def open_session(self) -> str:
         """Begin a session; what follows belongs to it. Its id."""
         self.session = ""
-        await self.post(
+        answer = await self.post(
             b'{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"%b","capabilities":{},'
             b'"clientInfo":{"name":"bench","version":"1"}}}' % REVISION.encode()
         )
+        if not self.session:
+            raise RuntimeError(f"no session: {answer[:200]!r}")
         await self.post(b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
         return self.session
 
