@@ -48,9 +48,9 @@ class Authenticator:
         if settings.gateway.admin_token:
             self._admins.add(_digest(settings.gateway.admin_token))
         self._proxy = ProxyIdentity(settings.gateway.trusted_proxies, auth.subject_header, auth.tenant_header)
-        self.jwt: JWTIdentity | None = (
-            None if auth.mode != "jwt" else same.jwt if same is not None else JWTIdentity(auth)
-        )
+        self.jwt: JWTIdentity | None = JWTIdentity(auth) if auth.mode == "jwt" else None
+        if same is not None and same.jwt is not None and not same.jwt.keys.is_file:
+            self.jwt = same.jwt
         self.tickets: Tickets = Tickets() if before is None else before.tickets
         self._public_url = settings.gateway.public_url.rstrip("/")
 

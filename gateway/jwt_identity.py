@@ -53,6 +53,11 @@ class KeySource:
         elif not self._url:
             self._keys = read_keys(Path(auth.jwks).read_text())
 
+    @property
+    def is_file(self) -> bool:
+        """True for the keys of a file, which only another source of the same reads again."""
+        return not self._url and "" not in self._keys
+
     def find(self, kid: str | None) -> Any:
         """The key of that name, or the only one there is. Where it is not known, they are read anew."""
         if "" in self._keys:
@@ -156,7 +161,7 @@ class JWTIdentity:
                 options=_OPTIONS,
             )
             return _Known(self._principal(claims), float(claims["exp"]), now + RECHECK_SECONDS)
-        except (jwt.PyJWTError, ValueError, TypeError) as error:
+        except (jwt.PyJWTError, ValueError, TypeError, OverflowError) as error:
             logger.info("a token was refused: %s", error)
             raise Unauthorized("this token is not valid here", challenge=CHALLENGE) from None
 

@@ -1,10 +1,13 @@
 """Who is asking: tokens are known by their hash, and whatever is wrong with one is not told."""
 
 import hashlib
+import json
 import time
+from pathlib import Path
 
 import jwt
 import pytest
+from cryptography.hazmat.primitives.asymmetric import rsa
 from msgspec import structs
 from trunkline.gateway.auth import Authenticator
 from trunkline.gateway.settings import AuthSection, GatewaySection, Settings, TokenEntry
@@ -196,3 +199,27 @@ def test_another_secret_of_the_issuer_counts_alone() -> None:
     with pytest.raises(Unauthorized):
         new.authenticate(bearer(old_token))
     assert new.knows(old.authenticate(bearer(old_token))), "who comes with a token of the new key goes on"
+
+
+def test_keys_in_a_file_are_read_again_and_those_that_are_gone_no_longer_count(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.json"
+    old, new = (rsa.generate_private_key(public_exponent=65537, key_size=2048) for _ in range(2))
+
+    def write(key: rsa.RSAPrivateKey) -> None:
+        keys.write_text(json.dumps({"keys": [json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(key.public_key()))]}))
+
+    def token(key: rsa.RSAPrivateKey) -> dict[str, str]:
+        due = {"iss": "https://issuer", "aud": "gateway", "sub": "alice", "exp": int(time.time()) + 60}
+        return bearer(jwt.encode(due, key, "RS256"))
+
+    write(old)
+    auth = AuthSection(mode="jwt", issuer="https://issuer", audience="gateway", jwks=str(keys), algorithms=("RS256",))
+    before = Authenticator(Settings(auth=auth))
+    grant = grant_of(before, token(old))
+    write(new)
+    after = Authenticator(Settings(auth=auth), before)
+    before.give_way(after)
+    assert not grant.is_withdrawn, "another key may have signed for the same"
+    assert after.authenticate(token(new)).subject == "alice"
+    with pytest.raises(Unauthorized):
+        after.authenticate(token(old))

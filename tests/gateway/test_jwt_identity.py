@@ -67,6 +67,12 @@ def jwks(**keys: Any) -> str:
     return json.dumps({"keys": made})
 
 
+@pytest.mark.parametrize("exp", [10**400, float("inf")], ids=["huge", "infinite"])
+def test_a_token_that_ends_at_no_time_is_not_valid(exp: float) -> None:
+    with pytest.raises(Unauthorized):
+        verify(JWTIdentity(section()), token(exp=exp))
+
+
 def test_a_token_names_tenant_and_subject_and_when_it_ends() -> None:
     identity = JWTIdentity(section(), clock=Clock())
     principal, expires = identity.verify(token(), b"digest")
