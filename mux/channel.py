@@ -280,6 +280,11 @@ class Channel:
         """Send a client's answer to what the server asked; the first one counts."""
         self._perform(self._demux.respond(request, message, self._config.clock()))
 
+    def say(self, response: bytes) -> None:
+        """Send the answer to what the server asked while another worker had the session."""
+        if self._wire is not None and not self._closing and self._is_writable():
+            self._wire.send(response, kind="response")
+
     def refuse(self, request: ServerRequest, error: TrunklineError) -> None:
         """Tell the server that no client will answer."""
         self._perform(self._demux.refuse(request, error, self._config.clock()))

@@ -7,20 +7,24 @@ the same record: it has the upstream session, ids and streams of its own, and sa
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from itertools import count
 from typing import Final, Literal, NamedTuple
 
+import anyio
 import msgspec
 
-from .directory import Directory
+from .directory import Directory, Entry, Logs
 from .errors import DirectoryUnavailable, Elsewhere, Overloaded, TrunklineError, UnknownSession, WorkflowEnded
 from .generations import Generations
-from .limits import Pooling
+from .journal import Journal
+from .limits import EventLogLimits, Pooling
 from .lines import Place, Upstream
 from .membership import Membership
-from .placement import Concern, decide
+from .placement import NAMES, Concern, decide
 from .principal import Principal
 from .record import WorkflowRecord
+from .recovery import recover
 from .residents import Residents
 from .statistics import Statistics
 from .tasks import Tasks
@@ -33,6 +37,9 @@ BESIDE_SECONDS: Final = 60.0
 
 TOUCH_SECONDS: Final = 5.0
 """How often the directory is told which workflows are in use."""
+
+FLUSH_SECONDS: Final = 2.0
+"""How long the last entries of an event log may take to arrive when its worker lets go of it."""
 
 MAX_READS: Final = 8
 """How often a record is read for one request while it changes hands."""
@@ -60,6 +67,7 @@ class Cluster:
         self,
         members: Membership,
         directory: Directory,
+        logs: Logs,
         ports: ClusterPorts,
         *,
         residents: Residents,
@@ -71,7 +79,12 @@ class Cluster:
         self.members = members
         self.beside: dict[str, Workflow] = {}
         """The workflows that live here beside the workers that hold them, by session id."""
+        self.tokens: dict[str, str] = {}
+        """The session ids of those, by event token."""
         self._directory = directory
+        self._logs = logs
+        self.journal = Journal(logs, statistics)
+        """What is on its way to the event logs."""
         self._ports = ports
         self._residents = residents
         self._generations = generations
@@ -79,14 +92,35 @@ class Cluster:
         self._statistics = statistics
         self._clock = clock
         self._touched = clock()
+        self._names: Iterator[int] | None = None
 
     def __repr__(self) -> str:
         return f"Cluster(worker {self.members.worker.number}, {len(self.beside)} beside)"
 
     @property
+    def names(self) -> Iterator[int]:
+        """The numbers of all streams and questions that begin here: none is given twice in any workflow."""
+        if self._names is None:
+            self._names = count(self.number * NAMES + 1)
+        return self._names
+
+    @property
+    def number(self) -> int:
+        """The number of this worker."""
+        return self.members.worker.number
+
+    def writer(self, record: WorkflowRecord, limits: EventLogLimits) -> Callable[[Entry], None]:
+        """What writes to the event log of a workflow."""
+        return lambda entry: self.journal.write(record.session_id, entry, limits)
+
+    @property
     def me(self) -> str:
         """The id of this worker."""
         return self.members.worker.id
+
+    def holds(self, workflow: Workflow) -> bool:
+        """True for a workflow that is held here, and not served beside another worker."""
+        return self._residents.by_id.get(workflow.record.session_id) is workflow
 
     def is_sure_of(self, workflow: Workflow) -> bool:
         """True while no other worker can have taken this workflow over."""
@@ -153,7 +187,7 @@ class Cluster:
         decision = decide(
             msgspec.structs.replace(record, worker=holder),
             holder_lives=lives,
-            is_call=concern.are_calls or concern.worker == self.members.worker.number,
+            is_call=concern.are_calls or concern.worker == self.number,
             stateless=upstream.stateless or upstream.pooling.reuse == "user",
             reuse=upstream.pooling.reuse,
         )
@@ -194,6 +228,8 @@ class Cluster:
         record, upstream = what
         try:
             beside = await self._opened_beside(record)
+            kept = recover(await self._logs.read(record.session_id))
+            living = await self._living()
             await self._ports.admit(record.principal, upstream.pooling)
             self._residents.census.add(record.principal)
             try:
@@ -206,12 +242,47 @@ class Cluster:
                 self._statistics.count("takeovers", "overtaken")
                 return None
             self._statistics.count("takeovers", "adopted" if record.upstream_session else "reopened")
-            return self._hold(stored, upstream, beside)
+            workflow = self._hold(stored, upstream, beside)
+            kept.stream(0)
+            workflow.restore(kept, stored.epoch, lambda name: name // NAMES not in living)
+            return workflow
         except TrunklineError:
             self._statistics.count("takeovers", "refused")
             raise
         finally:
             self._residents.settle(record)
+
+    async def _living(self) -> set[int]:
+        """The numbers of the other workers that live."""
+        numbers = [number for number in await self.members.numbers() if number != self.number]
+        return set(numbers)
+
+    async def restore(self, workflow: Workflow, concern: Concern) -> None:
+        """Make a stream or a question known to a workflow that its worker left behind, or this one.
+
+        Raises:
+            DirectoryUnavailable: nobody can tell.
+        """
+        record = workflow.record
+        with anyio.move_on_after(FLUSH_SECONDS):
+            await self.journal.flush(record.session_id)  # what was settled here is not found open there
+        kept = recover(await self._logs.read(record.session_id))
+        if concern.is_stream:  # its worker died before it could tell of it
+            kept.stream(concern.name)
+        workflow.restore(kept, max(record.epoch, 1), lambda name: name // NAMES == concern.worker)
+
+    async def direct(self, number: int) -> None:
+        """Send on what names a thing that the worker of this number gave, if that is another one that lives.
+
+        Raises:
+            Elsewhere: it is.
+            DirectoryUnavailable: nobody can tell.
+        """
+        if number in (0, self.number):
+            return
+        worker = await self.members.numbered(number)
+        if worker is not None:
+            raise Elsewhere(worker.id)
 
     async def _opened_beside(self, record: WorkflowRecord) -> Workflow | None:
         """The workflow of this record that lives here beside its holder, once it is open."""
@@ -227,19 +298,20 @@ class Cluster:
             self._residents.add(workflow)
             self._tasks.spawn(self._ports.open, workflow)
             return workflow
-        del self.beside[record.session_id]
+        self._leave(beside)
         beside.record = record
         self._residents.add(beside)
         beside.listen()
         return beside
 
     async def hand_back(self, record: WorkflowRecord) -> None:
-        """Let go of a workflow, so that any worker may take it over.
-
-        Raises:
-            DirectoryUnavailable: nobody can be told.
-        """
-        await self._directory.replace(msgspec.structs.replace(record, worker=""))
+        """Let go of a workflow: any worker may take it over; where nobody can be told, once this one is dead."""
+        with anyio.move_on_after(FLUSH_SECONDS):
+            await self.journal.flush(record.session_id)
+        try:
+            await self._directory.replace(msgspec.structs.replace(record, worker=""))
+        except DirectoryUnavailable:
+            logger.warning("a workflow could not be let go", extra={"server": record.server, "handle": record.handle})
 
     # Beside the holder.
 
@@ -247,6 +319,7 @@ class Cluster:
         workflow = self.beside.get(record.session_id)
         if workflow is None:
             workflow = self.beside[record.session_id] = self._ports.make(record, upstream, "beside")
+            self.tokens[record.event_token] = record.session_id
             self._tasks.spawn(self._open_beside, workflow)
         await asyncio.shield(workflow.opened)
         return workflow
@@ -265,13 +338,16 @@ class Cluster:
         """
         if self.beside.get(workflow.record.session_id) is not workflow:
             return False
-        del self.beside[workflow.record.session_id]
+        self._leave(workflow)
         self._statistics.count("beside_ended", cause)
         workflow.end(cause, release=True)
         workflow.settle(WorkflowEnded(cause))
         if cause in ("upstream_lost", "event_log_overflow", "event_log_trimmed"):
             self._tasks.spawn(self._withdraw, workflow.record)
         return True
+
+    def _leave(self, workflow: Workflow) -> None:
+        del self.beside[workflow.record.session_id], self.tokens[workflow.record.event_token]
 
     async def _withdraw(self, record: WorkflowRecord) -> None:
         try:

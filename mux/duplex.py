@@ -10,7 +10,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from .envelope import IdKey, id_key
-from .event_log import Trimmed
+from .event_log import Stream, Trimmed
 from .ports import PoolResult
 from .streams import Reader
 
@@ -56,10 +56,11 @@ class Duplex:
     is_open = True
     is_lost = False
 
-    def __init__(self, workflow: Workflow) -> None:
+    def __init__(self, workflow: Workflow, kept: tuple[Stream, int] | None = None) -> None:
+        """`kept` is the stream of a wire that another worker carried, and where its last connection began."""
         self._workflow = workflow
         self._ids: set[IdKey] = set()
-        self.tally = Tally(0)
+        self.tally = Tally(kept[1] if kept is not None else 0)
         """Of its newest connection."""
         self._met = self.tally
         """Of the newest connection on which its client has shown itself: until then, its counts mean an older one."""
@@ -71,7 +72,7 @@ class Duplex:
         """What its connections are known by, where their client names one with each message."""
         self.made = self.left = workflow.now()
         """When its last connection went, or it was made."""
-        self.stream = workflow.streams.open()
+        self.stream = workflow.streams.open() if kept is None else kept[0]
         self.stream.covered = True
         self.pool_result: PoolResult = "hit"
         """Of no interest here: no answer has headers."""
@@ -97,6 +98,7 @@ class Duplex:
         if key in self._ids:
             return False
         self._ids.add(key)
+        self._workflow.streams.note_opened(self.stream, [id])
         return True
 
     def add(self, message: bytes) -> None:
@@ -111,7 +113,7 @@ class Duplex:
     # Connections.
 
     def attach(self) -> Reader:
-        """A connection that says nothing of what it has: it goes on after what was acknowledged.
+        """A connection that says nothing of what it has: it goes on after what was acknowledged, as far as is known.
 
         Raises:
             Trimmed: what followed is no longer held; the workflow is ended with that reason.
@@ -171,4 +173,5 @@ class Duplex:
     def _begin(self, position: int) -> Reader:
         reader = self._workflow.streams.repeat(self.stream, position, listens=True)
         self.tally = Tally(position)
+        self._workflow.streams.note_connection(self.stream, position)
         return reader

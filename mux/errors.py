@@ -249,3 +249,10 @@ class Elsewhere(Exception):
         """The id of that worker."""
         self.identity: tuple[Principal, float] | None = None
         """Who asks, and when that identity expires in wall time; set by who verified it."""
+
+
+class Everywhere(Elsewhere):
+    """A notification that any other worker may know the meaning of; nothing was done."""
+
+    def __init__(self) -> None:
+        super().__init__("")

@@ -9,6 +9,8 @@ Pure: no clock, no waiting. The caller wakes its readers after `append`.
 
 import re
 from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import count
 from typing import Final, NamedTuple
 
 from .errors import TrunklineError
@@ -27,6 +29,10 @@ class Overflow(TrunklineError):
     reason = "event_log_overflow"
 
 
+EPOCH: Final = 1 << 40
+"""Places of a stream that one writer may fill: the next writer goes on at a multiple of it."""
+
+
 class Position(NamedTuple):
     """A place in a workflow's streams, as an event id spells it (rule T9): opaque to clients, and a secret.
 
@@ -42,6 +48,16 @@ class Position(NamedTuple):
         """The event id."""
         return f"{self.token}-{self.stream}-{self.epoch}-{self.n}"
 
+    @property
+    def place(self) -> int:
+        """Its place in its stream: later ones are greater, also those of later writers."""
+        return self.epoch * EPOCH + min(self.n, EPOCH - 1)
+
+    @classmethod
+    def at(cls, token: str, stream: int, place: int) -> "Position":
+        """The position of this place."""
+        return cls(token, stream, *divmod(place, EPOCH))
+
     @classmethod
     def read(cls, event_id: str) -> "Position | None":
         """The position that an event id spells; None for what is no event id of ours."""
@@ -49,7 +65,7 @@ class Position(NamedTuple):
         return None if found is None else cls(found[1], int(found[2]), int(found[3]), int(found[4]))
 
 
-_EVENT_ID: Final = re.compile(r"([0-9a-f]{32})-(\d{1,15})-(\d{1,15})-(\d{1,15})")
+_EVENT_ID: Final = re.compile(r"([0-9a-f]{32})-(\d{1,16})-(\d{1,15})-(\d{1,15})")
 
 
 class Event(NamedTuple):
@@ -103,12 +119,13 @@ class Stream:
 class EventLog:
     """The ring over all streams of one workflow."""
 
-    def __init__(self, limits: EventLogLimits, budget: Budget) -> None:
+    def __init__(self, limits: EventLogLimits, budget: Budget, names: Iterator[int] | None = None) -> None:
         self._limits = limits
         self._budget = budget
         self._streams: dict[int, Stream] = {}
         self._order: deque[Stream] = deque()
-        self._next = 1
+        self._names = names or count(1)
+        """The numbers of streams to come."""
         self.bytes = 0
         self.dropped = 0
         """Events that were trimmed undelivered from a stream that no client had opened yet."""
@@ -125,9 +142,29 @@ class EventLog:
 
     def open(self) -> Stream:
         """A new stream, for the answer to one exchange."""
-        stream = Stream(self._next, covered=True)
-        self._streams[self._next] = stream
-        self._next += 1
+        stream = Stream(next(self._names), covered=True)
+        self._streams[stream.number] = stream
+        return stream
+
+    def knows(self, number: int) -> bool:
+        """True where this stream is held."""
+        return number in self._streams
+
+    def restore(
+        self, number: int, events: Iterable[tuple[int, bytes]], *, trimmed: int, last: int, now: float
+    ) -> Stream:
+        """A stream that another writer began, with what was kept of it; what follows comes after the place `last`.
+
+        Whatever place up to there a client names, it has seen what was written until then.
+        """
+        stream = Stream(number, covered=True)
+        stream.trimmed, stream.last, stream.sent = trimmed, last, last
+        self._streams[number] = stream
+        for n, message in events:
+            stream.events.append(Event(n, message, now))
+            self._order.append(stream)
+            self._hold(len(message))
+        self._trim()
         return stream
 
     def find(self, number: int) -> Stream:

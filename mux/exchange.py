@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 class Exchange:
     """The answers to the requests of one exchange, in the making."""
 
-    __slots__ = ("_answers", "_pending", "_workflow", "cut", "pool_result", "ready", "stream")
+    __slots__ = ("_answers", "_ids", "_pending", "_workflow", "cut", "pool_result", "ready", "stream")
 
     def __init__(self, workflow: Workflow, requests: int) -> None:
         self._workflow = workflow
         self._pending = requests
         self._answers: list[bytes] = []
+        self._ids: list[bytes] | None = None if workflow.write is None else []
+        """Its requests, where another worker may have to tell what became of them."""
         self.stream: Stream | None = None
         self.cut = False
         """Set when the client left before a plain answer could be given: that answer is lost, and counted (G5)."""
@@ -58,6 +60,10 @@ class Exchange:
 
     def admit(self, id: bytes) -> bool:
         """Over HTTP the answer belongs to the exchange: any id is taken (guarantee G1)."""
+        if self._ids is not None:
+            self._ids.append(id)
+            if self.stream is not None:
+                self._workflow.streams.note_opened(self.stream, [id])
         return True
 
     def answer(self, message: bytes, id: bytes) -> None:
@@ -82,7 +88,10 @@ class Exchange:
     def turn_into_stream(self) -> Stream:
         """Decide for a stream, primed where the client understands it (rule T7), and put in what is already there."""
         if self.stream is None:
-            self.stream = self._workflow.streams.open_primed()
+            self.stream = self._workflow.streams.open()
+            if self._ids is not None:
+                self._workflow.streams.note_opened(self.stream, self._ids)
+            self._workflow.streams.prime(self.stream)
             for message in self._answers:
                 self._workflow.streams.append(self.stream, message)
             self._answers = []

@@ -7,7 +7,7 @@ while the lease holds (guarantee G7).
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
@@ -47,6 +47,8 @@ class Membership:
         self._deadline = float("-inf")
         self._known: dict[str, tuple[float, Worker]] = {}
         self._is_away = False
+        self._listed: tuple[float, dict[int, Worker]] = (float("-inf"), {})
+        """All that live, by number, and how long that is believed."""
 
     @property
     def holds_lease(self) -> bool:
@@ -92,6 +94,36 @@ class Membership:
         if found is not None:
             self._known[id] = now + KNOWN_SECONDS, found
         return found
+
+    async def numbered(self, number: int) -> Worker | None:
+        """The worker of this number, if it lives; as it was at most `KNOWN_SECONDS` ago.
+
+        Raises:
+            DirectoryUnavailable: nobody can tell.
+        """
+        return (await self._list()).get(number)
+
+    async def numbers(self) -> Collection[int]:
+        """The numbers of all that live; as it was at most `KNOWN_SECONDS` ago.
+
+        Raises:
+            DirectoryUnavailable: nobody can tell.
+        """
+        return (await self._list()).keys()
+
+    async def _list(self) -> dict[int, Worker]:
+        now = self._clock()
+        if now >= self._listed[0]:
+            self._listed = now + KNOWN_SECONDS, {worker.number: worker for worker in await self._workers.workers()}
+        return self._listed[1]
+
+    async def others(self) -> list[Worker]:
+        """All others that live; as it was at most `KNOWN_SECONDS` ago.
+
+        Raises:
+            DirectoryUnavailable: nobody can tell.
+        """
+        return [worker for worker in (await self._list()).values() if worker.id != self.worker.id]
 
     async def another(self) -> Worker | None:
         """Some other worker that lives; None where there is none.

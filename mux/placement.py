@@ -5,8 +5,10 @@ workflow (its streams, its questions, its end) is served by the worker that hold
 dead.
 """
 
+from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple
 
+from .envelope import Envelope
 from .limits import Reuse
 from .record import WorkflowRecord
 
@@ -15,19 +17,49 @@ Decision = Literal["beside", "forward", "take_over", "gone"]
 one that holds it. `gone`: the upstream session died with its worker, and may not be begun anew in silence (L18)."""
 
 
+NAMES: Final = 1 << 32
+"""Streams and questions that one worker may name: the names of the next one follow."""
+
+MAX_DIGITS: Final = 16
+"""A name has at most so many: it is a number that JSON carries exactly."""
+
+
 class Concern(NamedTuple):
     """What a request is about, as far as it tells which worker may serve it."""
 
     are_calls: bool = False
     """True for requests alone, which the server answers by themselves."""
-    worker: int = 0
-    """The number of the worker that gave what the request names: a stream, a question; 0 where it names nothing."""
+    name: int = 0
+    """The number of the stream or of the question that it names; 0 where it names none, or what each worker has."""
+
+    is_stream: bool = False
+    """True where that is a stream."""
+
+    @property
+    def worker(self) -> int:
+        """The number of the worker that gave the name."""
+        return self.name // NAMES
 
 
 WHOLE: Final = Concern()
 """All that a workflow is: the worker that holds it is asked for."""
 
 CALLS: Final = Concern(are_calls=True)
+
+
+def concern_of(messages: Sequence[Envelope]) -> Concern:
+    """What the messages of one request are about."""
+    for message in messages:
+        if message.kind == "response":
+            return Concern(name=_number(message.id))
+        if message.kind == "notification":
+            token = (message.params() or {}).get("progressToken", b"")
+            return Concern(name=_number(bytes(token))) if message.method == "notifications/progress" else WHOLE
+    return CALLS
+
+
+def _number(id: bytes) -> int:
+    return int(id) if id.isdigit() and len(id) <= MAX_DIGITS else 0
 
 
 def decide(

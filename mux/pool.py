@@ -120,7 +120,6 @@ class Pool:
         self._directory = directory
         self._generations = Generations(upstreams)
         self._release = release
-        self._logs = logs
         self._leftovers = Leftovers()
         self._clock = clock
         self._residents = Residents()
@@ -130,10 +129,11 @@ class Pool:
         self._by_token = self._residents.by_token
         self._tasks = Tasks()
         self._cluster: Cluster | None = None
-        if members is not None:
+        if members is not None and logs is not None:
             self._cluster = Cluster(
                 members,
                 directory,
+                logs,
                 ClusterPorts(self._make, self._admit, self._open, lambda: self.draining),
                 residents=self._residents,
                 generations=self._generations,
@@ -205,7 +205,7 @@ class Pool:
     async def running(self) -> AsyncIterator["Pool"]:
         """The pool with its tasks, for the length of the context; leaving it ends every workflow in an orderly way."""
         failure: Exception | None = None
-        async with anyio.create_task_group() as keepers:
+        async with self._written(), anyio.create_task_group() as keepers:
             async with anyio.create_task_group() as owners:
                 self._tasks.group = owners
                 await keepers.start(self._watch)
@@ -223,6 +223,15 @@ class Pool:
             self._tasks.group = None
         if failure is not None:
             raise failure
+
+    @asynccontextmanager
+    async def _written(self) -> AsyncIterator[None]:
+        """Event logs are kept for other workers, for the length of the context."""
+        async with anyio.create_task_group() as writers:
+            if self._cluster is not None:
+                writers.start_soon(self._cluster.journal.run)
+            yield
+            writers.cancel_scope.cancel()
 
     def reconfigure(self, upstreams: Mapping[str, Upstream], pooling: Pooling) -> None:
         """Begin workflows on these servers from now on; `pooling` bounds the process.
@@ -311,15 +320,20 @@ class Pool:
             Elsewhere: another worker serves what the request is about.
         """
         workflow = self._workflows.get(session_id)
-        if workflow is None and self._cluster is not None:
+        if self._cluster is not None and (workflow is None or concern.name):
             return await self._found(lambda: self._directory.get(session_id), principal, server, session_id, concern)
         return await self._live(workflow, principal, server)
 
     async def find_position(self, principal: Principal, server: str, position: Position) -> Workflow:
         """The workflow that an event id belongs to, under the same rule as `find`."""
         workflow = self._by_token.get(position.token)
-        if workflow is None and self._cluster is not None:
-            return await self._found(lambda: self._directory.at(position.token), principal, server, "", WHOLE)
+        if self._cluster is not None and (workflow is None or position.stream):
+            session_id = (
+                self._cluster.tokens.get(position.token, "") if workflow is None else workflow.record.session_id
+            )
+            concern = Concern(name=position.stream, is_stream=True)
+            token = position.token
+            return await self._found(lambda: self._directory.at(token), principal, server, session_id, concern)
         return await self._live(workflow, principal, server)
 
     async def find_key(self, principal: Principal, server: str, key: str, concern: Concern = WHOLE) -> Workflow | None:
@@ -390,12 +404,18 @@ class Pool:
         self, read: Read, principal: Principal, server: str, session_id: str, concern: Concern
     ) -> Workflow:
         """What does not live here, where it may be used here."""
-        assert self._cluster is not None, "without other workers all that there is lives here"
-        beside = self._cluster.beside.get(session_id)
-        if beside is not None and concern.are_calls and beside.opened.done():
-            return await self._live(beside, principal, server)
-        found = await self._cluster.find(read, principal, server, concern)
-        return await self._live(found, principal, server)
+        cluster = self._cluster
+        assert cluster is not None, "without other workers all that there is lives here"
+        here = [found for found in self._served_as(session_id) if found.opened.done()]
+        known = next((found for found in here if concern.name and found.knows(concern.name)), None)
+        if known is None and concern.name:
+            await cluster.direct(concern.worker)
+        fit = (found for found in here if concern.are_calls or concern.worker == cluster.number or cluster.holds(found))
+        found = known or next(fit, None) or await cluster.find(read, principal, server, concern)
+        live = await self._live(found, principal, server)
+        if concern.worker and not live.knows(concern.name):
+            await cluster.restore(live, concern)
+        return live
 
     async def _check(self, workflow: Workflow) -> bool:
         """Compare a workflow with its record; False where it has ended here by that, and may be found elsewhere.
@@ -511,6 +531,7 @@ class Pool:
     def _make(
         self, record: WorkflowRecord, upstream: Upstream, place: Place = "new", *, transport: Transport = "http"
     ) -> Workflow:
+        cluster = self._cluster
         workflow = Workflow(
             record,
             upstream.pooling,
@@ -521,6 +542,8 @@ class Pool:
             number=next(self._numbers),
             transport=transport,
             generation=upstream.generation,
+            names=None if cluster is None else cluster.names,
+            write=None if cluster is None else cluster.writer(record, upstream.pooling.event_log),
         )
 
         workflow.account.settings = upstream.generation, upstream.credential
@@ -596,6 +619,7 @@ class Pool:
         cause = workflow.ended.cause if workflow.ended is not None else ""
         try:
             if self._cluster is not None and cause in OVERTAKEN:
+                self._cluster.journal.forget(workflow.record.session_id)
                 return
             if self._cluster is not None and self._is_movable(workflow, cause):
                 await self._cluster.hand_back(workflow.record)
@@ -626,6 +650,28 @@ class Pool:
         """Compare with the directory again, when it is needed next: one workflow, or all without a session id."""
         for workflow in self._served_as(session_id) if session_id else self._served:
             workflow.checked = float("-inf")
+
+    async def send_on(self, worker: int) -> None:
+        """Send on a request that names what the worker of this number gave, if that is another one that lives.
+
+        Raises:
+            Elsewhere: it is.
+        """
+        if self._cluster is not None:
+            await self._cluster.direct(worker)
+
+    def find_call(self, principal: Principal, server: str, session_id: str, cancelled: Envelope) -> Workflow | None:
+        """The workflow here in which the call is in flight that a client's `notifications/cancelled` names."""
+        for workflow in self._served_as(session_id):
+            is_theirs = workflow.principal == principal and workflow.server == server
+            if is_theirs and workflow.has_in_flight(cancelled):
+                return workflow
+        return None
+
+    @property
+    def number(self) -> int:
+        """The number of this worker among those that share the directory; 0 where there is no other."""
+        return 0 if self._cluster is None else self._cluster.number
 
     def _served_as(self, session_id: str) -> list[Workflow]:
         beside = {} if self._cluster is None else self._cluster.beside

@@ -5,7 +5,8 @@ asked at all. `Desk` keeps what one workflow's client sees: its request ids, whi
 what servers ask it.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from itertools import count
 from typing import Final, Generic, Literal, NamedTuple, TypeVar
 
 from msgspec import Raw
@@ -27,6 +28,10 @@ BATCHES: Final = "2025-03-26"
 
 PRIMING: Final = "2025-11-25"
 """From this revision on clients understand an event with an id and empty data (SEP-1699, rule T7)."""
+
+
+Note = Callable[[Literal["asked", "settled"], int, bytes], None]
+"""Hears of a question: the number that the client knows, and the server's own id, raw."""
 
 
 def attribute(origin: Owner | None, owners: Collection[Owner]) -> Owner | None:
@@ -94,10 +99,13 @@ class Desk(Generic[Call]):
     Over HTTP the same id may be in flight twice (guarantee G1); a cancellation that could mean either is ignored.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, names: Iterator[int] | None = None, note: Note | None = None) -> None:
         self._calls: dict[IdKey, list[Call]] = {}
         self._asked: dict[int, Question] = {}
-        self._next = 1
+        self._names = names or count(1)
+        """The numbers of questions to come."""
+        self._note = note
+        """Hears of each question that is asked or settled."""
 
     def __len__(self) -> int:
         return sum(map(len, self._calls.values()))
@@ -134,7 +142,7 @@ class Desk(Generic[Call]):
         Raises:
             InvalidParams: an illegal progress token; nothing was asked.
         """
-        number = self._next
+        number = next(self._names)
         spelled = b"%d" % number
         params = message.members.get("params")
         if params is None:
@@ -142,20 +150,38 @@ class Desk(Generic[Call]):
         else:
             params, request.token = swap_progress_token(params, spelled)
             text = Envelope("request", {**message.members, "params": params}).with_id(spelled)
-        self._next += 1
         self._asked[number] = Question(request, via)
+        if self._note is not None:
+            self._note("asked", number, request.id)
         return text
+
+    def restore(self, number: int, request: ServerRequest, via: Answerable) -> None:
+        """What another worker asked this client under this number, and the client may answer here."""
+        self._asked[number] = Question(request, via)
+
+    def knows(self, number: int) -> bool:
+        """True while the question of this number waits for its answer."""
+        return number in self._asked
+
+    def let_go(self) -> None:
+        """Drop the open questions, which another worker will see answered."""
+        self._asked.clear()
+
+    def _settle(self, number: int) -> Question:
+        if self._note is not None:
+            self._note("settled", number, b"")
+        return self._asked.pop(number)
 
     def answer(self, message: Envelope) -> Question | None:
         """The question that a client's response answers; None for an unknown or second answer (R4)."""
         key = id_key(message.id) if message.id else None
-        return self._asked.pop(key, None) if isinstance(key, int) else None
+        return self._settle(key) if isinstance(key, int) and key in self._asked else None
 
     def retract(self, request: ServerRequest, message: Envelope) -> bytes | None:
         """The server's `notifications/cancelled` in this client's ids, or None where it has been answered."""
         for number, question in self._asked.items():
             if question.request is request:
-                del self._asked[number]
+                self._settle(number)
                 return message.with_params({**(message.params() or {}), "requestId": Raw(b"%d" % number)})
         return None
 
@@ -163,7 +189,7 @@ class Desk(Generic[Call]):
         """Drop the open questions of one channel, or of all, and return them."""
         gone = {number: q for number, q in self._asked.items() if via is None or q.via is via}
         for number in gone:
-            del self._asked[number]
+            self._settle(number)
         return list(gone.values())
 
     def progress(self, message: Envelope) -> tuple[bytes, Answerable] | None:

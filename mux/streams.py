@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from .event_log import Event, EventLog, Overflow, Position, Stream, Trimmed
+from . import envelope as wire_format
+from .directory import Entry
+from .errors import SessionLost
+from .event_log import EPOCH, Event, EventLog, Overflow, Position, Stream, Trimmed
+from .recovery import KeptStream
 from .routing import PRIMING
 
 if TYPE_CHECKING:
@@ -27,18 +31,45 @@ class Streams:
         """A new stream, for an exchange or for a wire that carries everything."""
         return self._log.open()
 
-    def open_primed(self) -> Stream:
-        """A new stream for an exchange, primed where the client understands it (rule T7)."""
-        stream = self._log.open()
+    def knows(self, number: int) -> bool:
+        """True where this stream is held."""
+        return self._log.knows(number)
+
+    def note_opened(self, stream: Stream, ids: Sequence[bytes]) -> None:
+        """A stream owes the answers to these requests."""
+        if self._workflow.write is not None:
+            self._workflow.write(Entry("opened", stream.number, 0, b"[%b]" % b",".join(ids)))
+
+    def note_connection(self, stream: Stream, began: int) -> None:
+        """A wire that carries everything has a connection that goes on after this place."""
+        if self._workflow.write is not None:
+            self._workflow.write(Entry("opened", stream.number, began, b"[]"))
+
+    def restore(self, kept: KeptStream, epoch: int) -> Stream:
+        """A stream of another worker; its owed answers are told as lost."""
+        last = max(epoch * EPOCH, kept.last)
+        now = self._workflow.now()
+        stream = self._log.restore(kept.number, kept.events, trimmed=kept.trimmed, last=last, now=now)
+        gone = SessionLost("the worker that carried this call is gone", executed="unknown")
+        owed = list(kept.waiting.values())
+        for place, raw in enumerate(owed, 1):
+            self.append(stream, wire_format.failure(raw, gone), last=place == len(owed) and not kept.is_wire)
+        stream.ended = bool(stream.number) and not kept.is_wire
+        stream.covered = bool(stream.number or kept.events)
+        return stream
+
+    def prime(self, stream: Stream) -> None:
+        """Prime a new stream where the client understands it (rule T7)."""
         if self._workflow.revision >= PRIMING:
             self.append(stream, b"")
-        return stream
 
     def append(self, stream: Stream, message: bytes, *, last: bool = False) -> None:
         """Log one message on a stream and wake its readers; an overflow ends the workflow with that reason."""
         if self.is_over and not self._readers:  # nobody will read it, and nothing would clear it
             return
         try:
+            if self._workflow.write is not None:
+                self._workflow.write(Entry("event", stream.number, stream.last + 1, message, last))
             self._log.append(stream, message, self._workflow.now(), last=last)
         except Overflow as overflow:
             self._workflow.fail(overflow.reason)
@@ -47,7 +78,7 @@ class Streams:
 
     def event_id(self, stream: Stream, n: int) -> str:
         """The event id of a position: what a client sends back to resume after it."""
-        return Position(self._workflow.record.event_token, stream.number, 0, n).spell()
+        return Position.at(self._workflow.record.event_token, stream.number, n).spell()
 
     # Readers.
 
@@ -82,9 +113,7 @@ class Streams:
         """
         try:
             stream = self._log.find(position.stream)
-            if position.epoch:
-                raise Trimmed("this position of the stream is no longer held")
-            return self.repeat(stream, position.n, listens=position.stream in self._listened or not position.stream)
+            return self.repeat(stream, position.place, listens=position.stream in self._listened or not position.stream)
         except Trimmed as trimmed:
             self._workflow.fail(trimmed.reason)
             raise

@@ -7,7 +7,7 @@ everybody else's, decides which of the client's streams carries a message, and l
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final, Literal
 
 from msgspec import Raw
@@ -16,15 +16,17 @@ from . import envelope as wire_format
 from .account import Account, What
 from .annotations import Trust
 from .demux import ServerRequest
+from .directory import Entry
 from .duplex import Duplex
 from .envelope import Envelope, Members
 from .errors import InvalidRequest, Overloaded, SessionLost, TrunklineError, WorkflowEnded
 from .event_log import Budget, EventLog
 from .exchange import Asker, Call, Exchange
 from .limits import Pooling
-from .ports import Answerable, Caller, Headers, Line, Opened, Span
+from .ports import NONE, Answerable, Caller, Headers, Line, Opened, Span
 from .principal import Principal
 from .record import WorkflowRecord
+from .recovery import Kept
 from .routing import Desk, place, refusal
 from .statistics import Statistics
 from .streams import Streams
@@ -55,8 +57,12 @@ class Workflow:
         number: int = 0,
         transport: Transport = "http",
         generation: int = 0,
+        names: Iterator[int] | None = None,
+        write: Callable[[Entry], None] | None = None,
     ) -> None:
         self.record = record
+        self.write = write
+        """Keeps a line of its event log for other workers; None where there are none."""
         self.handle = record.handle
         """Its public name, for pages, logs and commands."""
         self.pooling = pooling
@@ -83,8 +89,8 @@ class Workflow:
         self.account = Account(number, clock(), transport)
         self._clock = clock
         self._on_end = on_end
-        self._desk: Desk[Call] = Desk()
-        self.streams = Streams(self, EventLog(pooling.event_log, budget))
+        self._desk: Desk[Call] = Desk(names, self._note_question if write is not None else None)
+        self.streams = Streams(self, EventLog(pooling.event_log, budget, names))
         self._duplexes: list[Duplex] = []
         """Wires that carry everything, oldest first; those without a connection for as long as it may come back."""
         self._exchanges: dict[Exchange, None] = {}
@@ -435,7 +441,7 @@ class Workflow:
             return False
         self._ended = WorkflowEnded(cause)
         if release:
-            self._desk.forget()
+            self._desk.let_go()
             for channel in self._own_channels():
                 channel.release(self._ended)
         self._refuse_questions("the client's session ended")
@@ -444,6 +450,31 @@ class Workflow:
             self.trust.end()
         self.streams.end()
         return True
+
+    # What another worker held.
+
+    def knows(self, name: int) -> bool:
+        """True where this is one of its streams, or a question that waits for its answer."""
+        return self.streams.knows(name) or self._desk.knows(name)
+
+    def has_in_flight(self, cancelled: Envelope) -> bool:
+        """True while a call waits for its answer that a client's `notifications/cancelled` can mean."""
+        return self._desk.withdraw(cancelled, lambda call: _is_of(call, None)).reason != "unknown_cancel"
+
+    def restore(self, kept: Kept, epoch: int, gave: Callable[[int], bool]) -> None:
+        """Go on with what was kept of those streams and questions whose numbers `gave` takes, as the writer `epoch`."""
+        for number, stream in kept.streams.items():
+            if gave(number) and (not number or not self.streams.knows(number)):
+                restored = self.streams.restore(stream, epoch)
+                if stream.is_wire:
+                    self._duplexes.append(Duplex(self, (restored, stream.began)))
+        for number, raw in kept.questions.items():
+            if gave(number) and not self._desk.knows(number):
+                self._desk.restore(number, inherited(raw), Inherited(self.line))
+
+    def _note_question(self, kind: Literal["asked", "settled"], number: int, id: bytes) -> None:
+        if self.write is not None:
+            self.write(Entry(kind, 0, number, id))
 
     @property
     def upstream_session(self) -> str:
@@ -484,6 +515,37 @@ def _newest(duplexes: Sequence[Duplex]) -> Duplex | None:
     if newest is None or any(older.is_attached or older.left > newest.made for older in duplexes[:-1]):
         return None
     return newest
+
+
+class Inherited:
+    """Where the answer to a question goes that another worker asked: to the session, by the server's own id.
+
+    Implements `Answerable`.
+    """
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+
+    def respond(self, request: ServerRequest, message: Envelope) -> None:
+        """See `Answerable.respond`."""
+        self._send(message.with_id(request.id))
+
+    def refuse(self, request: ServerRequest, error: TrunklineError) -> None:
+        """See `Answerable.refuse`."""
+        self._send(wire_format.failure(request.id, error))
+
+    def tell(self, message: bytes) -> None:
+        """See `Answerable.tell`."""
+        self._line.notify(message, NONE)
+
+    def _send(self, text: bytes) -> None:
+        for channel in self._line.channels[:1]:
+            channel.say(text)
+
+
+def inherited(id: bytes) -> ServerRequest:
+    """A question of which only the server's own id is known."""
+    return ServerRequest(Envelope("request", {}, id=id, method=""), None, float("inf"))
 
 
 def _is_of(call: Call, via: Duplex | None) -> bool:

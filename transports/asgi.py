@@ -21,6 +21,9 @@ Send = Callable[[Message], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 RawHeaders = list[tuple[bytes, bytes]]
 
+HOPS: Final = "trunkline.hops"
+"""The member of a scope that counts the workers which have handed the request on."""
+
 IDENTITY: Final = "trunkline.identity"
 """The scope's entry for who asks, and until when, where that was verified before: by the worker that forwarded it."""
 

@@ -86,7 +86,7 @@ class Link:
         self._is_met = transport != "websocket"
         self._hold: asyncio.TimerHandle | None = None
         self._changed = asyncio.Event()
-        self.name = secrets.token_hex(8)
+        self.name = f"{self._pool.number:x}.{secrets.token_hex(8)}" if self._pool.number else secrets.token_hex(8)
         """What its client may call it by, with each message: for a transport whose messages come beside it."""
         self.session_id = ""
         """The workflow's, known to the client from the start: the workflow that begins here will have it."""
@@ -290,11 +290,11 @@ class Link:
         if position.token != workflow.record.event_token:
             raise HTTPRefusal(400, "disagree", "the session and Last-Event-ID disagree")
         duplex = workflow.find_duplex(position.stream)
-        if duplex is None or position.epoch:
+        if duplex is None:
             self._add(workflow.streams.resume(position))
             self._enter(workflow)
         else:
-            self._enter(workflow, (duplex, duplex.attach_at(position.n)))
+            self._enter(workflow, (duplex, duplex.attach_at(position.place)))
 
     def _inherit(self, workflow: Workflow, asked: Asked) -> bool:
         """Go on, after what was acknowledged, with a wire that lost its connection; on SSE if its session is named."""

@@ -19,6 +19,9 @@ from .link import Link
 from .status import HTTPRefusal
 
 ACCEPTED: Final = b"Accepted"
+HEX: Final = frozenset("0123456789abcdef")
+MAX_HEX: Final = 8
+"""Digits of a worker's number."""
 
 
 class SSEEndpoint:
@@ -106,12 +109,19 @@ class _Messages(HTTPEndpoint):
         links = self._links.get(named.session_id, {})
         link = links.get(name) or (next(iter(links.values())) if len(links) == 1 and not name else None)
         if link is None:
+            await self._pool.send_on(_worker_of(name))
             workflow = await self._pool.find(request.principal, self._config.server, named.session_id)
             link = Link.of(self._config, workflow, "sse", name)
         if link.principal != request.principal:
             raise UnknownSession("no such session; begin anew with initialize")
         link.check_agreement(named)
         return link
+
+
+def _worker_of(name: str) -> int:
+    """The number of the worker that gave a connection its name; 0 where it stands alone, or gave none."""
+    number, dot, _ = name.partition(".")
+    return int(number, 16) if dot and len(number) <= MAX_HEX and set(number) <= HEX else 0
 
 
 def _message_url(scope: Scope, query: str) -> str:

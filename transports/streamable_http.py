@@ -11,17 +11,18 @@ from msgspec import Raw
 
 from ..mux import envelope as wire_format
 from ..mux.envelope import Envelope
-from ..mux.errors import InvalidRequest, Overloaded, TrunklineError, UnknownSession, UnsupportedRevision
+from ..mux.errors import Everywhere, InvalidRequest, Overloaded, TrunklineError, UnknownSession, UnsupportedRevision
 from ..mux.event_log import Position, Stream
 from ..mux.exchange import Exchange
 from ..mux.limits import MAX_BODY_BYTES
+from ..mux.placement import WHOLE, Concern, concern_of
 from ..mux.pool import Arrival
 from ..mux.record import WorkflowState
 from ..mux.routing import BATCHES, LEGACY, PRIMING
 from ..mux.streams import Reader
 from ..mux.workflow import Workflow
 from . import event_stream
-from .asgi import EVENT_STREAM, JSON, until_disconnect
+from .asgi import EVENT_STREAM, HOPS, JSON, until_disconnect
 from .endpoint import DEFAULT_REVISION, EndpointConfig, admitted_key, begin_unasked, picked, take_call
 from .headers import END, LAST_EVENT_ID, POOL, PROTOCOL_VERSION, SESSION_ID, accepts, workflow_key
 from .http_endpoint import JSON_TYPE, KEEP_ALIVE_SECONDS, STREAM_TYPE, HTTPEndpoint, HTTPRequest, send_events
@@ -62,7 +63,10 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
                 raise InvalidRequest("initialize must not be part of a batch")
             await self._initialize(request, messages[0])
             return
-        workflow = await self._workflow(request)
+        if self._pool.number and messages[0].method == "notifications/cancelled" and not is_batch:
+            await self._cancel(request, messages[0])
+            return
+        workflow = await self._workflow(request, concern=concern_of(messages))
         if is_batch and workflow.revision != BATCHES:
             raise InvalidRequest(f"revision {workflow.revision} has no batches")
         await self._take(request, workflow, messages, is_batch=is_batch)
@@ -74,6 +78,20 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
             self._pool.statistics.count("refused", error.limit)
             request.id = _id_in(body)
             raise
+
+    async def _cancel(self, request: HTTPRequest, message: Envelope) -> None:
+        """A cancellation, where the call that it means may be in flight at any worker."""
+        session_id = request.headers.get(SESSION_ID)
+        workflow = None
+        if session_id is not None:
+            workflow = self._pool.find_call(request.principal, self._config.server, session_id, message)
+        if workflow is None and not request.scope.get(HOPS):
+            raise Everywhere
+        if workflow is None:
+            self._pool.statistics.count("unknown_cancel", self._config.server)
+        else:
+            workflow.notify(message, picked(request.headers, self._config.forward_headers))
+        await request.respond(202, [])
 
     def _check_revision(self, request: HTTPRequest, body: bytes) -> None:
         revision = request.headers.get(PROTOCOL_VERSION)
@@ -220,14 +238,14 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
 
     # Which workflow.
 
-    async def _workflow(self, request: HTTPRequest, *, create: bool = True) -> Workflow:
+    async def _workflow(self, request: HTTPRequest, *, create: bool = True, concern: Concern = WHOLE) -> Workflow:
         key = self._key(request)
         session_id = request.headers.get(SESSION_ID)
         state: WorkflowState = "resumed"
         if session_id is not None:
-            workflow = await self._pool.find(request.principal, self._config.server, session_id)
+            workflow = await self._pool.find(request.principal, self._config.server, session_id, concern)
         elif key is not None:
-            found = await self._pool.find_key(request.principal, self._config.server, key)
+            found = await self._pool.find_key(request.principal, self._config.server, key, concern)
             if found is None and not create:
                 raise UnknownSession("this key names no session yet; begin with initialize")
             workflow, state = (found, state) if found is not None else await self._begin_unasked(request, key)

@@ -17,13 +17,13 @@ import anyio
 
 from ...mux import envelope as wire_format
 from ...mux.directory import Worker
-from ...mux.errors import Elsewhere, Overloaded, SessionLost, TrunklineError
+from ...mux.errors import Elsewhere, Everywhere, Overloaded, SessionLost, TrunklineError
 from ...mux.limits import MAX_BODY_BYTES
 from ...mux.membership import Membership
 from ...mux.principal import Principal
 from ...mux.statistics import Statistics
 from ...transports import event_stream
-from ...transports.asgi import EVENT_STREAM, IDENTITY, JSON, ASGIApp, Message, Receive, Scope, Send, respond
+from ...transports.asgi import EVENT_STREAM, HOPS, IDENTITY, JSON, ASGIApp, Message, Receive, Scope, Send, respond
 from ...transports.status import answer_to
 from ...transports.websocket import PING
 from .conversation import Broken, Conversation, Frame, SocketConversation, Unreachable
@@ -37,7 +37,9 @@ RETRY_SECONDS: Final = 0.1
 GRACE_SECONDS: Final = 2.0
 """How long what is under way may take to reach the other side when this worker ends."""
 
-HOPS: Final = "trunkline.hops"
+TELL_SECONDS: Final = 1.0
+"""How long another worker may take to hear a notification."""
+
 MAX_HOPS: Final = 3
 SERVICE_RESTART: Final = 1012
 
@@ -102,6 +104,8 @@ class Forwarder:
             except Elsewhere as elsewhere:
                 found = elsewhere
             try:
+                if isinstance(found, Everywhere):
+                    return await self._tell_all(found, scope, tape)
                 tape.rewind()
                 if await self._forward(found, scope, tape):
                     return None
@@ -140,6 +144,27 @@ class Forwarder:
             conversation.close()
         self._statistics.count("forwards", "done")
         return True
+
+    async def _tell_all(self, everywhere: Everywhere, scope: Scope, tape: Tape) -> None:
+        """Hand a notification on to all other workers; the one that it concerns knows it."""
+        event = {"type": "http.request", "body": tape.body, "more_body": False}
+
+        async def tell(worker: Worker) -> None:
+            with suppress(Broken, Unreachable), anyio.move_on_after(TELL_SECONDS):
+                conversation = await self._open(worker)
+                try:
+                    await conversation.send(Frame("open", opening(scope, everywhere.identity)))
+                    await conversation.send(Frame("event", event))
+                    while (await conversation.receive()).kind != "end":
+                        pass
+                finally:
+                    conversation.close()
+
+        async with anyio.create_task_group() as tasks:
+            for worker in await self._membership.others():
+                tasks.start_soon(tell, worker)
+        self._statistics.count("forwards", "told_all")
+        await respond(tape.send, 202, [])
 
     async def _break(self, worker: Worker, scope: Scope, tape: Tape) -> bool:
         """The conversation did not come to its end; False where the request may be tried again."""

@@ -13,9 +13,9 @@ from ...mux.directory import SharedDirectory, Worker
 from ...mux.errors import DirectoryUnavailable, Elsewhere
 from ...mux.membership import Membership
 from ...mux.statistics import Statistics
-from ...transports.asgi import ASGIApp, Message, Receive, Scope, Send
+from ...transports.asgi import HOPS, ASGIApp, Message, Receive, Scope, Send
 from .conversation import Broken, Conversation, Frame, SocketConversation, Unreachable
-from .forwarding import HOPS, Forwarder, listening, opening, serving
+from .forwarding import Forwarder, listening, opening, serving
 from .host import host_id
 from .mailboxes import Mailboxes
 

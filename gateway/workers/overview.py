@@ -8,10 +8,9 @@ import msgspec
 
 from ...mux.errors import DirectoryUnavailable
 from ...mux.pool import Pool
-from ...transports.asgi import Scope
+from ...transports.asgi import HOPS, Scope
 from ..rows import MAX_PAGE, PAGE, PAGING, NotTold, explanation, number_in, page, server_row, workflow_row
 from . import merged
-from .forwarding import HOPS
 from .member import Answer, Member
 from .merged import Told
 

@@ -145,3 +145,16 @@ async def test_it_beats_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_several_heartbeats_fit_in_a_lease() -> None:
     assert BEAT_SECONDS * 2 < LEASE_SECONDS
+
+
+async def test_others_are_known_by_number_and_for_a_while(at: At) -> None:
+    async with at.member.running(), (other := at.made("b")).running():
+        number = other.worker.number
+        assert await at.member.numbered(number) == other.worker
+        assert sorted(await at.member.numbers()) == [1, 2]
+        assert await at.member.others() == [other.worker]
+        assert await at.member.another() == other.worker
+        at.clock.advance(LEASE_SECONDS)
+        await at.member.beat()
+        assert await at.member.numbered(number) is None
+        assert await at.member.another() is None

@@ -4,7 +4,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from trunkline.mux.placement import Decision, decide
+from trunkline.mux.envelope import parse
+from trunkline.mux.placement import CALLS, NAMES, WHOLE, Concern, Decision, concern_of, decide
 from trunkline.mux.principal import ANONYMOUS
 from trunkline.mux.record import Handshake, WorkflowRecord
 
@@ -61,3 +62,21 @@ def test_where_each_call_has_a_session_of_its_own_any_worker_serves_it(is_call: 
     told: dict[str, Any] = {"is_call": is_call, "stateless": False, "reuse": "none"}
     assert decide(OWNED, holder_lives=True, **told) == expected
     assert decide(OWNED, holder_lives=False, **told) == "take_over"
+
+
+@pytest.mark.parametrize(
+    ("texts", "expected"),
+    [
+        (['{"jsonrpc":"2.0","id":1,"method":"tools/call"}'] * 2, CALLS),
+        (['{"jsonrpc":"2.0","id":%d,"result":{}}' % (NAMES * 3 + 5)], Concern(name=NAMES * 3 + 5)),
+        (['{"jsonrpc":"2.0","id":"a","result":{}}'], WHOLE),
+        (['{"jsonrpc":"2.0","id":%s,"result":{}}' % ("9" * 17)], WHOLE),
+        (['{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":7}}'], Concern(name=7)),
+        (['{"jsonrpc":"2.0","method":"notifications/progress"}'], WHOLE),
+        (['{"jsonrpc":"2.0","method":"notifications/roots/list_changed"}'], WHOLE),
+    ],
+)
+def test_what_a_request_is_about(texts: list[str], expected: Concern) -> None:
+    concern = concern_of([parse(text.encode(), limit=1000) for text in texts])
+    assert concern == expected
+    assert concern.worker == expected.name // NAMES

@@ -15,7 +15,7 @@ from trunkline.gateway.workers import forwarding
 from trunkline.gateway.workers.conversation import Conversation, SocketConversation
 from trunkline.gateway.workers.forwarding import Forwarder, Tape, listening, serving
 from trunkline.mux.directory import Worker
-from trunkline.mux.errors import Elsewhere
+from trunkline.mux.errors import Elsewhere, Everywhere
 from trunkline.mux.membership import Membership
 from trunkline.mux.statistics import Statistics
 from trunkline.transports.asgi import IDENTITY, Message, Receive, Scope, Send
@@ -95,7 +95,7 @@ class House:
         self.asked += 1
         if scope["type"] == "websocket" or scope["method"] == "POST":
             await receive()
-        elsewhere = Elsewhere(self._holder)
+        elsewhere = Elsewhere(self._holder) if self._holder else Everywhere()
         elsewhere.identity = ALICE, 12.5
         raise elsewhere
 
@@ -343,6 +343,27 @@ async def test_a_worker_that_ends_lets_what_it_serves_reach_the_other_side(house
         await begun.wait()
         ends.set()
     assert len(client.body) == 1_000_000
+
+
+async def test_a_notification_is_told_to_all_others_whatever_they_answer(house: House) -> None:
+    heard: list[tuple[str, bytes, Scope]] = []
+
+    def serves(name: str) -> Serve:
+        async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+            heard.append((name, (await receive())["body"], scope))
+            if name == "b":
+                await answer(send, b"of no interest")
+
+        return serve
+
+    await house.begins("b", serves("b"))
+    await house.begins("c", serves("c"))
+    client = post(b"cancelled")
+    await house.request(client, holder="")
+    assert sorted((name, body) for name, body, _ in heard) == [("b", b"cancelled"), ("c", b"cancelled")]
+    assert [scope[IDENTITY] for _, _, scope in heard] == [(ALICE, 12.5)] * 2
+    assert (client.sent[0]["status"], client.body) == (202, b"")
+    assert house.statistics.counts["forwards", "told_all"] == 1
 
 
 async def test_a_tape_plays_again_what_was_heard_until_the_answer_begins() -> None:

@@ -10,11 +10,10 @@ import msgspec
 import pytest
 from harness.shared_memory import SharedMemoryDirectory
 from trunkline.gateway.workers import member as module
-from trunkline.gateway.workers.forwarding import HOPS
 from trunkline.gateway.workers.member import Answer, Member
 from trunkline.mux.directory import Worker
 from trunkline.mux.statistics import Statistics
-from trunkline.transports.asgi import Receive, Scope, Send, respond
+from trunkline.transports.asgi import HOPS, Receive, Scope, Send, respond
 
 pytestmark = pytest.mark.anyio
 

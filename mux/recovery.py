@@ -1,0 +1,104 @@
+"""What the event log of a dead worker says to the one that comes after it: streams to go on with, questions that wait.
+
+Pure. A log may hold an entry twice, or one that a worker wrote after it had been succeeded: places tell. What is
+missing tells as well: what came before a gap cannot be replayed.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from . import envelope as wire_format
+from .directory import Entry
+from .envelope import IdKey, id_key
+from .errors import TrunklineError
+from .event_log import EPOCH
+from .limits import MAX_EVENT_BYTES
+
+
+@dataclass(slots=True)
+class KeptStream:
+    """One stream, as far as it was kept."""
+
+    number: int
+    events: list[tuple[int, bytes]] = field(default_factory=list)
+    """Places and messages, without a gap."""
+    trimmed: int = 0
+    """The place up to which nothing is held any longer."""
+    ended: bool = False
+    is_wire: bool = False
+    """True for the stream of a wire that carries everything."""
+    began: int = 0
+    """Where the newest connection of that wire stood before its first message, at least."""
+    waiting: dict[IdKey, bytes] = field(default_factory=dict)
+    """The requests whose answers it owes, as they were spelled."""
+
+    @property
+    def last(self) -> int:
+        """The place of the newest event that is known of."""
+        return self.events[-1][0] if self.events else self.trimmed
+
+
+@dataclass(slots=True)
+class Kept:
+    """All that was kept of a workflow."""
+
+    streams: dict[int, KeptStream] = field(default_factory=dict)
+    questions: dict[int, bytes] = field(default_factory=dict)
+    """What the server asked and nobody has answered: the ids that the client knows, and the server's own, raw."""
+
+    def stream(self, number: int) -> KeptStream:
+        """The stream of this number."""
+        if number not in self.streams:
+            self.streams[number] = KeptStream(number)
+        return self.streams[number]
+
+
+def recover(entries: Iterable[Entry]) -> Kept:
+    """Read an event log, oldest entry first."""
+    kept = Kept()
+    for entry in entries:
+        match entry.kind:
+            case "opened":
+                _open(kept.stream(entry.stream), entry)
+            case "event":
+                _add(kept.stream(entry.stream), entry)
+            case "asked":
+                kept.questions[entry.n] = entry.message
+            case "settled":
+                kept.questions.pop(entry.n, None)
+    return kept
+
+
+def _open(stream: KeptStream, entry: Entry) -> None:
+    ids = msgspec.json.decode(entry.message, type=list[msgspec.Raw])
+    for raw in ids:
+        stream.waiting[id_key(bytes(raw))] = bytes(raw)
+    if not ids:
+        stream.is_wire, stream.began = True, entry.n
+
+
+def _add(stream: KeptStream, entry: Entry) -> None:
+    if entry.n <= stream.last:
+        return
+    is_next = entry.n == stream.last + 1 or entry.n == (entry.n // EPOCH) * EPOCH + 1
+    if not is_next:
+        stream.events.clear()
+        stream.trimmed = entry.n - 1
+    stream.events.append((entry.n, entry.message))
+    stream.ended = entry.last
+    answered = _answered(entry.message)
+    if answered is not None:
+        stream.waiting.pop(answered, None)
+
+
+def _answered(message: bytes) -> IdKey | None:
+    """The request that a message answers; None where it is no response."""
+    if not message:
+        return None
+    try:
+        read = wire_format.parse(message, limit=MAX_EVENT_BYTES)
+    except TrunklineError:
+        return None
+    return id_key(read.id) if read.kind == "response" and read.id else None
