@@ -10,8 +10,13 @@ from .settings import GatewaySection, Server, Settings
 FIXED: Final = ("host", "port", "workers", "tls")
 """Keys of `[gateway]` that only a restart changes; `[directory]` is another."""
 
-CREDENTIAL_WORDS: Final = ("auth", "cookie", "credential", "key", "password", "secret", "token")
-"""A header whose name holds one of these proves who the gateway is: another value is the same credential, rotated."""
+CREDENTIAL_WORDS: Final = frozenset(
+    {"apikey", "auth", "authorization", "cookie", "credential", "key", "password", "secret", "token"}
+)
+"""A header whose name ends with one of these proves who the gateway is: another value is the same one, rotated.
+
+In doubt it is none: that costs sessions that are opened anew, while the other way they would go on as somebody else's.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +98,7 @@ def _effective(settings: Settings, name: str) -> tuple[object, ...]:
 
 def is_credential(header: str) -> bool:
     """True for a header that proves who the gateway is, by its name."""
-    return any(word in header.lower() for word in CREDENTIAL_WORDS)
+    return header.lower().replace("_", "-").rpartition("-")[2] in CREDENTIAL_WORDS
 
 
 def _differing(old: GatewaySection, new: GatewaySection) -> list[str]:

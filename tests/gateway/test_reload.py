@@ -110,7 +110,10 @@ def test_what_cannot_hold_beside_what_stays_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("header", "proves"),
-    [("Authorization", True), ("Cookie", True), ("X-API-Key", True), ("x-token", True), ("X-Tenant", False)],
+    [
+        *[(name, True) for name in ("Authorization", "Cookie", "X-API-Key", "x-token", "X_Api_Secret", "ApiKey")],
+        *[(name, False) for name in ("X-Tenant", "X-Auth-Tenant", "X-Author", "X-Keyspace", "X-Monkey", "X-Token-Use")],
+    ],
 )
 def test_a_credential_is_known_by_the_name_of_its_header(header: str, proves: bool) -> None:
     assert is_credential(header) is proves
