@@ -1,6 +1,6 @@
-"""The table of figures in the README, made from the stored results.
+"""The tables of figures in the README and in docs/, made from the stored results.
 
-Run: `python -m bench.figures` writes it; `python -m bench.figures --check` fails where it is not what the results say.
+Run: `python -m bench.figures` writes them; `python -m bench.figures --check` fails where they are others.
 """
 
 import argparse
@@ -9,29 +9,51 @@ import re
 import sys
 from pathlib import Path
 
+from bench import scale_figures
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
-README = ROOT / "README.md"
 SCENARIOS = ("delay5", "delay5x16", "cpu")
-BEGIN, END = "<!-- figures: made by bench/figures.py -->", "<!-- end of figures -->"
 
 
 def main() -> int:
-    """Write or check the README."""
+    """Write or check the pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args()
-    text = README.read_text()
-    due = with_figures(text)
-    if given.check:
-        return 0 if text == due else print("README.md differs: python -m bench.figures", file=sys.stderr) or 1
-    README.write_text(due)
-    return 0
+    differ = False
+    for page, tables in pages().items():
+        text = due = (ROOT / page).read_text()
+        for name, table in tables.items():
+            due = with_table(due, name, table)
+        if text != due and given.check:
+            print(f"{page} differs: python -m bench.figures", file=sys.stderr)
+            differ = True
+        elif text != due:
+            (ROOT / page).write_text(due)
+    return differ
 
 
-def with_figures(text: str) -> str:
-    """The README's text with the figures of the stored results."""
-    return re.sub(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}\n{figures()}\n{END}", text, flags=re.DOTALL)
+def pages() -> dict[str, dict[str, str]]:
+    """The tables of each page, by their names."""
+    return {
+        "README.md": {"figures": figures()},
+        "docs/operating.md": {"redis memory": scale_figures.memory()},
+        "docs/scaling.md": {
+            "operations": scale_figures.operations(),
+            "plan": scale_figures.plan(),
+            "simulation": scale_figures.simulation(),
+            "seconds": scale_figures.seconds(),
+        },
+    }
+
+
+def with_table(text: str, name: str, table: str) -> str:
+    """A page's text with this table in its place."""
+    begin, end = f"<!-- {name}: made by bench/figures.py -->", f"<!-- end of {name} -->"
+    if begin not in text:
+        raise SystemExit(f"there is no place for the table {name}")
+    return re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{table}\n{end}", text, flags=re.DOTALL)
 
 
 def figures() -> str:

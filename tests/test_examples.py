@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from trunkline.gateway.process import GRACE_SECONDS
 from trunkline.gateway.settings import Settings, load
+from trunkline.gateway.workers.supervisor import MARGIN_SECONDS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ENVIRONMENT = {"TOKEN_SHA256": "0" * 64}
+END_SECONDS = GRACE_SECONDS + MARGIN_SECONDS
+"""After a drain: connections end, and workers that did not are killed."""
 
 
 def manifests(path: str) -> list[dict]:
@@ -43,7 +47,7 @@ def test_containers_have_longer_to_stop_than_a_drain_takes() -> None:
     [compose] = manifests("container/compose.yaml")
     settings = load(EXAMPLES / "container/trunkline.toml", environ=ENVIRONMENT)
     service = compose["services"]["trunkline"]
-    assert grace(service["stop_grace_period"]) > settings.gateway.drain_timeout
+    assert grace(service["stop_grace_period"]) > settings.gateway.drain_timeout + END_SECONDS
     assert set(service["depends_on"]) <= set(compose["services"])
     assert all((EXAMPLES / "container" / volume.split(":")[0]).exists() for volume in service["volumes"])
 
@@ -52,7 +56,7 @@ def test_pods_have_longer_to_stop_than_a_drain_takes(kubernetes_settings: Settin
     documents = manifests("kubernetes/trunkline.yaml")
     [deployment] = [document for document in documents if document["kind"] == "Deployment"]
     pod = deployment["spec"]["template"]["spec"]
-    assert pod["terminationGracePeriodSeconds"] > kubernetes_settings.gateway.drain_timeout
+    assert pod["terminationGracePeriodSeconds"] > kubernetes_settings.gateway.drain_timeout + END_SECONDS
     assert deployment["spec"]["replicas"] > 1
     assert kubernetes_settings.directory.backend == "redis"
 
@@ -84,7 +88,7 @@ def test_the_unit_reloads_and_drains() -> None:
     unit.read(EXAMPLES / "systemd/trunkline.service")
     service = unit["Service"]
     assert service["ExecReload"] == "/bin/kill -HUP $MAINPID"
-    assert int(service["TimeoutStopSec"]) > Settings().gateway.drain_timeout
+    assert int(service["TimeoutStopSec"]) > Settings().gateway.drain_timeout + END_SECONDS
     assert service["ExecStart"].split()[1:3] == ["serve", "/etc/trunkline/trunkline.toml"]
 
 

@@ -83,3 +83,17 @@ def test_the_plan_is_arithmetic_on_what_was_measured() -> None:
     assert rates["heartbeats"] == scale_figures.WORKERS / BEAT_SECONDS
     assert rates["records read"] == pytest.approx(1_000_000 / 60)
     assert rates["workers looked up"] < rates["records read"]
+
+
+def test_what_the_page_says_of_the_deaths_is_what_was_simulated() -> None:
+    rows = {row["scenario"]: row for row in result("scale")["rows"]}
+    one, slow = rows["1 of 200 dies"], rows["20 die, nodes at 20,000/s"]
+    listed = rows["at 20,000/s; b: the list of workers, with each heartbeat"]
+    lane = rows["at 20,000/s; c: heartbeats in a lane of their own"]
+    assert all(row["served_again"] == row["streams_broken"] for row in rows.values())
+    assert one["taken_for_dead"] == one["refused"] == 0
+    assert one["all_served_s"] < PATIENCE_SECONDS
+    assert slow["taken_from_the_living"] > 0
+    assert rows["20 die, nodes at 10,000/s"]["all_served_s"] > 3 * rows["20 die"]["all_served_s"]
+    assert listed["refused"] == listed["taken_from_the_living"] == lane["taken_from_the_living"] == 0
+    assert listed["all_served_s"] < slow["all_served_s"] / 2
