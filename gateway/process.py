@@ -53,8 +53,9 @@ async def serve(
     async with AsyncExitStack() as stack:
         if place is not None:
             stack.callback(place.close)
-        # First: the tasks of what comes later would wrap its error.
+        # First what may fail: the tasks of what comes later would wrap its error.
         listener = place.listener if place is not None else stack.enter_context(listen(settings))
+        shared = await _shared(settings, place, stack)
         url = place.demo if place is not None else ""
         if demo and not url:
             from .demo import serve_demo
@@ -62,7 +63,6 @@ async def serve(
             url = await stack.enter_async_context(serve_demo())
         if url:
             settings, read = _with_demo(settings, url), partial(_read_with_demo, read, url)
-        shared = await _shared(settings, place, stack)
         gateway = await stack.enter_async_context(Gateway(settings, shared).running())
         stack.enter_context(collected_by_schedule())
         tls = settings.gateway.tls

@@ -173,6 +173,7 @@ class Supervisor:
         try:
             async for _ in child.hear():
                 has_listened = True
+                logger.info("a worker listens", extra={"pid": process.pid})
                 self._note_listening()
             status = await anyio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
         finally:

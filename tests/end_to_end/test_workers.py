@@ -1,0 +1,263 @@
+"""Several workers behind one socket, with one redis: any of them serves any request, and none is needed (G7, G8)."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import anyio.to_thread
+import pytest
+from harness.gateways import command, environment, until
+from harness.ports import free_port
+from harness.redis_server import RedisServer, redis_server
+from harness.upstreams import Upstream
+from harness.wire import Wire, text_of
+from harness.worker_gateways import WorkerGateway, worker_gateway
+
+pytestmark = pytest.mark.anyio
+
+WORKERS = 3
+WORKFLOWS = 8
+CALLS = 12
+PATIENCE = 60.0
+
+PROCESS = """
+import os
+from pathlib import Path
+from time import sleep
+from mcp.server.mcpserver import MCPServer
+
+server = MCPServer("process")
+count = 0
+
+@server.tool()
+def counter() -> int:
+    global count
+    count += 1
+    return count
+
+@server.tool()
+def owner() -> int:
+    return os.getppid()
+
+@server.tool()
+def hang(told: str) -> str:
+    Path(told).write_text(str(os.getppid()))
+    sleep(600)
+    return "never"
+
+server.run("stdio")
+"""
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[RedisServer]:
+    with redis_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def process_gateway(
+    redis: RedisServer, upstream_process: Upstream, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[WorkerGateway]:
+    """Several workers before a server over HTTP (`up`) and one that is a process (`process`)."""
+    place = tmp_path_factory.mktemp("workers")
+    (place / "server.py").write_text(PROCESS)
+    (place / "trunkline.toml").write_text(
+        f'[directory]\nbackend = "redis"\nurl = "{redis.url}"\n[gateway]\ndrain_timeout = 20\n'
+        f'[servers.up]\nurl = "{upstream_process.url}"\neras = ["legacy"]\n'
+        f'[servers.process]\ncommand = ["{sys.executable}", "{place / "server.py"}"]\n'
+    )
+    with worker_gateway(place / "trunkline.toml", WORKERS) as running:
+        yield running
+
+
+@pytest.fixture
+async def workers(process_gateway: WorkerGateway, upstream: Upstream) -> AsyncIterator[WorkerGateway]:
+    """The same, with all of its workers there."""
+    await process_gateway.complete()
+    yield process_gateway
+    if process_gateway.running.process.returncode is not None:
+        raise process_gateway.running.process.fail("the gateway ended during a test")
+
+
+async def test_g7_any_worker_serves_any_request_and_the_upstream_session_is_one(
+    workers: WorkerGateway, upstream: Upstream
+) -> None:
+    counted: list[list[str]] = []
+
+    async def live() -> None:
+        session = await workers.open()
+        counted.append([text_of(await workers.call(session, "counter")) for _ in range(CALLS)])
+
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(WORKFLOWS):
+                tasks.start_soon(live)
+    assert counted == [[str(n) for n in range(1, CALLS + 1)]] * WORKFLOWS
+    assert upstream.counts()["initialize"] == WORKFLOWS
+    assert upstream.counts()["method:tools/call"] == WORKFLOWS * CALLS
+
+
+async def test_operators_are_told_of_all_workers_by_any(workers: WorkerGateway) -> None:
+    sessions = [await workers.open() for _ in range(WORKFLOWS)]
+    rows = await anyio.to_thread.run_sync(workers.running.fetch_json, "/api/sessions")
+    assert len({row["workflow"] for row in rows}) >= len(sessions)
+    assert all(row["worker"] > 0 for row in rows)
+    one = rows[0]
+    told = await anyio.to_thread.run_sync(workers.running.fetch_json, f"/api/sessions/{one['workflow']}")
+    assert told["workflow"]["workflow"] == one["workflow"]
+
+    assert len({row["worker"] for row in rows}) > 1
+
+    def counts_all() -> bool:
+        counted = workers.running.metric("trunkline_upstream_requests_total", kind="initialize", server="up")
+        return counted >= len(sessions)
+
+    for _ in range(WORKERS):
+        await until(counts_all)
+
+
+async def test_g7_a_killed_worker_takes_no_session_with_it(workers: WorkerGateway, upstream: Upstream) -> None:
+    sessions = [await workers.open() for _ in range(4)]
+    for turn in range(1, 3):
+        for session in sessions:
+            assert text_of(await workers.call(session, "counter")) == str(turn)
+        victim = workers.pids()[0]
+        workers.end(victim, signal.SIGKILL)
+    with anyio.fail_after(PATIENCE):
+        for session in sessions:
+            assert text_of(await workers.call(session, "counter")) == "3"
+    assert upstream.counts()["initialize"] == len(sessions)
+    assert upstream.counts()["method:tools/call"] == 3 * len(sessions)
+    await workers.complete()
+
+
+@asynccontextmanager
+async def load(workers: WorkerGateway, answers: list[str]) -> AsyncIterator[None]:
+    """Clients that go on calling, each on fresh connections; they end with the last answer that they wait for."""
+    ends = anyio.Event()
+
+    async def live() -> None:
+        session = await workers.open()
+        while not ends.is_set():
+            answers.append(text_of(await workers.call(session, "echo", {"value": len(answers)})))
+
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as tasks:
+            for _ in range(4):
+                tasks.start_soon(live)
+            yield
+            ends.set()
+
+
+async def test_g8_a_rolling_restart_under_load_loses_no_call(workers: WorkerGateway, upstream: Upstream) -> None:
+    answers: list[str] = []
+    async with load(workers, answers):
+        for victim in workers.pids()[:2]:
+            workers.end(victim, signal.SIGTERM)
+            await workers.complete(without=victim)
+            before = len(answers)
+            await until(lambda before=before: len(answers) > before + 10)
+    assert upstream.counts()["method:tools/call"] == len(answers)
+
+
+async def test_g8_a_call_in_flight_is_answered_by_the_worker_that_drains(
+    workers: WorkerGateway, upstream: Upstream, key: str
+) -> None:
+    session = await workers.open()
+    answers: list[str] = []
+
+    async def hold() -> None:
+        answers.append(text_of(await workers.call(session, "hold", {"gate": key})))
+
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(hold)
+            await upstream.saw("mark:holding")
+            for victim in workers.pids():
+                workers.end(victim, signal.SIGTERM)
+            await until(lambda: len(workers.running.process.output().split(": draining")) > WORKERS)
+            await anyio.to_thread.run_sync(upstream.open, key)
+    assert len(answers) == 1
+    await workers.complete()
+
+
+async def test_g7_a_server_that_is_a_process_is_reached_from_every_worker(workers: WorkerGateway) -> None:
+    session = await workers.open("process")
+    with anyio.fail_after(PATIENCE):
+        counted = [text_of(await workers.call(session, "counter", name="process")) for _ in range(CALLS)]
+    assert counted == [str(n) for n in range(1, CALLS + 1)]
+
+
+async def test_g7_calls_of_a_killed_owner_are_told_at_once_and_a_session_begins_elsewhere(
+    workers: WorkerGateway, tmp_path: Path
+) -> None:
+    sessions = [await workers.open("process") for _ in range(WORKERS)]
+    told: dict[str, float] = {}
+    outcomes: list[int | None] = []
+
+    async def hang(number: int) -> None:
+        try:
+            async with Wire(workers.url("process"), sessions[number]) as wire:
+                answer = await wire.call("hang", {"told": str(tmp_path / str(number))})
+                message = await answer.response()
+                outcomes.append(message["error"]["code"])
+        except Exception:  # the connection of the killed worker's own client
+            outcomes.append(None)
+        told[str(number)] = time.monotonic()
+
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as tasks:
+            for number in range(WORKERS):
+                tasks.start_soon(hang, number)
+            paths = [tmp_path / str(number) for number in range(WORKERS)]
+            await until(lambda: all(path.exists() and path.read_text() for path in paths), timeout=40)
+            owners = {int(path.read_text()) for path in paths}
+            victims = [pid for pid in workers.pids() if pid in owners][: WORKERS - 1]
+            for victim in victims:
+                workers.end(victim, signal.SIGKILL)
+            killed = time.monotonic()
+            cut = [n for n, path in enumerate(paths) if int(path.read_text()) in victims]
+            await until(lambda: all(str(n) in told for n in cut))
+            await workers.open("process")
+            again = time.monotonic()
+            tasks.cancel_scope.cancel()
+    assert all(outcome in (-31002, None) for outcome in outcomes), outcomes
+    assert again - killed < 10, "it is told at once, not by time-out"
+    await workers.complete()
+
+
+async def test_the_end_of_the_parent_is_the_end_of_its_workers(
+    redis: RedisServer, settings_file: Callable[[str], Path]
+) -> None:
+    text = f'[directory]\nbackend = "redis"\nurl = "{redis.url}"\n'
+    with worker_gateway(settings_file(text), 2, "--demo") as running:
+        await running.complete()
+        pids = running.pids()
+        os.kill(running.running.process.pid, signal.SIGKILL)
+        await until(lambda: not any(is_running(pid) for pid in pids), timeout=40)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_directory_that_is_not_there_is_told_once(settings_file: Callable[[str], Path], workers: str) -> None:
+    url = f"redis://user:s3cret@127.0.0.1:{free_port()}/0"
+    toml = settings_file(f'[directory]\nbackend = "redis"\nurl = "{url}"\n')
+    arguments = command("serve", str(toml), "--workers", workers, "--port", str(free_port()))
+    ended = subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.count("directory.url") == 1
+    assert "s3cret" not in ended.stderr
+    assert "Traceback" not in ended.stderr
