@@ -179,6 +179,11 @@ class Channel:
             self._wire.listen()
 
     @property
+    def highest_id(self) -> int:
+        """The highest request id that was drawn for it."""
+        return self._demux.highest_id
+
+    @property
     def is_adopted(self) -> bool:
         """True for a session that was open before."""
         return self._config.adopted is not None

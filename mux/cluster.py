@@ -6,6 +6,7 @@ the same record: it has the upstream session, ids and streams of its own, and sa
 """
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from itertools import count
@@ -132,6 +133,19 @@ class Cluster:
             record, worker=self.me, lifetime=max(pooling.idle_timeout + pooling.resume_window, TOUCH_SECONDS * 4)
         )
 
+    async def settle(self, principal: Principal, server: str) -> None:
+        """Make sure that what a principal's workflows share on a server lives here, from now on if nowhere yet.
+
+        Raises:
+            Elsewhere: it lives at another worker.
+            DirectoryUnavailable: nobody can tell.
+        """
+        told = repr((server, principal)).encode()
+        name = "user:" + hashlib.blake2b(told, digest_size=16).hexdigest()
+        where = await self.members.settle(name)
+        if where != self.me:
+            raise Elsewhere(where)
+
     # Finding.
 
     async def find(self, read: Read, principal: Principal, server: str, concern: Concern) -> Workflow | None:
@@ -167,11 +181,23 @@ class Cluster:
         stored = await self._directory.get(workflow.record.session_id)
         is_beside = self.beside.get(workflow.record.session_id) is workflow
         if stored is None:
-            return "removed"
+            return "removed" if is_beside or not workflow.is_doubted else await self._publish(workflow)
         if stored.upstream_session != workflow.record.upstream_session if is_beside else stored.worker != self.me:
             return "taken_over"
         if stored.epoch > workflow.record.epoch:
             workflow.record = stored
+        workflow.is_doubted = False
+        return "same"
+
+    async def _publish(self, workflow: Workflow) -> Verdict:
+        """The directory has forgotten a workflow that lives here while it could not be reached: tell it again."""
+        claimed = await self._directory.claim(workflow.record)
+        if claimed.record.session_id != workflow.record.session_id:
+            return "taken_over"
+        for channel in workflow.line.channels:  # what was drawn before is not drawn again
+            while (await self._directory.draw_ids(workflow.record.session_id)).stop <= channel.highest_id:
+                pass
+        self._statistics.count("stale", "published")
         workflow.is_doubted = False
         return "same"
 
@@ -199,6 +225,8 @@ class Cluster:
             case "take_over":
                 if self._ports.is_draining():
                     await self._send_on()
+                if upstream.pooling.reuse == "user":
+                    await self.settle(record.principal, record.server)
                 return await self._take_over(record, upstream)
             case "gone":
                 self._statistics.count("takeovers", "gone")
@@ -325,6 +353,8 @@ class Cluster:
         return workflow
 
     async def _open_beside(self, workflow: Workflow) -> None:
+        if workflow.opened.done():
+            return
         try:
             workflow.settle(await workflow.line.open())
         except TrunklineError as error:
@@ -364,12 +394,25 @@ class Cluster:
             idle_since = workflow.idle_since
             if idle_since is not None and idle_since + BESIDE_SECONDS <= now and not workflow.streams.is_held:
                 self.dismiss(workflow, "idle")
+        for workflow in self._residents.by_id.values():
+            if workflow.upstream_session not in ("", workflow.record.upstream_session) and workflow.record.revision:
+                self._tasks.spawn(self._note_session, workflow)
         if now - self._touched >= TOUCH_SECONDS:
             before, self._touched = self._touched, now
             used = [*self._residents.by_id.values(), *self.beside.values()]
             ids = [workflow.record.session_id for workflow in used if workflow.was_used_since(before)]
             if ids:
                 self._tasks.spawn(self._touch, ids)
+
+    async def _note_session(self, workflow: Workflow) -> None:
+        """The upstream session of a workflow is another one by now."""
+        changed = msgspec.structs.replace(workflow.record, upstream_session=workflow.upstream_session)
+        try:
+            stored = await self._directory.replace(changed)
+        except DirectoryUnavailable:
+            return
+        if stored is not None and stored.epoch > workflow.record.epoch:
+            workflow.record = stored
 
     async def _touch(self, session_ids: list[str]) -> None:
         try:

@@ -187,6 +187,8 @@ class Demux:
         self._timeout = timeout
         self._ids = iter(range(0))
         self._ids_left = 0
+        self.highest_id = 0
+        """The highest id that was fed."""
         self._requests: dict[int, Request] = {}
         self._server_requests: dict[IdKey, ServerRequest] = {}
         self._cause: TrunklineError | None = None
@@ -232,6 +234,7 @@ class Demux:
         left, rest = self._ids_left, self._ids
         self._ids = iter((*rest, *block)) if left else iter(block)
         self._ids_left = left + len(block)
+        self.highest_id = max(self.highest_id, block.stop - 1)
 
     def open(self, message: Envelope, caller: Caller, now: float) -> tuple[Request, bytes]:
         """Mint an id (and a progress token, where one is asked for) and write the message for the server.

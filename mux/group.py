@@ -143,12 +143,14 @@ class ChannelGroup:
             self._reopen(now)
         return not self.owners and self._left + self.pooling.idle_timeout <= now
 
-    def close(self, cause: TrunklineError) -> None:
-        """End every session."""
+    def close(self, cause: TrunklineError, *, release: bool = False) -> None:
+        """End every session; with `release`, another worker goes on with them, where it can."""
         now = self._ports.clock()
         for line in self.lines():
             if line.channel is not None:
                 line.channel.life.step("dismissed", now)
+                if release:
+                    line.channel.release(cause)
             line.close(cause)
 
     def perform(self, channel: Channel, effect: Effect) -> None:

@@ -1,6 +1,7 @@
 """What carries workflows to their servers: lines, built by the reuse of each server, and the channels of them all."""
 
 import asyncio
+import hashlib
 import itertools
 import time
 from collections.abc import Awaitable, Callable, Collection
@@ -12,7 +13,7 @@ from .account import MAX_COMPARED, OWN, ChannelKey, Decision, missed
 from .annotations import Annotations, Trust
 from .breaker import Breakers, Circuit, Permit, verdict
 from .channel import Adopted, Channel, ChannelConfig, Recipients
-from .directory import ID_BLOCK, Directory
+from .directory import ID_BLOCK, SHARED, Directory
 from .errors import CircuitOpen, SessionLost, TrunklineError, WorkflowEnded
 from .failures import Failures, stage_of
 from .generations import Generations, Version
@@ -131,7 +132,7 @@ class Lines:
         if shelf is None:
             self._spares.make_room(workflow.principal, upstream.pooling)
         if upstream.pooling.reuse == "user":
-            group = self._group(workflow, upstream)
+            group = self._group(workflow, upstream, place)
             if upstream.trust_annotations:
                 workflow.trust = Trust(self._annotations, group.key, is_own=False)
             return SharedLine(group, workflow)
@@ -142,10 +143,15 @@ class Lines:
     def expire(self, now: float) -> None:
         """Look after the sessions that workflows share, and end those that nobody has used for long enough."""
         for key in [key for key, group in self._groups.items() if group.expire(now)]:
-            self._end_group(key, WorkflowEnded("idle"))
+            self._end_group(key, WorkflowEnded("idle"), release=not self._is_sure)
         self._close_superseded()
         self._spares.expire(now)
         self._breakers.expire(now)
+
+    @property
+    def _is_sure(self) -> bool:
+        """True while no other worker can have what is shared here."""
+        return self._members is None or self._members.holds_lease
 
     def supersede(self, unchanged: Collection[str]) -> None:
         """The settings of all other servers have changed: what is open under old ones serves those who have it.
@@ -167,11 +173,20 @@ class Lines:
         return version in groups or any(channel.version == version for channel in self._channels)
 
     def close(self, cause: TrunklineError) -> None:
-        """End the sessions that workflows share, and those that nobody has; a workflow's own end with it."""
+        """End the sessions that workflows share, and those that nobody has; a workflow's own end with it.
+
+        Where there are other workers, they may go on with those that are shared.
+        """
         self._is_closed = True
         self._spares.close("drained")
         for key in tuple(self._groups):
-            self._end_group(key, cause)
+            self._end_group(key, cause, release=self._members is not None)
+
+    def give_up(self, owner: Workflow) -> None:
+        """Another worker has the session that this workflow shares: leave it to that one."""
+        for key, group in tuple(self._groups.items()):
+            if owner in group.owners:
+                self._end_group(key, WorkflowEnded("taken_over"), release=True)
 
     def _close_superseded(self) -> None:
         """End the sessions under old settings that no workflow uses any longer."""
@@ -179,14 +194,14 @@ class Lines:
             if not group.owners and not self._generations.is_current(key.server, key.generation):
                 self._end_group(key, WorkflowEnded("reconfigured"))
 
-    def _end_group(self, key: ChannelKey, cause: TrunklineError) -> None:
+    def _end_group(self, key: ChannelKey, cause: TrunklineError, *, release: bool = False) -> None:
         """The one door through which shared sessions leave the pool."""
         own = self._groups_of[key.principal]
         del own[key]
         if not own:
             del self._groups_of[key.principal]
         self._annotations.forget(key)
-        self._groups.pop(key).close(cause)
+        self._groups.pop(key).close(cause, release=release)
 
     def _dedicated(self, workflow: Workflow, upstream: Upstream, shelf: Shelf | None, place: Place) -> Line:
         record = workflow.record
@@ -207,7 +222,7 @@ class Lines:
                 clock=self._clock,
                 listen=listen and place != "beside",
                 adopted=adopted if is_adopted else None,
-                may_write=self._may_write(workflow),
+                may_write=self._may_write(workflow) if upstream.make_line is None else None,
                 generation=upstream.generation,
             )
             is_guarded = upstream.make_line is None and not is_adopted
@@ -261,7 +276,7 @@ class Lines:
         is_reached = self._breakers.is_closed(key.server, key.principal)
         return is_wanted and is_reached and self._cap(key.principal, limits, more=1) is None
 
-    def _group(self, workflow: Workflow, upstream: Upstream) -> ChannelGroup:
+    def _group(self, workflow: Workflow, upstream: Upstream, place: Place) -> ChannelGroup:
         """The upstream sessions that this workflow shares with others of its principal."""
         handshake = shared_handshake(workflow.record.handshake)
         key = ChannelKey(
@@ -275,16 +290,21 @@ class Lines:
         )
         if key in self._groups:
             return self._groups[key]
+        name = SHARED + shared_name(key)
+        record = workflow.record
+        adopted = Adopted(record.upstream_session, Opened(record.revision, record.result))
+        may_adopt = place == "held" and bool(record.upstream_session)
         why = self._why_none(key)
         self._make_room(workflow.principal, upstream.pooling)
         newest: Channel | None = None
 
         def make_channel(group: ChannelGroup, is_primary: bool, recipients: Recipients) -> Channel:
-            nonlocal newest
+            nonlocal newest, may_adopt
+            is_adopted, may_adopt = may_adopt and is_primary, False
             ids = (range(first, first + ID_BLOCK) for first in itertools.count(1, ID_BLOCK))
 
             async def draw_ids() -> range:
-                return next(ids)
+                return next(ids) if self._members is None else await self._directory.draw_ids(name)
 
             config = ChannelConfig(
                 server=upstream.name,
@@ -296,12 +316,23 @@ class Lines:
                 statistics=self._statistics,
                 clock=self._clock,
                 listen=is_primary,
+                adopted=adopted if is_adopted else None,
+                may_write=None
+                if self._members is None
+                else lambda: self._members is not None and self._members.holds_lease,
                 recipients=recipients,
                 generation=upstream.generation,
                 purpose="shared",
             )
             before = None if newest is None or newest.opened.done() else newest
-            newest = self._start_channel(config, group.owners, key.principal, perform=group.perform, after=before)
+            newest = self._start_channel(
+                config,
+                group.owners,
+                key.principal,
+                perform=group.perform,
+                after=before,
+                is_guarded=not is_adopted,
+            )
             return newest
 
         ports = GroupPorts(
@@ -442,6 +473,12 @@ class Lines:
     def _perform(self, channel: Channel, held: _Held, effect: Effect) -> None:
         if held.perform is not None:
             held.perform(channel, effect)
+
+
+def shared_name(key: ChannelKey) -> str:
+    """The name of the session of this key, the same on every worker."""
+    told = repr((key.server, key.principal, key.session_headers, key.revision, key.capabilities, key.credential))
+    return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
 
 
 def _listens(owner: Owner) -> bool:

@@ -117,6 +117,14 @@ class Membership:
             self._listed = now + KNOWN_SECONDS, {worker.number: worker for worker in await self._workers.workers()}
         return self._listed[1]
 
+    async def settle(self, name: str) -> str:
+        """The id of the worker at which what this name stands for lives: another one that has it, else this one.
+
+        Raises:
+            DirectoryUnavailable: nobody can tell.
+        """
+        return await self._workers.settle(name, self.worker)
+
     async def others(self) -> list[Worker]:
         """All others that live; as it was at most `KNOWN_SECONDS` ago.
 

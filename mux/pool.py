@@ -478,6 +478,8 @@ class Pool:
         record, transport, generation = new
         try:
             upstream = self._generations.find(record.server, generation)
+            if self._cluster is not None and upstream.pooling.reuse == "user":
+                await self._cluster.settle(record.principal, record.server)
             await self._admit(record.principal, upstream.pooling)
             self._census.add(record.principal)
             if self._cluster is not None:
@@ -549,10 +551,12 @@ class Pool:
         workflow.account.settings = upstream.generation, upstream.credential
         workflow.stateless = upstream.stateless or upstream.pooling.reuse == "user"
         workflow.line = self._lines.line(workflow, upstream, place)
+        if place != "new" and upstream.pooling.reuse == "none":  # there is no session that would have to be open
+            workflow.settle(Opened(record.revision, record.result))
         return workflow
 
     async def _open(self, workflow: Workflow) -> None:
-        if workflow.ended:
+        if workflow.ended or workflow.opened.done():
             return
         try:
             opened = await workflow.line.open()
@@ -595,6 +599,8 @@ class Pool:
         """The one door through which a workflow leaves the pool."""
         if not self._residents.leave(workflow):
             return False
+        if cause in OVERTAKEN and self._cluster is not None:
+            self._lines.give_up(workflow)
         self.statistics.count("workflows_closed", cause)
         self._residents.note_end(workflow, cause, self._clock())
         self._residents.unsettle(workflow.record)

@@ -479,7 +479,7 @@ class Workflow:
     @property
     def upstream_session(self) -> str:
         """What another worker needs to go on with the upstream session, a secret; empty where it cannot."""
-        return next((channel.session for channel in self._own_channels()), "")
+        return next((channel.session for channel in self.line.channels), "")
 
     def listen(self) -> None:
         """From now on what the server tells unasked comes here."""

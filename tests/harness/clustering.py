@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import anyio
+from trunkline.compat.per_request import PerRequestLine
 from trunkline.mux import membership as membership_module
 from trunkline.mux.directory import Worker
 from trunkline.mux.errors import DirectoryUnavailable, Elsewhere
@@ -179,10 +180,11 @@ async def until(condition: Callable[[], object]) -> None:
 @asynccontextmanager
 async def workers(*, movable: bool = True, stateless: bool = False, **pooling: Any) -> AsyncIterator[Workers]:
     """A bench for one test. Whoever is not killed leaves in order."""
+    make_line = PerRequestLine if pooling.get("reuse") == "none" else None
     beat, membership_module.BEAT_SECONDS = membership_module.BEAT_SECONDS, 3600.0  # type: ignore[misc]
     try:
         async with AsyncExitStack() as outer, AsyncExitStack() as stack:
-            at = Workers(stack, {"pooling": Pooling(**pooling), "stateless": stateless})
+            at = Workers(stack, {"pooling": Pooling(**pooling), "stateless": stateless, "make_line": make_line})
             at.server.is_movable = at.other.is_movable = movable
             await outer.enter_async_context(at.server.running())
             await outer.enter_async_context(at.other.running())

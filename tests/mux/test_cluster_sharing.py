@@ -1,0 +1,152 @@
+"""Several workers where sessions are shared (`user`), and where each call has one of its own (`none`)."""
+
+import anyio
+import pytest
+from harness.clustering import Workers, workers
+from harness.memory_wire import echo
+from harness.muxing import ALICE, BOB, initialize, settle
+from trunkline.mux.directory import LEASE_SECONDS
+from trunkline.mux.errors import Elsewhere
+from trunkline.mux.placement import CALLS, WHOLE
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_workflows_that_share_a_session_live_at_one_worker() -> None:
+    async with workers(reuse="user") as at:
+        a, b = await at.start(), await at.start()
+        first = await a.client(ALICE)
+        with pytest.raises(Elsewhere) as elsewhere:
+            await b.client(ALICE)
+        assert elsewhere.value.worker == "worker-1"
+        with pytest.raises(Elsewhere):
+            await b.find(first.workflow.record.session_id, CALLS, ALICE)
+        await b.client(BOB)
+        with pytest.raises(Elsewhere):
+            await a.client(BOB)
+        assert len(at.server.of("initialize")) == 2
+
+
+async def test_g7_a_successor_goes_on_with_the_shared_session() -> None:
+    async with workers(reuse="user") as at:
+        a, b = await at.start(), await at.start()
+        at.server.on_request = echo
+        ids = [(await a.client(ALICE)).workflow.record.session_id for _ in range(3)]
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        for session_id in ids:
+            client = await b.find(session_id, WHOLE, ALICE)
+            assert "result" in await client.answer(client.call())
+        assert len(at.server.of("initialize")) == 1
+        assert len({wire.id for wire in at.server.sessions}) == 1
+        sent = [exchange.id for exchange in at.server.of("tools/call")]
+        assert len(set(sent)) == len(sent)
+        assert (await b.client(ALICE)).workflow is not None
+
+
+async def test_who_was_paused_leaves_a_shared_session_to_its_successor() -> None:
+    async with workers(reuse="user") as at:
+        a, b = await at.start(), await at.start()
+        at.server.on_request = echo
+        mine = (await a.client(ALICE)).workflow
+        at.clock.advance(LEASE_SECONDS)
+        await b.beat()
+        client = await b.find(mine.record.session_id, WHOLE, ALICE)
+        await a.beat()
+        await settle()
+        assert mine.ended is not None
+        assert at.server.deleted == []
+        assert "result" in await client.answer(client.call())
+
+
+async def test_g8_a_drain_lets_go_of_shared_sessions() -> None:
+    async with workers(reuse="user") as at:
+        a, b = await at.start(), await at.start()
+        at.server.on_request = echo
+        session_id = (await a.client(ALICE)).workflow.record.session_id
+        await a.pool.drain(1)
+        await settle()
+        a.is_dead = True
+        await at.pass_time(LEASE_SECONDS)
+        client = await b.find(session_id, WHOLE, ALICE)
+        assert "result" in await client.answer(client.call())
+        assert (len(at.server.of("initialize")), at.server.deleted) == (1, [])
+
+
+async def test_without_sessions_any_worker_serves_calls() -> None:
+    async with workers(reuse="none") as at:
+        a, b = await at.start(), await at.start()
+        at.server.on_request = echo
+        session_id = (await a.client()).workflow.record.session_id
+        beside = await b.beside(session_id)
+        assert "result" in await beside.answer(beside.call())
+        with pytest.raises(Elsewhere):
+            await b.find(session_id)
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        held = await b.find(session_id)
+        assert held.workflow is beside.workflow
+        assert "result" in await held.answer(held.call())
+
+
+async def test_a_stateless_server_that_forgot_a_session_gets_another_one_for_all() -> None:
+    async with workers(stateless=True) as at:
+        a, b = await at.start(), await at.start()
+        at.server.on_request = echo
+        client = await a.client()
+        session_id = client.workflow.record.session_id
+        at.server.session.forget()
+        assert "result" in await client.answer(client.call())
+        await at.pass_time(1)
+        assert (await at.directory.get(session_id) or client.workflow.record).upstream_session == ":2"
+        beside = await b.beside(session_id)
+        assert "result" in await beside.answer(beside.call())
+        assert len(at.server.of("initialize")) == 2
+
+
+async def forgets(at: Workers, session_id: str) -> None:
+    """Lose a record as a directory does that keeps nothing over its restart."""
+    record = await at.directory.get(session_id)
+    assert record is not None
+    await at.directory.remove(record)
+
+
+async def test_what_the_directory_forgot_while_it_was_away_is_told_again() -> None:
+    async with workers() as at:
+        a, b = await at.start(), await at.start()
+        at.server.on_request = echo
+        client = await a.client(ALICE, key="k")
+        session_id = client.workflow.record.session_id
+        a.view.is_cut = True
+        at.clock.advance(LEASE_SECONDS)
+        await b.beat()
+        await a.beat()
+        await forgets(at, session_id)
+        a.view.is_cut = False
+        await a.beat()
+        await settle()
+        assert await at.directory.get(session_id) == client.workflow.record
+        beside = await b.find(session_id, CALLS, ALICE)
+        for each in (client, beside):
+            assert "result" in await each.answer(each.call())
+        sent = [exchange.id for exchange in at.server.of("tools/call")]
+        assert len(set(sent)) == len(sent) == 2
+
+
+async def test_who_has_the_key_meanwhile_keeps_it() -> None:
+    async with workers() as at:
+        a, b = await at.start(), await at.start()
+        mine = (await a.client(ALICE, key="k")).workflow
+        a.view.is_cut = True
+        at.clock.advance(LEASE_SECONDS)
+        await b.beat()
+        await a.beat()
+        await forgets(at, mine.record.session_id)
+        theirs = (await b.client(ALICE, key="k", message=initialize())).workflow
+        a.view.is_cut = False
+        await a.beat()
+        await settle()
+        assert mine.ended is not None
+        assert theirs.ended is None
+        with anyio.fail_after(5), pytest.raises(Elsewhere):
+            await a.pool.find_key(ALICE, "x", "k")
