@@ -65,7 +65,8 @@ def rendered(told: Told) -> RenderableType:
 def _facts(told: Told) -> Iterator[tuple[str, str]]:
     row, channel = told["workflow"], told["channel"]
     idle = "" if row["idle"] is None or told["ended"] else f", idle for {row['idle']:.0f} s"
-    yield "workflow", f"{row['workflow']} on {row['server']}, of principal {row['principal']}"
+    worker = f", at worker {row['worker']}" if "worker" in row else ""
+    yield "workflow", f"{row['workflow']} on {row['server']}, of principal {row['principal']}{worker}"
     yield "state", f"{row['state']} over {row['transport']}, {row['inflight']} calls in flight{idle}"
     if told["ended"] is not None:
         ended = told["ended"]

@@ -150,9 +150,10 @@ def source_of(url: str, token: str | None) -> Source:
 
 def table_of(rows: Sequence[Row]) -> Table:
     """The rows as a table, those in use first."""
-    table = Table(*COLUMNS, box=SIMPLE_HEAD, pad_edge=False, caption=_caption(rows), caption_justify="left")
-    for row in sorted(rows, key=_order):
-        table.add_row(*(Text(_cell(row, column)) for column in COLUMNS))
+    columns = (*COLUMNS, "worker") if any("worker" in row for row in rows) else COLUMNS
+    table = Table(*columns, box=SIMPLE_HEAD, pad_edge=False, caption=_caption(rows), caption_justify="left")
+    for row in sorted((row for row in rows if not _is_missing(row)), key=_order):
+        table.add_row(*(Text(_cell(row, column)) for column in columns))
     return table
 
 
@@ -202,4 +203,11 @@ def _cell(row: Row, column: str) -> str:
 def _caption(rows: Sequence[Row]) -> str:
     attached = sum(row.get("state") == "attached" for row in rows)
     inflight = sum(int(row.get("inflight") or 0) for row in rows)
-    return f"{len(rows)} workflows, {attached} attached, {inflight} calls in flight"
+    missing = [_cell(row, "worker") for row in rows if _is_missing(row)]
+    silent = f"; no answer from worker {', '.join(missing)}" if missing else ""
+    return f"{len(rows) - len(missing)} workflows, {attached} attached, {inflight} calls in flight{silent}"
+
+
+def _is_missing(row: Row) -> bool:
+    """True for the row that stands for a worker which did not answer."""
+    return row.get("state") == "missing"

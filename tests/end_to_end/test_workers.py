@@ -123,6 +123,11 @@ async def test_operators_are_told_of_all_workers_by_any(workers: WorkerGateway) 
         await until(counts_all)
 
 
+async def test_settings_are_read_again_by_all_workers(workers: WorkerGateway) -> None:
+    workers.running.process.send_signal(signal.SIGHUP)
+    await until(lambda: workers.running.metric("trunkline_reloads_total", outcome="applied") == WORKERS)
+
+
 async def test_g7_a_killed_worker_takes_no_session_with_it(workers: WorkerGateway, upstream: Upstream) -> None:
     sessions = [await workers.open() for _ in range(4)]
     for turn in range(1, 3):

@@ -78,6 +78,13 @@ def test_each_workflow_is_a_line_and_those_in_use_come_first() -> None:
     assert lines[-1] == ["3", "workflows,", "2", "attached,", "3", "calls", "in", "flight"]
 
 
+def test_several_workers_are_told_apart_and_one_that_is_silent_is_named() -> None:
+    lines = printed([{**ROW, "worker": 1}, {**ROW, "worker": 2}, {"worker": 3, "state": "missing"}])
+    assert lines[0] == [*" ".join(COLUMNS).split(), "worker"]
+    assert sorted(line[-1] for line in lines[2:4]) == ["1", "2"]
+    assert " ".join(lines[-1]) == "2 workflows, 2 attached, 0 calls in flight; no answer from worker 3"
+
+
 def test_no_workflow_is_a_table_too() -> None:
     assert printed([])[-1] == ["0", "workflows,", "0", "attached,", "0", "calls", "in", "flight"]
 

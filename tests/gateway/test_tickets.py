@@ -33,6 +33,15 @@ def test_a_ticket_is_good_for_one_connection_to_its_server() -> None:
     assert tickets.take("never given", "up") is None
 
 
+def test_a_ticket_of_one_of_several_workers_says_whose_it_is() -> None:
+    tickets = Tickets(clock=Clock())
+    tickets.worker = 27
+    ticket = tickets.give(ALICE, "up", 5000.0)
+    assert ticket.startswith("1b.")
+    assert tickets.take(ticket.removeprefix("1b."), "up") is None
+    assert tickets.take(ticket, "up") == (ALICE, 5000.0, UNBOUND)
+
+
 def test_a_ticket_ends_by_itself() -> None:
     clock = Clock()
     tickets = Tickets(clock=clock)

@@ -1,15 +1,18 @@
 """Conversations in frames that the directory carries: whole, in order, bounded, and broken at once where one ends."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from typing import Any
 
 import anyio
 import pytest
+from harness.redis_server import RedisServer, redis_server
 from harness.shared_memory import SharedMemoryDirectory
 from trunkline.gateway.workers import mailboxes as module
 from trunkline.gateway.workers.conversation import MAX_FRAME_BYTES, Broken, Conversation, Frame, Unreachable
 from trunkline.gateway.workers.mailboxes import PART_BYTES, WINDOW, MailboxConversation, Mailboxes
-from trunkline.mux.directory import Worker
+from trunkline.mux.directory import SharedDirectory, Worker
+from trunkline.mux.directory.open import open_directory
 from trunkline.mux.membership import Membership
 
 pytestmark = pytest.mark.anyio
@@ -17,29 +20,27 @@ pytestmark = pytest.mark.anyio
 MAILBOX_BYTES = 64 * 1024
 
 
-class Counting(SharedMemoryDirectory):
-    """It notes what goes through its mailboxes, and loses the frames that a test names."""
+class Watched:
+    """A directory's mailboxes: it notes what goes through them, and loses the frames that a test names."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, inner: SharedDirectory) -> None:
+        self.inner = inner
         self.sizes: list[int] = []
         self.lost: set[int] = set()
 
-    async def send(self, worker: str, frame: bytes) -> bool:
-        self._check()
-        self.sizes.append(len(frame))
-        return True if len(self.sizes) in self.lost else await super().send(worker, frame)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
 
-    async def interrupt(self, worker: str) -> None:
-        """The connection of a mailbox is lost, and comes back."""
-        await super().send(worker, b"")
+    async def send(self, worker: str, frame: bytes) -> bool:
+        self.sizes.append(len(frame))
+        return True if len(self.sizes) in self.lost else await self.inner.send(worker, frame)
 
 
 class Post:
     """Workers `a` and `b`, which reach each other by mailboxes alone."""
 
-    def __init__(self) -> None:
-        self.directory = Counting()
+    def __init__(self, directory: SharedDirectory) -> None:
+        self.directory = Watched(directory)
         self.members: dict[str, Membership] = {}
         self.boxes: dict[str, Mailboxes] = {}
         self.came: list[Conversation] = []
@@ -78,9 +79,24 @@ class Post:
         return near, far
 
 
+@pytest.fixture(scope="module")
+def redis() -> Iterator[RedisServer]:
+    with redis_server() as server:
+        yield server
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def directory(request: pytest.FixtureRequest) -> AsyncIterator[SharedDirectory]:
+    if request.param == "memory":
+        yield SharedMemoryDirectory()
+        return
+    async with open_directory("redis", request.getfixturevalue("redis").url) as opened:
+        yield opened
+
+
 @pytest.fixture
-async def post() -> AsyncIterator[Post]:
-    made = Post()
+async def post(directory: SharedDirectory) -> AsyncIterator[Post]:
+    made = Post(directory)
     a = await made.joins("a")
     b = await made.joins("b")
     try:
@@ -188,7 +204,7 @@ async def test_a_lost_part_breaks_the_conversation(post: Post, is_near: bool) ->
 
 async def test_a_mailbox_that_was_away_breaks_what_it_carried(post: Post) -> None:
     near, _ = await post.pair()
-    await post.directory.interrupt("a")
+    await post.directory.send("a", b"")
     with pytest.raises(Broken):
         await near.receive()
 
@@ -197,14 +213,14 @@ async def test_the_death_of_a_worker_breaks_its_conversations(post: Post) -> Non
     near, _ = await post.pair()
     other, _ = await post.pair()
     await post.directory.retire(post.members["b"].worker)
-    post.directory.beat = post.directory.retire  # type: ignore[assignment, method-assign] # it beats no longer
+    post.directory.beat = post.directory.retire  # type: ignore[attr-defined] # it beats no longer
     for conversation in (near, other):
         with pytest.raises(Broken, match="died"):
             await conversation.receive()
 
 
-async def test_the_end_of_a_worker_in_order_breaks_its_conversations() -> None:
-    made = Post()
+async def test_the_end_of_a_worker_in_order_breaks_its_conversations(directory: SharedDirectory) -> None:
+    made = Post(directory)
     async with await made.joins("a"):
         b = await made.joins("b")
         near, far = await made.pair()
@@ -214,12 +230,13 @@ async def test_the_end_of_a_worker_in_order_breaks_its_conversations() -> None:
                 await conversation.receive()
 
 
+@pytest.mark.parametrize("directory", ["memory"], indirect=True)
 async def test_a_directory_that_is_away_breaks_who_sends(post: Post) -> None:
     near, _ = await post.pair()
-    post.directory.is_away = True
+    post.directory.inner.is_away = True  # type: ignore[attr-defined]
     with pytest.raises(Broken):
         await near.send(Frame("event", 1))
-    post.directory.is_away = False
+    post.directory.inner.is_away = False  # type: ignore[attr-defined]
 
 
 async def test_who_sends_on_what_the_other_side_does_not_know_is_told(post: Post) -> None:
