@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
@@ -15,6 +15,7 @@ from anyio.abc import TaskGroup
 from ..mux.directory import SharedDirectory
 from ..mux.directory.memory import MemoryDirectory
 from ..mux.directory.timed import TimedDirectory, TimedSharedDirectory
+from ..mux.errors import Overloaded
 from ..mux.lines import Upstream
 from ..mux.pool import Pool
 from ..mux.statistics import Statistics
@@ -107,7 +108,7 @@ class Gateway:
             )
         else:
             directory = TimedSharedDirectory(shared.directory, self.statistics)
-            self._member = Member(directory, shared.runtime, self.statistics, on_lapse=lambda: self.pool.lapse())
+            self._member = Member(directory, shared.runtime, self.statistics, on_lapse=self._lapse)
             self._workers = WorkerMetrics(shared.runtime, self._member.id)
             self._enter = self._member.entrance(self._serve)
             self.pool = Pool(
@@ -251,6 +252,10 @@ class Gateway:
             await site.connector.close()
         except Exception:
             logger.exception("a connector could not be closed", extra={"server": site.upstream.name})
+
+    def _lapse(self) -> None:
+        with suppress(Overloaded):  # the pool does not run (any longer), and holds nothing
+            self.pool.lapse()
 
     async def _release(self, upstream: Upstream) -> None:
         self._open[upstream.name, upstream.generation].released.set()
