@@ -6,6 +6,7 @@ prints one line of JSON. TRANSPORT is http, sse or ws.
 
 import argparse
 import asyncio
+import functools
 import json
 import statistics
 import time
@@ -16,6 +17,7 @@ from typing import Any
 from mcp import ClientSession
 from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamablehttp_client
+from websockets.asyncio.client import connect as websocket_connect
 
 WAIT_SECONDS = 30
 
@@ -30,9 +32,12 @@ async def session(given: argparse.Namespace, token: str) -> AsyncIterator[Client
         elif given.transport == "sse":
             read, write = await stack.enter_async_context(sse_client(given.url, headers=headers))
         else:
-            from mcp.client.websocket import websocket_client
+            from mcp.client import websocket
 
-            read, write = await stack.enter_async_context(websocket_client(f"{given.url}?token={token}"))
+            connect = functools.partial(websocket_connect, additional_headers=headers)
+            websocket.ws_connect = connect  # the SDK's client has no place for headers
+            url = f"{given.url}?token={token}"  # which 0.9.0 wants
+            read, write = await stack.enter_async_context(websocket.websocket_client(url))
         opened = await stack.enter_async_context(ClientSession(read, write))
         async with asyncio.timeout(WAIT_SECONDS):
             await opened.initialize()

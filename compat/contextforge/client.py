@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from ...mux.errors import TrunklineError
 from .asked import invocation
+from .gateways import SSE
 from .reuse import Lease, OldPath, Reuse
 
 CLIENT_INFO: Final = {"name": "mcp", "version": "0.1.0"}
@@ -33,8 +34,8 @@ def types_of(session_class: type) -> ModuleType:
     return importlib.import_module(importlib.import_module(session_class.__module__).types.__name__)
 
 
-def leasing(reuse: Reuse, stock: ClientFunction, types: ModuleType, *, streams: int) -> ClientFunction:
-    """A client function like `stock`, whose `streams` values are a lease where the call is for trunkline."""
+def leasing(reuse: Reuse, stock: ClientFunction, types: ModuleType, *, sse: bool) -> ClientFunction:
+    """A client function like `stock`, whose streams are a lease where the call is for trunkline."""
     handshake = handshake_of(types)
 
     @asynccontextmanager
@@ -43,14 +44,15 @@ def leasing(reuse: Reuse, stock: ClientFunction, types: ModuleType, *, streams: 
         called = invocation.get()
         if called is not None and called.gateway_id:
             try:
-                lease = await reuse.lease(called.asked, called.gateway_id, url, dict(headers or {}), handshake)
+                address = f"{SSE}{url}" if sse else url
+                lease = await reuse.lease(called.asked, called.gateway_id, address, dict(headers or {}), handshake)
             except OldPath:
                 lease = None
         if lease is None:
             async with stock(url, headers, *args, **kwargs) as opened:
                 yield opened
         else:
-            yield (lease, lease, lambda: None)[:streams]
+            yield (lease, lease) if sse else (lease, lease, lambda: None)
 
     return client
 

@@ -53,6 +53,9 @@ CONNECT_FIELDS: Final = (
 )
 """All that decides how, or for whom, a connection is made. A version that lacks one of them has no such setting."""
 
+SSE: Final = "sse+"
+"""Before the URL of a server that is called over HTTP+SSE: the gateway knows that by the tool, not by the record."""
+
 TAGS: Final[Mapping[str, Reuse]] = {
     f"trunkline{mark}{reuse}": reuse for mark in ":-" for reuse in ("none", "workflow", "user")
 }
@@ -92,6 +95,11 @@ class GatewayRecord:
         return "user" if self.name in settings.reuse_user else settings.reuse
 
 
+def is_tls(url: str) -> bool:
+    """True for an https URL, on either transport."""
+    return url.removeprefix(SSE).startswith("https://")
+
+
 ReadRecord = Callable[[str], GatewayRecord | None]
 """Reads one record by its id; None where it is gone."""
 
@@ -119,6 +127,8 @@ class _Known:
     read: float
     url: str = ""
     fingerprint: str = ""
+    settles: float = 0.0
+    """Until then, what is read may be what was stored before an edit."""
 
 
 class Gateways:
@@ -152,7 +162,7 @@ class Gateways:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def find(self, gateway_id: str, url: str) -> Upstream | None:
-        """The server for a call to this URL; None where the call goes the old path.
+        """The server for a call to this URL, which begins with `sse+` for HTTP+SSE; None where it goes the old path.
 
         Raises:
             ValueError: a URL that cannot be used.
@@ -191,14 +201,15 @@ class Gateways:
             self._folder.cleanup()
 
     def forget(self, gateway_id: str) -> None:
-        """The record has been edited here: the next call reads it again."""
+        """The record is being edited here: calls read it again, for as long as it may take to be stored."""
         if gateway_id in self._known:
             self._known[gateway_id].read = float("-inf")
+            self._known[gateway_id].settles = self._clock() + FRESH_SECONDS
 
     def _refreshed(self, gateway_id: str) -> _Known:
         now = self._clock()
         known = self._known.get(gateway_id)
-        if known is not None and now - known.read < FRESH_SECONDS:
+        if known is not None and now - known.read < FRESH_SECONDS and now >= known.settles:
             return known
         record = self._read(gateway_id)
         if known is None:
@@ -215,10 +226,9 @@ class Gateways:
 
     def _build(self, record: GatewayRecord, url: str) -> None:
         self._generation += 1
-        scheme = "sse+" if record.transport.lower() == "sse" else ""
-        ca = self._stored_ca(record) if url.startswith("https://") else ""
+        ca = self._stored_ca(record) if is_tls(url) else ""
         connector = self._connectors[self._generation] = OpeningConnector(
-            connector_for(record.label, self._statistics, url=f"{scheme}{url}", ca=ca)
+            connector_for(record.label, self._statistics, url=url, ca=ca)
         )
         self._upstreams[record.label] = Upstream(
             name=record.label,
@@ -240,11 +250,11 @@ class Gateways:
             return "none"
         if record.transport.lower() not in ("sse", "streamablehttp"):
             why = f"its transport is {record.transport}"
-        elif not url.startswith(("http://", "https://")):
+        elif not url.removeprefix(SSE).startswith(("http://", "https://")):
             why = "its URL is not http or https"
         elif record.fields.get("client_cert"):
             why = "it wants a client certificate"
-        elif url.startswith("https://") and not self._verifies_tls:
+        elif is_tls(url) and not self._verifies_tls:
             why = "TLS certificates are not verified here, or signed ones are asked for"
         if why is not None and record.id not in self._told:
             self._told.add(record.id)

@@ -17,7 +17,7 @@ from starlette.websockets import WebSocket
 from ...transports.asgi import ASGIApp, Receive, Scope, Send
 from .asked import Asked, Incoming, Invocation, incoming, invocation, principal_of, read_headers, session_of
 from .client import OutputSchemas, handshake_of, leased_sessions, leasing, types_of
-from .gateways import CONNECT_FIELDS, GatewayRecord
+from .gateways import CONNECT_FIELDS, SSE, GatewayRecord
 from .metrics import expose
 from .registry import session_registry
 from .reuse import Lease, OldPath, Reuse, Told
@@ -176,6 +176,11 @@ class Installation:
         """See `registry.Services.max_inflight`."""
         return self.settings.max_inflight
 
+    @property
+    def takes_query_token(self) -> bool:
+        """Whether a socket may name its token in its URL, as ContextForge itself has it."""
+        return not self._forge.keeps_sessions
+
     async def who(self, headers: Mapping[str, str]) -> str:
         """See `registry.Services.who`."""
         scheme, _, token = headers.get("authorization", "").partition(" ")
@@ -213,8 +218,8 @@ class Installation:
         websocket = type("WebSocketTransport", (WebSocketTransport,), {"ping_interval": self._ping_interval()})
         metrics = forge["services.metrics"]
         found: list[tuple[Any, str, object]] = [
-            (tools, "streamablehttp_client", leasing(self.reuse, tools.streamablehttp_client, types, streams=3)),
-            (tools, "sse_client", leasing(self.reuse, tools.sse_client, types, streams=2)),
+            (tools, "streamablehttp_client", leasing(self.reuse, tools.streamablehttp_client, types, sse=False)),
+            (tools, "sse_client", leasing(self.reuse, tools.sse_client, types, sse=True)),
             (tools, "ClientSession", sessions),
             (tools, "create_span", _noting_gateway(tools.create_span)),
             (tools.ToolService, "invoke_tool", identified(tools.ToolService.invoke_tool)),
@@ -265,9 +270,10 @@ class Installation:
                 called = invocation.get()
                 if called is not None:
                     try:
-                        lease = await reuse.lease(
-                            called.asked, wanted["gateway_id"], wanted["url"], wanted.get("headers") or {}, handshake
-                        )
+                        is_sse = wanted["transport_type"].value == "sse"
+                        url = f"{SSE}{wanted['url']}" if is_sse else wanted["url"]
+                        headers = wanted.get("headers") or {}
+                        lease = await reuse.lease(called.asked, wanted["gateway_id"], url, headers, handshake)
                     except OldPath:
                         lease = None
                 if lease is None:
@@ -315,6 +321,7 @@ class Installation:
             done = stock(app)
             theirs = self._forge["config"].settings
             self._rpc = RPC(app, theirs.app_root_path or "")
+            self._watch_records()
             expose(self.reuse)
             app.add_middleware(Entrance, installation=self)
             return done
@@ -336,6 +343,16 @@ class Installation:
             fields = {name: getattr(row, name) for name in CONNECT_FIELDS if hasattr(row, name)}
             return GatewayRecord(str(row.id), str(row.name), str(row.transport), fields)
 
+    def _watch_records(self) -> None:
+        """Hear of edits in this process at once; those of other workers are seen when records are read again."""
+        events = importlib.import_module("sqlalchemy.event")
+
+        def edited(mapper: object, connection: object, record: Any) -> None:
+            self.reuse.gateways.forget(str(record.id))
+
+        for kind in ("after_update", "after_delete"):
+            events.listen(self._forge["db"].Gateway, kind, edited)
+
     def _hear(self, told: Told) -> None:
         """Hand what a server says to ContextForge's own handler, as it would hear it from a session of its own."""
         make = getattr(self._forge[REGISTRY_MODULE]._registry, "_message_handler_factory", None)
@@ -346,7 +363,7 @@ class Installation:
             notification = types.ServerNotification.model_validate(json.loads(told.message))
         except ValueError:
             return  # one that this version of the SDK does not know
-        handler = make(told.url, told.gateway_id, downstream_session_id=told.session)
+        handler = make(told.url.removeprefix(SSE), told.gateway_id, downstream_session_id=told.session)
         task = asyncio.get_running_loop().create_task(handler(notification))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -364,7 +381,13 @@ class Entrance:
         installation = self._installation
         if scope["type"] == "websocket" and installation.serves_socket(scope):
             socket = WebSocket(scope, receive, send)
-            await relay(socket, installation.rpc, max_inflight=installation.max_inflight, ended=installation.ended)
+            await relay(
+                socket,
+                installation.rpc,
+                max_inflight=installation.max_inflight,
+                ended=installation.ended,
+                takes_query_token=installation.takes_query_token,
+            )
             return
         if scope["type"] == "http":
             incoming.set(Incoming(scope, read_headers(scope)))

@@ -79,14 +79,15 @@ class WebSocketTransport(Transport):
         return self._is_connected
 
 
-async def relay(websocket: WebSocket, rpc: RPC, *, max_inflight: int, ended: Ended) -> None:
+async def relay(websocket: WebSocket, rpc: RPC, *, max_inflight: int, ended: Ended, takes_query_token: bool) -> None:
     """Serve one socket of `/ws`: its messages go to `/rpc` as whom its client has proved to be, many at once.
 
-    `ended` hears of the session id when the socket is gone. A client that `/rpc` would not let in is refused with 1008
-    before the socket is accepted.
+    `ended` hears of the session id when the socket is gone. With `takes_query_token`, `?token=` stands for a header
+    that is not there: ContextForge 0.9 takes it, 1.0 refuses it because URLs are logged. A client that `/rpc` would not
+    let in is refused with 1008 before the socket is accepted.
     """
     headers = read_headers(websocket.scope)
-    token = websocket.query_params.get("token")
+    token = websocket.query_params.get("token") if takes_query_token else None
     if token and "authorization" not in headers:
         headers["authorization"] = f"Bearer {token}"
     sent_by = Incoming(websocket.scope, headers)

@@ -11,13 +11,14 @@ from typing import Any, Literal
 
 import aiohttp
 import pytest
-from harness.clients import play, texts
+from harness.clients import play, require, texts
 from harness.contextforge import ADMIN, VERSIONS, Forge, Version, contextforge, environment, python_of, token
 from harness.ports import free_port
 from harness.processes import ServerProcess
 from harness.sse import Parser
 from harness.upstreams import Upstream, upstream
 from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 pytestmark = [pytest.mark.anyio, pytest.mark.contextforge, pytest.mark.timeout(300)]
 
@@ -48,17 +49,17 @@ class Place:
     ) -> list[str]:
         """The texts that a client of the SDK gets, in one session of its own."""
         bearer = token(self.forge.version, user)
-        url = self.forge.url(server, way) + (f"?token={bearer}" if way == "ws" else "")
+        url = self.forge.url(server, way)
         call = {"tool": f"{server}-{tool}", "times": times, "arguments": more.pop("arguments", {})}
         scenario: Any = {"url": url, "transport": {"ws": "websocket"}.get(way, way), "calls": [call], **more}
-        if way != "ws":
-            scenario["headers"] = {"Authorization": f"Bearer {bearer}"}
+        scenario["headers"] = {"Authorization": f"Bearer {bearer}"}
         return texts(await play("sdk1", scenario))
 
 
 @pytest.fixture(scope="module", params=VERSIONS)
 def version(request: pytest.FixtureRequest) -> Version:
     found: Version = request.param
+    require("sdk1")
     if python_of(found) is None:
         pytest.skip(f"no environment with ContextForge {found}: make contextforge")
     return found
@@ -177,7 +178,8 @@ async def raw(place: Place, way: Way, server: str = "plain", user: str = ADMIN) 
     bearer = token(place.forge.version, user)
     client = Raw()
     if way == "ws":
-        async with connect(f"{place.forge.url(server, way)}?token={bearer}", proxy=None) as socket:
+        authorization = {"Authorization": f"Bearer {bearer}"}
+        async with connect(place.forge.url(server, way), additional_headers=authorization, proxy=None) as socket:
 
             async def read() -> None:
                 async for text in socket:
@@ -289,6 +291,17 @@ async def test_errors_come_through_and_notifications_have_no_answer(place: Place
         await client.send("ping", id=6)
         assert (await client.next())["id"] == 6
         assert client.received.empty()
+
+
+async def test_a_token_in_the_url_of_a_socket_counts_where_the_gateway_itself_takes_it(place: Place) -> None:
+    url = f"{place.forge.url('plain', 'ws')}?token={token(place.forge.version)}"
+    if place.forge.version == "0.9.0":
+        async with connect(url, proxy=None) as socket:
+            await socket.send(json.dumps({"jsonrpc": "2.0", "id": 1, "method": "ping"}))
+            assert json.loads(await socket.recv())["id"] == 1
+    else:
+        with pytest.raises(InvalidStatus):
+            await connect(url, proxy=None)
 
 
 async def test_many_fast_calls_over_sse_are_no_fault(place: Place) -> None:

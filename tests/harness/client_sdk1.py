@@ -5,6 +5,7 @@ Run: `PYTHON_OF_1X client_sdk1.py < scenario.json`.
 # mypy: ignore-errors
 # (The checker sees the 2.x line, in which these names do not exist.)
 
+import functools
 import json
 import os
 import sys
@@ -13,6 +14,7 @@ import warnings
 import anyio
 import httpx
 from mcp import ClientSession, types
+from mcp.client import websocket
 from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.client.websocket import websocket_client
@@ -25,6 +27,8 @@ async def play(scenario):
     timeout = httpx.Timeout(30, read=60)
     terminate = scenario.get("terminate", True)
     session_ids = []
+    if scenario.get("transport") == "websocket" and "headers" in scenario:  # the SDK's client has no place for them
+        websocket.ws_connect = functools.partial(websocket.ws_connect, additional_headers=scenario["headers"])
     async with httpx.AsyncClient(headers=scenario.get("headers", {}), timeout=timeout, trust_env=False) as http:
         connection = {
             "http": lambda: streamable_http_client(scenario["url"], http_client=http, terminate_on_close=terminate),

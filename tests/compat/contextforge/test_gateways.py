@@ -81,7 +81,10 @@ def test_an_edit_here_is_seen_by_the_next_call() -> None:
     records.rows["g1"]["auth_value"] = "another"
     assert records.gateways.find("g1", URL) is before
     records.gateways.forget("g1")
-    assert records.gateways.find("g1", URL) is not before
+    after = records.gateways.find("g1", URL)
+    assert after is not before
+    records.rows["g1"]["auth_value"] = "stored a moment later"
+    assert records.gateways.find("g1", URL) is not after
 
 
 @pytest.mark.parametrize("change", [None, {"enabled": False}])
@@ -156,6 +159,13 @@ async def test_certificates_that_cannot_be_used_leave_the_server_to_the_old_path
         records.gateways.find("g1", "https://127.0.0.1:9/mcp")
     assert records.gateways.find("g1", "https://127.0.0.1:9/mcp") is None
     await records.gateways.close()
+
+
+def test_a_server_that_is_called_over_sse_is_reached_so_whatever_the_record_says() -> None:
+    records = Records()
+    records.add("g1")
+    assert records.gateways.find("g1", "sse+" + URL) is not None
+    assert records.gateways.find("g1", URL) is None
 
 
 def test_the_fingerprint_shows_no_value() -> None:

@@ -24,7 +24,8 @@ pytestmark = pytest.mark.anyio
 class Gateway:
     """Lets `alice` in; answers with the method, or what it heard."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, takes_query_token: bool = True) -> None:
+        self._takes_query_token = takes_query_token
         self.authorizations: list[str] = []
         self.ended: asyncio.Queue[str] = asyncio.Queue()
 
@@ -38,7 +39,9 @@ class Gateway:
         await send({"type": "http.response.body", "body": json.dumps(body).encode()})
 
     async def serve(self, websocket: WebSocket) -> None:
-        await relay(websocket, RPC(self), max_inflight=4, ended=self.ended.put)
+        await relay(
+            websocket, RPC(self), max_inflight=4, ended=self.ended.put, takes_query_token=self._takes_query_token
+        )
 
 
 @asynccontextmanager
@@ -85,6 +88,16 @@ async def test_who_may_not_come_in_is_refused_before_the_socket_is_open() -> Non
     async with relayed(Gateway()) as url:
         with pytest.raises(InvalidStatus):
             await connect(url, proxy=None)
+
+
+async def test_a_token_in_the_url_is_nothing_where_the_gateway_refuses_it() -> None:
+    gateway = Gateway(takes_query_token=False)
+    async with relayed(gateway) as url:
+        with pytest.raises(InvalidStatus):
+            await connect(url + "?token=alice", proxy=None)
+        headers = {"Authorization": "Bearer alice"}
+        async with connect(url, additional_headers=headers, proxy=None) as socket:
+            assert (await ask(socket, PING))["id"] == 1
 
 
 async def test_a_binary_frame_ends_the_socket() -> None:
