@@ -1,6 +1,7 @@
 """Streamable HTTP in ContextForge: its own manager, an owner for each session, an identity for each message."""
 
 import logging
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from types import ModuleType
 from typing import Any, Final, Protocol
@@ -14,6 +15,9 @@ logger = logging.getLogger(__name__)
 SESSION_ID: Final = b"mcp-session-id"
 CONTEXT: Final = "trunkline.contextforge.context"
 """The scope's entry for what was verified of a message, so that it reaches the handler in the SDK's own task."""
+
+MAX_ENDED: Final = 10_000
+"""Ended sessions that are answered with 404; older ones as ContextForge answers unknown ones."""
 
 CONTEXT_VARIABLES: Final = ("server_id_var", "request_headers_var", "user_context_var")
 
@@ -44,6 +48,8 @@ def session_manager(module: ModuleType, services: Services, *, reads_context: bo
             super().__init__()
             self._owners: dict[str, str] = {}
             """Who began each session."""
+            self._ended: OrderedDict[str, None] = OrderedDict()
+            """Sessions that were deleted lately."""
             if keeps_events and getattr(self.session_manager, "event_store", None) is not None:
                 _keep_events_apart(self.session_manager, module.EventMessage)
             if reads_context:
@@ -63,7 +69,7 @@ def session_manager(module: ModuleType, services: Services, *, reads_context: bo
             incoming.set(Incoming(scope, headers))
             session_id = headers.get(SESSION_ID.decode(), "")
             user = _user(module)
-            if session_id and self._owners.get(session_id, user) != user:
+            if session_id in self._ended or (session_id and self._owners.get(session_id, user) != user):
                 await respond(send, 404, [(b"content-type", b"application/json")], b'{"detail":"Session not found"}')
                 return
             scope[CONTEXT] = {"headers": headers, "user": module.user_context_var.get()}
@@ -82,7 +88,15 @@ def session_manager(module: ModuleType, services: Services, *, reads_context: bo
                 self._owners[given] = user
             if session_id and (status == 404 or (method == "DELETE" and status < 300)):
                 self._owners.pop(session_id, None)
+                self._forget(session_id)
                 await services.ended(session_id)
+
+        def _forget(self, session_id: str) -> None:
+            """Let go of a session that has ended: the SDK's manager keeps its transport for as long as it lives."""
+            self._ended[session_id] = None
+            while len(self._ended) > MAX_ENDED:
+                self._ended.popitem(last=False)
+            getattr(self.session_manager, "_server_instances", {}).pop(session_id, None)
 
     return SessionManagerWrapper
 
