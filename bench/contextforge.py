@@ -65,11 +65,11 @@ def counting() -> Iterator[Server]:
 
 @contextmanager
 def redis() -> Iterator[str]:
-    """A redis server of the run's own; its URL."""
+    """A redis server of the run's own; its URL, without a database."""
     port = free_port()
     process = ServerProcess(["redis-server", "--port", str(port), "--save", "", "--bind", "127.0.0.1"])
     try:
-        yield f"redis://127.0.0.1:{port}/0"
+        yield f"redis://127.0.0.1:{port}"
     finally:
         process.kill()
 
@@ -141,11 +141,12 @@ def run(version: Version, cache: str, ways: Sequence[str], given: argparse.Names
     """Both gateways of one version with one cache, beside each other."""
     # The socket of 0.9.0 as it is asks its own /rpc without a token.
     is_open = version == "0.9.0" and "ws" in ways
-    env = {"CACHE_TYPE": cache, "REDIS_URL": redis_url, "AUTH_REQUIRED": "false" if is_open else "true"}
+    env = {"CACHE_TYPE": cache, "AUTH_REQUIRED": "false" if is_open else "true"}
     about = {"version": version, "cache": cache}
     with ExitStack() as stack:
         sides = []
-        for variant in ("stock", "trunkline"):
+        for number, variant in enumerate(("stock", "trunkline")):
+            env["REDIS_URL"] = f"{redis_url}/{number}"
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             server = stack.enter_context(counting())
             forge = stack.enter_context(contextforge(version, folder, stock=variant == "stock", env=env))
