@@ -115,6 +115,7 @@ class Pool:
     ) -> None:
         self.statistics = statistics or Statistics()
         self.draining = False
+        self._knows: Callable[[Principal], bool] = lambda principal: True
         self.pooling = pooling
         """What bounds the process."""
         self._directory = directory
@@ -249,7 +250,8 @@ class Pool:
         self._lines.supersede({name for name, upstream in before.items() if is_current(name, upstream.generation)})
 
     def revoke(self, knows: Callable[[Principal], bool]) -> None:
-        """End the workflows of whoever is not known any longer, for the cause `revoked`."""
+        """End the workflows of whoever is not known any longer, for the cause `revoked`; none of theirs begins."""
+        self._knows = knows
         for workflow in self._served:
             if not knows(workflow.principal):
                 self._end_soon(workflow, "revoked")
@@ -505,6 +507,8 @@ class Pool:
         """Take a record back that was stored while the server, or the gateway, went."""
         try:
             self.check_open(record.server, generation)
+            if not self._knows(record.principal):
+                raise UnknownSession("this identity no longer counts")
         except TrunklineError:
             await self._remove(record)
             raise
@@ -686,7 +690,10 @@ class Pool:
     async def _sweep(self) -> None:
         while True:
             await anyio.sleep(self._pause())
-            self._look_after(self._clock())
+            try:
+                self._look_after(self._clock())
+            except Exception:  # a defect must not end the pool
+                logger.exception("the pool could not be looked after")
 
     def _pause(self) -> float:
         """Seconds to the next sweep: a quarter of the shortest time-out that holds for anybody."""

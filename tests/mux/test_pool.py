@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
+from harness.memory_wire import echo
 from harness.muxing import ALICE, BOB, Bench, Client, begin, bench, initialize, position, request, settle
 from trunkline.mux.errors import (
     InvalidParams,
@@ -14,6 +15,7 @@ from trunkline.mux.errors import (
     UpstreamRefused,
     UpstreamUnreachable,
 )
+from trunkline.mux.lines import Lines
 from trunkline.mux.pool import Begun
 from trunkline.mux.record import derived
 
@@ -263,3 +265,34 @@ async def test_a_handshake_that_is_none_is_refused_before_anything_happens(param
         with pytest.raises(InvalidParams):
             await begin(at.pool, message=request("initialize", given))
         assert (at.server.sessions, at.directory.calls) == ([], {})
+
+
+async def test_a_defect_in_a_sweep_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with bench() as at:
+        at.server.on_request = echo
+        client = await at.client(ALICE)
+        expire = Lines.expire
+
+        def broken(self: Lines, now: float) -> None:
+            raise AssertionError("a defect")
+
+        monkeypatch.setattr(Lines, "expire", broken)
+        at.clock.advance(1)
+        for _ in range(2):
+            await at.swept()
+        assert "result" in await client.answer(client.call())
+        monkeypatch.setattr(Lines, "expire", expire)
+
+
+async def test_who_is_revoked_while_it_begins_gets_nothing() -> None:
+    async with bench() as at:
+        at.server.on_request = echo
+        at.directory.pause("claim")
+        beginning = asyncio.ensure_future(begin(at.pool, ALICE))
+        await at.directory.reached("claim")
+        at.pool.revoke(lambda principal: principal != ALICE)
+        at.directory.let("claim")
+        with pytest.raises(UnknownSession):
+            await beginning
+        assert not at.pool.workflows
+        assert not at.directory.records
