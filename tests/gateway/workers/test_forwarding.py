@@ -247,6 +247,44 @@ async def test_a_stream_whose_worker_dies_ends_so_that_its_client_comes_back(hou
     assert not client.sent[-1].get("more_body")
 
 
+STREAM = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/event-stream")]}
+
+
+@pytest.mark.parametrize(
+    ("body", "answered", "told"),
+    [
+        (CALL, [], ["mine"]),
+        (CALL, [b'{"jsonrpc":"2.0","method":"notifications/progress","params":{}}'], ["mine"]),
+        (CALL, [b'{"jsonrpc":"2.0","id":"mine","method":"sampling/createMessage"}'], ["mine"]),
+        (CALL, [b'{"jsonrpc":"2.0","id":"mine","result":{}}'], []),
+        (
+            b"[%b,%b]" % (CALL, CALL.replace(b"mine", b"other")),
+            [b'{"jsonrpc":"2.0","id":"mine","result":{}}'],
+            ["other"],
+        ),
+    ],
+)
+async def test_g7_a_call_that_became_a_stream_is_told_at_once_that_its_worker_died(
+    house: House, body: bytes, answered: list[bytes], told: list[str]
+) -> None:
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send(STREAM)
+        text = b"id: 1\ndata: \n\n" + b"".join(b"event: message\ndata: %b\n\n" % one for one in answered)
+        for start in range(0, len(text), 7):
+            await send({"type": "http.response.body", "body": text[start : start + 7], "more_body": True})
+        raise ConnectionAbortedError("killed")
+
+    await house.begins("b", serve)
+    client = post(body)
+    await house.request(client)
+    last = [line for line in client.sent[-1]["body"].split(b"\n") if line.startswith(b"data: ")]
+    errors = [json.loads(line.removeprefix(b"data: ")) for line in last]
+    assert [error["id"] for error in errors] == told
+    assert all(error["error"]["code"] == -31002 for error in errors)
+    assert not client.sent[-1].get("more_body")
+
+
 async def test_a_socket_whose_worker_dies_is_closed_with_a_reason(house: House) -> None:
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "websocket.accept"})
