@@ -9,7 +9,7 @@ import itertools
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -344,20 +344,32 @@ class Pool:
         Raises:
             Elsewhere: another worker serves what the request is about.
         """
+        if self._cluster is not None:
+            return await self._find_key_anywhere(self._cluster, principal, server, key, concern)
         record = await self._directory.find(principal, server, key)
         workflow = self._workflows.get(record.session_id) if record is not None else None
-        if record is not None and self._cluster is not None:
-            if workflow is not None:
-                return await self._live(workflow, principal, server)
-            return await self._cluster.find(
-                lambda: self._directory.find(principal, server, key), principal, server, concern
-            )
         if record is None or workflow is None:
             return None
         if workflow.opened.done() and record.epoch > workflow.record.epoch:
             self._end_soon(workflow, "taken_over")
             return None
         return workflow
+
+    async def _find_key_anywhere(
+        self, cluster: Cluster, principal: Principal, server: str, key: str, concern: Concern
+    ) -> Workflow | None:
+        """As `find_key`, among several workers: what lives here is believed for `MAX_STALENESS`, as by its id."""
+        known = self._residents.by_key.get((principal, server, key))
+        if known is not None:
+            with suppress(UnknownSession):
+                return await self._live(known, principal, server)
+        record = await self._directory.find(principal, server, key)
+        if record is None:
+            return None
+        workflow = self._workflows.get(record.session_id)
+        if workflow is not None:
+            return await self._live(workflow, principal, server)
+        return await cluster.find(lambda: self._directory.find(principal, server, key), principal, server, concern)
 
     async def end(self, workflow: Workflow, cause: str) -> None:
         """End a workflow: its calls fail, its upstream session is closed, its record is removed. Idempotent."""

@@ -24,12 +24,14 @@ class _Unsettled(NamedTuple):
 
 
 class Residents:
-    """The workflows that live here, by their session ids and event tokens."""
+    """The workflows that live here, by their session ids, event tokens and keys."""
 
     def __init__(self) -> None:
         self.census = Census()
         self.by_id: dict[str, Workflow] = {}
         self.by_token: dict[str, Workflow] = {}
+        self.by_key: dict[_Key, Workflow] = {}
+        """Those that a key names."""
         self.ended: deque[Ended] = deque(maxlen=MAX_ENDED)
         """Those that ended last, so that it can be told why; the newest at the end."""
         self._unsettled: dict[_Key, _Unsettled] = {}
@@ -38,12 +40,16 @@ class Residents:
         """A workflow lives here from now on. The census counts it already."""
         self.by_id[workflow.record.session_id] = workflow
         self.by_token[workflow.record.event_token] = workflow
+        if workflow.record.key is not None:
+            self.by_key[_name_of(workflow.record)] = workflow
 
     def leave(self, workflow: Workflow) -> bool:
         """A workflow lives here no longer; False where it did not."""
         if self.by_id.get(workflow.record.session_id) is not workflow:
             return False
         del self.by_id[workflow.record.session_id], self.by_token[workflow.record.event_token]
+        if self.by_key.get(name := _name_of(workflow.record)) is workflow:
+            del self.by_key[name]
         self.census.remove(workflow.principal)
         return True
 

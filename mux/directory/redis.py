@@ -233,8 +233,9 @@ class RedisDirectory:
 
         Never tried again by itself: a second try would find the worker alive by the first.
         """
-        arguments = [_encode(worker), _milliseconds(LEASE_SECONDS), worker.id]
-        return bool(await self._run(redis_scripts.BEAT, [_worker(worker.id), f"{WORKERS}ids"], arguments))
+        keys = [_worker(worker.id), f"{WORKERS}ids", f"{WORKERS}number"]
+        arguments = [_encode(worker), _milliseconds(LEASE_SECONDS), worker.id, worker.number]
+        return bool(await self._run(redis_scripts.BEAT, keys, arguments))
 
     async def retire(self, worker: Worker) -> None:
         """See `Workers.retire`."""

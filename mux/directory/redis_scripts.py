@@ -122,9 +122,13 @@ BEAT: Final = _script("""
 local was_alive = redis.call('EXISTS', KEYS[1])
 redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
 redis.call('SADD', KEYS[2], ARGV[3])
+if tonumber(redis.call('GET', KEYS[3]) or 0) < tonumber(ARGV[4]) then redis.call('SET', KEYS[3], ARGV[4]) end
 return was_alive
 """)
-"""Keys: worker, all ids. Arguments: the worker, its lease, its id. 1 where it lived until now."""
+"""Keys: worker, all ids, counter. Arguments: the worker, its lease, its id, its number. 1 where it lived until now.
+
+A redis that has lost its data learns which numbers were given.
+"""
 
 RETIRE: Final = _script("""
 redis.call('DEL', KEYS[1])

@@ -87,6 +87,25 @@ async def test_what_cannot_be_moved_is_served_by_its_holder_alone() -> None:
             await b.beside(session_id)
 
 
+async def test_a_key_of_what_lives_here_costs_no_look_at_the_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with workers() as at:
+        a = await at.start()
+        mine = await a.client(ALICE, key="k")
+        at.directory.is_away = True
+
+        async def away(*asked: object) -> None:
+            raise DirectoryUnavailable("a test has taken the directory away")
+
+        monkeypatch.setattr(at.directory, "find", away)
+        assert await a.pool.find_key(ALICE, "x", "k", CALLS) is mine.workflow
+        with pytest.raises(DirectoryUnavailable):
+            await a.pool.find_key(BOB, "x", "k", CALLS)
+        monkeypatch.undo()
+        at.directory.is_away = False
+        await a.pool.end(mine.workflow, "deleted")
+        assert await a.pool.find_key(ALICE, "x", "k", CALLS) is None
+
+
 async def test_a_keyed_workflow_is_one_on_all_workers() -> None:
     async with workers() as at:
         a, b = await at.start(), await at.start()

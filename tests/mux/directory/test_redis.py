@@ -44,6 +44,15 @@ async def test_what_is_recorded_outlives_a_restart() -> None:
             assert (await directory.draw_ids(one.session_id)).start >= first.stop
 
 
+async def test_numbers_of_living_workers_are_not_given_again_when_all_is_forgotten() -> None:
+    with redis_server() as server:
+        async with open_redis(server.url) as directory:
+            old = [await directory.enroll(worker()) for _ in range(3)]
+            server.command("FLUSHALL")
+            assert not await directory.beat(old[2])
+            assert (await directory.enroll(worker())).number > old[2].number
+
+
 async def test_a_server_that_is_away_is_unavailable_and_found_again() -> None:
     one = record("chat")
     with redis_server() as server:
