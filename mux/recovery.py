@@ -66,7 +66,7 @@ def recover(entries: Iterable[Entry]) -> Kept:
                 _add(kept.stream(entry.stream), entry)
             case "asked":
                 kept.questions[entry.n] = entry.message
-            case "settled":
+            case _:
                 kept.questions.pop(entry.n, None)
     return kept
 

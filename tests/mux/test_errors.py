@@ -4,6 +4,8 @@ from trunkline.mux import errors
 from trunkline.mux.errors import (
     DirectoryUnavailable,
     Elsewhere,
+    Everywhere,
+    LeaseEnded,
     Overloaded,
     SessionLost,
     TrunklineError,
@@ -51,3 +53,11 @@ def test_a_directory_that_is_away_is_a_limit_and_another_worker_is_no_failure() 
     assert DirectoryUnavailable("m").data == {"limit": "directory"}
     assert not isinstance(Elsewhere("w"), TrunklineError)
     assert (Elsewhere("w").worker, Elsewhere("w").identity) == ("w", None)
+
+
+def test_what_is_refused_without_a_lease_did_not_run() -> None:
+    assert LeaseEnded().data == {"limit": "lease", "executed": "no"}
+
+
+def test_what_any_worker_may_know_names_none() -> None:
+    assert Everywhere().worker == ""

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from trunkline.mux.event_log import Budget, EventLog, Overflow, Position, Stream, Trimmed
+from trunkline.mux.event_log import EPOCH, Budget, EventLog, Overflow, Position, Stream, Trimmed
 from trunkline.mux.limits import EventLogLimits
 
 
@@ -154,3 +154,24 @@ def test_the_ring_never_loses_in_silence_and_never_holds_too_much(
         for stream in streams:
             got[stream.number] += [e.n for e in stream.after(stream.sent)]
             assert got[stream.number] == sent[stream.number]
+
+
+def test_places_of_a_later_writer_are_greater() -> None:
+    position = Position.at("a" * 32, 3, EPOCH * 2 + 5)
+    assert (position.epoch, position.n) == (2, 5)
+    assert Position.read(position.spell()) == position
+    assert position.place == EPOCH * 2 + 5
+    assert Position("a" * 32, 3, 1, 10**14).place < EPOCH * 2
+
+
+def test_what_another_writer_began_goes_on_after_all_that_it_may_have_written() -> None:
+    made, budget = log()
+    stream = made.restore(7, [(3, b"c"), (4, b"d")], trimmed=2, last=EPOCH, now=0.0)
+    assert made.knows(7)
+    assert not made.knows(8)
+    assert (len(made), budget.held) == (2, 2)
+    fill(made, stream, b"new")
+    assert [event.message for event in stream.after(3)] == [b"d", b"new"]
+    assert [event.message for event in stream.after(1000)] == [b"new"]
+    with pytest.raises(Trimmed):
+        stream.after(1)

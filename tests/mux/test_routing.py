@@ -173,3 +173,30 @@ def test_e12_a_cancellation_means_only_a_call_of_its_own_wire() -> None:
     desk.enter(b"1", "of another")
     assert desk.withdraw(cancel('{"requestId":1}'), lambda call: call == "of this wire").call == "of this wire"
     assert desk.withdraw(cancel('{"requestId":1}'), lambda call: False) == (None, "unknown_cancel")
+
+
+def test_questions_are_noted_for_who_comes_after() -> None:
+    noted: list[tuple[str, int, bytes]] = []
+    desk: Desk[str] = Desk(iter(range(40, 50)), lambda *note: noted.append(note))
+    message = read('{"jsonrpc":"2.0","id":"q","method":"roots/list"}')
+    via = Via()
+    for _ in range(2):
+        asked(desk, via, message)
+    assert desk.knows(40)
+    assert desk.answer(read('{"jsonrpc":"2.0","id":40,"result":{}}')) is not None
+    assert not desk.knows(40)
+    assert noted == [("asked", 40, b'"q"'), ("asked", 41, b'"q"'), ("settled", 40, b"")]
+    desk.let_go()
+    assert not desk.questions
+    assert len(noted) == 3, "it waits for its answer, elsewhere"
+
+
+def test_a_question_of_another_worker_is_answered_once() -> None:
+    desk: Desk[str] = Desk()
+    request = ServerRequest(read('{"jsonrpc":"2.0","id":"q","method":"roots/list"}'), None, 0)
+    desk.restore(77, request, Via())  # type: ignore[arg-type]
+    answer = read('{"jsonrpc":"2.0","id":77,"result":{}}')
+    question = desk.answer(answer)
+    assert question is not None
+    assert question.request is request
+    assert desk.answer(answer) is None
