@@ -6,6 +6,7 @@ away for so long that too much waits, the oldest is dropped and counted: a gap i
 
 import logging
 from collections import deque
+from collections.abc import Iterable
 from typing import Final
 
 import anyio
@@ -22,6 +23,9 @@ MAX_WAITING_BYTES: Final = 16 * MIB
 
 ENTRY_BYTES: Final = 100
 """What an entry counts beside its message."""
+
+BATCH_BYTES: Final = MIB
+"""What is handed on at once, with the entry that reaches it: a directory takes that within its time-out."""
 
 WRITERS: Final = 16
 """Workflows whose entries are written at the same time."""
@@ -48,6 +52,10 @@ class Journal:
         self._logs = logs
         self._statistics = statistics
         self._waiting: dict[str, _Waiting] = {}
+        self._written: set[str] = set()
+        """The workflows that have a writer."""
+        self._begun: deque[str] = deque()
+        """Those of them whose writer is to begin."""
         self._bytes = 0
         self._news = anyio.Event()
 
@@ -60,7 +68,10 @@ class Journal:
         self._bytes += len(entry.message) + ENTRY_BYTES
         while self._bytes > MAX_WAITING_BYTES:
             self._drop()
-        self._news.set()
+        if session_id not in self._written:
+            self._written.add(session_id)
+            self._begun.append(session_id)
+            self._news.set()
 
     async def flush(self, session_id: str) -> None:
         """Wait until what was written of this workflow has arrived, or was dropped."""
@@ -78,25 +89,29 @@ class Journal:
 
     async def run(self) -> None:
         """Hand on what is written, until cancelled."""
-        while True:
-            await self._news.wait()
-            self._news = anyio.Event()
-            limiter = anyio.CapacityLimiter(WRITERS)
-            async with anyio.create_task_group() as tasks:
-                for session_id in tuple(self._waiting):
-                    tasks.start_soon(self._hand_on, session_id, limiter)
+        limiter = anyio.CapacityLimiter(WRITERS)
+        async with anyio.create_task_group() as tasks:
+            while True:
+                await self._news.wait()
+                self._news = anyio.Event()
+                while self._begun:
+                    tasks.start_soon(self._hand_on, self._begun.popleft(), limiter)
 
     async def _hand_on(self, session_id: str, limiter: anyio.CapacityLimiter) -> None:
-        async with limiter:
-            while (waiting := self._waiting.get(session_id)) is not None:
-                batch = tuple(waiting.entries)
-                try:
-                    await self._logs.append(session_id, batch, waiting.keep)
-                except DirectoryUnavailable:
-                    self._statistics.count("journal", "failed")
-                    await anyio.sleep(RETRY_SECONDS)
-                else:
-                    self._arrived(session_id, waiting, batch)
+        while (waiting := self._waiting.get(session_id)) is not None:
+            async with limiter:  # for one batch: who has more waits for its turn
+                await self._write_batch(session_id, waiting)
+        self._written.discard(session_id)
+
+    async def _write_batch(self, session_id: str, waiting: _Waiting) -> None:
+        batch = _batch_of(waiting.entries)
+        try:
+            await self._logs.append(session_id, batch, waiting.keep)
+        except DirectoryUnavailable:
+            self._statistics.count("journal", "failed")
+            await anyio.sleep(RETRY_SECONDS)
+        else:
+            self._arrived(session_id, waiting, batch)
 
     def _arrived(self, session_id: str, waiting: _Waiting, batch: tuple[Entry, ...]) -> None:
         for entry in batch:
@@ -114,3 +129,13 @@ class Journal:
         if not waiting.entries:
             del self._waiting[session_id]
             waiting.is_written.set()
+
+
+def _batch_of(entries: Iterable[Entry]) -> tuple[Entry, ...]:
+    batch, size = list[Entry](), 0
+    for entry in entries:
+        batch.append(entry)
+        size += len(entry.message) + ENTRY_BYTES
+        if size >= BATCH_BYTES:
+            break
+    return tuple(batch)

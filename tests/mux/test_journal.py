@@ -87,6 +87,15 @@ async def test_what_comes_while_a_batch_is_under_way_follows_it(at: At) -> None:
     assert await flushed(at, session_id) == [0, 1]
 
 
+async def test_g10_no_batch_is_longer_than_the_directory_takes_in_time(at: At, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "BATCH_BYTES", 4 * (ENTRY_BYTES + 1))
+    session_id = await at.logs.begin()
+    for n in range(10):
+        at.journal.write(session_id, event(n), KEEP)
+    assert await flushed(at, session_id) == list(range(10))
+    assert at.logs.batches == [4, 4, 2]
+
+
 async def test_a_directory_that_comes_back_gets_it_all(at: At) -> None:
     session_id = await at.logs.begin()
     at.logs.is_away = True
@@ -136,3 +145,34 @@ async def test_what_waits_of_an_ended_workflow_is_forgotten(at: At) -> None:
 
 async def test_nothing_waits_for_a_workflow_without_entries(at: At) -> None:
     assert await at.journal.flush("nobody's") is None
+
+
+class Busy(Logs):
+    """A directory during whose every append one workflow has something new to say."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.say = lambda: None
+
+    async def append(self, session_id: str, entries: Sequence[Entry], keep: EventLogLimits) -> None:
+        await super().append(session_id, entries, keep)
+        await anyio.lowlevel.checkpoint()
+        self.say()
+
+
+async def test_a_workflow_that_never_stops_holds_nobody_else_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "WRITERS", 1)
+    logs = Busy()
+    journal = Journal(logs, Statistics())
+    busy, other = await logs.begin(), await logs.begin()
+    logs.say = lambda: journal.write(busy, event(0), KEEP)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(journal.run)
+        journal.write(busy, event(0), KEEP)
+        with anyio.fail_after(10):
+            while len(logs.batches) < 2:
+                await anyio.lowlevel.checkpoint()
+            journal.write(other, event(7), KEEP)
+            await journal.flush(other)
+        tasks.cancel_scope.cancel()
+    assert [entry.n for entry in await logs.read(other)] == [7]
