@@ -10,7 +10,7 @@ Pure: no clock, no waiting. The caller wakes its readers after `append`.
 import re
 from collections import deque
 from collections.abc import Iterable, Iterator
-from itertools import count
+from itertools import count, takewhile
 from typing import Final, NamedTuple
 
 from .errors import TrunklineError
@@ -113,7 +113,8 @@ class Stream:
         """
         if n < self.trimmed or n > self.last:
             raise Trimmed("this position of the stream is no longer held")
-        return [event for event in self.events if event.n > n]
+        newest_first = takewhile(lambda event: event.n > n, reversed(self.events))
+        return list(newest_first)[::-1]
 
 
 class EventLog:
