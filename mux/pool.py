@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -45,6 +45,9 @@ logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS: Final = 1.0
 """How often what is due is looked for, at most; short time-outs are looked at more often."""
+
+SWEEP_SLICE: Final = 100
+"""Workflows that are looked after at a stretch: half a millisecond. 10,000 of them would hold calls up for 50."""
 
 CLOSE_SECONDS: Final = 10.0
 """How long the channels may take to say goodbye to their servers when the pool stops."""
@@ -703,7 +706,8 @@ class Pool:
         while True:
             await anyio.sleep(self._pause())
             try:
-                self._look_after(self._clock())
+                for _ in self._look_after(self._clock()):
+                    await asyncio.sleep(0)
             except Exception:  # a defect must not end the pool
                 logger.exception("the pool could not be looked after")
 
@@ -714,12 +718,16 @@ class Pool:
         shortest = min(min(p.idle_timeout, p.resume_window, p.request_timeout) for p in limits)
         return max(0.02, min(SWEEP_SECONDS, shortest / 4))
 
-    def _look_after(self, now: float) -> None:
-        for workflow in self.workflows:
+    def _look_after(self, now: float) -> Iterator[None]:
+        """Do what is due, with a pause wherever calls may go on meanwhile."""
+        for number, workflow in enumerate(self.workflows, 1):
             try:
-                self._expire(workflow, now)
+                if not workflow.ended:
+                    self._expire(workflow, now)
             except Exception:
                 logger.exception("a workflow could not be looked after", extra=_about(workflow))
+            if number % SWEEP_SLICE == 0:
+                yield
         self._lines.expire(now)
         if self._cluster is not None:
             self._cluster.expire(now)

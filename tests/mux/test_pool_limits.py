@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from harness.muxing import ALICE, BOB, CAROL, Bench, begin, bench, settle
+from trunkline.mux import pool as pool_module
 from trunkline.mux.directory import MAX_STALENESS
 from trunkline.mux.errors import Overloaded, UnknownSession, WorkflowEnded
 from trunkline.mux.leftovers import FIRST_SECONDS
@@ -122,6 +123,21 @@ async def test_a_workflow_idles_from_the_end_of_its_last_response() -> None:
         assert not client.workflow.ended
         at.clock.advance(0.2)
         await at.ended("idle", 3)
+
+
+async def test_others_go_on_while_workflows_are_looked_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "SWEEP_SLICE", 2)
+    async with bench(idle_timeout=10) as at:
+        for _ in range(6):
+            await begin(at.pool)
+        seen = {6}
+        at.clock.advance(10)
+        async with asyncio.timeout(10):
+            while at.pool.workflows:
+                seen.add(len(at.pool.workflows))
+                await asyncio.sleep(0)
+        assert seen == {6, 4, 2}, "each slice is a turn of the loop"
+        assert at.counts["workflows_closed", "idle"] == 6
 
 
 async def test_a_wire_keeps_a_workflow_from_idling() -> None:
