@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import anyio
+import anyio.lowlevel
 import redis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisClusterException
@@ -135,6 +136,7 @@ class Listener:
                 continue
             if kind == b"message":
                 heard.tell(content)
+                await anyio.lowlevel.checkpoint()  # in a burst, reading waits for nothing: let it be heard
             elif kind == b"subscribe":
                 heard.confirm()
 

@@ -8,8 +8,9 @@ from contract.directory import record
 from contract.workers import worker
 from harness.cutter import Cutter
 from harness.redis_server import redis_server
-from trunkline.mux.directory import SharedDirectory
-from trunkline.mux.directory.redis import open_redis
+from redis.asyncio import Redis
+from trunkline.mux.directory import WATCH_BUFFER, SharedDirectory
+from trunkline.mux.directory.redis import CHANGES, open_redis
 from trunkline.mux.errors import DirectoryUnavailable
 
 pytestmark = pytest.mark.anyio
@@ -78,3 +79,28 @@ async def test_nobody_can_begin_to_listen_where_nobody_answers() -> None:
             async with directory.watch() as changes:
                 changed = await ended(directory)
                 assert await hear_until(changes, changed) == [changed]
+
+
+async def test_what_comes_in_one_burst_is_heard_whole() -> None:
+    """As after a moment in which this worker had no time to listen."""
+    words = [str(n) for n in range(4 * WATCH_BUFFER)]
+    heard: list[str] = []
+    with redis_server() as server:
+        async with open_redis(server.url) as directory, Redis.from_url(server.url) as other:
+
+            async def hear() -> None:
+                async with directory.watch() as changes:
+                    listens.set()
+                    while heard[-1:] != words[-1:]:
+                        heard.append(await anext(changes))
+
+            listens = anyio.Event()
+            with anyio.fail_after(PATIENCE):
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(hear)
+                    await listens.wait()
+                    pipeline = other.pipeline(transaction=False)
+                    for word in words:
+                        pipeline.publish(CHANGES, word)
+                    await pipeline.execute()
+    assert heard == words
