@@ -161,8 +161,9 @@ class Forwarder:
                 finally:
                     conversation.close()
 
+        others = await self._membership.others()
         async with anyio.create_task_group() as tasks:
-            for worker in await self._membership.others():
+            for worker in others:
                 tasks.start_soon(tell, worker)
         self._statistics.count("forwards", "told_all")
         await respond(tape.send, 202, [])

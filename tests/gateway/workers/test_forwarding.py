@@ -404,6 +404,14 @@ async def test_a_notification_is_told_to_all_others_whatever_they_answer(house: 
     assert house.statistics.counts["forwards", "told_all"] == 1
 
 
+async def test_a_notification_for_all_is_refused_where_nobody_knows_who_they_are(house: House) -> None:
+    house.directory.is_away = True
+    client = post(b"cancelled")
+    await house.request(client, holder="")
+    assert client.sent[0]["status"] == 503
+    assert house.statistics.counts["forwards", "refused"] == 1
+
+
 async def test_a_tape_plays_again_what_was_heard_until_the_answer_begins() -> None:
     client = post(b"1")
     client.does({"type": "http.disconnect"})
