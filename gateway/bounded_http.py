@@ -14,6 +14,9 @@ MAX_HEAD_BYTES: Final = 131_072
 HEAD_SECONDS: Final = 30.0
 """How long a head may take, from the connection or its own first byte on; nobody is authenticated before."""
 
+SMALL_BODY: Final = 65_536
+"""Up to this size a body is copied behind its head."""
+
 FULL: Final = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 10\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
@@ -21,6 +24,50 @@ def connection_limit() -> int:
     """Connections of clients that are held: half of what the process may open. The rest leads to servers."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return 1_000_000 if files == resource.RLIM_INFINITY else max(1, files // 2)
+
+
+class JoiningTransport:
+    """What one answer is written to: its head goes out with what follows it at once, in one packet.
+
+    uvicorn writes them apart, which costs a second call to the system and a second packet.
+    """
+
+    __slots__ = ("_head", "_is_begun", "_loop", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._is_begun = False
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        """Write some of the answer; the first part waits for the next, until the event loop comes to its next turn."""
+        if not self._is_begun:
+            self._is_begun = True
+            self._head = data
+            self._loop.call_soon(self._flush)
+        elif not self._head:
+            self._transport.write(data)
+        else:
+            head, self._head = self._head, b""
+            if len(data) <= SMALL_BODY:
+                self._transport.write(head + data)
+            else:
+                self._transport.writelines((head, data))
+
+    def close(self) -> None:
+        """Close the connection, after what was written."""
+        self._flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        """True once the connection is closed, or about to be."""
+        return self._transport.is_closing()
+
+    def _flush(self) -> None:
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head)
 
 
 class BoundedHTTP(HttpToolsProtocol):
@@ -76,7 +123,10 @@ class BoundedHTTP(HttpToolsProtocol):
         """See the base class."""
         self._is_in_head = False
         self._have_head()
+        before = self.cycle
         super().on_headers_complete()
+        if self.cycle is not before:
+            self.cycle.transport = JoiningTransport(self.transport, self.loop)  # type: ignore[assignment]
 
     def _have_head(self) -> None:
         if self._patience is not None:

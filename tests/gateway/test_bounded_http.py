@@ -33,19 +33,28 @@ Connected = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @asynccontextmanager
-async def connected(protocol: type[BoundedHTTP] = BoundedHTTP) -> AsyncIterator[Connected]:
+async def serving(application: Any, protocol: type[BoundedHTTP]) -> AsyncIterator[int]:
+    """A server of the application; its port."""
     socket = bound_socket()
     config = uvicorn.Config(application, http=protocol, lifespan="off", log_config=None, timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     server.capture_signals = nullcontext  # type: ignore[method-assign]
     task = asyncio.create_task(server.serve(sockets=[socket]))
-    reader, writer = await asyncio.open_connection("127.0.0.1", socket.getsockname()[1])
     try:
-        yield reader, writer
+        yield socket.getsockname()[1]
     finally:
-        writer.close()
         server.should_exit = True
         await task
+
+
+@asynccontextmanager
+async def connected(protocol: type[BoundedHTTP] = BoundedHTTP) -> AsyncIterator[Connected]:
+    async with serving(application, protocol) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
 
 
 @pytest.mark.parametrize(
@@ -128,3 +137,69 @@ async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Non
     writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
     assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
     await reader.readexactly(1)
+
+
+class Parts(asyncio.Protocol):
+    """What comes from a server, as it comes."""
+
+    def __init__(self) -> None:
+        self.parts: asyncio.Queue[bytes] = asyncio.Queue()
+        self.is_over = asyncio.Event()
+
+    def data_received(self, data: bytes) -> None:
+        self.parts.put_nowait(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_over.set()
+
+
+@asynccontextmanager
+async def parts_of(application: Any, request: bytes) -> AsyncIterator[Parts]:
+    async with serving(application, BoundedHTTP) as port, asyncio.timeout(PATIENCE):
+        transport, client = await asyncio.get_running_loop().create_connection(Parts, "127.0.0.1", port)
+        transport.write(request)
+        try:
+            yield client
+        finally:
+            transport.close()
+
+
+def answering(*bodies: bytes, until: asyncio.Event | None = None) -> Any:
+    """An application that answers in parts, and goes on after the first only when it may."""
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        headers = [(b"content-length", b"%d" % sum(map(len, bodies)))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        if until is not None:
+            await until.wait()
+        for body in bodies[:-1]:
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        await send({"type": "http.response.body", "body": bodies[-1]})
+
+    return application
+
+
+async def test_an_answer_goes_out_in_one_packet() -> None:
+    async with parts_of(answering(b"body"), b"GET / HTTP/1.1\r\nHost: h\r\n\r\n") as client:
+        part = await client.parts.get()
+        assert part.startswith(b"HTTP/1.1 200")
+        assert part.endswith(b"\r\n\r\nbody")
+
+
+async def test_a_head_waits_for_no_body_that_comes_later() -> None:
+    go_on = asyncio.Event()
+    async with parts_of(answering(b"late", until=go_on), b"GET / HTTP/1.1\r\nHost: h\r\n\r\n") as client:
+        assert (await client.parts.get()).endswith(b"\r\n\r\n")
+        go_on.set()
+        assert await client.parts.get() == b"late"
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
+async def test_an_answer_is_whole_before_its_connection_is_closed(method: bytes) -> None:
+    bodies = b"x" * (2 * bounded_http.SMALL_BODY), b"y"
+    async with parts_of(answering(*bodies), method + b" / HTTP/1.0\r\nHost: h\r\n\r\n") as client:
+        await client.is_over.wait()
+        head, _, body = b"".join(client.parts.get_nowait() for _ in range(client.parts.qsize())).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200")
+        assert body == (b"".join(bodies) if method == b"GET" else b"")
