@@ -160,13 +160,18 @@ class Supervisor:
     async def _live(self) -> tuple[int, bool]:
         """One process, from its start to its end: its exit status, and whether it has listened."""
         child = Child(self._listener, self._runtime, self._demo)
-        process = subprocess.Popen(  # noqa: S603, ASYNC220 - our own command; it returns at once
-            self._command,
-            env={**os.environ, **child.environment},
-            pass_fds=child.inherited,
-            stdin=subprocess.DEVNULL,
-            process_group=0,  # Ctrl-C reaches the parent alone
-        )
+        try:
+            process = subprocess.Popen(  # noqa: S603, ASYNC220 - our own command; it returns at once
+                self._command,
+                env={**os.environ, **child.environment},
+                pass_fds=child.inherited,
+                stdin=subprocess.DEVNULL,
+                process_group=0,  # Ctrl-C reaches the parent alone
+            )
+        except OSError as error:  # there is no memory for it, or no such program
+            child.close()
+            logger.error("a worker could not be started: %s", error)
+            return 1, False
         child.has_begun()
         self._children[child] = process
         has_listened = False

@@ -43,7 +43,9 @@ asyncio.run(main())
 class Parent:
     """A supervisor of small processes."""
 
-    def __init__(self, runtime: Path, behaviour: str, listener: socket.socket, *, workers: int, drain: float) -> None:
+    def __init__(
+        self, runtime: Path, behaviour: str, listener: socket.socket, *, workers: int, drain: float, program: str
+    ) -> None:
         self.ready = anyio.Event()
         self.failed: WorkersFailed | None = None
         self._notes = runtime / "notes"
@@ -51,7 +53,7 @@ class Parent:
             gateway=GatewaySection(workers=workers, drain_timeout=drain),
             directory=DirectorySection("redis", "redis://h"),
         )
-        command = [sys.executable, "-c", WORKER, behaviour]
+        command = [program, "-c", WORKER, behaviour]
         self._supervisor = Supervisor(settings, command, listener, runtime, "", self.ready.set)
 
     async def run(self) -> None:
@@ -73,11 +75,11 @@ class Parent:
 
 @asynccontextmanager
 async def parent(
-    runtime: Path, behaviour: str = "ends", *, workers: int = 2, drain: float = 30
+    runtime: Path, behaviour: str = "ends", *, workers: int = 2, drain: float = 30, program: str = sys.executable
 ) -> AsyncIterator[Parent]:
     """One that has ended when this is left; that is for the test to bring about."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        made = Parent(runtime, behaviour, listener, workers=workers, drain=drain)
+        made = Parent(runtime, behaviour, listener, workers=workers, drain=drain, program=program)
         with anyio.fail_after(60):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(made.run)
@@ -106,6 +108,25 @@ async def test_one_that_dies_or_is_drained_is_followed_by_another(tmp_path: Path
         os.kill(made.noted("began")[0], signal.SIGKILL)
         await made.until(lambda: len(made.noted("began")) == 3)
         tell(signal.SIGINT)
+
+
+async def test_while_no_process_can_be_started_the_others_live_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    program = tmp_path / "program"
+    program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    program.chmod(0o700)
+    async with parent(tmp_path, program=str(program)) as made:
+        await made.ready.wait()
+        first, second = made.noted("began")
+        away = program.rename(tmp_path / "away")
+        os.kill(first, signal.SIGKILL)
+        await made.until(lambda: "could not be started" in caplog.text)
+        away.rename(program)
+        await made.until(lambda: len(made.noted("began")) == 3)
+        tell(signal.SIGTERM)
+    assert made.failed is None
+    assert second in made.noted("drain")
 
 
 async def test_a_second_signal_leaves_at_once(tmp_path: Path) -> None:
