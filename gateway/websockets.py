@@ -43,7 +43,11 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
         """See the base class; a client that takes nothing does not keep its connection."""
         super().on_task_complete(task)
         if not self.disconnected:
-            self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+            self.loop.call_later(LINGER_SECONDS, self._drop)
+
+    def _drop(self) -> None:
+        if not self.disconnected:
+            self.transport.abort()
 
     def handle_ping(self) -> None:
         """See the base class; a client that pings and takes no pong is cut, before its pongs pile up."""
