@@ -26,6 +26,8 @@ class Turnstile(Generic[T]):
         self._per_round = per_round
         self._max_waiting = max_waiting
         self._left = per_round
+        self._rest = 0
+        """What a round has left in which some who waited went on."""
         self._waiting: dict[Principal, deque[T]] = {}
         """By principal; whose turn is next comes first."""
 
@@ -40,10 +42,16 @@ class Turnstile(Generic[T]):
         """True while nothing was taken in this round, and nobody waits."""
         return self._left == self._per_round
 
-    def pass_at_once(self) -> bool:
-        """Take a message now. False where it has to wait: this round is used up, or others came before it."""
+    def pass_at_once(self, *, in_order: bool = False) -> bool:
+        """Take a message now. False where it has to wait: this round is used up, or others came before it.
+
+        `in_order` tells that the messages of its wire are taken one after the other, so that it overtakes none.
+        """
         if self._left:
             self._left -= 1
+            return True
+        if in_order and self._rest:
+            self._rest -= 1
             return True
         return False
 
@@ -59,7 +67,10 @@ class Turnstile(Generic[T]):
         queue.append(waiter)
 
     def begin_round(self) -> list[T]:
-        """Who may go on, in order. Where anybody does, nobody passes at once: what a client sends keeps its order."""
+        """Who may go on, in order.
+
+        Where anybody does, only what is `in_order` passes at once: what a client sends keeps its order.
+        """
         gone: list[T] = []
         while self._waiting and len(gone) < self._per_round:
             principal = next(iter(self._waiting))
@@ -67,7 +78,7 @@ class Turnstile(Generic[T]):
             gone.append(queue.popleft())
             if queue:
                 self._waiting[principal] = queue
-        self._left = 0 if gone else self._per_round
+        self._left, self._rest = (0, self._per_round - len(gone)) if gone else (self._per_round, 0)
         return gone
 
     def withdraw(self, principal: Principal, waiter: T) -> None:

@@ -38,11 +38,14 @@ class Admission:
         """Messages that wait for their turn."""
         return len(self._turnstile)
 
-    def pass_at_once(self) -> bool:
-        """Take a message without waiting. False where it has to `wait`: more have come than one round takes."""
+    def pass_at_once(self, *, in_order: bool = False) -> bool:
+        """Take a message without waiting. False where it has to `wait`: more have come than one round takes.
+
+        `in_order` as in `Turnstile.pass_at_once`.
+        """
         if not self._is_round_due:
             self._await_round()
-        return self._turnstile.pass_at_once()
+        return self._turnstile.pass_at_once(in_order=in_order)
 
     async def wait(self, principal: Principal) -> None:
         """Return when it is this principal's turn.

@@ -167,7 +167,7 @@ class Link:
     async def receive(self, message: Envelope, headers: Mapping[str, str]) -> None:
         """One message of the client."""
         try:
-            if not self._config.admission.pass_at_once():
+            if not self._config.admission.pass_at_once(in_order=self._transport == "websocket"):
                 await self._config.admission.wait(self._principal)
             self.meet()
             if message.kind == "request" and message.method == "server/discover":
@@ -191,17 +191,18 @@ class Link:
 
         It is over, too, where the client has begun no workflow within `HANDSHAKE_SECONDS`.
         """
-        until = asyncio.get_running_loop().time() + patience
+        loop = asyncio.get_running_loop()
+        until = loop.time() + patience
         while True:
             self._changed.clear()
             due = self._due()
-            if due != []:
+            if due != [] or loop.time() >= until:
                 return due
+            timer = loop.call_at(min(until, self._deadline) if self._is_early else until, self._changed.set)
             try:
-                async with asyncio.timeout_at(min(until, self._deadline) if self._is_early else until):
-                    await self._changed.wait()
-            except TimeoutError:
-                return self._due()
+                await self._changed.wait()
+            finally:
+                timer.cancel()
 
     def meet(self) -> None:
         """The client has shown that it knows of this connection."""

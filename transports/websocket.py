@@ -167,19 +167,22 @@ class _Socket:
             await self._link.take(message, self._headers)
 
     async def _give(self) -> tuple[int, str]:
-        link = self._link
-        while True:
-            due = await link.next(IDLE_SECONDS)
-            if due is None:
-                return _code(link.end_reason), link.end_reason
-            for one in due:
-                if one.message:  # an event that only primes a stream has none
-                    with anyio.move_on_after(SEND_SECONDS) as patience:
-                        await self._send({"type": "websocket.send", "text": one.message.decode()})
-                    if patience.cancelled_caught:
-                        return SLOW, "nothing was read for too long"
-                self._sent = max(self._sent, one.position)
-            self._to_acknowledge.set()
+        link, loop = self._link, asyncio.get_running_loop()
+        with anyio.CancelScope() as patience:
+            while True:
+                due = await link.next(IDLE_SECONDS)
+                if due is None:
+                    return _code(link.end_reason), link.end_reason
+                for one in due:
+                    if one.message:  # an event that only primes a stream has none
+                        timer = loop.call_later(SEND_SECONDS, patience.cancel)
+                        try:
+                            await self._send({"type": "websocket.send", "text": one.message.decode()})
+                        finally:
+                            timer.cancel()
+                    self._sent = max(self._sent, one.position)
+                self._to_acknowledge.set()
+        return SLOW, "nothing was read for too long"
 
     async def _acknowledge(self) -> tuple[int, str]:
         """A ping after what was sent: its pong says that the client has it. The first pong shows that it is there."""

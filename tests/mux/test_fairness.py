@@ -46,6 +46,20 @@ def test_nobody_passes_those_who_wait() -> None:
     assert at.pass_at_once()
 
 
+def test_what_comes_in_order_takes_what_those_who_waited_leave_of_a_round() -> None:
+    at = turnstile(per_round=3)
+    at.wait(ALICE, "first")
+    assert at.begin_round() == ["first"]
+    assert [at.pass_at_once(in_order=True) for _ in range(3)] == [True, True, False]
+    assert at.begin_round() == []
+    assert [at.pass_at_once(in_order=True) for _ in range(4)] == [True, True, True, False]
+    at.wait(ALICE, "next")
+    at.wait(BOB, "another")
+    at.wait(ALICE, "last")
+    assert at.begin_round() == ["next", "another", "last"]
+    assert not at.pass_at_once(in_order=True), "the round is used up"
+
+
 def test_g10_only_so_many_of_one_principal_wait() -> None:
     at = turnstile(max_waiting=2)
     for name in ("1", "2"):
