@@ -39,7 +39,7 @@ class Exchange:
         """Set when the client left before a plain answer could be given: that answer is lost, and counted (G5)."""
         self.pool_result: PoolResult = "hit"
         """The worst that the pool had to do for a request of this exchange."""
-        self.ready: asyncio.Future[list[bytes] | Stream] = asyncio.get_running_loop().create_future()
+        self.ready: asyncio.Future[list[bytes] | Stream] = workflow.loop.create_future()
         """Done when the form of the answer is decided: all answers as plain messages, or a stream."""
 
     @property

@@ -101,6 +101,7 @@ class Desk(Generic[Call]):
 
     def __init__(self, names: Iterator[int] | None = None, note: Note | None = None) -> None:
         self._calls: dict[IdKey, list[Call]] = {}
+        self._size = 0
         self._asked: dict[int, Question] = {}
         self._names = names or count(1)
         """The numbers of questions to come."""
@@ -108,7 +109,7 @@ class Desk(Generic[Call]):
         """Hears of each question that is asked or settled."""
 
     def __len__(self) -> int:
-        return sum(map(len, self._calls.values()))
+        return self._size
 
     @property
     def questions(self) -> Collection[Question]:
@@ -118,6 +119,7 @@ class Desk(Generic[Call]):
     def enter(self, id: bytes, call: Call) -> None:
         """A call begins."""
         self._calls.setdefault(id_key(id), []).append(call)
+        self._size += 1
 
     def leave(self, id: bytes, call: Call) -> None:
         """A call has ended; calling it again does nothing."""
@@ -125,6 +127,7 @@ class Desk(Generic[Call]):
         calls = self._calls.get(key, [])
         if call in calls:
             calls.remove(call)
+            self._size -= 1
             if not calls:
                 del self._calls[key]
 

@@ -76,7 +76,9 @@ class Workflow:
         """The generation of its server's settings under which it began."""
         self.is_superseded = False
         """True where other settings of its server hold by now: it goes on for as long as its client uses it."""
-        self.opened: asyncio.Future[Opened] = asyncio.get_running_loop().create_future()
+        self.loop = asyncio.get_running_loop()
+        """Where it lives: to ask for the running one costs a call to the system."""
+        self.opened: asyncio.Future[Opened] = self.loop.create_future()
         self.checked = clock()
         """When the record was last compared with the directory's."""
         self.is_doubted = False
@@ -219,10 +221,10 @@ class Workflow:
             call.failed(error)
             return
         self.account.last = done
+        self.statistics.count("pool_requests", self.server, done)
         if done != "hit":
             self.account.miss(self.line.why, self._clock())
-        self.statistics.count("pool_requests", self.server, done)
-        call.asker.pool_result = min(call.asker.pool_result, done, key=WORST_FIRST.index)
+            call.asker.pool_result = min(call.asker.pool_result, done, key=WORST_FIRST.index)
 
     def may_repeat(self, message: Envelope, error: SessionLost) -> bool:
         """Whether a call that failed so is sent once more (guarantee G6): it did not run, or may run twice."""

@@ -155,7 +155,7 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         """The form of the answer. A client that can resume gets a stream when it takes long; another has to wait."""
         if exchange.ready.done():
             return exchange.ready.result()
-        loop = asyncio.get_running_loop()
+        loop = workflow.loop
         watchers: list[asyncio.Task[None]] = []
 
         async def watch() -> None:

@@ -67,6 +67,8 @@ class HTTP1Client:
         self._open: set[_Connection] = set()
         self._connecting: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop
+        """Where the connections live."""
         self._closed = False
 
     def send(
@@ -108,7 +110,7 @@ class HTTP1Client:
 
     async def _connect(self, request: _Request, cut: _Cut) -> None:
         """Open a connection for a request and start it there."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 _, protocol = await loop.create_connection(
@@ -139,10 +141,10 @@ class HTTP1Client:
         if self._closed:
             connection.close()
             return
-        connection.idle_since = asyncio.get_running_loop().time()
+        connection.idle_since = self._loop.time()
         self._idle.append(connection)
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(KEEP_ALIVE_SECONDS, self._drop_idle)
+            self._timer = self._loop.call_later(KEEP_ALIVE_SECONDS, self._drop_idle)
 
     def _gone(self, connection: _Connection) -> None:
         self._open.discard(connection)
