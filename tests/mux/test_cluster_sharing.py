@@ -5,7 +5,7 @@ import pytest
 from harness.clustering import Workers, workers
 from harness.memory_wire import echo
 from harness.muxing import ALICE, BOB, initialize, settle
-from trunkline.mux.directory import LEASE_SECONDS
+from trunkline.mux.directory import ID_BLOCK, LEASE_SECONDS
 from trunkline.mux.errors import Elsewhere
 from trunkline.mux.placement import CALLS, WHOLE
 
@@ -131,6 +131,18 @@ async def test_what_the_directory_forgot_while_it_was_away_is_told_again() -> No
             assert "result" in await each.answer(each.call())
         sent = [exchange.id for exchange in at.server.of("tools/call")]
         assert len(set(sent)) == len(sent) == 2
+
+
+async def test_e4_no_id_is_used_again_where_the_directory_forgot_which_it_gave() -> None:
+    async with workers(reuse="user") as at:
+        a = await at.start()
+        at.server.on_request = echo
+        client = await a.client(ALICE)
+        at.directory._next_id.clear()
+        for _ in range(ID_BLOCK + 1):
+            await client.answer(client.call())
+        sent = [exchange.id for exchange in at.server.of("tools/call")]
+        assert len(set(sent)) == len(sent) == ID_BLOCK + 1
 
 
 async def test_who_has_the_key_meanwhile_keeps_it() -> None:
