@@ -1,0 +1,504 @@
+"""Several gateways with one redis, without sticky routing: any of them goes on with what another one began (G5 to G8).
+
+Each has a port of its own here, so that a test says which one is asked, and which one is lost.
+"""
+
+import json
+import signal
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from harness.duplex_clients import DuplexClient, SocketClient, SSEClient
+from harness.gateways import Gateway, gateway, until
+from harness.hosts import Hosts, elsewhere, hosts, is_kept, kill, pause, resume
+from harness.processes import http_status
+from harness.raw_upstreams import RawUpstream, Transport, raw_upstream
+from harness.redis_server import RedisServer, redis_server
+from harness.upstreams import Upstream
+from harness.wire import Answer, Wire, text_of
+
+pytestmark = pytest.mark.anyio
+
+PATIENCE = 20.0
+LEASE = 1.5
+"""Seconds for which a worker is taken to live after its last heartbeat."""
+
+PAUSE = 2 * LEASE
+TOLD_AT_ONCE = 5.0
+"""A bound for what is told without a time-out having passed; those are longer."""
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[RedisServer]:
+    with redis_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def owned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Transport, RawUpstream]]:
+    """Servers whose sessions belong to one worker."""
+    sockets, processes = tmp_path_factory.mktemp("ws"), tmp_path_factory.mktemp("stdio")
+    with raw_upstream("ws", sockets) as socket, raw_upstream("stdio", processes) as process:
+        yield {"ws": socket, "stdio": process}
+
+
+@pytest.fixture(scope="module")
+def several(
+    redis: RedisServer,
+    upstream_process: Upstream,
+    owned: dict[Transport, RawUpstream],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Hosts]:
+    toml = tmp_path_factory.mktemp("hosts") / "trunkline.toml"
+    toml.write_text(settings(redis.url, upstream_process, owned))
+    with hosts(toml) as running:
+        yield running
+
+
+@pytest.fixture
+def pair(several: Hosts, upstream: Upstream) -> tuple[Gateway, Gateway]:
+    """Two gateways with one redis: most tests lose the first one."""
+    first, second = several.complete()
+    return first, second
+
+
+def settings(directory: str, upstream: Upstream, owned: dict[Transport, RawUpstream]) -> str:
+    """A gateway before all of these servers."""
+    return "\n".join(
+        [
+            f'[directory]\nbackend = "redis"\nurl = "{directory}"',
+            "[gateway]\ndrain_timeout = 10",
+            f'[servers.up]\nurl = "{upstream.url}"\neras = ["legacy"]',
+            *(f'{server.settings(name)}eras = ["legacy"]' for name, server in owned.items()),
+        ]
+    )
+
+
+async def number(wire: Wire, n: int) -> dict[str, Any]:
+    """A call that carries its number."""
+    return await (await wire.call("numbered", {"n": n}, id=b"%d" % n)).response()
+
+
+def arrived(server: RawUpstream, client: str) -> list[int]:
+    """The numbers of the calls that came to the server."""
+    return [json.loads(text)["params"]["arguments"]["n"] for text in server.received(client, "tools/call")]
+
+
+async def log_data(stream: Answer, count: int) -> list[str]:
+    """What the next log messages say, until there were so many."""
+    said: list[str] = []
+    while len(said) < count:
+        event = await stream.next_event()
+        assert event is not None, said
+        if event.data:
+            said.append(json.loads(event.data)["params"]["data"])
+    return said
+
+
+# Calls.
+
+
+async def test_g7_each_request_comes_to_another_worker_on_a_connection_of_its_own(
+    pair: tuple[Gateway, Gateway], upstream: Upstream
+) -> None:
+    workflows, calls = 8, 20
+
+    async def live() -> None:
+        hosts = cycle(pair)
+        async with Wire(next(hosts).url(), {"Connection": "close"}) as wire:
+            await wire.open()
+            for n in range(1, calls + 1):
+                async with elsewhere(next(hosts), wire) as fresh:
+                    assert text_of(await (await fresh.call("counter")).response()) == str(n)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(workflows):
+            tasks.start_soon(live)
+    report = upstream.report()
+    assert len(report["sessions"]) == report["counts"]["initialize"] == workflows
+    assert report["counts"]["method:tools/call"] == workflows * calls
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_g7_four_workers_behind_one_socket_count_in_fifty_workflows(
+    redis: RedisServer, upstream: Upstream, tmp_path: Path
+) -> None:
+    workflows, calls = 50, 200
+    toml = tmp_path / "trunkline.toml"
+    toml.write_text(settings(redis.url, upstream, {}))
+
+    async def live(base: Gateway) -> None:
+        async with Wire(base.url(), {"Connection": "close"}) as wire:
+            await wire.open()
+            for n in range(1, calls + 1):
+                assert text_of(await (await wire.call("counter")).response()) == str(n)
+
+    with gateway("--workers", "4", "--log-level", "warning", toml=toml) as running:
+        async with anyio.create_task_group() as tasks:
+            for _ in range(workflows):
+                tasks.start_soon(live, running)
+    report = upstream.report()
+    assert len(report["sessions"]) == report["counts"]["initialize"] == workflows
+    assert report["counts"]["method:tools/call"] == workflows * calls
+
+
+async def test_g7_a_call_that_another_worker_serves_outlives_the_one_that_holds_the_workflow(
+    pair: tuple[Gateway, Gateway], upstream: Upstream, key: str
+) -> None:
+    first, second = pair
+    async with Wire(first.url()) as wire, elsewhere(second, wire) as fresh:
+        await wire.open()
+        fresh.headers.update(wire.headers)
+        answers: list[str] = []
+
+        async def call() -> None:
+            answers.append(text_of(await (await fresh.call("hold", {"gate": key})).response()))
+
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(call)
+                await upstream.saw("mark:holding")
+                kill(first)
+                assert text_of(await (await fresh.call("counter")).response()) == "1"
+                upstream.open(key)
+    assert answers == [f"{key} is open"]
+    assert upstream.counts()["initialize"] == 1
+    assert upstream.counts()["method:tools/call"] == 2
+
+
+@pytest.mark.parametrize("transport", ["stdio", "ws"])
+async def test_g7_a_call_handed_to_a_worker_that_is_killed_is_told_at_once_and_its_key_begins_anew(
+    pair: tuple[Gateway, Gateway], owned: dict[Transport, RawUpstream], transport: Transport, key: str
+) -> None:
+    first, second = pair
+    server, script = owned[transport], [{"pass": "never"}]
+    async with Wire(first.url(transport), {"Trunkline-Workflow": key}) as wire, AsyncExitStack() as stack:
+        await wire.open(name=key)
+        fresh = await stack.enter_async_context(elsewhere(second, wire, transport))
+        assert "result" in await number(fresh, 1)
+        told: list[dict[str, Any]] = []
+
+        async def call() -> None:
+            body = {"name": "numbered", "arguments": {"n": 2}, "script": script}
+            message = {"jsonrpc": "2.0", "id": 2, "method": "tools/call", "params": body}
+            told.append(await (await fresh.post(message)).response())
+
+        with anyio.fail_after(TOLD_AT_ONCE):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(call)
+                await until(lambda: arrived(server, key) == [1, 2])
+                kill(first)
+        assert told[0]["error"]["code"] == -31002
+        assert told[0]["error"]["data"]["executed"] == "unknown"
+
+        # The session died with its worker; what its key names begins anew within a lease and half a second.
+        with anyio.fail_after(LEASE + 0.5 + TOLD_AT_ONCE):
+            assert (await fresh.call("numbered", {"n": 3})).status == 404
+            again = await stack.enter_async_context(Wire(second.url(transport), {"Trunkline-Workflow": key}))
+            opened = await again.open(name=key)
+        assert opened.headers["Trunkline-Workflow-State"] == "reset"
+        assert "result" in await number(again, 4)
+    assert arrived(server, key) == [1, 2, 4]
+
+
+# A worker that stands still for longer than its lease.
+
+
+@pytest.mark.parametrize("transport", ["stdio", "ws"])
+async def test_g7_a_worker_that_was_stopped_writes_nothing_once_another_one_has_begun_anew(
+    pair: tuple[Gateway, Gateway], owned: dict[Transport, RawUpstream], transport: Transport, key: str
+) -> None:
+    first, second = pair
+    server, keyed = owned[transport], {"Trunkline-Workflow": key}
+    async with Wire(first.url(transport), keyed) as wire, Wire(second.url(transport), keyed) as fresh:
+        await wire.open("2025-06-18", name=key)
+        assert "result" in await number(wire, 1)
+        late: list[dict[str, Any] | int] = []
+
+        async def call(n: int) -> None:
+            answer = await wire.call("numbered", {"n": n}, id=b"%d" % n)
+            late.append(await answer.response() if answer.status == 200 else answer.status)
+
+        pause(first)
+        try:
+            async with anyio.create_task_group() as tasks:
+                for n in range(100, 110):
+                    tasks.start_soon(call, n)  # the kernel takes them
+                await anyio.sleep(PAUSE)
+                opened = await fresh.open("2025-06-18", name=key)
+                assert opened.headers["Trunkline-Workflow-State"] == "reset"
+                resume(first)
+        finally:
+            resume(first)
+        assert "result" in await number(fresh, 2)
+    assert len(late) == 10
+    for told in late:
+        if isinstance(told, dict):
+            assert told["error"]["data"].get("executed", "no") == "no", told
+        else:
+            assert told in (404, 503)
+    assert arrived(server, key) == [1, 2]
+
+
+async def test_g7_a_worker_that_was_stopped_goes_on_where_nobody_gave_its_session_up(
+    pair: tuple[Gateway, Gateway], owned: dict[Transport, RawUpstream], key: str
+) -> None:
+    first, second = pair
+    async with Wire(first.url("stdio")) as wire, AsyncExitStack() as stack:
+        await wire.open("2025-06-18", name=key)
+        fresh = await stack.enter_async_context(elsewhere(second, wire, "stdio"))
+        assert "result" in await number(fresh, 1)
+        pause(first)
+        try:
+            await anyio.sleep(PAUSE)
+        finally:
+            resume(first)
+        told = await number(wire, 2)
+        with anyio.fail_after(PATIENCE):
+            while "error" in told:
+                assert told["error"]["data"]["limit"] == "lease", told
+                told = await number(wire, 2)
+        assert "result" in await number(fresh, 3)
+    assert arrived(owned["stdio"], key) == [1, 2, 3]
+
+
+# Streams.
+
+
+@pytest.mark.parametrize("lives", [True, False])
+async def test_g5_the_standalone_stream_is_resumed_at_another_worker(
+    pair: tuple[Gateway, Gateway], redis: RedisServer, upstream: Upstream, key: str, lives: bool
+) -> None:
+    first, second = pair
+    async with Wire(first.url()) as wire, AsyncExitStack() as stack:
+        await wire.open()
+        fresh = await stack.enter_async_context(elsewhere(second, wire))
+        stream = await wire.get()
+        await upstream.saw("get")
+        assert text_of(await (await fresh.call("log", {"text": key, "times": 3, "attributed": False})).response())
+        assert await log_data(stream, 1) == [f"{key} 1"]
+        last = stream.last_event_id
+        assert await log_data(stream, 2) == [f"{key} 2", f"{key} 3"]  # which the client loses
+        await until(lambda: is_kept(redis, f"{key} 3".encode()))
+        stream.cut()
+        if not lives:
+            kill(first)
+
+        resumed = await fresh.get(last)
+        assert resumed.status == 200
+        assert await log_data(resumed, 2) == [f"{key} 2", f"{key} 3"]
+        if not lives:
+            await upstream.saw("get", 2)
+        await (await fresh.call("log", {"text": f"{key} more", "attributed": False})).response()
+        assert await log_data(resumed, 1) == [f"{key} more 1"]
+    assert upstream.counts()["initialize"] == 1
+
+
+@pytest.mark.parametrize("lives", [True, False])
+@pytest.mark.parametrize("transport", [SSEClient, SocketClient])
+async def test_g5_a_client_with_one_connection_goes_on_at_another_worker(
+    pair: tuple[Gateway, Gateway],
+    redis: RedisServer,
+    upstream: Upstream,
+    key: str,
+    transport: type[DuplexClient],
+    lives: bool,
+) -> None:
+    first, second = (host.url().removesuffix("/mcp") for host in pair)
+    async with transport(first) as client, transport(second) as fresh:  # type: ignore[call-arg]
+        await client.connect()
+        await client.begin()
+        for n in range(3):
+            await client.call("echo", {"value": f"{key}-{n}"}, id=n)
+            assert (await client.answer(n))["result"]["structuredContent"] == {"value": f"{key}-{n}"}
+            if n == 0:
+                remember(client, fresh)
+        await until(lambda: is_kept(redis, f"{key}-2".encode()))
+        if not lives:
+            kill(pair[0])
+            await client.over()
+        await fresh.resume()
+        missed = await fresh.hear(2)
+        assert [message["id"] for message in missed] == [1, 2]
+        await fresh.call("counter", id=3)
+        assert text_of(await fresh.answer(3)) == "1"
+        assert [message["id"] for message in fresh.heard] == [1, 2, 3]
+    assert upstream.counts()["initialize"] == 1
+    assert upstream.counts()["method:tools/call"] == 4
+
+
+def remember(client: DuplexClient, fresh: DuplexClient) -> None:
+    """Another connection is to go on from here."""
+    if isinstance(client, SSEClient) and isinstance(fresh, SSEClient):
+        fresh.last_event_id = client.last_event_id
+    elif isinstance(client, SocketClient) and isinstance(fresh, SocketClient):
+        fresh.session_id, fresh.count = client.session_id, client.count
+
+
+async def test_g5_the_answer_to_a_call_is_fetched_from_another_worker(
+    pair: tuple[Gateway, Gateway], redis: RedisServer, upstream: Upstream, key: str
+) -> None:
+    first, second = pair
+    async with Wire(first.url()) as wire:
+        await wire.open()
+        answer = await wire.call("slow", {"steps": 3, "gate": key}, meta={"progressToken": key})
+        upstream.open(f"{key}.1")
+        event = await answer.next_event()
+        while event is not None and not event.data:
+            event = await answer.next_event()
+        last = answer.last_event_id
+        answer.cut()
+        upstream.open(f"{key}.2")
+        upstream.open(f"{key}.3")
+        await until(lambda: is_kept(redis, b"3 steps"))
+        kill(first)
+        async with elsewhere(second, wire) as fresh:
+            messages = [message async for message in (await fresh.get(last)).messages()]
+    assert [message["params"]["progress"] for message in messages[:-1]] == [2, 3]
+    assert text_of(messages[-1]) == "3 steps"
+    assert upstream.counts()["method:tools/call"] == 1
+
+
+async def test_g6_a_call_that_died_with_its_worker_is_told_so_where_its_stream_is_resumed(
+    pair: tuple[Gateway, Gateway], redis: RedisServer, upstream: Upstream, key: str
+) -> None:
+    first, second = pair
+    async with Wire(first.url()) as wire:
+        await wire.open()
+        answer = await wire.call("slow", {"steps": 3, "gate": key}, meta={"progressToken": key})
+        first_event = await answer.next_event()
+        assert first_event is not None
+        upstream.open(f"{key}.1")
+        await answer.next_event()
+        await until(lambda: is_kept(redis, b"step 1"))
+        kill(first)
+        async with elsewhere(second, wire) as fresh:
+            messages = [message async for message in (await fresh.get(first_event.id)).messages()]
+            assert messages[0]["params"]["progress"] == 1
+            assert [message["error"]["code"] for message in messages[1:]] == [-31002]
+            assert messages[1]["error"]["data"]["executed"] == "unknown"
+            assert text_of(await (await fresh.call("counter")).response()) == "1"
+    assert upstream.counts()["initialize"] == 1
+    assert upstream.counts()["method:tools/call"] == 2
+
+
+# What the server asks.
+
+
+@pytest.mark.parametrize("lives", [True, False])
+async def test_g3_what_was_asked_at_one_worker_is_answered_through_another(
+    pair: tuple[Gateway, Gateway], redis: RedisServer, upstream: Upstream, lives: bool
+) -> None:
+    first, second = pair
+    async with Wire(first.url()) as wire, AsyncExitStack() as stack:
+        await wire.open(capabilities={"roots": {}})
+        fresh = await stack.enter_async_context(elsewhere(second, wire))
+        stream = await wire.get()
+        await upstream.saw("get")
+        results: list[dict[str, Any]] = []
+
+        async def call() -> None:
+            results.append(await (await fresh.call("roots")).response())
+
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(call)
+                question = await stream.next_event()
+                while question is not None and not question.data:
+                    question = await stream.next_event()
+                assert question is not None
+                asked = json.loads(question.data)
+                assert asked["method"] == "roots/list"
+                await until(lambda: is_kept(redis, b"roots/list"))
+                if not lives:
+                    kill(first)
+                answer = {"jsonrpc": "2.0", "id": asked["id"], "result": {"roots": [{"uri": "file:///here"}]}}
+                assert (await fresh.post(answer)).status == 202
+                assert (await fresh.post(answer)).status == 202  # once more has no effect
+        assert results[0]["result"]["structuredContent"] == {"result": ["file:///here"]}
+    assert upstream.counts()["response"] == 1
+
+
+async def test_g3_what_was_asked_on_the_stream_of_a_call_is_answered_through_another_worker(
+    pair: tuple[Gateway, Gateway], upstream: Upstream
+) -> None:
+    first, second = pair
+    async with Wire(first.url()) as wire:
+        await wire.open(capabilities={"elicitation": {}})
+        async with elsewhere(second, wire) as fresh:
+            answer = await wire.call("ask")
+            async for message in answer.messages():
+                if message.get("method") == "elicitation/create":
+                    content = {"action": "accept", "content": {"colour": "red"}}
+                    reply = {"jsonrpc": "2.0", "id": message["id"], "result": content}
+                    assert (await fresh.post(reply)).status == 202
+                else:
+                    assert text_of(message) == "accept red"
+    assert upstream.counts()["response"] == 1
+
+
+async def test_g7_a_workflow_is_ended_through_any_worker(pair: tuple[Gateway, Gateway], upstream: Upstream) -> None:
+    first, second = pair
+    async with Wire(first.url()) as wire:
+        await wire.open()
+        async with elsewhere(second, wire) as fresh:
+            assert text_of(await (await fresh.call("counter")).response()) == "1"
+            assert (await fresh.delete()).status == 200
+            assert (await fresh.delete()).status in (200, 404)
+            await upstream.saw("delete")
+            assert (await wire.call("counter")).status == 404
+            with anyio.fail_after(PATIENCE):
+                while (await fresh.call("counter")).status != 404:
+                    pass
+    assert upstream.counts()["delete"] == 1
+
+
+# Drain.
+
+
+async def test_g8_a_worker_that_drains_says_so_first_and_loses_no_call(
+    pair: tuple[Gateway, Gateway], upstream: Upstream, key: str
+) -> None:
+    first, second = pair
+    done: list[str] = []
+
+    async with AsyncExitStack() as stack:
+        wires = [await stack.enter_async_context(Wire(first.url())) for _ in range(4)]
+        for wire in wires:
+            await wire.open("2025-06-18")
+        last = await stack.enter_async_context(Wire(first.url()))
+        await last.open("2025-06-18")
+
+        async def hold() -> None:
+            done.append(text_of(await (await last.call("hold", {"gate": key})).response()))
+
+        async def live(wire: Wire) -> None:
+            for n in range(1, 21):
+                done.append(text_of(await (await wire.call("counter")).response()))
+                assert done[-1] == str(n)
+                if first.process.returncode is not None or http_status(first.port, "/readyz") != 200:
+                    wire.url = second.url()
+
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(hold)
+                await upstream.saw("mark:holding")
+                async with anyio.create_task_group() as load:
+                    for wire in wires:
+                        load.start_soon(live, wire)
+                    first.process.send_signal(signal.SIGTERM)
+                    await until(lambda: http_status(first.port, "/readyz") == 503)
+                upstream.open(key)
+        await anyio.to_thread.run_sync(first.process.wait, 15)
+        for wire in wires:
+            wire.url = second.url()
+            assert text_of(await (await wire.call("counter")).response()) == "21"
+    assert f"{key} is open" in done
+    assert upstream.counts()["initialize"] == 5
+    assert upstream.counts()["method:tools/call"] == 4 * 21 + 1

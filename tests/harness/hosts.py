@@ -1,0 +1,66 @@
+"""Gateways with one directory, as on several hosts: each has a port of its own, so that a test says which is asked."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from harness.gateways import Gateway, gateway
+from harness.redis_server import RedisServer
+from harness.wire import Wire
+
+
+class Hosts:
+    """Gateways with the same settings. A test that ends one leaves it to `complete` to start another."""
+
+    def __init__(self, stack: ExitStack, toml: Path, count: int) -> None:
+        self._stack = stack
+        self._toml = toml
+        self._count = count
+        self.all: list[Gateway] = []
+        """Those that live, as far as no test has ended them."""
+
+    def complete(self) -> list[Gateway]:
+        """As many as there are to be, and all of them alive."""
+        self.all = [one for one in self.all if one.process.returncode is None]
+        while len(self.all) < self._count:
+            self.all.append(self._stack.enter_context(gateway("--log-level", "warning", toml=self._toml)))
+        return self.all
+
+
+@contextmanager
+def hosts(toml: Path, count: int = 2) -> Iterator[Hosts]:
+    """So many gateways; gone when this is left, also those that a test has stopped."""
+    with ExitStack() as stack:
+        yield Hosts(stack, toml, count)
+
+
+def kill(host: Gateway) -> None:
+    """SIGKILL, to the gateway alone."""
+    host.process.send_signal(signal.SIGKILL)
+    host.process.wait(10)
+
+
+def pause(host: Gateway) -> None:
+    """SIGSTOP: its connections stay, and it does nothing."""
+    host.process.send_signal(signal.SIGSTOP)
+
+
+def resume(host: Gateway) -> None:
+    """SIGCONT."""
+    host.process.send_signal(signal.SIGCONT)
+
+
+def elsewhere(host: Gateway, client: Wire, server: str = "up") -> Wire:
+    """A client of another host that goes on with the session of this one."""
+    return Wire(host.url(server), client.headers)
+
+
+def is_kept(redis: RedisServer, text: bytes) -> bool:
+    """Whether an event with this text has come to an event log in redis."""
+    for key in redis.command("KEYS", "*"):
+        if redis.command("TYPE", key) in (b"stream", "stream"):
+            entries = redis.command("XRANGE", key, "-", "+")
+            if any(text in value for _, fields in entries for value in fields.values()):
+                return True
+    return False
