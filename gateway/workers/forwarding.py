@@ -17,8 +17,8 @@ import anyio
 
 from ...mux import envelope as wire_format
 from ...mux.directory import Worker
-from ...mux.errors import Elsewhere, Everywhere, Overloaded, SessionLost, TrunklineError
-from ...mux.membership import Membership
+from ...mux.errors import DirectoryUnavailable, Elsewhere, Everywhere, Overloaded, SessionLost, TrunklineError
+from ...mux.membership import BEAT_SECONDS, Membership
 from ...mux.principal import Principal
 from ...mux.statistics import Statistics
 from ...transports import event_stream
@@ -117,6 +117,13 @@ class Forwarder:
                 return await _refuse(error, scope, tape)
             await anyio.sleep(RETRY_SECONDS)
 
+    async def _lives(self, id: str) -> bool:
+        """Whether a worker is not taken for dead, as far as anybody can tell."""
+        try:
+            return await self._membership.find(id) is not None
+        except DirectoryUnavailable:
+            return True
+
     async def _forward(self, elsewhere: Elsewhere, scope: Scope, tape: Tape) -> bool:
         """Hand a request on; False where that surely had no effect, and who holds its workflow must be asked again.
 
@@ -135,7 +142,8 @@ class Forwarder:
             return False
         try:
             with self._noted(conversation, scope):
-                await _converse(conversation, opening(scope, elsewhere.identity), scope, tape)
+                begin = opening(scope, elsewhere.identity)
+                await _converse(conversation, begin, scope, tape, lambda: self._lives(worker.id))
         except Unreachable:
             self._membership.doubt(worker.id)
             return False
@@ -376,12 +384,19 @@ class _Served:
         await pong
 
 
-async def _converse(conversation: Conversation, opening: dict[str, Any], scope: Scope, tape: Tape) -> None:
-    """The side with the client, until the other one has done."""
+async def _converse(
+    conversation: Conversation,
+    opening: dict[str, Any],
+    scope: Scope,
+    tape: Tape,
+    lives: Callable[[], Awaitable[bool]],
+) -> None:
+    """The side with the client, until the other one has done, or is taken for dead."""
     await conversation.send(Frame("open", opening))
     broken: Broken | None = None
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(_hand_on, conversation, tape)
+        tasks.start_soon(_break_off, conversation, lives)
         try:
             while (frame := await conversation.receive()).kind != "end":
                 if frame.kind == "event":
@@ -395,6 +410,14 @@ async def _converse(conversation: Conversation, opening: dict[str, Any], scope: 
         tasks.cancel_scope.cancel()
     if broken is not None:
         raise broken
+
+
+async def _break_off(conversation: Conversation, lives: Callable[[], Awaitable[bool]]) -> None:
+    """End it when the other worker is taken for dead: one that is stopped keeps its sockets open (guarantee G7)."""
+    while True:
+        await anyio.sleep(BEAT_SECONDS)
+        if not await lives():
+            conversation.close()
 
 
 async def _hand_on(conversation: Conversation, tape: Tape) -> None:

@@ -423,3 +423,34 @@ async def test_a_tape_plays_again_what_was_heard_until_the_answer_begins() -> No
     await tape.send({"type": "http.response.start"})
     await tape.receive()
     assert tape.body == b""
+
+
+async def test_g7_a_call_is_told_at_once_that_its_worker_was_taken_for_dead(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that is stopped, and whose socket therefore stays open."""
+    hears = anyio.Event()
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        hears.set()
+        await anyio.sleep_forever()
+
+    await house.begins("b", serve)
+    client = post()
+
+    async def missed(worker: Worker) -> bool:
+        return True
+
+    async def die() -> None:
+        await hears.wait()
+        worker = await house.directory.worker("b")
+        assert worker is not None
+        monkeypatch.setattr(house.directory, "beat", missed)
+        await house.directory.retire(worker)
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(die)
+            await house.request(client)
+    assert b"-31002" in client.body
