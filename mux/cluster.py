@@ -93,6 +93,8 @@ class Cluster:
         self._statistics = statistics
         self._clock = clock
         self._touched = clock()
+        self._comparing: dict[str, anyio.Event] = {}
+        """The workflows in doubt that are being compared with their records, by session id."""
         self._names: Iterator[int] | None = None
 
     def __repr__(self) -> str:
@@ -178,6 +180,22 @@ class Cluster:
         Raises:
             DirectoryUnavailable: nobody can tell.
         """
+        if not workflow.is_doubted:
+            return await self._compared(workflow)
+        return await self._tasks.see_through(self._settle_doubt, workflow)
+
+    async def _settle_doubt(self, workflow: Workflow) -> Verdict:
+        """One at a time: a record that is told again while its key is claimed must not be taken for one that stands."""
+        session_id = workflow.record.session_id
+        while (under_way := self._comparing.get(session_id)) is not None:
+            await under_way.wait()
+        self._comparing[session_id] = anyio.Event()
+        try:
+            return await self._compared(workflow)
+        finally:
+            self._comparing.pop(session_id).set()
+
+    async def _compared(self, workflow: Workflow) -> Verdict:
         stored = await self._directory.get(workflow.record.session_id)
         is_beside = self.beside.get(workflow.record.session_id) is workflow
         if stored is None:
