@@ -33,7 +33,7 @@ SETTLED_SECONDS: Final = 10.0
 """A worker that has lived for so long did not fail to start."""
 
 MAX_FAILURES: Final = 5
-"""Ends of young workers, one after the other, after which the gateway gives up if none lives."""
+"""Ends of workers that had not come up, one after the other, after which the gateway gives up if none lives."""
 
 MARGIN_SECONDS: Final = 15.0
 """How much longer than `drain_timeout` a worker may take to end before it is killed."""
@@ -118,7 +118,7 @@ class Supervisor:
         self._stopping = anyio.Event()
         self._is_ready = False
         self._failures = 0
-        """Ends of young workers since one has come up."""
+        """Ends of workers that had not come up, since one has."""
         self._failed: WorkersFailed | None = None
 
     async def run(self) -> None:
@@ -153,7 +153,8 @@ class Supervisor:
                 is_young = not has_listened or time.monotonic() - began < SETTLED_SECONDS
                 wait = min(max(2 * wait, FIRST_WAIT_SECONDS), LONGEST_WAIT_SECONDS) if is_young else FIRST_WAIT_SECONDS
                 logger.error("a worker has ended with %s; another one is started in %.1f s", _told(status), wait)
-                self._count_failure(status)
+                if not has_listened:
+                    self._count_failure(status)
             with anyio.move_on_after(wait):
                 await self._stopping.wait()
 
