@@ -158,7 +158,7 @@ def redis_cluster() -> Iterator[RedisCluster]:
     with ExitStack() as stack:
         nodes = []
         for _ in range(NODES):
-            options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "2000")
+            options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "15000")
             nodes.append(stack.enter_context(redis_server(*options)))
         cluster = RedisCluster(nodes)
         cluster.join()
