@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from harness.gateways import TOKENS, until
 from harness.gateways import gateway as running_gateway
-from harness.muxing import ALICE, begin
+from harness.muxing import begin
 from harness.operators import Operator, both
 from harness.upstreams import Upstream
 from harness.wire import Wire, text_of
 from trunkline.gateway import app
 from trunkline.gateway.settings import load
+from trunkline.mux.principal import ANONYMOUS
 
 pytestmark = pytest.mark.anyio
 
@@ -62,7 +63,7 @@ async def test_a_hundred_reloads_leave_no_connector(upstream: Upstream, settings
     old: list[weakref.ref[Any]] = []
     async with app.Gateway(load(path, environ={})).running() as gateway:
         for n in range(1, 101):
-            workflow = (await begin(gateway.pool, ALICE, "up")).workflow
+            workflow = (await begin(gateway.pool, ANONYMOUS, "up")).workflow
             old.append(weakref.ref(gateway.pool.upstreams["up"].connector))
             path.write_text(settings(n))
             await gateway.reload(lambda: load(path, environ={}))
