@@ -221,7 +221,9 @@ async def test_pages_are_asked_for_and_the_list_is_what_it_was(gateway: Gateway)
     everything = source(gateway).fetch()
     assert len(everything) >= 2
     first = source(gateway).read("/api/sessions?limit=1")
-    assert first == {"total": len(everything), "sessions": everything[:1], "next": first["next"]}
+    [row] = first["sessions"]
+    assert first == {"total": len(everything), "sessions": [row], "next": first["next"]}
+    assert row == {**everything[0], "idle": row["idle"]}, "the same row, a moment later"
     second = source(gateway).read(f"/api/sessions?limit=1&after={first['next']}")
     assert second["sessions"][0]["workflow"] == everything[1]["workflow"]
     found = source(gateway).read(f"/api/sessions?q={everything[1]['workflow']}&server={everything[1]['server']}")
