@@ -27,6 +27,8 @@ pytestmark = pytest.mark.anyio
 WORKERS = 4
 KILL_SECONDS = 2.0
 OUTCOME_SECONDS = 3.0
+HASTE = 4
+"""How much longer it may be in the short run, which shares its machine with whatever else is tested."""
 """Every call has an answer, or a connection that is closed, within so many seconds."""
 
 PAUSE_SECONDS = 0.02
@@ -172,7 +174,7 @@ async def test_g6_g7_workers_are_killed_again_and_again(
     surely_not = {n for n, outcome in crowd.outcomes.items() if outcome.endswith(" no") or outcome in ("404", "503")}
     assert not surely_not & executed.keys()
     # Over stdio every session that is lost is a process that starts, on the cores that all of this runs on.
-    assert crowd.slowest <= OUTCOME_SECONDS * (1 if transport == "http" else 2)
+    assert crowd.slowest <= OUTCOME_SECONDS * (1 if transport == "http" else 2) * (1 if clients > 8 else HASTE)
     if transport == "http":
         assert crowd.lost == 0
         assert [len(server.received(name, "initialize")) for name in names] == [1] * clients
