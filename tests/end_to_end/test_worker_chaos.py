@@ -27,9 +27,10 @@ pytestmark = pytest.mark.anyio
 WORKERS = 4
 KILL_SECONDS = 2.0
 OUTCOME_SECONDS = 3.0
+"""Every call has an answer, or a connection that is closed, within so many seconds."""
+
 HASTE = 4
 """How much longer it may be in the short run, which shares its machine with whatever else is tested."""
-"""Every call has an answer, or a connection that is closed, within so many seconds."""
 
 PAUSE_SECONDS = 0.02
 """What a client lets pass between two calls, so that workers that are started get something of the processor."""
