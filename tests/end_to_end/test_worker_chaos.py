@@ -22,7 +22,7 @@ from harness.redis_server import RedisServer, redis_server
 from harness.wire import Wire
 from harness.worker_gateways import WorkerGateway, worker_gateway
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 WORKERS = 4
 KILL_SECONDS = 2.0
