@@ -7,6 +7,7 @@ due on it. The bytes are theirs.
 import asyncio
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 import anyio
@@ -18,6 +19,7 @@ from ..mux.envelope import Envelope
 from ..mux.errors import (
     InvalidMessage,
     InvalidRequest,
+    Overloaded,
     TrunklineError,
     UnknownSession,
     UnsupportedRevision,
@@ -159,6 +161,8 @@ class Link:
             message = wire_format.parse(text, limit=MAX_BODY_BYTES)
         except InvalidMessage as error:
             self._pool.statistics.count("refused", error.reason)
+            with suppress(Overloaded):
+                await self._wait_for_turn()
             self.meet()
             self._say(wire_format.failure(b"", error))
             return
@@ -167,8 +171,7 @@ class Link:
     async def receive(self, message: Envelope, headers: Mapping[str, str]) -> None:
         """One message of the client."""
         try:
-            if not self._config.admission.pass_at_once(in_order=self._transport == "websocket"):
-                await self._config.admission.wait(self._principal)
+            await self._wait_for_turn()
             self.meet()
             if message.kind == "request" and message.method == "server/discover":
                 raise UnsupportedRevision("begin with initialize", supported=list(LEGACY), requested="2026-07-28")
@@ -237,6 +240,10 @@ class Link:
             else:
                 reader.close()
         self._readers.clear()
+
+    async def _wait_for_turn(self) -> None:
+        if not self._config.admission.pass_at_once(in_order=self._transport == "websocket"):
+            await self._config.admission.wait(self._principal)
 
     # Which workflow.
 

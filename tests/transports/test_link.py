@@ -11,10 +11,12 @@ from harness.memory_wire import echo, message
 from harness.muxing import ALICE, BOB, Bench, bench, settle
 from trunkline.mux.errors import Overloaded, TrunklineError, UnknownSession
 from trunkline.mux.event_log import Trimmed
+from trunkline.mux.fairness import Turnstile
 from trunkline.mux.limits import MAX_BODY_BYTES, EventLogLimits
 from trunkline.mux.principal import ANONYMOUS, Principal
 from trunkline.mux.workflow import Transport
 from trunkline.transports import link as module
+from trunkline.transports.admission import Admission
 from trunkline.transports.endpoint import EndpointConfig
 from trunkline.transports.guard import Guard
 from trunkline.transports.headers import Asked
@@ -183,6 +185,40 @@ async def test_a_message_over_the_limit_is_refused() -> None:
         await line.say(b'{"jsonrpc":"2.0","id":1,"method":"x","params":{"a":"' + b"a" * MAX_BODY_BYTES + b'"}}')
         [refused] = await line.hear()
         assert "error" in refused
+
+
+@pytest.mark.parametrize("transport", ["sse", "websocket"])
+async def test_messages_wait_for_their_turn_and_those_that_wait_are_bounded(transport: Transport) -> None:
+    async with lines() as at:
+        admission = Admission(Turnstile(per_round=1, max_waiting=2))
+        line = await at.open(transport, admission=admission)
+        other = await at.open(transport, principal=BOB, admission=admission)
+        for one in (line, other):
+            await one.begin()
+            await settle()
+        async with anyio.create_task_group() as tasks:
+            for n in range(6):
+                tasks.start_soon(line.call, n)
+            tasks.start_soon(other.call, 7)
+            tasks.start_soon(other.say, b"{")
+        answers = await line.hear(6)
+        refused = [answer for answer in answers if "error" in answer]
+        assert [answer["id"] for answer in answers if "result" in answer] == [0, 1, 2]
+        assert [answer["id"] for answer in refused] == [3, 4, 5]
+        assert {(a["error"]["code"], a["error"]["data"]["limit"]) for a in refused} == {(-31003, "max_waiting")}
+        assert [answer.get("id") for answer in await other.hear(2)] == [7, None]
+
+
+async def test_what_is_no_message_waits_for_its_turn_too() -> None:
+    async with lines() as at:
+        admission = Admission(Turnstile(per_round=1))
+        line = await at.open(admission=admission)
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(line.say, b"{")
+            await anyio.lowlevel.checkpoint()
+            assert admission.waiting == 2
+        assert [refused["error"]["code"] for refused in await line.hear(3)] == [-32700] * 3
 
 
 async def test_a_client_that_reads_nothing_is_not_told_more_than_a_few_refusals() -> None:
