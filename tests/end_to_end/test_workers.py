@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -225,14 +225,22 @@ async def test_g7_calls_of_a_killed_owner_are_told_at_once_and_a_session_begins_
     def begun() -> int:
         return len(list(tmp_path.iterdir()))
 
+    def connected(pids: Iterable[int]) -> int:
+        return sum(map(workers.connections, pids))
+
+    others = set(workers.pids()) - {owner}
+    await until(lambda: not connected(workers.pids()))
     with anyio.fail_after(PATIENCE):
         async with anyio.create_task_group() as tasks:
-            for number in range(CALLS):
-                tasks.start_soon(hang, number)
-            await until(lambda: workers.running.metric("trunkline_inflight", server="process") == CALLS)
+            calls = 0
+            while calls < CALLS or not connected(others):  # the kernel gives a connection to any worker
+                tasks.start_soon(hang, calls)
+                calls += 1
+                await until(lambda calls=calls: connected(workers.pids()) == calls)
+            await until(lambda: workers.running.metric("trunkline_inflight", server="process") == calls)
             await until(begun)
             workers.end(owner, signal.SIGKILL)
-            await until(lambda: len(outcomes) == CALLS)
+            await until(lambda: len(outcomes) == calls)
     assert -31002 in outcomes
     assert set(outcomes) <= {-31002, None}
     with anyio.fail_after(PATIENCE):

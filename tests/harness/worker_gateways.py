@@ -3,12 +3,15 @@
 import os
 import signal
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from harness.gateways import Gateway, gateway, until
 from harness.wire import Wire
+
+ESTABLISHED = "01"
+"""A connection's state, as /proc/net/tcp spells it."""
 
 
 class WorkerGateway:
@@ -26,6 +29,15 @@ class WorkerGateway:
         """The processes of its workers, oldest first."""
         parent = self.running.process.pid
         return sorted(map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split()))
+
+    def connections(self, pid: int) -> int:
+        """How many connections of clients a worker has accepted and not closed."""
+        accepted = set()
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            _, local, _, state, *_, inode = line.split()[:10]
+            if state == ESTABLISHED and int(local.partition(":")[2], 16) == self.running.port:
+                accepted.add(f"socket:[{inode}]")
+        return sum(link in accepted for link in _links(Path(f"/proc/{pid}/fd")))
 
     async def complete(self, without: int = 0) -> None:
         """Wait until all workers listen, and none of them is the process `without`."""
@@ -62,3 +74,10 @@ def worker_gateway(toml: Path, count: int, *arguments: str) -> Iterator[WorkerGa
     """`trunkline serve --workers COUNT` with a settings file that names a directory."""
     with gateway("--workers", str(count), *arguments, toml=toml) as running:
         yield WorkerGateway(running, count)
+
+
+def _links(descriptors: Path) -> Iterator[str]:
+    """What the descriptors of a process stand for."""
+    for descriptor in descriptors.iterdir():
+        with suppress(FileNotFoundError):  # closed meanwhile
+            yield os.readlink(descriptor)
