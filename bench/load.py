@@ -41,6 +41,10 @@ VARIANTS = {
 the SDK's clients also the GET stream and tools/list."""
 
 DIRECT = "direct"
+FORWARDER = "bare forwarder"
+FLOOR = "bare uvicorn"
+BESIDE = {FORWARDER: ["--url", f"http://127.0.0.1:{UPSTREAM_PORT}/mcp"], FLOOR: ["--floor"]}
+"""What the gateway is measured against, as arguments of `bench.forwarder`."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,13 @@ def run(scenario: Scenario, rounds: int) -> list[dict[str, object]]:
         upstream = [sys.executable, "-m", "bench.upstream", "--port", str(UPSTREAM_PORT), *delay]
         stack.enter_context(process(upstream, client_core, f"http://127.0.0.1:{UPSTREAM_PORT}/recorder"))
         variants = [Measured(DIRECT, 0, UPSTREAM_PORT, "/mcp", "", [], [], [])]
-        for index, (name, settings) in enumerate(VARIANTS.items()):
-            port = FIRST_GATEWAY_PORT + index
+        for name, arguments in BESIDE.items():
+            port = FIRST_GATEWAY_PORT + len(variants)
+            command = [sys.executable, "-m", "bench.forwarder", "--port", str(port), *arguments]
+            pid = stack.enter_context(process(command, gateway_core, f"http://127.0.0.1:{port}/readyz"))
+            variants.append(Measured(name, pid, port, "/mcp", "", [], [], []))
+        for name, settings in VARIANTS.items():
+            port = FIRST_GATEWAY_PORT + len(variants)
             pid = stack.enter_context(gateway(settings, port, gateway_core))
             variants.append(Measured(name, pid, port, "/servers/bench/mcp", "", [], [], []))
         asyncio.run(measure(scenario, rounds, variants))
