@@ -1,6 +1,7 @@
 """The rules of `layers`, held against the sources; and the checker, held against sources that break them."""
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,10 +16,15 @@ def modules(root: Path) -> Iterator[Path]:
         yield from sorted((root / folder).rglob("*.py"))
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
 def imports(path: Path, root: Path) -> Iterator[str]:
     """What a module imports: `mux.channel` for our own, however it is written, and the bare top name for others."""
     package = path.relative_to(root).with_suffix("").parts[:-1]
-    tree = ast.parse(path.read_text())
+    tree = parsed(path)
     guarded = {
         id(inner)
         for node in ast.walk(tree)
@@ -67,7 +73,7 @@ def violations(root: Path) -> list[str]:
 
 
 def is_bare(path: Path, target: str) -> bool:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import) and any(alias.name == target for alias in node.names):
             return target.partition(".")[0] in FOLDERS
         if isinstance(node, ast.ImportFrom) and not node.level and node.module == target:
