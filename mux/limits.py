@@ -43,6 +43,7 @@ class Pooling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How far sessions are shared, and every limit on them. Times are seconds."""
 
     reuse: Reuse = "workflow"
+    """How far a session with a server is shared: by one call, one conversation, or all of one user's."""
     idle_timeout: float = 1800
     """A workflow without a wire ends this long after its last response ended."""
     resume_window: float = 300
@@ -54,9 +55,16 @@ class Pooling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_channel_age: float = 0
     """A session that workflows share is replaced after so long, without a break; 0 for never."""
     max_workflows: int = 10_000
+    """Workflows in all. Over it, one that is idle and without a connection gives way, or the newcomer is refused."""
     max_workflows_per_user: int = 100
+    """Workflows of one principal; anonymous has no such cap."""
     max_workflows_per_tenant: int = 2_000
+    """Workflows of all principals of one tenant."""
     max_channels_per_user: int = 16
+    """Sessions with one server that one principal's workflows share, with `reuse = "user"`."""
     max_inflight_per_workflow: int = 64
+    """Calls of one workflow that wait for an answer."""
     max_inflight_per_channel: int = 256
+    """Calls on one session with a server that wait for an answer, those of all workflows that share it."""
     event_log: EventLogLimits = EventLogLimits()
+    """What is kept so that clients can resume their streams."""

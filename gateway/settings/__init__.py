@@ -1,0 +1,32 @@
+"""Everything that the program can be told: what there is, how it is read, and what cannot hold together."""
+
+from .consistency import check, is_loopback
+from .definitions import (
+    NAME,
+    TLS,
+    AuthSection,
+    DirectorySection,
+    GatewaySection,
+    OAuth,
+    Server,
+    Settings,
+    SettingsError,
+    TokenEntry,
+)
+from .reading import load
+
+__all__ = [
+    "NAME",
+    "TLS",
+    "AuthSection",
+    "DirectorySection",
+    "GatewaySection",
+    "OAuth",
+    "Server",
+    "Settings",
+    "SettingsError",
+    "TokenEntry",
+    "check",
+    "is_loopback",
+    "load",
+]

@@ -1,0 +1,256 @@
+"""Which settings can hold together: values that contradict each other, and files that they name."""
+
+import ipaddress
+import json
+import re
+import ssl
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+import jwt
+
+from ...transports.upstream.http import HeaderBlock
+from .definitions import NAME, STDIO, AuthSection, OAuth, Server, Settings, SettingsError
+
+SCHEMES: Final = ("http", "https", "sse+http", "sse+https", "ws", "wss")
+DIRECTORIES: Final = {
+    "redis": (
+        "redis://",
+        "rediss://",
+        "unix://",
+        "redis+sentinel://",
+        "rediss+sentinel://",
+        "redis+cluster://",
+        "rediss+cluster://",
+    ),
+    "database": ("sqlite+aiosqlite://", "postgresql+asyncpg://"),
+}
+"""How the URLs of shared directories begin."""
+
+SCOPE: Final = re.compile(r"[!#-\[\]-~]+( [!#-\[\]-~]+)*")  # RFC 6749, 3.3
+SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
+HOP_BY_HOP: Final = frozenset(
+    (
+        "accept",
+        "connection",
+        "content-length",
+        "content-type",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    )
+)
+RESERVED: Final = frozenset({"authorization", "cookie", "host"})
+
+
+def is_loopback(host: str) -> bool:
+    """True for a name or an address that only this machine reaches."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def check(settings: Settings, *, insecure: bool) -> None:
+    """Make sure that the settings can hold together; it reads the files that they name.
+
+    Raises:
+        SettingsError: they cannot.
+    """
+    _check_listener(settings, insecure=insecure)
+    _check_auth(settings)
+    _check_directory(settings)
+    _check_sharing("pooling.reuse", settings.pooling.reuse, settings)
+    for name, server in settings.servers.items():
+        path = f"servers.{name}"
+        if not NAME.fullmatch(name):
+            raise SettingsError(path, "a server's name is 1-64 characters of A-Z a-z 0-9 . _ -")
+        _check_address(path, server)
+        _check_server(path, server)
+        if server.trust_annotations and settings.pooling_for(name).reuse == "none":
+            raise SettingsError(f"{path}.trust_annotations", 'reuse = "none" sends nothing again; leave it out')
+        _check_sharing(f"{path}.reuse", server.reuse, settings)
+
+
+def _check_listener(settings: Settings, *, insecure: bool) -> None:
+    gateway = settings.gateway
+    if bool(gateway.tls.cert) != bool(gateway.tls.key):
+        raise SettingsError("gateway.tls", "cert and key are given together or not at all")
+    if gateway.tls.cert:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(gateway.tls.cert, gateway.tls.key)
+        except OSError as error:  # an SSLError is one
+            raise SettingsError("gateway.tls", f"cert and key cannot be used: {error.strerror}") from None
+    public = urlsplit(gateway.public_url)
+    if gateway.public_url and (public.scheme not in ("http", "https") or not public.hostname or public.path.strip("/")):
+        raise SettingsError("gateway.public_url", "expected https://HOST, as clients reach this gateway")
+    if gateway.trusted_proxies and settings.auth.mode != "proxy":
+        raise SettingsError("gateway.trusted_proxies", 'only used with auth.mode = "proxy"; leave it out')
+    for index, proxy in enumerate(gateway.trusted_proxies):
+        try:
+            ipaddress.ip_network(proxy, strict=False)
+        except ValueError:
+            raise SettingsError(f"gateway.trusted_proxies[{index}]", "expected an address or a network") from None
+    if is_loopback(gateway.host):
+        return
+    if not gateway.allowed_hosts:
+        raise SettingsError(
+            "gateway.allowed_hosts", f"needed because {gateway.host} is not loopback: the names clients use"
+        )
+    if settings.auth.mode == "none" and not insecure:
+        raise SettingsError(
+            "auth.mode", f"{gateway.host} is not loopback: choose an auth mode, or give --insecure if you mean it"
+        )
+
+
+def _check_directory(settings: Settings) -> None:
+    backend, url = settings.directory.backend, settings.directory.url
+    scheme, found, rest = url.partition("://")
+    if backend == "memory":
+        if url:
+            raise SettingsError("directory.url", "memory has none; name its backend: redis or database")
+        if settings.gateway.workers > 1:
+            raise SettingsError(
+                "gateway.workers",
+                "memory serves one worker: a second one would not know the sessions of the first; "
+                'use directory.backend = "redis" or "database"',
+            )
+    elif not url:
+        raise SettingsError("directory.url", f"{backend} needs one: {DIRECTORIES[backend][0]}…")
+    elif not found or not rest or f"{scheme}://" not in DIRECTORIES[backend]:
+        raise SettingsError("directory.url", f"for {backend}, expected one that begins with " + _either(backend))
+
+
+def _either(backend: str) -> str:
+    *first, last = DIRECTORIES[backend]
+    return f"{', '.join(first)} or {last}"
+
+
+def _check_auth(settings: Settings) -> None:
+    auth = settings.auth
+    if auth.mode == "proxy" and not settings.gateway.trusted_proxies:
+        raise SettingsError("gateway.trusted_proxies", 'mode "proxy" needs the addresses of the proxy')
+    if auth.mode == "jwt":
+        _check_jwt(auth)
+    if auth.mode == "tokens" and not auth.tokens:
+        raise SettingsError("auth.tokens", 'mode "tokens" needs at least one token')
+    for index, token in enumerate(auth.tokens):
+        if not SHA256.fullmatch(token.sha256):
+            raise SettingsError(f"auth.tokens[{index}].sha256", "expected 64 hexadecimal digits")
+        if not token.subject:
+            raise SettingsError(f"auth.tokens[{index}].subject", "a token needs a subject")
+
+
+def _check_jwt(auth: AuthSection) -> None:
+    for key in ("issuer", "audience"):
+        if not getattr(auth, key):
+            raise SettingsError(f"auth.{key}", 'mode "jwt" needs it')
+    if bool(auth.secret) == bool(auth.jwks):
+        raise SettingsError("auth.jwks", "give either jwks (public keys) or secret")
+    symmetric = [name.startswith("HS") for name in auth.algorithms]
+    if not symmetric or "none" in auth.algorithms or symmetric != [bool(auth.secret)] * len(symmetric):
+        raise SettingsError("auth.algorithms", "HS256 and its like go with secret, all others with jwks; never none")
+    if not auth.jwks or auth.jwks.startswith("https://"):
+        return
+    if auth.jwks.startswith("http://"):
+        if not is_loopback(urlsplit(auth.jwks).hostname or ""):
+            raise SettingsError("auth.jwks", "keys are read over https, or from a file")
+        return
+    try:
+        json.loads(Path(auth.jwks).read_text())["keys"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise SettingsError("auth.jwks", "no JSON Web Key Set can be read from this file") from None
+
+
+def _check_address(path: str, server: Server) -> None:
+    if bool(server.url) == bool(server.command):
+        raise SettingsError(path, "give either url or command")
+    if server.command or server.url.startswith(STDIO):
+        _check_process(path, server)
+        return
+    try:
+        url = urlsplit(server.url)
+        usable = bool(url.hostname) and url.port != 0
+    except ValueError:
+        raise SettingsError(f"{path}.url", "its host or its port is none") from None
+    if url.scheme not in SCHEMES or not usable:
+        raise SettingsError(f"{path}.url", f"expected {', '.join(SCHEMES[:-1])} or {SCHEMES[-1]}://HOST/PATH")
+    if server.ca:
+        try:
+            ssl.create_default_context(cafile=server.ca)
+        except OSError as error:  # an SSLError is one
+            raise SettingsError(f"{path}.ca", f"no certificates can be read from it: {error.strerror}") from None
+
+
+def _check_process(path: str, server: Server) -> None:
+    key = "command" if server.command else "url"
+    try:
+        process = server.process
+    except ValueError as error:
+        raise SettingsError(f"{path}.{key}", f"it is no command line: {error}") from None
+    if not process or not process[0] or any("\0" in word for word in process):
+        raise SettingsError(f"{path}.{key}", "expected a program and its arguments")
+    for name in ("headers", "ca", "forward_headers", "session_headers", "oauth"):
+        if getattr(server, name):
+            raise SettingsError(f"{path}.{name}", "a command is no HTTP server; leave it out")
+
+
+def _check_sharing(path: str, reuse: str | None, settings: Settings) -> None:
+    if reuse == "user" and settings.auth.mode == "none" and not is_loopback(settings.gateway.host):
+        raise SettingsError(path, "user needs verified identities on this listener: choose an auth mode")
+
+
+def _check_server(path: str, server: Server) -> None:
+    try:
+        HeaderBlock(server.headers)
+    except ValueError as error:
+        raise SettingsError(f"{path}.headers", str(error)) from None
+    if not server.eras:
+        raise SettingsError(f"{path}.eras", 'name "legacy", "modern" or both')
+    if "legacy" not in server.eras and not server.url.startswith(("http://", "https://")):
+        raise SettingsError(f"{path}.eras", "without legacy, the server needs an http(s) url in this version")
+    if server.oauth is not None:
+        _check_oauth(f"{path}.oauth", server, server.oauth)
+    for key in ("forward_headers", "session_headers"):
+        for header in getattr(server, key):
+            low = header.lower()
+            if low in RESERVED or low in HOP_BY_HOP or low.startswith(("mcp-", "trunkline-")):
+                raise SettingsError(f"{path}.{key}", f"{header} is never passed on from a client")
+
+
+def _check_oauth(path: str, server: Server, oauth: OAuth) -> None:
+    if "authorization" in (header.lower() for header in server.headers):
+        raise SettingsError(path, "headers has an Authorization already; give one of the two")
+    if "http" not in server.url.partition("://")[0]:
+        raise SettingsError(path, "tokens are only renewed over HTTP; give a WebSocket its headers")
+    for where, url in ((f"{path.removesuffix('.oauth')}.url", server.url), (f"{path}.issuer", oauth.issuer)):
+        parts = urlsplit(url)
+        is_https = parts.scheme.endswith("https")
+        if not parts.hostname or not (is_https or (parts.scheme.endswith("http") and is_loopback(parts.hostname))):
+            raise SettingsError(where, "tokens go over https, or stay on this machine")
+    if not oauth.client_id:
+        raise SettingsError(f"{path}.client_id", "the issuer knows its clients by it")
+    if oauth.scope and not SCOPE.fullmatch(oauth.scope):
+        raise SettingsError(f"{path}.scope", "expected names with single spaces between them")
+    needed, other = "client_secret", "private_key"
+    if oauth.token_endpoint_auth_method == "private_key_jwt":  # noqa: S105
+        needed, other = other, needed
+    if not getattr(oauth, needed) or getattr(oauth, other):
+        raise SettingsError(f"{path}.{needed}", f"{oauth.token_endpoint_auth_method} needs it, and no {other}")
+    if oauth.private_key:
+        _check_key(path, oauth)
+
+
+def _check_key(path: str, oauth: OAuth) -> None:
+    symmetric = oauth.algorithm == "none" or oauth.algorithm.startswith("HS")
+    if symmetric or oauth.algorithm not in jwt.algorithms.get_default_algorithms():
+        raise SettingsError(f"{path}.algorithm", "expected one with a private key: RS256, ES256, EdDSA …")
+    try:
+        jwt.encode({}, Path(oauth.private_key).read_text(), algorithm=oauth.algorithm)
+    except (OSError, ValueError, TypeError, AttributeError, jwt.PyJWTError):  # whatever a key of another kind leads to
+        raise SettingsError(f"{path}.private_key", f"no key for {oauth.algorithm} can be read from this file") from None

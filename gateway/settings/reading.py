@@ -1,0 +1,160 @@
+"""How settings are read: a TOML file, the environment and the command line become one value, or an error with a path.
+
+A key in the environment is `TRUNKLINE_SECTION__KEY` (`TRUNKLINE_GATEWAY__PORT`, `TRUNKLINE_SERVERS__FILES__URL`); it
+wins over the file, and the command line wins over both. `${NAME}` in a string is replaced from the environment.
+"""
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Final, get_args
+
+import msgspec
+
+from .consistency import check
+from .definitions import Server, Settings, SettingsError
+
+PREFIX: Final = "TRUNKLINE_"
+VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+def load(
+    path: Path | None,
+    *,
+    environ: Mapping[str, str],
+    upstreams: Sequence[str] = (),
+    overrides: Mapping[str, object] | None = None,
+    insecure: bool = False,
+) -> Settings:
+    """Read the settings; `overrides` are values by dotted path, `upstreams` are `NAME=URL`.
+
+    Raises:
+        SettingsError: a file that cannot be read, a wrong key or value, or settings that contradict each other.
+    """
+    tree = _read(path) if path is not None else {}
+    for name, text in environ.items():
+        if name.startswith(PREFIX) and "__" in name:
+            keys = [part.lower() for part in name.removeprefix(PREFIX).split("__")]
+            _put(tree, keys, _value(text, is_text=_is_text(keys)))
+    for upstream in upstreams:
+        name, found, url = upstream.partition("=")
+        if not found or not url:
+            raise SettingsError("--upstream", f"expected NAME=URL, got {upstream!r}")
+        _put(tree, ["servers", name, "url"], url)
+    for dotted, value in (overrides or {}).items():
+        _put(tree, dotted.split("."), value)
+    settings = _convert(_expanded(tree, "", environ))
+    check(settings, insecure=insecure)
+    return settings
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingsError("", f"there is no file {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError("", f"cannot read {path}: {error}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError("", f"{path} is not TOML: {error}") from None
+
+
+def _value(text: str, *, is_text: bool) -> object:
+    """A value of the environment: TOML where it is one, else the text itself. A token of digits stays text."""
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+    return text if is_text and not isinstance(value, str) else value
+
+
+def _is_text(keys: Sequence[str]) -> bool:
+    """True where these keys lead to a value that is text."""
+    kind: Any = Settings
+    for key in keys:
+        if kind == dict[str, Server]:
+            kind = Server
+        elif kind == dict[str, str]:
+            kind = str
+        elif (section := _section(kind)) is not None:
+            kind = next((field.type for field in msgspec.structs.fields(section) if field.name == key), None)
+        else:
+            return False
+    return kind is str
+
+
+def _section(kind: Any) -> type[msgspec.Struct] | None:
+    """The table that a field of this type holds, where it may be left out as well; None where it holds none."""
+    kinds = [one for one in get_args(kind) if one is not NoneType] if isinstance(kind, UnionType) else [kind]
+    is_table = len(kinds) == 1 and isinstance(kinds[0], type) and issubclass(kinds[0], msgspec.Struct)
+    return kinds[0] if is_table else None
+
+
+def _put(tree: dict[str, Any], keys: Sequence[str], value: object) -> None:
+    for key in keys[:-1]:
+        below = tree.setdefault(key, {})
+        if not isinstance(below, dict):
+            raise SettingsError(".".join(keys), f"{key} is not a table")
+        tree = below
+    tree[keys[-1]] = value
+
+
+def _expanded(value: Any, path: str, environ: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {k: _expanded(v, f"{path}.{k}" if path else k, environ) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_expanded(v, f"{path}[{i}]", environ) for i, v in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        if match[1] not in environ:
+            raise SettingsError(path, f"the environment has no {match[1]}")
+        return environ[match[1]]
+
+    return VARIABLE.sub(replace, value)
+
+
+def _convert(tree: dict[str, Any]) -> Settings:
+    _refuse_unknown(Settings, tree, "")
+    try:
+        return msgspec.convert(tree, Settings)
+    except msgspec.ValidationError as error:
+        message, _, where = str(error).partition(" - at `$")
+        path = where.rstrip("`").lstrip(".") or "settings"
+        raise SettingsError(_named(path, tree), message[:1].lower() + message[1:]) from None
+
+
+def _named(path: str, tree: dict[str, Any]) -> str:
+    """The path with the server's name in it, where msgspec only says that it is some value of a table."""
+    if "[...]" not in path:
+        return path
+    rest = path.partition("[...]")[2].lstrip(".")
+    for name, server in tree.get("servers", {}).items():
+        try:
+            msgspec.convert(server, Server)
+        except msgspec.ValidationError:
+            return f"servers.{name}.{rest}".rstrip(".")
+    return path
+
+
+def _refuse_unknown(section: type[msgspec.Struct], tree: object, path: str) -> None:
+    """Name an unknown key with the nearest that exists; types are left to the conversion."""
+    if not isinstance(tree, dict):
+        return
+    fields = {field.name: field.type for field in msgspec.structs.fields(section)}
+    for key, value in tree.items():
+        here = f"{path}.{key}" if path else key
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(sorted(fields))}"
+            raise SettingsError(here, f"unknown key{hint}")
+        kind = fields[key]
+        if section is Settings and key == "servers" and isinstance(value, dict):
+            for name, server in value.items():
+                _refuse_unknown(Server, server, f"{here}.{name}")
+        elif (table := _section(kind)) is not None:
+            _refuse_unknown(table, value, here)
