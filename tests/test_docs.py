@@ -7,27 +7,30 @@ import sys
 from pathlib import Path
 
 import pytest
-from trunkline.mux.breaker import circuit_as_mermaid
-from trunkline.mux.demux import tables_as_mermaid
-from trunkline.mux.lifecycle import life_as_mermaid
+from generated import REGIONS
+from trunkline.transports import headers
 
 ROOT = Path(__file__).parent.parent
 
 
-GENERATED = {"tables": tables_as_mermaid, "life": life_as_mermaid, "circuit": circuit_as_mermaid}
-
-
-@pytest.mark.parametrize("name", GENERATED)
-def test_the_tables_in_the_design_are_those_of_the_code(name: str) -> None:
-    page = ROOT / "docs" / "design.md"
-    text = page.read_text()
+@pytest.mark.parametrize(("page", "name"), REGIONS)
+def test_what_is_generated_is_what_the_code_says(page: str, name: str) -> None:
+    file = ROOT / "docs" / page
+    text = file.read_text()
     found = re.search(rf"(<!-- {name}: .*? -->\n)(.*?)(<!-- end of {name} -->)", text, re.DOTALL)
     assert found
-    due = GENERATED[name]()
+    due = REGIONS[page, name]()
     if os.environ.get("TRUNKLINE_WRITE_DOCS"):
-        page.write_text(text[: found.start(2)] + due + text[found.end(2) :])
+        file.write_text(text[: found.start(2)] + due + text[found.end(2) :])
     else:
         assert found[2] == due, "run the test once with TRUNKLINE_WRITE_DOCS=1"
+
+
+def test_every_header_that_is_read_or_written_is_told() -> None:
+    names = {
+        value for value in vars(headers).values() if isinstance(value, str) and re.fullmatch("[a-z]+(-[a-z]+)+", value)
+    }
+    assert {header.name.lower() for header in headers.HEADERS} == names
 
 
 @pytest.mark.checkout
@@ -45,6 +48,6 @@ def test_every_test_that_the_limits_name_is_there() -> None:
 
 @pytest.mark.checkout
 def test_every_relative_link_leads_somewhere() -> None:
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+            assert (page.parent / target).exists(), f"{page.relative_to(ROOT)}: {target}"

@@ -8,6 +8,68 @@ from urllib.parse import parse_qs
 
 from .status import HTTPRefusal
 
+
+class Header(NamedTuple):
+    """A header of the contract, as people are told of it."""
+
+    name: str
+    on: str
+    """The requests and answers that carry it."""
+    query: str
+    """Its name in the query of a stream or a socket, where browsers can set no header; empty where there is none."""
+    meaning: str
+
+
+HEADERS: Final = (
+    Header(
+        "Mcp-Session-Id",
+        "requests of a session, over all three transports, and their answers",
+        "session_id",
+        "The gateway's own id of the workflow, which is a secret. Sent again, it resumes: the same workflow on the "
+        "same session with the server. Unknown, expired, another principal's, or on another server's path: 404.",
+    ),
+    Header(
+        "Trunkline-Workflow",
+        "any request of an era with sessions",
+        "workflow",
+        "A key that the client chooses, 1-128 characters of `A-Z a-z 0-9 . _ : -`: the workflow of that name, begun "
+        "where there is none. It names nothing outside of its principal and server. Anonymous beyond loopback: 400.",
+    ),
+    Header(
+        "Trunkline-Workflow-State",
+        "answers to requests with a key",
+        "",
+        "`created`, `resumed`, or `reset` where an earlier workflow of that key has ended and this one began anew.",
+    ),
+    Header(
+        "Trunkline-End",
+        "DELETE",
+        "",
+        "`workflow` ends a workflow that was opened with a key. A DELETE without it leaves that one to come back to.",
+    ),
+    Header(
+        "Last-Event-ID",
+        "requests for a stream, or for a WebSocket",
+        "last_event_id",
+        "Where to go on: what a stream gave as its last `id`, which is a secret. On WebSocket, the number of messages "
+        "that came on the socket that was cut; without it, what was acknowledged.",
+    ),
+    Header(
+        "Trunkline-Pool",
+        "answers to `initialize` and to calls over HTTP",
+        "",
+        "What the pool did: `hit`, a session was open; `miss`, one was opened; `spare`, one was waiting; `bypass`, one "
+        'was opened for this call alone (`reuse = "none"`).',
+    ),
+    Header(
+        "MCP-Protocol-Version",
+        "requests after `initialize`; every request of 2026-07-28",
+        "",
+        "The revision of the protocol. One that contradicts the session is refused with 400.",
+    ),
+)
+"""Every header that this gateway gives a meaning of its own, or reads to find a session."""
+
 SESSION_ID: Final = "mcp-session-id"
 PROTOCOL_VERSION: Final = "mcp-protocol-version"
 LAST_EVENT_ID: Final = "last-event-id"

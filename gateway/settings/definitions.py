@@ -34,7 +34,7 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TLS(Section, frozen=True):
-    """Files of the listener's certificate chain and key; both empty for plain HTTP."""
+    """`tls`: the listener's certificate; both files are given, or none."""
 
     cert: str = ""
     """A file with the certificate and its chain, in PEM; empty for plain HTTP."""
@@ -44,7 +44,9 @@ class TLS(Section, frozen=True):
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
 Count = Annotated[int, Meta(ge=1)]
-Seconds = Annotated[float, Meta(gt=0)]
+Seconds = Annotated[float, Meta(gt=0, title="seconds")]
+Wait = Annotated[float, Meta(ge=0, title="seconds")]
+Bytes = Annotated[int, Meta(ge=1, title="bytes")]
 
 
 class GatewaySection(Section, frozen=True):
@@ -56,8 +58,8 @@ class GatewaySection(Section, frozen=True):
     """The port to listen on; 0 for any that is free."""
     workers: Count = 1
     """Processes that serve. More than one needs a directory that they share: redis or database."""
-    drain_timeout: Annotated[float, Meta(ge=0)] = 30
-    """Seconds that calls in flight have to end, once the gateway was told to stop."""
+    drain_timeout: Wait = 30
+    """What calls in flight have to end, once the gateway was told to stop."""
     admin_token: str = ""
     """The bearer token that opens the status page and its JSON to whoever has it."""
     public_url: str = ""
@@ -69,6 +71,7 @@ class GatewaySection(Section, frozen=True):
     trusted_proxies: tuple[str, ...] = ()
     """Addresses or networks of the proxy whose identity headers and X-Forwarded-* count, with `auth.mode = "proxy"`."""
     tls: TLS = TLS()
+    """The listener's certificate; without one, plain HTTP."""
 
 
 class DirectorySection(Section, frozen=True):
@@ -81,7 +84,7 @@ class DirectorySection(Section, frozen=True):
 
 
 class TokenEntry(Section, frozen=True):
-    """One accepted bearer token, by its SHA-256, and whom it stands for."""
+    """An entry of `tokens`: one bearer token that is accepted, by its hash, and whom it stands for."""
 
     sha256: str
     """The token's SHA-256, in hexadecimal digits: `trunkline token` prints token and entry."""
@@ -124,8 +127,8 @@ class EventLogSection(EventLogLimits, frozen=True, forbid_unknown_fields=True):
     """`event_log`: what is kept for resumption."""
 
     events: Count = 1000
-    bytes: Count = 4 * MIB
-    total_bytes: Count = 256 * MIB
+    bytes: Bytes = 4 * MIB
+    total_bytes: Bytes = 256 * MIB
 
 
 class PoolingSection(Pooling, frozen=True, forbid_unknown_fields=True):
@@ -135,7 +138,7 @@ class PoolingSection(Pooling, frozen=True, forbid_unknown_fields=True):
     resume_window: Seconds = 300
     request_timeout: Seconds = 300
     spares: Annotated[int, Meta(ge=0)] = 0
-    max_channel_age: Annotated[float, Meta(ge=0)] = 0
+    max_channel_age: Wait = 0
     max_workflows: Count = 10_000
     max_workflows_per_user: Count = 100
     max_workflows_per_tenant: Count = 2_000
@@ -200,7 +203,7 @@ class Server(Section, frozen=True):
     resume_window: Seconds | None = None
     request_timeout: Seconds | None = None
     spares: Annotated[int, Meta(ge=0)] | None = None
-    max_channel_age: Annotated[float, Meta(ge=0)] | None = None
+    max_channel_age: Wait | None = None
     max_workflows: Count | None = None
     max_workflows_per_user: Count | None = None
     max_workflows_per_tenant: Count | None = None
