@@ -118,7 +118,7 @@ class Gateway:
                 statistics=self.statistics,
                 release=self._release,
                 members=self._member.membership,
-                logs=directory,
+                shared=directory,
             )
         self._routes = self._routed(settings, Authenticator(settings), sites, {})
         self._tasks: TaskGroup
@@ -253,9 +253,9 @@ class Gateway:
         except Exception:
             logger.exception("a connector could not be closed", extra={"server": site.upstream.name})
 
-    def _lapse(self) -> None:
+    def _lapse(self, since: float) -> None:
         with suppress(Overloaded):  # the pool does not run (any longer), and holds nothing
-            self.pool.lapse()
+            self.pool.lapse(since)
 
     async def _release(self, upstream: Upstream) -> None:
         self._open[upstream.name, upstream.generation].released.set()

@@ -15,7 +15,7 @@ from typing import Final, Literal, NamedTuple
 import anyio
 import msgspec
 
-from .directory import Directory, Entry, Logs
+from .directory import Entry, SharedDirectory
 from .errors import DirectoryUnavailable, Elsewhere, Overloaded, TrunklineError, UnknownSession, WorkflowEnded
 from .generations import Generations
 from .journal import Journal
@@ -59,6 +59,8 @@ class ClusterPorts(NamedTuple):
     open: Callable[[Workflow], Awaitable[None]]
     """Opens one that lives here."""
     is_draining: Callable[[], bool]
+    has_ended: Callable[[WorkflowRecord], bool]
+    """Whether a workflow has ended here whose record could not be removed yet."""
 
 
 class Cluster:
@@ -67,8 +69,7 @@ class Cluster:
     def __init__(
         self,
         members: Membership,
-        directory: Directory,
-        logs: Logs,
+        directory: SharedDirectory,
         ports: ClusterPorts,
         *,
         residents: Residents,
@@ -83,8 +84,7 @@ class Cluster:
         self.tokens: dict[str, str] = {}
         """The session ids of those, by event token."""
         self._directory = directory
-        self._logs = logs
-        self.journal = Journal(logs, statistics)
+        self.journal = Journal(directory, statistics)
         """What is on its way to the event logs."""
         self._ports = ports
         self._residents = residents
@@ -162,6 +162,8 @@ class Cluster:
             record = await read()
             if record is None or record.principal != principal or record.server != server:
                 return None
+            if self._ports.has_ended(record):
+                return None
             here = self._residents.by_id.get(record.session_id)
             if here is not None:
                 return here
@@ -199,24 +201,34 @@ class Cluster:
         stored = await self._directory.get(workflow.record.session_id)
         is_beside = self.beside.get(workflow.record.session_id) is workflow
         if stored is None:
-            return "removed" if is_beside or not workflow.is_doubted else await self._publish(workflow)
+            return "removed" if is_beside or not self._may_be_forgotten(workflow) else await self._publish(workflow)
         if stored.upstream_session != workflow.record.upstream_session if is_beside else stored.worker != self.me:
             return "taken_over"
         if stored.epoch > workflow.record.epoch:
             workflow.record = stored
-        workflow.is_doubted = False
+        workflow.doubted_since = None
         return "same"
+
+    def _may_be_forgotten(self, workflow: Workflow) -> bool:
+        """Whether the directory may have lost a record: not one that another worker could not but find in its place.
+
+        For longer than a record lives nobody vouches for it, and a directory does not know of its end any more.
+        """
+        since = workflow.doubted_since
+        return since is not None and self._clock() - since < workflow.record.lifetime
 
     async def _publish(self, workflow: Workflow) -> Verdict:
         """The directory has forgotten a workflow that lives here while it could not be reached: tell it again."""
-        claimed = await self._directory.claim(workflow.record)
-        if claimed.record.session_id != workflow.record.session_id:
+        standing = await self._directory.publish(workflow.record)
+        if standing is None:
+            return "removed"
+        if standing.session_id != workflow.record.session_id or standing.worker != self.me:
             return "taken_over"
         for channel in workflow.line.channels:  # what was drawn before is not drawn again
             while (await self._directory.draw_ids(workflow.record.session_id)).stop <= channel.highest_id:
                 pass
         self._statistics.count("stale", "published")
-        workflow.is_doubted = False
+        workflow.doubted_since = None
         return "same"
 
     async def _place(self, record: WorkflowRecord, concern: Concern) -> Workflow | None:
@@ -274,7 +286,7 @@ class Cluster:
         record, upstream = what
         try:
             beside = await self._opened_beside(record)
-            kept = recover(await self._logs.read(record.session_id))
+            kept = recover(await self._directory.read(record.session_id))
             living = await self._living()
             await self._ports.admit(record.principal, upstream.pooling)
             self._residents.census.add(record.principal)
@@ -312,7 +324,7 @@ class Cluster:
         record = workflow.record
         with anyio.move_on_after(FLUSH_SECONDS):
             await self.journal.flush(record.session_id)  # what was settled here is not found open there
-        kept = recover(await self._logs.read(record.session_id))
+        kept = recover(await self._directory.read(record.session_id))
         if concern.is_stream:  # its worker died before it could tell of it
             kept.stream(concern.name)
         workflow.restore(kept, max(record.epoch, 1), lambda name: name // NAMES == concern.worker)

@@ -50,6 +50,11 @@ class Leftovers:
         """The record is gone."""
         self._kept.pop(record.session_id, None)
 
+    def has(self, record: WorkflowRecord) -> bool:
+        """True for the record of a workflow that has ended, as it was then."""
+        kept = self._kept.get(record.session_id)
+        return kept is not None and kept.record.epoch == record.epoch
+
     def due(self, now: float) -> list[WorkflowRecord]:
         """Whose removal is to be tried now; each is named once until it has failed again."""
         due = [kept for kept in self._kept.values() if kept.due <= now]

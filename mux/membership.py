@@ -28,8 +28,8 @@ RETIRE_SECONDS: Final = 2.0
 class Membership:
     """The part of one worker among `workers`. It counts between entering and leaving `running`.
 
-    `on_lapse` is called when others may have taken over what this worker holds: all of it must be compared with the
-    directory before it is used again.
+    `on_lapse` is called when others may have taken over what this worker holds, with the time since when they could:
+    all of it must be compared with the directory before it is used again.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class Membership:
         workers: Workers,
         worker: Worker,
         *,
-        on_lapse: Callable[[], None],
+        on_lapse: Callable[[float], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.worker = worker
@@ -160,7 +160,7 @@ class Membership:
             logger.info("the directory takes heartbeats again", extra={"worker": self.worker.id})
         self._is_away = False
         if not was_alive or not self.holds_lease:
-            self._on_lapse()
+            self._on_lapse(self._deadline - LEASE_SECONDS)
         self._deadline = sent + LEASE_SECONDS
 
     async def _beat_on(self) -> None:

@@ -20,7 +20,7 @@ from .account import RETURNED, SPARE, Ended, Origin, handshake_differences, refu
 from .breaker import Circuit
 from .channel import Channel
 from .cluster import Cluster, ClusterPorts, Read
-from .directory import MAX_STALENESS, Claimed, Directory, Logs
+from .directory import MAX_STALENESS, Claimed, Directory, SharedDirectory
 from .envelope import Envelope
 from .errors import DirectoryUnavailable, InvalidParams, Overloaded, TrunklineError, UnknownSession, WorkflowEnded
 from .event_log import Budget, Position
@@ -100,8 +100,8 @@ class Pool:
 
     `release` hears of a server's settings that were superseded, once nothing is open under them.
 
-    With `members` and `logs`, it is that of one worker among several that share the directory: its membership, whose
-    `on_lapse` is `lapse`, and which counts for as long as the pool runs; and where event logs are kept.
+    With `members` and `shared`, it is that of one worker among several that share the directory: its membership, whose
+    `on_lapse` is `lapse`, and which counts for as long as the pool runs; and the directory, as they share it.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class Pool:
         clock: Callable[[], float] = time.monotonic,
         release: Callable[[Upstream], Awaitable[None]] | None = None,
         members: Membership | None = None,
-        logs: Logs | None = None,
+        shared: SharedDirectory | None = None,
     ) -> None:
         self.statistics = statistics or Statistics()
         self.draining = False
@@ -133,12 +133,11 @@ class Pool:
         self._by_token = self._residents.by_token
         self._tasks = Tasks()
         self._cluster: Cluster | None = None
-        if members is not None and logs is not None:
+        if members is not None and shared is not None:
             self._cluster = Cluster(
                 members,
-                directory,
-                logs,
-                ClusterPorts(self._make, self._admit, self._open, lambda: self.draining),
+                shared,
+                ClusterPorts(self._make, self._admit, self._open, lambda: self.draining, self._leftovers.has),
                 residents=self._residents,
                 generations=self._generations,
                 tasks=self._tasks,
@@ -259,10 +258,11 @@ class Pool:
             if not knows(workflow.principal):
                 self._end_soon(workflow, "revoked")
 
-    def lapse(self) -> None:
-        """Others may have taken over what lives here: compare it with the directory before it is used again."""
+    def lapse(self, since: float) -> None:
+        """Others may have taken over what lives here since then: compare it with the directory before it is used."""
         for workflow in self.workflows:
-            workflow.is_doubted = True
+            if workflow.doubted_since is None:
+                workflow.doubted_since = since
             workflow.checked = float("-inf")
         self._tasks.spawn(self._compare_doubted, None)
 

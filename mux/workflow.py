@@ -81,8 +81,8 @@ class Workflow:
         self.opened: asyncio.Future[Opened] = self.loop.create_future()
         self.checked = clock()
         """When the record was last compared with the directory's."""
-        self.is_doubted = False
-        """True while another worker may have taken it over: until the record has been compared."""
+        self.doubted_since: float | None = None
+        """When another worker could take it over: set until the record has been compared."""
         self.ends_with_its_wires = False
         """True for a session that began on a wire which carries everything, without a key: where its client does not
         come back within `resume_window`, nobody else will."""
@@ -144,6 +144,11 @@ class Workflow:
         if self._wires or len(self._desk) or not self.opened.done():
             return None
         return max(self._touched, self._elsewhere)
+
+    @property
+    def is_doubted(self) -> bool:
+        """True while another worker may have taken it over."""
+        return self.doubted_since is not None
 
     def was_used_since(self, then: float) -> bool:
         """True if it has a wire or a call in flight, or something was done with it since then."""

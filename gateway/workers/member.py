@@ -43,7 +43,7 @@ class Member:
     """
 
     def __init__(
-        self, directory: SharedDirectory, runtime: Path, statistics: Statistics, *, on_lapse: Callable[[], None]
+        self, directory: SharedDirectory, runtime: Path, statistics: Statistics, *, on_lapse: Callable[[float], None]
     ) -> None:
         name = secrets.token_hex(8)
         worker = Worker(name, host_id(), str(runtime / name))

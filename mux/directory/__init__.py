@@ -68,7 +68,7 @@ class Directory(Protocol):
     async def remove(self, record: WorkflowRecord) -> bool:
         """Remove a record if the stored one still has its epoch; False if it was overtaken or is gone.
 
-        Its event log goes with it.
+        Its event log goes with it. That it has ended is remembered for its lifetime (see `publish`).
         """
 
     async def touch(self, session_ids: Collection[str]) -> None:
@@ -169,3 +169,9 @@ class Workers(Protocol):
 
 class SharedDirectory(Directory, Logs, Workers, Protocol):
     """A directory that several workers share."""
+
+    async def publish(self, record: WorkflowRecord) -> WorkflowRecord | None:
+        """Store a record again that was forgotten; nothing where it was removed within its lifetime: None.
+
+        The record that stands then: this one, or what its session id or its key names already.
+        """

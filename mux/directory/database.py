@@ -19,7 +19,7 @@ from ..principal import Principal
 from ..record import WorkflowRecord
 from . import ID_BLOCK, LEASE_SECONDS, MAILBOX_FRAMES, SHARED, WATCH_BUFFER, Claimed, Entry, Worker
 from .background import beside
-from .database_schema import changes, counters, ended_keys, homes, log, mail, migrate, records, workers
+from .database_schema import changes, counters, ended_keys, ends, homes, log, mail, migrate, records, workers
 from .database_server import CHANGES, MAIL, OPERATION_SECONDS, Server
 from .feed import Feed
 from .names import key_digest, key_digest_of, name_digest, token_of
@@ -86,6 +86,21 @@ class DatabaseDirectory:
             if claimed is not None:
                 return claimed
 
+    async def publish(self, record: WorkflowRecord) -> WorkflowRecord | None:
+        """See `SharedDirectory.publish`."""
+        mine, ended = records.c.token == record.event_token, ends.c.token == record.event_token
+        while True:
+            async with self._server.writing() as connection:
+                standing = await self._select(connection, mine)
+                if standing is not None:
+                    return standing
+                if await connection.scalar(sa.select(ends.c.token).where(ended, ends.c.expires > self._server.now())):
+                    return None
+                await connection.execute(sa.delete(records).where(mine))  # expired
+                claimed = await self._claim(connection, record, key_digest_of(record) or None)
+            if claimed is not None:
+                return claimed.record
+
     async def _claim(self, connection: AsyncConnection, record: WorkflowRecord, key: str | None) -> Claimed | None:
         """None where a record stood in the way that is gone already."""
         now, state = self._server.now(), "created"
@@ -106,6 +121,7 @@ class DatabaseDirectory:
             log_bytes=0,
         )
         if (await connection.execute(stored.on_conflict_do_nothing())).rowcount:
+            await connection.execute(sa.delete(ends).where(ends.c.token == record.event_token))
             if key is not None:
                 ended = sa.delete(ended_keys).where(ended_keys.c.key == key, ended_keys.c.expires > now)
                 if (await connection.execute(ended)).rowcount:
@@ -173,6 +189,9 @@ class DatabaseDirectory:
             if not (await connection.execute(sa.delete(records).where(self._is(record)))).rowcount:
                 return False
             await connection.execute(sa.delete(log).where(log.c.token == record.event_token))
+            until = self._server.now() + record.lifetime
+            ended = self._server.insert(ends).values(token=record.event_token, expires=until)
+            await connection.execute(ended.on_conflict_do_nothing())
             if record.key is not None:
                 await self._remember(connection, [key_digest_of(record)])
             await self._tell(connection, record.session_id)
@@ -484,7 +503,7 @@ class DatabaseDirectory:
             expired = sa.delete(records).where(records.c.expires <= now).returning(records.c.key)
             keys = [key for key in await connection.scalars(expired) if key is not None]
             await self._remember(connection, keys)
-            for table in (ended_keys, counters, workers):
+            for table in (ends, ended_keys, counters, workers):
                 await connection.execute(sa.delete(table).where(table.c.expires <= now))
             await connection.execute(sa.delete(changes).where(changes.c.at <= now - CHANGES_SECONDS))
             await connection.execute(sa.delete(log).where(log.c.token.not_in(sa.select(records.c.token))))

@@ -9,7 +9,7 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-VERSION: Final = 1
+VERSION: Final = 2
 LOCK: Final = 0x7472756E6B6C
 """The number of the lock under which one program at a time changes a PostgreSQL schema."""
 
@@ -42,6 +42,13 @@ records = _table(
     sa.Column("log_events", _Number, nullable=False),
     sa.Column("log_bytes", _Number, nullable=False),
 )
+ends = _table(
+    "ends",
+    sa.Column("token", sa.Text, primary_key=True),
+    sa.Column("expires", sa.Double, nullable=False),
+)
+"""The workflows that were removed, each for its lifetime."""
+
 ended_keys = _table(
     "ended_keys",
     sa.Column("key", sa.Text, primary_key=True),

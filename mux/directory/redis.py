@@ -1,9 +1,9 @@
 """The directory in a redis (6.2 or newer, or Valkey) that several workers and hosts share.
 
-What belongs to one workflow lies in one slot, `{its event token}`: the record and its event log. What a key names lies
-in a slot of its own, as a pointer to a token: a record is stored before a pointer names it, and a pointer outlives its
-record, so that a pointer to nothing means an ended workflow, whoever failed between the two steps. One claim moves a
-pointer; the loser removes the record that it had stored.
+What belongs to one workflow lies in one slot, `{its event token}`: the record and its event log, or that it has ended.
+What a key names lies in a slot of its own, as a pointer to a token: a record is stored before a pointer names it, and a
+pointer outlives its record, so that a pointer to nothing means an ended workflow, whoever failed between the two steps.
+One claim moves a pointer; the loser removes the record that it had stored.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
@@ -93,17 +93,36 @@ class RedisDirectory:
 
     async def claim(self, record: WorkflowRecord) -> Claimed:
         """See `Directory.claim`."""
+        if not await self._create(record):
+            raise ValueError("a session id is drawn once")
+        return await self._point(record)
+
+    async def publish(self, record: WorkflowRecord) -> WorkflowRecord | None:
+        """See `SharedDirectory.publish`."""
+        while True:
+            created = await self._create(record, stood_before=True)
+            if created == 1:
+                return (await self._point(record)).record
+            if created == -1:
+                return None
+            standing = await self.get(record.session_id)
+            if standing is not None:
+                return standing
+
+    async def _create(self, record: WorkflowRecord, *, stood_before: bool = False) -> int:
         token, digest = record.event_token, key_digest_of(record)
         pointer = _pointer(digest) if digest else ""
-        lifetime = _milliseconds(record.lifetime)
-        stored = [_encode(record), record.epoch, lifetime, pointer]
-        if not await self._run(redis_scripts.CREATE, [_record(token)], stored):
-            raise ValueError("a session id is drawn once")
-        if not pointer:
+        stored = [_encode(record), record.epoch, _milliseconds(record.lifetime), pointer, int(stood_before)]
+        return int(await self._run(redis_scripts.CREATE, [_record(token), _end(token)], stored))
+
+    async def _point(self, record: WorkflowRecord) -> Claimed:
+        """Let a record's key name it; where it names another one that stands, the record is removed again."""
+        token, digest = record.event_token, key_digest_of(record)
+        if not digest:
             return Claimed(record, "created")
         gone = ""
         while True:
-            outcome = await self._pointed(pointer, token, gone, lifetime)
+            outcome = await self._pointed(_pointer(digest), token, gone, _milliseconds(record.lifetime))
             if outcome == b"created":
                 return Claimed(record, "created")
             if outcome == b"reset":
@@ -148,7 +167,7 @@ class RedisDirectory:
         """See `Directory.remove`."""
         token = record.event_token
         arguments = [record.epoch, CHANGES, record.session_id]
-        if not await self._run(redis_scripts.REMOVE, [_record(token), _log(token)], arguments):
+        if not await self._run(redis_scripts.REMOVE, [_record(token), _log(token), _end(token)], arguments):
             return False
         if record.key is not None:
             ended = [token, _milliseconds(KEY_MEMORY_SECONDS)]
@@ -345,6 +364,10 @@ def _record(token: str) -> str:
 
 def _log(token: str) -> str:
     return f"{PREFIX}{{{token}}}:log"
+
+
+def _end(token: str) -> str:
+    return f"{PREFIX}{{{token}}}:end"
 
 
 def _pointer(digest: str) -> str:

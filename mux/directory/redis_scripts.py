@@ -21,11 +21,16 @@ def _script(text: str) -> Script:
 
 CREATE: Final = _script("""
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+if ARGV[5] == '1' and redis.call('EXISTS', KEYS[2]) == 1 then return -1 end
+redis.call('DEL', KEYS[2])
 redis.call('HSET', KEYS[1], 'record', ARGV[1], 'epoch', ARGV[2], 'lifetime', ARGV[3], 'pointer', ARGV[4], 'next_id', 1)
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return 1
 """)
-"""Keys: record. Arguments: the record, its epoch, its lifetime, its pointer. 1, or 0 where there was one."""
+"""Keys: record, end. Arguments: the record, its epoch, its lifetime, its pointer, 1 for one that stood before.
+
+1, or 0 where there was one, or -1 where it stood before and was removed.
+"""
 
 POINT: Final = _script("""
 local named = redis.call('GET', KEYS[1])
@@ -57,11 +62,12 @@ return 1
 
 REMOVE: Final = _script("""
 if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return 0 end
+redis.call('SET', KEYS[3], '', 'PX', redis.call('HGET', KEYS[1], 'lifetime'))
 redis.call('DEL', KEYS[1], KEYS[2])
 redis.call('PUBLISH', ARGV[2], ARGV[3])
 return 1
 """)
-"""Keys: record, log. Arguments: epoch, channel, what is published."""
+"""Keys: record, log, end. Arguments: epoch, channel, what is published. That it has ended is kept for its lifetime."""
 
 TOUCH: Final = _script("""
 local known = redis.call('HMGET', KEYS[1], 'lifetime', 'pointer')

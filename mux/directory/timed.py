@@ -129,6 +129,11 @@ class TimedSharedDirectory(TimedDirectory):
         with self._timing("send"):
             return await self._inner.send(worker, frame)
 
+    async def publish(self, record: WorkflowRecord) -> WorkflowRecord | None:
+        """See `SharedDirectory.publish`."""
+        with self._timing("publish"):
+            return await self._inner.publish(record)
+
     def mailbox(self, worker: Worker) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """See `Workers.mailbox`; not timed, since it lasts."""
         return self._inner.mailbox(worker)

@@ -13,7 +13,7 @@ from typing import Final
 
 import anyio
 import msgspec
-from trunkline.mux.directory import SHARED, Claimed, Directory
+from trunkline.mux.directory import SHARED, Claimed, Directory, SharedDirectory
 from trunkline.mux.principal import ANONYMOUS, Principal
 from trunkline.mux.record import Handshake, WorkflowRecord, new_session_id
 
@@ -428,6 +428,71 @@ async def a_lifetime_can_be_changed(directory: Directory) -> None:
 
 EXPIRY_CHECKS: Final[Sequence[Check]] = (records_live_for_their_lifetime, a_lifetime_can_be_changed)
 """For directories that forget."""
+
+
+async def what_was_forgotten_is_published_again(directory: SharedDirectory) -> None:
+    for key in (None, "chat"):
+        mine = msgspec.structs.replace(record(key), epoch=7, worker="w")
+        assert await directory.publish(mine) == mine
+        assert await directory.get(mine.session_id) == mine
+        assert await directory.at(mine.event_token) == mine
+        assert await directory.publish(mine) == mine
+        if key is not None:
+            assert await directory.find(ALICE, "x", key) == mine
+            assert await directory.claim(record(key)) == Claimed(mine, "resumed")
+        stored = await directory.replace(mine)
+        assert stored is not None
+        assert stored.epoch == 8
+        assert (await directory.draw_ids(mine.session_id)).start == 1
+
+
+async def what_stands_is_not_published_over(directory: SharedDirectory) -> None:
+    mine = record("chat")
+    await directory.claim(mine)
+    stored = await directory.replace(changed(mine))
+    assert await directory.publish(mine) == stored
+    other = record("chat")
+    assert await directory.publish(other) == stored, "its key names another one"
+    assert await directory.get(other.session_id) is None
+    assert await directory.get(mine.session_id) == await directory.find(ALICE, "x", "chat") == stored
+
+
+async def what_has_ended_is_not_published(directory: SharedDirectory) -> None:
+    for key in (None, "chat"):
+        mine = record(key)
+        await directory.claim(mine)
+        assert await directory.remove(mine)
+        assert await directory.publish(mine) is None
+        assert await directory.publish(changed(mine)) is None
+        assert await directory.get(mine.session_id) is None
+        if key is not None:
+            assert await directory.find(ALICE, "x", key) is None
+            assert (await directory.claim(record(key))).state == "reset"
+        assert (await directory.claim(mine)).record.session_id != mine.session_id or key is None, "it may begin anew"
+
+
+async def an_end_is_remembered_for_the_life_of_the_record(directory: SharedDirectory) -> None:
+    mine = msgspec.structs.replace(record(), lifetime=0.5)
+    await directory.claim(mine)
+    assert await directory.remove(mine)
+    assert await directory.publish(mine) is None
+    with anyio.fail_after(PATIENCE):
+        while await directory.publish(mine) is None:  # noqa: ASYNC110 - nobody tells of it
+            await anyio.sleep(0.02)
+    assert await directory.get(mine.session_id) == mine
+    with anyio.fail_after(PATIENCE):
+        while await directory.get(mine.session_id) is not None:  # noqa: ASYNC110 - nobody tells of it
+            await anyio.sleep(0.02)
+    assert await directory.publish(mine) == mine, "what expired was forgotten, not ended"
+
+
+PUBLISH_CHECKS: Final[Sequence[Callable[[SharedDirectory], Awaitable[None]]]] = (
+    what_was_forgotten_is_published_again,
+    what_stands_is_not_published_over,
+    what_has_ended_is_not_published,
+    an_end_is_remembered_for_the_life_of_the_record,
+)
+"""For directories that several workers share."""
 
 
 async def check_directory(maker: Maker) -> None:

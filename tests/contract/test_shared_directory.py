@@ -11,7 +11,7 @@ from trunkline.mux.directory import SharedDirectory
 from trunkline.mux.directory.timed import TimedSharedDirectory
 from trunkline.mux.statistics import Statistics
 
-from contract.directory import CHECKS, EXPIRY_CHECKS
+from contract.directory import CHECKS, EXPIRY_CHECKS, PUBLISH_CHECKS
 from contract.logs import LOG_CHECKS
 from contract.workers import WORKER_CHECKS
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.anyio
 
 Check = Callable[[SharedDirectory], Awaitable[None]]
 SHARED_CHECKS = (*LOG_CHECKS, *WORKER_CHECKS)
-ALL_CHECKS = (*CHECKS, *EXPIRY_CHECKS, *SHARED_CHECKS)
+ALL_CHECKS = (*CHECKS, *EXPIRY_CHECKS, *PUBLISH_CHECKS, *SHARED_CHECKS)
 SERVED = ("redis", "cluster", "sentinel", "sqlite", "postgresql")
 
 

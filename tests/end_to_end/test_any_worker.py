@@ -246,6 +246,29 @@ async def test_g7_a_worker_that_was_stopped_writes_nothing_once_another_one_has_
     assert arrived(server, key) == [1, 2]
 
 
+@pytest.mark.parametrize("server", ["stdio", "up"])
+async def test_g7_a_worker_that_was_stopped_brings_back_nothing_that_has_ended(
+    pair: tuple[Gateway, Gateway], upstream: Upstream, server: str
+) -> None:
+    first, second = pair
+    removed = 'trunkline_workflows_closed_total{reason="removed"}'
+    async with Wire(first.url(server)) as wire, AsyncExitStack() as stack:
+        await wire.open("2025-06-18")
+        fresh = await stack.enter_async_context(elsewhere(second, wire, server))
+        before = first.metrics().get(removed, 0)
+        pause(first)
+        try:
+            await anyio.sleep(PAUSE)
+            if server == "up":  # the second one takes it over, and its client ends it
+                assert (await fresh.delete()).status == 200
+            assert (await fresh.call("counter")).status == 404
+        finally:
+            resume(first)
+        await until(lambda: first.metrics().get(removed, 0) == before + 1)
+        for each in (wire, fresh):
+            assert (await each.call("counter")).status == 404
+
+
 async def test_g7_a_worker_that_was_stopped_goes_on_where_nobody_gave_its_session_up(
     pair: tuple[Gateway, Gateway], owned: dict[Transport, RawUpstream], key: str
 ) -> None:

@@ -88,11 +88,11 @@ class Member:
         upstreams = {name: Upstream(name, reach, **at.settings) for name, reach in self.reach.items()}
         self.members = Membership(self.view, Worker(id, "host"), on_lapse=self._lapse, clock=at.clock)
         whole = Pooling(resume_window=0.08)  # its short window only makes the sweep come often
-        self.pool = Pool(upstreams, self.view, pooling=whole, clock=at.clock, members=self.members, logs=self.view)
+        self.pool = Pool(upstreams, self.view, pooling=whole, clock=at.clock, members=self.members, shared=self.view)
         self.is_dead = False
 
-    def _lapse(self) -> None:
-        self.pool.lapse()
+    def _lapse(self, since: float) -> None:
+        self.pool.lapse(since)
 
     def __repr__(self) -> str:
         return f"Member({self.members.worker.id})"

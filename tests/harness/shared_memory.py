@@ -6,10 +6,11 @@ from contextlib import asynccontextmanager
 
 import anyio
 import msgspec
-from trunkline.mux.directory import LEASE_SECONDS, Entry, Worker
+from trunkline.mux.directory import LEASE_SECONDS, Claimed, Entry, Worker
 from trunkline.mux.directory.memory import MemoryDirectory
 from trunkline.mux.errors import DirectoryUnavailable
 from trunkline.mux.limits import EventLogLimits
+from trunkline.mux.record import WorkflowRecord
 
 
 class SharedMemoryDirectory(MemoryDirectory):
@@ -20,11 +21,42 @@ class SharedMemoryDirectory(MemoryDirectory):
         self.is_away = False
         """Set by a test: no heartbeat is taken, no log kept, no worker found."""
         self.logs: dict[str, list[Entry]] = {}
+        self._ends: dict[str, float] = {}
         self._now = clock
         self._alive_until: dict[str, float] = {}
         self._enrolled: dict[str, Worker] = {}
         self._settled: dict[str, str] = {}
         self._mailboxes: dict[str, anyio.abc.ObjectSendStream[bytes]] = {}
+
+    async def claim(self, record: WorkflowRecord) -> Claimed:
+        """See `Directory.claim`."""
+        claimed = await super().claim(record)
+        if claimed.record is record:
+            self._ends.pop(record.session_id, None)
+        return claimed
+
+    async def remove(self, record: WorkflowRecord) -> bool:
+        """See `Directory.remove`."""
+        removed = await super().remove(record)
+        if removed:
+            self._ends[record.session_id] = self._now() + record.lifetime
+        return removed
+
+    async def publish(self, record: WorkflowRecord) -> WorkflowRecord | None:
+        """See `SharedDirectory.publish`."""
+        standing = await self.get(record.session_id)
+        if standing is not None:
+            return standing
+        if self._now() < self._ends.get(record.session_id, float("-inf")):
+            return None
+        return (await self.claim(record)).record
+
+    def forget(self, session_id: str) -> None:
+        """Lose a record as a directory does that keeps nothing over its restart."""
+        record = self._records.pop(session_id)
+        del self._next_id[session_id], self._by_token[record.event_token], self._touched[session_id]
+        self._by_key = {key: named for key, named in self._by_key.items() if named != session_id}
+        self.logs.pop(session_id, None)
 
     # Logs
 

@@ -2,7 +2,7 @@
 
 import anyio
 import pytest
-from harness.clustering import Workers, workers
+from harness.clustering import workers
 from harness.memory_wire import echo
 from harness.muxing import ALICE, BOB, initialize, settle
 from trunkline.mux.directory import ID_BLOCK, LEASE_SECONDS
@@ -104,13 +104,6 @@ async def test_a_stateless_server_that_forgot_a_session_gets_another_one_for_all
         assert len(at.server.of("initialize")) == 2
 
 
-async def forgets(at: Workers, session_id: str) -> None:
-    """Lose a record as a directory does that keeps nothing over its restart."""
-    record = await at.directory.get(session_id)
-    assert record is not None
-    await at.directory.remove(record)
-
-
 async def test_what_the_directory_forgot_while_it_was_away_is_told_again() -> None:
     async with workers() as at:
         a, b = await at.start(), await at.start()
@@ -121,7 +114,7 @@ async def test_what_the_directory_forgot_while_it_was_away_is_told_again() -> No
         at.clock.advance(LEASE_SECONDS)
         await b.beat()
         await a.beat()
-        await forgets(at, session_id)
+        at.directory.forget(session_id)
         a.view.is_cut = False
         await a.beat()
         await settle()
@@ -153,7 +146,7 @@ async def test_who_has_the_key_meanwhile_keeps_it() -> None:
         at.clock.advance(LEASE_SECONDS)
         await b.beat()
         await a.beat()
-        await forgets(at, mine.record.session_id)
+        at.directory.forget(mine.record.session_id)
         theirs = (await b.client(ALICE, key="k", message=initialize())).workflow
         a.view.is_cut = False
         await a.beat()

@@ -20,12 +20,14 @@ class At:
         self.clock = Clock()
         self.directory = SharedMemoryDirectory(self.clock)
         self.lapses = 0
+        self.since = 0.0
         self.member = self.made("a")
 
     def made(self, id: str) -> Membership:
         return Membership(self.directory, Worker(id, "host"), on_lapse=self._lapse, clock=self.clock)
 
-    def _lapse(self) -> None:
+    def _lapse(self, since: float) -> None:
+        self.since = since
         assert not self.member.holds_lease, "what it holds must be doubted before it is used again"
         self.lapses += 1
 
@@ -64,10 +66,14 @@ async def test_a_heartbeat_extends_the_lease_and_doubts_nothing(at: At) -> None:
 
 async def test_g7_after_a_pause_all_that_it_holds_is_doubted(at: At) -> None:
     async with at.member.running():
+        at.clock.advance(1)
+        await at.member.beat()
+        last = at.clock()
         at.clock.advance(10)
         assert not at.member.holds_lease
         await at.member.beat()
         assert (at.lapses, at.member.holds_lease) == (1, True)
+        assert at.since == last, "since the last heartbeat that was taken"
 
 
 async def test_a_directory_that_is_away_leaves_the_lease_as_it_was(at: At) -> None:

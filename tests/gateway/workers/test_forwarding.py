@@ -71,7 +71,7 @@ class House:
         self.asked = 0
         self._path = path
         self._stack = stack
-        self.member = Membership(self.directory, Worker("a"), on_lapse=lambda: None)
+        self.member = Membership(self.directory, Worker("a"), on_lapse=lambda since: None)
         self.forwarder = Forwarder(self._here, self.member, self._opened, self.statistics)
         self._holder = ""
 
@@ -81,7 +81,7 @@ class House:
         worker = Worker(name, "host", str(self._path / name))
         begin = await stack.enter_async_context(serving(serve))
         await stack.enter_async_context(listening(worker.address, begin))
-        await stack.enter_async_context(Membership(self.directory, worker, on_lapse=lambda: None).running())
+        await stack.enter_async_context(Membership(self.directory, worker, on_lapse=lambda since: None).running())
 
     async def request(self, connection: Client, /, holder: str = "b", **scope: Any) -> None:
         """One request to worker `a`."""

@@ -49,7 +49,7 @@ class Post:
     async def joins(self, name: str) -> AsyncExitStack:
         """A worker begins; it ends in order when what is returned is closed."""
         stack = AsyncExitStack()
-        member = Membership(self.directory, Worker(name), on_lapse=lambda: None)
+        member = Membership(self.directory, Worker(name), on_lapse=lambda since: None)
         self.members[name] = await stack.enter_async_context(member.running())
         self.boxes[name] = await stack.enter_async_context(Mailboxes(self.directory, member).running(self._take))
         return stack

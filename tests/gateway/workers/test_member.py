@@ -30,7 +30,7 @@ class House:
         """A worker begins; on a host of its own if that is named."""
         runtime = self.path / name
         runtime.mkdir()
-        member = Member(self.directory, runtime, Statistics(), on_lapse=lambda: None)
+        member = Member(self.directory, runtime, Statistics(), on_lapse=lambda since: None)
         if host:
             member.membership.worker = msgspec.structs.replace(member.membership.worker, host=host)
         place = Place(name, member, self)

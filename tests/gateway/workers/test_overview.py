@@ -43,7 +43,7 @@ class House:
         await anyio.Path(path).mkdir()
         server = await stack.enter_async_context(MemoryServer().running())
         pool = Pool({"x": Upstream("x", server, Pooling())}, MemoryDirectory(), pooling=Pooling())
-        member = Member(self.directory, path, Statistics(), on_lapse=lambda: None)
+        member = Member(self.directory, path, Statistics(), on_lapse=lambda since: None)
         settings = Settings()
         app = operations_app(pool, settings, Guard(loopback=True), Authenticator(settings), member=member)
         await stack.enter_async_context(member.running(app))
