@@ -340,6 +340,18 @@ class Channel:
         self._perform(self._demux.fail(request, error))
         self._close_if_drained()
 
+    @property
+    def fence(self) -> Callable[[], bool] | None:
+        """See `Receiver.fence`."""
+        return self._may_write
+
+    def withheld(self, request: Request | None) -> None:
+        """See `Receiver.withheld`."""
+        if request is not None:
+            self.failed(request, LeaseEnded())
+        else:
+            self._config.statistics.count("fenced", self._config.server)
+
     def lost(self, cause: TrunklineError, refused: Collection[Request] = ()) -> None:
         """See `Receiver.lost`."""
         if self._closing:

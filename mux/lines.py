@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -222,7 +222,7 @@ class Lines:
                 clock=self._clock,
                 listen=listen and place != "beside",
                 adopted=adopted if is_adopted else None,
-                may_write=self._may_write(workflow) if upstream.make_line is None else None,
+                may_write=self._may_write([workflow]) if upstream.make_line is None else None,
                 generation=upstream.generation,
             )
             is_guarded = upstream.make_line is None and not is_adopted
@@ -317,9 +317,7 @@ class Lines:
                 clock=self._clock,
                 listen=is_primary,
                 adopted=adopted if is_adopted else None,
-                may_write=None
-                if self._members is None
-                else lambda: self._members is not None and self._members.holds_lease,
+                may_write=self._may_write(group.owners),
                 recipients=recipients,
                 generation=upstream.generation,
                 purpose="shared",
@@ -369,10 +367,10 @@ class Lines:
         if isinstance(owner, Workflow):
             self._end(owner, "upstream_changed")
 
-    def _may_write(self, workflow: Workflow) -> Callable[[], bool] | None:
-        """Whether what only this worker may do for a workflow may be done; None where there is no other worker."""
+    def _may_write(self, owners: Sequence[Owner]) -> Callable[[], bool] | None:
+        """Whether what only this worker may do for these may be done; None where there is no other worker."""
         members = self._members
-        return None if members is None else lambda: members.holds_lease and not workflow.is_doubted
+        return None if members is None else lambda: members.holds_lease and not any(map(_is_doubted, owners))
 
     # The channels.
 
@@ -479,6 +477,10 @@ def shared_name(key: ChannelKey) -> str:
     """The name of the session of this key, the same on every worker."""
     told = repr((key.server, key.principal, key.session_headers, key.revision, key.capabilities, key.credential))
     return hashlib.blake2b(told.encode(), digest_size=16).hexdigest()
+
+
+def _is_doubted(owner: Owner) -> bool:
+    return isinstance(owner, Workflow) and owner.is_doubted
 
 
 def _listens(owner: Owner) -> bool:

@@ -7,7 +7,7 @@ functions that neither block nor raise: the reader of a wire never waits for a c
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, runtime_checkable
@@ -138,6 +138,13 @@ class Line(Protocol):
 
 class Receiver(Protocol):
     """The channel, as its wire sees it."""
+
+    @property
+    def fence(self) -> Callable[[], bool] | None:
+        """Whether a message may still go to the server: asked right before its first byte does; None where any may."""
+
+    def withheld(self, request: Request | None) -> None:
+        """A message waited until the fence was closed, and was dropped; of a request, nothing reached the server."""
 
     def received(self, text: bytes, origin: Request | None) -> None:
         """One frame of the server; `origin` is the request on whose stream it came, where the transport tells."""

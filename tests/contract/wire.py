@@ -115,6 +115,8 @@ class Receiver:
         self.reports: list[Report] = []
         self.sending = False
         self.left = False
+        self.fence: Callable[[], bool] | None = None
+        """See `Receiver.fence`."""
         self._changed = anyio.Event()
 
     def received(self, text: bytes, origin: Request | None) -> None:
@@ -128,6 +130,13 @@ class Receiver:
         assert request.state != "done", "it was answered, or has failed before"
         request.state = "done"
         self._report(Report("failed", request, error=error))
+
+    def withheld(self, request: Request | None) -> None:
+        """See `Receiver.withheld`."""
+        if request is not None:
+            assert request.state != "done", "it was answered, or has failed before"
+            request.state = "done"
+        self._report(Report("withheld", request))
 
     def lost(self, cause: TrunklineError, refused: Collection[Request] = ()) -> None:
         """See `Receiver.lost`."""

@@ -79,6 +79,8 @@ class Session:
         self.raw: Callable[[bytes], None] = lambda data: None
         """Send these very bytes, where the transport has bytes between messages."""
         self.stall: Callable[[], None] = lambda: None
+        self.go_on: Callable[[], None] = lambda: None
+        """Read again after `stall`, where that is possible."""
         self.ended = False
 
     def take(self, text: bytes, headers: Mapping[str, str] | None = None) -> None:
@@ -300,6 +302,7 @@ async def _serve_websocket(server: OneStreamServer, connection: ServerConnection
     session.opening = {name.lower(): value for name, value in connection.request.headers.raw_items()}
     session.raw = outgoing.put_nowait
     session.stall = connection.transport.pause_reading
+    session.go_on = connection.transport.resume_reading
     session.cut = connection.transport.abort
     server.sessions.append(session)
     server.happened()

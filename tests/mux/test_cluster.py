@@ -275,6 +275,30 @@ async def test_g7_without_a_lease_nothing_is_written_to_what_cannot_be_moved() -
         assert "result" in await client.answer(client.call())
 
 
+async def test_g7_what_a_wire_held_back_did_not_run() -> None:
+    async with workers(movable=False) as at:
+        a, _, session_id = await two(at)
+        at.server.on_request = None
+        client = await a.find(session_id)
+        waiting = client.call()
+        request = (await at.server.got("tools/call")).request
+        wire = at.server.session.receiver
+        assert wire.fence is not None
+        assert wire.fence()
+        at.clock.advance(LEASE_SECONDS)
+        assert not wire.fence()
+        wire.withheld(request)
+        wire.withheld(None)
+        assert (await client.answer(waiting))["error"]["data"] == {"limit": "lease", "executed": "no"}
+        assert a.pool.statistics.counts["fenced", "x"] == 1
+
+
+async def test_what_any_worker_may_use_has_no_fence() -> None:
+    async with workers() as at:
+        await two(at)
+        assert at.server.session.receiver.fence is None
+
+
 async def test_without_a_lease_http_sessions_go_on() -> None:
     async with workers() as at:
         a, _, session_id = await two(at)

@@ -6,7 +6,7 @@ from harness.clustering import workers
 from harness.memory_wire import echo
 from harness.muxing import ALICE, BOB, initialize, settle
 from trunkline.mux.directory import ID_BLOCK, LEASE_SECONDS
-from trunkline.mux.errors import Elsewhere
+from trunkline.mux.errors import DirectoryUnavailable, Elsewhere
 from trunkline.mux.placement import CALLS, WHOLE
 
 pytestmark = pytest.mark.anyio
@@ -57,6 +57,29 @@ async def test_who_was_paused_leaves_a_shared_session_to_its_successor() -> None
         assert mine.ended is not None
         assert at.server.deleted == []
         assert "result" in await client.answer(client.call())
+
+
+async def test_g7_what_cannot_be_moved_is_not_used_while_one_that_shares_it_may_be_another_workers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with workers(reuse="user", movable=False) as at:
+        a = await at.start()
+        at.server.on_request = echo
+        client = await a.client(ALICE)
+
+        async def away(*asked: object) -> None:
+            raise DirectoryUnavailable("a test has taken the directory away")
+
+        monkeypatch.setattr(at.directory, "get", away)
+        at.clock.advance(LEASE_SECONDS)
+        await a.beat()
+        assert a.members.holds_lease
+        refused = await client.answer(client.call())
+        assert refused["error"]["data"] == {"limit": "lease", "executed": "no"}
+        monkeypatch.undo()
+        await at.pass_time(0.5)
+        assert "result" in await client.answer(client.call())
+        assert len(at.server.of("tools/call")) == 1
 
 
 async def test_g8_a_drain_lets_go_of_shared_sessions() -> None:

@@ -19,7 +19,7 @@ from ...mux.errors import TrunklineError, UpstreamFault
 from ...mux.ports import NONE, Connector, Headers, MovableWire, Receiver, SendKind, Wire
 from ...mux.statistics import Statistics
 from .credentials import Credential
-from .http import Answer, ExchangeBroken, HeaderBlock, HTTPClient, Method
+from .http import Answer, ExchangeBroken, Fence, HeaderBlock, HTTPClient, Method
 from .sse import SSEConnector
 from .stdio import StdioConnector
 from .streamable_http import StreamableHTTPConnector
@@ -230,6 +230,15 @@ class _Opening:
 
     # Receiver
 
+    @property
+    def fence(self) -> Callable[[], bool] | None:
+        """See `Receiver.fence`."""
+        return self._receiver.fence
+
+    def withheld(self, request: Request | None) -> None:
+        """See `Receiver.withheld`."""
+        self._receiver.withheld(request)
+
     def received(self, text: bytes, origin: Request | None) -> None:
         """See `Receiver.received`."""
         if self._is_refused(origin) and not names_revisions(text):
@@ -287,13 +296,20 @@ class _Watch:
         """Of the answer to the first request; 0 before it."""
 
     def send(
-        self, method: Method, headers: HeaderBlock, body: bytes, answer: Answer, *, target: str | None = None
+        self,
+        method: Method,
+        headers: HeaderBlock,
+        body: bytes,
+        answer: Answer,
+        *,
+        target: str | None = None,
+        fence: Fence | None = None,
     ) -> Callable[[], None]:
         """See `HTTPClient.send`."""
         if self._is_first:
             self._is_first = False
             answer = _Watched(answer, self)
-        return self._http.send(method, headers, body, answer, target=target)
+        return self._http.send(method, headers, body, answer, target=target, fence=fence)
 
     async def close(self) -> None:
         """See `HTTPClient.close`."""

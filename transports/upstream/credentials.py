@@ -15,7 +15,7 @@ from typing import Final, Literal, NamedTuple, Protocol
 from ...mux.statistics import Statistics
 from .answers import nothing
 from .backoff import Backoff
-from .http import Answer, CredentialFailed, ExchangeBroken, HeaderBlock, Headers, HTTPClient, Method
+from .http import Answer, CredentialFailed, ExchangeBroken, Fence, HeaderBlock, Headers, HTTPClient, Method
 
 logger = logging.getLogger(__name__)
 
@@ -194,11 +194,18 @@ class AuthorizedClient:
         self._credential = credential
 
     def send(
-        self, method: Method, headers: HeaderBlock, body: bytes, answer: Answer, *, target: str | None = None
+        self,
+        method: Method,
+        headers: HeaderBlock,
+        body: bytes,
+        answer: Answer,
+        *,
+        target: str | None = None,
+        fence: Fence | None = None,
     ) -> Callable[[], None]:
         """See `HTTPClient.send`."""
         credential = self._credential
-        exchange = _Exchange(self._http, credential, _Sent(method, headers, body, target), answer)
+        exchange = _Exchange(self._http, credential, _Sent(method, headers, body, target, fence), answer)
         exchange.begin(credential.current or credential.take())
         return exchange.stop
 
@@ -213,6 +220,7 @@ class _Sent(NamedTuple):
     headers: HeaderBlock
     body: bytes
     target: str | None
+    fence: Fence | None
 
 
 class _Exchange:
@@ -238,9 +246,9 @@ class _Exchange:
             proof.add_done_callback(self._renewed)
             return
         assert self._sent is not None, "it has not been taken yet"
-        method, headers, body, target = self._sent
+        method, headers, body, target, fence = self._sent
         self._proof = proof
-        self._cut = self._http.send(method, headers.signed(proof), body, self, target=target)
+        self._cut = self._http.send(method, headers.signed(proof), body, self, target=target, fence=fence)
 
     def stop(self) -> None:
         """Cut it, wherever it stands."""

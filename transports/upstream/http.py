@@ -22,6 +22,8 @@ MAX_HEAD_BYTES: Final = 65_536
 """The largest head of an answer that is read."""
 
 Method = Literal["POST", "GET", "DELETE"]
+Fence = Callable[[], bool]
+"""Whether a request may still be sent."""
 
 _TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _VALUE: Final = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
@@ -43,6 +45,13 @@ class CredentialFailed(ExchangeBroken):
 
     def __init__(self, why: str) -> None:
         super().__init__(why, sent=False)
+
+
+class Withheld(ExchangeBroken):
+    """The request was not sent: its fence was closed when it could have been."""
+
+    def __init__(self) -> None:
+        super().__init__("it may not be sent any longer", sent=False)
 
 
 class HeaderBlock:
@@ -105,11 +114,19 @@ class HTTPClient(Protocol):
     """Sends requests to one server: to its URL, or to another target of the same origin."""
 
     def send(
-        self, method: Method, headers: HeaderBlock, body: bytes, answer: Answer, *, target: str | None = None
+        self,
+        method: Method,
+        headers: HeaderBlock,
+        body: bytes,
+        answer: Answer,
+        *,
+        target: str | None = None,
+        fence: Fence | None = None,
     ) -> Callable[[], None]:
         """Put one request on its way, without waiting. Only a POST has a body, and it is JSON.
 
         `target` is a path with its query, as `target_within` gives it; without one, the request goes to the URL.
+        `fence` is asked once there is a connection: where it says no, nothing is sent, and the answer is `Withheld`.
         Nothing is told within this call. What is returned cuts the exchange: nothing is told from then on.
         """
 

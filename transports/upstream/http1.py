@@ -25,8 +25,10 @@ from .http import (
     MAX_HEAD_BYTES,
     Answer,
     ExchangeBroken,
+    Fence,
     HeaderBlock,
     Method,
+    Withheld,
     target_of,
 )
 
@@ -42,6 +44,11 @@ class _Request(NamedTuple):
     head: bytes
     body: bytes
     answer: Answer
+    fence: Fence | None
+
+    @property
+    def is_withheld(self) -> bool:
+        return self.fence is not None and not self.fence()
 
 
 class HTTP1Client:
@@ -72,14 +79,23 @@ class HTTP1Client:
         self._closed = False
 
     def send(
-        self, method: Method, headers: HeaderBlock, body: bytes, answer: Answer, *, target: str | None = None
+        self,
+        method: Method,
+        headers: HeaderBlock,
+        body: bytes,
+        answer: Answer,
+        *,
+        target: str | None = None,
+        fence: Fence | None = None,
     ) -> Callable[[], None]:
         """See `HTTPClient.send`."""
         assert method == "POST" or not body, "only a POST has a body"
         start = self._start if target is None else self._start_of(target)
         end = POST_END % len(body) if method == "POST" else b"\r\n"
         head = b"".join((method.encode(), start, headers.encoded, end))
-        request = _Request(head, body, answer)
+        request = _Request(head, body, answer, fence)
+        if request.is_withheld:
+            return asyncio.get_running_loop().call_soon(answer.ended, Withheld()).cancel
         while self._idle:
             connection = self._idle.pop()
             if connection.is_usable:
@@ -125,7 +141,10 @@ class HTTP1Client:
         else:
             connection = protocol
             self._open.add(connection)
-            if connection.is_usable:
+            if request.is_withheld:
+                self._free(connection)
+                request.answer.ended(Withheld())
+            elif connection.is_usable:
                 cut.do = partial(connection.cut, request.answer)
                 connection.start(request)
             else:

@@ -4,7 +4,7 @@ import asyncio
 import ssl
 from collections.abc import Callable
 from ipaddress import ip_address
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -17,9 +17,11 @@ from .http import (
     MAX_HEAD_BYTES,
     Answer,
     ExchangeBroken,
+    Fence,
     HeaderBlock,
     Headers,
     Method,
+    Withheld,
 )
 
 NOT_SENT: Final = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
@@ -46,10 +48,17 @@ class ProxiedClient:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def send(
-        self, method: Method, headers: HeaderBlock, body: bytes, answer: Answer, *, target: str | None = None
+        self,
+        method: Method,
+        headers: HeaderBlock,
+        body: bytes,
+        answer: Answer,
+        *,
+        target: str | None = None,
+        fence: Fence | None = None,
     ) -> Callable[[], None]:
         """See `HTTPClient.send`."""
-        heard = _Heard(answer)
+        heard = _Heard(answer, fence)
         url = self._url if target is None else URL(self._origin + target, encoded=True)
         task = asyncio.get_running_loop().create_task(self._carry(method, url, headers, body, heard))
         self._tasks.add(task)
@@ -72,11 +81,19 @@ class ProxiedClient:
         data = body if method == "POST" else None
         try:
             async with self._http().request(
-                method, url, data=data, headers=sent, proxy=self._proxy, allow_redirects=False
+                method,
+                url,
+                data=data,
+                headers=sent,
+                proxy=self._proxy,
+                allow_redirects=False,
+                trace_request_ctx=heard,
             ) as response:
                 heard.began(response.status, {name.lower(): value for name, value in response.headers.items()})
                 async for chunk in response.content.iter_any():
                     heard.came(chunk)
+        except Withheld as error:
+            heard.ended(error)
         except NOT_SENT:
             heard.ended(ExchangeBroken("no connection through the proxy", sent=False))
         except (aiohttp.ClientError, OSError) as error:
@@ -87,7 +104,11 @@ class ProxiedClient:
     def _http(self) -> aiohttp.ClientSession:
         """Made when it is first needed, inside the running loop."""
         if self._session is None:
+            tracing = aiohttp.TraceConfig()
+            tracing.on_connection_create_end.append(_check)
+            tracing.on_connection_reuseconn.append(_check)
             self._session = aiohttp.ClientSession(
+                trace_configs=[tracing],
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS, ssl=self._context),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
@@ -97,11 +118,19 @@ class ProxiedClient:
         return self._session
 
 
-class _Heard:
-    """Who hears an answer, until the exchange is cut."""
+async def _check(session: aiohttp.ClientSession, context: Any, params: Any) -> None:
+    """There is a connection: the request may go out on it, or not any longer."""
+    heard = context.trace_request_ctx
+    if heard.fence is not None and not heard.fence():
+        raise Withheld
 
-    def __init__(self, answer: Answer) -> None:
+
+class _Heard:
+    """Who hears an answer, until the exchange is cut; and whether its request may be sent."""
+
+    def __init__(self, answer: Answer, fence: Fence | None) -> None:
         self.answer: Answer | None = answer
+        self.fence = fence
 
     def began(self, status: int, headers: Headers) -> None:
         if self.answer is not None:

@@ -77,6 +77,18 @@ class OneStreamWire(ABC):
         if not self._is_closed and self.cause is None:
             self._receiver.received(text, None)
 
+    def _may_begin(self, request: Request | None) -> bool:
+        """Whether a message may go to the server whose turn has come; where it may not, that is told."""
+        fence = self._receiver.fence
+        if fence is None or fence():
+            return True
+        asyncio.get_running_loop().call_soon(self._withhold, request)
+        return False
+
+    def _withhold(self, request: Request | None) -> None:
+        if not self._is_closed and self.cause is None and (request is None or request.state != "done"):
+            self._receiver.withheld(request)
+
     def _keep(self, request: Request | None) -> None:
         if request is not None:
             self._unsent.append(request)

@@ -12,6 +12,7 @@ from typing import Final, Protocol, cast
 import anyio
 
 from ...mux.limits import MAX_EVENT_BYTES
+from .pipe import InputPipe, MayBegin, always
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class GroupProcess(asyncio.SubprocessProtocol):
         self._out = Lines(MAX_EVENT_BYTES)
         self._log = _ErrorLog(server)
         self._transport: asyncio.SubprocessTransport
-        self._input: asyncio.WriteTransport
+        self._input: InputPipe
         self._exited = asyncio.Event()
         self._unread = {1, 2}
         """Outputs that have not ended."""
@@ -104,16 +105,24 @@ class GroupProcess(asyncio.SubprocessProtocol):
             OSError: it cannot be run.
         """
         process = cls(server, hearer)
-        # A start that is cut half-way would leave a process that nobody knows.
-        with anyio.CancelScope(shield=True):
-            transport, _ = await asyncio.get_running_loop().subprocess_exec(
-                lambda: process,
-                *command,
-                env=dict(env),
-                cwd=cwd,
-                start_new_session=True,
-            )
-        process._input = cast(asyncio.WriteTransport, transport.get_pipe_transport(0))
+        reading, writing = os.pipe()
+        try:
+            # A start that is cut half-way would leave a process that nobody knows.
+            with anyio.CancelScope(shield=True):
+                await asyncio.get_running_loop().subprocess_exec(
+                    lambda: process,
+                    *command,
+                    stdin=reading,
+                    env=dict(env),
+                    cwd=cwd,
+                    start_new_session=True,
+                )
+        except BaseException:
+            os.close(writing)
+            raise
+        finally:
+            os.close(reading)
+        process._input = InputPipe(writing, lambda: process._go("the server closed its input"))
         return process
 
     @property
@@ -124,12 +133,11 @@ class GroupProcess(asyncio.SubprocessProtocol):
     @property
     def unsent(self) -> int:
         """Bytes that the process has not read, as far as they wait here."""
-        return self._input.get_write_buffer_size()
+        return self._input.unsent
 
-    def write(self, line: bytes) -> None:
-        """Send a line, without waiting. Dropped where the process is gone."""
-        if not self._input.is_closing():
-            self._input.write(line + b"\n")
+    def write(self, line: bytes, may_begin: MayBegin = always) -> None:
+        """Send a line, without waiting. Dropped where the process is gone, or it may not begin when its turn comes."""
+        self._input.write(line + b"\n", may_begin)
 
     async def end(self) -> None:
         """Close its input; where that does not end it and all it started, SIGTERM, then SIGKILL; reap it (rule T14)."""
@@ -148,6 +156,7 @@ class GroupProcess(asyncio.SubprocessProtocol):
                 self._signal(signal.SIGKILL)
                 with anyio.move_on_after(REAP_SECONDS, shield=True):
                     await self._exited.wait()
+            self._input.abort()
             self._transport.close()
             self._log.close()
 
@@ -175,7 +184,7 @@ class GroupProcess(asyncio.SubprocessProtocol):
         # With uvloop a process keeps a second handle on each of its pipes: there, only its exit ends them.
         self._unread.discard(fd)
         if fd != 2 or self._exited.is_set():  # a server may close its stderr
-            self._go(f"the server closed its {'output' if fd else 'input'}")
+            self._go("the server closed its output")
 
     def process_exited(self) -> None:
         """See `asyncio.SubprocessProtocol`."""

@@ -26,7 +26,7 @@ from ...mux.statistics import Statistics
 from ..event_stream import EventParser
 from .answers import ERROR_BODY_BYTES, STREAM_TYPE, Body, Receipt, content_type, nothing
 from .credentials import Credential
-from .http import CredentialFailed, ExchangeBroken, HeaderBlock, HTTPClient, target_within
+from .http import CredentialFailed, ExchangeBroken, HeaderBlock, HTTPClient, Withheld, target_within
 from .http_client import http_client
 from .streamable_http import DELIVER_SECONDS, LOST_SECONDS, VERSION_HEADER_SINCE, failure_of
 
@@ -170,7 +170,7 @@ class _SSEWire:
             self._unaccepted.add(request)
         post = _Post(self, kind)
         self._posts[post] = request
-        post.cut = self._connector.http.send("POST", block, text, post, target=self._target)
+        post.cut = self._connector.http.send("POST", block, text, post, target=self._target, fence=self._receiver.fence)
 
     def abandon(self, request: Request) -> None:
         """See `Wire.abandon`. The message has its way: the server is told of the cancellation by another."""
@@ -234,7 +234,9 @@ class _SSEWire:
     def broke(self, post: _Post, error: ExchangeBroken) -> None:
         """No answer came to this POST."""
         request = self._posts[post]
-        if request is not None:
+        if isinstance(error, Withheld):
+            self._withhold(request)
+        elif request is not None:
             self._fail(request, failure_of(error))
         else:
             logger.warning("a %s did not reach the server", post.kind, extra=self._about)
@@ -276,6 +278,12 @@ class _SSEWire:
         self._settle(request)
         if not self._is_closed and request.state != "done":
             self._receiver.failed(request, error)
+
+    def _withhold(self, request: Request | None) -> None:
+        if request is not None:
+            self._settle(request)
+        if not self._is_closed and (request is None or request.state != "done"):
+            self._receiver.withheld(request)
 
     def _settle(self, request: Request) -> None:
         """The server has accepted or refused this request, or will not."""

@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -125,5 +126,6 @@ class _StdioWire(OneStreamWire):
         if process.unsent + len(text) > MAX_UNSENT_BYTES:
             return False
         # Between the tokens of JSON a line break means nothing; here it would make two messages of one (rule E25).
-        process.write(text.translate(_SPACES) if b"\n" in text or b"\r" in text else text)
+        line = text.translate(_SPACES) if b"\n" in text or b"\r" in text else text
+        process.write(line, partial(self._may_begin, request))
         return True

@@ -29,6 +29,7 @@ from ...mux.statistics import Statistics
 from .http import CONNECT_SECONDS, HeaderBlock
 from .http_proxied import proxy_of
 from .one_stream import MAX_UNSENT_BYTES, OneStreamWire
+from .pipe import writable
 
 SUBPROTOCOL: Final = Subprotocol("mcp")
 
@@ -185,8 +186,14 @@ class _WebSocketWire(OneStreamWire):
         while True:
             await self._filled.wait()
             while self._queue:
-                text, _ = self._queue.popleft()
+                if self._receiver.fence is not None:
+                    await self._until_taken()
+                if not self._queue:
+                    break
+                text, request = self._queue.popleft()
                 self._queued -= len(text) + MESSAGE_COST
+                if not self._may_begin(request):
+                    continue
                 try:
                     await self._connection.send(text.decode())
                 except ConnectionClosed:
@@ -194,6 +201,14 @@ class _WebSocketWire(OneStreamWire):
             if self._is_closed:
                 return
             self._filled.clear()
+
+    async def _until_taken(self) -> None:
+        """Wait until the kernel takes something, so that nothing waits behind what may be asked of the receiver."""
+        transport = self._connection.transport
+        transport.set_write_buffer_limits(high=0)  # a message has been sent once the kernel has all of it
+        socket = transport.get_extra_info("socket")
+        if socket is not None and not transport.is_closing():
+            await writable(socket.fileno())
 
     async def close(self, writer: asyncio.Task[None]) -> None:
         """Send what waits, and close the connection, in bounded time."""

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 import pytest
 from harness.raw_http import PATIENCE, Hearer, Peer, RawServer, Serve, serving
 from trunkline.transports.upstream import http1
-from trunkline.transports.upstream.http import MAX_HEAD_BYTES, HeaderBlock
+from trunkline.transports.upstream.http import MAX_HEAD_BYTES, HeaderBlock, Withheld
 from trunkline.transports.upstream.http1 import HTTP1Client
 
 pytestmark = pytest.mark.anyio
@@ -65,6 +65,30 @@ async def test_a_request_arrives_as_it_was_given() -> None:
     assert all(headers["host"] == host and headers["x-one"] == "1" for _, headers, _ in seen)
     assert all(headers["x-two"] == "caf\xe9" for _, headers, _ in seen)
     assert server.connections == 1
+
+
+async def test_g7_a_request_whose_fence_closed_while_it_waited_for_its_connection_is_not_sent() -> None:
+    seen: list[bytes] = []
+
+    async def serve(peer: Peer) -> None:
+        while True:
+            seen.append((await peer.request())[2])
+            await peer.say(EMPTY)
+
+    async with client_of(serve) as (client, server):
+        may, hearers = True, [Hearer() for _ in range(3)]
+        client.send("POST", NONE, b"0", hearers[0], fence=lambda: may)
+        may = False
+        client.send("POST", NONE, b"1", hearers[1], fence=lambda: may)
+        for hearer in hearers[:2]:
+            error = await hearer.outcome()
+            assert isinstance(error, Withheld)
+            assert not error.sent
+        may = True
+        client.send("POST", NONE, b"2", hearers[2], fence=lambda: may)
+        assert await hearers[2].outcome() is None
+    assert seen == [b"2"]
+    assert server.connections == 1, "what was opened for the first one serves the last"
 
 
 async def test_another_target_of_the_server_is_on_the_same_connections() -> None:

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import pytest
 from harness.raw_http import Hearer, Peer, RawServer, Serve, serving
 from trunkline.mux.statistics import Statistics
-from trunkline.transports.upstream.http import ExchangeBroken, HeaderBlock
+from trunkline.transports.upstream.http import ExchangeBroken, HeaderBlock, Withheld
 from trunkline.transports.upstream.http1 import HTTP1Client
 from trunkline.transports.upstream.http_proxied import ProxiedClient, proxy_of
 from trunkline.transports.upstream.streamable_http import StreamableHTTPConnector
@@ -62,6 +62,23 @@ async def test_another_target_of_the_server_is_asked_of_the_same_proxy() -> None
         client.send("POST", HeaderBlock({}), b"{}", hearer, target="/message?session_id=a%2Fb")
         assert await hearer.outcome() is None
     assert seen == ["POST http://mcp.example/message?session_id=a%2Fb HTTP/1.1"]
+
+
+async def test_g7_a_request_whose_fence_closed_while_it_waited_for_its_connection_is_not_sent() -> None:
+    seen: list[bytes] = []
+
+    async def serve(peer: Peer) -> None:
+        while True:
+            seen.append((await peer.request())[2])
+            await peer.say(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n")
+
+    async with client_of(serve) as (client, _):
+        for may, body in ((False, b"0"), (True, b"1"), (False, b"2"), (True, b"3")):
+            hearer = Hearer()
+            client.send("POST", HeaderBlock({}), body, hearer, fence=lambda may=may: may)  # type: ignore[misc]
+            error = await hearer.outcome()
+            assert error is None if may else isinstance(error, Withheld)
+    assert seen == [b"1", b"3"]
 
 
 async def test_an_exchange_that_breaks_may_have_been_sent() -> None:

@@ -196,6 +196,25 @@ async def test_a_post_that_is_refused_fails_its_request_alone(status: int, execu
         await session.answered(after)
 
 
+async def test_g7_what_waits_for_a_connection_when_the_fence_closes_is_not_sent() -> None:
+    async with session_with() as (session, server, _):
+        may = True
+        session.receiver.fence = lambda: may
+        begun, held = session.request(), session.request()  # the second one needs a connection of its own
+        session.send(told(1))
+        may = False
+        await session.receiver.until(lambda: len(session.receiver.of("withheld")) == 2)
+        assert [report.request for report in session.receiver.of("withheld")] == [held, None]
+        session.request()
+        await session.receiver.until(lambda: len(session.receiver.of("withheld")) == 3)
+        may = True
+        last = session.request()
+        (await server.got("tools/call", 2)).finish(answer(last))
+        await session.answered(last)
+        assert begun.state == "pending"
+        assert (server.came("tools/call"), server.came("notifications/message")) == (2, 0)
+
+
 async def test_a_notification_can_find_that_the_session_is_gone() -> None:
     async with session_with() as (session, server, _):
         server.forget()

@@ -156,6 +156,28 @@ async def test_a_server_that_does_not_read_is_lost_and_what_was_not_sent_did_not
         assert requests[-1] in report.refused
 
 
+async def test_g7_what_waits_when_the_fence_closes_is_not_written(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    program = (
+        "import json, os, sys, time\n"
+        f"while not os.path.exists({str(gate)!r}): time.sleep(0.01)\n"
+        "for line in sys.stdin: print(json.dumps({'jsonrpc': '2.0', 'method': 'm', 'id': json.loads(line).get('id')}),"
+        " flush=True)"
+    )
+    async with raw(program) as session:
+        may = True
+        session.receiver.fence = lambda: may
+        begun, held = (session.request(params={"x": "x" * 1_000_000}) for _ in range(2))
+        session.send(b'{"jsonrpc":"2.0","method":"notifications/x"}')
+        may = False
+        gate.touch()
+        await session.receiver.until(lambda: len(session.receiver.of("withheld")) == 2)
+        assert [report.request for report in session.receiver.of("withheld")] == [held, None]
+        may = True
+        last = session.request()
+        assert [json.loads(text)["id"] for text in await said(session, 2)] == [begun.id, last.id]
+
+
 async def test_a_line_that_is_too_long_loses_the_session() -> None:
     program = "print('x' * (16 * 1024 * 1024 + 1), flush=True); input()"
     async with raw(program) as session:

@@ -243,6 +243,32 @@ async def test_a_server_that_does_not_read_is_lost_and_what_was_not_sent_did_not
         assert 16 <= len(requests) <= 40, "the queue is bounded"
 
 
+async def test_g7_what_waits_when_the_fence_closes_is_not_sent() -> None:
+    async with session_with() as (session, server, _):
+        may = True
+        session.receiver.fence = lambda: may
+        session.request()
+        await server.got("tools/call")
+        server.session.stall()
+        requests = []
+        for _ in range(12):
+            requests.append(session.request(params={"x": "x" * 1_000_000}))
+            await anyio.wait_all_tasks_blocked()
+        session.send(told(1))
+        may = False
+        server.session.go_on()
+        await session.receiver.until(lambda: any(one.request is None for one in session.receiver.of("withheld")))
+        withheld = [one.request for one in session.receiver.of("withheld") if one.request is not None]
+        assert withheld
+        assert withheld == requests[-len(withheld) :], "the last ones, in order"
+        may = True
+        session.send(told(2))
+        last = await server.got("notifications/message")
+        assert json.loads(last.text)["params"] == {"data": 2}
+        assert server.came("tools/call") == 1 + len(requests) - len(withheld)
+        assert not session.receiver.of("lost")
+
+
 async def test_small_messages_are_bounded_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
     async with session_with() as (session, _, _):
         requests = [session.request() for _ in range(websocket.MAX_UNSENT + 1)]
