@@ -252,7 +252,7 @@ class Elsewhere(Exception):
 
 
 class Everywhere(Elsewhere):
-    """A notification that any other worker may know the meaning of; nothing was done."""
+    """A cancellation, whose call may be in flight at any worker; nothing was done."""
 
     def __init__(self) -> None:
         super().__init__("")

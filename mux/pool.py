@@ -685,13 +685,21 @@ class Pool:
         if self._cluster is not None:
             await self._cluster.direct(worker)
 
-    def find_call(self, principal: Principal, server: str, session_id: str, cancelled: Envelope) -> Workflow | None:
-        """The workflow here in which the call is in flight that a client's `notifications/cancelled` names."""
-        for workflow in self._served_as(session_id):
-            is_theirs = workflow.principal == principal and workflow.server == server
-            if is_theirs and workflow.has_in_flight(cancelled):
-                return workflow
-        return None
+    def find_calls(
+        self, principal: Principal, server: str, session_id: str | None, key: str | None, cancelled: Envelope
+    ) -> list[Workflow]:
+        """Where the calls are in flight here that a client's `notifications/cancelled` can mean: one entry for each.
+
+        The client names its workflow by the session id, the key, or both.
+        """
+        found = []
+        for workflow in self._served if session_id is None else self._served_as(session_id):
+            record = workflow.record
+            is_theirs = record.principal == principal and record.server == server
+            is_named = key == record.key if session_id is None else key in (None, record.key)
+            if is_theirs and is_named and (session_id, key) != (None, None):
+                found += [workflow] * workflow.meant(cancelled)
+        return found
 
     @property
     def number(self) -> int:

@@ -131,10 +131,14 @@ class Desk(Generic[Call]):
             if not calls:
                 del self._calls[key]
 
-    def withdraw(self, message: Envelope, can_mean: Callable[[Call], bool]) -> Withdrawal[Call]:
-        """The call that a client's `notifications/cancelled` means (rule E12), among those that it can mean."""
+    def meant(self, message: Envelope, can_mean: Callable[[Call], bool]) -> list[Call]:
+        """The calls in flight under the id that a client's `notifications/cancelled` names, of those it can mean."""
         key = _key_or_none((message.params() or {}).get("requestId"))
-        calls = [call for call in self._calls.get(key, []) if can_mean(call)] if key is not None else []
+        return [call for call in self._calls.get(key, []) if can_mean(call)] if key is not None else []
+
+    def withdraw(self, message: Envelope, can_mean: Callable[[Call], bool]) -> Withdrawal[Call]:
+        """The one call that a client's `notifications/cancelled` means (rule E12)."""
+        calls = self.meant(message, can_mean)
         if len(calls) == 1:
             return Withdrawal(calls[0], "")
         return Withdrawal(None, "ambiguous_cancel" if calls else "unknown_cancel")

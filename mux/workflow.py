@@ -464,9 +464,9 @@ class Workflow:
         """True where this is one of its streams, or a question that waits for its answer."""
         return self.streams.knows(name) or self._desk.knows(name)
 
-    def has_in_flight(self, cancelled: Envelope) -> bool:
-        """True while a call waits for its answer that a client's `notifications/cancelled` can mean."""
-        return self._desk.withdraw(cancelled, lambda call: _is_of(call, None)).reason != "unknown_cancel"
+    def meant(self, cancelled: Envelope) -> int:
+        """The calls that wait for their answers and that a client's `notifications/cancelled` can mean."""
+        return len(self._desk.meant(cancelled, lambda call: _is_of(call, None)))
 
     def restore(self, kept: Kept, epoch: int, gave: Callable[[int], bool]) -> None:
         """Go on with what was kept of those streams and questions whose numbers `gave` takes, as the writer `epoch`."""

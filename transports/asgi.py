@@ -24,6 +24,11 @@ RawHeaders = list[tuple[bytes, bytes]]
 HOPS: Final = "trunkline.hops"
 """The member of a scope that counts the workers which have handed the request on."""
 
+MEANT: Final = "trunkline.meant"
+"""How many calls over all workers a cancellation can mean; `ASKED` where this worker is to tell how many it has."""
+
+ASKED: Final = -1
+
 IDENTITY: Final = "trunkline.identity"
 """The scope's entry for who asks, and until when, where that was verified before: by the worker that forwarded it."""
 

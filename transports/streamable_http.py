@@ -22,7 +22,7 @@ from ..mux.routing import BATCHES, LEGACY, PRIMING
 from ..mux.streams import Reader
 from ..mux.workflow import Workflow
 from . import event_stream
-from .asgi import EVENT_STREAM, HOPS, JSON, until_disconnect
+from .asgi import ASKED, EVENT_STREAM, JSON, MEANT, until_disconnect
 from .endpoint import DEFAULT_REVISION, EndpointConfig, admitted_key, begin_unasked, picked, take_call
 from .headers import END, LAST_EVENT_ID, POOL, PROTOCOL_VERSION, SESSION_ID, accepts, workflow_key
 from .http_endpoint import JSON_TYPE, KEEP_ALIVE_SECONDS, STREAM_TYPE, HTTPEndpoint, HTTPRequest, send_events
@@ -80,17 +80,19 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
             raise
 
     async def _cancel(self, request: HTTPRequest, message: Envelope) -> None:
-        """A cancellation, where the call that it means may be in flight at any worker."""
-        session_id = request.headers.get(SESSION_ID)
-        workflow = None
-        if session_id is not None:
-            workflow = self._pool.find_call(request.principal, self._config.server, session_id, message)
-        if workflow is None and not request.scope.get(HOPS):
+        """A cancellation, where the call that it means may be in flight at any worker: all are asked first (G1)."""
+        meant = request.scope.get(MEANT)
+        if meant is None:
             raise Everywhere
-        if workflow is None:
-            self._pool.statistics.count("unknown_cancel", self._config.server)
+        server, key = self._config.server, self._key(request)
+        found = self._pool.find_calls(request.principal, server, request.headers.get(SESSION_ID), key, message)
+        if meant == ASKED:
+            await request.respond(200, [], b"%d" % len(found))
+            return
+        if meant == len(found) == 1:
+            found[0].notify(message, picked(request.headers, self._config.forward_headers))
         else:
-            workflow.notify(message, picked(request.headers, self._config.forward_headers))
+            self._pool.statistics.count("ambiguous_cancel" if meant > 1 else "unknown_cancel", server)
         await request.respond(202, [])
 
     def _check_revision(self, request: HTTPRequest, body: bytes) -> None:

@@ -1,10 +1,12 @@
 """Frames between two workers, in order, for as long as one of them serves a request that the other received."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
 import msgspec
 
+from ...mux.directory import Worker
 from ...mux.limits import MAX_EVENT_BYTES
 
 MAX_FRAME_BYTES: Final = MAX_EVENT_BYTES + 1024 * 1024
@@ -50,6 +52,10 @@ class Conversation(Protocol):
 
     def close(self) -> None:
         """The end, for both sides. Idempotent."""
+
+
+Open = Callable[[Worker], Awaitable[Conversation]]
+"""Begins a conversation with a worker; raises `Unreachable`."""
 
 
 class SocketConversation:

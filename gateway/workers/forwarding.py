@@ -6,11 +6,10 @@ one worker that holds its workflow. There it is executed once; what that worker 
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 import anyio
@@ -19,13 +18,24 @@ from ...mux import envelope as wire_format
 from ...mux.directory import Worker
 from ...mux.errors import DirectoryUnavailable, Elsewhere, Everywhere, Overloaded, SessionLost, TrunklineError
 from ...mux.membership import BEAT_SECONDS, Membership
-from ...mux.principal import Principal
 from ...mux.statistics import Statistics
 from ...transports import event_stream
-from ...transports.asgi import EVENT_STREAM, HOPS, IDENTITY, JSON, ASGIApp, Message, Receive, Scope, Send, respond
+from ...transports.asgi import (
+    EVENT_STREAM,
+    HOPS,
+    JSON,
+    ASGIApp,
+    Message,
+    Receive,
+    Scope,
+    Send,
+    respond,
+)
 from ...transports.status import answer_to
 from ...transports.websocket import PING
-from .conversation import MAX_FRAME_BYTES, Broken, Conversation, Frame, SocketConversation, Unreachable
+from .cancelling import Inquiry
+from .conversation import MAX_FRAME_BYTES, Broken, Conversation, Frame, Open, Unreachable
+from .openings import opening
 
 logger = logging.getLogger(__name__)
 
@@ -33,38 +43,10 @@ PATIENCE_SECONDS: Final = 2.5
 """How long a request waits for a workflow whose worker has died to be taken over."""
 
 RETRY_SECONDS: Final = 0.1
-GRACE_SECONDS: Final = 2.0
-"""How long what is under way may take to reach the other side when this worker ends."""
-
-TELL_SECONDS: Final = 1.0
-"""How long another worker may take to hear a notification."""
-
 MAX_HOPS: Final = 3
 SERVICE_RESTART: Final = 1012
 
-_SCOPE: Final = (
-    "type",
-    "method",
-    "path",
-    "root_path",
-    "query_string",
-    "headers",
-    "scheme",
-    "http_version",
-    "client",
-    "server",
-    "subprotocols",
-)
-_LENT: Final = ("websocket.http.response",)
-"""Extensions that need nothing but events."""
-
 BROKEN: Final = SessionLost("the worker that served this call has gone", executed="unknown")
-
-Open = Callable[[Worker], Awaitable[Conversation]]
-"""Begins a conversation with a worker; raises `Unreachable`."""
-
-Begin = Callable[[Conversation], None]
-"""Takes a conversation that another worker has begun."""
 
 
 class Forwarder:
@@ -74,6 +56,7 @@ class Forwarder:
         self._app = app
         self._membership = membership
         self._open = open_conversation
+        self._inquiry = Inquiry(app, membership, open_conversation)
         self._statistics = statistics
         self._calls = 0
         """Requests that are handed on and have an end of their own."""
@@ -106,8 +89,11 @@ class Forwarder:
                 found = elsewhere
             try:
                 if isinstance(found, Everywhere):
-                    return await self._tell_all(found, scope, tape)
+                    found, scope = await self._inquiry.find(found, scope, tape.body)
+                    self._statistics.count("forwards", "asked_all")
                 tape.rewind()
+                if found.worker == self._membership.worker.id:
+                    continue
                 if await self._forward(found, scope, tape):
                     return None
                 if anyio.current_time() > until:
@@ -153,28 +139,6 @@ class Forwarder:
             conversation.close()
         self._statistics.count("forwards", "done")
         return True
-
-    async def _tell_all(self, everywhere: Everywhere, scope: Scope, tape: Tape) -> None:
-        """Hand a notification on to all other workers; the one that it concerns knows it."""
-        event = {"type": "http.request", "body": tape.body, "more_body": False}
-
-        async def tell(worker: Worker) -> None:
-            with suppress(Broken, Unreachable), anyio.move_on_after(TELL_SECONDS):
-                conversation = await self._open(worker)
-                try:
-                    await conversation.send(Frame("open", opening(scope, everywhere.identity)))
-                    await conversation.send(Frame("event", event))
-                    while (await conversation.receive()).kind != "end":
-                        pass
-                finally:
-                    conversation.close()
-
-        others = await self._membership.others()
-        async with anyio.create_task_group() as tasks:
-            for worker in others:
-                tasks.start_soon(tell, worker)
-        self._statistics.count("forwards", "told_all")
-        await respond(tape.send, 202, [])
 
     async def _break(self, worker: Worker, scope: Scope, tape: Tape) -> bool:
         """The conversation did not come to its end; False where the request may be tried again."""
@@ -260,130 +224,6 @@ class Tape:
         return b"".join(message.get("body", b"") for message in self._heard if message["type"] == "http.request")
 
 
-@asynccontextmanager
-async def listening(address: str, begin: Begin) -> AsyncIterator[None]:
-    """Take what other workers hand on by this Unix socket, for the length of the context.
-
-    Raises:
-        OSError: the socket cannot be made.
-    """
-
-    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        begin(SocketConversation(reader, writer))
-
-    server = await asyncio.start_unix_server(accept, address)
-    try:
-        yield
-    finally:
-        server.close()
-
-
-@asynccontextmanager
-async def serving(app: ASGIApp) -> AsyncIterator[Begin]:
-    """Serve what other workers hand on, for the length of the context: each conversation that it is called with.
-
-    Those that are under way may take `GRACE_SECONDS` longer.
-    """
-    under_way: set[Conversation] = set()
-    ended = anyio.Event()
-
-    async def guarded(conversation: Conversation) -> None:
-        nonlocal ended
-        try:
-            await serve(conversation, app)
-        except Exception:  # a defect in one must not end the others
-            logger.exception("a forwarded request failed")
-        finally:
-            under_way.discard(conversation)
-            ended.set()
-            ended = anyio.Event()
-
-    async with anyio.create_task_group() as tasks:
-
-        def begin(conversation: Conversation) -> None:
-            under_way.add(conversation)
-            tasks.start_soon(guarded, conversation)
-
-        try:
-            yield begin
-            with anyio.move_on_after(GRACE_SECONDS):
-                while under_way:
-                    await ended.wait()
-        finally:
-            tasks.cancel_scope.cancel()
-
-
-async def serve(conversation: Conversation, app: ASGIApp) -> None:
-    """Serve what another worker hands on, until one side ends it."""
-    try:
-        opening = await conversation.receive()
-        if opening.kind != "open":
-            raise Broken("a conversation begins with its scope")
-        async with anyio.create_task_group() as tasks:
-            served = _Served(conversation, opening.payload)
-            tasks.start_soon(served.hear)
-            await app(served.scope, served.receive, served.send)
-            tasks.cancel_scope.cancel()
-        await conversation.send(Frame("end"))
-    except Broken:
-        logger.info("a worker that forwarded a request has gone")
-    finally:
-        conversation.close()
-
-
-class _Served:
-    """The side that serves: ASGI's `receive` and `send` as frames."""
-
-    def __init__(self, conversation: Conversation, opening: dict[str, Any]) -> None:
-        self._conversation = conversation
-        self.scope = _scope_of(opening, self._ping)
-        self._is_websocket = self.scope["type"] == "websocket"
-        self._events: asyncio.Queue[Message] = asyncio.Queue(1)
-        self._pongs: deque[asyncio.Future[None]] = deque()
-        self._is_broken = False
-
-    async def hear(self) -> None:
-        """Take what the other side sends, until it is gone."""
-        try:
-            while True:
-                frame = await self._conversation.receive()
-                if frame.kind == "event":
-                    await self._events.put(frame.payload)
-                elif frame.kind == "pong" and self._pongs:
-                    self._pongs.popleft().set_result(None)
-        except Broken:
-            self._is_broken = True
-            gone = {"type": "websocket.disconnect", "code": 1006} if self._is_websocket else {"type": "http.disconnect"}
-            while self._pongs:
-                self._pongs.popleft().set_exception(ConnectionResetError("the client has gone"))
-            while True:
-                await self._events.put(gone)
-
-    async def receive(self) -> Message:
-        """See ASGI."""
-        return await self._events.get()
-
-    async def send(self, message: Message) -> None:
-        """See ASGI; what is sent to a client that has gone is dropped."""
-        if self._is_broken:
-            return
-        try:
-            await self._conversation.send(Frame("event", message))
-        except Broken:
-            self._is_broken = True
-
-    async def _ping(self) -> None:
-        if self._is_broken:
-            raise ConnectionResetError("the client has gone")
-        pong: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._pongs.append(pong)
-        try:
-            await self._conversation.send(Frame("ping"))
-        except Broken as error:
-            raise ConnectionResetError("the client has gone") from error
-        await pong
-
-
 async def _converse(
     conversation: Conversation,
     opening: dict[str, Any],
@@ -432,27 +272,6 @@ async def _ping(conversation: Conversation, scope: Scope) -> None:
     with suppress(Broken, OSError):
         await scope["extensions"][PING]()
         await conversation.send(Frame("pong"))
-
-
-def opening(scope: Scope, identity: tuple[Principal, float] | None = None) -> dict[str, Any]:
-    """What begins a conversation: the request without its body; `identity` is who asks, where that was verified."""
-    extensions = scope.get("extensions") or {}
-    return {
-        **{name: scope[name] for name in _SCOPE if name in scope},
-        "extensions": [name for name in (*_LENT, PING) if name in extensions],
-        "identity": identity or scope.get(IDENTITY),
-        "hops": scope.get(HOPS, 0) + 1,
-    }
-
-
-def _scope_of(opening: dict[str, Any], ping: Callable[[], Awaitable[None]]) -> Scope:
-    identity, hops = opening.pop("identity"), opening.pop("hops")
-    scope: Scope = {**opening, "asgi": {"version": "3.0"}, HOPS: hops}
-    scope["extensions"] = {name: ping if name == PING else {} for name in opening["extensions"]}
-    if identity is not None:
-        principal, expires = identity
-        scope[IDENTITY] = Principal(**principal), expires
-    return scope
 
 
 def _is_repeatable(scope: Scope) -> bool:

@@ -15,9 +15,11 @@ from ...mux.membership import Membership
 from ...mux.statistics import Statistics
 from ...transports.asgi import HOPS, ASGIApp, Message, Receive, Scope, Send
 from .conversation import Broken, Conversation, Frame, SocketConversation, Unreachable
-from .forwarding import Forwarder, listening, opening, serving
+from .forwarding import Forwarder
 from .host import host_id
 from .mailboxes import Mailboxes
+from .openings import opening
+from .serving import listening, serving
 
 ANSWER_SECONDS: Final = 1.0
 """How long another worker may take to tell operators what it holds."""

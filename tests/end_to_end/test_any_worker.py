@@ -466,6 +466,60 @@ async def test_g3_what_was_asked_on_the_stream_of_a_call_is_answered_through_ano
     assert upstream.counts()["response"] == 1
 
 
+CANCELLED = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 7}}
+
+
+async def test_g1_a_cancellation_that_could_mean_a_call_at_either_worker_is_ignored_and_counted(
+    pair: tuple[Gateway, Gateway], upstream: Upstream, key: str
+) -> None:
+    first, second = pair
+    results: list[str] = []
+    ambiguous = [host.metric("trunkline_dropped_total", reason="ambiguous_cancel") for host in pair]
+    async with Wire(first.url()) as wire, AsyncExitStack() as stack:
+        await wire.open()
+        fresh = await stack.enter_async_context(elsewhere(second, wire))
+
+        async def call(at: Wire, gate: str) -> None:
+            results.append(text_of(await (await at.call("hold", {"gate": gate}, id=b"7")).response()))
+
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(call, wire, f"{key}-1")
+                tasks.start_soon(call, fresh, f"{key}-2")
+                await upstream.saw("mark:holding", 2)
+                for at in (wire, fresh):
+                    assert (await at.post(CANCELLED)).status == 202
+                for gate in (1, 2):
+                    upstream.open(f"{key}-{gate}")
+    assert sorted(results) == [f"{key}-1 is open", f"{key}-2 is open"]
+    for host, before in zip(pair, ambiguous, strict=True):
+        assert host.metric("trunkline_dropped_total", reason="ambiguous_cancel") == before + 1
+
+
+@pytest.mark.parametrize("names", ["session", "key"])
+async def test_g3_a_cancellation_reaches_the_one_call_that_it_means_at_whatever_worker_it_is(
+    pair: tuple[Gateway, Gateway], upstream: Upstream, key: str, names: str
+) -> None:
+    first, second = pair
+    keyed = {"Trunkline-Workflow": key} if names == "key" else {}
+    async with Wire(first.url(), keyed) as wire, AsyncExitStack() as stack:
+        await wire.open()
+        fresh = await stack.enter_async_context(Wire(second.url(), keyed or wire.headers))
+        told: list[dict[str, Any]] = []
+
+        async def call() -> None:
+            told.append(await (await fresh.call("hold", {"gate": key}, id=b"7")).response())
+
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(call)
+                await upstream.saw("mark:holding")
+                sender = await stack.enter_async_context(Wire(first.url(), keyed or wire.headers))
+                assert (await sender.post(CANCELLED)).status == 202
+                await upstream.saw("mark:cancelled")
+    assert "error" in told[0]
+
+
 async def test_g7_a_workflow_is_ended_through_any_worker(pair: tuple[Gateway, Gateway], upstream: Upstream) -> None:
     first, second = pair
     async with Wire(first.url()) as wire:

@@ -580,13 +580,27 @@ async def test_a_cancellation_finds_the_worker_at_which_its_call_is_in_flight() 
         beside = await b.beside(session_id)
         waiting = beside.call(id=b"5")
         cancelled = parse(b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":5}}', limit=1000)
-        assert a.pool.find_call(ANONYMOUS, "x", session_id, cancelled) is None
-        assert b.pool.find_call(ALICE, "x", session_id, cancelled) is None
-        found = b.pool.find_call(ANONYMOUS, "x", session_id, cancelled)
+        assert a.pool.find_calls(ANONYMOUS, "x", session_id, None, cancelled) == []
+        assert b.pool.find_calls(ALICE, "x", session_id, None, cancelled) == []
+        assert b.pool.find_calls(ANONYMOUS, "x", session_id, "another", cancelled) == []
+        assert b.pool.find_calls(ANONYMOUS, "x", None, None, cancelled) == []
+        [found] = b.pool.find_calls(ANONYMOUS, "x", session_id, None, cancelled)
         assert found is beside.workflow
         found.notify(cancelled, {})
         assert "error" in await beside.answer(waiting)
         await at.server.got("notifications/cancelled")
+
+
+async def test_calls_that_a_cancellation_can_mean_are_found_by_key_and_counted_each() -> None:
+    async with workers() as at:
+        a = await at.start()
+        client = await a.client(ALICE, key="k")
+        for raw in (b"5", b"5", b"6"):
+            client.call(id=raw)
+        cancelled = parse(b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":5}}', limit=1000)
+        assert a.pool.find_calls(ALICE, "x", None, "k", cancelled) == [client.workflow] * 2
+        assert a.pool.find_calls(ALICE, "x", None, "other", cancelled) == []
+        assert a.pool.find_calls(BOB, "x", None, "k", cancelled) == []
 
 
 async def test_what_a_dead_worker_named_is_looked_for_here() -> None:

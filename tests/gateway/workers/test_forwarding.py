@@ -1,8 +1,7 @@
 """A request that another worker serves: what its client sees, and what is done once."""
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -10,97 +9,14 @@ from typing import Any
 import anyio
 import pytest
 from harness.muxing import ALICE
-from harness.shared_memory import SharedMemoryDirectory
+from harness.worker_house import CALL, Client, House, answer, post
 from trunkline.gateway.workers import forwarding
-from trunkline.gateway.workers.conversation import Conversation, SocketConversation
-from trunkline.gateway.workers.forwarding import Forwarder, Tape, listening, serving
+from trunkline.gateway.workers.forwarding import Tape
 from trunkline.mux.directory import Worker
-from trunkline.mux.errors import Elsewhere, Everywhere
-from trunkline.mux.membership import Membership
-from trunkline.mux.statistics import Statistics
-from trunkline.transports.asgi import IDENTITY, Message, Receive, Scope, Send
+from trunkline.transports.asgi import IDENTITY, Receive, Scope, Send
 from trunkline.transports.websocket import PING
 
 pytestmark = pytest.mark.anyio
-
-CALL = b'{"jsonrpc":"2.0","id":"mine","method":"tools/call","params":{"name":"x"}}'
-
-Serve = Callable[[Scope, Receive, Send], Awaitable[None]]
-
-
-class Client:
-    """The server's side of a connection, with a client that does what the test says."""
-
-    def __init__(self, *came: Message) -> None:
-        self.sent: list[Message] = []
-        self._came: asyncio.Queue[Message] = asyncio.Queue()
-        self._changed = anyio.Event()
-        for message in came:
-            self.does(message)
-
-    def does(self, message: Message) -> None:
-        self._came.put_nowait(message)
-
-    async def receive(self) -> Message:
-        return await self._came.get()
-
-    async def send(self, message: Message) -> None:
-        self.sent.append(message)
-        self._changed.set()
-        self._changed = anyio.Event()
-
-    async def got(self, kind: str) -> Message:
-        with anyio.fail_after(10):
-            while True:
-                found = [message for message in self.sent if message["type"] == kind]
-                if found:
-                    return found[-1]
-                await self._changed.wait()
-
-    @property
-    def body(self) -> bytes:
-        return b"".join(bytes(message.get("body", b"")) for message in self.sent)
-
-
-class House:
-    """Worker `a`, which holds nothing, and worker `b`, which serves by `serve`."""
-
-    def __init__(self, path: Path, stack: AsyncExitStack) -> None:
-        self.directory = SharedMemoryDirectory()
-        self.statistics = Statistics()
-        self.asked = 0
-        self._path = path
-        self._stack = stack
-        self.member = Membership(self.directory, Worker("a"), on_lapse=lambda since: None)
-        self.forwarder = Forwarder(self._here, self.member, self._opened, self.statistics)
-        self._holder = ""
-
-    async def begins(self, name: str, serve: Serve, stack: AsyncExitStack | None = None) -> None:
-        """A worker of that name begins to serve, until `stack` ends, or all does."""
-        stack = stack or self._stack
-        worker = Worker(name, "host", str(self._path / name))
-        begin = await stack.enter_async_context(serving(serve))
-        await stack.enter_async_context(listening(worker.address, begin))
-        await stack.enter_async_context(Membership(self.directory, worker, on_lapse=lambda since: None).running())
-
-    async def request(self, connection: Client, /, holder: str = "b", **scope: Any) -> None:
-        """One request to worker `a`."""
-
-        self._holder = holder
-        whole = {"type": "http", "method": "POST", "path": "/servers/x/mcp", "headers": [(b"a", b"1")], **scope}
-        with anyio.fail_after(10):
-            await self.forwarder(whole, connection.receive, connection.send)
-
-    async def _here(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.asked += 1
-        if scope["type"] == "websocket" or scope["method"] == "POST":
-            await receive()
-        elsewhere = Elsewhere(self._holder) if self._holder else Everywhere()
-        elsewhere.identity = ALICE, 12.5
-        raise elsewhere
-
-    async def _opened(self, worker: Worker) -> Conversation:
-        return await SocketConversation.open(worker.address)
 
 
 @pytest.fixture
@@ -109,15 +25,6 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
         made = House(tmp_path, stack)
         await stack.enter_async_context(made.member.running())
         yield made
-
-
-def post(body: bytes = CALL) -> Client:
-    return Client({"type": "http.request", "body": body, "more_body": False})
-
-
-async def answer(send: Send, body: bytes) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"x", b"y")]})
-    await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 async def test_g7_the_whole_request_arrives_and_the_whole_answer_returns(house: House) -> None:
@@ -364,52 +271,6 @@ async def test_g8_a_drain_ends_streams_so_that_their_clients_come_back(house: Ho
     assert client.body == (b"one" if begins else b"retry: 1000\n\n")
     assert not client.sent[-1].get("more_body")
     assert house.statistics.counts["forwards", "drained"] == 1
-
-
-async def test_a_worker_that_ends_lets_what_it_serves_reach_the_other_side(house: House) -> None:
-    begun, ends = anyio.Event(), anyio.Event()
-
-    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        begun.set()
-        await ends.wait()
-        await answer(send, b"x" * 1_000_000)
-
-    client = post()
-    async with anyio.create_task_group() as tasks, AsyncExitStack() as stack:
-        await house.begins("b", serve, stack)
-        tasks.start_soon(house.request, client)
-        await begun.wait()
-        ends.set()
-    assert len(client.body) == 1_000_000
-
-
-async def test_a_notification_is_told_to_all_others_whatever_they_answer(house: House) -> None:
-    heard: list[tuple[str, bytes, Scope]] = []
-
-    def serves(name: str) -> Serve:
-        async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-            heard.append((name, (await receive())["body"], scope))
-            if name == "b":
-                await answer(send, b"of no interest")
-
-        return serve
-
-    await house.begins("b", serves("b"))
-    await house.begins("c", serves("c"))
-    client = post(b"cancelled")
-    await house.request(client, holder="")
-    assert sorted((name, body) for name, body, _ in heard) == [("b", b"cancelled"), ("c", b"cancelled")]
-    assert [scope[IDENTITY] for _, _, scope in heard] == [(ALICE, 12.5)] * 2
-    assert (client.sent[0]["status"], client.body) == (202, b"")
-    assert house.statistics.counts["forwards", "told_all"] == 1
-
-
-async def test_a_notification_for_all_is_refused_where_nobody_knows_who_they_are(house: House) -> None:
-    house.directory.is_away = True
-    client = post(b"cancelled")
-    await house.request(client, holder="")
-    assert client.sent[0]["status"] == 503
-    assert house.statistics.counts["forwards", "refused"] == 1
 
 
 async def test_a_tape_plays_again_what_was_heard_until_the_answer_begins() -> None:

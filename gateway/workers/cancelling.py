@@ -1,0 +1,90 @@
+"""Cancellations: the one worker that has the call which is meant (guarantee G1).
+
+Calls of one workflow are in flight at any workers, and the ids of clients collide. So all are asked first how many they
+have that a cancellation can mean; only where that is one call altogether, the worker that has it is told.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Final
+
+import anyio
+
+from ...mux.directory import Worker
+from ...mux.errors import Elsewhere, Everywhere
+from ...mux.membership import Membership
+from ...transports.asgi import ASKED, HOPS, IDENTITY, MEANT, ASGIApp, Message, Scope
+from .conversation import Broken, Frame, Open, Unreachable
+from .openings import opening
+
+TELL_SECONDS: Final = 1.0
+"""How long another worker may take to tell which calls it has."""
+
+SEVERAL: Final = 2
+"""What a worker counts for that may have any number of the calls asked for."""
+
+
+class Inquiry:
+    """Asks all workers, this one by `app`."""
+
+    def __init__(self, app: ASGIApp, membership: Membership, open_conversation: Open) -> None:
+        self._app = app
+        self._membership = membership
+        self._open = open_conversation
+
+    async def find(self, everywhere: Everywhere, scope: Scope, body: bytes) -> tuple[Elsewhere, Scope]:
+        """Ask all workers for the calls that a cancellation can mean: who is to serve it, and with which scope.
+
+        That is the one worker that has the one such call; else this one, which does nothing but count it.
+        """
+        asked = {**scope, MEANT: ASKED, IDENTITY: everywhere.identity}
+        event = {"type": "http.request", "body": body, "more_body": False}
+        meant: dict[str, int] = {}
+
+        async def ask(worker: Worker) -> None:
+            meant[worker.id] = await self._ask(worker, asked, event)
+
+        others = await self._membership.others()
+        meant[self._membership.worker.id] = await self._ask_here({**asked, HOPS: 1}, event)
+        async with anyio.create_task_group() as tasks:
+            for worker in others:
+                tasks.start_soon(ask, worker)
+        total = sum(meant.values())
+        where = max(meant, key=meant.__getitem__) if total == 1 else self._membership.worker.id
+        found = Elsewhere(where)
+        found.identity = everywhere.identity
+        return found, {**scope, MEANT: total, IDENTITY: everywhere.identity}
+
+    async def _ask(self, worker: Worker, scope: Scope, event: Message) -> int:
+        """How many such calls another worker has: as good as several where it does not say."""
+        told = b""
+        with suppress(Broken), anyio.move_on_after(TELL_SECONDS):
+            try:
+                conversation = await self._open(worker)
+            except Unreachable:
+                return 0
+            try:
+                await conversation.send(Frame("open", opening(scope)))
+                await conversation.send(Frame("event", event))
+                while (frame := await conversation.receive()).kind != "end":
+                    if frame.kind == "event":
+                        told += frame.payload.get("body", b"")
+            except Unreachable:
+                return 0
+            finally:
+                conversation.close()
+        return int(told) if told.isdigit() else SEVERAL
+
+    async def _ask_here(self, scope: Scope, event: Message) -> int:
+        told = b""
+
+        async def receive() -> Message:
+            return event
+
+        async def send(message: Message) -> None:
+            nonlocal told
+            told += message.get("body", b"")
+
+        await self._app(scope, receive, send)
+        return int(told) if told.isdigit() else 0

@@ -1,0 +1,107 @@
+"""A cancellation finds the one call that it means, at whatever worker; and none where it could mean another one."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import anyio
+import pytest
+from harness.muxing import ALICE
+from harness.worker_house import House, Serve, answer, post
+from trunkline.gateway.workers import cancelling
+from trunkline.transports.asgi import ASKED, IDENTITY, MEANT, Receive, Scope, Send
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    async with AsyncExitStack() as stack:
+        made = House(tmp_path, stack)
+        await stack.enter_async_context(made.member.running())
+        yield made
+
+
+class Worker:
+    """A worker with so many calls that a cancellation can mean; with none that it tells, it is silent."""
+
+    def __init__(self, has: int | None) -> None:
+        self.has = has
+        self.heard: list[tuple[int, bytes]] = []
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope[IDENTITY] == (ALICE, 12.5)
+        self.heard.append((scope[MEANT], (await receive())["body"]))
+        if scope[MEANT] == ASKED and self.has is None:
+            await anyio.sleep_forever()
+        await answer(send, b"%d" % (self.has or 0) if scope[MEANT] == ASKED else b"done")
+
+
+async def cancel(house: House, here: int, *others: int | None) -> tuple[list[Worker], bytes]:
+    """What each of these workers heard of one cancellation, and the answer to its client."""
+    workers = [Worker(has) for has in others]
+    for name, worker in zip("bcd", workers, strict=False):
+        await house.begins(name, worker.serve)
+    house.has = here
+    client = post(b"cancelled")
+    await house.request(client, holder="")
+    assert house.statistics.counts["forwards", "asked_all"] == 1
+    assert all(worker.heard[0] == (ASKED, b"cancelled") for worker in workers)
+    return workers, client.body
+
+
+async def test_the_one_call_is_cancelled_where_it_is(house: House) -> None:
+    (b, c), body = await cancel(house, 0, 0, 1)
+    assert [len(b.heard), c.heard[1:]] == [1, [(1, b"cancelled")]]
+    assert house.meant == [ASKED]
+    assert body == b"done"
+
+
+async def test_the_one_call_is_cancelled_here(house: House) -> None:
+    (b,), _ = await cancel(house, 1, 0)
+    assert (len(b.heard), house.meant) == (1, [ASKED, 1])
+
+
+@pytest.mark.parametrize(("here", "there", "meant"), [(1, 1, 2), (0, 2, 2), (2, 0, 2), (0, 0, 0)])
+async def test_g1_what_could_mean_several_calls_or_none_is_counted_and_nothing_else(
+    house: House, here: int, there: int, meant: int
+) -> None:
+    (b, c), _ = await cancel(house, here, there, 0)
+    assert (len(b.heard), len(c.heard)) == (1, 1)
+    assert house.meant == [ASKED, meant]
+
+
+async def test_g1_a_worker_that_does_not_say_may_have_the_call(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cancelling, "TELL_SECONDS", 0.05)
+    (b, c), _ = await cancel(house, 0, 1, None)
+    assert (len(b.heard), len(c.heard)) == (1, 1)
+    assert house.meant == [ASKED, 3]
+
+
+async def test_what_answers_something_else_may_have_the_call(house: House) -> None:
+    async def defective(scope: Scope, receive: Receive, send: Send) -> None:
+        await answer(send, b'{"error":1}')
+
+    serve: Serve = defective
+    await house.begins("z", serve)
+    _, _ = await cancel(house, 1)
+    assert house.meant == [ASKED, 3]
+
+
+async def test_a_worker_that_has_gone_has_none(house: House) -> None:
+    async with AsyncExitStack() as stack:
+        await house.begins("gone", Worker(1).serve, stack)
+        living = await house.directory.workers()
+    for worker in living:  # it is not known to be dead yet
+        await house.directory.beat(worker)
+    house.has = 1
+    await house.request(post(b"cancelled"), holder="")
+    assert house.meant == [ASKED, 1]
+
+
+async def test_a_cancellation_is_refused_where_nobody_knows_who_is_there(house: House) -> None:
+    house.directory.is_away = True
+    client = post(b"cancelled")
+    await house.request(client, holder="")
+    assert client.sent[0]["status"] == 503
+    assert house.statistics.counts["forwards", "refused"] == 1

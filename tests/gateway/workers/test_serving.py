@@ -1,0 +1,53 @@
+"""The side that serves what other workers hand on."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import anyio
+import pytest
+from harness.worker_house import House, answer, post
+from trunkline.transports.asgi import Receive, Scope, Send
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    async with AsyncExitStack() as stack:
+        made = House(tmp_path, stack)
+        await stack.enter_async_context(made.member.running())
+        yield made
+
+
+async def test_a_worker_that_ends_lets_what_it_serves_reach_the_other_side(house: House) -> None:
+    begun, ends = anyio.Event(), anyio.Event()
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        begun.set()
+        await ends.wait()
+        await answer(send, b"x" * 1_000_000)
+
+    client = post()
+    async with anyio.create_task_group() as tasks, AsyncExitStack() as stack:
+        await house.begins("b", serve, stack)
+        tasks.start_soon(house.request, client)
+        await begun.wait()
+        ends.set()
+    assert len(client.body) == 1_000_000
+
+
+async def test_a_defect_in_one_request_leaves_the_others_alone(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        if (await receive())["body"] == b"bad":
+            raise RuntimeError("a defect")
+        await answer(send, b"good")
+
+    await house.begins("b", serve)
+    client = post(b"bad")
+    await house.request(client)
+    assert client.sent[0]["status"] == 202, "it held no request that could be told"
+    assert "a forwarded request failed" in caplog.text
+    client = post(b"good")
+    await house.request(client)
+    assert client.body == b"good"
