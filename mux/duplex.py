@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from . import envelope as wire_format
 from .envelope import IdKey, id_key
+from .errors import TrunklineError
 from .event_log import Stream, Trimmed
 from .ports import PoolResult
 from .streams import Reader
@@ -109,6 +111,10 @@ class Duplex:
         """The answer to the request of this id."""
         self._ids.discard(id_key(id))
         self.add(message)
+
+    def fail(self, error: TrunklineError, id: bytes) -> None:
+        """There is no answer of the server's to the request of this id; why."""
+        self.answer(wire_format.failure(id, error), id)
 
     # Connections.
 

@@ -11,7 +11,8 @@ Codes below -32000 are JSON-RPC's own. trunkline's own codes lie outside the ran
     │   ├── InvalidParams       -32602
     │   └── UnsupportedRevision -32022
     ├── UpstreamFault           -32603  the server's answer is not one
-    ├── UpstreamRefused         the server's own error, word for word
+    ├── UpstreamRefused         the server's own error to the handshake, word for word
+    ├── ServerError             the server's own error to a request of this process
     ├── UpstreamUnreachable     -31001
     │   ├── HandshakeTimedOut
     │   └── CircuitOpen                 data.retry_after: seconds
@@ -28,7 +29,8 @@ Codes below -32000 are JSON-RPC's own. trunkline's own codes lie outside the ran
     └── WorkflowEnded           why a workflow was closed
 """
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 from .principal import Principal
 
@@ -41,7 +43,7 @@ class TrunklineError(Exception):
     `reason` is a short fixed word for counters and logs: never the peer's text.
     """
 
-    code: ClassVar[int] = -32603
+    code: int = -32603
     reason: ClassVar[str] = "internal"
 
     def __init__(self, message: str, **data: object) -> None:
@@ -110,6 +112,18 @@ class UpstreamRefused(TrunklineError):
     def __init__(self, raw: bytes) -> None:
         super().__init__("the server refused the handshake")
         self.raw = raw
+
+
+class ServerError(TrunklineError):
+    """The server answered a request of this process with an error of its own: `code`, `message`, `details` are its."""
+
+    reason = "server_error"
+
+    def __init__(self, error: Mapping[str, Any]) -> None:
+        super().__init__(str(error.get("message", "")))
+        self.code = error.get("code", -32603)
+        self.details = error.get("data")
+        """The `data` of the error; None where there is none."""
 
 
 class UpstreamUnreachable(TrunklineError):

@@ -99,6 +99,10 @@ class Exchange:
                 self.ready.set_result(self.stream)
         return self.stream
 
+    def fail(self, error: TrunklineError, id: bytes) -> None:
+        """One of the answers: why there is none of the server's."""
+        self.answer(wire_format.failure(id, error), id)
+
 
 class Asker(Protocol):
     """What a client's request came on, and its answer goes to: an `Exchange`, or a `Duplex`."""
@@ -122,6 +126,9 @@ class Asker(Protocol):
 
     def answer(self, message: bytes, id: bytes) -> None:
         """The answer to the request of this id."""
+
+    def fail(self, error: TrunklineError, id: bytes) -> None:
+        """There is no answer of the server's to the request of this id; why."""
 
 
 class Call:
@@ -155,7 +162,8 @@ class Call:
         """See `Caller.answered`."""
         if self.listing is not None and self.owner.trust is not None and not is_error:
             self.owner.trust.learn(self.listing, message)
-        self._finish(message, "error" if is_error else "ok")
+        if self._close("error" if is_error else "ok"):
+            self.asker.answer(message, self.id)
 
     def progressed(self, message: bytes) -> None:
         """See `Caller.progressed`."""
@@ -174,16 +182,19 @@ class Call:
                 return
         if self._first is not None and (error.data.get("executed") == "no" or isinstance(error, Overloaded)):
             error = self._first  # the first time it may have run, which is what its client has to know
-        self._finish(wire_format.failure(self.id, error), error.reason, error.message)
+        if self._close(error.reason, error.message):
+            self.asker.fail(error, self.id)
 
-    def _finish(self, message: bytes, outcome: str, why: str = "") -> None:
-        if not self._done:
-            self._done = True
-            self.owner.leave(self, outcome)
-            if self._span is not None:
-                self._span.ended(outcome)
-            if call_log.is_told(outcome):
-                seconds = self.owner.now() - self.started
-                about = self.owner.about()
-                call_log.tell(outcome, why, about, method=self.method, id=self.id, seconds=seconds, sent=self._sent)
-            self.asker.answer(message, self.id)
+    def _close(self, outcome: str, why: str = "") -> bool:
+        """It is over; False where it was before."""
+        if self._done:
+            return False
+        self._done = True
+        self.owner.leave(self, outcome)
+        if self._span is not None:
+            self._span.ended(outcome)
+        if call_log.is_told(outcome):
+            seconds = self.owner.now() - self.started
+            about = self.owner.about()
+            call_log.tell(outcome, why, about, method=self.method, id=self.id, seconds=seconds, sent=self._sent)
+        return True

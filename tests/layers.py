@@ -85,7 +85,7 @@ MUX_ORDER = (
     {"directory"},
     {"placement", "recovery"},
     {"channel", "streams", "duplex", "exchange", "workflow"},
-    {"handshake", "journal", "membership", "own", "residents", "tasks"},
+    {"handshake", "journal", "lease", "membership", "own", "residents", "tasks"},
     {"line"},
     {"group", "spares"},
     {"shared"},

@@ -1,9 +1,13 @@
-"""Bytes to envelopes and back: what clients speak to a gateway, and in `upstream` what it speaks to servers."""
+"""Bytes to envelopes and back: what clients speak to a gateway, and in `upstream` what it speaks to servers.
+
+For a program of one's own: `Host` serves MCP in an ASGI application, `Servers` keeps sessions with MCP servers.
+"""
 
 from .base import Transport
 from .endpoint import EndpointConfig
 from .guard import Guard, Unauthorized
 from .host import Host, SSETransport, StreamableHTTPTransport, WebSocketTransport
+from .servers import Server, Servers
 from .sse import SSEEndpoint
 from .streamable_http import StreamableHTTPEndpoint
 from .upstream.streamable_http import StreamableHTTPConnector
@@ -15,6 +19,8 @@ __all__ = [
     "Host",
     "SSEEndpoint",
     "SSETransport",
+    "Server",
+    "Servers",
     "StreamableHTTPConnector",
     "StreamableHTTPEndpoint",
     "StreamableHTTPTransport",

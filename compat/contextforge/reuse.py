@@ -1,7 +1,6 @@
 """The upstream sessions of one worker of ContextForge: found or opened for each call, kept, ended."""
 
 import asyncio
-import itertools
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -10,16 +9,15 @@ from functools import partial
 from typing import Any, Final
 
 import msgspec
-from msgspec import Raw
 
 from ...mux import envelope as wire_format
 from ...mux.directory.memory import MemoryDirectory
-from ...mux.envelope import Envelope
 from ...mux.errors import Overloaded, SessionLost, TrunklineError
-from ...mux.limits import MAX_BODY_BYTES, MAX_EVENT_BYTES
+from ...mux.lease import ask, tell
+from ...mux.limits import MAX_BODY_BYTES
 from ...mux.lines import Upstream
 from ...mux.pool import Arrival, Pool
-from ...mux.ports import Headers, PoolResult
+from ...mux.ports import Headers
 from ...mux.principal import Principal
 from ...mux.statistics import Statistics
 from ...mux.streams import Reader
@@ -279,82 +277,25 @@ class Lease:
         return msgspec.json.decode(self.workflow.record.result)
 
     async def request(self, method: str, params: Any) -> dict[str, Any]:
-        """Send one request and return the response, an object with `result` or `error`.
+        """Send one request and return the server's response, an object with `result` or `error`.
 
         Where the server has forgotten the session and the request surely did not run, it is sent once more in a new
         one, as the old path would do. Where the caller is cancelled, the server is told (rule E12).
 
         Raises:
-            TrunklineError: a new session was needed, and could not be opened.
+            TrunklineError: there is no response of the server's, or a new session was needed and could not be opened.
         """
-        response = await self._ask(method, params)
-        if _is_surely_not_run(response):
-            with suppress(OldPath):
-                self.workflow = (await self._renew()).workflow
-                response = await self._ask(method, params)
-        return response
-
-    async def _ask(self, method: str, params: Any) -> dict[str, Any]:
-        number = b"%d" % next(_IDS)
-        members = {"jsonrpc": Raw(b'"2.0"'), "id": Raw(number), "method": wire_format.encoded(method)}
-        if params is not None:
-            members["params"] = wire_format.encoded(params)
-        waiting = _Waiting(self._hear)
-        self.workflow.call(Envelope("request", members, id=number, method=method), waiting, self._headers)
         try:
-            text = await waiting.response
-        except asyncio.CancelledError:
-            self._cancel(number)
-            raise
-        response: dict[str, Any] = msgspec.json.decode(text)
-        return response
+            return await ask(self.workflow, method, params, self._headers, self._hear)
+        except SessionLost as lost:
+            if lost.data["executed"] != "no":
+                raise
+            try:
+                self.workflow = (await self._renew()).workflow
+            except OldPath:
+                raise lost from None
+            return await ask(self.workflow, method, params, self._headers, self._hear)
 
     def notify(self, method: str, params: Any) -> None:
         """Send one notification."""
-        text = wire_format.notification(method, params)
-        self.workflow.notify(wire_format.parse(text, limit=MAX_EVENT_BYTES), self._headers)
-
-    def _cancel(self, id: bytes) -> None:
-        params = {"requestId": Raw(id), "reason": "the caller has given up"}
-        text = wire_format.notification("notifications/cancelled", params)
-        self.workflow.notify(wire_format.parse(text, limit=MAX_BODY_BYTES), self._headers)
-
-
-def _is_surely_not_run(response: dict[str, Any]) -> bool:
-    error = response.get("error") or {}
-    return error.get("code") == SessionLost.code and (error.get("data") or {}).get("executed") == "no"
-
-
-class _Waiting:
-    """Who waits for one answer. Implements `Asker`."""
-
-    def __init__(self, hear: Callable[[bytes], None]) -> None:
-        self.pool_result: PoolResult = "hit"
-        self.response: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-        self._hear = hear
-
-    @property
-    def is_open(self) -> bool:
-        """See `Asker.is_open`."""
-        return not self.response.done()
-
-    @property
-    def is_lost(self) -> bool:
-        """See `Asker.is_lost`."""
-        return self.response.cancelled()
-
-    def admit(self, id: bytes) -> bool:
-        """See `Asker.admit`."""
-        return True
-
-    def add(self, message: bytes) -> None:
-        """See `Asker.add`."""
-        self._hear(message)
-
-    def answer(self, message: bytes, id: bytes) -> None:
-        """See `Asker.answer`."""
-        if not self.response.done():
-            self.response.set_result(message)
-
-
-_IDS = itertools.count(1)
+        tell(self.workflow, method, params, self._headers)

@@ -1,0 +1,281 @@
+"""A workflow in the hands of the process that holds it: no client and no wire between, answers are simply awaited."""
+
+import asyncio
+import itertools
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgspec
+from msgspec import Raw
+
+from . import envelope as wire_format
+from .envelope import Envelope
+from .errors import MethodNotFound, ServerError, TrunklineError, UpstreamFault
+from .limits import MAX_EVENT_BYTES
+from .ports import NONE, Headers, PoolResult
+from .record import WorkflowState
+from .workflow import Workflow
+
+logger = logging.getLogger(__name__)
+
+MAX_PAGES: Final = 1000
+"""Pages of a list; a server whose cursors go on for longer does not end."""
+
+Params = dict[str, Any]
+Hear = Callable[[str, Params], None]
+"""Takes a notification: its method and params."""
+
+Answer = Callable[[str, Params], Awaitable[Mapping[str, Any]]]
+"""Answers a server's request, by its method and params; what it raises is told to the server as an error."""
+
+_IDS = itertools.count(1)
+
+
+class _Waiting:
+    """Who waits for one answer. Implements `Asker`."""
+
+    def __init__(self, hear: Callable[[bytes], None]) -> None:
+        self.pool_result: PoolResult = "hit"
+        self.response: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        self._hear = hear
+
+    @property
+    def is_open(self) -> bool:
+        """See `Asker.is_open`."""
+        return not self.response.done()
+
+    @property
+    def is_lost(self) -> bool:
+        """See `Asker.is_lost`."""
+        return self.response.cancelled()
+
+    def admit(self, id: bytes) -> bool:
+        """See `Asker.admit`: these ids are given by one counter."""
+        return True
+
+    def add(self, message: bytes) -> None:
+        """See `Asker.add`."""
+        self._hear(message)
+
+    def answer(self, message: bytes, id: bytes) -> None:
+        """See `Asker.answer`."""
+        if not self.response.done():
+            self.response.set_result(message)
+
+    def fail(self, error: TrunklineError, id: bytes) -> None:
+        """See `Asker.fail`."""
+        if not self.response.done():
+            self.response.set_exception(error)
+
+
+async def ask(workflow: Workflow, method: str, params: Any, headers: Headers, hear: Callable[[bytes], None]) -> Params:
+    """Send one request, and return the server's response: an object with `result` or `error`.
+
+    `hear` takes what the server sends in its course. Where the task that waits is cancelled, the server is told (E12).
+
+    Raises:
+        TrunklineError: there is no response of the server's; why.
+    """
+    number = b"%d" % next(_IDS)
+    members = {"jsonrpc": Raw(b'"2.0"'), "id": Raw(number), "method": wire_format.encoded(method)}
+    if params is not None:
+        members["params"] = wire_format.encoded(params)
+    waiting = _Waiting(hear)
+    workflow.call(Envelope("request", members, id=number, method=method), waiting, headers)
+    try:
+        text = await waiting.response
+    except asyncio.CancelledError:
+        tell(workflow, "notifications/cancelled", {"requestId": Raw(number), "reason": "the caller gave up"}, headers)
+        raise
+    response: Params = msgspec.json.decode(text)
+    return response
+
+
+def tell(workflow: Workflow, method: str, params: Any = None, headers: Headers = NONE) -> None:
+    """Send one notification; best effort, as notifications are."""
+    text = wire_format.notification(method, params)
+    workflow.notify(wire_format.parse(text, limit=MAX_EVENT_BYTES), headers)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """What a tool gave back."""
+
+    content: list[dict[str, Any]]
+    """Its content blocks."""
+    structured: Any
+    """Its structured content; None where there is none."""
+    is_error: bool
+    """True where the tool itself says that it failed: the text is for the model, and the call did run."""
+    raw: dict[str, Any]
+    """The whole result, as the server sent it."""
+
+    @property
+    def text(self) -> str:
+        """The text blocks, one below the other."""
+        return "\n".join(block["text"] for block in self.content if isinstance(block.get("text"), str))
+
+
+class Lease:
+    """The use of one workflow, until it is given back.
+
+    Calls may run side by side, up to `max_inflight_per_workflow`. Cancelling the task that awaits one withdraws it at
+    the server; the session stays as it is. A call fails with one of:
+
+        ServerError           the server answered with an error of its own
+        SessionLost           the session is gone; `data["executed"]` says whether the call may have run
+        UpstreamUnreachable   the server cannot be reached, and the call did not run
+        Overloaded            a limit was met, which `limit` names; the call did not run
+        TimedOut              neither answer nor progress within `request_timeout`
+
+    all of them `TrunklineError`.
+    """
+
+    def __init__(
+        self,
+        workflow: Workflow,
+        state: WorkflowState,
+        pool_result: PoolResult,
+        *,
+        hear: Hear | None = None,
+        answer: Answer | None = None,
+    ) -> None:
+        self.state: WorkflowState = state
+        """`created`, or `resumed` where its key was known, or `reset` where it was known but began anew."""
+        self.pool_result: PoolResult = pool_result
+        """What the pool did for it: `hit`, `miss` or `spare`."""
+        self._workflow = workflow
+        self._hear = hear
+        self._answer = answer
+        self._answering: dict[str, asyncio.Task[None]] = {}
+        """What the server asked and is not answered yet, by the spelling of its id."""
+        self._reader = workflow.streams.attach_standalone()
+        self._reader.on_wake = self._read
+        self._read()
+
+    def __repr__(self) -> str:
+        return f"Lease({self._workflow.handle} on {self._workflow.server})"
+
+    @property
+    def server(self) -> dict[str, Any]:
+        """What the server said of itself: its InitializeResult."""
+        result: dict[str, Any] = msgspec.json.decode(self._workflow.record.result)
+        return result
+
+    async def call(
+        self,
+        tool: str,
+        arguments: Mapping[str, Any] | None = None,
+        *,
+        progress: Callable[[Params], None] | None = None,
+        headers: Headers = NONE,
+    ) -> ToolResult:
+        """Call a tool. `progress` takes the params of each report; `headers` go with this call alone.
+
+        Raises:
+            TrunklineError: there is no result; see the class.
+        """
+        params = {"name": tool, "arguments": dict(arguments or {})}
+        result = await self.request("tools/call", params, progress=progress, headers=headers)
+        content = result.get("content")
+        blocks = [block for block in content if isinstance(block, dict)] if isinstance(content, list) else []
+        return ToolResult(blocks, result.get("structuredContent"), result.get("isError") is True, result)
+
+    async def tools(self) -> list[dict[str, Any]]:
+        """Every tool that the server lists, over all pages.
+
+        Raises:
+            TrunklineError: there is no list; see the class.
+        """
+        found: list[dict[str, Any]] = []
+        params: Params = {}
+        for _ in range(MAX_PAGES):
+            page = await self.request("tools/list", params)
+            found += page.get("tools") or []
+            if not page.get("nextCursor"):
+                return found
+            params = {"cursor": page["nextCursor"]}
+        raise UpstreamFault(f"the server's list of tools has more than {MAX_PAGES} pages")
+
+    async def request(
+        self,
+        method: str,
+        params: Mapping[str, Any] | None = None,
+        *,
+        progress: Callable[[Params], None] | None = None,
+        headers: Headers = NONE,
+    ) -> dict[str, Any]:
+        """Send any request, and return its result.
+
+        Raises:
+            TrunklineError: there is no result; see the class.
+        """
+        asked = None if params is None else dict(params)
+        if progress is not None:
+            meta = (asked or {}).get("_meta") or {}
+            asked = {**(asked or {}), "_meta": {**meta, "progressToken": next(_IDS)}}
+
+        def hear(message: bytes) -> None:
+            self._take(message, progress)
+
+        response = await ask(self._workflow, method, asked, headers, hear)
+        if "error" in response:
+            raise ServerError(response["error"])
+        result: dict[str, Any] = response["result"]
+        return result
+
+    def notify(self, method: str, params: Mapping[str, Any] | None = None) -> None:
+        """Send a notification; best effort, as notifications are."""
+        tell(self._workflow, method, params)
+
+    def close(self) -> None:
+        """Give it back: what the server asked is not answered any more. Idempotent."""
+        self._reader.close()
+        for task in tuple(self._answering.values()):
+            task.cancel()
+
+    # What the server sends.
+
+    def _read(self) -> None:
+        """Take what belongs to no call; without it, the log would fill."""
+        for event in self._reader.due() or ():
+            if event.message:
+                self._take(event.message, None)
+
+    def _take(self, text: bytes, progress: Callable[[Params], None] | None) -> None:
+        message = wire_format.parse(text, limit=MAX_EVENT_BYTES)
+        params: Params = msgspec.json.decode(message.members.get("params", Raw(b"{}"))) or {}
+        if message.kind == "request":
+            task = asyncio.get_running_loop().create_task(self._reply(message, params))
+            name = message.id.decode()
+            self._answering[name] = task
+            task.add_done_callback(lambda _: self._answering.pop(name, None))
+        elif message.method == "notifications/cancelled":
+            asked = self._answering.get(msgspec.json.encode(params.get("requestId")).decode())
+            if asked is not None:
+                asked.cancel()
+        else:
+            self._tell(message.method, params, progress)
+
+    def _tell(self, method: str, params: Params, progress: Callable[[Params], None] | None) -> None:
+        try:
+            if method == "notifications/progress" and progress is not None:
+                progress(params)
+            elif self._hear is not None:
+                self._hear(method, params)
+        except Exception:  # of the program's own: it must not end the reading of a channel
+            logger.exception("what hears of %s failed", method)
+
+    async def _reply(self, message: Envelope, params: Params) -> None:
+        try:
+            if self._answer is None:
+                raise MethodNotFound(f"{message.method} is not answered here")
+            text = wire_format.result(message.id, wire_format.encoded(await self._answer(message.method, params)))
+        except TrunklineError as error:
+            text = wire_format.failure(message.id, error)
+        except Exception as error:
+            logger.exception("what answers %s failed", message.method)
+            text = wire_format.failure(message.id, TrunklineError(f"no answer: {type(error).__name__}"))
+        self._workflow.respond(wire_format.parse(text, limit=MAX_EVENT_BYTES))

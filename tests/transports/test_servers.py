@@ -1,0 +1,200 @@
+"""Sessions with servers, kept for a program of one's own; against real servers of the SDK."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from harness.muxing import patience
+from harness.ports import free_port
+from harness.stream_peers import stdio_command
+from harness.upstream_scripted import Pause, Refuse, Reply, ScriptedUpstream, Status, initialize_result, scripted
+from harness.upstreams import Upstream, upstream
+from trunkline.mux import Pooling, Principal
+from trunkline.mux.errors import InvalidParams, ServerError, SessionLost, UnknownServer, UpstreamUnreachable
+from trunkline.transports import Server, Servers
+
+pytestmark = pytest.mark.anyio
+
+TENANT = {"X-Tenant": "acme"}
+ALICE, BOB = Principal("app", "acme", "alice"), Principal("app", "acme", "bob")
+
+
+@pytest.fixture(scope="module")
+def counting() -> Iterator[Upstream]:
+    with upstream("sdk2") as server:
+        yield server
+
+
+@pytest.fixture
+def server(counting: Upstream) -> Upstream:
+    counting.reset()
+    return counting
+
+
+@asynccontextmanager
+async def keeping(server: Upstream | ScriptedUpstream, **pooling: Any) -> AsyncIterator[Servers]:
+    """Sessions with one server, `up`; the test fails where it takes too long."""
+    async with patience(30), Servers({"up": server.url}, pooling=Pooling(**pooling)) as servers:
+        yield servers
+
+
+async def count(servers: Servers, **lease: Any) -> str:
+    async with servers.lease("up", **lease) as up:
+        return (await up.call("counter")).text
+
+
+async def test_a_lease_without_a_key_is_a_session_of_its_own_and_ends_with_it(server: Upstream) -> None:
+    async with keeping(server) as servers:
+        async with servers.lease("up") as up:
+            assert [(await up.call("counter")).text for _ in range(3)] == ["1", "2", "3"]
+        await server.saw("delete")
+        assert await count(servers) == "1"
+    assert server.counts()["initialize"] == server.counts()["delete"] == 2
+
+
+async def test_a_key_comes_back_to_its_session_and_names_nothing_of_anothers(server: Upstream) -> None:
+    async with keeping(server) as servers:
+        asked = [("a", ALICE), ("a", ALICE), ("b", ALICE), ("a", BOB), ("a", ALICE)]
+        assert [await count(servers, key=key, principal=who) for key, who in asked] == ["1", "2", "1", "1", "3"]
+        async with servers.lease("up", key="a", principal=ALICE) as up:
+            assert (up.state, up.pool_result) == ("resumed", "hit")
+    assert server.counts()["initialize"] == server.counts()["delete"] == 3
+
+
+async def test_under_user_all_leases_of_a_principal_share_one_session(server: Upstream) -> None:
+    async with keeping(server, reuse="user") as servers:
+        asked = [{"principal": ALICE}, {"principal": ALICE, "key": "a"}, {"principal": BOB}, {"principal": ALICE}]
+        assert [await count(servers, **one) for one in asked] == ["1", "2", "1", "3"]
+    assert server.counts()["initialize"] == 2
+
+
+async def test_a_key_that_was_ended_begins_anew(server: Upstream) -> None:
+    async with keeping(server) as servers:
+        assert [await count(servers, key="a"), await count(servers, key="a")] == ["1", "2"]
+        await servers.end("up", "a")
+        await servers.end("up", "a")
+        assert await count(servers, key="a") == "1"
+
+
+async def test_fifty_calls_are_inside_the_server_at_once_on_one_session(server: Upstream) -> None:
+    async with keeping(server) as servers, servers.lease("up") as up:
+        calls = (up.call("barrier", {"name": "m", "parties": 50, "tag": str(n)}) for n in range(50))
+        results = await asyncio.gather(*calls)
+    assert [result.structured for result in results] == [{"tag": str(n), "peak": 50} for n in range(50)]
+    assert server.counts()["initialize"] == 1
+
+
+async def test_a_call_whose_task_is_cancelled_is_cancelled_at_the_server(server: Upstream) -> None:
+    async with keeping(server) as servers, servers.lease("up") as up:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await up.call("forever")
+        await server.saw("mark:cancelled")
+        assert (await up.call("counter")).text == "1"
+
+
+async def test_headers_of_a_server_of_a_session_and_of_a_call(server: Upstream) -> None:
+    given = Server(url=server.url, headers={"Authorization": "Bearer ours"})
+    async with patience(30), Servers({"up": given}) as servers, servers.lease("up", session_headers=TENANT) as up:
+        await up.call("counter", headers={"X-Request": "7"})
+    sent = {entry["kind"]: dict(entry["headers"]) for entry in server.report()["requests"]}
+    assert {headers["authorization"] for headers in sent.values()} == {"Bearer ours"}
+    assert (sent["initialize"].get("x-tenant"), sent["call"].get("x-tenant")) == ("acme", "acme")
+    assert ("x-request" in sent["initialize"], sent["call"].get("x-request")) == (False, "7")
+
+
+async def test_a_server_that_asks_is_answered_by_the_program(server: Upstream) -> None:
+    async def answer(method: str, params: dict[str, Any]) -> dict[str, Any]:
+        return {"action": "accept", "content": {"colour": "blue"}}
+
+    async with keeping(server) as servers:
+        async with servers.lease("up", capabilities={"elicitation": {}}, answer=answer) as up:
+            assert (await up.call("ask")).text == "accept blue"
+        async with servers.lease("up", key="a"):
+            with pytest.raises(InvalidParams, match="another capabilities"):
+                await count(servers, key="a", capabilities={"elicitation": {}})
+
+
+async def test_a_server_on_its_standard_input_and_output() -> None:
+    command, env = stdio_command("sdk2")
+    given = Server(command=command, env=env)
+    async with patience(30), Servers({"up": given}) as servers, servers.lease("up") as up:
+        assert "add" in [tool["name"] for tool in await up.tools()]
+        assert len({(await up.call("pid")).text for _ in range(2)}) == 1
+
+
+async def test_a_server_that_cannot_be_reached_is_told_by_its_name() -> None:
+    async with patience(), Servers({"up": f"http://127.0.0.1:{free_port()}/mcp"}) as servers:
+        with pytest.raises(UpstreamUnreachable):
+            await count(servers)
+        with pytest.raises(UnknownServer, match="there is no server other"):
+            async with servers.lease("other"):
+                pass
+
+
+async def test_a_server_that_refuses_the_handshake_is_told_in_its_own_words() -> None:
+    async with scripted({"initialize": [[Refuse(-32000)]]}) as server, keeping(server) as servers:
+        with pytest.raises(ServerError) as raised:
+            await count(servers)
+        assert raised.value.code == -32000
+
+
+async def test_a_key_whose_session_was_lost_begins_anew_and_says_so() -> None:
+    async with (
+        scripted({"tools/call": [[Status(404)], [Reply({"content": []})]]}) as server,
+        keeping(server) as servers,
+    ):
+        async with servers.lease("up", key="a") as up:
+            with pytest.raises(SessionLost) as raised:
+                await up.call("counter")
+            assert raised.value.data == {"executed": "no"}
+        async with servers.lease("up", key="a") as up:
+            assert up.state == "reset"
+            await up.call("counter")
+
+
+async def test_who_gives_up_while_a_session_opens_leaves_none_behind() -> None:
+    plays = [[Pause("handshake"), Reply(initialize_result())]]
+    async with scripted({"initialize": plays}) as server, keeping(server) as servers:
+        opening = asyncio.create_task(count(servers))
+        await server.reached("handshake")
+        opening.cancel()
+        await asyncio.wait([opening])
+        server.open("handshake")
+        await server.saw("DELETE")
+        assert opening.cancelled()
+
+
+async def test_leaving_ends_every_session_though_the_program_failed(server: Upstream) -> None:
+    async def fail() -> None:
+        async with keeping(server) as servers:
+            await count(servers, key="a")
+            raise RuntimeError("of the program")
+
+    with pytest.raises(RuntimeError, match="of the program"):
+        await fail()
+    assert server.counts()["delete"] == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        (Server(), "up: give either a url or a command"),
+        ("gopher://x", "up: "),
+        (Server(url="http://x/mcp", pooling=Pooling(reuse="none")), 'up: reuse = "none" keeps no session'),
+    ],
+)
+def test_what_cannot_be_used_is_named_at_once(given: Server | str, fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
+        Servers({"up": given})
+
+
+async def test_what_happens_is_counted(server: Upstream) -> None:
+    async with keeping(server) as servers:
+        await count(servers, key="a")
+        await count(servers, key="a")
+        counts = servers.statistics.counts
+        assert (counts["pool_requests", "up", "miss"], counts["pool_requests", "up", "hit"]) == (1, 3)
+        assert repr(servers) == "Servers(up; Pool(1 workflows, 1 channels))"
