@@ -1,10 +1,12 @@
 # make run    a virtual environment, the program in it, and the demo gateway
 # make test   the same with what the tests need, and the tests
+# make docs   the documents as a site, in build/site
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 SDK := 2.3.0
+MERMAID := 11.17.2
 
 export TRUNKLINE_SDK1_PYTHON ?= $(CURDIR)/.venv-sdk1/bin/python
 export TRUNKLINE_NODE_MODULES ?= $(CURDIR)/.node/node_modules
@@ -13,7 +15,7 @@ export TRUNKLINE_CHROMIUM ?= /usr/bin/chromium
 export TRUNKLINE_CF09_PYTHON ?= $(CURDIR)/.venv-cf09/bin/python
 export TRUNKLINE_CF10_PYTHON ?= $(CURDIR)/.venv-cf10/bin/python
 
-.PHONY: run test test-full check coverage bench clean peers browser servers contextforge test-contextforge
+.PHONY: run test test-full check coverage bench docs clean peers browser servers contextforge test-contextforge
 
 run: $(VENV)/.installed
 	$(BIN)/trunkline serve
@@ -36,8 +38,11 @@ coverage: $(VENV)/.dev
 bench: $(VENV)/.dev $(VENV)/.bench
 	$(BIN)/python -m bench.load
 
+docs: $(VENV)/.docs .mermaid/mermaid.min.js
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) .venv-sdk1 .venv-cf09 .venv-cf10 .node .peers .types build dist *.egg-info
+	rm -rf $(VENV) .mermaid .venv-sdk1 .venv-cf09 .venv-cf10 .node .peers .types build dist *.egg-info
 
 # A fresh Debian has a python3 that cannot make virtual environments; its package for that is small.
 define make_venv
@@ -62,6 +67,18 @@ $(VENV)/.dev: $(VENV)/.installed
 $(VENV)/.bench: $(VENV)/.installed
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[bench]'
 	@touch $@
+
+$(VENV)/.docs: $(VENV)/.installed
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
+# What draws the diagrams of the site. Without npm, the site shows their text.
+.mermaid/mermaid.min.js:
+	mkdir -p .mermaid
+	@if command -v npm >/dev/null; then cd .mermaid && npm pack --silent mermaid@$(MERMAID) >/dev/null \
+	   && tar xzf mermaid-$(MERMAID).tgz --strip-components 2 package/dist/mermaid.min.js && rm mermaid-$(MERMAID).tgz; \
+	 elif [ -n "$$CI" ]; then echo "npm is missing" >&2; exit 1; \
+	 else echo "npm is missing: the site will show diagrams as text"; fi
 
 .types/trunkline:
 	mkdir -p .types && ln -sfn .. $@

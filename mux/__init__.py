@@ -3,12 +3,17 @@
 No sockets, no HTTP, no settings files. `Pool` is where to begin; `ports` says what it needs from the parts around it.
 """
 
+import logging
+
 from .lease import Lease, ToolResult
 from .limits import EventLogLimits, Pooling
 from .lines import Upstream
 from .pool import Pool
 from .principal import ANONYMOUS, Principal
 from .statistics import Statistics
+
+# A library says nothing unless its program wants to hear: without this, Python would print warnings by itself.
+logging.getLogger("trunkline").addHandler(logging.NullHandler())
 
 __all__ = [
     "ANONYMOUS",

@@ -41,7 +41,7 @@ MADE: Final[Mapping[type[TrunklineError], TrunklineError]] = {
 }
 """One of each error that wants more than a message."""
 
-NEVER_TOLD: Final = {HTTPRefusal, Overflow, SlowClient, errors.InvalidMessage}
+NEVER_TOLD: Final = {HTTPRefusal, Overflow, SlowClient, errors.InvalidMessage, errors.ServerError}
 """Errors of another table, of the inside, and the one that only its kinds are raised of."""
 
 

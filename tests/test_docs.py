@@ -1,5 +1,6 @@
 """The documents say what the code does."""
 
+import ast
 import os
 import re
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from generated import REGIONS
+from layers import FOLDERS
 from trunkline.transports import headers
 
 ROOT = Path(__file__).parent.parent
@@ -51,3 +53,26 @@ def test_every_relative_link_leads_somewhere() -> None:
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.relative_to(ROOT)}: {target}"
+
+
+def _templates() -> set[str]:
+    """Every text in the sources, with `…` for what is put into it."""
+    found = set()
+    for folder in FOLDERS:
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.JoinedStr):
+                    parts = (part.value if isinstance(part, ast.Constant) else "…" for part in node.values)
+                    found.add("".join(str(part) for part in parts))
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    found.add(re.sub(r"%[sdg]", "…", node.value))
+    return found
+
+
+@pytest.mark.checkout
+def test_every_message_that_troubleshooting_is_keyed_by_is_in_the_code() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    keyed = re.findall(r"^### `+(.+?)`+$", page, re.MULTILINE)
+    assert len(keyed) > 30
+    assert set(keyed) - _templates() == set()
+    assert len(set(keyed)) == len(keyed)

@@ -13,9 +13,10 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
@@ -31,9 +32,6 @@ from ..mux.principal import ANONYMOUS, Principal
 from ..mux.routing import LEGACY
 from ..mux.statistics import Statistics
 from .upstream.auto import RotatingConnector, connector_for
-
-CLIENT_INFO: Final[Mapping[str, str]] = {"name": "trunkline", "version": "0.1.0"}
-"""What servers are told of the program that names itself otherwise nowhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +61,8 @@ class Server:
 class Servers:
     """Servers by name, and the sessions with them; between entering and leaving it as a context.
 
-    A server is a `Server`, a URL, or a command. Leaving ends every session.
+    A server is a `Server`, a URL, or a command. Leaving ends every session. `client_info`, a name and a version, is
+    what servers are told of the program; trunkline's own without it.
 
     Raises:
         ValueError: a URL, command or header that cannot be used; or `reuse = "none"`, which keeps no session.
@@ -74,11 +73,11 @@ class Servers:
         servers: Mapping[str, Server | str | Sequence[str]],
         *,
         pooling: Pooling | None = None,
-        client_info: Mapping[str, str] = CLIENT_INFO,
+        client_info: Mapping[str, str] | None = None,
     ) -> None:
         self.statistics = Statistics()
         """What happened, counted: pool hits, calls and their seconds, channels closed."""
-        self._client_info = client_info
+        self._client_info = client_info or {"name": "trunkline", "version": version("trunkline")}
         self._pooling = pooling or Pooling()
         self._connectors: list[RotatingConnector] = []
         upstreams = {name: self._upstream(name, _server(given)) for name, given in servers.items()}
