@@ -79,7 +79,8 @@ class ChannelConfig:
     connector: Connector
     handshake: Handshake
     session_headers: Headers
-    draw_ids: Callable[[], Awaitable[range]]
+    draw_ids: Callable[[int], Awaitable[range]]
+    """A block of ids above this one."""
     pooling: Pooling
     statistics: Statistics
     clock: Callable[[], float]
@@ -115,6 +116,7 @@ class Channel:
         self._closing = False
         self._draining: TrunklineError | None = None
         self._wake = anyio.Event()
+        self._is_drawing_anew = False
         self.life = Life(config.purpose)
         """Where it stands in the pool, which moves it."""
         self.is_superseded = False
@@ -177,6 +179,11 @@ class Channel:
         """From now on this worker hears what the server tells unasked, where that costs a request of its own."""
         if isinstance(self._wire, MovableWire):
             self._wire.listen()
+
+    def draw_anew(self) -> None:
+        """Draw a block of ids, so that nobody draws again what was drawn here."""
+        self._is_drawing_anew = True
+        self._wake.set()
 
     @property
     def highest_id(self) -> int:
@@ -412,7 +419,7 @@ class Channel:
         while not self._closing:
             await self._wake.wait()
             self._wake = anyio.Event()
-            if not self._closing and self._demux.ids_left <= LOW_IDS:
+            if not self._closing and (self._demux.ids_left <= LOW_IDS or self._is_drawing_anew):
                 try:
                     await self._draw_ids()
                 except SessionLost:
@@ -423,10 +430,8 @@ class Channel:
 
     async def _draw_ids(self) -> None:
         try:
-            block = await self._config.draw_ids()
-            while block.start <= self._demux.highest_id:  # the directory has forgotten what it gave (rule E4)
-                block = await self._config.draw_ids()
-            self._demux.feed(block)
+            self._demux.feed(await self._config.draw_ids(self._demux.highest_id))
+            self._is_drawing_anew = False
         except KeyError:
             raise SessionLost("the record of the session is gone", executed="unknown") from None
 

@@ -42,6 +42,9 @@ TOUCH_SECONDS: Final = 5.0
 FLUSH_SECONDS: Final = 2.0
 """How long the last entries of an event log may take to arrive when its worker lets go of it."""
 
+ID_RANGE: Final = 1 << 24
+"""Request ids that are given out before a directory may forget which: where it has, those of the next range follow."""
+
 MAX_READS: Final = 8
 """How often a record is read for one request while it changes hands."""
 
@@ -204,7 +207,7 @@ class Cluster:
             return "removed" if is_beside or not self._may_be_forgotten(workflow) else await self._publish(workflow)
         if stored.upstream_session != workflow.record.upstream_session if is_beside else stored.worker != self.me:
             return "taken_over"
-        if stored.epoch > workflow.record.epoch:
+        if stored.epoch > workflow.record.epoch or stored.first_id > workflow.record.first_id:
             workflow.record = stored
         workflow.doubted_since = None
         return "same"
@@ -219,14 +222,15 @@ class Cluster:
 
     async def _publish(self, workflow: Workflow) -> Verdict:
         """The directory has forgotten a workflow that lives here while it could not be reached: tell it again."""
-        standing = await self._directory.publish(workflow.record)
+        highest = max((channel.highest_id for channel in workflow.line.channels), default=0)
+        first_id = (max(highest, workflow.record.first_id) // ID_RANGE + 1) * ID_RANGE
+        told = msgspec.structs.replace(workflow.record, first_id=first_id)
+        standing = await self._directory.publish(told)
         if standing is None:
             return "removed"
-        if standing.session_id != workflow.record.session_id or standing.worker != self.me:
+        if standing.session_id != told.session_id or standing.worker != self.me:
             return "taken_over"
-        for channel in workflow.line.channels:  # what was drawn before is not drawn again
-            while (await self._directory.draw_ids(workflow.record.session_id)).stop <= channel.highest_id:
-                pass
+        workflow.record = told
         self._statistics.count("stale", "published")
         workflow.doubted_since = None
         return "same"

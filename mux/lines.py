@@ -153,6 +153,13 @@ class Lines:
         """True while no other worker can have what is shared here."""
         return self._members is None or self._members.holds_lease
 
+    def lapse(self) -> None:
+        """The directory may have forgotten which ids it gave to sessions that workflows share: it is told (E4)."""
+        for group in self._groups.values():
+            for line in group.lines():
+                if line.channel is not None:
+                    line.channel.draw_anew()
+
     def supersede(self, unchanged: Collection[str]) -> None:
         """The settings of all other servers have changed: what is open under old ones serves those who have it.
 
@@ -216,7 +223,7 @@ class Lines:
                 connector=upstream.connector,
                 handshake=record.handshake,
                 session_headers=dict(record.handshake.session_headers),
-                draw_ids=lambda: self._directory.draw_ids(record.session_id),
+                draw_ids=lambda above: self._directory.draw_ids(record.session_id, above),
                 pooling=upstream.pooling,
                 statistics=self._statistics,
                 clock=self._clock,
@@ -250,7 +257,7 @@ class Lines:
         handshake = workflow.record.handshake
         key = SpareKey(upstream.name, upstream.generation, workflow.principal, upstream.credential, handshake)
 
-        def make_spare(owners: list[Owner], draw_ids: Callable[[], Awaitable[range]], perform: Perform) -> Channel:
+        def make_spare(owners: list[Owner], draw_ids: Callable[[int], Awaitable[range]], perform: Perform) -> Channel:
             config = ChannelConfig(
                 server=upstream.name,
                 connector=upstream.connector,
@@ -303,8 +310,8 @@ class Lines:
             is_adopted, may_adopt = may_adopt and is_primary, False
             ids = (range(first, first + ID_BLOCK) for first in itertools.count(1, ID_BLOCK))
 
-            async def draw_ids() -> range:
-                return next(ids) if self._members is None else await self._directory.draw_ids(name)
+            async def draw_ids(above: int) -> range:
+                return next(ids) if self._members is None else await self._directory.draw_ids(name, above)
 
             config = ChannelConfig(
                 server=upstream.name,

@@ -264,6 +264,7 @@ class Pool:
             if workflow.doubted_since is None:
                 workflow.doubted_since = since
             workflow.checked = float("-inf")
+        self._lines.lapse()
         self._tasks.spawn(self._compare_doubted, None)
 
     # Beginning and finding workflows.

@@ -41,6 +41,8 @@ class WorkflowRecord(msgspec.Struct, frozen=True):
     """The id of the worker that holds it; empty where none does."""
     upstream_session: str = ""
     """The server's id of the upstream session, a secret, where any worker can go on with that session."""
+    first_id: int = 1
+    """Where its request ids begin: above all that a directory may have given out which has forgotten them."""
     lifetime: float = 86400
     """Seconds after which a record is forgotten that no worker has touched."""
 

@@ -47,8 +47,8 @@ MAX_HELD: Final = 16
 MAX_HELD_BYTES: Final = 64 * 1024
 """What a server may tell a spare before it is taken; it is kept for whoever takes it."""
 
-DrawIds = Callable[[str], Awaitable[range]]
-SpareMaker = Callable[[list[Owner], Callable[[], Awaitable[range]], Callable[[Channel, Effect], None]], Channel]
+DrawIds = Callable[[str, int], Awaitable[range]]
+SpareMaker = Callable[[list[Owner], Callable[[int], Awaitable[range]], Callable[[Channel, Effect], None]], Channel]
 """Makes a channel and starts its owner task: its owners, its ids, and who performs what its life asks for."""
 
 
@@ -86,9 +86,9 @@ class Spare:
         """Since when it waits."""
         return self.channel.life.since
 
-    async def draw_ids(self) -> range:
+    async def draw_ids(self, above: int) -> range:
         """The first block of any session, and after that the next ones of its workflow's record."""
-        return FIRST_IDS if self._session_id is None else await self._draw_ids(self._session_id)
+        return FIRST_IDS if self._session_id is None else await self._draw_ids(self._session_id, above)
 
     def hand_over(self, owner: Owner, session_id: str, now: float) -> None:
         """From now on it is the session of this workflow."""
@@ -176,7 +176,7 @@ class Shelf:
             TrunklineError: the directory cannot be reached.
             KeyError: the workflow's record is gone.
         """
-        if not self._ready or await self._spares.draw_ids(session_id) != FIRST_IDS or not self._ready:
+        if not self._ready or await self._spares.draw_ids(session_id, 0) != FIRST_IDS or not self._ready:
             return None
         spare = self._tried[owner] = self._ready.pop()
         is_alive = False

@@ -77,8 +77,11 @@ class Directory(Protocol):
     async def untouched(self, session_id: str) -> float | None:
         """Seconds since the workflow's record was stored, changed or touched, by anyone; None where there is none."""
 
-    async def draw_ids(self, name: str) -> range:
+    async def draw_ids(self, name: str, above: int = 0) -> range:
         """A block of request ids, never given out before for this name; small integers first (rule E4).
+
+        They are greater than `above`, the highest one that the asker knows of: a directory may have forgotten it. Those
+        of a workflow begin where its record says.
 
         The name is a session id, or, for a session that workflows share, `SHARED` and a name of its own, which is
         forgotten a day after its last block.

@@ -116,7 +116,7 @@ class DatabaseDirectory:
             lifetime=record.lifetime,
             touched=now,
             expires=now + record.lifetime,
-            next_id=1,
+            next_id=record.first_id,
             log_events=0,
             log_bytes=0,
         )
@@ -235,24 +235,26 @@ class DatabaseDirectory:
         passed = await _again(ask)
         return None if passed is None else max(0.0, passed)
 
-    async def draw_ids(self, name: str) -> range:
+    async def draw_ids(self, name: str, above: int = 0) -> range:
         """See `Directory.draw_ids`."""
         async with self._server.writing() as connection:
             if name.startswith(SHARED):
-                following = await self._count(connection, name_digest(name), ID_BLOCK, SHARED_SECONDS)
+                following = await self._count(connection, name_digest(name), ID_BLOCK, SHARED_SECONDS, above)
             else:
                 drawn = sa.update(records).where(records.c.token == token_of(name), self._is_live())
-                drawn = drawn.values(next_id=records.c.next_id + ID_BLOCK)
+                drawn = drawn.values(next_id=_beyond(records.c.next_id, above) + ID_BLOCK)
                 following = await connection.scalar(drawn.returning(records.c.next_id))
         if following is None:
             raise KeyError("no such session")
         return range(following - ID_BLOCK, following)
 
-    async def _count(self, connection: AsyncConnection, name: str, size: int, seconds: float | None) -> int:
-        """Add to a counter; the first number after what was drawn."""
+    async def _count(
+        self, connection: AsyncConnection, name: str, size: int, seconds: float | None, above: int = 0
+    ) -> int:
+        """Add to a counter; the first number after what was drawn, which is above what is known."""
         expires = None if seconds is None else self._server.now() + seconds
-        first = self._server.insert(counters).values(name=name, next_id=1 + size, expires=expires)
-        later = {"next_id": counters.c.next_id + size, "expires": first.excluded.expires}
+        first = self._server.insert(counters).values(name=name, next_id=above + 1 + size, expires=expires)
+        later = {"next_id": _beyond(counters.c.next_id, above) + size, "expires": first.excluded.expires}
         drawn = first.on_conflict_do_update(index_elements=["name"], set_=later).returning(counters.c.next_id)
         return int(await connection.scalar(drawn))
 
@@ -508,6 +510,10 @@ class DatabaseDirectory:
             await connection.execute(sa.delete(changes).where(changes.c.at <= now - CHANGES_SECONDS))
             await connection.execute(sa.delete(log).where(log.c.token.not_in(sa.select(records.c.token))))
             await connection.execute(sa.delete(mail).where(mail.c.worker.not_in(sa.select(workers.c.id))))
+
+
+def _beyond(next_id: sa.ColumnElement[int], above: int) -> sa.ColumnElement[int]:
+    return sa.case((next_id > above, next_id), else_=above + 1)
 
 
 async def _again(work: Callable[[], Awaitable[Result]]) -> Result:

@@ -40,7 +40,7 @@ class MemoryDirectory:
         if record.session_id in self._records:
             raise ValueError("a session id is drawn once")
         self._records[record.session_id] = record
-        self._next_id[record.session_id] = 1
+        self._next_id[record.session_id] = record.first_id
         self._by_token[record.event_token] = record.session_id
         self._touched[record.session_id] = self._clock()
         if key is None:
@@ -100,11 +100,11 @@ class MemoryDirectory:
         touched = self._touched.get(session_id)
         return None if touched is None else self._clock() - touched
 
-    async def draw_ids(self, name: str) -> range:
+    async def draw_ids(self, name: str, above: int = 0) -> range:
         """See `Directory.draw_ids`."""
         if name.startswith(SHARED):
             self._next_id.setdefault(name, 1)
-        start = self._next_id[name]
+        start = max(self._next_id[name], above + 1)
         self._next_id[name] = start + ID_BLOCK
         return range(start, start + ID_BLOCK)
 

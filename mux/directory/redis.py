@@ -112,7 +112,8 @@ class RedisDirectory:
     async def _create(self, record: WorkflowRecord, *, stood_before: bool = False) -> int:
         token, digest = record.event_token, key_digest_of(record)
         pointer = _pointer(digest) if digest else ""
-        stored = [_encode(record), record.epoch, _milliseconds(record.lifetime), pointer, int(stood_before)]
+        lifetime = _milliseconds(record.lifetime)
+        stored = [_encode(record), record.epoch, lifetime, pointer, int(stood_before), record.first_id]
         return int(await self._run(redis_scripts.CREATE, [_record(token), _end(token)], stored))
 
     async def _point(self, record: WorkflowRecord) -> Claimed:
@@ -202,14 +203,14 @@ class RedisDirectory:
         passed = await self._run(redis_scripts.UNTOUCHED, [_record(token_of(session_id))], [], again=True)
         return None if passed is None else max(0, passed) / 1000
 
-    async def draw_ids(self, name: str) -> range:
+    async def draw_ids(self, name: str, above: int = 0) -> range:
         """See `Directory.draw_ids`."""
         if name.startswith(SHARED):
             counter = f"{PREFIX}{{{name_digest(name)}}}:ids"
-            arguments = [ID_BLOCK, _milliseconds(SHARED_SECONDS)]
+            arguments = [ID_BLOCK, _milliseconds(SHARED_SECONDS), above]
             last = await self._run(redis_scripts.DRAW_SHARED, [counter], arguments, again=True)
             return range(last - ID_BLOCK + 1, last + 1)
-        following = await self._run(redis_scripts.DRAW, [_record(token_of(name))], [ID_BLOCK], again=True)
+        following = await self._run(redis_scripts.DRAW, [_record(token_of(name))], [ID_BLOCK, above], again=True)
         if following is None:
             raise KeyError("no such session")
         return range(following - ID_BLOCK, following)

@@ -23,13 +23,13 @@ CREATE: Final = _script("""
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
 if ARGV[5] == '1' and redis.call('EXISTS', KEYS[2]) == 1 then return -1 end
 redis.call('DEL', KEYS[2])
-redis.call('HSET', KEYS[1], 'record', ARGV[1], 'epoch', ARGV[2], 'lifetime', ARGV[3], 'pointer', ARGV[4], 'next_id', 1)
+redis.call('HSET', KEYS[1], 'record', ARGV[1], 'epoch', ARGV[2], 'lifetime', ARGV[3])
+redis.call('HSET', KEYS[1], 'pointer', ARGV[4], 'next_id', ARGV[6])
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
 return 1
 """)
-"""Keys: record, end. Arguments: the record, its epoch, its lifetime, its pointer, 1 for one that stood before.
-
-1, or 0 where there was one, or -1 where it stood before and was removed.
+"""Keys: record, end. Arguments: the record, its epoch, its lifetime, its pointer, 1 for one that stood before, its
+first id. 1, or 0 where there was one, or -1 where it stood before and was removed.
 """
 
 POINT: Final = _script("""
@@ -86,17 +86,20 @@ return tonumber(lifetime) - redis.call('PTTL', KEYS[1])
 """Keys: record. Milliseconds since it was touched."""
 
 DRAW: Final = _script("""
-if redis.call('EXISTS', KEYS[1]) == 0 then return false end
-return redis.call('HINCRBY', KEYS[1], 'next_id', ARGV[1])
+local next = redis.call('HGET', KEYS[1], 'next_id')
+if not next then return false end
+local known = math.max(0, ARGV[2] + 1 - next)
+return redis.call('HINCRBY', KEYS[1], 'next_id', string.format('%.0f', ARGV[1] + known))
 """)
-"""Keys: record. Arguments: size of a block. The first id after the block."""
+"""Keys: record. Arguments: size of a block, the highest id that is known. The first id after the block."""
 
 DRAW_SHARED: Final = _script("""
-local last = redis.call('INCRBY', KEYS[1], ARGV[1])
+local known = math.max(0, ARGV[3] - (redis.call('GET', KEYS[1]) or 0))
+local last = redis.call('INCRBY', KEYS[1], string.format('%.0f', ARGV[1] + known))
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return last
 """)
-"""Keys: counter. Arguments: size of a block, time to live. The last id of the block."""
+"""Keys: counter. Arguments: size of a block, time to live, the highest id that is known. The last id of the block."""
 
 APPEND: Final = _script("""
 local ttl = redis.call('PTTL', KEYS[1])

@@ -58,10 +58,10 @@ class TimedDirectory:
         with self._timing("untouched"):
             return await self._inner.untouched(session_id)
 
-    async def draw_ids(self, name: str) -> range:
+    async def draw_ids(self, name: str, above: int = 0) -> range:
         """See `Directory.draw_ids`."""
         with self._timing("draw_ids"):
-            return await self._inner.draw_ids(name)
+            return await self._inner.draw_ids(name, above)
 
     def watch(self) -> AbstractAsyncContextManager[AsyncIterator[str]]:
         """See `Directory.watch`; not timed, since it lasts."""

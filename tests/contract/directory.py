@@ -216,6 +216,25 @@ async def id_blocks_never_overlap_and_begin_small(directory: Directory) -> None:
     assert (await directory.draw_ids(other.session_id)).start == 1, "each session counts for itself"
 
 
+async def ids_are_drawn_above_those_that_are_known(directory: Directory) -> None:
+    mine = record()
+    await directory.claim(mine)
+    for name in (mine.session_id, f"{SHARED}a"):
+        first = await directory.draw_ids(name)
+        above = await directory.draw_ids(name, 100_000)
+        assert (above.start, len(above)) == (100_001, len(first)), "dense, and as many as ever"
+        for known in (0, 5, above.stop - 1):
+            following = await directory.draw_ids(name, known)
+            assert following.start == above.stop, "no id is left out that was not known"
+            above = following
+    high = await directory.draw_ids(mine.session_id, 2**40)
+    assert high.start == 2**40 + 1
+    assert (await directory.draw_ids(mine.session_id)).start == high.stop
+    late = msgspec.structs.replace(record("chat"), first_id=1 << 24)
+    await directory.claim(late)
+    assert (await directory.draw_ids(late.session_id)).start == 1 << 24, "where the record says"
+
+
 async def ids_are_drawn_for_a_session_that_is_there(directory: Directory) -> None:
     mine = record()
     for _ in range(2):
@@ -375,6 +394,7 @@ CHECKS: Final[Sequence[Check]] = (
     remove_names_the_epoch_that_it_removes,
     remove_leaves_the_successor_alone,
     id_blocks_never_overlap_and_begin_small,
+    ids_are_drawn_above_those_that_are_known,
     ids_are_drawn_for_a_session_that_is_there,
     watch_hears_changes_from_entering_on,
     every_watcher_hears,

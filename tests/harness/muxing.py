@@ -124,8 +124,8 @@ class SlowDirectory(MemoryDirectory):
     async def remove(self, record: WorkflowRecord) -> bool:
         return await self._do("remove", lambda: super(SlowDirectory, self).remove(record))
 
-    async def draw_ids(self, session_id: str) -> range:
-        return await self._do("draw_ids", lambda: super(SlowDirectory, self).draw_ids(session_id))
+    async def draw_ids(self, session_id: str, above: int = 0) -> range:
+        return await self._do("draw_ids", lambda: super(SlowDirectory, self).draw_ids(session_id, above))
 
     async def _do(self, op: str, work: Callable[[], Awaitable[T]]) -> T:
         self.calls[op] += 1
