@@ -96,6 +96,7 @@ class Cluster:
         self._statistics = statistics
         self._clock = clock
         self._touched = clock()
+        self._noting: set[Workflow] = set()
         self._comparing: dict[str, anyio.Event] = {}
         """The workflows in doubt that are being compared with their records, by session id."""
         self._names: Iterator[int] | None = None
@@ -429,8 +430,7 @@ class Cluster:
             if idle_since is not None and idle_since + BESIDE_SECONDS <= now and not workflow.streams.is_held:
                 self.dismiss(workflow, "idle")
         for workflow in self._residents.by_id.values():
-            if workflow.upstream_session not in ("", workflow.record.upstream_session) and workflow.record.revision:
-                self._tasks.spawn(self._note_session, workflow)
+            self.note(workflow)
         if now - self._touched >= TOUCH_SECONDS:
             before, self._touched = self._touched, now
             used = [*self._residents.by_id.values(), *self.beside.values()]
@@ -438,15 +438,25 @@ class Cluster:
             if ids:
                 self._tasks.spawn(self._touch, ids)
 
-    async def _note_session(self, workflow: Workflow) -> None:
-        """The upstream session of a workflow is another one by now."""
-        changed = msgspec.structs.replace(workflow.record, upstream_session=workflow.upstream_session)
+    def note(self, workflow: Workflow) -> None:
+        """Record what has changed of a workflow that is held here, where something has."""
+        if workflow.has_changed and workflow not in self._noting and self.holds(workflow):
+            self._noting.add(workflow)
+            self._tasks.spawn(self._note, workflow)
+
+    async def _note(self, workflow: Workflow) -> None:
         try:
-            stored = await self._directory.replace(changed)
+            while workflow.has_changed and self.holds(workflow):
+                session = workflow.upstream_session or workflow.record.upstream_session
+                changed = msgspec.structs.replace(workflow.record, upstream_session=session, wish=workflow.wish)
+                stored = await self._directory.replace(changed)
+                if stored is None or stored.epoch <= workflow.record.epoch:
+                    return  # another worker has it, or changes it: that will be heard
+                workflow.record = stored
         except DirectoryUnavailable:
-            return
-        if stored is not None and stored.epoch > workflow.record.epoch:
-            workflow.record = stored
+            self._statistics.count("stale", "note")  # the sweep tries again
+        finally:
+            self._noting.discard(workflow)
 
     async def _touch(self, session_ids: list[str]) -> None:
         try:

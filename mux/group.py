@@ -22,6 +22,7 @@ from .limits import Pooling
 from .line import DedicatedLine
 from .own import Gateway, own_request
 from .ports import Owner
+from .record import Wish
 from .sharing import Wishes, shared_result
 
 
@@ -115,10 +116,14 @@ class ChannelGroup:
         if not self._asking and self._coming is not None:
             self._complete()
 
-    def join(self, owner: Owner) -> None:
-        """A workflow comes."""
+    def join(self, owner: Owner, wish: Wish) -> None:
+        """A workflow comes, and wants what it wanted before; a session that is open is told so."""
         self.owners.append(owner)
-        self.wishes.join()
+        level, subscriptions = self.wishes.join(owner, wish)
+        if level is not None:
+            self.say("logging/setLevel", {"level": level})
+        for uri in subscriptions:
+            self.say("resources/subscribe", {"uri": uri})
 
     def leave(self, owner: Owner) -> list[str]:
         """A workflow ends; the resources that nobody wants to hear of any longer."""

@@ -25,6 +25,7 @@ from .membership import Membership
 from .policy import Cap, Census, cap_reached
 from .ports import Connector, Line, Opened, Owner
 from .principal import Principal
+from .record import Wish
 from .shared import SharedLine
 from .sharing import shared_handshake
 from .spares import Shelf, SparedLine, SpareKey, Spares
@@ -77,7 +78,7 @@ class _Held:
 
 
 class Lines:
-    """The lines of one pool. `spawn` starts an owner task; `end` ends a workflow for a cause."""
+    """The lines of one pool. `spawn` starts an owner task; `end` ends a workflow; `note` hears of its wishes."""
 
     def __init__(
         self,
@@ -89,6 +90,7 @@ class Lines:
         census: Census,
         spawn: Spawn,
         end: Callable[[Workflow, str], None],
+        note: Callable[[Workflow], None],
         members: Membership | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
@@ -111,6 +113,7 @@ class Lines:
         self._generations = generations
         self._spawn = spawn
         self._end = end
+        self._note = note
         self._channels: dict[Channel, _Held] = {}
         self._groups: dict[ChannelKey, ChannelGroup] = {}
         self._groups_of: dict[Principal, dict[ChannelKey, ChannelGroup]] = {}
@@ -135,7 +138,7 @@ class Lines:
             group = self._group(workflow, upstream, place)
             if upstream.trust_annotations:
                 workflow.trust = Trust(self._annotations, group.key, is_own=False)
-            return SharedLine(group, workflow)
+            return SharedLine(group, workflow, workflow.record.wish, partial(self._note_wish, workflow))
         if upstream.trust_annotations and upstream.make_line is None:  # the old path sends nothing again
             workflow.trust = Trust(self._annotations, workflow.record.session_id, is_own=True)
         return self._dedicated(workflow, upstream, shelf, place)
@@ -373,6 +376,10 @@ class Lines:
     def _end_changed(self, owner: Owner) -> None:
         if isinstance(owner, Workflow):
             self._end(owner, "upstream_changed")
+
+    def _note_wish(self, workflow: Workflow, wish: Wish) -> None:
+        workflow.wish = wish
+        self._note(workflow)
 
     def _may_write(self, owners: Sequence[Owner]) -> Callable[[], bool] | None:
         """Whether what only this worker may do for these may be done; None where there is no other worker."""

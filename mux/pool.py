@@ -152,6 +152,7 @@ class Pool:
             census=self._census,
             spawn=self._tasks.spawn,
             end=self._end_soon,
+            note=self._note,
             members=members,
         )
         self._numbers = itertools.count(1)
@@ -609,6 +610,10 @@ class Pool:
             changed = msgspec.structs.replace(changed, upstream_session=workflow.upstream_session)
         return before if changed == before else await self._directory.replace(changed)
 
+    def _note(self, workflow: Workflow) -> None:
+        if self._cluster is not None:
+            self._cluster.note(workflow)
+
     def _end_soon(self, workflow: Workflow, cause: str) -> None:
         if self._cluster is not None and self._cluster.dismiss(workflow, cause):
             return
@@ -637,8 +642,8 @@ class Pool:
 
     def _is_movable(self, workflow: Workflow, cause: str) -> bool:
         """Whether another worker may go on after this end."""
-        record = workflow.record
-        is_open = record.revision != "" and (record.upstream_session != "" or workflow.pooling.reuse == "none")
+        record, may_begin_anew = workflow.record, workflow.stateless or workflow.pooling.reuse == "none"
+        is_open = record.revision != "" and (record.upstream_session != "" or may_begin_anew)
         return self._cluster is not None and is_open and cause in ("drained", "not_opened")
 
     async def _forget(self, workflow: Workflow) -> None:

@@ -24,6 +24,15 @@ class Handshake(msgspec.Struct, frozen=True):
     """Request headers that go on to the server and are fixed for the session, by name."""
 
 
+class Wish(msgspec.Struct, frozen=True):
+    """What one workflow wants of the global state of a session that it shares with others."""
+
+    level: str = ""
+    """The log level that it named; empty where it named none."""
+    subscriptions: tuple[str, ...] = ()
+    """The resources that it watches."""
+
+
 class WorkflowRecord(msgspec.Struct, frozen=True):
     """One workflow, as it is stored. `epoch` counts its changes: a change names the epoch that it changes."""
 
@@ -41,6 +50,8 @@ class WorkflowRecord(msgspec.Struct, frozen=True):
     """The id of the worker that holds it; empty where none does."""
     upstream_session: str = ""
     """The server's id of the upstream session, a secret, where any worker can go on with that session."""
+    wish: Wish = Wish()
+    """For the worker that comes after its holder: the session itself does not tell for whom it has what."""
     first_id: int = 1
     """Where its request ids begin: above all that a directory may have given out which has forgotten them."""
     lifetime: float = 86400

@@ -16,7 +16,8 @@ from .group import ChannelGroup
 from .limits import MAX_BODY_BYTES, MAX_URI_BYTES
 from .line import DedicatedLine
 from .ports import Caller, Headers, Opened, Owner, PoolResult
-from .sharing import LEVELS
+from .record import Wish
+from .sharing import LEVELS, NOTHING
 
 NAMES: Final = frozenset({"jsonrpc", "id", "method", "params", "result", "error"})
 """Some servers read names in any case: by another spelling, one workflow could name the request of another (E26)."""
@@ -25,15 +26,23 @@ NAMES: Final = frozenset({"jsonrpc", "id", "method", "params", "result", "error"
 class SharedLine:
     """One workflow's part in a group. Implements `Line`."""
 
-    def __init__(self, group: ChannelGroup, owner: Owner) -> None:
+    def __init__(
+        self,
+        group: ChannelGroup,
+        owner: Owner,
+        wish: Wish = NOTHING,
+        on_wish: Callable[[Wish], None] = lambda wish: None,
+    ) -> None:
+        """`wish` is what the workflow wanted at another worker; `on_wish` hears of what it wants from now on."""
         self._group = group
         self._owner = owner
+        self._on_wish = on_wish
         self._watching: dict[Caller, _Waiter] = {}
         """What is global and the server has not answered, and who waits there for each."""
         self._cause: TrunklineError | None = None
         self.why = OPEN
         """See `Line.why`."""
-        group.join(owner)
+        group.join(owner, wish)
 
     @property
     def is_open(self) -> bool:
@@ -100,6 +109,7 @@ class SharedLine:
         wishes = self._group.wishes
         due = wishes.set_level(self._owner, level)
         if due is None:
+            self._tell_wish()
             return _answer(message, caller)
         params = wire_format.encoded({**(message.params() or {}), "level": due})
         told = Envelope("request", {**message.members, "params": params}, id=message.id, method=message.method)
@@ -107,6 +117,8 @@ class SharedLine:
         def ended(refused: bool) -> None:
             if refused:
                 wishes.forget_level()
+            else:
+                self._tell_wish()
 
         return self._ask(told, caller, headers, ended)
 
@@ -119,8 +131,10 @@ class SharedLine:
         wishes, primary = self._group.wishes, self._group.primary
         if message.method == "resources/unsubscribe":
             due = wishes.unsubscribe(self._owner, uri)
+            self._tell_wish()
             return self._ask_on(primary, message, caller, headers) if due else _answer(message, caller)
         if not wishes.subscribe(self._owner, uri):
+            self._tell_wish()
             return _answer(message, caller)
 
         def ended(refused: bool) -> None:
@@ -129,8 +143,13 @@ class SharedLine:
                 wishes.unsubscribe(self._owner, uri)
             else:
                 wishes.accept(uri)
+                self._tell_wish()
 
         return self._ask(message, caller, headers, ended)
+
+    def _tell_wish(self) -> None:
+        if self._cause is None:
+            self._on_wish(self._group.wishes.of(self._owner))
 
     def _ask(self, message: Envelope, caller: Caller, headers: Headers, ended: Callable[[bool], None]) -> PoolResult:
         """Ask the primary session for what is global; `ended` hears whether it was refused."""

@@ -13,7 +13,7 @@ from msgspec import Raw
 from . import envelope as wire_format
 from .envelope import Envelope, Members
 from .errors import Overloaded
-from .record import Handshake
+from .record import Handshake, Wish
 
 Owner = TypeVar("Owner")
 
@@ -28,6 +28,9 @@ LEVELS: Final[Mapping[str, int]] = {
     for rank, name in enumerate(("debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"))
 }
 """From the most verbose on (RFC 5424)."""
+
+NOTHING: Final = Wish()
+"""What a workflow wants that has just begun."""
 
 USUAL: Final = "info"
 """What a workflow gets that never named a level, once another has changed the server's own."""
@@ -108,6 +111,9 @@ class Wishes(Generic[Owner]):
     def set_level(self, owner: Owner, level: str) -> str | None:
         """A workflow wants logs from this level on; the level to tell the server, None where it has that already."""
         self._levels[owner] = level
+        return self._level_due()
+
+    def _level_due(self) -> str | None:
         silent = self._owners > len(self._levels)
         wanted = min((*self._levels.values(), *([USUAL] if silent else [])), key=LEVELS.__getitem__)
         changed = wanted != self.level
@@ -125,9 +131,29 @@ class Wishes(Generic[Owner]):
 
     # Workflows.
 
-    def join(self) -> None:
-        """A workflow has come that has named no level yet."""
+    def of(self, owner: Owner) -> Wish:
+        """What a workflow wants, as far as the server has accepted it."""
+        watched = [uri for uri, those in self._subscribers.items() if owner in those and uri in self._accepted]
+        return Wish(self._levels.get(owner, ""), tuple(sorted(watched)))
+
+    def _restore(self, owner: Owner, uri: str) -> bool:
+        try:
+            is_new = self.subscribe(owner, uri)
+        except Overloaded:
+            return False
+        self.accept(uri)
+        return is_new
+
+    def join(self, owner: Owner, wish: Wish = NOTHING) -> tuple[str | None, list[str]]:
+        """A workflow has come, with what it wants already: the level and the subscriptions to tell the server.
+
+        They count as accepted: they were, before another worker had the session, or another session had them.
+        """
         self._owners += 1
+        if wish.level in LEVELS:
+            self._levels[owner] = wish.level
+        asked = [uri for uri in wish.subscriptions if self._restore(owner, uri)]
+        return self._level_due() if self._levels else None, asked
 
     def leave(self, owner: Owner) -> list[str]:
         """A workflow has ended; the resources that nobody wants to hear of any longer."""

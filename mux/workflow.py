@@ -61,6 +61,8 @@ class Workflow:
         write: Callable[[Entry], None] | None = None,
     ) -> None:
         self.record = record
+        self.wish = record.wish
+        """What it wants of a session that it shares."""
         self.write = write
         """Keeps a line of its event log for other workers; None where there are none."""
         self.handle = record.handle
@@ -162,6 +164,12 @@ class Workflow:
     def ended(self) -> WorkflowEnded | None:
         """Why it ended; None while it lives."""
         return self._ended
+
+    @property
+    def has_changed(self) -> bool:
+        """True where its record does not say what another worker would have to know."""
+        is_moved = self.upstream_session not in ("", self.record.upstream_session)
+        return bool(self.record.revision) and (is_moved or self.wish != self.record.wish)
 
     def about(self) -> dict[str, str]:
         """What log lines say of it."""

@@ -1,12 +1,16 @@
 """Several workers where sessions are shared (`user`), and where each call has one of its own (`none`)."""
 
+import json
+
 import anyio
 import pytest
 from harness.clustering import Member, Workers, workers
-from harness.memory_wire import echo
-from harness.muxing import ALICE, BOB, initialize, settle
+from harness.memory_wire import echo, message
+from harness.muxing import ALICE, BOB, Client, idle, initialize, settle, some
 from trunkline.mux.directory import ID_BLOCK, LEASE_SECONDS
 from trunkline.mux.errors import DirectoryUnavailable, Elsewhere
+from trunkline.mux.event_log import Stream
+from trunkline.mux.exchange import Exchange
 from trunkline.mux.placement import CALLS, WHOLE
 
 pytestmark = pytest.mark.anyio
@@ -80,6 +84,71 @@ async def test_g7_what_cannot_be_moved_is_not_used_while_one_that_shares_it_may_
         await at.pass_time(0.5)
         assert "result" in await client.answer(client.call())
         assert len(at.server.of("tools/call")) == 1
+
+
+def ask(client: Client, method: str, **params: str) -> Exchange:
+    return client.call(params, method=method)
+
+
+@pytest.mark.parametrize("movable", [True, False])
+@pytest.mark.parametrize("ends", ["killed", "drained"])
+async def test_r5_r6_a_successor_knows_what_each_workflow_wants_of_a_shared_session(movable: bool, ends: str) -> None:
+    async with workers(reuse="user", movable=movable) as at:
+        a, b = await at.start(), await at.start()
+        at.server.on_request = lambda exchange: exchange.answer({})
+        clients = [await a.client(ALICE) for _ in range(2)]
+        for client, uri in zip(clients, ("file:///a", "file:///b"), strict=True):
+            await client.answer(ask(client, "resources/subscribe", uri=uri))
+        await clients[0].answer(ask(clients[0], "resources/subscribe", uri="file:///left"))
+        await clients[0].answer(ask(clients[0], "resources/unsubscribe", uri="file:///left"))
+        await clients[0].answer(ask(clients[0], "logging/setLevel", level="error"))
+        await settle()
+        if ends == "killed":
+            a.kill()
+        else:
+            await a.pool.drain(1)
+            await settle()
+            a.is_dead = True
+        await at.pass_time(LEASE_SECONDS)
+        ids = [client.workflow.record.session_id for client in clients]
+        one, two = [await b.find(session_id, WHOLE, ALICE) for session_id in ids]
+        await settle()
+        told = [exchange.json["params"] for exchange in at.server.session.of("resources/subscribe")]
+        assert {"uri": "file:///left"} not in told
+        readers = [client.workflow.streams.attach_standalone() for client in (one, two)]
+        for uri in ("file:///a", "file:///b", "file:///left"):
+            at.server.session.tell(message("notifications/resources/updated", {"uri": uri}))
+        heard = [[json.loads(text)["params"]["uri"] for _, text in await some(reader, 1)] for reader in readers]
+        assert heard == [["file:///a"], ["file:///b"]]
+        assert all([await idle(reader) for reader in readers])
+        at.server.on_request = None
+        for client, levels in ((one, ["error"]), (two, ["info", "error"])):
+            call = client.call()
+            exchange = at.server.session.of("tools/call")[-1]
+            for level in ("debug", "info", "error"):
+                exchange.say(message("notifications/message", {"level": level, "data": 1}))
+            stream = await call.ready
+            assert isinstance(stream, Stream)
+            logged = [json.loads(event.message)["params"]["level"] for event in stream.events if event.message]
+            assert logged == levels
+        assert at.server.session.of("logging/setLevel")[-1].json["params"] == {"level": "info"}
+
+
+async def test_what_a_workflow_wants_is_noted_later_where_the_directory_is_away() -> None:
+    async with workers(reuse="user") as at:
+        a = await at.start()
+        at.server.on_request = lambda exchange: exchange.answer({})
+        client = await a.client(ALICE)
+        session_id = client.workflow.record.session_id
+        a.view.is_cut = True
+        await client.answer(ask(client, "resources/subscribe", uri="file:///a"))
+        await settle()
+        a.view.is_cut = False
+        await at.pass_time(1)
+        record = await at.directory.get(session_id)
+        assert record is not None
+        assert record.wish.subscriptions == ("file:///a",)
+        assert record == client.workflow.record
 
 
 async def test_g8_a_drain_lets_go_of_shared_sessions() -> None:

@@ -1,5 +1,6 @@
 """Records that could not be removed are tried again ever later, and not for ever."""
 
+import msgspec
 import pytest
 from trunkline.mux import leftovers as module
 from trunkline.mux.leftovers import FIRST_SECONDS, LAST_SECONDS, MAX_ATTEMPTS, Leftovers
@@ -42,3 +43,14 @@ def test_g10_only_so_many_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not leftovers.failed(record("two"), 0)
     assert leftovers.failed(record(), 1)
     assert leftovers.due(10) == [record()]
+
+
+def test_a_record_is_left_as_it_was_when_its_workflow_ended() -> None:
+    leftovers = Leftovers()
+    assert not leftovers.has(record())
+    leftovers.failed(record(), 0)
+    assert leftovers.has(record())
+    changed = msgspec.structs.replace(record(), epoch=1)
+    assert not leftovers.has(changed), "another worker has changed it since"
+    leftovers.removed(record())
+    assert not leftovers.has(record())

@@ -6,7 +6,7 @@ import pytest
 from trunkline.mux.envelope import Envelope, parse
 from trunkline.mux.errors import Overloaded
 from trunkline.mux.limits import MAX_BODY_BYTES
-from trunkline.mux.record import Handshake
+from trunkline.mux.record import Handshake, Wish
 from trunkline.mux.sharing import LEVELS, Wishes, shared_handshake, shared_result
 
 ALICE, BOB = "alice", "bob"
@@ -93,9 +93,42 @@ def test_r6_the_server_hears_the_most_verbose_level_that_is_wanted() -> None:
 
 def test_r6_a_workflow_that_named_no_level_goes_on_to_hear_the_usual() -> None:
     wishes: Wishes[str] = Wishes()
-    wishes.join()
-    wishes.join()
+    for owner in BOTH:
+        assert wishes.join(owner) == (None, [])
     assert wishes.set_level(ALICE, "emergency") == "info"
+
+
+def test_r6_one_that_comes_later_and_names_no_level_hears_the_usual_too() -> None:
+    wishes: Wishes[str] = Wishes()
+    wishes.join(ALICE)
+    assert wishes.set_level(ALICE, "error") == "error"
+    assert wishes.join(BOB) == ("info", [])
+    assert wishes.join("carol") == (None, []), "the server knows"
+
+
+def test_what_a_workflow_wants_is_known_where_it_comes_back() -> None:
+    wishes: Wishes[str] = Wishes()
+    wishes.join(ALICE)
+    assert wishes.of(ALICE) == Wish()
+    for uri in ("b", "a", "refused"):
+        wishes.subscribe(ALICE, uri)
+    for uri in ("a", "b"):
+        wishes.accept(uri)
+    wishes.subscribe(BOB, "a")
+    wishes.set_level(ALICE, "error")
+    assert wishes.of(ALICE) == Wish("error", ("a", "b"))
+    assert wishes.of(BOB) == Wish("", ("a",))
+    successor: Wishes[str] = Wishes()
+    assert successor.join(BOB, wishes.of(BOB)) == (None, ["a"])
+    assert successor.join(ALICE, wishes.of(ALICE)) == ("info", ["b"])
+    assert successor.subscriptions == ["a", "b"]
+    assert [successor.of(owner) for owner in BOTH] == [wishes.of(owner) for owner in BOTH]
+
+
+def test_g10_what_comes_back_and_exceeds_a_bound_is_left_out() -> None:
+    wishes: Wishes[str] = Wishes(max_subscriptions=1)
+    assert wishes.join(ALICE, Wish("odd", ("a", "b"))) == (None, ["a"])
+    assert wishes.of(ALICE) == Wish("", ("a",))
 
 
 def test_r6_each_workflow_hears_from_its_own_level_on() -> None:
