@@ -3,12 +3,14 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Final
 
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS: Final = 1.0
+CANCEL_SECONDS: Final = 0.2
+"""How long a work that was cancelled may take to its end before it is cancelled once more."""
 
 
 @asynccontextmanager
@@ -18,11 +20,12 @@ async def beside(*works: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        for task in tasks:
-            task.cancel()
-        for task in tasks:
-            with suppress(asyncio.CancelledError):
-                await task
+        # A work whose connection breaks just as it is cancelled reports the failure instead (a task group drops the
+        # cancellation for it), and begins again: one cancellation is not always enough.
+        while pending := [task for task in tasks if not task.done()]:
+            for task in pending:
+                task.cancel()
+            await asyncio.wait(pending, timeout=CANCEL_SECONDS)
 
 
 async def _keep(work: Callable[[], Awaitable[None]]) -> None:
