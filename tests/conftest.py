@@ -1,4 +1,4 @@
-"""What all tests share: the event loop they run on, and the path to the harness."""
+"""What all tests share: the event loop they run on, the path to the harness, and what is told at the end."""
 
 import sys
 from pathlib import Path
@@ -13,3 +13,18 @@ sys.path.append(str(Path(__file__).parent))
 def anyio_backend() -> str:
     """asyncio: what the gateway and its libraries run on."""
     return "asyncio"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """The figures that tests have recorded (`record_property`), of those that passed as well."""
+    ended = [
+        report
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.getreports(outcome)
+        if report.when == "call" and report.user_properties
+    ]
+    if ended:
+        terminalreporter.section("figures")
+    for report in ended:
+        figures = ", ".join(f"{name}: {value}" for name, value in report.user_properties)
+        terminalreporter.write_line(f"{report.nodeid}\n    {figures}")
