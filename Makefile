@@ -95,14 +95,16 @@ browser:
 	 elif [ -n "$$CI" ]; then echo "$(TRUNKLINE_CHROMIUM) is missing" >&2; exit 1; \
 	 else echo "$(TRUNKLINE_CHROMIUM) is missing: the tests in a browser will be skipped"; fi
 
-# Debian's packages. The tests start servers of their own: those that the packages would start are kept from it.
+# Debian's packages. The tests start servers of their own: those that the packages would start are kept from it. `ip`, of
+# iproute2, makes networks that are cut; only root can use it.
 servers:
-	@if command -v redis-server >/dev/null && ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then :; \
+	@if command -v redis-server >/dev/null && ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 \
+	    && command -v ip >/dev/null; then :; \
 	 elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	   apt-get update -q && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends \
-	     redis-server postgresql; \
-	 elif [ -n "$$CI" ]; then echo "redis-server or PostgreSQL is missing" >&2; exit 1; \
-	 else echo "redis-server or PostgreSQL is missing: the tests of shared directories with them will be skipped"; fi
+	     redis-server postgresql iproute2; \
+	 elif [ -n "$$CI" ]; then echo "redis-server, PostgreSQL or iproute2 is missing" >&2; exit 1; \
+	 else echo "redis-server, PostgreSQL or iproute2 is missing: the tests that need them will be skipped"; fi
 
 # ContextForge with trunkline beside it, which this proves to be possible: 0.9.0 with the lowest that it admits itself.
 contextforge: .venv-cf09/.installed .venv-cf10/.installed

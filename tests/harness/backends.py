@@ -33,10 +33,7 @@ class Backends:
 
     @asynccontextmanager
     async def empty(self, name: str) -> AsyncIterator[SharedDirectory]:
-        place = self._places.get(name)
-        if place is None:
-            place = self._places[name] = getattr(self, f"_{name}")()
-        place.clear()
+        self.place(name).clear()
         async with self.opened(name) as directory:
             yield directory
 
@@ -44,6 +41,18 @@ class Backends:
     async def opened(self, name: str) -> AsyncIterator[SharedDirectory]:
         async with open_directory(self._places[name].backend, self._places[name].url()) as directory:
             yield directory
+
+    def settings(self, name: str) -> str:
+        """The table of a settings file that names an empty one."""
+        place = self.place(name)
+        place.clear()
+        return f'[directory]\nbackend = "{place.backend}"\nurl = "{place.url()}"\n'
+
+    def place(self, name: str) -> Place:
+        """Where it is; it is started if this is the first one that asks."""
+        if name not in self._places:
+            self._places[name] = getattr(self, f"_{name}")()
+        return self._places[name]
 
     def _redis(self) -> Place:
         server = self._stack.enter_context(redis_server())

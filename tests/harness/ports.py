@@ -1,4 +1,5 @@
-"""Ports for test servers: on loopback only, and never from the range that outgoing connections use.
+"""Ports for test servers: on loopback, unless a test has a network of its own, and never from the range that outgoing
+connections use.
 
 A probe of a port in the ephemeral range (from 32768 on Linux) can connect to itself, and would then report a server
 that is not there.
@@ -7,12 +8,13 @@ that is not there.
 import random
 import socket
 
+LOOPBACK = "127.0.0.1"
 LOWEST = 20_000
 HIGHEST = 32_000
 
 
-def bound_socket(port: int = 0) -> socket.socket:
-    """A listening socket on 127.0.0.1, inheritable by a child process; its port is below 32768.
+def bound_socket(port: int = 0, host: str = LOOPBACK) -> socket.socket:
+    """A listening socket, inheritable by a child process; its port is below 32768.
 
     Whoever connects before the server accepts waits in the backlog, so a server that inherits the socket needs no
     readiness probe.
@@ -24,7 +26,7 @@ def bound_socket(port: int = 0) -> socket.socket:
         candidate = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            candidate.bind(("127.0.0.1", port or random.randint(LOWEST, HIGHEST)))
+            candidate.bind((host, port or random.randint(LOWEST, HIGHEST)))
             candidate.listen(1024)
         except OSError:
             candidate.close()

@@ -1,9 +1,10 @@
 """A real PostgreSQL, from Debian's package, as an unprivileged user on a port of its own.
 
 with postgres_server() as server:
-    ...  # server.url, of an empty database; server.clear() makes another
+    ...  # server.url, of an empty database; server.clear() makes another; server.restart()
 """
 
+import signal
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -28,22 +29,56 @@ def binaries() -> Path:
 
 
 class PostgresServer:
-    """A running server."""
+    """One PostgreSQL on a port of its own. `start` it first."""
 
-    def __init__(self, programs: Path, port: int) -> None:
-        self.port = port
+    def __init__(self, programs: Path, place: Path) -> None:
+        self.port = free_port()
         self._programs = programs
+        self._place = place
         self._database = "postgres"
+        self._process: ServerProcess | None = None
 
     @property
     def url(self) -> str:
-        return f"postgresql+asyncpg://{USER}@127.0.0.1:{self.port}/{self._database}"
+        """Where it is, and the newest database of it."""
+        return self.url_at(self.port)
+
+    def url_at(self, port: int) -> str:
+        """The same, reached by another port."""
+        return f"postgresql+asyncpg://{USER}@127.0.0.1:{port}/{self._database}"
 
     def clear(self) -> None:
         """Go on with a new database."""
         name = f"t{uuid.uuid4().hex}"
         self.say(f"CREATE DATABASE {name}")
         self._database = name
+
+    def start(self) -> None:
+        """Start it, and return when it answers."""
+        command = [str(self._programs / "postgres"), "-D", str(self._place / "data"), "-p", str(self.port)]
+        command += ["-h", "127.0.0.1", "-k", str(self._place)]
+        for option in OPTIONS:
+            command += "-c", option
+        self._process = ServerProcess(as_nobody(command), cwd=self._place)
+        ready = [str(self._programs / "pg_isready"), "-h", "127.0.0.1", "-p", str(self.port), "-q"]
+        wait_for(lambda: subprocess.run(ready, check=False).returncode == 0, self._process)
+
+    def stop(self) -> None:
+        """SIGINT: it ends every connection, writes what it has, and ends."""
+        assert self._process is not None, "it was not started"
+        self._process.send_signal(signal.SIGINT)
+        self._process.wait(PATIENCE)
+        self._process.kill()
+
+    def restart(self) -> None:
+        """Stop and start it, on the same port with the same data."""
+        self.stop()
+        self.start()
+
+    def close(self) -> None:
+        """End it, if it runs."""
+        if self._process is not None:
+            self._process.kill()
 
     def say(self, statement: str) -> str:
         """Run a statement in the first database."""
@@ -62,12 +97,13 @@ class PostgresServer:
 
 @contextmanager
 def postgres_server() -> Iterator[PostgresServer]:
-    """A PostgreSQL, running, that trusts whoever connects on loopback and keeps nothing."""
+    """A PostgreSQL, running, that trusts whoever connects on loopback."""
     programs = binaries()
     with own_directory() as place:
-        data = place / "data"
         made = subprocess.run(
-            as_nobody([str(programs / "initdb"), "-D", str(data), "-U", USER, "-A", "trust", "-E", "UTF8", "-N"]),
+            as_nobody(
+                [str(programs / "initdb"), "-D", str(place / "data"), "-U", USER, "-A", "trust", "-E", "UTF8", "-N"]
+            ),
             capture_output=True,
             text=True,
             timeout=60,
@@ -76,15 +112,9 @@ def postgres_server() -> Iterator[PostgresServer]:
         )
         if made.returncode:
             raise AssertionError(made.stdout + made.stderr)
-        port = free_port()
-        command = [str(programs / "postgres"), "-D", str(data), "-p", str(port), "-h", "127.0.0.1", "-k", str(place)]
-        for option in OPTIONS:
-            command += "-c", option
-        process = ServerProcess(as_nobody(command), cwd=place)
-        server = PostgresServer(programs, port)
-        ready = [str(programs / "pg_isready"), "-h", "127.0.0.1", "-p", str(port), "-q"]
+        server = PostgresServer(programs, place)
         try:
-            wait_for(lambda: subprocess.run(ready, check=False).returncode == 0, process)
+            server.start()
             yield server
         finally:
-            process.kill()
+            server.close()

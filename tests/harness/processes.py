@@ -16,6 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
+from harness.ports import LOOPBACK
+
 HARNESS_PARENT = Path(__file__).resolve().parent.parent
 """What has to be on the path of a process that runs `-m harness.…`."""
 
@@ -107,9 +109,9 @@ class ServerProcess:
         return ProcessFailed(f"{why}: {' '.join(self.command)}\n--- its log ---\n{self.log()}")
 
 
-def http_status(port: int, path: str, *, timeout: float = 5) -> int | None:
-    """The status that a GET of `path` gets on 127.0.0.1, or None where nobody answers."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+def http_status(port: int, path: str, *, timeout: float = 5, host: str = LOOPBACK) -> int | None:
+    """The status that a GET of `path` gets, or None where nobody answers."""
+    connection = http.client.HTTPConnection(host, port, timeout=timeout)
     try:
         connection.request("GET", path, headers={"Connection": "close"})
         return connection.getresponse().status
@@ -119,7 +121,9 @@ def http_status(port: int, path: str, *, timeout: float = 5) -> int | None:
         connection.close()
 
 
-def wait_for_status(process: ServerProcess, port: int, path: str, *, status: int = 200, timeout: float = 20) -> None:
+def wait_for_status(
+    process: ServerProcess, port: int, path: str, *, status: int = 200, timeout: float = 60, host: str = LOOPBACK
+) -> None:
     """Return once a GET of `path` gets `status`.
 
     The process binds the port itself, so there is nothing to wait on but another attempt.
@@ -132,7 +136,7 @@ def wait_for_status(process: ServerProcess, port: int, path: str, *, status: int
     while time.monotonic() < deadline:
         if process.returncode is not None:
             raise process.fail(f"ended with {process.returncode} before {path} gave {status}")
-        seen = http_status(port, path, timeout=max(0.1, deadline - time.monotonic()))
+        seen = http_status(port, path, timeout=max(0.1, deadline - time.monotonic()), host=host)
         if seen == status:
             return
         time.sleep(0.02)
@@ -149,7 +153,7 @@ def served_on(
     listener: socket.socket, module: str, *arguments: str, python: str = sys.executable, path: str = "/__recorder"
 ) -> Iterator[ServerProcess]:
     """A harness module that serves on `listener`, ready when this is entered and gone when it is left."""
-    port = listener.getsockname()[1]
+    host, port = listener.getsockname()
     process = ServerProcess(
         module_command(module, "--fd", str(listener.fileno()), *arguments, python=python),
         env={**os.environ, "PYTHONPATH": str(HARNESS_PARENT)},
@@ -158,7 +162,7 @@ def served_on(
     # Only the child holds the socket from here on: when it dies, connecting is refused instead of hanging.
     listener.close()
     try:
-        wait_for_status(process, port, path)
+        wait_for_status(process, port, path, host=host)
         yield process
     finally:
         process.kill()

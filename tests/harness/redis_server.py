@@ -37,7 +37,11 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
+        return self.url_at(self.port)
+
+    def url_at(self, port: int) -> str:
+        """The same, reached by another port."""
+        return f"redis://127.0.0.1:{port}/0"
 
     @property
     def process(self) -> ServerProcess:
