@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 
-from harness.ports import free_port
+from harness.ports import LOOPBACK, free_port
 from harness.processes import HARNESS_PARENT, ServerProcess, wait_for_status
 
 MODULE = "trunkline.gateway.cli"
@@ -26,10 +26,10 @@ _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 class Gateway:
     """A running gateway."""
 
-    def __init__(self, process: ServerProcess, port: int) -> None:
+    def __init__(self, process: ServerProcess, port: int, host: str = LOOPBACK) -> None:
         self.process = process
         self.port = port
-        self.base = f"http://127.0.0.1:{port}"
+        self.base = f"http://{host}:{port}"
 
     def url(self, name: str = "up") -> str:
         """The Streamable HTTP endpoint of a server."""
@@ -102,23 +102,26 @@ def gateway(
     toml: Path | None = None,
     eras: Sequence[str] = ("legacy",),
     module: str = MODULE,
+    host: str = LOOPBACK,
+    within: Callable[[Sequence[str]], list[str]] = list,
 ) -> Iterator[Gateway]:
     """`trunkline serve`, ready when this is entered and gone when it is left.
 
     `upstreams` are given as `--upstream NAME=URL`; `toml` is a settings file without a port. Of those upstreams `eras`
     are offered: by default sessions alone, since that is where clients that speak both have a state to be tested.
-    `module` runs the program, if it is one of the harness in surroundings of its own.
+    `module` runs the program, if it is one of the harness in surroundings of its own. It listens on `host`, and is run
+    by what `within` makes of its command.
     """
     port = free_port()
     offered = {f"TRUNKLINE_SERVERS__{name.upper()}__ERAS": json.dumps(list(eras)) for name in upstreams or {}}
     named = [argument for name, url in (upstreams or {}).items() for argument in ("--upstream", f"{name}={url}")]
     settings = [str(toml)] if toml else []
     process = ServerProcess(
-        command("serve", *settings, *named, "--port", str(port), *arguments, module=module),
+        within(command("serve", *settings, *named, "--host", host, "--port", str(port), *arguments, module=module)),
         env=environment() | offered | ({} if module == MODULE else {"PYTHONPATH": str(HARNESS_PARENT)}),
     )
     try:
-        wait_for_status(process, port, "/readyz")
-        yield Gateway(process, port)
+        wait_for_status(process, port, "/readyz", host=host)
+        yield Gateway(process, port, host)
     finally:
         process.kill()

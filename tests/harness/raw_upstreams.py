@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Literal
 
-from harness.ports import bound_socket
+from harness.ports import LOOPBACK, bound_socket
 from harness.processes import HARNESS_PARENT, served_on
 from harness.raw_script import kind, members
 
@@ -39,14 +39,14 @@ class RawUpstream:
 
 
 @contextlib.contextmanager
-def raw_upstream(transport: Transport, record: Path) -> Iterator[RawUpstream]:
+def raw_upstream(transport: Transport, record: Path, host: str = LOOPBACK) -> Iterator[RawUpstream]:
     """A raw server for as long as this is entered; `record` is a folder."""
     if transport == "stdio":
         # What a server's process inherits of the environment is the gateway's to decide: the path is given here.
         run = ("/usr/bin/env", f"PYTHONPATH={HARNESS_PARENT}", sys.executable, "-m", MODULE)
         yield RawUpstream(transport, record, command=(*run, transport, "--record", str(record)))
         return
-    listener = bound_socket()
-    address = f"127.0.0.1:{listener.getsockname()[1]}"
+    listener = bound_socket(host=host)
+    address = f"{host}:{listener.getsockname()[1]}"
     with served_on(listener, MODULE, transport, "--record", str(record), path="/ready"):
         yield RawUpstream(transport, record, url=URLS[transport].format(address))
