@@ -1,11 +1,12 @@
 """Every directory that workers share keeps the whole contract, on real servers."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import anyio
 import pytest
 from harness.backends import Backends
+from harness.directory_processes import SMALL_BUFFER, DirectoryProcess, directory_process
 from harness.shared_memory import SharedMemoryDirectory
 from trunkline.mux.directory import SharedDirectory
 from trunkline.mux.directory.timed import TimedSharedDirectory
@@ -51,14 +52,22 @@ async def test_it_keeps_the_contract(backends: Backends, backend: str, check: Ch
 
 @pytest.fixture(autouse=True)
 def small_buffers(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """A database needs long for thousands of changes: its watchers fall behind sooner."""
-    if "sqlite" in request.node.name or "postgresql" in request.node.name:
-        monkeypatch.setattr("trunkline.mux.directory.database.WATCH_BUFFER", 32)
+    """Databases and other processes need long for thousands of changes: their watchers fall behind sooner."""
+    if any(word in request.node.name for word in ("sqlite", "postgresql", "processes")):
+        for module in ("redis", "database"):
+            monkeypatch.setattr(f"trunkline.mux.directory.{module}.WATCH_BUFFER", SMALL_BUFFER)
         monkeypatch.setattr("contract.directory.LATENESS", 100)
 
 
-class SeveralConnections:
-    """Each call goes to another worker's directory of the same server."""
+@pytest.fixture(scope="module")
+def processes() -> Iterator[list[DirectoryProcess]]:
+    """Other workers' processes."""
+    with directory_process() as one, directory_process() as two:
+        yield [one, two]
+
+
+class SeveralProcesses:
+    """Each call goes to the directory of another process."""
 
     def __init__(self, directories: list[SharedDirectory]) -> None:
         self._directories = directories
@@ -70,9 +79,12 @@ class SeveralConnections:
 
 @pytest.mark.parametrize("check", ALL_CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("backend", ["redis", "sqlite", "postgresql"])
-async def test_several_workers_keep_it_together(backends: Backends, backend: str, check: Check) -> None:
+async def test_several_processes_keep_it_together(
+    backends: Backends, processes: list[DirectoryProcess], backend: str, check: Check
+) -> None:
     async with AsyncExitStack() as stack:
-        first = await stack.enter_async_context(backends.empty(backend))
-        others = [await stack.enter_async_context(backends.opened(backend)) for _ in range(2)]
+        first: SharedDirectory = await stack.enter_async_context(backends.empty(backend))
+        place = backends.place(backend)
+        others = [await stack.enter_async_context(one.opened(place.backend, place.url())) for one in processes]
         with anyio.fail_after(20):
-            await check(SeveralConnections([first, *others]))  # type: ignore[arg-type]
+            await check(SeveralProcesses([first, *others]))  # type: ignore[arg-type,list-item]
