@@ -1,5 +1,8 @@
 """URLs of databases, and what is said of those that are none."""
 
+import threading
+
+import anyio.to_thread
 import pytest
 from trunkline.mux.directory.database_server import Server
 from trunkline.mux.errors import DirectoryUnavailable
@@ -32,3 +35,6 @@ async def test_a_database_that_cannot_be_opened_is_unavailable() -> None:
         async with server.writing():
             pass
     await server.engine.dispose()
+    for thread in threading.enumerate():  # the driver's, which has a last word for this loop
+        if "connection_worker" in thread.name:
+            await anyio.to_thread.run_sync(thread.join, 5)
