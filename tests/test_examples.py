@@ -1,11 +1,24 @@
-"""What examples/ holds is read by the programs that it is for: settings, manifests, a unit."""
+"""What examples/ holds is run; settings, manifests and units are read by the programs that they are for."""
 
 import configparser
+import json
+import os
 import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from harness.browser import Browser, Site, browser
+from harness.cutter import Cutter
+from harness.gateways import Gateway, environment, until
+from harness.gateways import gateway as running_gateway
+from harness.ports import free_port
+from harness.processes import ServerProcess, wait_for_status
+from trunkline.gateway.call import CallFailed, perform, read_call
 from trunkline.gateway.process import GRACE_SECONDS
 from trunkline.gateway.settings import Settings, load
 from trunkline.gateway.workers.supervisor import MARGIN_SECONDS
@@ -14,6 +27,89 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 ENVIRONMENT = {"TOKEN_SHA256": "0" * 64}
 END_SECONDS = GRACE_SECONDS + MARGIN_SECONDS
 """After a drain: connections end, and workers that did not are killed."""
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    with Site((EXAMPLES / "browser/page.html").read_text()).served() as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def gateway(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """The demo, open to the page of the browser's example."""
+    toml = tmp_path_factory.mktemp("examples") / "trunkline.toml"
+    toml.write_text(f'[gateway]\nallowed_origins = ["{site.origin}"]\n')
+    with running_gateway("--demo", toml=toml) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    with browser() as running:
+        yield running
+
+
+def run(path: str, *arguments: str) -> str:
+    """What an example prints."""
+    command = [sys.executable, str(EXAMPLES / path), *arguments]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=90, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_agent_has_fifty_calls_under_way_on_one_session(gateway: Gateway) -> None:
+    told = run("agent/agent.py", gateway.url("demo"))
+    assert re.fullmatch(r"50 x 2 steps in 0\.5 s\n50 calls in [\d.]+ s, over 1 session\n", told), told
+
+
+def test_the_client_of_the_sdk_stays_in_its_session_over_a_websocket(gateway: Gateway) -> None:
+    url = gateway.url("demo").replace("http://", "ws://").replace("/mcp", "/ws")
+    assert run("websocket/client.py", url) == "1\n2\n3\n"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("name", "kind"), [("EventSource", "Stream"), ("WebSocket", "Socket")])
+async def test_the_page_gets_an_answer_though_it_was_cut_and_goes_on_in_its_session(
+    gateway: Gateway, site: Site, chromium: Browser, name: str, kind: str
+) -> None:
+    call = f"call({json.dumps(name)}, {kind})"
+    slow = f'call({json.dumps(name)}, {kind}, "slow", {{ steps: 1, seconds: 2 }})'
+    async with Cutter(gateway.port) as cutter:
+        server = f"http://127.0.0.1:{cutter.port}/servers/demo"
+        async with chromium.page(f"{site.origin}/#{server}") as page:
+            assert [await page.run(call) for _ in range(2)] == [f"{name}: 1", f"{name}: 2"]
+            await page.run(f"void (globalThis.pending = {slow})")
+            await until(lambda: gateway.metric("trunkline_inflight", server="demo") == 1)
+            cut = len(cutter.connections)
+            for connection in cutter.connections:
+                connection.cut()
+            assert await page.run("pending") == f"{name}: 1 steps in 2 s"
+            assert len(cutter.connections) > cut, "it came back over another connection"
+            assert await page.run(call) == f"{name}: 3"
+
+
+@pytest.mark.anyio
+async def test_the_application_knows_its_callers_apart() -> None:
+    port = free_port()
+    command = [sys.executable, "-m", "uvicorn", "app:app", "--port", str(port)]
+    process = ServerProcess(command, env=environment(), cwd=EXAMPLES / "fastapi")
+
+    async def add(user: str, path: str = "mcp", key: str = "sum") -> list[str]:
+        headers = [f"Authorization: Bearer secret-of-{user}"]
+        scheme = "ws" if path == "ws" else "http"
+        url = f"{scheme}://127.0.0.1:{port}/tools/{path}"
+        wanted = read_call(url, "add", '{"n": 5}', kind=None, headers=headers, workflow=key)
+        return (await perform(wanted)).texts
+
+    try:
+        wait_for_status(process, port, "/health")
+        asked = [("alice", "mcp"), ("alice", "ws"), ("alice", "sse"), ("bob", "mcp")]
+        assert [await add(*one) for one in asked] == [["5"], ["10"], ["15"], ["5"]]
+        with pytest.raises(CallFailed, match="401"):
+            await add("nobody")
+    finally:
+        process.kill()
 
 
 def manifests(path: str) -> list[dict]:
@@ -90,6 +186,23 @@ def test_the_unit_reloads_and_drains() -> None:
     assert service["ExecReload"] == "/bin/kill -HUP $MAINPID"
     assert int(service["TimeoutStopSec"]) > Settings().gateway.drain_timeout + END_SECONDS
     assert service["ExecStart"].split()[1:3] == ["serve", "/etc/trunkline/trunkline.toml"]
+
+
+def test_systemd_takes_the_unit(tmp_path: Path) -> None:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is missing")
+    unit = tmp_path / "trunkline.service"
+    text = (EXAMPLES / "systemd/trunkline.service").read_text()
+    unit.write_text(text.replace("/opt/trunkline/bin/trunkline", "/bin/true"))
+    command = ["systemd-analyze", "verify", "--man=no", str(unit)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_every_example_is_in_the_list_and_has_a_test() -> None:
+    listed = (EXAMPLES / "README.md").read_text()
+    for folder in (path for path in EXAMPLES.iterdir() if path.is_dir() and os.listdir(path)):
+        assert f"({folder.name}/" in listed, f"{folder.name} is not listed"
 
 
 def test_the_image_installs_what_its_command_needs() -> None:

@@ -428,6 +428,15 @@ def test_it_is_too_late_after_the_gateway_was_imported(version: Version) -> None
     assert "before mcpgateway.main" in run(version, late + "except RuntimeError as error: print(error)")
 
 
+def test_the_example_of_an_application_path_puts_it_inside(version: Version) -> None:
+    place = Path(__file__).parents[2] / "examples" / "contextforge"
+    text = f"import sys\nsys.path.insert(0, {str(place)!r})\nimport app\nfrom trunkline.compat import contextforge\n"
+    text += (
+        "done = contextforge.installed()\nprint(done.is_active, done.installation.reuse.settings.reuse, app.app.title)"
+    )
+    assert run(version, text).startswith("True user ")
+
+
 @pytest.fixture
 def redis() -> Iterator[str]:
     """The URL of a redis server of the test's own."""
