@@ -47,6 +47,8 @@ class Membership:
         self._deadline = float("-inf")
         self._known: dict[str, tuple[float, Worker]] = {}
         self._is_away = False
+        self._back_at = float("-inf")
+        """When the directory took a heartbeat again after one that it had not taken."""
         self._listed: tuple[float, dict[int, Worker]] = (float("-inf"), {})
         """All that live, by number, and how long that is believed."""
 
@@ -83,7 +85,8 @@ class Membership:
         """The worker of this id, if it lives; as it was at most `KNOWN_SECONDS` ago.
 
         Raises:
-            DirectoryUnavailable: nobody can tell.
+            DirectoryUnavailable: nobody can tell. So it is for a lease after the directory was away: that another one
+                has not been heard there says nothing yet.
         """
         now = self._clock()
         known = self._known.get(id)
@@ -93,6 +96,8 @@ class Membership:
         found = await self._workers.worker(id)
         if found is not None:
             self._known[id] = now + KNOWN_SECONDS, found
+        elif self._is_away or now < self._back_at + LEASE_SECONDS:
+            raise DirectoryUnavailable("the directory was away, and who lives shows in a moment")
         return found
 
     async def numbered(self, number: int) -> Worker | None:
@@ -157,6 +162,7 @@ class Membership:
             self._is_away = True
             return
         if self._is_away:
+            self._back_at = self._clock()
             logger.info("the directory takes heartbeats again", extra={"worker": self.worker.id})
         self._is_away = False
         if not was_alive or not self.holds_lease:

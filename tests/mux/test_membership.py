@@ -133,6 +133,26 @@ async def test_who_lives_is_known_for_a_moment(at: At) -> None:
         assert await at.member.find("b") is None
 
 
+async def test_after_the_directory_was_away_nobody_is_dead_before_a_lease_has_passed(at: At) -> None:
+    """All heartbeats have failed alike: who is the first to be heard must not bury the others."""
+    async with at.member.running(), (other := at.made("b")).running():
+        at.directory.is_away = True
+        await at.member.beat()
+        at.clock.advance(10)
+        at.directory.is_away = False
+        with pytest.raises(DirectoryUnavailable):
+            await at.member.find("b")
+        await at.member.beat()
+        with pytest.raises(DirectoryUnavailable):
+            await at.member.find("b")
+        await at.directory.beat(other.worker)
+        assert await at.member.find("b") == other.worker
+        at.clock.advance(LEASE_SECONDS * 0.9)
+        await at.member.beat()
+        at.clock.advance(LEASE_SECONDS * 0.1)
+        assert await at.member.find("b") is None
+
+
 async def test_it_beats_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(membership_module, "BEAT_SECONDS", 0.001)
     directory = SharedMemoryDirectory()
