@@ -216,6 +216,8 @@ class Followed:
 
     async def read(self, answer: Answer, count: int | None = None) -> None:
         """Read until the answer, the end of the stream, or so many reports and the event that lets one go on."""
+        if not answer.is_stream:
+            self.outcome = told_of(await answer.json())
         while not self.outcome and (count is None or len(self._heard) < count or self.last_event_id is None):
             event = await answer.next_event()
             if event is None:
