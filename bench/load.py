@@ -224,7 +224,7 @@ def process(command: list[str], core: int, ready: str) -> Iterator[int]:
     """A process on one core, from when it answers until it is ended; its pid."""
     started = subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=lambda: os.sched_setaffinity(0, {core}))
     try:
-        for _ in range(200):
+        for _ in range(1200):
             with contextlib.suppress(OSError), urllib.request.urlopen(ready, timeout=1):
                 break
             if started.poll() is not None:
