@@ -38,7 +38,7 @@ def pages() -> dict[str, dict[str, str]]:
     """The tables of each page, by their names."""
     return {
         "README.md": {"figures": figures()},
-        "docs/operating.md": {"redis memory": scale_figures.memory()},
+        "docs/operating.md": {"redis memory": scale_figures.memory(), "directories": directories()},
         "docs/scaling.md": {
             "operations": scale_figures.operations(),
             "plan": scale_figures.plan(),
@@ -99,6 +99,33 @@ def memory() -> str:
         lines.append(
             f"| {row['variant']} | {row['sessions']:,} | {row['least_KiB']:.1f} | {row['median_KiB']:.1f} | {less} |"
         )
+    return "\n".join(lines)
+
+
+def directories() -> str:
+    """What calls cost with each directory, as a Markdown table."""
+    result = json.loads((RESULTS / "directories.json").read_text())
+    machine = result["machine"]
+    lines = [
+        f"`{result['command']}`, {result['about']}, on {machine['cores']} cores ({machine['cpu']}):",
+        "",
+        "| directory | workers | calls/s | p50 ms | p99 ms | CPU, µs/call | CPU idle, ms/s | beside | calls/s | CPU |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: |",
+    ]
+    for row in result["rows"]:
+        told = (
+            row["directory"],
+            row["workers"],
+            f"{row['calls_per_second']:,}",
+            f"{row['p50_ms']:.2f}",
+            f"{row['p99_ms']:.2f}",
+            f"{row['cpu_us_per_call']:.0f}",
+            f"{row['idle_cpu_ms_per_s']:.0f}",
+            row["beside"],
+            f"{row['calls_ratio']:.0%}" if row["beside"] else "",
+            f"{row['cpu_ratio']:.0%}" if row["beside"] else "",
+        )
+        lines.append(f"| {' | '.join(map(str, told))} |")
     return "\n".join(lines)
 
 
