@@ -28,7 +28,7 @@ async def use(servers: Servers) -> str:
 
 reveal_type(use)
 """
-SEEN = "def (servers: trunkline.transports.servers.Servers) -> typing.Coroutine[Any, Any, builtins.str]"
+SEEN = "def (servers: trunkline.transports.servers.Servers) -> typing.Coroutine[Any, Any, "
 
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -57,8 +57,9 @@ def is_typed(python: str, place: str) -> None:
     """A type checker sees its types."""
     Path(place, "use.py").write_text(TYPED)
     command = [sys.executable, "-m", "mypy", "--strict", "--python-executable", python, "use.py"]
-    told = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False).stdout
-    assert SEEN in told, told
+    done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert SEEN in done.stdout, done.stdout
 
 
 def main(python: str) -> None:
