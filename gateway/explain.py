@@ -16,6 +16,7 @@ from .sessions import PIPED_WIDTH, Source, Unavailable, printable
 WHAT: Final[Mapping[str, str]] = {
     "created": "began",
     "reset": "began anew",
+    "taken_over": "was taken over from a worker that had ended, or let it go",
     "attached": "its client opened a stream",
     "left": "its client closed a stream",
     "cut": "a connection of its client was cut",

@@ -57,7 +57,9 @@ Reason = Literal[
     "error",  # refused; detail: the limit, or the kind of failure
 ]
 
-What = Literal["created", "reset", "attached", "left", "cut", "resumed", "moved", "lost", "reopened", "ended"]
+What = Literal[
+    "created", "reset", "taken_over", "attached", "left", "cut", "resumed", "moved", "lost", "reopened", "ended"
+]
 
 
 class ChannelKey(NamedTuple):
@@ -117,7 +119,18 @@ class Event(NamedTuple):
 class Account:
     """What one workflow has met. A call that hits stores one word here; everything else is rare."""
 
-    __slots__ = ("born", "events", "last", "missed", "number", "opened", "origin", "settings", "transport")
+    __slots__ = (
+        "born",
+        "events",
+        "is_taken_over",
+        "last",
+        "missed",
+        "number",
+        "opened",
+        "origin",
+        "settings",
+        "transport",
+    )
 
     def __init__(self, number: int, born: float, transport: str) -> None:
         self.number = number
@@ -136,6 +149,7 @@ class Account:
         self.missed: Decision | None = None
         """The last call that did not simply hit."""
         self.events: list[Event] | None = None
+        self.is_taken_over = False
 
     @property
     def call(self) -> Decision | None:
@@ -147,8 +161,13 @@ class Account:
     @property
     def timeline(self) -> tuple[Event, ...]:
         """What happened, the oldest first."""
-        began = Event(self.born, "reset" if self.origin else "created", self.transport)
+        how: What = "taken_over" if self.is_taken_over else "reset" if self.origin else "created"
+        began = Event(self.born, how, self.transport)
         return (began, *(self.events or ()))
+
+    def take_over(self, now: float) -> None:
+        """It goes on here; what was before, another worker had in its account."""
+        self.born, self.events, self.is_taken_over = now, None, True
 
     def miss(self, decision: Decision, now: float) -> None:
         """A call met more than an open session."""

@@ -306,6 +306,7 @@ class Cluster:
                 return None
             self._statistics.count("takeovers", "adopted" if record.upstream_session else "reopened")
             workflow = self._hold(stored, upstream, beside)
+            workflow.account.take_over(self._clock())
             kept.stream(0)
             workflow.restore(kept, stored.epoch, lambda name: name // NAMES not in living)
             return workflow

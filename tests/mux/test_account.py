@@ -167,6 +167,9 @@ def test_a_timeline_begins_with_how_it_began() -> None:
     assert made.timeline == ((7.0, "created", "http"),)
     made.origin = Origin("idle", "2b26b1df3ede")
     assert made.timeline == ((7.0, "reset", "http"),)
+    made.note(8.0, "attached")
+    made.take_over(9.0)
+    assert made.timeline == ((9.0, "taken_over", "http"),)
 
 
 def test_what_repeats_itself_is_one_entry_of_the_last_time() -> None:

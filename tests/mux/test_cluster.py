@@ -171,6 +171,8 @@ async def test_g7_a_dead_holder_is_succeeded_with_the_same_upstream_session() ->
         assert record.worker == "worker-2"
         assert b.pool.statistics.counts["takeovers", "adopted"] == 1
         assert at.server.session.is_listening
+        [adopted] = b.pool.workflows
+        assert [event.what for event in adopted.account.timeline][:1] == ["taken_over"]
 
 
 async def test_who_served_beside_goes_on_as_the_holder() -> None:
