@@ -1,6 +1,7 @@
 """The composition root: the one place that builds everything, from settings to a gateway, and builds it anew."""
 
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from ..transports.streamable_http import StreamableHTTPEndpoint
 from ..transports.upstream.credentials import TokenSource
 from ..transports.websocket import WebSocketEndpoint, not_found
 from .auth import Authenticator
+from .events import Events
 from .metrics import gauges
 from .oauth import ClientCredentials
 from .operations import operations_app
@@ -37,8 +39,10 @@ from .settings import Settings, SettingsError, check, is_loopback
 from .site import Site, site_of
 from .telemetry import tracing
 from .tickets import TicketEndpoint
+from .trends import Trends, until_step
 from .worker_metrics import WorkerMetrics
 from .workers.member import Member
+from .workers.overview import Overview
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +90,7 @@ class Gateway:
 
     def __init__(self, settings: Settings, shared: Shared | None = None) -> None:
         self.statistics = Statistics()
+        self._trends = Trends(self.statistics)
         self._tracer = tracing()
         self._admission = Admission()
         self._generation = 0
@@ -120,6 +125,7 @@ class Gateway:
                 members=self._member.membership,
                 shared=directory,
             )
+        self._events = Events(self.pool, Overview(self.pool, self._trends, self._member, self._beside))
         self._routes = self._routed(settings, Authenticator(settings), sites, {})
         self._tasks: TaskGroup
         self._key_keeping = anyio.CancelScope()
@@ -149,6 +155,7 @@ class Gateway:
             stack.push_async_callback(self._close)
             self._tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(self._tasks.cancel_scope.cancel)
+            self._tasks.start_soon(self._keep_trends)
             self._keep_keys(self._routes.authenticator)
             if self._member is not None:
                 await stack.enter_async_context(self._member.running(self))
@@ -253,6 +260,11 @@ class Gateway:
         except Exception:
             logger.exception("a connector could not be closed", extra={"server": site.upstream.name})
 
+    async def _keep_trends(self) -> None:
+        while True:
+            await anyio.sleep(until_step(time.time()))
+            self._trends.step(time.time())
+
     def _lapse(self, since: float) -> None:
         with suppress(Overloaded):  # the pool does not run (any longer), and holds nothing
             self.pool.lapse(since)
@@ -329,7 +341,13 @@ class Gateway:
             http[f"{path}/message"] = sse.messages
             websocket[f"{path}/ws"] = WebSocketEndpoint(streams)
         operations = operations_app(
-            self.pool, settings, guard, authenticator, beside=self._beside, member=self._member, workers=self._workers
+            self.pool,
+            settings,
+            guard,
+            authenticator,
+            beside=self._beside,
+            workers=self._workers,
+            events=self._events,
         )
         return _Routes(settings, authenticator, sites, leaving, http, websocket, operations)
 

@@ -37,16 +37,19 @@ class Authenticator:
         """Of all who are verified by the same rules; each token of the file has its own."""
         self._anonymous = Identity(ANONYMOUS, inf, self._grant)
         self._tokens: dict[bytes, Identity] = {}
-        self._admins: set[bytes] = set()
+        self._admins: dict[bytes, Grant] = {}
+        """By the hash of the token, what is opened by it."""
         for token in auth.tokens:
             digest = bytes.fromhex(token.sha256)
             identity = Identity(Principal("tokens", token.tenant, token.subject), inf, Grant())
             known = same._tokens.get(digest) if same is not None else None
             self._tokens[digest] = known if known is not None and known.principal == identity.principal else identity
             if token.admin:
-                self._admins.add(digest)
+                self._admins[digest] = Grant()
         if settings.gateway.admin_token:
-            self._admins.add(_digest(settings.gateway.admin_token))
+            self._admins[_digest(settings.gateway.admin_token)] = Grant()
+        if before is not None:
+            self._admins |= {digest: grant for digest, grant in before._admins.items() if digest in self._admins}
         self._proxy = ProxyIdentity(settings.gateway.trusted_proxies, auth.subject_header, auth.tenant_header)
         self.jwt: JWTIdentity | None = JWTIdentity(auth) if auth.mode == "jwt" else None
         if same is not None and same.jwt is not None and not same.jwt.keys.is_file:
@@ -88,15 +91,18 @@ class Authenticator:
 
     @property
     def _grants(self) -> set[Grant]:
-        return {self._grant, *(identity.grant for identity in self._tokens.values())}
+        return {self._grant, *(identity.grant for identity in self._tokens.values()), *self._admins.values()}
 
-    def is_admin(self, headers: Mapping[str, str]) -> bool:
-        """True if the headers carry the admin token, or a token whose entry says `admin`."""
+    @property
+    def anonymous_grant(self) -> Grant:
+        """What is opened by nobody in particular, where that is enough: it ends when another mode holds."""
+        return self._grant
+
+    def admin_grant(self, headers: Mapping[str, str]) -> Grant | None:
+        """What is opened by the admin token, or by a token whose entry says `admin`; None without one of them."""
         token = _bearer(headers)
-        if token is None:
-            return False
-        digest = _digest(token)
-        return any(hmac.compare_digest(digest, admin) for admin in self._admins)
+        digest = _digest(token) if token is not None else b""
+        return next((grant for admin, grant in self._admins.items() if hmac.compare_digest(digest, admin)), None)
 
     def _identify(self, headers: Mapping[str, str]) -> Identity:
         if self._mode == "none":

@@ -278,7 +278,7 @@ def _welcome(settings: Settings, url: str, *, demo: bool) -> str:
         *_tried(settings, f"{url}/servers/{names[-1]}/mcp", names[-1], demo=demo),
         "",
         f"Or point any MCP client to {url}/servers/{names[-1]}/mcp",
-        f"Figures: {url}/metrics   Ready: {url}/readyz   Ctrl-C drains and stops.",
+        f"Status: {url}/   Figures: {url}/metrics   Ready: {url}/readyz   Ctrl-C drains and stops.",
     ]
     return "\n".join(lines)
 

@@ -24,6 +24,8 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 SERVERS: Final = ("server",)
 """Stands for the names of the configured servers among the fixed values of a label."""
 
+CHANNEL_STATES: Final = ("opening", "active", "idle", "draining")
+
 InFlight = Callable[[str], int]
 """A server's name to its calls in flight."""
 
@@ -151,7 +153,7 @@ def gauges(pool: Pool, beside: InFlight) -> Gauges:
         inflight[workflow.server] += workflow.inflight
     found: Gauges = {}
     for server in {*pool.upstreams, *(server for server, _ in channels), *(server for server, *_ in workflows)}:
-        for channel_state in ("opening", "active", "idle", "draining"):
+        for channel_state in CHANNEL_STATES:
             found["channels", server, channel_state] = channels[server, channel_state]
         for transport, state in product(get_args(Transport), ("attached", "detached")):
             found["workflows", server, transport, state] = workflows[server, transport, state]

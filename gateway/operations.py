@@ -6,20 +6,41 @@ from typing import Final
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from ..mux.pool import Pool
+from ..transports.asgi import Grant
 from ..transports.guard import Guard, Rejected
 from .auth import METADATA, Authenticator
+from .events import Events, EventsResponse
 from .metrics import CONTENT_TYPE, InFlight, exposition
 from .rows import NotTold
 from .settings import NAME, Settings, is_loopback
+from .status_page.document import document
+from .trends import Trends
 from .worker_metrics import WorkerMetrics
 from .workers.member import Member
 from .workers.overview import Overview
 
 SERVER_PATH: Final = re.compile(rf"/servers/({NAME.pattern})/")
+DOCUMENT: Final = document()
+
+OWN_SITES: Final = ("same-origin", "none")
+"""Who a browser says that it asks for (Sec-Fetch-Site): the gateway's own page, or the user by the address bar."""
+
+UNKNOWN: Final = "send the admin token as a bearer token\n"
+CHALLENGE: Final = {"www-authenticate": "Bearer"}
+
+PRIVATE: Final = {
+    "cache-control": "no-store",
+    "x-content-type-options": "nosniff",
+    "cross-origin-resource-policy": "same-origin",
+}
+"""Headers of what only operators see: no cache keeps it, and no page of another site can take it in."""
+
+PAGE: Final = {"referrer-policy": "no-referrer", "cross-origin-opener-policy": "same-origin", "x-frame-options": "DENY"}
+
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -32,12 +53,15 @@ def operations_app(
     beside: InFlight = lambda server: 0,
     member: Member | None = None,
     workers: WorkerMetrics | None = None,
+    events: Events | None = None,
 ) -> Starlette:
     """The application for everything that is not an MCP endpoint; `beside` and `workers` as in `exposition`.
 
-    `member` is this worker among others, where there are any.
+    `events` are what is listened to, where they are to outlive this application; `member` is this worker among others,
+    where there are any.
     """
-    overview = Overview(pool, member)
+    events = events or Events(pool, Overview(pool, Trends(pool.statistics), member, beside))
+    overview = events.overview
 
     async def health(request: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -51,6 +75,9 @@ def operations_app(
 
     async def metrics(request: Request) -> Response:
         return Response(exposition(pool, beside, workers), media_type=CONTENT_TYPE)
+
+    async def gateway(request: Request) -> Response:
+        return JSONResponse(await overview.gateway(request.scope))
 
     async def servers(request: Request) -> Response:
         return JSONResponse(await overview.servers(request.scope))
@@ -71,17 +98,38 @@ def operations_app(
 
         return checked
 
+    def grant_of(request: Request) -> Grant | None:
+        """What lets this request see what only operators see; None where nothing does."""
+        if _is_alone(request, settings):
+            return authenticator.anonymous_grant
+        return authenticator.admin_grant(request.headers)
+
     def private(handler: Handler) -> Handler:
         async def checked(request: Request) -> Response:
-            if _is_alone(request, settings) or authenticator.is_admin(request.headers):
-                try:
-                    return await handler(request)
-                except NotTold as error:
-                    return JSONResponse(error.body, error.status)
-            challenge = {"www-authenticate": "Bearer"}
-            return PlainTextResponse("send the admin token as a bearer token\n", 401, challenge)
+            if request.headers.get("sec-fetch-site", "none") not in OWN_SITES:
+                return PlainTextResponse("no page of another site may ask for this\n", 403)
+            if grant_of(request) is None:
+                return PlainTextResponse(UNKNOWN, 401, CHALLENGE)
+            try:
+                response = await handler(request)
+            except NotTold as error:
+                response = JSONResponse(error.body, error.status)
+            response.headers.update(PRIVATE)
+            return response
 
         return guarded(checked)
+
+    async def stream(request: Request) -> Response:
+        grant = grant_of(request)
+        return EventsResponse(events, grant) if grant is not None and request.method == "GET" else Response()
+
+    async def status_page(request: Request) -> Response:
+        """The page; to a browser that may see nothing here it is the form for the admin token."""
+        is_known = grant_of(request) is not None
+        if not is_known and "text/html" not in request.headers.get("accept", ""):
+            return PlainTextResponse(UNKNOWN, 401, CHALLENGE)
+        headers = {**PRIVATE, **PAGE, "content-security-policy": DOCUMENT.policy, **({} if is_known else CHALLENGE)}
+        return HTMLResponse(DOCUMENT.html, 200 if is_known else 401, headers)
 
     async def unknown(request: Request, error: Exception) -> Response:
         names = ", ".join(f"/servers/{name}/mcp" for name in settings.servers) if _is_alone(request, settings) else ""
@@ -110,6 +158,9 @@ def operations_app(
         Route(METADATA + "/servers/{name}/mcp", guarded(resource)),
         Route("/readyz", readiness),
         Route("/metrics", guarded(metrics)),
+        Route("/", guarded(status_page)),
+        Route("/api/events", private(stream)),
+        Route("/api/gateway", private(gateway)),
         Route("/api/servers", private(servers)),
         Route("/api/sessions", private(sessions)),
         Route("/api/sessions/{handle}", private(session)),

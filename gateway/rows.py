@@ -5,6 +5,7 @@ Handles, hashes and fixed words; never a session id, a key, or the value of a he
 
 import time
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any, Final
@@ -18,6 +19,7 @@ from ..mux.limits import Pooling
 from ..mux.pool import Pool
 from ..mux.principal import Principal
 from ..mux.workflow import Workflow
+from .metrics import CHANNEL_STATES, InFlight
 from .reasons import end_told, origin_told, told
 
 MIN_PREFIX: Final = 4
@@ -42,20 +44,32 @@ class NotTold(Exception):
             self.body["candidates"] = list(candidates)
 
 
-def server_row(pool: Pool, name: str) -> dict[str, Any]:
-    """One server, as pages and tables show it."""
-    failure = pool.failures.get(name)
-    channels = [channel for server, channel in pool.channels if server == name]
-    return {
-        "server": name,
-        "state": "failing" if failure and failure.stage != "session" else "ok" if channels else "unused",
-        "reuse": pool.upstreams[name].pooling.reuse,
-        "channels": len(channels),
-        "workflows": sum(workflow.server == name for workflow in pool.workflows),
-        "inflight": sum(channel.inflight for channel in channels),
-        "last_failure": failure._asdict() if failure else None,
-        "circuit": _circuit_row(pool, name),
-    }
+def server_rows(pool: Pool, beside: InFlight = lambda server: 0) -> list[dict[str, Any]]:
+    """The servers, as pages and tables show them; `beside` tells a server's calls in flight that have no session."""
+    channels = Counter((server, channel.state) for server, channel in pool.channels)
+    inflight = Counter[str]()
+    for server, channel in pool.channels:
+        inflight[server] += channel.inflight
+    workflows = Counter((workflow.server, workflow.is_attached) for workflow in pool.workflows)
+
+    def row(name: str) -> dict[str, Any]:
+        failure = pool.failures.get(name)
+        states = {state: channels[name, state] for state in CHANNEL_STATES}
+        held = sum(states.values())
+        return {
+            "server": name,
+            "state": "failing" if failure and failure.stage != "session" else "ok" if held else "unused",
+            "reuse": pool.upstreams[name].pooling.reuse,
+            "channels": held,
+            "channel_states": states,
+            "workflows": workflows[name, True] + workflows[name, False],
+            "attached": workflows[name, True],
+            "inflight": inflight[name] + beside(name),
+            "last_failure": failure._asdict() if failure else None,
+            "circuit": _circuit_row(pool, name),
+        }
+
+    return [row(name) for name in pool.upstreams]
 
 
 def _circuit_row(pool: Pool, name: str) -> dict[str, Any] | None:

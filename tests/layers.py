@@ -8,7 +8,9 @@ FOLDERS = ("mux", "transports", "compat", "gateway")
 
 PURE = (
     "mux/annotations.py",
+    "gateway/differences.py",
     "gateway/reasons.py",
+    "gateway/trends.py",
     "mux/account.py",
     "mux/breaker.py",
     "mux/demux.py",

@@ -5,6 +5,8 @@ import zipfile
 
 from layers import FOLDERS, ROOT
 
+SOURCES = (".py", ".html", ".css", ".js")
+
 
 def main(wheel: str) -> int:
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
@@ -12,7 +14,7 @@ def main(wheel: str) -> int:
         f"trunkline/{path.relative_to(ROOT).as_posix()}"
         for folder in FOLDERS
         for path in (ROOT / folder).rglob("*")
-        if path.suffix == ".py" or path.name == "py.typed"
+        if path.suffix in SOURCES or path.name == "py.typed"
     }
     for name in sorted(due - held):
         print(f"missing in the wheel: {name}")

@@ -1,13 +1,16 @@
 """What several workers tell operators, as one answer. Pure."""
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import Any, Final, NamedTuple
+
+from ..trends import Sums, added
 
 Row = dict[str, Any]
 
 MAX_CANDIDATES: Final = 10
 _STATES: Final = ("failing", "ok", "unused")
-_SUMS: Final = ("channels", "workflows", "inflight")
+_SUMS: Final = ("channels", "workflows", "attached", "inflight")
 
 
 class Told(NamedTuple):
@@ -57,6 +60,22 @@ def session(told: Sequence[Told]) -> Told:
     return told[0]
 
 
+def gateway(told: Sequence[Told]) -> Row:
+    """The gateway as a whole: it began with its first worker, and its trends are those of all."""
+    answered = [one.body for one in told if one.status == 200]
+    trends: dict[str, dict[str, Sums]] = {}
+    for server, first in answered[0]["trends"].items():
+        trends[server] = reduce(added, (body["trends"].get(server, {}) for body in answered[1:]), first)
+    merged = {
+        **answered[0],
+        "started": min(body["started"] for body in answered),
+        "workers": len(answered),
+        "trends": trends,
+    }
+    missing = _missing(told)
+    return {**merged, "missing_workers": missing} if missing else merged
+
+
 def page(pages: Sequence[Told], following: str | None) -> dict[str, Any]:
     """Pages of the workers, in order, as one; each row with the number of its worker."""
     rows = [{**row, "worker": one.worker} for one in pages if one.status == 200 for row in one.body["sessions"]]
@@ -85,6 +104,9 @@ def _server(rows: Sequence[Row]) -> Row:
     return {
         **rows[0],
         **sums,
+        "channel_states": {
+            state: sum(row["channel_states"][state] for row in rows) for state in rows[0]["channel_states"]
+        },
         "state": min((row["state"] for row in rows), key=_STATES.index),
         "last_failure": max(failures, key=lambda failure: failure["at"]) if failures else None,
         "circuit": max(circuits, key=_severity) if circuits else None,

@@ -1,6 +1,8 @@
 """What operators ask a gateway, for all its workers: each tells what it holds, and who was asked adds it up."""
 
+import time
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from typing import Any, Final
 from urllib.parse import urlencode
 
@@ -8,27 +10,62 @@ import msgspec
 
 from ...mux.errors import DirectoryUnavailable
 from ...mux.pool import Pool
+from ...mux.statistics import BUCKETS
 from ...transports.asgi import HOPS, Scope
-from ..rows import MAX_PAGE, PAGE, PAGING, NotTold, explanation, number_in, page, server_row, workflow_row
+from ..metrics import InFlight
+from ..rows import MAX_PAGE, PAGE, PAGING, NotTold, explanation, number_in, page, server_rows, workflow_row
+from ..trends import STEP_SECONDS, STEPS, Trends, last_step
 from . import merged
 from .member import Answer, Member
 from .merged import Told
+
+SESSIONS: Final = "/api/sessions"
+VERSION: Final = version("trunkline")
 
 LAST: Final = 1 << 62
 """After every place of a worker: nothing but the total is asked for."""
 
 
 class Overview:
-    """What the workers of a gateway hold; what this one does where it has no `member` among others, or one asks."""
+    """What the workers of a gateway hold; what this one does where it has no `member` among others, or one asks.
 
-    def __init__(self, pool: Pool, member: Member | None) -> None:
+    Whatever path the request has whose `scope` it is: the others are asked for what is wanted here. `beside` as in
+    `server_rows`.
+    """
+
+    def __init__(
+        self, pool: Pool, trends: Trends, member: Member | None = None, beside: InFlight = lambda server: 0
+    ) -> None:
         self._pool = pool
+        self._trends = trends
         self._member = member
+        self._beside = beside
+        self._started = time.time()
+
+    async def gateway(self, scope: Scope) -> dict[str, Any]:
+        """The gateway as a whole, and what its servers did lately."""
+        now = time.time()
+        own = {
+            "version": VERSION,
+            "started": round(self._started, 3),
+            "state": "draining" if self._pool.draining else "ready",
+            "workers": 1,
+            "step_seconds": STEP_SECONDS,
+            "steps": STEPS,
+            "last_step": last_step(now),
+            "bounds": BUCKETS,
+            "trends": self._trends.told(self._pool.upstreams, now),
+        }
+        if self._is_alone(scope):
+            return own
+        return merged.gateway(await self._told(scope, "/api/gateway", Told(self._number, 200, own)))
 
     async def servers(self, scope: Scope) -> list[dict[str, Any]]:
         """The servers, with what is held of each."""
-        own = [server_row(self._pool, name) for name in self._pool.upstreams]
-        return own if self._is_alone(scope) else merged.servers(await self._told(scope, Told(self._number, 200, own)))
+        own = server_rows(self._pool, self._beside)
+        if self._is_alone(scope):
+            return own
+        return merged.servers(await self._told(scope, "/api/servers", Told(self._number, 200, own)))
 
     async def sessions(self, scope: Scope, query: Mapping[str, str]) -> Any:
         """All workflows, or a page of them where the query asks for one.
@@ -39,7 +76,9 @@ class Overview:
         if any(name in query for name in PAGING):
             return page(self._pool, query) if self._is_alone(scope) else await self._page(scope, query)
         own = [workflow_row(workflow) for workflow in self._pool.workflows]
-        return own if self._is_alone(scope) else merged.sessions(await self._told(scope, Told(self._number, 200, own)))
+        if self._is_alone(scope):
+            return own
+        return merged.sessions(await self._told(scope, SESSIONS, Told(self._number, 200, own)))
 
     async def session(self, scope: Scope, handle: str) -> dict[str, Any]:
         """One workflow, and what the pool did for it.
@@ -49,7 +88,8 @@ class Overview:
         """
         if self._is_alone(scope):
             return explanation(self._pool, handle)
-        best = merged.session(await self._told(scope, self._own(lambda: explanation(self._pool, handle))))
+        path = f"{SESSIONS}/{handle}"
+        best = merged.session(await self._told(scope, path, self._own(lambda: explanation(self._pool, handle))))
         if best.status != 200:
             raise NotTold(best.status, best.body["error"], best.body.get("candidates", ()))
         found: dict[str, Any] = best.body
@@ -71,12 +111,14 @@ class Overview:
             return Told(self._number, error.status, error.body)
 
     async def _told(
-        self, scope: Scope, own: Told, query: Callable[[int], Mapping[str, str]] = lambda worker: {}
+        self, scope: Scope, path: str, own: Told, query: Callable[[int], Mapping[str, str]] = lambda worker: {}
     ) -> list[Told]:
-        """What this worker tells, and then what the others do, to a query that each gets."""
+        """What this worker tells, and then what the others do at this path, to a query that each gets."""
         assert self._member is not None
         try:
-            answers = await self._member.ask_others(scope, lambda worker: urlencode(query(worker)).encode())
+            answers = await self._member.ask_others(
+                {**scope, "path": path}, lambda worker: urlencode(query(worker)).encode()
+            )
         except DirectoryUnavailable:  # nobody knows who else there is
             answers = []
         return [own, *map(_read, answers)]
@@ -93,7 +135,7 @@ class Overview:
 
         async def ask(limit: int) -> list[Told]:
             own = Told(self._number, 200, page(self._pool, part(self._number, limit)))
-            told = await self._told(scope, own, lambda worker: part(worker, limit))
+            told = await self._told(scope, SESSIONS, own, lambda worker: part(worker, limit))
             return sorted(told, key=lambda one: one.worker)
 
         pages, following, room = list[Told](), None, limit

@@ -281,15 +281,32 @@ async def fail_upstream(kept: Secrets, gateway: Gateway, bad: ScriptedUpstream) 
                 await kept.refused(await wire.post(initialize()), 200, 502, 503, 504)
 
 
+def first_event(gateway: Gateway, query: str, headers: dict[str, str]) -> str:
+    """What a listener is told at first."""
+    request = urllib.request.Request(f"{gateway.base}/api/events?{query}", headers=headers)
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=10) as answer:
+        assert answer.readline() == b"event: snapshot\n"
+        return str(answer.readline().decode())
+
+
 def read_pages(kept: Secrets, gateway: Gateway) -> None:
     """What operators see, and what those see who are none."""
     kept.tell("metrics", gateway.fetch("/metrics"))
     admin = bearer(kept.admin)
-    for path in ("/api/servers", "/api/sessions"):
+    for path in ("/", "/api/gateway", "/api/servers", "/api/sessions"):
         kept.tell("pages", gateway.fetch(path, admin))
+    kept.tell("pages", first_event(gateway, "limit=1000", admin))
     for row in json.loads(gateway.fetch("/api/sessions", admin)):
         kept.tell("pages", gateway.fetch(f"/api/sessions/{row['workflow']}", admin))
-    for path in ("/api/sessions", f"/api/sessions/{kept.made_up('handle')}", "/nowhere?key=" + kept.made_up("query")):
+        kept.tell("pages", first_event(gateway, f"workflow={row['workflow']}", admin))
+    for path in (
+        "/",
+        "/api/events?limit=" + kept.made_up("limit"),
+        "/api/gateway",
+        "/api/sessions",
+        f"/api/sessions/{kept.made_up('handle')}",
+        "/nowhere?key=" + kept.made_up("query"),
+    ):
         for headers in (admin, bearer(kept.made_up("admin")), {}):
             try:
                 gateway.fetch(path, headers)

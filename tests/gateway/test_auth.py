@@ -89,17 +89,17 @@ def test_where_nobody_is_authenticated_a_token_changes_nothing() -> None:
 @pytest.mark.parametrize("mode", ["none", "tokens"])
 def test_an_admin_has_the_admin_token_or_an_entry_that_says_so(mode: str) -> None:
     known = authenticator(mode)
-    assert known.is_admin(bearer(ADMIN))
-    assert known.is_admin(bearer(ROOT))
+    assert known.admin_grant(bearer(ADMIN))
+    assert known.admin_grant(bearer(ROOT))
     for headers in ({}, bearer(ALICE), bearer(""), bearer(sha256(ADMIN)), {"authorization": ADMIN}):
-        assert not known.is_admin(headers)
+        assert not known.admin_grant(headers)
 
 
 def test_without_an_admin_token_no_token_is_the_empty_one() -> None:
     known = authenticator(admin_token="")
-    assert not known.is_admin(bearer(""))
-    assert not known.is_admin({"authorization": "Bearer "})
-    assert known.is_admin(bearer(ROOT))
+    assert not known.admin_grant(bearer(""))
+    assert not known.admin_grant({"authorization": "Bearer "})
+    assert known.admin_grant(bearer(ROOT))
 
 
 def test_no_token_is_kept_as_it_was_sent() -> None:
@@ -223,3 +223,21 @@ def test_keys_in_a_file_are_read_again_and_those_that_are_gone_no_longer_count(t
     assert after.authenticate(token(new)).subject == "alice"
     with pytest.raises(Unauthorized):
         after.authenticate(token(old))
+
+
+def test_what_an_admin_opened_ends_with_the_token(tmp_path: Path) -> None:
+    def settings(admin: str, *names: str) -> Settings:
+        entries = tuple(TokenEntry(sha256(name), "acme", name, admin=True) for name in names)
+        return Settings(gateway=GatewaySection(admin_token=admin), auth=AuthSection(mode="tokens", tokens=entries))
+
+    before = Authenticator(settings("one", "root", "other"))
+    held = {name: before.admin_grant(bearer(name)) for name in ("one", "root", "other")}
+    after = Authenticator(settings("two", "root"), before)
+    before.give_way(after)
+    assert {name: grant and grant.is_withdrawn for name, grant in held.items()} == {
+        "one": True,
+        "root": False,
+        "other": True,
+    }
+    assert after.admin_grant(bearer("root")) is held["root"]
+    assert after.admin_grant(bearer("one")) is None

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.anyio
 
 ADMIN = "the-admin-token"
 KEY = "chat-key-of-alice"
-PRIVATE = ["/api/servers", "/api/sessions"]
+PRIVATE = ["/api/gateway", "/api/servers", "/api/sessions"]
 
 
 class Site:
@@ -114,7 +114,9 @@ async def test_a_server_is_unused_then_ok_then_failing(site: Site) -> None:
         "state": "unused",
         "reuse": "workflow",
         "channels": 0,
+        "channel_states": {"opening": 0, "active": 0, "idle": 0, "draining": 0},
         "workflows": 0,
+        "attached": 0,
         "inflight": 0,
         "last_failure": None,
         "circuit": None,
@@ -220,7 +222,7 @@ async def test_an_unknown_path_tells_what_is_served_to_whom_it_concerns(site: Si
     assert "/servers/x/" not in far.text
 
 
-@pytest.mark.parametrize("path", ["/healthz", "/readyz", "/metrics", *PRIVATE])
+@pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/metrics", "/api/events", *PRIVATE])
 async def test_pages_are_only_read(site: Site, path: str) -> None:
     transport = httpx2.ASGITransport(app=site.app, client=("127.0.0.1", 4711))
     async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
@@ -232,4 +234,49 @@ async def test_rows_are_json(site: Site) -> None:
     for path in PRIVATE:
         answer = await site.get(path)
         assert answer.headers["content-type"] == "application/json"
-        assert isinstance(json.loads(answer.text), list)
+        assert isinstance(json.loads(answer.text), dict if path == "/api/gateway" else list)
+
+
+# The status page.
+
+HTML = "text/html,application/xhtml+xml,*/*;q=0.8"
+
+
+async def test_the_page_is_the_same_for_everybody_and_runs_nothing_but_itself(site: Site) -> None:
+    known, asked = await site.get("/", accept=HTML), await site.get("/", peer="192.0.2.1", accept=HTML)
+    assert (known.status_code, asked.status_code, asked.headers["www-authenticate"]) == (200, 401, "Bearer")
+    assert known.text == asked.text
+    assert not any(word in known.text for word in ("s3cret", ADMIN, "/servers/x"))
+    for answer in (known, asked):
+        assert answer.headers["content-type"] == "text/html; charset=utf-8"
+        assert answer.headers["content-security-policy"].startswith("default-src 'none'; script-src 'sha256-")
+        assert (answer.headers["cache-control"], answer.headers["x-frame-options"]) == ("no-store", "DENY")
+        assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize("path", ["/", "/api/events", "/api/sessions/abcd", *PRIVATE])
+async def test_without_rights_there_is_401_and_nothing_else(site: Site, path: str) -> None:
+    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Basic {ADMIN}"}):
+        answer = await site.get(path, peer="192.0.2.1", **headers)
+        assert (answer.status_code, answer.text) == (401, "send the admin token as a bearer token\n")
+    assert (await site.get(path, base="http://evil.example")).status_code == 421
+    assert (await site.get(path, origin="https://evil.example")).status_code == 403
+
+
+@pytest.mark.parametrize("path", ["/api/events", "/api/sessions/abcd", *PRIVATE])
+async def test_x1_a_page_of_another_site_can_have_nothing_asked_for_it(site: Site, path: str) -> None:
+    """Images and scripts are asked for without an Origin; but browsers say for whose page."""
+    for whose in ("cross-site", "same-site"):
+        answer = await site.get(path, sec_fetch_site=whose)
+        assert (answer.status_code, answer.text) == (403, "no page of another site may ask for this\n")
+        assert (await site.get("/", sec_fetch_site=whose)).status_code == 200, "a link leads to it"
+
+
+@pytest.mark.parametrize("path", PRIVATE)
+async def test_no_cache_keeps_what_only_operators_see(site: Site, path: str) -> None:
+    answer = await site.get(path, sec_fetch_site="same-origin")
+    assert answer.status_code == 200
+    assert (answer.headers["cache-control"], answer.headers["cross-origin-resource-policy"]) == (
+        "no-store",
+        "same-origin",
+    )

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 from harness.memory_wire import echo
 from harness.muxing import ALICE, BOB, Bench, Client, bench, initialize
-from trunkline.gateway.rows import MAX_CANDIDATES, MAX_PAGE, NotTold, explanation, page, server_row, workflow_row
+from trunkline.gateway.rows import MAX_CANDIDATES, MAX_PAGE, NotTold, explanation, page, server_rows, workflow_row
 from trunkline.mux.account import MAX_ENDED, MAX_EVENTS
 from trunkline.mux.envelope import parse
 from trunkline.mux.errors import SessionLost, UpstreamUnreachable
@@ -52,7 +52,9 @@ async def test_rows_of_a_server_and_of_a_workflow() -> None:
         at.server.let("connect")
         await opening
         assert workflow_row(workflow)["channel"] == "open"
-        assert (server_row(at.pool, "x")["workflows"], server_row(at.pool, "y")["workflows"]) == (1, 0)
+        one, other = server_rows(at.pool, beside=lambda server: 7 if server == "y" else 0)
+        assert (one["workflows"], one["attached"], one["channel_states"]["active"]) == (1, 0, 0)
+        assert (other["workflows"], other["inflight"], other["state"]) == (0, 7, "unused")
 
 
 # Pages.

@@ -52,6 +52,11 @@ class Answer:
         self._left = True
         self._happened()
 
+    def take(self) -> None:
+        """Take again what is sent, after it was `stalled`."""
+        self.stalled = False
+        self._happened()
+
     async def begun(self) -> None:
         """Wait until the head of the answer has come."""
         await self._until(lambda: self.status)

@@ -54,6 +54,8 @@ class Page:
         self._devtools = devtools
         self._ids = itertools.count(1)
         self._session: str | None = None
+        self.errors: list[str] = []
+        """What the console has told as an error, an exception that nobody caught included."""
 
     async def command(self, method: str, **params: Any) -> dict[str, Any]:
         """Send a command of the DevTools protocol; its result.
@@ -69,6 +71,7 @@ class Page:
         with anyio.fail_after(PATIENCE):
             while True:
                 answer: dict[str, Any] = json.loads(await self._devtools.recv())
+                self._note(answer.get("method"), answer.get("params", {}))
                 if answer.get("id") == number:
                     assert "result" in answer, answer
                     result: dict[str, Any] = answer["result"]
@@ -79,6 +82,8 @@ class Page:
         target = await self.command("Target.createTarget", url="about:blank")
         attached = await self.command("Target.attachToTarget", targetId=target["targetId"], flatten=True)
         self._session = attached["sessionId"]
+        await self.command("Runtime.enable")
+        await self.command("Log.enable")
         await self.visit(url)
 
     async def visit(self, url: str) -> None:
@@ -87,6 +92,38 @@ class Page:
         with anyio.fail_after(PATIENCE):
             while await self.run("document.readyState + location.href") != f"complete{url}":  # noqa: ASYNC110
                 await anyio.sleep(0.02)  # the page that would tell is the one that is being replaced
+
+    async def press(self, key: str, text: str = "") -> None:
+        """Press and release a key, by its name in the DOM; `text` is what it types."""
+        codes = {"Tab": 9, "Enter": 13, "Escape": 27}
+        code = codes.get(key, ord(key[0].upper()))
+        for kind in ("keyDown", "keyUp"):
+            typed = {"text": text} if text and kind == "keyDown" else {}
+            await self.command("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code, **typed)
+
+    async def type(self, text: str) -> None:
+        """Type where the focus is."""
+        for character in text:
+            await self.press(character, character)
+
+    async def until(self, condition: str) -> Any:
+        """The value of an expression in the page, once it is true.
+
+        Raises:
+            TimeoutError: it did not become true.
+        """
+        with anyio.fail_after(PATIENCE):
+            while not (value := await self.run(condition)):  # noqa: ASYNC110
+                await anyio.sleep(0.02)  # what makes it true is the page's own affair
+            return value
+
+    def _note(self, method: str | None, told: dict[str, Any]) -> None:
+        if method == "Runtime.exceptionThrown":
+            self.errors.append(str(told["exceptionDetails"]))
+        elif method == "Runtime.consoleAPICalled" and told["type"] in ("error", "assert"):
+            self.errors.append(str(told["args"]))
+        elif method == "Log.entryAdded" and told["entry"]["level"] == "error":
+            self.errors.append(f"{told['entry']['text']} {told['entry'].get('url', '')}")
 
     async def run(self, script: str) -> Any:
         """The value of an expression in the page, once it has one.

@@ -8,13 +8,15 @@ from trunkline.gateway.workers.merged import Told
 
 
 def server(state: str = "ok", **changed: Any) -> dict[str, Any]:
-    row = {"server": "x", "state": state, "channels": 1, "workflows": 2, "inflight": 3}
+    row = {"server": "x", "state": state, "channels": 1, "workflows": 2, "attached": 1, "inflight": 3}
+    row["channel_states"] = {"active": 1, "idle": 0}
     return {**row, "last_failure": None, "circuit": None, **changed}
 
 
 def test_what_is_held_of_a_server_is_added_up() -> None:
     [row] = merged.servers([Told(1, 200, [server("unused")]), Told(2, 200, [server(), server(server="y")])])
-    assert row == server(channels=2, workflows=4, inflight=6)
+    states = {"active": 2, "idle": 0}
+    assert row == server(channels=2, channel_states=states, workflows=4, attached=2, inflight=6)
 
 
 def test_the_worst_state_and_the_newest_failure_of_a_server_count() -> None:
@@ -39,6 +41,16 @@ def test_who_does_not_answer_is_named() -> None:
     ]
     page = merged.page([Told(1, 200, {"total": 1, "sessions": [{}]}), Told(2, 0, None)], None)
     assert page == {"total": 1, "sessions": [{"worker": 1}], "next": None, "missing_workers": [2]}
+
+
+def test_the_gateway_began_with_its_first_worker_and_its_trends_are_those_of_all() -> None:
+    def told(worker: int, started: float, **trends: Any) -> Told:
+        return Told(worker, 200, {"version": "1", "started": started, "workers": 1, "trends": trends})
+
+    one, other = told(1, 20.0, x={"7": {"calls": 1}}, y={}), told(2, 10.0, x={"7": {"calls": 2}}, z={})
+    whole = {"version": "1", "started": 10.0, "workers": 2, "trends": {"x": {"7": {"calls": 3}}, "y": {}}}
+    assert merged.gateway([one, other]) == whole
+    assert merged.gateway([one, other, Told(3, 0, None)]) == {**whole, "missing_workers": [3]}
 
 
 def account(handle: str, *, ended: bool = False) -> dict[str, Any]:

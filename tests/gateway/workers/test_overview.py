@@ -81,6 +81,13 @@ async def test_all_workflows_are_told_with_their_workers(house: House) -> None:
     assert (server["workflows"], server["channels"]) == (2 * EACH, 2 * EACH)
 
 
+async def test_the_gateway_is_told_as_a_whole(house: House) -> None:
+    told = await house.get("/api/gateway")
+    assert (told["workers"], told["state"], told["trends"]) == (2, "ready", {"x": {}})
+    await house.directory.enroll(Worker("gone", house.members[0].membership.worker.host, "/nowhere"))
+    assert len((await house.get("/api/gateway"))["missing_workers"]) == 1
+
+
 @pytest.mark.parametrize("limit", [1, 2, 3, 5, 7, 9, 10, 100])
 async def test_pages_go_over_all_workers_and_tell_each_workflow_once(house: House, limit: int) -> None:
     seen: list[str] = []

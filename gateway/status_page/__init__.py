@@ -1,0 +1,1 @@
+"""The status page: what a browser shows of a gateway, from `/api/events` alone."""
