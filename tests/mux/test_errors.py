@@ -7,6 +7,7 @@ from trunkline.mux.errors import (
     Everywhere,
     LeaseEnded,
     Overloaded,
+    ServerError,
     SessionLost,
     TrunklineError,
     UpstreamRefused,
@@ -46,6 +47,9 @@ def test_failures_carry_their_data() -> None:
     assert Overloaded("m", limit="l").data == {"limit": "l"}
     assert WorkflowEnded("idle").cause == "idle"
     assert UpstreamRefused(b"{}").raw == b"{}"
+    told = ServerError({"code": -32042, "message": "no", "data": [1]})
+    assert (told.code, told.message, told.details, told.data) == (-32042, "no", [1], {})
+    assert (ServerError({}).code, ServerError({}).message, ServerError({}).details) == (-32603, "", None)
     assert repr(TrunklineError("m", a=1)) == "TrunklineError('m')"
 
 
