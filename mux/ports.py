@@ -57,6 +57,10 @@ class Span(Protocol):
 class Owner(Protocol):
     """The workflow that a channel serves, for what is not the answer to a request."""
 
+    @property
+    def is_listening(self) -> bool:
+        """True while its client waits for what its server tells unasked."""
+
     def asked(self, channel: Answerable, request: ServerRequest, message: Envelope) -> None:
         """The server asks this workflow's client something."""
 
@@ -203,6 +207,9 @@ class MovableWire(Wire, Protocol):
 
     def listen(self) -> None:
         """From now on the server's unasked messages come here; nothing where they do."""
+
+    def rest(self) -> None:
+        """They are not fetched any longer; `listen` goes on after the last one, where the server can."""
 
 
 @runtime_checkable

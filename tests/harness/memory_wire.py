@@ -213,6 +213,12 @@ class Session:
     def listen(self) -> None:
         """See `MovableWire.listen`."""
         self.is_listening = True
+        self.server.happened()
+
+    def rest(self) -> None:
+        """See `MovableWire.rest`."""
+        self.is_listening = False
+        self.server.happened()
 
     async def close(self) -> None:
         """Leaving the context: the session ends."""
@@ -254,7 +260,7 @@ class MemoryServer:
         """Whether messages come bound to the request on whose stream they came, as over HTTP."""
         self.result: dict[str, Any] = {
             "protocolVersion": revision,
-            "capabilities": {"tools": {}},
+            "capabilities": {"tools": {"listChanged": True}, "logging": {}},
             "serverInfo": {"name": "memory", "version": "1"},
         }
         self.on_request: Callable[[Exchange], None] | None = None

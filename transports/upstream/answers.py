@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 from collections.abc import Callable
 from typing import Final, NamedTuple
@@ -11,7 +12,7 @@ from ...mux.envelope import members_of, parse, string_of
 from ...mux.errors import InvalidMessage, UpstreamFault
 from ...mux.limits import MAX_EVENT_BYTES
 from ..event_stream import EventParser
-from .http import ExchangeBroken, Headers
+from .http import Answer, ExchangeBroken, Headers
 
 JSON_TYPE: Final = "application/json"
 STREAM_TYPE: Final = "text/event-stream"
@@ -165,6 +166,111 @@ class Listening:
     def _finish(self, error: ExchangeBroken | UpstreamFault | None) -> None:
         if not self.over.done():
             self.over.set_result(Heard(self._status, self._events if self._is_stream else None, error))
+
+
+class Unasked:
+    """What a server tells unasked: a GET stream that is opened again whenever it ends (rules T8, T12).
+
+    It ends for good where the server offers none. `ask` sends the GET that goes on after an event id, and returns what
+    cuts it. Callbacks alone: of a session that only listens, no task is kept. Implements `Answer`.
+    """
+
+    __slots__ = (
+        "_ask",
+        "_cut",
+        "_events",
+        "_faulted",
+        "_hand_on",
+        "_heard",
+        "_is_offered",
+        "_is_stream",
+        "_pause",
+        "_timer",
+    )
+
+    def __init__(
+        self,
+        ask: Callable[[str | None, Answer], Callable[[], None]],
+        hand_on: Callable[[bytes], None],
+        faulted: Callable[[UpstreamFault], None],
+    ) -> None:
+        self._ask = ask
+        self._hand_on = hand_on
+        self._faulted = faulted
+        self._events = Events(hand_on, None)
+        """Of the stream that is heard, or was heard last."""
+        self._cut: Callable[[], None] | None = None
+        """Set while a stream is open, or asked for."""
+        self._timer: asyncio.TimerHandle | None = None
+        """Set while it waits before it asks again."""
+        self._pause = FIRST_RETRY_SECONDS
+        self._heard: str | None = None
+        """The event that the stream was to go on after."""
+        self._is_stream = False
+        self._is_offered = True
+
+    def open(self) -> None:
+        """Listen, after what was heard last; does nothing while it does, or where the server offers no stream."""
+        if self._cut is not None or self._timer is not None or not self._is_offered:
+            return
+        self._is_stream = False
+        try:
+            self._cut = self._ask(self._events.last_id, self)
+        except UpstreamFault as fault:
+            self._ended(fault)
+
+    def close(self) -> None:
+        """Listen no longer; nothing more is told. It can be opened again."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._cut is not None:
+            self._cut()
+            self._cut = None
+
+    def began(self, status: int, headers: Headers) -> None:
+        """See `Answer.began`."""
+        self._is_stream = status == 200 and content_type(headers) == STREAM_TYPE
+        if self._is_stream:
+            self._heard, self._events = self._events.last_id, Events(self._hand_on, self._events.last_id)
+        else:
+            # 405: the server offers none; what else there is a POST will tell.
+            self._is_offered = status >= 500 or status == 429
+            self._give_up(None)
+
+    def came(self, chunk: bytes) -> None:
+        """See `Answer.came`."""
+        try:
+            self._events.add(chunk)
+        except UpstreamFault as fault:
+            self._give_up(fault)
+
+    def ended(self, error: ExchangeBroken | None) -> None:
+        """See `Answer.ended`."""
+        self._ended(None)
+
+    def _give_up(self, fault: UpstreamFault | None) -> None:
+        if self._cut is not None:
+            self._cut()
+        self._ended(fault)
+
+    def _ended(self, fault: UpstreamFault | None) -> None:
+        """It is over: ask again after a pause, which grows while no stream brings an event to go on after."""
+        self._cut = None
+        if fault is not None:
+            self._faulted(fault)
+        if not self._is_offered:
+            return
+        if not self._is_stream or self._events.last_id == self._heard:
+            self._pause = min(max(self._pause, FIRST_RETRY_SECONDS) * 1.5, LAST_RETRY_SECONDS)
+        else:
+            self._pause = self._events.retry
+        pause = self._pause * random.uniform(0.8, 1.2)
+        self._timer = asyncio.get_running_loop().call_later(pause, self._ask_again)
+
+    def _ask_again(self) -> None:
+        self._timer = None
+        self.open()
 
 
 class Receipt:

@@ -22,7 +22,7 @@ from .credentials import Credential
 from .http import Answer, ExchangeBroken, Fence, HeaderBlock, HTTPClient, Method
 from .sse import SSEConnector
 from .stdio import StdioConnector
-from .streamable_http import StreamableHTTPConnector
+from .streamable_http import HTTPWire, StreamableHTTPConnector
 from .websocket import WebSocketConnector
 
 logger = logging.getLogger(__name__)
@@ -109,9 +109,15 @@ class AutoConnector:
         self.kind: HTTPKind | None = None
         """What the server is known to speak."""
 
-    @asynccontextmanager
-    async def connect(self, receiver: Receiver, headers: Headers, *, listen: bool) -> AsyncIterator[Wire]:
+    def connect(self, receiver: Receiver, headers: Headers, *, listen: bool) -> AbstractAsyncContextManager[Wire]:
         """See `Connector.connect`."""
+        if self.kind == "streamable_http":
+            return _Known(self, receiver, headers, listen=listen)
+        return self._find(receiver, headers, listen=listen)
+
+    @asynccontextmanager
+    async def _find(self, receiver: Receiver, headers: Headers, *, listen: bool) -> AsyncIterator[Wire]:
+        """A wire of the kind that the server is found to speak."""
         failure: Exception | None = None
         async with AsyncExitStack() as stack:
             wire: Wire | None = None
@@ -154,6 +160,22 @@ class AutoConnector:
             logger.info("HTTP+SSE no longer opens: %s", error.message, extra={"server": self.server})
             self.kind = None
             return None
+
+
+class _Known(HTTPWire):
+    """A session with a server that is known to speak Streamable HTTP; where it does not open, that is forgotten."""
+
+    __slots__ = ("_auto",)
+
+    def __init__(self, auto: AutoConnector, receiver: Receiver, headers: Headers, *, listen: bool) -> None:
+        super().__init__(auto.streamable, receiver, headers, listen=listen)
+        self._auto = auto
+
+    async def __aexit__(self, *raised: object) -> None:
+        """See `HTTPWire`."""
+        if not self.is_established:
+            self._auto.kind = None
+        await super().__aexit__(*raised)
 
 
 class _Opening:
@@ -227,6 +249,11 @@ class _Opening:
         """See `MovableWire.listen`."""
         if isinstance(self._wire, MovableWire):
             self._wire.listen()
+
+    def rest(self) -> None:
+        """See `MovableWire.rest`."""
+        if isinstance(self._wire, MovableWire):
+            self._wire.rest()
 
     # Receiver
 

@@ -6,7 +6,6 @@ clients implement it: `http1`, lean, and `http_proxied`, for servers that are re
 
 import re
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from typing import Final, Literal, Protocol
 from urllib.parse import SplitResult, urljoin, urlsplit
 
@@ -61,16 +60,24 @@ class HeaderBlock:
         ValueError: a name that is no token, or a value with control characters, which would end the header.
     """
 
+    __slots__ = ("_encoded", "_signed", "headers")
+
     def __init__(self, headers: Headers) -> None:
         for name, value in headers.items():
             if not _TOKEN.fullmatch(name) or not _VALUE.fullmatch(value):
                 raise ValueError(f"the header {name[:64]!r} cannot be sent")
         self.headers = dict(headers)
+        self._encoded = b""
         self._signed: tuple[HeaderBlock, HeaderBlock] | None = None
 
-    @cached_property
+    @property
     def encoded(self) -> bytes:
         """As it stands in a request, each line with its end. What came in as latin-1 goes out as the same bytes."""
+        if not self._encoded:
+            self._encoded = self._encode()
+        return self._encoded
+
+    def _encode(self) -> bytes:
         text = "".join(f"{name}: {value}\r\n" for name, value in self.headers.items())
         try:
             return text.encode("latin-1")

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
-from typing import Any, Final, Literal
+from collections.abc import Callable
+from typing import Final, Literal
 
 import anyio
 
@@ -27,25 +25,24 @@ from ...mux.errors import (
     UpstreamUnreachable,
 )
 from ...mux.limits import MAX_EVENT_BYTES
-from ...mux.ports import NONE, Headers, Receiver, SendKind, Wire
+from ...mux.ports import NONE, Headers, Receiver, SendKind
 from ...mux.statistics import Statistics
 from .answers import (
     ERROR_BODY_BYTES,
-    FIRST_RETRY_SECONDS,
     JSON_TYPE,
-    LAST_RETRY_SECONDS,
     STREAM_TYPE,
     Body,
     Events,
     Heard,
     Listening,
     Receipt,
+    Unasked,
     content_type,
     forgets_session,
     nothing,
 )
 from .credentials import Credential
-from .http import CredentialFailed, ExchangeBroken, HeaderBlock
+from .http import Answer, CredentialFailed, ExchangeBroken, HeaderBlock
 from .http_client import http_client
 
 logger = logging.getLogger(__name__)
@@ -99,43 +96,32 @@ class StreamableHTTPConnector:
             {**(headers or {}), "Accept": f"{JSON_TYPE}, {STREAM_TYPE}", "User-Agent": "trunkline"}
         )
         self._statistics = statistics
-        self._wires: dict[_HTTPWire, Headers] = {}
+        self._wires: dict[HTTPWire, Headers] = {}
         """Open sessions, and what is fixed for each of them."""
 
-    @asynccontextmanager
-    async def connect(self, receiver: Receiver, headers: Headers, *, listen: bool) -> AsyncIterator[Wire]:
-        """See `Connector.connect`."""
-        async with self._wire(receiver, headers, listen=listen) as wire:
-            yield wire
+    def connect(self, receiver: Receiver, headers: Headers, *, listen: bool) -> HTTPWire:
+        """See `Connector.connect`.
 
-    @asynccontextmanager
-    async def adopt(
-        self, receiver: Receiver, headers: Headers, session: str, revision: str, *, listen: bool
-    ) -> AsyncIterator[Wire]:
-        """See `AdoptingConnector.adopt`."""
-        async with self._wire(receiver, headers, listen=listen) as wire:
-            wire.go_on(session, revision)
-            yield wire
+        Raises:
+            InvalidRequest: headers that cannot be sent.
+        """
+        return HTTPWire(self, receiver, headers, listen=listen)
 
-    @asynccontextmanager
-    async def _wire(self, receiver: Receiver, headers: Headers, *, listen: bool) -> AsyncIterator[_HTTPWire]:
-        failure: Exception | None = None
-        try:
-            fixed = self.headers.with_(headers)
-        except ValueError as error:
-            raise InvalidRequest(str(error)) from error
-        async with asyncio.TaskGroup() as tasks:
-            wire = _HTTPWire(self, receiver, fixed, tasks, listen=listen)
-            self._wires[wire] = headers
-            try:
-                yield wire
-            except Exception as error:  # kept out of the task group, which would wrap it
-                failure = error
-            finally:
-                await wire.close()
-                del self._wires[wire]
-        if failure is not None:
-            raise failure
+    def adopt(self, receiver: Receiver, headers: Headers, session: str, revision: str, *, listen: bool) -> HTTPWire:
+        """See `AdoptingConnector.adopt`.
+
+        Raises:
+            InvalidRequest: headers that cannot be sent.
+        """
+        return HTTPWire(self, receiver, headers, listen=listen, adopted=(session, revision))
+
+    def opened(self, wire: HTTPWire, headers: Headers) -> None:
+        """A session begins, with these headers of its own."""
+        self._wires[wire] = headers
+
+    def closed(self, wire: HTTPWire) -> None:
+        """A session has ended."""
+        del self._wires[wire]
 
     def rotate(self, headers: Headers) -> None:
         """See `RotatingConnector.rotate`."""
@@ -160,37 +146,86 @@ class StreamableHTTPConnector:
         self._statistics.count("upstream_faults", self.server)
 
 
-class _HTTPWire:
-    """One session. Implements `MovableWire`."""
+class HTTPWire:
+    """One session, for the length of its context. Implements `MovableWire`.
+
+    There are many, and most of them idle: nothing is kept before it is needed, no task and no stack of contexts.
+    """
+
+    __slots__ = (
+        "_adopted",
+        "_connector",
+        "_deliveries",
+        "_exchanges",
+        "_fixed",
+        "_headers",
+        "_http",
+        "_is_dead",
+        "_is_released",
+        "_listen",
+        "_lost",
+        "_refused",
+        "_running",
+        "_session_id",
+        "_unanswered",
+        "_unasked",
+        "is_established",
+        "receiver",
+    )
 
     def __init__(
         self,
         connector: StreamableHTTPConnector,
         receiver: Receiver,
-        headers: HeaderBlock,
-        tasks: asyncio.TaskGroup,
+        headers: Headers,
         *,
         listen: bool,
+        adopted: tuple[str, str] | None = None,
     ) -> None:
         self._connector = connector
         self._http = connector.http
         self.receiver = receiver
-        self._tasks = tasks
+        self._fixed = headers
+        try:
+            self._headers = connector.headers.with_(headers)
+        except ValueError as error:
+            raise InvalidRequest(str(error)) from error
+        self._adopted = adopted
+        """The session to go on with, and its revision."""
         self._listen = listen
-        self._running: set[asyncio.Task[None]] = set()
+        self._unasked: Unasked | None = None
+        """The GET stream, once there was one."""
+        self._running: dict[asyncio.Task[None], None] = {}
+        """Tasks that take up streams which broke."""
         self._exchanges: dict[Request, Callable[[], object]] = {}
         """How to cut the exchange of each request."""
-        self._deliveries: set[Receipt] = set()
-        self._unanswered: set[Request] = set()
+        self._deliveries: dict[Receipt, None] = {}
+        self._unanswered: dict[Request, None] = {}
         """Requests to which the server has not begun to answer."""
         self._refused: list[Request] = []
         """Requests that met a session which the server had forgotten."""
-        self._headers = headers
         self.is_established = False
         self._session_id: str | None = None
         self._is_released = False
         self._is_dead = False
         self._lost: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> HTTPWire:
+        """Begin, or go on with the session that is adopted."""
+        self._connector.opened(self, self._fixed)
+        if self._adopted is not None:
+            session, revision = self._adopted
+            self._take_session(session[1:] or None)
+            self._note_revision(revision)
+            self._begin_calls()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """End the session at the server, in order and in bounded time."""
+        try:
+            await self._close()
+        finally:
+            self._connector.closed(self)
 
     # Wire
 
@@ -210,7 +245,7 @@ class _HTTPWire:
         elif self._is_dead:
             self._refused.append(request)
         else:
-            self._unanswered.add(request)
+            self._unanswered[request] = None
             self._connector.count("call" if self.is_established else "initialize")
             call = _Call(self, request)
             self._exchanges[request] = call.cut = self._http.send("POST", block, text, call)
@@ -245,15 +280,18 @@ class _HTTPWire:
 
     def listen(self) -> None:
         """See `MovableWire.listen`."""
-        if not self._listen:
-            self._listen = True
-            self._start(self._hear_unasked())
+        self._listen = True
+        if self._unasked is None:
+            self._unasked = Unasked(self._ask_for_stream, self._hear, self._faulted)
+        self._unasked.open()
 
-    def go_on(self, session: str, revision: str) -> None:
-        """The session is open already, by another wire."""
-        self._take_session(session[1:] or None)
-        self._note_revision(revision)
-        self._begin_calls()
+    def rest(self) -> None:
+        """See `MovableWire.rest`."""
+        self._listen = False
+        if self._unasked is not None:
+            self._unasked.close()
+        if not self._exchanges and not self._unanswered:
+            self._exchanges, self._unanswered = {}, {}  # a table that was once used is kept
 
     def _note_revision(self, revision: str) -> None:
         if revision >= VERSION_HEADER_SINCE:
@@ -262,9 +300,9 @@ class _HTTPWire:
     def _begin_calls(self) -> None:
         self.is_established = True
         if self._listen:
-            self._start(self._hear_unasked())
+            self.listen()
 
-    async def close(self) -> None:
+    async def _close(self) -> None:
         """End the session at the server, in bounded time; best effort, as the specification has it (rule L5)."""
         try:
             if self._session_id is not None and not self._is_dead and not self._is_released:
@@ -275,10 +313,14 @@ class _HTTPWire:
         finally:
             if self._lost is not None:
                 self._lost.cancel()
+            if self._unasked is not None:
+                self._unasked.close()
             for cut in (*self._exchanges.values(), *(receipt.over.cancel for receipt in self._deliveries)):
                 cut()
-            for task in tuple(self._running):
+            for task in self._running:
                 task.cancel()
+            if self._running:
+                await asyncio.wait(tuple(self._running))
 
     def rotate(self, headers: Headers, fixed: Headers) -> None:
         """Credentials have these values from the next request on."""
@@ -319,7 +361,9 @@ class _HTTPWire:
 
     def take_up(self, request: Request, events: Events) -> None:
         """The stream of this request broke before its answer."""
-        task = self._start(self._take_up(request, events))
+        task = asyncio.get_running_loop().create_task(self._take_up(request, events))
+        self._running[task] = None
+        task.add_done_callback(self._taken_up)
         self._exchanges[request] = task.cancel
 
     # Inside.
@@ -328,11 +372,11 @@ class _HTTPWire:
     def _about(self) -> dict[str, str]:
         return {"server": self._connector.server}
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = self._tasks.create_task(work)
-        self._running.add(task)
-        task.add_done_callback(self._running.discard)
-        return task
+    def _taken_up(self, task: asyncio.Task[None]) -> None:
+        self._running.pop(task, None)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("a stream could not be taken up", exc_info=task.exception(), extra=self._about)
+            self.receiver.lost(UpstreamFault("a stream could not be taken up"))
 
     async def _ask(self, kind: Literal["initialized", "delete"], body: bytes) -> int:
         """Send what is answered by a status alone, and wait for that."""
@@ -354,13 +398,13 @@ class _HTTPWire:
         self._connector.count(kind)
         receipt = Receipt()
         receipt.cut = self._http.send("POST", headers, text, receipt)
-        self._deliveries.add(receipt)
+        self._deliveries[receipt] = None
         patience = asyncio.get_running_loop().call_later(DELIVER_SECONDS, receipt.over.cancel)
 
         def delivered(over: asyncio.Future[int]) -> None:
             patience.cancel()
             receipt.cut()
-            self._deliveries.discard(receipt)
+            self._deliveries.pop(receipt, None)
             if over.cancelled():
                 logger.info("a %s was not acknowledged", kind, extra=self._about)
             elif over.exception() is not None:
@@ -393,7 +437,7 @@ class _HTTPWire:
         while events.last_id is not None and attempts < RESUME_ATTEMPTS:
             await anyio.sleep(events.retry)
             listening = Listening(hand_on, events.last_id)
-            heard = await self._hear(listening, events.last_id)
+            heard = await self._listen_to(listening, events.last_id)
             if request.state == "done":
                 return self.is_over(request)
             if isinstance(heard.error, UpstreamFault):
@@ -407,44 +451,42 @@ class _HTTPWire:
         lost = SessionLost("the server's stream ended before its answer and cannot be taken up", executed="unknown")
         return self.is_over(request, lost)
 
-    async def _hear_unasked(self) -> None:
-        """The GET stream, for as long as the session lives and the server offers one (rules T8, T12)."""
-        events = Events(self._hear_one, None)
-        pause = FIRST_RETRY_SECONDS
-        while not self._is_dead:
-            heard = await self._hear(Listening(self._hear_one, events.last_id), events.last_id)
-            if heard.events is None and 0 < heard.status < 500 and heard.status != 429:
-                return  # 405: the server offers none; anything else: a POST will tell whether the session lives
-            if isinstance(heard.error, UpstreamFault):
-                logger.warning("the GET stream was given up: %s", heard.error.message, extra=self._about)
-                self._connector.count_fault()
-            if heard.events is None or heard.events.last_id == events.last_id:
-                pause = min(max(pause, FIRST_RETRY_SECONDS) * 1.5, LAST_RETRY_SECONDS)
-            else:
-                pause = heard.events.retry
-            events = heard.events or events
-            await anyio.sleep(pause * random.uniform(0.8, 1.2))
-
-    def _hear_one(self, text: bytes) -> None:
+    def _hear(self, text: bytes) -> None:
         self.receiver.received(text, None)
 
-    async def _hear(self, listening: Listening, last_id: str | None) -> Heard:
-        """Listen to one GET stream to its end."""
+    def _faulted(self, fault: UpstreamFault) -> None:
+        logger.warning("the GET stream was given up: %s", fault.message, extra=self._about)
+        self._connector.count_fault()
+
+    def _ask_for_stream(self, last_id: str | None, answer: Answer) -> Callable[[], None]:
+        """GET: what belongs to no request, or what followed this event. What is returned cuts it.
+
+        Raises:
+            UpstreamFault: the event id cannot be sent back.
+        """
         self._connector.count("get")
         asked = {"Accept": STREAM_TYPE}
         if last_id is not None:
             asked["Last-Event-ID"] = last_id.encode().decode("latin-1")  # in UTF-8, as an EventSource sends it
         try:
-            listening.cut = self._http.send("GET", self._headers.with_(asked), b"", listening)
-            return await listening.over
+            headers = self._headers.with_(asked)
         except ValueError as error:
-            return Heard(0, None, UpstreamFault(f"the server gave an event id that cannot be sent back: {error}"))
+            raise UpstreamFault(f"the server gave an event id that cannot be sent back: {error}") from None
+        return self._http.send("GET", headers, b"", answer)
+
+    async def _listen_to(self, listening: Listening, last_id: str | None) -> Heard:
+        """Listen to one GET stream to its end."""
+        try:
+            listening.cut = self._ask_for_stream(last_id, listening)
+            return await listening.over
+        except UpstreamFault as fault:
+            return Heard(0, None, fault)
         finally:
             listening.cut()
 
     def _settle(self, request: Request) -> None:
         """The server has begun to answer this request, or will not."""
-        self._unanswered.discard(request)
+        self._unanswered.pop(request, None)
         if self._lost is not None and not self._unanswered:
             self._lost.cancel()
             self._lost = asyncio.get_running_loop().call_later(0, self._tell_lost)
@@ -469,7 +511,7 @@ class _Call:
 
     __slots__ = ("_body", "_events", "_linger", "_request", "_status", "_wire", "cut")
 
-    def __init__(self, wire: _HTTPWire, request: Request) -> None:
+    def __init__(self, wire: HTTPWire, request: Request) -> None:
         self._wire = wire
         self._request = request
         self._status = 0

@@ -115,6 +115,8 @@ async def test_what_was_found_is_remembered() -> None:
 async def test_what_was_found_is_looked_for_anew_where_it_does_not_open() -> None:
     async with over_sse() as server, connector_to(server.address) as (connector, _):
         connector.kind = "streamable_http"
+        assert (await ask(connector)).of("failed")
+        assert connector.kind is None
         async with opened(connector):
             assert connector.kind == "sse"
     async with ScriptedUpstream({"GET": [[Status(405)]]}) as upgraded, connector_to(upgraded.url) as (connector, _):

@@ -184,11 +184,24 @@ async def test_the_get_stream_is_taken_up_by_its_last_event_id() -> None:
 
 @ENDS
 async def test_a_get_stream_without_ids_is_opened_anew(end: list[Step], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streamable_http, "FIRST_RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(answers, "FIRST_RETRY_SECONDS", 0.001)
     plays = [[OpenStream(), Send(told(1)), *end], [OpenStream(), Send(told(2)), Hang()]]
     async with http_bench(GET=plays) as bench, bench.session() as session:
         assert await session.heard(None, 2) == [told(1), told(2)]
         assert not bench.upstream.of("resume")
+
+
+async def test_who_has_rested_goes_on_after_the_last_event() -> None:
+    first: Play = [OpenStream(), Send(told(1), event_id="g1"), Hang()]
+    again: Play = [OpenStream(), Send(told(2), event_id="g2"), Hang()]
+    async with http_bench(GET=[first], resume=[again]) as bench, bench.session() as session:
+        assert await session.heard(None) == [told(1)]
+        session.wire.rest()
+        await bench.upstream.until(lambda: bench.upstream.disconnects == 1)
+        session.wire.listen()
+        session.wire.listen()
+        assert await session.heard(None, 2) == [told(1), told(2)]
+        assert resumed(bench) == ["g1"]
 
 
 @pytest.mark.parametrize("status", [405, 404, 400])
@@ -205,7 +218,7 @@ async def test_a_server_need_not_offer_a_get_stream(status: int) -> None:
 async def test_a_get_stream_that_is_refused_for_now_is_asked_for_again(
     monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
-    monkeypatch.setattr(streamable_http, "FIRST_RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(answers, "FIRST_RETRY_SECONDS", 0.001)
     plays = [[Status(status)], [OpenStream(), Send(told(1)), Hang()]]
     async with http_bench(GET=plays) as bench, bench.session() as session:
         assert await session.heard(None, 1) == [told(1)]
@@ -226,7 +239,7 @@ async def test_a_get_stream_that_is_none_is_not_read() -> None:
 
 
 async def test_a_fault_on_the_get_stream_is_counted_and_it_is_opened_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streamable_http, "FIRST_RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(answers, "FIRST_RETRY_SECONDS", 0.001)
     huge = [OpenStream(), Raw(b"data: "), *[Raw(b"x" * (1 << 20))] * 17, Hang()]
     async with http_bench(GET=[huge, [OpenStream(), Send(told(1)), Hang()]]) as bench, bench.session() as session:
         assert await session.heard(None) == [told(1)]
