@@ -10,9 +10,10 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
+from sys import intern
 from typing import Final, Literal, NamedTuple
 
-import anyio
 from msgspec import Raw
 
 from . import envelope as wire_format
@@ -43,6 +44,7 @@ from .errors import (
     WorkflowEnded,
 )
 from .generations import Version
+from .handshake import is_mute
 from .lifecycle import Life, Purpose
 from .limits import MAX_EVENT_BYTES, Pooling
 from .ports import NONE, AdoptingConnector, Caller, Connector, Headers, MovableWire, Opened, Owner, Wire
@@ -85,6 +87,8 @@ class ChannelConfig:
     statistics: Statistics
     clock: Callable[[], float]
     listen: bool = True
+    may_rest: bool = False
+    """Whether a server that has nothing to tell unasked is left alone while no client is there."""
     recipients: Recipients | None = None
     """Who is told what the server tells, where several workflows share the channel; None where there is one."""
     adopted: Adopted | None = None
@@ -115,8 +119,14 @@ class Channel:
         """Asked before each message for the server, once the session is open; None where it may always be sent."""
         self._closing = False
         self._draining: TrunklineError | None = None
-        self._wake = anyio.Event()
+        self._wake: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """What the owner task waits for: done when there is something to do for it."""
         self._is_drawing_anew = False
+        self._listens = config.listen
+        self._is_mute = False
+        """True where the server has nothing to tell unasked, by what it declared."""
+        self._is_resting = False
+        """True while that is why it is not listened to."""
         self.life = Life(config.purpose)
         """Where it stands in the pool, which moves it."""
         self.is_superseded = False
@@ -177,13 +187,42 @@ class Channel:
 
     def listen(self) -> None:
         """From now on this worker hears what the server tells unasked, where that costs a request of its own."""
+        self._listens = True
+        if self._is_mute and not any(owner.is_listening for owner in self._owners):
+            self._rest()
+        else:
+            self._hear()
+
+    def attend(self) -> None:
+        """A client is there: listen again, where that had been left."""
+        if self._is_resting:
+            self._hear()
+
+    @property
+    def may_rest(self) -> bool:
+        """True while it is listened to only for the client that is there, or was there lately."""
+        return self._is_mute and self._listens and not self._is_resting
+
+    def rest(self) -> None:
+        """No client has been there for a while: do not listen to a server that has nothing to tell."""
+        if self.may_rest and self.is_idle:
+            self._rest()
+
+    def _rest(self) -> None:
+        self._is_resting = True
+        self._demux.trim()
+        if isinstance(self._wire, MovableWire):
+            self._wire.rest()
+
+    def _hear(self) -> None:
+        self._is_resting = False
         if isinstance(self._wire, MovableWire):
             self._wire.listen()
 
     def draw_anew(self) -> None:
         """Draw a block of ids, so that nobody draws again what was drawn here."""
         self._is_drawing_anew = True
-        self._wake.set()
+        self._rouse()
 
     @property
     def highest_id(self) -> int:
@@ -213,37 +252,47 @@ class Channel:
     async def run(self) -> None:
         """Own the session: open it, keep it until `close`, end it. Never raises what the server caused."""
         # A connector's context may not be entered under a deadline; who waits for it can be told all the same.
-        timer = asyncio.get_running_loop().call_later(OPEN_SECONDS, self._give_up_opening)
+        patience = asyncio.get_running_loop().call_later(OPEN_SECONDS, self._give_up_opening)
+        self.opened.add_done_callback(partial(_cancel, patience))
+        del patience  # with the frame that waits for the session's end, it would be kept for as long
         try:
             async with self._connect() as wire:
                 self._wire = wire
                 try:
-                    await self._live(wire)
+                    await self._begin(wire)
+                    while not self._closing:
+                        await self._wake
+                        self._wake = asyncio.get_running_loop().create_future()
+                        await self._keep_ids()
                 except Exception as error:
                     self._fail(error)  # told before the wire says good-bye, which may take seconds
         except Exception as error:
             self._fail(error)
         finally:
-            timer.cancel()
             self.close(SessionLost("the gateway stopped", executed="unknown"))
             self._wire = None
 
     def _connect(self) -> AbstractAsyncContextManager[Wire]:
         config, adopted = self._config, self._config.adopted
         if adopted is None:
-            return config.connector.connect(self, config.session_headers, listen=config.listen)
+            listen = config.listen and not config.may_rest
+            return config.connector.connect(self, config.session_headers, listen=listen)
         if not isinstance(config.connector, AdoptingConnector):
             raise SessionLost("the upstream session ended with the worker that held it", executed="no")
         session, revision = adopted.session, adopted.opened.revision
-        return config.connector.adopt(self, config.session_headers, session, revision, listen=config.listen)
+        listen = config.listen and not config.may_rest
+        return config.connector.adopt(self, config.session_headers, session, revision, listen=listen)
 
-    async def _live(self, wire: Wire) -> None:
-        with anyio.fail_after(OPEN_SECONDS):
+    async def _begin(self, wire: Wire) -> None:
+        async with asyncio.timeout(OPEN_SECONDS):
             opened = await self._open(wire)
         self._may_write = None if self.session else self._config.may_write
+        if self._config.may_rest:
+            self._is_mute = is_mute(opened.result, self._config.handshake.capabilities)
+            if self._listens:
+                self.listen()
         if not self.opened.done():
             self.opened.set_result(opened)
-        await self._stay(wire)
 
     def _fail(self, error: Exception) -> None:
         """The session ends by what went wrong in its own task."""
@@ -265,7 +314,9 @@ class Channel:
         if self._may_write is not None and not self._may_write():
             raise LeaseEnded
         if self._demux.ids_left <= LOW_IDS:
-            self._wake.set()
+            self._rouse()
+        if self._is_resting:
+            self._hear()
         request, text = self._demux.open(message, caller, self._config.clock())
         assert self._wire is not None, "an open channel has a wire"
         caller.sent(request.id)
@@ -316,7 +367,7 @@ class Channel:
         if self._closing:
             return
         self._closing = True
-        self._wake.set()
+        self._rouse()
         self._perform(list(self._demux.close(cause)))
         for owner in tuple(self._owners):
             owner.left(self)
@@ -413,20 +464,23 @@ class Channel:
         if revision not in LEGACY:
             raise UpstreamFault(f"the server chose a protocol revision that is not served here: {str(revision)[:32]}")
         await wire.establish(revision, wire_format.notification("notifications/initialized"))
-        return Opened(revision, bytes(result))
+        return Opened(intern(revision), bytes(result))
 
-    async def _stay(self, wire: Wire) -> None:
-        while not self._closing:
-            await self._wake.wait()
-            self._wake = anyio.Event()
-            if not self._closing and (self._demux.ids_left <= LOW_IDS or self._is_drawing_anew):
-                try:
-                    await self._draw_ids()
-                except SessionLost:
-                    raise
-                except Exception as error:  # the session is sound, and the next call tries again
-                    reason = type(error).__name__
-                    logger.warning("no ids could be drawn: %s", reason, extra={"server": self._config.server})
+    def _rouse(self) -> None:
+        if not self._wake.done():
+            self._wake.set_result(None)
+
+    async def _keep_ids(self) -> None:
+        """Draw the next block before the last one is used up."""
+        if self._closing or (self._demux.ids_left > LOW_IDS and not self._is_drawing_anew):
+            return
+        try:
+            await self._draw_ids()
+        except SessionLost:
+            raise
+        except Exception as error:  # the session is sound, and the next call tries again
+            reason = type(error).__name__
+            logger.warning("no ids could be drawn: %s", reason, extra={"server": self._config.server})
 
     async def _draw_ids(self) -> None:
         try:
@@ -494,6 +548,10 @@ class Channel:
                 case Retracted(asked, notification):
                     for owner in tuple(self._owners):
                         owner.retracted(asked, notification)
+
+
+def _cancel(timer: asyncio.TimerHandle, _: object) -> None:
+    timer.cancel()
 
 
 def _took_too_long() -> HandshakeTimedOut:

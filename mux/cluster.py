@@ -8,9 +8,9 @@ the same record: it has the upstream session, ids and streams of its own, and sa
 import asyncio
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from itertools import count
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import anyio
 import msgspec
@@ -59,7 +59,7 @@ class ClusterPorts(NamedTuple):
     """Makes a workflow of a record, which lives nowhere yet."""
     admit: Callable[[Principal, Pooling], Awaitable[None]]
     """Finds room for one more; raises `Overloaded`."""
-    open: Callable[[Workflow], Awaitable[None]]
+    open: Callable[[Workflow], Coroutine[Any, Any, None]]
     """Opens one that lives here."""
     is_draining: Callable[[], bool]
     has_ended: Callable[[WorkflowRecord], bool]
@@ -430,8 +430,6 @@ class Cluster:
             idle_since = workflow.idle_since
             if idle_since is not None and idle_since + BESIDE_SECONDS <= now and not workflow.streams.is_held:
                 self.dismiss(workflow, "idle")
-        for workflow in self._residents.by_id.values():
-            self.note(workflow)
         if now - self._touched >= TOUCH_SECONDS:
             before, self._touched = self._touched, now
             used = [*self._residents.by_id.values(), *self.beside.values()]

@@ -263,6 +263,11 @@ class Demux:
         self._requests[number] = request
         return request, Envelope("request", members).with_id(spelled)
 
+    def trim(self) -> None:
+        """Give back what the tables once needed: an empty one that was used keeps its room."""
+        if self.is_idle:
+            self._requests, self._server_requests = {}, {}
+
     def find(self, caller: Caller) -> Request | None:
         """The request of this caller that waits for an answer."""
         return next((r for r in self._requests.values() if r.caller is caller and r.state == "pending"), None)

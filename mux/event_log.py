@@ -11,6 +11,7 @@ import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import count, takewhile
+from math import inf
 from typing import Final, NamedTuple
 
 from .errors import TrunklineError
@@ -124,7 +125,8 @@ class EventLog:
         self._limits = limits
         self._budget = budget
         self._streams: dict[int, Stream] = {}
-        self._order: deque[Stream] = deque()
+        self._order: deque[Stream] | None = None
+        """The streams of all events, oldest first; None while there are none, as in most logs at most times."""
         self._names = names or count(1)
         """The numbers of streams to come."""
         self.bytes = 0
@@ -132,7 +134,12 @@ class EventLog:
         """Events that were trimmed undelivered from a stream that no client had opened yet."""
 
     def __len__(self) -> int:
-        return len(self._order)
+        return len(self._order) if self._order is not None else 0
+
+    @property
+    def oldest(self) -> float:
+        """When the oldest event that is held was appended; never where none is."""
+        return self._order[0].events[0].at if self._order else inf
 
     def standalone(self) -> Stream:
         """Stream 0: what belongs to no request (the GET stream)."""
@@ -163,8 +170,7 @@ class EventLog:
         self._streams[number] = stream
         for n, message in events:
             stream.events.append(Event(n, message, now))
-            self._order.append(stream)
-            self._hold(len(message))
+            self._queue(stream, message)
         self._trim()
         return stream
 
@@ -193,46 +199,53 @@ class EventLog:
         event = Event(stream.last, message, now)
         stream.events.append(event)
         stream.ended = stream.ended or last
-        self._order.append(stream)
-        self._hold(len(message))
+        self._queue(stream, message)
         self._trim()
         return event
 
     def expire(self, before: float) -> None:
         """Drop events appended before that time, and ended streams of which nothing is left."""
         while self._order and self._order[0].events[0].at < before:
-            self._drop_oldest()
+            self._drop_oldest(self._order)
         for number in [n for n, stream in self._streams.items() if n and stream.ended and not stream.events]:
             del self._streams[number]
 
     def clear(self) -> None:
         """Drop everything and give the bytes back to the process's budget."""
         while self._order:
-            self._drop_oldest()
+            self._drop_oldest(self._order)
         self._streams.clear()
+
+    def _queue(self, stream: Stream, message: bytes) -> None:
+        if self._order is None:
+            self._order = deque()
+        self._order.append(stream)
+        self._hold(len(message))
 
     def _trim(self) -> None:
         lost = False
-        while len(self._order) > 1 and self._over():
+        while self._order is not None and len(self._order) > 1 and self._over():
             stream = self._order[0]
             if stream.events[0].n > stream.sent:
                 if stream.covered:
                     lost = True
                 else:
                     self.dropped += 1
-            self._drop_oldest()
+            self._drop_oldest(self._order)
         if lost:
             raise Overflow("the client did not read what was sent to it")
 
     def _over(self) -> bool:
         limits, budget = self._limits, self._budget
-        return len(self._order) > limits.events or self.bytes > limits.bytes or budget.held > budget.limit
+        return len(self) > limits.events or self.bytes > limits.bytes or budget.held > budget.limit
 
-    def _drop_oldest(self) -> None:
-        stream = self._order.popleft()
+    def _drop_oldest(self, order: deque[Stream]) -> None:
+        stream = order.popleft()
         event = stream.events.popleft()
         stream.trimmed = event.n
         self._hold(-len(event.message))
+        if not order:
+            self._order = None
 
     def _hold(self, size: int) -> None:
         self.bytes += size

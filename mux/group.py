@@ -35,8 +35,6 @@ class GroupPorts(NamedTuple):
     """Whether one more session may be opened (`max_channels_per_user`)."""
     on_changed: Callable[[Owner], None]
     """Hears of a workflow whose client was told what the server no longer says of itself (rule L13)."""
-    listens: Callable[[Owner], bool]
-    """Whether a workflow's client waits for what the server tells unasked."""
     clock: Callable[[], float]
 
 
@@ -259,7 +257,7 @@ class ChannelGroup:
 
     def _reopen(self, now: float) -> None:
         """Open the primary session anew where workflows wait for what the server tells; others come with a call."""
-        is_awaited = self.wishes.subscriptions or any(map(self._ports.listens, self.owners))
+        is_awaited = self.wishes.subscriptions or any(owner.is_listening for owner in self.owners)
         if self.owners and is_awaited and self._backoff.until <= now:
             try:
                 self._lines[0].reopen()

@@ -1,11 +1,22 @@
-"""What a client's `initialize` fixes for its session, and how a later one differs from it. Pure."""
+"""What an `initialize` fixes for a session, how a later one differs from it, and what it leaves to be told. Pure."""
+
+from sys import intern
+from typing import Final
+
+from msgspec import Raw
 
 from . import envelope as wire_format
 from .envelope import Envelope
-from .errors import InvalidParams
+from .errors import InvalidParams, ParseError
 from .limits import MAX_HANDSHAKE_BYTES
 from .ports import Headers
 from .record import Handshake, WorkflowRecord
+
+ANSWERS_ONLY: Final = frozenset({"completions", "prompts", "resources", "tools"})
+"""Capabilities of servers that are for answering alone, as far as all their flags are false."""
+
+NEUTRAL: Final = frozenset({"experimental", "extensions"})
+"""Capabilities that stand for nothing while they are empty."""
 
 
 def read_handshake(message: Envelope, session_headers: Headers) -> Handshake:
@@ -24,7 +35,7 @@ def read_handshake(message: Envelope, session_headers: Headers) -> Handshake:
     if capabilities[:1] != b"{":
         raise InvalidParams("initialize: capabilities must be an object")
     fixed = tuple(sorted(session_headers.items()))
-    return Handshake(revision, bytes(message.members["params"]), capabilities, fixed)
+    return Handshake(intern(revision), bytes(message.members["params"]), capabilities, fixed)
 
 
 def difference(record: WorkflowRecord, handshake: Handshake) -> str | None:
@@ -34,3 +45,28 @@ def difference(record: WorkflowRecord, handshake: Handshake) -> str | None:
     if handshake.capabilities != record.handshake.capabilities:
         return "capabilities"
     return None if handshake.session_headers == record.handshake.session_headers else "session headers"
+
+
+def is_mute(result: bytes, capabilities: bytes) -> bool:
+    """True where a server with this InitializeResult has nothing to tell unasked to a client of these capabilities.
+
+    Both sides keep to what they declared (Lifecycle, "Operation"): it cannot ask where the client answers nothing, and
+    it has declared no log, no list that changes, nothing to subscribe to, no tasks, and nothing that is not known here.
+    """
+    try:
+        declared = _members((wire_format.members_of(Raw(result)) or {}).get("capabilities"))
+        if declared is None or capabilities != b"{}":
+            return False
+        return all(_is_quiet(name, _members(raw)) for name, raw in declared.items())
+    except ParseError:
+        return False
+
+
+def _is_quiet(name: str, features: wire_format.Members | None) -> bool:
+    if name in NEUTRAL:
+        return features == {}
+    return name in ANSWERS_ONLY and features is not None and all(bytes(flag) == b"false" for flag in features.values())
+
+
+def _members(raw: Raw | None) -> wire_format.Members | None:
+    return None if raw is None else wire_format.members_of(raw)

@@ -4,8 +4,8 @@ import asyncio
 import hashlib
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from .limits import Pooling
 from .line import ChannelMaker, DedicatedLine
 from .membership import Membership
 from .policy import Cap, Census, cap_reached
-from .ports import Connector, Line, Opened, Owner
+from .ports import NONE, Connector, Line, Opened, Owner
 from .principal import Principal
 from .record import Wish
 from .shared import SharedLine
@@ -35,8 +35,10 @@ from .workflow import Workflow
 Place = Literal["new", "held", "beside"]
 """`new`: it begins here. `held`: another worker held it before. `beside`: another worker holds it."""
 
+DrawIds = Callable[[int], Awaitable[range]]
+
 LineMaker = Callable[[ChannelMaker], Line]
-Spawn = Callable[[Callable[[Any], Awaitable[None]], Any], None]
+Spawn = Callable[[Callable[[Any], Coroutine[Any, Any, None]], Any], None]
 """Starts a task of the pool: a function and its argument."""
 
 Perform = Callable[[Channel, Effect], None]
@@ -77,6 +79,31 @@ class _Held:
         """True once it is told whether it could be opened."""
 
 
+class _OwnChannels:
+    """Makes the channels of one workflow, one after the other. Implements `ChannelMaker`."""
+
+    __slots__ = ("_lines", "_may_adopt", "_place", "_upstream", "_workflow")
+
+    def __init__(self, lines: "Lines", workflow: Workflow, upstream: Upstream, place: Place) -> None:
+        self._lines = lines
+        self._workflow = workflow
+        self._upstream = upstream
+        self._place = place
+        self._may_adopt = place != "new" and bool(workflow.record.upstream_session)
+
+    def __call__(self, *, listen: bool = True) -> Channel:
+        """The first one goes on with the session that another worker had, where there is one."""
+        record, adopted = self._workflow.record, None
+        if self._may_adopt:
+            self._may_adopt = False
+            adopted = Adopted(record.upstream_session, Opened(record.revision, record.result))
+        listen = listen and self._place != "beside"
+        return self._lines.open_own(self._workflow, self._upstream, self._draw_ids, listen=listen, adopted=adopted)
+
+    async def _draw_ids(self, above: int) -> range:
+        return await self._lines.directory.draw_ids(self._workflow.record.session_id, above)
+
+
 class Lines:
     """The lines of one pool. `spawn` starts an owner task; `end` ends a workflow; `note` hears of its wishes."""
 
@@ -107,7 +134,7 @@ class Lines:
         )
         self._is_closed = False
         self._wall = wall
-        self._directory = directory
+        self.directory = directory
         self._statistics = statistics
         self._clock = clock
         self._generations = generations
@@ -118,6 +145,7 @@ class Lines:
         self._groups: dict[ChannelKey, ChannelGroup] = {}
         self._groups_of: dict[Principal, dict[ChannelKey, ChannelGroup]] = {}
         self._annotations = Annotations()
+        self._on_lost = self._lost
 
     @property
     def channels(self) -> list[tuple[str, Channel]]:
@@ -214,30 +242,7 @@ class Lines:
         self._groups.pop(key).close(cause, release=release)
 
     def _dedicated(self, workflow: Workflow, upstream: Upstream, shelf: Shelf | None, place: Place) -> Line:
-        record = workflow.record
-        adopted = Adopted(record.upstream_session, Opened(record.revision, record.result))
-        may_adopt = place != "new" and bool(record.upstream_session)
-
-        def make_channel(*, listen: bool = True) -> Channel:
-            nonlocal may_adopt
-            is_adopted, may_adopt = may_adopt, False
-            config = ChannelConfig(
-                server=upstream.name,
-                connector=upstream.connector,
-                handshake=record.handshake,
-                session_headers=dict(record.handshake.session_headers),
-                draw_ids=lambda above: self._directory.draw_ids(record.session_id, above),
-                pooling=upstream.pooling,
-                statistics=self._statistics,
-                clock=self._clock,
-                listen=listen and place != "beside",
-                adopted=adopted if is_adopted else None,
-                may_write=self._may_write([workflow]) if upstream.make_line is None else None,
-                generation=upstream.generation,
-            )
-            is_guarded = upstream.make_line is None and not is_adopted
-            return self._start_channel(config, [workflow], workflow.principal, is_guarded=is_guarded)
-
+        make_channel = _OwnChannels(self, workflow, upstream, place)
         if upstream.make_line is not None:
             return upstream.make_line(make_channel)
         limit = upstream.pooling.max_inflight_per_channel
@@ -247,11 +252,40 @@ class Lines:
             make_channel,
             shelf=shelf,
             owner=workflow,
-            session_id=record.session_id,
+            session_id=workflow.record.session_id,
             stateless=upstream.stateless,
             max_waiting=limit,
             why=OWN,
         )
+
+    def open_own(
+        self, workflow: Workflow, upstream: Upstream, draw_ids: DrawIds, *, listen: bool, adopted: Adopted | None
+    ) -> Channel:
+        """Begin to open the session of one workflow, or to go on with it.
+
+        Raises:
+            CircuitOpen: the server failed too often, and is not tried now.
+            Overloaded: the gateway is shutting down.
+        """
+        record, is_pooled = workflow.record, upstream.make_line is None
+        config = ChannelConfig(
+            server=upstream.name,
+            connector=upstream.connector,
+            handshake=record.handshake,
+            session_headers=dict(record.handshake.session_headers) or NONE,
+            draw_ids=draw_ids,
+            pooling=upstream.pooling,
+            statistics=self._statistics,
+            clock=self._clock,
+            listen=listen,
+            may_rest=is_pooled,
+            adopted=adopted,
+            may_write=self._may_write([workflow]) if is_pooled else None,
+            generation=upstream.generation,
+            on_lost=self._on_lost,
+        )
+        is_guarded = is_pooled and adopted is None
+        return self._start_channel(config, [workflow], workflow.principal, is_guarded=is_guarded)
 
     def _shelf(self, workflow: Workflow, upstream: Upstream) -> Shelf | None:
         """Where spares for workflows like this one are found; None where its server keeps none."""
@@ -260,7 +294,7 @@ class Lines:
         handshake = workflow.record.handshake
         key = SpareKey(upstream.name, upstream.generation, workflow.principal, upstream.credential, handshake)
 
-        def make_spare(owners: list[Owner], draw_ids: Callable[[int], Awaitable[range]], perform: Perform) -> Channel:
+        def make_spare(owners: list[Owner], draw_ids: DrawIds, perform: Perform) -> Channel:
             config = ChannelConfig(
                 server=upstream.name,
                 connector=upstream.connector,
@@ -270,8 +304,10 @@ class Lines:
                 pooling=upstream.pooling,
                 statistics=self._statistics,
                 clock=self._clock,
+                may_rest=True,
                 generation=upstream.generation,
                 purpose="kept",
+                on_lost=self._on_lost,
             )
             return self._start_channel(config, owners, key.principal, perform=perform)
 
@@ -314,7 +350,7 @@ class Lines:
             ids = (range(first, first + ID_BLOCK) for first in itertools.count(1, ID_BLOCK))
 
             async def draw_ids(above: int) -> range:
-                return next(ids) if self._members is None else await self._directory.draw_ids(name, above)
+                return next(ids) if self._members is None else await self.directory.draw_ids(name, above)
 
             config = ChannelConfig(
                 server=upstream.name,
@@ -331,6 +367,7 @@ class Lines:
                 recipients=recipients,
                 generation=upstream.generation,
                 purpose="shared",
+                on_lost=self._on_lost,
             )
             before = None if newest is None or newest.opened.done() else newest
             newest = self._start_channel(
@@ -347,7 +384,6 @@ class Lines:
             make_channel,
             may_open=lambda: self._has_room_for_channel(key.principal, upstream.pooling),
             on_changed=self._end_changed,
-            listens=_listens,
             clock=self._clock,
         )
         self._groups[key] = group = ChannelGroup(key, upstream.pooling, ports, why=why)
@@ -405,7 +441,7 @@ class Lines:
             Overloaded: the gateway is shutting down.
         """
         permit = self._permit(config.server, principal) if is_guarded else None
-        channel = Channel(replace(config, on_lost=self._lost), owners)
+        channel = Channel(config, owners)
         channel.is_superseded = not self._generations.is_current(*channel.version)
         held = _Held(config.server, permit, perform, after)
         channel.opened.add_done_callback(partial(self._opened, channel, held))
@@ -495,8 +531,3 @@ def shared_name(key: ChannelKey) -> str:
 
 def _is_doubted(owner: Owner) -> bool:
     return isinstance(owner, Workflow) and owner.is_doubted
-
-
-def _listens(owner: Owner) -> bool:
-    """True while a workflow's client waits for what its server tells unasked."""
-    return isinstance(owner, Workflow) and owner.streams.listened is not None

@@ -24,6 +24,9 @@ class Gateway:
 
     __slots__ = ("_over",)
 
+    is_listening = False
+    """No client stands behind it."""
+
     def __init__(self, over: Callable[[bool], None] = lambda is_answered: None) -> None:
         self._over = over
 

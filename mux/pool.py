@@ -8,10 +8,11 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from math import inf
+from typing import Any, Final, NamedTuple
 
 import anyio
 import msgspec
@@ -112,7 +113,7 @@ class Pool:
         pooling: Pooling,
         statistics: Statistics | None = None,
         clock: Callable[[], float] = time.monotonic,
-        release: Callable[[Upstream], Awaitable[None]] | None = None,
+        release: Callable[[Upstream], Coroutine[Any, Any, None]] | None = None,
         members: Membership | None = None,
         shared: SharedDirectory | None = None,
     ) -> None:
@@ -156,6 +157,7 @@ class Pool:
             members=members,
         )
         self._numbers = itertools.count(1)
+        self._on_end = self._end_soon
 
     def __repr__(self) -> str:
         return f"Pool({len(self._workflows)} workflows, {len(self.channels)} channels)"
@@ -209,22 +211,17 @@ class Pool:
     async def running(self) -> AsyncIterator["Pool"]:
         """The pool with its tasks, for the length of the context; leaving it ends every workflow in an orderly way."""
         failure: Exception | None = None
-        async with self._written(), anyio.create_task_group() as keepers:
-            async with anyio.create_task_group() as owners:
-                self._tasks.group = owners
-                await keepers.start(self._watch)
-                keepers.start_soon(self._sweep)
-                try:
-                    yield self
-                except Exception as error:  # kept out of the task groups, which would wrap it
-                    failure = error
-                finally:
-                    keepers.cancel_scope.cancel()
-                    owners.cancel_scope.shield = True
-                    owners.cancel_scope.deadline = anyio.current_time() + CLOSE_SECONDS
-                    self.draining = True
-                    self._end_all()
-            self._tasks.group = None
+        async with self._written(), anyio.create_task_group() as keepers, self._tasks.running(CLOSE_SECONDS):
+            await keepers.start(self._watch)
+            keepers.start_soon(self._sweep)
+            try:
+                yield self
+            except Exception as error:  # kept out of the task groups, which would wrap it
+                failure = error
+            finally:
+                keepers.cancel_scope.cancel()
+                self.draining = True
+                self._end_all()
         if failure is not None:
             raise failure
 
@@ -249,6 +246,7 @@ class Pool:
         self._budget.limit = pooling.event_log.total_bytes
         for workflow in self._served:
             workflow.is_superseded = not self._generations.is_current(workflow.server, workflow.generation)
+            workflow.stir()
         is_current = self._generations.is_current
         self._lines.supersede({name for name, upstream in before.items() if is_current(name, upstream.generation)})
 
@@ -561,12 +559,13 @@ class Pool:
             budget=self._budget,
             statistics=self.statistics,
             clock=self._clock,
-            on_end=self._end_soon,
+            on_end=self._on_end,
             number=next(self._numbers),
             transport=transport,
             generation=upstream.generation,
             names=None if cluster is None else cluster.names,
             write=None if cluster is None else cluster.writer(record, upstream.pooling.event_log),
+            stir=self._residents.rota.stir,
         )
 
         workflow.account.settings = upstream.generation, upstream.credential
@@ -734,10 +733,10 @@ class Pool:
 
     def _look_after(self, now: float) -> Iterator[None]:
         """Do what is due, with a pause wherever calls may go on meanwhile."""
-        for number, workflow in enumerate(self.workflows, 1):
+        for number, workflow in enumerate(self._residents.rota.due(now), 1):
             try:
                 if not workflow.ended:
-                    self._expire(workflow, now)
+                    self._residents.rota.put_off(workflow, self._expire(workflow, now), now)
             except Exception:
                 logger.exception("a workflow could not be looked after", extra=_about(workflow))
             if number % SWEEP_SLICE == 0:
@@ -751,18 +750,24 @@ class Pool:
             self._tasks.spawn(self._remove, record)
         self._release_superseded()
 
-    def _expire(self, workflow: Workflow, now: float) -> None:
+    def _expire(self, workflow: Workflow, now: float) -> float:
+        """Do what is due for a workflow; when there will be more, if nothing happens to it until then."""
         workflow.expire(now)
+        if self._cluster is not None and not workflow.ended:
+            self._cluster.note(workflow)
         patience, cause = workflow.pooling.idle_timeout, "idle"
         if workflow.is_superseded and workflow.pooling.resume_window < patience:
             patience, cause = workflow.pooling.resume_window, "reconfigured"
         idle_since = workflow.idle_since
         if idle_since is None or idle_since + patience > now:
-            return
+            if self._cluster is not None and workflow.has_changed:  # until it is recorded
+                return now
+            return min(workflow.due(), inf if idle_since is None else idle_since + patience)
         if self._cluster is None:
             self._end_soon(workflow, cause)
         elif not workflow.is_doubted:
             self._tasks.spawn(self._end_if_unused, (workflow, patience, cause))
+        return now
 
     async def _end_if_unused(self, what: tuple[Workflow, float, str]) -> None:
         """End a workflow that no worker has touched for so long."""

@@ -11,6 +11,7 @@ from .account import MAX_ENDED, Ended, Origin
 from .policy import Census
 from .principal import Principal
 from .record import WorkflowRecord
+from .rota import Rota
 from .workflow import Workflow
 
 _Key = tuple[Principal, str, str]
@@ -28,6 +29,8 @@ class Residents:
 
     def __init__(self) -> None:
         self.census = Census()
+        self.rota: Rota[Workflow] = Rota()
+        """When they are looked after."""
         self.by_id: dict[str, Workflow] = {}
         self.by_token: dict[str, Workflow] = {}
         self.by_key: dict[_Key, Workflow] = {}
@@ -38,6 +41,7 @@ class Residents:
 
     def add(self, workflow: Workflow) -> None:
         """A workflow lives here from now on. The census counts it already."""
+        self.rota.add(workflow)
         self.by_id[workflow.record.session_id] = workflow
         self.by_token[workflow.record.event_token] = workflow
         if workflow.record.key is not None:
@@ -51,6 +55,7 @@ class Residents:
         if self.by_key.get(name := _name_of(workflow.record)) is workflow:
             del self.by_key[name]
         self.census.remove(workflow.principal)
+        self.rota.remove(workflow)
         return True
 
     def note_end(self, workflow: Workflow, cause: str, now: float) -> None:

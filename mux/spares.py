@@ -101,6 +101,9 @@ class Spare:
 
     # The owner of its channel.
 
+    is_listening = False
+    """No client is there yet; what the server tells all the same is kept."""
+
     def asked(self, channel: Answerable, request: ServerRequest, message: Envelope) -> None:
         """See `Owner.asked`."""
         channel.refuse(request, Unattributable("no client is there yet"))

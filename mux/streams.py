@@ -67,6 +67,7 @@ class Streams:
         """Log one message on a stream and wake its readers; an overflow ends the workflow with that reason."""
         if self.is_over and not self._readers:  # nobody will read it, and nothing would clear it
             return
+        self._workflow.stir()
         try:
             if self._workflow.write is not None:
                 self._workflow.write(Entry("event", stream.number, stream.last + 1, message, last))
@@ -92,6 +93,7 @@ class Streams:
         if listens:
             self._listened.pop(stream.number, None)
             self._listened[stream.number] = stream
+            self._workflow.attend()
         stream.covered = True
         self._workflow.wire_came()
         return reader
@@ -141,6 +143,11 @@ class Streams:
     def is_held(self) -> bool:
         """True while anything is kept for resumption."""
         return len(self._log) > 0
+
+    @property
+    def oldest(self) -> float:
+        """When the oldest of that was sent; never where nothing is kept."""
+        return self._log.oldest
 
     @property
     def is_over(self) -> bool:

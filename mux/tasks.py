@@ -2,10 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
 
-from anyio.abc import TaskGroup
+import anyio
 
 from .errors import Overloaded
 
@@ -16,23 +17,48 @@ T = TypeVar("T")
 
 
 class Tasks:
-    """Functions that run in a group of their own: none of them is cancelled with the caller that began it."""
+    """Functions that run in tasks of their own: none of them is cancelled with the caller that began it.
+
+    They end with the context `running`, as those of a task group would. A group keeps more of a task than the task
+    itself takes, and every session has one.
+    """
 
     def __init__(self) -> None:
-        self.group: TaskGroup | None = None
-        """Where they run; None while nothing can be begun."""
+        self._running: set[asyncio.Task[None]] = set()
+        self._is_open = False
+        """True while more can be begun."""
+        self._on_ended = self._ended
 
-    def spawn(self, function: Callable[[A], Awaitable[None]], argument: A) -> None:
+    @asynccontextmanager
+    async def running(self, patience: float) -> AsyncIterator[None]:
+        """Tasks can be begun, for the length of the context; at its end, they have so many seconds to end."""
+        running, self._is_open = self._running, True
+        try:
+            yield
+        finally:
+            with anyio.CancelScope(shield=True):
+                with anyio.move_on_after(patience):
+                    while running:
+                        await asyncio.wait(running)
+                self._is_open = False
+                for task in running:
+                    task.cancel()
+                if running:
+                    await asyncio.wait(running)
+
+    def spawn(self, function: Callable[[A], Coroutine[Any, Any, None]], argument: A) -> None:
         """Begin this. What it raises is logged.
 
         Raises:
             Overloaded: nothing is begun any longer.
         """
-        if self.group is None:
+        if not self._is_open:
             raise Overloaded("the gateway is shutting down", limit="draining")
-        self.group.start_soon(_guarded, function, argument)
+        task = asyncio.get_running_loop().create_task(function(argument))
+        self._running.add(task)
+        task.add_done_callback(self._on_ended)
 
-    async def see_through(self, function: Callable[[A], Awaitable[T]], argument: A) -> T:
+    async def see_through(self, function: Callable[[A], Coroutine[Any, Any, T]], argument: A) -> T:
         """Do this, and wait for it: a caller that is cancelled leaves nothing half done.
 
         Raises:
@@ -54,10 +80,8 @@ class Tasks:
         self.spawn(see_through, None)
         return await asyncio.shield(done)
 
-
-async def _guarded(function: Callable[[A], Awaitable[None]], argument: A) -> None:
-    """Run one task; a defect in it must not end the others."""
-    try:
-        await function(argument)
-    except Exception:
-        logger.exception("a task of the pool failed")
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """One is done; a defect in it must not end the others."""
+        self._running.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("a task of the pool failed", exc_info=task.exception())

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 
 Transport = Literal["http", "sse", "websocket"]
 
+REST_SECONDS: Final = 30.0
+"""How long a server that has nothing to tell unasked is listened to after the client has gone: for one that calls now
+and then, it is not begun anew with each call."""
+
 MAX_LEFT: Final = 16
 """Wires that lost their connection and owe no answer, for which a client may come back; older ones are forgotten."""
 
@@ -59,6 +63,7 @@ class Workflow:
         generation: int = 0,
         names: Iterator[int] | None = None,
         write: Callable[[Entry], None] | None = None,
+        stir: Callable[[Workflow], None] = lambda workflow: None,
     ) -> None:
         self.record = record
         self.wish = record.wish
@@ -92,6 +97,7 @@ class Workflow:
         """What its client's newest wire is."""
         self.account = Account(number, clock(), transport)
         self._clock = clock
+        self._stir = stir
         self._on_end = on_end
         self._desk: Desk[Call] = Desk(names, self._note_question if write is not None else None)
         self.streams = Streams(self, EventLog(pooling.event_log, budget, names))
@@ -134,6 +140,11 @@ class Workflow:
     def is_attached(self) -> bool:
         """True while the client has a wire: an exchange that it waits for, or a stream that it reads."""
         return self._wires > 0
+
+    @property
+    def is_listening(self) -> bool:
+        """See `Owner.is_listening`."""
+        return self.streams.listened is not None
 
     @property
     def inflight(self) -> int:
@@ -207,6 +218,7 @@ class Workflow:
             self.statistics.count("refused", "duplicate_id")
             asker.add(wire_format.failure(message.id, InvalidRequest("a request with this id is in flight here")))
             return
+        self._stir(self)
         call = Call(self, asker, message.id, message.method, self._clock(), span)
         self._desk.enter(message.id, call)
         if message.method == "ping":
@@ -294,6 +306,7 @@ class Workflow:
             self.statistics.count("refused_server_requests", self.server)
             channel.refuse(request, refused)
             return
+        self._stir(self)
         origin = self._asker_of(request.origin.caller if request.origin is not None else None)
         newest = next((exchange for exchange in reversed(self._exchanges) if not exchange.is_lost), None)
         match place(
@@ -353,6 +366,7 @@ class Workflow:
         left = [duplex for duplex in self._duplexes if not duplex.is_attached and not duplex.owes]
         for duplex in left[: max(0, len(left) - MAX_LEFT)]:
             self._forget(duplex)
+        self._stir(self)
         duplex = Duplex(self)
         self._duplexes.append(duplex)
         return duplex
@@ -384,6 +398,11 @@ class Workflow:
         """The wire whose messages are this stream; None where the stream is another's."""
         return next((duplex for duplex in self._duplexes if duplex.stream.number == stream), None)
 
+    def attend(self) -> None:
+        """Its client listens to what the server tells unasked."""
+        for channel in self.line.channels:
+            channel.attend()
+
     def wire_came(self) -> None:
         """The client has one wire more."""
         self._wires += 1
@@ -392,6 +411,7 @@ class Workflow:
         """The client has one wire less."""
         self._wires -= 1
         self._touched = self._clock()
+        self._stir(self)
 
     # Ends.
 
@@ -428,6 +448,9 @@ class Workflow:
     def expire(self, now: float) -> None:
         """Time out calls, drop what was kept for resumption long enough, refuse questions that nobody is there for."""
         self.line.expire(now)
+        if not self._wires and not len(self._desk) and self._touched + REST_SECONDS <= now:
+            for channel in self.line.channels:
+                channel.rest()
         self.streams.expire(now - self.pooling.resume_window)
         for duplex in [d for d in self._duplexes if d.is_idle and d.left + self.pooling.resume_window <= now]:
             self._forget(duplex)
@@ -435,6 +458,25 @@ class Workflow:
             self._refuse_questions("the client did not come back")
             if self.ends_with_its_wires and not len(self._desk):
                 self.fail("abandoned")
+
+    def stir(self) -> None:
+        """Something happened that has to be looked after sooner than was thought."""
+        self._stir(self)
+
+    def due(self) -> float:
+        """When `expire` is due next, if nothing happens until then."""
+        channels = self._own_channels()
+        if len(self._desk) or not self.opened.done() or not all(channel.is_idle for channel in channels):
+            return float("-inf")
+        window = self.pooling.resume_window
+        due = [self.streams.oldest + window]
+        due += [duplex.left + window for duplex in self._duplexes if not duplex.is_attached]
+        if not self._wires:
+            if self._desk.questions or self.ends_with_its_wires:
+                due.append(self._touched + window)
+            if any(channel.may_rest for channel in channels):
+                due.append(self._touched + REST_SECONDS)
+        return min(due)
 
     def settle(self, outcome: Opened | TrunklineError) -> None:
         """It is known whether it could be opened; the first word counts."""

@@ -13,6 +13,7 @@ from trunkline.mux import channel as channel_module
 from trunkline.mux.channel import LOW_IDS, Channel
 from trunkline.mux.directory import ID_BLOCK
 from trunkline.mux.errors import SessionLost, UpstreamFault, UpstreamUnreachable
+from trunkline.mux.workflow import REST_SECONDS
 
 pytestmark = pytest.mark.anyio
 
@@ -292,3 +293,33 @@ async def test_nothing_reaches_a_session_that_is_closing() -> None:
         at.server.let("close")
         await at.closed()
         assert len(session.exchanges) == before
+
+
+async def test_a_server_with_nothing_to_tell_is_listened_to_while_a_client_is_there() -> None:
+    async with bench(idle_timeout=10_000) as at:
+        at.server.result = {**at.server.result, "capabilities": {"tools": {}}}
+        client = await at.client()
+        session = at.server.session
+        assert not session.is_listening
+        exchange = client.call()
+        assert session.is_listening
+        session.exchanges[-1].answer()
+        await client.answer(exchange)
+        at.clock.advance(REST_SECONDS)
+        await at.server.until(lambda: not session.is_listening)
+        reader = client.workflow.streams.attach_standalone()
+        assert session.is_listening
+        at.clock.advance(REST_SECONDS * 2)
+        await asyncio.sleep(0.1)  # some looks at what is due
+        assert session.is_listening
+        reader.close()
+        at.clock.advance(REST_SECONDS)
+        await at.server.until(lambda: not session.is_listening)
+
+
+async def test_a_server_that_may_tell_something_is_always_listened_to() -> None:
+    async with bench(idle_timeout=10_000) as at:
+        await at.client()
+        at.clock.advance(REST_SECONDS * 2)
+        await asyncio.sleep(0.1)  # some looks at what is due
+        assert at.server.session.is_listening

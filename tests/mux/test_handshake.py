@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from harness.muxing import initialize, request
 from trunkline.mux.errors import InvalidParams
-from trunkline.mux.handshake import difference, read_handshake
+from trunkline.mux.handshake import difference, is_mute, read_handshake
 from trunkline.mux.principal import ANONYMOUS
 from trunkline.mux.record import WorkflowRecord
 
@@ -48,3 +48,35 @@ def test_how_a_later_one_differs(later: Any, headers: dict[str, str], field: str
     record = WorkflowRecord("s", ANONYMOUS, "x", None, read_handshake(initialize(), {}))
     negotiated = msgspec.structs.replace(record, revision="2025-06-18")
     assert difference(negotiated, read_handshake(later, headers)) == field
+
+
+NOTHING = (
+    '{"tools":{},"prompts":{"listChanged":false},"resources":{"subscribe":false},"completions":{},"experimental":{}}'
+)
+
+
+@pytest.mark.parametrize(
+    ("server", "client", "mute"),
+    [
+        ("{}", {}, True),
+        (NOTHING, {}, True),
+        (NOTHING, {"sampling": {}}, False),
+        (NOTHING, {"experimental": {}}, False),
+        ('{"tools":{"listChanged":true}}', {}, False),
+        ('{"resources":{"subscribe":true}}', {}, False),
+        ('{"tools":{"vendor":{}}}', {}, False),
+        ('{"logging":{}}', {}, False),
+        ('{"tasks":{}}', {}, False),
+        ('{"experimental":{"x":{}}}', {}, False),
+        ('{"tools":[]}', {}, False),
+        ("[]", {}, False),
+        ('{"tools":{"x":' + "[" * 2000 + "]" * 2000 + "}}", {}, False),
+    ],
+)
+def test_who_has_nothing_to_tell_unasked(server: str, client: dict[str, Any], mute: bool) -> None:
+    fixed = read_handshake(initialize(capabilities=client), {})
+    assert is_mute(f'{{"capabilities":{server}}}'.encode(), fixed.capabilities) is mute
+
+
+def test_a_server_that_declares_nothing_is_listened_to() -> None:
+    assert not is_mute(b"{}", b"{}")

@@ -10,6 +10,8 @@ from trunkline.mux.tasks import Tasks
 
 pytestmark = pytest.mark.anyio
 
+PATIENCE = 10
+
 
 async def test_a_caller_that_is_cancelled_leaves_nothing_half_done() -> None:
     tasks, gate, done = Tasks(), anyio.Event(), []
@@ -18,7 +20,7 @@ async def test_a_caller_that_is_cancelled_leaves_nothing_half_done() -> None:
         await gate.wait()
         done.append(name)
 
-    async with anyio.create_task_group() as tasks.group:
+    async with tasks.running(PATIENCE):
         with anyio.CancelScope() as scope:
             async with anyio.create_task_group() as callers:
                 callers.start_soon(tasks.see_through, work, "a")
@@ -36,7 +38,7 @@ async def test_a_caller_hears_the_result_or_the_error(caplog: pytest.LogCaptureF
             raise ValueError("odd")
         return number // 2
 
-    async with anyio.create_task_group() as tasks.group:
+    async with tasks.running(PATIENCE):
         assert await tasks.see_through(half, 4) == 2
         with pytest.raises(ValueError, match="odd"):
             await tasks.see_through(half, 3)
@@ -53,7 +55,7 @@ async def test_a_defect_ends_nobody_else(caplog: pytest.LogCaptureFixture) -> No
         await settle()
         done.append(name)
 
-    async with anyio.create_task_group() as tasks.group:
+    async with tasks.running(PATIENCE):
         tasks.spawn(work, "a")
         tasks.spawn(fail, None)
     assert done == ["a"]
@@ -70,10 +72,8 @@ async def test_what_the_end_of_the_pool_ends_is_told() -> None:
         with pytest.raises(Overloaded):
             await tasks.see_through(wait, None)
 
-    async with anyio.create_task_group() as callers, anyio.create_task_group() as tasks.group:
+    async with anyio.create_task_group() as callers, tasks.running(0.01):
         callers.start_soon(ask)
         await settle()
-        tasks.group.cancel_scope.cancel()
-    tasks.group = None
     with pytest.raises(Overloaded):
         tasks.spawn(wait, None)
