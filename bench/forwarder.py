@@ -54,7 +54,7 @@ class Forwarded(HeaderBlock):
 
     def __init__(self, headers: list[tuple[bytes, bytes]]) -> None:
         lines = [b"%b: %b\r\n" % (name, value) for name, value in headers if name in PASSED_ON]
-        self.__dict__["encoded"] = b"".join(lines)
+        self._encoded = b"".join(lines)
 
 
 class WholeAnswer:
