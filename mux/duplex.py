@@ -7,6 +7,7 @@ on where the client says, or where it has acknowledged.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from . import envelope as wire_format
@@ -15,41 +16,13 @@ from .errors import TrunklineError
 from .event_log import Stream, Trimmed
 from .ports import PoolResult
 from .streams import Reader
+from .tally import Tally
 
 if TYPE_CHECKING:
     from .workflow import Workflow
 
 MAX_NAMES: Final = 16
 """Connections of one wire whose names still mean it."""
-
-MAX_OTHERS: Final = 1000
-"""Messages of others on one connection whose places are kept; beyond that a count may lead to a repetition."""
-
-
-class Tally:
-    """What a client counts on one connection of a wire: the wire's own messages, and those of others between them."""
-
-    def __init__(self, began: int) -> None:
-        self.began = began
-        """The position after which the connection goes on with the wire."""
-        self._others: deque[int] = deque()
-        self._forgotten = 0
-
-    def skip(self, count: int) -> None:
-        """So many messages had been sent on the connection before it came to the wire."""
-        self._forgotten += count
-
-    def note_other(self, ordinal: int) -> None:
-        """The message that a client counts as this one is none of the wire's."""
-        self._others.append(ordinal)
-        if len(self._others) > MAX_OTHERS:
-            self._others.popleft()
-            self._forgotten += 1
-
-    def position(self, count: int) -> int:
-        """Where a client stands on the wire that has received so many messages on the connection."""
-        others = self._forgotten + sum(ordinal <= count for ordinal in self._others)
-        return self.began + max(0, count - others)
 
 
 class Duplex:
@@ -58,13 +31,15 @@ class Duplex:
     is_open = True
     is_lost = False
 
-    def __init__(self, workflow: Workflow, kept: tuple[Stream, int] | None = None) -> None:
-        """`kept` is the stream of a wire that another worker carried, and where its last connection began."""
+    def __init__(self, workflow: Workflow, kept: tuple[Stream, Sequence[Tally]] | None = None) -> None:
+        """`kept` is the stream of a wire that another worker carried, and its connections, the newest one last."""
         self._workflow = workflow
-        self._ids: set[IdKey] = set()
-        self.tally = Tally(kept[1] if kept is not None else 0)
+        self._ids: dict[IdKey, bytes] = {}
+        """The requests whose answers are due, as they were spelled."""
+        tallies = kept[1] if kept is not None else [Tally(0)]
+        self.tally = tallies[-1]
         """Of its newest connection."""
-        self._met = self.tally
+        self._met = next((tally for tally in reversed(tallies) if tally.is_met), self.tally)
         """Of the newest connection on which its client has shown itself: until then, its counts mean an older one."""
         self._acknowledged: int | None = None
         """None as long as nothing can tell what the client has."""
@@ -76,6 +51,8 @@ class Duplex:
         """When its last connection went, or it was made."""
         self.stream = workflow.streams.open() if kept is None else kept[0]
         self.stream.covered = True
+        for tally in tallies:
+            tally.note = workflow.streams.noting(self.stream)
         self.pool_result: PoolResult = "hit"
         """Of no interest here: no answer has headers."""
 
@@ -99,7 +76,7 @@ class Duplex:
         key = id_key(id)
         if key in self._ids:
             return False
-        self._ids.add(key)
+        self._ids[key] = id
         self._workflow.streams.note_opened(self.stream, [id])
         return True
 
@@ -109,12 +86,19 @@ class Duplex:
 
     def answer(self, message: bytes, id: bytes) -> None:
         """The answer to the request of this id."""
-        self._ids.discard(id_key(id))
+        self._ids.pop(id_key(id), None)
         self.add(message)
 
     def fail(self, error: TrunklineError, id: bytes) -> None:
         """There is no answer of the server's to the request of this id; why."""
         self.answer(wire_format.failure(id, error), id)
+
+    def repeat(self) -> None:
+        """Note once more what another worker would have to know of it."""
+        for tally in dict.fromkeys((self._met, self.tally)):
+            tally.tell()
+        if self._ids:
+            self._workflow.streams.note_opened(self.stream, tuple(self._ids.values()))
 
     # Connections.
 
@@ -155,7 +139,8 @@ class Duplex:
 
     def meet(self, tally: Tally) -> None:
         """The client has shown itself on the connection that this tally is of."""
-        if tally is self.tally:
+        if tally is self.tally and not tally.is_met:
+            tally.meet()
             self._met = tally
 
     def say_goodbye(self) -> None:
@@ -178,6 +163,6 @@ class Duplex:
 
     def _begin(self, position: int) -> Reader:
         reader = self._workflow.streams.repeat(self.stream, position, listens=True)
-        self.tally = Tally(position)
-        self._workflow.streams.note_connection(self.stream, position)
+        self.tally = Tally(position, self.tally.connection + 1, self._workflow.streams.noting(self.stream))
+        self.tally.tell()
         return reader

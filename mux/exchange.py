@@ -33,7 +33,7 @@ class Exchange:
         self._pending = requests
         self._answers: list[bytes] = []
         self._ids: list[bytes] | None = None if workflow.write is None else []
-        """Its requests, where another worker may have to tell what became of them."""
+        """Its requests without an answer, where another worker may have to tell what became of them."""
         self.stream: Stream | None = None
         self.cut = False
         """Set when the client left before a plain answer could be given: that answer is lost, and counted (G5)."""
@@ -69,6 +69,8 @@ class Exchange:
     def answer(self, message: bytes, id: bytes) -> None:
         """One of the answers."""
         self._pending -= 1
+        if self._ids is not None:
+            self._ids.remove(id)
         if self._pending == 0:
             self._workflow.close_exchange(self)
         if self.stream is not None:
@@ -84,6 +86,11 @@ class Exchange:
         """It takes long: turn into a stream, unless the form of the answer is decided already."""
         if not self.ready.done():
             self.turn_into_stream()
+
+    def repeat(self) -> None:
+        """Note once more what another worker would have to know of it."""
+        if self.stream is not None and self._ids:
+            self._workflow.streams.note_opened(self.stream, self._ids)
 
     def turn_into_stream(self) -> Stream:
         """Decide for a stream, primed where the client understands it (rule T7), and put in what is already there."""

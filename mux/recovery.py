@@ -15,6 +15,7 @@ from .envelope import IdKey, id_key
 from .errors import TrunklineError
 from .event_log import EPOCH
 from .limits import MAX_EVENT_BYTES
+from .tally import Tally
 
 
 @dataclass(slots=True)
@@ -27,12 +28,20 @@ class KeptStream:
     trimmed: int = 0
     """The place up to which nothing is held any longer."""
     ended: bool = False
-    is_wire: bool = False
-    """True for the stream of a wire that carries everything."""
-    began: int = 0
-    """Where the newest connection of that wire stood before its first message, at least."""
+    tallies: dict[int, Tally] = field(default_factory=dict)
+    """How the client counts on each connection, where it is the stream of a wire that carries everything."""
     waiting: dict[IdKey, bytes] = field(default_factory=dict)
     """The requests whose answers it owes, as they were spelled."""
+
+    @property
+    def is_wire(self) -> bool:
+        """True for the stream of a wire that carries everything."""
+        return bool(self.tallies)
+
+    @property
+    def connections(self) -> list[Tally]:
+        """The connections of that wire, the newest one last."""
+        return [self.tallies[number] for number in sorted(self.tallies)]
 
     @property
     def last(self) -> int:
@@ -64,6 +73,10 @@ def recover(entries: Iterable[Entry]) -> Kept:
                 _open(kept.stream(entry.stream), entry)
             case "event":
                 _add(kept.stream(entry.stream), entry)
+            case "tally":
+                kept.stream(entry.stream).tallies[entry.n] = Tally.read(entry.n, entry.message)
+            case "other":
+                _count(kept.stream(entry.stream), entry)
             case "asked":
                 kept.questions[entry.n] = entry.message
             case _:
@@ -75,8 +88,12 @@ def _open(stream: KeptStream, entry: Entry) -> None:
     ids = msgspec.json.decode(entry.message, type=list[msgspec.Raw])
     for raw in ids:
         stream.waiting[id_key(bytes(raw))] = bytes(raw)
-    if not ids:
-        stream.is_wire, stream.began = True, entry.n
+
+
+def _count(stream: KeptStream, entry: Entry) -> None:
+    tally = stream.tallies.get(int(entry.message))
+    if tally is not None:  # else it was trimmed
+        tally.add_other(entry.n)
 
 
 def _add(stream: KeptStream, entry: Entry) -> None:

@@ -170,6 +170,12 @@ class Desk(Generic[Call]):
         """True while the question of this number waits for its answer."""
         return number in self._asked
 
+    def repeat(self) -> None:
+        """Note once more what is asked and not settled."""
+        if self._note is not None:
+            for number, question in self._asked.items():
+                self._note("asked", number, question.request.id)
+
     def let_go(self) -> None:
         """Drop the open questions, which another worker will see answered."""
         self._asked.clear()

@@ -12,6 +12,7 @@ from .errors import SessionLost
 from .event_log import EPOCH, Event, EventLog, Overflow, Position, Stream, Trimmed
 from .recovery import KeptStream
 from .routing import PRIMING
+from .tally import Note
 
 if TYPE_CHECKING:
     from .workflow import Workflow
@@ -40,10 +41,10 @@ class Streams:
         if self._workflow.write is not None:
             self._workflow.write(Entry("opened", stream.number, 0, b"[%b]" % b",".join(ids)))
 
-    def note_connection(self, stream: Stream, began: int) -> None:
-        """A wire that carries everything has a connection that goes on after this place."""
-        if self._workflow.write is not None:
-            self._workflow.write(Entry("opened", stream.number, began, b"[]"))
+    def noting(self, stream: Stream) -> Note | None:
+        """What notes how the client of a wire that carries everything counts, for another worker."""
+        write = self._workflow.write
+        return None if write is None else lambda kind, n, text: write(Entry(kind, stream.number, n, text))
 
     def restore(self, kept: KeptStream, epoch: int) -> Stream:
         """A stream of another worker; its owed answers are told as lost."""

@@ -68,8 +68,12 @@ class Workflow:
         self.record = record
         self.wish = record.wish
         """What it wants of a session that it shares."""
-        self.write = write
+        self.write = None if write is None else self._write
         """Keeps a line of its event log for other workers; None where there are none."""
+        self._keep = write
+        self._unrepeated = self._unrepeated_bytes = 0
+        """What was written since all that holds was noted."""
+        self._is_repeating = False
         self.handle = record.handle
         """Its public name, for pages, logs and commands."""
         self.pooling = pooling
@@ -524,10 +528,32 @@ class Workflow:
             if gave(number) and (not number or not self.streams.knows(number)):
                 restored = self.streams.restore(stream, epoch)
                 if stream.is_wire:
-                    self._duplexes.append(Duplex(self, (restored, stream.began)))
+                    self._duplexes.append(Duplex(self, (restored, stream.connections)))
         for number, raw in kept.questions.items():
             if gave(number) and not self._desk.knows(number):
                 self._desk.restore(number, inherited(raw), Inherited(self.line))
+
+    def _write(self, entry: Entry) -> None:
+        assert self._keep is not None, "there are other workers"
+        self._keep(entry)
+        self._unrepeated += 1
+        self._unrepeated_bytes += len(entry.message)
+        limits = self.pooling.event_log
+        if self._unrepeated * 2 >= limits.events or self._unrepeated_bytes * 2 >= limits.bytes:
+            self._repeat()
+
+    def _repeat(self) -> None:
+        """Note what holds once more: an event log keeps what was written last."""
+        if self._is_repeating:
+            return
+        self._is_repeating = True
+        for duplex in self._duplexes:
+            duplex.repeat()
+        for exchange in self._exchanges:
+            exchange.repeat()
+        self._desk.repeat()
+        self._unrepeated = self._unrepeated_bytes = 0
+        self._is_repeating = False
 
     def _note_question(self, kind: Literal["asked", "settled"], number: int, id: bytes) -> None:
         if self.write is not None:

@@ -14,7 +14,7 @@ import anyio
 from msgspec import Raw
 
 from ..mux import envelope as wire_format
-from ..mux.duplex import Duplex, Tally
+from ..mux.duplex import Duplex
 from ..mux.envelope import Envelope
 from ..mux.errors import (
     InvalidMessage,
@@ -32,6 +32,7 @@ from ..mux.principal import Principal
 from ..mux.record import WorkflowState, new_session_id
 from ..mux.routing import LEGACY
 from ..mux.streams import Reader
+from ..mux.tally import Tally
 from ..mux.workflow import Transport, Workflow
 from .endpoint import DEFAULT_REVISION, EndpointConfig, admitted_key, begin_unasked, picked, take_call
 from .headers import Asked
@@ -456,7 +457,7 @@ class Link:
         for one in due:
             self._handed += bool(one.message)
             if one.message and not one.position:
-                self._tally.note_other(self._handed)
+                self._tally.add_other(self._handed)
         return due
 
 

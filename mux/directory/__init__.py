@@ -102,11 +102,13 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
 
     `opened`: the stream carries the answers to the requests whose raw ids are the elements of `message`, a JSON array.
     `event`: `message` was appended at position n; `last` if it is the last one.
+    `tally`: how the client counts on the nth connection of a wire that carries everything: `message` is of `Tally`.
+    `other`: of what it counts on the connection that `message` spells, the nth is a message of another stream.
     `asked`: the server's request that the client knows by the integer n; `message` is the server's own raw id.
     `settled`: that question n is answered or void.
     """
 
-    kind: Literal["opened", "event", "asked", "settled"]
+    kind: Literal["opened", "event", "tally", "other", "asked", "settled"]
     stream: int
     n: int
     message: bytes = b""

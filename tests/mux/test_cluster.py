@@ -13,6 +13,7 @@ from trunkline.mux.envelope import parse
 from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, Overloaded, UnknownSession
 from trunkline.mux.event_log import Stream
 from trunkline.mux.exchange import Exchange
+from trunkline.mux.limits import EventLogLimits
 from trunkline.mux.placement import CALLS, NAMES, concern_of
 from trunkline.mux.principal import ANONYMOUS
 from trunkline.mux.streams import Reader
@@ -523,6 +524,88 @@ async def test_a_stream_that_no_log_tells_of_ends_without_ending_the_workflow() 
         _, again = await resume(at, b, event_id)
         assert [text async for _, text in events(again)] == []
         assert (await b.find(session_id)).workflow.ended is None
+
+
+def own(n: int) -> bytes:
+    return message("notifications/message", {"data": n})
+
+
+async def counted(at: Workers, member: Member, session_id: str, count: int) -> list[int]:
+    """What a client is sent that comes back to its wire with a count."""
+    duplex = (await member.find(session_id)).workflow.newest_duplex
+    assert duplex is not None
+    reader = duplex.attach_after(count)
+    try:
+        return [json.loads(event.message)["params"]["data"] for event in reader.due() or ()]
+    finally:
+        duplex.detach(reader)
+
+
+@pytest.mark.parametrize(("count", "missed"), [(2, [1, 2, 3]), (3, [2, 3]), (4, [2, 3]), (5, [3]), (6, [3]), (7, [])])
+async def test_g5_a_count_on_a_socket_that_carried_others_as_well_means_the_same_at_a_successor(
+    count: int, missed: list[int]
+) -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        duplex = (await a.find(session_id)).workflow.new_duplex()
+        duplex.attach()
+        duplex.tally.skip(2)  # answers to what came before the workflow was known
+        duplex.meet(duplex.tally)
+        for n, ordinal in ((1, 4), (2, 6), (3, None)):  # between them, the stream of an exchange that was resumed here
+            duplex.add(own(n))
+            if ordinal is not None:
+                duplex.tally.add_other(ordinal)
+        await journal(a)
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        assert await counted(at, b, session_id, count) == missed
+
+
+@pytest.mark.parametrize(("count", "missed"), [(1, [2, 3]), (0, [3])])
+async def test_g5_on_a_socket_that_its_client_never_saw_a_count_means_the_one_before(
+    count: int, missed: list[int]
+) -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        duplex = (await a.find(session_id)).workflow.new_duplex()
+        duplex.attach()
+        duplex.meet(duplex.tally)
+        for n in (1, 2, 3):
+            duplex.add(own(n))
+        duplex.attach_after(2)
+        await journal(a)
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        assert await counted(at, b, session_id, count) == missed
+
+
+async def test_g5_what_a_log_has_to_know_of_is_not_trimmed_with_what_it_held() -> None:
+    async with workers(event_log=EventLogLimits(events=40)) as at:
+        a, b = await at.start(), await at.start()
+        client = await a.client(message=initialize(capabilities={"sampling": {}}))
+        session_id = client.workflow.record.session_id
+        at.server.session.tell(question())
+        duplex = client.workflow.new_duplex()
+        reader = duplex.attach()
+        duplex.meet(duplex.tally)
+        client.workflow.call(parse(b'{"jsonrpc":"2.0","id":"owed","method":"tools/call"}', limit=100), duplex, {})
+        exchange, other = await streamed(a, client, b'"owed too"')
+        await other.next(1)
+        for n in range(1, 101):
+            duplex.add(own(n))
+            reader.due()
+        await journal(a)
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        workflow = (await b.find(session_id)).workflow
+        assert workflow.newest_duplex is not None
+        again = workflow.newest_duplex.attach_after(98)
+        due = [json.loads(event.message) for event in again.due() or ()]
+        assert [one["params"]["data"] for one in due[:-1]] == [99, 100]
+        assert (due[-1]["id"], due[-1]["error"]["data"]) == ("owed", {"executed": "unknown"})
+        assert workflow.knows(a.number * NAMES + 1), "the question"
+        assert exchange.stream is not None
+        assert workflow.knows(exchange.stream.number)
 
 
 async def test_a_question_asked_by_a_dead_worker_is_answered_through_its_successor() -> None:

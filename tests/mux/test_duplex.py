@@ -9,7 +9,7 @@ import pytest
 from harness.memory_wire import MemoryServer, message
 from harness.muxing import Client, begin, idle, notification, request, settle, some
 from trunkline.mux.directory.memory import MemoryDirectory
-from trunkline.mux.duplex import MAX_OTHERS, Duplex, Tally
+from trunkline.mux.duplex import Duplex
 from trunkline.mux.event_log import Trimmed
 from trunkline.mux.limits import Pooling
 from trunkline.mux.lines import Upstream
@@ -140,25 +140,6 @@ async def test_a_count_means_the_last_connection_that_the_client_has_shown_itsel
         duplex.detach(again)
         assert await ids_of(duplex.attach_after(3), 1) == [3], "what an older one shows comes too late"
         assert await ids_of(duplex.attach_after(0), 1) == [3], "nothing was sent on the newest"
-
-
-def test_a_tally_leaves_out_what_is_not_the_wires() -> None:
-    tally = Tally(10)
-    assert [tally.position(count) for count in (0, 1, 2)] == [10, 11, 12]
-    tally.skip(2)
-    tally.note_other(4)
-    assert [tally.position(count) for count in range(7)] == [10, 10, 10, 11, 11, 12, 13]
-
-
-def test_a_tally_that_has_forgotten_places_leads_back_and_never_ahead() -> None:
-    tally = Tally(0)
-    for ordinal in range(1, 2 * MAX_OTHERS, 2):
-        tally.note_other(ordinal)
-    exact = [tally.position(count) for count in range(2 * MAX_OTHERS)]
-    for ordinal in range(2 * MAX_OTHERS + 1, 3 * MAX_OTHERS, 2):
-        tally.note_other(ordinal)
-    assert all(tally.position(count) <= exact[count] for count in range(2 * MAX_OTHERS))
-    assert tally.position(3 * MAX_OTHERS) == 3 * MAX_OTHERS // 2
 
 
 async def test_without_acknowledgement_it_goes_on_with_all_that_is_held() -> None:

@@ -55,11 +55,13 @@ def test_a_stream_of_which_nothing_was_kept() -> None:
 
 
 def test_a_wire_that_carries_everything_and_where_its_connection_began() -> None:
-    kept = recover(
-        [Entry("opened", 7, 0, b"[]"), event(1), Entry("opened", 7, 1, b"[]"), Entry("opened", 7, 0, b"[5]")]
-    )
+    first, second = (Entry("tally", 7, n, b"[%d,0,[],false]" % began) for n, began in ((1, 0), (2, 1)))
+    others = [Entry("other", 7, 1, b"2"), Entry("other", 7, 9, b"1"), Entry("other", 7, 1, b"99")]
+    kept = recover([first, event(1), second, *others, Entry("opened", 7, 0, b"[5]")])
     stream = kept.streams[7]
-    assert (stream.is_wire, stream.began, list(stream.waiting.values())) == (True, 1, [b"5"])
+    assert (stream.is_wire, list(stream.waiting.values())) == (True, [b"5"])
+    assert [tally.connection for tally in stream.connections] == [1, 2]
+    assert [tally.position(2) for tally in stream.connections] == [2, 2], "one of them is another stream's"
 
 
 def test_questions_that_wait() -> None:
