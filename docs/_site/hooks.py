@@ -32,6 +32,7 @@ _LINK: Final = re.compile(r"(?<=\]\()([^)#:\s]+)(?=[)#])")
 
 def on_config(config: MkDocsConfig) -> None:
     """Have diagrams drawn, where what draws them is there."""
+    config.nav = _there(config.nav or [])
     if MERMAID.exists():
         config.extra_javascript.append("mermaid.min.js")
         fence = {"name": "mermaid", "class": "mermaid", "format": fence_code_format}
@@ -64,6 +65,18 @@ def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
         return posixpath.relpath(_in_site(path), posixpath.dirname(place) or ".")
 
     return _LINK.sub(move, markdown)
+
+
+def _there(nav: list[Any]) -> list[Any]:
+    """The navigation without pages that are not there: some are made by a program, when it has run."""
+    found: list[Any] = []
+    for entry in nav:
+        title, target = next(iter(entry.items())) if isinstance(entry, dict) else (None, entry)
+        if isinstance(target, list):
+            found.append({title: _there(target)})
+        elif (ROOT / ELSEWHERE.get(target, f"docs/{target}")).is_file():
+            found.append(entry)
+    return found
 
 
 def _links(place: str, markdown: str) -> set[str]:
