@@ -416,6 +416,8 @@ class Channel:
             return
         self._draining = self._draining or cause  # a caller that tries once more must not come back to this session
         what = "lost" if self.opened.done() else "not opened"
+        if self.is_adopted and not self.opened.done() and isinstance(self._wire, MovableWire):
+            self._wire.release()  # it was open before, and is not this worker's to end
         logger.warning("upstream session %s: %s", what, cause.message, extra={"server": self._config.server})
         gone = SessionLost(cause.message, executed="no")
         surely_not_run = [due for request in refused for due in self._demux.fail(request, gone)]

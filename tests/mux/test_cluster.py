@@ -176,6 +176,27 @@ async def test_g7_a_dead_holder_is_succeeded_with_the_same_upstream_session() ->
         assert [event.what for event in adopted.account.timeline][:1] == ["taken_over"]
 
 
+async def test_g7_a_session_that_its_successor_cannot_open_yet_is_left_alone() -> None:
+    """The directory fails between the take-over and the first block of ids."""
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+
+        async def fail(*_: object) -> range:
+            raise DirectoryUnavailable("a test")
+
+        b.view.draw_ids = fail  # type: ignore[method-assign]
+        with pytest.raises(DirectoryUnavailable):
+            await b.find(session_id)
+        del b.view.draw_ids
+        await settle()
+        assert at.server.deleted == []
+        client = await b.find(session_id)
+        assert "result" in await client.answer(client.call())
+        assert len(at.server.of("initialize")) == 1
+
+
 async def test_who_served_beside_goes_on_as_the_holder() -> None:
     async with workers() as at:
         a, b, session_id = await two(at)
