@@ -1,5 +1,6 @@
 # make run    a virtual environment, the program in it, and the demo gateway
 # make test   the same with what the tests need, and the tests
+# make bench  what a call costs, beside what it cost without sessions, in two minutes
 # make docs   the documents as a site, in build/site
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -15,7 +16,7 @@ export TRUNKLINE_CHROMIUM ?= /usr/bin/chromium
 export TRUNKLINE_CF09_PYTHON ?= $(CURDIR)/.venv-cf09/bin/python
 export TRUNKLINE_CF10_PYTHON ?= $(CURDIR)/.venv-cf10/bin/python
 
-.PHONY: run test test-full check coverage bench docs clean peers browser servers contextforge test-contextforge
+.PHONY: run test test-full check coverage bench bench-micro bench-full docs clean peers browser servers contextforge test-contextforge
 
 run: $(VENV)/.installed
 	$(BIN)/trunkline serve
@@ -35,14 +36,33 @@ check: $(VENV)/.dev .types/trunkline
 coverage: $(VENV)/.dev
 	$(BIN)/python tests/pure_coverage.py
 
+# What matters most, in two minutes. Results are left in .bench; `python -m bench` lists what there is.
 bench: $(VENV)/.dev $(VENV)/.bench
-	$(BIN)/python -m bench.load
+	$(BIN)/python -m bench.load --quick
+	$(BIN)/python -m bench budget .bench || true
+
+bench-micro: $(VENV)/.dev $(VENV)/.bench
+	$(BIN)/python -m bench.micro
+
+# All of it, for an hour, on a machine that does nothing else; README and docs show its results.
+bench-full: $(VENV)/.dev $(VENV)/.bench
+	$(BIN)/python -m bench.load --output bench/results
+	$(BIN)/python -m bench.micro --output bench/results
+	$(BIN)/python -m bench.memory --output bench/results
+	$(BIN)/python -m bench.slow_reader --output bench/results
+	$(BIN)/python -m bench.fairness --output bench/results
+	$(BIN)/python -m bench.leave --output bench/results
+	$(BIN)/python -m bench.directories
+	$(BIN)/python -m bench.redis_size
+	$(BIN)/python -m bench.redis_operations
+	$(BIN)/python -m bench.soak --output bench/results
+	$(BIN)/python -m bench.figures
 
 docs: $(VENV)/.docs .mermaid/mermaid.min.js
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) .mermaid .venv-sdk1 .venv-cf09 .venv-cf10 .node .peers .types build dist *.egg-info
+	rm -rf $(VENV) .bench .mermaid .venv-sdk1 .venv-cf09 .venv-cf10 .node .peers .types build dist *.egg-info
 
 # A fresh Debian has a python3 that cannot make virtual environments; its package for that is small.
 define make_venv

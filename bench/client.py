@@ -1,105 +1,230 @@
-"""A cheap load client: HTTP/1.1 on plain streams, one connection for each call in flight, every answer checked."""
+"""The load: calls in a closed loop, in an open loop, or all at once; every answer is checked.
+
+`async with opened(target, inflight=16) as slots` gives room for calls, and `closed_loop(slots, seconds=1)`,
+`open_loop(slots, rate=1000, seconds=1)` and `burst(slots)` make them. A target is a port, a path and a transport.
+"""
 
 import asyncio
+import contextlib
+import itertools
 import time
-from typing import NamedTuple
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field, replace
 
-REVISION = "2025-06-18"
-"""Answers stay plain JSON however long they take: all variants are read in the same way."""
+from bench.connection import AnewSlot, Connection, open_session, open_session_at
+from bench.ticks import ticking
+from bench.wires import FIRST_NUMBER, REVISION, HTTPSlot, SharedSlot, Slot, SSEWire, Target, WebSocketWire
 
+__all__ = [
+    "REVISION",
+    "Connection",
+    "Sample",
+    "Slot",
+    "Target",
+    "arguments",
+    "burst",
+    "closed_loop",
+    "open_loop",
+    "open_session",
+    "opened",
+    "run_calls",
+]
 
-class Sample(NamedTuple):
-    """The calls of one round: seconds of each, and of all together."""
+PATIENCE = 60.0
+"""Seconds that the last calls of a turn may take."""
 
-    seconds: list[float]
-    elapsed: float
-
-
-class Connection:
-    """One keep-alive connection."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, head: str) -> None:
-        self._reader = reader
-        self._writer = writer
-        self._head = head
-        self.session = ""
-
-    @classmethod
-    async def open(cls, port: int, path: str, *, token: str = "") -> "Connection":
-        """Connect to a port of this machine, as the principal of the token."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        return cls(reader, writer, request_head(port, path, token))
-
-    async def post(self, body: bytes) -> bytes:
-        """Send one message; the body of the answer."""
-        session = f"Mcp-Session-Id: {self.session}\r\nMCP-Protocol-Version: {REVISION}\r\n" if self.session else ""
-        self._writer.write(f"{self._head}{session}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        head = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-        length = 0
-        for line in head.split("\r\n")[1:]:
-            name, _, value = line.partition(": ")
-            if name.lower() == "content-length":
-                length = int(value)
-            elif name.lower() == "mcp-session-id":
-                self.session = value
-        answer = await self._reader.readexactly(length)
-        if not head.startswith(("HTTP/1.1 200", "HTTP/1.1 202")):
-            raise RuntimeError(f"{head.splitlines()[0]}: {answer[:200]!r}")
-        return answer
-
-    async def open_session(self) -> str:
-        """Begin a session; what follows belongs to it. Its id."""
-        self.session = ""
-        answer = await self.post(
-            b'{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"%b","capabilities":{},'
-            b'"clientInfo":{"name":"bench","version":"1"}}}' % REVISION.encode()
-        )
-        if not self.session:
-            raise RuntimeError(f"no session: {answer[:200]!r}")
-        await self.post(b'{"jsonrpc":"2.0","method":"notifications/initialized"}')
-        return self.session
-
-    def close(self) -> None:
-        """Close it."""
-        self._writer.close()
+_numbers = itertools.count(FIRST_NUMBER)
 
 
-def request_head(port: int, path: str, token: str = "") -> str:
-    """The head of a POST, as far as it is the same for all of a principal."""
-    authorization = f"Authorization: Bearer {token}\r\n" if token else ""
-    return (
-        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
-        f"Accept: application/json, text/event-stream\r\n{authorization}"
-    )
+@dataclass
+class Sample:
+    """The calls of one turn: seconds of each that was answered, those that went wrong, and seconds of all together."""
+
+    seconds: list[float] = field(default_factory=list)
+    elapsed: float = 0.0
+    errors: int = 0
+
+    @property
+    def calls(self) -> int:
+        """How many were made."""
+        return len(self.seconds) + self.errors
+
+    @property
+    def rate(self) -> float:
+        """Calls each second that were answered."""
+        return len(self.seconds) / self.elapsed
 
 
-async def open_session(port: int, path: str, *, token: str = "") -> str:
-    """A session of the token's principal with an endpoint; its id."""
-    connection = await Connection.open(port, path, token=token)
-    session = await connection.open_session()
-    connection.close()
-    return session
+def arguments(kib: int = 0, ms: float = 0, pad: int = 300) -> bytes:
+    """Arguments of a call: `pad` bytes, asking for a text of so many KiB, `ms` late."""
+    parts = [b'"pad":"%b"' % (b"y" * pad)]
+    if kib:
+        parts.append(b'"kib":%d' % kib)
+    if ms:
+        parts.append(b'"ms":%g' % ms)
+    return b",".join(parts)
+
+
+SMALL = (arguments(),)
+
+
+@contextlib.asynccontextmanager
+async def opened(
+    target: Target, *, inflight: int, workflows: int = 1, anew: bool = False, session: str | None = None
+) -> AsyncIterator[list[Slot]]:
+    """Room for so many calls, spread over so many workflows; `anew` for clients that come anew with each call.
+
+    `session` is one that is open already; an empty one stands for a server that has none.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        slots: list[Slot] = []
+        share = -(-inflight // workflows)
+        for n in range(workflows):
+            room = min(share, inflight - n * share)
+            if anew:
+                slots += [AnewSlot(replace(target, key=target.key and f"{target.key}-{n}-{i}")) for i in range(room)]
+            elif target.transport == "http":
+                own = await open_session_at(target) if session is None else session
+                slots += [await _connected(HTTPSlot(target, own), stack) for _ in range(room)]
+            else:
+                wire = SSEWire(target) if target.transport == "sse" else WebSocketWire(target)
+                await wire.open(room)
+                stack.callback(wire.close)
+                slots += [SharedSlot(wire) for _ in range(room)]
+        yield slots
+
+
+async def _connected(slot: HTTPSlot, stack: contextlib.AsyncExitStack) -> HTTPSlot:
+    await slot.open()
+    stack.callback(slot.close)
+    return slot
+
+
+class _Load:
+    """Calls that are made and awaited."""
+
+    def __init__(self, asks: Sequence[bytes]) -> None:
+        self.sample = Sample()
+        self._asks = itertools.cycle(asks)
+        self._in_flight = 0
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._started = 0.0
+
+    async def wait(self, seconds: float) -> Sample:
+        """The sample, once the load is over."""
+        async with asyncio.timeout(seconds + PATIENCE):
+            await self._over
+        self.sample.elapsed = time.perf_counter() - self._started
+        return self.sample
+
+    def start(self, slot: Slot, since: float) -> None:
+        """Make a call that is due since then."""
+        slot.since = since
+        self._in_flight += 1
+        slot.call(next(_numbers), next(self._asks), self._take)
+
+    def goes_on(self, slot: Slot, now: float) -> bool:
+        """A slot is free: use it if there is something to do; False where no further call will be made."""
+        raise NotImplementedError
+
+    def _take(self, slot: Slot, is_right: bool) -> None:
+        now = time.perf_counter()
+        self._in_flight -= 1
+        if is_right:
+            self.sample.seconds.append(now - slot.since)
+        else:
+            self.sample.errors += 1
+        if not self.goes_on(slot, now) and not self._in_flight and not self._over.done():
+            self._over.set_result(None)
+
+
+class _ClosedLoop(_Load):
+    def __init__(self, slots: Sequence[Slot], seconds: float, calls: int | None, asks: Sequence[bytes]) -> None:
+        super().__init__(asks)
+        self._left = calls
+        self._started = time.perf_counter()
+        self._until = self._started + seconds
+        for slot in slots:
+            self.goes_on(slot, self._started)
+
+    def goes_on(self, slot: Slot, now: float) -> bool:
+        if now >= self._until or self._left == 0:
+            return False
+        if self._left is not None:
+            self._left -= 1
+        self.start(slot, now)
+        return True
+
+
+class _OpenLoop(_Load):
+    def __init__(self, slots: Sequence[Slot], rate: float, seconds: float, asks: Sequence[bytes]) -> None:
+        super().__init__(asks)
+        self._free = list(slots)
+        self._waiting: deque[float] = deque()
+        """When calls were due for which no slot is free: as many as come within the turn."""
+        self._between = 1 / rate
+        self._started = self._due = time.perf_counter()
+        self._until = self._started + seconds
+
+    def tick(self) -> None:
+        """Make the calls that are due by now."""
+        now = time.perf_counter()
+        while self._due <= now and self._due < self._until:
+            if self._free:
+                self.start(self._free.pop(), self._due)
+            else:
+                self._waiting.append(self._due)
+            self._due += self._between
+        if self._due >= self._until and not self._in_flight and not self._over.done():
+            self._over.set_result(None)
+
+    def goes_on(self, slot: Slot, now: float) -> bool:
+        if self._waiting:
+            self.start(slot, self._waiting.popleft())
+            return True
+        self._free.append(slot)
+        return self._due < self._until
+
+
+class _Burst(_Load):
+    def __init__(self, slots: Sequence[Slot], asks: Sequence[bytes]) -> None:
+        super().__init__(asks)
+        self._started = time.perf_counter()
+        for slot in slots:
+            self.start(slot, self._started)
+
+    def goes_on(self, slot: Slot, now: float) -> bool:
+        return False
+
+
+async def closed_loop(
+    slots: Sequence[Slot], *, seconds: float = PATIENCE, calls: int | None = None, asks: Sequence[bytes] = SMALL
+) -> Sample:
+    """Each slot calls again as soon as it is answered, for so long or until so many calls were made."""
+    return await _ClosedLoop(slots, seconds, calls, asks).wait(seconds)
+
+
+async def open_loop(slots: Sequence[Slot], *, rate: float, seconds: float, asks: Sequence[bytes] = SMALL) -> Sample:
+    """So many calls each second, whether others are answered or not; each takes from when it was due."""
+    load = _OpenLoop(slots, rate, seconds, asks)
+    with ticking(1 / rate, load.tick):
+        return await load.wait(seconds)
+
+
+async def burst(slots: Sequence[Slot], *, asks: Sequence[bytes] = SMALL) -> Sample:
+    """One call in each slot, all at once."""
+    return await _Burst(slots, asks).wait(0)
 
 
 async def run_calls(port: int, path: str, session: str, *, calls: int, inflight: int) -> Sample:
-    """So many calls, so many at once; all with the same id, each with an argument of its own that has to come back."""
-    seconds: list[float] = []
-    numbers = iter(range(calls))
+    """So many calls on an open session, so many at once.
 
-    async def worker() -> None:
-        connection = await Connection.open(port, path)
-        connection.session = session
-        for number in numbers:
-            started = time.perf_counter()
-            answer = await connection.post(
-                b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"echo","arguments":{"n":%d,"t":"%b"}}}'
-                % (number, b"y" * 300)
-            )
-            seconds.append(time.perf_counter() - started)
-            if b'"id":1,' not in answer or b'"n":%d,' % number not in answer:
-                raise RuntimeError(f"the answer to call {number} is not its own: {answer[:200]!r}")
-        connection.close()
-
-    started = time.perf_counter()
-    await asyncio.gather(*(worker() for _ in range(inflight)))
-    return Sample(seconds, time.perf_counter() - started)
+    Raises:
+        RuntimeError: some were not answered with what they asked for.
+    """
+    async with opened(Target(port, path), inflight=inflight, session=session) as slots:
+        sample = await closed_loop(slots, calls=calls)
+    if sample.errors:
+        raise RuntimeError(f"{sample.errors} of {sample.calls} calls went wrong")
+    return sample

@@ -9,7 +9,6 @@ on fewer they share one, where CPU for each call tells what calls/s cannot.
 import argparse
 import asyncio
 import contextlib
-import itertools
 import os
 import random
 import statistics
@@ -17,18 +16,15 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from bench.client import Sample, open_session, run_calls
-from bench.load import ROOT, cores, cpu_seconds, gateway, process, write_result
+from bench.processes import ROOT, cores, cpu_seconds, gateway_process, pinned, server, tree, upstream
+from bench.results import RESULTS, Row, median_ratio, write_result
+from bench.tables import print_rows
 
 sys.path.append(str(ROOT / "tests"))
 
 from harness.backends import Backends
 
-UPSTREAM_PORT = 9351
-FIRST_GATEWAY_PORT = 9352
 PATH = "/servers/bench/mcp"
 INFLIGHT = 16
 ENOUGH_CORES = 4
@@ -66,13 +62,11 @@ class Variant:
 
     def pids(self) -> list[int]:
         """Its processes: the only one, or the parents and their workers."""
-        parents = self._gateways.values()
-        children = [Path(f"/proc/{pid}/task/{pid}/children").read_text().split() for pid in parents]
-        return [*parents, *(int(child) for some in children for child in some)]
+        return [one for pid in self._gateways.values() for one in tree(pid)]
 
     def used(self) -> float:
         """Seconds of CPU of its processes so far."""
-        return sum(cpu_seconds(pid) for pid in self.pids())
+        return sum(map(cpu_seconds, self._gateways.values()))
 
     async def begin(self) -> None:
         """Open its session, and warm up."""
@@ -105,14 +99,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--calls", type=int, default=6000, help="of each variant in each round")
-    parser.add_argument("--output", type=Path, default=ROOT / "bench" / "results")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--no-store", action="store_true", help="print only")
     given = parser.parse_args()
-    os.chdir(ROOT)
     with started() as variants:
         asyncio.run(measure(variants, given.rounds, given.calls))
         rows = [row(variant, variants) for variant in variants]
-    show(rows)
+    print_rows("calls with each directory", rows)
     if not given.no_store:
         about = f"calls with each directory, {INFLIGHT} in flight"
         command = f"python -m bench.directories --rounds {given.rounds} --calls {given.calls}"
@@ -122,24 +115,19 @@ def main() -> None:
 @contextlib.contextmanager
 def started() -> Iterator[list[Variant]]:
     """All variants, before one server."""
-    client_core, gateway_core = cores()
+    client_core, upstream_core, own_core = cores()
     backends = Backends()
     with contextlib.ExitStack() as stack:
         stack.callback(backends.close)
-        os.sched_setaffinity(0, {client_core})
-        upstream = [sys.executable, "-m", "bench.upstream", "--port", str(UPSTREAM_PORT)]
-        stack.enter_context(process(upstream, client_core, f"http://127.0.0.1:{UPSTREAM_PORT}/recorder"))
+        stack.enter_context(pinned(client_core))
+        behind = server(stack.enter_context(upstream(upstream_core)))
         variants: list[Variant] = []
-        ports = itertools.count(FIRST_GATEWAY_PORT)
         for backend, workers in VARIANTS:
             settings = "" if backend in ("memory", APART) else backends.settings(backend)
             gateways, each = (workers, 1) if backend == APART else (1, workers)
-            settings += f"[gateway]\nworkers = {each}\n"
-            started = {
-                port: stack.enter_context(gateway(settings, port, gateway_core, UPSTREAM_PORT))
-                for port in itertools.islice(ports, gateways)
-            }
-            variants.append(Variant(backend, workers, started))
+            settings += f"[gateway]\nworkers = {each}\n{behind}"
+            started = [stack.enter_context(gateway_process(settings, own_core)) for _ in range(gateways)]
+            variants.append(Variant(backend, workers, {port: pid for pid, port in started}))
             spread(variants[-1])
         yield variants
 
@@ -164,7 +152,7 @@ async def measure(variants: list[Variant], rounds: int, calls: int) -> None:
             await variant.turn(calls)
 
 
-def row(variant: Variant, variants: list[Variant]) -> dict[str, object]:
+def row(variant: Variant, variants: list[Variant]) -> Row:
     """The figures of one variant."""
     by_name = {(one.backend, one.workers): one for one in variants}
     base = by_name["memory" if variant.workers == 1 or variant.backend == APART else variant.backend, 1]
@@ -179,24 +167,9 @@ def row(variant: Variant, variants: list[Variant]) -> dict[str, object]:
         "cpu_us_per_call": round(statistics.median(variant.cpu) * 1e6, 1),
         "idle_cpu_ms_per_s": round(variant.idle * 1000, 1),
         "beside": "" if base is variant else "memory" if base.backend == "memory" else "one worker",
-        "calls_ratio": ratio(variant.rates, base.rates),
-        "cpu_ratio": ratio(variant.cpu, base.cpu),
+        "calls_ratio": round(median_ratio(variant.rates, base.rates), 3),
+        "cpu_ratio": round(median_ratio(variant.cpu, base.cpu), 3),
     }
-
-
-def ratio(these: list[float], those: list[float]) -> float:
-    """The median of the rounds' ratios."""
-    return round(statistics.median(one / other for one, other in zip(these, those, strict=True)), 3)
-
-
-def show(rows: list[dict[str, object]]) -> None:
-    """Print a table; CPU is that of all processes of the gateway, for each call."""
-    table = Table(title="calls with each directory")
-    for column in rows[0]:
-        table.add_column(column.replace("_", " "), justify="left" if column in ("directory", "beside") else "right")
-    for one in rows:
-        table.add_row(*map(str, one.values()))
-    Console(width=140).print(table)
 
 
 if __name__ == "__main__":

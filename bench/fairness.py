@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import os
 import random
 import re
 import signal
@@ -27,13 +26,13 @@ from typing import cast
 import uvloop
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
-from bench.client import REVISION, open_session, request_head
-from bench.load import ROOT, cores, cpu_seconds, gateway, process, write_result
+from bench.client import REVISION, Target
+from bench.connection import open_session_at
+from bench.processes import cores, cpu_seconds, gateway_process, pinned, server, upstream
+from bench.results import LOCAL, Row, write_result
+from bench.tables import print_rows
 
-UPSTREAM_PORT, GATEWAY_PORT = 9341, 9342
-PATH = "/servers/bench/mcp"
 PRINCIPALS, TENANTS, WORKFLOWS = 200, 10, 50
 INFLIGHT_OF_WORKFLOW = 64
 SETTLE_SECONDS = 2.0
@@ -122,31 +121,29 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="of one turn")
     parser.add_argument("--load", choices=[*LOADS, "all"], default="all")
     parser.add_argument("--reuse", choices=["workflow", "user"], default="workflow")
-    parser.add_argument("--output", type=Path, default=ROOT / "bench" / "results")
+    parser.add_argument("--output", type=Path, default=LOCAL)
     parser.add_argument("--greedy", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.greedy is not None:
         uvloop.run(be_greedy(json.loads(given.greedy)))
         return
-    os.chdir(ROOT)
     loads = list(LOADS) if given.load == "all" else [given.load]
     rows = run(loads, given.rounds, given.seconds, given.reuse)
-    show(rows)
+    print_rows("199 principals beside one that is greedy", rows)
     about = f"{PRINCIPALS} principals with {WORKFLOWS} workflows each; one sends ten times its share, or floods"
     command = f"python -m bench.fairness --rounds {given.rounds} --seconds {given.seconds:g} --reuse {given.reuse}"
     write_result(given.output, "fairness", about, command, rows)
 
 
-def run(loads: list[str], rounds: int, seconds: float, reuse: str) -> list[dict[str, object]]:
+def run(loads: list[str], rounds: int, seconds: float, reuse: str) -> list[Row]:
     """Measure the forms under each load."""
-    client_core, gateway_core = cores()
-    os.sched_setaffinity(0, {client_core})
+    client_core, upstream_core, own_core = cores()
     with contextlib.ExitStack() as stack:
-        upstream = [sys.executable, "-m", "bench.upstream", "--port", str(UPSTREAM_PORT), "--no-streams"]
-        stack.enter_context(process(upstream, client_core, f"http://127.0.0.1:{UPSTREAM_PORT}/recorder"))
-        pid = stack.enter_context(gateway(settings(reuse), GATEWAY_PORT, gateway_core, UPSTREAM_PORT))
+        stack.enter_context(pinned(client_core))
+        behind = server(stack.enter_context(upstream(upstream_core)), "/quiet/mcp")
+        pid, port = stack.enter_context(gateway_process(settings(reuse) + behind, own_core))
         progress = stack.enter_context(Progress(console=Console(stderr=True)))
-        return uvloop.run(measure(pid, loads, rounds, seconds, progress))
+        return uvloop.run(measure(pid, port, loads, rounds, seconds, progress))
 
 
 def settings(reuse: str) -> str:
@@ -164,9 +161,7 @@ def token(number: int) -> str:
     return f"bench-{number}"
 
 
-async def measure(
-    pid: int, loads: list[str], rounds: int, seconds: float, progress: Progress
-) -> list[dict[str, object]]:
+async def measure(pid: int, port: int, loads: list[str], rounds: int, seconds: float, progress: Progress) -> list[Row]:
     """Open the workflows, then rounds in which each form has its turn."""
     opening = progress.add_task("opening workflows", total=PRINCIPALS * WORKFLOWS)
     requests: dict[int, list[bytes]] = {n: [] for n in range(PRINCIPALS)}
@@ -174,40 +169,39 @@ async def measure(
 
     async def open_some() -> None:
         for n in numbers:
-            session = await open_session(GATEWAY_PORT, PATH, token=token(n))
-            requests[n].append(request(n, session))
+            target = Target(port, "/servers/bench/mcp", token=token(n))
+            requests[n].append(request(target, await open_session_at(target)))
             progress.advance(opening)
 
     await asyncio.gather(*(open_some() for _ in range(16)))
     measuring = progress.add_task("measuring", total=len(loads) * rounds * len(FORMS))
-    rows: list[dict[str, object]] = []
+    rows: list[Row] = []
     for load in loads:
         turns = {form: Turns() for form in FORMS}
         for _ in range(rounds):
             for form in FORMS:
-                await one_turn(pid, turns[form], requests, LOADS[load], form, seconds)
+                await one_turn(pid, port, turns[form], requests, LOADS[load], form, seconds)
                 progress.advance(measuring)
         rows += [row(load, form, turns[form], turns["alone"]) for form in FORMS]
     return rows
 
 
-def request(number: int, session: str) -> bytes:
+def request(target: Target, session: str) -> bytes:
     """A call in this session of this principal, as it stands on the wire."""
     body = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"echo","arguments":{"t":"%b"}}}' % (
         b"y" * 300
     )
-    head = request_head(GATEWAY_PORT, PATH, token(number))
     own = f"Mcp-Session-Id: {session}\r\nMCP-Protocol-Version: {REVISION}\r\nContent-Length: {len(body)}\r\n\r\n"
-    return (head + own).encode() + body
+    return (target.head() + own).encode() + body
 
 
 async def one_turn(
-    pid: int, turns: Turns, requests: dict[int, list[bytes]], pause: float, form: str, seconds: float
+    pid: int, port: int, turns: Turns, requests: dict[int, list[bytes]], pause: float, form: str, seconds: float
 ) -> None:
     """The others' calls of one turn, beside the 200th principal's."""
-    callers = [await connect(own, pause, Counted()) for n, own in requests.items() if n]
+    callers = [await connect(port, own, pause, Counted()) for n, own in requests.items() if n]
     async with contextlib.AsyncExitStack() as stack:
-        report = await stack.enter_async_context(greedy(requests[0], form, pause)) if FORMS[form] else {}
+        report = await stack.enter_async_context(greedy(port, requests[0], form, pause)) if FORMS[form] else {}
         await asyncio.sleep(SETTLE_SECONDS)
         counted = Counted()
         for caller in callers:
@@ -227,18 +221,18 @@ async def one_turn(
     await asyncio.sleep(SETTLE_SECONDS)
 
 
-async def connect(requests: list[bytes], pause: float, counted: Counted) -> Caller:
+async def connect(port: int, requests: list[bytes], pause: float, counted: Counted) -> Caller:
     """A caller of a principal."""
     _, caller = await asyncio.get_running_loop().create_connection(
-        lambda: Caller(requests, pause, counted), "127.0.0.1", GATEWAY_PORT
+        lambda: Caller(requests, pause, counted), "127.0.0.1", port
     )
     return caller
 
 
 @contextlib.asynccontextmanager
-async def greedy(requests: list[bytes], form: str, pause: float) -> AsyncIterator[dict[str, float]]:
+async def greedy(port: int, requests: list[bytes], form: str, pause: float) -> AsyncIterator[dict[str, float]]:
     """The 200th principal's process, filled in at the end: answers and refusals in a second."""
-    asked = {"lanes": FORMS[form], "pause": 0.0 if form == "flood" else pause}
+    asked = {"port": port, "lanes": FORMS[form], "pause": 0.0 if form == "flood" else pause}
     command = [sys.executable, "-m", "bench.fairness", "--greedy", json.dumps(asked)]
     pipe = asyncio.subprocess.PIPE
     started = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe)
@@ -262,7 +256,7 @@ async def be_greedy(asked: dict[str, float]) -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     counted = Counted()
     for lane in range(int(asked["lanes"])):
-        await connect([requests[lane % len(requests)]], asked["pause"], counted)
+        await connect(int(asked["port"]), [requests[lane % len(requests)]], asked["pause"], counted)
     print("ready", flush=True)
     counted.seconds.clear()
     counted.refused = 0
@@ -272,7 +266,7 @@ async def be_greedy(asked: dict[str, float]) -> None:
     print(json.dumps({"rate": len(counted.seconds) / took, "refused": counted.refused / took}), flush=True)
 
 
-def row(load: str, form: str, turns: Turns, alone: Turns) -> dict[str, object]:
+def row(load: str, form: str, turns: Turns, alone: Turns) -> Row:
     """The figures of one form under one load. Ratios are of p99, median over the rounds."""
     calls = len(turns.others.seconds)
     ratios = [mine / base for mine, base in zip(turns.p99s, alone.p99s, strict=True)]
@@ -293,16 +287,6 @@ def row(load: str, form: str, turns: Turns, alone: Turns) -> dict[str, object]:
 def percentile(seconds: list[float], percent: int) -> float:
     """So many percent took no longer."""
     return statistics.quantiles(seconds, n=100)[percent - 1]
-
-
-def show(rows: list[dict[str, object]]) -> None:
-    """Print a table."""
-    table = Table(title="199 principals beside one that is greedy")
-    for column in rows[0]:
-        table.add_column(column.replace("_", " "), justify="right")
-    for one in rows:
-        table.add_row(*(str(value) for value in one.values()))
-    Console(width=140).print(table)
 
 
 if __name__ == "__main__":

@@ -1,19 +1,28 @@
-"""The tables of figures in the README and in docs/, made from the stored results.
+"""The tables and plots of figures in the README and in docs/, made from the stored results.
 
-Run: `python -m bench.figures` writes them; `python -m bench.figures --check` fails where they are others.
+Run: `python -m bench.figures` writes them; `python -m bench.figures --check` fails where the tables are others. Plots
+need matplotlib, and are drawn only when they are written.
 """
 
 import argparse
-import json
 import re
 import sys
-from pathlib import Path
 
 from bench import scale_figures
+from bench.budget import budget
+from bench.processes import ROOT
+from bench.results import RESULTS, Row, result
+from bench.scenarios import SCENARIOS, VARIANTS
 
-ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "bench" / "results"
-SCENARIOS = ("delay5", "delay5x16", "cpu")
+IN_README = ("delay5", "http_16")
+
+PICTURES = {
+    "response-times": ("Response times without delay and with 5 and 50 ms", ("http_1", "delay5", "delay50")),
+    "by-inflight": ("CPU and calls each second by calls in flight", ("http_1", "http_16", "http_64", "http_256")),
+    "idle-memory": ("Memory of an idle workflow", ("memory",)),
+    "soak": ("Memory and open descriptors in the course of a soak", ("soak",)),
+}
+"""What docs/images has, what it shows, and the results that it is drawn from."""
 
 
 def main() -> int:
@@ -31,13 +40,25 @@ def main() -> int:
             differ = True
         elif text != due:
             (ROOT / page).write_text(due)
+    if not given.check:
+        from bench.plots import draw
+
+        draw(pictures())
     return differ
 
 
 def pages() -> dict[str, dict[str, str]]:
     """The tables of each page, by their names."""
     return {
-        "README.md": {"figures": figures()},
+        "README.md": {"figures": "\n\n".join([*map(scenario, IN_README), machine(IN_README[-1])])},
+        "docs/performance.md": {
+            "budget": dues(),
+            "machine": machine(IN_README[-1]),
+            "pictures": "\n\n".join(f"![{PICTURES[name][0]}](images/{name}.png)" for name in pictures()),
+            "variants": variants(),
+            "scenarios": "\n\n".join(scenario(name) for name in SCENARIOS if is_stored(name)),
+            **{name: make() for name, make in BESIDE.items() if is_stored(name)},
+        },
         "docs/operating.md": {"redis memory": scale_figures.memory(), "directories": directories()},
         "docs/scaling.md": {
             "operations": scale_figures.operations(),
@@ -56,77 +77,191 @@ def with_table(text: str, name: str, table: str) -> str:
     return re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{table}\n{end}", text, flags=re.DOTALL)
 
 
-def figures() -> str:
-    """The stored results as a Markdown table for each scenario."""
-    parts = []
-    for name in SCENARIOS:
-        result = json.loads((RESULTS / f"{name}.json").read_text())
-        machine, versions = result["machine"], result["versions"]
-        lines = [
-            f"**{result['about'].capitalize()}**: `{result['command']}`",
-            "",
-            "| | calls/s | p50 ms | p99 ms | gateway CPU µs/call | upstream requests/call | calls without initialize |",
-            "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-        ]
-        for row in result["rows"]:
-            cpu = row["gateway_cpu_us_per_call"]
-            lines.append(
-                f"| {row['variant']} | {row['calls_per_second']:,.0f} | {row['p50_ms']:.2f} | {row['p99_ms']:.2f} | "
-                f"{'' if cpu is None else f'{cpu:.0f}'} | {row['upstream_requests_per_call']:g} | "
-                f"{row['skipped_initialize']:.1%} |"
-            )
-        parts.append("\n".join(lines))
-    parts.append(memory())
-    parts.append(
-        f"Measured on {machine['cores']} cores ({machine['cpu']}), Python {machine['python']}, "
-        f"uvloop {versions['uvloop']}; the gateway has one core, client and server share the other. "
-        "What the old path is: [bench/README.md](bench/README.md)."
-    )
-    return "\n\n".join(parts)
+def is_stored(name: str) -> bool:
+    """Whether there is a result of this name."""
+    return (RESULTS / f"{name}.json").exists()
+
+
+def pictures() -> list[str]:
+    """Those that there are results for."""
+    return [name for name, (_, needed) in PICTURES.items() if all(map(is_stored, needed))]
+
+
+def table(columns: dict[str, str], rows: list[list[str]]) -> str:
+    """A Markdown table; columns by name and alignment, `l` or `r`."""
+    lines = [
+        f"| {' | '.join(columns)} |",
+        f"| {' | '.join('---' if side == 'l' else '---:' for side in columns.values())} |",
+    ]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def scenario(name: str) -> str:
+    """A scenario of the load."""
+    found = result(name)
+    extra = {"parallel": "in parallel", "offered_per_second": "offered/s"}
+    more = {key: title for key, title in extra.items() if any(key in row for row in found["rows"])}
+    columns = {
+        "": "l",
+        "calls/s": "r",
+        "p50 ms": "r",
+        "p99 ms": "r",
+        "p99.9 ms": "r",
+        "gateway CPU µs/call": "r",
+        "RSS MiB": "r",
+        "upstream requests/call": "r",
+        "initializes/call": "r",
+        "errors": "r",
+        **dict.fromkeys(more.values(), "r"),
+    }
+    rows = [cells(row) + [number(row.get(key), 1) for key in more] for row in found["rows"]]
+    return f"**{found['about'][0].upper()}{found['about'][1:]}**: `{found['command']}`\n\n{table(columns, rows)}"
+
+
+def cells(row: Row) -> list[str]:
+    """The figures that every row of a load has."""
+    return [
+        row["variant"],
+        number(row["calls_per_second"], 0),
+        *(number(row[key], 2) for key in ("p50_ms", "p99_ms", "p999_ms")),
+        number(row.get("cpu_us"), 0),
+        number(row["rss_MiB"], 0),
+        number(row["upstream_requests"], 2),
+        number(row["upstream_initializes"], 2),
+        str(row["errors"]),
+    ]
+
+
+def number(value: float | None, digits: int) -> str:
+    """A number as it is shown; nothing for what is not known."""
+    return "" if value is None else f"{value:,.{digits}f}"
+
+
+def dues() -> str:
+    """What trunkline may cost, and what was measured."""
+    rows = [[line.what, line.due, line.measured, "yes" if line.is_met else "**no**"] for line in budget()]
+    return table({"": "l", "due": "r", "measured": "r", "met": "r"}, rows)
+
+
+def variants() -> str:
+    """What is measured beside each other."""
+    return table({"variant": "l", "": "l"}, [[name, variant.about] for name, variant in VARIANTS.items()])
 
 
 def memory() -> str:
-    """What an idle session costs, as a Markdown table."""
-    result = json.loads((RESULTS / "memory.json").read_text())
-    lines = [
-        f"**{result['about'].capitalize()}**: `{result['command']}`",
-        "",
-        "| | sessions | KiB a session, least | KiB a session, median | less than the SDK's |",
-        "| --- | ---: | ---: | ---: | ---: |",
+    """What an idle workflow costs."""
+    found = result("memory")
+    columns = {
+        "": "l",
+        "workflows": "r",
+        "KiB each": "r",
+        "streams and sockets of each": "r",
+        "of the SDK's session": "r",
+    }
+    rows = [
+        [
+            row["variant"],
+            f"{row['workflows']:,}",
+            number(row["KiB"], 1),
+            str(row["wires"]),
+            "" if row["of_the_SDK"] is None else f"{row['of_the_SDK']:.0%}",
+        ]
+        for row in found["rows"]
     ]
-    for row in result["rows"]:
-        less = "" if row["less_than_sdk"] is None else f"{row['less_than_sdk']:.0%}"
-        lines.append(
-            f"| {row['variant']} | {row['sessions']:,} | {row['least_KiB']:.1f} | {row['median_KiB']:.1f} | {less} |"
-        )
-    return "\n".join(lines)
+    return f"`{found['command']}`\n\n{table(columns, rows)}"
+
+
+def soak() -> str:
+    """What a process held over time."""
+    found = result("soak")
+    [row] = found["rows"]
+    columns = {"": "l", "at the start": "r", "at the end": "r", "change after the first minute": "r"}
+    rows = [
+        ["RSS, MiB", number(row["rss_start_MiB"], 1), number(row["rss_end_MiB"], 1), f"{row['rss_drift']:+.1%}"],
+        [
+            "open descriptors",
+            str(row["descriptors_start"]),
+            str(row["descriptors_end"]),
+            f"{row['descriptors_drift']:+.1%}",
+        ],
+    ]
+    about = (
+        f"`{found['command']}`: {row['calls']:,} calls, {row['workflows_ended']:,} workflows ended, "
+        f"{row['errors']} errors, the gateway's core busy for {row['cpu_busy']:.0%}."
+    )
+    return f"{about}\n\n{table(columns, rows)}"
+
+
+def slow_reader() -> str:
+    """What a client that reads nothing costs others."""
+    found = result("slow_reader")
+    [row] = found["rows"]
+    columns = {
+        "others' p99 ms alone": "r",
+        "beside it": "r",
+        "ratio": "r",
+        "RSS MiB before": "r",
+        "RSS MiB at most": "r",
+    }
+    keys = ("p99_alone_ms", "p99_beside_ms", "ratio", "memory_before_MiB", "memory_at_most_MiB")
+    return f"`{found['command']}`\n\n{table(columns, [[number(row[key], 2) for key in keys]])}"
+
+
+def parts() -> str:
+    """What the parts of the hot path cost by themselves."""
+    found = result("micro")
+    columns = {"": "l", "operations/s": "r", "µs": "r", "bytes at once": "r", "blocks returned": "r"}
+    rows = [
+        [
+            row["variant"],
+            number(row["operations_per_second"], 0),
+            number(row["us"], 2),
+            number(row["peak_bytes"], 0),
+            number(row["blocks"], 0),
+        ]
+        for row in found["rows"]
+    ]
+    return f"`{found['command']}`\n\n{table(columns, rows)}"
 
 
 def directories() -> str:
-    """What calls cost with each directory, as a Markdown table."""
-    result = json.loads((RESULTS / "directories.json").read_text())
-    machine = result["machine"]
-    lines = [
-        f"`{result['command']}`, {result['about']}, on {machine['cores']} cores ({machine['cpu']}):",
-        "",
-        "| directory | workers | calls/s | p50 ms | p99 ms | CPU, µs/call | CPU idle, ms/s | beside | calls/s | CPU |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | --- | ---: | ---: |",
-    ]
-    for row in result["rows"]:
-        told = (
+    """What calls cost with each directory."""
+    found = result("directories")
+    there = found["machine"]
+    sides = dict.fromkeys(("workers", "calls/s", "p50 ms", "p99 ms", "CPU, µs/call", "CPU idle, ms/s"), "r")
+    columns = {"directory": "l", **sides, "beside": "l", "its calls/s": "r", "its CPU": "r"}
+    rows = [
+        [
             row["directory"],
-            row["workers"],
-            f"{row['calls_per_second']:,}",
-            f"{row['p50_ms']:.2f}",
-            f"{row['p99_ms']:.2f}",
-            f"{row['cpu_us_per_call']:.0f}",
-            f"{row['idle_cpu_ms_per_s']:.0f}",
+            str(row["workers"]),
+            number(row["calls_per_second"], 0),
+            number(row["p50_ms"], 2),
+            number(row["p99_ms"], 2),
+            number(row["cpu_us_per_call"], 0),
+            number(row["idle_cpu_ms_per_s"], 0),
             row["beside"],
             f"{row['calls_ratio']:.0%}" if row["beside"] else "",
             f"{row['cpu_ratio']:.0%}" if row["beside"] else "",
-        )
-        lines.append(f"| {' | '.join(map(str, told))} |")
-    return "\n".join(lines)
+        ]
+        for row in found["rows"]
+    ]
+    about = f"`{found['command']}`, {found['about']}, on {there['cores']} cores ({there['cpu']}):"
+    return f"{about}\n\n{table(columns, rows)}"
+
+
+def machine(name: str) -> str:
+    """Where it was measured."""
+    found = result(name)
+    there, versions = found["machine"], found["versions"]
+    listed = ", ".join(f"{package} {version}" for package, version in versions.items() if package != "trunkline")
+    return (
+        f"Measured on {there['cores']} cores ({there['cpu']}), Python {there['python']}, {listed}, at commit "
+        f"{found['commit']}; the gateway has one core, client and server share the other."
+    )
+
+
+BESIDE = {"memory": memory, "soak": soak, "slow_reader": slow_reader, "micro": parts}
+"""Results that have a table of their own, in places of the same name."""
 
 
 if __name__ == "__main__":

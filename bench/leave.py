@@ -1,32 +1,25 @@
 """10,000 workflows that are opened, called once and left: what is still there of them after `idle_timeout`.
 
-Run: `python -m bench.leave [--workflows N] [--idle-timeout S]`. With `reuse = "workflow"`, then with `reuse = "user"`,
-they are opened and left twice. What the process held after the first time, which warms it up, is the start; after the
-second time it must hold as much. It prints a table and writes JSON to `bench/results/`.
+Run: `python -m bench.leave [--workflows N] [--idle-timeout S] [--output FOLDER]`. With `reuse = "workflow"`, then with
+`reuse = "user"`, they are opened and left twice. What the process held after the first time, which warms it up, is the
+start; after the second time it must hold as much.
 """
 
 import argparse
 import asyncio
-import contextlib
-import os
-import sys
 import time
 import urllib.request
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
-from bench.client import Connection
-from bench.load import ROOT, cores, gateway, process, write_result
-from bench.slow_reader import resident
+from bench.connection import open_many
+from bench.processes import cores, gateway_process, pinned, resident, server, upstream
+from bench.results import LOCAL, Row, write_result
+from bench.tables import print_rows
+from bench.wires import CALL, Target
 
-UPSTREAM_PORT = 9331
-GATEWAY_PORT = 9332
-PATH = "/servers/bench/mcp"
-CALL = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"echo","arguments":{}}}'
-AT_ONCE = 16
 FIRST = 100
 """Workflows that are opened before the process is looked at for the first time."""
 PATIENCE = 300.0
@@ -38,35 +31,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workflows", type=int, default=10_000)
     parser.add_argument("--idle-timeout", type=float, default=60, help="longer than it takes to open them all")
-    parser.add_argument("--output", type=Path, default=ROOT / "bench" / "results")
+    parser.add_argument("--output", type=Path, default=LOCAL)
     given = parser.parse_args()
-    os.chdir(ROOT)
-    with Progress(console=Console(stderr=True)) as progress:
+    with pinned(cores().client), Progress(console=Console(stderr=True)) as progress:
         rows = [run(reuse, given.workflows, given.idle_timeout, progress) for reuse in ("workflow", "user")]
-    table = Table(title="workflows that were opened and left")
-    for column in rows[0]:
-        table.add_column(column.replace("_", " "), justify="right")
-    for one in rows:
-        table.add_row(*(str(value) for value in one.values()))
-    Console(width=140).print(table)
+    print_rows("workflows that were opened and left", rows)
     about = f"{given.workflows} workflows opened, called once and left; memory after they are gone, beside the start"
     command = f"python -m bench.leave --workflows {given.workflows} --idle-timeout {given.idle_timeout:g}"
     write_result(given.output, "leave", about, command, rows)
 
 
-def run(reuse: str, workflows: int, idle_timeout: float, progress: Progress) -> dict[str, object]:
+def run(reuse: str, workflows: int, idle_timeout: float, progress: Progress) -> Row:
     """The figures of one reuse, in a gateway of its own."""
-    client_core, gateway_core = cores()
-    settings = f'[pooling]\nreuse = "{reuse}"\nidle_timeout = {idle_timeout}\n'
-    settings += f"max_workflows = {workflows + FIRST}\n"
-    with contextlib.ExitStack() as stack:
-        upstream = [sys.executable, "-m", "bench.upstream", "--port", str(UPSTREAM_PORT)]
-        stack.enter_context(process(upstream, client_core, f"http://127.0.0.1:{UPSTREAM_PORT}/recorder"))
-        pid = stack.enter_context(gateway(settings, GATEWAY_PORT, gateway_core, UPSTREAM_PORT))
-        asyncio.run(open_and_leave(FIRST, progress, f"{reuse}: first steps"))
+    _, upstream_core, own_core = cores()
+    settings = f'[pooling]\nreuse = "{reuse}"\nidle_timeout = {idle_timeout}\nmax_workflows = {workflows + FIRST}\n'
+    with upstream(upstream_core) as behind, gateway_process(settings + server(behind), own_core) as (pid, port):
+        target = Target(port, "/servers/bench/mcp")
+        asyncio.run(open_many(target, FIRST, body=CALL))
         at_ready = resident(pid)
-        first, _ = once(pid, workflows, idle_timeout, progress, f"{reuse}: warm-up")
-        second, gone_after = once(pid, workflows, idle_timeout, progress, f"{reuse}: measured")
+        first, _ = once(pid, target, workflows, idle_timeout, progress, f"{reuse}: warm-up")
+        second, gone_after = once(pid, target, workflows, idle_timeout, progress, f"{reuse}: measured")
         return {
             "reuse": reuse,
             "workflows": workflows,
@@ -81,14 +65,17 @@ def run(reuse: str, workflows: int, idle_timeout: float, progress: Progress) -> 
         }
 
 
-def once(pid: int, workflows: int, idle_timeout: float, progress: Progress, title: str) -> tuple[dict[str, int], float]:
+def once(
+    pid: int, target: Target, workflows: int, idle_timeout: float, progress: Progress, title: str
+) -> tuple[dict[str, int], float]:
     """Open them, leave them, wait until they are gone; KiB with and after them, what is left, and the seconds."""
-    asyncio.run(open_and_leave(workflows, progress, title))
+    opening = progress.add_task(title, total=workflows)
+    asyncio.run(open_many(target, workflows, lambda: progress.advance(opening), body=CALL))
     with_them = resident(pid)
     left = time.monotonic()
     waiting = progress.add_task(f"{title}: waiting", total=workflows)
     while True:
-        held = {kind: gauge(f"trunkline_{kind}") for kind in ("workflows", "channels")}
+        held = {kind: gauge(target.port, f"trunkline_{kind}") for kind in ("workflows", "channels")}
         progress.update(waiting, completed=workflows - held["workflows"])
         if not any(held.values()) or time.monotonic() - left > 2 * idle_timeout + PATIENCE:
             break
@@ -98,25 +85,9 @@ def once(pid: int, workflows: int, idle_timeout: float, progress: Progress, titl
     return {"with_them": with_them, "after": resident(pid), **held}, gone_after
 
 
-async def open_and_leave(workflows: int, progress: Progress, title: str) -> None:
-    """Open so many, each called once."""
-    opening = progress.add_task(title, total=workflows)
-    numbers = iter(range(workflows))
-
-    async def worker() -> None:
-        connection = await Connection.open(GATEWAY_PORT, PATH)
-        for _ in numbers:
-            await connection.open_session()
-            await connection.post(CALL)
-            progress.advance(opening)
-        connection.close()
-
-    await asyncio.gather(*(worker() for _ in range(AT_ONCE)))
-
-
-def gauge(name: str) -> int:
+def gauge(port: int, name: str) -> int:
     """The sum of a gauge's samples."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{GATEWAY_PORT}/metrics", timeout=60) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=60) as answer:
         lines = answer.read().decode().splitlines()
     return sum(int(float(line.rpartition(" ")[2])) for line in lines if line.startswith(name + "{"))
 

@@ -1,68 +1,124 @@
-"""The old path and the new path through the same gateway program, against the same upstream, in the same run.
+"""Calls through the gateway and through what it is measured against, in turns, before the same server.
 
-Run: `python -m bench.load [--scenario delay5|cpu] [--rounds N] [--output FILE]`. It prints a table and writes JSON to
-`bench/results/`. Variants take turns in each round, so that a machine that drifts treats them alike. The gateway has
-one core to itself; client and upstream share the other.
+Run: `python -m bench.load [SCENARIO...] [--quick] [--rounds N] [--seconds S] [--output FOLDER]`; `python -m bench`
+lists the scenarios. Each scenario prints a table and is stored as JSON. In each round every variant has its turn, so
+that a machine that drifts treats all alike. What is measured has one core to itself; client and server share the other,
+where there are but two.
 """
 
 import argparse
 import asyncio
 import contextlib
-import datetime
-import importlib.metadata
+import gc
 import json
 import os
-import platform
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
 import urllib.request
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import uvloop
 from rich.console import Console
-from rich.table import Table
+from rich.progress import Progress
 
-from bench.client import open_session, run_calls
+from bench.client import Sample, Slot, Target, burst, closed_loop, open_loop, opened
+from bench.connection import open_many
+from bench.processes import (
+    ROOT,
+    cores,
+    cpu_seconds,
+    free_port,
+    gateway_process,
+    pinned,
+    process,
+    resident,
+    server,
+    upstream,
+)
+from bench.results import LOCAL, Row, percentile, write_result
+from bench.scenarios import CALL_MS, DIRECT, FLOOR, SCENARIOS, SHARE_OF_MAXIMUM, VARIANTS, Scenario
+from bench.tables import print_rows
 
-ROOT = Path(__file__).parent.parent
-UPSTREAM_PORT = 9301
-FIRST_GATEWAY_PORT = 9311
+DELAYS_MS = {"bench": 0, "bench5": 5, "bench50": 50}
+"""Servers of Streamable HTTP, by the network delay before them."""
 
-VARIANTS = {
-    "old path, 6 requests": '[pooling]\nreuse = "none"\n[compat]\nsdk_habits = true\n',
-    "old path, 4 requests": '[pooling]\nreuse = "none"\n',
-    "trunkline": '[pooling]\nreuse = "workflow"\n',
-}
-"""What is compared, as settings. The old path: initialize, initialized, call, DELETE for each call; with the habits of
-the SDK's clients also the GET stream and tools/list."""
+SETTLE_SECONDS = 0.1
+"""What a turn left running, such as DELETEs, belongs to it."""
 
-DIRECT = "direct"
-FORWARDER = "bare forwarder"
-FLOOR = "bare uvicorn"
-BESIDE = {FORWARDER: ["--url", f"http://127.0.0.1:{UPSTREAM_PORT}/mcp"], FLOOR: ["--floor"]}
-"""What the gateway is measured against, as arguments of `bench.forwarder`."""
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """One condition of measurement."""
-
-    about: str
-    delay_ms: float
-    inflight: int
-    calls: int
-    """Calls of one variant in one round; the old path makes a quarter of them."""
+OPEN_SLOTS = 256
+"""Calls that may be in flight in the open loop; more wait, and their time counts."""
 
 
-SCENARIOS = {
-    "delay5": Scenario("5 ms network delay for each upstream request, 1 call in flight", 5, 1, 200),
-    "delay5x16": Scenario("5 ms network delay for each upstream request, 16 calls in flight", 5, 16, 1600),
-    "cpu": Scenario("no delay, 16 calls in flight", 0, 16, 8000),
-}
+class Bed:
+    """The server, and what stands before it, each started when it is first asked for; a context."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        self._places: dict[str, tuple[int, int]] = {}
+        """The pid and the port of each variant."""
+        self.port = 0
+        """The server's."""
+
+    def __enter__(self) -> "Bed":
+        self._stack.enter_context(pinned(cores().client))
+        self.port = self._stack.enter_context(upstream(cores().upstream))
+        self._places[DIRECT] = 0, self.port
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    async def place(self, name: str, note: Callable[[], object] = lambda: None) -> tuple[int, int]:
+        """The pid and the port of a variant; `note` is called for each idle workflow that it is given."""
+        if name not in self._places:
+            self._places[name] = self._start(name)
+            if VARIANTS[name].idle:
+                quiet = Target(self._places[name][1], "/servers/quiet/mcp")
+                await open_many(quiet, VARIANTS[name].idle, note)
+        return self._places[name]
+
+    async def target(self, name: str, scenario: Scenario) -> Target:
+        """Where the calls of a variant go."""
+        _, port = await self.place(name)
+        if VARIANTS[name].settings is not None:
+            path = f"/servers/{scenario.server}/{'mcp' if scenario.transport == 'http' else scenario.transport}"
+        elif scenario.transport == "ws":
+            path = "/ws"
+        else:
+            path = self._path(scenario.server)
+        return Target(port, path, scenario.transport, key="bench" if scenario.anew else "")
+
+    def counts(self, *, forget: bool = False) -> Counter[str]:
+        """What the server has seen since it last forgot."""
+        method = "DELETE" if forget else "GET"
+        asked = urllib.request.Request(f"http://127.0.0.1:{self.port}/recorder", method=method)
+        with urllib.request.urlopen(asked, timeout=30) as answer:
+            return Counter(json.load(answer))
+
+    def _start(self, name: str) -> tuple[int, int]:
+        settings, core = VARIANTS[name].settings, cores().gateway
+        if settings is not None:
+            return self._stack.enter_context(gateway_process(settings + self._servers(), core))
+        port = free_port()
+        given = ["--floor"] if name == FLOOR else ["--url", f"http://127.0.0.1:{self.port}/mcp"]
+        command = [sys.executable, "-m", "bench.forwarder", "--port", str(port), *given]
+        return self._stack.enter_context(process(command, core, f"http://127.0.0.1:{port}/readyz")), port
+
+    def _servers(self) -> str:
+        """The lean server as gateways know it: once for each transport and each delay."""
+        own = ["--stdio", "--core", str(cores().upstream)]
+        paths = {"quiet": "/quiet/mcp", "ws": "/ws", **{name: self._path(name) for name in DELAYS_MS}}
+        sections = [server(self.port, path, name) for name, path in paths.items()]
+        sections.append(f"[servers.stdio]\ncommand = {json.dumps([sys.executable, '-m', 'bench.upstream', *own])}\n")
+        return "".join(sections)
+
+    @staticmethod
+    def _path(server: str) -> str:
+        delay = DELAYS_MS.get(server, 0)
+        return f"/delay/{delay}/mcp" if delay else "/mcp"
 
 
 @dataclass
@@ -71,199 +127,173 @@ class Measured:
 
     name: str
     pid: int
-    port: int
-    path: str
-    session: str
-    seconds: list[float]
-    rates: list[float]
-    cpu: list[float]
-    calls: int = 0
-    upstream: dict[str, int] | None = None
+    slots: list[Slot]
+    samples: list[Sample] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    """Seconds of each round, for each call."""
+    offered: list[float] = field(default_factory=list)
+    """Calls each second that an open loop made."""
+    counts: Counter[str] = field(default_factory=Counter)
+    resident_kib: int = 0
+
+    @property
+    def calls(self) -> int:
+        """Of all rounds."""
+        return sum(sample.calls for sample in self.samples)
+
+
+async def measure(bed: Bed, scenario: Scenario, rounds: int, note: Callable[[], object] = lambda: None) -> list[Row]:
+    """Rounds in which each variant has its turn; `note` is called after each of `steps(scenario, rounds)`."""
+    async with contextlib.AsyncExitStack() as stack:
+        measured = []
+        for name in scenario.variants:
+            pid, _ = await bed.place(name, note)
+            measured.append(Measured(name, pid, await stack.enter_async_context(_slots(bed, name, scenario))))
+        for one in measured:
+            await closed_loop(one.slots[: scenario.inflight], seconds=min(0.3, scenario.seconds), asks=scenario.asks)
+        gc.collect()
+        gc.freeze()
+        for _ in range(rounds):
+            for one in measured:
+                await asyncio.sleep(SETTLE_SECONDS)
+                await _turn(bed, scenario, one)
+                note()
+        gc.unfreeze()
+    return [row(one, scenario) for one in measured]
+
+
+def steps(scenario: Scenario, rounds: int) -> int:
+    """How often `measure` notes that it went on, if nothing has been started before."""
+    return rounds * len(scenario.variants) + sum(VARIANTS[name].idle for name in scenario.variants)
+
+
+def _slots(bed: Bed, name: str, scenario: Scenario) -> contextlib.AbstractAsyncContextManager[list[Slot]]:
+    @contextlib.asynccontextmanager
+    async def opening() -> AsyncIterator[list[Slot]]:
+        target = await bed.target(name, scenario)
+        inflight = OPEN_SLOTS if scenario.shape == "open" else scenario.inflight
+        workflows = max(scenario.workflows, inflight // 64)
+        async with opened(target, inflight=inflight, workflows=workflows, anew=scenario.anew) as slots:
+            yield slots
+
+    return opening()
+
+
+async def _turn(bed: Bed, scenario: Scenario, one: Measured) -> None:
+    """One variant's calls of one round."""
+    asks, seconds = scenario.asks, scenario.seconds
+    if scenario.shape == "open":
+        most = await closed_loop(one.slots[: scenario.inflight], seconds=seconds / 4, asks=asks)
+        one.offered.append(SHARE_OF_MAXIMUM * most.rate)
+        await asyncio.sleep(SETTLE_SECONDS)
+    bed.counts(forget=True)
+    before = cpu_seconds(one.pid)
+    if scenario.shape == "open":
+        sample = await open_loop(one.slots, rate=one.offered[-1], seconds=seconds, asks=asks)
+    elif scenario.shape == "burst":
+        sample = await _bursts(scenario, one.slots)
+    else:
+        sample = await closed_loop(one.slots, seconds=seconds, asks=asks)
+    await asyncio.sleep(SETTLE_SECONDS)
+    one.cpu.append((cpu_seconds(one.pid) - before) / max(1, sample.calls))
+    one.samples.append(sample)
+    one.counts += bed.counts()
+    one.resident_kib = resident(one.pid)
+
+
+async def _bursts(scenario: Scenario, slots: list[Slot]) -> Sample:
+    """Bursts, one after the other, for so long."""
+    total = Sample()
+    while total.elapsed < scenario.seconds:
+        sample = await burst(slots, asks=scenario.asks)
+        total = Sample(total.seconds + sample.seconds, total.elapsed + sample.elapsed, total.errors + sample.errors)
+    return total
+
+
+def row(one: Measured, scenario: Scenario) -> Row:
+    """The figures of one variant. What is `None` is not known, or is told by too few calls."""
+    seconds = [second for sample in one.samples for second in sample.seconds]
+    if not seconds:
+        raise RuntimeError(f"{one.name}: no call was answered")
+    rounds: dict[str, list[float]] = {
+        "calls_per_second": [round(sample.rate, 1) for sample in one.samples],
+        "p50_ms": [round(statistics.median(sample.seconds) * 1000, 4) for sample in one.samples if sample.seconds],
+    }
+    if all(percentile(sample.seconds, 99) is not None for sample in one.samples):
+        rounds["p99_ms"] = [milliseconds(sample.seconds, 99) or 0.0 for sample in one.samples]
+    if one.pid:
+        rounds["cpu_us"] = [round(cpu * 1e6, 2) for cpu in one.cpu]
+    if scenario.shape == "burst":
+        rounds["parallel"] = [round(sample.rate * CALL_MS / 1000, 2) for sample in one.samples]
+    if one.offered:
+        rounds["offered_per_second"] = [round(rate, 1) for rate in one.offered]
+    known = scenario.server != "stdio"
+    return {
+        "variant": one.name,
+        "calls": one.calls,
+        **{metric: round(statistics.median(values), 3) for metric, values in rounds.items()},
+        "p50_ms": round(statistics.median(seconds) * 1000, 3),
+        "p99_ms": milliseconds(seconds, 99),
+        "p999_ms": milliseconds(seconds, 99.9),
+        "rss_MiB": round(one.resident_kib / 1024, 1) if one.pid else None,
+        "upstream_requests": round(one.counts.total() / one.calls, 4) if known else None,
+        "upstream_initializes": round(one.counts["initialize"] / one.calls, 4) if known else None,
+        "errors": sum(sample.errors for sample in one.samples),
+        "rounds": rounds,
+    }
+
+
+def milliseconds(seconds: list[float], percent: float) -> float | None:
+    """What so many percent of these do not exceed."""
+    found = percentile(seconds, percent)
+    return None if found is None else round(found * 1000, 3)
+
+
+COLUMNS = {
+    "variant": "variant",
+    "calls_per_second": "calls/s",
+    "p50_ms": "p50 ms",
+    "p99_ms": "p99 ms",
+    "p999_ms": "p99.9 ms",
+    "cpu_us": "CPU µs",
+    "rss_MiB": "RSS MiB",
+    "upstream_requests": "requests",
+    "upstream_initializes": "initializes",
+    "errors": "errors",
+    "parallel": "parallel",
+    "offered_per_second": "offered/s",
+}
 
 
 def main() -> None:
     """Run the scenarios that were asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenario", choices=[*SCENARIOS, "all"], default="all")
+    parser.add_argument("scenario", nargs="*", metavar="SCENARIO", help="all of them, where none is named")
+    parser.add_argument("--quick", action="store_true", help="those of `make bench`, in shorter turns")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=ROOT / "bench" / "results")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of one turn, by which longer ones are longer")
+    parser.add_argument("--output", type=Path, default=LOCAL)
     given = parser.parse_args()
+    names = given.scenario or [name for name in SCENARIOS if SCENARIOS[name].is_quick or not given.quick]
+    factor = given.seconds * (0.3 if given.quick else 1.0)
     os.chdir(ROOT)
-    for name in SCENARIOS if given.scenario == "all" else [given.scenario]:
-        rows = run(SCENARIOS[name], given.rounds)
-        show(name, rows)
-        store(given.output, name, rows, given.rounds)
+    uvloop.run(run(names, given.rounds, factor, given.output, given.quick))
 
 
-def run(scenario: Scenario, rounds: int) -> list[dict[str, object]]:
-    """Measure all variants in one condition."""
-    client_core, gateway_core = cores()
-    os.sched_setaffinity(0, {client_core})
-    with contextlib.ExitStack() as stack:
-        delay = ["--delay-ms", str(scenario.delay_ms)]
-        upstream = [sys.executable, "-m", "bench.upstream", "--port", str(UPSTREAM_PORT), *delay]
-        stack.enter_context(process(upstream, client_core, f"http://127.0.0.1:{UPSTREAM_PORT}/recorder"))
-        variants = [Measured(DIRECT, 0, UPSTREAM_PORT, "/mcp", "", [], [], [])]
-        for name, arguments in BESIDE.items():
-            port = FIRST_GATEWAY_PORT + len(variants)
-            command = [sys.executable, "-m", "bench.forwarder", "--port", str(port), *arguments]
-            pid = stack.enter_context(process(command, gateway_core, f"http://127.0.0.1:{port}/readyz"))
-            variants.append(Measured(name, pid, port, "/mcp", "", [], [], []))
-        for name, settings in VARIANTS.items():
-            port = FIRST_GATEWAY_PORT + len(variants)
-            pid = stack.enter_context(gateway(settings, port, gateway_core))
-            variants.append(Measured(name, pid, port, "/servers/bench/mcp", "", [], [], []))
-        asyncio.run(measure(scenario, rounds, variants))
-    return [row(variant) for variant in variants]
-
-
-async def measure(scenario: Scenario, rounds: int, variants: list[Measured]) -> None:
-    """A warm-up, then rounds in which each variant has its turn."""
-    for variant in variants:
-        variant.session = await open_session(variant.port, variant.path)
-        await run_calls(
-            variant.port, variant.path, variant.session, calls=scenario.inflight * 20, inflight=scenario.inflight
-        )
-    for _ in range(rounds):
-        for variant in variants:
-            await asyncio.sleep(0.2)  # what the last turn left running, such as DELETEs, is not this one's
-            await one_turn(scenario, variant)
-
-
-async def one_turn(scenario: Scenario, variant: Measured) -> None:
-    """One variant's calls of one round."""
-    calls = scenario.calls // 4 if variant.name.startswith("old") else scenario.calls
-    recorder(method="DELETE")
-    before = cpu_seconds(variant.pid)
-    sample = await run_calls(variant.port, variant.path, variant.session, calls=calls, inflight=scenario.inflight)
-    await asyncio.sleep(0.1)
-    variant.cpu.append((cpu_seconds(variant.pid) - before) / calls)
-    variant.seconds += sample.seconds
-    variant.rates.append(calls / sample.elapsed)
-    variant.calls += calls
-    seen = recorder()
-    variant.upstream = {
-        key: (variant.upstream or {}).get(key, 0) + seen.get(key, 0) for key in {*(variant.upstream or {}), *seen}
-    }
-
-
-def row(variant: Measured) -> dict[str, object]:
-    """The figures of one variant."""
-    cuts = statistics.quantiles(variant.seconds, n=100)
-    upstream = variant.upstream or {}
-    return {
-        "variant": variant.name,
-        "calls": variant.calls,
-        "calls_per_second": round(statistics.median(variant.rates), 1),
-        "p50_ms": round(cuts[49] * 1000, 3),
-        "p99_ms": round(cuts[98] * 1000, 3),
-        "gateway_cpu_us_per_call": round(statistics.median(variant.cpu) * 1e6, 1) if variant.pid else None,
-        "upstream_requests_per_call": round(sum(upstream.values()) / variant.calls, 3),
-        "upstream_sessions": upstream.get("initialize", 0),
-        "skipped_initialize": round(1 - upstream.get("initialize", 0) / variant.calls, 4),
-        "upstream_requests": dict(sorted(upstream.items())),
-    }
-
-
-def show(name: str, rows: list[dict[str, object]]) -> None:
-    """Print a table: gateway CPU and upstream requests are for each call."""
-    table = Table(title=f"{name}: {SCENARIOS[name].about}")
-    for column in ("variant", "calls/s", "p50 ms", "p99 ms", "CPU µs", "requests", "sessions"):
-        table.add_column(column, justify="left" if column == "variant" else "right", no_wrap=True)
-    keys = (
-        "calls_per_second",
-        "p50_ms",
-        "p99_ms",
-        "gateway_cpu_us_per_call",
-        "upstream_requests_per_call",
-        "upstream_sessions",
-    )
-    for one in rows:
-        table.add_row(str(one["variant"]), *("-" if one[key] is None else str(one[key]) for key in keys))
-    Console(width=100).print(table)
-
-
-def store(folder: Path, name: str, rows: list[dict[str, object]], rounds: int) -> None:
-    """Write the figures of one scenario."""
-    command = f"python -m bench.load --scenario {name} --rounds {rounds}"
-    write_result(folder, name, SCENARIOS[name].about, command, rows)
-
-
-def write_result(folder: Path, name: str, about: str, command: str, rows: list[dict[str, object]]) -> None:
-    """Write figures, with what is needed to judge them."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    packages = ("trunkline", "aiohttp", "httptools", "msgspec", "uvicorn", "uvloop")
-    result = {
-        "scenario": name,
-        "about": about,
-        "command": command,
-        "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip(),
-        "machine": {"cores": os.cpu_count(), "cpu": cpu_model(), "python": platform.python_version()},
-        "versions": {package: importlib.metadata.version(package) for package in packages},
-        "rows": rows,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{name}.json").write_text(json.dumps(result, indent=2) + "\n")
-
-
-@contextlib.contextmanager
-def gateway(settings: str, port: int, core: int, upstream_port: int = UPSTREAM_PORT) -> Iterator[int]:
-    """A gateway process with these settings; its pid."""
-    text = f'{settings}[servers.bench]\nurl = "http://127.0.0.1:{upstream_port}/mcp"\n'
-    with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
-        file.write(text)
-        file.flush()
-        command = [sys.executable, "-m", "trunkline.gateway.cli", "serve", file.name, "--port", str(port)]
-        with process([*command, "--log-level", "error"], core, f"http://127.0.0.1:{port}/readyz") as pid:
-            yield pid
-
-
-@contextlib.contextmanager
-def process(command: list[str], core: int, ready: str) -> Iterator[int]:
-    """A process on one core, from when it answers until it is ended; its pid."""
-    started = subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=lambda: os.sched_setaffinity(0, {core}))
-    try:
-        for _ in range(1200):
-            with contextlib.suppress(OSError), urllib.request.urlopen(ready, timeout=1):
-                break
-            if started.poll() is not None:
-                raise RuntimeError(f"{command} ended with {started.returncode}")
-            time.sleep(0.05)
-        else:
-            raise RuntimeError(f"{command} does not answer at {ready}")
-        yield started.pid
-    finally:
-        started.terminate()
-        started.wait(timeout=60)
-
-
-def recorder(method: str = "GET") -> dict[str, int]:
-    """What the upstream has seen since it last forgot."""
-    asked = urllib.request.Request(f"http://127.0.0.1:{UPSTREAM_PORT}/recorder", method=method)
-    with urllib.request.urlopen(asked, timeout=10) as answer:
-        counts: dict[str, int] = json.load(answer)
-    return counts
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far; 0 for none."""
-    if not pid:
-        return 0.0
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def cores() -> tuple[int, int]:
-    """The client's core and the gateway's."""
-    available = sorted(os.sched_getaffinity(0) | set(range(os.cpu_count() or 1)))
-    return available[0], available[-1]
-
-
-def cpu_model() -> str:
-    """The processor's name, as the kernel tells it."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+async def run(names: list[str], rounds: int, factor: float, output: Path, is_quick: bool) -> None:
+    """Measure, print and store them, one after the other."""
+    total = sum(steps(SCENARIOS[name], rounds) for name in names)
+    with Bed() as bed, Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task("measuring", total=total)
+        for name in names:
+            progress.update(task, description=name)
+            scenario = replace(SCENARIOS[name], seconds=SCENARIOS[name].seconds * factor)
+            rows = await measure(bed, scenario, rounds, lambda: progress.advance(task))
+            print_rows(f"{name}: {scenario.about}", rows, COLUMNS)
+            quick = " --quick" if is_quick else ""
+            command = f"python -m bench.load {name}{quick} --rounds {rounds} --seconds {factor:g}"
+            write_result(output, name, scenario.about, command, rows)
+    print(f"stored in {output}; `python -m bench compare A B` says what differs between two such folders")
 
 
 if __name__ == "__main__":

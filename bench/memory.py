@@ -1,9 +1,8 @@
-"""What an idle session costs: a workflow of the gateway, and a session of the SDK's own session manager.
+"""What an idle workflow costs a gateway: without a connection, with an open stream or socket; and a session of the SDK.
 
-Run: `python -m bench.memory [--rounds N]`. The same client opens the same sessions everywhere, with equal handshakes,
-one after the other on a connection that it then closes; what the process has grown by, divided by their number, is what
-one costs. Each round has processes of its own, since memory that was given back would be used again. It prints a table
-and writes JSON to `bench/results/`.
+Run: `python -m bench.memory [--rounds N] [--workflows N] [--output FOLDER]`. The same handshakes everywhere, then one
+call where there is a gateway; what the process has grown by after a warm-up, divided by their number, is what each
+costs. Each round has processes of its own, since memory that was given back would be used again.
 """
 
 import argparse
@@ -11,44 +10,58 @@ import asyncio
 import contextlib
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
+import uvloop
 from rich.console import Console
-from rich.table import Table
+from rich.progress import Progress
 
-from bench.client import Connection
-from bench.load import ROOT, cores, gateway, process, write_result
-from bench.slow_reader import resident
+from bench.client import Target
+from bench.connection import Connection, open_many
+from bench.processes import cores, free_port, gateway_process, pinned, process, resident, server, upstream
+from bench.results import LOCAL, Row, write_result
+from bench.tables import print_rows
+from bench.wires import CALL, SSEWire, WebSocketWire, open_stream
 
-SDK_PORT = 9321
-UPSTREAM_PORT = 9322
-GATEWAY_PORT = 9323
 WARM_UP = 500
-"""Sessions that are opened before anything is measured, and kept."""
-SETTLE_SECONDS = 2.5
-"""What was only needed to open them is gone by then: the gateway looks at its workflows every second."""
+"""Workflows that are opened before anything is measured, and kept."""
+
+SETTLE_SECONDS = 6.0
+"""What was only needed to open them is gone by then: kept connections to the server, for one, after 4 s."""
+
+AT_ONCE = 16
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A process with sessions, and how many of them are opened."""
+    """A process with sessions, and how they are held open."""
 
     name: str
-    settings: str | None
-    """Those of a gateway; None stands for the SDK's server."""
-    sessions: int
+    share: float = 1.0
+    """Of the workflows that were asked for: where each has connections, descriptors set the limit."""
+    reuse: str = "workflow"
+    """Of the gateway; empty for the SDK's server."""
+    path: str = "/quiet/mcp"
+    """Of the lean server."""
+    wire: Literal["", "stream", "sse", "ws"] = ""
+    """What the client holds open."""
+    wires: int = 0
+    """Streams and sockets that the gateway holds for one, on either side."""
 
 
-SDK = "SDK, StreamableHTTPSessionManager"
+SDK = Variant("SDK, StreamableHTTPSessionManager", 0.5, reuse="")
 VARIANTS = (
-    Variant('trunkline, reuse = "user"', '[pooling]\nreuse = "user"\n', 5000),
-    Variant(SDK, None, 5000),
-    Variant(
-        'trunkline, reuse = "workflow", with its upstream session and GET stream',
-        '[pooling]\nreuse = "workflow"\n',
-        1000,
-    ),
+    Variant("no connection on either side"),
+    Variant('no connection, reuse = "user"', reuse="user"),
+    Variant("the upstream session's GET stream", 0.4, path="/mcp", wires=1),
+    Variant("the client's GET stream", 0.4, wire="stream", wires=1),
+    Variant("HTTP+SSE client", 0.4, wire="sse", wires=1),
+    Variant("WebSocket client", 0.4, wire="ws", wires=1),
+    Variant("WebSocket client, WebSocket upstream", 0.2, path="/ws", wire="ws", wires=2),
+    SDK,
 )
 
 
@@ -56,80 +69,113 @@ def main() -> None:
     """Measure, print and store."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--no-store", action="store_true", help="print only")
+    parser.add_argument("--workflows", type=int, default=10_000)
+    parser.add_argument("--output", type=Path, default=LOCAL)
     given = parser.parse_args()
-    costs: dict[str, list[float]] = {variant.name: [] for variant in VARIANTS}
-    for _ in range(given.rounds):
-        for variant in VARIANTS:
-            costs[variant.name].append(one_round(variant))
-    rows = [row(variant, costs) for variant in VARIANTS]
-    table = Table(title="what an idle session costs, KiB")
-    for column in rows[0]:
-        table.add_column(column.replace("_", " "), justify="left" if column == "variant" else "right")
-    for one in rows:
-        table.add_row(*("" if value is None else str(value) for value in one.values()))
-    Console(width=120).print(table)
-    if not given.no_store:
-        about = "memory of an idle session without a connection, equal handshakes"
-        command = f"python -m bench.memory --rounds {given.rounds}"
-        write_result(ROOT / "bench" / "results", "memory", about, command, rows)
+    with pinned(cores().client), Progress(console=Console(stderr=True)) as progress:
+        rows = measure(given.rounds, given.workflows, progress)
+    print_rows("what an idle workflow costs", rows)
+    command = f"python -m bench.memory --rounds {given.rounds} --workflows {given.workflows}"
+    write_result(given.output, "memory", "memory of an idle workflow", command, rows)
 
 
-def one_round(variant: Variant) -> float:
-    """KiB that one more session costs a new process."""
-    with serving(variant) as (pid, port, path):
-        asyncio.run(open_sessions(port, path, WARM_UP))
+def measure(rounds: int, workflows: int, progress: Progress, variants: tuple[Variant, ...] = VARIANTS) -> list[Row]:
+    """The cost of each variant, in rounds."""
+    task = progress.add_task("opening", total=rounds * sum(round(workflows * one.share) for one in variants))
+    costs: dict[str, list[float]] = {one.name: [] for one in variants}
+    for _ in range(rounds):
+        for one in variants:
+            progress.update(task, description=one.name)
+            cost = one_round(one, round(workflows * one.share), lambda: progress.advance(task))
+            costs[one.name].append(round(cost, 2))
+    return [row(one, round(workflows * one.share), costs) for one in variants]
+
+
+def one_round(variant: Variant, count: int, note: Callable[[], object] = lambda: None) -> float:
+    """KiB that one more workflow costs a new process."""
+    with serving(variant, count) as (pid, target):
+        return uvloop.run(_grown(variant, pid, target, count, note))
+
+
+async def _grown(variant: Variant, pid: int, target: Target, count: int, note: Callable[[], object]) -> float:
+    async with opened(variant, target, min(WARM_UP, count)):
+        await asyncio.sleep(SETTLE_SECONDS)
         before = resident(pid)
-        opened = asyncio.run(open_sessions(port, path, variant.sessions))
-        grown = resident(pid) - before
-        asyncio.run(check_alive(port, path, opened))
-        return grown / variant.sessions
+        async with opened(variant, target, count, note) as sessions:
+            await asyncio.sleep(SETTLE_SECONDS)
+            grown = resident(pid) - before
+            await _check_alive(target, sessions)
+            return grown / count
 
 
-def row(variant: Variant, costs: dict[str, list[float]]) -> dict[str, object]:
+def row(variant: Variant, count: int, costs: dict[str, list[float]]) -> Row:
     """The figures of one variant."""
-    mine, theirs = statistics.median(costs[variant.name]), statistics.median(costs[SDK])
+    mine = statistics.median(costs[variant.name])
+    sdk = costs.get(SDK.name)
     return {
         "variant": variant.name,
-        "sessions": variant.sessions,
-        "least_KiB": round(min(costs[variant.name]), 2),
-        "median_KiB": round(mine, 2),
-        "less_than_sdk": None if variant.name == SDK else round(1 - mine / theirs, 3),
+        "workflows": count,
+        "KiB": round(mine, 2),
+        "wires": variant.wires,
+        "KiB_per_wire": round(mine / variant.wires, 2) if variant.wires else None,
+        "of_the_SDK": round(mine / statistics.median(sdk), 3) if sdk and variant is not SDK else None,
+        "rounds": {"KiB": costs[variant.name]},
     }
 
 
 @contextlib.contextmanager
-def serving(variant: Variant) -> Iterator[tuple[int, int, str]]:
-    """The processes of one variant: the pid of the one that holds the sessions, its port, and its path."""
-    client_core, own_core = cores()
-    if variant.settings is None:
-        command = [sys.executable, "-m", "bench.sdk_sessions", "--port", str(SDK_PORT)]
-        with process(command, own_core, f"http://127.0.0.1:{SDK_PORT}/readyz") as pid:
-            yield pid, SDK_PORT, "/mcp"
-        return
-    upstream = [sys.executable, "-m", "bench.upstream", "--port", str(UPSTREAM_PORT)]
-    with (
-        process(upstream, client_core, f"http://127.0.0.1:{UPSTREAM_PORT}/recorder"),
-        gateway(variant.settings, GATEWAY_PORT, own_core, UPSTREAM_PORT) as pid,
-    ):
-        yield pid, GATEWAY_PORT, "/servers/bench/mcp"
+def serving(variant: Variant, count: int) -> Iterator[tuple[int, Target]]:
+    """The processes of one variant: the pid of the one that holds the sessions, and where they are opened."""
+    _, upstream_core, own_core = cores()
+    with contextlib.ExitStack() as stack:
+        if not variant.reuse:
+            port = free_port()
+            command = [sys.executable, "-m", "bench.sdk_sessions", "--port", str(port)]
+            pid = stack.enter_context(process(command, own_core, f"http://127.0.0.1:{port}/readyz"))
+            yield pid, Target(port, "/mcp")
+            return
+        behind = stack.enter_context(upstream(upstream_core))
+        settings = f'[pooling]\nreuse = "{variant.reuse}"\nmax_workflows = {count + WARM_UP}\n'
+        pid, port = stack.enter_context(gateway_process(settings + server(behind, variant.path), own_core))
+        transport = {"sse": "sse", "ws": "ws"}.get(variant.wire, "http")
+        yield pid, Target(port, f"/servers/bench/{'mcp' if transport == 'http' else transport}", transport)
 
 
-async def open_sessions(port: int, path: str, count: int) -> list[str]:
-    """Open so many, leave them, and wait until what is left is what they cost; their ids."""
-    connection = await Connection.open(port, path)
-    opened = [await connection.open_session() for _ in range(count)]
-    connection.close()
-    await asyncio.sleep(SETTLE_SECONDS)
-    return opened
+@contextlib.asynccontextmanager
+async def opened(
+    variant: Variant, target: Target, count: int, note: Callable[[], object] = lambda: None
+) -> AsyncIterator[list[str]]:
+    """So many workflows; their ids, where they have no wire of their own."""
+    async with contextlib.AsyncExitStack() as stack:
+        if variant.wire in ("sse", "ws"):
+            numbers = iter(range(count))
+
+            async def work() -> None:
+                for _ in numbers:
+                    wire = SSEWire(target) if variant.wire == "sse" else WebSocketWire(target)
+                    await wire.open(1)
+                    await wire.rest()
+                    stack.callback(wire.close)
+                    note()
+
+            await asyncio.gather(*(work() for _ in range(AT_ONCE)))
+            yield []
+            return
+        sessions = await open_many(target, count, note, body=CALL if variant.reuse else b"", at_once=AT_ONCE)
+        if variant.wire == "stream":
+            for session in sessions:
+                stack.callback((await open_stream(target, session)).close)
+        yield sessions
 
 
-async def check_alive(port: int, path: str, opened: list[str]) -> None:
+async def _check_alive(target: Target, sessions: list[str]) -> None:
     """What was measured is there: as many sessions as were opened, and they answer."""
-    if len(set(opened)) < len(opened):
+    if len(set(sessions)) < len(sessions):
         raise RuntimeError("sessions share an id")
-    connection = await Connection.open(port, path)
-    for connection.session in opened[:: len(opened) // 10]:
+    if not sessions:
+        return
+    connection = await Connection.to(target)
+    for connection.session in sessions[:: max(1, len(sessions) // 10)]:
         await connection.post(b'{"jsonrpc":"2.0","id":1,"method":"ping"}')
     connection.close()
 

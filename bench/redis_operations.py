@@ -20,9 +20,10 @@ from trunkline.mux.directory import Worker
 from trunkline.mux.directory.redis import CHANGES, MAX_CONCURRENCY, RedisDirectory, open_redis
 from trunkline.mux.record import WorkflowRecord
 
-from bench.load import ROOT, cores, write_result
+from bench.processes import cores
 from bench.redis_process import redis_process, redis_version
 from bench.redis_records import EVENT, KEEP, event, record
+from bench.results import RESULTS, write_result
 
 PORT = 9342
 WORKFLOWS = 4000
@@ -48,7 +49,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.5, help="of each operation")
     parser.add_argument("--no-store", action="store_true", help="print only")
     given = parser.parse_args()
-    client_core, own_core = cores()
+    client_core, _, own_core = cores()
     os.sched_setaffinity(0, {own_core})
     with redis_process(PORT, "--appendonly", "yes", "--appendfsync", "everysec") as client:
         os.sched_setaffinity(0, {client_core})
@@ -63,7 +64,7 @@ def main() -> None:
     if not given.no_store:
         about = f"operations of the directory in redis {version}, {MAX_CONCURRENCY} at a time"
         command = f"python -m bench.redis_operations --seconds {given.seconds:g}"
-        write_result(ROOT / "bench" / "results", "redis_operations", about, command, rows)
+        write_result(RESULTS, "redis_operations", about, command, rows)
 
 
 async def measure(client: "redis.Redis[Any]", seconds: float) -> list[dict[str, object]]:

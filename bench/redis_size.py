@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from trunkline.mux.directory.redis import RedisDirectory, open_redis
 
-from bench.load import ROOT, write_result
 from bench.redis_process import redis_process, redis_version
 from bench.redis_records import EVENT, KEEP, event, record, size
+from bench.results import RESULTS, write_result
 
 PORT = 9341
 AT_ONCE = 16
@@ -62,7 +62,7 @@ def main() -> None:
     if not given.no_store:
         about = f"memory of redis {version} for workflows with records of {size(record(0))} bytes"
         command = f"python -m bench.redis_size --workflows {given.workflows}"
-        write_result(ROOT / "bench" / "results", "redis_size", about, command, rows)
+        write_result(RESULTS, "redis_size", about, command, rows)
 
 
 def measured(client: "redis.Redis[Any]", variant: Variant, workflows: int) -> dict[str, object]:

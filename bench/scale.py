@@ -13,9 +13,8 @@ from dataclasses import replace
 from rich.console import Console
 from rich.table import Table
 
-from bench.load import ROOT, write_result
+from bench.results import RESULTS, call_seconds, operation_seconds, write_result
 from bench.scale_model import SLOTS, WARM_UP_SECONDS, Cost, Costs, Scenario, Simulation
-from bench.stored import call_seconds, operation_seconds
 
 SHOWN_SECONDS = 10
 
@@ -51,7 +50,7 @@ def main() -> None:
     if not given.no_store:
         about = f"{given.workflows:,} workflows, workers that die at once: a simulation"
         command = f"python -m bench.scale --workflows {given.workflows} --seed {given.seed}"
-        write_result(ROOT / "bench" / "results", "scale", about, command, rows)
+        write_result(RESULTS, "scale", about, command, rows)
 
 
 def measured_costs() -> Costs:

@@ -7,7 +7,7 @@ from trunkline.mux.directory import ID_BLOCK, LEASE_SECONDS, MAX_STALENESS
 from trunkline.mux.limits import Pooling
 from trunkline.mux.membership import BEAT_SECONDS, KNOWN_SECONDS
 
-from bench.stored import call_seconds, operation_seconds, result, row
+from bench.results import call_seconds, operation_seconds, result, row
 
 WORKFLOWS: Final = 1_000_000
 WORKERS: Final = 200
@@ -149,8 +149,7 @@ def _sizes() -> list[str]:
     kept, logged = (
         row("redis_size", "variant", name)["bytes"] for name in ("record and key", "record, 10 events of 500 bytes")
     )
-    idle = 'trunkline, reuse = "workflow", with its upstream session and GET stream'
-    session = row("memory", "variant", idle)["median_KiB"] * 1024
+    session = row("memory", "variant", "the upstream session's GET stream")["KiB"] * 1024
     file = sum(
         rate * row("redis_operations", "operation", operation)["aof_bytes"]
         for _, _, rate, operation in directory_load()

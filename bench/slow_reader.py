@@ -1,68 +1,72 @@
 """A client that reads nothing while 10 MiB are due to it: what it costs in memory, and what it costs others.
 
-Run: `python -m bench.slow_reader`. One client calls for some rounds with nobody beside it, and for as many with the
-slow reader there; both in one run, taking turns. It prints a table and writes JSON to `bench/results/`.
+Run: `python -m bench.slow_reader [--rounds N] [--seconds S] [--output FOLDER]`. One client calls for some rounds with
+nobody beside it, and for as many with the slow reader there; both in one run, taking turns.
 """
 
+import argparse
 import asyncio
-import contextlib
 import socket
 import statistics
-import sys
 from collections.abc import Coroutine
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
+import uvloop
 
-from bench.client import Connection, Sample, open_session, run_calls
-from bench.load import FIRST_GATEWAY_PORT, ROOT, UPSTREAM_PORT, cores, gateway, process, write_result
+from bench.client import Sample, Target, closed_loop, opened
+from bench.connection import Connection
+from bench.processes import cores, gateway_process, pinned, resident, server, upstream
+from bench.results import LOCAL, Row, median_ratio, percentile, write_result
+from bench.tables import print_rows
 
-PATH = "/servers/bench/mcp"
 KIB = 10 * 1024
-CALLS = 1000
-ROUNDS = 5
 
 
 def main() -> None:
     """Measure, print and store."""
-    client_core, gateway_core = cores()
-    settings = '[pooling]\nreuse = "workflow"\n'
-    with contextlib.ExitStack() as stack:
-        upstream = [sys.executable, "-m", "bench.upstream", "--port", str(UPSTREAM_PORT)]
-        stack.enter_context(process(upstream, client_core, f"http://127.0.0.1:{UPSTREAM_PORT}/recorder"))
-        pid = stack.enter_context(gateway(settings, FIRST_GATEWAY_PORT, gateway_core))
-        row = asyncio.run(measure(FIRST_GATEWAY_PORT, pid))
-    table = Table(title="a slow reader beside another client")
-    for column in row:
-        table.add_column(column.replace("_", " "), justify="right")
-    table.add_row(*(str(value) for value in row.values()))
-    Console(width=110).print(table)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=1.0, help="of one turn")
+    parser.add_argument("--output", type=Path, default=LOCAL)
+    given = parser.parse_args()
+    with pinned(cores().client):
+        row = run(given.rounds, given.seconds)
+    print_rows("a slow reader beside another client", [row])
     about = "10 MiB due to a client that reads nothing, beside one that calls, 1 call in flight"
-    write_result(ROOT / "bench" / "results", "slow_reader", about, "python -m bench.slow_reader", [row])
+    command = f"python -m bench.slow_reader --rounds {given.rounds} --seconds {given.seconds:g}"
+    write_result(given.output, "slow_reader", about, command, [row])
 
 
-async def measure(port: int, pid: int) -> dict[str, object]:
+def run(rounds: int, seconds: float) -> Row:
+    """Measure in a gateway of its own."""
+    _, upstream_core, own_core = cores()
+    settings = '[pooling]\nreuse = "workflow"\n'
+    with upstream(upstream_core) as behind, gateway_process(settings + server(behind), own_core) as (pid, port):
+        return uvloop.run(measure(Target(port, "/servers/bench/mcp"), pid, rounds, seconds))
+
+
+async def measure(target: Target, pid: int, rounds: int, seconds: float) -> Row:
     """The other client's p99 without and with the slow reader, in turns, and the gateway's memory."""
-    session = await open_session(port, PATH)
-    await run_calls(port, PATH, session, calls=CALLS, inflight=1)
-    before = resident(pid)
-    alone: list[float] = []
-    beside: list[float] = []
-    peak = before
-    for _ in range(ROUNDS):
-        alone += (await run_calls(port, PATH, session, calls=CALLS, inflight=1)).seconds
-        slow = await SlowReader.open(port)
-        sample, highest = await watched(pid, run_calls(port, PATH, session, calls=CALLS, inflight=1))
-        beside += sample.seconds
-        peak = max(peak, highest)
-        slow.close()
+    alone: list[Sample] = []
+    beside: list[Sample] = []
+    async with opened(target, inflight=1) as slots:
+        await closed_loop(slots, seconds=seconds / 2)
+        before = peak = resident(pid)
+        for _ in range(rounds):
+            alone.append(await closed_loop(slots, seconds=seconds))
+            slow = await SlowReader.open(target)
+            sample, highest = await watched(pid, closed_loop(slots, seconds=seconds))
+            beside.append(sample)
+            peak = max(peak, highest)
+            slow.close()
+    p99s = [[(percentile(one.seconds, 99) or max(one.seconds)) * 1000 for one in turns] for turns in (alone, beside)]
     return {
-        "p99_alone_ms": round(p99(alone) * 1000, 3),
-        "p99_beside_ms": round(p99(beside) * 1000, 3),
-        "ratio": round(p99(beside) / p99(alone), 2),
+        "p99_alone_ms": round(statistics.median(p99s[0]), 3),
+        "p99_beside_ms": round(statistics.median(p99s[1]), 3),
+        "ratio": round(median_ratio(p99s[1], p99s[0]), 2),
         "memory_before_MiB": round(before / 1024, 1),
         "memory_at_most_MiB": round(peak / 1024, 1),
+        "errors": sum(one.errors for one in (*alone, *beside)),
     }
 
 
@@ -73,20 +77,18 @@ class SlowReader:
         self._stream = stream
 
     @classmethod
-    async def open(cls, port: int) -> "SlowReader":
+    async def open(cls, target: Target) -> "SlowReader":
         """Open it, and ask the server for the flood."""
-        connection = await Connection.open(port, PATH)
-        connection.session = await open_session(port, PATH)
+        connection = await Connection.to(target)
+        session = await connection.open_session()
+        loop = asyncio.get_running_loop()
         stream = socket.socket()
         stream.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         stream.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(stream, ("127.0.0.1", port))
-        head = (
-            f"GET {PATH} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAccept: text/event-stream\r\n"
-            f"Mcp-Session-Id: {connection.session}\r\n\r\n"
-        )
-        await asyncio.get_running_loop().sock_sendall(stream, head.encode())
-        await asyncio.get_running_loop().sock_recv(stream, 64)
+        await loop.sock_connect(stream, ("127.0.0.1", target.port))
+        own = f"Accept: text/event-stream\r\nMcp-Session-Id: {session}\r\n\r\n"
+        await loop.sock_sendall(stream, (target.head("GET") + own).encode())
+        await loop.sock_recv(stream, 64)
         await connection.post(b'{"jsonrpc":"2.0","method":"notifications/flood","params":{"kib":%d}}' % KIB)
         connection.close()
         return cls(stream)
@@ -104,17 +106,6 @@ async def watched(pid: int, calls: Coroutine[object, object, Sample]) -> tuple[S
         highest = max(highest, resident(pid))
         await asyncio.wait([task], timeout=0.05)
     return task.result(), highest
-
-
-def resident(pid: int) -> int:
-    """The resident memory of a process, KiB."""
-    fields = Path(f"/proc/{pid}/status").read_text()
-    return int(fields.partition("VmRSS:")[2].split()[0])
-
-
-def p99(seconds: list[float]) -> float:
-    """The 99th percentile."""
-    return statistics.quantiles(seconds, n=100)[98]
 
 
 if __name__ == "__main__":

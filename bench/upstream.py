@@ -1,134 +1,290 @@
-"""A lean MCP server over Streamable HTTP, so that what is measured is the gateway.
+"""A lean MCP server, so that what is measured is the gateway: Streamable HTTP and WebSocket on one port, or stdio.
 
-Run: `python -m bench.upstream --port 9301 [--delay-ms 5]`. `GET /recorder` tells what it saw, `DELETE` forgets it.
+Run: `python -m bench.upstream --port 9301`, or `--stdio`. Paths: `/mcp`; `/delay/5/mcp`, where each HTTP request takes
+5 ms more, as on a network; `/quiet/mcp`, which offers no GET stream; `/ws`. `GET /recorder` tells what came by HTTP,
+`DELETE` forgets it.
+
+Its tool takes any arguments and returns them. `kib` in them asks for a text of that size, `ms` for an answer that late.
 """
 
 import argparse
 import asyncio
+import os
+import sys
 from collections import Counter
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
 
+import httptools
 import msgspec
-import uvicorn
+import uvloop
 
-RESULT = {"content": [{"type": "text", "text": "x" * 340}], "isError": False}
-TOOLS = {"tools": [{"name": "echo", "inputSchema": {"type": "object"}}]}
+from bench.frames import CLOSE, PING, PONG, TEXT, Frames, accept_key, frame
+
+SMALL_TEXT = b"x" * 340
+KIB_OF_TEXT = b"x" * 1024
+TOOLS = b'{"tools":[{"name":"echo","inputSchema":{"type":"object"}}]}'
+RESULT = b'{"content":[{"type":"text","text":"%b"}],"isError":false,"structuredContent":%b}'
+INITIALIZED = b'{"protocolVersion":%b,"capabilities":{"tools":{}},"serverInfo":{"name":"bench","version":"1"}}'
+EVENT = b'data: {"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"%b"}}\n\n'
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+
+KINDS = {"tools/call": "call", "tools/list": "list", None: "response"}
+
+Respond = Callable[[bytes], None]
 
 
-class Upstream:
-    """The server, as an ASGI application. Each HTTP request takes `delay` seconds more; `streams` are GET streams."""
+class Arguments(msgspec.Struct):
+    """Those that the tool understands."""
 
-    def __init__(self, delay: float, *, streams: bool = True) -> None:
-        self._delay = delay
-        self._streams = streams
-        self._counts: Counter[str] = Counter()
-        self._sessions = 0
-        self._floods: dict[bytes, asyncio.Queue[int]] = {}
-        """Kibibytes that are due on the GET stream of each session."""
+    kib: int = 0
+    ms: float = 0.0
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer one request."""
-        if scope["type"] != "http":
-            return
-        if scope["path"] == "/recorder":
-            if scope["method"] == "DELETE":
-                self._counts.clear()
-            await self._send(send, 200, msgspec.json.encode(self._counts))
-            return
-        body = await _body(receive)
-        if self._delay:
-            await asyncio.sleep(self._delay)
-        if scope["method"] != "POST":
-            self._counts[scope["method"].lower()] += 1
-            if scope["method"] != "GET":
-                await self._send(send, 200, b"")
-            elif self._streams:
-                await self._listen(_session(scope), receive, send)
-            else:
-                await self._send(send, 405, b"")
-            return
-        message = msgspec.json.decode(body)
-        if message.get("method") == "notifications/flood":
-            self._floods.setdefault(_session(scope), asyncio.Queue()).put_nowait(message["params"]["kib"])
-        await self._post(send, message)
 
-    async def _post(self, send: Any, message: dict[str, Any]) -> None:
-        method = message.get("method", "response")
-        self._counts[{"tools/call": "call", "tools/list": "list"}.get(method, method)] += 1
-        if "id" not in message or "method" not in message:
-            await self._send(send, 202, b"")
-            return
-        headers: list[tuple[bytes, bytes]] = []
-        result: object = RESULT
-        if method == "initialize":
-            self._sessions += 1
-            headers.append((b"mcp-session-id", b"session-%d" % self._sessions))
-            result = {
-                "protocolVersion": message["params"]["protocolVersion"],
-                "capabilities": {"tools": {}},
-                "serverInfo": {"name": "bench", "version": "1"},
-            }
-        elif method == "tools/list":
+class Params(msgspec.Struct):
+    """Of any request."""
+
+    protocolVersion: msgspec.Raw = msgspec.Raw(b'"2025-06-18"')  # noqa: N815 -- as it stands on the wire
+    arguments: msgspec.Raw = msgspec.Raw(b"{}")
+    kib: int = 0
+
+
+class Message(msgspec.Struct):
+    """One that came."""
+
+    id: msgspec.Raw = msgspec.Raw(b"")
+    method: str | None = None
+    params: Params | None = None
+
+
+decode = msgspec.json.Decoder(Message).decode
+decode_arguments = msgspec.json.Decoder(Arguments).decode
+
+
+class Tool:
+    """What the server is, on every transport."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+
+    def receive(self, message: Message, respond: Respond) -> bool:
+        """Take a message; False where nothing will be answered to it."""
+        self.counts[KINDS.get(message.method) or str(message.method)] += 1
+        if not bytes(message.id) or message.method is None:
+            return False
+        params = message.params or Params()
+        late = 0.0
+        if message.method == "tools/call":
+            asked = decode_arguments(params.arguments)
+            text = KIB_OF_TEXT * asked.kib if asked.kib else SMALL_TEXT
+            result, late = RESULT % (text, params.arguments), asked.ms
+        elif message.method == "initialize":
+            result = INITIALIZED % bytes(params.protocolVersion)
+        elif message.method == "tools/list":
             result = TOOLS
-        elif method == "tools/call":
-            result = {**RESULT, "structuredContent": message["params"]["arguments"]}
-        answer = msgspec.json.encode({"jsonrpc": "2.0", "id": message["id"], "result": result})
-        await self._send(send, 200, answer, headers)
-
-    async def _listen(self, session: bytes, receive: Any, send: Any) -> None:
-        """The GET stream: nothing, until a `notifications/flood` asks for so many kibibytes of notifications on it."""
-        headers = [(b"content-type", b"text/event-stream")]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": b": here\n\n", "more_body": True})
-        flood = asyncio.ensure_future(self._flood(session, send))
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        flood.cancel()
-
-    async def _flood(self, session: bytes, send: Any) -> None:
-        floods = self._floods.setdefault(session, asyncio.Queue())
-        event = b'data: {"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"%b"}}\n\n'
-        while True:
-            for _ in range(await floods.get()):
-                await send({"type": "http.response.body", "body": event % (b"x" * 1024), "more_body": True})
-
-    async def _send(
-        self, send: Any, status: int, body: bytes, headers: list[tuple[bytes, bytes]] | None = None
-    ) -> None:
-        head = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *(headers or [])]
-        await send({"type": "http.response.start", "status": status, "headers": head})
-        await send({"type": "http.response.body", "body": body})
+        else:
+            result = b"{}"
+        answer = b'{"jsonrpc":"2.0","id":%b,"result":%b}' % (bytes(message.id), result)
+        if late:
+            asyncio.get_running_loop().call_later(late / 1000, respond, answer)
+        else:
+            respond(answer)
+        return True
 
 
-def _session(scope: Any) -> bytes:
-    return dict(scope["headers"]).get(b"mcp-session-id", b"")
+class Server:
+    """What all connections share."""
+
+    def __init__(self) -> None:
+        self.tool = Tool()
+        self.streams: dict[bytes, Connection] = {}
+        """The GET stream of each session."""
+        self.floods: dict[bytes, int] = {}
+        """Kibibytes that are due on the stream of a session, which is not there yet."""
+        self._sessions = 0
+
+    def new_session(self) -> bytes:
+        """An id that was not given before."""
+        self._sessions += 1
+        return b"session-%d" % self._sessions
 
 
-async def _body(receive: Any) -> bytes:
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    while message.get("more_body"):
-        message = await receive()
-        body += message.get("body", b"")
-    return body
+class Connection(asyncio.Protocol):
+    """One connection: requests one after the other, or a WebSocket."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._parser = httptools.HttpRequestParser(self)
+        self._transport: asyncio.Transport
+        self._headers: dict[bytes, bytes] = {}
+        self._url = b""
+        self._body: list[bytes] = []
+        self._session = b""
+        """Whose stream it is."""
+        self._frames: Frames | None = None
+        """Not None once it is a WebSocket."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See `asyncio.Protocol`."""
+        self._transport = cast(asyncio.Transport, transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        if self._session and self._server.streams.get(self._session) is self:
+            del self._server.streams[self._session]
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        if self._frames is not None:
+            self._take_frames(self._frames, data)
+            return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._become_websocket(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._transport.close()
+
+    # What the parser tells.
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._headers.clear()
+        self._body.clear()
+        self._url = b""
+
+    def on_url(self, url: bytes) -> None:
+        """Some of its target."""
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One header."""
+        self._headers[name.lower()] = value
+
+    def on_body(self, body: bytes) -> None:
+        """Some of the body."""
+        self._body.append(body)
+
+    def on_message_complete(self) -> None:
+        """The request is complete."""
+        if b"sec-websocket-key" in self._headers:
+            return
+        parts = self._url.split(b"/")
+        method = self._parser.get_method()
+        if parts[-1] == b"recorder":
+            self._tell_recorder(method)
+            return
+        session = self._headers.get(b"mcp-session-id", b"")
+        answer = partial(self._answer, method, b"".join(self._body), session, b"quiet" in parts)
+        if parts[1] == b"delay":
+            asyncio.get_running_loop().call_later(float(parts[2]) / 1000, answer)
+        else:
+            answer()
+
+    def _answer(self, method: bytes, body: bytes, session: bytes, is_quiet: bool) -> None:
+        if method == b"POST":
+            self._post(body, session)
+            return
+        self._server.tool.counts[method.decode().lower()] += 1
+        if method != b"GET":
+            self._respond(b"")
+        elif is_quiet:
+            self._respond(b"", b"405 Method Not Allowed")
+        else:
+            self._server.streams[session] = self
+            self._session = session
+            self._transport.write(STREAM_HEAD)
+            self._flood(self._server.floods.pop(session, 0))
+
+    def _post(self, body: bytes, session: bytes) -> None:
+        try:
+            message = decode(body)
+        except msgspec.DecodeError:
+            self._respond(b"", b"400 Bad Request")
+            return
+        if message.method == "notifications/flood" and message.params is not None:
+            if (stream := self._server.streams.get(session)) is not None:
+                stream._flood(message.params.kib)
+            else:
+                self._server.floods[session] = message.params.kib
+        given = self._server.new_session() if message.method == "initialize" else b""
+        if not self._server.tool.receive(message, partial(self._respond, session=given)):
+            self._respond(b"", b"202 Accepted")
+
+    def _respond(self, body: bytes, status: bytes = b"200 OK", session: bytes = b"") -> None:
+        own = b"mcp-session-id: %b\r\n" % session if session else b""
+        head = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\n%bcontent-length: %d\r\n\r\n"
+        self._transport.write(head % (status, own, len(body)) + body)
+
+    def _tell_recorder(self, method: bytes) -> None:
+        if method == b"DELETE":
+            self._server.tool.counts.clear()
+        self._respond(msgspec.json.encode(self._server.tool.counts))
+
+    def _flood(self, kib: int) -> None:
+        """So many kibibytes of notifications on this stream."""
+        event = EVENT % KIB_OF_TEXT
+        chunk = b"%x\r\n%b\r\n" % (len(event), event)
+        self._transport.writelines([chunk] * kib)
+
+    # WebSocket
+
+    def _become_websocket(self, rest: bytes) -> None:
+        self._frames = Frames()
+        self._transport.write(
+            b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\nconnection: Upgrade\r\n"
+            b"sec-websocket-protocol: mcp\r\nsec-websocket-accept: %b\r\n\r\n"
+            % accept_key(self._headers[b"sec-websocket-key"])
+        )
+        self._take_frames(self._frames, rest)
+
+    def _take_frames(self, frames: Frames, data: bytes) -> None:
+        for opcode, payload in frames.feed(data):
+            if opcode == TEXT:
+                self._server.tool.receive(decode(payload), self._send_frame)
+            elif opcode == PING:
+                self._transport.write(frame(payload, PONG))
+            elif opcode == CLOSE:
+                self._transport.write(frame(payload, CLOSE))
+                self._transport.close()
+
+    def _send_frame(self, answer: bytes) -> None:
+        self._transport.write(frame(answer))
+
+
+async def serve(port: int) -> None:
+    """Serve on loopback until the process is ended."""
+    server = Server()
+    loop = asyncio.get_running_loop()
+    listener = await loop.create_server(lambda: Connection(server), "127.0.0.1", port, backlog=4096)
+    async with listener:
+        await listener.serve_forever()
+
+
+async def serve_stdio() -> None:
+    """Serve on stdin and stdout until stdin ends."""
+    reader = asyncio.StreamReader(limit=16 * 1024 * 1024)
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    transport, _ = await loop.connect_write_pipe(asyncio.BaseProtocol, cast(Any, sys.stdout))
+    tool = Tool()
+    async for line in reader:
+        tool.receive(decode(line), lambda answer: transport.write(answer + b"\n"))
 
 
 def main() -> None:
-    """Serve on loopback until the process is ended."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--delay-ms", type=float, default=0.0, help="simulated network delay of each HTTP request")
-    parser.add_argument("--no-streams", action="store_true", help="offer no GET stream")
+    """Serve."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--port", type=int)
+    parser.add_argument("--stdio", action="store_true")
+    parser.add_argument("--core", type=int, help="the one to run on, where the parent has another")
     given = parser.parse_args()
-    uvicorn.run(
-        Upstream(given.delay_ms / 1000, streams=not given.no_streams),
-        port=given.port,
-        lifespan="off",
-        ws="none",
-        proxy_headers=False,
-        access_log=False,
-        log_level="warning",
-    )
+    if given.stdio == (given.port is not None):
+        parser.error("either --port or --stdio")
+    if given.core is not None:
+        os.sched_setaffinity(0, {given.core})
+    uvloop.run(serve_stdio() if given.stdio else serve(given.port))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import pytest
 from trunkline.mux.membership import BEAT_SECONDS
 
 from bench import scale, scale_figures
+from bench.results import result
 from bench.scale_model import (
     LEASE_SECONDS,
     PATIENCE_SECONDS,
@@ -15,7 +16,6 @@ from bench.scale_model import (
     Scenario,
     Simulation,
 )
-from bench.stored import result
 
 pytestmark = pytest.mark.checkout
 

@@ -9,6 +9,8 @@ from trunkline.mux.envelope import parse
 from trunkline.mux.errors import TrunklineError
 from trunkline.mux.limits import MAX_BODY_BYTES
 
+from bench.micro.measuring import allocations
+
 CALL = parse(
     json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "x"}}).encode(),
     limit=MAX_BODY_BYTES,
@@ -47,3 +49,4 @@ def test_a_thousand_calls(benchmark: BenchmarkFixture, inflight: int) -> None:
         return answered
 
     assert benchmark.pedantic(run, setup=setup, rounds=20) == ROUND
+    benchmark.extra_info.update({"operations": ROUND, **allocations(lambda: run(*setup()[0]))})

@@ -1,13 +1,13 @@
-"""What the envelope codec costs, over a ladder of sizes. Run: `python -m pytest bench --benchmark-only`."""
+"""What the envelope codec costs, over a ladder of sizes."""
 
 import json
+from collections.abc import Callable
 
 import pytest
-from pytest_benchmark.fixture import BenchmarkFixture
 from trunkline.mux.envelope import Envelope, parse
 from trunkline.mux.limits import MAX_EVENT_BYTES
 
-SIZES = (200, 2_000, 20_000, 200_000, 1_000_000)
+from bench.micro.measuring import SIZES, Measure
 
 
 def call(size: int) -> bytes:
@@ -22,21 +22,20 @@ def answer(size: int) -> bytes:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("make", [call, answer])
-def test_parse(benchmark: BenchmarkFixture, make: type[bytes], size: int) -> None:
-    text = make(size)
-    message = benchmark(parse, text, limit=MAX_EVENT_BYTES)
+def test_parse(measured: Measure, make: Callable[[int], bytes], size: int) -> None:
+    message = measured(lambda text: parse(text, limit=MAX_EVENT_BYTES), make(size))
     assert message.id == b"17"
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_rewrite_the_id(benchmark: BenchmarkFixture, size: int) -> None:
+def test_rewrite_the_id(measured: Measure, size: int) -> None:
     message = parse(answer(size), limit=MAX_EVENT_BYTES)
-    rewritten = benchmark(message.with_id, b'"client"')
+    rewritten = measured(message.with_id, b'"client"')
     assert parse(rewritten, limit=MAX_EVENT_BYTES).id == b'"client"'
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_there_and_back(benchmark: BenchmarkFixture, size: int) -> None:
+def test_there_and_back(measured: Measure, size: int) -> None:
     """Parse an answer and give it the client's id: what each answer costs."""
     text = answer(size)
 
@@ -44,4 +43,4 @@ def test_there_and_back(benchmark: BenchmarkFixture, size: int) -> None:
         message: Envelope = parse(text, limit=MAX_EVENT_BYTES)
         return message.with_id(b"1")
 
-    assert len(benchmark(once)) > size
+    assert len(measured(once)) > size

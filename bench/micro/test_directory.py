@@ -1,4 +1,4 @@
-"""What each operation of a directory costs, one after the other. Run: `python -m pytest bench/test_directory.py`."""
+"""What each operation of a directory costs, one after the other."""
 
 import asyncio
 import sys
@@ -13,11 +13,13 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from trunkline.mux.directory import Entry, SharedDirectory, Worker
 from trunkline.mux.limits import EventLogLimits
 
-sys.path.append(str(Path(__file__).parent.parent / "tests"))
+sys.path.append(str(Path(__file__).parents[2] / "tests"))
 
 from contract.directory import ALICE, record
 from harness.backends import Backends
 from harness.shared_memory import SharedMemoryDirectory
+
+from bench.micro.measuring import allocations
 
 BACKENDS = ("memory", "redis", "sqlite", "postgresql")
 OPERATIONS = ("claim", "get", "find", "replace", "touch", "draw_ids", "append", "beat", "settle")
@@ -85,4 +87,9 @@ def bench(request: pytest.FixtureRequest, backends: Backends) -> Iterator[Bench]
 @pytest.mark.parametrize("op", OPERATIONS)
 def test_one_operation(benchmark: BenchmarkFixture, bench: Bench, op: str) -> None:
     operation = bench.operation(op)
-    benchmark.pedantic(lambda: bench.loop.run_until_complete(operation()), rounds=100, warmup_rounds=5)
+
+    def once() -> None:
+        bench.loop.run_until_complete(operation())
+
+    benchmark.pedantic(once, rounds=100, warmup_rounds=5)
+    benchmark.extra_info.update(allocations(once))
