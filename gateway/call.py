@@ -2,21 +2,24 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
 from urllib.parse import urlsplit
 
-import msgspec
-
 from ..transports.client import websocket_client
 from ..transports.dialer import CannotConnect
 from ..transports.headers import WORKFLOW
 from ..transports.upstream.http_proxied import proxy_of
+from .console import Meter, add_row, meter, printable, table_for, write_json
+from .console import show as print_shown
+from .exits import Failure, WrongArgument
 
 if TYPE_CHECKING:
     from mcp import types
+    from mcp.shared.dispatcher import ProgressFnT
+    from rich.console import Console
 
 Kind = Literal["http", "sse", "ws"]
 
@@ -42,12 +45,8 @@ _HINTS: Final = {
 _IS_IT: Final = "is this the URL of an MCP server, and of this transport?"
 
 
-class CallFailed(Exception):
-    """There is no result; the message is one line for people, which says what to do."""
-
-
-class WrongArgument(Exception):
-    """An argument of the command that cannot be used; the message is one line for people."""
+class CallFailed(Failure):
+    """There is no result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +76,7 @@ def read_call(
     """The call that a command line describes.
 
     Raises:
-        CallFailed: the URL is none of an MCP server.
-        WrongArgument: the arguments are no JSON object, or a header is no header.
+        WrongArgument: the URL is none of an MCP server, the arguments are no JSON object, or a header is no header.
     """
     try:
         given = json.loads(arguments)
@@ -101,11 +99,11 @@ def endpoint_of(url: str, kind: Kind | None) -> tuple[str, Kind]:
     On a gateway, any URL of a server names all three of its endpoints. Elsewhere only the scheme is changed.
 
     Raises:
-        CallFailed: no URL of HTTP or WebSocket.
+        WrongArgument: no URL of HTTP or WebSocket.
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https", "ws", "wss") or not parts.hostname:
-        raise CallFailed(f"{url!r} is no URL of a server; give one like http://127.0.0.1:8920/servers/demo/mcp")
+        raise WrongArgument(f"{url!r} is no URL of a server; give one like http://127.0.0.1:8920/servers/demo/mcp")
     if kind is None:
         kind = "ws" if parts.scheme in ("ws", "wss") else "sse" if parts.path.rstrip("/").endswith("/sse") else "http"
     is_secure = parts.scheme in ("https", "wss")
@@ -115,8 +113,8 @@ def endpoint_of(url: str, kind: Kind | None) -> tuple[str, Kind]:
     return parts._replace(scheme=scheme, path=path).geturl(), kind
 
 
-async def perform(call: Call) -> Outcome:
-    """Connect, call, close.
+async def perform(call: Call, told: Meter | None = None) -> Outcome:
+    """Connect, call, close. Where somebody sees how far it is `told`, the server is asked for its progress.
 
     Raises:
         CallFailed: the server is not there, or refuses; the tool is not there, or failed.
@@ -134,7 +132,8 @@ async def perform(call: Call) -> Outcome:
             client = await stack.enter_async_context(
                 Client(transport, mode=mode, read_timeout_seconds=ANSWER_SECONDS, cache=None)
             )
-            result = await client.call_tool(call.tool, call.arguments)
+            watched = _progress(told) if told is not None and told.is_shown else None
+            result = await client.call_tool(call.tool, call.arguments, progress_callback=watched)
             if not result.is_error:
                 return Outcome([_text(block) for block in result.content], _structured(result))
             names = [tool.name for tool in (await client.list_tools()).tools]
@@ -143,12 +142,19 @@ async def perform(call: Call) -> Outcome:
         cause = _leaf(error)
         if isinstance(cause, CallFailed):
             raise cause from None
-        told = cause.error.message if isinstance(cause, MCPError) else ""
-        raise CallFailed(_words(call.url, cause, told, statuses)) from error
+        said = cause.error.message if isinstance(cause, MCPError) else ""
+        raise CallFailed(_words(call.url, cause, said, statuses)) from error
+
+
+def _progress(told: Meter) -> "ProgressFnT":
+    async def tell(progress: float, total: float | None, message: str | None) -> None:
+        told.tell(progress, total, message or "")
+
+    return tell
 
 
 async def _transport(call: Call, statuses: list[int], stack: AsyncExitStack) -> "AbstractAsyncContextManager[Any]":
-    """The SDK's transport of that kind. What HTTP refuses is noted in `statuses`: the SDK does not tell it."""
+    """The SDK's transport of that kind. Each status of HTTP is noted in `statuses`: the SDK does not tell them."""
     if call.kind == "ws":
         return websocket_client(call.url, headers=call.headers)
     import httpx2
@@ -156,8 +162,7 @@ async def _transport(call: Call, statuses: list[int], stack: AsyncExitStack) -> 
     from mcp.client.streamable_http import streamable_http_client
 
     async def note(response: httpx2.Response) -> None:
-        if response.status_code >= 300:
-            statuses.append(response.status_code)
+        statuses.append(response.status_code)
 
     def make(
         headers: dict[str, str] | None = None,
@@ -213,7 +218,7 @@ def _words(url: str, cause: BaseException, told: str, statuses: list[int]) -> st
     shown = urlsplit(url)
     where = f"{shown.scheme}://{shown.netloc.rpartition('@')[2]}{shown.path}"
     status = cause.status if isinstance(cause, CannotConnect) else statuses[-1] if statuses else None
-    if status is not None:
+    if status is not None and status >= 300:
         return f"{where} answered HTTP {status}: {_HINTS.get(status, _IS_IT)}"
     if told:
         return f"{where} answered: {_line(told)}"
@@ -235,13 +240,8 @@ def _line(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text).strip()[:500]
 
 
-def printable(text: str) -> str:
-    """A text of a server for the terminal: as it is, without what would steer it."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
-
-
-def run(call: Call, *, as_json: bool, write: Callable[[str], None]) -> None:
-    """Perform a call, and write what it gave.
+def run(call: Call, *, as_json: bool, console: "Console") -> None:
+    """Perform a call, and print what it gave.
 
     Raises:
         CallFailed: see `perform`.
@@ -249,12 +249,38 @@ def run(call: Call, *, as_json: bool, write: Callable[[str], None]) -> None:
     import anyio
 
     _silence()
-    outcome = anyio.run(perform, call)
+    with meter(f"{call.tool} runs").running() as told:
+        outcome = anyio.run(perform, call, told)
+    show(outcome, as_json=as_json, console=console)
+
+
+def show(outcome: Outcome, *, as_json: bool, console: "Console") -> None:
+    """Print what a tool gave."""
     if as_json:
-        write(msgspec.json.format(msgspec.json.encode(outcome.structured), indent=2).decode())
-        return
-    for text in outcome.texts:
-        write(printable(text))
+        write_json(outcome.structured, console)
+    elif console.is_terminal and (rows := _rows(outcome.structured)):
+        table = table_for(console, *rows[0])
+        for row in rows:
+            add_row(table, *row.values())
+        print_shown(console, table)
+    else:
+        for text in outcome.texts:
+            console.file.write(printable(text, keep="\n\t") + "\n")
+
+
+def _rows(structured: object) -> list[dict[str, object]]:
+    """The rows of a result that is a list of records of the same plain fields; else none."""
+    given = structured.get("result") if isinstance(structured, dict) and structured.keys() == {"result"} else structured
+    if not isinstance(given, list) or not given:
+        return []
+    first = given[0]
+    return given if isinstance(first, dict) and all(_is_plain(row, first) for row in given) else []
+
+
+def _is_plain(row: object, first: dict[str, object]) -> bool:
+    if not isinstance(row, dict) or row.keys() != first.keys():
+        return False
+    return not any(isinstance(value, dict | list) for value in row.values())
 
 
 def _silence() -> None:

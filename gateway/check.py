@@ -4,10 +4,14 @@ A server of which sessions are not offered is asked by `server/discover`, as its
 """
 
 import time
+from collections.abc import Callable, Collection, Sequence
 from typing import Final, NamedTuple
+from urllib.parse import urlsplit
 
 import anyio
 import msgspec
+from rich.console import Console
+from rich.text import Text
 
 from ..mux import envelope as wire_format
 from ..mux import modern
@@ -21,8 +25,9 @@ from ..mux.statistics import Statistics
 from ..transports.event_stream import EventParser
 from ..transports.upstream.auto import AutoConnector, ClosableConnector
 from ..transports.upstream.modern_http import ModernHTTPServer
+from .console import add_row, meter, printable, show, table_for, write_json
 from .oauth import credential_for
-from .settings import Settings
+from .settings import Settings, SettingsError
 from .site import connector_to
 
 PROBE_SECONDS: Final = 10.0
@@ -59,12 +64,63 @@ class _Discovered(msgspec.Struct):
     result: _DiscoverResult = msgspec.field(default_factory=_DiscoverResult)
 
 
-async def probe_all(settings: Settings) -> list[Probe]:
-    """One probe of each server, side by side, in the order of the settings."""
+def run(settings: Settings, names: Collection[str], *, as_json: bool, console: Console) -> bool:
+    """Probe the servers of these names, all of them where there is none, and print what they are; True if all are well.
+
+    Raises:
+        SettingsError: there is no such server, or none at all.
+    """
+    for name in names:
+        if name not in settings.servers:
+            raise SettingsError(f"servers.{name}", f"there is none; there are: {', '.join(settings.servers)}")
+    wanted = {name: server for name, server in settings.servers.items() if not names or name in names}
+    if not wanted:
+        raise SettingsError("servers", "there is no server to check; add [servers.NAME] with a url")
+    done = 0
+    with meter("servers are asked", len(wanted)).running() as told:
+
+        def on_probe() -> None:
+            nonlocal done
+            done += 1
+            told.tell(done, len(wanted))
+
+        probes = anyio.run(probe_all, msgspec.structs.replace(settings, servers=wanted), on_probe)
+    if as_json:
+        write_json([_as_json(probe) for probe in probes], console)
+    else:
+        _show(probes, console)
+    return not any(probe.fault for probe in probes)
+
+
+def _as_json(probe: Probe) -> dict[str, object]:
+    told = probe._asdict()
+    return {**told, "url": _shown(probe.url), "seconds": round(probe.seconds, 3), "ok": not probe.fault}
+
+
+def _show(probes: Sequence[Probe], console: Console) -> None:
+    table = table_for(console, "server", "url", "state", "what it is", "revision", "time")
+    for probe in probes:
+        state = Text(printable(probe.fault), "red") if probe.fault else Text("ok", "green")
+        took = f"{probe.seconds * 1000:.0f} ms"
+        add_row(table, probe.server, _shown(probe.url), state, probe.name, probe.revision, took)
+    show(console, table)
+
+
+def _shown(url: str) -> str:
+    """A URL without the password and the query that it may hold."""
+    parts = urlsplit(url)
+    if not parts.netloc:  # a command
+        return url
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+async def probe_all(settings: Settings, on_probe: Callable[[], None] = lambda: None) -> list[Probe]:
+    """One probe of each server, side by side, in the order of the settings; `on_probe` is called after each."""
     found: dict[str, Probe] = {}
 
     async def run(name: str) -> None:
         found[name] = await _probe(settings, name)
+        on_probe()
 
     async with anyio.create_task_group() as tasks:
         for name in settings.servers:

@@ -1,42 +1,85 @@
-"""The command line: `trunkline serve`, `check`, `call`, `sessions`, `explain`, `token`."""
+"""The command line: `trunkline serve`, `init`, `check`, `sessions`, `explain`, `call`, `token`, `contextforge`.
 
-import json
+What a command needs is imported when it runs, so that help and completion come at once. It ends as `exits` says.
+"""
+
 import os
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .settings import Settings, SettingsError, load
+from .completion import DEFAULT_FILE, handles, server_names, server_urls
+from .exits import DEBUG, MEANINGS, ExitCode, WrongArgument, tell
 
 if TYPE_CHECKING:
     from .logs import LogFormat
+    from .settings import Settings
+
+DEFAULT_URL = "http://127.0.0.1:8920"
+GATEWAY, LOOK, USE = "Run a gateway", "Look into a gateway that runs", "Use a gateway"
+CODES = "\n\n".join(("Exit codes:", *(f"{code} {text}" for code, text in MEANINGS.items())))
 
 app = typer.Typer(
     name="trunkline",
     help="One persistent MCP session for each client workflow, and many calls at once over it.",
-    no_args_is_help=True,
-    add_completion=False,
+    epilog=CODES,
+    invoke_without_command=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
 )
 
-URL = Annotated[str, typer.Argument(metavar="[URL]", help="The gateway's URL.")]
+
+def _note_debug(wanted: bool) -> None:
+    if wanted:
+        os.environ[DEBUG] = "1"
+
+
+def _complete_server(context: typer.Context) -> list[str]:
+    # Before the option that is completed, the file has not been made a parameter yet.
+    file = context.params.get("file") or next(iter(context.args), None)
+    return server_names(Path(file) if file is not None else None)
+
+
+def _complete_handle() -> list[str]:
+    return handles(DEFAULT_URL, os.environ.get("TRUNKLINE_GATEWAY__ADMIN_TOKEN"))
+
+
+Debug = Annotated[
+    bool, typer.Option("--debug", help="Show where a failure came from.", callback=_note_debug, show_default=False)
+]
+AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.", show_default=False)]
+URL = Annotated[str, typer.Argument(metavar="URL", help="The gateway's URL.")]
 AdminToken = Annotated[
     str | None,
-    typer.Option(help="The admin token.", envvar="TRUNKLINE_GATEWAY__ADMIN_TOKEN", show_default=False),
+    typer.Option(help="The gateway's admin token.", envvar="TRUNKLINE_GATEWAY__ADMIN_TOKEN", show_default=False),
 ]
-File = Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Settings, as TOML.", show_default=False)]
+File = Annotated[Path | None, typer.Argument(metavar="FILE", help="Settings, as TOML.", show_default=False)]
+Upstream = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=URL", help="A server to stand before; may be repeated.")
+]
 
 
 def main() -> None:
-    """The program. Exit codes: 0 done, 1 a fault was found, 2 a wrong setting or argument."""
+    """The program."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the program with these arguments; its exit code."""
     try:
-        app()
-    except SettingsError as error:
-        print(f"trunkline: {error}", file=sys.stderr)
-        sys.exit(2)
+        returned = typer.main.get_command(app).main(arguments, prog_name="trunkline", standalone_mode=False)
+        sys.stdout.flush()
+    except (KeyboardInterrupt, typer.Abort):
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:  # who read it has gone; what Python flushes at its end would fail again
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ExitCode.FAULT
+    except Exception as error:
+        return tell(error)
+    return returned if isinstance(returned, int) else ExitCode.DONE
 
 
 def _version(wanted: bool) -> None:
@@ -49,26 +92,38 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", help="Show the version.", callback=_version)] = False,
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True, show_default=False)
+    ] = False,
+    debug: Debug = False,
 ) -> None:
-    pass
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
-@app.command()
+@app.command(
+    rich_help_panel=GATEWAY,
+    epilog="Example: trunkline serve --upstream web=http://127.0.0.1:9000/mcp --upstream git='stdio:mcp-server-git'",
+)
 def serve(
     file: File = None,
-    upstream: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=URL", help="A server to stand before; may be repeated.")
-    ] = None,
-    demo: Annotated[bool, typer.Option("--demo", help="Add the built-in demo server.")] = False,
-    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on.")] = None,
-    workers: Annotated[int | None, typer.Option(help="Worker processes.")] = None,
-    insecure: Annotated[bool, typer.Option(help="Allow a listener beyond loopback without authentication.")] = False,
+    upstream: Upstream = None,
+    demo: Annotated[bool, typer.Option("--demo", help="Add the built-in demo server.", show_default=False)] = False,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default=False)] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on.", show_default=False)] = None,
+    workers: Annotated[int | None, typer.Option(help="Worker processes.", show_default=False)] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option("--insecure", help="Allow a listener beyond loopback without authentication.", show_default=False),
+    ] = False,
     log_format: Annotated[str, typer.Option(help="text or json.")] = "text",
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    debug: Debug = False,
 ) -> None:
-    """Run a gateway. Without a file and without --upstream it is the demo."""
+    """Run a gateway. Without a file and without --upstream it is the demo, and says what to try."""
+    from .settings import Settings, SettingsError, load
+
     given = {"gateway.host": host, "gateway.port": port, "gateway.workers": workers}
 
     def read() -> Settings:
@@ -90,7 +145,9 @@ def serve(
     demo = demo or not settings.servers
 
     def on_ready(url: str) -> None:
-        print(_welcome(settings, url, demo=demo), flush=True)
+        from .welcome import welcome
+
+        print(welcome(settings, url, demo=demo), flush=True)
 
     from .workers.place import Place
 
@@ -98,43 +155,101 @@ def serve(
     if place is None and settings.gateway.workers > 1:
         _supervise(settings, demo, on_ready)
         return
-    from .process import serve as run
+    from .process import serve as run_gateway
 
     told = on_ready if place is None else place.tell_listening
-    _run(run(settings, read=read, demo=demo, insecure=insecure, on_ready=told, place=place))
+    _run(run_gateway(settings, read=read, demo=demo, insecure=insecure, on_ready=told, place=place))
 
 
-@app.command()
-def check(file: File = None) -> None:
+@app.command(rich_help_panel=GATEWAY, epilog="Example: trunkline init --upstream files=http://127.0.0.1:9000/mcp")
+def init(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")] = Path(DEFAULT_FILE),
+    upstream: Upstream = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite a file that is there.", show_default=False)] = False,
+    debug: Debug = False,
+) -> None:
+    """Write a settings file with every setting, its default and its meaning, and say what to run next."""
+    from .beginning import begin
+
+    print(begin(file, upstream or (), is_forced=force))
+
+
+@app.command(rich_help_panel=GATEWAY, epilog="Example: trunkline check trunkline.toml --server files")
+def check(
+    context: typer.Context,
+    file: File = None,
+    server: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Probe this server alone; may be repeated.",
+            autocompletion=_complete_server,
+        ),
+    ] = None,
+    as_json: AsJSON = False,
+    debug: Debug = False,
+) -> None:
     """Validate the settings, probe each server, and print a table. Exit 1 on any fault."""
-    settings = load(file, environ=os.environ)
-    if not settings.servers:
-        raise SettingsError("servers", "there is no server to check; add [servers.NAME] with a url")
-    import anyio
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from .settings import load
 
-    from .check import probe_all
+    settings = load(file, environ=os.environ)
+    from .check import run as run_check
+    from .console import out
 
     _configure_logs("text", "error")
-    probes = anyio.run(probe_all, settings)
-    table = Table("server", "url", "state", "what it is", "revision", "time")
-    for probe in probes:
-        state = Text(_printable(probe.fault), "red") if probe.fault else Text("ok", "green")
-        took = f"{probe.seconds * 1000:.0f} ms"
-        told = (probe.server, _shown(probe.url), state, _printable(probe.name), probe.revision, took)
-        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in told))
-    Console().print(table)
-    if any(probe.fault for probe in probes):
-        raise typer.Exit(1)
+    if not run_check(settings, server or (), as_json=as_json, console=out()):
+        raise typer.Exit(ExitCode.FAULT)
 
 
-@app.command()
+@app.command(rich_help_panel=LOOK, epilog="Example: trunkline sessions http://127.0.0.1:8920 --once")
+def sessions(
+    url: URL = DEFAULT_URL,
+    token: AdminToken = None,
+    once: Annotated[bool, typer.Option("--once", help="Print the table once.", show_default=False)] = False,
+    as_json: AsJSON = False,
+    debug: Debug = False,
+) -> None:
+    """Show the workflows that a gateway holds; on a terminal, again each second."""
+    from .sessions import show, source_of
+
+    show(source_of(url, token), once=once, as_json=as_json)
+
+
+@app.command(rich_help_panel=LOOK, epilog="Example: trunkline explain 2b26b1df")
+def explain(
+    handle: Annotated[
+        str,
+        typer.Argument(
+            metavar="HANDLE",
+            help="A workflow, as `trunkline sessions` names it; 4 characters may do.",
+            autocompletion=_complete_handle,
+        ),
+    ],
+    url: URL = DEFAULT_URL,
+    token: AdminToken = None,
+    as_json: AsJSON = False,
+    debug: Debug = False,
+) -> None:
+    """Tell why the last call of a workflow hit or missed, and what happened to it. Exit 1 if there is none."""
+    from .explain import show
+    from .sessions import source_of
+
+    show(source_of(url, token), handle, as_json=as_json)
+
+
+@app.command(
+    rich_help_panel=USE,
+    epilog='Example: trunkline call http://127.0.0.1:8920/servers/demo/mcp echo \'{"text": "hello"}\' --transport ws',
+)
 def call(
-    url: Annotated[str, typer.Argument(metavar="URL", help="A server's URL, as `trunkline serve` prints it.")],
+    url: Annotated[
+        str,
+        typer.Argument(
+            metavar="URL", help="A server's URL, as `trunkline serve` prints it.", autocompletion=lambda: server_urls()
+        ),
+    ],
     tool: Annotated[str, typer.Argument(metavar="TOOL", help="The tool's name.")],
-    arguments: Annotated[str, typer.Argument(metavar="[JSON]", help="The tool's arguments, as a JSON object.")] = "{}",
+    arguments: Annotated[str, typer.Argument(metavar="JSON", help="The tool's arguments, as a JSON object.")] = "{}",
     transport: Annotated[
         str | None, typer.Option(help="http, sse or ws; else what the URL says.", show_default=False)
     ] = None,
@@ -144,81 +259,45 @@ def call(
     workflow: Annotated[
         str | None, typer.Option(metavar="KEY", help="A key: calls that give it share a session.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the structured content, as JSON.")] = False,
+    as_json: AsJSON = False,
+    debug: Debug = False,
 ) -> None:
     """Call one tool of a server, and print what it says. Exit 1 if there is no result."""
-    from .call import CallFailed, WrongArgument, read_call, run
+    from .call import read_call
+    from .call import run as run_call
+    from .console import out
 
-    try:
-        wanted = read_call(url, tool, arguments, kind=transport, headers=header or (), workflow=workflow)
-        run(wanted, as_json=as_json, write=print)
-    except (CallFailed, WrongArgument) as error:
-        _fault(str(error), 2 if isinstance(error, WrongArgument) else 1)
-
-
-@app.command()
-def sessions(
-    url: URL = "http://127.0.0.1:8920",
-    token: AdminToken = None,
-    once: Annotated[bool, typer.Option("--once", help="Print the table once.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the rows once, as JSON.")] = False,
-) -> None:
-    """Show the workflows that a gateway holds; on a terminal, again each second."""
-    from .sessions import Unavailable, show, source_of
-
-    try:
-        show(source_of(url, token), once=once, as_json=as_json)
-    except Unavailable as error:
-        _fault(str(error), 1)
+    wanted = read_call(url, tool, arguments, kind=transport, headers=header or (), workflow=workflow)
+    run_call(wanted, as_json=as_json, console=out())
 
 
-@app.command()
-def explain(
-    handle: Annotated[
-        str, typer.Argument(metavar="HANDLE", help="A workflow, as `trunkline sessions` names it; 4 characters may do.")
-    ],
-    url: URL = "http://127.0.0.1:8920",
-    token: AdminToken = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
-) -> None:
-    """Tell why the last call of a workflow hit or missed, and what happened to it. Exit 1 if there is none."""
-    from .explain import show
-    from .sessions import Unavailable, source_of
-
-    try:
-        show(source_of(url, token), handle, as_json=as_json)
-    except Unavailable as error:
-        _fault(str(error), 1)
-
-
-@app.command()
+@app.command(rich_help_panel=GATEWAY, epilog="Example: trunkline token alice --tenant acme")
 def token(
     subject: Annotated[str, typer.Argument(metavar="SUBJECT", help="Whom the token stands for.")],
-    tenant: Annotated[str, typer.Option(help="The subject's tenant.")] = "",
-    admin: Annotated[bool, typer.Option("--admin", help="It also opens the operators' pages.")] = False,
+    tenant: Annotated[str, typer.Option(help="The subject's tenant.", show_default=False)] = "",
+    admin: Annotated[
+        bool, typer.Option("--admin", help="It also opens the operators' pages.", show_default=False)
+    ] = False,
+    as_json: AsJSON = False,
+    debug: Debug = False,
 ) -> None:
     """Make a bearer token: it is printed once, and the settings hold only its hash."""
-    import hashlib
-    import secrets
+    from .console import out
+    from .tokens import make, show
 
-    made = secrets.token_urlsafe(32)
-    entry = [f'sha256 = "{hashlib.sha256(made.encode()).hexdigest()}"']
-    entry += [f"{name} = {json.dumps(value)}" for name, value in (("tenant", tenant), ("subject", subject))]
-    entry += ["admin = true"] if admin else []
-    print(f"{made}\n\n# one entry of auth.tokens:\n{{ {', '.join(entry)} }}")
+    show(make(subject, tenant, admin=admin), as_json=as_json, console=out())
 
 
-@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-def contextforge(context: typer.Context) -> None:
+@app.command(
+    rich_help_panel=GATEWAY,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    epilog="Example: trunkline contextforge -- --host 127.0.0.1 --port 4444",
+)
+def contextforge(context: typer.Context, debug: Debug = False) -> None:
     """Run IBM ContextForge with trunkline inside; what follows `--` are uvicorn's arguments."""
     from ..compat.contextforge.launch import main as launch
 
     raise typer.Exit(launch(context.args))
-
-
-def _fault(message: str, code: int) -> NoReturn:
-    print(f"trunkline: {message}", file=sys.stderr)
-    raise typer.Exit(code)
 
 
 def _run(gateway: Coroutine[Any, Any, None]) -> None:
@@ -234,15 +313,15 @@ def _run(gateway: Coroutine[Any, Any, None]) -> None:
         runner.run(gateway)
 
 
-def _supervise(settings: Settings, demo: bool, on_ready: Callable[[str], None]) -> None:
+def _supervise(settings: "Settings", demo: bool, on_ready: Callable[[str], None]) -> None:
     from .workers.supervisor import WorkersFailed, supervise, worker_command
 
     try:
         _run(supervise(settings, demo=demo, command=worker_command(), on_ready=on_ready))
     except WorkersFailed as error:
-        if error.is_told:
-            raise typer.Exit(2) from None
-        _fault(str(error), 1)
+        if error.told is None:
+            raise
+        raise typer.Exit(error.told) from None
 
 
 def _configure_logs(log_format: str, log_level: str) -> None:
@@ -250,81 +329,10 @@ def _configure_logs(log_format: str, log_level: str) -> None:
 
     formats: dict[str, LogFormat] = {"text": "text", "json": "json"}
     if log_format not in formats:
-        raise SettingsError("--log-format", f'expected text or json, got "{log_format}"')
+        raise WrongArgument(f'--log-format: expected text or json, got "{log_format}"')
     if log_level.lower() not in ("debug", "info", "warning", "error"):
-        raise SettingsError("--log-level", f'expected debug, info, warning or error, got "{log_level}"')
+        raise WrongArgument(f'--log-level: expected debug, info, warning or error, got "{log_level}"')
     configure(formats[log_format], log_level)
-
-
-def _shown(url: str) -> str:
-    """A URL without the password and the query that it may hold."""
-    from urllib.parse import urlsplit
-
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
-
-
-def _printable(text: str) -> str:
-    """What a server says of itself, without what would steer the terminal."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
-
-
-def _welcome(settings: Settings, url: str, *, demo: bool) -> str:
-    names = [*settings.servers, *(["demo"] if demo else [])]
-    lines = [f"trunkline listens on {url}", ""]
-    lines += [f"  {url}/servers/{name}/mcp    ({_offered(settings, name)})" for name in names]
-    lines += [
-        "",
-        *_tried(settings, f"{url}/servers/{names[-1]}/mcp", names[-1], demo=demo),
-        "",
-        f"Or point any MCP client to {url}/servers/{names[-1]}/mcp",
-        f"Status: {url}/   Figures: {url}/metrics   Ready: {url}/readyz   Ctrl-C drains and stops.",
-    ]
-    return "\n".join(lines)
-
-
-def _tried(settings: Settings, url: str, name: str, *, demo: bool) -> tuple[str, str]:
-    """What to try, and how."""
-    if _has_sessions(settings, name):
-        return "Try this twice: the second call continues the session of the first.", _curl(url, demo=demo)
-    return "Try this:", _curl_without_session(url)
-
-
-def _curl_without_session(url: str) -> str:
-    """The probe of 2026-07-28, which has no sessions."""
-    from ..mux.modern import probe
-
-    body, headers = probe()
-    named = " ".join(f"-H '{header}: {value}'" for header, value in headers.items())
-    return (
-        f"  curl -s {url} {named} \\\n"
-        "    -H 'Content-Type: application/json' -H 'Accept: application/json, text/event-stream' \\\n"
-        f"    -d '{body.decode()}'"
-    )
-
-
-def _curl(url: str, *, demo: bool) -> str:
-    """A whole MCP call in one request: the key names the session, and the gateway does the handshake."""
-    call = '"method":"tools/call","params":{"name":"counter","arguments":{}}' if demo else '"method":"tools/list"'
-    return (
-        f"  curl -s {url} -H 'Trunkline-Workflow: me' \\\n"
-        "    -H 'Content-Type: application/json' -H 'Accept: application/json, text/event-stream' \\\n"
-        f'    -d \'{{"jsonrpc":"2.0","id":1,{call}}}\''
-    )
-
-
-def _offered(settings: Settings, name: str) -> str:
-    if not _has_sessions(settings, name):
-        return "2026-07-28 alone, which has no sessions"
-    return f"reuse: {_reuse(settings, name)}; also /sse and /ws"
-
-
-def _has_sessions(settings: Settings, name: str) -> bool:
-    return name not in settings.servers or "legacy" in settings.servers[name].eras
-
-
-def _reuse(settings: Settings, name: str) -> str:
-    return settings.pooling_for(name).reuse if name in settings.servers else settings.pooling.reuse
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
 """`trunkline explain`: what the pool did for one workflow, and why. No secret is in what it reads."""
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import quote
 
-from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.table import Table
-from rich.text import Text
 
-from .sessions import PIPED_WIDTH, Source, Unavailable, printable
+from .console import add_row, out, table_for, write_json
+from .console import show as print_shown
+from .exits import WrongArgument
+from .sessions import Source, Unavailable
 
 WHAT: Final[Mapping[str, str]] = {
     "created": "began",
@@ -36,31 +36,30 @@ def show(source: Source, handle: str, *, as_json: bool, console: Console | None 
 
     Raises:
         Unavailable: nobody answers, the token is wrong, or there is no such workflow.
+        WrongArgument: this is no handle.
     """
-    console = console or Console()
+    console = console or out()
     if not handle.strip("./ "):
-        raise Unavailable("give a workflow's handle, as `trunkline sessions` names it")
+        raise WrongArgument("give a workflow's handle, as `trunkline sessions` names it")
     told = source.read(f"/api/sessions/{quote(handle, safe='')}")
     if as_json:
-        console.file.write(json.dumps(told, indent=2) + "\n")
+        write_json(told, console)
         return
-    if not console.is_terminal:
-        console.width = max(console.width, PIPED_WIDTH)
     try:
-        shown = rendered(told)
+        shown = rendered(told, console)
     except (AttributeError, KeyError, TypeError, ValueError):
         raise Unavailable(f"{source.url} tells it in another way: is it of another version? Try --json") from None
-    console.print(shown)
+    print_shown(console, *shown)
 
 
-def rendered(told: Told) -> RenderableType:
-    """The account as tables."""
+def rendered(told: Told, console: Console) -> list[RenderableType]:
+    """The account as tables for this console."""
     facts = Table(show_header=False, box=None, pad_edge=False)
     facts.add_column(style="bold", no_wrap=True)
     facts.add_column(overflow="fold")
     for name, text in _facts(told):
-        facts.add_row(name, Text(printable(text)))
-    return Group(facts, _timeline(told["timeline"]))
+        add_row(facts, name, text)
+    return [facts, "", _timeline(told["timeline"], console)]
 
 
 def _facts(told: Told) -> Iterator[tuple[str, str]]:
@@ -88,12 +87,11 @@ def _facts(told: Told) -> Iterator[tuple[str, str]]:
         yield "last call", f"{told['pool']['result']}: {told['pool']['says']}"
 
 
-def _timeline(events: Sequence[Told]) -> Table:
-    table = Table("when", "ago", "what", "detail", box=SIMPLE_HEAD, pad_edge=False)
+def _timeline(events: Sequence[Told], console: Console) -> Table:
+    table = table_for(console, "when", "ago", "what", "detail")
     for event in events:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["at"]))
-        cells = (when, _ago(event["at"]), WHAT.get(event["what"], event["what"]), event["detail"])
-        table.add_row(*(Text(printable(cell)) for cell in cells))
+        add_row(table, when, _ago(event["at"]), WHAT.get(event["what"], event["what"]), event["detail"])
     return table
 
 

@@ -1,11 +1,19 @@
 """The socket that a gateway listens on."""
 
+import errno
+import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
-from .settings import Settings, SettingsError
+from .settings import NotStarted, Settings
+
+WAYS_OUT: Final[Mapping[int, str]] = {
+    errno.EADDRINUSE: "end what listens there, or choose another port (--port)",
+    errno.EACCES: "ports below 1024 are for root; choose another (--port)",
+    errno.EADDRNOTAVAIL: "this machine has no such address; choose one of its own (--host)",
+}
 
 BACKLOG: Final = 2048
 """Connections that wait to be accepted."""
@@ -16,17 +24,25 @@ def listen(settings: Settings) -> Iterator[socket.socket]:
     """The listening socket, for the length of the context.
 
     Raises:
-        SettingsError: the address cannot be listened on.
+        NotStarted: the address cannot be listened on.
     """
     host, port = settings.gateway.host, settings.gateway.port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except (OSError, OverflowError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise SettingsError("gateway.port", f"cannot listen on {host}:{port}: {reason}") from error
+        raise NotStarted("gateway.port", f"cannot listen on {host}:{port}: {_reason(error)}") from error
     with listener:
         yield listener
+
+
+def _reason(error: OSError | OverflowError) -> str:
+    """What is wrong with the address, and what to do."""
+    code = error.errno if isinstance(error, OSError) else None
+    if code is not None and code in WAYS_OUT:
+        return f"{os.strerror(code)}; {WAYS_OUT[code]}"
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return f"{said}; choose another address (--host)"
 
 
 def url_of(listener: socket.socket, settings: Settings) -> str:

@@ -13,13 +13,13 @@ import msgspec
 import uvicorn
 from anyio.abc import TaskGroup
 
-from ..mux.directory.open import DirectoryNotOpened, open_directory
+from ..mux.directory.open import DirectoryAway, DirectoryNotOpened, open_directory
 from ..mux.limits import MAX_BODY_BYTES
 from .app import Gateway, Shared
 from .bounded_http import BoundedHTTP
 from .garbage import collect, collected_by_schedule
 from .listener import BACKLOG, listen, url_of
-from .settings import Server, Settings, SettingsError
+from .settings import NotStarted, Server, Settings, SettingsError
 from .websockets import PingingWebSocket
 from .workers.place import Place
 from .workers.supervisor import runtime_directory
@@ -48,7 +48,8 @@ async def serve(
     authentication. `on_ready` is called with the gateway's URL once it listens. A worker among several has a `place`.
 
     Raises:
-        SettingsError: the address cannot be listened on, or the directory not opened.
+        SettingsError: the directory is not one.
+        NotStarted: the address cannot be listened on, or the directory is away.
     """
     async with AsyncExitStack() as stack:
         if place is not None:
@@ -101,6 +102,8 @@ async def _shared(settings: Settings, place: Place | None, stack: AsyncExitStack
         return None
     try:
         directory = await stack.enter_async_context(open_directory(backend, settings.directory.url))
+    except DirectoryAway as error:
+        raise NotStarted("", str(error)) from None
     except DirectoryNotOpened as error:
         raise SettingsError("", str(error)) from None
     runtime = place.runtime if place is not None else stack.enter_context(runtime_directory())

@@ -11,13 +11,15 @@ from http.client import HTTPException, HTTPMessage
 from typing import IO, Any, Final
 from urllib.parse import urlsplit
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from ..transports.upstream.http_proxied import proxy_of
+from .console import add_row, out, printable, table_for, write_json
+from .console import show as print_shown
+from .exits import Failure, WrongArgument
 
 DEFAULT_URL: Final = "http://127.0.0.1:8920"
 REFRESH_SECONDS: Final = 1.0
@@ -39,13 +41,10 @@ COLUMNS: Final = (
     "channel",
 )
 
-PIPED_WIDTH: Final = 160
-"""Where nobody sees how wide it is, nothing is cut."""
-
 Row = Mapping[str, Any]
 
 
-class Unavailable(Exception):
+class Unavailable(Failure):
     """The gateway's sessions cannot be had; the message is one line for people, which says what to do."""
 
 
@@ -56,18 +55,18 @@ class Source:
     url: str
     token: str | None = None
 
-    def fetch(self) -> list[Row]:
-        """The rows as they are now.
+    def fetch(self, *, patience: float = PATIENCE_SECONDS) -> list[Row]:
+        """The rows as they are now, waited for at most so many seconds.
 
         Raises:
             Unavailable: nobody answers, the token is wrong, or this is no gateway.
         """
-        rows = self.read("/api/sessions")
+        rows = self.read("/api/sessions", patience=patience)
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise Unavailable(self._no_gateway())
         return rows
 
-    def read(self, path: str) -> Any:
+    def read(self, path: str, *, patience: float = PATIENCE_SECONDS) -> Any:
         """The JSON at a path of the gateway.
 
         Raises:
@@ -83,7 +82,7 @@ class Source:
             _NoRedirect(),
         )
         try:
-            with urllib.request.build_opener(*handlers).open(request, timeout=PATIENCE_SECONDS) as answer:
+            with urllib.request.build_opener(*handlers).open(request, timeout=patience) as answer:
                 return json.loads(answer.read(MAX_BYTES))
         except urllib.error.HTTPError as refused:
             with refused:
@@ -129,31 +128,26 @@ def _reason_in(body: bytes) -> str:
     return printable(told["error"] + named)
 
 
-def printable(value: object) -> str:
-    """What a peer says, without what would steer the terminal."""
-    return "".join(c for c in str(value) if c.isprintable())
-
-
 def source_of(url: str, token: str | None) -> Source:
     """The gateway at a URL, which may be that of one of its servers.
 
     Raises:
-        Unavailable: no URL of HTTP.
+        WrongArgument: no URL of HTTP.
     """
     parts = urlsplit(url)
     scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
     if scheme not in ("http", "https") or not parts.hostname:
-        raise Unavailable(f"{url!r} is no URL of a gateway; give one like {DEFAULT_URL}")
+        raise WrongArgument(f"{url!r} is no URL of a gateway; give one like {DEFAULT_URL}")
     path = parts.path.partition("/servers/")[0].rstrip("/")
     return Source(f"{scheme}://{parts.netloc.rpartition('@')[2]}{path}", token)
 
 
-def table_of(rows: Sequence[Row]) -> Table:
-    """The rows as a table, those in use first."""
+def table_of(rows: Sequence[Row], console: Console) -> Table:
+    """The rows as a table for this console, those in use first."""
     columns = (*COLUMNS, "worker") if any("worker" in row for row in rows) else COLUMNS
-    table = Table(*columns, box=SIMPLE_HEAD, pad_edge=False, caption=_caption(rows), caption_justify="left")
+    table = table_for(console, *columns, caption=_caption(rows))
     for row in sorted((row for row in rows if not _is_missing(row)), key=_order):
-        table.add_row(*(Text(_cell(row, column)) for column in columns))
+        add_row(table, *(_cell(row, column) for column in columns))
     return table
 
 
@@ -163,28 +157,26 @@ def show(source: Source, *, once: bool, as_json: bool, console: Console | None =
     Raises:
         Unavailable: the first look failed. Later ones are told below the table.
     """
-    console = console or Console()
+    console = console or out()
     rows = source.fetch()
     if as_json:
-        console.file.write(json.dumps(rows, indent=2) + "\n")
+        write_json(rows, console)
     elif once or not console.is_terminal:
-        if not console.is_terminal:
-            console.width = max(console.width, PIPED_WIDTH)
-        console.print(table_of(rows))
+        print_shown(console, table_of(rows, console))
     else:
         _watch(source, rows, console)
 
 
 def _watch(source: Source, rows: list[Row], console: Console) -> None:
-    with Live(table_of(rows), console=console, auto_refresh=False, screen=False) as live:
+    with Live(table_of(rows, console), console=console, auto_refresh=False, screen=False) as live:
         try:
             while True:
                 time.sleep(REFRESH_SECONDS)
                 try:
                     rows = source.fetch()
-                    live.update(table_of(rows), refresh=True)
+                    live.update(table_of(rows, console), refresh=True)
                 except Unavailable as error:
-                    live.update(Group(table_of(rows), Text(str(error), "red")), refresh=True)
+                    live.update(Group(table_of(rows, console), Text(str(error), "red")), refresh=True)
         except KeyboardInterrupt:
             return
 

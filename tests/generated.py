@@ -7,11 +7,14 @@ import ast
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import trunkline.gateway
 import trunkline.mux
 import trunkline.transports
+import typer
+from trunkline.gateway import cli
+from trunkline.gateway.exits import MEANINGS
 from trunkline.gateway.metrics import COUNTERS, GAUGES, HISTOGRAMS, SERVERS, Family
 from trunkline.gateway.settings.reference import Setting, tables
 from trunkline.mux import errors
@@ -27,6 +30,7 @@ from trunkline.transports.upstream.modern_http import SlowClient
 
 SCOPES: Final = {"pooling": "each server, unless it has its own", "servers": "that server"}
 PROCESS_WIDE: Final = {"pooling.event_log.total_bytes"}
+NOT_RUN: Final = "<!-- not run: it is an example; tests/gateway/test_cli.py holds that the program would take it -->"
 RULES: Final = re.compile(r" \((rule|guarantee|HTTP)[^)]*\)")
 MADE: Final[Mapping[type[TrunklineError], TrunklineError]] = {
     errors.UpstreamRefused: errors.UpstreamRefused(b"{}"),
@@ -177,6 +181,33 @@ def _values(family: Family) -> str:
     return " ".join((family.text, *(f"{one}." for one in known)))
 
 
+def exits_as_markdown() -> str:
+    """Every exit code."""
+    return _table(("exit code", "meaning"), ((str(int(code)), text) for code, text in MEANINGS.items()))
+
+
+def commands_as_markdown() -> str:
+    """Every command, as its help tells it."""
+    parts = []
+    for name, command in typer.main.get_command(cli.app).commands.items():  # type: ignore[attr-defined]
+        rows = [_parameter(one) for one in command.params if "--debug" not in one.opts]
+        example = command.epilog.removeprefix("Example: ")
+        block = f"{NOT_RUN}\n```sh\n{example}\n```\n"
+        heading = f"## `trunkline {name}`\n\n{command.help}\n\n{block}"
+        parts.append(heading + (f"\n{_table(('', 'what it is', 'default'), rows)}" if rows else ""))
+    return "\n".join(parts)
+
+
+def _parameter(one: Any) -> tuple[str, str, str]:
+    is_option = one.param_type_name == "option"
+    is_flag = getattr(one, "is_flag", False)
+    metavar = one.metavar or ("" if is_flag else one.name.upper())
+    spelled = f"{one.opts[0]} {'' if is_flag else metavar}".strip() if is_option else metavar
+    default = "" if one.default in (None, "", False, ()) or callable(one.default) else f"`{one.default}`"
+    told = f"{one.help} Or `{one.envvar}` in the environment." if one.envvar else one.help
+    return f"`{spelled}`", told, "required" if one.required else default
+
+
 def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     lines = [list(columns), *(list(row) for row in rows)]
     lines.insert(1, ["---"] * len(lines[0]))
@@ -188,6 +219,8 @@ REGIONS: Final = {
     ("design.md", "life"): life_as_mermaid,
     ("design.md", "circuit"): circuit_as_mermaid,
     ("settings.md", "settings"): settings_as_markdown,
+    ("cli.md", "exits"): exits_as_markdown,
+    ("cli.md", "commands"): commands_as_markdown,
     ("reference/headers.md", "headers"): headers_as_markdown,
     ("reference/errors.md", "errors"): errors_as_markdown,
     ("reference/errors.md", "limits"): limits_as_markdown,

@@ -12,18 +12,27 @@ import msgspec
 from msgspec import Meta
 
 from ...mux.limits import MIB, EventLogLimits, Pooling, Reuse
+from ..exits import ExitCode, Failure
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 STDIO: Final = "stdio:"
 
 
-class SettingsError(Exception):
+class SettingsError(Failure):
     """A setting is wrong. `path` names it (`gateway.port`); the message says what to do."""
+
+    exit = ExitCode.WRONG
 
     def __init__(self, path: str, message: str) -> None:
         super().__init__(f"{path}: {message}" if path else message)
         self.path = path
         self.message = message
+
+
+class NotStarted(SettingsError):
+    """What a setting names cannot be used now: its port is taken, nobody answers at its URL."""
+
+    exit = ExitCode.NOT_STARTED
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

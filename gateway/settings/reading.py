@@ -34,6 +34,23 @@ def load(
     Raises:
         SettingsError: a file that cannot be read, a wrong key or value, or settings that contradict each other.
     """
+    try:
+        tree = _merged(path, environ, upstreams, overrides or {})
+        settings = _convert(_expanded(tree, "", environ))
+        check(settings, insecure=insecure)
+    except SettingsError as error:
+        name = PREFIX + error.path.upper().replace(".", "__")
+        typed = {*(overrides or {}), *(f"servers.{upstream.partition('=')[0]}.url" for upstream in upstreams)}
+        if name not in environ or error.path in typed:
+            raise
+        raise SettingsError(error.path, f"{error.message} (it comes from {name})") from None
+    return settings
+
+
+def _merged(
+    path: Path | None, environ: Mapping[str, str], upstreams: Sequence[str], overrides: Mapping[str, object]
+) -> dict[str, Any]:
+    """What file, environment and command line say, the later over the earlier."""
     tree = _read(path) if path is not None else {}
     for name, text in environ.items():
         if name.startswith(PREFIX) and "__" in name:
@@ -44,20 +61,20 @@ def load(
         if not found or not url:
             raise SettingsError("--upstream", f"expected NAME=URL, got {upstream!r}")
         _put(tree, ["servers", name, "url"], url)
-    for dotted, value in (overrides or {}).items():
+    for dotted, value in overrides.items():
         _put(tree, dotted.split("."), value)
-    settings = _convert(_expanded(tree, "", environ))
-    check(settings, insecure=insecure)
-    return settings
+    return tree
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise SettingsError("", f"there is no file {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError("", f"cannot read {path}: {error}") from None
+        raise SettingsError("", f"there is no file {path}; `trunkline init {path}` writes one") from None
+    except OSError as error:
+        raise SettingsError("", f"cannot read {path}: {error.strerror}; give a file that this user may read") from None
+    except UnicodeDecodeError:
+        raise SettingsError("", f"cannot read {path}: it is not UTF-8; save it as UTF-8") from None
     except tomllib.TOMLDecodeError as error:
         raise SettingsError("", f"{path} is not TOML: {error}") from None
 
@@ -112,7 +129,7 @@ def _expanded(value: Any, path: str, environ: Mapping[str, str]) -> Any:
 
     def replace(match: re.Match[str]) -> str:
         if match[1] not in environ:
-            raise SettingsError(path, f"the environment has no {match[1]}")
+            raise SettingsError(path, f"the environment has no {match[1]}; set it, or take ${{{match[1]}}} out")
         return environ[match[1]]
 
     return VARIABLE.sub(replace, value)

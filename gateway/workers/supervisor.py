@@ -21,6 +21,7 @@ from typing import Final
 import anyio
 from anyio.abc import TaskGroup
 
+from ..exits import ExitCode, Failure
 from ..listener import listen, url_of
 from ..settings import Settings, SettingsError
 from .place import Child
@@ -38,16 +39,18 @@ MAX_FAILURES: Final = 5
 MARGIN_SECONDS: Final = 15.0
 """How much longer than `drain_timeout` a worker may take to end before it is killed."""
 
-WRONG_SETTING: Final = 2
-"""The exit status of a worker that has said what is wrong with its settings."""
+TOLD: Final = (ExitCode.WRONG, ExitCode.NOT_STARTED)
+"""The exit codes of a worker that has said itself why it cannot start."""
 
 
-class WorkersFailed(Exception):
-    """No worker comes up. `is_told` where the last one has said why itself."""
+class WorkersFailed(Failure):
+    """No worker comes up. `told` is the exit code of the last one where that has said why; None where it did not."""
 
-    def __init__(self, message: str, *, is_told: bool) -> None:
+    exit = ExitCode.NOT_STARTED
+
+    def __init__(self, message: str, *, told: ExitCode | None) -> None:
         super().__init__(message)
-        self.is_told = is_told
+        self.told = told
 
 
 async def supervise(settings: Settings, *, demo: bool, command: Sequence[str], on_ready: Callable[[str], None]) -> None:
@@ -56,7 +59,7 @@ async def supervise(settings: Settings, *, demo: bool, command: Sequence[str], o
     With `demo`, the built-in server runs beside them. `on_ready` is called with the gateway's URL once all listen.
 
     Raises:
-        SettingsError: the address cannot be listened on.
+        NotStarted: the address cannot be listened on.
         WorkersFailed: no worker comes up.
     """
     failure: WorkersFailed | None = None
@@ -200,10 +203,10 @@ class Supervisor:
         self._failures += 1
         if any(child.is_listening for child in self._children):
             return
-        is_wrong = status == WRONG_SETTING and not self._first.is_set()
-        if is_wrong or self._failures >= MAX_FAILURES:
+        told = ExitCode(status) if status in TOLD and not self._first.is_set() else None
+        if told is not None or self._failures >= MAX_FAILURES:
             message = f"workers end as soon as they begin; the last one with {_told(status)}"
-            self._failed = WorkersFailed(message, is_told=is_wrong)
+            self._failed = WorkersFailed(message, told=told)
             self._stop()
 
     # Signals.

@@ -16,12 +16,17 @@ class DirectoryNotOpened(Exception):
     """The directory of the settings cannot be used; the message says why, without the URL's password."""
 
 
+class DirectoryAway(DirectoryNotOpened):
+    """The settings may be right: nothing answers there now."""
+
+
 @asynccontextmanager
 async def open_directory(backend: Backend, url: str) -> AsyncIterator[SharedDirectory]:
     """The directory that several workers share, from entering the context on.
 
     Raises:
-        DirectoryNotOpened: a package is missing, the URL is not valid, or nothing answers there.
+        DirectoryNotOpened: a package is missing, or the URL is not valid.
+        DirectoryAway: nothing answers there.
     """
     async with AsyncExitStack() as stack:
         try:
@@ -32,7 +37,8 @@ async def open_directory(backend: Backend, url: str) -> AsyncIterator[SharedDire
         except ValueError as error:
             raise DirectoryNotOpened(f"directory.url: {error}") from None
         except DirectoryUnavailable as error:
-            raise DirectoryNotOpened(f"directory.url: {error.message}, at {place(url)}") from None
+            message = f"directory.url: {error.message}, at {place(url)}; start it there, or correct the URL"
+            raise DirectoryAway(message) from None
         yield directory
 
 

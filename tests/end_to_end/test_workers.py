@@ -273,7 +273,7 @@ def test_a_directory_that_is_not_there_is_told_once(settings_file: Callable[[str
     toml = settings_file(f'[directory]\nbackend = "redis"\nurl = "{url}"\n')
     arguments = command("serve", str(toml), "--workers", workers, "--port", str(free_port()))
     ended = subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=60)
-    assert ended.returncode == 2, ended.stderr
+    assert ended.returncode == 3, ended.stderr
     assert ended.stderr.count("directory.url") == 1
     assert "s3cret" not in ended.stderr
     assert "Traceback" not in ended.stderr

@@ -1,5 +1,6 @@
 """`trunkline call`: the same tool over three transports, and one line where there is no result."""
 
+import io
 import json
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -9,9 +10,13 @@ import pytest
 from harness.gateways import TOKENS, Gateway, command, environment, token_settings
 from harness.gateways import gateway as running_gateway
 from harness.ports import free_port
+from harness.terminal import on_terminal
 from harness.upstreams import Upstream
 from harness.upstreams import upstream as running_upstream
-from trunkline.gateway.call import Call, CallFailed, Kind, WrongArgument, endpoint_of, perform, printable, read_call
+from rich.console import Console
+from trunkline.gateway.call import Call, CallFailed, Kind, Outcome, endpoint_of, perform, read_call
+from trunkline.gateway.call import show as show_outcome
+from trunkline.gateway.exits import WrongArgument
 
 pytestmark = pytest.mark.anyio
 
@@ -74,7 +79,7 @@ def test_a_url_of_a_server_names_its_three_endpoints(url: str, kind: Kind | None
 
 @pytest.mark.parametrize("url", ["", "nonsense", "ftp://h/x", "http://", "127.0.0.1:8920"])
 def test_what_is_no_url_is_told_with_one_that_is(url: str) -> None:
-    with pytest.raises(CallFailed, match="give one like http:"):
+    with pytest.raises(WrongArgument, match="give one like http:"):
         endpoint_of(url, None)
 
 
@@ -167,10 +172,6 @@ async def test_what_is_no_text_is_named() -> None:
     assert outcome.structured[0]["mimeType"] == "image/png"
 
 
-def test_what_would_steer_a_terminal_is_replaced() -> None:
-    assert printable("a\tb\n\x1b[2Jü\x07") == "a\tb\n\ufffd[2Jü\ufffd"
-
-
 def test_the_program_prints_texts_or_json(gateway: Gateway) -> None:
     plain = run(gateway.url(), "echo", '{"value": [1, "ä"]}', "--transport", "ws")
     assert (plain.returncode, plain.stderr) == (0, "")
@@ -197,8 +198,60 @@ def test_the_program_ends_with_one_line(gateway: Gateway, arguments: list[str], 
         assert line.startswith("trunkline: ")
 
 
-@pytest.mark.parametrize("url", ["nonsense", "http://127.0.0.1:1/mcp", "ws://127.0.0.1:1/ws", "http://127.0.0.1:1/sse"])
-def test_the_program_ends_with_one_line_where_nobody_is(url: str) -> None:
+@pytest.mark.parametrize(
+    ("url", "code"),
+    [("nonsense", 2), ("http://127.0.0.1:1/mcp", 1), ("ws://127.0.0.1:1/ws", 1), ("http://127.0.0.1:1/sse", 1)],
+)
+def test_the_program_ends_with_one_line_where_nobody_is(url: str, code: int) -> None:
     ended = run(url, "counter")
-    assert (ended.returncode, ended.stdout) == (1, "")
+    assert (ended.returncode, ended.stdout) == (code, "")
     assert len(ended.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("structured", "is_table"),
+    [
+        ([{"id": 1, "name": "a"}, {"id": 2, "name": "\x1b[2Jb"}], True),
+        ({"result": [{"id": 1, "name": "a"}]}, True),
+        ([{"id": 1}, {"name": "a"}], False),
+        ([{"id": [1]}], False),
+        ([1, 2], False),
+        ([], False),
+        ({"result": 1}, False),
+        ({"id": 1}, False),
+    ],
+)
+def test_a_list_of_records_is_a_table_on_a_terminal(structured: object, is_table: bool) -> None:
+    shown = {}
+    for is_terminal in (True, False):
+        console = Console(file=io.StringIO(), width=80, force_terminal=is_terminal, no_color=True)
+        show_outcome(Outcome(["the text"], structured), as_json=False, console=console)
+        assert isinstance(console.file, io.StringIO)
+        shown[is_terminal] = console.file.getvalue()
+    assert ("name" in shown[True]) is is_table
+    assert ("the text" in shown[True]) is not is_table
+    assert "\x1b[2J" not in shown[True]
+    assert shown[False] == "the text\n"
+
+
+def test_progress_of_the_server_is_a_bar_on_a_terminal_and_nothing_elsewhere(gateway: Gateway) -> None:
+    with running_gateway() as demo:
+        arguments = (demo.url("demo"), "slow", '{"steps": 40, "seconds": 5}')
+        with on_terminal(command("call", *arguments), environment()) as terminal:
+            terminal.read_until("slow runs")
+            terminal.read_until("/40")
+            assert terminal.end() == 0
+            assert terminal.text.rstrip().endswith("40 steps in 5 s")
+        piped = run(demo.url("demo"), "slow", '{"steps": 2, "seconds": 2.5}')
+        assert (piped.returncode, piped.stdout, piped.stderr) == (0, "2 steps in 2.5 s\n", "")
+
+
+def test_a_call_that_is_interrupted_ends_with_130(upstream: Upstream) -> None:
+    with (
+        running_gateway(upstreams={"up": upstream.url}) as gateway,
+        on_terminal(command("call", gateway.url(), "hold", '{"gate": "never"}'), environment()) as terminal,
+    ):
+        terminal.read_until("hold runs")
+        terminal.interrupt()
+        assert terminal.end() == 130
+        assert "Traceback" not in terminal.text

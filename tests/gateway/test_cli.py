@@ -1,31 +1,38 @@
 """The program as it is run: what it prints, and how it ends."""
 
-import hashlib
 import json
+import os
+import re
 import shlex
 import shutil
 import signal
 import subprocess
-import tomllib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio.to_thread
 import pytest
-from harness.gateways import command, environment, until
+import typer
+from harness.gateways import command, environment, token_settings, until
 from harness.gateways import gateway as running_gateway
 from harness.ports import bound_socket, free_port
 from harness.processes import ServerProcess, http_status, wait_for_status
 from harness.raw_http import Peer, serving
+from harness.terminal import on_terminal
 from harness.upstreams import Upstream
 from harness.upstreams import upstream as running_upstream
 from harness.wire import Wire, text_of
+from trunkline.gateway import cli
+from trunkline.gateway.exits import DEBUG, MEANINGS
 
 pytestmark = pytest.mark.anyio
 
-PATIENCE = 30.0
+COMMANDS = ("serve", "init", "check", "token", "contextforge", "sessions", "explain", "call")
+PATIENCE = 60.0
 """Seconds after which a program that does not end fails the test."""
 
 
@@ -37,10 +44,10 @@ def run(*arguments: str, environ: Mapping[str, str] | None = None) -> "subproces
     return ended
 
 
-def refused(*arguments: str, environ: Mapping[str, str] | None = None) -> str:
+def refused(*arguments: str, environ: Mapping[str, str] | None = None, code: int = 2) -> str:
     """Run the program with something wrong; the one line that it says."""
     ended = run(*arguments, environ=environ)
-    assert ended.returncode == 2, ended
+    assert ended.returncode == code, ended
     assert ended.stdout == ""
     [line] = ended.stderr.splitlines()
     return line.removeprefix("trunkline: ")
@@ -76,14 +83,70 @@ def test_it_is_installed_as_a_command() -> None:
     assert ended.stdout == f"trunkline {version('trunkline')}\n"
 
 
-@pytest.mark.parametrize("arguments", [(), ("--help",), ("serve", "--help"), ("check", "--help")])
-def test_it_explains_itself(arguments: tuple[str, ...]) -> None:
-    assert "Usage" in run(*arguments).stdout
+@pytest.mark.parametrize("arguments", [(), ("--help",)])
+def test_it_explains_itself_and_its_exit_codes(arguments: tuple[str, ...]) -> None:
+    told = run(*arguments)
+    assert (told.returncode, told.stderr) == (0, "")
+    assert all(name in told.stdout for name in COMMANDS)
+    for code, meaning in MEANINGS.items():
+        assert f"{code} {meaning}" in told.stdout
 
 
-@pytest.mark.parametrize("arguments", [("serve", "--nothing"), ("nothing",), ("serve", "--port", "x")])
-def test_a_wrong_argument_exits_2(arguments: tuple[str, ...]) -> None:
-    assert run(*arguments).returncode == 2
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_explains_itself_with_an_example_that_it_would_take(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    assert cli.run([name, "--help"]) == 0
+    told = capsys.readouterr().out
+    assert "Usage" in told
+    [example] = re.findall(rf"Example: (trunkline {name} .*?) *\n", told)
+    assert not isinstance(parsed(shlex.split(example)[1:]), Exception)
+
+
+def parsed(arguments: list[str]) -> Exception | None:
+    """What is wrong with arguments; a command that they would run is not run."""
+    command = typer.main.get_command(cli.app).commands[arguments[0]]  # type: ignore[attr-defined]
+    try:
+        command.make_context(arguments[0], arguments[1:])
+    except Exception as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("chek",), "no such command 'chek'. Did you mean 'check'? See `trunkline --help`"),
+        (("serve", "--nothing"), "no such option: --nothing; see `trunkline serve --help`"),
+        (("call",), "missing argument 'URL'; see `trunkline call --help`"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_that_says_where_to_look(arguments: tuple[str, ...], told: str) -> None:
+    assert refused(*arguments) == told
+
+
+def test_where_a_failure_came_from_is_told_to_who_debugs_and_to_nobody_else() -> None:
+    arguments = ("check", "/no/such.toml")
+    line = refused(*arguments)
+    for given, environ in (((*arguments, "--debug"), {}), (("--debug", *arguments), {}), (arguments, {DEBUG: "1"})):
+        told = subprocess.run(
+            command(*given), env=environment() | environ, capture_output=True, text=True, timeout=PATIENCE
+        )
+        assert told.returncode == 2
+        assert "Traceback" in told.stderr
+        assert told.stderr.endswith(f"\ntrunkline: {line}\n")
+
+
+def test_who_reads_only_the_beginning_brings_about_no_traceback() -> None:
+    with subprocess.Popen(
+        command("--help"), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as program:
+        assert program.stdout is not None
+        assert program.stderr is not None
+        program.stdout.close()
+        assert program.stderr.read() == b""
+        assert program.wait(PATIENCE) in (0, 1)
 
 
 @pytest.mark.parametrize("upstream", ["up", "up=", "http://127.0.0.1:9000/mcp"])
@@ -111,15 +174,33 @@ def test_a_wrong_setting_of_the_command_line_is_named(arguments: tuple[str, ...]
 
 def test_a_wrong_setting_of_the_environment_is_named() -> None:
     told = refused("serve", environ={"TRUNKLINE_GATEWAY__PORT": "x"})
-    assert told == "gateway.port: expected `int`, got `str`"
+    assert told == "gateway.port: expected `int`, got `str` (it comes from TRUNKLINE_GATEWAY__PORT)"
 
 
 @pytest.mark.parametrize("program", ["serve", "check"])
 def test_a_wrong_setting_of_a_file_is_named(program: str, file: Callable[[str], str]) -> None:
     text = '[servers.up]\nurl = "http://h/"\nheaders = { Authorization = "Bearer ${NO_SUCH_TOKEN}" }\n'
     told = refused(program, file(text))
-    assert told == "servers.up.headers.Authorization: the environment has no NO_SUCH_TOKEN"
-    assert refused(program, "/no/such.toml") == "there is no file /no/such.toml"
+    path = "servers.up.headers.Authorization"
+    assert told == f"{path}: the environment has no NO_SUCH_TOKEN; set it, or take ${{NO_SUCH_TOKEN}} out"
+    told = refused(program, "/no/such.toml")
+    assert told == "there is no file /no/such.toml; `trunkline init /no/such.toml` writes one"
+
+
+def test_a_file_that_cannot_be_read_is_named_with_the_reason(file: Callable[[str], str], tmp_path: Path) -> None:
+    told = refused("check", file("[gateway]\nport 1"))
+    assert re.fullmatch(r"/.*/trunkline\.toml is not TOML: .*\(at line 2, column \d+\)", told)
+    told = refused("check", str(tmp_path))
+    assert told == f"cannot read {tmp_path}: Is a directory; give a file that this user may read"
+    (tmp_path / "latin.toml").write_bytes(b'[gateway]\nhost = "\xe4"')
+    assert refused("check", str(tmp_path / "latin.toml")).endswith("it is not UTF-8; save it as UTF-8")
+
+
+def test_a_file_of_another_user_is_named() -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may read everything")
+    told = refused("check", "/etc/shadow")
+    assert told == "cannot read /etc/shadow: Permission denied; give a file that this user may read"
 
 
 @pytest.mark.parametrize("demo", [True, False])
@@ -127,11 +208,45 @@ def test_a_port_that_is_taken_is_named(demo: bool) -> None:
     with bound_socket() as taken:
         port = str(taken.getsockname()[1])
         arguments = ["--demo"] if demo else ["--upstream", "up=http://127.0.0.1:1/"]
-        told = refused("serve", "--port", port, *arguments)
-    assert told.startswith(f"gateway.port: cannot listen on 127.0.0.1:{port}: ")
+        told = refused("serve", "--port", port, *arguments, code=3)
+    way_out = "Address already in use; end what listens there, or choose another port (--port)"
+    assert told == f"gateway.port: cannot listen on 127.0.0.1:{port}: {way_out}"
+
+
+def test_a_directory_that_is_away_is_named(file: Callable[[str], str]) -> None:
+    port = free_port()
+    text = f'[directory]\nbackend = "redis"\nurl = "redis://me:s3cret@127.0.0.1:{port}/0"\n'
+    told = refused("serve", file(text), "--demo", "--port", str(free_port()), code=3)
+    assert told.startswith("directory.url: redis ")
+    assert told.endswith(f", at redis://127.0.0.1:{port}/0; start it there, or correct the URL")
+
+
+def test_a_call_to_a_server_that_is_away_is_one_line() -> None:
+    with running_gateway(upstreams={"up": f"http://127.0.0.1:{free_port()}/mcp"}) as gateway:
+        told = refused("call", gateway.url(), "counter", code=1)
+    assert "/servers/up/mcp answered: " in told
+    assert "cannot be reached" in told
+
+
+def test_a_wrong_admin_token_is_one_line(file: Callable[[str], str]) -> None:
+    text = '[gateway]\nadmin_token = "the-admin-token"\n' + token_settings(up="http://127.0.0.1:1/mcp")
+    with running_gateway(toml=Path(file(text))) as gateway:
+        for arguments in (("sessions", gateway.base), ("explain", "2b26b1df", gateway.base)):
+            told = refused(*arguments, "--token", "wrong", code=1)
+            assert told == (
+                f"{gateway.base} answered HTTP 401: send its admin token (gateway.admin_token): --token TOKEN"
+            )
 
 
 # Serving.
+
+
+def in_a_shell(lines: list[str]) -> list[str]:
+    """What each of these commands prints, as people run them."""
+    return [
+        subprocess.run(line, shell=True, env=environment(), check=True, capture_output=True, text=True).stdout
+        for line in lines
+    ]
 
 
 async def tried(welcome: str) -> dict[str, Any]:
@@ -154,6 +269,15 @@ async def test_without_arguments_it_is_the_demo_and_says_what_to_try() -> None:
         welcome = process.log()
         assert [text_of(await tried(welcome)) for _ in range(2)] == ["1", "2"]
         assert f"http://127.0.0.1:{port}/servers/demo/mcp" in welcome
+        [call] = re.findall(r"^  (.* call .*)$", welcome, re.MULTILINE)
+        assert await anyio.to_thread.run_sync(in_a_shell, [call, call]) == ["1\n", "2\n"]
+        [look] = re.findall(r"^Look into it: (.*)$", welcome, re.MULTILINE)
+        [looked] = await anyio.to_thread.run_sync(in_a_shell, [look])
+        assert "demo" in looked
+        pages = re.findall(r"(?:Status|Figures|Ready): (\S+)", welcome)
+        assert [urlsplit(url).path for url in pages] == ["/", "/metrics", "/readyz"]
+        for url in pages:
+            assert await anyio.to_thread.run_sync(http_status, port, urlsplit(url).path) == 200
     finally:
         process.kill()
 
@@ -210,13 +334,19 @@ def test_the_table_of_a_check_tells_what_each_server_is(upstream: Upstream, file
     text = f'[servers.here]\nurl = "{upstream.url}"\n[servers.away]\nurl = "{away}"\n'
     ended = run("check", file(text))
     assert ended.returncode == 1
-    here = next(line for line in ended.stdout.splitlines() if " here " in line)
-    gone = next(line for line in ended.stdout.splitlines() if " away " in line)
+    here = next(line for line in ended.stdout.splitlines() if line.startswith("here "))
+    gone = next(line for line in ended.stdout.splitlines() if line.startswith("away "))
     assert " ok " in here
     assert upstream.url in here
     assert "2025-11-25" in here
     assert " ok " not in gone
-    assert "s3cret" not in ended.stdout + ended.stderr
+    assert ended.stdout.isascii(), "in a pipe there are no lines"
+    rows = run("check", file(text), "--json")
+    assert rows.returncode == 1
+    told = {row["server"]: row for row in json.loads(rows.stdout)}
+    assert [told[name]["ok"] for name in ("here", "away")] == [True, False]
+    assert documented("check --json") == told["here"].keys() == told["away"].keys()
+    assert "s3cret" not in ended.stdout + ended.stderr + rows.stdout
 
 
 def test_a_check_without_a_fault_exits_0(upstream: Upstream, file: Callable[[str], str]) -> None:
@@ -248,15 +378,107 @@ async def test_what_a_server_says_of_itself_is_shown_as_text(name: str, file: Ca
     assert "\x1b" not in ended.stdout
 
 
-def test_a_token_is_made_and_only_its_hash_is_kept() -> None:
-    done = run("token", "alice", "--tenant", 'a"c', "--admin")
+def test_one_server_of_many_can_be_checked_alone(upstream: Upstream, file: Callable[[str], str]) -> None:
+    away = f"http://127.0.0.1:{free_port()}/mcp"
+    toml = file(f'[servers.here]\nurl = "{upstream.url}"\n[servers.away]\nurl = "{away}"\n')
+    alone = run("check", toml, "--server", "here")
+    assert alone.returncode == 0
+    assert "away" not in alone.stdout
+    assert refused("check", toml, "--server", "none") == "servers.none: there is none; there are: here, away"
+
+
+def test_on_a_terminal_a_check_has_colours_unless_they_are_not_wanted(
+    upstream: Upstream, file: Callable[[str], str]
+) -> None:
+    toml = file(f'[servers.here]\nurl = "{upstream.url}"\n')
+    for variables, has_colours in (({}, True), ({"NO_COLOR": "1"}, False)):
+        with on_terminal(command("check", toml), environment(), **variables) as terminal:
+            assert terminal.end() == 0
+        assert "here" in terminal.text
+        assert "\u2500" in terminal.text, "a line under the names of the columns"
+        assert terminal.has_colours is has_colours
+
+
+async def test_a_check_that_takes_long_shows_how_far_it_is(file: Callable[[str], str]) -> None:
+    async def hang(peer: Peer) -> None:
+        await peer.request()
+        await anyio.sleep_forever()
+
+    def watch(url: str) -> None:
+        with on_terminal(command("check", file(f'[servers.up]\nurl = "{url}"\n')), environment()) as terminal:
+            terminal.read_until("servers are asked")
+            terminal.read_until("0/1")
+
+    async with serving(hang) as server:
+        await anyio.to_thread.run_sync(watch, server.url)
+
+
+# Beginning.
+
+
+def test_the_file_of_init_is_taken_as_it_is(tmp_path: Path, upstream: Upstream) -> None:
+    path = str(tmp_path / "new.toml")
+    begun = run("init", path, "--upstream", f"up={upstream.url}")
+    assert (begun.returncode, begun.stderr) == (0, "")
+    check, _ = re.findall(r"^  (.*)$", begun.stdout, re.MULTILINE)
+    assert "ok" in in_a_shell([check])[0]
+    assert "--force" in refused("init", path)
+    assert run("init", path, "--force").returncode == 0
+    assert refused("check", path) == "servers: there is no server to check; add [servers.NAME] with a url"
+
+
+def test_a_token_is_made_as_text_and_as_json() -> None:
+    done = run("token", "alice", "--tenant", "acme", "--admin")
     assert done.returncode == 0
-    made, _, entry = done.stdout.partition("\n\n")
-    auth = tomllib.loads(f"tokens = [{entry.splitlines()[1]}]")["tokens"][0]
-    assert auth == {
-        "sha256": hashlib.sha256(made.encode()).hexdigest(),
-        "tenant": 'a"c',
-        "subject": "alice",
-        "admin": True,
+    assert 'subject = "alice", admin = true }' in done.stdout
+    made = json.loads(run("token", "alice", "--json").stdout)
+    assert made["token"] not in done.stdout
+    assert documented("token --json") == made.keys()
+
+
+# Completing.
+
+
+def in_bash(script: str, home: Path) -> str:
+    """What bash prints, where `trunkline` is this program."""
+    program = home / "bin" / "trunkline"
+    if not program.exists():
+        program.parent.mkdir()
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} -m trunkline.gateway.cli "$@"\n')
+        program.chmod(0o755)
+    env = {**environment(), "HOME": str(home), "PATH": f"{program.parent}:{os.environ['PATH']}"}
+    ended = subprocess.run(
+        ["bash", "-c", script], env=env, cwd=home, capture_output=True, text=True, timeout=PATIENCE, check=True
+    )
+    assert ended.stderr == ""
+    return ended.stdout
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="bash is missing")
+def test_bash_completes_commands_options_and_servers_of_the_file(tmp_path: Path) -> None:
+    in_bash("trunkline --install-completion; :", tmp_path)
+    assert "_trunkline_completion" in in_bash("trunkline --show-completion; :", tmp_path)
+    (tmp_path / "trunkline.toml").write_text('[servers.files]\nurl = "http://h/"\n[servers.git]\nurl = "http://h/"\n')
+    (tmp_path / "mine.toml").write_text('[servers.other]\nurl = "http://h/"\n')
+
+    def completed(*words: str) -> set[str]:
+        line = " ".join(f"'{word}'" for word in words)
+        script = f"COMP_WORDS=({line}); COMP_CWORD={len(words) - 1}; _trunkline_completion trunkline; "
+        found = in_bash(f'. ~/.bashrc; {script} printf "%s\\n" "${{COMPREPLY[@]}}"', tmp_path)
+        return set(found.split())
+
+    assert completed("trunkline", "ex") == {"explain"}
+    assert completed("trunkline", "check", "--js") == {"--json"}
+    assert completed("trunkline", "check", "--server", "") == {"files", "git"}
+    assert completed("trunkline", "check", "mine.toml", "--server", "o") == {"other"}
+    assert completed("trunkline", "call", "http") == {
+        "http://127.0.0.1:8920/servers/files/mcp",
+        "http://127.0.0.1:8920/servers/git/mcp",
     }
-    assert run("token", "alice").stdout != done.stdout
+
+
+def documented(command: str) -> set[str]:
+    """The fields that the documents name for the JSON of a command."""
+    page = Path(__file__).parents[2] / "docs" / "cli.md"
+    [row] = [line for line in page.read_text().splitlines() if line.startswith(f"| `{command}`")]
+    return set(re.findall(r"`(\w+)`", row.split("|")[2]))

@@ -259,7 +259,7 @@ def test_what_a_gateway_says_neither_steers_the_terminal_nor_is_markup() -> None
         "timeline": [{"at": 0.0, "what": "unheard", "detail": "[red]\x1b"}],
     }
     console = Console(file=io.StringIO(), width=200, force_terminal=False)
-    console.print(rendered(account))
+    console.print(*rendered(account, console))
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
     assert "\x1b" not in text
@@ -270,7 +270,7 @@ def test_what_a_gateway_says_neither_steers_the_terminal_nor_is_markup() -> None
 
 def test_an_account_of_another_version_is_told_in_one_line() -> None:
     class Other(Source):
-        def read(self, path: str) -> Any:
+        def read(self, path: str, *, patience: float = 1.0) -> Any:
             return {"workflow": []}
 
     with pytest.raises(Unavailable, match="another version"):

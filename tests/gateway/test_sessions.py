@@ -2,16 +2,10 @@
 
 import io
 import json
-import os
-import pty
-import select
-import signal
 import subprocess
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,9 +15,11 @@ import pytest
 from harness.gateways import Gateway, command, environment
 from harness.gateways import gateway as running_gateway
 from harness.ports import free_port
+from harness.terminal import on_terminal
 from harness.wire import Wire
 from rich.console import Console
 from trunkline.gateway.call import perform, read_call
+from trunkline.gateway.exits import WrongArgument
 from trunkline.gateway.sessions import COLUMNS, Source, Unavailable, show, source_of, table_of
 
 pytestmark = pytest.mark.anyio
@@ -53,7 +49,7 @@ def gateway() -> Iterator[Gateway]:
 def printed(rows: list[dict[str, Any]]) -> list[list[str]]:
     """The table's lines, as words."""
     console = Console(file=io.StringIO(), width=200)
-    console.print(table_of(rows))
+    console.print(table_of(rows, console))
     assert isinstance(console.file, io.StringIO)
     return [line.split() for line in console.file.getvalue().splitlines() if line.strip()]
 
@@ -73,7 +69,7 @@ def test_each_workflow_is_a_line_and_those_in_use_come_first() -> None:
     ]
     lines = printed(rows)
     assert lines[0] == " ".join(COLUMNS).split()
-    assert lines[2] == ["busy", "d71db3933dd5", "demo", "websocket", "attached", "3", "workflow", "open"]
+    assert lines[1] == ["busy", "d71db3933dd5", "demo", "websocket", "attached", "3", "workflow", "open"]
     assert ["idle", "d71db3933dd5", "demo", "websocket", "detached", "0", "61", "s", "workflow", "open"] in lines
     assert lines[-1] == ["3", "workflows,", "2", "attached,", "3", "calls", "in", "flight"]
 
@@ -81,7 +77,7 @@ def test_each_workflow_is_a_line_and_those_in_use_come_first() -> None:
 def test_several_workers_are_told_apart_and_one_that_is_silent_is_named() -> None:
     lines = printed([{**ROW, "worker": 1}, {**ROW, "worker": 2}, {"worker": 3, "state": "missing"}])
     assert lines[0] == [*" ".join(COLUMNS).split(), "worker"]
-    assert sorted(line[-1] for line in lines[2:4]) == ["1", "2"]
+    assert sorted(line[-1] for line in lines[1:3]) == ["1", "2"]
     assert " ".join(lines[-1]) == "2 workflows, 2 attached, 0 calls in flight; no answer from worker 3"
 
 
@@ -111,7 +107,7 @@ def test_any_url_of_a_gateway_names_it(url: str, base: str) -> None:
 
 @pytest.mark.parametrize("url", ["", "nonsense", "ftp://h", "http://"])
 def test_what_is_no_url_is_told_with_one_that_is(url: str) -> None:
-    with pytest.raises(Unavailable, match="give one like http:"):
+    with pytest.raises(WrongArgument, match="give one like http:"):
         source_of(url, None)
 
 
@@ -140,6 +136,7 @@ def test_piped_it_is_printed_once_and_in_full(gateway: Gateway) -> None:
     )
     assert (ended.returncode, ended.stderr) == (0, "")
     assert all(column in ended.stdout for column in COLUMNS)
+    assert ended.stdout.isascii()
     assert "\x1b" not in ended.stdout
 
 
@@ -234,33 +231,11 @@ def test_a_redirect_does_not_take_the_token_along() -> None:
 
 
 def test_on_a_terminal_it_goes_on_until_it_is_interrupted(gateway: Gateway) -> None:
-    leader, follower = pty.openpty()
-    env = {**environment(), "TERM": "xterm", "COLUMNS": "200", "LINES": "60"}
-    interruptible = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # where these tests run, it may be ignored
-    with subprocess.Popen(
-        command("sessions", gateway.base), env=env, stdout=follower, stderr=follower, preexec_fn=interruptible
-    ) as program:
-        os.close(follower)
-        try:
-            read_until(leader, b"calls in flight")
-            known = {row["workflow"] for row in Source(gateway.base).fetch()}
-            anyio.run(
-                perform, read_call(gateway.url("demo"), "counter", "{}", kind=None, headers=[], workflow="another")
-            )
-            [newest] = {row["workflow"] for row in Source(gateway.base).fetch()} - known
-            read_until(leader, str(newest).encode())
-            program.send_signal(signal.SIGINT)
-            assert program.wait(PATIENCE) == 0
-        finally:
-            program.kill()
-            os.close(leader)
-
-
-def read_until(file: int, words: bytes) -> None:
-    """Read what a program writes until these words came."""
-    deadline = time.monotonic() + PATIENCE
-    read = b""
-    while words not in read:
-        ready, _, _ = select.select([file], [], [], max(0.0, deadline - time.monotonic()))
-        assert ready, f"{words!r} did not come: {read!r}"
-        read += os.read(file, 65536)
+    with on_terminal(command("sessions", gateway.base), environment()) as terminal:
+        terminal.read_until("calls in flight")
+        known = {row["workflow"] for row in Source(gateway.base).fetch()}
+        anyio.run(perform, read_call(gateway.url("demo"), "counter", "{}", kind=None, headers=[], workflow="another"))
+        [newest] = {row["workflow"] for row in Source(gateway.base).fetch()} - known
+        terminal.read_until(str(newest))
+        terminal.interrupt()
+        assert terminal.end() == 0

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from trunkline.gateway.settings import Settings, SettingsError, is_loopback, load
+from trunkline.gateway.settings.reading import PREFIX
 
 Load = Callable[..., Settings]
 HASH = "a" * 64
@@ -109,7 +110,15 @@ def test_a_text_of_the_environment_stays_what_it_is_whatever_it_looks_like(load_
 def test_a_wrong_variable_names_its_path(
     refused: Callable[..., SettingsError], name: str, value: str, path: str
 ) -> None:
-    assert refused("[gateway]\nport = 1\n", {name: value}).path == path
+    error = refused("[gateway]\nport = 1\n", {name: value})
+    assert error.path == path
+    assert (name in error.message) is (PREFIX + path.upper().replace(".", "__") == name)
+
+
+def test_what_the_command_line_says_is_not_laid_to_the_environment(refused: Callable[..., SettingsError]) -> None:
+    environ = {"TRUNKLINE_GATEWAY__PORT": "1", "TRUNKLINE_SERVERS__UP__URL": "http://h/"}
+    for options in ({"overrides": {"gateway.port": 65536}}, {"upstreams": ["up=ftp://h/"]}):
+        assert "it comes from" not in refused("", environ, **options).message
 
 
 def test_a_server_of_the_command_line_replaces_the_url_of_the_file(load_text: Load) -> None:
@@ -155,7 +164,7 @@ def test_a_variable_that_is_not_set_is_named_with_its_path(
     refused: Callable[..., SettingsError], text: str, path: str
 ) -> None:
     error = refused(text)
-    assert (error.path, error.message) == (path, "the environment has no NONE")
+    assert (error.path, error.message) == (path, "the environment has no NONE; set it, or take ${NONE} out")
 
 
 # Listeners that others can reach.

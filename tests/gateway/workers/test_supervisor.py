@@ -10,6 +10,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from trunkline.gateway.exits import ExitCode
 from trunkline.gateway.settings import DirectorySection, GatewaySection, Settings, SettingsError
 from trunkline.gateway.workers import supervisor as module
 from trunkline.gateway.workers.supervisor import Supervisor, WorkersFailed, runtime_directory, worker_command
@@ -151,7 +152,7 @@ async def test_where_none_comes_up_the_gateway_ends(tmp_path: Path, monkeypatch:
     async with parent(tmp_path, "7") as made:
         pass
     assert made.failed is not None
-    assert not made.failed.is_told
+    assert made.failed.told is None
     assert "exit status 7" in str(made.failed)
     assert len(made.noted("began")) == module.MAX_FAILURES
 
@@ -160,7 +161,7 @@ async def test_a_wrong_setting_is_told_once(tmp_path: Path) -> None:
     async with parent(tmp_path, "2") as made:
         pass
     assert made.failed is not None
-    assert made.failed.is_told
+    assert made.failed.told == ExitCode.WRONG
     assert len(made.noted("began")) == 1
 
 
