@@ -16,6 +16,8 @@ def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> Mapping[s
     patch: dict[str, Any] = {name: None for name, value in before.items() if value is not None and name not in after}
     for name, value in after.items():
         old = before.get(name)
+        if value is old:
+            continue
         if isinstance(value, Mapping) and isinstance(old, Mapping):
             inner = difference(old, value)
             if inner:

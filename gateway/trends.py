@@ -32,24 +32,24 @@ class Trends:
         self._statistics = statistics
         self._before = _totals(statistics)
         self._steps: deque[tuple[int, dict[str, Counter[str]]]] = deque(maxlen=STEPS)
+        """No step is changed in place: who was told of it may keep it."""
 
     def step(self, at: float) -> None:
         """Account for what happened since the last time as that of the step which ends at about this moment."""
         number, totals = round(at / STEP_SECONDS) - 1, _totals(self._statistics)
         happened = {server: sums - self._before.get(server, Counter()) for server, sums in totals.items()}
         self._before = totals
-        if not self._steps or self._steps[-1][0] < number:
-            self._steps.append((number, {}))
-        last = self._steps[-1][1]  # also where the clock was set back: nothing is lost, and the order stays
-        for server, sums in happened.items():
-            if sums:
-                last.setdefault(server, Counter()).update(sums)
+        step = {server: sums for server, sums in happened.items() if sums}
+        if self._steps and self._steps[-1][0] >= number:  # the clock was set back: nothing is lost, and the order stays
+            number, last = self._steps.pop()
+            step = {server: last.get(server, Counter()) + step.get(server, Counter()) for server in {**last, **step}}
+        self._steps.append((number, step))
 
     def told(self, servers: Collection[str], at: float) -> dict[str, dict[str, Sums]]:
         """By server, what happened in each step of the last five minutes, by its number; idle ones are not there."""
         oldest = last_step(at) - STEPS
         return {
-            server: {str(step): dict(sums[server]) for step, sums in self._steps if step > oldest and server in sums}
+            server: {str(step): sums[server] for step, sums in self._steps if step > oldest and server in sums}
             for server in servers
         }
 
