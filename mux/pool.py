@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 import anyio
 import msgspec
 
-from .account import RETURNED, SPARE, Ended, Origin, handshake_differences, refusal
+from .account import MAX_ENDED, RETURNED, SPARE, Ended, Origin, handshake_differences, refusal
 from .breaker import Circuit
 from .channel import Channel
 from .cluster import Cluster, ClusterPorts, Read
@@ -103,6 +103,8 @@ class Pool:
 
     With `members` and `shared`, it is that of one worker among several that share the directory: its membership, whose
     `on_lapse` is `lapse`, and which counts for as long as the pool runs; and the directory, as they share it.
+
+    What became of the `max_ended` workflows that ended last is remembered, for whoever asks why.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class Pool:
         release: Callable[[Upstream], Coroutine[Any, Any, None]] | None = None,
         members: Membership | None = None,
         shared: SharedDirectory | None = None,
+        max_ended: int = MAX_ENDED,
     ) -> None:
         self.statistics = statistics or Statistics()
         self.draining = False
@@ -127,7 +130,7 @@ class Pool:
         self._release = release
         self._leftovers = Leftovers()
         self._clock = clock
-        self._residents = Residents()
+        self._residents = Residents(max_ended)
         self._census = self._residents.census
         self._budget = Budget(pooling.event_log.total_bytes)
         self._workflows = self._residents.by_id

@@ -25,9 +25,9 @@ class _Unsettled(NamedTuple):
 
 
 class Residents:
-    """The workflows that live here, by their session ids, event tokens and keys."""
+    """The workflows that live here, by session id, event token and key, and the `max_ended` that ended last."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_ended: int = MAX_ENDED) -> None:
         self.census = Census()
         self.rota: Rota[Workflow] = Rota()
         """When they are looked after."""
@@ -35,7 +35,7 @@ class Residents:
         self.by_token: dict[str, Workflow] = {}
         self.by_key: dict[_Key, Workflow] = {}
         """Those that a key names."""
-        self.ended: deque[Ended] = deque(maxlen=MAX_ENDED)
+        self.ended: deque[Ended] = deque(maxlen=max_ended)
         """Those that ended last, so that it can be told why; the newest at the end."""
         self._unsettled: dict[_Key, _Unsettled] = {}
 

@@ -31,6 +31,9 @@ logger = logging.getLogger(__name__)
 REFRESH_SECONDS: Final = 2.0
 """How often the records of servers in use are looked at, beside the calls."""
 
+MAX_ENDED: Final = 16
+"""Sessions that have ended of which it is remembered why. ContextForge has no page that would tell."""
+
 UNUSED_SECONDS: Final = 60.0
 """Where there is no room, a session that no call has used for so long gives way."""
 
@@ -87,10 +90,11 @@ class Reuse:
         self.statistics = Statistics()
         self.pool = Pool(
             {},
-            MemoryDirectory(),
+            MemoryDirectory(remembered_keys=0),  # no client's session comes again
             pooling=settings.pooling(settings.reuse),
             statistics=self.statistics,
             release=self._release,
+            max_ended=MAX_ENDED,
         )
         self.gateways = Gateways(read_record, settings, self.statistics, self._reconfigure, verifies_tls=verifies_tls)
         self._held: dict[Name, _Held] = {}

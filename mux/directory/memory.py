@@ -22,8 +22,9 @@ _Key = tuple[Principal, str, str]
 class MemoryDirectory:
     """Implements `Directory`. Nothing is forgotten: what is recorded here lives in this process."""
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, remembered_keys: int = REMEMBERED_KEYS) -> None:
         self._clock = clock
+        self._remembered_keys = remembered_keys
         self._by_token: dict[str, str] = {}
         self._touched: dict[str, float] = {}
         self._records: dict[str, WorkflowRecord] = {}
@@ -84,7 +85,7 @@ class MemoryDirectory:
         if key is not None:
             del self._by_key[key]
             self._ended[key] = None
-            if len(self._ended) > REMEMBERED_KEYS:
+            if len(self._ended) > self._remembered_keys:
                 self._ended.popitem(last=False)
         self._tell(record.session_id)
         return True

@@ -22,9 +22,8 @@ async def test_it_keeps_the_contract() -> None:
     await check_directory(maker)
 
 
-async def test_keys_that_ended_are_forgotten_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "REMEMBERED_KEYS", 3)
-    directory = MemoryDirectory()
+async def test_keys_that_ended_are_forgotten_when_there_are_too_many() -> None:
+    directory = MemoryDirectory(remembered_keys=3)
     for n in range(5):
         claimed = await directory.claim(record(f"chat-{n}"))
         await directory.remove(claimed.record)
