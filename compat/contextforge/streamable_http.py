@@ -1,6 +1,7 @@
 """Streamable HTTP in ContextForge: its own manager, an owner for each session, an identity for each message."""
 
 import logging
+import re
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping
 from types import ModuleType
@@ -16,8 +17,16 @@ SESSION_ID: Final = b"mcp-session-id"
 CONTEXT: Final = "trunkline.contextforge.context"
 """The scope's entry for what was verified of a message, so that it reaches the handler in the SDK's own task."""
 
+SDK_SESSIONS: Final = "_server_instances"
+"""Where the SDK's manager holds the sessions that live. It says nothing of them otherwise."""
+
+SERVER_PATH: Final = re.compile(r"/servers/(?P<server_id>[a-fA-F0-9\-]+)/mcp")
+
 MAX_ENDED: Final = 10_000
 """Ended sessions that are answered with 404; older ones as ContextForge answers unknown ones."""
+
+SPARE_OWNERS: Final = 64
+"""Owners of sessions that the SDK has let go of, which may be remembered beside as many as it keeps, twice."""
 
 CONTEXT_VARIABLES: Final = ("server_id_var", "request_headers_var", "user_context_var")
 
@@ -55,6 +64,11 @@ def session_manager(module: ModuleType, services: Services, *, reads_context: bo
             if reads_context:
                 _read_context_of_each_message(module)
 
+        @property
+        def owned(self) -> int:
+            """Sessions of which it is known who began them."""
+            return len(self._owners)
+
         async def initialize(self) -> None:
             await services.start()
             await super().initialize()
@@ -86,17 +100,35 @@ def session_manager(module: ModuleType, services: Services, *, reads_context: bo
             given = next((value.decode() for name, value in event["headers"] if name.lower() == SESSION_ID), "")
             if given and not session_id and status < 300:
                 self._owners[given] = user
+                self._forget_expired()
             if session_id and (status == 404 or (method == "DELETE" and status < 300)):
-                self._owners.pop(session_id, None)
-                self._forget(session_id)
+                await self._end(session_id)
                 await services.ended(session_id)
 
-        def _forget(self, session_id: str) -> None:
-            """Let go of a session that has ended: the SDK's manager keeps its transport for as long as it lives."""
+        async def _end(self, session_id: str) -> None:
+            """Let go of a session that has ended, and of all that the SDK keeps of it.
+
+            ContextForge 1.0 answers DELETE itself, so that the SDK's server task would wait for the next message for
+            ever; 0.9 leaves the transport in the SDK's table.
+            """
+            self._owners.pop(session_id, None)
             self._ended[session_id] = None
             while len(self._ended) > MAX_ENDED:
                 self._ended.popitem(last=False)
-            getattr(self.session_manager, "_server_instances", {}).pop(session_id, None)
+            transport = self._transports().pop(session_id, None)
+            if transport is not None:
+                await transport.terminate()
+
+        def _forget_expired(self) -> None:
+            """Forget who began sessions that the SDK has let go of: not each client says goodbye."""
+            transports = self._transports()
+            if len(self._owners) > 2 * len(transports) + SPARE_OWNERS:
+                self._owners = {session: user for session, user in self._owners.items() if session in transports}
+
+        def _transports(self) -> dict[str, Any]:
+            """The SDK's sessions that live, by their ids."""
+            transports: dict[str, Any] = getattr(self.session_manager, SDK_SESSIONS)
+            return transports
 
     return SessionManagerWrapper
 
@@ -135,7 +167,7 @@ def _read_context_of_each_message(module: ModuleType) -> None:
             scope = getattr(http, "scope", None)
             if scope is not None and CONTEXT in scope:
                 server_id, request_headers, user = variables
-                match = module.re.search(r"/servers/(?P<server_id>[a-fA-F0-9\-]+)/mcp", scope["modified_path"])
+                match = SERVER_PATH.search(scope["modified_path"])
                 server_id.set(match.group("server_id") if match else None)
                 request_headers.set(scope[CONTEXT]["headers"])
                 user.set(scope[CONTEXT]["user"])
