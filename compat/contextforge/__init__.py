@@ -10,13 +10,13 @@ or, for a whole server, `python -m trunkline.compat.contextforge -- --port 4444`
 """
 
 import logging
-import os
 import sys
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from typing import NamedTuple
 
-from .installation import MAIN, ContextForge, Installation, MissingNames
-from .settings import ContextForgeSettings, SettingError, is_off, read_settings, tell_meaningless
+from .installation import MAIN, PACKAGE, ContextForge, Installation, MissingNames, put
+from .settings import ContextForgeSettings, SettingError, is_off, read_environment, read_settings, tell_meaningless
 
 __all__ = ["ContextForgeSettings", "Installed", "SettingError", "install", "installed"]
 
@@ -70,16 +70,20 @@ def _install(options: dict[str, object]) -> Installed:
         found = version(DISTRIBUTION)
     except PackageNotFoundError:
         found = ""
-    if is_off(os.environ):
+    environ = read_environment()
+    if is_off(environ):
         return Installed(False, found, "TRUNKLINE_CONTEXTFORGE is off")
+    if find_spec(PACKAGE) is None:
+        return Installed(False, found, f"{DISTRIBUTION} is not installed")
     if MAIN in sys.modules:
         raise RuntimeError(f"trunkline must be installed before {MAIN} is imported")
-    settings = read_settings(os.environ, **options)
-    tell_meaningless(os.environ)
+    settings = read_settings(environ, **options)
+    tell_meaningless(environ)
     try:
         installation = Installation(ContextForge(), settings)
+        put(installation.replacements())
     except MissingNames as error:
         return Installed(False, found, str(error))
-    for replacement in installation.replacements():
-        setattr(replacement.owner, replacement.name, replacement.value)
+    except AttributeError as error:  # a name is there, and what it stands for is not what it was
+        return Installed(False, found, f"this version of ContextForge lacks a name: {error}")
     return Installed(True, found, "", installation)

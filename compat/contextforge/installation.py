@@ -6,7 +6,7 @@ import importlib
 import inspect
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
@@ -24,7 +24,7 @@ from .reuse import Lease, OldPath, Reuse, Told
 from .rpc import RPC
 from .settings import ContextForgeSettings
 from .sse import SSETransport, StreamSettings
-from .streamable_http import session_manager
+from .streamable_http import SDK_SESSIONS, session_manager
 from .websocket import WebSocketTransport, relay
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,17 @@ PACKAGE: Final = "mcpgateway"
 MAIN: Final = "mcpgateway.main"
 
 NEEDED: Final[Mapping[str, tuple[str, ...]]] = {
-    "config": ("settings",),
+    "config": (
+        "settings.app_root_path",
+        "settings.cache_type",
+        "settings.enable_ed25519_signing",
+        "settings.host",
+        "settings.port",
+        "settings.sse_keepalive_enabled",
+        "settings.sse_keepalive_interval",
+        "settings.sse_retry_timeout",
+        "settings.websocket_ping_interval",
+    ),
     "db": ("Gateway", "SessionLocal", "SessionMessageRecord", "get_db"),
     "cache": ("SessionRegistry",),
     "cache.session_registry": (
@@ -65,6 +75,7 @@ NEEDED: Final[Mapping[str, tuple[str, ...]]] = {
         "SessionManagerWrapper.handle_streamable_http",
         "SessionManagerWrapper.initialize",
         "SessionManagerWrapper.shutdown",
+        "StreamableHTTPSessionManager",
         "mcp_app.request_handlers",
         "request_headers_var",
         "server_id_var",
@@ -105,6 +116,20 @@ class Replacement:
     value: object
 
 
+def put(replacements: Iterable[Replacement]) -> None:
+    """Replace every name, or none: where one cannot be replaced, those before it are put back."""
+    done: list[Replacement] = []
+    try:
+        for one in replacements:
+            stock = getattr(one.owner, one.name)
+            setattr(one.owner, one.name, one.value)
+            done.append(Replacement(one.owner, one.name, stock))
+    except BaseException:
+        for stock in reversed(done):
+            setattr(stock.owner, stock.name, stock.value)
+        raise
+
+
 class ContextForge:
     """The modules of ContextForge that are met, by their names below `mcpgateway`.
 
@@ -119,6 +144,8 @@ class ContextForge:
         """True where ContextForge keeps upstream sessions itself: since 1.0."""
         if self.keeps_sessions:
             missing += self._load(NEEDED_SINCE_1)
+        if not missing:
+            missing += self._lacking_in_the_sdk()
         if missing:
             raise MissingNames(missing)
 
@@ -134,6 +161,12 @@ class ContextForge:
             for name in names:
                 if not _has(module, name):
                     yield f"{PACKAGE}.{module_name}.{name}"
+
+    def _lacking_in_the_sdk(self) -> Iterator[str]:
+        http = self._modules["transports.streamablehttp_transport"]
+        manager = http.StreamableHTTPSessionManager
+        if not hasattr(manager(app=http.mcp_app), SDK_SESSIONS):
+            yield f"{manager.__module__}.{manager.__name__}.{SDK_SESSIONS}"
 
     def _find(self, name: str) -> ModuleType | None:
         if name not in self._modules:

@@ -1,11 +1,13 @@
 """The stock gateway, started with trunkline inside, by uvicorn's own command line."""
 
-import os
 import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Final
 
-from . import SettingError
+from . import DISTRIBUTION, SettingError
+from .installation import PACKAGE
+from .settings import read_environment
 
 APPLICATION: Final = "trunkline.compat.contextforge.app:app"
 """Importing it installs trunkline and then imports ContextForge's application: in each worker of its own."""
@@ -15,8 +17,11 @@ def main(arguments: Sequence[str]) -> int:
     """Run until stopped; the exit status. `arguments` are uvicorn's, after an optional `--`."""
     import uvicorn.main
 
+    if find_spec(PACKAGE) is None:
+        print(f"trunkline: {DISTRIBUTION} is not installed beside it", file=sys.stderr)  # noqa: T201
+        return 2
     given = list(arguments[1:] if arguments[:1] == ["--"] else arguments)
-    interval = os.environ.get("WEBSOCKET_PING_INTERVAL")
+    interval = read_environment().get("WEBSOCKET_PING_INTERVAL")
     if interval and not any(argument.startswith("--ws-ping-interval") for argument in given):
         given += ["--ws-ping-interval", interval]
     try:

@@ -3,8 +3,11 @@
 Names that have no meaning here are told once, so that nobody believes in them.
 """
 
+import importlib
 import logging
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final, get_args
 
 import msgspec
@@ -34,6 +37,7 @@ MEANINGLESS: Final = {
 """Names of the pool that ContextForge had, and why they change nothing."""
 
 _POOL: Final = "MCP_SESSION_POOL_"
+_MEANT: Final = frozenset(_POOL + name for name in ("ENABLED", "IDLE_EVICTION", "MAX_PER_KEY", "TTL"))
 
 
 class SettingError(ValueError):
@@ -76,6 +80,16 @@ class ContextForgeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
         )
 
 
+def read_environment(folder: Path = Path()) -> dict[str, str]:
+    """What ContextForge's settings are read from: the environment, and below it a file `.env`; names in capitals."""
+    file = folder / ".env"
+    written: Mapping[str, str | None] = {}
+    if file.is_file():
+        written = importlib.import_module("dotenv").dotenv_values(file)
+    both = {**{name.upper(): value for name, value in written.items()}, **os.environ}
+    return {name.upper(): value for name, value in both.items() if value is not None}
+
+
 def is_off(environ: Mapping[str, str]) -> bool:
     """True where the environment asks for ContextForge as it was."""
     return environ.get(SWITCH, "").strip().lower() in OFF
@@ -115,9 +129,11 @@ def read_settings(environ: Mapping[str, str], **options: object) -> ContextForge
 
 def tell_meaningless(environ: Mapping[str, str]) -> None:
     """Say of each name that is set and changes nothing why it does."""
-    for name, why in MEANINGLESS.items():
-        if name in environ:
-            logger.warning("%s has no meaning with trunkline: %s", name, why)
+    for name in sorted(environ):
+        if name in MEANINGLESS:
+            logger.warning("%s has no meaning with trunkline: %s", name, MEANINGLESS[name])
+        elif name.startswith(_POOL) and name not in _MEANT:
+            logger.warning("%s has no meaning with trunkline: it is not known", name)
 
 
 def _names(environ: Mapping[str, str], variable: str) -> tuple[str, ...]:

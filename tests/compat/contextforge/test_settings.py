@@ -1,6 +1,7 @@
 """What the environment names mean, and that those without a meaning are told."""
 
 import logging
+from pathlib import Path
 
 import pytest
 from trunkline.compat.contextforge.settings import (
@@ -8,6 +9,7 @@ from trunkline.compat.contextforge.settings import (
     ContextForgeSettings,
     SettingError,
     is_off,
+    read_environment,
     read_settings,
     tell_meaningless,
 )
@@ -76,3 +78,17 @@ def test_each_name_without_a_meaning_is_told_with_the_reason(caplog: pytest.LogC
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == len(MEANINGLESS)
     assert all(any(name in line for line in told) for name in MEANINGLESS)
+
+
+def test_a_name_of_the_pool_that_nobody_knows_is_told_and_those_that_mean_something_are_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    meant = ("ENABLED", "IDLE_EVICTION", "MAX_PER_KEY", "TTL", "SIZES")
+    with caplog.at_level(logging.WARNING):
+        tell_meaningless({f"MCP_SESSION_POOL_{name}": "1" for name in meant})
+    assert [record.args[0] for record in caplog.records if record.args] == ["MCP_SESSION_POOL_SIZES"]
+
+
+def test_names_are_the_same_in_small_letters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("trunkline_reuse", "user")
+    assert read_settings(read_environment(tmp_path)).reuse == "user"
