@@ -141,6 +141,18 @@ async def test_what_the_pool_did_is_at_the_prometheus_end_point(place: Place) ->
 # What the SDK's clients do not show: raw ones.
 
 
+LIFE_SECONDS = 4
+"""Of a token that is to expire: the gateways count whole seconds."""
+
+
+class Refused(Exception):
+    """A message was not taken."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"HTTP {status}")
+        self.status = status
+
+
 class Raw:
     """A client that speaks for itself."""
 
@@ -173,9 +185,11 @@ class Raw:
 
 
 @asynccontextmanager
-async def raw(place: Place, way: Way, server: str = "plain", user: str = ADMIN) -> AsyncIterator[Raw]:
-    """A client that has begun; leaving it cuts its connection without a word."""
-    bearer = token(place.forge.version, user)
+async def raw(
+    place: Place, way: Way, server: str = "plain", user: str = ADMIN, *, seconds: float = 3600
+) -> AsyncIterator[Raw]:
+    """A client that has begun, with a token for so long; leaving it cuts its connection without a word."""
+    bearer = token(place.forge.version, user, seconds=seconds)
     client = Raw()
     if way == "ws":
         authorization = {"Authorization": f"Bearer {bearer}"}
@@ -225,7 +239,8 @@ async def _over_sse(client: Raw, http: aiohttp.ClientSession, url: str) -> None:
 
     async def write(message: dict[str, Any]) -> None:
         async with http.post(client.endpoint, json=message) as taken:  # type: ignore[attr-defined]
-            assert taken.status == 202, await taken.text()
+            if taken.status != 202:
+                raise Refused(taken.status)
 
     client.post = write  # type: ignore[method-assign]
     await client.begin()
@@ -236,6 +251,9 @@ async def _over_http(client: Raw, http: aiohttp.ClientSession, url: str) -> None
 
     async def exchange(message: dict[str, Any]) -> None:
         async with http.post(url, json=message) as answer:
+            if answer.status >= 400:
+                client.received.put_nowait({"id": message.get("id"), "error": {"code": answer.status}})
+                return
             if "Mcp-Session-Id" in answer.headers:
                 http.headers["Mcp-Session-Id"] = answer.headers["Mcp-Session-Id"]
             if answer.content_type == "application/json":
@@ -344,6 +362,26 @@ async def test_the_session_of_another_user_looks_unknown_and_one_without_a_token
             assert ended.status in (200, 204)
 
 
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_kept_session_serves_nobody_whose_token_has_expired(place: Place, way: Way) -> None:
+    """The session with the server outlives the token: each call is let in, or not, by the one that it comes with."""
+
+    async def is_served(client: Raw, id: int) -> bool:
+        try:
+            await client.send("tools/call", {"name": "plain-counter", "arguments": {}}, id=id)
+            return "result" in await client.answer(id)
+        except Refused:
+            return False
+
+    async with raw(place, way, seconds=LIFE_SECONDS) as client, asyncio.timeout(PATIENCE + LIFE_SECONDS):
+        served = 0
+        while await is_served(client, served + 5):
+            served += 1
+        assert served > 0
+        counts = place.servers["plain"].counts()
+        assert (counts["method:tools/call"], counts["initialize"]) == (served, 1)
+
+
 async def test_an_edited_record_ends_its_sessions_and_the_next_call_has_the_new_headers(place: Place) -> None:
     async with raw(place, "ws") as client:
         await client.send("tools/call", {"name": "plain-counter", "arguments": {}}, id=5)
@@ -395,37 +433,91 @@ def run(version: Version, text: str, **env: str) -> str:
 
 
 PROBE = """
-import importlib, sys
+import contextlib, importlib, json, os, pathlib, sys, types
+from unittest import mock
+from trunkline.compat import contextforge
+
 tools = importlib.import_module("mcpgateway.services.tool_service")
 cache = importlib.import_module("mcpgateway.cache.session_registry")
-{before}
-stock = tools.streamablehttp_client, tools.ClientSession, cache.SessionRegistry, tools.ToolService.invoke_tool
-from trunkline.compat import contextforge
-done = contextforge.install()
-now = tools.streamablehttp_client, tools.ClientSession, cache.SessionRegistry, tools.ToolService.invoke_tool
-print(done.is_active, [a is b for a, b in zip(stock, now)], done.reason)
+http = importlib.import_module("mcpgateway.transports.streamablehttp_transport")
+base = tools.ClientSession.__mro__[1]
+
+def names():
+    return tools.streamablehttp_client, tools.ClientSession, cache.SessionRegistry, tools.ToolService.invoke_tool
+
+def tried():
+    stock = names()
+    done = contextforge.install()
+    return done.is_active, sum(a is b for a, b in zip(stock, names())), done.reason
+
+@contextlib.contextmanager
+def lacking(owner, name):
+    stock = getattr(owner, name)
+    delattr(owner, name)
+    try:
+        yield
+    finally:
+        setattr(owner, name, stock)
+
+seen = {}
+with mock.patch.dict(os.environ, TRUNKLINE_CONTEXTFORGE="off"):
+    seen["off"] = tried()
+pathlib.Path(".env").write_text("trunkline_contextforge=off\\n")
+seen["off by file"] = tried()
+pathlib.Path(".env").unlink()
+for owner, name in (
+    (tools, "create_span"),
+    (cache.SessionRegistry, "broadcast"),
+    (http, "StreamableHTTPSessionManager"),
+    (importlib.import_module(base.__module__), "McpError"),
+):
+    with lacking(owner, name):
+        seen[name] = tried()
+with mock.patch.object(tools, "ClientSession", base):
+    seen["initialize"] = tried()
+with mock.patch.dict(sys.modules, {"mcpgateway.main": types.ModuleType("mcpgateway.main")}):
+    try:
+        tried()
+    except RuntimeError as error:
+        seen["late"] = str(error)
+seen["on"] = tried()
+print(json.dumps(seen))
 """
+"""Installs trunkline under one condition after the other; what became of it, and how many of four names are stock's."""
+
+LACKING = {
+    "create_span": "mcpgateway.services.tool_service.create_span",
+    "broadcast": "mcpgateway.cache.session_registry.SessionRegistry.broadcast",
+    "StreamableHTTPSessionManager": "mcpgateway.transports.streamablehttp_transport.StreamableHTTPSessionManager",
+    "initialize": "mcpgateway.services.tool_service.ClientSession.initialize",
+    "McpError": "McpError",
+}
 
 
-def test_off_changes_nothing(version: Version) -> None:
-    seen = run(version, PROBE.format(before=""), TRUNKLINE_CONTEXTFORGE="off")
-    assert seen == "False [True, True, True, True] TRUNKLINE_CONTEXTFORGE is off"
+@pytest.fixture(scope="module")
+def probed(version: Version) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(run(version, PROBE))
+    return found
 
 
-def test_on_changes_all(version: Version) -> None:
-    assert run(version, PROBE.format(before="")).startswith("True [False, False, False, False]")
+@pytest.mark.parametrize("how", ["off", "off by file"])
+def test_off_changes_nothing(probed: dict[str, Any], how: str) -> None:
+    assert probed[how] == [False, 4, "TRUNKLINE_CONTEXTFORGE is off"]
 
 
-def test_a_version_that_lacks_a_name_is_left_as_it_is_and_the_name_is_told(version: Version) -> None:
-    seen = run(version, PROBE.format(before="del tools.create_span, cache.SessionRegistry.broadcast"))
-    assert seen.startswith("False [True, True, True, True]")
-    assert "mcpgateway.services.tool_service.create_span" in seen
-    assert "mcpgateway.cache.session_registry.SessionRegistry.broadcast" in seen
+@pytest.mark.parametrize("name", LACKING)
+def test_a_version_that_lacks_a_name_is_left_as_it_is_and_the_name_is_told(probed: dict[str, Any], name: str) -> None:
+    is_active, stock, reason = probed[name]
+    assert (is_active, stock) == (False, 4)
+    assert LACKING[name] in reason
 
 
-def test_it_is_too_late_after_the_gateway_was_imported(version: Version) -> None:
-    late = "import mcpgateway.main\nfrom trunkline.compat import contextforge\ntry: contextforge.install()\n"
-    assert "before mcpgateway.main" in run(version, late + "except RuntimeError as error: print(error)")
+def test_on_changes_all(probed: dict[str, Any]) -> None:
+    assert probed["on"] == [True, 0, ""]
+
+
+def test_it_is_too_late_after_the_gateway_was_imported(probed: dict[str, Any]) -> None:
+    assert probed["late"] == "trunkline must be installed before mcpgateway.main is imported"
 
 
 def test_the_example_of_an_application_path_puts_it_inside(version: Version) -> None:

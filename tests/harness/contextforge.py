@@ -7,7 +7,9 @@ and 1.0.7 with trunkline beside it; `make contextforge` makes them.
 import contextlib
 import json
 import os
+import shutil
 import sqlite3
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -31,7 +33,7 @@ PLACES: Mapping[Version, str] = {"0.9.0": ".venv-cf09", "1.0.7": ".venv-cf10"}
 ADMIN = "admin@example.com"
 SECRET = "a-secret-of-the-tests-that-is-long-enough-0123456789"
 PASSWORD = "Wq7#mVx2!Lz9@Rt4$Kp8&Hd"
-START_SECONDS = 90
+START_SECONDS = 180
 STATEFUL = {"USE_STATEFUL_SESSIONS": "true"}
 
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -172,9 +174,13 @@ def contextforge(
     python = python_of(version)
     assert python is not None, f"no environment with ContextForge {version}: make contextforge"
     port = free_port()
+    database = place / "mcp.db"
+    if version in _MADE and not database.exists():
+        shutil.copy(_MADE[version], database)
     variables = environment(version, port, place, env or {})
     if "TRUNKLINE_SOURCES" in os.environ:  # a checkout instead of what is installed there
-        variables["PYTHONPATH"] = os.environ["TRUNKLINE_SOURCES"]
+        paths = (variables.get("PYTHONPATH"), os.environ["TRUNKLINE_SOURCES"])
+        variables["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
     module = ["uvicorn", "mcpgateway.main:app"] if stock else ["trunkline.compat.contextforge", "--"]
     command = [python, "-m", *module, "--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"]
     if workers > 1:
@@ -182,6 +188,23 @@ def contextforge(
     process = ServerProcess(command, env=variables, cwd=place)
     try:
         wait_for_status(process, port, "/health", timeout=START_SECONDS)
-        yield Forge(process, port, version, place / "mcp.db")
+        if version not in _MADE:
+            _keep(version, database)
+        yield Forge(process, port, version, database)
     finally:
         process.kill()
+
+
+_PLACE = tempfile.TemporaryDirectory(prefix="contextforge-")
+_MADE: dict[Version, Path] = {}
+"""A database as a gateway of each version makes it, for those that start later: its migrations take most of a start."""
+
+
+def _keep(version: Version, database: Path) -> None:
+    copy = Path(_PLACE.name) / f"{version}.db"
+    with (
+        contextlib.closing(sqlite3.connect(database, timeout=30)) as made,
+        contextlib.closing(sqlite3.connect(copy)) as kept,
+    ):
+        made.backup(kept)
+    _MADE[version] = copy
