@@ -10,14 +10,18 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 ROOT: Final = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "tests"))
@@ -26,12 +30,18 @@ from harness.contextforge import ADMIN, VERSIONS, Forge, Version, contextforge, 
 from harness.ports import free_port  # noqa: E402
 from harness.processes import ServerProcess, wait_for_status  # noqa: E402
 
+from bench.load import cpu_seconds  # noqa: E402
+
+SETTLING: Final = ROOT / "bench" / "settling"
 RESULT: Final = ROOT / "bench" / "results" / "contextforge.json"
 SDK1: Final = os.environ.get("TRUNKLINE_SDK1_PYTHON", str(ROOT / ".venv-sdk1" / "bin" / "python"))
 BOB: Final = "bob@example.com"
 CACHES: Final = ("memory", "database", "redis")
 CLIENT_SECONDS: Final = 900
-
+SETTLE_SECONDS: Final = 60
+WARMING: Final = 20
+ROUNDS: Final = 4
+"""In which memory is measured, so that what is kept once can be told from what grows."""
 
 Rows = Iterator[dict[str, Any]]
 
@@ -103,16 +113,28 @@ def measure(sides: Sequence[Side], way: str, calls: int, *, users: bool) -> list
     for side in sides:
         client(side.forge, "calls", way, "--count", "3")
         side.server.recorder("DELETE")
-    stock, ours = sides
-    took = client(stock.forge, "paired", way, "--count", str(calls), "--other-url", ours.forge.url("up", way))
-    if "failed" in took:  # the old path does not get there at all
-        took = {"first": took, "second": client(ours.forge, "calls", way, "--count", str(calls))}
+    before = [cpu_seconds(side.forge.process.pid) for side in sides]
+    took = by_turns(sides, way, calls, "calls")
+    used = [cpu_seconds(side.forge.process.pid) - since for side, since in zip(sides, before, strict=True)]
+    floors = by_turns(sides, way, calls, "pings")
     rows = []
-    for side, row in zip(sides, (took["first"], took["second"]), strict=True):
+    for side, row, cpu, floor in zip(sides, took, used, floors, strict=True):
         rows.append({"variant": side.variant, "transport": way, **row})
         if "calls" in row:
+            rows[-1]["cpu_ms_per_call"] = round(cpu / row["calls"] * 1000, 2)
+            rows[-1]["ping_p50_ms"] = floor.get("p50_ms")
             rows[-1].update(state(side, way, row["calls"], users=users))
     return rows
+
+
+def by_turns(sides: Sequence[Side], way: str, count: int, what: Literal["calls", "pings"]) -> list[dict[str, Any]]:
+    """How long each takes, for as many of both: calls, or pings, which go the same way but ask no server."""
+    stock, ours = sides
+    more = ["--count", str(count), "--what", what]
+    took = client(stock.forge, "paired", way, *more, "--other-url", ours.forge.url("up", way))
+    if "failed" in took:  # the old path does not get there at all
+        return [took, client(ours.forge, "calls", way, *more)]
+    return [took["first"], took["second"]]
 
 
 def state(side: Side, way: str, calls: int, *, users: bool) -> dict[str, Any]:
@@ -130,18 +152,40 @@ def state(side: Side, way: str, calls: int, *, users: bool) -> dict[str, Any]:
 
 
 def growth(side: Side, sessions: int, calls: int) -> dict[str, Any]:
-    """How much the gateway's memory grows over so many sessions of so many calls, after some to warm up."""
-    client(side.forge, "calls", "http", "--sessions", "20", "--count", str(calls))
-    before = side.forge.process.rss_bytes()
-    row = client(side.forge, "calls", "http", "--sessions", str(sessions), "--count", str(calls))
-    return {"calls": row.get("calls"), "grown_mib": round((side.forge.process.rss_bytes() - before) / 2**20, 2)}
+    """How much more the gateway keeps after so many sessions of so many calls that have ended, over rounds of them.
+
+    What it keeps is its resident memory once its garbage is collected and free pages are given back. Some sessions
+    before the first round warm it up.
+    """
+    kept = []
+    for number in (WARMING, *[sessions // ROUNDS] * ROUNDS):
+        row = client(side.forge, "calls", "http", "--sessions", str(number), "--count", str(calls))
+        if "failed" in row:
+            return row
+        kept.append(settled(side.forge) / 2**20)
+    rounds = [round(after - before, 2) for before, after in pairwise(kept)]
+    grown = round(kept[-1] - kept[0], 2)
+    return {"sessions": sessions, "calls": sessions * calls, "grown_mib": grown, "rounds_mib": rounds}
+
+
+def settled(forge: Forge) -> int:
+    """Resident memory of a gateway that has collected its garbage (see `bench/settling`), in bytes."""
+    done = forge.database.parent / "settled"
+    forge.process.send_signal(signal.SIGUSR2)
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while not done.exists():
+        if time.monotonic() > deadline:
+            raise forge.process.fail("it does not settle")
+        time.sleep(0.05)
+    done.unlink()
+    return forge.process.rss_bytes()
 
 
 def run(version: Version, cache: str, ways: Sequence[str], given: argparse.Namespace, redis_url: str) -> Rows:
     """Both gateways of one version with one cache, beside each other."""
     # The socket of 0.9.0 as it is asks its own /rpc without a token.
     is_open = version == "0.9.0" and "ws" in ways
-    env = {"CACHE_TYPE": cache, "AUTH_REQUIRED": "false" if is_open else "true"}
+    env = {"CACHE_TYPE": cache, "AUTH_REQUIRED": "false" if is_open else "true", "PYTHONPATH": str(SETTLING)}
     about = {"version": version, "cache": cache}
     with ExitStack() as stack:
         sides = []
@@ -157,8 +201,10 @@ def run(version: Version, cache: str, ways: Sequence[str], given: argparse.Names
             for row in measure(sides, way, given.calls, users=not is_open):
                 yield {**about, **row}
         if given.sessions and cache == "memory" and "http" in ways:
-            for side in sides:
-                yield {**about, "variant": side.variant, "memory": growth(side, given.sessions, 10)}
+            with ThreadPoolExecutor() as both:
+                grown = list(both.map(lambda side: growth(side, given.sessions, 10), sides))
+            for side, memory in zip(sides, grown, strict=True):
+                yield {**about, "variant": side.variant, "memory": memory}
 
 
 def main() -> None:

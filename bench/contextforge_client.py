@@ -76,9 +76,13 @@ async def paired(given: argparse.Namespace) -> dict[str, Any]:
 
 
 async def timed(opened: ClientSession, given: argparse.Namespace) -> float:
-    """The seconds that a call takes."""
+    """The seconds that a call takes, or a ping: it goes the same way through the gateway, and asks no server."""
     began = time.perf_counter()
-    await call(opened, given.prefix + "echo", text="x")
+    if given.what == "pings":
+        async with asyncio.timeout(WAIT_SECONDS):
+            await opened.send_ping()
+    else:
+        await call(opened, given.prefix + "echo", text="x")
     return time.perf_counter() - began
 
 
@@ -125,6 +129,7 @@ def main() -> None:
     parser.add_argument("--other-token", default="")
     parser.add_argument("--other-url", default="", help="of the gateway that `paired` calls by turns")
     parser.add_argument("--prefix", default="up-", help="what the gateway puts before the names of tools")
+    parser.add_argument("--what", choices=["calls", "pings"], default="calls")
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--sessions", type=int, default=1)
     given = parser.parse_args()
