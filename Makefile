@@ -126,7 +126,9 @@ servers:
 	 elif [ -n "$$CI" ]; then echo "redis-server, PostgreSQL or iproute2 is missing" >&2; exit 1; \
 	 else echo "redis-server, PostgreSQL or iproute2 is missing: the tests that need them will be skipped"; fi
 
-# ContextForge with trunkline beside it, which this proves to be possible: 0.9.0 with the lowest that it admits itself.
+# ContextForge with trunkline beside it, which this proves to be possible: 0.9.0 with the lowest that it admits itself. What
+# its users had before (mcp 1.21.0, fastapi 0.121.1, starlette 0.49.3, sse-starlette 3.0.3, pydantic 2.12.4) pip refuses beside
+# it: its own metadata asks for mcp>=1.24.0, fastapi>=0.124.4, starlette>=0.50.0, sse-starlette>=3.0.4, pydantic>=2.12.5.
 contextforge: .venv-cf09/.installed .venv-cf10/.installed
 
 .venv-cf09/bin/python:

@@ -5,11 +5,11 @@ and 1.0.7 with trunkline beside it; `make contextforge` makes them.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
 import sqlite3
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -175,8 +175,9 @@ def contextforge(
     assert python is not None, f"no environment with ContextForge {version}: make contextforge"
     port = free_port()
     database = place / "mcp.db"
-    if version in _MADE and not database.exists():
-        shutil.copy(_MADE[version], database)
+    made = _made(version)
+    if made.exists():
+        shutil.copy(made, database)
     variables = environment(version, port, place, env or {})
     if "TRUNKLINE_SOURCES" in os.environ:  # a checkout instead of what is installed there
         paths = (variables.get("PYTHONPATH"), os.environ["TRUNKLINE_SOURCES"])
@@ -188,23 +189,31 @@ def contextforge(
     process = ServerProcess(command, env=variables, cwd=place)
     try:
         wait_for_status(process, port, "/health", timeout=START_SECONDS)
-        if version not in _MADE:
-            _keep(version, database)
+        if not made.exists():
+            _keep(made, database)
         yield Forge(process, port, version, database)
     finally:
         process.kill()
 
 
-_PLACE = tempfile.TemporaryDirectory(prefix="contextforge-")
-_MADE: dict[Version, Path] = {}
-"""A database as a gateway of each version makes it, for those that start later: its migrations take most of a start."""
+def _made(version: Version) -> Path:
+    """Where a database is kept as a gateway makes it, for those that start later: that takes most of a first start.
+
+    It stands beside the interpreter, for as long as what decides its contents stays the same.
+    """
+    settled = {name: value for name, value in environment(version, 0, Path(), {}).items() if name not in os.environ}
+    digest = hashlib.blake2b(json.dumps(settled, sort_keys=True).encode(), digest_size=6).hexdigest()
+    python = python_of(version)
+    assert python is not None
+    return Path(python).parent.parent / f"made-{digest}.db"
 
 
-def _keep(version: Version, database: Path) -> None:
-    copy = Path(_PLACE.name) / f"{version}.db"
+def _keep(made: Path, database: Path) -> None:
+    """Store what a gateway has made; whoever starts meanwhile finds nothing or all of it."""
+    part = made.with_suffix(f".{os.getpid()}")
     with (
-        contextlib.closing(sqlite3.connect(database, timeout=30)) as made,
-        contextlib.closing(sqlite3.connect(copy)) as kept,
+        contextlib.closing(sqlite3.connect(database, timeout=30)) as source,
+        contextlib.closing(sqlite3.connect(part)) as copy,
     ):
-        made.backup(kept)
-    _MADE[version] = copy
+        source.backup(copy)
+    part.replace(made)
