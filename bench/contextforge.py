@@ -30,7 +30,7 @@ from harness.contextforge import ADMIN, VERSIONS, Forge, Version, contextforge, 
 from harness.ports import free_port  # noqa: E402
 from harness.processes import ServerProcess, wait_for_status  # noqa: E402
 
-from bench.load import cpu_seconds  # noqa: E402
+from bench.processes import cpu_seconds  # noqa: E402
 
 SETTLING: Final = ROOT / "bench" / "settling"
 RESULT: Final = ROOT / "bench" / "results" / "contextforge.json"

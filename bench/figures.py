@@ -8,7 +8,7 @@ import argparse
 import re
 import sys
 
-from bench import scale_figures
+from bench import contextforge_figures, scale_figures
 from bench.budget import budget
 from bench.processes import ROOT
 from bench.results import RESULTS, Row, result
@@ -59,6 +59,7 @@ def pages() -> dict[str, dict[str, str]]:
             "scenarios": "\n\n".join(scenario(name) for name in SCENARIOS if is_stored(name)),
             **{name: make() for name, make in BESIDE.items() if is_stored(name)},
         },
+        "docs/migrating.md": {"contextforge": contextforge_figures.table()},
         "docs/operating.md": {"redis memory": scale_figures.memory(), "directories": directories()},
         "docs/scaling.md": {
             "operations": scale_figures.operations(),
