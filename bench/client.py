@@ -13,8 +13,9 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from bench.connection import AnewSlot, Connection, open_session, open_session_at
+from bench.shared_wires import SharedSlot, SSEWire, WebSocketWire
 from bench.ticks import ticking
-from bench.wires import FIRST_NUMBER, REVISION, HTTPSlot, SharedSlot, Slot, SSEWire, Target, WebSocketWire
+from bench.wires import FIRST_NUMBER, REVISION, HTTPSlot, Slot, Target
 
 __all__ = [
     "REVISION",

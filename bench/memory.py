@@ -23,8 +23,9 @@ from bench.client import Target
 from bench.connection import Connection, open_many
 from bench.processes import cores, free_port, gateway_process, pinned, process, resident, server, upstream
 from bench.results import LOCAL, Row, write_result
+from bench.shared_wires import SSEWire, WebSocketWire
 from bench.tables import print_rows
-from bench.wires import CALL, SSEWire, WebSocketWire, open_stream
+from bench.wires import CALL, open_stream
 
 WARM_UP = 500
 """Workflows that are opened before anything is measured, and kept."""
