@@ -25,6 +25,9 @@ TOMBSTONE_SECONDS: Final = 30.0
 EXTENSIONS: Final = 12
 """Progress may extend a call to at most this many times `request_timeout` (rule E17: an absolute maximum)."""
 
+MAX_DIGITS: Final = 17
+"""An id that was minted has fewer digits."""
+
 MAX_SERVER_REQUESTS: Final = 256
 """Requests of one server that may wait for an answer at once."""
 
@@ -257,8 +260,9 @@ class Demux:
         params = members.get("params")
         token = b""
         if params is not None:
-            params, token = wire_format.swap_progress_token(params, spelled)
-            members = {**members, "params": params}
+            swapped, token = wire_format.swap_progress_token(params, spelled)
+            if swapped is not params:
+                members = {**members, "params": swapped}
         request = Request(number, message.id, token, caller, now, self._timeout)
         self._requests[number] = request
         return request, Envelope("request", members).with_id(spelled)
@@ -397,6 +401,8 @@ class Demux:
 
     def _minted(self, raw: bytes) -> int:
         """The minted id that these bytes spell, or 0, which is never minted."""
+        if raw.isdigit() and len(raw) < MAX_DIGITS:
+            return int(raw)
         try:
             key = coerced_key(id_key(wire_format.checked_id(Raw(raw))))
         except TrunklineError:

@@ -196,7 +196,7 @@ def checked_id(raw: Raw) -> bytes:
     text = bytes(raw)
     if len(text) > MAX_ID_BYTES:
         raise InvalidRequest(f"the id is longer than {MAX_ID_BYTES} bytes")
-    if _is_integer(text) or text[:1] == b'"':
+    if text.isdigit() or text[:1] == b'"' or _is_integer(text):
         return text
     raise InvalidRequest(f"an id must be a string or an integer, not {text[:32].decode('ascii', 'replace')}")
 

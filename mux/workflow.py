@@ -24,7 +24,6 @@ from .event_log import Budget, EventLog
 from .exchange import Asker, Call, Exchange
 from .limits import Pooling
 from .ports import NONE, Answerable, Caller, Headers, Line, Opened, Span
-from .principal import Principal
 from .record import WorkflowRecord
 from .recovery import Kept
 from .routing import Desk, place, refusal
@@ -74,6 +73,10 @@ class Workflow:
         self._unrepeated = self._unrepeated_bytes = 0
         """What was written since all that holds was noted."""
         self._is_repeating = False
+        self.principal = record.principal
+        """Whose workflow it is."""
+        self.server = record.server
+        """The name of its server."""
         self.handle = record.handle
         """Its public name, for pages, logs and commands."""
         self.pooling = pooling
@@ -119,16 +122,6 @@ class Workflow:
 
     def __repr__(self) -> str:
         return f"Workflow({self.record.handle} on {self.server}, {len(self._desk)} in flight, {self._wires} wires)"
-
-    @property
-    def principal(self) -> Principal:
-        """Whose workflow it is."""
-        return self.record.principal
-
-    @property
-    def server(self) -> str:
-        """The name of its server."""
-        return self.record.server
 
     @property
     def revision(self) -> str:

@@ -90,7 +90,8 @@ def workflow_key(headers: Mapping[str, str]) -> str | None:
     Raises:
         HTTPRefusal: 400, not 1-128 characters of `A-Z a-z 0-9 . _ : -`.
     """
-    return _checked_key(headers.get(WORKFLOW))
+    key = headers.get(WORKFLOW)
+    return None if key is None else _checked_key(key)
 
 
 def _checked_key(key: str | None) -> str | None:
@@ -138,7 +139,10 @@ def accepts(headers: Mapping[str, str], *types: str) -> bool:
         return True
     if len(accept) > MAX_ACCEPT:
         return False
-    return all(_admits(accept, media) for media in types)
+    for media in types:  # noqa: SIM110 - a generator would cost as much as the look-ups
+        if not _admits(accept, media):
+            return False
+    return True
 
 
 @lru_cache(maxsize=256)

@@ -55,14 +55,14 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         is_batch = wire_format.is_batch(body)
         if is_batch:
             messages = wire_format.parse_batch(body, limit=MAX_BODY_BYTES)
-        else:
-            messages = [wire_format.parse(body, limit=MAX_BODY_BYTES)]
-            request.id = messages[0].id
-        if any(message.method == "initialize" and message.kind == "request" for message in messages):
-            if is_batch:
+            if any(message.method == "initialize" and message.kind == "request" for message in messages):
                 raise InvalidRequest("initialize must not be part of a batch")
-            await self._initialize(request, messages[0])
-            return
+        else:
+            message = wire_format.parse(body, limit=MAX_BODY_BYTES)
+            messages, request.id = [message], message.id
+            if message.method == "initialize" and message.kind == "request":
+                await self._initialize(request, message)
+                return
         if self._pool.number and messages[0].method == "notifications/cancelled" and not is_batch:
             await self._cancel(request, messages[0])
             return

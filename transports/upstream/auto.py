@@ -231,6 +231,8 @@ class _Opening:
     async def establish(self, revision: str, initialized: bytes) -> None:
         """See `Wire.establish`."""
         await self._wire.establish(revision, initialized)
+        if isinstance(self._wire, HTTPWire):
+            self._wire.receiver = self._receiver  # what there was to find out is known
         self._connector.kind = "streamable_http" if self._second is None else "sse"
 
     # MovableWire

@@ -289,7 +289,9 @@ class _Connection(asyncio.Protocol):
         """One header, or after the body one trailer, which is dropped."""
         if not self._head_left:
             return
-        self._take_head(len(name) + len(value) + 4)
+        self._head_left -= len(name) + len(value) + 4
+        if self._head_left < 2:
+            self._take_head(0)
         key, text = name.decode("latin-1").lower(), value.decode("latin-1")
         self._headers[key] = f"{self._headers[key]}, {text}" if key in self._headers else text
 
