@@ -391,6 +391,15 @@ def test_params_may_be_absent(demux: Demux) -> None:
     assert "params" not in json.loads(text)
 
 
+def test_what_is_given_back_while_idle_is_nothing_that_is_in_flight(demux: Demux) -> None:
+    request = opened(demux)
+    demux.trim()
+    assert demux.inflight == 1
+    assert isinstance(demux.receive(answer(str(request.id)), request, 1.0), Answered)
+    demux.trim()
+    assert (demux.is_idle, opened(demux).id) == (True, request.id + 1)
+
+
 def test_the_tables_can_be_drawn() -> None:
     drawn = tables_as_mermaid()
     assert drawn.count(" --> ") == len(REQUESTS) + len(SERVER_REQUESTS)
