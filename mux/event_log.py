@@ -90,7 +90,7 @@ class Budget:
 class Stream:
     """The events of one stream that are still held, and where its delivery stands."""
 
-    __slots__ = ("covered", "ended", "events", "last", "number", "sent", "trimmed")
+    __slots__ = ("covered", "ended", "events", "last", "number", "restored", "sent", "trimmed")
 
     def __init__(self, number: int, *, covered: bool) -> None:
         self.number = number
@@ -105,6 +105,8 @@ class Stream:
         """True once a client may hold an event id of this stream: from then on losing an event ends the workflow."""
         self.ended = False
         """True after the last event was appended."""
+        self.restored = float("-inf")
+        """When it was made of what another writer had left; its client is yet to come for it."""
 
     def after(self, n: int) -> list[Event]:
         """Events that follow position n, oldest first.
@@ -166,7 +168,7 @@ class EventLog:
         Whatever place up to there a client names, it has seen what was written until then.
         """
         stream = Stream(number, covered=True)
-        stream.trimmed, stream.last, stream.sent = trimmed, last, last
+        stream.trimmed, stream.last, stream.sent, stream.restored = trimmed, last, last, now
         self._streams[number] = stream
         for n, message in events:
             stream.events.append(Event(n, message, now))
@@ -204,11 +206,13 @@ class EventLog:
         return event
 
     def expire(self, before: float) -> None:
-        """Drop events appended before that time, and ended streams of which nothing is left."""
+        """Drop events appended before that time, and ended streams of which nothing is left; not those restored since."""
         while self._order and self._order[0].events[0].at < before:
             self._drop_oldest(self._order)
-        for number in [n for n, stream in self._streams.items() if n and stream.ended and not stream.events]:
-            del self._streams[number]
+        over = [n for n, stream in self._streams.items() if n and stream.ended and not stream.events]
+        for number in over:
+            if self._streams[number].restored < before:
+                del self._streams[number]
 
     def clear(self) -> None:
         """Drop everything and give the bytes back to the process's budget."""

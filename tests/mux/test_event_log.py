@@ -164,6 +164,16 @@ def test_places_of_a_later_writer_are_greater() -> None:
     assert Position("a" * 32, 3, 1, 10**14).place < EPOCH * 2
 
 
+def test_a_stream_that_was_restored_waits_for_its_client() -> None:
+    made, _ = log()
+    stream = made.restore(7, [], trimmed=2, last=EPOCH, now=10.0)
+    stream.ended = True
+    made.expire(10.0)
+    assert made.find(7) is stream, "though it has ended, and nothing of it is left"
+    made.expire(10.1)
+    assert not made.knows(7)
+
+
 def test_what_another_writer_began_goes_on_after_all_that_it_may_have_written() -> None:
     made, budget = log()
     stream = made.restore(7, [(3, b"c"), (4, b"d")], trimmed=2, last=EPOCH, now=0.0)
