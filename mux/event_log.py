@@ -206,7 +206,7 @@ class EventLog:
         return event
 
     def expire(self, before: float) -> None:
-        """Drop events appended before that time, and ended streams of which nothing is left; not those restored since."""
+        """Drop events appended before that time, and ended streams of which nothing is left, unless restored since."""
         while self._order and self._order[0].events[0].at < before:
             self._drop_oldest(self._order)
         over = [n for n, stream in self._streams.items() if n and stream.ended and not stream.events]

@@ -19,8 +19,14 @@ from .errors import DirectoryUnavailable
 logger = logging.getLogger(__name__)
 
 BEAT_SECONDS: Final = LEASE_SECONDS / 3
-KNOWN_SECONDS: Final = LEASE_SECONDS / 3
-"""For how long a worker that was found alive is believed to be."""
+KNOWN_SECONDS: Final = LEASE_SECONDS / 2
+"""For how long the list of those that live is believed. It is read as often as a heartbeat is sent."""
+
+DOUBT_SECONDS: Final = 0.2
+"""The same, where one of them did not answer."""
+
+MAX_SEEN: Final = 4096
+"""Workers that are remembered, so that one which is not in the list any longer is known to be dead."""
 
 RETIRE_SECONDS: Final = 2.0
 
@@ -45,12 +51,16 @@ class Membership:
         self._on_lapse = on_lapse
         self._clock = clock
         self._deadline = float("-inf")
-        self._known: dict[str, tuple[float, Worker]] = {}
         self._is_away = False
         self._back_at = float("-inf")
         """When the directory took a heartbeat again after one that it had not taken."""
-        self._listed: tuple[float, dict[int, Worker]] = (float("-inf"), {})
-        """All that live, by number, and how long that is believed."""
+        self._living: dict[str, Worker] = {}
+        """All that live, by their ids, as it was when the list was read."""
+        self._read_at = float("-inf")
+        self._is_doubted = False
+        self._reading = anyio.Lock()
+        self._seen: dict[str, None] = {}
+        """The ids that were asked for, or in a list; the oldest gives way."""
 
     @property
     def holds_lease(self) -> bool:
@@ -74,6 +84,7 @@ class Membership:
         self._deadline = sent + LEASE_SECONDS
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._beat_on)
+            tasks.start_soon(self._look_on)
             try:
                 yield self
             finally:
@@ -88,17 +99,16 @@ class Membership:
             DirectoryUnavailable: nobody can tell. So it is for a lease after the directory was away: that another one
                 has not been heard there says nothing yet.
         """
-        now = self._clock()
-        known = self._known.get(id)
-        if known is not None and now < known[0]:
-            return known[1]
-        self._known.pop(id, None)
-        found = await self._workers.worker(id)
-        if found is not None:
-            self._known[id] = now + KNOWN_SECONDS, found
-        elif self._is_away or now < self._back_at + LEASE_SECONDS:
+        living = await self._listed()
+        is_settled = not self._is_away and self._clock() >= self._back_at + LEASE_SECONDS
+        if id not in living and not (is_settled and id in self._seen):  # it may have begun since the list was read
+            self._see(id)
+            found = await self._workers.worker(id)
+            if found is not None:
+                living[id] = found
+        if id not in living and not is_settled:
             raise DirectoryUnavailable("the directory was away, and who lives shows in a moment")
-        return found
+        return living.get(id)
 
     async def numbered(self, number: int) -> Worker | None:
         """The worker of this number, if it lives; as it was at most `KNOWN_SECONDS` ago.
@@ -106,7 +116,7 @@ class Membership:
         Raises:
             DirectoryUnavailable: nobody can tell.
         """
-        return (await self._list()).get(number)
+        return next((worker for worker in (await self._listed()).values() if worker.number == number), None)
 
     async def numbers(self) -> Collection[int]:
         """The numbers of all that live; as it was at most `KNOWN_SECONDS` ago.
@@ -114,13 +124,7 @@ class Membership:
         Raises:
             DirectoryUnavailable: nobody can tell.
         """
-        return (await self._list()).keys()
-
-    async def _list(self) -> dict[int, Worker]:
-        now = self._clock()
-        if now >= self._listed[0]:
-            self._listed = now + KNOWN_SECONDS, {worker.number: worker for worker in await self._workers.workers()}
-        return self._listed[1]
+        return {worker.number for worker in (await self._listed()).values()}
 
     async def settle(self, name: str) -> str:
         """The id of the worker at which what this name stands for lives: another one that has it, else this one.
@@ -136,7 +140,7 @@ class Membership:
         Raises:
             DirectoryUnavailable: nobody can tell.
         """
-        return [worker for worker in (await self._list()).values() if worker.id != self.worker.id]
+        return [worker for worker in (await self._listed()).values() if worker.id != self.worker.id]
 
     async def another(self) -> Worker | None:
         """Some other worker that lives; None where there is none.
@@ -147,8 +151,8 @@ class Membership:
         return next((worker for worker in await self._workers.workers() if worker.id != self.worker.id), None)
 
     def doubt(self, id: str) -> None:
-        """A worker did not answer: ask the directory when it is looked for again."""
-        self._known.pop(id, None)
+        """A worker did not answer: who lives is asked sooner."""
+        self._is_doubted = self._is_doubted or id in self._living
 
     async def beat(self) -> None:
         """Send one heartbeat, and extend the lease if it was taken."""
@@ -173,3 +177,38 @@ class Membership:
         while True:
             await anyio.sleep(BEAT_SECONDS)
             await self.beat()
+
+    async def _look_on(self) -> None:
+        """Read who lives, beside the heartbeats: none of them waits for it."""
+        while True:
+            await anyio.sleep(BEAT_SECONDS)
+            with suppress(DirectoryUnavailable):
+                async with self._reading:
+                    await self._read()
+
+    async def _listed(self) -> dict[str, Worker]:
+        """Those that live; read by one for all that ask meanwhile."""
+        if self._is_due:
+            async with self._reading:
+                if self._is_due:
+                    await self._read()
+        return self._living
+
+    @property
+    def _is_due(self) -> bool:
+        believed = DOUBT_SECONDS if self._is_doubted else KNOWN_SECONDS
+        return self._clock() - self._read_at >= believed
+
+    async def _read(self) -> None:
+        asked = self._clock()
+        living = await self._workers.workers()
+        self._living = {worker.id: worker for worker in living}
+        self._read_at, self._is_doubted = asked, False
+        for worker in living:
+            self._see(worker.id)
+
+    def _see(self, id: str) -> None:
+        self._seen.pop(id, None)
+        self._seen[id] = None
+        if len(self._seen) > MAX_SEEN:
+            del self._seen[next(iter(self._seen))]

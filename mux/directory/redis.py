@@ -80,6 +80,8 @@ class RedisDirectory:
         self._server = server
         self._client: Any = server.client
         self._room = anyio.Semaphore(MAX_CONCURRENCY)
+        self._heartbeats = anyio.Semaphore(1)
+        """A lane of their own: they wait for no other operation."""
 
     async def ping(self) -> None:
         """Return if the server answers.
@@ -255,7 +257,7 @@ class RedisDirectory:
         """
         keys = [_worker(worker.id), f"{WORKERS}ids", f"{WORKERS}number"]
         arguments = [_encode(worker), _milliseconds(LEASE_SECONDS), worker.id, worker.number]
-        return bool(await self._run(redis_scripts.BEAT, keys, arguments))
+        return bool(await self._run(redis_scripts.BEAT, keys, arguments, room=self._heartbeats))
 
     async def retire(self, worker: Worker) -> None:
         """See `Workers.retire`."""
@@ -297,7 +299,15 @@ class RedisDirectory:
 
     # Commands
 
-    async def _run(self, script: Script, keys: list[str], arguments: list[Any], *, again: bool = False) -> Any:
+    async def _run(
+        self,
+        script: Script,
+        keys: list[str],
+        arguments: list[Any],
+        *,
+        again: bool = False,
+        room: anyio.Semaphore | None = None,
+    ) -> Any:
         """Run a script; once more after a broken connection where that changes nothing (`again`)."""
 
         async def evaluate() -> Any:
@@ -306,7 +316,7 @@ class RedisDirectory:
             except NoScriptError:
                 return await self._client.execute_command("EVAL", script.text, len(keys), *keys, *arguments)
 
-        return await (self._again(evaluate) if again else self._bounded(evaluate))
+        return await (self._again(evaluate) if again else self._bounded(evaluate, room))
 
     async def _run_all(self, script: Script, keys: Sequence[list[str]]) -> list[Any]:
         """Run a script, which may be run twice, once for each of these keys."""
@@ -337,9 +347,9 @@ class RedisDirectory:
                 raise
         return await self._bounded(work)
 
-    async def _bounded(self, work: Callable[[], Awaitable[Result]]) -> Result:
+    async def _bounded(self, work: Callable[[], Awaitable[Result]], room: anyio.Semaphore | None = None) -> Result:
         with _reaching(), anyio.fail_after(OPERATION_SECONDS):
-            async with self._room:
+            async with room or self._room:
                 return await work()
 
 

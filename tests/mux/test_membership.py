@@ -7,7 +7,7 @@ from harness.shared_memory import SharedMemoryDirectory
 from trunkline.mux import membership as membership_module
 from trunkline.mux.directory import LEASE_SECONDS, Worker
 from trunkline.mux.errors import DirectoryUnavailable
-from trunkline.mux.membership import BEAT_SECONDS, KNOWN_SECONDS, Membership
+from trunkline.mux.membership import BEAT_SECONDS, DOUBT_SECONDS, KNOWN_SECONDS, Membership
 
 pytestmark = pytest.mark.anyio
 
@@ -125,12 +125,51 @@ async def test_who_lives_is_known_for_a_moment(at: At) -> None:
         async with other.running():
             assert await at.member.find("b") == other.worker
         assert await at.member.find("b") == other.worker, "it is believed to live"
+        at.member.doubt("a stranger")
+        at.clock.advance(DOUBT_SECONDS)
+        assert await at.member.find("b") == other.worker
         at.member.doubt("b")
-        assert await at.member.find("b") is None
+        assert await at.member.find("b") is None, "who does not answer is asked for sooner"
         async with other.running():
-            assert await at.member.find("b") == other.worker
+            at.clock.advance(KNOWN_SECONDS)
+            assert await at.member.find("b") == other.worker, "who comes back is there again"
         at.clock.advance(KNOWN_SECONDS)
         assert await at.member.find("b") is None
+
+
+async def test_one_that_has_just_begun_is_not_taken_for_dead(at: At) -> None:
+    async with at.member.running():
+        assert await at.member.others() == []
+        async with (other := at.made("b")).running():
+            assert await at.member.find("b") == other.worker
+            assert await at.member.others() == [other.worker]
+
+
+async def test_who_lives_is_read_once_for_all_and_not_for_each(at: At) -> None:
+    reads, alone = 0, 0
+    workers, worker = at.directory.workers, at.directory.worker
+
+    async def counted() -> list[Worker]:
+        nonlocal reads
+        reads += 1
+        await anyio.lowlevel.checkpoint()
+        return await workers()
+
+    async def one(id: str) -> Worker | None:
+        nonlocal alone
+        alone += 1
+        return await worker(id)
+
+    at.directory.workers, at.directory.worker = counted, one  # type: ignore[method-assign]
+    async with at.member.running(), at.made("b").running():
+        for _ in range(3):
+            at.clock.advance(KNOWN_SECONDS)
+            async with anyio.create_task_group() as tasks:
+                for name in ("a", "b", "dead") * 10:
+                    tasks.start_soon(at.member.find, name)
+            await at.directory.beat(at.member.worker)
+        assert reads == 3
+        assert alone == 1, "one that nobody has ever seen is asked for once"
 
 
 async def test_after_the_directory_was_away_nobody_is_dead_before_a_lease_has_passed(at: At) -> None:
@@ -167,6 +206,31 @@ async def test_it_beats_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     async with Membership(directory, Worker("a"), on_lapse=pytest.fail).running():
         with anyio.fail_after(10):
             await beats.wait()
+
+
+async def test_it_reads_by_itself_who_lives_and_no_heartbeat_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership_module, "BEAT_SECONDS", 0.001)
+    directory = SharedMemoryDirectory()
+    hangs, beats = anyio.Event(), 0
+
+    async def workers() -> list[Worker]:
+        hangs.set()
+        await anyio.sleep_forever()
+        return []
+
+    beat = directory.beat
+
+    async def counted(worker: Worker) -> bool:
+        nonlocal beats
+        beats += hangs.is_set()
+        return await beat(worker)
+
+    directory.workers, directory.beat = workers, counted  # type: ignore[method-assign]
+    async with Membership(directory, Worker("a"), on_lapse=pytest.fail).running():
+        with anyio.fail_after(10):
+            await hangs.wait()
+            while beats < 3:  # noqa: ASYNC110 - they are what is waited for
+                await anyio.sleep(0.001)
 
 
 def test_several_heartbeats_fit_in_a_lease() -> None:
