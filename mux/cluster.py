@@ -37,7 +37,7 @@ BESIDE_SECONDS: Final = 60.0
 """For how long nothing may happen on a workflow beside its holder before it ends."""
 
 TOUCH_SECONDS: Final = 5.0
-"""How often the directory is told which workflows are in use."""
+"""How soon the directory is told of a workflow that is in use again."""
 
 FLUSH_SECONDS: Final = 2.0
 """How long the last entries of an event log may take to arrive when its worker lets go of it."""
@@ -431,11 +431,12 @@ class Cluster:
             if idle_since is not None and idle_since + BESIDE_SECONDS <= now and not workflow.streams.is_held:
                 self.dismiss(workflow, "idle")
         if now - self._touched >= TOUCH_SECONDS:
-            before, self._touched = self._touched, now
-            used = [*self._residents.by_id.values(), *self.beside.values()]
-            ids = [workflow.record.session_id for workflow in used if workflow.was_used_since(before)]
-            if ids:
-                self._tasks.spawn(self._touch, ids)
+            self._touched = now
+            held = [*self._residents.by_id.values(), *self.beside.values()]
+            used = [workflow for workflow in held if workflow.was_used_since(workflow.touched)]
+            due = [workflow for workflow in used if workflow.touched + touch_interval(workflow.pooling) <= now]
+            if due:
+                self._tasks.spawn(self._touch, due)
 
     def note(self, workflow: Workflow) -> None:
         """Record what has changed of a workflow that is held here, where something has."""
@@ -457,8 +458,22 @@ class Cluster:
         finally:
             self._noting.discard(workflow)
 
-    async def _touch(self, session_ids: list[str]) -> None:
+    async def _touch(self, workflows: list[Workflow]) -> None:
+        before = [workflow.touched for workflow in workflows]
+        for workflow in workflows:
+            workflow.touched = self._clock()
         try:
-            await self._directory.touch(session_ids)
+            await self._directory.touch([workflow.record.session_id for workflow in workflows])
         except DirectoryUnavailable:
             self._statistics.count("stale", "touch")
+            for workflow, touched in zip(workflows, before, strict=True):
+                workflow.touched = touched
+
+
+def touch_interval(pooling: Pooling) -> float:
+    """How often, in seconds, the directory is told of a workflow that stays in use.
+
+    Its record lives many times as long, and so does the patience after which its holder ends it as idle: one that has
+    not been told of for that long has not been used.
+    """
+    return max(TOUCH_SECONDS, min(pooling.idle_timeout / 10, pooling.resume_window / 2))

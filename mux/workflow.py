@@ -113,6 +113,8 @@ class Workflow:
         self._exchanges: dict[Exchange, None] = {}
         self._wires = 0
         self._touched = clock()
+        self.touched = float("-inf")
+        """When the directory was told last that it is in use."""
         self._elsewhere = float("-inf")
         """When another worker served its client last, as far as that is known here."""
         self._capabilities: Members | None = None

@@ -110,6 +110,13 @@ class Forwarder:
         except DirectoryUnavailable:
             return True
 
+    async def _doubt(self, worker: Worker) -> None:
+        """A worker did not answer: wait until it is known to be dead, or for so long that it may answer again."""
+        self._membership.doubt(worker.id)
+        with anyio.move_on_after(BEAT_SECONDS):
+            while await self._lives(worker.id):
+                await anyio.sleep(RETRY_SECONDS)
+
     async def _forward(self, elsewhere: Elsewhere, scope: Scope, tape: Tape) -> bool:
         """Hand a request on; False where that surely had no effect, and who holds its workflow must be asked again.
 
@@ -124,14 +131,14 @@ class Forwarder:
         try:
             conversation = await self._open(worker)
         except Unreachable:
-            self._membership.doubt(worker.id)
+            await self._doubt(worker)
             return False
         try:
             with self._noted(conversation, scope):
                 begin = opening(scope, elsewhere.identity)
                 await _converse(conversation, begin, scope, tape, lambda: self._lives(worker.id))
         except Unreachable:
-            self._membership.doubt(worker.id)
+            await self._doubt(worker)
             return False
         except Broken:
             return await self._break(worker, scope, tape)

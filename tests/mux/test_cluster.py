@@ -1,13 +1,14 @@
 """Several workers that share a directory: who serves what, who takes over, and who lets go."""
 
 import json
+from collections.abc import Collection
 
 import anyio
 import pytest
 from harness.clustering import Member, Workers, until, workers
 from harness.memory_wire import echo, message
 from harness.muxing import ALICE, BOB, Client, events, idle, initialize, position, settle, some
-from trunkline.mux.cluster import BESIDE_SECONDS, TOUCH_SECONDS
+from trunkline.mux.cluster import BESIDE_SECONDS, TOUCH_SECONDS, touch_interval
 from trunkline.mux.directory import LEASE_SECONDS
 from trunkline.mux.envelope import parse
 from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, Overloaded, UnknownSession
@@ -403,6 +404,62 @@ async def test_what_cannot_be_moved_ends_with_its_worker() -> None:
 
 
 # Idleness.
+
+
+async def test_what_stays_in_use_is_told_at_a_fraction_of_what_its_record_lives() -> None:
+    async with workers(idle_timeout=200, resume_window=100) as at:
+        a, b, session_id = await two(at)
+        told: list[list[str]] = []
+        touch = at.directory.touch
+
+        async def noted(session_ids: Collection[str]) -> None:
+            told.append(list(session_ids))
+            await touch(session_ids)
+
+        at.directory.touch = noted  # type: ignore[method-assign]
+        reader = (await a.find(session_id)).workflow.streams.attach_standalone()
+        interval = touch_interval(a.pool.workflows[0].pooling)
+        assert interval == 20
+        await at.pass_time(100)
+        assert 4 <= len(told) <= 6, "not each five seconds"
+        reader.close()
+        told.clear()
+        beside = await b.beside(session_id)
+        await beside.answer(beside.call())
+        await at.pass_time(TOUCH_SECONDS + 0.5)
+        assert told
+        assert len(told) <= 2, "what begins to be used is told soon, by each that serves it"
+
+
+async def test_a_use_that_could_not_be_told_is_told_as_soon_as_it_can() -> None:
+    async with workers() as at:
+        a, _, session_id = await two(at)
+        reader = (await a.find(session_id)).workflow.streams.attach_standalone()
+        await at.pass_time(10)
+        a.view.is_cut = True
+        await at.pass_time(600)
+        a.view.is_cut = False
+        await at.pass_time(TOUCH_SECONDS * 2)
+        age = await at.directory.untouched(session_id)
+        assert age is not None
+        assert age <= TOUCH_SECONDS * 2
+        reader.close()
+
+
+@pytest.mark.parametrize("rhythm", [0.5, 7, 13])
+async def test_one_that_is_used_at_any_worker_is_never_idle_and_one_that_is_not_is_in_time(rhythm: float) -> None:
+    async with workers(idle_timeout=60, resume_window=60) as at:
+        a, b, session_id = await two(at)
+        passed = 0.0
+        while passed < 150:
+            beside = await b.beside(session_id)
+            await beside.answer(beside.call())
+            await at.pass_time(rhythm)
+            passed += rhythm
+        assert a.pool.workflows, "it was in use all the time"
+        await at.pass_time(60 + touch_interval(a.pool.workflows[0].pooling) + TOUCH_SECONDS + 2)
+        await until(lambda: a.pool.workflows == [])
+        assert a.pool.statistics.counts["workflows_closed", "idle"] == 1
 
 
 async def test_calls_beside_the_holder_keep_a_workflow_in_use() -> None:
