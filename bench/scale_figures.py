@@ -2,10 +2,10 @@
 
 from typing import Final
 
-from trunkline.mux.cluster import TOUCH_SECONDS
+from trunkline.mux.cluster import touch_interval
 from trunkline.mux.directory import ID_BLOCK, LEASE_SECONDS, MAX_STALENESS
 from trunkline.mux.limits import Pooling
-from trunkline.mux.membership import BEAT_SECONDS, KNOWN_SECONDS
+from trunkline.mux.membership import BEAT_SECONDS
 
 from bench.results import call_seconds, operation_seconds, result, row
 
@@ -64,9 +64,7 @@ def operations() -> str:
 def directory_load() -> list[Line]:
     """Operations of the plan each second."""
     calls = WORKFLOWS / CALL_SECONDS
-    each = calls / WORKERS / WORKERS
-    finds = WORKERS * WORKERS * each / (1 + each * KNOWN_SECONDS)
-    used = WORKFLOWS * (ATTACHED + (1 - ATTACHED) * (TOUCH_SECONDS / CALL_SECONDS))
+    interval = touch_interval(Pooling())
     begun = WORKFLOWS / LIFETIME_SECONDS
     return [
         ("heartbeats", f"{WORKERS} workers, each {BEAT_SECONDS:g} s", WORKERS / BEAT_SECONDS, "beat"),
@@ -77,16 +75,16 @@ def directory_load() -> list[Line]:
             "get",
         ),
         (
-            "workers looked up",
-            f"a call meets one of {WORKERS} workers, which knows one of {WORKERS} for {KNOWN_SECONDS:g} s",
-            finds,
-            "worker",
+            "who lives",
+            f"{WORKERS} workers, each {BEAT_SECONDS:g} s: the whole list",
+            WORKERS / BEAT_SECONDS,
+            "workers, 200 of them",
         ),
         ("blocks of ids drawn", f"each call: nobody served this workflow here; {ID_BLOCK:,} ids", calls, "draw_ids"),
         (
             "touches",
-            f"each {TOUCH_SECONDS:g} s, in batches: {ATTACHED:.0%} hold a stream, others after a call",
-            used / TOUCH_SECONDS,
+            f"{ATTACHED:.0%} hold a stream: each {interval:g} s, in batches; others after a call at a new worker",
+            WORKFLOWS * ATTACHED / interval + calls,
             "touch, 500 in a batch",
         ),
         (

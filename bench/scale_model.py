@@ -16,7 +16,7 @@ from trunkline.gateway.workers.forwarding import PATIENCE_SECONDS, RETRY_SECONDS
 from trunkline.mux.directory import LEASE_SECONDS
 from trunkline.mux.directory.redis import MAX_CONCURRENCY
 from trunkline.mux.directory.redis_server import SOCKET_SECONDS
-from trunkline.mux.membership import BEAT_SECONDS, KNOWN_SECONDS
+from trunkline.mux.membership import BEAT_SECONDS, DOUBT_SECONDS
 from trunkline.transports.event_stream import RECONNECT
 
 RECONNECT_SECONDS: Final = int(RECONNECT.split()[1]) / 1000
@@ -66,9 +66,9 @@ class Scenario:
     """Of a worker's core, for what goes on as before."""
     told_to_all: bool = True
     """Every worker hears every change of a record."""
-    listed: bool = False
+    listed: bool = True
     """Workers read who lives once for each heartbeat, instead of asking for each other one by one."""
-    own_lane: bool = False
+    own_lane: bool = True
     """Heartbeats do not wait for other operations of their worker."""
 
 
@@ -113,6 +113,9 @@ class Worker:
         """Until when it believes others to live, by their numbers."""
         self.gone: set[int] = set()
         """Those that are not in the list."""
+        self.read_at = 0.0
+        """When the list was asked for."""
+        self.is_reading = False
         self.waited_for: dict[int, list[Steps]] = {}
         """Requests that wait for another to answer, or to be known as dead."""
         self.heard = 0
@@ -209,8 +212,7 @@ class Simulation:
         """See `Mailboxes`: who waits for a worker that has died is told."""
         while not worker.is_killed:
             if self.scenario.listed:
-                yield Operation("workers", WORKERS_NODE)
-                worker.gone = {other.number for other in self.workers if not self._lives(other)}
+                yield from self._read(worker)
                 for peer in worker.gone & set(worker.waited_for):
                     self._wake(worker, peer)
             else:
@@ -218,6 +220,13 @@ class Simulation:
                     if worker.known.get(peer, 0.0) <= self.now and not (yield from self._ask_for(worker, peer)):
                         self._wake(worker, peer)
             yield BEAT_SECONDS
+
+    def _read(self, worker: Worker) -> Steps:
+        """Read who lives; one does for all that ask meanwhile."""
+        worker.read_at, worker.is_reading = self.now, True
+        yield Operation("workers", WORKERS_NODE)
+        worker.gone = {other.number for other in self.workers if not self._lives(other)}
+        worker.is_reading = False
 
     def _come_back(self, worker: Worker, holder: Worker) -> Steps:
         """A client comes back for its stream by way of `worker`; its workflow's record names `holder`."""
@@ -257,14 +266,17 @@ class Simulation:
         is_beside = self._is_beside(worker, holder)
         if not is_beside:
             yield Operation("send", node)
-        if self.scenario.listed:
-            yield from self._wait_for(worker, holder.number)
-            return
         if self.scenario.nodes > 1 and not is_beside:  # a node knows its own hearers alone: not whether there are any
             yield Operation("worker", WORKERS_NODE)
             yield from self._wait_for(worker, holder.number)
+            return
         worker.known.pop(holder.number, None)
-        yield RETRY_SECONDS
+        for _ in range(round(BEAT_SECONDS / RETRY_SECONDS) if self.scenario.listed else 1):
+            yield RETRY_SECONDS
+            if self.scenario.listed and self.now - worker.read_at >= DOUBT_SECONDS and not worker.is_reading:
+                yield from self._read(worker)
+            if holder.number in worker.gone:
+                return
 
     def _find(self, worker: Worker, peer: int) -> Answer:
         """See `Membership.find`."""
@@ -276,7 +288,7 @@ class Simulation:
         yield Operation("worker", WORKERS_NODE)
         lives = self._lives(self.workers[peer])
         if lives:
-            worker.known[peer] = self.now + KNOWN_SECONDS
+            worker.known[peer] = self.now + BEAT_SECONDS
         return lives
 
     def _lives(self, worker: Worker) -> bool:

@@ -29,9 +29,9 @@ def run(scenario: Scenario, costs: Costs = COSTS, seed: int = 1) -> Simulation:
     return Simulation(scenario, costs, seed).run()
 
 
-def test_workers_that_live_send_nothing_but_heartbeats() -> None:
+def test_workers_that_live_send_heartbeats_and_read_who_lives() -> None:
     quiet = run(replace(SMALL, dying=0))
-    assert quiet.per_second()[2] == pytest.approx(SMALL.workers / BEAT_SECONDS, abs=1)
+    assert quiet.per_second()[2] == pytest.approx(2 * SMALL.workers / BEAT_SECONDS, abs=2)
     assert (quiet.broken, quiet.lapsed, quiet.changes) == (0, 0, 0)
 
 
@@ -57,7 +57,8 @@ def test_one_seed_has_one_outcome() -> None:
 
 
 def test_a_slower_directory_serves_later_and_refuses_more() -> None:
-    fast, slow = run(SMALL, FREE), run(replace(SMALL, operations=150), FREE)
+    behind = replace(SMALL, listed=False, own_lane=False)
+    fast, slow = run(behind, FREE), run(replace(behind, operations=150), FREE)
     assert max(slow.served) > max(fast.served)
     assert slow.lapsed > fast.lapsed == 0
     assert slow.slow > fast.slow == 0
@@ -70,8 +71,8 @@ def test_changes_that_everybody_hears_cost_every_worker_time() -> None:
 
 
 def test_a_heartbeat_in_its_own_lane_does_not_wait_for_other_operations() -> None:
-    slow = replace(SMALL, workflows=40_000, operations=1000, nodes=4)
-    assert run(slow, FREE).lapsed > run(replace(slow, own_lane=True), FREE).lapsed
+    slow = replace(SMALL, workflows=40_000, operations=1000, nodes=4, listed=False)
+    assert run(replace(slow, own_lane=False), FREE).lapsed > run(slow, FREE).lapsed
 
 
 def test_what_is_stored_is_what_the_scenarios_are() -> None:
@@ -82,18 +83,19 @@ def test_the_plan_is_arithmetic_on_what_was_measured() -> None:
     rates = {what: rate for what, _, rate, _ in scale_figures.directory_load()}
     assert rates["heartbeats"] == scale_figures.WORKERS / BEAT_SECONDS
     assert rates["records read"] == pytest.approx(1_000_000 / 60)
-    assert rates["workers looked up"] < rates["records read"]
+    assert rates["who lives"] == rates["heartbeats"]
+    assert rates["touches"] < 2 * rates["records read"]
 
 
 def test_what_the_page_says_of_the_deaths_is_what_was_simulated() -> None:
     rows = {row["scenario"]: row for row in result("scale")["rows"]}
     one, slow = rows["1 of 200 dies"], rows["20 die, nodes at 20,000/s"]
-    listed = rows["at 20,000/s; b: the list of workers, with each heartbeat"]
-    lane = rows["at 20,000/s; c: heartbeats in a lane of their own"]
+    before = rows["at 20,000/s; the last two together"]
     assert all(row["served_again"] == row["streams_broken"] for row in rows.values())
     assert one["taken_for_dead"] == one["refused"] == 0
     assert one["all_served_s"] < PATIENCE_SECONDS
-    assert slow["taken_from_the_living"] > 0
-    assert rows["20 die, nodes at 10,000/s"]["all_served_s"] > 3 * rows["20 die"]["all_served_s"]
-    assert listed["refused"] == listed["taken_from_the_living"] == lane["taken_from_the_living"] == 0
-    assert listed["all_served_s"] < slow["all_served_s"] / 2
+    assert rows["20 die"]["refused"] == rows["20 die"]["taken_for_dead"] == 0
+    assert rows["20 die"]["all_served_s"] < 3.1
+    assert slow["taken_from_the_living"] == 0
+    assert before["taken_from_the_living"] > 0
+    assert slow["all_served_s"] < before["all_served_s"] / 1.5

@@ -114,7 +114,7 @@ class Forwarder:
         """A worker did not answer: wait until it is known to be dead, or for so long that it may answer again."""
         self._membership.doubt(worker.id)
         with anyio.move_on_after(BEAT_SECONDS):
-            while await self._lives(worker.id):
+            while await self._lives(worker.id):  # noqa: ASYNC110 - nobody tells of it
                 await anyio.sleep(RETRY_SECONDS)
 
     async def _forward(self, elsewhere: Elsewhere, scope: Scope, tape: Tape) -> bool:
