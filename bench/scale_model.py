@@ -228,6 +228,14 @@ class Simulation:
         worker.gone = {other.number for other in self.workers if not self._lives(other)}
         worker.is_reading = False
 
+    def _reread(self, worker: Worker) -> Steps:
+        """Who is missing is looked for in a list that is read from now on."""
+        asked = self.now
+        while worker.is_reading:
+            yield TRAVEL_SECONDS
+        if worker.read_at < asked:
+            yield from self._read(worker)
+
     def _come_back(self, worker: Worker, holder: Worker) -> Steps:
         """A client comes back for its stream by way of `worker`; its workflow's record names `holder`."""
         node = self._random.randrange(self.scenario.nodes)
@@ -236,6 +244,8 @@ class Simulation:
             self._spend(worker, self._costs["request"].worker)
             yield Operation("get", node)
             if not (yield from self._find(worker, holder.number)):
+                if self.scenario.listed:
+                    yield from self._reread(worker)
                 break
             if not holder.is_killed:
                 yield from self._hand_on(worker, holder, node)

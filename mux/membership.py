@@ -25,9 +25,6 @@ KNOWN_SECONDS: Final = LEASE_SECONDS / 2
 DOUBT_SECONDS: Final = 0.2
 """The same, where one of them did not answer."""
 
-MAX_SEEN: Final = 4096
-"""Workers that are remembered, so that one which is not in the list any longer is known to be dead."""
-
 RETIRE_SECONDS: Final = 2.0
 
 
@@ -59,8 +56,8 @@ class Membership:
         self._read_at = float("-inf")
         self._is_doubted = False
         self._reading = anyio.Lock()
-        self._seen: dict[str, None] = {}
-        """The ids that were asked for, or in a list; the oldest gives way."""
+        self._reads = 0
+        """How often reading has begun."""
 
     @property
     def holds_lease(self) -> bool:
@@ -93,30 +90,30 @@ class Membership:
                     await self._workers.retire(self.worker)
 
     async def find(self, id: str) -> Worker | None:
-        """The worker of this id, if it lives; as it was at most `KNOWN_SECONDS` ago.
+        """The worker of this id, if it lives: as it was at most `KNOWN_SECONDS` ago; None for one that is dead by now.
 
         Raises:
             DirectoryUnavailable: nobody can tell. So it is for a lease after the directory was away: that another one
                 has not been heard there says nothing yet.
         """
         living = await self._listed()
-        is_settled = not self._is_away and self._clock() >= self._back_at + LEASE_SECONDS
-        if id not in living and not (is_settled and id in self._seen):  # it may have begun since the list was read
-            self._see(id)
-            found = await self._workers.worker(id)
-            if found is not None:
-                living[id] = found
-        if id not in living and not is_settled:
+        if id not in living:  # it may have begun since, or have come back
+            living = await self._reread()
+        if id not in living and (self._is_away or self._clock() < self._back_at + LEASE_SECONDS):
             raise DirectoryUnavailable("the directory was away, and who lives shows in a moment")
         return living.get(id)
 
     async def numbered(self, number: int) -> Worker | None:
-        """The worker of this number, if it lives; as it was at most `KNOWN_SECONDS` ago.
+        """The worker of this number, as `find`.
 
         Raises:
             DirectoryUnavailable: nobody can tell.
         """
-        return next((worker for worker in (await self._listed()).values() if worker.number == number), None)
+        for read in (self._listed, self._reread):  # it may have begun since, or have come back
+            for worker in (await read()).values():
+                if worker.number == number:
+                    return worker
+        return None
 
     async def numbers(self) -> Collection[int]:
         """The numbers of all that live; as it was at most `KNOWN_SECONDS` ago.
@@ -194,21 +191,21 @@ class Membership:
                     await self._read()
         return self._living
 
+    async def _reread(self) -> dict[str, Worker]:
+        """Those that live, by a reading that begins from now on; one for all that ask meanwhile."""
+        before = self._reads
+        async with self._reading:
+            if self._reads == before:
+                await self._read()
+        return self._living
+
     @property
     def _is_due(self) -> bool:
         believed = DOUBT_SECONDS if self._is_doubted else KNOWN_SECONDS
         return self._clock() - self._read_at >= believed
 
     async def _read(self) -> None:
+        self._reads += 1
         asked = self._clock()
-        living = await self._workers.workers()
-        self._living = {worker.id: worker for worker in living}
+        self._living = {worker.id: worker for worker in await self._workers.workers()}
         self._read_at, self._is_doubted = asked, False
-        for worker in living:
-            self._see(worker.id)
-
-    def _see(self, id: str) -> None:
-        self._seen.pop(id, None)
-        self._seen[id] = None
-        if len(self._seen) > MAX_SEEN:
-            del self._seen[next(iter(self._seen))]

@@ -145,6 +145,15 @@ async def test_one_that_has_just_begun_is_not_taken_for_dead(at: At) -> None:
             assert await at.member.others() == [other.worker]
 
 
+async def test_one_that_comes_back_is_not_taken_for_dead_by_a_list_that_is_older(at: At) -> None:
+    async with at.member.running(), (other := at.made("b")).running():
+        at.clock.advance(LEASE_SECONDS)
+        await at.directory.beat(at.member.worker)
+        assert await at.member.find("b") is None
+        await at.directory.beat(other.worker)
+        assert await at.member.find("b") == other.worker
+
+
 async def test_who_lives_is_read_once_for_all_and_not_for_each(at: At) -> None:
     reads, alone = 0, 0
     workers, worker = at.directory.workers, at.directory.worker
@@ -168,8 +177,8 @@ async def test_who_lives_is_read_once_for_all_and_not_for_each(at: At) -> None:
                 for name in ("a", "b", "dead") * 10:
                     tasks.start_soon(at.member.find, name)
             await at.directory.beat(at.member.worker)
-        assert reads == 3
-        assert alone == 1, "one that nobody has ever seen is asked for once"
+        assert 3 <= reads <= 9, "once for those that are in the list, once more for all that miss the same"
+        assert alone == 0
 
 
 async def test_after_the_directory_was_away_nobody_is_dead_before_a_lease_has_passed(at: At) -> None:
