@@ -26,6 +26,9 @@ SPREAD_SECONDS: Final = 0.25
 """By how much clients differ in it."""
 
 TRAVEL_SECONDS: Final = 0.0005
+LOCK_SECONDS: Final = 0.02
+"""How often who waits for the list to be read looks whether it is."""
+
 WARM_UP_SECONDS: Final = 3.0
 """Before workers die."""
 
@@ -231,10 +234,11 @@ class Simulation:
     def _reread(self, worker: Worker) -> Steps:
         """Who is missing is looked for in a list that is read from now on."""
         asked = self.now
-        while worker.is_reading:
-            yield TRAVEL_SECONDS
-        if worker.read_at < asked:
-            yield from self._read(worker)
+        while worker.read_at < asked:
+            if worker.is_reading:
+                yield LOCK_SECONDS
+            else:
+                yield from self._read(worker)
 
     def _come_back(self, worker: Worker, holder: Worker) -> Steps:
         """A client comes back for its stream by way of `worker`; its workflow's record names `holder`."""

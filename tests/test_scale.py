@@ -95,7 +95,7 @@ def test_what_the_page_says_of_the_deaths_is_what_was_simulated() -> None:
     assert one["taken_for_dead"] == one["refused"] == 0
     assert one["all_served_s"] < PATIENCE_SECONDS
     assert rows["20 die"]["refused"] == rows["20 die"]["taken_for_dead"] == 0
-    assert rows["20 die"]["all_served_s"] < 3.1
+    assert rows["20 die"]["all_served_s"] < 3.5
     assert slow["taken_from_the_living"] == 0
     assert before["taken_from_the_living"] > 0
-    assert slow["all_served_s"] < before["all_served_s"] / 1.5
+    assert slow["all_served_s"] < before["all_served_s"] / 1.3
