@@ -97,7 +97,7 @@ def used() -> dict[str, Metric]:
         return families(gateway.fetch("/metrics"))
 
 
-@pytest.mark.parametrize("name", (PROMISED | BESIDE).keys() - UNUSED)
+@pytest.mark.parametrize("name", sorted((PROMISED | BESIDE).keys() - UNUSED))
 def test_a_metric_has_samples_with_its_labels_once_the_gateway_was_used(used: dict[str, Metric], name: str) -> None:
     family = used[name.removesuffix("_total")]
     names = {f"{name}_{part}" for part in ("bucket", "sum", "count")} if family.type == "histogram" else {name}
