@@ -5,9 +5,12 @@ import json
 import subprocess
 import urllib.error
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import anyio
+import anyio.to_thread
 import pytest
 from harness.gateways import TOKENS, Gateway, command, environment, token_settings, until
 from harness.gateways import gateway as running_gateway
@@ -165,7 +168,9 @@ async def test_a_server_that_began_anew_is_told(tmp_path: Path, reuse: str) -> N
                 await wire.open()
                 handle = Source(gateway.base).fetch()[-1]["workflow"]
                 first.process.kill()
-                with running_upstream(port=first.port):
+                with ExitStack() as stack:  # in a thread: the client hears meanwhile if its connection ends
+                    again = running_upstream(port=first.port)
+                    await anyio.to_thread.run_sync(stack.enter_context, again)
                     answer = await (await wire.call("counter")).response()
                 account = Source(gateway.base).read(f"/api/sessions/{handle}")
                 happened = [event["what"] for event in account["timeline"]]
