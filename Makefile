@@ -16,7 +16,7 @@ export TRUNKLINE_CHROMIUM ?= /usr/bin/chromium
 export TRUNKLINE_CF09_PYTHON ?= $(CURDIR)/.venv-cf09/bin/python
 export TRUNKLINE_CF10_PYTHON ?= $(CURDIR)/.venv-cf10/bin/python
 
-.PHONY: run test test-full check coverage bench bench-micro bench-full docs clean peers browser servers contextforge test-contextforge
+.PHONY: run test test-full check coverage bench bench-micro bench-full bench-peers docs clean peers browser servers contextforge proxies test-contextforge
 
 run: $(VENV)/.installed
 	$(BIN)/trunkline serve
@@ -58,11 +58,15 @@ bench-full: $(VENV)/.dev $(VENV)/.bench
 	$(BIN)/python -m bench.soak --output bench/results
 	$(BIN)/python -m bench.figures
 
+# Other proxies beside it.
+bench-peers: $(VENV)/.dev $(VENV)/.bench proxies
+	$(BIN)/python -m bench.peers --output bench/results
+
 docs: $(VENV)/.docs .mermaid/mermaid.min.js
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) .bench .mermaid .venv-sdk1 .venv-cf09 .venv-cf10 .node .peers .types build dist *.egg-info
+	rm -rf $(VENV) .bench .mermaid .venv-sdk1 .venv-cf09 .venv-cf10 .node .peers .proxies .types build dist *.egg-info
 
 # A fresh Debian has a python3 that cannot make virtual environments; its package for that is small.
 define make_venv
@@ -144,6 +148,22 @@ contextforge: .venv-cf09/.installed .venv-cf10/.installed
 
 .venv-cf10/.installed: pyproject.toml | .venv-cf10/bin/python
 	.venv-cf10/bin/python -m pip install -q --disable-pip-version-check -e . mcp-contextforge-gateway==1.0.7 'mcp>=1.28.1,<2'
+	@touch $@
+
+# Other proxies, in environments of their own: what `python -m bench.peers` compares with.
+proxies: .proxies/.installed contextforge
+
+.proxies/.installed:
+	mkdir -p .proxies/node
+	$(call make_venv,.proxies/mcp-proxy)
+	.proxies/mcp-proxy/bin/python -m pip install -q --disable-pip-version-check mcp-proxy==0.13.0
+	$(call make_venv,.proxies/fastmcp)
+	.proxies/fastmcp/bin/python -m pip install -q --disable-pip-version-check fastmcp==4.2.3
+	cd .proxies/node && npm install --no-audit --no-fund --loglevel=error mcp-proxy@6.7.19 supergateway@4.0.0
+	@if command -v nginx >/dev/null; then :; \
+	 elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	   apt-get update -q && RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends nginx-light; \
+	 else echo "nginx is missing: it will be left out"; fi
 	@touch $@
 
 test-contextforge: $(VENV)/.dev .venv-sdk1/.installed contextforge

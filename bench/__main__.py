@@ -30,6 +30,7 @@ PROGRAMS = {
     "bench.redis_size": "what workflows need of redis",
     "bench.redis_operations": "what each operation of the directory costs redis and a worker",
     "bench.scale": "a million workflows, simulated: workers that die at once",
+    "bench.peers": "other proxies beside trunkline: what a call costs, and what becomes of what clients rely on",
     "bench.contextforge": "ContextForge as it is and with trunkline inside",
     "bench.figures": "puts the stored results into README and docs, as tables and plots",
 }

@@ -1,7 +1,7 @@
 """A connection for what is no load: handshakes, requests of any kind, and clients that come anew with each call."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 from bench.wires import INITIALIZE, INITIALIZED, REVISION, Answered, Target
 
@@ -42,17 +42,21 @@ class Connection:
         own = f"Mcp-Session-Id: {self.session}\r\nMCP-Protocol-Version: {REVISION}\r\n" if self.session else ""
         self._writer.write(f"{head}{own}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         told = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-        length = 0
-        for line in told.split("\r\n")[1:]:
-            name, _, value = line.partition(": ")
-            if name.lower() == "content-length":
-                length = int(value)
-            elif name.lower() == "mcp-session-id":
-                self.session = value
-        answer = await self._reader.readexactly(length)
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in told.split("\r\n")[1:])}
+        self.session = headers.get("mcp-session-id", self.session)
+        if headers.get("transfer-encoding") == "chunked":
+            answer = b"".join([chunk async for chunk in self._chunks()])
+        else:
+            answer = await self._reader.readexactly(int(headers.get("content-length", 0)))
         if not told.startswith(("HTTP/1.1 200", "HTTP/1.1 202")):
             raise RuntimeError(f"{told.splitlines()[0]}: {answer[:200]!r}")
         return answer
+
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        while size := int(await self._reader.readline(), 16):
+            yield await self._reader.readexactly(size)
+            await self._reader.readline()
+        await self._reader.readline()
 
     async def open_session(self) -> str:
         """Begin a session; what follows belongs to it. Its id."""

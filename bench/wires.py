@@ -41,6 +41,8 @@ class Target:
     key: str = ""
     """The key of a workflow, for clients that come anew with each call."""
     tool: str = "echo"
+    own_ids: bool = False
+    """Each call has an id of its own, for those who lose calls that share one; else all over HTTP have the same."""
 
     def head(self, method: str = "POST", path: str = "") -> str:
         """A request, as far as it is the same for all."""
@@ -136,7 +138,9 @@ class HTTPConnection(asyncio.Protocol):
 
 
 class HTTPSlot:
-    """Calls of one session, one after the other on a connection of its own, all with the same id."""
+    """Calls of one session, one after the other on a connection of its own; all with the same id, unless the target
+    wants one for each.
+    """
 
     def __init__(self, target: Target, session: str) -> None:
         self._target = target
@@ -144,6 +148,7 @@ class HTTPSlot:
         self._head = f"{target.head()}{own}Content-Length: ".encode() + b"%d\r\n\r\n"
         self._connection = HTTPConnection()
         self._due = b""
+        self._id = 1
         self._answered: Answered
         self.since = 0.0
 
@@ -156,7 +161,8 @@ class HTTPSlot:
         """See `Slot.call`."""
         self._answered = answered
         self._due = b"%d;" % number
-        body = self._target.call(1, number, arguments)
+        self._id = number if self._target.own_ids else 1
+        body = self._target.call(self._id, number, arguments)
         request = self._head % len(body) + body
         if self._connection.is_open:
             self._connection.send(request, self._take)
@@ -177,7 +183,7 @@ class HTTPSlot:
 
     def _take(self, status: int, body: bytes) -> None:
         found = ID.search(body)
-        self._answered(self, status == 200 and found is not None and found[1] == b"1" and self._due in body)
+        self._answered(self, status == 200 and found is not None and int(found[1]) == self._id and self._due in body)
 
 
 class EventStream(HTTPConnection):
