@@ -45,6 +45,14 @@ def test_t9_only_the_stream_asked_for_is_replayed() -> None:
     assert made.find(0) is made.standalone()
 
 
+def test_the_oldest_of_all_streams_events_is_told() -> None:
+    made, _ = log()
+    assert made.oldest == float("inf")
+    fill(made, made.open(), b"a", at=7.0)
+    fill(made, made.open(), b"b", at=3.0)
+    assert made.oldest == 7.0
+
+
 def test_a_position_that_is_not_held_is_told() -> None:
     made, _ = log(events=2)
     stream = made.open()

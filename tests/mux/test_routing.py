@@ -117,6 +117,7 @@ def test_e5_a_question_gets_an_id_of_this_clients_own_and_is_answered_once() -> 
     assert question.request is first
     assert question.via is via
     assert desk.answer(answer) is None
+    desk.repeat()
     assert [q.request for q in desk.questions] == [second]
     for unknown in ('{"jsonrpc":"2.0","id":"2","result":{}}', '{"jsonrpc":"2.0","error":{"code":1}}'):
         assert desk.answer(read(unknown)) is None
@@ -186,9 +187,11 @@ def test_questions_are_noted_for_who_comes_after() -> None:
     assert desk.answer(read('{"jsonrpc":"2.0","id":40,"result":{}}')) is not None
     assert not desk.knows(40)
     assert noted == [("asked", 40, b'"q"'), ("asked", 41, b'"q"'), ("settled", 40, b"")]
+    desk.repeat()
+    assert noted[3:] == [("asked", 41, b'"q"')], "what waits is told once more"
     desk.let_go()
     assert not desk.questions
-    assert len(noted) == 3, "it waits for its answer, elsewhere"
+    assert len(noted) == 4, "it waits for its answer, elsewhere"
 
 
 def test_a_question_of_another_worker_is_answered_once() -> None:

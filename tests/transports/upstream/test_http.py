@@ -3,11 +3,20 @@
 from urllib.parse import urlsplit
 
 import pytest
-from trunkline.transports.upstream.http import CredentialFailed, ExchangeBroken, HeaderBlock, target_of, target_within
+from trunkline.transports.upstream.http import (
+    CredentialFailed,
+    ExchangeBroken,
+    HeaderBlock,
+    Withheld,
+    target_of,
+    target_within,
+)
 
 
-def test_headers_are_encoded_as_they_stand_in_a_request() -> None:
-    assert HeaderBlock({"A": "1", "B-c": "x\ty"}).encoded == b"A: 1\r\nB-c: x\ty\r\n"
+def test_headers_are_encoded_as_they_stand_in_a_request_once_for_all() -> None:
+    block = HeaderBlock({"A": "1", "B-c": "x\ty"})
+    assert block.encoded == b"A: 1\r\nB-c: x\ty\r\n"
+    assert block.encoded is block.encoded
 
 
 def test_what_came_in_as_bytes_goes_out_as_the_same_bytes() -> None:
@@ -52,6 +61,10 @@ def test_a_block_is_signed_once_for_as_long_as_the_signature_stays() -> None:
 def test_without_a_credential_nothing_was_sent() -> None:
     failed = CredentialFailed("none was issued")
     assert (failed.sent, str(failed)) == (False, "none was issued")
+
+
+def test_g6_what_was_withheld_was_not_sent() -> None:
+    assert not Withheld().sent
 
 
 def test_a_broken_exchange_says_whether_it_was_sent() -> None:
