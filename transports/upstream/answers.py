@@ -35,6 +35,9 @@ FIRST_RETRY_SECONDS: Final = 1.0
 LAST_RETRY_SECONDS: Final = 30.0
 """A stream that broke is taken up again after what the server asked for, within this."""
 
+NOT_NOW: Final = frozenset({408, 409, 425, 429})
+"""Refusals that pass: a server that still has the stream of before, for one, answers 409."""
+
 
 def content_type(headers: Headers) -> str:
     """The media type, without its parameters."""
@@ -235,7 +238,7 @@ class Unasked:
             self._heard, self._events = self._events.last_id, Events(self._hand_on, self._events.last_id)
         else:
             # 405: the server offers none; what else there is a POST will tell.
-            self._is_offered = status >= 500 or status == 429
+            self._is_offered = status >= 500 or status in NOT_NOW
             self._give_up(None)
 
     def came(self, chunk: bytes) -> None:

@@ -214,7 +214,7 @@ async def test_a_server_need_not_offer_a_get_stream(status: int) -> None:
         assert {report.what for report in session.receiver.reports} == {"received"}
 
 
-@pytest.mark.parametrize("status", [503, 429])
+@pytest.mark.parametrize("status", [503, 408, 409, 425, 429])
 async def test_a_get_stream_that_is_refused_for_now_is_asked_for_again(
     monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
