@@ -12,7 +12,7 @@ from msgspec import Raw
 
 from . import envelope as wire_format
 from .envelope import Envelope
-from .errors import MethodNotFound, ServerError, TrunklineError, UpstreamFault
+from .errors import InvalidParams, MethodNotFound, ServerError, TrunklineError, UpstreamFault
 from .limits import MAX_EVENT_BYTES
 from .ports import NONE, Headers, PoolResult
 from .record import WorkflowState
@@ -89,8 +89,7 @@ async def ask(workflow: Workflow, method: str, params: Any, headers: Headers, he
     except asyncio.CancelledError:
         tell(workflow, "notifications/cancelled", {"requestId": Raw(number), "reason": "the caller gave up"}, headers)
         raise
-    response: Params = msgspec.json.decode(text)
-    return response
+    return _object(text)
 
 
 def tell(workflow: Workflow, method: str, params: Any = None, headers: Headers = NONE) -> None:
@@ -224,6 +223,8 @@ class Lease:
         if "error" in response:
             raise ServerError(response["error"])
         result: dict[str, Any] = response["result"]
+        if not isinstance(result, dict):
+            raise UpstreamFault("the server sent a result that is no object")
         return result
 
     def notify(self, method: str, params: Mapping[str, Any] | None = None) -> None:
@@ -246,7 +247,14 @@ class Lease:
 
     def _take(self, text: bytes, progress: Callable[[Params], None] | None) -> None:
         message = wire_format.parse(text, limit=MAX_EVENT_BYTES)
-        params: Params = msgspec.json.decode(message.members.get("params", Raw(b"{}"))) or {}
+        try:
+            params = _object(message.members.get("params", b"{}"))
+        except UpstreamFault as fault:  # nobody's call: it must not end the reading of a channel
+            logger.warning("what the server sent is not heard: %s", fault.message)
+            if message.kind == "request":
+                refusal = wire_format.failure(message.id, InvalidParams("the params are no object that can be read"))
+                self._workflow.respond(wire_format.parse(refusal, limit=MAX_EVENT_BYTES))
+            return
         if message.kind == "request":
             task = asyncio.get_running_loop().create_task(self._reply(message, params))
             name = message.id.decode()
@@ -279,3 +287,18 @@ class Lease:
             logger.exception("what answers %s failed", message.method)
             text = wire_format.failure(message.id, TrunklineError(f"no answer: {type(error).__name__}"))
         self._workflow.respond(wire_format.parse(text, limit=MAX_EVENT_BYTES))
+
+
+def _object(text: bytes | Raw) -> Params:
+    """What the server sent, read in full.
+
+    Raises:
+        UpstreamFault: it is no object, or nested more deeply than can be read.
+    """
+    try:
+        value = msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError):
+        raise UpstreamFault("the server sent what cannot be read") from None
+    if not isinstance(value, dict):
+        raise UpstreamFault("the server sent something else than an object")
+    return value

@@ -241,6 +241,36 @@ async def test_a_lease_that_is_given_back_answers_nothing_more() -> None:
             await call
 
 
+@pytest.mark.parametrize("params", [b'{"x":1e999}', b"[1]"])
+async def test_params_that_cannot_be_read_are_refused_and_end_nothing(params: bytes) -> None:
+    async with bench() as at:
+        heard: list[str] = []
+
+        async def answer(method: str, params: dict[str, Any]) -> dict[str, Any]:
+            raise AssertionError("it is not asked")
+
+        hear = lambda method, params: heard.append(method)  # noqa: E731
+        async with leased(at, {"elicitation": {}}, answer=answer, hear=hear) as lease:
+            call = asyncio.create_task(lease.call("ask"))
+            exchange = await at.server.got("tools/call")
+            exchange.say(b'{"jsonrpc":"2.0","method":"notifications/message","params":%s}' % params)
+            exchange.say(b'{"jsonrpc":"2.0","id":"q","method":"elicitation/create","params":%s}' % params)
+            assert (await at.server.got("response")).json["error"]["code"] == -32602
+            exchange.answer({"content": []})
+            assert (await call).content == []
+            assert heard == []
+
+
+@pytest.mark.parametrize("result", [b'{"x":1e999}', b"[1]"])
+async def test_a_result_that_cannot_be_read_fails_its_call(result: bytes) -> None:
+    async with bench() as at, leased(at) as lease:
+        at.server.on_request = lambda exchange: exchange.finish(
+            b'{"jsonrpc":"2.0","id":%s,"result":%s}' % (exchange.id, result)
+        )
+        with pytest.raises(UpstreamFault):
+            await lease.request("resources/read", {"uri": "x"})
+
+
 async def test_tools_are_listed_over_all_pages() -> None:
     async with bench() as at, leased(at) as lease:
         pages = {None: ({"name": "a"}, "1"), "1": ({"name": "b"}, "2"), "2": ({"name": "c"}, None)}
