@@ -5,6 +5,7 @@ clock its lease ends that long after it *sent* the last heartbeat that was taken
 while the lease holds (guarantee G7).
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Collection
@@ -55,9 +56,12 @@ class Membership:
         """All that live, by their ids, as it was when the list was read."""
         self._read_at = float("-inf")
         self._is_doubted = False
-        self._reading = anyio.Lock()
-        self._reads = 0
-        """How often reading has begun."""
+        self._asked = asyncio.Event()
+        self._begun: asyncio.Future[None] | None = None
+        """The reading that is under way."""
+        self._next: asyncio.Future[None] | None = None
+        """The reading that all wait for who need one that begins from now on."""
+        self._is_running = False
 
     @property
     def holds_lease(self) -> bool:
@@ -79,6 +83,7 @@ class Membership:
         sent = self._clock()
         self.worker = await self._workers.enroll(self.worker)
         self._deadline = sent + LEASE_SECONDS
+        self._is_running = True
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._beat_on)
             tasks.start_soon(self._look_on)
@@ -99,29 +104,37 @@ class Membership:
         living = await self._listed()
         if id not in living:  # it may have begun since, or have come back
             living = await self._reread()
-        if id not in living and (self._is_away or self._clock() < self._back_at + LEASE_SECONDS):
-            raise DirectoryUnavailable("the directory was away, and who lives shows in a moment")
+        if id not in living:
+            self._demand_settled()
         return living.get(id)
 
     async def numbered(self, number: int) -> Worker | None:
         """The worker of this number, as `find`.
 
         Raises:
-            DirectoryUnavailable: nobody can tell.
+            DirectoryUnavailable: nobody can tell, as for `find`.
         """
         for read in (self._listed, self._reread):  # it may have begun since, or have come back
             for worker in (await read()).values():
                 if worker.number == number:
                     return worker
+        self._demand_settled()
         return None
 
     async def numbers(self) -> Collection[int]:
-        """The numbers of all that live; as it was at most `KNOWN_SECONDS` ago.
+        """The numbers of all that live, as it is now: who is not among them is dead.
 
         Raises:
-            DirectoryUnavailable: nobody can tell.
+            DirectoryUnavailable: nobody can tell, as for `find`.
         """
-        return {worker.number for worker in (await self._listed()).values()}
+        living = await self._reread()
+        self._demand_settled()
+        return {worker.number for worker in living.values()}
+
+    def _demand_settled(self) -> None:
+        """Nobody is called dead before those who live had the time to be heard again."""
+        if self._is_away or self._clock() < self._back_at + LEASE_SECONDS:
+            raise DirectoryUnavailable("the directory was away, and who lives shows in a moment")
 
     async def settle(self, name: str) -> str:
         """The id of the worker at which what this name stands for lives: another one that has it, else this one.
@@ -132,12 +145,12 @@ class Membership:
         return await self._workers.settle(name, self.worker)
 
     async def others(self) -> list[Worker]:
-        """All others that live; as it was at most `KNOWN_SECONDS` ago.
+        """All others that live, as it is now.
 
         Raises:
             DirectoryUnavailable: nobody can tell.
         """
-        return [worker for worker in (await self._listed()).values() if worker.id != self.worker.id]
+        return [worker for worker in (await self._reread()).values() if worker.id != self.worker.id]
 
     async def another(self) -> Worker | None:
         """Some other worker that lives; None where there is none.
@@ -176,28 +189,48 @@ class Membership:
             await self.beat()
 
     async def _look_on(self) -> None:
-        """Read who lives, beside the heartbeats: none of them waits for it."""
-        while True:
-            await anyio.sleep(BEAT_SECONDS)
-            with suppress(DirectoryUnavailable):
-                async with self._reading:
-                    await self._read()
+        """Read who lives, as often as a heartbeat is sent and when somebody asks; no heartbeat waits for it.
+
+        No caller reads: one that is cancelled takes the reading of the others with it in no case.
+        """
+        try:
+            while True:
+                with anyio.move_on_after(BEAT_SECONDS):
+                    await self._asked.wait()
+                self._asked.clear()
+                self._begun, self._next = self._next or asyncio.get_running_loop().create_future(), None
+                try:
+                    with anyio.fail_after(LEASE_SECONDS):
+                        await self._read()
+                except (DirectoryUnavailable, TimeoutError):
+                    _fail(self._begun, "the directory does not tell who lives")
+                else:
+                    self._begun.set_result(None)
+                self._begun = None
+        finally:
+            self._is_running = False
+            for reading in (self._begun, self._next):
+                if reading is not None:
+                    _fail(reading, "this worker is ending")
 
     async def _listed(self) -> dict[str, Worker]:
-        """Those that live; read by one for all that ask meanwhile."""
+        """Those that live; read once for all that ask meanwhile."""
         if self._is_due:
-            async with self._reading:
-                if self._is_due:
-                    await self._read()
+            await asyncio.shield(self._begun or self._coming())
         return self._living
 
     async def _reread(self) -> dict[str, Worker]:
-        """Those that live, by a reading that begins from now on; one for all that ask meanwhile."""
-        before = self._reads
-        async with self._reading:
-            if self._reads == before:
-                await self._read()
+        """Those that live, by a reading that begins from now on; one for all that ask before it does."""
+        await asyncio.shield(self._coming())
         return self._living
+
+    def _coming(self) -> asyncio.Future[None]:
+        if not self._is_running:
+            raise DirectoryUnavailable("this worker is no member")
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_future()
+            self._asked.set()
+        return self._next
 
     @property
     def _is_due(self) -> bool:
@@ -205,7 +238,11 @@ class Membership:
         return self._clock() - self._read_at >= believed
 
     async def _read(self) -> None:
-        self._reads += 1
         asked = self._clock()
         self._living = {worker.id: worker for worker in await self._workers.workers()}
         self._read_at, self._is_doubted = asked, False
+
+
+def _fail(reading: asyncio.Future[None], why: str) -> None:
+    reading.set_exception(DirectoryUnavailable(why))
+    reading.exception()  # nobody may be waiting

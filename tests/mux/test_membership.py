@@ -141,8 +141,11 @@ async def test_one_that_has_just_begun_is_not_taken_for_dead(at: At) -> None:
     async with at.member.running():
         assert await at.member.others() == []
         async with (other := at.made("b")).running():
-            assert await at.member.find("b") == other.worker
             assert await at.member.others() == [other.worker]
+            assert await at.member.find("b") == other.worker
+        assert await at.member.others() == []
+        async with (third := at.made("c")).running():
+            assert third.worker.number in await at.member.numbers()
 
 
 async def test_one_that_comes_back_is_not_taken_for_dead_by_a_list_that_is_older(at: At) -> None:
@@ -181,6 +184,105 @@ async def test_who_lives_is_read_once_for_all_and_not_for_each(at: At) -> None:
         assert alone == 0
 
 
+class Halting:
+    """A list of workers that comes when the test says so, or not."""
+
+    def __init__(self, directory: SharedMemoryDirectory) -> None:
+        self._workers = directory.workers
+        self.begun = 0
+        self.go_on = anyio.Event()
+        self.fails = False
+        directory.workers = self  # type: ignore[method-assign,assignment]
+
+    async def __call__(self) -> list[Worker]:
+        self.begun += 1
+        living = await self._workers()
+        await self.go_on.wait()
+        if self.fails:
+            raise DirectoryUnavailable("gone")
+        return living
+
+    async def release(self) -> None:
+        """Let what waits go on, and the next one wait again."""
+        go_on, self.go_on = self.go_on, anyio.Event()
+        go_on.set()
+        await anyio.wait_all_tasks_blocked()
+
+
+async def _unavailable(member: Membership) -> None:
+    with pytest.raises(DirectoryUnavailable):
+        await member.find("b")
+
+
+async def _found(member: Membership) -> None:
+    assert await member.find("b") is not None, "it began before this was asked"
+
+
+async def test_a_reading_that_fails_is_made_for_none_of_those_who_waited(at: At) -> None:
+    async with at.member.running():
+        assert await at.member.find("b") is None
+        halting = Halting(at.directory)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(at.member.find, "b")
+            await anyio.wait_all_tasks_blocked()
+            async with at.made("b").running():
+                for _ in range(2):
+                    tasks.start_soon(_unavailable, at.member)
+                await anyio.wait_all_tasks_blocked()
+                await halting.release()
+                halting.fails = True
+                await halting.release()
+        assert halting.begun == 2
+
+
+async def test_who_gives_up_waiting_takes_nobody_elses_reading_with_it(at: At) -> None:
+    async with at.member.running():
+        assert await at.member.find("b") is None
+        halting, gives_up = Halting(at.directory), anyio.CancelScope()
+
+        async def first() -> None:
+            with gives_up:
+                await at.member.find("b")
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(at.member.find, "b")
+            await anyio.wait_all_tasks_blocked()
+            async with at.made("b").running():
+                tasks.start_soon(first)
+                tasks.start_soon(_found, at.member)
+                await anyio.wait_all_tasks_blocked()
+                await halting.release()
+                gives_up.cancel()
+                await anyio.wait_all_tasks_blocked()
+                await halting.release()
+
+
+async def test_a_directory_that_hangs_is_waited_for_once_by_all(at: At, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership_module, "LEASE_SECONDS", 0.1)
+    reads = 0
+
+    async def hangs() -> list[Worker]:
+        nonlocal reads
+        reads += 1
+        await anyio.sleep_forever()
+        return []
+
+    at.directory.workers = hangs  # type: ignore[method-assign]
+    async with at.member.running():
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(100):
+                    tasks.start_soon(_unavailable, at.member)
+        assert reads <= 2
+
+
+async def test_who_is_no_member_cannot_tell_who_lives(at: At) -> None:
+    await _unavailable(at.member)
+    async with at.member.running():
+        pass
+    await _unavailable(at.member)
+
+
 async def test_after_the_directory_was_away_nobody_is_dead_before_a_lease_has_passed(at: At) -> None:
     """All heartbeats have failed alike: who is the first to be heard must not bury the others."""
     async with at.member.running(), (other := at.made("b")).running():
@@ -193,6 +295,10 @@ async def test_after_the_directory_was_away_nobody_is_dead_before_a_lease_has_pa
         await at.member.beat()
         with pytest.raises(DirectoryUnavailable):
             await at.member.find("b")
+        with pytest.raises(DirectoryUnavailable):
+            await at.member.numbered(other.worker.number)
+        with pytest.raises(DirectoryUnavailable):
+            await at.member.numbers()
         await at.directory.beat(other.worker)
         assert await at.member.find("b") == other.worker
         at.clock.advance(LEASE_SECONDS * 0.9)
