@@ -410,6 +410,8 @@ class Cluster:
         workflow.settle(WorkflowEnded(cause))
         if cause in ("upstream_lost", "event_log_overflow", "event_log_trimmed"):
             self._tasks.spawn(self._withdraw, workflow.record)
+        elif workflow.was_used_since(workflow.touched):
+            self._tasks.spawn(self._touch, [workflow])
         return True
 
     def _leave(self, workflow: Workflow) -> None:

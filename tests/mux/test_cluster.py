@@ -446,6 +446,21 @@ async def test_a_use_that_could_not_be_told_is_told_as_soon_as_it_can() -> None:
         reader.close()
 
 
+async def test_what_ends_beside_its_holder_takes_no_use_with_it() -> None:
+    async with workers(idle_timeout=6000, resume_window=6000) as at:
+        _, b, session_id = await two(at)
+        beside = await b.beside(session_id)
+        await beside.answer(beside.call())
+        await at.pass_time(TOUCH_SECONDS * 2)
+        beside = await b.beside(session_id)
+        await beside.answer(beside.call())
+        await at.pass_time(BESIDE_SECONDS + 2)
+        await until(lambda: b.pool.channels == [])
+        age = await at.directory.untouched(session_id)
+        assert age is not None
+        assert age <= TOUCH_SECONDS
+
+
 @pytest.mark.parametrize("rhythm", [0.5, 7, 13])
 async def test_one_that_is_used_at_any_worker_is_never_idle_and_one_that_is_not_is_in_time(rhythm: float) -> None:
     async with workers(idle_timeout=60, resume_window=60) as at:
