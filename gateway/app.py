@@ -346,6 +346,7 @@ class Gateway:
             guard,
             authenticator,
             beside=self._beside,
+            member=self._member,
             workers=self._workers,
             events=self._events,
         )

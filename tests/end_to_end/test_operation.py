@@ -11,6 +11,7 @@ from harness.gateways import Gateway, command, environment, until
 from harness.gateways import gateway as running_gateway
 from harness.ports import free_port
 from harness.processes import http_status
+from harness.redis_server import redis_server
 from harness.upstreams import Upstream
 from harness.upstreams import upstream as running_upstream
 from harness.wire import Wire, text_of
@@ -146,3 +147,15 @@ def test_check_tells_which_server_is_away(settings_file: Callable[[str], Path], 
     assert "here" in fault.stdout
     assert "away" in fault.stdout
     assert check(good).returncode == 0
+
+
+async def test_nobody_is_ready_while_the_directory_is_away(settings_file: Callable[[str], Path]) -> None:
+    with redis_server() as redis:
+        text = f'[directory]\nbackend = "redis"\nurl = "{redis.url}"\n'
+        with running_gateway("--demo", toml=settings_file(text)) as gateway:
+            assert http_status(gateway.port, "/readyz") == 200
+            redis.stop()
+            await until(lambda: http_status(gateway.port, "/readyz") == 503)
+            assert http_status(gateway.port, "/healthz") == 200
+            redis.start()
+            await until(lambda: http_status(gateway.port, "/readyz") == 200)
