@@ -103,7 +103,7 @@ def endpoint_of(url: str, kind: Kind | None) -> tuple[str, Kind]:
     """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https", "ws", "wss") or not parts.hostname:
-        raise WrongArgument(f"{url!r} is no URL of a server; give one like http://127.0.0.1:8920/servers/demo/mcp")
+        raise WrongArgument("that is no URL of a server; give one like http://127.0.0.1:8920/servers/demo/mcp")
     if kind is None:
         kind = "ws" if parts.scheme in ("ws", "wss") else "sse" if parts.path.rstrip("/").endswith("/sse") else "http"
     is_secure = parts.scheme in ("https", "wss")
@@ -186,7 +186,7 @@ async def _transport(call: Call, statuses: list[int], stack: AsyncExitStack) -> 
 def _header(text: str) -> tuple[str, str]:
     name, colon, value = text.partition(":")
     if not colon or not name.strip():
-        raise WrongArgument(f"--header: expected 'Name: value', got {name.strip()[:40]!r} without a colon")
+        raise WrongArgument("--header: expected 'Name: value', got one without a name and a colon")
     return name.strip(), value.strip()
 
 

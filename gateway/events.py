@@ -97,12 +97,11 @@ class Events:
     async def _common(self, scope: Scope) -> Seen:
         """What all listeners see: looked for once, whoever is first to need it."""
         async with self._looking:
-            now = anyio.current_time()
-            if now >= self._all_until:
+            if anyio.current_time() >= self._all_until:
                 servers = {row["server"]: row for row in await self.overview.servers(scope)}
                 await checkpoint()
                 self._all = {"gateway": await self.overview.gateway(scope), "servers": servers}
-                self._all_until = now + PERIOD_SECONDS / 2
+                self._all_until = anyio.current_time() + PERIOD_SECONDS / 2
             return self._all
 
     async def _workflow(self, scope: Scope, handle: str) -> Seen:

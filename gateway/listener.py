@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Final
 
-from .settings import NotStarted, Settings
+from .settings import NotStarted, Settings, SettingsError
 
 WAYS_OUT: Final[Mapping[int, str]] = {
     errno.EADDRINUSE: "end what listens there, or choose another port (--port)",
@@ -24,12 +24,15 @@ def listen(settings: Settings) -> Iterator[socket.socket]:
     """The listening socket, for the length of the context.
 
     Raises:
+        SettingsError: the host is no address at all.
         NotStarted: the address cannot be listened on.
     """
     host, port = settings.gateway.host, settings.gateway.port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except socket.gaierror as error:
+        raise SettingsError("gateway.host", f"there is no address for {host}; give one of this machine's") from error
     except (OSError, OverflowError) as error:
         raise NotStarted("gateway.port", f"cannot listen on {host}:{port}: {_reason(error)}") from error
     with listener:

@@ -137,7 +137,7 @@ def source_of(url: str, token: str | None) -> Source:
     parts = urlsplit(url)
     scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
     if scheme not in ("http", "https") or not parts.hostname:
-        raise WrongArgument(f"{url!r} is no URL of a gateway; give one like {DEFAULT_URL}")
+        raise WrongArgument(f"that is no URL of a gateway; give one like {DEFAULT_URL}")
     path = parts.path.partition("/servers/")[0].rstrip("/")
     return Source(f"{scheme}://{parts.netloc.rpartition('@')[2]}{path}", token)
 

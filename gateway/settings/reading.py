@@ -59,7 +59,7 @@ def _merged(
     for upstream in upstreams:
         name, found, url = upstream.partition("=")
         if not found or not url:
-            raise SettingsError("--upstream", f"expected NAME=URL, got {upstream!r}")
+            raise SettingsError("--upstream", "expected NAME=URL, such as files=http://127.0.0.1:9000/mcp")
         _put(tree, ["servers", name, "url"], url)
     for dotted, value in overrides.items():
         _put(tree, dotted.split("."), value)

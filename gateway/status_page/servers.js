@@ -45,7 +45,7 @@ const highest = (values) => values.reduce((most, value) => (value > (most ?? 0) 
 
 /** The steps of all servers as those of one. */
 function together(all) {
-  return all[0].map((_, index) => {
+  return (all[0] ?? []).map((_, index) => {
     const whole = {};
     for (const steps of all) {
       for (const [word, value] of Object.entries(steps[index])) whole[word] = (whole[word] ?? 0) + value;

@@ -151,7 +151,8 @@ def test_who_reads_only_the_beginning_brings_about_no_traceback() -> None:
 
 @pytest.mark.parametrize("upstream", ["up", "up=", "http://127.0.0.1:9000/mcp"])
 def test_a_malformed_upstream_is_named(upstream: str) -> None:
-    assert refused("serve", "--upstream", upstream) == f"--upstream: expected NAME=URL, got {upstream!r}"
+    says = "--upstream: expected NAME=URL, such as files=http://127.0.0.1:9000/mcp"
+    assert refused("serve", "--upstream", upstream) == says
 
 
 @pytest.mark.parametrize(
