@@ -3,6 +3,7 @@
 Made with the SDK, of its 2.x line or its 1.x line; it speaks Streamable HTTP on loopback beside the gateway.
 """
 
+import random
 import socket
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator
@@ -120,7 +121,7 @@ class _QuietServer(uvicorn.Server):
 
 
 def _free_listener() -> socket.socket:
-    for port in PORTS:
+    for port in random.sample(PORTS, len(PORTS)):
         try:
             return socket.create_server(("127.0.0.1", port))
         except OSError:

@@ -42,6 +42,7 @@ def test_every_part_of_a_key_has_its_words() -> None:
     assert set(PARTS) == set(get_args(Part))
 
 
+@pytest.mark.checkout
 def test_every_end_that_the_sources_name_has_its_words() -> None:
     sources = "".join(path.read_text() for folder in LIBRARY for path in (ROOT / folder).rglob("*.py"))
     ended = re.findall(r"""(?:WorkflowEnded|_end_soon|_on_end|\.end|\.fail)\((?:[\w.]+, )?"(\w+)"\)""", sources)

@@ -116,8 +116,9 @@ def gateway(
     offered = {f"TRUNKLINE_SERVERS__{name.upper()}__ERAS": json.dumps(list(eras)) for name in upstreams or {}}
     named = [argument for name, url in (upstreams or {}).items() for argument in ("--upstream", f"{name}={url}")]
     settings = [str(toml)] if toml else []
+    address = ["--port", str(port), *(["--host", host] if host != LOOPBACK else [])]
     process = ServerProcess(
-        within(command("serve", *settings, *named, "--host", host, "--port", str(port), *arguments, module=module)),
+        within(command("serve", *settings, *named, *address, *arguments, module=module)),
         env=environment() | offered | ({} if module == MODULE else {"PYTHONPATH": str(HARNESS_PARENT)}),
     )
     try:
