@@ -24,7 +24,7 @@ from bench.processes import ROOT, cores, cpu_seconds, descriptors, pinned, proce
 from bench.results import as_text, percentile, result, results, write_result
 from bench.scenarios import DIRECT, FORWARDER, MANY_IDLE, OLD_6, SCENARIOS, TRUNKLINE, VARIANTS
 
-pytestmark = [pytest.mark.anyio, pytest.mark.checkout]
+pytestmark = [pytest.mark.anyio, pytest.mark.checkout, pytest.mark.slow]
 
 STARTED = {DIRECT, FORWARDER, OLD_6, TRUNKLINE, MANY_IDLE}
 """Variants that the tests start: one of each kind."""
