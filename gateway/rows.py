@@ -34,14 +34,15 @@ PAGING: Final = ("limit", "after", "q", "server", "state")
 
 
 class NotTold(Exception):
-    """What was asked for cannot be told; `status` is HTTP's. The message never repeats what was asked."""
+    """What was asked for cannot be told; `status` is HTTP's. The message never repeats what was asked.
 
-    def __init__(self, status: int, message: str, candidates: Sequence[str] = ()) -> None:
+    `details` are members of the answer beside it.
+    """
+
+    def __init__(self, status: int, message: str, **details: Sequence[Any]) -> None:
         super().__init__(message)
         self.status = status
-        self.body: dict[str, Any] = {"error": message}
-        if candidates:
-            self.body["candidates"] = list(candidates)
+        self.body: dict[str, Any] = {"error": message, **details}
 
 
 def server_rows(pool: Pool, beside: InFlight = lambda server: 0) -> list[dict[str, Any]]:
@@ -199,7 +200,7 @@ def _named(pool: Pool, prefix: str) -> Workflow | Ended:
         return found[prefix]
     if len(found) > 1:
         candidates = sorted(found)[:MAX_CANDIDATES]
-        raise NotTold(409, "several workflows begin so: give more of the handle", candidates)
+        raise NotTold(409, "several workflows begin so: give more of the handle", candidates=candidates)
     return next(iter(found.values()))
 
 

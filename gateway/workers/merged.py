@@ -9,6 +9,8 @@ from ..trends import Sums, added
 Row = dict[str, Any]
 
 MAX_CANDIDATES: Final = 10
+_WORDS: Final = (200, 400, 404, 409)
+"""What a worker says that has looked for a workflow; with any other status, or with none, it did not."""
 _STATES: Final = ("failing", "ok", "unused")
 _SUMS: Final = ("channels", "workflows", "attached", "inflight")
 
@@ -41,8 +43,10 @@ def sessions(told: Sequence[Told]) -> list[Row]:
 def session(told: Sequence[Told]) -> Told:
     """The answer of the worker that has the workflow; of one where it lives, before one where it ended.
 
-    Where several have one whose handle begins so, their handles.
+    Where several have one whose handle begins so, their handles. That there is none, all must have said: else 503.
     """
+    missing = [one.worker for one in told if one.status not in _WORDS]
+    absent = {"missing_workers": missing} if missing else {}
     found: dict[str, list[Told]] = {}
     candidates: set[str] = set()
     for one in told:
@@ -52,11 +56,15 @@ def session(told: Sequence[Told]) -> Told:
             candidates.update(one.body["candidates"])
     if candidates or len(found) > 1:
         named = sorted({*candidates, *found})[:MAX_CANDIDATES]
-        body = {"error": "several workflows begin so: give more of the handle", "candidates": named}
-        return Told(0, 409, body)
+        why = "several workflows begin so: give more of the handle"
+        return Told(0, 409, {"error": why, "candidates": named, **absent})
     for answers in found.values():
         best = min(answers, key=lambda one: one.body["ended"] is not None)
-        return best._replace(body={**best.body, "workflow": {**best.body["workflow"], "worker": best.worker}})
+        return best._replace(body={**best.body, "workflow": {**best.body["workflow"], "worker": best.worker}, **absent})
+    if missing and told[0].status == 404:
+        silent = ", ".join(f"worker {number}" for number in missing)
+        why = f"no worker that answered has this workflow, and {silent} did not answer: ask again"
+        return Told(0, 503, {"error": why, **absent})
     return told[0]
 
 

@@ -22,6 +22,9 @@ from .merged import Told
 SESSIONS: Final = "/api/sessions"
 VERSION: Final = version("trunkline")
 
+Query = Callable[[int], Mapping[str, str]]
+"""What the worker of a number is asked."""
+
 LAST: Final = 1 << 62
 """After every place of a worker: nothing but the total is asked for."""
 
@@ -84,14 +87,19 @@ class Overview:
         """One workflow, and what the pool did for it.
 
         Raises:
-            NotTold: there is none, or more than one.
+            NotTold: there is none, or more than one; 503, nobody can tell, since not all workers were heard.
         """
         if self._is_alone(scope):
             return explanation(self._pool, handle)
-        path = f"{SESSIONS}/{handle}"
-        best = merged.session(await self._told(scope, path, self._own(lambda: explanation(self._pool, handle))))
+        own = self._own(lambda: explanation(self._pool, handle))
+        try:
+            best = merged.session([own, *await self._asked(scope, f"{SESSIONS}/{handle}")])
+        except DirectoryUnavailable:
+            best = merged.session([own])
+            if best.status == 404:
+                raise NotTold(503, "this worker has no such workflow, and the directory of others is away") from None
         if best.status != 200:
-            raise NotTold(best.status, best.body["error"], best.body.get("candidates", ()))
+            raise NotTold(best.status, best.body.pop("error"), **best.body)
         found: dict[str, Any] = best.body
         return found
 
@@ -110,18 +118,24 @@ class Overview:
         except NotTold as error:
             return Told(self._number, error.status, error.body)
 
-    async def _told(
-        self, scope: Scope, path: str, own: Told, query: Callable[[int], Mapping[str, str]] = lambda worker: {}
-    ) -> list[Told]:
-        """What this worker tells, and then what the others do at this path, to a query that each gets."""
-        assert self._member is not None
+    async def _told(self, scope: Scope, path: str, own: Told, query: Query = lambda worker: {}) -> list[Told]:
+        """What this worker tells, and then what the others do, as far as it is known who they are."""
         try:
-            answers = await self._member.ask_others(
-                {**scope, "path": path}, lambda worker: urlencode(query(worker)).encode()
-            )
-        except DirectoryUnavailable:  # nobody knows who else there is
-            answers = []
-        return [own, *map(_read, answers)]
+            return [own, *await self._asked(scope, path, query)]
+        except DirectoryUnavailable:
+            return [own]
+
+    async def _asked(self, scope: Scope, path: str, query: Query = lambda worker: {}) -> list[Told]:
+        """What the others tell at this path, to a query that each gets.
+
+        Raises:
+            DirectoryUnavailable: nobody knows who else there is.
+        """
+        assert self._member is not None
+        answers = await self._member.ask_others(
+            {**scope, "path": path}, lambda worker: urlencode(query(worker)).encode()
+        )
+        return [_read(answer) for answer in answers]
 
     async def _page(self, scope: Scope, query: Mapping[str, str]) -> dict[str, Any]:
         """A page over all workers: those of the lowest number first."""

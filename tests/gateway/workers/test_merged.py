@@ -63,7 +63,19 @@ UNKNOWN = Told(1, 404, {"error": "no"})
 def test_a_workflow_is_told_by_the_worker_that_has_it() -> None:
     told = merged.session([UNKNOWN, Told(2, 200, account("abcd", ended=True)), Told(3, 200, account("abcd"))])
     assert (told.status, told.body["workflow"]) == (200, {"workflow": "abcd", "worker": 3})
-    assert merged.session([UNKNOWN, Told(2, 404, {"error": "no"}), Told(3, 0, None)]) == UNKNOWN
+    assert merged.session([UNKNOWN, Told(2, 404, {"error": "no"})]) == UNKNOWN
+    assert "missing_workers" not in told.body
+
+
+@pytest.mark.parametrize("silent", [Told(3, 0, None), Told(3, 500, {"error": "a defect"})])
+def test_nobody_says_that_there_is_no_workflow_while_a_worker_did_not_answer(silent: Told) -> None:
+    told = merged.session([UNKNOWN, Told(2, 404, {"error": "no"}), silent])
+    assert (told.status, told.body["missing_workers"]) == (503, [3])
+    assert "worker 3" in told.body["error"]
+    found = merged.session([UNKNOWN, Told(2, 200, account("abcd")), silent])
+    assert (found.status, found.body["missing_workers"]) == (200, [3])
+    short = Told(1, 400, {"error": "short"})
+    assert merged.session([short, silent]) == short
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ class House:
         async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:8920") as http:
             answer = await http.get(path)
         assert answer.status_code == status, answer.text
-        return answer.json() if status != 503 else answer.text
+        return answer.json() if "json" in answer.headers["content-type"] else answer.text
 
 
 @pytest.fixture
@@ -124,10 +124,18 @@ async def test_a_worker_that_does_not_answer_is_told(house: House) -> None:
     rows = await house.get("/api/sessions")
     assert rows[-1] == {"worker": gone.number, "state": "missing"}
     assert (await house.get("/api/sessions?limit=3"))["missing_workers"] == [gone.number]
+    told = await house.get("/api/sessions/zzzzzz", 503)
+    assert (told["missing_workers"], f"worker {gone.number}" in told["error"]) == ([gone.number], True)
+    handle = house.pools[1].workflows[0].handle
+    assert (await house.get(f"/api/sessions/{handle}"))["missing_workers"] == [gone.number]
+    await house.get("/api/sessions/z", 400)
 
 
 async def test_without_the_directory_each_tells_its_own_and_is_not_ready(house: House) -> None:
     house.directory.is_away = True
     await house.members[0].membership.beat()
     assert len(await house.get("/api/sessions")) == EACH
+    own, others = (pool.workflows[0].handle for pool in house.pools)
+    assert (await house.get(f"/api/sessions/{own}"))["workflow"]["workflow"] == own
+    assert "directory" in (await house.get(f"/api/sessions/{others}", 503))["error"]
     assert "directory" in await house.get("/readyz", 503)
