@@ -105,8 +105,13 @@ class Stream:
         """True once a client may hold an event id of this stream: from then on losing an event ends the workflow."""
         self.ended = False
         """True after the last event was appended."""
-        self.restored = float("-inf")
+        self.restored = -inf
         """When it was made of what another writer had left; its client is yet to come for it."""
+
+    @property
+    def is_over(self) -> bool:
+        """True where nothing is left of it, nor will be; never of what belongs to no request."""
+        return self.ended and not self.events and self.number > 0
 
     def after(self, n: int) -> list[Event]:
         """Events that follow position n, oldest first.
@@ -140,8 +145,9 @@ class EventLog:
 
     @property
     def oldest(self) -> float:
-        """When the oldest event that is held was appended; never where none is."""
-        return self._order[0].events[0].at if self._order else inf
+        """When the oldest came of what is kept for a while: events, and what waits restored; never where nothing is."""
+        waiting = (stream.restored for stream in self._streams.values() if stream.is_over and stream.restored > -inf)
+        return min(self._order[0].events[0].at if self._order else inf, min(waiting, default=inf))
 
     def standalone(self) -> Stream:
         """Stream 0: what belongs to no request (the GET stream)."""
@@ -209,7 +215,7 @@ class EventLog:
         """Drop events appended before that time, and ended streams of which nothing is left, unless restored since."""
         while self._order and self._order[0].events[0].at < before:
             self._drop_oldest(self._order)
-        over = [n for n, stream in self._streams.items() if n and stream.ended and not stream.events]
+        over = [number for number, stream in self._streams.items() if stream.is_over]
         for number in over:
             if self._streams[number].restored < before:
                 del self._streams[number]

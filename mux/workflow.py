@@ -518,7 +518,12 @@ class Workflow:
         return len(self._desk.meant(cancelled, lambda call: _is_of(call, None)))
 
     def restore(self, kept: Kept, epoch: int, gave: Callable[[int], bool]) -> None:
-        """Go on with what was kept of those streams and questions whose numbers `gave` takes, as the writer `epoch`."""
+        """Go on with what was kept of those streams and questions whose numbers `gave` takes, as the writer `epoch`.
+
+        Its client is here: one of its requests is why.
+        """
+        self._touched = self._clock()
+        self._stir(self)
         for number, stream in kept.streams.items():
             if gave(number) and (not number or not self.streams.knows(number)):
                 restored = self.streams.restore(stream, epoch)

@@ -1,5 +1,7 @@
 """The ring behind resumption: what is replayed, what is trimmed, and what is lost loudly."""
 
+from math import inf
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,7 +49,7 @@ def test_t9_only_the_stream_asked_for_is_replayed() -> None:
 
 def test_the_oldest_of_all_streams_events_is_told() -> None:
     made, _ = log()
-    assert made.oldest == float("inf")
+    assert made.oldest == inf
     fill(made, made.open(), b"a", at=7.0)
     fill(made, made.open(), b"b", at=3.0)
     assert made.oldest == 7.0
@@ -178,8 +180,10 @@ def test_a_stream_that_was_restored_waits_for_its_client() -> None:
     stream.ended = True
     made.expire(10.0)
     assert made.find(7) is stream, "though it has ended, and nothing of it is left"
+    assert made.oldest == 10.0
     made.expire(10.1)
     assert not made.knows(7)
+    assert made.oldest == inf
 
 
 def test_what_another_writer_began_goes_on_after_all_that_it_may_have_written() -> None:

@@ -8,7 +8,9 @@ from harness.memory_wire import Exchange as Upstream
 from harness.memory_wire import echo, message
 from harness.muxing import ALICE, BOB, bench, members, notification, response
 from trunkline.mux.demux import EXTENSIONS, TOMBSTONE_SECONDS
+from trunkline.mux.directory import Entry
 from trunkline.mux.envelope import Envelope
+from trunkline.mux.recovery import recover
 
 pytestmark = pytest.mark.anyio
 
@@ -244,3 +246,22 @@ async def test_an_answer_that_nobody_asked_for_is_dropped_and_counted() -> None:
         client.workflow.respond(response(1))
         assert at.counts["unknown_answers", "x"] == 1
         assert at.server.of("response") == []
+
+
+async def test_what_is_restored_is_kept_for_as_long_as_its_client_may_come_for_it_and_no_longer() -> None:
+    async with bench(idle_timeout=10_000, resume_window=100) as at:
+        workflow = (await at.client()).workflow
+        at.clock.advance(200)
+        for _ in range(3):  # looked after, and put off until it has been idle for long
+            await at.clock.read()
+        workflow.restore(recover([Entry("asked", 0, 77, b"5"), Entry("opened", 9, 0, b"[]")]), 1, lambda name: True)
+        at.clock.advance(50)
+        for _ in range(3):
+            await at.clock.read()
+        assert workflow.knows(77), "its client is about to answer, or it would not have been restored"
+        assert workflow.knows(9)
+        at.clock.advance(60)
+        refused = await at.server.got("response")
+        assert refused.json["id"] == 5
+        assert not workflow.knows(77)
+        assert not workflow.knows(9)
