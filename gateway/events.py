@@ -18,6 +18,7 @@ from ..mux.pool import Pool
 from ..transports import event_stream
 from ..transports.asgi import EVENT_STREAM, Grant, RawHeaders, Receive, Scope, Send, headers_of
 from ..transports.http_endpoint import KEEP_ALIVE_SECONDS, HTTPRequest, send_events
+from ..transports.status import HTTPRefusal
 from .differences import difference
 from .rows import PAGING, NotTold
 from .workers.overview import Overview
@@ -56,11 +57,12 @@ class Events:
         """Send what the query asks for until the listener leaves, or what let it in no longer counts.
 
         Raises:
-            NotTold: 400, the query asks for what there is not; 503, too many are listening. Nothing was sent then.
+            HTTPRefusal: 503, too many are listening. Nothing was sent then.
+            NotTold: 400, the query asks for what there is not. Nothing was sent then.
         """
         if self._listeners >= MAX_LISTENERS:
             self._pool.statistics.count("refused", "listeners")
-            raise NotTold(503, f"{MAX_LISTENERS} listen already: close a page that shows this gateway")
+            raise HTTPRefusal(503, "listeners", f"{MAX_LISTENERS} listen already: close a page that shows this gateway")
         self._listeners += 1
         try:
             listener = _Listener(self, request.scope, query)
@@ -129,6 +131,9 @@ class EventsResponse(Response):
             await self._events.serve(HTTPRequest(headers, receive, send, scope), query, self.raw_headers)
         except NotTold as error:
             await JSONResponse(error.body, error.status, dict(self.headers))(scope, receive, send)
+        except HTTPRefusal as refusal:
+            body = {"error": refusal.message}
+            await JSONResponse(body, refusal.status, dict(self.headers))(scope, receive, send)
 
 
 class _Listener:

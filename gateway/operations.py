@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from ..mux.pool import Pool
 from ..transports.asgi import Grant
-from ..transports.guard import Guard, Rejected
+from ..transports.guard import Guard, Rejected, Unauthorized
 from .auth import METADATA, Authenticator
 from .events import Events, EventsResponse
 from .metrics import CONTENT_TYPE, InFlight, exposition
@@ -28,9 +28,6 @@ DOCUMENT: Final = document()
 
 OWN_SITES: Final = ("same-origin", "none")
 """Who a browser says that it asks for (Sec-Fetch-Site): the gateway's own page, or the user by the address bar."""
-
-UNKNOWN: Final = "send the admin token as a bearer token\n"
-CHALLENGE: Final = {"www-authenticate": "Bearer"}
 
 PRIVATE: Final = {
     "cache-control": "no-store",
@@ -92,24 +89,33 @@ def operations_app(
         async def checked(request: Request) -> Response:
             try:
                 guard.check(request.headers)
+                return await handler(request)
             except Rejected as rejected:
+                pool.statistics.count("refused", rejected.reason)
                 return PlainTextResponse(f"{rejected.message}\n", rejected.status)
-            return await handler(request)
+            except Unauthorized as unknown:
+                pool.statistics.count("refused", "unauthorized")
+                return PlainTextResponse(f"{unknown.message}\n", 401, _challenge(unknown))
 
         return checked
 
-    def grant_of(request: Request) -> Grant | None:
-        """What lets this request see what only operators see; None where nothing does."""
-        if _is_alone(request, settings):
-            return authenticator.anonymous_grant
-        return authenticator.admin_grant(request.headers)
+    def admit(request: Request) -> Grant:
+        """What lets this request see what only operators see.
+
+        Raises:
+            Unauthorized: nothing does.
+        """
+        alone = authenticator.anonymous_grant if _is_alone(request, settings) else None
+        grant = alone or authenticator.admin_grant(request.headers)
+        if grant is None:
+            raise Unauthorized("send the admin token as a bearer token")
+        return grant
 
     def private(handler: Handler) -> Handler:
         async def checked(request: Request) -> Response:
             if request.headers.get("sec-fetch-site", "none") not in OWN_SITES:
-                return PlainTextResponse("no page of another site may ask for this\n", 403)
-            if grant_of(request) is None:
-                return PlainTextResponse(UNKNOWN, 401, CHALLENGE)
+                raise Rejected(403, "cross_site", "no page of another site may ask for this")
+            admit(request)
             try:
                 response = await handler(request)
             except NotTold as error:
@@ -120,16 +126,19 @@ def operations_app(
         return guarded(checked)
 
     async def stream(request: Request) -> Response:
-        grant = grant_of(request)
-        return EventsResponse(events, grant) if grant is not None and request.method == "GET" else Response()
+        return EventsResponse(events, admit(request)) if request.method == "GET" else Response()
 
     async def status_page(request: Request) -> Response:
         """The page; to a browser that may see nothing here it is the form for the admin token."""
-        is_known = grant_of(request) is not None
-        if not is_known and "text/html" not in request.headers.get("accept", ""):
-            return PlainTextResponse(UNKNOWN, 401, CHALLENGE)
-        headers = {**PRIVATE, **PAGE, "content-security-policy": DOCUMENT.policy, **({} if is_known else CHALLENGE)}
-        return HTMLResponse(DOCUMENT.html, 200 if is_known else 401, headers)
+        headers = {**PRIVATE, **PAGE, "content-security-policy": DOCUMENT.policy}
+        try:
+            admit(request)
+        except Unauthorized as unknown:
+            if "text/html" not in request.headers.get("accept", ""):
+                raise
+            pool.statistics.count("refused", "unauthorized")
+            return HTMLResponse(DOCUMENT.html, 401, headers | _challenge(unknown))
+        return HTMLResponse(DOCUMENT.html, 200, headers)
 
     async def unknown(request: Request, error: Exception) -> Response:
         names = ", ".join(f"/servers/{name}/mcp" for name in settings.servers) if _is_alone(request, settings) else ""
@@ -166,6 +175,10 @@ def operations_app(
         Route("/api/sessions/{handle}", private(session)),
     ]
     return Starlette(routes=routes, exception_handlers={404: unknown})
+
+
+def _challenge(unknown: Unauthorized) -> dict[str, str]:
+    return {"www-authenticate": unknown.challenge}
 
 
 def _is_alone(request: Request, settings: Settings) -> bool:

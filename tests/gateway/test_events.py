@@ -217,3 +217,68 @@ async def test_all_listeners_have_what_was_looked_for_once(house: House, monkeyp
     async with house.listening() as one, house.listening() as other:
         assert difference((await told(one))[1], (await told(other))[1]) == {}
     assert looks == 1
+
+
+async def test_who_comes_while_a_slow_look_is_under_way_waits_for_it(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PERIOD_SECONDS", 60.0)
+    looks = 0
+    looking, seen = anyio.Event(), anyio.Event()
+    look = house.events.overview.servers
+
+    async def slow(scope: Scope) -> Any:
+        nonlocal looks
+        looks += 1
+        looking.set()
+        await seen.wait()
+        return await look(scope)
+
+    monkeypatch.setattr(house.events.overview, "servers", slow)
+    snapshots: list[Any] = []
+
+    async def listen() -> None:
+        async with house.listening() as answer:
+            snapshots.append((await told(answer))[1])
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(listen)
+            await looking.wait()
+            tasks.start_soon(listen)
+            await anyio.wait_all_tasks_blocked()
+            assert (house.events.listeners, snapshots) == (2, [])
+            seen.set()
+    assert looks == 1
+    assert difference(*snapshots) == {}
+
+
+async def test_a_look_that_fails_is_made_anew_by_who_waited_for_it(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looking, seen = anyio.Event(), anyio.Event()
+    look = house.events.overview.servers
+
+    async def failing(scope: Scope) -> Any:
+        monkeypatch.setattr(house.events.overview, "servers", look)
+        looking.set()
+        await seen.wait()
+        raise RuntimeError("the look failed")
+
+    monkeypatch.setattr(house.events.overview, "servers", failing)
+
+    async def fail() -> None:
+        with pytest.raises(RuntimeError, match="the look failed"):
+            await house.events.see({}, {})
+
+    async def listen() -> None:
+        async with house.listening() as answer:
+            assert (await told(answer))[0] == "snapshot"
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(fail)
+            await looking.wait()
+            tasks.start_soon(listen)
+            await anyio.wait_all_tasks_blocked()
+            seen.set()

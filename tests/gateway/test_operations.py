@@ -272,6 +272,33 @@ async def test_x1_a_page_of_another_site_can_have_nothing_asked_for_it(site: Sit
         assert (await site.get("/", sec_fetch_site=whose)).status_code == 200, "a link leads to it"
 
 
+@pytest.mark.parametrize("path", ["/", "/api/events", "/api/sessions/abcd", *PRIVATE])
+async def test_g12_who_may_not_see_them_is_counted_with_the_reason(site: Site, path: str) -> None:
+    refused: dict[str, dict[str, Any]] = {
+        "unauthorized": {"peer": "192.0.2.1"},
+        "host": {"base": "http://evil.example"},
+        "origin": {"origin": "https://evil.example"},
+        "cross_site": {"sec_fetch_site": "cross-site"},
+    }
+    if path == "/":  # to which a link may lead
+        del refused["cross_site"]
+        await site.get(path, peer="192.0.2.1", accept=HTML)
+    for request in refused.values():
+        assert (await site.get(path, **request)).status_code in (401, 403, 421)
+    counts = site.pool.statistics.counts
+    assert {reason: counts["refused", reason] for reason in refused} == {
+        **dict.fromkeys(refused, 1),
+        "unauthorized": 2 if path == "/" else 1,
+    }
+    assert (await site.get("/api/servers")).status_code == 200
+    assert site.pool.statistics.total("refused") == sum(counts["refused", reason] for reason in refused)
+
+
+async def test_g12_who_may_not_see_the_figures_is_counted_with_the_reason(site: Site) -> None:
+    assert (await site.get("/metrics", base="http://evil.example")).status_code == 421
+    assert site.pool.statistics.counts["refused", "host"] == 1
+
+
 @pytest.mark.parametrize("path", PRIVATE)
 async def test_no_cache_keeps_what_only_operators_see(site: Site, path: str) -> None:
     answer = await site.get(path, sec_fetch_site="same-origin")
