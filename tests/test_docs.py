@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from generated import REGIONS
+from harness.pages import pages
 from layers import FOLDERS
 from trunkline.transports import headers
 
@@ -48,11 +49,62 @@ def test_every_test_that_the_limits_name_is_there() -> None:
         assert f"def {test}(" in (ROOT / path).read_text(), f"{path}::{test}"
 
 
+LINK = re.compile(
+    r"""\]\(<?([^)>\s]+)>?(?:\s+"[^"]*")?\)|^\[[^\]]+\]:\s+(\S+)|\b(?:href|src)="([^"]+)\"""", re.MULTILINE
+)
+ELSEWHERE = re.compile(r"[a-z][a-z+.-]*:", re.IGNORECASE)
+"""The scheme of a URL."""
+
+
 @pytest.mark.checkout
-def test_every_relative_link_leads_somewhere() -> None:
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
-        for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.relative_to(ROOT)}: {target}"
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_of_a_page_leads_to_a_file_and_to_a_place_in_it(page: Path) -> None:
+    lost = []
+    for target in links(page.read_text()):
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path) if path else page
+        if not file.exists():
+            lost.append(f"{target}: there is no such file")
+        elif anchor and (file.suffix != ".md" or anchor not in anchors(file.read_text())):
+            lost.append(f"{target}: there is no such place in it")
+    assert lost == []
+
+
+def links(text: str) -> list[str]:
+    """What a page refers to beside it, in the order of its lines."""
+    found = ("".join(match.groups("")) for match in LINK.finditer(_prose(text)))
+    return [target for target in found if not ELSEWHERE.match(target)]
+
+
+def anchors(text: str) -> set[str]:
+    """The named places of a page: its headings, where the site and code hosts agree on the name, and ids in HTML."""
+    prose, found = _prose(text), set[str]()
+    for heading in re.findall(r"^#{1,6} +(.+?) *#*$", prose, re.MULTILINE):
+        plain = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+        name = re.sub(r"[^\w\s-]", "", plain).strip().lower()
+        if re.sub(r"[-\s]+", "-", name) == re.sub(r"\s", "-", name):  # else the two do not agree
+            found.add(re.sub(r"\s", "-", name))
+    return found | set(re.findall(r'\bid="([^"]+)"', prose))
+
+
+def _prose(text: str) -> str:
+    """A page without its blocks of code and its comments."""
+    return re.sub(r"^( *)(`{3,})[^\n]*\n.*?^\1\2$|<!--.*?-->", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_a_link_is_seen_wherever_it_stands_but_in_code() -> None:
+    text = (
+        '[a](b.md) ![c](d.png "title") [e](#f) [g](../h.md#i-j) [k](https://l/m)\n'
+        '<a href="n.md">o</a> <img src="p.png">\n[q]: r.md\n```md\n[s](t.md)\n```\n<!-- [u](v.md) -->\n'
+    )
+    assert links(text) == ["b.md", "d.png", "#f", "../h.md#i-j", "n.md", "p.png", "r.md"]
+
+
+def test_a_place_is_named_as_the_site_and_code_hosts_name_it() -> None:
+    text = (
+        "# One two\n\n## `a_b`, and [c](d.md): e?\n\n```sh\n# not this\n```\n\n<a id=" + '"here"' + "></a>\n## A - b\n"
+    )
+    assert anchors(text) == {"one-two", "a_b-and-c-e", "here"}
 
 
 def _templates() -> set[str]:
