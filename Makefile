@@ -71,7 +71,8 @@ clean:
 # A fresh Debian has a python3 that cannot make virtual environments; its package for that is small.
 define make_venv
 	@test -n "$(PYTHON)" || { echo "trunkline needs Python 3.11 or newer as python3" >&2; exit 1; }
-	$(PYTHON) -m venv $(1) 2>/dev/null \
+	@echo "a virtual environment in $(1)"
+	@$(PYTHON) -m venv $(1) 2>/dev/null \
 	  || { rm -rf $(1); $(PYTHON) -m virtualenv -q $(1) 2>/dev/null; } \
 	  || { rm -rf $(1); test "$$(id -u)" = 0 && apt-get update -q && apt-get install -qy python3-venv && $(PYTHON) -m venv $(1); } \
 	  || { echo "cannot make a virtual environment: install python3-venv (apt-get install python3-venv)" >&2; exit 1; }

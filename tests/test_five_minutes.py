@@ -65,7 +65,7 @@ def test_the_readme(shell: Transcript) -> None:
     run_and_test, curl = (block for block in blocks(ROOT / "README.md") if block.language == "console")
     [(run, _), (test, _)] = commands(run_and_test.text)
     assert (run.split()[:2], test.split()[:2]) == (["make", "run"], ["make", "test"])
-    shell.play(_of(run_and_test, "$ make run &\ntrunkline listens on http://127.0.0.1:8920\n…\n"))
+    shell.play(_of(run_and_test, "$ make run &\n…\ntrunkline listens on http://127.0.0.1:8920\n…\n"))
     shell.play(curl)
     shell.play(_of(curl, curl.text.replace('"text":"1"', '"text":"2"')))
     shell.play(_of(run_and_test, "$ make test ARGS='-q tests/mux/test_demux.py'\n…\n… passed…\n"))
