@@ -167,7 +167,9 @@ async def test_a_secret_that_is_rotated_in_the_settings_costs_no_session(
 
 JWT_SECRET = "a secret that is long enough for HS256, as a test has it"
 CLIENT_TOKEN = jwt.encode(
-    {"iss": "https://i", "aud": "gateway", "sub": "alice", "tenant": "t", "exp": time.time() + 86_400}, JWT_SECRET, "HS256"
+    {"iss": "https://i", "aud": "gateway", "sub": "alice", "tenant": "t", "exp": time.time() + 86_400},
+    JWT_SECRET,
+    "HS256",
 )
 DIGEST = hashlib.sha256(CLIENT_TOKEN.encode()).hexdigest()
 AUTH = {
