@@ -3,29 +3,56 @@
 import shlex
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
+from urllib.parse import urlsplit
 
+from ..mux.envelope import request
 from ..mux.modern import probe
-from .settings import Settings
+from .settings import Settings, is_loopback
 
 MODULE: Final = "trunkline.gateway.cli"
+INITIALIZE: Final = {
+    "protocolVersion": "2025-11-25",
+    "capabilities": {},
+    "clientInfo": {"name": "curl", "version": "0"},
+}
 
 
 def welcome(settings: Settings, url: str, *, demo: bool) -> str:
     """The text for a gateway at this URL; with `demo`, the built-in server is beside those of the settings."""
     names = [*settings.servers, *(["demo"] if demo else [])]
     name = names[-1]
-    endpoint = f"{url}/servers/{name}/mcp"
+    base = _as_clients_name_it(settings, url)
+    endpoint = f"{base}/servers/{name}/mcp"
     lines = [f"trunkline listens on {url}", ""]
-    lines += [f"  {url}/servers/{one}/mcp    ({_offered(settings, one)})" for one in names]
+    lines += [f"  {base}/servers/{one}/mcp    ({_offered(settings, one)})" for one in names]
     lines += ["", *_tried(settings, endpoint, name, demo=demo), ""]
-    lines += [
-        f"Or point any MCP client to {endpoint}",
-        f"Look into it: {program()} sessions {url}",
-        f"Status: {url}/   Figures: {url}/metrics   Ready: {url}/readyz   Ctrl-C drains and stops.",
-    ]
-    return "\n".join(lines)
+    lines += [f"Or point any MCP client to {endpoint}", *_looked_into(settings, url, base)]
+    return "\n".join([*lines, "Ctrl-C drains and stops."])
+
+
+def _as_clients_name_it(settings: Settings, url: str) -> str:
+    """The URL that clients are given: the public one, else one with a name that the listener takes as Host."""
+    gateway = settings.gateway
+    if gateway.public_url or is_loopback(gateway.host):
+        return gateway.public_url.rstrip("/") or url
+    name = gateway.allowed_hosts[0]
+    port = "" if urlsplit(f"//{name}").port else f":{urlsplit(url).port}"
+    return f"{urlsplit(url).scheme}://{name}{port}"
+
+
+def _looked_into(settings: Settings, url: str, base: str) -> list[str]:
+    """Where operators look, and what they have to show there."""
+    near = url if is_loopback(settings.gateway.host) else base
+    look = f"Look into it: {program()} sessions {near}"
+    pages = f"Status: {near}/   Figures: {near}/metrics   Ready: {near}/readyz"
+    if settings.auth.mode == "none" and is_loopback(settings.gateway.host):
+        return [look, pages]
+    if settings.gateway.admin_token or any(token.admin for token in settings.auth.tokens):
+        return [f'{look} --token "$ADMIN_TOKEN"', pages, "Both want the admin token: export ADMIN_TOKEN=…"]
+    return [f"{pages}   (sessions and status want gateway.admin_token, which is not set)"]
 
 
 def program() -> str:
@@ -39,35 +66,48 @@ def program() -> str:
 
 def _tried(settings: Settings, url: str, name: str, *, demo: bool) -> list[str]:
     """What to try, and how."""
+    shown, named, first = _identity(settings)
     if not _has_sessions(settings, name):
-        return ["Try this:", _curl_without_session(url)]
+        return [*first, "Try this:", _curl(url, *probe(), named)]
+    if settings.auth.mode == "none" and not is_loopback(settings.gateway.host):  # where nobody has keys
+        begin = _curl(url, request("initialize", INITIALIZE, b"1"), {}, named, options="-si")
+        call = [f"  {program()} call {url} counter"] if demo else []
+        return ["Try this: it begins a session, by the id in Mcp-Session-Id.", *call, begin]
+    key = {"Trunkline-Workflow": "me"}
     if not demo:
-        return ["Try this twice: the second time, the session is open already.", _curl(url, '"method":"tools/list"')]
-    call = '"method":"tools/call","params":{"name":"counter","arguments":{}}'
+        twice = "Try this twice: the second time, the session is open already."
+        return [*first, twice, _curl(url, request("tools/list", {}, b"1"), key, named)]
     return [
+        *first,
         "Try one of these twice: the second call continues the session of the first.",
-        f"  {program()} call {url} counter --workflow me",
-        _curl(url, call),
+        f"  {program()} call {url} counter --workflow me{shown}",
+        _curl(url, request("tools/call", {"name": "counter", "arguments": {}}, b"1"), key, named),
     ]
 
 
-def _curl_without_session(url: str) -> str:
-    """The probe of 2026-07-28, which has no sessions."""
-    body, headers = probe()
-    named = " ".join(f"-H '{header}: {value}'" for header, value in headers.items())
+def _identity(settings: Settings) -> tuple[str, str, list[str]]:
+    """How a client says who it is: as an option of `call`, as one of curl, and what has to be done before."""
+    match settings.auth.mode:
+        case "tokens" | "jwt":
+            said = '"Authorization: Bearer $TOKEN"'
+            whence = "`trunkline token` makes one" if settings.auth.mode == "tokens" else f"of {settings.auth.issuer}"
+            return f" --header {said}", f" -H {said}", [f"Clients send a token ({whence}): export TOKEN=…"]
+        case "proxy" if settings.gateway.public_url:
+            return "", "", ["Clients come through the proxy, which says who they are."]
+        case "proxy":
+            said = f"'{settings.auth.subject_header}: me'"
+            return f" --header {said}", f" -H {said}", ["The proxy says who asks; from its address:"]
+        case _:
+            return "", "", []
+
+
+def _curl(url: str, body: bytes, headers: Mapping[str, str], named: str, *, options: str = "-s") -> str:
+    """One MCP request. Where a key names the session, the gateway does the handshake."""
+    more = "".join(f" -H '{header}: {value}'" for header, value in headers.items())
     return (
-        f"  curl -s {url} {named} \\\n"
+        f"  curl {options} {url}{more}{named} \\\n"
         "    -H 'Content-Type: application/json' -H 'Accept: application/json, text/event-stream' \\\n"
         f"    -d '{body.decode()}'"
-    )
-
-
-def _curl(url: str, request: str) -> str:
-    """A whole MCP request in one: the key names the session, and the gateway does the handshake."""
-    return (
-        f"  curl -s {url} -H 'Trunkline-Workflow: me' \\\n"
-        "    -H 'Content-Type: application/json' -H 'Accept: application/json, text/event-stream' \\\n"
-        f'    -d \'{{"jsonrpc":"2.0","id":1,{request}}}\''
     )
 
 

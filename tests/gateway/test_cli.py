@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 import anyio.to_thread
 import pytest
 import typer
-from harness.gateways import command, environment, token_settings, until
+from harness.gateways import TOKENS, command, environment, token_settings, until
 from harness.gateways import gateway as running_gateway
-from harness.ports import bound_socket, free_port
+from harness.ports import LOOPBACK, bound_socket, free_port
 from harness.processes import ServerProcess, http_status, wait_for_status
 from harness.raw_http import Peer, serving
 from harness.terminal import on_terminal
@@ -242,12 +242,18 @@ def test_a_wrong_admin_token_is_one_line(file: Callable[[str], str]) -> None:
 # Serving.
 
 
-def in_a_shell(lines: list[str]) -> list[str]:
+def in_a_shell(lines: list[str], **environ: str) -> list[str]:
     """What each of these commands prints, as people run them."""
+    env = {**environment(), "no_proxy": "*", **environ}
     return [
-        subprocess.run(line, shell=True, env=environment(), check=True, capture_output=True, text=True).stdout
-        for line in lines
+        subprocess.run(line, shell=True, env=env, check=True, capture_output=True, text=True).stdout for line in lines
     ]
+
+
+def commands_in(welcome: str) -> list[str]:
+    """What the welcome says to try, and to look into it with, in its order."""
+    told = welcome.replace("\\\n", "")
+    return re.findall(r"^(?:  |Look into it: )(curl .*|.* call .*|.* sessions .*)$", told, re.MULTILINE)
 
 
 async def tried(welcome: str) -> dict[str, Any]:
@@ -281,6 +287,41 @@ async def test_without_arguments_it_is_the_demo_and_says_what_to_try() -> None:
             assert await anyio.to_thread.run_sync(http_status, port, urlsplit(url).path) == 200
     finally:
         process.kill()
+
+
+ADMIN = "the-admin-token"
+PROXY = '[auth]\nmode = "proxy"\nsubject_header = "X-User"\n'
+
+
+@pytest.mark.parametrize(
+    ("host", "gateway", "auth"),
+    [
+        pytest.param(LOOPBACK, "", token_settings(), id="tokens"),
+        pytest.param("0.0.0.0", 'allowed_hosts = ["localhost"]', token_settings(), id="tokens, beyond loopback"),
+        pytest.param(LOOPBACK, 'trusted_proxies = ["127.0.0.1"]', PROXY, id="from the address of the proxy"),
+    ],
+)
+def test_where_not_everybody_may_come_it_says_what_to_send(
+    host: str, gateway: str, auth: str, file: Callable[[str], str]
+) -> None:
+    toml = Path(file(f'[gateway]\nadmin_token = "{ADMIN}"\n{gateway}\n{auth}'))
+    with running_gateway("--demo", toml=toml, host=host) as running:
+        call, curl, look = commands_in(running.process.log())
+        first, second, looked = in_a_shell([call, curl, look], TOKEN=TOKENS["alice"], ADMIN_TOKEN=ADMIN)
+        assert first == "1\n"
+        assert text_of(json.loads(second)) == "2"
+        assert "demo" in looked
+        assert ADMIN not in running.process.log()
+
+
+def test_where_everybody_may_come_from_anywhere_it_names_no_session(file: Callable[[str], str]) -> None:
+    toml = Path(file('[gateway]\nallowed_hosts = ["localhost"]\n'))
+    with running_gateway("--demo", "--insecure", toml=toml, host="0.0.0.0") as running:
+        call, curl = commands_in(running.process.log())
+        first, began = in_a_shell([call, curl])
+        assert first == "1\n"
+        assert "mcp-session-id: " in began.lower()
+        assert "gateway.admin_token" in running.process.log()
 
 
 async def test_where_no_session_is_offered_it_says_what_can_be_tried(upstream: Upstream) -> None:
