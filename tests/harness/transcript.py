@@ -1,8 +1,8 @@
 """A shell that types the `console` blocks of a page, and sees whether what comes is what the page says.
 
 `…` in a line stands for anything, a line of it alone for any number of lines. A command that ends with ` &` goes on in
-the background, and what the page shows of it has to come within `PATIENCE`. The ports that pages use are replaced by
-free ones, in commands, files and what they say alike.
+the background, and what the page shows of it has to come within `PATIENCE`; `kill %N; wait %N` ends the N-th. The ports
+that pages use are replaced by free ones, in commands, files and what they say alike.
 """
 
 import contextlib
@@ -27,6 +27,8 @@ COMMAND_SECONDS: Final = 1800.0
 
 PORTS: Final = ("8920", "8000", "9000", "4444")
 """Those that pages use."""
+
+_JOB: Final = re.compile(r"kill %(\d+); wait %\1")
 
 
 class Transcript:
@@ -64,6 +66,9 @@ class Transcript:
         for command, due in commands(self._moved(block.text)):
             if command.endswith(" &"):
                 self._start(block, command.removesuffix(" &"), due)
+                continue
+            if ended := _JOB.fullmatch(command):
+                self._end(self._background[int(ended[1]) - 1])
                 continue
             done = subprocess.run(
                 ["bash", "-c", command],
@@ -103,14 +108,16 @@ class Transcript:
     def close(self) -> None:
         """End what goes on in the background."""
         for process in reversed(self._background):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGTERM)
-        for process in self._background:
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            self._end(process)
+
+    def _end(self, process: "subprocess.Popen[bytes]") -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 @contextlib.contextmanager
