@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from sys import intern
 from typing import Final, Literal, NamedTuple
 
@@ -56,6 +57,10 @@ logger = logging.getLogger(__name__)
 
 OPEN_SECONDS: Final = 30.0
 """How long a server may take for the whole handshake."""
+
+REST_SECONDS: Final = 30.0
+"""How long a server that seems to have nothing to tell unasked is listened to: after the handshake, when it may yet
+show that it has, and after the client has gone, for one that calls now and then."""
 
 LOW_IDS: Final = 256
 """With fewer ids than this left, the owner task draws the next block."""
@@ -123,10 +128,12 @@ class Channel:
         """What the owner task waits for: done when there is something to do for it."""
         self._is_drawing_anew = False
         self._listens = config.listen
-        self._is_mute = False
-        """True where the server has nothing to tell unasked, by what it declared."""
+        self._is_mute = config.may_rest
+        """True while nothing that the server declared or did says that it could have something to tell unasked."""
+        self._heard_since = inf
+        """When it was last begun to be listened to."""
         self._is_resting = False
-        """True while that is why it is not listened to."""
+        """True while it is not listened to for that."""
         self.life = Life(config.purpose)
         """Where it stands in the pool, which moves it."""
         self.is_superseded = False
@@ -188,34 +195,29 @@ class Channel:
     def listen(self) -> None:
         """From now on this worker hears what the server tells unasked, where that costs a request of its own."""
         self._listens = True
-        if self._is_mute and not any(owner.is_listening for owner in self._owners):
-            self._rest()
-        else:
-            self._hear()
+        self._hear()
 
     def attend(self) -> None:
         """A client is there: listen again, where that had been left."""
         if self._is_resting:
             self._hear()
 
-    @property
-    def may_rest(self) -> bool:
-        """True while it is listened to only for the client that is there, or was there lately."""
-        return self._is_mute and self._listens and not self._is_resting
+    def rests_at(self, left: float) -> float:
+        """When it may `rest`, if its client has gone at the time `left`; never where it must be heard, or rests."""
+        is_for_clients = self._is_mute and self._listens and not self._is_resting
+        return max(left, self._heard_since) + REST_SECONDS if is_for_clients else inf
 
     def rest(self) -> None:
-        """No client has been there for a while: do not listen to a server that has nothing to tell."""
-        if self.may_rest and self.is_idle:
-            self._rest()
-
-    def _rest(self) -> None:
-        self._is_resting = True
-        self._demux.trim()
-        if isinstance(self._wire, MovableWire):
-            self._wire.rest()
+        """Until a client is there, or a call is sent, do not listen to a server that has nothing to tell."""
+        if self.is_idle:
+            self._is_resting = True
+            self._demux.trim()
+            if isinstance(self._wire, MovableWire):
+                self._wire.rest()
 
     def _hear(self) -> None:
         self._is_resting = False
+        self._heard_since = self._config.clock()
         if isinstance(self._wire, MovableWire):
             self._wire.listen()
 
@@ -275,22 +277,19 @@ class Channel:
     def _connect(self) -> AbstractAsyncContextManager[Wire]:
         config, adopted = self._config, self._config.adopted
         if adopted is None:
-            listen = config.listen and not config.may_rest
-            return config.connector.connect(self, config.session_headers, listen=listen)
+            return config.connector.connect(self, config.session_headers, listen=config.listen)
         if not isinstance(config.connector, AdoptingConnector):
             raise SessionLost("the upstream session ended with the worker that held it", executed="no")
         session, revision = adopted.session, adopted.opened.revision
-        listen = config.listen and not config.may_rest
-        return config.connector.adopt(self, config.session_headers, session, revision, listen=listen)
+        return config.connector.adopt(self, config.session_headers, session, revision, listen=config.listen)
 
     async def _begin(self, wire: Wire) -> None:
         async with asyncio.timeout(OPEN_SECONDS):
             opened = await self._open(wire)
         self._may_write = None if self.session else self._config.may_write
-        if self._config.may_rest:
-            self._is_mute = is_mute(opened.result, self._config.handshake.capabilities)
-            if self._listens:
-                self.listen()
+        self._is_mute = self._is_mute and is_mute(opened.result, self._config.handshake.capabilities)
+        if self._listens:
+            self.listen()
         if not self.opened.done():
             self.opened.set_result(opened)
 
@@ -497,6 +496,8 @@ class Channel:
 
     def _receive(self, message: Envelope, origin: Request | None) -> None:
         event = self._demux.receive(message, origin, self._config.clock())
+        if self._is_mute and origin is None and isinstance(event, (Asked, Told, ToServer)):
+            self._is_mute = False  # it does what it did not declare, and would go unheard while it rests
         match event:
             case Answered(request, text, is_error):
                 request.caller.answered(text, is_error=is_error)

@@ -8,6 +8,7 @@ server is not held back, and never past a cap on workflows, before which they al
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from math import inf
 from typing import Final, NamedTuple
 
 import anyio
@@ -224,6 +225,8 @@ class Shelf:
         """Close those that have waited too long, and open what is missing."""
         for spare in tuple(self._ready):
             spare.channel.expire(now)
+            if spare.channel.rests_at(-inf) <= now:
+                spare.channel.rest()
             happening = spare.channel.life.due(0, now, self.limits, may_end=True)
             if happening is not None:
                 spare.channel.life.step(happening, now)

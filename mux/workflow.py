@@ -35,10 +35,6 @@ if TYPE_CHECKING:
 
 Transport = Literal["http", "sse", "websocket"]
 
-REST_SECONDS: Final = 30.0
-"""How long a server that has nothing to tell unasked is listened to after the client has gone: for one that calls now
-and then, it is not begun anew with each call."""
-
 MAX_LEFT: Final = 16
 """Wires that lost their connection and owe no answer, for which a client may come back; older ones are forgotten."""
 
@@ -447,9 +443,10 @@ class Workflow:
     def expire(self, now: float) -> None:
         """Time out calls, drop what was kept for resumption long enough, refuse questions that nobody is there for."""
         self.line.expire(now)
-        if not self._wires and not len(self._desk) and self._touched + REST_SECONDS <= now:
+        if not self._wires and not len(self._desk):
             for channel in self.line.channels:
-                channel.rest()
+                if channel.rests_at(self._touched) <= now:
+                    channel.rest()
         self.streams.expire(now - self.pooling.resume_window)
         for duplex in [d for d in self._duplexes if d.is_idle and d.left + self.pooling.resume_window <= now]:
             self._forget(duplex)
@@ -473,8 +470,7 @@ class Workflow:
         if not self._wires:
             if self._desk.questions or self.ends_with_its_wires:
                 due.append(self._touched + window)
-            if any(channel.may_rest for channel in channels):
-                due.append(self._touched + REST_SECONDS)
+            due += [channel.rests_at(self._touched) for channel in channels]
         return min(due)
 
     def settle(self, outcome: Opened | TrunklineError) -> None:

@@ -8,6 +8,7 @@ import pytest
 from harness.memory_wire import echo, message
 from harness.muxing import ALICE, BOB, Bench, Client, begin, bench, initialize, settle, some
 from trunkline.mux import spares
+from trunkline.mux.channel import REST_SECONDS
 from trunkline.mux.errors import DirectoryUnavailable, SessionLost, TrunklineError, UpstreamUnreachable
 from trunkline.mux.principal import ANONYMOUS, Principal
 
@@ -291,6 +292,20 @@ async def test_it_ends_when_it_has_waited_long_and_another_takes_its_place() -> 
         await ready(at, 2)
         assert at.counts["channels_closed", "x", "aged"] == 1
         assert not at.server.sessions[0].is_closed, "a session that holds state does not age"
+
+
+async def test_one_of_a_server_with_nothing_to_tell_is_not_listened_to_for_long() -> None:
+    async with bench(spares=1, idle_timeout=10_000) as at:
+        at.server.result = {**at.server.result, "capabilities": {"tools": {}}}
+        await first(at)
+        spare = at.server.sessions[1]
+        assert spare.is_listening
+        await later(at, REST_SECONDS)
+        assert not spare.is_listening
+        client = await at.client(ALICE)
+        assert "result" in await client.answer(client.call())
+        assert spare.of(CALLS)
+        assert spare.is_listening
 
 
 async def test_it_ends_after_idle_timeout() -> None:
