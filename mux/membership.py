@@ -8,7 +8,7 @@ while the lease holds (guarantee G7).
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
@@ -61,6 +61,14 @@ class Membership:
         """The reading that is under way."""
         self._next: asyncio.Future[None] | None = None
         """The reading that all wait for who need one that begins from now on."""
+        self._soon: asyncio.TimerHandle | None = None
+        """Set while that has a moment's time."""
+        self._readings = 0
+        """How many have begun."""
+        self._listed_by = 0
+        """Which of them `_living` is from."""
+        self._began_at = float("-inf")
+        """When the last one began."""
         self._is_running = False
 
     @property
@@ -101,25 +109,31 @@ class Membership:
             DirectoryUnavailable: nobody can tell. So it is for a lease after the directory was away: that another one
                 has not been heard there says nothing yet.
         """
-        living = await self._listed()
-        if id not in living:  # it may have begun since, or have come back
-            living = await self._reread()
-        if id not in living:
-            self._demand_settled()
-        return living.get(id)
+        return await self._sought(lambda living: living.get(id))
 
     async def numbered(self, number: int) -> Worker | None:
-        """The worker of this number, as `find`.
+        """The worker of this number, as `find`; one that is not known is looked for `DOUBT_SECONDS` after another one.
+
+        Clients choose numbers: however many they make up, who lives is not read more often for them.
 
         Raises:
             DirectoryUnavailable: nobody can tell, as for `find`.
         """
-        for read in (self._listed, self._reread):  # it may have begun since, or have come back
-            for worker in (await read()).values():
-                if worker.number == number:
-                    return worker
-        self._demand_settled()
-        return None
+
+        def of_number(living: Mapping[str, Worker]) -> Worker | None:
+            return next((worker for worker in living.values() if worker.number == number), None)
+
+        return await self._sought(of_number, pause=DOUBT_SECONDS)
+
+    async def _sought(self, pick: Callable[[Mapping[str, Worker]], Worker | None], pause: float = 0.0) -> Worker | None:
+        """The one that is picked of those that live; who is not among them was not there when this was asked."""
+        before = self._readings
+        found = pick(await self._listed())
+        if found is None and self._listed_by <= before:  # it may have begun since, or have come back
+            found = pick(await self._reread(pause))
+        if found is None:
+            self._demand_settled()
+        return found
 
     async def numbers(self) -> Collection[int]:
         """The numbers of all that live, as it is now: who is not among them is dead.
@@ -198,6 +212,8 @@ class Membership:
                 with anyio.move_on_after(BEAT_SECONDS):
                     await self._asked.wait()
                 self._asked.clear()
+                self._readings += 1
+                self._began_at = self._clock()
                 self._begun, self._next = self._next or asyncio.get_running_loop().create_future(), None
                 try:
                     with anyio.fail_after(LEASE_SECONDS):
@@ -209,6 +225,8 @@ class Membership:
                 self._begun = None
         finally:
             self._is_running = False
+            if self._soon is not None:
+                self._soon.cancel()
             for reading in (self._begun, self._next):
                 if reading is not None:
                     _fail(reading, "this worker is ending")
@@ -219,18 +237,32 @@ class Membership:
             await asyncio.shield(self._begun or self._coming())
         return self._living
 
-    async def _reread(self) -> dict[str, Worker]:
-        """Those that live, by a reading that begins from now on; one for all that ask before it does."""
-        await asyncio.shield(self._coming())
+    async def _reread(self, pause: float = 0.0) -> dict[str, Worker]:
+        """Those that live, by a reading that begins from now on; one for all that ask before it does.
+
+        It need not begin before so many seconds have passed since the last one did.
+        """
+        await asyncio.shield(self._coming(pause))
         return self._living
 
-    def _coming(self) -> asyncio.Future[None]:
+    def _coming(self, pause: float = 0.0) -> asyncio.Future[None]:
         if not self._is_running:
             raise DirectoryUnavailable("this worker is no member")
+        loop = asyncio.get_running_loop()
         if self._next is None:
-            self._next = asyncio.get_running_loop().create_future()
+            self._next = loop.create_future()
+        wait = self._began_at + pause - self._clock()
+        if not pause or wait <= 0:
             self._asked.set()
+        elif self._soon is None:
+            self._soon = loop.call_later(wait, self._ask)
         return self._next
+
+    def _ask(self) -> None:
+        """The moment has passed: read, if somebody still waits for it."""
+        self._soon = None
+        if self._next is not None:
+            self._asked.set()
 
     @property
     def _is_due(self) -> bool:
@@ -238,9 +270,8 @@ class Membership:
         return self._clock() - self._read_at >= believed
 
     async def _read(self) -> None:
-        asked = self._clock()
         self._living = {worker.id: worker for worker in await self._workers.workers()}
-        self._read_at, self._is_doubted = asked, False
+        self._read_at, self._listed_by, self._is_doubted = self._began_at, self._readings, False
 
 
 def _fail(reading: asyncio.Future[None], why: str) -> None:

@@ -156,14 +156,15 @@ class Member:
             return
         if not scope.get("path", "").startswith(ENDPOINTS):
             return
+        giver = _giver(query)
+        if giver == self.number:
+            return
         with suppress(DirectoryUnavailable):
-            workers = [worker for worker in await self._directory.workers() if worker.id != self.membership.worker.id]
-            giver = _giver(query)
-            for worker in workers:
-                if worker.number == giver:
-                    raise Elsewhere(worker.id)
-            if self._is_draining and workers and giver != self.number:
-                raise Elsewhere(secrets.choice(workers).id)
+            worker = await self.membership.numbered(giver) if giver else None
+            if worker is not None:
+                raise Elsewhere(worker.id)
+            if self._is_draining and (others := await self.membership.others()):
+                raise Elsewhere(secrets.choice(others).id)
 
 
 def _closing(send: Send) -> Send:

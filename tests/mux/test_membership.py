@@ -363,3 +363,41 @@ async def test_others_are_known_by_number_and_for_a_while(at: At) -> None:
         await at.member.beat()
         assert await at.member.numbered(number) is None
         assert await at.member.another() is None
+
+
+async def test_numbers_that_nobody_has_cost_no_reading_each(at: At, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership_module, "DOUBT_SECONDS", 3600)  # until then, what else is read has to do
+    halting = Halting(at.directory)
+    halting.go_on.set()
+    found: dict[int, Worker | None] = {}
+
+    async def look_for(number: int) -> None:
+        found[number] = await at.member.numbered(number)
+
+    async with at.member.running(), anyio.create_task_group() as tasks:
+        assert await at.member.numbered(99) is None
+        assert halting.begun == 1, "it began later than it was asked"
+        for number in range(100, 120):
+            tasks.start_soon(look_for, number)
+            await anyio.wait_all_tasks_blocked()
+        async with (other := at.made("b")).running():
+            tasks.start_soon(look_for, other.worker.number)
+            await anyio.wait_all_tasks_blocked()
+            assert (halting.begun, found) == (1, {})
+            await at.member.numbers()
+            await anyio.wait_all_tasks_blocked()
+            assert halting.begun == 2
+            assert found.pop(other.worker.number) == other.worker, "who has just begun is found"
+            assert found == dict.fromkeys(range(100, 120))
+
+
+async def test_one_that_has_just_begun_is_found_by_its_number_in_a_moment(at: At) -> None:
+    async with at.member.running():
+        assert await at.member.numbered(99) is None
+        async with (other := at.made("b")).running():
+            with anyio.fail_after(10):
+                assert await at.member.numbered(other.worker.number) == other.worker
+        at.clock.advance(DOUBT_SECONDS)
+        async with (third := at.made("c")).running():
+            with anyio.fail_after(10):
+                assert await at.member.numbered(third.worker.number) == third.worker

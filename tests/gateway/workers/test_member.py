@@ -11,6 +11,7 @@ import pytest
 from harness.shared_memory import SharedMemoryDirectory
 from trunkline.gateway.workers import member as module
 from trunkline.gateway.workers.member import Answer, Member
+from trunkline.mux import membership
 from trunkline.mux.directory import Worker
 from trunkline.mux.statistics import Statistics
 from trunkline.transports.asgi import HOPS, Receive, Scope, Send, respond
@@ -112,10 +113,35 @@ async def test_a_ticket_of_nobody_who_lives_is_judged_here(house: House, stack: 
     assert (await a.get("/servers/x/ws", f"ticket={ticket}")).startswith("a?")
 
 
-async def test_without_the_directory_a_ticket_is_judged_here(house: House, stack: AsyncExitStack) -> None:
+async def test_tickets_cost_the_directory_no_reading_each(house: House, stack: AsyncExitStack) -> None:
     a, b = await house.joins("a", stack), await house.joins("b", stack)
+    await a.member.membership.numbers()
+    workers, reads = house.directory.workers, 0
+
+    async def counted() -> list[Worker]:
+        nonlocal reads
+        reads += 1
+        return await workers()
+
+    house.directory.workers = counted  # type: ignore[method-assign]
+    query = f"ticket={b.member.number:x}.abc"
+    for _ in range(20):
+        assert await a.get("/servers/x/ws", query) == f"b?{query}"
+    assert reads < 20
+
+
+async def test_without_the_directory_a_ticket_is_judged_here_unless_its_giver_is_known(
+    house: House, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(membership, "BEAT_SECONDS", 3600)
+    a, b = await house.joins("a", stack), await house.joins("b", stack)
+    query = f"ticket={b.member.number:x}.abc"
     house.directory.is_away = True
-    assert (await a.get("/servers/x/ws", f"ticket={b.member.number:x}.abc")).startswith("a?")
+    assert await a.get("/servers/x/ws", query) == f"a?{query}"
+    house.directory.is_away = False
+    await a.member.membership.numbers()
+    house.directory.is_away = True
+    assert await a.get("/servers/x/ws", query) == f"b?{query}"
 
 
 async def test_g8_a_worker_that_drains_serves_nobody_who_comes(house: House, stack: AsyncExitStack, host: str) -> None:
