@@ -188,11 +188,13 @@ class Session:
         self.receiver = receiver
         self._ids = 0
 
-    def request(self, method: str = "tools/call", params: Any = None, headers: Headers = NONE) -> Request:
-        """Send a request."""
+    def request(
+        self, method: str = "tools/call", params: Any = None, headers: Headers = NONE, *, token: bytes = b""
+    ) -> Request:
+        """Send a request; one that wants progress has a `token`."""
         self._ids += 1
         caller: Caller = _Caller()
-        request = Request(self._ids, b"1", b"", caller, 0.0, 60.0)
+        request = Request(self._ids, b"1", token, caller, 0.0, 60.0)
         message = {"jsonrpc": "2.0", "id": self._ids, "method": method, "params": params or {}}
         self._send(json.dumps(message).encode(), request=request, headers=headers)
         return request

@@ -35,6 +35,9 @@ FIRST_RETRY_SECONDS: Final = 1.0
 LAST_RETRY_SECONDS: Final = 30.0
 """A stream that broke is taken up again after what the server asked for, within this."""
 
+LISTEN_SECONDS: Final = 0.5
+"""How long a request waits for the GET stream on which the server may tell of its progress."""
+
 NOT_NOW: Final = frozenset({408, 409, 425, 429})
 """Refusals that pass: a server that still has the stream of before, for one, answers 409."""
 
@@ -185,10 +188,13 @@ class Unasked:
         "_faulted",
         "_hand_on",
         "_heard",
+        "_is_late",
         "_is_offered",
         "_is_stream",
+        "_patience",
         "_pause",
         "_timer",
+        "_waiting",
     )
 
     def __init__(
@@ -210,7 +216,38 @@ class Unasked:
         self._heard: str | None = None
         """The event that the stream was to go on after."""
         self._is_stream = False
+        """True once the server has begun the stream."""
         self._is_offered = True
+        self._is_late = False
+        """True once it was waited for in vain: some servers show nothing of a stream before its first event."""
+        self._waiting: list[Callable[[], None]] | None = None
+        """What is to be done once it is known whether the stream is heard; None where there was never anything."""
+        self._patience: asyncio.TimerHandle | None = None
+
+    @property
+    def is_coming(self) -> bool:
+        """True while the stream is asked for, and the server may answer any moment."""
+        return self._cut is not None and not self._is_stream and not self._is_late
+
+    def when_known(self, go_on: Callable[[], None]) -> None:
+        """Do this once it is no longer `is_coming`, which it is for `LISTEN_SECONDS` at most; in order."""
+        self._waiting = self._waiting or []
+        self._waiting.append(go_on)
+        if self._patience is None:
+            self._patience = asyncio.get_running_loop().call_later(LISTEN_SECONDS, self._lose_patience)
+
+    def let_go(self) -> None:
+        """Do now what waits."""
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+        waiting, self._waiting = self._waiting, None
+        for go_on in waiting or ():
+            go_on()
+
+    def _lose_patience(self) -> None:
+        self._is_late = True
+        self.let_go()
 
     def open(self) -> None:
         """Listen, after what was heard last; does nothing while it does, or where the server offers no stream."""
@@ -230,12 +267,14 @@ class Unasked:
         if self._cut is not None:
             self._cut()
             self._cut = None
+        self.let_go()
 
     def began(self, status: int, headers: Headers) -> None:
         """See `Answer.began`."""
         self._is_stream = status == 200 and content_type(headers) == STREAM_TYPE
         if self._is_stream:
             self._heard, self._events = self._events.last_id, Events(self._hand_on, self._events.last_id)
+            self.let_go()
         else:
             # 405: the server offers none; what else there is a POST will tell.
             self._is_offered = status >= 500 or status in NOT_NOW
@@ -260,6 +299,7 @@ class Unasked:
     def _ended(self, fault: UpstreamFault | None) -> None:
         """It is over: ask again after a pause, which grows while no stream brings an event to go on after."""
         self._cut = None
+        self.let_go()
         if fault is not None:
             self._faulted(fault)
         if not self._is_offered:

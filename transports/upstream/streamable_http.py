@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Final, Literal
 
 import anyio
@@ -244,11 +245,28 @@ class HTTPWire:
             self._deliver(text, kind, block)
         elif self._is_dead:
             self._refused.append(request)
+        elif request.token and self._unasked is not None and self._unasked.is_coming:
+            self._exchanges[request] = nothing
+            self._unasked.when_known(partial(self._send_held, text, request, headers))
         else:
             self._unanswered[request] = None
             self._connector.count("call" if self.is_established else "initialize")
             call = _Call(self, request)
             self._exchanges[request] = call.cut = self._http.send("POST", block, text, call)
+
+    def _send_held(self, text: bytes, request: Request, headers: Headers) -> None:
+        """Send what wants progress, now that it would be heard.
+
+        Progress belongs on the stream of the POST (Transports, "Listening for Messages from the Server"). But servers
+        of the Python SDK up to 1.24 at least (`report_progress`) send it on the GET stream, and drop it where nobody
+        listens there.
+        """
+        if self._exchanges.pop(request, None) is None:  # given up meanwhile
+            return
+        if request.state == "pending":
+            self.send(text, request=request, headers=headers)
+        else:
+            self.is_over(request, SessionLost("it was cancelled before it was sent", executed="no"))
 
     def abandon(self, request: Request) -> None:
         """See `Wire.abandon`."""
@@ -313,10 +331,11 @@ class HTTPWire:
         finally:
             if self._lost is not None:
                 self._lost.cancel()
-            if self._unasked is not None:
-                self._unasked.close()
             for cut in (*self._exchanges.values(), *(receipt.over.cancel for receipt in self._deliveries)):
                 cut()
+            self._exchanges.clear()
+            if self._unasked is not None:
+                self._unasked.close()
             for task in self._running:
                 task.cancel()
             if self._running:
@@ -499,6 +518,8 @@ class HTTPWire:
             self._is_dead = True
             wait = LOST_SECONDS if self._unanswered else 0
             self._lost = asyncio.get_running_loop().call_later(wait, self._tell_lost)
+            if self._unasked is not None:
+                self._unasked.let_go()
 
     def _tell_lost(self) -> None:
         self._lost = None

@@ -204,6 +204,85 @@ async def test_who_has_rested_goes_on_after_the_last_event() -> None:
         assert resumed(bench) == ["g1"]
 
 
+# What wants progress, which many servers send on the GET stream.
+
+COMING: Play = [Pause("get"), OpenStream(), Hang()]
+
+
+@pytest.fixture
+def no_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the stream is waited as long as the test likes."""
+    monkeypatch.setattr(answers, "LISTEN_SECONDS", NEVER)
+
+
+@pytest.mark.usefixtures("no_hurry")
+@pytest.mark.parametrize("come", [COMING, [Pause("get"), Status(405)], [Pause("get"), Cut()]])
+async def test_what_wants_progress_is_sent_once_it_is_known_whether_the_stream_is_heard(come: Play) -> None:
+    async with http_bench(GET=[come]) as bench, bench.session() as session:
+        waiting = session.request(token=b"7")
+        await session.answered(session.request())
+        await bench.upstream.reached("get")
+        assert len(bench.upstream.of("tools/call")) == bench.sent("call") == 1
+        bench.upstream.open("get")
+        await session.answered(waiting)
+        await session.answered(session.request(token=b"8"))
+        assert bench.sent("call") == 3
+
+
+@pytest.mark.usefixtures("no_hurry")
+async def test_what_wants_progress_after_a_rest_waits_until_the_stream_is_heard_again() -> None:
+    first: Play = [OpenStream(), Send(told(1)), Hang()]
+    async with http_bench(GET=[first, COMING]) as bench, bench.session() as session:
+        await session.heard(None)
+        session.wire.rest()
+        session.wire.listen()
+        waiting = session.request(token=b"7")
+        await bench.upstream.reached("get")
+        assert not bench.upstream.of("tools/call")
+        bench.upstream.open("get")
+        await session.answered(waiting)
+
+
+async def test_a_stream_that_shows_nothing_before_its_first_event_is_waited_for_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(answers, "LISTEN_SECONDS", 0.001)
+    async with http_bench(GET=[COMING]) as bench, bench.session() as session:
+        await session.answered(session.request(token=b"7"))
+        monkeypatch.setattr(answers, "LISTEN_SECONDS", NEVER)
+        await session.answered(session.request(token=b"8"))
+
+
+@pytest.mark.usefixtures("no_hurry")
+async def test_what_is_withdrawn_while_it_waits_is_never_sent() -> None:
+    async with http_bench(GET=[COMING]) as bench, bench.session() as session:
+        cancelled, cut = session.request(token=b"7"), session.request(token=b"8")
+        cancelled.state = "abandoned"
+        session.wire.abandon(cut)
+        bench.upstream.open("get")
+        error = await session.failure(cancelled)
+        assert (type(error), error.data) == (SessionLost, {"executed": "no"})
+        await session.answered(session.request())
+        assert len(bench.upstream.of("tools/call")) == 1
+        assert len(session.receiver.of("failed")) == 1
+
+
+@pytest.mark.usefixtures("no_hurry")
+async def test_what_waits_as_the_session_ends_is_never_sent() -> None:
+    async with http_bench(GET=[COMING]) as bench:
+        async with bench.session() as session:
+            session.request(token=b"7")
+        assert not bench.upstream.of("tools/call")
+        assert bench.sent("delete") == 1
+
+
+@pytest.mark.usefixtures("no_hurry")
+async def test_what_waits_as_the_session_is_forgotten_did_not_run() -> None:
+    async with http_bench(GET=[COMING], call=[[Status(404)]]) as bench, bench.session() as session:
+        waiting, refused = session.request(token=b"7"), session.request()
+        assert await session.lost() == {waiting, refused}
+
+
 @pytest.mark.parametrize("status", [405, 404, 400])
 async def test_a_server_need_not_offer_a_get_stream(status: int) -> None:
     async with http_bench(GET=[[Status(status)]]) as bench, bench.session() as session:
