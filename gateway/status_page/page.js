@@ -158,17 +158,35 @@ document.addEventListener("keydown", (event) => {
 // Light and dark: as the system has it, until somebody chooses.
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
+let chosen = kept("theme");
+
+/** What is kept in this browser; null where it keeps nothing, as with cookies switched off. */
+function kept(name) {
+  try {
+    return localStorage.getItem(name);
+  } catch {
+    return null;
+  }
+}
+
+function keep(name, word) {
+  try {
+    localStorage.setItem(name, word);
+  } catch {
+    // It holds until the page is left.
+  }
+}
+
+const isDark = () => (chosen ? chosen === "dark" : dark.matches);
 
 function drawTheme() {
-  const chosen = localStorage.getItem("theme");
   set(document.documentElement, "data-theme", chosen);
-  const isDark = chosen ? chosen === "dark" : dark.matches;
-  set(byId("theme"), "aria-pressed", String(isDark));
+  set(byId("theme"), "aria-pressed", String(isDark()));
 }
 
 byId("theme").addEventListener("click", () => {
-  const isDark = byId("theme").getAttribute("aria-pressed") === "true";
-  localStorage.setItem("theme", isDark ? "light" : "dark");
+  chosen = isDark() ? "light" : "dark";
+  keep("theme", chosen);
   drawTheme();
 });
 dark.addEventListener("change", drawTheme);

@@ -43,8 +43,8 @@ export function figuresOf(gateway, steps) {
 
 const highest = (values) => values.reduce((most, value) => (value > (most ?? 0) ? value : most), null);
 
-/** The steps of all servers as those of one. */
-function together(all) {
+/** The steps of all servers as those of one; none where there is no server. */
+export function together(all) {
   return (all[0] ?? []).map((_, index) => {
     const whole = {};
     for (const steps of all) {

@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import aiohttp
 import anyio
+import anyio.to_thread
 import pytest
 from harness.browser import Browser, Page, browser
 from harness.clients import node
@@ -17,6 +19,7 @@ from harness.cutter import Cutter
 from harness.duplex_clients import SSEClient, initialize
 from harness.gateways import TOKENS, Gateway, token_settings
 from harness.gateways import gateway as running_gateway
+from harness.operators import Operator
 from harness.upstream_scripted import ScriptedUpstream, Status
 from harness.upstreams import Upstream
 from harness.wire import Wire
@@ -163,6 +166,27 @@ async def test_a_workflow_has_a_page_with_its_account(
         await page.until(text_of("missing-why", "no workflow of this handle"))
 
 
+async def test_it_goes_on_where_no_server_is_left(
+    chromium: Browser, upstream: Upstream, settings_file: Settings
+) -> None:
+    toml = settings_file(f'[servers.up]\nurl = "{upstream.url}"\neras = ["legacy"]\n')
+    with running_gateway(toml=toml) as gateway:
+        async with Wire(gateway.url()) as wire, view(chromium, f"{gateway.base}/") as page:
+            await wire.open()
+            assert "result" in await (await wire.call("counter")).response()
+            await page.until(there("#servers tbody"))
+            await page.until(f"{cell('up', 'Calls/s')} !== '0'")
+            await Operator(gateway, toml).reload("")
+            await page.until(f"!({there('#servers tbody')})")
+            figures = (
+                "['rate', 'median', 'tail', 'hits'].map((id) => document.getElementById(`total-${id}`).textContent)"
+            )
+            assert await page.run(figures) == ["0", *["\N{EN DASH}"] * 3]
+            await page.command("Page.reload")
+            await page.until(f"{text_of('connection', 'live')} && {text_of('total-rate', '^0$')}")
+            assert await page.run("document.getElementById('try-it').textContent") == gateway.url("NAME")
+
+
 @pytest.mark.slow
 async def test_workers_are_shown_as_one(chromium: Browser, upstream: Upstream, settings_file: Settings) -> None:
     database = settings_file("").with_name("directory.db")
@@ -286,6 +310,17 @@ async def test_it_is_light_or_dark_as_the_system_is_until_somebody_chooses(chrom
         await page.run("localStorage.clear()")
 
 
+async def test_a_browser_that_keeps_nothing_shows_it_all_the_same(gateway: Gateway) -> None:
+    ground = "getComputedStyle(document.body).backgroundColor"
+    with browser(keeps_nothing=True) as private:
+        async with view(private, f"{gateway.base}/") as page:
+            assert await page.run("(() => { try { return !localStorage } catch { return true } })()")
+            await page.command("Emulation.setEmulatedMedia", features=[CALM])
+            before = await page.run(ground)
+            await page.run("document.getElementById('theme').click()")
+            assert await page.run(ground) != before, "what is chosen holds, if only for this page"
+
+
 async def test_axe_finds_nothing_and_nothing_is_off_the_screen(
     chromium: Browser, upstream: Upstream, settings_file: Settings
 ) -> None:
@@ -321,6 +356,15 @@ async def test_axe_finds_nothing_and_nothing_is_off_the_screen(
 # Who may see it.
 
 
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """A gateway that wants tokens, and before which nobody has come yet."""
+    toml = tmp_path_factory.mktemp("gateway") / "trunkline.toml"
+    toml.write_text(f'[gateway]\nadmin_token = "{ADMIN}"\n{token_settings(up="http://127.0.0.1:9/mcp")}')
+    with running_gateway(toml=toml) as gateway:
+        yield gateway
+
+
 def bearer(token: str = TOKENS["alice"]) -> dict[str, str]:
     return {"Authorization": f"Bearer {token}"}
 
@@ -329,6 +373,25 @@ async def sign_in(page: Page, token: str) -> None:
     await page.run("document.getElementById('token').focus()")
     await page.type(token)
     await page.press("Enter", "\r")
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/api/events", "/api/gateway", "/api/servers", "/api/sessions", "/api/sessions/abcd"]
+)
+async def test_curl_without_rights_is_told_so_and_nothing_else_and_is_counted(closed: Gateway, path: str) -> None:
+    def curl(*arguments: str) -> tuple[str, str]:
+        shown = ["curl", "-s", "--noproxy", "*", "-w", "%{http_code}", *arguments, closed.base + path]
+        told = subprocess.run(shown, check=True, capture_output=True, text=True, timeout=30).stdout
+        return told[:-3], told[-3:]
+
+    asked = ([], ["-H", "Authorization: Bearer wrong"], ["-H", f"Authorization: Bearer {TOKENS['alice']}"])
+    before = closed.metric("trunkline_refused_total", reason="unauthorized")
+    for arguments in asked:
+        told = await anyio.to_thread.run_sync(curl, *arguments)
+        assert told == ("send the admin token as a bearer token\n", "401")
+    assert closed.metric("trunkline_refused_total", reason="unauthorized") == before + len(asked)
+    told = await anyio.to_thread.run_sync(curl, "-H", "Origin: https://other.example")
+    assert told == ("this Origin is not allowed; see gateway.allowed_origins\n", "403")
 
 
 async def test_an_admin_signs_in_with_a_token_that_is_kept_nowhere(

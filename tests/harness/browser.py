@@ -152,11 +152,18 @@ class Browser:
 
 
 @contextmanager
-def browser() -> Iterator[Browser]:
-    """A browser of one's own; skips the test where there is none, or fails it if told so (see `clients.peer`)."""
+def browser(*, keeps_nothing: bool = False) -> Iterator[Browser]:
+    """A browser of one's own; skips the test where there is none, or fails it if told so (see `clients.peer`).
+
+    One that `keeps_nothing` refuses sites their cookies and their storage, as its user has told it.
+    """
     os.environ.setdefault("TRUNKLINE_CHROMIUM", shutil.which("chromium") or "")
     program = peer("TRUNKLINE_CHROMIUM")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        if keeps_nothing:
+            preferences = Path(profile) / "Default" / "Preferences"
+            preferences.parent.mkdir()
+            preferences.write_text('{"profile": {"default_content_setting_values": {"cookies": 2}}}')
         process = ServerProcess([str(program), *FLAGS, f"--user-data-dir={profile}", "about:blank"])
         try:
             yield Browser(_devtools_url(process, Path(profile) / "DevToolsActivePort"))

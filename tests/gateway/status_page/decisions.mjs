@@ -7,7 +7,7 @@ import { pathToFileURL } from "node:url";
 const part = (name) => import(pathToFileURL(`${process.env.STATUS_PAGE}/${name}.js`));
 const { merge } = await part("merge");
 const { eventParser } = await part("stream");
-const { figuresOf, quantile, stepsOf } = await part("servers");
+const { figuresOf, quantile, stepsOf, together } = await part("servers");
 const { latency, percent, plain, rate, span, happened } = await part("words");
 const { Search } = await part("workflows");
 
@@ -55,6 +55,13 @@ test("figures are of the steps that are told", () => {
   assert.deepEqual([figures.rate, figures.hitRate, figures.failed, figures.rates.at(-1)], [2, 0.95, 2, 5]);
   assert.deepEqual(figures.tails.slice(0, 5), [null, null, null, null, null]);
   assert.deepEqual([figuresOf(gateway, stepsOf(gateway)).hitRate, figuresOf(gateway, stepsOf(gateway)).tail], [null, null]);
+});
+
+test("where no server is there, the figures say so", () => {
+  const gateway = { last_step: 100, steps: 10, step_seconds: 2, bounds: [0.001, 0.01] };
+  const figures = figuresOf(gateway, together([]));
+  assert.deepEqual([figures.rate, figures.calls, figures.failed], [0, 0, 0]);
+  assert.deepEqual([figures.hitRate, figures.median, figures.tail], [null, null, null]);
 });
 
 test("numbers as people read them", () => {
