@@ -41,7 +41,8 @@ def show(source: Source, handle: str, *, as_json: bool, console: Console | None 
     console = console or out()
     if not handle.strip("./ "):
         raise WrongArgument("give a workflow's handle, as `trunkline sessions` names it")
-    told = source.read(f"/api/sessions/{quote(handle, safe='')}")
+    with source.meter().running():
+        told = source.read(f"/api/sessions/{quote(handle, safe='')}")
     if as_json:
         write_json(told, console)
         return

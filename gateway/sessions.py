@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..transports.upstream.http_proxied import proxy_of
-from .console import add_row, out, printable, table_for, write_json
+from .console import Meter, add_row, meter, out, printable, table_for, write_json
 from .console import show as print_shown
 from .exits import Failure, WrongArgument
 
@@ -92,6 +92,10 @@ class Source:
         except ValueError:
             raise Unavailable(self._no_gateway()) from None
 
+    def meter(self) -> Meter:
+        """What is shown while an answer is waited for."""
+        return meter(f"{self.url} is asked")
+
     def _no_gateway(self) -> str:
         return f"{self.url} is no gateway of trunkline: give the URL that `trunkline serve` printed"
 
@@ -158,7 +162,8 @@ def show(source: Source, *, once: bool, as_json: bool, console: Console | None =
         Unavailable: the first look failed. Later ones are told below the table.
     """
     console = console or out()
-    rows = source.fetch()
+    with source.meter().running():
+        rows = source.fetch()
     if as_json:
         write_json(rows, console)
     elif once or not console.is_terminal:

@@ -455,6 +455,23 @@ async def test_a_check_that_takes_long_shows_how_far_it_is(file: Callable[[str],
         await anyio.to_thread.run_sync(watch, server.url)
 
 
+@pytest.mark.parametrize("asking", [("sessions",), ("sessions", "--once"), ("explain", "2b26b1df")])
+async def test_a_gateway_that_takes_long_to_answer_is_said_to_be_asked(asking: tuple[str, ...]) -> None:
+    async def hang(peer: Peer) -> None:
+        await peer.request()
+        await anyio.sleep_forever()
+
+    def watch(url: str) -> None:
+        base = url.removesuffix("/mcp")
+        with on_terminal(command(*asking, base), environment()) as terminal:
+            terminal.read_until(f"{base} is asked")
+            assert terminal.end() == 1
+            assert f"nobody answers at {base}" in terminal.text
+
+    async with serving(hang) as server:
+        await anyio.to_thread.run_sync(watch, server.url)
+
+
 # Beginning.
 
 
