@@ -19,7 +19,7 @@ from pathlib import Path
 from bench.client import Sample, open_session, run_calls
 from bench.processes import ROOT, cores, cpu_seconds, gateway_process, pinned, server, tree, upstream
 from bench.results import RESULTS, Row, median_ratio, write_result
-from bench.tables import print_rows
+from bench.tables import metered, print_rows
 
 sys.path.append(str(ROOT / "tests"))
 
@@ -147,7 +147,7 @@ async def measure(variants: list[Variant], rounds: int, calls: int) -> None:
     await asyncio.sleep(IDLE_SECONDS)
     for variant, used in zip(variants, before, strict=True):
         variant.idle = (variant.used() - used) / IDLE_SECONDS
-    for _ in range(rounds):
+    for _ in metered(range(rounds)):
         for variant in random.sample(variants, len(variants)):
             await variant.turn(calls)
 

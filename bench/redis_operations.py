@@ -24,6 +24,7 @@ from bench.processes import cores
 from bench.redis_process import redis_process, redis_version
 from bench.redis_records import EVENT, KEEP, event, record
 from bench.results import RESULTS, write_result
+from bench.tables import metered
 
 PORT = 9342
 WORKFLOWS = 4000
@@ -78,7 +79,7 @@ async def measure(client: "redis.Redis[Any]", seconds: float) -> list[dict[str, 
         workers = [await directory.enroll(Worker(f"{n:032x}", "host", f"/run/{n}")) for n in range(WORKERS)]
         rows = [
             await one_row(client, name, operation, seconds, each)
-            for name, (operation, each) in operations(directory, known, workers).items()
+            for name, (operation, each) in metered(operations(directory, known, workers).items())
         ]
         async with AsyncExitStack() as stack:
             plain = redis.asyncio.Redis(port=PORT)

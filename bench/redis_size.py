@@ -18,6 +18,7 @@ from trunkline.mux.directory.redis import RedisDirectory, open_redis
 from bench.redis_process import redis_process, redis_version
 from bench.redis_records import EVENT, KEEP, event, record, size
 from bench.results import RESULTS, write_result
+from bench.tables import metered
 
 PORT = 9341
 AT_ONCE = 16
@@ -52,7 +53,7 @@ def main() -> None:
     given = parser.parse_args()
     with redis_process(PORT) as client:
         version = redis_version(client)
-        rows = [measured(client, variant, given.workflows) for variant in VARIANTS]
+        rows = [measured(client, variant, given.workflows) for variant in metered(VARIANTS)]
     table = Table(title=f"memory of redis {version} for each workflow; records of {size(record(0))} bytes")
     for column in rows[0]:
         table.add_column(column.replace("_", " "), justify="left" if column == "variant" else "right")

@@ -17,7 +17,7 @@ from bench.client import Sample, Target, closed_loop, opened
 from bench.connection import Connection
 from bench.processes import cores, gateway_process, pinned, resident, server, upstream
 from bench.results import LOCAL, Row, median_ratio, percentile, write_result
-from bench.tables import print_rows
+from bench.tables import metered, print_rows
 
 KIB = 10 * 1024
 
@@ -52,7 +52,7 @@ async def measure(target: Target, pid: int, rounds: int, seconds: float) -> Row:
     async with opened(target, inflight=1) as slots:
         await closed_loop(slots, seconds=seconds / 2)
         before = peak = resident(pid)
-        for _ in range(rounds):
+        for _ in metered(range(rounds)):
             alone.append(await closed_loop(slots, seconds=seconds))
             slow = await SlowReader.open(target)
             sample, highest = await watched(pid, closed_loop(slots, seconds=seconds))

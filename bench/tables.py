@@ -1,12 +1,21 @@
-"""Rows of a measurement, printed."""
+"""Rows of a measurement, printed; and how far it is, while it runs."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from bench.results import Row
+
+Part = TypeVar("Part")
+
+
+def metered(parts: Collection[Part], what: str = "measuring") -> Iterable[Part]:
+    """The parts of a measurement, one after the other, with a bar on standard error."""
+    return track(parts, what, console=Console(stderr=True))
 
 
 def print_rows(title: str, rows: Sequence[Row], columns: Mapping[str, str] | None = None) -> None:
