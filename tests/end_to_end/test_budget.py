@@ -5,11 +5,13 @@ either finds another way or writes the new figure down here.
 """
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import pytest
@@ -58,6 +60,17 @@ def test_a_call_keeps_to_its_budget(transport: str, monkeypatch: pytest.MonkeyPa
         assert {package for package, count in calls.by_package.items() if count >= CALLS} <= ON_THE_PATH, told
         assert calls.tasks // CALLS <= budget.tasks, told
         assert (calls.by_package["trunkline"] + calls.by_package["built-in"]) // CALLS <= budget.functions, told
+
+
+@pytest.mark.checkout
+def test_the_page_on_how_it_is_built_says_the_budgets() -> None:
+    page = (Path(__file__).parent.parent.parent / "docs" / "design.md").read_text()
+    told = re.findall(
+        r"^\| (?:Streamable HTTP|WebSocket) \| (\d+) \| (\d+) \| (\d+) \| \d+ \| (\d)", page, re.MULTILINE
+    )
+    assert [(int(total), int(tasks)) for *_, total, tasks in told] == list(BUDGETS.values())
+    for own, built_in, total, _ in told:
+        assert 0 <= int(total) - int(own) - int(built_in) < 20, "room for a dozen"
 
 
 def report(calls: Calls) -> str:
