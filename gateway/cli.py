@@ -5,9 +5,9 @@ What a command needs is imported when it runs, so that help and completion come 
 
 import os
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -155,10 +155,11 @@ def serve(
     if place is None and settings.gateway.workers > 1:
         _supervise(settings, demo, on_ready)
         return
+    from .loop import run as run_to_end
     from .process import serve as run_gateway
 
     told = on_ready if place is None else place.tell_listening
-    _run(run_gateway(settings, read=read, demo=demo, insecure=insecure, on_ready=told, place=place))
+    run_to_end(run_gateway(settings, read=read, demo=demo, insecure=insecure, on_ready=told, place=place))
 
 
 @app.command(rich_help_panel=GATEWAY, epilog="Example: trunkline init --upstream files=http://127.0.0.1:9000/mcp")
@@ -300,24 +301,12 @@ def contextforge(context: typer.Context, debug: Debug = False) -> None:
     raise typer.Exit(launch(context.args))
 
 
-def _run(gateway: Coroutine[Any, Any, None]) -> None:
-    import asyncio
-
-    try:
-        import uvloop
-    except ImportError:  # works without, only slower
-        runner = asyncio.Runner()
-    else:
-        runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
-    with runner:
-        runner.run(gateway)
-
-
 def _supervise(settings: "Settings", demo: bool, on_ready: Callable[[str], None]) -> None:
+    from .loop import run as run_to_end
     from .workers.supervisor import WorkersFailed, supervise, worker_command
 
     try:
-        _run(supervise(settings, demo=demo, command=worker_command(), on_ready=on_ready))
+        run_to_end(supervise(settings, demo=demo, command=worker_command(), on_ready=on_ready))
     except WorkersFailed as error:
         if error.told is None:
             raise

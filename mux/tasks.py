@@ -4,13 +4,16 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import anyio
 
 from .errors import Overloaded
 
 logger = logging.getLogger(__name__)
+
+CANCEL_SECONDS: Final = 5.0
+"""How long a task may take to end that was cancelled: one that swallows that would hold up the end of the process."""
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -25,13 +28,18 @@ class Tasks:
 
     def __init__(self) -> None:
         self._running: set[asyncio.Task[None]] = set()
+        self._promised: set[asyncio.Future[Any]] = set()
+        """What somebody waits for."""
         self._is_open = False
         """True while more can be begun."""
         self._on_ended = self._ended
 
     @asynccontextmanager
     async def running(self, patience: float) -> AsyncIterator[None]:
-        """Tasks can be begun, for the length of the context; at its end, they have so many seconds to end."""
+        """Tasks can be begun, for the length of the context; at its end, they have so many seconds to end.
+
+        Then they are cancelled. What does not end by that within `CANCEL_SECONDS` is told to the log, and left.
+        """
         running, self._is_open = self._running, True
         try:
             yield
@@ -43,8 +51,13 @@ class Tasks:
                 self._is_open = False
                 for task in running:
                     task.cancel()
-                if running:
-                    await asyncio.wait(running)
+                with anyio.move_on_after(CANCEL_SECONDS):
+                    while running:
+                        await asyncio.wait(running)
+                for task in running:
+                    logger.error("a task of the pool does not end", extra={"task": task.get_name()})
+                for promised in tuple(self._promised):
+                    _refuse(promised)
 
     def spawn(self, function: Callable[[A], Coroutine[Any, Any, None]], argument: A) -> None:
         """Begin this. What it raises is logged.
@@ -52,11 +65,7 @@ class Tasks:
         Raises:
             Overloaded: nothing is begun any longer.
         """
-        if not self._is_open:
-            raise Overloaded("the gateway is shutting down", limit="draining")
-        task = asyncio.get_running_loop().create_task(function(argument))
-        self._running.add(task)
-        task.add_done_callback(self._on_ended)
+        self._spawn(function(argument), function)
 
     async def see_through(self, function: Callable[[A], Coroutine[Any, Any, T]], argument: A) -> T:
         """Do this, and wait for it: a caller that is cancelled leaves nothing half done.
@@ -66,22 +75,40 @@ class Tasks:
         """
         done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
-        async def see_through(_: None) -> None:
+        async def see_through() -> None:
             try:
-                done.set_result(await function(argument))
-            except Exception as error:
-                done.set_exception(error)
-                done.exception()  # the caller may have left
-            finally:
+                result = await function(argument)
                 if not done.done():
-                    done.set_exception(Overloaded("the gateway is shutting down", limit="draining"))
-                    done.exception()
+                    done.set_result(result)
+            except Exception as error:
+                if not done.done():
+                    done.set_exception(error)
+                    done.exception()  # the caller may have left
+            finally:
+                _refuse(done)
 
-        self.spawn(see_through, None)
+        self._spawn(see_through(), function)
+        self._promised.add(done)
+        done.add_done_callback(self._promised.discard)
         return await asyncio.shield(done)
+
+    def _spawn(self, work: Coroutine[Any, Any, None], named: Callable[..., object]) -> None:
+        if not self._is_open:
+            work.close()
+            raise Overloaded("the gateway is shutting down", limit="draining")
+        task = asyncio.get_running_loop().create_task(work, name=getattr(named, "__qualname__", None))
+        self._running.add(task)
+        task.add_done_callback(self._on_ended)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """One is done; a defect in it must not end the others."""
         self._running.discard(task)
         if not task.cancelled() and task.exception() is not None:
             logger.error("a task of the pool failed", exc_info=task.exception())
+
+
+def _refuse(promised: asyncio.Future[Any]) -> None:
+    """Nothing will come of it, unless it has."""
+    if not promised.done():
+        promised.set_exception(Overloaded("the gateway is shutting down", limit="draining"))
+        promised.exception()  # the caller may have left

@@ -1,10 +1,13 @@
 """What a pool begins is seen through."""
 
+import asyncio
 import logging
+from contextlib import suppress
 
 import anyio
 import pytest
 from harness.muxing import settle
+from trunkline.mux import tasks as module
 from trunkline.mux.errors import Overloaded
 from trunkline.mux.tasks import Tasks
 
@@ -77,3 +80,30 @@ async def test_what_the_end_of_the_pool_ends_is_told() -> None:
         await settle()
     with pytest.raises(Overloaded):
         tasks.spawn(wait, None)
+
+
+async def test_what_does_not_end_is_told_and_nobody_waits_for_it(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CANCEL_SECONDS", 0.01)
+    tasks, gate, over = Tasks(), anyio.Event(), anyio.Event()
+
+    async def swallows(_: None) -> None:
+        while not gate.is_set():
+            with suppress(asyncio.CancelledError):
+                await gate.wait()
+        over.set()
+
+    async def ask() -> None:
+        with pytest.raises(Overloaded):
+            await tasks.see_through(swallows, None)
+
+    with anyio.fail_after(PATIENCE):
+        async with anyio.create_task_group() as callers, tasks.running(0.01):
+            tasks.spawn(swallows, None)
+            callers.start_soon(ask)
+            await settle()
+        told = [record for record in caplog.records if record.levelno == logging.ERROR]
+        assert [record.__dict__["task"].rpartition(".")[2] for record in told] == ["swallows"] * 2
+        gate.set()
+        await over.wait()
