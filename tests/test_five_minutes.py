@@ -27,12 +27,12 @@ def clone(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def shell(clone: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Transcript]:
-    """A shell in the clone, which knows no environment but the one that the page makes there."""
+def shell(clone: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Transcript]:
+    """A shell in the clone, which knows no environment but the one that the page makes there; `.venv`, if not told."""
     outer = os.environ.get("VIRTUAL_ENV") or str(ROOT / ".venv")
     path = [part for part in os.environ["PATH"].split(os.pathsep) if not part.startswith(outer)]
     monkeypatch.setenv("PATH", os.pathsep.join(path))
-    with transcript(clone, programs=clone / ".venv" / "bin") as opened:
+    with transcript(clone, programs=clone / getattr(request, "param", ".venv") / "bin") as opened:
         yield opened
 
 
@@ -57,6 +57,7 @@ def test_an_application(shell: Transcript) -> None:
     follow(shell, "application.md")
 
 
+@pytest.mark.parametrize("shell", [".venv-forge"], indirect=True)
 def test_contextforge(shell: Transcript) -> None:
     follow(shell, "contextforge.md")
 
