@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -135,18 +135,16 @@ class Gateway:
         """What holds now."""
         return self._routes.settings
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve one connection; in another worker, where that one holds what it is about."""
-        await self._enter(scope, receive, send)
+        return self._enter(scope, receive, send)
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def _serve(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve one connection here: an MCP endpoint by its path, everything else by the operations application."""
         path, routes = scope.get("path", ""), self._routes
         if scope["type"] == "websocket":
-            endpoint = routes.websocket.get(path, not_found)
-        else:
-            endpoint = routes.http.get(path, routes.operations)
-        await endpoint(scope, receive, send)
+            return routes.websocket.get(path, not_found)(scope, receive, send)
+        return routes.http.get(path, routes.operations)(scope, receive, send)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Gateway"]:

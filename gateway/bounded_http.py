@@ -17,6 +17,9 @@ HEAD_SECONDS: Final = 30.0
 SMALL_BODY: Final = 65_536
 """Up to this size a body is copied behind its head."""
 
+CHUNKED: Final = b"\r\ntransfer-encoding: chunked\r\n"
+"""What uvicorn writes into the head of an answer whose length nobody knows."""
+
 FULL: Final = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 10\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
@@ -27,25 +30,27 @@ def connection_limit() -> int:
 
 
 class JoiningTransport:
-    """What one answer is written to: its head goes out with what follows it at once, in one packet.
+    """What one answer is written to: a head that says how long the body is goes out with it, in one packet.
 
-    uvicorn writes them apart, which costs a second call to the system and a second packet.
+    uvicorn writes them apart, which costs a second call to the system and a second packet. The head of a stream goes
+    out at once: who knows when there is something to send.
     """
 
-    __slots__ = ("_head", "_is_begun", "_loop", "_transport")
+    __slots__ = ("_head", "_is_begun", "_transport")
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
-        self._loop = loop
         self._is_begun = False
         self._head = b""
 
     def write(self, data: bytes) -> None:
-        """Write some of the answer; the first part waits for the next, until the event loop comes to its next turn."""
+        """Write some of the answer: its head, and then the body, which may be empty."""
         if not self._is_begun:
             self._is_begun = True
-            self._head = data
-            self._loop.call_soon(self._flush)
+            if CHUNKED in data:
+                self._transport.write(data)
+            else:
+                self._head = data
         elif not self._head:
             self._transport.write(data)
         else:
@@ -57,17 +62,14 @@ class JoiningTransport:
 
     def close(self) -> None:
         """Close the connection, after what was written."""
-        self._flush()
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head)
         self._transport.close()
 
     def is_closing(self) -> bool:
         """True once the connection is closed, or about to be."""
         return self._transport.is_closing()
-
-    def _flush(self) -> None:
-        if self._head:
-            head, self._head = self._head, b""
-            self._transport.write(head)
 
 
 class BoundedHTTP(HttpToolsProtocol):
@@ -125,8 +127,8 @@ class BoundedHTTP(HttpToolsProtocol):
         self._have_head()
         before = self.cycle
         super().on_headers_complete()
-        if self.cycle is not before:
-            self.cycle.transport = JoiningTransport(self.transport, self.loop)  # type: ignore[assignment]
+        if self.cycle is not before and self.scope["method"] != "HEAD":  # to which no body follows
+            self.cycle.transport = JoiningTransport(self.transport)  # type: ignore[assignment]
 
     def _have_head(self) -> None:
         if self._patience is not None:

@@ -496,11 +496,12 @@ class Channel:
 
     def _receive(self, message: Envelope, origin: Request | None) -> None:
         event = self._demux.receive(message, origin, self._config.clock())
+        if isinstance(event, Answered):  # nearly always, and cheaper to find so
+            event.request.caller.answered(event.message, is_error=event.is_error)
+            return
         if self._is_mute and origin is None and isinstance(event, (Asked, Told, ToServer)):
             self._is_mute = False  # it does what it did not declare, and would go unheard while it rests
         match event:
-            case Answered(request, text, is_error):
-                request.caller.answered(text, is_error=is_error)
             case Progressed(request, text):
                 request.caller.progressed(text)
             case ToServer():

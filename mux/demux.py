@@ -265,7 +265,7 @@ class Demux:
                 members = {**members, "params": swapped}
         request = Request(number, message.id, token, caller, now, self._timeout)
         self._requests[number] = request
-        return request, Envelope("request", members).with_id(spelled)
+        return request, wire_format.with_id(members, spelled)
 
     def trim(self) -> None:
         """Give back what the tables once needed: an empty one that was used keeps its room."""

@@ -67,7 +67,7 @@ class Envelope:
 
         An error response that came without an id gets one.
         """
-        return _encode({**self.members, "id": Raw(id)})
+        return with_id(self.members, id)
 
     def with_params(self, params: Members, id: bytes = b"") -> bytes:
         """The message as one line of JSON, with other params and, where given, another id."""
@@ -75,6 +75,11 @@ class Envelope:
         if id:
             members["id"] = Raw(id)
         return _encode(members)
+
+
+def with_id(members: Members, id: bytes) -> bytes:
+    """A message of these members as one line of JSON, under this id."""
+    return _encode({**members, "id": Raw(id)})
 
 
 def parse(text: bytes, *, limit: int) -> Envelope:
@@ -97,7 +102,7 @@ def parse(text: bytes, *, limit: int) -> Envelope:
 
 def is_batch(text: bytes) -> bool:
     """True if the text is a JSON array, as far as its first character tells."""
-    return text[:64].lstrip(b" \t\r\n")[:1] == b"["
+    return text[:1] != b"{" and text[:64].lstrip(b" \t\r\n")[:1] == b"["
 
 
 def parse_batch(text: bytes, *, limit: int) -> list[Envelope]:

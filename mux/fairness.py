@@ -10,7 +10,7 @@ from typing import Final, Generic, TypeVar
 from .errors import Overloaded
 from .principal import Principal
 
-MESSAGES_PER_ROUND: Final = 8
+MESSAGES_PER_ROUND: Final = 16
 """How many messages are taken in one round: more make a newcomer wait longer, fewer make rounds cost more."""
 
 MAX_WAITING: Final = 4096

@@ -320,6 +320,13 @@ class Pool:
             raise Overloaded("the gateway is shutting down", limit="draining")
         return self._generations.find(server, generation)
 
+    def at_hand(self, principal: Principal, server: str, session_id: str, concern: Concern = WHOLE) -> Workflow | None:
+        """What `find` would find, where that needs nobody to be asked; None tells nothing."""
+        workflow = self._workflows.get(session_id)
+        if workflow is None or (concern.name and self._cluster is not None) or not _is(workflow, principal, server):
+            return None
+        return None if self._clock() - workflow.checked > MAX_STALENESS else workflow
+
     async def find(self, principal: Principal, server: str, session_id: str, concern: Concern = WHOLE) -> Workflow:
         """The workflow of that session id, if it is this principal's, on this server (guarantee G4).
 
@@ -413,7 +420,7 @@ class Pool:
         return await self.find_key(principal, server, key) if key is not None else None
 
     async def _live(self, workflow: Workflow | None, principal: Principal, server: str) -> Workflow:
-        if workflow is None or workflow.principal != principal or workflow.server != server or workflow.ended:
+        if workflow is None or not _is(workflow, principal, server):
             raise UnknownSession("no such session; begin anew with initialize")
         if self._clock() - workflow.checked > MAX_STALENESS and not await self._check(workflow):
             session_id = workflow.record.session_id
@@ -795,6 +802,11 @@ class Pool:
         for upstream in self._generations.release(lambda version: version in had or self._lines.serves(version)):
             if self._release is not None:
                 self._tasks.spawn(self._release, upstream)
+
+
+def _is(workflow: Workflow, principal: Principal, server: str) -> bool:
+    """Whether it lives, is this principal's and on this server (guarantee G4)."""
+    return workflow.principal == principal and workflow.server == server and workflow.ended is None
 
 
 def _about(workflow: Workflow) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """The little of ASGI that the hot path needs: headers, a bounded body, an answer."""
 
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from math import inf
 from typing import Any, Final
@@ -154,7 +154,7 @@ async def read_body(receive: Receive, declared: str | None) -> bytes:
     raise BodyTooSlow
 
 
-async def respond(send: Send, status: int, headers: Iterable[tuple[bytes, bytes]], body: bytes = b"") -> None:
+async def respond(send: Send, status: int, headers: RawHeaders, body: bytes = b"") -> None:
     """One complete answer."""
     length = (b"content-length", b"%d" % len(body))
     await send({"type": "http.response.start", "status": status, "headers": [*headers, length]})

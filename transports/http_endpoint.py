@@ -75,7 +75,8 @@ class HTTPRequest:
         Raises:
             HTTPRefusal: 415.
         """
-        if self.headers.get("content-type", "").partition(";")[0].strip().lower() != JSON_TYPE:
+        declared = self.headers.get("content-type", "")
+        if declared != JSON_TYPE and declared.partition(";")[0].strip().lower() != JSON_TYPE:
             raise HTTPRefusal(415, "content_type", "Content-Type must be application/json")
 
     async def body(self) -> bytes:
@@ -95,11 +96,12 @@ class HTTPRequest:
     async def respond(self, status: int, headers: RawHeaders, body: bytes = b"") -> None:
         """A complete answer; a client that does not take it in `SEND_SECONDS` goes without."""
         self.started = True
+        head = [*headers, *self.extra, *self.cors]
         if len(body) <= AT_ONCE_BYTES:
-            await respond(self._send, status, [*headers, *self.extra, *self.cors], body)
+            await respond(self._send, status, head, body)
             return
         with anyio.move_on_after(SEND_SECONDS):
-            await respond(self._send, status, [*headers, *self.extra, *self.cors], body)
+            await respond(self._send, status, head, body)
 
     async def start(self, status: int, headers: RawHeaders) -> None:
         """The head of an answer whose body comes in chunks."""

@@ -26,6 +26,7 @@ from .asgi import ASKED, EVENT_STREAM, JSON, MEANT, until_disconnect
 from .endpoint import DEFAULT_REVISION, EndpointConfig, admitted_key, begin_unasked, picked, take_call
 from .headers import END, LAST_EVENT_ID, POOL, PROTOCOL_VERSION, SESSION_ID, accepts, workflow_key
 from .http_endpoint import JSON_TYPE, KEEP_ALIVE_SECONDS, STREAM_TYPE, HTTPEndpoint, HTTPRequest, send_events
+from .patience import Patience
 from .status import HTTPRefusal
 
 DECIDE_SECONDS: Final = 0.05
@@ -37,6 +38,7 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
 
     def __init__(self, config: EndpointConfig) -> None:
         super().__init__(config, {"POST": self._post, "GET": self._get, "DELETE": self._delete})
+        self._patience = Patience(DECIDE_SECONDS)
 
     # POST: a message, or a batch.
 
@@ -49,7 +51,7 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         if not self._config.admission.pass_at_once():
             await self._wait(request, body)
         modern = self._config.modern
-        if modern is not None and await modern.answer(request, body):
+        if modern is not None and headers.get(PROTOCOL_VERSION) not in LEGACY and await modern.answer(request, body):
             return
         self._check_revision(request, body)
         is_batch = wire_format.is_batch(body)
@@ -171,7 +173,7 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
             else:
                 watchers.append(loop.create_task(watch()))
 
-        timer = loop.call_later(DECIDE_SECONDS, decide)
+        timer = self._patience.wait(loop, decide)
         try:
             return await exchange.ready
         finally:
@@ -245,7 +247,10 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         session_id = request.headers.get(SESSION_ID)
         state: WorkflowState = "resumed"
         if session_id is not None:
-            workflow = await self._pool.find(request.principal, self._config.server, session_id, concern)
+            pool, principal, server = self._pool, request.principal, self._config.server
+            workflow = pool.at_hand(principal, server, session_id, concern) or await pool.find(
+                principal, server, session_id, concern
+            )
         elif key is not None:
             found = await self._pool.find_key(request.principal, self._config.server, key, concern)
             if found is None and not create:

@@ -165,11 +165,11 @@ async def parts_of(application: Any, request: bytes) -> AsyncIterator[Parts]:
 
 
 def answering(*bodies: bytes, until: asyncio.Event | None = None) -> Any:
-    """An application that answers in parts, and goes on after the first only when it may."""
+    """An application that answers in parts; with `until` as a stream, which goes on after its head only when it may."""
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
         await receive()
-        headers = [(b"content-length", b"%d" % sum(map(len, bodies)))]
+        headers = [] if until is not None else [(b"content-length", b"%d" % sum(map(len, bodies)))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         if until is not None:
             await until.wait()
@@ -187,12 +187,24 @@ async def test_an_answer_goes_out_in_one_packet() -> None:
         assert part.endswith(b"\r\n\r\nbody")
 
 
-async def test_a_head_waits_for_no_body_that_comes_later() -> None:
+async def test_the_head_of_a_stream_waits_for_nothing_that_comes_later() -> None:
     go_on = asyncio.Event()
     async with parts_of(answering(b"late", until=go_on), b"GET / HTTP/1.1\r\nHost: h\r\n\r\n") as client:
         assert (await client.parts.get()).endswith(b"\r\n\r\n")
         go_on.set()
-        assert await client.parts.get() == b"late"
+        assert (await client.parts.get()).startswith(b"4\r\nlate\r\n")
+
+
+async def test_a_head_goes_out_where_nothing_follows_it() -> None:
+    for method, status in ((b"HEAD", 200), (b"GET", 204), (b"GET", 200)):
+
+        async def empty(scope: Any, receive: Any, send: Any, status: int = status) -> None:
+            length = [(b"content-length", b"0")] if status == 200 else []
+            await send({"type": "http.response.start", "status": status, "headers": length})
+            await send({"type": "http.response.body", "body": b""})
+
+        async with parts_of(empty, method + b" / HTTP/1.1\r\nHost: h\r\n\r\n") as client:
+            assert (await client.parts.get()).startswith(b"HTTP/1.1 %d" % status)
 
 
 @pytest.mark.parametrize("method", [b"GET", b"HEAD"])

@@ -44,7 +44,8 @@ NOT_NOW: Final = frozenset({408, 409, 425, 429})
 
 def content_type(headers: Headers) -> str:
     """The media type, without its parameters."""
-    return headers.get("content-type", "").partition(";")[0].strip().lower()
+    declared = headers.get("content-type", "")
+    return declared if declared == JSON_TYPE else declared.partition(";")[0].strip().lower()
 
 
 def forgets_session(text: bytes, id: bytes = b"") -> bool:

@@ -43,7 +43,7 @@ from .answers import (
     nothing,
 )
 from .credentials import Credential
-from .http import Answer, CredentialFailed, ExchangeBroken, HeaderBlock
+from .http import Answer, CredentialFailed, ExchangeBroken, HeaderBlock, HTTPClient
 from .http_client import http_client
 
 logger = logging.getLogger(__name__)
@@ -340,6 +340,10 @@ class HTTPWire:
                 task.cancel()
             if self._running:
                 await asyncio.wait(tuple(self._running))
+
+    def settle(self, receiver: Receiver, http: HTTPClient) -> None:
+        """Report there, and send by that, from now on."""
+        self.receiver, self._http = receiver, http
 
     def rotate(self, headers: Headers, fixed: Headers) -> None:
         """Credentials have these values from the next request on."""
