@@ -135,9 +135,9 @@ class Gateway:
         """What holds now."""
         return self._routes.settings
 
-    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection; in another worker, where that one holds what it is about."""
-        return self._enter(scope, receive, send)
+        await self._enter(scope, receive, send)
 
     def _serve(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Serve one connection here: an MCP endpoint by its path, everything else by the operations application."""

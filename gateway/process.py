@@ -69,7 +69,6 @@ async def serve(
         tls = settings.gateway.tls
         config = uvicorn.Config(
             gateway,
-            interface="asgi3",
             http=BoundedHTTP.counting(gateway.statistics),
             lifespan="off",
             ws=PingingWebSocket,
