@@ -47,10 +47,14 @@ class Streams:
         return None if write is None else lambda kind, n, text: write(Entry(kind, stream.number, n, text))
 
     def restore(self, kept: KeptStream, epoch: int) -> Stream:
-        """A stream of another worker; its owed answers are told as lost."""
+        """A stream of another worker; its owed answers are told as lost. An overflow ends the workflow, as `append`."""
         last = max(epoch * EPOCH, kept.last)
         now = self._workflow.now()
-        stream = self._log.restore(kept.number, kept.events, trimmed=kept.trimmed, last=last, now=now)
+        try:
+            stream = self._log.restore(kept.number, kept.events, trimmed=kept.trimmed, last=last, now=now)
+        except Overflow as overflow:
+            stream = self._log.find(kept.number)
+            self._workflow.fail(overflow.reason)
         gone = SessionLost("the worker that carried this call is gone", executed="unknown")
         owed = list(kept.waiting.values())
         for place, raw in enumerate(owed, 1):

@@ -10,6 +10,8 @@ from harness.muxing import ALICE, BOB, bench, members, notification, response
 from trunkline.mux.demux import EXTENSIONS, TOMBSTONE_SECONDS
 from trunkline.mux.directory import Entry
 from trunkline.mux.envelope import Envelope
+from trunkline.mux.event_log import Overflow
+from trunkline.mux.limits import EventLogLimits
 from trunkline.mux.recovery import recover
 
 pytestmark = pytest.mark.anyio
@@ -246,6 +248,18 @@ async def test_an_answer_that_nobody_asked_for_is_dropped_and_counted() -> None:
         client.workflow.respond(response(1))
         assert at.counts["unknown_answers", "x"] == 1
         assert at.server.of("response") == []
+
+
+async def test_what_is_restored_where_no_room_is_left_ends_the_session_with_that_reason() -> None:
+    async with bench(event_log=EventLogLimits(events=2)) as at:
+        workflow = (await at.client()).workflow
+        owed = workflow.streams.open()
+        for n in range(2):
+            workflow.streams.append(owed, b"%d" % n)
+        kept = [Entry("event", 9, n, b"{}") for n in (1, 2)]
+        workflow.restore(recover(kept), 1, lambda name: True)
+        assert workflow.ended is not None
+        assert workflow.ended.cause == Overflow.reason
 
 
 async def test_what_is_restored_is_kept_for_as_long_as_its_client_may_come_for_it_and_no_longer() -> None:
