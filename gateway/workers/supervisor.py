@@ -36,8 +36,8 @@ SETTLED_SECONDS: Final = 10.0
 MAX_FAILURES: Final = 5
 """Ends of workers that had not come up, one after the other, after which the gateway gives up if none lives."""
 
-MARGIN_SECONDS: Final = 15.0
-"""How much longer than `drain_timeout` a worker may take to end before it is killed."""
+MARGIN_SECONDS: Final = 25.0
+"""How much longer than `drain_timeout` a worker may take to end before it is killed. What does not end by itself is left before."""
 
 TOLD: Final = (ExitCode.WRONG, ExitCode.NOT_STARTED)
 """The exit codes of a worker that has said itself why it cannot start."""
