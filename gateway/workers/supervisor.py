@@ -37,7 +37,8 @@ MAX_FAILURES: Final = 5
 """Ends of workers that had not come up, one after the other, after which the gateway gives up if none lives."""
 
 MARGIN_SECONDS: Final = 25.0
-"""How much longer than `drain_timeout` a worker may take to end before it is killed. What does not end by itself is left before."""
+"""How much longer than `drain_timeout` a worker may take to end before it is killed: by then it has left what does
+not end."""
 
 TOLD: Final = (ExitCode.WRONG, ExitCode.NOT_STARTED)
 """The exit codes of a worker that has said itself why it cannot start."""
