@@ -137,6 +137,20 @@ async def test_headers_are_those_of_each_call(server: Upstream) -> None:
     assert "ours" not in str(server.report()["requests"])
 
 
+async def test_what_traces_a_call_goes_with_it_and_leads_to_the_same_session(server: Upstream) -> None:
+    traces = [f"00-{n:032x}-{n:016x}-01" for n in (1, 2, 3)]
+    async with running(server) as kept:
+        counted = []
+        for trace in traces:
+            headers = {"traceparent": trace, "tracestate": f"v={trace[-4]}", "X-Correlation-ID": trace}
+            counted.append(await called(await kept.lease("alice@x", "a", headers), "counter"))
+    assert counted == ["1", "2", "3"]
+    assert server.counts()["initialize"] == 1
+    calls = [dict(entry["headers"]) for entry in server.report()["requests"] if entry["kind"] == "call"]
+    assert [headers["traceparent"] for headers in calls] == traces
+    assert [headers["x-correlation-id"] for headers in calls] == traces
+
+
 async def test_a_caller_that_gives_up_is_told_to_the_server(server: Upstream) -> None:
     async with running(server) as kept:
         lease = await kept.lease("alice@x", "a")
