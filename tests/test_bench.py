@@ -24,7 +24,7 @@ from bench.processes import ROOT, cores, cpu_seconds, descriptors, pinned, proce
 from bench.results import as_text, percentile, result, results, write_result
 from bench.scenarios import DIRECT, FORWARDER, MANY_IDLE, OLD_6, SCENARIOS, TRUNKLINE, VARIANTS
 
-pytestmark = [pytest.mark.anyio, pytest.mark.checkout, pytest.mark.slow]
+pytestmark = [pytest.mark.anyio, pytest.mark.checkout]
 
 STARTED = {DIRECT, FORWARDER, OLD_6, TRUNKLINE, MANY_IDLE}
 """Variants that the tests start: one of each kind."""
@@ -38,12 +38,14 @@ def bed() -> Iterator[Bed]:
 
 @pytest.mark.parametrize("name", SCENARIOS)
 async def test_each_scenario_measures_what_it_says(bed: Bed, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(load, "SETTLE_SECONDS", 0.02)
+    is_slow = SCENARIOS[name].server == "bench50"
+    # The old path ends its last session after the answer: that request is to arrive before another variant is counted.
+    monkeypatch.setattr(load, "SETTLE_SECONDS", 0.15 if is_slow else 0.02)
     monkeypatch.setitem(VARIANTS, MANY_IDLE, replace(VARIANTS[MANY_IDLE], idle=20))
     shown = tuple(variant for variant in SCENARIOS[name].variants if variant in STARTED)
     monkeypatch.setattr(load, "OPEN_SLOTS", 64)
     asked = SCENARIOS[name]
-    seconds = 0.3 if asked.server == "bench50" else 0.05  # what a session does beside its first calls is over by then
+    seconds = 0.3 if is_slow else 0.05  # what a session does beside its first calls is over by then
     scenario = replace(asked, variants=shown, seconds=seconds, inflight=min(asked.inflight, 64))
     noted = []
     rows = await measure(bed, scenario, 1, lambda: noted.append(1))
