@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bench.peers.names import FORGE_NAME, HTTP, HTTP_ONE, NGINX, STDIO
 from bench.results import RESULTS, Row, median_ratio, result, row
 from bench.scenarios import DIRECT, FEW_IDLE, FORWARDER, MANY_IDLE, OLD_6, TRUNKLINE
 from bench.soak import LEVEL
@@ -126,6 +127,33 @@ def _growth(rows: Rows) -> Iterator[Due]:
     yield Due("calls/s at 10,000 idle workflows, of those at 10", "≥ 0.95", f"{ratio:.2f}", ratio >= 0.95)
 
 
+def _nginx(rows: Rows) -> Iterator[Due]:
+    found = {name: rows.rounds(HTTP_ONE, name, "p50_ms") for name in (TRUNKLINE, NGINX, DIRECT)}
+    added = [
+        (mine - direct) / (other - direct)
+        for mine, other, direct in zip(found[TRUNKLINE], found[NGINX], found[DIRECT], strict=True)
+    ]
+    times = statistics.median(added)
+    yield Due("added p50 at 1 in flight, of nginx's", "≤ 2", f"{times:.2f}", times <= 2)
+
+
+def _peers(rows: Rows) -> Iterator[Due]:
+    for board, due, where in (
+        (HTTP, 20, "an HTTP server, 64 in flight"),
+        (STDIO, 2, "a server over stdio, 16 in flight"),
+    ):
+        others = [one["variant"] for one in result(board, rows.folder)["rows"]]
+        forge = next((name for name in others if name.startswith(FORGE_NAME)), None)
+        if forge is not None:
+            times = rows.ratio(board, "calls_per_second", beside=forge)
+            yield Due(f"calls/s before {where}, of {forge} with kept sessions", "≥ 70", f"{times:.1f}", times >= 70)
+        proxies = [name for name in others if name not in (TRUNKLINE, DIRECT, NGINX, forge)]
+        fastest = max(proxies, key=lambda name: float(rows.of(board, name)["calls_per_second"]))
+        times = rows.ratio(board, "calls_per_second", beside=fastest)
+        what = f"calls/s before {where}, of the fastest other MCP proxy ({fastest})"
+        yield Due(what, f"≥ {due}", f"{times:.1f}", times >= due)
+
+
 def _soak(rows: Rows) -> Iterator[Due]:
     found: dict[str, Any] = result("soak", rows.folder)
     for metric, what in (("rss", "RSS"), ("descriptors", "open descriptors")):
@@ -146,4 +174,6 @@ LINES: tuple[Callable[[Rows], Iterator[Due]], ...] = (
     _idle,
     _growth,
     _soak,
+    _nginx,
+    _peers,
 )

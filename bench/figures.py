@@ -7,9 +7,11 @@ need matplotlib, and are drawn only when they are written.
 import argparse
 import re
 import sys
+from typing import Any
 
 from bench import contextforge_figures, scale_figures
 from bench.budget import budget
+from bench.peers.names import HTTP, HTTP_ONE, MANNER_COLUMNS, STDIO
 from bench.processes import ROOT
 from bench.results import RESULTS, Row, result
 from bench.scenarios import SCENARIOS, VARIANTS
@@ -59,6 +61,7 @@ def pages() -> dict[str, dict[str, str]]:
             "scenarios": "\n\n".join(scenario(name) for name in SCENARIOS if is_stored(name)),
             **{name: make() for name, make in BESIDE.items() if is_stored(name)},
         },
+        "docs/comparison.md": {name: peers(name) for name in (HTTP_ONE, HTTP, STDIO) if is_stored(name)},
         "docs/migrating.md": {"contextforge": contextforge_figures.table()},
         "docs/operating.md": {"redis memory": scale_figures.memory(), "directories": directories()},
         "docs/scaling.md": {
@@ -116,7 +119,7 @@ def scenario(name: str) -> str:
         **dict.fromkeys(more.values(), "r"),
     }
     rows = [cells(row) + [number(row.get(key), 1) for key in more] for row in found["rows"]]
-    return f"**{found['about'][0].upper()}{found['about'][1:]}**: `{found['command']}`\n\n{table(columns, rows)}"
+    return f"{caption(found)}\n\n{table(columns, rows)}"
 
 
 def cells(row: Row) -> list[str]:
@@ -169,7 +172,7 @@ def memory() -> str:
         ]
         for row in found["rows"]
     ]
-    return f"`{found['command']}`\n\n{table(columns, rows)}"
+    return f"{caption(found)}\n\n{table(columns, rows)}"
 
 
 def soak() -> str:
@@ -205,7 +208,44 @@ def slow_reader() -> str:
         "RSS MiB at most": "r",
     }
     keys = ("p99_alone_ms", "p99_beside_ms", "ratio", "memory_before_MiB", "memory_at_most_MiB")
-    return f"`{found['command']}`\n\n{table(columns, [[number(row[key], 2) for key in keys]])}"
+    return f"{caption(found)}\n\n{table(columns, [[number(row[key], 2) for key in keys]])}"
+
+
+def peers(name: str) -> str:
+    """Other proxies beside trunkline: what each was, what it carried, and what became of what clients rely on."""
+    found = result(name)
+    manners = {key: title for key, title in MANNER_COLUMNS.items() if any(key in row for row in found["rows"])}
+    sides = ("calls/s", "p50 ms", "p99 ms", "CPU µs/call", "RSS MiB", "upstream requests/call", "errors")
+    columns = {"": "l", "version": "l", **dict.fromkeys(sides, "r"), **dict.fromkeys(manners.values(), "l")}
+    rows = [
+        [
+            row["variant"],
+            row.get("version", ""),
+            number(row["calls_per_second"], 0),
+            number(row["p50_ms"], 2),
+            number(row["p99_ms"], 2),
+            number(row.get("cpu_us"), 0),
+            number(row["rss_MiB"], 0),
+            number(row["upstream_requests"], 2),
+            str(row["errors"]),
+            *(kept(row.get(key)) for key in manners),
+        ]
+        for row in found["rows"]
+    ]
+    settings = [f"- {row['variant']}: {row['settings']}" for row in found["rows"] if row.get("settings")]
+    return "\n\n".join([caption(found), table(columns, rows), "\n".join(settings)])
+
+
+def kept(manner: bool | str | None) -> str:
+    """What became of one manner, in a word."""
+    return "" if manner is None else "yes" if manner is True else "**no**" if manner is False else f"**no**: {manner}"
+
+
+def caption(found: dict[str, Any]) -> str:
+    """What was measured, by which command, at which commit, and where."""
+    about, there = found["about"], found["machine"]
+    place = f"at commit {found['commit']}, {there['cores']} cores ({there['cpu']}), Python {there['python']}"
+    return f"**{about[0].upper()}{about[1:]}**: `{found['command']}`, {place}"
 
 
 def parts() -> str:
@@ -222,7 +262,7 @@ def parts() -> str:
         ]
         for row in found["rows"]
     ]
-    return f"`{found['command']}`\n\n{table(columns, rows)}"
+    return f"{caption(found)}\n\n{table(columns, rows)}"
 
 
 def directories() -> str:

@@ -25,21 +25,12 @@ from bench.load import COLUMNS, Bed, measure
 from bench.peers import forge
 from bench.peers.forge import FORGE
 from bench.peers.manners import manners
+from bench.peers.names import HTTP, HTTP_ONE, MANNER_COLUMNS, NGINX, STDIO
 from bench.peers.proxies import BEFORE_HTTP, BEFORE_STDIO, Behind, Proxy
 from bench.processes import ROOT, cores, free_port, process
 from bench.results import LOCAL, Row, write_result
-from bench.scenarios import DIRECT, Scenario
+from bench.scenarios import DIRECT, TRUNKLINE, Scenario
 from bench.tables import print_rows
-
-INFLIGHT = 16
-
-MANNER_COLUMNS = {
-    "counters": "counters kept",
-    "same_ids": "same id twice",
-    "progress": "progress",
-    "elicitation": "elicitation",
-    "cancellation": "cancellation",
-}
 
 
 @dataclass(frozen=True)
@@ -49,14 +40,17 @@ class Board:
     name: str
     about: str
     proxies: Mapping[str, Proxy]
+    inflight: int
     is_stdio: bool = False
+    is_latency: bool = False
+    """True where it is asked what a proxy adds to a single call, and nothing else."""
 
     @property
     def names(self) -> tuple[str, ...]:
         """Who takes turns. A server over stdio cannot be called without a proxy."""
         if self.is_stdio:
             return tuple(self.proxies)
-        return DIRECT, *self.proxies, *((FORGE,) if forge.is_there() else ())
+        return DIRECT, *self.proxies, *((FORGE,) if forge.is_there() and not self.is_latency else ())
 
 
 class PeerBed(Bed):
@@ -128,7 +122,7 @@ def version(proxy: Proxy) -> str:
 async def compare(board: Board, rounds: int, seconds: float) -> list[Row]:
     """The rows of a board."""
     scenario = Scenario(
-        board.about, board.names, INFLIGHT, server="stdio" if board.is_stdio else "bench", seconds=seconds
+        board.about, board.names, board.inflight, server="stdio" if board.is_stdio else "bench", seconds=seconds
     )
     with PeerBed(board) as bed, Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task(board.about, total=rounds * len(board.names))
@@ -139,21 +133,24 @@ async def compare(board: Board, rounds: int, seconds: float) -> list[Row]:
             row["version"], row["settings"] = version(board.proxies[name]), board.proxies[name].about
         elif name == FORGE:
             row["version"], row["settings"] = forge.VERSION, forge.ABOUT
-        if name != DIRECT:
+        if name != DIRECT and not board.is_latency:
             row |= await judge(board, name)
     return rows
 
 
 async def run(rounds: int, seconds: float, output: Path) -> None:
     """Measure, judge, print and store."""
-    about = f"{INFLIGHT} calls in flight"
+    http = "proxies before a server of Streamable HTTP"
+    stdio = "proxies before a server over stdio, 16 calls in flight"
+    lean = {name: proxy for name, proxy in present(BEFORE_HTTP).items() if name in (NGINX, TRUNKLINE)}
     boards = (
-        Board("peers_http", f"proxies before a server of Streamable HTTP, {about}", present(BEFORE_HTTP)),
-        Board("peers_stdio", f"proxies before a server over stdio, {about}", present(BEFORE_STDIO), is_stdio=True),
+        Board(HTTP_ONE, f"{http}, 1 call in flight", lean, 1, is_latency=True),
+        Board(HTTP, f"{http}, 64 calls in flight", present(BEFORE_HTTP), 64),
+        Board(STDIO, stdio, present(BEFORE_STDIO), 16, is_stdio=True),
     )
     for board in boards:
         rows = await compare(board, rounds, seconds)
-        print_rows(board.about, rows, {**COLUMNS, **MANNER_COLUMNS})
+        print_rows(board.about, rows, COLUMNS if board.is_latency else {**COLUMNS, **MANNER_COLUMNS})
         command = f"python -m bench.peers --rounds {rounds} --seconds {seconds:g}"
         write_result(output, board.name, board.about, command, rows)
 

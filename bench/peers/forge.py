@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.client import Target
+from bench.peers.names import FORGE_NAME
 from bench.processes import ROOT, cores
 
 sys.path.append(str(ROOT / "tests"))
@@ -16,7 +17,7 @@ sys.path.append(str(ROOT / "tests"))
 from harness.contextforge import contextforge, python_of, token
 
 VERSION: Final = "1.0.7"
-FORGE: Final = f"ContextForge {VERSION}"
+FORGE: Final = f"{FORGE_NAME} {VERSION}"
 ABOUT: Final = "one worker, USE_STATEFUL_SESSIONS=true, plugins off, SQLite, log level ERROR"
 
 

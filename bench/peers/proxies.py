@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from bench.peers.names import NGINX
 from bench.processes import ROOT
 
 PLACE: Final = ROOT / ".proxies"
@@ -103,7 +104,7 @@ FASTMCP: Final = Proxy(
 )
 
 BEFORE_HTTP: Final = {
-    "nginx": Proxy(
+    NGINX: Proxy(
         "plain reverse proxy, one worker, 64 kept connections, no buffering, no access log: knows nothing of MCP",
         _nginx,
         needs=Path("/usr/sbin/nginx"),
