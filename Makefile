@@ -50,6 +50,7 @@ bench-full: $(VENV)/.dev $(VENV)/.bench
 	$(BIN)/python -m bench.micro --output bench/results
 	$(BIN)/python -m bench.memory --output bench/results
 	$(BIN)/python -m bench.slow_reader --output bench/results
+	$(BIN)/python -m bench.servers --output bench/results
 	$(BIN)/python -m bench.fairness --output bench/results
 	$(BIN)/python -m bench.leave --output bench/results
 	$(BIN)/python -m bench.directories

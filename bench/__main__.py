@@ -23,6 +23,7 @@ PROGRAMS = {
     "bench.micro": "codec, demultiplexer, pool policy, framing, directories: time and allocations of each operation",
     "bench.memory": "what an idle workflow costs, with and without connections, beside a session of the SDK",
     "bench.soak": "10 minutes of load and churn beside 10,000 idle workflows: memory and descriptors over time",
+    "bench.servers": "what a request costs by uvicorn, other servers, and a bare protocol",
     "bench.slow_reader": "a client that reads nothing: its memory, and what others' calls take",
     "bench.fairness": "a principal that is greedy: what others' calls take",
     "bench.leave": "10,000 workflows opened and left: what is still held",

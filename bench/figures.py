@@ -265,6 +265,17 @@ def parts() -> str:
     return f"{caption(found)}\n\n{table(columns, rows)}"
 
 
+def servers() -> str:
+    """What a request costs whoever serves it."""
+    found = result("servers")
+    columns = {"": "l", "version": "l", "CPU µs/request": "r", "requests/s": "r"}
+    rows = [
+        [row["variant"], row["version"], number(row["cpu_us"], 1), number(row["calls_per_second"], 0)]
+        for row in found["rows"]
+    ]
+    return f"{caption(found)}\n\n{table(columns, rows)}"
+
+
 def directories() -> str:
     """What calls cost with each directory."""
     found = result("directories")
@@ -301,7 +312,7 @@ def machine(name: str) -> str:
     )
 
 
-BESIDE = {"memory": memory, "soak": soak, "slow_reader": slow_reader, "micro": parts}
+BESIDE = {"memory": memory, "soak": soak, "slow_reader": slow_reader, "micro": parts, "servers": servers}
 """Results that have a table of their own, in places of the same name."""
 
 

@@ -86,9 +86,10 @@ class WholeAnswer:
 
 async def floor(scope: Any, receive: Any, send: Any) -> None:
     """An ASGI application that answers at once with what it was asked."""
-    if scope["type"] == "http":
-        headers = [(b"content-type", b"application/json"), (b"mcp-session-id", b"floor")]
-        await respond(send, 200, await whole_body(receive), headers)
+    if scope["type"] != "http":
+        raise NotImplementedError(scope["type"])  # by which servers know that there is no lifespan
+    headers = [(b"content-type", b"application/json"), (b"mcp-session-id", b"floor")]
+    await respond(send, 200, await whole_body(receive), headers)
 
 
 async def whole_body(receive: Any) -> bytes:
