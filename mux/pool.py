@@ -8,10 +8,9 @@ import asyncio
 import itertools
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from math import inf
 from typing import Any, Final, NamedTuple
 
 import anyio
@@ -39,16 +38,11 @@ from .principal import Principal
 from .record import Handshake, WorkflowRecord, WorkflowState, new_session_id
 from .residents import Residents
 from .statistics import Statistics
+from .sweep import Sweep, SweepPorts
 from .tasks import Tasks
 from .workflow import Transport, Workflow
 
 logger = logging.getLogger(__name__)
-
-SWEEP_SECONDS: Final = 1.0
-"""How often what is due is looked for, at most; short time-outs are looked at more often."""
-
-SWEEP_SLICE: Final = 100
-"""Workflows that are looked after at a stretch: half a millisecond. 10,000 of them would hold calls up for 50."""
 
 CLOSE_SECONDS: Final = 10.0
 """How long the channels may take to say goodbye to their servers when the pool stops."""
@@ -127,7 +121,6 @@ class Pool:
         """What bounds the process."""
         self._directory = directory
         self._generations = Generations(upstreams)
-        self._release = release
         self._leftovers = Leftovers()
         self._clock = clock
         self._residents = Residents(max_ended)
@@ -158,6 +151,17 @@ class Pool:
             end=self._end_soon,
             note=self._note,
             members=members,
+        )
+        self._sweep = Sweep(
+            SweepPorts(lambda: self.pooling, self._end_soon, self._compare_doubted, self._remove, release),
+            directory=directory,
+            residents=self._residents,
+            lines=self._lines,
+            generations=self._generations,
+            leftovers=self._leftovers,
+            tasks=self._tasks,
+            cluster=self._cluster,
+            clock=clock,
         )
         self._numbers = itertools.count(1)
         self._on_end = self._end_soon
@@ -216,7 +220,7 @@ class Pool:
         failure: Exception | None = None
         async with self._written(), anyio.create_task_group() as keepers, self._tasks.running(CLOSE_SECONDS):
             await keepers.start(self._watch)
-            keepers.start_soon(self._sweep)
+            keepers.start_soon(self._sweep.run)
             try:
                 yield self
             except Exception as error:  # kept out of the task groups, which would wrap it
@@ -388,6 +392,36 @@ class Pool:
         """End a workflow: its calls fail, its upstream session is closed, its record is removed. Idempotent."""
         if self._retire(workflow, cause):
             await self._tasks.see_through(self._forget, workflow)
+
+    async def send_on(self, worker: int) -> None:
+        """Send on a request that names what the worker of this number gave, if that is another one that lives.
+
+        Raises:
+            Elsewhere: it is.
+        """
+        if self._cluster is not None:
+            await self._cluster.direct(worker)
+
+    def find_calls(
+        self, principal: Principal, server: str, session_id: str | None, key: str | None, cancelled: Envelope
+    ) -> list[Workflow]:
+        """Where the calls are in flight here that a client's `notifications/cancelled` can mean: one entry for each.
+
+        The client names its workflow by the session id, the key, or both.
+        """
+        found = []
+        for workflow in self._served if session_id is None else self._served_as(session_id):
+            record = workflow.record
+            is_theirs = record.principal == principal and record.server == server
+            is_named = key == record.key if session_id is None else key in (None, record.key)
+            if is_theirs and is_named and (session_id, key) != (None, None):
+                found += [workflow] * workflow.meant(cancelled)
+        return found
+
+    @property
+    def number(self) -> int:
+        """The number of this worker among those that share the directory; 0 where there is no other."""
+        return 0 if self._cluster is None else self._cluster.number
 
     # Draining.
 
@@ -606,7 +640,7 @@ class Pool:
         workflow.record = stored
         workflow.account.opened = SPARE if opened.pool_result == "spare" else workflow.line.why
         workflow.settle(opened)
-        logger.info("workflow opened", extra=_about(workflow))
+        logger.info("workflow opened", extra=workflow.about())
 
     async def _note_opened(self, workflow: Workflow, opened: Opened) -> WorkflowRecord | None:
         """Record what is known now; None where the record was overtaken, or is gone."""
@@ -640,7 +674,7 @@ class Pool:
         self._residents.unsettle(workflow.record)
         workflow.end(cause, release=self._is_released(workflow, cause))
         workflow.settle(WorkflowEnded(cause))
-        logger.info("workflow ended: %s", cause, extra=_about(workflow))
+        logger.info("workflow ended: %s", cause, extra=workflow.about())
         return True
 
     def _is_released(self, workflow: Workflow, cause: str) -> bool:
@@ -691,123 +725,11 @@ class Pool:
         for workflow in self._served_as(session_id) if session_id else self._served:
             workflow.checked = float("-inf")
 
-    async def send_on(self, worker: int) -> None:
-        """Send on a request that names what the worker of this number gave, if that is another one that lives.
-
-        Raises:
-            Elsewhere: it is.
-        """
-        if self._cluster is not None:
-            await self._cluster.direct(worker)
-
-    def find_calls(
-        self, principal: Principal, server: str, session_id: str | None, key: str | None, cancelled: Envelope
-    ) -> list[Workflow]:
-        """Where the calls are in flight here that a client's `notifications/cancelled` can mean: one entry for each.
-
-        The client names its workflow by the session id, the key, or both.
-        """
-        found = []
-        for workflow in self._served if session_id is None else self._served_as(session_id):
-            record = workflow.record
-            is_theirs = record.principal == principal and record.server == server
-            is_named = key == record.key if session_id is None else key in (None, record.key)
-            if is_theirs and is_named and (session_id, key) != (None, None):
-                found += [workflow] * workflow.meant(cancelled)
-        return found
-
-    @property
-    def number(self) -> int:
-        """The number of this worker among those that share the directory; 0 where there is no other."""
-        return 0 if self._cluster is None else self._cluster.number
-
     def _served_as(self, session_id: str) -> list[Workflow]:
         beside = {} if self._cluster is None else self._cluster.beside
         return [workflows[session_id] for workflows in (self._workflows, beside) if session_id in workflows]
-
-    async def _sweep(self) -> None:
-        while True:
-            await anyio.sleep(self._pause())
-            try:
-                for _ in self._look_after(self._clock()):
-                    await asyncio.sleep(0)
-            except Exception:  # a defect must not end the pool
-                logger.exception("the pool could not be looked after")
-
-    def _pause(self) -> float:
-        """Seconds to the next sweep: a quarter of the shortest time-out that holds for anybody."""
-        upstreams = (*self.upstreams.values(), *self._generations.superseded)
-        limits = [self.pooling, *(upstream.pooling for upstream in upstreams)]
-        shortest = min(min(p.idle_timeout, p.resume_window, p.request_timeout) for p in limits)
-        return max(0.02, min(SWEEP_SECONDS, shortest / 4))
-
-    def _look_after(self, now: float) -> Iterator[None]:
-        """Do what is due, with a pause wherever calls may go on meanwhile."""
-        for number, workflow in enumerate(self._residents.rota.due(now), 1):
-            try:
-                if not workflow.ended:
-                    self._residents.rota.put_off(workflow, self._expire(workflow, now), now)
-            except Exception:
-                logger.exception("a workflow could not be looked after", extra=_about(workflow))
-            if number % SWEEP_SLICE == 0:
-                yield
-        self._lines.expire(now)
-        if self._cluster is not None:
-            self._cluster.expire(now)
-            if any(workflow.is_doubted for workflow in self._workflows.values()):
-                self._tasks.spawn(self._compare_doubted, None)
-        for record in self._leftovers.due(now):
-            self._tasks.spawn(self._remove, record)
-        self._release_superseded()
-
-    def _expire(self, workflow: Workflow, now: float) -> float:
-        """Do what is due for a workflow; when there will be more, if nothing happens to it until then."""
-        workflow.expire(now)
-        if self._cluster is not None and not workflow.ended:
-            self._cluster.note(workflow)
-        patience, cause = workflow.pooling.idle_timeout, "idle"
-        if workflow.is_superseded and workflow.pooling.resume_window < patience:
-            patience, cause = workflow.pooling.resume_window, "reconfigured"
-        idle_since = workflow.idle_since
-        if idle_since is None or idle_since + patience > now:
-            if self._cluster is not None and workflow.has_changed:  # until it is recorded
-                return now
-            return min(workflow.due(), inf if idle_since is None else idle_since + patience)
-        if self._cluster is None:
-            self._end_soon(workflow, cause)
-        elif not workflow.is_doubted:
-            self._tasks.spawn(self._end_if_unused, (workflow, patience, cause))
-        return now
-
-    async def _end_if_unused(self, what: tuple[Workflow, float, str]) -> None:
-        """End a workflow that no worker has touched for so long."""
-        workflow, patience, cause = what
-        try:
-            seconds = await self._directory.untouched(workflow.record.session_id)
-        except DirectoryUnavailable:
-            return
-        now = self._clock()
-        if seconds is None:
-            self._end_soon(workflow, "removed")
-        elif seconds < patience:
-            workflow.touched_elsewhere(now - seconds)
-        elif workflow.idle_since is not None and workflow.idle_since + patience <= now:
-            self._end_soon(workflow, cause)
-
-    def _release_superseded(self) -> None:
-        """Give up settings that were superseded, once no workflow has them and nothing is open under them."""
-        if not self._generations.superseded:
-            return
-        had = {(workflow.server, workflow.generation) for workflow in self._workflows.values()}
-        for upstream in self._generations.release(lambda version: version in had or self._lines.serves(version)):
-            if self._release is not None:
-                self._tasks.spawn(self._release, upstream)
 
 
 def _is(workflow: Workflow, principal: Principal, server: str) -> bool:
     """Whether it lives, is this principal's and on this server (guarantee G4)."""
     return workflow.principal == principal and workflow.server == server and workflow.ended is None
-
-
-def _about(workflow: Workflow) -> dict[str, str]:
-    return {"server": workflow.server, "handle": workflow.handle, "principal": workflow.principal.digest()}

@@ -97,6 +97,7 @@ MUX_ORDER = (
     {"shared"},
     {"lines"},
     {"cluster"},
+    {"sweep"},
     {"pool"},
 )
 """Inside mux, lowest first: a module imports from its own rank and from lower ones."""

@@ -156,7 +156,7 @@ class Workers:
             for member in self.all:
                 if not member.is_dead:
                     await member.beat()
-                    tuple(member.pool._look_after(self.clock()))
+                    tuple(member.pool._sweep.look_after(self.clock()))
             await settle()
 
     async def serve(self, session_id: str, first: Member, concern: Concern = WHOLE) -> tuple[Member, Workflow]:

@@ -15,7 +15,6 @@ from trunkline.mux.errors import (
     UpstreamRefused,
     UpstreamUnreachable,
 )
-from trunkline.mux.lines import Lines
 from trunkline.mux.pool import Begun
 from trunkline.mux.record import derived
 
@@ -265,23 +264,6 @@ async def test_a_handshake_that_is_none_is_refused_before_anything_happens(param
         with pytest.raises(InvalidParams):
             await begin(at.pool, message=request("initialize", given))
         assert (at.server.sessions, at.directory.calls) == ([], {})
-
-
-async def test_a_defect_in_a_sweep_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with bench() as at:
-        at.server.on_request = echo
-        client = await at.client(ALICE)
-        expire = Lines.expire
-
-        def broken(self: Lines, now: float) -> None:
-            raise AssertionError("a defect")
-
-        monkeypatch.setattr(Lines, "expire", broken)
-        at.clock.advance(1)
-        for _ in range(2):
-            await at.swept()
-        assert "result" in await client.answer(client.call())
-        monkeypatch.setattr(Lines, "expire", expire)
 
 
 async def test_who_is_revoked_while_it_begins_gets_nothing() -> None:

@@ -1,10 +1,9 @@
-"""What the pool may keep, and for how long: caps, idle workflows, records that others changed, the drain."""
+"""What the pool may keep, and for how long: caps, records that others changed, the drain."""
 
 import asyncio
 
 import pytest
 from harness.muxing import ALICE, BOB, CAROL, Bench, begin, bench, settle
-from trunkline.mux import pool as pool_module
 from trunkline.mux.directory import MAX_STALENESS
 from trunkline.mux.errors import Overloaded, UnknownSession, WorkflowEnded
 from trunkline.mux.leftovers import FIRST_SECONDS
@@ -98,81 +97,6 @@ async def test_a_session_that_is_resumed_needs_no_further_place() -> None:
         begun = await asyncio.gather(*tasks)
         assert len({one.workflow for one in begun}) == 1
         assert (await begin(at.pool, ALICE, key="chat")).state == "resumed"
-
-
-async def test_a_workflow_idles_from_the_end_of_its_last_response() -> None:
-    async with bench(idle_timeout=100) as at:
-        client, canary = await at.client(), await at.client()
-        at.clock.advance(60)
-        exchange = client.call()
-        client.leave()
-        at.clock.advance(60)
-        await at.ended("idle")
-        assert canary.workflow.ended
-        assert not client.workflow.ended, "its call is still in flight"
-        (await at.server.got("tools/call")).answer()
-        assert await exchange.ready
-
-        canary = await at.client()
-        at.clock.advance(-0.1)  # the canary is idle for as long, by a hair less
-        canary.call(method="ping")
-        canary.leave()
-        at.clock.advance(100)
-        await at.ended("idle", 2)
-        assert canary.workflow.ended
-        assert not client.workflow.ended
-        at.clock.advance(0.2)
-        await at.ended("idle", 3)
-
-
-async def test_others_go_on_while_workflows_are_looked_after(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pool_module, "SWEEP_SLICE", 2)
-    async with bench(idle_timeout=10) as at:
-        for _ in range(6):
-            await begin(at.pool)
-        seen = {6}
-        at.clock.advance(10)
-        async with asyncio.timeout(10):
-            while at.pool.workflows:
-                seen.add(len(at.pool.workflows))
-                await asyncio.sleep(0)
-        assert seen == {6, 4, 2}, "each slice is a turn of the loop"
-        assert at.counts["workflows_closed", "idle"] == 6
-
-
-async def test_a_wire_keeps_a_workflow_from_idling() -> None:
-    async with bench(idle_timeout=10) as at:
-        client = await at.client()
-        reader = client.workflow.streams.attach_standalone()
-        canary = await at.client()
-        at.clock.advance(1000)
-        await at.ended("idle")
-        assert (client.workflow.ended, bool(canary.workflow.ended)) == (None, True)
-        reader.close()
-        assert client.workflow.idle_since == at.clock.now
-
-
-async def test_a_record_that_could_not_be_removed_is_removed_later(caplog: pytest.LogCaptureFixture) -> None:
-    async with bench(idle_timeout=10) as at:
-        first = (await begin(at.pool, ALICE, key="chat")).workflow
-        at.directory.failing["remove"] = ConnectionError("the directory is away")
-        at.clock.advance(10)
-        await at.directory.reached("remove")
-        await settle()
-        assert at.directory.records == [first.record]
-        at.clock.advance(FIRST_SECONDS)
-        await at.directory.reached("remove", 2)
-        del at.directory.failing["remove"]
-        at.clock.advance(2 * FIRST_SECONDS)
-        await at.directory.reached("remove", 3)
-        await settle()
-        assert at.directory.records == []
-        assert at.counts["leftovers", "kept"] == 2
-        assert (await begin(at.pool, ALICE, key="chat")).state == "reset"
-        at.clock.advance(10)
-        await at.ended("idle", 2)
-    assert "a record could not be removed: ConnectionError" in caplog.text
-    assert first.record.session_id not in caplog.text
 
 
 async def test_who_ends_a_workflow_is_not_told_that_its_record_stays_a_little() -> None:

@@ -32,7 +32,7 @@ from .. import event_stream
 from ..event_stream import EventParser
 from .answers import ERROR_BODY_BYTES, JSON_TYPE, STREAM_TYPE, Body, content_type, nothing
 from .http import ExchangeBroken, HeaderBlock, HTTPClient
-from .streamable_http import failure_of
+from .http_call import failure_of
 
 logger = logging.getLogger(__name__)
 

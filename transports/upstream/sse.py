@@ -27,8 +27,9 @@ from ..event_stream import EventParser
 from .answers import ERROR_BODY_BYTES, STREAM_TYPE, Body, Receipt, content_type, nothing
 from .credentials import Credential
 from .http import CredentialFailed, ExchangeBroken, HeaderBlock, HTTPClient, Withheld, target_within
+from .http_call import failure_of
 from .http_client import http_client
-from .streamable_http import DELIVER_SECONDS, LOST_SECONDS, VERSION_HEADER_SINCE, failure_of
+from .streamable_http import DELIVER_SECONDS, LOST_SECONDS, VERSION_HEADER_SINCE
 
 logger = logging.getLogger(__name__)
 

@@ -15,35 +15,13 @@ from typing import Final, Literal
 import anyio
 
 from ...mux.demux import Request
-from ...mux.envelope import parse
-from ...mux.errors import (
-    CredentialRefused,
-    InvalidMessage,
-    InvalidRequest,
-    SessionLost,
-    TrunklineError,
-    UpstreamFault,
-    UpstreamUnreachable,
-)
-from ...mux.limits import MAX_EVENT_BYTES
+from ...mux.errors import InvalidRequest, SessionLost, TrunklineError, UpstreamFault, UpstreamUnreachable
 from ...mux.ports import NONE, Headers, Receiver, SendKind
 from ...mux.statistics import Statistics
-from .answers import (
-    ERROR_BODY_BYTES,
-    JSON_TYPE,
-    STREAM_TYPE,
-    Body,
-    Events,
-    Heard,
-    Listening,
-    Receipt,
-    Unasked,
-    content_type,
-    forgets_session,
-    nothing,
-)
+from .answers import JSON_TYPE, STREAM_TYPE, Events, Heard, Listening, Receipt, Unasked, nothing
 from .credentials import Credential
-from .http import Answer, CredentialFailed, ExchangeBroken, HeaderBlock, HTTPClient
+from .http import Answer, ExchangeBroken, HeaderBlock, HTTPClient
+from .http_call import HTTPCall, failure_of
 from .http_client import http_client
 
 logger = logging.getLogger(__name__)
@@ -56,9 +34,6 @@ DELIVER_SECONDS: Final = 30.0
 
 MAX_DELIVERIES: Final = 256
 """Messages without an answer that a server has not taken yet, for each session; more are dropped and counted."""
-
-LINGER_SECONDS: Final = 1.0
-"""How long a stream may stay open after its answer, before its connection is cut."""
 
 LOST_SECONDS: Final = 0.5
 """How long a session that the server forgot waits for what becomes of its other calls: most are refused as well, and
@@ -251,7 +226,7 @@ class HTTPWire:
         else:
             self._unanswered[request] = None
             self._connector.count("call" if self.is_established else "initialize")
-            call = _Call(self, request)
+            call = HTTPCall(self, request)
             self._exchanges[request] = call.cut = self._http.send("POST", block, text, call)
 
     def _send_held(self, text: bytes, request: Request, headers: Headers) -> None:
@@ -529,110 +504,3 @@ class HTTPWire:
         self._lost = None
         cause = SessionLost("the server no longer knows the session", executed="unknown")
         self.receiver.lost(cause, self._refused)
-
-
-class _Call:
-    """The answer to one request, as it comes: plain JSON, a stream, or a refusal. Implements `Answer`."""
-
-    __slots__ = ("_body", "_events", "_linger", "_request", "_status", "_wire", "cut")
-
-    def __init__(self, wire: HTTPWire, request: Request) -> None:
-        self._wire = wire
-        self._request = request
-        self._status = 0
-        self._body: Body | None = None
-        self._events: Events | None = None
-        self._linger: asyncio.TimerHandle | None = None
-        self.cut: Callable[[], None] = nothing
-
-    def began(self, status: int, headers: Headers) -> None:
-        """See `Answer.began`."""
-        self._status = status
-        kind = content_type(headers)
-        try:
-            if not self._wire.begins(self._request, status, headers):
-                self.cut()
-            elif status == 200 and kind == STREAM_TYPE:
-                self._events = Events(self._hand_on, None)
-            elif status == 202:
-                raise UpstreamFault("the server accepted a request without answering it")
-            elif kind == JSON_TYPE or (status == 400 and self._wire.has_session):
-                self._body = Body(MAX_EVENT_BYTES if status == 200 else ERROR_BODY_BYTES)
-            else:
-                raise _refusal(status)
-        except TrunklineError as error:
-            self._fail(error)
-
-    def came(self, chunk: bytes) -> None:
-        """See `Answer.came`."""
-        part = self._events or self._body
-        if part is not None:
-            try:
-                part.add(chunk)
-            except UpstreamFault as fault:
-                self._fail(fault if self._status == 200 else _refusal(self._status))
-
-    def ended(self, error: ExchangeBroken | None) -> None:
-        """See `Answer.ended`."""
-        request, wire = self._request, self._wire
-        if self._linger is not None:
-            self._linger.cancel()
-        if self._events is not None:
-            if request.state == "done":
-                wire.is_over(request)
-            else:
-                wire.take_up(request, self._events)
-        elif error is not None:
-            wire.is_over(request, failure_of(error))
-        elif self._body is not None:
-            self._take(self._body.joined())
-
-    def _take(self, text: bytes) -> None:
-        """A body of JSON: the response, or an HTTP error that may hold one, with or without an id (rule E8)."""
-        request = self._request
-        if self._status == 400 and self._wire.has_session and forgets_session(text, b"%d" % request.id):
-            self._wire.forgot(request)
-            return
-        if self._status == 200 or _is_error(text):
-            self._wire.receiver.received(text, request)
-        if request.state == "done":
-            self._wire.is_over(request)
-        elif self._status == 200:
-            self._wire.is_over(request, UpstreamFault("the server's answer did not hold the response"))
-        else:
-            self._wire.is_over(request, _refusal(self._status))
-
-    def _hand_on(self, text: bytes) -> None:
-        self._wire.receiver.received(text, self._request)
-        if self._request.state == "done" and self._linger is None:
-            self._linger = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._leave)
-
-    def _leave(self) -> None:
-        self.cut()
-        self._wire.is_over(self._request)
-
-    def _fail(self, error: TrunklineError) -> None:
-        self._body = self._events = None
-        self.cut()
-        self._wire.is_over(self._request, error)
-
-
-def failure_of(error: ExchangeBroken) -> TrunklineError:
-    """The failure of an HTTP request: surely not executed if it was not sent, else unknown (guarantee G6)."""
-    if isinstance(error, CredentialFailed):
-        return CredentialRefused(str(error))
-    if error.sent:
-        return SessionLost(f"the exchange with the server broke: {error}", executed="unknown")
-    return UpstreamUnreachable(f"the server cannot be reached: {error}", executed="no")
-
-
-def _refusal(status: int) -> TrunklineError:
-    executed = "no" if 400 <= status < 500 else "unknown"
-    return UpstreamUnreachable(f"the server answered HTTP {status}", status=status, executed=executed)
-
-
-def _is_error(text: bytes) -> bool:
-    try:
-        return parse(text, limit=ERROR_BODY_BYTES).is_error
-    except InvalidMessage:
-        return False

@@ -1,0 +1,151 @@
+"""Looks after what is due in a pool: workflows in their turn, sessions, leftovers, settings that serve nobody now."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine, Iterator
+from math import inf
+from typing import Any, Final, NamedTuple
+
+import anyio
+
+from .cluster import Cluster
+from .directory import Directory
+from .errors import DirectoryUnavailable
+from .generations import Generations
+from .leftovers import Leftovers
+from .limits import Pooling
+from .lines import Lines, Upstream
+from .record import WorkflowRecord
+from .residents import Residents
+from .tasks import Tasks
+from .workflow import Workflow
+
+logger = logging.getLogger(__name__)
+
+SWEEP_SECONDS: Final = 1.0
+"""How often what is due is looked for, at most; short time-outs are looked at more often."""
+
+SWEEP_SLICE: Final = 100
+"""Workflows that are looked after at a stretch: half a millisecond. 10,000 of them would hold calls up for 50."""
+
+
+class SweepPorts(NamedTuple):
+    """What the pool does for its sweep."""
+
+    limits: Callable[[], Pooling]
+    """What bounds the process now."""
+    end: Callable[[Workflow, str], None]
+    """Ends a workflow, for a cause."""
+    compare_doubted: Callable[[None], Coroutine[Any, Any, None]]
+    """Compares with the directory what another worker may have taken over."""
+    remove: Callable[[WorkflowRecord], Coroutine[Any, Any, None]]
+    """Removes the record of a workflow that has ended."""
+    release: Callable[[Upstream], Coroutine[Any, Any, None]] | None
+    """Hears of settings that serve nobody any longer."""
+
+
+class Sweep:
+    """Looks after what is due, again and again, until `run` is cancelled. `cluster` as in the pool."""
+
+    def __init__(
+        self,
+        ports: SweepPorts,
+        *,
+        directory: Directory,
+        residents: Residents,
+        lines: Lines,
+        generations: Generations[Upstream],
+        leftovers: Leftovers,
+        tasks: Tasks,
+        cluster: Cluster | None,
+        clock: Callable[[], float],
+    ) -> None:
+        self._ports = ports
+        self._directory = directory
+        self._residents = residents
+        self._lines = lines
+        self._generations = generations
+        self._leftovers = leftovers
+        self._tasks = tasks
+        self._cluster = cluster
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Look for what is due, and do it."""
+        while True:
+            await anyio.sleep(self._pause())
+            try:
+                for _ in self.look_after(self._clock()):
+                    await asyncio.sleep(0)
+            except Exception:  # a defect must not end the pool
+                logger.exception("the pool could not be looked after")
+
+    def _pause(self) -> float:
+        """Seconds to the next look: a quarter of the shortest time-out that holds for anybody."""
+        upstreams = (*self._generations.current.values(), *self._generations.superseded)
+        limits = [self._ports.limits(), *(upstream.pooling for upstream in upstreams)]
+        shortest = min(min(p.idle_timeout, p.resume_window, p.request_timeout) for p in limits)
+        return max(0.02, min(SWEEP_SECONDS, shortest / 4))
+
+    def look_after(self, now: float) -> Iterator[None]:
+        """Do what is due, with a pause wherever calls may go on meanwhile."""
+        rota = self._residents.rota
+        for number, workflow in enumerate(rota.due(now), 1):
+            try:
+                if not workflow.ended:
+                    rota.put_off(workflow, self._expire(workflow, now), now)
+            except Exception:
+                logger.exception("a workflow could not be looked after", extra=workflow.about())
+            if number % SWEEP_SLICE == 0:
+                yield
+        self._lines.expire(now)
+        if self._cluster is not None:
+            self._cluster.expire(now)
+            if any(workflow.is_doubted for workflow in self._residents.by_id.values()):
+                self._tasks.spawn(self._ports.compare_doubted, None)
+        for record in self._leftovers.due(now):
+            self._tasks.spawn(self._ports.remove, record)
+        self._release_superseded()
+
+    def _expire(self, workflow: Workflow, now: float) -> float:
+        """Do what is due for a workflow; when there will be more, if nothing happens to it until then."""
+        workflow.expire(now)
+        if self._cluster is not None and not workflow.ended:
+            self._cluster.note(workflow)
+        patience, cause = workflow.pooling.idle_timeout, "idle"
+        if workflow.is_superseded and workflow.pooling.resume_window < patience:
+            patience, cause = workflow.pooling.resume_window, "reconfigured"
+        idle_since = workflow.idle_since
+        if idle_since is None or idle_since + patience > now:
+            if self._cluster is not None and workflow.has_changed:  # until it is recorded
+                return now
+            return min(workflow.due(), inf if idle_since is None else idle_since + patience)
+        if self._cluster is None:
+            self._ports.end(workflow, cause)
+        elif not workflow.is_doubted:
+            self._tasks.spawn(self._end_if_unused, (workflow, patience, cause))
+        return now
+
+    async def _end_if_unused(self, what: tuple[Workflow, float, str]) -> None:
+        """End a workflow that no worker has touched for so long."""
+        workflow, patience, cause = what
+        try:
+            seconds = await self._directory.untouched(workflow.record.session_id)
+        except DirectoryUnavailable:
+            return
+        now = self._clock()
+        if seconds is None:
+            self._ports.end(workflow, "removed")
+        elif seconds < patience:
+            workflow.touched_elsewhere(now - seconds)
+        elif workflow.idle_since is not None and workflow.idle_since + patience <= now:
+            self._ports.end(workflow, cause)
+
+    def _release_superseded(self) -> None:
+        """Give up settings that were superseded, once no workflow has them and nothing is open under them."""
+        if not self._generations.superseded:
+            return
+        had = {(workflow.server, workflow.generation) for workflow in self._residents.by_id.values()}
+        for upstream in self._generations.release(lambda version: version in had or self._lines.serves(version)):
+            if self._ports.release is not None:
+                self._tasks.spawn(self._ports.release, upstream)

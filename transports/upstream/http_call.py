@@ -1,0 +1,164 @@
+"""The answer to one request over Streamable HTTP: JSON, a stream of its own, or a refusal (rules T6, E8, R1.1)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final, Protocol
+
+from ...mux.demux import Request
+from ...mux.envelope import parse
+from ...mux.errors import (
+    CredentialRefused,
+    InvalidMessage,
+    SessionLost,
+    TrunklineError,
+    UpstreamFault,
+    UpstreamUnreachable,
+)
+from ...mux.limits import MAX_EVENT_BYTES
+from ...mux.ports import Headers, Receiver
+from .answers import (
+    ERROR_BODY_BYTES,
+    JSON_TYPE,
+    STREAM_TYPE,
+    Body,
+    Events,
+    content_type,
+    forgets_session,
+    nothing,
+)
+from .http import CredentialFailed, ExchangeBroken
+
+LINGER_SECONDS: Final = 1.0
+"""How long a stream may stay open after its answer, before its connection is cut."""
+
+
+class CallingWire(Protocol):
+    """The session that a request belongs to, as its answer sees it."""
+
+    receiver: Receiver
+
+    @property
+    def has_session(self) -> bool:
+        """True where requests name a session, which the server may forget."""
+
+    def begins(self, request: Request, status: int, headers: Headers) -> bool:
+        """The server begins to answer; False where it has forgotten the session. Raises `UpstreamFault`."""
+
+    def forgot(self, request: Request) -> None:
+        """The server no longer knows the session, and did not run this request."""
+
+    def is_over(self, request: Request, error: TrunklineError | None = None) -> None:
+        """The exchange is over, for this reason where the answer did not come."""
+
+    def take_up(self, request: Request, events: Events) -> None:
+        """The stream broke before the answer."""
+
+
+class HTTPCall:
+    """The answer to one request, as it comes: plain JSON, a stream, or a refusal. Implements `Answer`."""
+
+    __slots__ = ("_body", "_events", "_linger", "_request", "_status", "_wire", "cut")
+
+    def __init__(self, wire: CallingWire, request: Request) -> None:
+        self._wire = wire
+        self._request = request
+        self._status = 0
+        self._body: Body | None = None
+        self._events: Events | None = None
+        self._linger: asyncio.TimerHandle | None = None
+        self.cut: Callable[[], None] = nothing
+
+    def began(self, status: int, headers: Headers) -> None:
+        """See `Answer.began`."""
+        self._status = status
+        kind = content_type(headers)
+        try:
+            if not self._wire.begins(self._request, status, headers):
+                self.cut()
+            elif status == 200 and kind == STREAM_TYPE:
+                self._events = Events(self._hand_on, None)
+            elif status == 202:
+                raise UpstreamFault("the server accepted a request without answering it")
+            elif kind == JSON_TYPE or (status == 400 and self._wire.has_session):
+                self._body = Body(MAX_EVENT_BYTES if status == 200 else ERROR_BODY_BYTES)
+            else:
+                raise refusal(status)
+        except TrunklineError as error:
+            self._fail(error)
+
+    def came(self, chunk: bytes) -> None:
+        """See `Answer.came`."""
+        part = self._events or self._body
+        if part is not None:
+            try:
+                part.add(chunk)
+            except UpstreamFault as fault:
+                self._fail(fault if self._status == 200 else refusal(self._status))
+
+    def ended(self, error: ExchangeBroken | None) -> None:
+        """See `Answer.ended`."""
+        request, wire = self._request, self._wire
+        if self._linger is not None:
+            self._linger.cancel()
+        if self._events is not None:
+            if request.state == "done":
+                wire.is_over(request)
+            else:
+                wire.take_up(request, self._events)
+        elif error is not None:
+            wire.is_over(request, failure_of(error))
+        elif self._body is not None:
+            self._take(self._body.joined())
+
+    def _take(self, text: bytes) -> None:
+        """A body of JSON: the response, or an HTTP error that may hold one, with or without an id (rule E8)."""
+        request = self._request
+        if self._status == 400 and self._wire.has_session and forgets_session(text, b"%d" % request.id):
+            self._wire.forgot(request)
+            return
+        if self._status == 200 or _is_error(text):
+            self._wire.receiver.received(text, request)
+        if request.state == "done":
+            self._wire.is_over(request)
+        elif self._status == 200:
+            self._wire.is_over(request, UpstreamFault("the server's answer did not hold the response"))
+        else:
+            self._wire.is_over(request, refusal(self._status))
+
+    def _hand_on(self, text: bytes) -> None:
+        self._wire.receiver.received(text, self._request)
+        if self._request.state == "done" and self._linger is None:
+            self._linger = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._leave)
+
+    def _leave(self) -> None:
+        self.cut()
+        self._wire.is_over(self._request)
+
+    def _fail(self, error: TrunklineError) -> None:
+        self._body = self._events = None
+        self.cut()
+        self._wire.is_over(self._request, error)
+
+
+def failure_of(error: ExchangeBroken) -> TrunklineError:
+    """The failure of an HTTP request: surely not executed if it was not sent, else unknown (guarantee G6)."""
+    if isinstance(error, CredentialFailed):
+        return CredentialRefused(str(error))
+    if error.sent:
+        return SessionLost(f"the exchange with the server broke: {error}", executed="unknown")
+    return UpstreamUnreachable(f"the server cannot be reached: {error}", executed="no")
+
+
+def refusal(status: int) -> TrunklineError:
+    """The failure of a request that was answered with this status, and nothing that says more."""
+    executed = "no" if 400 <= status < 500 else "unknown"
+    return UpstreamUnreachable(f"the server answered HTTP {status}", status=status, executed=executed)
+
+
+def _is_error(text: bytes) -> bool:
+    try:
+        return parse(text, limit=ERROR_BODY_BYTES).is_error
+    except InvalidMessage:
+        return False
