@@ -131,6 +131,11 @@ class Desk(Generic[Call]):
             if not calls:
                 del self._calls[key]
 
+    def trim(self) -> None:
+        """Give back what the table of calls once needed."""
+        if not self._calls:
+            self._calls = {}
+
     def meant(self, message: Envelope, can_mean: Callable[[Call], bool]) -> list[Call]:
         """The calls in flight under the id that a client's `notifications/cancelled` names, of those it can mean."""
         key = _key_or_none((message.params() or {}).get("requestId"))

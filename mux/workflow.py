@@ -42,7 +42,51 @@ WORST_FIRST: Final = ("bypass", "miss", "spare", "hit")
 
 
 class Workflow:
-    """One client conversation. Implements `Owner` for its channel and `Resident` for the pool's policy."""
+    """One client conversation. Implements `Owner` for its channel and `Resident` for the pool's policy.
+
+    There are many. More than thirty attributes would take each a table of its own, which costs more than all the rest.
+    """
+
+    __slots__ = (
+        "_capabilities",
+        "_clock",
+        "_desk",
+        "_duplexes",
+        "_elsewhere",
+        "_ended",
+        "_exchanges",
+        "_is_repeating",
+        "_keep",
+        "_on_end",
+        "_quiet",
+        "_stir",
+        "_touched",
+        "_unrepeated",
+        "_unrepeated_bytes",
+        "_wires",
+        "account",
+        "checked",
+        "doubted_since",
+        "ends_with_its_wires",
+        "generation",
+        "handle",
+        "is_superseded",
+        "line",
+        "loop",
+        "opened",
+        "pooling",
+        "principal",
+        "record",
+        "server",
+        "stateless",
+        "statistics",
+        "streams",
+        "touched",
+        "transport",
+        "trust",
+        "wish",
+        "write",
+    )
 
     def __init__(
         self,
@@ -447,6 +491,7 @@ class Workflow:
             for channel in self.line.channels:
                 if channel.rests_at(self._touched) <= now:
                     channel.rest()
+                    self._trim()
         self.streams.expire(now - self.pooling.resume_window)
         for duplex in [d for d in self._duplexes if d.is_idle and d.left + self.pooling.resume_window <= now]:
             self._forget(duplex)
@@ -454,6 +499,12 @@ class Workflow:
             self._refuse_questions("the client did not come back")
             if self.ends_with_its_wires and not len(self._desk):
                 self.fail("abandoned")
+
+    def _trim(self) -> None:
+        """Give back what tables once needed: an empty one that was used keeps its room."""
+        self._desk.trim()
+        if not self._exchanges:
+            self._exchanges = {}
 
     def stir(self) -> None:
         """Something happened that has to be looked after sooner than was thought."""

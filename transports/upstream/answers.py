@@ -226,6 +226,11 @@ class Unasked:
         self._patience: asyncio.TimerHandle | None = None
 
     @property
+    def is_blank(self) -> bool:
+        """True where nothing was learned that whoever listens next has to know."""
+        return self._events.last_id is None and self._is_offered and not self._is_late
+
+    @property
     def is_coming(self) -> bool:
         """True while the stream is asked for, and the server may answer any moment."""
         return self._cut is not None and not self._is_stream and not self._is_late

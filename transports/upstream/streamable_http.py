@@ -283,6 +283,8 @@ class HTTPWire:
         self._listen = False
         if self._unasked is not None:
             self._unasked.close()
+            if self._unasked.is_blank:
+                self._unasked = None
         if not self._exchanges and not self._unanswered:
             self._exchanges, self._unanswered = {}, {}  # a table that was once used is kept
 
