@@ -17,6 +17,12 @@ HEAD_SECONDS: Final = 30.0
 SMALL_BODY: Final = 65_536
 """Up to this size a body is copied behind its head."""
 
+BODY_SECONDS: Final = 65.0
+"""How long a body may take. Who reads it refuses it sooner, but for one of which nothing comes: that is cut."""
+
+INTERIM: Final = b"HTTP/1.1 1"
+"""How an answer begins that another one follows: 100 Continue, for which the client waits before it sends the body."""
+
 CHUNKED: Final = b"\r\ntransfer-encoding: chunked\r\n"
 """What uvicorn writes into the head of an answer whose length nobody knows."""
 
@@ -46,6 +52,9 @@ class JoiningTransport:
     def write(self, data: bytes) -> None:
         """Write some of the answer: its head, and then the body, which may be empty."""
         if not self._is_begun:
+            if data.startswith(INTERIM):
+                self._transport.write(data)
+                return
             self._is_begun = True
             if CHUNKED in data:
                 self._transport.write(data)
@@ -73,7 +82,7 @@ class JoiningTransport:
 
 
 class BoundedHTTP(HttpToolsProtocol):
-    """A connection whose requests have heads of bounded size, which come in bounded time."""
+    """A connection whose requests have heads of bounded size, and come in bounded time."""
 
     statistics = Statistics()
     """Where it is counted who was cut; a subclass has that of its gateway."""
@@ -85,7 +94,7 @@ class BoundedHTTP(HttpToolsProtocol):
 
     @classmethod
     def counting(cls, statistics: Statistics) -> "type[BoundedHTTP]":
-        """The same, counted there under `refused`: `head`, `slow_head`, `connections`."""
+        """The same, counted there under `refused`: `head`, `slow_head`, `slow_body`, `connections`."""
         return type(cls.__name__, (cls,), {"statistics": statistics})
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -100,7 +109,7 @@ class BoundedHTTP(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See the base class."""
-        self._have_head()
+        self._have_all()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -114,6 +123,11 @@ class BoundedHTTP(HttpToolsProtocol):
                 self._cut("head")
             elif self._patience is None:
                 self._patience = self.loop.call_later(HEAD_SECONDS, self._cut, "slow_head")
+        elif self.cycle is not None and self.cycle.more_body:
+            if self._patience is None:
+                self._patience = self.loop.call_later(BODY_SECONDS, self._cut, "slow_body")
+        elif self._patience is not None:
+            self._have_all()
 
     def on_message_begin(self) -> None:
         """See the base class."""
@@ -124,13 +138,13 @@ class BoundedHTTP(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """See the base class."""
         self._is_in_head = False
-        self._have_head()
+        self._have_all()
         before = self.cycle
         super().on_headers_complete()
         if self.cycle is not before and self.scope["method"] != "HEAD":  # to which no body follows
             self.cycle.transport = JoiningTransport(self.transport)  # type: ignore[assignment]
 
-    def _have_head(self) -> None:
+    def _have_all(self) -> None:
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None

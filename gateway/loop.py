@@ -1,4 +1,4 @@
-"""The event loop of a process: uvloop where it is there, and an end that waits for no task for ever."""
+"""The event loop of a process: uvloop where it is there, and an end that waits so long for what outlives the work."""
 
 import asyncio
 import logging

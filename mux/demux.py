@@ -74,7 +74,7 @@ class IllegalMove(AssertionError):
 class Request:
     """A client's request, from the minting of its upstream id to its answer or the end of its tombstone."""
 
-    __slots__ = ("caller", "client_id", "deadline", "id", "latest", "paused", "state", "token")
+    __slots__ = ("caller", "client_id", "deadline", "id", "is_held", "latest", "paused", "state", "token")
 
     def __init__(self, id: int, client_id: bytes, token: bytes, caller: Caller, now: float, timeout: float) -> None:
         self.id = id
@@ -87,6 +87,8 @@ class Request:
         self.latest = now + timeout * EXTENSIONS
         self.paused = 0
         """Requests of the server's own that wait for a client's answer within this one."""
+        self.is_held = False
+        """True while its wire holds it back: nothing of it has reached the server, which need not hear of its end."""
 
     def __repr__(self) -> str:
         return f"Request({self.id}, {self.state})"
@@ -349,8 +351,8 @@ class Demux:
         for asked in self._server_requests.values():
             asked.state = "done"
         self._server_requests.clear()
-        lost = _as_lost(cause)
-        return [Failed(request, lost) for request in waiting]
+        lost, not_run = _as_lost(cause), SessionLost(cause.message, executed="no")
+        return [Failed(request, not_run if request.is_held else lost) for request in waiting]
 
     def _receive_response(self, message: Envelope, origin: Request | None) -> Answered | Ignored:
         request = self._requests.get(self._minted(message.id)) if message.id else origin
@@ -414,6 +416,9 @@ class Demux:
     ) -> list[Due]:
         request.deadline = now + TOMBSTONE_SECONDS
         request.paused = 0
+        if request.is_held:
+            not_run = SessionLost(error.message, executed="no") if isinstance(error, SessionLost) else error
+            return [Failed(request, not_run)]
         told = {**(params or {}), "requestId": Raw(b"%d" % request.id)}
         return [
             ToServer(wire_format.notification("notifications/cancelled", told), "notification"),

@@ -327,7 +327,11 @@ class Pool:
     def at_hand(self, principal: Principal, server: str, session_id: str, concern: Concern = WHOLE) -> Workflow | None:
         """What `find` would find, where that needs nobody to be asked; None tells nothing."""
         workflow = self._workflows.get(session_id)
-        if workflow is None or (concern.name and self._cluster is not None) or not _is(workflow, principal, server):
+        if (
+            workflow is None
+            or (concern.name and self._cluster is not None)
+            or not _is_theirs(workflow, principal, server)
+        ):
             return None
         return None if self._clock() - workflow.checked > MAX_STALENESS else workflow
 
@@ -454,7 +458,7 @@ class Pool:
         return await self.find_key(principal, server, key) if key is not None else None
 
     async def _live(self, workflow: Workflow | None, principal: Principal, server: str) -> Workflow:
-        if workflow is None or not _is(workflow, principal, server):
+        if workflow is None or not _is_theirs(workflow, principal, server):
             raise UnknownSession("no such session; begin anew with initialize")
         if self._clock() - workflow.checked > MAX_STALENESS and not await self._check(workflow):
             session_id = workflow.record.session_id
@@ -730,6 +734,6 @@ class Pool:
         return [workflows[session_id] for workflows in (self._workflows, beside) if session_id in workflows]
 
 
-def _is(workflow: Workflow, principal: Principal, server: str) -> bool:
+def _is_theirs(workflow: Workflow, principal: Principal, server: str) -> bool:
     """Whether it lives, is this principal's and on this server (guarantee G4)."""
     return workflow.principal == principal and workflow.server == server and workflow.ended is None

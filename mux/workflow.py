@@ -572,11 +572,13 @@ class Workflow:
         self._touched = self._clock()
         self._stir(self)
         for number, stream in kept.streams.items():
+            if self._ended is not None:  # there was no room for the one before
+                return
             if gave(number) and (not number or not self.streams.knows(number)):
                 restored = self.streams.restore(stream, epoch)
                 if stream.is_wire:
                     self._duplexes.append(Duplex(self, (restored, stream.connections)))
-        for number, raw in kept.questions.items():
+        for number, raw in kept.questions.items() if self._ended is None else ():
             if gave(number) and not self._desk.knows(number):
                 self._desk.restore(number, inherited(raw), Inherited(self.line))
 

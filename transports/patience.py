@@ -8,15 +8,25 @@ from collections.abc import Callable
 class Waiting:
     """One who waits."""
 
-    __slots__ = ("due", "is_over")
+    __slots__ = ("_then", "due")
 
-    def __init__(self, due: float, is_over: Callable[[], None]) -> None:
+    def __init__(self, due: float, then: Callable[[], None]) -> None:
         self.due = due
-        self.is_over: Callable[[], None] | None = is_over
+        self._then: Callable[[], None] | None = then
+
+    @property
+    def is_called_off(self) -> bool:
+        """True where it is not called back any longer."""
+        return self._then is None
 
     def cancel(self) -> None:
-        """It need not be called back any longer. Idempotent."""
-        self.is_over = None
+        """It is not called back any longer. Idempotent."""
+        self._then = None
+
+    def end(self) -> None:
+        """The time is over."""
+        if self._then is not None:
+            self._then()
 
 
 class Patience:
@@ -31,9 +41,9 @@ class Patience:
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def wait(self, loop: asyncio.AbstractEventLoop, is_over: Callable[[], None]) -> Waiting:
+    def begin(self, loop: asyncio.AbstractEventLoop, then: Callable[[], None]) -> Waiting:
         """Call this back when the time is over; what is returned calls it off."""
-        waiting = Waiting(loop.time() + self._seconds, is_over)
+        waiting = Waiting(loop.time() + self._seconds, then)
         self._waiting.append(waiting)
         if not self._is_timed:
             self._is_timed = True
@@ -43,10 +53,10 @@ class Patience:
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         self._is_timed = False
         now = loop.time()
-        while self._waiting and (self._waiting[0].due <= now or self._waiting[0].is_over is None):
-            is_over = self._waiting.popleft().is_over
-            if is_over is not None:
-                loop.call_soon(is_over)
+        while self._waiting and (self._waiting[0].due <= now or self._waiting[0].is_called_off):
+            waiting = self._waiting.popleft()
+            if not waiting.is_called_off:
+                loop.call_soon(waiting.end)  # by itself: one that fails holds up nobody
         if self._waiting:
             self._is_timed = True
             loop.call_at(self._waiting[0].due, self._look, loop)

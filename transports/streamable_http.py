@@ -173,7 +173,7 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
             else:
                 watchers.append(loop.create_task(watch()))
 
-        timer = self._patience.wait(loop, decide)
+        timer = self._patience.begin(loop, decide)
         try:
             return await exchange.ready
         finally:

@@ -163,6 +163,7 @@ class Member:
             worker = await self.membership.numbered(giver) if giver else None
             if worker is not None:
                 raise Elsewhere(worker.id)
+        with suppress(DirectoryUnavailable):
             if self._is_draining and (others := await self.membership.others()):
                 raise Elsewhere(secrets.choice(others).id)
 

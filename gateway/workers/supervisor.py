@@ -36,7 +36,7 @@ SETTLED_SECONDS: Final = 10.0
 MAX_FAILURES: Final = 5
 """Ends of workers that had not come up, one after the other, after which the gateway gives up if none lives."""
 
-MARGIN_SECONDS: Final = 25.0
+MARGIN_SECONDS: Final = 30.0
 """How much longer than `drain_timeout` a worker may take to end before it is killed: by then it has left what does
 not end."""
 

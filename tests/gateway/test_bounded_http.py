@@ -1,6 +1,7 @@
 """The head of a request is bounded, and requests of any other size are served."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from typing import Any
@@ -185,6 +186,34 @@ async def test_an_answer_goes_out_in_one_packet() -> None:
         part = await client.parts.get()
         assert part.startswith(b"HTTP/1.1 200")
         assert part.endswith(b"\r\n\r\nbody")
+
+
+async def test_who_waits_to_be_told_to_go_on_is_told_before_the_body_comes() -> None:
+    head = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n"
+    async with serving(answering(b"body"), BoundedHTTP) as port, asyncio.timeout(PATIENCE):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(head)
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(b"what")
+        assert (await reader.readuntil(b"body")).startswith(b"HTTP/1.1 200")
+        writer.close()
+
+
+@pytest.mark.parametrize("begun", [b"", b"wh"])
+async def test_a_body_that_does_not_come_is_waited_for_so_long(begun: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounded_http, "BODY_SECONDS", 0.05)
+    statistics = Statistics()
+    head = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\n"
+    async with connected(BoundedHTTP.counting(statistics)) as (reader, writer), asyncio.timeout(PATIENCE):
+        for whole in (b"what", b"ever"):  # one that comes in parts, and then another, take no harm
+            writer.write(head + whole[:1])
+            await writer.drain()
+            writer.write(whole[1:])
+            assert (await reader.readuntil(b"\r\n\r\n4")).startswith(b"HTTP/1.1 200")
+        writer.write(head + begun)
+        with contextlib.suppress(ConnectionResetError):
+            assert await reader.read() == b""
+    assert statistics.total("refused", "slow_body") == 1
 
 
 async def test_the_head_of_a_stream_waits_for_nothing_that_comes_later() -> None:

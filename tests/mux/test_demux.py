@@ -211,6 +211,21 @@ def test_a_tombstone_that_nobody_answers_is_given_up(demux: Demux) -> None:
     assert demux.is_idle
 
 
+def test_g6_of_what_is_held_back_the_server_is_told_nothing_and_its_caller_that_it_did_not_run(demux: Demux) -> None:
+    cancelled, left, closed, sent = (opened(demux) for _ in range(4))
+    for request in (cancelled, left, closed):
+        request.is_held = True
+    [failed] = demux.cancel(cancelled, None, 0)
+    assert isinstance(failed, Failed)
+    assert isinstance(failed.error, Cancelled)
+    owner = left.caller.owner
+    [failed] = demux.withdraw(owner, SessionLost("gone", executed="unknown"), 0)
+    assert isinstance(failed, Failed)
+    assert (failed.request, failed.error.data) == (left, {"executed": "no"})
+    told = {failed.request: failed.error.data["executed"] for failed in demux.close(SessionLost("gone", executed="no"))}
+    assert told == {closed: "no", sent: "unknown"}
+
+
 def test_e17_a_silent_call_times_out_and_is_cancelled(demux: Demux) -> None:
     request = opened(demux)
     assert demux.expire(TIMEOUT - 0.1) == []

@@ -256,10 +256,12 @@ async def test_what_is_restored_where_no_room_is_left_ends_the_session_with_that
         owed = workflow.streams.open()
         for n in range(2):
             workflow.streams.append(owed, b"%d" % n)
-        kept = [Entry("event", 9, n, b"{}") for n in (1, 2)]
-        workflow.restore(recover(kept), 1, lambda name: True)
+        kept = [Entry("event", stream, n, b"{}") for stream in (9, 10, 11) for n in (1, 2)]
+        workflow.restore(recover([*kept, Entry("asked", 0, 77, b"5")]), 1, lambda name: True)
         assert workflow.ended is not None
         assert workflow.ended.cause == Overflow.reason
+        assert at.pool._budget.held == 0, "nothing is kept of what ended"
+        assert not workflow.knows(77)
 
 
 async def test_what_is_restored_is_kept_for_as_long_as_its_client_may_come_for_it_and_no_longer() -> None:

@@ -16,11 +16,11 @@ async def test_each_is_called_back_in_order_and_not_before_its_time() -> None:
     over: list[tuple[str, float]] = []
     done = asyncio.Event()
     begun = loop.time()
-    patience.wait(loop, lambda: over.append(("first", loop.time())))
+    patience.begin(loop, lambda: over.append(("first", loop.time())))
     await asyncio.sleep(0)
     second = loop.time()
-    patience.wait(loop, lambda: over.append(("second", loop.time())))
-    patience.wait(loop, done.set)
+    patience.begin(loop, lambda: over.append(("second", loop.time())))
+    patience.begin(loop, done.set)
     await asyncio.wait_for(done.wait(), BOUND)
     assert [name for name, _ in over] == ["first", "second"]
     assert over[0][1] - begun >= SECONDS * 0.9
@@ -30,12 +30,12 @@ async def test_each_is_called_back_in_order_and_not_before_its_time() -> None:
 async def test_what_was_called_off_is_not_called_back_and_not_kept() -> None:
     loop, patience = asyncio.get_running_loop(), Patience(SECONDS)
     over: list[int] = []
-    waiting = [patience.wait(loop, lambda n=n: over.append(n)) for n in range(100)]  # type: ignore[misc]
+    waiting = [patience.begin(loop, lambda n=n: over.append(n)) for n in range(100)]  # type: ignore[misc]
     for one in waiting[:50] + waiting[51:]:
         one.cancel()
         one.cancel()
     done = asyncio.Event()
-    patience.wait(loop, done.set)
+    patience.begin(loop, done.set)
     await asyncio.wait_for(done.wait(), BOUND)
     assert over == [50]
     assert len(patience) == 0
@@ -45,7 +45,7 @@ async def test_it_goes_on_after_it_was_empty() -> None:
     loop, patience = asyncio.get_running_loop(), Patience(SECONDS)
     for _ in range(3):
         done = asyncio.Event()
-        patience.wait(loop, done.set)
+        patience.begin(loop, done.set)
         await asyncio.wait_for(done.wait(), BOUND)
 
 
@@ -54,7 +54,20 @@ async def test_one_that_fails_holds_up_nobody() -> None:
     told: list[dict[str, object]] = []
     loop.set_exception_handler(lambda loop, context: told.append(context))
     done = asyncio.Event()
-    patience.wait(loop, lambda: 1 / 0)
-    patience.wait(loop, done.set)
+    patience.begin(loop, lambda: 1 / 0)
+    patience.begin(loop, done.set)
     await asyncio.wait_for(done.wait(), BOUND)
     assert [type(one["exception"]) for one in told] == [ZeroDivisionError]
+
+
+async def test_what_is_called_off_at_the_last_moment_is_not_called_back() -> None:
+    loop, patience = asyncio.get_running_loop(), Patience(SECONDS)
+    over: list[str] = []
+    done = asyncio.Event()
+    waiting = []
+    patience.begin(loop, lambda: [one.cancel() for one in waiting])  # type: ignore[arg-type, return-value]
+    waiting.append(patience.begin(loop, lambda: over.append("late")))
+    patience.begin(loop, done.set)
+    await asyncio.sleep(2 * SECONDS)
+    await asyncio.wait_for(done.wait(), BOUND)
+    assert over == []

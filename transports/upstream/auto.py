@@ -232,7 +232,9 @@ class _Opening:
         """See `Wire.establish`."""
         await self._wire.establish(revision, initialized)
         if isinstance(self._wire, HTTPWire):
-            self._wire.settle(self._receiver, self._connector.streamable.http)  # what there was to find out is known
+            self._wire.go_on_with(
+                self._receiver, self._connector.streamable.http
+            )  # what there was to find out is known
         self._connector.kind = "streamable_http" if self._second is None else "sse"
 
     # MovableWire

@@ -222,6 +222,7 @@ class HTTPWire:
             self._refused.append(request)
         elif request.token and self._unasked is not None and self._unasked.is_coming:
             self._exchanges[request] = nothing
+            request.is_held = True
             self._unasked.when_known(partial(self._send_held, text, request, headers))
         else:
             self._unanswered[request] = None
@@ -238,6 +239,7 @@ class HTTPWire:
         """
         if self._exchanges.pop(request, None) is None:  # given up meanwhile
             return
+        request.is_held = False
         if request.state == "pending":
             self.send(text, request=request, headers=headers)
         else:
@@ -318,7 +320,7 @@ class HTTPWire:
             if self._running:
                 await asyncio.wait(tuple(self._running))
 
-    def settle(self, receiver: Receiver, http: HTTPClient) -> None:
+    def go_on_with(self, receiver: Receiver, http: HTTPClient) -> None:
         """Report there, and send by that, from now on."""
         self.receiver, self._http = receiver, http
 
