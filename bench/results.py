@@ -111,14 +111,17 @@ def median_ratio(these: Sequence[float], those: Sequence[float]) -> float:
 
 
 def commit() -> str:
-    """The commit that is measured; marked where the sources are others."""
-    told = subprocess.run(
-        ["git", "describe", "--always", "--dirty=-changed", "--exclude=*"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-    )
+    """The commit that is measured; marked where other files than results differ from it."""
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results")
+    return _git("rev-parse", "--short", "HEAD") + ("-changed" if changed else "")
+
+
+def _git(*arguments: str) -> str:
+    """What git says; nothing where there is none."""
+    try:
+        told = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, cwd=ROOT)
+    except FileNotFoundError:
+        return ""
     return told.stdout.strip()
 
 
