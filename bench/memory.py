@@ -18,6 +18,7 @@ from typing import Literal
 import uvloop
 from rich.console import Console
 from rich.progress import Progress
+from trunkline.mux.channel import REST_SECONDS
 
 from bench.client import Target
 from bench.connection import Connection, open_many
@@ -30,8 +31,8 @@ from bench.wires import CALL, open_stream
 WARM_UP = 500
 """Workflows that are opened before anything is measured, and kept."""
 
-SETTLE_SECONDS = 6.0
-"""What was only needed to open them is gone by then: kept connections to the server, for one, after 4 s."""
+SETTLE_SECONDS = REST_SECONDS + 5
+"""What was only needed to open and to call is gone by then: streams that nobody needs, and what was kept for them."""
 
 AT_ONCE = 16
 

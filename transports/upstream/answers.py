@@ -178,8 +178,9 @@ class Listening:
 class Unasked:
     """What a server tells unasked: a GET stream that is opened again whenever it ends (rules T8, T12).
 
-    It ends for good where the server offers none. `ask` sends the GET that goes on after an event id, and returns what
-    cuts it. Callbacks alone: of a session that only listens, no task is kept. Implements `Answer`.
+    It ends for good where the server offers none, which `refused` is told. `ask` sends the GET that goes on after an
+    event id, and returns what cuts it. Callbacks alone: of a session that only listens, no task is kept. Implements
+    `Answer`.
     """
 
     __slots__ = (
@@ -194,6 +195,7 @@ class Unasked:
         "_is_stream",
         "_patience",
         "_pause",
+        "_refused",
         "_timer",
         "_waiting",
     )
@@ -203,10 +205,12 @@ class Unasked:
         ask: Callable[[str | None, Answer], Callable[[], None]],
         hand_on: Callable[[bytes], None],
         faulted: Callable[[UpstreamFault], None],
+        refused: Callable[[], None],
     ) -> None:
         self._ask = ask
         self._hand_on = hand_on
         self._faulted = faulted
+        self._refused = refused
         self._events = Events(hand_on, None)
         """Of the stream that is heard, or was heard last."""
         self._cut: Callable[[], None] | None = None
@@ -228,7 +232,7 @@ class Unasked:
     @property
     def is_blank(self) -> bool:
         """True where nothing was learned that whoever listens next has to know."""
-        return self._events.last_id is None and self._is_offered and not self._is_late
+        return self._events.last_id is None and not self._is_late
 
     @property
     def is_coming(self) -> bool:
@@ -309,6 +313,7 @@ class Unasked:
         if fault is not None:
             self._faulted(fault)
         if not self._is_offered:
+            self._refused()
             return
         if not self._is_stream or self._events.last_id == self._heard:
             self._pause = min(max(self._pause, FIRST_RETRY_SECONDS) * 1.5, LAST_RETRY_SECONDS)

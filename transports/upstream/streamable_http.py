@@ -140,6 +140,7 @@ class HTTPWire:
         "_is_released",
         "_listen",
         "_lost",
+        "_offers_stream",
         "_refused",
         "_running",
         "_session_id",
@@ -169,6 +170,8 @@ class HTTPWire:
         self._adopted = adopted
         """The session to go on with, and its revision."""
         self._listen = listen
+        self._offers_stream = True
+        """Whether the server has a GET stream, as far as that is known."""
         self._unasked: Unasked | None = None
         """The GET stream, once there was one."""
         self._running: dict[asyncio.Task[None], None] = {}
@@ -276,8 +279,10 @@ class HTTPWire:
     def listen(self) -> None:
         """See `MovableWire.listen`."""
         self._listen = True
+        if not self._offers_stream:
+            return
         if self._unasked is None:
-            self._unasked = Unasked(self._ask_for_stream, self._hear, self._faulted)
+            self._unasked = Unasked(self._ask_for_stream, self._hear, self._faulted, self._have_none)
         self._unasked.open()
 
     def rest(self) -> None:
@@ -452,6 +457,11 @@ class HTTPWire:
                 events = heard.events
         lost = SessionLost("the server's stream ended before its answer and cannot be taken up", executed="unknown")
         return self.is_over(request, lost)
+
+    def _have_none(self) -> None:
+        """The server offers no stream: nothing of it is kept."""
+        self._offers_stream = False
+        self._unasked = None
 
     def _hear(self, text: bytes) -> None:
         self.receiver.received(text, None)
