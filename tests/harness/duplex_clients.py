@@ -177,6 +177,8 @@ class SSEClient(DuplexClient):
             answer = await self.post(message)
         except ClientError as error:
             raise ConnectionCut from error
+        if answer.status == 404:  # the session ended before its stream did
+            raise ConnectionCut
         assert answer.status == 202, (answer.status, await answer.body())
 
     async def next(self) -> dict[str, Any]:
