@@ -88,6 +88,17 @@ def test_e12_a_cancel_finds_the_one_call_that_it_means() -> None:
         assert desk.withdraw(cancel(unknown), lambda call: True) == (None, "unknown_cancel")
 
 
+def test_calls_in_flight_outlast_a_trim() -> None:
+    desk: Desk[str] = Desk()
+    desk.enter(b"1", "one")
+    desk.trim()
+    assert desk.withdraw(cancel('{"requestId":1}'), lambda call: True).call == "one"
+    desk.leave(b"1", "one")
+    desk.trim()
+    assert desk.withdraw(cancel('{"requestId":1}'), lambda call: True).call is None
+    assert len(desk) == 0
+
+
 def test_g1_a_cancel_that_could_mean_either_means_neither() -> None:
     desk: Desk[str] = Desk()
     desk.enter(b"1", "a")
