@@ -152,17 +152,7 @@ class Pool:
             note=self._note,
             members=members,
         )
-        self._sweep = Sweep(
-            SweepPorts(lambda: self.pooling, self._end_soon, self._compare_doubted, self._remove, release),
-            directory=directory,
-            residents=self._residents,
-            lines=self._lines,
-            generations=self._generations,
-            leftovers=self._leftovers,
-            tasks=self._tasks,
-            cluster=self._cluster,
-            clock=clock,
-        )
+        self._sweep = self._sweeping(release)
         self._numbers = itertools.count(1)
         self._on_end = self._end_soon
 
@@ -444,6 +434,20 @@ class Pool:
         return complete
 
     # Inside.
+
+    def _sweeping(self, release: Callable[[Upstream], Coroutine[Any, Any, None]] | None) -> Sweep:
+        """What looks after everything here."""
+        return Sweep(
+            SweepPorts(lambda: self.pooling, self._end_soon, self._compare_doubted, self._remove, release),
+            directory=self._directory,
+            residents=self._residents,
+            lines=self._lines,
+            generations=self._generations,
+            leftovers=self._leftovers,
+            tasks=self._tasks,
+            cluster=self._cluster,
+            clock=self._clock,
+        )
 
     def _end_all(self) -> None:
         for workflow in self._served:

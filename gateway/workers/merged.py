@@ -9,7 +9,7 @@ from ..trends import Sums, added
 Row = dict[str, Any]
 
 MAX_CANDIDATES: Final = 10
-_WORDS: Final = (200, 400, 404, 409)
+_HAS_LOOKED: Final = (200, 400, 404, 409)
 """What a worker says that has looked for a workflow; with any other status, or with none, it did not."""
 _STATES: Final = ("failing", "ok", "unused")
 _SUMS: Final = ("channels", "workflows", "attached", "inflight")
@@ -45,7 +45,7 @@ def session(told: Sequence[Told]) -> Told:
 
     Where several have one whose handle begins so, their handles. That there is none, all must have said: else 503.
     """
-    missing = [one.worker for one in told if one.status not in _WORDS]
+    missing = [one.worker for one in told if one.status not in _HAS_LOOKED]
     absent = {"missing_workers": missing} if missing else {}
     found: dict[str, list[Told]] = {}
     candidates: set[str] = set()

@@ -232,9 +232,8 @@ class _Opening:
         """See `Wire.establish`."""
         await self._wire.establish(revision, initialized)
         if isinstance(self._wire, HTTPWire):
-            self._wire.go_on_with(
-                self._receiver, self._connector.streamable.http
-            )  # what there was to find out is known
+            # What there was to find out is known.
+            self._wire.go_on_with(self._receiver, self._connector.streamable.http)
         self._connector.kind = "streamable_http" if self._second is None else "sse"
 
     # MovableWire
