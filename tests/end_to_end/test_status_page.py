@@ -53,8 +53,8 @@ async def view(chromium: Browser, url: str) -> AsyncIterator[Page]:
 
 
 def text_of(id: str, pattern: str) -> str:
-    """A condition: what the element says matches."""
-    return f"new RegExp({json.dumps(pattern)}).test(document.getElementById({json.dumps(id)}).textContent)"
+    """A condition: the element is there, and what it says matches."""
+    return f"new RegExp({json.dumps(pattern)}).test(document.getElementById({json.dumps(id)})?.textContent ?? '')"
 
 
 def there(selector: str) -> str:
