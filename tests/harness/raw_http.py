@@ -28,6 +28,11 @@ class Peer:
             headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
             return start, headers, await self._reader.readexactly(int(headers.get("content-length", "0")))
 
+    async def some(self) -> bytes:
+        """What comes next, as it comes; nothing at the end."""
+        async with asyncio.timeout(PATIENCE):
+            return await self._reader.read(65536)
+
     async def say(self, *pieces: bytes) -> None:
         """Send these, each in a segment of its own as far as the kernel allows."""
         for piece in pieces:

@@ -107,22 +107,24 @@ class InputPipe:
             self._gone()
 
 
-async def writable(fd: int) -> None:
-    """Wait until the kernel takes something that is written there. Somebody else may own and watch the descriptor."""
+def when_writable(fd: int, then: Callable[[], None]) -> Callable[[], None] | None:
+    """Call `then` once the kernel takes something that is written there; None, and no call, where it does now.
+
+    What is returned calls it off. Somebody else may own and watch the descriptor.
+    """
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     if poll.poll(0):
-        return
+        return None
     loop, copy = asyncio.get_running_loop(), os.dup(fd)
-    ready: asyncio.Future[None] = loop.create_future()
 
-    def is_ready() -> None:
-        if not ready.done():
-            ready.set_result(None)
-
-    loop.add_writer(copy, is_ready)
-    try:
-        await ready
-    finally:
+    def call_off() -> None:
         loop.remove_writer(copy)
         os.close(copy)
+
+    def is_ready() -> None:
+        call_off()
+        then()
+
+    loop.add_writer(copy, is_ready)
+    return call_off

@@ -9,16 +9,17 @@ import asyncio
 import logging
 import os
 import ssl
-from collections import deque
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from inspect import signature
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import urlsplit
 
 import anyio
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.exceptions import InvalidStatus, WebSocketException
+from websockets.frames import BINARY, PONG, Frame
+from websockets.protocol import CLOSED, CLOSING, OPEN
 from websockets.typing import Subprotocol
 
 from ...mux.demux import Request
@@ -26,10 +27,11 @@ from ...mux.errors import InvalidRequest, TrunklineError, UpstreamFault, Upstrea
 from ...mux.limits import MAX_EVENT_BYTES
 from ...mux.ports import Headers, Receiver, Wire
 from ...mux.statistics import Statistics
+from ..frames import Frames, text_frame
 from .http import CONNECT_SECONDS, HeaderBlock
 from .http_proxied import proxy_of
 from .one_stream import MAX_UNSENT_BYTES, OneStreamWire
-from .pipe import writable
+from .pipe import when_writable
 
 SUBPROTOCOL: Final = Subprotocol("mcp")
 
@@ -39,9 +41,16 @@ CLOSE_SECONDS: Final = 5.0
 PING_SECONDS: Final = 20.0
 """A ping goes out this often; a server that does not answer it for as long is gone."""
 
+NORMAL: Final = 1000
 UNSUPPORTED_DATA: Final = 1003
 INTERNAL_ERROR: Final = 1011
-"""Close codes (RFC 6455, 7.4.1); the library closes with the second one where a ping is not answered."""
+"""Close codes (RFC 6455, 7.4.1); the last one where a ping is not answered."""
+
+MAX_HEAD_LINES: Final = 256
+"""Of the answer to an upgrade: the library takes half as many."""
+
+WRITE_BYTES: Final = 65_536
+"""Messages that are due at once are written together, up to this size."""
 
 MAX_UNSENT: Final = 1024
 """Messages that may wait to be sent."""
@@ -88,21 +97,12 @@ class WebSocketConnector:
         Raises:
             TrunklineError: the connection did not come about.
         """
-        connection = await self._open(headers)
-        wire = _WebSocketWire(self.server, receiver, self._statistics, connection)
-        failure: Exception | None = None
-        async with asyncio.TaskGroup() as tasks:
-            reader, writer = tasks.create_task(wire.read()), tasks.create_task(wire.write())
-            try:
-                yield wire
-            except Exception as error:  # kept out of the task group, which would wrap it
-                failure = error
-            finally:
-                await wire.close(writer)
-                reader.cancel()
-                writer.cancel()
-        if failure is not None:
-            raise failure
+        opening = await self._open(headers)
+        wire = _WebSocketWire(self.server, receiver, self._statistics, opening)
+        try:
+            yield wire
+        finally:
+            await wire.close()
 
     def rotate(self, headers: Headers) -> None:
         """See `RotatingConnector.rotate`: an open connection has proved who it is."""
@@ -111,7 +111,7 @@ class WebSocketConnector:
     async def close(self) -> None:
         """Nothing outlives the sessions."""
 
-    async def _open(self, headers: Headers) -> ClientConnection:
+    async def _open(self, headers: Headers) -> _Opening:
         try:
             block = self._headers.with_(headers)
         except ValueError as error:
@@ -126,9 +126,8 @@ class WebSocketConnector:
                 max_size=MAX_EVENT_BYTES,
                 open_timeout=CONNECT_SECONDS,
                 close_timeout=CLOSE_SECONDS,
-                ping_interval=PING_SECONDS,
-                ping_timeout=PING_SECONDS,
-                create_connection=_Connection,
+                ping_interval=None,
+                create_connection=_Opening,
                 logger=_quiet,
                 **self._options,
             )
@@ -143,11 +142,30 @@ class WebSocketConnector:
             connection.transport.abort()
             self._statistics.count("upstream_faults", self.server)
             raise UpstreamFault(f"the server does not speak the subprotocol {SUBPROTOCOL}")
-        return connection
+        return cast(_Opening, connection)
 
 
-class _Connection(ClientConnection):
-    """A connection that takes a redirect for the refusal that it is: headers are for one server only."""
+class _Opening(ClientConnection):
+    """A connection until the library's opening handshake is over, through proxies and TLS; a wire goes on with it.
+
+    A redirect is taken for the refusal that it is: headers are for one server only.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.early = b""
+        """What came right behind the server's answer, which the library has not seen."""
+        self._lines_left = MAX_HEAD_LINES
+
+    def data_received(self, data: bytes) -> None:
+        """See `ClientConnection.data_received`."""
+        at = 0
+        while at < len(data) and self.response is None:
+            stop = data.find(b"\n", at) + 1 if self._lines_left else 0
+            self._lines_left -= stop > 0
+            super().data_received(data[at : stop or len(data)])
+            at = stop or len(data)
+        self.early += data[at:]
 
     async def handshake(self, *arguments: Any, **options: Any) -> None:
         """See `ClientConnection.handshake`."""
@@ -158,76 +176,121 @@ class _Connection(ClientConnection):
             raise UpstreamUnreachable(f"the server answered HTTP {status}", status=status, executed="no") from None
 
 
-class _WebSocketWire(OneStreamWire):
-    """One session. `read` and `write` each run as a task from its opening to its close."""
+class _WebSocketWire(OneStreamWire, asyncio.Protocol):
+    """One session: what comes is handed on at once, and what is sent within one turn of the loop goes out together."""
 
-    def __init__(self, server: str, receiver: Receiver, statistics: Statistics, connection: ClientConnection) -> None:
+    def __init__(self, server: str, receiver: Receiver, statistics: Statistics, opening: _Opening) -> None:
         super().__init__(server, receiver, statistics)
-        self._connection = connection
-        self._queue: deque[tuple[bytes, Request | None]] = deque()
+        self._loop = asyncio.get_running_loop()
+        self._transport = opening.transport
+        self._protocol = opening.protocol
+        self._protocol.logger = _quiet  # the one that it has refers to what is left behind here
+        self._frames = Frames(opening.protocol, MAX_EVENT_BYTES, is_masked=False, early=opening.early)
+        self._queue: list[tuple[bytes, Request | None]] = []
         self._queued = 0
         """What the queue takes, in bytes."""
-        self._filled = asyncio.Event()
-        """Set while there is something to write, or nothing more will come."""
+        self._is_flush_due = False
+        self._is_paused = False
+        self._is_fenced = False
+        self._call_off_room: Callable[[], None] | None = None
+        """Not None while it is waited for that the kernel takes something."""
+        self._ping = b""
+        """The payload of the ping that waits for its pong."""
+        self._pinged = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        """Of the next ping, or of the answer to the last one; once it is closing, of its end."""
+        self._gone: asyncio.Future[None] | None = None
+        """Done when the connection is; made by who waits for that."""
+        self._is_gone = False
+        self._is_ending = False
+        """True once the closing handshake has begun."""
+        self._transport.set_protocol(self)
+        self._wait(PING_SECONDS, self._send_ping)
+        if opening.early:
+            self._loop.call_soon(self.data_received, b"")
+        if self._protocol.state is CLOSED:
+            self._loop.call_soon(self.connection_lost, None)
 
-    async def read(self) -> None:
-        """Hand on what comes, until the connection closes."""
-        try:
-            while isinstance(frame := await self._connection.recv(), str):
-                self._received(frame.encode())
-        except ConnectionClosed as closed:
-            self._tell_closed(closed)
-        else:
-            self.lose("the server sent a binary frame", is_fault=True)
-            await self._connection.close(UNSUPPORTED_DATA)
+    # asyncio.Protocol
 
-    async def write(self) -> None:
-        """Send what was put into the queue, until the session ends."""
-        while True:
-            await self._filled.wait()
-            while self._queue:
-                if self._receiver.fence is not None:
-                    await self._until_taken()
-                if not self._queue:
-                    break
-                text, request = self._queue.popleft()
-                self._queued -= len(text) + MESSAGE_COST
-                if not self._may_begin(request):
-                    continue
-                try:
-                    await self._connection.send(text.decode())
-                except ConnectionClosed:
-                    return  # the reader tells
-            if self._is_closed:
-                return
-            self._filled.clear()
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        self._take(self._frames.feed(data))
 
-    async def _until_taken(self) -> None:
-        """Wait until the kernel takes something, so that nothing waits behind what may be asked of the receiver."""
-        transport = self._connection.transport
-        transport.set_write_buffer_limits(high=0)  # a message has been sent once the kernel has all of it
-        socket = transport.get_extra_info("socket")
-        if socket is not None and not transport.is_closing():
-            await writable(socket.fileno())
+    def eof_received(self) -> None:
+        """See `asyncio.Protocol`; the transport closes after it."""
+        self._protocol.receive_eof()
 
-    async def close(self, writer: asyncio.Task[None]) -> None:
-        """Send what waits, and close the connection, in bounded time."""
-        self._is_closed = True
-        self._filled.set()
-        with anyio.move_on_after(CLOSE_SECONDS, shield=True):
-            await asyncio.wait([writer])
-            await self._connection.close()
-        self._connection.transport.abort()
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        if self._is_gone:
+            return
+        self._is_gone = True
+        self._protocol.receive_eof()
+        self._tell_closed()
+        self._stop()
+        if self._gone is not None and not self._gone.done():
+            self._gone.set_result(None)
 
-    def _tell_closed(self, closed: ConnectionClosed) -> None:
-        if closed.rcvd is not None and closed.rcvd_then_sent is not False:
-            self.lose(f"the server closed the WebSocket ({closed.rcvd.code})")
-        elif closed.sent is None:
+    def pause_writing(self) -> None:
+        """See `asyncio.Protocol`."""
+        self._is_paused = True
+
+    def resume_writing(self) -> None:
+        """See `asyncio.Protocol`."""
+        self._is_paused = False
+        self._flush()
+
+    # What comes.
+
+    def _take(self, came: list[bytes | Frame]) -> None:
+        for one in came:
+            if isinstance(one, bytes):
+                self._received(one)
+            elif one.opcode is PONG:
+                self._take_pong(bytes(one.data))
+            elif one.opcode is BINARY:
+                self.lose("the server sent a binary frame", is_fault=True)
+                self._begin_close(UNSUPPORTED_DATA)
+        self._send_out()
+
+    def _tell_closed(self) -> None:
+        received, sent = self._protocol.close_rcvd, self._protocol.close_sent
+        if received is not None and self._protocol.close_rcvd_then_sent is not False:
+            self.lose(f"the server closed the WebSocket ({received.code})")
+        elif sent is None:
             self.lose("the connection was cut")
-        elif closed.sent.code == INTERNAL_ERROR:
+        elif sent.code == INTERNAL_ERROR:
             self.lose("the server did not answer pings")
         else:
-            self.lose(f"the server sent what is not taken ({closed.sent.code})", is_fault=True)
+            self.lose(f"the server sent what is not taken ({sent.code})", is_fault=True)
+
+    # Pings: the server's are answered by the library.
+
+    def _send_ping(self) -> None:
+        if self._is_paused:  # it would wait behind what the server has not read yet, and its answer be due all the same
+            self._wait(PING_SECONDS, self._send_ping)
+            return
+        self._ping, self._pinged = os.urandom(4), self._loop.time()
+        self._protocol.send_ping(self._ping)
+        self._wait(PING_SECONDS, self._miss_pong)
+        self._send_out()
+
+    def _take_pong(self, payload: bytes) -> None:
+        if self._ping and payload == self._ping:
+            self._ping = b""
+            self._wait(PING_SECONDS - (self._loop.time() - self._pinged), self._send_ping)
+
+    def _miss_pong(self) -> None:
+        self._protocol.fail(INTERNAL_ERROR, "keepalive ping timeout")
+        self._send_out()
+
+    def _wait(self, seconds: float, then: Callable[[], None]) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(seconds, then)
+
+    # What goes out.
 
     def _put(self, text: bytes, request: Request | None) -> bool:
         cost = len(text) + MESSAGE_COST
@@ -235,8 +298,94 @@ class _WebSocketWire(OneStreamWire):
             return False
         self._queue.append((text, request))
         self._queued += cost
-        self._filled.set()
+        if not self._is_flush_due:
+            self._is_flush_due = True
+            self._loop.call_soon(self._flush)
         return True
+
+    def _flush(self) -> None:
+        """Write what waits, as far as the connection takes it."""
+        self._is_flush_due = False
+        while self._queue and self._has_room():
+            self._transport.write(b"".join(self._next_frames()))
+        if self._is_closed and not self._queue:
+            self._begin_close(NORMAL)
+
+    def _has_room(self) -> bool:
+        if self._is_paused or self._call_off_room is not None or self._transport.is_closing():
+            return False
+        return self._protocol.state is OPEN and (self._receiver.fence is None or self._is_taken_at_once())
+
+    def _is_taken_at_once(self) -> bool:
+        """Whether the kernel takes something, so that nothing waits behind what may be asked of the receiver."""
+        if not self._is_fenced:
+            self._is_fenced = True
+            self._transport.set_write_buffer_limits(high=0)  # a message has been sent once the kernel has all of it
+            if self._is_paused:
+                return False
+        socket = self._transport.get_extra_info("socket")
+        if socket is not None:
+            self._call_off_room = when_writable(socket.fileno(), self._find_room)
+        return self._call_off_room is None
+
+    def _find_room(self) -> None:
+        self._call_off_room = None
+        self._flush()
+
+    def _next_frames(self) -> list[bytes]:
+        """Those of the messages that go out next: one where the receiver is asked before each, else some."""
+        frames, taken, size = [], 0, 0
+        for text, request in self._queue:
+            taken += 1
+            self._queued -= len(text) + MESSAGE_COST
+            if self._may_begin(request):
+                frames.append(text_frame(text, is_masked=True))
+                size += len(text)
+                if self._is_fenced or size >= WRITE_BYTES:
+                    break
+        del self._queue[:taken]
+        return frames
+
+    def _send_out(self) -> None:
+        """Write what the library has to say, and see to it that a connection that is closing comes to its end."""
+        for data in self._protocol.data_to_send():
+            if data:
+                self._transport.write(data)
+            elif self._transport.can_write_eof():
+                with suppress(OSError, RuntimeError):  # it may be gone
+                    self._transport.write_eof()
+            else:
+                self._transport.close()
+        if self._protocol.state is CLOSING and not self._is_ending:
+            self._is_ending = True
+            self._ping = b""
+            self._wait(CLOSE_SECONDS, self._transport.abort)
+
+    # Its end.
+
+    async def close(self) -> None:
+        """Send what waits, and close the connection, in bounded time."""
+        self._is_closed = True
+        if not self._is_gone:
+            self._gone = self._loop.create_future()
+            self._flush()
+            with anyio.move_on_after(CLOSE_SECONDS, shield=True):
+                await self._gone
+        self._stop()
+        self._transport.abort()
+
+    def _begin_close(self, code: int) -> None:
+        if self._protocol.state is OPEN:
+            self._protocol.send_close(code)
+            self._send_out()
+
+    def _stop(self) -> None:
+        """Wait for nothing more."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._call_off_room is not None:
+            self._call_off_room()
+            self._call_off_room = None
 
     def _tell_lost(self) -> None:
         for _, request in self._queue:

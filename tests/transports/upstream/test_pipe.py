@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import anyio
 import pytest
-from trunkline.transports.upstream.pipe import InputPipe, writable
+from trunkline.transports.upstream.pipe import InputPipe, when_writable
 
 pytestmark = pytest.mark.anyio
 
@@ -102,22 +102,19 @@ async def test_a_socket_is_writable_once_its_peer_reads() -> None:
     near, far = socket.socketpair()
     with near, far:
         near.setblocking(False)
-        await writable(near.fileno())
+        done = anyio.Event()
+        assert when_writable(near.fileno(), done.set) is None
         with suppress(BlockingIOError):
             while True:
                 near.send(LINE)
-        done = anyio.Event()
-
-        async def wait() -> None:
-            await writable(near.fileno())
-            done.set()
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(wait)
-            await anyio.wait_all_tasks_blocked()
-            assert not done.is_set()
-            with anyio.fail_after(10):
-                while not done.is_set():
-                    with anyio.move_on_after(0.01):
-                        await anyio.wait_readable(far)
-                        far.recv(1 << 20)
+        called_off = when_writable(near.fileno(), lambda: pytest.fail("it was called off"))
+        assert called_off is not None
+        called_off()
+        assert when_writable(near.fileno(), done.set) is not None
+        await anyio.wait_all_tasks_blocked()
+        assert not done.is_set()
+        with anyio.fail_after(10):
+            while not done.is_set():
+                with anyio.move_on_after(0.01):
+                    await anyio.wait_readable(far)
+                    far.recv(1 << 20)

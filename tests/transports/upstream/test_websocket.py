@@ -16,9 +16,13 @@ from harness.stream_peers import sdk_over_websocket
 from trunkline.mux.errors import InvalidRequest, SessionLost, TrunklineError, UpstreamFault, UpstreamUnreachable
 from trunkline.mux.limits import MAX_EVENT_BYTES
 from trunkline.mux.statistics import Statistics
+from trunkline.transports.frames import Frames, text_frame
 from trunkline.transports.upstream import websocket
 from trunkline.transports.upstream.websocket import WebSocketConnector
 from websockets.asyncio.server import ServerConnection, serve
+from websockets.frames import CLOSE, Frame
+from websockets.protocol import SERVER, Protocol
+from websockets.utils import accept_key
 
 pytestmark = pytest.mark.anyio
 
@@ -275,6 +279,74 @@ async def test_small_messages_are_bounded_by_number(monkeypatch: pytest.MonkeyPa
         await lost(session)
         (report,) = session.receiver.of("lost")
         assert requests[-1] in report.refused
+
+
+CLOSING_BYTE = 0x88
+"""How a frame begins that closes."""
+
+
+@asynccontextmanager
+async def by_hand(behind_the_upgrade: list[bytes]) -> AsyncIterator[tuple[Session, list[bytes]]]:
+    """A session with a server that answers the upgrade with these pieces behind it; and what it read after that."""
+    read: list[bytes] = []
+
+    async def say(peer: Peer) -> None:
+        _, headers, _ = await peer.request()
+        accepted = accept_key(headers["sec-websocket-key"]).encode()
+        head = b"HTTP/1.1 101 X\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Protocol: mcp\r\n"
+        first, *others = behind_the_upgrade
+        await peer.say(head + b"Sec-WebSocket-Accept: %b\r\n\r\n" % accepted + first, *others)
+        while (data := await peer.some()) and data[0] != CLOSING_BYTE:
+            read.append(data)
+
+    async with serving(say) as server:
+        receiver = Receiver()
+        async with WebSocketConnector("x", ws(server.url), Statistics()).connect(receiver, NONE, listen=True) as wire:
+            yield Session(wire, receiver), read
+
+
+@pytest.mark.parametrize("cut", [0, 1, 5, 40, None])
+async def test_what_comes_right_behind_the_upgrade_is_heard(cut: int | None) -> None:
+    text = b"".join(text_frame(told(n), is_masked=False) for n in range(3))
+    pieces = [text] if cut is None else [text[:cut], text[cut:]]
+    async with by_hand(pieces) as (session, _):
+        await session.receiver.until(lambda: len(session.receiver.reports) == 3)
+        assert [one.text for one in session.receiver.reports] == [told(n) for n in range(3)]
+
+
+async def test_a_server_that_leaves_right_behind_the_upgrade_is_lost() -> None:
+    close = Frame(CLOSE, b"\x03\xe9").serialize(mask=False)
+    async with by_hand([close]) as (session, _):
+        assert (await lost(session)).message == "the server closed the WebSocket (1001)"
+
+
+async def test_what_is_sent_at_once_goes_out_in_one_piece() -> None:
+    async with by_hand([b""]) as (session, read):
+        for n in range(3):
+            session.send(told(n))
+        with anyio.fail_after(10):
+            while not read:
+                await anyio.lowlevel.checkpoint()
+        frames = Frames(Protocol(SERVER), 1 << 20, is_masked=True)
+        assert frames.feed(read[0]) == [told(n) for n in range(3)]
+
+
+@pytest.mark.parametrize("text", [b"\xff", b'"\xe2\x28\xa1"'])
+async def test_text_that_is_no_utf8_loses_the_session(text: bytes) -> None:
+    async with by_hand([text_frame(text, is_masked=False)]) as (session, _):
+        assert (await lost(session)).message == "the server sent what is not taken (1007)"
+
+
+async def test_a_server_that_does_not_read_for_long_owes_no_pong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "PING_SECONDS", 0.05)
+    async with session_with() as (session, server, _):
+        server.session.stall()
+        for _ in range(12):
+            session.request(params={"x": "x" * 1_000_000})
+        await anyio.sleep(0.3)  # several pings would be due, and unanswered
+        server.session.go_on()
+        await server.got("tools/call", 12)
+        assert not session.receiver.of("lost")
 
 
 async def test_what_was_sent_last_arrives_before_the_good_bye() -> None:

@@ -1,0 +1,127 @@
+"""Frames are read as the library reads them, however they are cut, and written so that it reads them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+from trunkline.transports.frames import Frames, text_frame
+from websockets.client import ClientProtocol
+from websockets.frames import BINARY, CLOSE, CONT, PING, PONG, TEXT, Close, Frame
+from websockets.protocol import CLIENT, CLOSING, OPEN, SERVER, Protocol
+from websockets.uri import parse_uri
+
+LIMIT = 100_000
+SIZES = (0, 1, 125, 126, 65_535, 65_536, LIMIT)
+
+
+def reading(*, is_masked: bool, early: bytes = b"") -> tuple[Protocol, Frames]:
+    """What reads frames that are masked, or not, beside the library's protocol of that side."""
+    protocol = Protocol(SERVER if is_masked else CLIENT, max_size=LIMIT)
+    return protocol, Frames(protocol, LIMIT, is_masked=is_masked, early=early)
+
+
+def told(came: list[bytes | Frame]) -> list[object]:
+    """Messages, and the other frames by what they are."""
+    return [one if isinstance(one, bytes) else (one.opcode, bytes(one.data)) for one in came]
+
+
+@pytest.mark.parametrize("is_masked", [False, True])
+@pytest.mark.parametrize("size", SIZES)
+def test_a_message_is_framed_as_the_library_reads_it_and_read_whole(size: int, is_masked: bool) -> None:
+    message = b"x" * size
+    written = text_frame(message, is_masked=is_masked)
+    library = Protocol(SERVER if is_masked else CLIENT, max_size=LIMIT)
+    library.receive_data(written)
+    [frame] = library.events_received()
+    assert isinstance(frame, Frame)
+    assert (frame.opcode, frame.fin, bytes(frame.data)) == (TEXT, True, message)
+    _, frames = reading(is_masked=is_masked)
+    assert frames.feed(written * 2) == [message, message]
+
+
+def test_what_a_client_sends_is_masked_with_a_key_of_its_own() -> None:
+    assert text_frame(b"x" * 50, is_masked=True) != text_frame(b"x" * 50, is_masked=True)
+
+
+FRAMES = some.one_of(
+    some.text(max_size=200).map(lambda text: [Frame(TEXT, text.encode())]),
+    some.lists(some.text(max_size=5), min_size=2, max_size=4).map(
+        lambda parts: [
+            Frame(CONT if n else TEXT, part.encode(), fin=n == len(parts) - 1) for n, part in enumerate(parts)
+        ]
+    ),
+    some.sampled_from([[Frame(PING, b"p")], [Frame(PONG, b"")], [Frame(TEXT, b"a", fin=False), Frame(PING, b"i")]]),
+)
+
+
+@pytest.mark.parametrize("is_masked", [False, True])
+@given(some.data())
+def test_however_they_are_cut_frames_are_what_the_library_says(is_masked: bool, data: some.DataObject) -> None:
+    sent = [frame for group in data.draw(some.lists(FRAMES, max_size=6)) for frame in group]
+    text = b"".join(frame.serialize(mask=is_masked) for frame in sent)
+    cuts = sorted(data.draw(some.lists(some.integers(0, len(text)), max_size=8)))
+    early = data.draw(some.integers(0, cuts[0] if cuts else len(text)))
+    protocol, frames = reading(is_masked=is_masked, early=text[:early])
+    came = []
+    for at, stop in zip([early, *cuts], [*cuts, len(text)], strict=True):
+        came += frames.feed(text[at:stop])
+    library = Protocol(SERVER if is_masked else CLIENT, max_size=LIMIT)
+    library.receive_data(text)
+    expected: list[object] = []
+    parts = b""
+    for event in library.events_received():
+        assert isinstance(event, Frame)
+        if event.opcode in (TEXT, CONT):
+            parts = bytes(event.data) if event.opcode is TEXT else parts + bytes(event.data)
+            expected += [parts] if event.fin else []
+        else:
+            expected.append((event.opcode, bytes(event.data)))
+    assert told(came) == expected
+    assert protocol.state is library.state
+    assert protocol.close_sent == library.close_sent
+    assert len(protocol.data_to_send()) == len(library.data_to_send()), "pongs, and what a fault is answered"
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        (text_frame(b"x" * (LIMIT + 1), is_masked=False), 1009),
+        (Frame(TEXT, b"x" * LIMIT, fin=False).serialize(mask=False) + Frame(CONT, b"x").serialize(mask=False), 1009),
+        (text_frame(b"x", is_masked=True), 1002),
+        (b"\x83\x00", 1002),
+        (b"\xc1\x00", 1002),
+        (Frame(CONT, b"x").serialize(mask=False), 1002),
+        (Frame(TEXT, b"x", fin=False).serialize(mask=False) + text_frame(b"x", is_masked=False), 1002),
+        (text_frame(b"\xff", is_masked=False), 1007),
+        (Frame(TEXT, b"\xe2", fin=False).serialize(mask=False) + Frame(CONT, b"x").serialize(mask=False), 1007),
+    ],
+)
+def test_what_is_not_legal_fails_the_connection_and_nothing_follows(text: bytes, code: int) -> None:
+    protocol, frames = reading(is_masked=False)
+    assert frames.feed(text + text_frame(b"y", is_masked=False)) == []
+    assert frames.feed(text_frame(b"z", is_masked=False)) == []
+    assert protocol.state is CLOSING
+    assert protocol.close_sent is not None
+    assert protocol.close_sent.code == code
+
+
+def test_text_in_fragments_may_be_cut_within_a_character() -> None:
+    _, frames = reading(is_masked=False)
+    first, second = "ä".encode()[:1], "ä".encode()[1:]
+    frames.feed(Frame(TEXT, first, fin=False).serialize(mask=False))
+    assert frames.feed(Frame(CONT, second).serialize(mask=False)) == ["ä".encode()]
+
+
+def test_binary_frames_and_a_close_are_told_and_their_fragments_are_no_text() -> None:
+    protocol, frames = reading(is_masked=False)
+    binary = Frame(BINARY, b"b", fin=False).serialize(mask=False) + Frame(CONT, b"c").serialize(mask=False)
+    assert told(frames.feed(binary + text_frame(b"x", is_masked=False))) == [(BINARY, b"b"), b"x"]
+    assert protocol.state is OPEN
+    close = Frame(CLOSE, Close(1000, "").serialize()).serialize(mask=False)
+    assert told(frames.feed(close + text_frame(b"x", is_masked=False))) == [(CLOSE, b"\x03\xe8")]
+
+
+def test_after_our_own_close_the_library_reads_on() -> None:
+    protocol = ClientProtocol(parse_uri("ws://x/"), state=OPEN, max_size=LIMIT)
+    frames = Frames(protocol, LIMIT, is_masked=False)
+    protocol.send_close(1000)
+    assert frames.feed(text_frame(b"late", is_masked=False)) == [b"late"]
