@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 import logging
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -204,9 +203,8 @@ class _Opening:
     async def running(self) -> AsyncIterator[Wire]:
         """The wire, for the length of the context."""
         headers, listen = self._session
-        watched = copy.copy(self._connector.streamable)
-        watched.http = self._watch
-        async with asyncio.TaskGroup() as self._tasks, watched.connect(self, headers, listen=listen) as self._wire:
+        first = HTTPWire(self._connector.streamable, self, headers, listen=listen, http=self._watch)
+        async with asyncio.TaskGroup() as self._tasks, first as self._wire:
             try:
                 yield self
             finally:

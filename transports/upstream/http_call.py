@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Final, Protocol
 
 from ...mux.demux import Request
@@ -26,7 +25,6 @@ from .answers import (
     Events,
     content_type,
     forgets_session,
-    nothing,
 )
 from .http import CredentialFailed, ExchangeBroken
 
@@ -44,10 +42,13 @@ class CallingWire(Protocol):
         """True where requests name a session, which the server may forget."""
 
     def begins(self, request: Request, status: int, headers: Headers) -> bool:
-        """The server begins to answer; False where it has forgotten the session. Raises `UpstreamFault`."""
+        """The server begins to answer; False where it `forgot` the session. Raises `UpstreamFault`."""
 
     def forgot(self, request: Request) -> None:
-        """The server no longer knows the session, and did not run this request."""
+        """The server no longer knows the session, and did not run this request: its exchange is cut."""
+
+    def cut(self, request: Request) -> None:
+        """Nothing more is needed of this exchange. Does nothing once it is over."""
 
     def is_over(self, request: Request, error: TrunklineError | None = None) -> None:
         """The exchange is over, for this reason where the answer did not come."""
@@ -57,9 +58,12 @@ class CallingWire(Protocol):
 
 
 class HTTPCall:
-    """The answer to one request, as it comes: plain JSON, a stream, or a refusal. Implements `Answer`."""
+    """The answer to one request, as it comes: plain JSON, a stream, or a refusal. Implements `Answer`.
 
-    __slots__ = ("_body", "_events", "_linger", "_request", "_status", "_wire", "cut")
+    What cuts its exchange leads to it: the wire alone has that, so that no call waits for the garbage collector.
+    """
+
+    __slots__ = ("_body", "_events", "_linger", "_request", "_status", "_wire")
 
     def __init__(self, wire: CallingWire, request: Request) -> None:
         self._wire = wire
@@ -68,7 +72,6 @@ class HTTPCall:
         self._body: Body | None = None
         self._events: Events | None = None
         self._linger: asyncio.TimerHandle | None = None
-        self.cut: Callable[[], None] = nothing
 
     def began(self, status: int, headers: Headers) -> None:
         """See `Answer.began`."""
@@ -76,8 +79,8 @@ class HTTPCall:
         kind = content_type(headers)
         try:
             if not self._wire.begins(self._request, status, headers):
-                self.cut()
-            elif status == 200 and kind == STREAM_TYPE:
+                return
+            if status == 200 and kind == STREAM_TYPE:
                 self._events = Events(self._hand_on, None)
             elif status == 202:
                 raise UpstreamFault("the server accepted a request without answering it")
@@ -102,11 +105,12 @@ class HTTPCall:
         request, wire = self._request, self._wire
         if self._linger is not None:
             self._linger.cancel()
-        if self._events is not None:
+        events, self._events = self._events, None
+        if events is not None:
             if request.state == "done":
                 wire.is_over(request)
             else:
-                wire.take_up(request, self._events)
+                wire.take_up(request, events)
         elif error is not None:
             wire.is_over(request, failure_of(error))
         elif self._body is not None:
@@ -133,12 +137,13 @@ class HTTPCall:
             self._linger = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._leave)
 
     def _leave(self) -> None:
-        self.cut()
+        self._events = None
+        self._wire.cut(self._request)
         self._wire.is_over(self._request)
 
     def _fail(self, error: TrunklineError) -> None:
         self._body = self._events = None
-        self.cut()
+        self._wire.cut(self._request)
         self._wire.is_over(self._request, error)
 
 

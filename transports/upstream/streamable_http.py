@@ -72,8 +72,6 @@ class StreamableHTTPConnector:
             {**(headers or {}), "Accept": f"{JSON_TYPE}, {STREAM_TYPE}", "User-Agent": "trunkline"}
         )
         self._statistics = statistics
-        self._wires: dict[HTTPWire, Headers] = {}
-        """Open sessions, and what is fixed for each of them."""
 
     def connect(self, receiver: Receiver, headers: Headers, *, listen: bool) -> HTTPWire:
         """See `Connector.connect`.
@@ -91,19 +89,9 @@ class StreamableHTTPConnector:
         """
         return HTTPWire(self, receiver, headers, listen=listen, adopted=(session, revision))
 
-    def opened(self, wire: HTTPWire, headers: Headers) -> None:
-        """A session begins, with these headers of its own."""
-        self._wires[wire] = headers
-
-    def closed(self, wire: HTTPWire) -> None:
-        """A session has ended."""
-        del self._wires[wire]
-
     def rotate(self, headers: Headers) -> None:
-        """See `RotatingConnector.rotate`."""
+        """See `RotatingConnector.rotate`. Open sessions find them here, too."""
         self.headers = self.headers.with_(headers)
-        for wire, fixed in self._wires.items():
-            wire.rotate(headers, fixed)
 
     async def close(self) -> None:
         """Close the HTTP client. Idempotent."""
@@ -122,30 +110,49 @@ class StreamableHTTPConnector:
         self._statistics.count("upstream_faults", self.server)
 
 
+class _Traffic:
+    """What is under way on one session."""
+
+    __slots__ = ("deliveries", "exchanges", "refused", "running", "unanswered")
+
+    def __init__(self) -> None:
+        self.running: dict[asyncio.Task[None], None] = {}
+        """Tasks that take up streams which broke."""
+        self.exchanges: dict[Request, Callable[[], object]] = {}
+        """How to cut the exchange of each request."""
+        self.deliveries: dict[Receipt, None] = {}
+        self.unanswered: dict[Request, None] = {}
+        """Requests to which the server has not begun to answer."""
+        self.refused: list[Request] = []
+        """Requests that met a session which the server had forgotten."""
+
+    @property
+    def is_empty(self) -> bool:
+        """True where nothing is under way, nor refused."""
+        return not (self.running or self.exchanges or self.deliveries or self.unanswered or self.refused)
+
+
 class HTTPWire:
     """One session, for the length of its context. Implements `MovableWire`.
 
-    There are many, and most of them idle: nothing is kept before it is needed, no task and no stack of contexts.
+    There are many, and most of them idle: nothing is kept before it is needed, nor once it rests, no task and no stack
+    of contexts. `http` is the client that it sends by, where that is not the connector's.
     """
 
     __slots__ = (
-        "_adopted",
+        "_blocks",
         "_connector",
-        "_deliveries",
-        "_exchanges",
         "_fixed",
-        "_headers",
         "_http",
         "_is_dead",
         "_is_released",
         "_listen",
         "_lost",
         "_offers_stream",
-        "_refused",
-        "_running",
+        "_revision",
         "_session_id",
-        "_unanswered",
         "_unasked",
+        "_under_way",
         "is_established",
         "receiver",
     )
@@ -158,53 +165,51 @@ class HTTPWire:
         *,
         listen: bool,
         adopted: tuple[str, str] | None = None,
+        http: HTTPClient | None = None,
     ) -> None:
         self._connector = connector
-        self._http = connector.http
+        self._http = http or connector.http
         self.receiver = receiver
         self._fixed = headers
-        try:
-            self._headers = connector.headers.with_(headers)
-        except ValueError as error:
-            raise InvalidRequest(str(error)) from error
-        self._adopted = adopted
-        """The session to go on with, and its revision."""
+        self._blocks: tuple[HeaderBlock, HeaderBlock] | None = None
+        """The connector's headers, and what was made of them for this session; None where it has to be made anew."""
+        self._session_id: str | None = None
+        self._revision = ""
+        """What the session speaks, once that is known."""
         self._listen = listen
         self._offers_stream = True
         """Whether the server has a GET stream, as far as that is known."""
         self._unasked: Unasked | None = None
         """The GET stream, once there was one."""
-        self._running: dict[asyncio.Task[None], None] = {}
-        """Tasks that take up streams which broke."""
-        self._exchanges: dict[Request, Callable[[], object]] = {}
-        """How to cut the exchange of each request."""
-        self._deliveries: dict[Receipt, None] = {}
-        self._unanswered: dict[Request, None] = {}
-        """Requests to which the server has not begun to answer."""
-        self._refused: list[Request] = []
-        """Requests that met a session which the server had forgotten."""
+        self._under_way: _Traffic | None = None
         self.is_established = False
-        self._session_id: str | None = None
         self._is_released = False
         self._is_dead = False
         self._lost: asyncio.TimerHandle | None = None
+        if adopted is not None:
+            session, self._revision = adopted
+            self._take_session(session[1:] or None)
+        try:
+            self._block()
+        except ValueError as error:
+            raise InvalidRequest(str(error)) from error
 
     async def __aenter__(self) -> HTTPWire:
         """Begin, or go on with the session that is adopted."""
-        self._connector.opened(self, self._fixed)
-        if self._adopted is not None:
-            session, revision = self._adopted
-            self._take_session(session[1:] or None)
-            self._note_revision(revision)
+        if self._revision:
             self._begin_calls()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """End the session at the server, in order and in bounded time."""
+        """End the session at the server, in order and in bounded time; best effort (rule L5)."""
         try:
-            await self._close()
+            if self._session_id is not None and not self._is_dead and not self._is_released:
+                with anyio.move_on_after(CLOSE_SECONDS, shield=True):
+                    await self._ask("delete", b"")
+        except TrunklineError as error:
+            logger.info("the server did not take the DELETE: %s", error.message, extra=self._about)
         finally:
-            self._connector.closed(self)
+            await self._cut()
 
     # Wire
 
@@ -213,25 +218,25 @@ class HTTPWire:
     ) -> None:
         """See `Wire.send`."""
         try:
-            block = self._headers.with_(headers)
+            block = self._block().with_(headers)
         except ValueError as error:
             if request is not None:
                 refusal = InvalidRequest(str(error))
                 asyncio.get_running_loop().call_soon(self.receiver.failed, request, refusal)
             return
+        traffic = self._traffic
         if request is None:
             self._deliver(text, kind, block)
         elif self._is_dead:
-            self._refused.append(request)
+            traffic.refused.append(request)
         elif request.token and self._unasked is not None and self._unasked.is_coming:
-            self._exchanges[request] = nothing
+            traffic.exchanges[request] = nothing
             request.is_held = True
             self._unasked.when_known(partial(self._send_held, text, request, headers))
         else:
-            self._unanswered[request] = None
+            traffic.unanswered[request] = None
             self._connector.count("call" if self.is_established else "initialize")
-            call = HTTPCall(self, request)
-            self._exchanges[request] = call.cut = self._http.send("POST", block, text, call)
+            traffic.exchanges[request] = self._http.send("POST", block, text, HTTPCall(self, request))
 
     def _send_held(self, text: bytes, request: Request, headers: Headers) -> None:
         """Send what wants progress, now that it would be heard.
@@ -240,7 +245,7 @@ class HTTPWire:
         of the Python SDK up to 1.24 at least (`report_progress`) send it on the GET stream, and drop it where nobody
         listens there.
         """
-        if self._exchanges.pop(request, None) is None:  # given up meanwhile
+        if self._traffic.exchanges.pop(request, None) is None:  # given up meanwhile
             return
         request.is_held = False
         if request.state == "pending":
@@ -250,14 +255,13 @@ class HTTPWire:
 
     def abandon(self, request: Request) -> None:
         """See `Wire.abandon`."""
-        cut = self._exchanges.get(request)
-        if cut is not None:
-            cut()
+        if request in self._traffic.exchanges:
+            self.cut(request)
             self.is_over(request)
 
     async def establish(self, revision: str, initialized: bytes) -> None:
         """See `Wire.establish`."""
-        self._note_revision(revision)
+        self._revision, self._blocks = revision, None
         status = await self._ask("initialized", initialized)
         if status >= 300:
             raise UpstreamUnreachable(
@@ -292,46 +296,33 @@ class HTTPWire:
             self._unasked.close()
             if self._unasked.is_blank:
                 self._unasked = None
-        if not self._exchanges and not self._unanswered:
-            self._exchanges, self._unanswered = {}, {}  # a table that was once used is kept
-
-    def _note_revision(self, revision: str) -> None:
-        if revision >= VERSION_HEADER_SINCE:
-            self._headers = self._headers.with_({"MCP-Protocol-Version": revision})
+        self._blocks = None
+        if self._traffic.is_empty:  # a table that was once used keeps its room
+            self._under_way = None
 
     def _begin_calls(self) -> None:
         self.is_established = True
         if self._listen:
             self.listen()
 
-    async def _close(self) -> None:
-        """End the session at the server, in bounded time; best effort, as the specification has it (rule L5)."""
-        try:
-            if self._session_id is not None and not self._is_dead and not self._is_released:
-                with anyio.move_on_after(CLOSE_SECONDS, shield=True):
-                    await self._ask("delete", b"")
-        except TrunklineError as error:
-            logger.info("the server did not take the DELETE: %s", error.message, extra=self._about)
-        finally:
-            if self._lost is not None:
-                self._lost.cancel()
-            for cut in (*self._exchanges.values(), *(receipt.over.cancel for receipt in self._deliveries)):
-                cut()
-            self._exchanges.clear()
-            if self._unasked is not None:
-                self._unasked.close()
-            for task in self._running:
-                task.cancel()
-            if self._running:
-                await asyncio.wait(tuple(self._running))
+    async def _cut(self) -> None:
+        """Cut all that is under way."""
+        traffic = self._traffic
+        if self._lost is not None:
+            self._lost.cancel()
+        for cut in (*traffic.exchanges.values(), *(receipt.over.cancel for receipt in traffic.deliveries)):
+            cut()
+        traffic.exchanges.clear()
+        if self._unasked is not None:
+            self._unasked.close()
+        for task in traffic.running:
+            task.cancel()
+        if traffic.running:
+            await asyncio.wait(tuple(traffic.running))
 
     def go_on_with(self, receiver: Receiver, http: HTTPClient) -> None:
         """Report there, and send by that, from now on."""
         self.receiver, self._http = receiver, http
-
-    def rotate(self, headers: Headers, fixed: Headers) -> None:
-        """Credentials have these values from the next request on."""
-        self._headers = self._headers.rotated(headers, fixed)
 
     # What becomes of a request, as its answer tells.
 
@@ -356,12 +347,16 @@ class HTTPWire:
 
     def forgot(self, request: Request) -> None:
         """The server no longer knows the session, and did not run this request."""
-        self._exchanges.pop(request, None)
+        self._traffic.exchanges.pop(request, nothing)()
         self._lose(request)
+
+    def cut(self, request: Request) -> None:
+        """Nothing more is needed of the exchange of this request. Does nothing once it is over."""
+        self._traffic.exchanges.get(request, nothing)()
 
     def is_over(self, request: Request, error: TrunklineError | None = None) -> None:
         """The exchange of this request is over, for this reason where its answer did not come."""
-        self._exchanges.pop(request, None)
+        self._traffic.exchanges.pop(request, None)
         self._settle(request)
         if error is not None:
             self.receiver.failed(request, error)
@@ -369,18 +364,41 @@ class HTTPWire:
     def take_up(self, request: Request, events: Events) -> None:
         """The stream of this request broke before its answer."""
         task = asyncio.get_running_loop().create_task(self._take_up(request, events))
-        self._running[task] = None
+        self._traffic.running[task] = None
+        self._traffic.exchanges[request] = task.cancel
         task.add_done_callback(self._taken_up)
-        self._exchanges[request] = task.cancel
 
     # Inside.
+
+    def _block(self) -> HeaderBlock:
+        """What goes with every request: the connector's headers as they are now, what is fixed, what was agreed on.
+
+        Raises:
+            ValueError: what is fixed cannot be sent.
+        """
+        base, made = self._connector.headers, self._blocks
+        if made is None or made[0] is not base:
+            own = dict(self._fixed)
+            if self._session_id is not None:
+                own["Mcp-Session-Id"] = self._session_id
+            if self._revision >= VERSION_HEADER_SINCE:
+                own["MCP-Protocol-Version"] = self._revision
+            made = self._blocks = base, base.with_(own)
+        return made[1]
+
+    @property
+    def _traffic(self) -> _Traffic:
+        """What is under way now."""
+        if self._under_way is None:
+            self._under_way = _Traffic()
+        return self._under_way
 
     @property
     def _about(self) -> dict[str, str]:
         return {"server": self._connector.server}
 
     def _taken_up(self, task: asyncio.Task[None]) -> None:
-        self._running.pop(task, None)
+        self._traffic.running.pop(task, None)
         if not task.cancelled() and task.exception() is not None:
             logger.error("a stream could not be taken up", exc_info=task.exception(), extra=self._about)
             self.receiver.lost(UpstreamFault("a stream could not be taken up"))
@@ -389,7 +407,7 @@ class HTTPWire:
         """Send what is answered by a status alone, and wait for that."""
         self._connector.count(kind)
         receipt = Receipt()
-        receipt.cut = self._http.send("DELETE" if kind == "delete" else "POST", self._headers, body, receipt)
+        receipt.cut = self._http.send("DELETE" if kind == "delete" else "POST", self._block(), body, receipt)
         try:
             return await receipt.over
         except ExchangeBroken as error:
@@ -399,19 +417,19 @@ class HTTPWire:
 
     def _deliver(self, text: bytes, kind: SendKind, headers: HeaderBlock) -> None:
         """One message without an answer. It is not sent again: it may have arrived."""
-        if len(self._deliveries) >= MAX_DELIVERIES:  # a server that asks faster than it takes answers
+        if len(self._traffic.deliveries) >= MAX_DELIVERIES:  # a server that asks faster than it takes answers
             self._connector.count_dropped()
             return
         self._connector.count(kind)
         receipt = Receipt()
         receipt.cut = self._http.send("POST", headers, text, receipt)
-        self._deliveries[receipt] = None
+        self._traffic.deliveries[receipt] = None
         patience = asyncio.get_running_loop().call_later(DELIVER_SECONDS, receipt.over.cancel)
 
         def delivered(over: asyncio.Future[int]) -> None:
             patience.cancel()
             receipt.cut()
-            self._deliveries.pop(receipt, None)
+            self._traffic.deliveries.pop(receipt, None)
             if over.cancelled():
                 logger.info("a %s was not acknowledged", kind, extra=self._about)
             elif over.exception() is not None:
@@ -429,8 +447,7 @@ class HTTPWire:
             return
         if len(session_id) > MAX_SESSION_ID or not all("\x21" <= character <= "\x7e" for character in session_id):
             raise UpstreamFault("the server gave a session id that is not visible ASCII")
-        self._session_id = session_id
-        self._headers = self._headers.with_({"Mcp-Session-Id": session_id})
+        self._session_id, self._blocks = session_id, None
 
     async def _take_up(self, request: Request, events: Events) -> None:
         """Go on with a stream where it broke, until its answer has come."""
@@ -481,7 +498,7 @@ class HTTPWire:
         if last_id is not None:
             asked["Last-Event-ID"] = last_id.encode().decode("latin-1")  # in UTF-8, as an EventSource sends it
         try:
-            headers = self._headers.with_(asked)
+            headers = self._block().with_(asked)
         except ValueError as error:
             raise UpstreamFault(f"the server gave an event id that cannot be sent back: {error}") from None
         return self._http.send("GET", headers, b"", answer)
@@ -498,18 +515,18 @@ class HTTPWire:
 
     def _settle(self, request: Request) -> None:
         """The server has begun to answer this request, or will not."""
-        self._unanswered.pop(request, None)
-        if self._lost is not None and not self._unanswered:
+        self._traffic.unanswered.pop(request, None)
+        if self._lost is not None and not self._traffic.unanswered:
             self._lost.cancel()
             self._lost = asyncio.get_running_loop().call_later(0, self._tell_lost)
 
     def _lose(self, refused: Request | None = None) -> None:
         """The server no longer knows the session, and did not run this request."""
         if refused is not None:
-            self._refused.append(refused)
+            self._traffic.refused.append(refused)
         if not self._is_dead:
             self._is_dead = True
-            wait = LOST_SECONDS if self._unanswered else 0
+            wait = LOST_SECONDS if self._traffic.unanswered else 0
             self._lost = asyncio.get_running_loop().call_later(wait, self._tell_lost)
             if self._unasked is not None:
                 self._unasked.let_go()
@@ -517,4 +534,4 @@ class HTTPWire:
     def _tell_lost(self) -> None:
         self._lost = None
         cause = SessionLost("the server no longer knows the session", executed="unknown")
-        self.receiver.lost(cause, self._refused)
+        self.receiver.lost(cause, self._traffic.refused)

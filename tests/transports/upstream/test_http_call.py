@@ -1,9 +1,10 @@
 """What a server may answer to a call over Streamable HTTP: an answer, an error, neither, a session forgotten."""
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 
 import pytest
-from contract.wire import told
+from contract.wire import INITIALIZED, told
 from harness.http_bench import http_bench
 from harness.upstream_scripted import (
     Cut,
@@ -21,6 +22,7 @@ from harness.upstream_scripted import (
 )
 from trunkline.mux.errors import SessionLost, TrunklineError, UpstreamFault, UpstreamUnreachable
 from trunkline.mux.limits import MAX_EVENT_BYTES
+from trunkline.transports.upstream.http_call import HTTPCall
 
 pytestmark = pytest.mark.anyio
 
@@ -167,3 +169,26 @@ async def test_a_400_is_looked_into_only_where_there_is_a_session(session_id: st
     async with http_bench("", call=[[refusal], GOOD]) as bench, bench.session() as session:
         assert answering(400)(await session.failure(session.request()))
         await session.answered(session.request())
+
+
+# What is left of a call.
+
+
+@pytest.fixture
+def uncollected() -> Iterator[Callable[[], int]]:
+    """How many answers to calls are held in memory, while nothing collects what refers to itself."""
+    gc.collect()
+    gc.disable()
+    yield lambda: sum(isinstance(one, HTTPCall) for one in gc.get_objects())
+    gc.enable()
+
+
+STREAMED: Play = [OpenStream(), Send('{"jsonrpc":"2.0","id":$ID,"result":{}}')]
+
+
+@pytest.mark.parametrize("play", [GOOD, STREAMED])
+async def test_nothing_of_a_call_is_left_to_the_garbage_collector(play: Play, uncollected: Callable[[], int]) -> None:
+    async with http_bench(call=[play]) as bench, bench.session() as session:
+        await session.answered(session.request())
+        await session.wire.establish("2025-11-25", INITIALIZED)  # the end of the stream has come by then
+        assert uncollected() == 0

@@ -109,6 +109,31 @@ async def test_the_revision_is_named_after_the_handshake_to_servers_that_know_th
         assert {came.headers.get("mcp-protocol-version") for came in rest} == {named}
 
 
+async def test_a_session_that_rested_goes_on_as_what_it_was_with_the_credentials_of_now() -> None:
+    async with http_bench() as bench:
+        async with bench.session() as session:
+            assert isinstance(session.wire, MovableWire)
+            await session.answered(session.request())
+            session.wire.rest()
+            bench.connector.rotate({"Authorization": "Bearer new"})
+            await session.answered(session.request())
+            session.wire.rest()
+        for came in (bench.upstream.of("tools/call")[-1], bench.upstream.received[-1]):
+            names = ("mcp-session-id", "mcp-protocol-version", "authorization")
+            assert [came.headers[name] for name in names] == ["upstream-session", "2025-11-25", "Bearer new"]
+        assert bench.upstream.received[-1].kind == "DELETE"
+
+
+async def test_a_session_that_rests_while_a_call_is_under_way_still_hears_its_answer() -> None:
+    async with http_bench(call=[[Pause("rest"), *GOOD]]) as bench, bench.session() as session:
+        assert isinstance(session.wire, MovableWire)
+        request = session.request()
+        await bench.upstream.reached("rest")
+        session.wire.rest()
+        bench.upstream.open("rest")
+        await session.answered(request)
+
+
 async def test_a_server_that_is_not_there_did_not_run_anything() -> None:
     bench = HTTPBench(ScriptedUpstream(port=free_port()))
     async with bench.wire() as session:
