@@ -1,14 +1,18 @@
-"""uvicorn's WebSocket protocol, lending its pings: `transports.websocket` learns from a pong what a client has."""
+"""uvicorn's WebSocket protocol, lending what it has: its pings, and the connection itself to `transports.websocket`."""
 
 import asyncio
 import os
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.frames import Frame
+from websockets.frames import BINARY, CLOSE, PING, PONG, Frame
 from websockets.http11 import Request
 
-from ..transports.websocket import PING
+from ..transports.frames import Frames, text_frame
+from ..transports.websocket import PING as LENT_PING
+from ..transports.websocket import WIRE, Socket
 
 LINGER_SECONDS: Final = 10.0
 """How long a connection whose application is done may take to send what is left, before it is dropped."""
@@ -19,9 +23,19 @@ MAX_UNTAKEN_BYTES: Final = 1_048_576
 
 
 class PingingWebSocket(WebSocketsSansIOProtocol):
-    """A connection whose application can ping and wait for the pong."""
+    """A connection whose application can ping and wait for the pong, or take it over. Implements `LentWire`."""
+
+    lends_pings = True
+    is_paused = False
 
     _pings: dict[bytes, asyncio.Future[None]]
+    _socket: Socket | None = None
+    """Who is told what happens, instead of an application."""
+    _frames: Frames
+    _early = b""
+    """What came before the upgrade was answered: nobody reads it before it is known who does."""
+
+    # The opening, and what an application does that takes events.
 
     def handle_connect(self, event: Request) -> None:
         """See the base class."""
@@ -29,7 +43,45 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
         super().handle_connect(event)
         scope = getattr(self, "scope", None)
         if scope is not None:
-            scope["extensions"][PING] = self.ping
+            scope["extensions"].update({LENT_PING: self.ping, WIRE: self})
+
+    def data_received(self, data: bytes) -> None:
+        """See the base class."""
+        if self._socket is not None:
+            self._take(self._socket, self._frames.feed(data))
+        elif self.handshake_initiated and not self.handshake_complete:
+            self._early += data
+            self.pause_reading()
+        else:
+            super().data_received(data)
+
+    async def send(self, message: Any) -> None:
+        """See the base class."""
+        await super().send(message)
+        if self._early and self.handshake_complete:
+            self.loop.call_soon(self._go_on)
+
+    async def run_asgi(self) -> None:
+        """See the base class; a connection that was taken over outlives its application."""
+        try:
+            await self.app(self.scope, self.receive, self.send)
+        except ClientDisconnected:
+            pass
+        except BaseException:
+            self.logger.exception("Exception in ASGI application\n")
+            self.send_500_response()
+        else:
+            if not self.handshake_complete:
+                self.logger.error("ASGI callable returned without completing handshake.")
+                self.send_500_response()
+        if self._socket is None and self.close_timer is None:
+            self.transport.close()
+
+    def on_task_complete(self, task: asyncio.Task[None]) -> None:
+        """See the base class; a client that takes nothing does not keep its connection."""
+        super().on_task_complete(task)
+        if self._socket is None:
+            self._linger()
 
     def handle_pong(self, event: Frame) -> None:
         """See the base class; a pong of ours is answered here."""
@@ -38,16 +90,6 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
             super().handle_pong(event)
         elif not waiter.done():
             waiter.set_result(None)
-
-    def on_task_complete(self, task: asyncio.Task[None]) -> None:
-        """See the base class; a client that takes nothing does not keep its connection."""
-        super().on_task_complete(task)
-        if not self.disconnected:
-            self.loop.call_later(LINGER_SECONDS, self._drop)
-
-    def _drop(self) -> None:
-        if not self.disconnected:
-            self.transport.abort()
 
     def handle_ping(self) -> None:
         """See the base class; a client that pings and takes no pong is cut, before its pongs pile up."""
@@ -60,10 +102,116 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
         """Ping the client, and return when its pong has come; where the connection goes before, never."""
         payload = os.urandom(8)
         waiter = self._pings[payload] = self.loop.create_future()
-        if not self.close_sent and not self.transport.is_closing():
-            self.conn.send_ping(payload)
-            self.transport.write(b"".join(self.conn.data_to_send()))
+        self.write((), payload)
         try:
             await waiter
         finally:
             self._pings.pop(payload, None)
+
+    # Lent.
+
+    def take_over(self, socket: Socket) -> None:
+        """See `LentWire.take_over`."""
+        self._socket = socket
+        self._frames = Frames(self.conn, self.config.ws_max_size, is_masked=True)
+        self.queue = NOWHERE  # type: ignore[assignment]
+        socket.begin()
+        if self.disconnected:
+            socket.gone()
+
+    def write(self, messages: Sequence[bytes], ping: bytes = b"") -> None:
+        """See `Wire.write`."""
+        if self.close_sent or self.transport.is_closing():
+            return
+        frames = [text_frame(message, is_masked=False) for message in messages]
+        if ping:
+            self.conn.send_ping(ping)
+            frames += self.conn.data_to_send()
+        self.transport.write(b"".join(frames))
+
+    def pause_reading(self) -> None:
+        """See `Wire.pause_reading`."""
+        if not self.read_paused and not self.transport.is_closing():
+            self.read_paused = True
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """See `Wire.resume_reading`."""
+        if self.read_paused:
+            self.read_paused = False
+            self.transport.resume_reading()
+
+    def close(self, code: int, reason: str) -> None:
+        """See `Wire.close`."""
+        if self.close_sent or self.transport.is_closing():
+            return
+        self.conn.send_close(code, reason)
+        self.transport.write(b"".join(self.conn.data_to_send()))
+        self.close_sent = True
+        self.resume_reading()
+        self.close_timer = self.loop.call_later(self.close_timeout, self.transport.close)
+        self._linger()
+
+    def pause_writing(self) -> None:
+        """See the base class."""
+        super().pause_writing()
+        self.is_paused = True
+
+    def resume_writing(self) -> None:
+        """See the base class."""
+        super().resume_writing()
+        self.is_paused = False
+        if self._socket is not None:
+            self._socket.drained()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See the base class."""
+        super().connection_lost(exc)
+        if self._socket is not None:
+            self._socket.gone()
+
+    # Inside.
+
+    def _take(self, socket: Socket, came: list[bytes | Frame]) -> None:
+        for one in came:
+            if isinstance(one, bytes):
+                socket.came(one)
+            elif one.opcode is PONG:
+                self.handle_pong(one)
+                socket.ponged(bytes(one.data))
+            elif one.opcode is PING:
+                self.handle_ping()
+            elif one.opcode is CLOSE:
+                self.handle_close(one)
+                assert self.conn.close_rcvd is not None, "the frame was read"
+                socket.gone(self.conn.close_rcvd.code)
+            elif one.opcode is BINARY:
+                socket.came_binary()
+        failed = self.conn.close_sent is not None and self.conn.close_rcvd is None and not self.close_sent
+        if failed:  # by the library: the client sent what is not legal
+            self.handle_parser_exception()
+            socket.gone()
+
+    def _go_on(self) -> None:
+        early, self._early = self._early, b""
+        if not self.transport.is_closing():
+            self.data_received(early)
+            self.resume_reading()
+
+    def _linger(self) -> None:
+        if not self.disconnected:
+            self.loop.call_later(LINGER_SECONDS, self._drop)
+
+    def _drop(self) -> None:
+        if not self.disconnected:
+            self.transport.abort()
+
+
+class _Nowhere:
+    """The queue of events of a connection whose application takes none."""
+
+    def put_nowait(self, event: object) -> None:
+        """Drop it."""
+
+
+NOWHERE: Final = _Nowhere()

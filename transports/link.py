@@ -6,7 +6,7 @@ due on it. The bytes are theirs.
 
 import asyncio
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Final, NamedTuple
 
@@ -24,7 +24,7 @@ from ..mux.errors import (
     UnknownSession,
     UnsupportedRevision,
 )
-from ..mux.event_log import Position, Trimmed
+from ..mux.event_log import Event, Position, Trimmed
 from ..mux.limits import MAX_BODY_BYTES
 from ..mux.pool import Arrival, Begun
 from ..mux.ports import NONE
@@ -46,6 +46,9 @@ MAX_EARLY: Final = 32
 
 MAX_COUNT: Final = 10**15
 
+BEGINNINGS: Final = frozenset({"initialize", "server/discover"})
+"""Requests that no workflow answers."""
+
 HOLD_SECONDS: Final = 1.0
 """How long what is due to a connection that came back without saying where is held: if its first message is
 `initialize`, it is a client that began anew and counts its ids from the start, and must not meet old answers. Also how
@@ -53,11 +56,18 @@ long a client that counts has to show itself where the server lends no pings."""
 
 
 class Due(NamedTuple):
-    """One message for the client. `event_id` and `position` are empty where no workflow logged it."""
+    """One message for the client."""
 
     message: bytes
-    event_id: str
-    position: int
+    position: int = 0
+    """On the wire; 0 where no workflow logged it, or for another stream."""
+    logged: tuple[Reader, Event] | None = None
+    """Who read it from the log."""
+
+    @property
+    def event_id(self) -> str:
+        """Empty where no workflow logged it."""
+        return self.logged[0].event_id(self.logged[1]) if self.logged is not None else ""
 
 
 class Link:
@@ -83,12 +93,16 @@ class Link:
         """Messages that this connection has carried, as its client counts them."""
         self._beginning = asyncio.Lock()
         """Held while the handshake is under way: what comes meanwhile waits for its outcome."""
-        self._deadline = asyncio.get_running_loop().time() + HANDSHAKE_SECONDS
+        self.deadline = asyncio.get_running_loop().time() + HANDSHAKE_SECONDS
+        """When it is over unless its client has begun a workflow, by the loop's clock."""
         self._is_late = False
         self._is_closed = False
         self._is_met = transport != "websocket"
         self._hold: asyncio.TimerHandle | None = None
-        self._changed = asyncio.Event()
+        self._waiter: asyncio.Future[None] | None = None
+        """Of who waits for what is `next`."""
+        self.on_change: Callable[[], None] | None = None
+        """Called when something may be due: for a transport that asks for it by itself."""
         self.name = f"{self._pool.number:x}.{secrets.token_hex(8)}" if self._pool.number else secrets.token_hex(8)
         """What its client may call it by, with each message: for a transport whose messages come beside it."""
         self.session_id = ""
@@ -169,6 +183,23 @@ class Link:
             return
         await self.receive(message, headers)
 
+    def take_at_once(self, text: bytes, headers: Mapping[str, str]) -> bool:
+        """The same, without waiting. False where there is something to wait for: nothing was done then."""
+        workflow, duplex = self._workflow, self._duplex
+        if workflow is None or duplex is None or self._hold is not None:
+            return False
+        try:
+            message = wire_format.parse(text, limit=MAX_BODY_BYTES)
+        except InvalidMessage:
+            return False
+        if message.kind == "request" and message.method in BEGINNINGS:
+            return False
+        if not self._config.admission.pass_at_once(in_order=self._transport == "websocket"):
+            return False
+        self.meet()
+        self._dispatch(workflow, duplex, message, headers)
+        return True
+
     async def receive(self, message: Envelope, headers: Mapping[str, str]) -> None:
         """One message of the client."""
         try:
@@ -198,15 +229,16 @@ class Link:
         loop = asyncio.get_running_loop()
         until = loop.time() + patience
         while True:
-            self._changed.clear()
-            due = self._due()
+            due = self.due()
             if due != [] or loop.time() >= until:
                 return due
-            timer = loop.call_at(min(until, self._deadline) if self._is_early else until, self._changed.set)
+            self._waiter = loop.create_future()
+            timer = loop.call_at(min(until, self.deadline) if self._is_early else until, self._change)
             try:
-                await self._changed.wait()
+                await self._waiter
             finally:
                 timer.cancel()
+                self._waiter = None
 
     def meet(self) -> None:
         """The client has shown that it knows of this connection."""
@@ -214,7 +246,7 @@ class Link:
             return
         if not self.is_met:
             self._is_met = True
-            self._changed.set()
+            self._change()
         if self._duplex is not None:
             self._duplex.meet(self._tally)
 
@@ -226,6 +258,7 @@ class Link:
     def close(self, *, goodbye: bool = False) -> None:
         """The connection has gone; the workflow goes on. With `goodbye`, the client closed it in order."""
         self._is_closed = True
+        self.on_change = None
         if self._hold is not None:
             self._hold.cancel()
         if goodbye and self._duplex is not None:
@@ -320,7 +353,7 @@ class Link:
         if self._hold is not None:
             self._hold.cancel()
             self._hold = None
-            self._changed.set()
+            self._change()
 
     def _begin_on(self, workflow: Workflow) -> None:
         """The client began anew on a connection that would have gone on with another: leave that where it was."""
@@ -347,9 +380,9 @@ class Link:
         self._add(at[1])
 
     def _add(self, reader: Reader) -> None:
-        reader.on_wake = self._changed.set
+        reader.on_wake = self._change
         self._readers.append(reader)
-        self._changed.set()
+        self._change()
 
     # What the client sends.
 
@@ -363,7 +396,7 @@ class Link:
                     begun = await self._pool.begin(self._principal, self._config.server, message, arrival)
                     self._move(begun)
             finally:
-                self._changed.set()
+                self._change()
         self._say(wire_format.result(message.id, Raw(begun.result)))
 
     async def _begin_unasked(self, message: Envelope, headers: Mapping[str, str]) -> Workflow | None:
@@ -416,23 +449,30 @@ class Link:
 
     # What the client is due.
 
+    def _change(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+        if self.on_change is not None:
+            self.on_change()
+
     def _say(self, message: bytes) -> None:
         if self._duplex is not None and self._hold is None:
             self._duplex.add(message)
         else:
             self._early.append(message)
-            self._changed.set()
+            self._change()
 
     @property
     def _is_early(self) -> bool:
         """True while no workflow is there, and none is being opened."""
         return self._workflow is None and not self._beginning.locked()
 
-    def _due(self) -> list[Due] | None:
-        self._is_late = self._is_early and asyncio.get_running_loop().time() >= self._deadline
+    def due(self) -> list[Due] | None:
+        """What is due now; None when the connection is over. What is returned counts as sent."""
+        self._is_late = self._is_early and asyncio.get_running_loop().time() >= self.deadline
         if self._is_late or len(self._early) > MAX_EARLY:
             return None
-        due = [Due(message, "", 0) for message in self._early]
+        due = [Due(message) for message in self._early]
         self._early.clear()
         self._count(due)
         if self._hold is not None or not self.is_met:
@@ -440,17 +480,14 @@ class Link:
         for reader in tuple(self._readers):
             events = reader.due()
             if events is not None:
-                due += self._count([Due(e.message, reader.event_id(e), self._place(reader, e.n)) for e in events])
+                is_own = self._duplex is not None and reader.stream is self._duplex.stream
+                due += self._count([Due(e.message, e.n if is_own else 0, (reader, e)) for e in events])
             elif reader is not self._readers[-1]:
                 self._readers.remove(reader)
                 reader.close()
             elif not due and not self._beginning.locked():
                 return None
         return due
-
-    def _place(self, reader: Reader, n: int) -> int:
-        """A position on the wire; 0 for what is another stream's."""
-        return n if self._duplex is not None and reader.stream is self._duplex.stream else 0
 
     def _count(self, due: list[Due]) -> list[Due]:
         """Count as the client does, which counts messages: an event that only primes a stream has none."""

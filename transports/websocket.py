@@ -6,9 +6,12 @@ counts, by the pong that answers a ping sent after a message. Its calls go on me
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import ExitStack, suppress
-from typing import Final
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from math import inf
+from typing import Final, Protocol
 
 import anyio
 
@@ -16,23 +19,24 @@ from ..mux.errors import Elsewhere
 from ..mux.limits import MAX_BODY_BYTES
 from ..mux.principal import Principal
 from ..mux.record import WorkflowState
-from .asgi import RawHeaders, Receive, RequestHeaders, Scope, Send, headers_of
+from .asgi import UNBOUND, RawHeaders, Receive, RequestHeaders, Scope, Send, headers_of
 from .endpoint import EndpointConfig
 from .headers import SESSION_ID, WORKFLOW_STATE, asked
-from .link import Link
+from .link import Due, Link
+from .socket_events import EventsWire
 from .status import Answer, HTTPRefusal, answer_to
 
 logger = logging.getLogger(__name__)
 
 SUBPROTOCOL: Final = "mcp"
-IDLE_SECONDS: Final = 15.0
 SEND_SECONDS: Final = 60.0
 """A client that takes nothing for this long is treated as gone; it may come back and resume."""
-CLOSE_SECONDS: Final = 5.0
-"""How long the last frame waits for a client that takes nothing."""
 
 PING: Final = "trunkline.ping"
 """The ASGI extension by which the server lends its pings: a coroutine function that returns when the pong came."""
+
+WIRE: Final = "trunkline.wire"
+"""The ASGI extension by which the server lends the connection, a `LentWire`: without an event for each message."""
 
 NORMAL, GOING_AWAY, BINARY, POLICY, TOO_BIG, INTERNAL, TRY_AGAIN = 1000, 1001, 1003, 1008, 1009, 1011, 1013
 SESSION_ENDED: Final = 4404
@@ -50,7 +54,10 @@ _CODES: Final = {
     "no_handshake": POLICY,
 }
 
-Ping = Callable[[], Awaitable[None]]
+ENDED: Final = EXPIRED, "the identity has ended"
+
+WRITE_BYTES: Final = 65_536
+"""Messages that are due at once are written together, up to this size."""
 
 
 class WebSocketEndpoint:
@@ -78,13 +85,18 @@ class WebSocketEndpoint:
         except Exception as error:
             await self._refuse(send, scope, error)
             return
-        socket = _Socket(link, receive, send, scope.get("extensions", {}).get(PING), headers)
+        lent: LentWire | None = scope.get("extensions", {}).get(WIRE)
         try:
             await send(_accept(link, state))
-            code, reason = await socket.run()
-            await _close(send, code, reason)
-        finally:
-            link.close(goodbye=socket.said_goodbye)
+        except BaseException:
+            link.close()
+            raise
+        place = held.pop_all()
+        if lent is not None:
+            lent.take_over(Socket(link, lent, headers, place))
+        else:
+            wire = EventsWire(receive, send, scope.get("extensions", {}).get(PING), SEND_SECONDS)
+            await wire.run(Socket(link, wire, headers, place))
 
     def _admit(self, scope: Scope, headers: Mapping[str, str]) -> Principal:
         self._config.guard.check(headers)
@@ -96,7 +108,8 @@ class WebSocketEndpoint:
     async def _open(
         self, scope: Scope, headers: Mapping[str, str], principal: Principal
     ) -> tuple[Link, WorkflowState | None]:
-        link = Link(self._config, principal, "websocket", pings=PING in scope.get("extensions", {}))
+        extensions = scope.get("extensions", {})
+        link = Link(self._config, principal, "websocket", pings=PING in extensions or WIRE in extensions)
         return link, await link.open(asked(headers, scope.get("query_string", b"")))
 
     async def _refuse(self, send: Send, scope: Scope, error: Exception) -> None:
@@ -121,81 +134,204 @@ async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "websocket.close", "code": POLICY})
 
 
-class _Socket:
-    """One connection: what comes is taken, what is due is sent, until one side ends it."""
+class Wire(Protocol):
+    """The server's side of one connection, as its `Socket` sees it. Nothing here waits."""
 
-    def __init__(self, link: Link, receive: Receive, send: Send, ping: Ping | None, headers: RequestHeaders) -> None:
+    lends_pings: bool
+    is_paused: bool
+    """True while the client has not taken what was written; `Socket.drained` tells when it has."""
+
+    def write(self, messages: Sequence[bytes], ping: bytes = b"") -> None:
+        """Send each in a frame, and a ping with this payload behind them; dropped where the connection is gone."""
+
+    def pause_reading(self) -> None:
+        """Let what the client sends wait."""
+
+    def resume_reading(self) -> None:
+        """Go on."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Close it, in bounded time; nothing more is told. Nothing where it is gone."""
+
+
+class LentWire(Wire, Protocol):
+    """A wire that a server lends: it goes on when the application has returned."""
+
+    def take_over(self, socket: "Socket") -> None:
+        """Tell this one what happens from here on, and nobody else."""
+
+
+class Socket:
+    """One connection: what comes is taken, what is due is written, until one side ends it. Told by its `Wire`."""
+
+    def __init__(self, link: Link, wire: Wire, headers: RequestHeaders, place: ExitStack) -> None:
         self._link = link
-        self._receive = receive
-        self._send = send
-        self._ping = ping
+        self._wire = wire
         self._headers = headers
+        self._place = place
+        self._loop = asyncio.get_running_loop()
+        self._waiting: list[bytes] | None = None
+        """What came behind a message that has to wait; None while none has to."""
+        self._work: asyncio.Task[None] | None = None
+        self._work_scope: anyio.CancelScope | None = None
+        self._unwritten: list[Due] = []
+        """What is due to a client that takes nothing."""
+        self._is_flush_due = False
         self._sent = 0
-        self._to_acknowledge = asyncio.Event()
-        self._end: tuple[int, str] | None = None
-        self.said_goodbye = False
+        """Position of the newest message that was written."""
+        self._pinged = -1
+        """What the pong that is waited for will acknowledge."""
+        self._ping = b""
+        """The payload of that one."""
+        self._is_over = False
+        self._said_goodbye = False
         """True once the client has closed it in order."""
+        self._slow: asyncio.TimerHandle | None = None
+        self._deadline = self._loop.call_at(link.deadline, self._flush)
+        self._expiry: asyncio.TimerHandle | None = None
 
-    async def run(self) -> tuple[int, str]:
-        """Serve until the end; the code and the reason to close with."""
-        with self._headers.held():
-            async with anyio.create_task_group() as tasks:
-                for part in (self._take, self._give, *([self._acknowledge] if self._ping is not None else [])):
-                    tasks.start_soon(self._until_end, part, tasks.cancel_scope)
-        return self._end or (EXPIRED, "the identity has ended")
+    def begin(self) -> None:
+        """The connection is open."""
+        headers = self._headers
+        if headers.expires < inf:
+            self._expiry = self._loop.call_later(headers.expires - time.time(), self.finish, *ENDED)
+        if headers.grant is not UNBOUND:
+            self._place.enter_context(headers.grant.watched(self._withdraw))
+        self._link.on_change = self._change
+        if self._wire.lends_pings and not self._link.is_met:
+            self._send_ping([])
+        self._change()
 
-    async def _until_end(self, part: Callable[[], Awaitable[tuple[int, str]]], scope: anyio.CancelScope) -> None:
+    # What the wire tells.
+
+    def came(self, text: bytes) -> None:
+        """A message of the client."""
+        if self._is_over:
+            return
+        if len(text) > MAX_BODY_BYTES:
+            self.finish(TOO_BIG, f"a message may have {MAX_BODY_BYTES} bytes")
+        elif self._waiting is not None:
+            self._waiting.append(text)
+        elif not self._link.take_at_once(text, self._headers):
+            self._waiting = [text]
+            self._wire.pause_reading()
+            self._work = self._loop.create_task(self._take_waiting(self._waiting))
+
+    def came_binary(self) -> None:
+        """A message that is no text."""
+        self.finish(BINARY, "text frames only")
+
+    def ponged(self, payload: bytes) -> None:
+        """A pong of the client."""
+        if self._is_over or not self._ping or payload != self._ping:
+            return
+        self._ping = b""
+        self._link.meet()
+        self._link.acknowledge(self._pinged)
+        if self._sent > self._pinged:
+            self._send_ping([])
+
+    def drained(self) -> None:
+        """The client has taken what was written."""
+        if self._slow is not None:
+            self._slow.cancel()
+            self._slow = None
+        if not self._is_over:
+            self._flush()
+
+    def run_out(self) -> None:
+        """The client has taken nothing for too long."""
+        self.finish(SLOW, "nothing was read for too long")
+
+    def gone(self, code: int = 0) -> None:
+        """The client has gone, and closed it with this code where it did so in order."""
+        self._said_goodbye = code in (NORMAL, GOING_AWAY)
+        self.finish(NORMAL, "")
+
+    def finish(self, code: int, reason: str) -> None:
+        """End it. Idempotent."""
+        if self._is_over:
+            return
+        self._is_over = True
+        for timer in (self._slow, self._deadline, self._expiry):
+            if timer is not None:
+                timer.cancel()
+        self._unwritten.clear()
+        if self._work is None or self._work.done():
+            self._leave()
+        else:
+            self._work.add_done_callback(lambda _: self._leave())
+            if self._work_scope is not None:
+                self._work_scope.cancel()
+        self._wire.close(code, reason)
+
+    # Inside.
+
+    def _withdraw(self) -> None:
+        self.finish(*ENDED)
+
+    def _leave(self) -> None:
+        self._link.close(goodbye=self._said_goodbye)
+        self._place.close()
+
+    async def _take_waiting(self, waiting: list[bytes]) -> None:
+        """Take, one after the other, a message that has to wait for something and what came behind it."""
         try:
-            end = await part()
-        except OSError:  # the client has gone
-            end = NORMAL, ""
-        self._end = self._end or end
-        scope.cancel()
+            with anyio.CancelScope() as self._work_scope:
+                if self._is_over:
+                    return
+                while waiting:
+                    await self._link.take(waiting.pop(0), self._headers)
+                self._waiting = None
+                self._wire.resume_reading()
+        except Exception:
+            logger.exception("a message could not be taken")
+            self._loop.call_soon(self.finish, INTERNAL, "internal error")
 
-    async def _take(self) -> tuple[int, str]:
-        while True:
-            event = await self._receive()
-            if event["type"] == "websocket.disconnect":
-                self.said_goodbye = event.get("code") in (NORMAL, GOING_AWAY)
-                return NORMAL, ""
-            text = event.get("text")
-            if text is None:
-                return BINARY, "text frames only"
-            message = text.encode()
-            if len(message) > MAX_BODY_BYTES:
-                return TOO_BIG, f"a message may have {MAX_BODY_BYTES} bytes"
-            await self._link.take(message, self._headers)
+    def _change(self) -> None:
+        """Something may be due: it is written once for all that happens within one turn of the loop."""
+        if not self._is_flush_due and not self._is_over:
+            self._is_flush_due = True
+            self._loop.call_soon(self._flush)
 
-    async def _give(self) -> tuple[int, str]:
-        link, loop = self._link, asyncio.get_running_loop()
-        with anyio.CancelScope() as patience:
-            while True:
-                due = await link.next(IDLE_SECONDS)
+    def _flush(self) -> None:
+        self._is_flush_due = False
+        while not self._is_over:
+            if not self._unwritten:
+                due = self._link.due()
                 if due is None:
-                    return _code(link.end_reason), link.end_reason
-                for one in due:
-                    if one.message:  # an event that only primes a stream has none
-                        timer = loop.call_later(SEND_SECONDS, patience.cancel)
-                        try:
-                            await self._send({"type": "websocket.send", "text": one.message.decode()})
-                        finally:
-                            timer.cancel()
-                    self._sent = max(self._sent, one.position)
-                self._to_acknowledge.set()
-        return SLOW, "nothing was read for too long"
+                    self.finish(_CODES.get(self._link.end_reason, SESSION_ENDED), self._link.end_reason)
+                    return
+                if not due:
+                    return
+                self._unwritten = due
+            if self._wire.is_paused:
+                if self._slow is None:
+                    self._slow = self._loop.call_later(SEND_SECONDS, self.run_out)
+                return
+            self._write()
 
-    async def _acknowledge(self) -> tuple[int, str]:
-        """A ping after what was sent: its pong says that the client has it. The first pong shows that it is there."""
-        assert self._ping is not None
-        if not self._link.is_met:
-            await self._ping()
-            self._link.meet()
-        while True:
-            await self._to_acknowledge.wait()
-            self._to_acknowledge.clear()
-            position = self._sent
-            await self._ping()
-            self._link.acknowledge(position)
+    def _write(self) -> None:
+        """Write some of what is due, with a ping behind it: its pong says that the client has it."""
+        messages, taken, size = [], 0, 0
+        for one in self._unwritten:
+            taken += 1
+            if one.position > self._sent:
+                self._sent = one.position
+            if one.message:  # an event that only primes a stream has none
+                messages.append(one.message)
+                size += len(one.message)
+                if size >= WRITE_BYTES:
+                    break
+        del self._unwritten[:taken]
+        if self._wire.lends_pings and not self._ping and self._sent > self._pinged:
+            self._send_ping(messages)
+        elif messages:
+            self._wire.write(messages)
+
+    def _send_ping(self, messages: list[bytes]) -> None:
+        self._ping, self._pinged = os.urandom(8), self._sent
+        self._wire.write(messages, self._ping)
 
 
 def _accept(link: Link, state: WorkflowState | None) -> dict[str, object]:
@@ -209,13 +345,3 @@ async def _deny(send: Send, answer: Answer) -> None:
     head = {"type": "websocket.http.response.start", "status": answer.status, "headers": answer.headers}
     await send(head)
     await send({"type": "websocket.http.response.body", "body": answer.body})
-
-
-async def _close(send: Send, code: int, reason: str) -> None:
-    # The client may have closed it, or take nothing: what is left to send then goes before.
-    with suppress(OSError, RuntimeError), anyio.move_on_after(CLOSE_SECONDS):
-        await send({"type": "websocket.close", "code": code, "reason": reason})
-
-
-def _code(reason: str) -> int:
-    return _CODES.get(reason, SESSION_ENDED)

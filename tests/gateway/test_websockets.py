@@ -9,9 +9,10 @@ import pytest
 from harness.listening import serving
 from trunkline.gateway import websockets
 from trunkline.gateway.websockets import PingingWebSocket
-from trunkline.transports.websocket import PING
+from trunkline.transports.frames import text_frame
+from trunkline.transports.websocket import PING, WIRE
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 pytestmark = pytest.mark.anyio
 
@@ -131,3 +132,157 @@ async def test_g10_a_client_that_pings_and_takes_no_pong_is_cut(monkeypatch: pyt
             await client.recv()
         assert pong.done()
         await app.ended.wait()
+
+
+# Taken over: nothing goes through an application any more.
+
+
+class Told:
+    """Accepts a socket when it may, takes it over, and keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.is_asked = anyio.Event()
+        self.may_accept = anyio.Event()
+        self.told: list[object] = []
+        self.wire: Any = None
+        self.changed = anyio.Event()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        self.is_asked.set()
+        await self.may_accept.wait()
+        await send({"type": "websocket.accept"})
+        scope["extensions"][WIRE].take_over(self)
+        self.wire = scope["extensions"][WIRE]
+
+    def begin(self) -> None:
+        self.note("begun")
+
+    def came(self, text: bytes) -> None:
+        self.note(text)
+
+    def came_binary(self) -> None:
+        self.note("binary")
+
+    def ponged(self, payload: bytes) -> None:
+        self.note(("pong", payload))
+
+    def drained(self) -> None:
+        self.note("drained")
+
+    def gone(self, code: int = 0) -> None:
+        self.note(("gone", code))
+
+    def note(self, what: object) -> None:
+        self.told.append(what)
+        self.changed.set()
+        self.changed = anyio.Event()
+
+    async def until(self, *told: object) -> None:
+        """Wait until all that was told is this, but for how often the client has taken what was written."""
+        while [one for one in self.told if one != "drained"] != list(told):
+            await self.changed.wait()
+
+
+async def test_a_connection_that_was_taken_over_outlives_its_application() -> None:
+    app = Told()
+    app.may_accept.set()
+    async with socket(app) as client:
+        await client.send("ä")
+        await client.send(["in ", "two"])
+        await app.until("begun", "ä".encode(), b"in two")
+        app.wire.write([b"one", b"two"], b"ping")
+        assert [await client.recv(), await client.recv()] == ["one", "two"]
+        await client.send(b"binary")
+        await app.until("begun", "ä".encode(), b"in two", ("pong", b"ping"), "binary")
+        await client.close(1001)
+        await app.until("begun", "ä".encode(), b"in two", ("pong", b"ping"), "binary", ("gone", 1001), ("gone", 0))
+        app.wire.write([b"too late"])
+        app.wire.close(1000, "")
+
+
+async def test_what_comes_before_the_upgrade_is_answered_is_heard_in_order() -> None:
+    app = Told()
+    async with serving(app, ws=PingingWebSocket) as port:
+        stream = await anyio.connect_tcp("127.0.0.1", port)
+        async with stream:
+            with anyio.fail_after(PATIENCE):
+                await stream.send(
+                    b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+                )
+                await app.is_asked.wait()
+                frames = b"".join(text_frame(b"%d" % n, is_masked=True) for n in range(3))
+                await stream.send(frames[:10])
+                await anyio.sleep(0.05)  # it is read, as far as it is
+                app.may_accept.set()
+                await stream.send(frames[10:])
+                await app.until("begun", b"0", b"1", b"2")
+
+
+async def test_what_is_not_legal_ends_it_with_the_code_that_says_so() -> None:
+    app = Told()
+    app.may_accept.set()
+    async with socket(app) as client:
+        client.transport.write(text_frame(b"\xff", is_masked=True))
+        with pytest.raises(ConnectionClosed):
+            await client.recv()
+        assert client.close_code == 1007
+        await app.until("begun", ("gone", 0), ("gone", 0))
+
+
+async def test_a_connection_that_is_closed_and_takes_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websockets, "LINGER_SECONDS", 0.1)
+    app = Told()
+    app.may_accept.set()
+    async with socket(app) as client:
+        await app.until("begun")
+        client.transport.pause_reading()
+        app.wire.write([b"." * 10_000_000])
+        assert app.wire.is_paused
+        app.wire.close(1000, "")
+        await app.until("begun", ("gone", 0))
+        client.transport.resume_reading()
+        with pytest.raises(ConnectionClosed):
+            await client.recv()
+        assert client.close_code == 1006
+
+
+async def test_reading_can_wait_and_what_was_taken_is_told() -> None:
+    app = Told()
+    app.may_accept.set()
+    async with socket(app) as client:
+        await app.until("begun")
+        app.wire.pause_reading()
+        await client.send("later")
+        app.wire.write([b"." * 10_000_000])
+        assert len(await client.recv()) == 10_000_000
+        while "drained" not in app.told:
+            await app.changed.wait()
+        await app.until("begun")
+        app.wire.resume_reading()
+        await app.until("begun", b"later")
+
+
+async def test_g10_a_client_that_pings_and_takes_no_pong_is_cut_there_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = Told()
+    app.may_accept.set()
+    async with socket(app) as client:
+        monkeypatch.setattr(websockets, "MAX_UNTAKEN_BYTES", -1)
+        await client.ping()
+        await app.until("begun", ("gone", 0))
+
+
+async def test_an_application_that_fails_or_accepts_nothing_is_a_500(caplog: pytest.LogCaptureFixture) -> None:
+    async def fail(scope: Any, receive: Any, send: Any) -> None:
+        raise ZeroDivisionError
+
+    async def leave(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+
+    for app in (fail, leave):
+        async with serving(app, ws=PingingWebSocket) as port:
+            with pytest.raises(InvalidStatus) as refused:
+                await connect(f"ws://127.0.0.1:{port}/", proxy=None)
+            assert refused.value.response.status_code == 500
+    assert "ZeroDivisionError" in caplog.text
