@@ -3,6 +3,12 @@
 Run: `python -m bench.soak [--minutes M] [--idle N] [--churn N] [--rate R] [--output FOLDER]`. Idle workflows are opened
 first, and stay. Then, for so many minutes: calls by HTTP and by WebSocket at a fixed rate, and beside them clients that
 come, call once and end their workflow, spread evenly, as many as `--churn` says in all.
+
+Memory is looked at all the time. Open descriptors under load are mostly the connections of the moment, a hundred or
+twenty; whether one is ever left behind shows when nothing calls. So the load comes in stretches, and after each of
+them, once its clients have closed their connections and those to the server were idle for too long to be kept, all
+descriptors are counted: each moment must have as many as the others. The WebSocket, and the upstream session behind
+it, are open in all of them.
 """
 
 import argparse
@@ -17,8 +23,9 @@ from pathlib import Path
 import uvloop
 from rich.console import Console
 from rich.progress import Progress
+from trunkline.transports.upstream.http import KEEP_ALIVE_SECONDS
 
-from bench.client import Sample, Target, open_loop, opened
+from bench.client import Sample, Slot, Target, open_loop, opened
 from bench.connection import open_many
 from bench.processes import (
     cores,
@@ -32,6 +39,7 @@ from bench.processes import (
 )
 from bench.results import LOCAL, Row, write_result
 from bench.tables import print_rows
+from bench.wires import HTTPSlot
 
 FIRST_SECONDS = 60.0
 """From then on it must be level."""
@@ -52,10 +60,14 @@ class Plan:
     churn: int = 100_000
     rate: float = 500.0
     """Calls each second on workflows that stay, half of them by WebSocket."""
+    stretches: int = 10
+    """What the load is cut into."""
+    quiet: float = KEEP_ALIVE_SECONDS + 1.5
+    """Seconds without a call after each of them."""
 
     @property
     def seconds(self) -> float:
-        """How long it lasts."""
+        """How long there is load."""
         return self.minutes * 60
 
 
@@ -66,6 +78,8 @@ class Course:
     seconds: list[float] = field(default_factory=list)
     rss_mib: list[float] = field(default_factory=list)
     descriptors: list[int] = field(default_factory=list)
+    quiet: list[int] = field(default_factory=list)
+    """Descriptors while nothing calls: before the load, and after each of its stretches."""
 
     def look(self, pid: int, seconds: float) -> None:
         """See how it stands."""
@@ -118,50 +132,66 @@ async def _soak(plan: Plan, pid: int, port: int, progress: Progress) -> Row:
     await open_many(Target(port, "/servers/quiet/mcp"), plan.idle, lambda: progress.advance(opening))
     kept = resident(pid)
     course = Course()
-    began, before = time.monotonic(), cpu_seconds(pid)
-    async with _watching(plan, pid, course, progress):
-        http = Target(port, "/servers/bench/mcp")
-        samples = await asyncio.gather(
-            _calls(http, 64, plan.rate / 2, plan.seconds),
-            _calls(Target(port, "/servers/ws/ws", "ws"), 64, plan.rate / 2, plan.seconds),
-            _calls(http, 64, plan.churn / plan.seconds, plan.seconds, anew=True),
-        )
-    took = time.monotonic() - began
+    http, ws = Target(port, "/servers/bench/mcp"), Target(port, "/servers/ws/ws", "ws")
+    rates = (plan.rate / 2, plan.rate / 2, plan.churn / plan.seconds)
+    samples: list[Sample] = []
+    busy = 0.0
+    async with (
+        opened(http, inflight=64) as by_http,
+        opened(ws, inflight=64) as by_ws,
+        opened(http, inflight=64, anew=True) as anew,
+        _watching(plan, pid, course, progress),
+    ):
+        loads = list(zip((by_http, by_ws, anew), rates, strict=True))
+        await _rest(by_http, plan)
+        course.quiet.append(descriptors(pid))
+        for _ in range(plan.stretches):
+            before = cpu_seconds(pid)
+            seconds = plan.seconds / plan.stretches
+            samples += await asyncio.gather(*(open_loop(slots, rate=rate, seconds=seconds) for slots, rate in loads))
+            busy += cpu_seconds(pid) - before
+            await _rest(by_http, plan)
+            course.quiet.append(descriptors(pid))
     first = min(FIRST_SECONDS, plan.seconds / 4)
-    drifts = {"rss": course.drift(course.rss_mib, first), "descriptors": course.drift(course.descriptors, first)}
+    drifts = {"rss": course.drift(course.rss_mib, first), "descriptors": course.quiet[-1] / course.quiet[1] - 1}
     return {
         "calls": sum(sample.calls for sample in samples),
-        "workflows_ended": samples[2].calls,
+        "workflows_ended": sum(sample.calls for sample in samples[2::3]),
         "errors": sum(sample.errors for sample in samples),
-        "cpu_busy": round((cpu_seconds(pid) - before) / took, 3),
+        "cpu_busy": round(busy / plan.seconds, 3),
         "idle_KiB": round((kept - empty) / plan.idle, 2) if plan.idle else None,
         "rss_start_MiB": course.rss_mib[0],
         "rss_end_MiB": course.rss_mib[-1],
         "rss_drift": round(drifts["rss"], 4),
-        "descriptors_start": course.descriptors[0],
-        "descriptors_end": course.descriptors[-1],
+        "descriptors_start": course.quiet[0],
+        "descriptors_end": course.quiet[-1],
+        "descriptors_most": max(course.descriptors),
         "descriptors_drift": round(drifts["descriptors"], 4),
         "is_level": all(abs(drift) <= LEVEL for drift in drifts.values()),
         "course": vars(course),
     }
 
 
-async def _calls(target: Target, inflight: int, rate: float, seconds: float, *, anew: bool = False) -> Sample:
-    async with opened(target, inflight=inflight, anew=anew) as slots:
-        return await open_loop(slots, rate=rate, seconds=seconds)
+async def _rest(slots: list[Slot], plan: Plan) -> None:
+    """Close the connections of these, which will open others, and wait until nothing is kept of what was called."""
+    for slot in slots:
+        if isinstance(slot, HTTPSlot):
+            slot.close()
+    await asyncio.sleep(plan.quiet)
 
 
 @contextlib.asynccontextmanager
 async def _watching(plan: Plan, pid: int, course: Course, progress: Progress) -> AsyncIterator[None]:
     """Look at the process now and then, for the length of the context."""
-    soaking = progress.add_task("soaking", total=plan.seconds)
+    total = plan.seconds + plan.quiet * (plan.stretches + 1)
+    soaking = progress.add_task("soaking", total=total)
     began = time.monotonic()
 
     async def watch() -> None:
         while True:
             course.look(pid, time.monotonic() - began)
             progress.update(soaking, completed=time.monotonic() - began)
-            await asyncio.sleep(plan.seconds / SAMPLES)
+            await asyncio.sleep(total / SAMPLES)
 
     task = asyncio.create_task(watch())
     try:

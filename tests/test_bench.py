@@ -136,11 +136,13 @@ def test_a_process_that_does_not_start_is_told() -> None:
 
 def test_a_soak_tells_whether_memory_is_level() -> None:
     with Progress(disable=True) as progress:
-        [row] = soak.run(soak.Plan(minutes=0.03, idle=5, churn=20, rate=50), progress)
+        [row] = soak.run(soak.Plan(minutes=0.03, idle=5, churn=20, rate=50, stretches=2, quiet=0.1), progress)
     assert row["errors"] == 0
     assert row["workflows_ended"] == 20
     assert row["calls"] > 100
     assert len(row["course"]["seconds"]) > 10
+    assert len(row["course"]["quiet"]) == 3
+    assert row["descriptors_end"] <= row["descriptors_most"]
 
 
 def test_what_grows_is_not_level() -> None:
