@@ -104,12 +104,37 @@ class ChannelConfig:
     """The generation of the server's settings that it belongs to."""
     purpose: Purpose = "lent"
     """What it is opened for."""
+    first: "Callable[[Channel], Awaitable[None]] | None" = None
+    """What its task does before it opens the session."""
     on_lost: "Callable[[Channel, TrunklineError], None] | None" = None
     """Told when the server has ended the session, after the owners."""
+    on_ended: "Callable[[Channel], None] | None" = None
+    """Told when its task ends, and nothing of the session is left."""
 
 
 class Channel:
     """One upstream session with its demultiplexer. Implements `Receiver` for its wire and `Answerable` upwards."""
+
+    __slots__ = (
+        "__weakref__",
+        "_closing",
+        "_config",
+        "_demux",
+        "_draining",
+        "_heard_since",
+        "_is_drawing_anew",
+        "_is_mute",
+        "_is_resting",
+        "_listens",
+        "_may_write",
+        "_owners",
+        "_wake",
+        "_wire",
+        "born",
+        "is_superseded",
+        "life",
+        "opened",
+    )
 
     def __init__(self, config: ChannelConfig, owners: list[Owner]) -> None:
         self._config = config
@@ -253,11 +278,12 @@ class Channel:
 
     async def run(self) -> None:
         """Own the session: open it, keep it until `close`, end it. Never raises what the server caused."""
-        # A connector's context may not be entered under a deadline; who waits for it can be told all the same.
-        patience = asyncio.get_running_loop().call_later(OPEN_SECONDS, self._give_up_opening)
-        self.opened.add_done_callback(partial(_cancel, patience))
-        del patience  # with the frame that waits for the session's end, it would be kept for as long
         try:
+            if self._config.first is not None:
+                await self._config.first(self)
+            if self._closing:
+                return
+            self._be_patient()
             async with self._connect() as wire:
                 self._wire = wire
                 try:
@@ -273,6 +299,13 @@ class Channel:
         finally:
             self.close(SessionLost("the gateway stopped", executed="unknown"))
             self._wire = None
+            if self._config.on_ended is not None:
+                self._config.on_ended(self)
+
+    def _be_patient(self) -> None:
+        """A connector's context may not be entered under a deadline; who waits for it can be told all the same."""
+        patience = asyncio.get_running_loop().call_later(OPEN_SECONDS, self._give_up_opening)
+        self.opened.add_done_callback(partial(_cancel, patience))
 
     def _connect(self) -> AbstractAsyncContextManager[Wire]:
         config, adopted = self._config, self._config.adopted

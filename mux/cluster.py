@@ -430,7 +430,7 @@ class Cluster:
         for workflow in tuple(self.beside.values()):
             workflow.expire(now)
             idle_since = workflow.idle_since
-            if idle_since is not None and idle_since + BESIDE_SECONDS <= now and not workflow.streams.is_held:
+            if idle_since is not None and idle_since + BESIDE_SECONDS <= now and not workflow.holds_events:
                 self.dismiss(workflow, "idle")
         if now - self._touched >= TOUCH_SECONDS:
             self._touched = now

@@ -187,6 +187,18 @@ class Demux:
     `timeout` (seconds) is how long a call may stay without answer or progress.
     """
 
+    __slots__ = (
+        "_cause",
+        "_ids",
+        "_ids_left",
+        "_max_inflight",
+        "_requests",
+        "_server_requests",
+        "_timeout",
+        "_unbound",
+        "highest_id",
+    )
+
     def __init__(self, *, max_inflight: int, timeout: float) -> None:
         self._max_inflight = max_inflight
         self._timeout = timeout

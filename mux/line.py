@@ -20,6 +20,8 @@ class DedicatedLine:
     that wait. Otherwise the loss is told (rule L18).
     """
 
+    __slots__ = ("_cause", "_channel", "_make_channel", "_max_waiting", "_stateless", "_waiting", "why")
+
     def __init__(
         self,
         make_channel: ChannelMaker,

@@ -66,15 +66,13 @@ class Upstream:
 class _Held:
     """A channel of the pool, and who has to know what becomes of it."""
 
-    __slots__ = ("after", "is_settled", "perform", "permit", "server")
+    __slots__ = ("is_settled", "perform", "permit", "server")
 
-    def __init__(self, server: str, permit: Permit | None, perform: Perform | None, after: Channel | None) -> None:
+    def __init__(self, server: str, permit: Permit | None, perform: Perform | None) -> None:
         self.server = server
         self.permit = permit
         """The leave of the server's circuit; None where it has no say."""
         self.perform = perform
-        self.after = after
-        """The channel whose opening is waited for: sessions of one key are opened one after the other."""
         self.is_settled = False
         """True once it is told whether it could be opened."""
 
@@ -145,7 +143,7 @@ class Lines:
         self._groups: dict[ChannelKey, ChannelGroup] = {}
         self._groups_of: dict[Principal, dict[ChannelKey, ChannelGroup]] = {}
         self._annotations = Annotations()
-        self._on_lost = self._lost
+        self._on_lost, self._on_ended = self._lost, self._ended
 
     @property
     def channels(self) -> list[tuple[str, Channel]]:
@@ -283,6 +281,7 @@ class Lines:
             may_write=self._may_write([workflow]) if is_pooled else None,
             generation=upstream.generation,
             on_lost=self._on_lost,
+            on_ended=self._on_ended,
         )
         is_guarded = is_pooled and adopted is None
         return self._start_channel(config, [workflow], workflow.principal, is_guarded=is_guarded)
@@ -308,6 +307,7 @@ class Lines:
                 generation=upstream.generation,
                 purpose="kept",
                 on_lost=self._on_lost,
+                on_ended=self._on_ended,
             )
             return self._start_channel(config, owners, key.principal, perform=perform)
 
@@ -352,6 +352,7 @@ class Lines:
             async def draw_ids(above: int) -> range:
                 return next(ids) if self._members is None else await self.directory.draw_ids(name, above)
 
+            before = None if newest is None or newest.opened.done() else newest
             config = ChannelConfig(
                 server=upstream.name,
                 connector=upstream.connector,
@@ -367,16 +368,12 @@ class Lines:
                 recipients=recipients,
                 generation=upstream.generation,
                 purpose="shared",
+                first=None if before is None else partial(self._wait_for, before),
                 on_lost=self._on_lost,
+                on_ended=self._on_ended,
             )
-            before = None if newest is None or newest.opened.done() else newest
             newest = self._start_channel(
-                config,
-                group.owners,
-                key.principal,
-                perform=group.perform,
-                after=before,
-                is_guarded=not is_adopted,
+                config, group.owners, key.principal, perform=group.perform, is_guarded=not is_adopted
             )
             return newest
 
@@ -431,7 +428,6 @@ class Lines:
         principal: Principal,
         *,
         perform: Perform | None = None,
-        after: Channel | None = None,
         is_guarded: bool = True,
     ) -> Channel:
         """Begin to open a session.
@@ -443,11 +439,11 @@ class Lines:
         permit = self._permit(config.server, principal) if is_guarded else None
         channel = Channel(config, owners)
         channel.is_superseded = not self._generations.is_current(*channel.version)
-        held = _Held(config.server, permit, perform, after)
+        held = _Held(config.server, permit, perform)
         channel.opened.add_done_callback(partial(self._opened, channel, held))
         self._channels[channel] = held
         try:
-            self._spawn(self._own, channel)
+            self._spawn(Channel.run, channel)
         except TrunklineError as error:
             del self._channels[channel]
             channel.close(error)
@@ -461,23 +457,15 @@ class Lines:
             self._statistics.count("refused", refused.reason)
             raise
 
-    async def _own(self, channel: Channel) -> None:
-        """Own a channel from open to close, as the task that this is."""
-        held = self._channels[channel]
-        try:
-            if held.after is not None:
-                await self._wait_for(held.after, channel, held)
-            if not channel.is_closing:
-                await channel.run()
-        finally:
-            channel.close(SessionLost("the gateway stopped", executed="unknown"))
-            del self._channels[channel]
-            channel.life.step("ended", self._clock())
-            self._statistics.count("channels_closed", held.server, channel.close_reason)
+    def _ended(self, channel: Channel) -> None:
+        """The task of a channel ends."""
+        held = self._channels.pop(channel)
+        channel.life.step("ended", self._clock())
+        self._statistics.count("channels_closed", held.server, channel.close_reason)
 
-    async def _wait_for(self, before: Channel, channel: Channel, held: _Held) -> None:
+    async def _wait_for(self, before: Channel, channel: Channel) -> None:
         """Wait until a session of the same key is open. Where the server cannot be reached for it, nor for this one."""
-        held.after = None
+        held = self._channels[channel]
         await asyncio.wait([before.opened, channel.opened], return_when=asyncio.FIRST_COMPLETED)
         error = before.opened.exception() if before.opened.done() else None
         if isinstance(error, TrunklineError) and verdict(error) != "unknown" and not channel.is_closing:

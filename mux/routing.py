@@ -99,6 +99,8 @@ class Desk(Generic[Call]):
     Over HTTP the same id may be in flight twice (guarantee G1); a cancellation that could mean either is ignored.
     """
 
+    __slots__ = ("_asked", "_calls", "_names", "_note", "_size")
+
     def __init__(self, names: Iterator[int] | None = None, note: Note | None = None) -> None:
         self._calls: dict[IdKey, list[Call]] = {}
         self._size = 0

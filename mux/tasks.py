@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from contextvars import copy_context
 from typing import Any, Final, TypeVar
 
 import anyio
@@ -96,9 +97,11 @@ class Tasks:
         if not self._is_open:
             work.close()
             raise Overloaded("the gateway is shutting down", limit="draining")
-        task = asyncio.get_running_loop().create_task(work, name=getattr(named, "__qualname__", None))
+        context = copy_context()  # one for both: each would take a copy of its own, and keep it
+        name = getattr(named, "__qualname__", None)
+        task = asyncio.get_running_loop().create_task(work, name=name, context=context)
         self._running.add(task)
-        task.add_done_callback(self._on_ended)
+        task.add_done_callback(self._on_ended, context=context)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """One is done; a defect in it must not end the others."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from math import inf
 from typing import TYPE_CHECKING, Final, Literal
 
 from msgspec import Raw
@@ -48,6 +49,7 @@ class Workflow:
     """
 
     __slots__ = (
+        "_budget",
         "_capabilities",
         "_clock",
         "_desk",
@@ -57,9 +59,11 @@ class Workflow:
         "_exchanges",
         "_is_repeating",
         "_keep",
+        "_names",
         "_on_end",
         "_quiet",
         "_stir",
+        "_streams",
         "_touched",
         "_unrepeated",
         "_unrepeated_bytes",
@@ -80,7 +84,6 @@ class Workflow:
         "server",
         "stateless",
         "statistics",
-        "streams",
         "touched",
         "transport",
         "trust",
@@ -147,7 +150,9 @@ class Workflow:
         self._stir = stir
         self._on_end = on_end
         self._desk: Desk[Call] = Desk(names, self._note_question if write is not None else None)
-        self.streams = Streams(self, EventLog(pooling.event_log, budget, names))
+        self._streams: Streams | None = None
+        """What it sends its client on streams, once there was anything."""
+        self._budget, self._names = budget, names
         self._duplexes: list[Duplex] = []
         """Wires that carry everything, oldest first; those without a connection for as long as it may come back."""
         self._exchanges: dict[Exchange, None] = {}
@@ -171,6 +176,18 @@ class Workflow:
         return self.record.revision
 
     @property
+    def streams(self) -> Streams:
+        """What it sends its client."""
+        if self._streams is None:
+            self._streams = Streams(self, EventLog(self.pooling.event_log, self._budget, self._names))
+        return self._streams
+
+    @property
+    def holds_events(self) -> bool:
+        """True while anything is kept for resumption."""
+        return self._streams is not None and self._streams.is_held
+
+    @property
     def wires(self) -> int:
         """Wires that the client has: exchanges that it waits for, streams that it reads."""
         return self._wires
@@ -183,7 +200,7 @@ class Workflow:
     @property
     def is_listening(self) -> bool:
         """See `Owner.is_listening`."""
-        return self.streams.listened is not None
+        return self._streams is not None and self._streams.listened is not None
 
     @property
     def inflight(self) -> int:
@@ -350,7 +367,7 @@ class Workflow:
         newest = next((exchange for exchange in reversed(self._exchanges) if not exchange.is_lost), None)
         match place(
             origin_open=origin is not None,
-            listening=self.streams.listened is not None,
+            listening=self.is_listening,
             exchanges_open=newest is not None,
         ):
             case "exchange" if origin is not None:
@@ -492,7 +509,8 @@ class Workflow:
                 if channel.rests_at(self._touched) <= now:
                     channel.rest()
                     self._trim()
-        self.streams.expire(now - self.pooling.resume_window)
+        if self._streams is not None:
+            self._streams.expire(now - self.pooling.resume_window)
         for duplex in [d for d in self._duplexes if d.is_idle and d.left + self.pooling.resume_window <= now]:
             self._forget(duplex)
         if not self._wires and self._touched + self.pooling.resume_window <= now:
@@ -516,7 +534,7 @@ class Workflow:
         if len(self._desk) or not self.opened.done() or not all(channel.is_idle for channel in channels):
             return float("-inf")
         window = self.pooling.resume_window
-        due = [self.streams.oldest + window]
+        due = [inf if self._streams is None else self._streams.oldest + window]
         due += [duplex.left + window for duplex in self._duplexes if not duplex.is_attached]
         if not self._wires:
             if self._desk.questions or self.ends_with_its_wires:
@@ -551,14 +569,15 @@ class Workflow:
         self.line.close(self._ended)
         if self.trust is not None:
             self.trust.end()
-        self.streams.end()
+        if self._streams is not None:
+            self._streams.end()
         return True
 
     # What another worker held.
 
     def knows(self, name: int) -> bool:
         """True where this is one of its streams, or a question that waits for its answer."""
-        return self.streams.knows(name) or self._desk.knows(name)
+        return self._desk.knows(name) or (self._streams is not None and self._streams.knows(name))
 
     def meant(self, cancelled: Envelope) -> int:
         """The calls that wait for their answers and that a client's `notifications/cancelled` can mean."""
