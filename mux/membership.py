@@ -2,7 +2,8 @@
 
 A worker is taken for dead when `LEASE_SECONDS` have passed since its last heartbeat. It knows so first: by its own
 clock its lease ends that long after it *sent* the last heartbeat that was taken. What only one worker may do, it does
-while the lease holds (guarantee G7).
+while the lease holds (guarantee G7). Whoever sees that its process has ended need not wait for that, and tells the
+directory.
 """
 
 import asyncio
@@ -54,6 +55,9 @@ class Membership:
         """When the directory took a heartbeat again after one that it had not taken."""
         self._living: dict[str, Worker] = {}
         """All that live, by their ids, as it was when the list was read."""
+        self._dead: dict[str, Worker] = {}
+        """Those that have surely died, by their ids, for as long as the directory lists them."""
+        self._has_died = asyncio.Event()
         self._read_at = float("-inf")
         self._is_doubted = False
         self._asked = asyncio.Event()
@@ -95,6 +99,7 @@ class Membership:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._beat_on)
             tasks.start_soon(self._look_on)
+            tasks.start_soon(self._retire_dead)
             try:
                 yield self
             finally:
@@ -109,6 +114,8 @@ class Membership:
             DirectoryUnavailable: nobody can tell. So it is for a lease after the directory was away: that another one
                 has not been heard there says nothing yet.
         """
+        if id in self._dead:
+            return None
         return await self._sought(lambda living: living.get(id))
 
     async def numbered(self, number: int) -> Worker | None:
@@ -172,7 +179,14 @@ class Membership:
         Raises:
             DirectoryUnavailable: nobody can tell.
         """
-        return next((worker for worker in await self._workers.workers() if worker.id != self.worker.id), None)
+        known = {self.worker.id, *self._dead}
+        return next((worker for worker in await self._workers.workers() if worker.id not in known), None)
+
+    def bury(self, worker: Worker) -> None:
+        """The process of another worker has ended for sure: it is dead here at once, and soon for all."""
+        self._dead[worker.id] = worker
+        self._living.pop(worker.id, None)
+        self._has_died.set()
 
     def doubt(self, id: str) -> None:
         """A worker did not answer: who lives is asked sooner."""
@@ -231,6 +245,15 @@ class Membership:
                 if reading is not None:
                     _fail(reading, "this worker is ending")
 
+    async def _retire_dead(self) -> None:
+        """Tell the directory who has died; one that does not take it knows it by the heartbeats that do not come."""
+        while True:
+            await self._has_died.wait()
+            self._has_died.clear()
+            for worker in tuple(self._dead.values()):
+                with suppress(DirectoryUnavailable):
+                    await self._workers.retire(worker)
+
     async def _listed(self) -> dict[str, Worker]:
         """Those that live; read once for all that ask meanwhile."""
         if self._is_due:
@@ -270,7 +293,9 @@ class Membership:
         return self._clock() - self._read_at >= believed
 
     async def _read(self) -> None:
-        self._living = {worker.id: worker for worker in await self._workers.workers()}
+        listed = {worker.id: worker for worker in await self._workers.workers()}
+        self._dead = {worker.id: worker for worker in self._dead.values() if worker.id in listed}
+        self._living = {worker.id: worker for worker in listed.values() if worker.id not in self._dead}
         self._read_at, self._listed_by, self._is_doubted = self._began_at, self._readings, False
 
 

@@ -1,6 +1,7 @@
 """Frames between two workers, in order, for as long as one of them serves a request that the other received."""
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
@@ -26,6 +27,10 @@ class Frame(msgspec.Struct, array_like=True):
 
 class Unreachable(Exception):
     """The other worker surely has heard nothing."""
+
+
+class Gone(Unreachable):
+    """The process of the other worker has ended."""
 
 
 class Broken(Exception):
@@ -59,7 +64,11 @@ Open = Callable[[Worker], Awaitable[Conversation]]
 
 
 class SocketConversation:
-    """Implements `Conversation` over a stream socket of its own: the kernel tells at once when the other side dies."""
+    """Implements `Conversation` over a stream socket of its own: the kernel tells at once when the other side dies.
+
+    A worker listens for as long as it is a member: a socket that nobody listens on is that of a dead one. Linux tells
+    it apart from one whose backlog is full (EAGAIN); elsewhere both are refused.
+    """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -70,10 +79,13 @@ class SocketConversation:
         """A conversation with the worker that listens on this Unix socket.
 
         Raises:
+            Gone: a worker did, and has ended.
             Unreachable: nobody does.
         """
         try:
             return cls(*await asyncio.open_unix_connection(address))
+        except ConnectionRefusedError as error:
+            raise (Gone if sys.platform == "linux" else Unreachable)(str(error)) from error
         except OSError as error:
             raise Unreachable(str(error)) from error
 

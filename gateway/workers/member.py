@@ -14,7 +14,7 @@ from ...mux.errors import DirectoryUnavailable, Elsewhere
 from ...mux.membership import Membership
 from ...mux.statistics import Statistics
 from ...transports.asgi import HOPS, ASGIApp, Message, Receive, Scope, Send
-from .conversation import Broken, Conversation, Frame, SocketConversation, Unreachable
+from .conversation import Broken, Conversation, Frame, Gone, SocketConversation, Unreachable
 from .forwarding import Forwarder
 from .host import host_id
 from .mailboxes import Mailboxes
@@ -88,10 +88,11 @@ class Member:
             OSError: the socket cannot be made.
         """
         async with AsyncExitStack() as stack:
-            await stack.enter_async_context(self.membership.running())
             begin = await stack.enter_async_context(serving(app))
-            await stack.enter_async_context(self._mailboxes.running(begin))
+            # For as long as others know this worker, its socket is there: one that is not tells of its death.
             await stack.enter_async_context(listening(self.membership.worker.address, begin))
+            await stack.enter_async_context(self.membership.running())
+            await stack.enter_async_context(self._mailboxes.running(begin))
             yield self
 
     async def drain(self, timeout: float) -> bool:
@@ -105,9 +106,13 @@ class Member:
         Raises:
             Unreachable: the worker is not there.
         """
-        if worker.address and worker.host == self.membership.worker.host:
+        if not worker.address or worker.host != self.membership.worker.host:
+            return self._mailboxes.open(worker)
+        try:
             return await SocketConversation.open(worker.address)
-        return self._mailboxes.open(worker)
+        except Gone:
+            self.membership.bury(worker)
+            raise
 
     async def ask_others(self, scope: Scope, query: Callable[[int], bytes]) -> list[Answer]:
         """What the other workers answer to the same GET, in the order of their numbers.

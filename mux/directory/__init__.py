@@ -152,7 +152,7 @@ class Workers(Protocol):
         """
 
     async def retire(self, worker: Worker) -> None:
-        """The worker has ended in an orderly way, and holds nothing."""
+        """The worker has ended, in an orderly way or not: it is dead at once."""
 
     async def worker(self, id: str) -> Worker | None:
         """The worker of this id, if it lives."""

@@ -112,6 +112,39 @@ async def test_one_that_ends_in_order_is_dead_at_once(at: At) -> None:
     assert await at.directory.worker("a") is None
 
 
+async def test_g7_one_whose_process_has_ended_is_dead_at_once_for_all(at: At) -> None:
+    other, third = at.made("b"), at.made("c")
+    async with at.member.running(), third.running(), other.running():
+        assert await at.member.find("b") == other.worker
+        at.member.bury(other.worker)
+        assert await at.member.find("b") is None
+        assert await at.member.another() == third.worker
+        assert await at.member.others() == [third.worker]
+        assert await at.member.numbers() == {1, 2}
+        await anyio.wait_all_tasks_blocked()
+        assert await at.directory.worker("b") is None
+        assert await third.others() == [at.member.worker]
+
+
+async def test_g7_one_whose_process_has_ended_is_dead_while_the_directory_is_away(at: At) -> None:
+    other = at.made("b")
+    async with at.member.running(), other.running():
+        assert await at.member.find("b") == other.worker
+        at.directory.is_away = True
+        await at.member.beat()
+        at.member.bury(other.worker)
+        assert await at.member.find("b") is None
+        await anyio.wait_all_tasks_blocked()
+        at.directory.is_away = False
+        await at.member.beat()
+        assert await at.member.others() == [], "the directory still lists it"
+        assert await at.member.find("b") is None
+        at.clock.advance(LEASE_SECONDS)
+        await at.member.beat()
+        assert await at.member.others() == []
+        assert await at.member.find("b") is None
+
+
 async def test_without_a_directory_it_does_not_begin(at: At) -> None:
     at.directory.is_away = True
     with pytest.raises(DirectoryUnavailable):

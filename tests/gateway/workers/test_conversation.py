@@ -1,14 +1,19 @@
 """Frames between two workers over a socket."""
 
 import asyncio
+import socket
+import sys
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import anyio
 import pytest
+import uvloop
 from trunkline.gateway.workers.conversation import (
     MAX_FRAME_BYTES,
     Broken,
     Frame,
+    Gone,
     SocketConversation,
     Unreachable,
     decode,
@@ -74,8 +79,30 @@ async def test_a_frame_that_is_too_long_is_refused_before_it_is_read(ends: Ends)
 
 
 async def test_nobody_there_is_told_apart_from_somebody_who_went(tmp_path: Path) -> None:
-    with pytest.raises(Unreachable):
+    with pytest.raises(Unreachable) as never:
         await SocketConversation.open(str(tmp_path / "nobody"))
+    assert never.type is Unreachable
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a full backlog refuses as well")
+def test_g7_one_who_has_ended_is_told_apart_from_one_who_is_busy(tmp_path: Path) -> None:
+    address = str(tmp_path / "s")
+    with ExitStack() as stack:
+        runner = stack.enter_context(asyncio.Runner(loop_factory=uvloop.new_event_loop))
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(address)
+        listener.listen(1)
+        with suppress(BlockingIOError):
+            while True:
+                waiting = stack.enter_context(socket.socket(socket.AF_UNIX))
+                waiting.setblocking(False)
+                waiting.connect(address)
+        with pytest.raises(Unreachable) as busy:
+            runner.run(SocketConversation.open(address))
+        assert busy.type is Unreachable
+        listener.close()
+        with pytest.raises(Gone):
+            runner.run(SocketConversation.open(address))
 
 
 @pytest.mark.parametrize("text", [b"", b"\xc1", b"\x91\x01", b"\x92\xa1a", b"\x91" * 10_000])

@@ -1,5 +1,6 @@
 """Workers that know of each other: what one sends on unseen, how it asks the others, by socket and by mailbox."""
 
+import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -10,6 +11,7 @@ import msgspec
 import pytest
 from harness.shared_memory import SharedMemoryDirectory
 from trunkline.gateway.workers import member as module
+from trunkline.gateway.workers.conversation import Unreachable
 from trunkline.gateway.workers.member import Answer, Member
 from trunkline.mux import membership
 from trunkline.mux.directory import Worker
@@ -177,3 +179,45 @@ async def test_who_does_not_answer_is_told_apart(
     house.hangs = True
     scope: Scope = {"type": "http", "method": "GET", "path": "/api/sessions", "query_string": b"", "headers": []}
     assert await a.member.ask_others(scope, lambda worker: b"") == [Answer(2), Answer(gone.number)]
+
+
+async def test_g7_one_whose_socket_nobody_listens_on_is_dead_at_once(house: House, stack: AsyncExitStack) -> None:
+    """As after a kill -9: it is listed, and its socket is left behind."""
+    a = await house.joins("a", stack)
+    address = house.path / "killed"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(address))
+        listener.listen()
+        killed = await house.directory.enroll(Worker("killed", a.member.membership.worker.host, str(address)))
+        assert await a.member.membership.find("killed") == killed
+        (await a.member.open(killed)).close()
+    with pytest.raises(Unreachable):
+        await a.member.open(killed)
+    assert await a.member.membership.find("killed") is None
+    await anyio.wait_all_tasks_blocked()
+    assert await house.directory.worker("killed") is None
+
+
+async def test_g7_one_who_begins_or_ends_is_reached_for_as_long_as_others_know_it(
+    house: House, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = await house.joins("a", stack)
+    enroll, retire = house.directory.enroll, house.directory.retire
+
+    async def reached(worker: Worker) -> None:
+        (await a.member.open(worker)).close()
+
+    async def enrolled(worker: Worker) -> Worker:
+        noted = await enroll(worker)
+        await reached(noted)
+        return noted
+
+    async def retired(worker: Worker) -> None:
+        await reached(worker)
+        await retire(worker)
+
+    monkeypatch.setattr(house.directory, "enroll", enrolled)
+    monkeypatch.setattr(house.directory, "retire", retired)
+    async with AsyncExitStack() as short:
+        await house.joins("b", short)
+    monkeypatch.undo()
