@@ -127,6 +127,7 @@ class Channel:
         "_is_resting",
         "_listens",
         "_may_write",
+        "_movable",
         "_owners",
         "_wake",
         "_wire",
@@ -145,6 +146,8 @@ class Channel:
             max_inflight=config.pooling.max_inflight_per_channel, timeout=config.pooling.request_timeout
         )
         self._wire: Wire | None = None
+        self._movable: MovableWire | None = None
+        """The wire, where it is one: looked at once, since Python takes its time to tell."""
         self._may_write: Callable[[], bool] | None = None
         """Asked before each message for the server, once the session is open; None where it may always be sent."""
         self._closing = False
@@ -209,12 +212,12 @@ class Channel:
     @property
     def session(self) -> str:
         """What another worker needs to go on with the upstream session, a secret; empty where it cannot."""
-        return self._wire.session if isinstance(self._wire, MovableWire) else ""
+        return "" if self._movable is None else self._movable.session
 
     def release(self, cause: TrunklineError) -> None:
         """Close without ending the upstream session, where another worker can go on with it."""
-        if isinstance(self._wire, MovableWire):
-            self._wire.release()
+        if self._movable is not None:
+            self._movable.release()
         self.close(cause)
 
     def listen(self) -> None:
@@ -237,14 +240,14 @@ class Channel:
         if self.is_idle:
             self._is_resting = True
             self._demux.trim()
-            if isinstance(self._wire, MovableWire):
-                self._wire.rest()
+            if self._movable is not None:
+                self._movable.rest()
 
     def _hear(self) -> None:
         self._is_resting = False
         self._heard_since = self._config.clock()
-        if isinstance(self._wire, MovableWire):
-            self._wire.listen()
+        if self._movable is not None:
+            self._movable.listen()
 
     def draw_anew(self) -> None:
         """Draw a block of ids, so that nobody draws again what was drawn here."""
@@ -285,7 +288,7 @@ class Channel:
                 return
             self._be_patient()
             async with self._connect() as wire:
-                self._wire = wire
+                self._wire, self._movable = wire, wire if isinstance(wire, MovableWire) else None
                 try:
                     await self._begin(wire)
                     while not self._closing:
@@ -298,7 +301,7 @@ class Channel:
             self._fail(error)
         finally:
             self.close(SessionLost("the gateway stopped", executed="unknown"))
-            self._wire = None
+            self._wire = self._movable = None
             if self._config.on_ended is not None:
                 self._config.on_ended(self)
 
@@ -448,8 +451,8 @@ class Channel:
             return
         self._draining = self._draining or cause  # a caller that tries once more must not come back to this session
         what = "lost" if self.opened.done() else "not opened"
-        if self.is_adopted and not self.opened.done() and isinstance(self._wire, MovableWire):
-            self._wire.release()  # it was open before, and is not this worker's to end
+        if self.is_adopted and not self.opened.done() and self._movable is not None:
+            self._movable.release()  # it was open before, and is not this worker's to end
         logger.warning("upstream session %s: %s", what, cause.message, extra={"server": self._config.server})
         gone = SessionLost(cause.message, executed="no")
         surely_not_run = [due for request in refused for due in self._demux.fail(request, gone)]
