@@ -5,7 +5,7 @@ other one the library's Sans-I/O protocol sees each byte: what is legal, and wha
 Between two frames it has nothing left to read, which is why both can take turns.
 """
 
-import secrets
+import os
 from typing import Final
 
 from websockets.frames import CONT, TEXT, Frame
@@ -36,7 +36,7 @@ def text_frame(message: bytes, *, is_masked: bool) -> bytes:
         head = b"%c%c%b" % (WHOLE_TEXT, flag | 127, size.to_bytes(8))
     if not is_masked:
         return head + message
-    key = secrets.token_bytes(4)
+    key = os.urandom(4)
     return b"".join((head, key, apply_mask(message, key)))
 
 

@@ -56,6 +56,9 @@ _CODES: Final = {
 
 ENDED: Final = EXPIRED, "the identity has ended"
 
+PINGS_APART: Final = 0.02
+"""Seconds from a pong to the next ping: many messages are acknowledged together."""
+
 WRITE_BYTES: Final = 65_536
 """Messages that are due at once are written together, up to this size."""
 
@@ -183,6 +186,8 @@ class Socket:
         """What the pong that is waited for will acknowledge."""
         self._ping = b""
         """The payload of that one."""
+        self._rest: asyncio.TimerHandle | None = None
+        """Of the time until the next ping."""
         self._is_over = False
         self._said_goodbye = False
         """True once the client has closed it in order."""
@@ -228,8 +233,7 @@ class Socket:
         self._ping = b""
         self._link.meet()
         self._link.acknowledge(self._pinged)
-        if self._sent > self._pinged:
-            self._send_ping([])
+        self._rest = self._loop.call_later(PINGS_APART, self._end_rest)
 
     def drained(self) -> None:
         """The client has taken what was written."""
@@ -253,7 +257,7 @@ class Socket:
         if self._is_over:
             return
         self._is_over = True
-        for timer in (self._slow, self._deadline, self._expiry):
+        for timer in (self._slow, self._deadline, self._expiry, self._rest):
             if timer is not None:
                 timer.cancel()
         self._unwritten.clear()
@@ -324,10 +328,15 @@ class Socket:
                 if size >= WRITE_BYTES:
                     break
         del self._unwritten[:taken]
-        if self._wire.lends_pings and not self._ping and self._sent > self._pinged:
+        if self._wire.lends_pings and not self._ping and self._rest is None and self._sent > self._pinged:
             self._send_ping(messages)
         elif messages:
             self._wire.write(messages)
+
+    def _end_rest(self) -> None:
+        self._rest = None
+        if self._sent > self._pinged:
+            self._send_ping([])
 
     def _send_ping(self, messages: list[bytes]) -> None:
         self._ping, self._pinged = os.urandom(8), self._sent
