@@ -123,7 +123,7 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
         """See `Wire.write`."""
         if self.close_sent or self.transport.is_closing():
             return
-        frames = [text_frame(message, is_masked=False) for message in messages]
+        frames = [text_frame(message) for message in messages]
         if ping:
             self.conn.send_ping(ping)
             frames += self.conn.data_to_send()

@@ -14,6 +14,8 @@ from itertools import count, takewhile
 from math import inf
 from typing import Final, NamedTuple
 
+import msgspec
+
 from .errors import TrunklineError
 from .limits import EventLogLimits
 
@@ -69,7 +71,7 @@ class Position(NamedTuple):
 _EVENT_ID: Final = re.compile(r"([0-9a-f]{32})-(\d{1,16})-(\d{1,15})-(\d{1,15})")
 
 
-class Event(NamedTuple):
+class Event(msgspec.Struct, frozen=True, gc=False):
     """One message of a stream."""
 
     n: int
@@ -177,8 +179,7 @@ class EventLog:
         stream.trimmed, stream.last, stream.sent, stream.restored = trimmed, last, last, now
         self._streams[number] = stream
         for n, message in events:
-            stream.events.append(Event(n, message, now))
-            self._queue(stream, message)
+            self._queue(stream, Event(n, message, now))
         self._trim()
         return stream
 
@@ -205,10 +206,10 @@ class EventLog:
         """
         stream.last += 1
         event = Event(stream.last, message, now)
-        stream.events.append(event)
         stream.ended = stream.ended or last
-        self._queue(stream, message)
-        self._trim()
+        self._queue(stream, event)
+        if self._is_over():
+            self._trim()
         return event
 
     def expire(self, before: float) -> None:
@@ -226,15 +227,19 @@ class EventLog:
             self._drop_oldest(self._order)
         self._streams.clear()
 
-    def _queue(self, stream: Stream, message: bytes) -> None:
+    def _queue(self, stream: Stream, event: Event) -> None:
+        stream.events.append(event)
         if self._order is None:
             self._order = deque()
         self._order.append(stream)
-        self._hold(len(message))
+        size = len(event.message)
+        self.bytes += size
+        self._budget.held += size
 
     def _trim(self) -> None:
         lost = False
-        while self._order is not None and len(self._order) > 1 and self._over():
+        while self._is_over():
+            assert self._order is not None, "a log that is over its bounds has events"
             stream = self._order[0]
             if stream.events[0].n > stream.sent:
                 if stream.covered:
@@ -245,18 +250,19 @@ class EventLog:
         if lost:
             raise Overflow("the client did not read what was sent to it")
 
-    def _over(self) -> bool:
-        limits, budget = self._limits, self._budget
-        return len(self) > limits.events or self.bytes > limits.bytes or budget.held > budget.limit
+    def _is_over(self) -> bool:
+        """True while there is something to trim: never the newest event."""
+        order, limits, budget = self._order, self._limits, self._budget
+        if order is None or len(order) < 2:
+            return False
+        return len(order) > limits.events or self.bytes > limits.bytes or budget.held > budget.limit
 
     def _drop_oldest(self, order: deque[Stream]) -> None:
         stream = order.popleft()
         event = stream.events.popleft()
         stream.trimmed = event.n
-        self._hold(-len(event.message))
+        size = len(event.message)
+        self.bytes -= size
+        self._budget.held -= size
         if not order:
             self._order = None
-
-    def _hold(self, size: int) -> None:
-        self.bytes += size
-        self._budget.held += size

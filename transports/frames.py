@@ -5,7 +5,6 @@ other one the library's Sans-I/O protocol sees each byte: what is legal, and wha
 Between two frames it has nothing left to read, which is why both can take turns.
 """
 
-import os
 from typing import Final
 
 from websockets.frames import CONT, TEXT, Frame
@@ -25,18 +24,17 @@ INVALID_DATA: Final = 1007
 """The code for text that is no UTF-8 (RFC 6455, 7.4.1)."""
 
 
-def text_frame(message: bytes, *, is_masked: bool) -> bytes:
-    """One message in one frame; what a client sends is masked, with a key that nobody can guess (RFC 6455, 5.3)."""
-    size, flag = len(message), MASKED if is_masked else 0
+def text_frame(message: bytes, key: bytes = b"") -> bytes:
+    """One message in one frame; what a client sends is masked, by 4 bytes that nobody can guess (RFC 6455, 5.3)."""
+    size, flag = len(message), MASKED if key else 0
     if size < 126:
         head = bytes((WHOLE_TEXT, flag | size))
     elif size < 65_536:
         head = b"%c%c%b" % (WHOLE_TEXT, flag | 126, size.to_bytes(2))
     else:
         head = b"%c%c%b" % (WHOLE_TEXT, flag | 127, size.to_bytes(8))
-    if not is_masked:
+    if not key:
         return head + message
-    key = os.urandom(4)
     return b"".join((head, key, apply_mask(message, key)))
 
 

@@ -8,9 +8,10 @@ import asyncio
 import secrets
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Final, NamedTuple
+from typing import Final
 
 import anyio
+import msgspec
 from msgspec import Raw
 
 from ..mux import envelope as wire_format
@@ -55,7 +56,7 @@ HOLD_SECONDS: Final = 1.0
 long a client that counts has to show itself where the server lends no pings."""
 
 
-class Due(NamedTuple):
+class Due(msgspec.Struct, frozen=True, gc=False):
     """One message for the client."""
 
     message: bytes
@@ -196,7 +197,8 @@ class Link:
             return False
         if not self._config.admission.pass_at_once(in_order=self._transport == "websocket"):
             return False
-        self.meet()
+        if not self._tally.is_met:
+            self.meet()
         self._dispatch(workflow, duplex, message, headers)
         return True
 

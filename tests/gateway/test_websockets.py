@@ -17,6 +17,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 pytestmark = pytest.mark.anyio
 
 PATIENCE = 10.0
+KEY = b"\x01\x80\xff\x00"
 
 
 class Application:
@@ -212,7 +213,7 @@ async def test_what_comes_before_the_upgrade_is_answered_is_heard_in_order() -> 
                     b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
                 )
                 await app.is_asked.wait()
-                frames = b"".join(text_frame(b"%d" % n, is_masked=True) for n in range(3))
+                frames = b"".join(text_frame(b"%d" % n, KEY) for n in range(3))
                 await stream.send(frames[:10])
                 await anyio.sleep(0.05)  # it is read, as far as it is
                 app.may_accept.set()
@@ -224,7 +225,7 @@ async def test_what_is_not_legal_ends_it_with_the_code_that_says_so() -> None:
     app = Told()
     app.may_accept.set()
     async with socket(app) as client:
-        client.transport.write(text_frame(b"\xff", is_masked=True))
+        client.transport.write(text_frame(b"\xff", KEY))
         with pytest.raises(ConnectionClosed):
             await client.recv()
         assert client.close_code == 1007

@@ -334,15 +334,20 @@ class _WebSocketWire(OneStreamWire, asyncio.Protocol):
 
     def _next_frames(self) -> list[bytes]:
         """Those of the messages that go out next: one where the receiver is asked before each, else some."""
-        frames, taken, size = [], 0, 0
+        frames: list[bytes] = []
+        taken = size = 0
+        has_fence = self._receiver.fence is not None
+        keys = os.urandom(4 if has_fence else 4 * len(self._queue))
         for text, request in self._queue:
             taken += 1
             self._queued -= len(text) + MESSAGE_COST
-            if self._may_begin(request):
-                frames.append(text_frame(text, is_masked=True))
-                size += len(text)
-                if self._is_fenced or size >= WRITE_BYTES:
-                    break
+            if has_fence and not self._may_begin(request):
+                continue
+            at = 4 * len(frames)
+            frames.append(text_frame(text, keys[at : at + 4]))
+            size += len(text)
+            if has_fence or size >= WRITE_BYTES:
+                break
         del self._queue[:taken]
         return frames
 

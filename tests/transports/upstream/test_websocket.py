@@ -307,7 +307,7 @@ async def by_hand(behind_the_upgrade: list[bytes]) -> AsyncIterator[tuple[Sessio
 
 @pytest.mark.parametrize("cut", [0, 1, 5, 40, None])
 async def test_what_comes_right_behind_the_upgrade_is_heard(cut: int | None) -> None:
-    text = b"".join(text_frame(told(n), is_masked=False) for n in range(3))
+    text = b"".join(text_frame(told(n)) for n in range(3))
     pieces = [text] if cut is None else [text[:cut], text[cut:]]
     async with by_hand(pieces) as (session, _):
         await session.receiver.until(lambda: len(session.receiver.reports) == 3)
@@ -329,11 +329,15 @@ async def test_what_is_sent_at_once_goes_out_in_one_piece() -> None:
                 await anyio.lowlevel.checkpoint()
         frames = Frames(Protocol(SERVER), 1 << 20, is_masked=True)
         assert frames.feed(read[0]) == [told(n) for n in range(3)]
+        size = 6 + len(told(0))
+        assert len({read[0][at + 2 : at + 6] for at in (0, size, 2 * size)}) == 3, (
+            "each is masked with a key of its own"
+        )
 
 
 @pytest.mark.parametrize("text", [b"\xff", b'"\xe2\x28\xa1"'])
 async def test_text_that_is_no_utf8_loses_the_session(text: bytes) -> None:
-    async with by_hand([text_frame(text, is_masked=False)]) as (session, _):
+    async with by_hand([text_frame(text)]) as (session, _):
         assert (await lost(session)).message == "the server sent what is not taken (1007)"
 
 
