@@ -24,6 +24,9 @@ BEAT_SECONDS: Final = LEASE_SECONDS / 3
 KNOWN_SECONDS: Final = LEASE_SECONDS / 2
 """For how long the list of those that live is believed. It is read as often as a heartbeat is sent."""
 
+LATE_SECONDS: Final = LEASE_SECONDS / 3
+"""For how long a heartbeat may be on its way before it says that those of others may not arrive either."""
+
 DOUBT_SECONDS: Final = 0.2
 """The same, where one of them did not answer."""
 
@@ -50,6 +53,8 @@ class Membership:
         self._on_lapse = on_lapse
         self._clock = clock
         self._deadline = float("-inf")
+        self._sent_at = float("inf")
+        """When the heartbeat that is on its way was sent."""
         self._is_away = False
         self._back_at = float("-inf")
         """When the directory took a heartbeat again after one that it had not taken."""
@@ -154,7 +159,8 @@ class Membership:
 
     def _demand_settled(self) -> None:
         """Nobody is called dead before those who live had the time to be heard again."""
-        if self._is_away or self._clock() < self._back_at + LEASE_SECONDS:
+        now = self._clock()
+        if self._is_away or now > self._sent_at + LATE_SECONDS or now < self._back_at + LEASE_SECONDS:
             raise DirectoryUnavailable("the directory was away, and who lives shows in a moment")
 
     async def settle(self, name: str) -> str:
@@ -194,7 +200,7 @@ class Membership:
 
     async def beat(self) -> None:
         """Send one heartbeat, and extend the lease if it was taken."""
-        sent = self._clock()
+        sent = self._sent_at = self._clock()
         try:
             with anyio.fail_after(LEASE_SECONDS):
                 was_alive = await self._workers.beat(self.worker)
@@ -203,6 +209,8 @@ class Membership:
                 logger.warning("the directory does not take heartbeats", extra={"worker": self.worker.id})
             self._is_away = True
             return
+        finally:
+            self._sent_at = float("inf")
         if self._is_away:
             self._back_at = self._clock()
             logger.info("the directory takes heartbeats again", extra={"worker": self.worker.id})

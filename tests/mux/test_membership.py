@@ -145,6 +145,29 @@ async def test_g7_one_whose_process_has_ended_is_dead_while_the_directory_is_awa
         assert await at.member.find("b") is None
 
 
+async def test_g7_nobody_is_called_dead_while_a_heartbeat_hangs(at: At, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where somebody else locks the file of a database: who lives can be read, and nobody's heartbeat is taken."""
+    other, go_on, taken = at.made("b"), anyio.Event(), at.directory.beat
+
+    async def hang(worker: Worker) -> bool:
+        await go_on.wait()
+        return await taken(worker)
+
+    async with at.member.running(), other.running(), anyio.create_task_group() as tasks:
+        assert await at.member.find("b") == other.worker
+        at.clock.advance(BEAT_SECONDS)
+        monkeypatch.setattr(at.directory, "beat", hang)
+        tasks.start_soon(at.member.beat)
+        await anyio.wait_all_tasks_blocked()
+        at.clock.advance(LEASE_SECONDS - BEAT_SECONDS)
+        assert await at.directory.worker("b") is None
+        with pytest.raises(DirectoryUnavailable):
+            await at.member.find("b")
+        go_on.set()
+        await anyio.wait_all_tasks_blocked()
+        assert await at.member.find("b") is None
+
+
 async def test_without_a_directory_it_does_not_begin(at: At) -> None:
     at.directory.is_away = True
     with pytest.raises(DirectoryUnavailable):
