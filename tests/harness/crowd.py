@@ -27,7 +27,7 @@ from harness.raw_upstreams import RawUpstream
 from harness.wire import Answer, Wire
 
 PAUSE_SECONDS: Final = 0.02
-"""What a client lets pass between two calls, so that what is started meanwhile gets something of the processor."""
+"""What a client lets pass between two calls, where nothing else is said: what is started meanwhile needs the cores."""
 
 PATIENCE: Final = 15.0
 """Seconds without a word after which a client goes on elsewhere. Nobody should have to."""
@@ -46,7 +46,12 @@ class Crowd:
     """Clients of one server, at any of several gateways."""
 
     def __init__(
-        self, server: RawUpstream, *urls: str, headers: Mapping[str, str] | None = None, patience: float = PATIENCE
+        self,
+        server: RawUpstream,
+        *urls: str,
+        headers: Mapping[str, str] | None = None,
+        patience: float = PATIENCE,
+        pause: float = PAUSE_SECONDS,
     ) -> None:
         self.outcomes: dict[int, str] = {}
         """What became of each call: `result`, a code with what it says of execution, an HTTP status, `cut`, or `lost`
@@ -56,6 +61,9 @@ class Crowd:
         self.slowest_answer = 0.0
         self.lost = 0
         """Sessions that were unknown when their clients came back."""
+        self.slowest_opening = 0.0
+        """Seconds until a client whose session was lost had another one, from the first `note_break` that it can be
+        lost to."""
         self.resumed = 0
         self.missed = 0
         self.twice = 0
@@ -66,9 +74,15 @@ class Crowd:
         self._server = server
         self._urls = urls
         self._patience = patience
+        self._pause = pause
         self._headers = {"Connection": "close", **(headers or {})}
         self._numbers = count(1)
         self._goes_on = True
+        self._breaks: list[float] = []
+
+    def note_break(self) -> None:
+        """Something is broken now that may cost sessions: from now on those who lose one wait for another one."""
+        self._breaks.append(time.monotonic())
 
     @asynccontextmanager
     async def living(self, callers: int, followers: int = 0) -> AsyncIterator[None]:
@@ -98,6 +112,7 @@ class Crowd:
             "slowest answer, s": round(self.slowest_answer, 2),
             "slowest outcome, s": round(self.slowest, 2),
             "sessions lost": self.lost,
+            "slowest opening, s": round(self.slowest_opening, 2),
             "executed twice": sum(times > 1 for times in self.executed().values()),
             "streams resumed": self.resumed,
             "events missed": self.missed,
@@ -120,19 +135,29 @@ class Crowd:
         assert (self.missed, self.twice) == (0, 0)
 
     async def _live(self, name: str, answered: anyio.Event) -> None:
-        urls, is_answered, begins = cycle(self._urls), False, True
+        urls, is_answered, begins, lived = cycle(self._urls), False, True, time.monotonic()
         act = self._call if name.startswith("caller") else self._follow
         async with Wire(next(urls)) as wire:
             while self._goes_on or not is_answered:
                 if begins:
                     await self._open(wire, urls, name)
+                    self._note_opening(lived)
+                    lived = time.monotonic()
+                began = time.monotonic()
                 outcome = await act(wire, urls)
                 is_answered, begins = outcome == "result", outcome in ("404", "lost")
                 self.lost += begins
                 if is_answered:
+                    lived = began
                     answered.set()
                 wire.url = next(urls)
-                await anyio.sleep(PAUSE_SECONDS)
+                await anyio.sleep(self._pause)
+
+    def _note_opening(self, lived: float) -> None:
+        """A client has another session; its last one lived at that time, and has been lost to the first break since."""
+        broken = next((at for at in self._breaks if at > lived), None)
+        if broken is not None:
+            self.slowest_opening = max(self.slowest_opening, time.monotonic() - broken)
 
     async def _open(self, wire: Wire, urls: "cycle[str]", name: str) -> None:
         revision = "2025-06-18" if name.startswith("caller") else "2025-11-25"  # whose calls may become streams
@@ -142,7 +167,7 @@ class Crowd:
                 await wire.open(revision, name=name)
                 return
             wire.url = next(urls)
-            await anyio.sleep(PAUSE_SECONDS)
+            await anyio.sleep(self._pause)
 
     async def _call(self, wire: Wire, _: object) -> str:
         number, began, outcome = next(self._numbers), time.monotonic(), "cut"
@@ -203,7 +228,7 @@ class Crowd:
                     followed.outcome = "lost"
                 answer.cut()
                 opened.cut()
-            await anyio.sleep(PAUSE_SECONDS)
+            await anyio.sleep(self._pause)
 
 
 class Followed:

@@ -14,6 +14,7 @@ from harness.raw_script import kind, members
 Transport = Literal["http", "sse", "ws", "stdio"]
 
 MODULE: Final = "harness.raw_server"
+LIGHT: Final = str(Path(__file__).with_name("light_server.py"))
 URLS: Final = {"http": "http://{}/mcp", "sse": "sse+http://{}/sse", "ws": "ws://{}/ws"}
 
 
@@ -36,6 +37,11 @@ class RawUpstream:
         lines = (self._record / client).read_bytes().splitlines()
         texts = [json.loads(line).encode() for line in lines]
         return [text for text in texts if not of or kind(members(text)) == of]
+
+
+def light_upstream(record: Path) -> RawUpstream:
+    """A server over stdio, a process for each session, that plays no scripts and starts fast; `record` is a folder."""
+    return RawUpstream("stdio", record, command=(sys.executable, "-I", "-S", LIGHT, str(record)))
 
 
 @contextlib.contextmanager
