@@ -89,7 +89,12 @@ class Frames:
             is_whole = first == WHOLE_TEXT and stop <= end and not self._in_fragments
             if is_whole and second & MASKED == self._mask and size <= self._limit:
                 message = data[start:stop]
-                self._add(apply_mask(message, data[start - 4 : start]) if self._mask else message, got)
+                if self._mask:
+                    message = apply_mask(message, data[start - 4 : start])
+                if message.isascii():
+                    got.append(message)
+                else:
+                    self._add(message, got)
                 at = stop
             else:
                 self._leave(first, stop - at)
@@ -124,11 +129,10 @@ class Frames:
 
     def _add(self, message: bytes, got: list[bytes | Frame]) -> None:
         """Take a message; where it is no UTF-8, the connection has failed."""
-        if not message.isascii():
-            try:
-                message.decode()
-            except UnicodeDecodeError as error:
-                self._protocol.fail(INVALID_DATA, f"{error.reason} at position {error.start}")
-                self._is_over = True
-                return
-        got.append(message)
+        try:
+            message.decode()
+        except UnicodeDecodeError as error:
+            self._protocol.fail(INVALID_DATA, f"{error.reason} at position {error.start}")
+            self._is_over = True
+        else:
+            got.append(message)
