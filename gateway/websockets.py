@@ -114,7 +114,8 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
         """See `LentWire.take_over`."""
         self._socket = socket
         self._frames = Frames(self.conn, self.config.ws_max_size, is_masked=True)
-        self.queue = NOWHERE  # type: ignore[assignment]
+        self.queue = self.writable = NOWHERE  # type: ignore[assignment]
+        del self.request, self.response, self.scope
         socket.begin()
         if self.disconnected:
             socket.gone()
@@ -208,10 +209,16 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
 
 
 class _Nowhere:
-    """The queue of events of a connection whose application takes none."""
+    """What a connection has for an application, where there is none: a queue of events, and an event."""
 
     def put_nowait(self, event: object) -> None:
         """Drop it."""
+
+    def set(self) -> None:
+        """Wake nobody."""
+
+    def clear(self) -> None:
+        """Let nobody wait."""
 
 
 NOWHERE: Final = _Nowhere()

@@ -6,7 +6,6 @@ on where the client says, or where it has acknowledged.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -45,7 +44,7 @@ class Duplex:
         """None as long as nothing can tell what the client has."""
         self.said_goodbye = False
         """True once its client has closed it in order: another connection is not its continuation."""
-        self.names: deque[str] = deque(maxlen=MAX_NAMES)
+        self.names: list[str] = []
         """What its connections are known by, where their client names one with each message."""
         self.made = self.left = workflow.now()
         """When its last connection went, or it was made."""
@@ -142,6 +141,11 @@ class Duplex:
         if tally is self.tally and not tally.is_met:
             tally.meet()
             self._met = tally
+
+    def name(self, name: str) -> None:
+        """A connection carries it that is known by this name."""
+        self.names.append(name)
+        del self.names[:-MAX_NAMES]
 
     def say_goodbye(self) -> None:
         """Its client has closed it in order: what it did not wait for is no loss. It may come back all the same."""

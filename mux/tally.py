@@ -3,7 +3,6 @@
 Each change is noted, so that a count means the same to the worker that comes after this one.
 """
 
-from collections import deque
 from collections.abc import Callable
 from typing import Final, Literal
 
@@ -34,7 +33,7 @@ class Tally:
         self.is_met = False
         """True once the client has shown itself on it."""
         self.note = note
-        self._others: deque[int] = deque()
+        self._others: list[int] = []
         self._skipped = 0
 
     @classmethod
@@ -43,13 +42,13 @@ class Tally:
         kept = msgspec.json.decode(text, type=_Kept)
         tally = cls(kept.began, connection)
         tally.is_met = kept.is_met
-        tally._skipped, tally._others = kept.skipped, deque(kept.others)
+        tally._skipped, tally._others = kept.skipped, kept.others
         return tally
 
     def tell(self) -> None:
         """Note all of it."""
         if self.note is not None:
-            kept = _Kept(self.began, self._skipped, list(self._others), self.is_met)
+            kept = _Kept(self.began, self._skipped, self._others, self.is_met)
             self.note("tally", self.connection, msgspec.json.encode(kept))
 
     def meet(self) -> None:
@@ -68,7 +67,7 @@ class Tally:
         """The message that a client counts as this one is none of the wire's."""
         self._others.append(ordinal)
         if len(self._others) > MAX_OTHERS:
-            self._others.popleft()
+            del self._others[0]
             self._skipped += 1
         if self.note is not None:
             self.note("other", ordinal, b"%d" % self.connection)

@@ -65,7 +65,15 @@ class Admission:
 
     @contextmanager
     def place(self, principal: Principal, limits: Pooling) -> Iterator[None]:
-        """Hold a place for a stream or a socket: of one user and tenant, and in all, twice as many as workflows.
+        """Hold a place while this is entered. Raises as `take_place`."""
+        self.take_place(principal, limits)
+        try:
+            yield
+        finally:
+            self.give_up_place(principal)
+
+    def take_place(self, principal: Principal, limits: Pooling) -> None:
+        """Take a place for a stream or a socket: of one user and tenant, and in all, twice as many as workflows.
 
         Raises:
             Overloaded: there is none; `limit` names the cap that it follows from.
@@ -74,10 +82,10 @@ class Admission:
         if cap is not None:
             raise Overloaded("too many connections are open", limit=cap.limit)
         self._connections.add(principal)
-        try:
-            yield
-        finally:
-            self._connections.remove(principal)
+
+    def give_up_place(self, principal: Principal) -> None:
+        """Somebody else may have it."""
+        self._connections.remove(principal)
 
     def _await_round(self) -> None:
         self._is_round_due = True

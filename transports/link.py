@@ -370,13 +370,13 @@ class Link:
         self._workflow = workflow
         if at is None:
             duplex = self._duplex = workflow.new_duplex()
-            duplex.names.append(self.name)
+            duplex.name(self.name)
             if self._is_closed:  # what its client is due waits for another connection
                 return
             at = duplex, duplex.attach()
         workflow.come_by(self._transport)
         self._duplex = at[0]
-        self._duplex.names.append(self.name)
+        self._duplex.name(self.name)
         self._tally = self._duplex.tally
         self._tally.skip(self._handed)
         self._add(at[1])

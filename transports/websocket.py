@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from math import inf
 from typing import Final, Protocol
 
@@ -20,7 +20,7 @@ from ..mux.limits import MAX_BODY_BYTES
 from ..mux.principal import Principal
 from ..mux.record import WorkflowState
 from .asgi import UNBOUND, RawHeaders, Receive, RequestHeaders, Scope, Send, headers_of
-from .endpoint import EndpointConfig
+from .endpoint import EndpointConfig, picked
 from .headers import SESSION_ID, WORKFLOW_STATE, asked
 from .link import Due, Link
 from .socket_events import EventsWire
@@ -80,7 +80,8 @@ class WebSocketEndpoint:
         headers = headers_of(scope)
         try:
             principal = self._admit(scope, headers)
-            held.enter_context(self._config.admission.place(principal, self._config.limits))
+            self._config.admission.take_place(principal, self._config.limits)
+            held.callback(self._config.admission.give_up_place, principal)
             link, state = await self._open(scope, headers, principal)
         except Elsewhere as elsewhere:
             elsewhere.identity = principal, headers.expires
@@ -94,12 +95,12 @@ class WebSocketEndpoint:
         except BaseException:
             link.close()
             raise
-        place = held.pop_all()
+        held.pop_all()  # the place is the socket's
         if lent is not None:
-            lent.take_over(Socket(link, lent, headers, place))
+            lent.take_over(Socket(link, lent, headers, self._config))
         else:
             wire = EventsWire(receive, send, scope.get("extensions", {}).get(PING), SEND_SECONDS)
-            await wire.run(Socket(link, wire, headers, place))
+            await wire.run(Socket(link, wire, headers, self._config))
 
     def _admit(self, scope: Scope, headers: Mapping[str, str]) -> Principal:
         self._config.guard.check(headers)
@@ -165,13 +166,45 @@ class LentWire(Wire, Protocol):
 
 
 class Socket:
-    """One connection: what comes is taken, what is due is written, until one side ends it. Told by its `Wire`."""
+    """One connection: what comes is taken, what is due is written, until one side ends it. Told by its `Wire`.
 
-    def __init__(self, link: Link, wire: Wire, headers: RequestHeaders, place: ExitStack) -> None:
+    It has a place of its principal, and gives it up at its end.
+    """
+
+    __slots__ = (
+        "_admission",
+        "_deadline",
+        "_expires",
+        "_expiry",
+        "_grant",
+        "_headers",
+        "_is_flush_due",
+        "_is_over",
+        "_link",
+        "_loop",
+        "_ping",
+        "_pinged",
+        "_rest",
+        "_said_goodbye",
+        "_sent",
+        "_slow",
+        "_unwritten",
+        "_waiting",
+        "_watch",
+        "_wire",
+        "_work",
+        "_work_scope",
+    )
+
+    def __init__(self, link: Link, wire: Wire, headers: RequestHeaders, config: EndpointConfig) -> None:
         self._link = link
         self._wire = wire
-        self._headers = headers
-        self._place = place
+        self._headers = picked(headers, (*config.forward_headers, *config.session_headers))
+        """Those of the upgrade that go on to the server."""
+        self._expires = headers.expires
+        self._grant = headers.grant
+        self._watch: AbstractContextManager[None] | None = None
+        self._admission = config.admission
         self._loop = asyncio.get_running_loop()
         self._waiting: list[bytes] | None = None
         """What came behind a message that has to wait; None while none has to."""
@@ -197,11 +230,13 @@ class Socket:
 
     def begin(self) -> None:
         """The connection is open."""
-        headers = self._headers
-        if headers.expires < inf:
-            self._expiry = self._loop.call_later(headers.expires - time.time(), self.finish, *ENDED)
-        if headers.grant is not UNBOUND:
-            self._place.enter_context(headers.grant.watched(self._withdraw))
+        if self._expires < inf:
+            self._expiry = self._loop.call_later(self._expires - time.time(), self.finish, *ENDED)
+        if self._grant is not UNBOUND:
+            self._watch = self._grant.watched(self._withdraw)
+            self._watch.__enter__()
+            if self._is_over:  # it was withdrawn before
+                return
         self._link.on_change = self._change
         if self._wire.lends_pings and not self._link.is_met:
             self._send_ping([])
@@ -276,7 +311,10 @@ class Socket:
 
     def _leave(self) -> None:
         self._link.close(goodbye=self._said_goodbye)
-        self._place.close()
+        self._admission.give_up_place(self._link.principal)
+        if self._watch is not None:
+            # Not at once: it may be withdrawn just as it is entered.
+            self._loop.call_soon(self._watch.__exit__, None, None, None)
 
     async def _take_waiting(self, waiting: list[bytes]) -> None:
         """Take, one after the other, a message that has to wait for something and what came behind it."""
