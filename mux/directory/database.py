@@ -20,7 +20,7 @@ from ..record import WorkflowRecord
 from . import ID_BLOCK, LEASE_SECONDS, MAILBOX_FRAMES, SHARED, WATCH_BUFFER, Claimed, Entry, Worker
 from .background import beside
 from .database_schema import changes, counters, ended_keys, ends, homes, log, mail, migrate, records, workers
-from .database_server import CHANGES, MAIL, OPERATION_SECONDS, Server
+from .database_server import CHANGES, MAIL, WORK_SECONDS, Server
 from .feed import Feed
 from .names import key_digest, key_digest_of, name_digest, token_of
 
@@ -56,13 +56,13 @@ async def open_database(url: str) -> AsyncIterator["DatabaseDirectory"]:
     server = Server(url)
     directory = DatabaseDirectory(server)
     try:
-        async with server.writing() as connection:
+        async with server.writing(WORK_SECONDS) as connection:
             await migrate(connection)
         works = [directory.sweep_on] if server.is_sqlite else [directory.sweep_on, directory.listen]
         async with beside(*works):
             yield directory
     finally:
-        with anyio.move_on_after(OPERATION_SECONDS, shield=True):
+        with anyio.move_on_after(WORK_SECONDS, shield=True):
             await server.engine.dispose()
 
 
@@ -485,7 +485,7 @@ class DatabaseDirectory:
             self._mailboxes[content].tell(None)
 
     async def _listening(self) -> None:
-        with anyio.move_on_after(OPERATION_SECONDS) as patience:
+        with anyio.move_on_after(WORK_SECONDS) as patience:
             while not self._listens.is_set():
                 with anyio.move_on_after(POLL_SECONDS):
                     await self._listens.wait()
@@ -500,7 +500,7 @@ class DatabaseDirectory:
 
     async def sweep(self) -> None:
         """Forget what has expired."""
-        async with self._server.writing() as connection:
+        async with self._server.writing(WORK_SECONDS) as connection:
             now = self._server.now()
             expired = sa.delete(records).where(records.c.expires <= now).returning(records.c.key)
             keys = [key for key in await connection.scalars(expired) if key is not None]

@@ -18,8 +18,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from ..errors import DirectoryUnavailable
 
-OPERATION_SECONDS: Final = 5.0
-"""For how long one operation is tried, with its wait for a connection and for the locks of others."""
+OPERATION_SECONDS: Final = 2.5
+"""For how long one operation is tried, with its wait for a connection and for the locks of others: a call may wait for
+one of them, and is to have its answer within 3 s."""
+
+WORK_SECONDS: Final = 5.0
+"""The same for work that no call waits for."""
 
 SERVER_SECONDS: Final = 2.0
 MAX_CONNECTIONS: Final = 10
@@ -70,13 +74,13 @@ class Server:
         return sa.cast(sa.extract("epoch", sa.func.clock_timestamp()), sa.Double)
 
     @asynccontextmanager
-    async def writing(self) -> AsyncIterator[AsyncConnection]:
-        """A transaction; committed where its context ends without an error.
+    async def writing(self, within: float = OPERATION_SECONDS) -> AsyncIterator[AsyncConnection]:
+        """A transaction that takes so many seconds at most; committed where its context ends without an error.
 
         Raises:
             DirectoryUnavailable: the database cannot be reached, or failed.
         """
-        with reaching(), anyio.fail_after(OPERATION_SECONDS):
+        with reaching(), anyio.fail_after(within):
             async with self._writer, self.engine.begin() as connection:
                 yield connection
 
