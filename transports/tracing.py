@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final, Protocol
 
-from ..mux.envelope import Envelope, members_of, string_of
+from ..mux.envelope import BACKSLASH, UNDERSCORE, Envelope, members_of, string_of
 from ..mux.errors import TrunklineError
 from ..mux.ports import NONE, Headers, Span
 from ..mux.statistics import Statistics
@@ -71,7 +71,8 @@ def context_of(headers: Mapping[str, str], message: Envelope, server: str, stati
         state = headers.get(TRACESTATE)
     else:
         params = message.members.get("params")
-        if params is None or _QUOTED not in bytes(params):
+        text = bytes(params or b"")
+        if not (UNDERSCORE in text or BACKSLASH in text) or _QUOTED not in text:  # `_meta` may be spelled with escapes
             return NONE
         found = _in_meta(message)
         if found is None:
