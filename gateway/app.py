@@ -21,7 +21,7 @@ from ..mux.lines import Upstream
 from ..mux.pool import Pool
 from ..mux.statistics import Statistics
 from ..transports.admission import Admission
-from ..transports.asgi import ASGIApp, Receive, Scope, Send
+from ..transports.asgi import ASGIApp, Receive, Scope, Send, WholeRequest
 from ..transports.endpoint import EndpointConfig
 from ..transports.guard import Guard
 from ..transports.modern import ModernEndpoint, ModernRequests
@@ -59,6 +59,7 @@ class _Routes:
     leaving: Mapping[str, Site]
     """Servers that are gone from the settings, and still have workflows."""
     http: Mapping[str, ASGIApp]
+    at_once: Mapping[str, Callable[[WholeRequest], bool]]
     websocket: Mapping[str, ASGIApp]
     operations: ASGIApp
 
@@ -145,6 +146,11 @@ class Gateway:
         if scope["type"] == "websocket":
             return routes.websocket.get(path, not_found)(scope, receive, send)
         return routes.http.get(path, routes.operations)(scope, receive, send)
+
+    def take_at_once(self, whole: WholeRequest) -> bool:
+        """Answer a request without a task, where this worker can; False where it has to be served as any other."""
+        take = self._routes.at_once.get(whole.scope["path"])
+        return take is not None and not (self._member is not None and self._member.is_draining) and take(whole)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Gateway"]:
@@ -310,6 +316,7 @@ class Gateway:
             allowed_origins=listener.allowed_origins,
         )
         http: dict[str, ASGIApp] = {}
+        at_once: dict[str, Callable[[WholeRequest], bool]] = {}
         websocket: dict[str, ASGIApp] = {}
         for name, site in {**leaving, **sites}.items():
             server, path = site.server, PREFIX + name
@@ -334,7 +341,8 @@ class Gateway:
             streams = replace(config, authenticate=partial(authenticator.authenticate, server=name, tickets=True))
             sse = SSEEndpoint(config, streams)
             http[f"{path}/ticket"] = TicketEndpoint(config, authenticator.tickets)
-            http[f"{path}/mcp"] = StreamableHTTPEndpoint(config)
+            http[f"{path}/mcp"] = streamable = StreamableHTTPEndpoint(config)
+            at_once[f"{path}/mcp"] = streamable.take_at_once
             http[f"{path}/sse"] = sse.stream
             http[f"{path}/message"] = sse.messages
             websocket[f"{path}/ws"] = WebSocketEndpoint(streams)
@@ -348,7 +356,7 @@ class Gateway:
             workers=self._workers,
             events=self._events,
         )
-        return _Routes(settings, authenticator, sites, leaving, http, websocket, operations)
+        return _Routes(settings, authenticator, sites, leaving, http, at_once, websocket, operations)
 
     def _beside(self, name: str) -> int:
         """Requests of a server that are under way without a session."""

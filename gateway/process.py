@@ -16,8 +16,8 @@ from anyio.abc import TaskGroup
 from ..mux.directory.open import DirectoryAway, DirectoryNotOpened, open_directory
 from ..mux.limits import MAX_BODY_BYTES
 from .app import Gateway, Shared
-from .bounded_http import BoundedHTTP
 from .garbage import collect, collected_by_schedule
+from .http_connection import HTTPListening
 from .listener import BACKLOG, listen, url_of
 from .settings import NotStarted, Server, Settings, SettingsError
 from .websockets import PingingWebSocket
@@ -69,7 +69,7 @@ async def serve(
         tls = settings.gateway.tls
         config = uvicorn.Config(
             gateway,
-            http=BoundedHTTP.counting(gateway.statistics),
+            http=HTTPListening(gateway.statistics, gateway.take_at_once).protocol,
             lifespan="off",
             ws=PingingWebSocket,
             ws_max_size=MAX_BODY_BYTES,

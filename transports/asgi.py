@@ -4,7 +4,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from math import inf
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import anyio
 
@@ -38,6 +38,30 @@ EVENT_STREAM: Final[RawHeaders] = [
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),
 ]
+
+
+class WholeRequest(Protocol):
+    """An HTTP request that came whole, as a server offers it to who can answer it without a task of its own."""
+
+    scope: Scope
+    left: Callable[[], None] | None
+    """Set by who takes it: called when the client has gone before the answer."""
+
+    @property
+    def body(self) -> bytes:
+        """All of it."""
+
+    async def receive(self) -> Message:
+        """As ASGI has it."""
+
+    async def send(self, message: Message) -> None:
+        """As ASGI has it."""
+
+    def reply(self, status: int, headers: RawHeaders, body: bytes) -> None:
+        """The whole answer, at once; one that is not small is to be sent at the client's pace, by `send`."""
+
+    def go_on(self, work: Awaitable[None]) -> None:
+        """Have it answered in a task after all, by this."""
 
 
 class BodyTooLarge(Exception):

@@ -28,7 +28,7 @@ from .asgi import (
 )
 from .endpoint import EndpointConfig
 from .headers import SESSION_ID, WORKFLOW_STATE
-from .status import HTTPRefusal, answer_to
+from .status import Answer, HTTPRefusal, answer_to
 
 logger = logging.getLogger(__name__)
 
@@ -93,10 +93,14 @@ class HTTPRequest:
         except BodyTooSlow:
             raise HTTPRefusal(408, "slow_body", "the body took too long to come") from None
 
+    def head(self, headers: RawHeaders) -> RawHeaders:
+        """These headers, and what the answer has besides."""
+        return [*headers, *self.extra, *self.cors]
+
     async def respond(self, status: int, headers: RawHeaders, body: bytes = b"") -> None:
         """A complete answer; a client that does not take it in `SEND_SECONDS` goes without."""
         self.started = True
-        head = [*headers, *self.extra, *self.cors]
+        head = self.head(headers)
         if len(body) <= AT_ONCE_BYTES:
             await respond(self._send, status, head, body)
             return
@@ -106,8 +110,7 @@ class HTTPRequest:
     async def start(self, status: int, headers: RawHeaders) -> None:
         """The head of an answer whose body comes in chunks."""
         self.started = True
-        head = [*headers, *self.extra, *self.cors]
-        await self._send({"type": "http.response.start", "status": status, "headers": head})
+        await self._send({"type": "http.response.start", "status": status, "headers": self.head(headers)})
 
     async def send_chunk(self, chunk: bytes) -> None:
         """A piece of the body, at once."""
@@ -153,13 +156,18 @@ class HTTPEndpoint:
             await self._refuse(request, error)
 
     async def _refuse(self, request: HTTPRequest, error: Exception) -> None:
+        answer = self._refusal(request, error)
+        if not request.started:
+            await request.respond(answer.status, answer.headers, answer.body)
+
+    def _refusal(self, request: HTTPRequest, error: Exception) -> Answer:
+        """The answer that says what went wrong, which is counted."""
         answer = answer_to(error, request.id)
         if answer.refused:
             self._pool.statistics.count("refused", answer.refused)
         if answer.status == 500:
-            logger.exception("a request failed", extra={"server": self._config.server})
-        if not request.started:
-            await request.respond(answer.status, answer.headers, answer.body)
+            logger.error("a request failed", exc_info=error, extra={"server": self._config.server})
+        return answer
 
     async def _preflight(self, request: HTTPRequest) -> None:
         granted = self._config.guard.preflight(request.headers)

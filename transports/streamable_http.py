@@ -4,6 +4,8 @@ The handshake revisions (2024-11-05 to 2025-11-25, rules T6-T10). A request of 2
 answered with the revisions that are served, so that clients which speak both fall back at once.
 """
 
+from __future__ import annotations
+
 import asyncio
 from typing import Final
 
@@ -22,11 +24,20 @@ from ..mux.routing import BATCHES, LEGACY, PRIMING
 from ..mux.streams import Reader
 from ..mux.workflow import Workflow
 from . import event_stream
-from .asgi import ASKED, EVENT_STREAM, JSON, MEANT, until_disconnect
+from .asgi import ASKED, EVENT_STREAM, JSON, MEANT, WholeRequest, headers_of, until_disconnect
 from .endpoint import DEFAULT_REVISION, EndpointConfig, admitted_key, begin_unasked, picked, take_call
+from .guard import Rejected, Unauthorized
 from .headers import END, LAST_EVENT_ID, POOL, PROTOCOL_VERSION, SESSION_ID, accepts, workflow_key
-from .http_endpoint import JSON_TYPE, KEEP_ALIVE_SECONDS, STREAM_TYPE, HTTPEndpoint, HTTPRequest, send_events
-from .patience import Patience
+from .http_endpoint import (
+    AT_ONCE_BYTES,
+    JSON_TYPE,
+    KEEP_ALIVE_SECONDS,
+    STREAM_TYPE,
+    HTTPEndpoint,
+    HTTPRequest,
+    send_events,
+)
+from .patience import Patience, Waiting
 from .status import HTTPRefusal
 
 DECIDE_SECONDS: Final = 0.05
@@ -34,7 +45,7 @@ DECIDE_SECONDS: Final = 0.05
 
 
 class StreamableHTTPEndpoint(HTTPEndpoint):
-    """The ASGI application of one server's `/mcp`."""
+    """The ASGI application of one server's `/mcp`; `take_at_once` is for a server that offers whole requests."""
 
     def __init__(self, config: EndpointConfig) -> None:
         super().__init__(config, {"POST": self._post, "GET": self._get, "DELETE": self._delete})
@@ -71,7 +82,11 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         workflow = await self._workflow(request, concern=concern_of(messages))
         if is_batch and workflow.revision != BATCHES:
             raise InvalidRequest(f"revision {workflow.revision} has no batches")
-        await self._take(request, workflow, messages, is_batch=is_batch)
+        exchange = self._take(request, workflow, messages)
+        if exchange is None:
+            await request.respond(202, [])
+        else:
+            await self._answer(request, workflow, exchange, is_batch=is_batch)
 
     async def _wait(self, request: HTTPRequest, body: bytes) -> None:
         try:
@@ -122,9 +137,8 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         request.extra.append((POOL.encode(), begun.pool_result.encode()))
         await request.respond(200, [JSON], wire_format.result(message.id, Raw(begun.result)))
 
-    async def _take(
-        self, request: HTTPRequest, workflow: Workflow, messages: list[Envelope], *, is_batch: bool
-    ) -> None:
+    def _take(self, request: HTTPRequest, workflow: Workflow, messages: list[Envelope]) -> Exchange | None:
+        """Hand messages to their workflow; the exchange of those that are to be answered."""
         forwarded = picked(request.headers, self._config.forward_headers)
         calls = [message for message in messages if message.kind == "request"]
         workflow.come_by("http")
@@ -136,24 +150,27 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
                 workflow.respond(message)
             elif exchange is not None:
                 take_call(self._config, workflow, message, exchange, forwarded, request.headers)
-        if exchange is None:
-            await request.respond(202, [])
-        else:
-            await self._answer(request, workflow, exchange, is_batch=is_batch)
+        if exchange is not None:
+            done = "miss" if request.began else exchange.pool_result
+            request.extra.append((POOL.encode(), done.encode()))
+        return exchange
 
     async def _answer(self, request: HTTPRequest, workflow: Workflow, exchange: Exchange, *, is_batch: bool) -> None:
-        done = "miss" if request.began else exchange.pool_result
-        request.extra.append((POOL.encode(), done.encode()))
         workflow.wire_came()
         try:
             outcome = await self._decided(request, workflow, exchange)
-            if isinstance(outcome, Stream):
-                await self._stream(request, workflow.streams.attach(outcome, 0))
-            else:
-                body = b"[%b]" % b",".join(outcome) if is_batch else outcome[0]
-                await request.respond(200, [JSON], body)
+            await self._give(request, workflow, outcome, is_batch=is_batch)
         finally:
             workflow.wire_left()
+
+    async def _give(
+        self, request: HTTPRequest, workflow: Workflow, outcome: list[bytes] | Stream, *, is_batch: bool
+    ) -> None:
+        if isinstance(outcome, Stream):
+            await self._stream(request, workflow.streams.attach(outcome, 0))
+        else:
+            body = b"[%b]" % b",".join(outcome) if is_batch else outcome[0]
+            await request.respond(200, [JSON], body)
 
     async def _decided(self, request: HTTPRequest, workflow: Workflow, exchange: Exchange) -> list[bytes] | Stream:
         """The form of the answer. A client that can resume gets a stream when it takes long; another has to wait."""
@@ -180,6 +197,64 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
             timer.cancel()
             for watcher in watchers:
                 watcher.cancel()
+
+    # POST without a task.
+
+    def take_at_once(self, whole: WholeRequest) -> bool:
+        """Take a message of a workflow that is at hand: nobody has to be asked, and nothing to be waited for.
+
+        False where it is none, or is to be refused: nothing was done then, and the application is to be asked.
+        """
+        config = self._config
+        if whole.scope["method"] != "POST":
+            return False
+        headers = headers_of(whole.scope)
+        session_id, revision = headers.get(SESSION_ID), headers.get(PROTOCOL_VERSION)
+        if session_id is None or (revision not in LEGACY and (revision is not None or config.modern is not None)):
+            return False
+        request = HTTPRequest(headers, whole.receive, whole.send, whole.scope)
+        try:
+            config.guard.check(headers)
+            request.cors = config.guard.cors(headers)
+            request.principal = config.authenticate(headers)
+            request.check_json()
+            message = wire_format.parse(whole.body, limit=MAX_BODY_BYTES)
+            messages = [message]
+            workflow = self._pool.at_hand(request.principal, config.server, session_id, concern_of(messages))
+            if workflow is None or not workflow.opened.done() or self._is_for_more(message):
+                return False
+            self._check_agreement(request, workflow)
+        except (TrunklineError, Rejected, Unauthorized):
+            return False
+        if not (accepts(headers, JSON_TYPE, STREAM_TYPE) and config.admission.pass_at_once()):
+            return False
+        request.id = message.id
+        try:
+            request.name(workflow, "resumed" if workflow_key(headers) is not None else None)
+            exchange = self._take(request, workflow, messages)
+        except Exception as error:
+            answer = self._refusal(request, error)
+            whole.reply(answer.status, request.head(answer.headers), answer.body)
+            return True
+        if exchange is None:
+            whole.reply(202, request.head([]), b"")
+        else:
+            _Answering(self, whole, request, workflow, exchange).begin(self._patience)
+        return True
+
+    def _is_for_more(self, message: Envelope) -> bool:
+        """Whether it concerns more than one workflow of this worker."""
+        method = message.method
+        return method == "initialize" or (method == "notifications/cancelled" and self._pool.number > 0)
+
+    async def go_on(self, request: HTTPRequest, workflow: Workflow, outcome: list[bytes] | Stream) -> None:
+        """Send an answer that is long, or comes in parts."""
+        try:
+            await self._give(request, workflow, outcome, is_batch=False)
+        except Exception as error:
+            await self._refuse(request, error)
+        finally:
+            workflow.wire_left()
 
     # GET: what belongs to no request, or what was missed.
 
@@ -289,6 +364,54 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
             raise HTTPRefusal(
                 400, "revision", f"MCP-Protocol-Version {revision} contradicts the session's {record.revision}"
             )
+
+
+class _Answering:
+    """A call whose answer goes out by callbacks, without a task; a stream gets one once it is decided for."""
+
+    __slots__ = ("_endpoint", "_exchange", "_request", "_timer", "_whole", "_workflow")
+
+    def __init__(
+        self,
+        endpoint: StreamableHTTPEndpoint,
+        whole: WholeRequest,
+        request: HTTPRequest,
+        workflow: Workflow,
+        exchange: Exchange,
+    ) -> None:
+        self._endpoint = endpoint
+        self._whole = whole
+        self._request = request
+        self._workflow = workflow
+        self._exchange = exchange
+        self._timer: Waiting | None = None
+
+    def begin(self, patience: Patience) -> None:
+        """Answer once the form of the answer is decided, which takes no longer than this."""
+        self._workflow.wire_came()
+        ready = self._exchange.ready
+        if not ready.done():
+            if self._workflow.revision >= PRIMING:
+                self._timer = patience.begin(self._workflow.loop, self._exchange.decide_for_stream)
+            else:
+                self._whole.left = self._left
+        ready.add_done_callback(self._decided)
+
+    def _left(self) -> None:
+        """The client has gone, and cannot resume."""
+        self._exchange.cut = True
+        self._workflow.note("cut")
+
+    def _decided(self, ready: asyncio.Future[list[bytes] | Stream]) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._whole.left = None
+        outcome = ready.result()
+        if isinstance(outcome, list) and len(outcome[0]) <= AT_ONCE_BYTES:
+            self._workflow.wire_left()
+            self._whole.reply(200, self._request.head([JSON]), outcome[0])
+        else:
+            self._whole.go_on(self._endpoint.go_on(self._request, self._workflow, outcome))
 
 
 def _id_in(body: bytes) -> bytes:

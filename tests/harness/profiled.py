@@ -14,7 +14,7 @@ from typing import Any
 
 import uvicorn
 from trunkline.gateway.app import Gateway
-from trunkline.gateway.bounded_http import BoundedHTTP
+from trunkline.gateway.http_connection import HTTPListening
 from trunkline.gateway.settings import Settings
 from trunkline.gateway.websockets import PingingWebSocket
 
@@ -107,7 +107,7 @@ class Profiled:
         async with Gateway(self._settings).running() as gateway:
             config = uvicorn.Config(
                 gateway,
-                http=BoundedHTTP.counting(gateway.statistics),
+                http=HTTPListening(gateway.statistics, gateway.take_at_once).protocol,
                 ws=PingingWebSocket,
                 ws_per_message_deflate=False,
                 lifespan="off",

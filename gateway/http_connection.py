@@ -1,0 +1,496 @@
+"""The server's side of one HTTP/1.1 connection: httptools' parser, one exchange at a time, bounds on all that comes.
+
+uvicorn keeps the sockets and the end of the process; a request that comes whole and that somebody takes at once costs
+no task, and an answer of known length one packet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+from collections.abc import Callable, Coroutine
+from math import inf
+from typing import Any, Final, Literal, cast
+from urllib.parse import unquote
+
+import httptools
+import uvicorn
+from uvicorn.server import ServerState
+
+from ..mux.statistics import Statistics
+from ..transports.asgi import ASGIApp, Scope, WholeRequest
+from .http_exchange import HTTPExchange
+
+logger = logging.getLogger(__name__)
+
+MAX_HEAD_BYTES: Final = 131_072
+"""The request line and the headers together; a client that sends more is cut."""
+
+HEAD_SECONDS: Final = 30.0
+"""How long a head may take, from the connection or its own first byte on; nobody is authenticated before."""
+
+BODY_SECONDS: Final = 65.0
+"""How long a body may take. Who reads it refuses it sooner, but for one of which nothing comes: that is cut."""
+
+IDLE_SECONDS: Final = 75.0
+"""How long a connection is kept between two requests: longer than clients keep theirs, so that they end it."""
+
+LOOK_SECONDS: Final = 1.0
+"""How often it is looked who takes too long."""
+
+FULL: Final = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 10\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+REFUSED: Final = (
+    b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain; charset=utf-8\r\nconnection: close\r\n"
+    b"content-length: 30\r\n\r\nInvalid HTTP request received."
+)
+
+ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
+
+Overdue = Literal["slow_head", "slow_body", "idle"]
+
+AtOnce = Callable[[WholeRequest], bool]
+"""Takes a request that came whole, and answers it when it likes; False where the application has to be asked."""
+
+
+def connection_limit() -> int:
+    """Connections of clients that are held: half of what the process may open. The rest leads to servers."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1_000_000 if files == resource.RLIM_INFINITY else max(1, files // 2)
+
+
+def nothing_at_once(whole: WholeRequest) -> bool:
+    """Leave every request to the application."""
+    return False
+
+
+class HTTPListening:
+    """What the connections of one listener have in common. It is uvicorn's `http`: called, it makes a connection.
+
+    Who is cut is counted in `statistics`, under `refused`: `head`, `slow_head`, `slow_body`, `connections`.
+    """
+
+    def __init__(self, statistics: Statistics, at_once: AtOnce = nothing_at_once) -> None:
+        self.statistics = statistics
+        self.at_once = at_once
+        self.max_connections = connection_limit()
+        self.default_head = b""
+        """Headers of every answer, encoded."""
+        self._defaults: list[tuple[bytes, bytes]] = []
+        self._connections: dict[HTTPConnection, None] = {}
+        self._is_looking = False
+        self.config: uvicorn.Config
+        self.state: ServerState
+        self.loop: asyncio.AbstractEventLoop
+
+    @property
+    def protocol(self) -> type[asyncio.Protocol]:
+        """The same, as uvicorn declares what it takes."""
+        return cast("type[asyncio.Protocol]", self)
+
+    def __call__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> HTTPConnection:
+        """A connection that has come."""
+        self.config, self.state = config, server_state
+        self.loop = _loop or asyncio.get_running_loop()
+        return HTTPConnection(self)
+
+    def add(self, connection: HTTPConnection) -> bool:
+        """Hold a connection; False where there are too many."""
+        self.state.connections.add(cast("Any", connection))
+        self._connections[connection] = None
+        if not self._is_looking:
+            self._is_looking = True
+            self._look()
+        return len(self._connections) <= self.max_connections
+
+    def remove(self, connection: HTTPConnection) -> None:
+        """It has gone, or is no longer HTTP."""
+        self.state.connections.discard(cast("Any", connection))
+        self._connections.pop(connection, None)
+
+    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run this in a task, for which the end of the server waits."""
+        task = self.loop.create_task(work)
+        self.state.tasks.add(task)
+        task.add_done_callback(self.state.tasks.discard)
+
+    def _look(self) -> None:
+        """End what takes too long; and take over what uvicorn says of headers, the date among them."""
+        if self.state.default_headers is not self._defaults:
+            self._defaults = self.state.default_headers
+            self.default_head = b"".join([b"%b: %b\r\n" % header for header in self._defaults])
+        now = self.loop.time()
+        for connection in [one for one in self._connections if one.due <= now]:
+            connection.end_overdue()
+        self._is_looking = bool(self._connections)
+        if self._is_looking:
+            self.loop.call_later(LOOK_SECONDS, self._look)
+
+
+class HTTPConnection(asyncio.Protocol):
+    """One connection, and the callbacks of its parser. Implements `Carrier`."""
+
+    __slots__ = (
+        "_active",
+        "_client",
+        "_drained",
+        "_expects",
+        "_head_bytes",
+        "_headers",
+        "_is_advancing",
+        "_is_body",
+        "_is_broken",
+        "_is_in_head",
+        "_is_reading",
+        "_listening",
+        "_newest",
+        "_parser",
+        "_queue",
+        "_scheme",
+        "_server",
+        "_upgrade",
+        "_url",
+        "_waits_for",
+        "due",
+        "is_leaving",
+        "is_lost",
+        "is_write_paused",
+        "transport",
+    )
+
+    def __init__(self, listening: HTTPListening) -> None:
+        self._listening = listening
+        self._parser = httptools.HttpRequestParser(self)
+        self.transport: asyncio.Transport
+        self.is_lost = False
+        self.is_leaving = False
+        self.is_write_paused = False
+        self._drained: asyncio.Future[None] | None = None
+        self._client: tuple[str, int] | None = None
+        self._server: tuple[str, int] | None = None
+        self._scheme = "http"
+        self.due = inf
+        """When it is ended, in the event loop's time, unless it goes on before."""
+        self._waits_for: Overdue | None = None
+        self._is_reading = True
+        self._is_broken = False
+        """True once something came that is no HTTP: nothing more is read."""
+        self._is_in_head = False
+        self._is_body = False
+        """Whether what was read last held some of a body."""
+        self._head_bytes = 0
+        self._url = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._expects = False
+        self._upgrade = b""
+        """To what the request that is being read wants to change."""
+        self._newest: HTTPExchange | None = None
+        """The last request whose head was read."""
+        self._active: HTTPExchange | None = None
+        """The one that is being answered."""
+        self._queue: list[HTTPExchange] = []
+        """Those that came since."""
+        self._is_advancing = False
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See the base class."""
+        self.transport = transport = cast("asyncio.Transport", transport)
+        self._client = _address(transport.get_extra_info("peername"))
+        self._server = _address(transport.get_extra_info("sockname"))
+        if transport.get_extra_info("sslcontext") is not None:
+            self._scheme = "https"
+        if not self._listening.add(self):
+            self._listening.statistics.count("refused", "connections")
+            transport.write(FULL)
+            transport.close()
+        self._wait_for("slow_head", HEAD_SECONDS)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See the base class."""
+        self.is_lost = True
+        self._listening.remove(self)
+        self.resume_writing()
+        exchanges = [*self._queue] if self._active is None else [self._active, *self._queue]
+        self._active, self._newest, self._queue = None, None, []
+        for exchange in exchanges:
+            exchange.lost()
+        del self._parser  # which knows the connection, and would keep it
+
+    def data_received(self, data: bytes) -> None:
+        """See the base class."""
+        headers, self._is_body = self._headers, False
+        while data and not self._is_broken and not self.transport.is_closing():
+            try:
+                self._parser.feed_data(data)
+                break
+            except httptools.HttpParserUpgrade as upgrade:
+                data = self._change(data[upgrade.args[0] :])
+            except httptools.HttpParserError:
+                self._break()
+        if headers is self._headers and not self._is_body:
+            self._count(len(data))
+        self._advance()
+
+    def _count(self, size: int) -> None:
+        """Count what came of the head that is being read; or of what is round a body, which is no shorter for that."""
+        if self._is_in_head or (self._newest is not None and not self._newest.is_whole):
+            self._head_bytes += size
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._cut("head")
+
+    def pause_writing(self) -> None:
+        """See the base class."""
+        self.is_write_paused = True
+
+    def resume_writing(self) -> None:
+        """See the base class."""
+        self.is_write_paused = False
+        if self._drained is not None:
+            self._drained.set_result(None)
+            self._drained = None
+
+    # The parser
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self._is_in_head, self._head_bytes = True, 0
+        self._url, self._headers, self._expects, self._upgrade = b"", [], False, b""
+
+    def on_url(self, url: bytes) -> None:
+        """Some of its target."""
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One of its headers; one behind its body is dropped."""
+        if not self._is_in_head:
+            return
+        name = name.lower()
+        if name == b"expect":
+            self._expects = value.lower() == b"100-continue"
+        elif name == b"upgrade":
+            self._upgrade = value.lower()
+        self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Its head is complete."""
+        self._is_in_head, self._head_bytes = False, 0
+        parser = self._parser
+        if parser.should_upgrade():
+            return
+        self._upgrade = b""
+        version = parser.get_http_version()
+        exchange = HTTPExchange(
+            self,
+            self._scope(version),
+            is_kept=version == "1.1" and parser.should_keep_alive(),
+            waits_to_go_on=self._expects,
+        )
+        self._newest = exchange
+        self._queue.append(exchange)
+
+    def on_body(self, part: bytes) -> None:
+        """Some of its body."""
+        self._is_body = True
+        if self._newest is not None:
+            self._newest.came(part)
+
+    def on_message_complete(self) -> None:
+        """It is complete."""
+        if self._newest is not None and not self._upgrade:
+            self._newest.came_whole()
+
+    def _scope(self, version: str) -> Scope:
+        url = self._url
+        raw_path, query = url, b""
+        if url[:1] != b"/" or b"?" in url or b"#" in url:
+            parts = httptools.parse_url(url)
+            raw_path, query = parts.path or b"/", parts.query or b""
+        path = raw_path.decode("ascii")
+        return {
+            "type": "http",
+            "asgi": ASGI,
+            "http_version": version,
+            "method": self._parser.get_method().decode("ascii"),
+            "scheme": self._scheme,
+            "path": unquote(path) if "%" in path else path,
+            "raw_path": raw_path,
+            "query_string": query,
+            "root_path": "",
+            "headers": self._headers,
+            "client": self._client,
+            "server": self._server,
+        }
+
+    # uvicorn
+
+    def shutdown(self) -> None:
+        """The server ends: so does the connection, with the answers that are due."""
+        self.is_leaving = True
+        if self._active is None:
+            self.transport.close()
+
+    # Carrier
+
+    @property
+    def default_head(self) -> bytes:
+        """See `Carrier.default_head`."""
+        return self._listening.default_head
+
+    async def drained(self) -> None:
+        """See `Carrier.drained`."""
+        while self.is_write_paused:
+            if self._drained is None:
+                self._drained = self._listening.loop.create_future()
+            await asyncio.shield(self._drained)
+
+    def have_read(self, *, enough: bool) -> None:
+        """See `Carrier.have_read`."""
+        if enough == self._is_reading and not self._is_broken and not self.transport.is_closing():
+            self._is_reading = not enough
+            if enough:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
+
+    def is_over(self, exchange: HTTPExchange) -> None:
+        """See `Carrier.is_over`."""
+        if self._active is exchange:
+            self._active = None
+            if not self._is_advancing:
+                self._advance()
+
+    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """See `Carrier.begin`."""
+        self._listening.begin(work)
+
+    # Which request is answered, and what is waited for.
+
+    def _advance(self) -> None:
+        """Have the next request answered, once the one before is; they may come without waiting for that."""
+        self._is_advancing = True
+        while self._active is None and self._queue and not self.transport.is_closing():
+            exchange = self._active = self._queue.pop(0)
+            if not self._take(exchange):
+                app = cast("ASGIApp", self._listening.config.loaded_app)
+                exchange.go_on(app(exchange.scope, exchange.receive, exchange.send))
+        self._is_advancing = False
+        if self._is_broken:
+            if self._active is None:
+                self._refuse()
+            return
+        if self._active is None or self._active.is_whole:
+            if not self._is_reading and not self._queue:
+                self._waits_for = None  # it could not come
+            self.have_read(enough=bool(self._queue))
+        if self._is_in_head:
+            self._wait_for("slow_head", HEAD_SECONDS)
+        elif self._newest is not None and not self._newest.is_whole:
+            self._wait_for("slow_body", BODY_SECONDS)
+        elif self._active is not None:
+            self.due, self._waits_for = inf, None
+        elif self._newest is not None:
+            self._newest, self._waits_for = None, None
+            self._wait_for("idle", IDLE_SECONDS)
+
+    def _take(self, exchange: HTTPExchange) -> bool:
+        """Have a request answered without a task, where that can be."""
+        if not exchange.is_whole or self.is_write_paused:
+            return False
+        try:
+            return self._listening.at_once(exchange)
+        except Exception:
+            logger.exception("a request failed")
+            exchange.fail()
+            return True
+
+    def _wait_for(self, what: Overdue, seconds: float) -> None:
+        if self._waits_for != what:
+            self._waits_for = what
+            self.due = self._listening.loop.time() + seconds
+
+    def end_overdue(self) -> None:
+        """What was waited for did not come in time."""
+        if not self._is_reading:
+            return
+        waited_for, self.due = self._waits_for, inf
+        if waited_for == "idle":
+            self.transport.close()
+        elif waited_for is not None:
+            self._cut(waited_for)
+
+    def _cut(self, why: str) -> None:
+        if not self.transport.is_closing():
+            self._listening.statistics.count("refused", why)
+            self.transport.abort()
+
+    def _break(self) -> None:
+        """What came is no HTTP. Who asked before is answered first."""
+        self._is_broken = True
+        newest, self._newest = self._newest, None
+        if newest is None or newest.is_whole:
+            return
+        if newest in self._queue:
+            self._queue.remove(newest)
+        elif newest is self._active:
+            self._active = None
+            self.is_lost = True  # to the one who reads it, and would answer
+            newest.lost()
+            if newest.has_begun:
+                self.transport.close()
+
+    def _refuse(self) -> None:
+        if not self.transport.is_closing():
+            logger.info("a client sent what is no HTTP request")
+            self.transport.write(REFUSED)
+            self.transport.close()
+
+    def _change(self, rest: bytes) -> bytes:
+        """A client asks for another protocol: WebSocket, or one that is not spoken here, which it is not told of.
+
+        What is to be read next: the request without that wish (RFC 9110, 7.8), or nothing more.
+        """
+        method = self._parser.get_method()
+        is_websocket = self._upgrade == b"websocket" and self._active is None and not self._queue
+        if method == b"CONNECT":
+            self._break()
+            return b""
+        headers = self._headers if is_websocket else _without_upgrade(self._headers)
+        lines = [b"%b %b HTTP/1.1\r\n" % (method, self._url), *[b"%b: %b\r\n" % header for header in headers]]
+        text = b"".join((*lines, b"\r\n", rest))
+        if not is_websocket:
+            self._parser = httptools.HttpRequestParser(self)
+            return text
+        listening = self._listening
+        listening.remove(self)
+        self.due = inf
+        protocol = cast("Any", listening.config.ws_protocol_class)(
+            config=listening.config, server_state=listening.state, app_state={}
+        )
+        protocol.connection_made(self.transport)
+        protocol.data_received(text)
+        self.transport.set_protocol(protocol)
+        del self._parser  # which knows the connection, and would keep it
+        return b""
+
+
+def _without_upgrade(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    kept = []
+    for name, value in headers:
+        if name == b"connection":
+            value = b",".join([token for token in value.split(b",") if token.strip().lower() != b"upgrade"])
+        if value and name != b"upgrade":
+            kept.append((name, value))
+    return kept
+
+
+def _address(info: Any) -> tuple[str, int] | None:
+    return (str(info[0]), int(info[1])) if isinstance(info, tuple) else None

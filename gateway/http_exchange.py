@@ -1,0 +1,266 @@
+"""One request that came on a connection, and its answer: in one go, or through the three calls of ASGI."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from http import HTTPStatus
+from typing import Any, Final, Protocol
+
+from ..transports.asgi import Message, RawHeaders, Scope
+
+logger = logging.getLogger(__name__)
+
+SMALL_BODY: Final = 65_536
+"""Up to this size a body is copied behind its head, so that both go out in one packet."""
+
+MAX_UNTAKEN_BYTES: Final = 65_536
+"""What is read of a body before somebody asks for it."""
+
+STATUS_LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+
+GO_ON: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+FAILED: Final[RawHeaders] = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
+
+DISCONNECT: Final[Message] = {"type": "http.disconnect"}
+
+
+class Carrier(Protocol):
+    """The connection of an exchange, as that sees it."""
+
+    transport: asyncio.Transport
+    is_lost: bool
+    is_leaving: bool
+    """True where the connection is to end with the answers that are due."""
+    is_write_paused: bool
+
+    @property
+    def default_head(self) -> bytes:
+        """Headers of every answer, encoded."""
+
+    async def drained(self) -> None:
+        """Return when the client has taken enough, or has gone."""
+
+    def have_read(self, *, enough: bool) -> None:
+        """Read on, or no further before somebody asks for more."""
+
+    def is_over(self, exchange: HTTPExchange) -> None:
+        """The answer is complete."""
+
+    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run this in a task, for which the end of the server waits."""
+
+
+class HTTPExchange:
+    """Implements `WholeRequest`, and is `receive` and `send` to an ASGI application (ASGI's HTTP specification, 2.3).
+
+    An answer whose length is known goes out with its head, in one packet; the head of a stream goes out at once.
+    """
+
+    __slots__ = (
+        "_body",
+        "_carrier",
+        "_has_begun",
+        "_head",
+        "_is_bodyless",
+        "_is_end_told",
+        "_is_kept",
+        "_left",
+        "_untaken",
+        "_waits_to_go_on",
+        "_waker",
+        "is_over",
+        "is_whole",
+        "left",
+        "scope",
+    )
+
+    def __init__(self, carrier: Carrier, scope: Scope, *, is_kept: bool, waits_to_go_on: bool) -> None:
+        self.scope = scope
+        self.left: Callable[[], None] | None = None
+        """See `WholeRequest.left`."""
+        self.is_whole = False
+        """True once the request has come to its end."""
+        self.is_over = False
+        """True once the answer is complete."""
+        self._carrier = carrier
+        self._is_kept = is_kept
+        self._waits_to_go_on = waits_to_go_on
+        self._body: list[bytes] = []
+        """What has come of the body, and was not asked for yet."""
+        self._untaken = 0
+        """How much that is, in bytes."""
+        self._is_end_told = False
+        self._waker: asyncio.Future[None] | None = None
+        """While `receive` waits."""
+        self._has_begun = False
+        self._is_bodyless = False
+        self._head = b""
+        """The head of the answer, while it waits for its body."""
+        self._left: int | None = None
+        """What is still to come of an answer whose length is known."""
+
+    # What comes from the client, as the connection tells.
+
+    def came(self, part: bytes) -> None:
+        """Some of the body."""
+        if not self.is_over:
+            self._body.append(part)
+            self._untaken += len(part)
+            if self._untaken > MAX_UNTAKEN_BYTES:
+                self._carrier.have_read(enough=True)
+            self._wake()
+
+    def came_whole(self) -> None:
+        """The request is complete."""
+        self.is_whole = True
+        self._wake()
+
+    def lost(self) -> None:
+        """The client has gone, or sends what is no HTTP."""
+        self._wake()
+        left, self.left = self.left, None
+        if left is not None and not self.is_over:
+            left()
+
+    # The whole of it.
+
+    @property
+    def body(self) -> bytes:
+        """See `WholeRequest.body`."""
+        return self._body[0] if len(self._body) == 1 else b"".join(self._body)
+
+    def reply(self, status: int, headers: RawHeaders, body: bytes) -> None:
+        """See `WholeRequest.reply`."""
+        if not self._carrier.is_lost:
+            self._start(status, [*headers, (b"content-length", b"%d" % len(body))])
+            self._add(body, is_last=True)
+
+    def go_on(self, work: Awaitable[None]) -> None:
+        """See `WholeRequest.go_on`."""
+        self._carrier.begin(self._run(work))
+
+    async def _run(self, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except Exception:
+            logger.exception("a request failed")
+        finally:
+            if not self.is_over and not self._carrier.is_lost:
+                self.fail()
+
+    @property
+    def has_begun(self) -> bool:
+        """True once the head of the answer is given."""
+        return self._has_begun
+
+    def fail(self) -> None:
+        """There is no answer, or not all of it."""
+        if self._has_begun:
+            self._carrier.transport.close()
+        else:
+            self.reply(500, FAILED, b"Internal Server Error")
+
+    # ASGI.
+
+    async def receive(self) -> Message:
+        """The next part of the body; then wait until the client has gone, or the answer is complete."""
+        carrier = self._carrier
+        if self._waits_to_go_on:
+            self._waits_to_go_on = False
+            if not self.is_whole and not carrier.is_lost:
+                carrier.transport.write(GO_ON)
+        while not (self.is_over or carrier.is_lost):
+            if self._body or (self.is_whole and not self._is_end_told):
+                body, self._body, self._untaken = self.body, [], 0
+                self._is_end_told = self.is_whole
+                carrier.have_read(enough=False)
+                return {"type": "http.request", "body": body, "more_body": not self.is_whole}
+            self._waker = asyncio.get_running_loop().create_future()
+            await self._waker
+        return DISCONNECT
+
+    async def send(self, message: Message) -> None:
+        """Send the head of the answer, or a part of its body. What a client that has gone does not hear is dropped.
+
+        Raises:
+            RuntimeError: it is not its turn, it does not keep to the length that was given, or it holds a line break.
+        """
+        carrier = self._carrier
+        if carrier.is_write_paused:
+            await carrier.drained()
+        if carrier.is_lost:
+            await asyncio.sleep(0)  # who sends without end lets others go on all the same
+            return
+        match message["type"]:
+            case "http.response.start":
+                self._start(message["status"], message.get("headers", ()))
+            case "http.response.body":
+                self._add(message.get("body", b""), is_last=not message.get("more_body", False))
+            case other:
+                raise RuntimeError(f"an HTTP answer has no {other}")
+
+    def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        if self._has_begun:
+            raise RuntimeError("the answer has begun before")
+        self._is_kept = self._is_kept and not self._carrier.is_leaving
+        method, is_streamed, says_close = self.scope["method"], True, False
+        lines = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status, self._carrier.default_head]
+        for name, value in headers:
+            match name.lower():
+                case b"content-length":
+                    self._left, is_streamed = int(value), False
+                case b"connection" if value.lower() == b"close":
+                    self._is_kept, says_close = False, True
+            if b"\n" in value or b"\r" in value or b"\n" in name or b"\r" in name:
+                raise RuntimeError("a header of an answer holds a line break")
+            lines.append(b"%b: %b\r\n" % (name, value))
+        self._is_bodyless = method == "HEAD" or status in (204, 304)
+        if is_streamed and not self._is_bodyless:
+            if self.scope["http_version"] == "1.1":
+                lines.append(b"transfer-encoding: chunked\r\n")
+            else:  # ends with the connection
+                self._is_kept = False
+        if not self._is_kept and not says_close:
+            lines.append(b"connection: close\r\n")
+        lines.append(b"\r\n")
+        self._has_begun, self._waits_to_go_on = True, False
+        head = b"".join(lines)
+        if is_streamed and not self._is_bodyless:
+            self._carrier.transport.write(head)
+        else:
+            self._head = head
+
+    def _add(self, body: bytes, *, is_last: bool) -> None:
+        if not self._has_begun or self.is_over:
+            raise RuntimeError("the answer has not begun, or is complete")
+        transport = self._carrier.transport
+        if self._is_bodyless:
+            body = b""
+        elif self._left is not None:
+            if len(body) > self._left or (is_last and len(body) < self._left):
+                raise RuntimeError("the answer is not as long as its head says")
+            self._left -= len(body)
+        elif self.scope["http_version"] == "1.1":
+            body = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+            if is_last:
+                body += b"0\r\n\r\n"
+        head, self._head = self._head, b""
+        if head and len(body) > SMALL_BODY:
+            transport.writelines((head, body))
+        elif head or body:
+            transport.write(head + body if head else body)
+        if is_last:
+            self.is_over, self.left = True, None
+            self._wake()
+            if not self._is_kept:
+                transport.close()
+            self._carrier.is_over(self)
+
+    def _wake(self) -> None:
+        if self._waker is not None:
+            if not self._waker.done():
+                self._waker.set_result(None)
+            self._waker = None
