@@ -19,7 +19,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from ..mux.statistics import Statistics
-from ..transports.asgi import ASGIApp, Scope, WholeRequest
+from ..transports.asgi import ASGIApp, RequestHeaders, Scope, WholeRequest, headers_of
 from .http_exchange import HTTPExchange
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,12 @@ REFUSED: Final = (
 
 ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
 
-Overdue = Literal["slow_head", "slow_body", "idle"]
+HOLD_SECONDS: Final = 0.5
+"""How long a small body is waited for before its request is told of: many clients send it in a second packet."""
+
+SMALL_BODY: Final = 65_536
+
+Overdue = Literal["slow_head", "held", "slow_body", "idle"]
 
 AtOnce = Callable[[WholeRequest], bool]
 """Takes a request that came whole, and answers it when it likes; False where the application has to be asked."""
@@ -147,8 +152,11 @@ class HTTPConnection(asyncio.Protocol):
         "_is_advancing",
         "_is_body",
         "_is_broken",
+        "_is_held",
         "_is_in_head",
         "_is_reading",
+        "_known",
+        "_length",
         "_listening",
         "_newest",
         "_parser",
@@ -189,6 +197,12 @@ class HTTPConnection(asyncio.Protocol):
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._expects = False
+        self._length = b""
+        """How long the body is to be, where that is declared."""
+        self._known: tuple[list[tuple[bytes, bytes]], RequestHeaders] | None = None
+        """Headers of a request, but for the length, and what they were read as."""
+        self._is_held = False
+        """True while the first of those that came since is waited for."""
         self._upgrade = b""
         """To what the request that is being read wants to change."""
         self._newest: HTTPExchange | None = None
@@ -263,7 +277,7 @@ class HTTPConnection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         """A request begins."""
         self._is_in_head, self._head_bytes = True, 0
-        self._url, self._headers, self._expects, self._upgrade = b"", [], False, b""
+        self._url, self._headers, self._expects, self._length, self._upgrade = b"", [], False, b"", b""
 
     def on_url(self, url: bytes) -> None:
         """Some of its target."""
@@ -274,6 +288,9 @@ class HTTPConnection(asyncio.Protocol):
         if not self._is_in_head:
             return
         name = name.lower()
+        if name == b"content-length":
+            self._length = value
+            return
         if name == b"expect":
             self._expects = value.lower() == b"100-continue"
         elif name == b"upgrade":
@@ -295,7 +312,13 @@ class HTTPConnection(asyncio.Protocol):
             waits_to_go_on=self._expects,
         )
         self._newest = exchange
+        self._is_held = not self._queue and not self._expects and self._is_small()
         self._queue.append(exchange)
+
+    def _is_small(self) -> bool:
+        """Whether a body is to come that is waited for, for a moment."""
+        length = self._length.strip()
+        return len(length) <= 5 and length.isdigit() and 0 < int(length) <= SMALL_BODY
 
     def on_body(self, part: bytes) -> None:
         """Some of its body."""
@@ -309,7 +332,9 @@ class HTTPConnection(asyncio.Protocol):
             self._newest.came_whole()
 
     def _scope(self, version: str) -> Scope:
-        url = self._url
+        url, headers = self._url, self._headers
+        if self._length:
+            headers = [*headers, (b"content-length", self._length)]
         raw_path, query = url, b""
         if url[:1] != b"/" or b"?" in url or b"#" in url:
             parts = httptools.parse_url(url)
@@ -325,7 +350,7 @@ class HTTPConnection(asyncio.Protocol):
             "raw_path": raw_path,
             "query_string": query,
             "root_path": "",
-            "headers": self._headers,
+            "headers": headers,
             "client": self._client,
             "server": self._server,
         }
@@ -378,6 +403,9 @@ class HTTPConnection(asyncio.Protocol):
         """Have the next request answered, once the one before is; they may come without waiting for that."""
         self._is_advancing = True
         while self._active is None and self._queue and not self.transport.is_closing():
+            if self._is_held and not self._queue[0].is_whole:
+                break
+            self._is_held = False
             exchange = self._active = self._queue.pop(0)
             if not self._take(exchange):
                 app = cast("ASGIApp", self._listening.config.loaded_app)
@@ -388,13 +416,18 @@ class HTTPConnection(asyncio.Protocol):
                 self._refuse()
             return
         if self._active is None or self._active.is_whole:
-            if not self._is_reading and not self._queue:
-                self._waits_for = None  # it could not come
-            self.have_read(enough=bool(self._queue))
+            enough = bool(self._queue) and not self._is_held
+            if enough == self._is_reading:
+                if not enough:
+                    self._waits_for = None  # it could not come
+                self.have_read(enough=enough)
         if self._is_in_head:
             self._wait_for("slow_head", HEAD_SECONDS)
         elif self._newest is not None and not self._newest.is_whole:
-            self._wait_for("slow_body", BODY_SECONDS)
+            if self._is_held:
+                self._wait_for("held", HOLD_SECONDS)
+            else:
+                self._wait_for("slow_body", BODY_SECONDS)
         elif self._active is not None:
             self.due, self._waits_for = inf, None
         elif self._newest is not None:
@@ -406,11 +439,23 @@ class HTTPConnection(asyncio.Protocol):
         if not exchange.is_whole or self.is_write_paused:
             return False
         try:
+            exchange.headers = self._read_headers(exchange.scope)
             return self._listening.at_once(exchange)
         except Exception:
             logger.exception("a request failed")
             exchange.fail()
             return True
+
+    def _read_headers(self, scope: Scope) -> RequestHeaders:
+        """The headers of a request; most clients send the same with each, but for the length."""
+        raw = scope["headers"]
+        if raw and raw[-1][0] == b"content-length":
+            raw = raw[:-1]
+        if self._known is None or self._known[0] != raw:
+            self._known = raw, headers_of(scope)
+        headers = self._known[1]
+        headers.query = scope["query_string"]
+        return headers
 
     def _wait_for(self, what: Overdue, seconds: float) -> None:
         if self._waits_for != what:
@@ -424,6 +469,9 @@ class HTTPConnection(asyncio.Protocol):
         waited_for, self.due = self._waits_for, inf
         if waited_for == "idle":
             self.transport.close()
+        elif waited_for == "held":
+            self._is_held = False
+            self._advance()
         elif waited_for is not None:
             self._cut(waited_for)
 
@@ -463,7 +511,9 @@ class HTTPConnection(asyncio.Protocol):
         if method == b"CONNECT":
             self._break()
             return b""
-        headers = self._headers if is_websocket else _without_upgrade(self._headers)
+        headers = [*self._headers, (b"content-length", self._length)] if self._length else self._headers
+        if not is_websocket:
+            headers = _without_upgrade(headers)
         lines = [b"%b %b HTTP/1.1\r\n" % (method, self._url), *[b"%b: %b\r\n" % header for header in headers]]
         text = b"".join((*lines, b"\r\n", rest))
         if not is_websocket:

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from http import HTTPStatus
 from typing import Any, Final, Protocol
 
-from ..transports.asgi import Message, RawHeaders, Scope
+from ..transports.asgi import Message, RawHeaders, RequestHeaders, Scope
 
 logger = logging.getLogger(__name__)
 
@@ -71,11 +71,15 @@ class HTTPExchange:
         "_untaken",
         "_waits_to_go_on",
         "_waker",
+        "headers",
         "is_over",
         "is_whole",
         "left",
         "scope",
     )
+
+    headers: RequestHeaders
+    """See `WholeRequest.headers`."""
 
     def __init__(self, carrier: Carrier, scope: Scope, *, is_kept: bool, waits_to_go_on: bool) -> None:
         self.scope = scope
@@ -111,12 +115,14 @@ class HTTPExchange:
             self._untaken += len(part)
             if self._untaken > MAX_UNTAKEN_BYTES:
                 self._carrier.have_read(enough=True)
-            self._wake()
+            if self._waker is not None:
+                self._wake()
 
     def came_whole(self) -> None:
         """The request is complete."""
         self.is_whole = True
-        self._wake()
+        if self._waker is not None:
+            self._wake()
 
     def lost(self) -> None:
         """The client has gone, or sends what is no HTTP."""
@@ -254,7 +260,8 @@ class HTTPExchange:
             transport.write(head + body if head else body)
         if is_last:
             self.is_over, self.left = True, None
-            self._wake()
+            if self._waker is not None:
+                self._wake()
             if not self._is_kept:
                 transport.close()
             self._carrier.is_over(self)

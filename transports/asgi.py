@@ -40,30 +40,6 @@ EVENT_STREAM: Final[RawHeaders] = [
 ]
 
 
-class WholeRequest(Protocol):
-    """An HTTP request that came whole, as a server offers it to who can answer it without a task of its own."""
-
-    scope: Scope
-    left: Callable[[], None] | None
-    """Set by who takes it: called when the client has gone before the answer."""
-
-    @property
-    def body(self) -> bytes:
-        """All of it."""
-
-    async def receive(self) -> Message:
-        """As ASGI has it."""
-
-    async def send(self, message: Message) -> None:
-        """As ASGI has it."""
-
-    def reply(self, status: int, headers: RawHeaders, body: bytes) -> None:
-        """The whole answer, at once; one that is not small is to be sent at the client's pace, by `send`."""
-
-    def go_on(self, work: Awaitable[None]) -> None:
-        """Have it answered in a task after all, by this."""
-
-
 class BodyTooLarge(Exception):
     """The body is larger than `MAX_BODY_BYTES`."""
 
@@ -110,7 +86,7 @@ UNBOUND: Final = Grant()
 class RequestHeaders(dict[str, str]):
     """Request headers by lower-case name, and what else identifies a request."""
 
-    __slots__ = ("expires", "grant", "identity", "peer", "query")
+    __slots__ = ("checked", "expires", "grant", "identity", "peer", "query")
 
     def __init__(self, peer: str = "", query: bytes = b"") -> None:
         super().__init__()
@@ -124,6 +100,8 @@ class RequestHeaders(dict[str, str]):
         """By what it may keep something open; set by who verifies the identity."""
         self.identity: tuple[Principal, float] | None = None
         """Who asks, and until when, where that was verified before."""
+        self.checked: object = None
+        """The endpoint that has checked them, but for who asks: requests of a connection mostly have the same."""
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -142,6 +120,32 @@ def headers_of(scope: Scope) -> RequestHeaders:
         name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1").strip(" \t")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return headers
+
+
+class WholeRequest(Protocol):
+    """An HTTP request that came whole, as a server offers it to who can answer it without a task of its own."""
+
+    scope: Scope
+    headers: RequestHeaders
+    """Those of the scope; the same object where they are those of the connection's request before."""
+    left: Callable[[], None] | None
+    """Set by who takes it: called when the client has gone before the answer."""
+
+    @property
+    def body(self) -> bytes:
+        """All of it."""
+
+    async def receive(self) -> Message:
+        """As ASGI has it."""
+
+    async def send(self, message: Message) -> None:
+        """As ASGI has it."""
+
+    def reply(self, status: int, headers: RawHeaders, body: bytes) -> None:
+        """The whole answer, at once; one that is not small is to be sent at the client's pace, by `send`."""
+
+    def go_on(self, work: Awaitable[None]) -> None:
+        """Have it answered in a task after all, by this."""
 
 
 async def read_body(receive: Receive, declared: str | None) -> bytes:

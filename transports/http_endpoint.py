@@ -69,16 +69,6 @@ class HTTPRequest:
         if state is not None:
             self.extra.append((WORKFLOW_STATE.encode(), state.encode()))
 
-    def check_json(self) -> None:
-        """Make sure that the body is declared to be JSON.
-
-        Raises:
-            HTTPRefusal: 415.
-        """
-        declared = self.headers.get("content-type", "")
-        if declared != JSON_TYPE and declared.partition(";")[0].strip().lower() != JSON_TYPE:
-            raise HTTPRefusal(415, "content_type", "Content-Type must be application/json")
-
     async def body(self) -> bytes:
         """The whole body.
 
@@ -119,6 +109,17 @@ class HTTPRequest:
     async def finish(self) -> None:
         """The end of the body."""
         await self._send({"type": "http.response.body", "body": b""})
+
+
+def check_json(headers: Mapping[str, str]) -> None:
+    """Make sure that the body is declared to be JSON.
+
+    Raises:
+        HTTPRefusal: 415.
+    """
+    declared = headers.get("content-type", "")
+    if declared != JSON_TYPE and declared.partition(";")[0].strip().lower() != JSON_TYPE:
+        raise HTTPRefusal(415, "content_type", "Content-Type must be application/json")
 
 
 Handle = Callable[[HTTPRequest], Awaitable[None]]

@@ -26,7 +26,15 @@ from . import event_stream
 from .asgi import EVENT_STREAM, JSON, Scope, until_disconnect
 from .endpoint import EndpointConfig, picked
 from .headers import PROTOCOL_VERSION, SESSION_ID, accepts
-from .http_endpoint import JSON_TYPE, KEEP_ALIVE_SECONDS, SEND_SECONDS, STREAM_TYPE, HTTPEndpoint, HTTPRequest
+from .http_endpoint import (
+    JSON_TYPE,
+    KEEP_ALIVE_SECONDS,
+    SEND_SECONDS,
+    STREAM_TYPE,
+    HTTPEndpoint,
+    HTTPRequest,
+    check_json,
+)
 from .status import HTTPRefusal
 from .tracing import Tracer, begin_span, context_of
 
@@ -305,7 +313,7 @@ class ModernEndpoint(HTTPEndpoint):
         self._requests = requests
 
     async def _post(self, request: HTTPRequest) -> None:
-        request.check_json()
+        check_json(request.headers)
         if not accepts(request.headers, JSON_TYPE, STREAM_TYPE):
             raise HTTPRefusal(406, "accept", "Accept must list application/json and text/event-stream")
         body = await request.body()

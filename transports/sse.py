@@ -14,7 +14,7 @@ from . import event_stream
 from .asgi import EVENT_STREAM, RawHeaders, Scope
 from .endpoint import EndpointConfig
 from .headers import SESSION_ID, WORKFLOW_STATE, accepts, asked
-from .http_endpoint import KEEP_ALIVE_SECONDS, STREAM_TYPE, HTTPEndpoint, HTTPRequest, send_events
+from .http_endpoint import KEEP_ALIVE_SECONDS, STREAM_TYPE, HTTPEndpoint, HTTPRequest, check_json, send_events
 from .link import Link
 from .status import HTTPRefusal
 
@@ -91,7 +91,7 @@ class _Messages(HTTPEndpoint):
         self._links = config.connections.links
 
     async def _post(self, request: HTTPRequest) -> None:
-        request.check_json()
+        check_json(request.headers)
         link = await self._link(request)
         text = await request.body()
         message = wire_format.parse(text, limit=MAX_BODY_BYTES)

@@ -24,7 +24,7 @@ from ..mux.routing import BATCHES, LEGACY, PRIMING
 from ..mux.streams import Reader
 from ..mux.workflow import Workflow
 from . import event_stream
-from .asgi import ASKED, EVENT_STREAM, JSON, MEANT, WholeRequest, headers_of, until_disconnect
+from .asgi import ASKED, EVENT_STREAM, JSON, MEANT, RequestHeaders, WholeRequest, until_disconnect
 from .endpoint import DEFAULT_REVISION, EndpointConfig, admitted_key, begin_unasked, picked, take_call
 from .guard import Rejected, Unauthorized
 from .headers import END, LAST_EVENT_ID, POOL, PROTOCOL_VERSION, SESSION_ID, accepts, workflow_key
@@ -35,6 +35,7 @@ from .http_endpoint import (
     STREAM_TYPE,
     HTTPEndpoint,
     HTTPRequest,
+    check_json,
     send_events,
 )
 from .patience import Patience, Waiting
@@ -55,7 +56,7 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
 
     async def _post(self, request: HTTPRequest) -> None:
         headers = request.headers
-        request.check_json()
+        check_json(headers)
         if not accepts(headers, JSON_TYPE, STREAM_TYPE):
             raise HTTPRefusal(406, "accept", "Accept must list application/json and text/event-stream")
         body = await request.body()
@@ -205,29 +206,23 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
 
         False where it is none, or is to be refused: nothing was done then, and the application is to be asked.
         """
-        config = self._config
-        if whole.scope["method"] != "POST":
-            return False
-        headers = headers_of(whole.scope)
-        session_id, revision = headers.get(SESSION_ID), headers.get(PROTOCOL_VERSION)
-        if session_id is None or (revision not in LEGACY and (revision is not None or config.modern is not None)):
+        headers, config = whole.headers, self._config
+        if whole.scope["method"] != "POST" or (headers.checked is not self and not self._checks(headers)):
             return False
         request = HTTPRequest(headers, whole.receive, whole.send, whole.scope)
         try:
-            config.guard.check(headers)
-            request.cors = config.guard.cors(headers)
             request.principal = config.authenticate(headers)
-            request.check_json()
             message = wire_format.parse(whole.body, limit=MAX_BODY_BYTES)
             messages = [message]
-            workflow = self._pool.at_hand(request.principal, config.server, session_id, concern_of(messages))
+            workflow = self._pool.at_hand(request.principal, config.server, headers[SESSION_ID], concern_of(messages))
             if workflow is None or not workflow.opened.done() or self._is_for_more(message):
                 return False
             self._check_agreement(request, workflow)
-        except (TrunklineError, Rejected, Unauthorized):
+        except (TrunklineError, Unauthorized):
             return False
-        if not (accepts(headers, JSON_TYPE, STREAM_TYPE) and config.admission.pass_at_once()):
+        if not config.admission.pass_at_once():
             return False
+        request.cors = config.guard.cors(headers)
         request.id = message.id
         try:
             request.name(workflow, "resumed" if workflow_key(headers) is not None else None)
@@ -241,6 +236,20 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         else:
             _Answering(self, whole, request, workflow, exchange).begin(self._patience)
         return True
+
+    def _checks(self, headers: RequestHeaders) -> bool:
+        """Whether the headers are those of a message in a session, from a client that may speak here at all."""
+        revision = headers.get(PROTOCOL_VERSION)
+        if SESSION_ID not in headers or (revision is not None and revision not in LEGACY):
+            return False
+        try:
+            self._config.guard.check(headers)
+            check_json(headers)
+        except (Rejected, HTTPRefusal):
+            return False
+        if accepts(headers, JSON_TYPE, STREAM_TYPE):
+            headers.checked = self
+        return headers.checked is self
 
     def _is_for_more(self, message: Envelope) -> bool:
         """Whether it concerns more than one workflow of this worker."""

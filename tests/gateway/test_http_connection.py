@@ -356,6 +356,7 @@ async def test_a_connection_that_asks_nothing_is_ended_even_if_it_sends_empty_li
         while not over.done():
             writer.write(b"\r\n")
             await asyncio.wait([over], timeout=0.05)
+        assert isinstance(over.exception(), ConnectionError | None)
     assert not statistics.counts
 
 
@@ -496,3 +497,62 @@ async def test_a_client_that_takes_nothing_holds_up_who_sends_to_it() -> None:
         assert 0 < sent < 20_000_000  # what the system's buffers hold
         transport.close()
         await client.is_over.wait()
+
+
+async def test_a_small_body_in_a_second_packet_is_waited_for_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_connection, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(http_connection, "HOLD_SECONDS", 0.2)
+    offered: list[bytes] = []
+    asked = asyncio.Event()
+
+    def take(whole: WholeRequest) -> bool:
+        offered.append(whole.body)
+        return False
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        asked.set()
+        await echo(scope, receive, send)
+
+    head = b"POST /1 HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n"
+    async with talking(application, HTTPListening(Statistics(), take)) as (reader, writer):
+        writer.write(head % 4)
+        await asyncio.sleep(0)
+        writer.write(b"bo")
+        await writer.drain()
+        writer.write(b"dy" + GET % 2)
+        assert await said(reader) == b"POST /1 body"
+        assert await said(reader) == b"GET /2 "
+        assert offered == [b"body", b""]
+        asked.clear()
+        writer.write(head % 4)
+        await asked.wait()  # who reads it says when it takes too long
+        writer.write(b"late")
+        assert await said(reader) == b"POST /1 late"
+        asked.clear()
+        writer.write(head % 1_000_000)
+        await asked.wait()
+        writer.write(b"x" * 1_000_000)
+        assert len(await said(reader)) > 1_000_000
+        assert len(offered) == 2
+
+
+async def test_headers_are_told_as_they_are_with_each_request() -> None:
+    seen: list[tuple[Any, ...]] = []
+
+    def take(whole: WholeRequest) -> bool:
+        headers = whole.headers
+        seen.append((id(headers), headers.get("x"), headers.query, headers.peer, len(whole.body)))
+        whole.reply(200, [], b"")
+        return True
+
+    async with talking(echo, HTTPListening(Statistics(), take)) as (reader, writer):
+        for x, query, size in ((b"1", b"a", 3), (b"1", b"b", 11), (b"2", b"b", 0)):
+            head = b"POST /?%b HTTP/1.1\r\nHost: h\r\nX: %b\r\nContent-Length: %d\r\n\r\n" % (query, x, size)
+            writer.write(head + b"y" * size)
+            await said(reader)
+    assert seen[0][0] == seen[1][0] != seen[2][0]
+    assert [one[1:] for one in seen] == [
+        ("1", b"a", "127.0.0.1", 3),
+        ("1", b"b", "127.0.0.1", 11),
+        ("2", b"b", "127.0.0.1", 0),
+    ]

@@ -36,6 +36,18 @@ logger = logging.getLogger(__name__)
 
 POST_END: Final = b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 
+COMMON: Final = (
+    "content-type",
+    "content-length",
+    "date",
+    "server",
+    "mcp-session-id",
+    "connection",
+    "transfer-encoding",
+)
+NAMES: Final = {spelled.encode(): name for name in COMMON for spelled in (name, name.title())}
+"""Headers that most answers have, by how they are spelled."""
+
 SMALL_BODY: Final = 65_536
 """Up to this size a body is copied behind its head, so that both go out in one write."""
 
@@ -292,7 +304,7 @@ class _Connection(asyncio.Protocol):
         self._head_left -= len(name) + len(value) + 4
         if self._head_left < 2:
             self._take_head(0)
-        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        key, text = NAMES.get(name) or name.decode("latin-1").lower(), value.decode("latin-1")
         self._headers[key] = f"{self._headers[key]}, {text}" if key in self._headers else text
 
     def on_headers_complete(self) -> None:
