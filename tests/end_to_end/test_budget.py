@@ -34,10 +34,10 @@ class Budget(NamedTuple):
     functions: int
     """Calls of trunkline's own functions, and of built-in ones by them."""
     tasks: int
-    """Tasks that are made: uvicorn makes one for each HTTP request."""
+    """Tasks that are made."""
 
 
-BUDGETS: Final = {"http": Budget(functions=328, tasks=1), "websocket": Budget(functions=235, tasks=0)}
+BUDGETS: Final = {"http": Budget(functions=328, tasks=0), "websocket": Budget(functions=235, tasks=0)}
 """By the transport on both sides, with room for a dozen calls more: what a timer does meanwhile is less than one."""
 
 Ask = Callable[[dict[str, Any]], dict[str, Any]]
