@@ -20,6 +20,7 @@ from uvicorn.server import ServerState
 
 from ..mux.statistics import Statistics
 from ..transports.asgi import ASGIApp, RequestHeaders, Scope, WholeRequest, headers_of
+from ..transports.patience import Patience, Waiting
 from .http_exchange import HTTPExchange
 
 logger = logging.getLogger(__name__)
@@ -48,12 +49,16 @@ REFUSED: Final = (
 
 ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
 
-HOLD_SECONDS: Final = 0.5
+HOLD_SECONDS: Final = 0.2
 """How long a small body is waited for before its request is told of: many clients send it in a second packet."""
 
-SMALL_BODY: Final = 65_536
+MAX_DIGITS: Final = 5
+"""Of the length of a small body."""
 
-Overdue = Literal["slow_head", "held", "slow_body", "idle"]
+MAX_READ: Final = 16_384
+"""What is read at once: who sends many requests without waiting has the rest of them kept as it came."""
+
+Overdue = Literal["slow_head", "slow_body", "idle"]
 
 AtOnce = Callable[[WholeRequest], bool]
 """Takes a request that came whole, and answers it when it likes; False where the application has to be asked."""
@@ -80,6 +85,7 @@ class HTTPListening:
         self.statistics = statistics
         self.at_once = at_once
         self.max_connections = connection_limit()
+        self.hold = Patience(HOLD_SECONDS)
         self.default_head = b""
         """Headers of every answer, encoded."""
         self._defaults: list[tuple[bytes, bytes]] = []
@@ -107,13 +113,13 @@ class HTTPListening:
         return HTTPConnection(self)
 
     def add(self, connection: HTTPConnection) -> bool:
-        """Hold a connection; False where there are too many."""
+        """Hold a connection; False where there are too many, those of WebSocket among them."""
         self.state.connections.add(cast("Any", connection))
         self._connections[connection] = None
         if not self._is_looking:
             self._is_looking = True
             self._look()
-        return len(self._connections) <= self.max_connections
+        return len(self.state.connections) <= self.max_connections
 
     def remove(self, connection: HTTPConnection) -> None:
         """It has gone, or is no longer HTTP."""
@@ -149,10 +155,10 @@ class HTTPConnection(asyncio.Protocol):
         "_expects",
         "_head_bytes",
         "_headers",
-        "_is_advancing",
+        "_hold",
         "_is_body",
         "_is_broken",
-        "_is_held",
+        "_is_going_on",
         "_is_in_head",
         "_is_reading",
         "_known",
@@ -163,6 +169,7 @@ class HTTPConnection(asyncio.Protocol):
         "_queue",
         "_scheme",
         "_server",
+        "_unread",
         "_upgrade",
         "_url",
         "_waits_for",
@@ -201,8 +208,10 @@ class HTTPConnection(asyncio.Protocol):
         """How long the body is to be, where that is declared."""
         self._known: tuple[list[tuple[bytes, bytes]], RequestHeaders] | None = None
         """Headers of a request, but for the length, and what they were read as."""
-        self._is_held = False
-        """True while the first of those that came since is waited for."""
+        self._hold: Waiting | None = None
+        """While the small body of the only one that came since is waited for."""
+        self._unread = b""
+        """What came and was not parsed yet."""
         self._upgrade = b""
         """To what the request that is being read wants to change."""
         self._newest: HTTPExchange | None = None
@@ -211,7 +220,7 @@ class HTTPConnection(asyncio.Protocol):
         """The one that is being answered."""
         self._queue: list[HTTPExchange] = []
         """Those that came since."""
-        self._is_advancing = False
+        self._is_going_on = False
 
     # asyncio.Protocol
 
@@ -237,29 +246,15 @@ class HTTPConnection(asyncio.Protocol):
         self._active, self._newest, self._queue = None, None, []
         for exchange in exchanges:
             exchange.lost()
+        if self._hold is not None:
+            self._hold.cancel()
         del self._parser  # which knows the connection, and would keep it
 
     def data_received(self, data: bytes) -> None:
         """See the base class."""
-        headers, self._is_body = self._headers, False
-        while data and not self._is_broken and not self.transport.is_closing():
-            try:
-                self._parser.feed_data(data)
-                break
-            except httptools.HttpParserUpgrade as upgrade:
-                data = self._change(data[upgrade.args[0] :])
-            except httptools.HttpParserError:
-                self._break()
-        if headers is self._headers and not self._is_body:
-            self._count(len(data))
-        self._advance()
-
-    def _count(self, size: int) -> None:
-        """Count what came of the head that is being read; or of what is round a body, which is no shorter for that."""
-        if self._is_in_head or (self._newest is not None and not self._newest.is_whole):
-            self._head_bytes += size
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self._cut("head")
+        if not self._is_broken and not self.transport.is_closing():
+            self._unread = self._unread + data if self._unread else data
+            self._go_on()
 
     def pause_writing(self) -> None:
         """See the base class."""
@@ -312,13 +307,7 @@ class HTTPConnection(asyncio.Protocol):
             waits_to_go_on=self._expects,
         )
         self._newest = exchange
-        self._is_held = not self._queue and not self._expects and self._is_small()
         self._queue.append(exchange)
-
-    def _is_small(self) -> bool:
-        """Whether a body is to come that is waited for, for a moment."""
-        length = self._length.strip()
-        return len(length) <= 5 and length.isdigit() and 0 < int(length) <= SMALL_BODY
 
     def on_body(self, part: bytes) -> None:
         """Some of its body."""
@@ -360,7 +349,7 @@ class HTTPConnection(asyncio.Protocol):
     def shutdown(self) -> None:
         """The server ends: so does the connection, with the answers that are due."""
         self.is_leaving = True
-        if self._active is None:
+        if self._active is None and not self._queue:
             self.transport.close()
 
     # Carrier
@@ -377,21 +366,11 @@ class HTTPConnection(asyncio.Protocol):
                 self._drained = self._listening.loop.create_future()
             await asyncio.shield(self._drained)
 
-    def have_read(self, *, enough: bool) -> None:
-        """See `Carrier.have_read`."""
-        if enough == self._is_reading and not self._is_broken and not self.transport.is_closing():
-            self._is_reading = not enough
-            if enough:
-                self.transport.pause_reading()
-            else:
-                self.transport.resume_reading()
-
     def is_over(self, exchange: HTTPExchange) -> None:
         """See `Carrier.is_over`."""
         if self._active is exchange:
             self._active = None
-            if not self._is_advancing:
-                self._advance()
+            self._go_on()
 
     def begin(self, work: Coroutine[Any, Any, None]) -> None:
         """See `Carrier.begin`."""
@@ -399,38 +378,93 @@ class HTTPConnection(asyncio.Protocol):
 
     # Which request is answered, and what is waited for.
 
-    def _advance(self) -> None:
-        """Have the next request answered, once the one before is; they may come without waiting for that."""
-        self._is_advancing = True
-        while self._active is None and self._queue and not self.transport.is_closing():
-            if self._is_held and not self._queue[0].is_whole:
-                break
-            self._is_held = False
-            exchange = self._active = self._queue.pop(0)
-            if not self._take(exchange):
-                app = cast("ASGIApp", self._listening.config.loaded_app)
-                exchange.go_on(app(exchange.scope, exchange.receive, exchange.send))
-        self._is_advancing = False
+    def _go_on(self) -> None:
+        """Have the next request answered, once the one before is, and read on: many may come without waiting."""
+        if self._is_going_on:
+            return
+        self._is_going_on = True
+        try:
+            while not self.transport.is_closing():
+                if self._active is None and self._queue and (self._queue[0].is_whole or not self._holds()):
+                    self._tell(self._queue.pop(0))
+                elif self._unread and (not self._queue or self._hold is not None):
+                    self._read()
+                else:
+                    break
+        finally:
+            self._is_going_on = False
+        self.settle()
+
+    def _holds(self) -> bool:
+        """Whether nobody is told of a request yet, since its small body is waited for."""
         if self._is_broken:
-            if self._active is None:
+            return False
+        if self._hold is None:
+            if self._expects or len(self._length) > MAX_DIGITS or not int(self._length or b"0"):
+                return False
+            self._hold = self._listening.hold.begin(self._listening.loop, self._end_hold)
+        return not self._hold.is_called_off
+
+    def _end_hold(self) -> None:
+        if self._hold is not None:
+            self._hold.cancel()
+            self._go_on()
+
+    def _tell(self, exchange: HTTPExchange) -> None:
+        """Have a request answered."""
+        self._active = exchange
+        if self._hold is not None:
+            self._hold.cancel()
+            self._hold = None
+        if not self._take(exchange):
+            app = cast("ASGIApp", self._listening.config.loaded_app)
+            exchange.go_on(app(exchange.scope, exchange.receive, exchange.send))
+
+    def _read(self) -> None:
+        """Parse some of what came."""
+        data, self._unread = self._unread, b""
+        if len(data) > MAX_READ:
+            data, self._unread = data[:MAX_READ], data[MAX_READ:]
+        headers, self._is_body = self._headers, False
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._change(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._break()
+        if headers is self._headers and not self._is_body:
+            self._head_bytes += len(data)  # of a head that is long, or of what stands round a body
+            if self._head_bytes > MAX_HEAD_BYTES:
+                self._cut("head")
+
+    def settle(self) -> None:
+        """See `Carrier.settle`: read on or not, and wait for what is due next."""
+        active, newest = self._active, self._newest
+        if self.transport.is_closing():
+            self._wait_for("idle", IDLE_SECONDS)  # what is left to be sent
+            return
+        if self._is_broken:
+            self.due, self._waits_for = inf, None
+            if active is None:
                 self._refuse()
             return
-        if self._active is None or self._active.is_whole:
-            enough = bool(self._queue) and not self._is_held
-            if enough == self._is_reading:
-                if not enough:
-                    self._waits_for = None  # it could not come
-                self.have_read(enough=enough)
-        if self._is_in_head:
-            self._wait_for("slow_head", HEAD_SECONDS)
-        elif self._newest is not None and not self._newest.is_whole:
-            if self._is_held:
-                self._wait_for("held", HOLD_SECONDS)
+        reads = not self._queue or self._hold is not None
+        if newest is not None and not newest.is_whole and newest.is_full:
+            reads = False
+        if reads != self._is_reading:
+            self._is_reading = reads
+            if reads:
+                self._waits_for = None  # it could not come
+                self.transport.resume_reading()
             else:
-                self._wait_for("slow_body", BODY_SECONDS)
-        elif self._active is not None:
+                self.transport.pause_reading()
+        if active is not None and active.is_whole:
             self.due, self._waits_for = inf, None
-        elif self._newest is not None:
+        elif self._is_in_head:
+            self._wait_for("slow_head", HEAD_SECONDS)
+        elif newest is not None and not newest.is_whole:
+            self._wait_for("slow_body", BODY_SECONDS)
+        elif newest is not None:
             self._newest, self._waits_for = None, None
             self._wait_for("idle", IDLE_SECONDS)
 
@@ -463,15 +497,14 @@ class HTTPConnection(asyncio.Protocol):
             self.due = self._listening.loop.time() + seconds
 
     def end_overdue(self) -> None:
-        """What was waited for did not come in time."""
-        if not self._is_reading:
+        """What was waited for did not come in time, or is not taken."""
+        if not self._is_reading and not self.transport.is_closing():
             return
         waited_for, self.due = self._waits_for, inf
-        if waited_for == "idle":
+        if self.transport.is_closing() or (waited_for == "idle" and self.transport.get_write_buffer_size()):
+            self.transport.abort()
+        elif waited_for == "idle":
             self.transport.close()
-        elif waited_for == "held":
-            self._is_held = False
-            self._advance()
         elif waited_for is not None:
             self._cut(waited_for)
 
@@ -482,13 +515,18 @@ class HTTPConnection(asyncio.Protocol):
 
     def _break(self) -> None:
         """What came is no HTTP. Who asked before is answered first."""
-        self._is_broken = True
+        self._is_broken, self._unread = True, b""
         newest, self._newest = self._newest, None
+        if self._hold is not None:
+            self._hold.cancel()
+            self._hold = None
         if newest is None or newest.is_whole:
             return
         if newest in self._queue:
             self._queue.remove(newest)
-        elif newest is self._active:
+        elif newest is not self._active:  # it has its answer
+            self.transport.close()
+        else:
             self._active = None
             self.is_lost = True  # to the one who reads it, and would answer
             newest.lost()
@@ -501,27 +539,28 @@ class HTTPConnection(asyncio.Protocol):
             self.transport.write(REFUSED)
             self.transport.close()
 
-    def _change(self, rest: bytes) -> bytes:
+    def _change(self, rest: bytes) -> None:
         """A client asks for another protocol: WebSocket, or one that is not spoken here, which it is not told of.
 
-        What is to be read next: the request without that wish (RFC 9110, 7.8), or nothing more.
+        Then its request is read once more, without that wish (RFC 9110, 7.8).
         """
-        method = self._parser.get_method()
-        is_websocket = self._upgrade == b"websocket" and self._active is None and not self._queue
+        method, version = self._parser.get_method(), self._parser.get_http_version().encode()
         if method == b"CONNECT":
             self._break()
-            return b""
+            return
+        is_websocket = self._upgrade == b"websocket" and self._active is None and not self._queue
         headers = [*self._headers, (b"content-length", self._length)] if self._length else self._headers
         if not is_websocket:
             headers = _without_upgrade(headers)
-        lines = [b"%b %b HTTP/1.1\r\n" % (method, self._url), *[b"%b: %b\r\n" % header for header in headers]]
-        text = b"".join((*lines, b"\r\n", rest))
+        lines = [b"%b %b HTTP/%b\r\n" % (method, self._url, version), *[b"%b: %b\r\n" % header for header in headers]]
+        text = b"".join((*lines, b"\r\n", rest, self._unread))
         if not is_websocket:
             self._parser = httptools.HttpRequestParser(self)
-            return text
+            self._unread = text
+            return
         listening = self._listening
         listening.remove(self)
-        self.due = inf
+        self.due, self._unread = inf, b""
         protocol = cast("Any", listening.config.ws_protocol_class)(
             config=listening.config, server_state=listening.state, app_state={}
         )
@@ -529,7 +568,6 @@ class HTTPConnection(asyncio.Protocol):
         protocol.data_received(text)
         self.transport.set_protocol(protocol)
         del self._parser  # which knows the connection, and would keep it
-        return b""
 
 
 def _without_upgrade(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
@@ -537,7 +575,9 @@ def _without_upgrade(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, by
     for name, value in headers:
         if name == b"connection":
             value = b",".join([token for token in value.split(b",") if token.strip().lower() != b"upgrade"])
-        if value and name != b"upgrade":
+            if not value:
+                continue
+        if name != b"upgrade":
             kept.append((name, value))
     return kept
 

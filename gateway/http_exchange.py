@@ -18,6 +18,9 @@ SMALL_BODY: Final = 65_536
 MAX_UNTAKEN_BYTES: Final = 65_536
 """What is read of a body before somebody asks for it."""
 
+MAX_PARTS: Final = 64
+"""Of a body that is kept in parts: a part of one byte takes as much memory as one of thirty."""
+
 STATUS_LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 
 GO_ON: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -43,8 +46,8 @@ class Carrier(Protocol):
     async def drained(self) -> None:
         """Return when the client has taken enough, or has gone."""
 
-    def have_read(self, *, enough: bool) -> None:
-        """Read on, or no further before somebody asks for more."""
+    def settle(self) -> None:
+        """Some of a body was taken: read on, where that was all that waited."""
 
     def is_over(self, exchange: HTTPExchange) -> None:
         """The answer is complete."""
@@ -108,15 +111,21 @@ class HTTPExchange:
 
     # What comes from the client, as the connection tells.
 
+    @property
+    def is_full(self) -> bool:
+        """True while so much of the body is here that no more is read before somebody asks for it."""
+        return self._untaken > MAX_UNTAKEN_BYTES
+
     def came(self, part: bytes) -> None:
         """Some of the body."""
-        if not self.is_over:
-            self._body.append(part)
-            self._untaken += len(part)
-            if self._untaken > MAX_UNTAKEN_BYTES:
-                self._carrier.have_read(enough=True)
-            if self._waker is not None:
-                self._wake()
+        if self.is_over:
+            return
+        self._untaken += len(part)
+        self._body.append(part)
+        if len(self._body) > MAX_PARTS:
+            self._body = [b"".join(self._body)]
+        if self._waker is not None:
+            self._wake()
 
     def came_whole(self) -> None:
         """The request is complete."""
@@ -182,7 +191,8 @@ class HTTPExchange:
             if self._body or (self.is_whole and not self._is_end_told):
                 body, self._body, self._untaken = self.body, [], 0
                 self._is_end_told = self.is_whole
-                carrier.have_read(enough=False)
+                if not self.is_whole:
+                    carrier.settle()
                 return {"type": "http.request", "body": body, "more_body": not self.is_whole}
             self._waker = asyncio.get_running_loop().create_future()
             await self._waker
@@ -211,7 +221,8 @@ class HTTPExchange:
     def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
         if self._has_begun:
             raise RuntimeError("the answer has begun before")
-        self._is_kept = self._is_kept and not self._carrier.is_leaving
+        if self._carrier.is_leaving or (self._waits_to_go_on and not self.is_whole):
+            self._is_kept = False  # the server ends; or nobody knows whether the body will come
         method, is_streamed, says_close = self.scope["method"], True, False
         lines = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status, self._carrier.default_head]
         for name, value in headers:
@@ -260,9 +271,10 @@ class HTTPExchange:
             transport.write(head + body if head else body)
         if is_last:
             self.is_over, self.left = True, None
+            self._body, self._untaken = [], 0
             if self._waker is not None:
                 self._wake()
-            if not self._is_kept:
+            if not self._is_kept or self._carrier.is_leaving:
                 transport.close()
             self._carrier.is_over(self)
 

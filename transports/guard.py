@@ -97,7 +97,8 @@ class Guard:
     def _origin_is_allowed(self, origin: str) -> bool:
         if origin.lower() in self._origins:
             return True
-        return self._loopback and urlsplit(origin).scheme in ("http", "https") and _name_of(origin) in LOOPBACK_NAMES
+        is_page = origin.lower().startswith(("http://", "https://"))
+        return self._loopback and is_page and _name_of(origin) in LOOPBACK_NAMES
 
 
 def _name_of(url: str) -> str:

@@ -209,33 +209,43 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         headers, config = whole.headers, self._config
         if whole.scope["method"] != "POST" or (headers.checked is not self and not self._checks(headers)):
             return False
+        if headers.query:
+            return False
         request = HTTPRequest(headers, whole.receive, whole.send, whole.scope)
+        request.cors = config.guard.cors(headers)
         try:
             request.principal = config.authenticate(headers)
+        except Unauthorized as error:
+            self.refuse_at_once(whole, request, error)
+            return True
+        try:
             message = wire_format.parse(whole.body, limit=MAX_BODY_BYTES)
             messages = [message]
             workflow = self._pool.at_hand(request.principal, config.server, headers[SESSION_ID], concern_of(messages))
             if workflow is None or not workflow.opened.done() or self._is_for_more(message):
                 return False
             self._check_agreement(request, workflow)
-        except (TrunklineError, Unauthorized):
+        except TrunklineError:
             return False
         if not config.admission.pass_at_once():
             return False
-        request.cors = config.guard.cors(headers)
         request.id = message.id
         try:
             request.name(workflow, "resumed" if workflow_key(headers) is not None else None)
             exchange = self._take(request, workflow, messages)
         except Exception as error:
-            answer = self._refusal(request, error)
-            whole.reply(answer.status, request.head(answer.headers), answer.body)
+            self.refuse_at_once(whole, request, error)
             return True
         if exchange is None:
             whole.reply(202, request.head([]), b"")
         else:
             _Answering(self, whole, request, workflow, exchange).begin(self._patience)
         return True
+
+    def refuse_at_once(self, whole: WholeRequest, request: HTTPRequest, error: Exception) -> None:
+        """Say what went wrong."""
+        answer = self._refusal(request, error)
+        whole.reply(answer.status, request.head(answer.headers), answer.body)
 
     def _checks(self, headers: RequestHeaders) -> bool:
         """Whether the headers are those of a message in a session, from a client that may speak here at all."""
@@ -416,11 +426,14 @@ class _Answering:
             self._timer.cancel()
         self._whole.left = None
         outcome = ready.result()
-        if isinstance(outcome, list) and len(outcome[0]) <= AT_ONCE_BYTES:
+        if isinstance(outcome, Stream) or len(outcome[0]) > AT_ONCE_BYTES:
+            self._whole.go_on(self._endpoint.go_on(self._request, self._workflow, outcome))
+            return
+        try:
             self._workflow.wire_left()
             self._whole.reply(200, self._request.head([JSON]), outcome[0])
-        else:
-            self._whole.go_on(self._endpoint.go_on(self._request, self._workflow, outcome))
+        except Exception as error:
+            self._endpoint.refuse_at_once(self._whole, self._request, error)
 
 
 def _id_in(body: bytes) -> bytes:

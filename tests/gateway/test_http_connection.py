@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+from harness.gateways import until
 from harness.ports import bound_socket
 from trunkline.gateway import http_connection
 from trunkline.gateway.http_connection import MAX_HEAD_BYTES, HTTPListening, connection_limit
@@ -556,3 +557,163 @@ async def test_headers_are_told_as_they_are_with_each_request() -> None:
         ("1", b"b", "127.0.0.1", 11),
         ("2", b"b", "127.0.0.1", 0),
     ]
+
+
+SLOW_THEN_ECHO = b"POST /slow HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nslow"
+
+
+def slow(may: asyncio.Event, asked: asyncio.Event) -> Any:
+    """As `echo`, but for `/slow`, which it answers when it may."""
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/slow":
+            await receive()
+            asked.set()
+            await may.wait()
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"4")]})
+            await send({"type": "http.response.body", "body": b"slow"})
+        else:
+            await echo(scope, receive, send)
+
+    return application
+
+
+@pytest.mark.parametrize("head", [b"Content-Length: 4", b"Content-Length: 100000", b"Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("expects", [False, True])
+async def test_a_body_that_comes_after_the_answer_before_it_is_read(
+    head: bytes, expects: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the answer before it took: meanwhile it could not come."""
+    monkeypatch.setattr(http_connection, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(http_connection, "BODY_SECONDS", 0.3)
+    body = b"y" * (100_000 if b"100000" in head else 4)
+    may, asked = asyncio.Event(), asyncio.Event()
+    statistics = Statistics()
+    async with talking(slow(may, asked), HTTPListening(statistics)) as (reader, writer):
+        more = b"Expect: 100-continue\r\n" if expects else b""
+        writer.write(SLOW_THEN_ECHO)
+        await asked.wait()
+        writer.write(b"POST /2 HTTP/1.1\r\nHost: h\r\n" + head + b"\r\n" + more + b"\r\n")
+        asyncio.get_running_loop().call_later(0.5, may.set)
+        assert await said(reader) == b"slow"
+        if expects:
+            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(b"4\r\nyyyy\r\n0\r\n\r\n" if b"chunked" in head else body)
+        assert await said(reader) == b"POST /2 " + body
+    assert not statistics.counts
+
+
+async def test_who_is_answered_slowly_is_answered_whatever_comes_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_connection, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(http_connection, "HEAD_SECONDS", 0.1)
+    for behind in (b"G", b"G!!\r\n"):
+        may, asked = asyncio.Event(), asyncio.Event()
+        async with talking(slow(may, asked)) as (reader, writer):
+            writer.write(SLOW_THEN_ECHO)
+            await asked.wait()
+            writer.write(behind[:1])
+            await asyncio.sleep(0)
+            writer.write(behind[1:])
+            asyncio.get_running_loop().call_later(0.4, may.set)
+            assert await said(reader) == b"slow"
+
+
+async def test_the_end_of_the_server_waits_for_a_request_whose_body_is_on_its_way() -> None:
+    listening = HTTPListening(Statistics())
+    async with talking(echo, listening) as (reader, writer):
+        writer.write(GET % 1)
+        assert await said(reader) == b"GET /1 "
+        writer.write(b"POST /1 HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\n")
+        await until(lambda: any(getattr(one, "_queue", ()) for one in listening.state.connections))
+        for connection in list(listening.state.connections):
+            connection.shutdown()
+        writer.write(b"body")
+        assert await said(reader) == b"POST /1 body"
+        assert await reader.read() == b""
+
+
+async def test_a_stream_that_ends_after_the_end_of_the_server_has_begun_ends_its_connection() -> None:
+    until = asyncio.Event()
+    listening = HTTPListening(Statistics())
+    async with talking(answering(b"a", b"b", until=until), listening) as (reader, writer):
+        writer.write(GET % 1)
+        await reader.readuntil(b"\r\n\r\n")
+        for connection in list(listening.state.connections):
+            connection.shutdown()
+        until.set()
+        assert (await reader.read()).endswith(b"0\r\n\r\n")
+
+
+async def test_http_1_0_stays_what_it_is_where_another_protocol_is_asked_for() -> None:
+    async with talking(echo) as (reader, writer):
+        writer.write(b"GET /1 HTTP/1.0\r\nConnection: upgrade\r\nUpgrade: x\r\nEmpty:\r\n\r\n")
+        assert (await reader.read()).endswith(b"GET /1 ")
+
+
+async def test_one_request_gets_one_answer_even_if_its_body_turns_out_to_be_no_http() -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"no"})
+
+    async with talking(application) as (reader, writer):
+        writer.write(b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n")
+        assert await said(reader) == b"no"
+        writer.write(b"nonsense\r\n")
+        assert await reader.read() == b""
+
+
+async def test_who_waited_to_go_on_and_was_answered_begins_anew() -> None:
+    """Whether the body comes all the same is not known; it must not be taken for a request, nor a request for it."""
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 413, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with talking(application) as (reader, writer):
+        writer.write(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 40\r\nExpect: 100-continue\r\n\r\n")
+        answer = await reader.read()
+        assert answer.startswith(b"HTTP/1.1 413 ")
+        assert b"connection: close" in answer
+
+
+async def test_a_client_that_takes_nothing_of_its_answer_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_connection, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(http_connection, "IDLE_SECONDS", 0.2)
+    listening = HTTPListening(Statistics())
+    async with serving(answering(b"x" * 20_000_000), listening) as port, asyncio.timeout(PATIENCE):
+        transport, _ = await asyncio.get_running_loop().create_connection(Parts, "127.0.0.1", port)
+        transport.pause_reading()
+        transport.write(GET % 1)
+        await until(lambda: listening.state.connections)
+        await until(lambda: not listening.state.connections)
+        transport.close()
+
+
+async def test_g10_sockets_of_both_kinds_count_to_the_limit() -> None:
+    held = asyncio.Event()
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.accept"})
+            await held.wait()
+        else:
+            await echo(scope, receive, send)
+
+    statistics = Statistics()
+    listening = HTTPListening(statistics)
+    listening.max_connections = 2
+    upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    ask_for = b"GET / HTTP/1.1\r\nHost: h\r\n" + upgrade + b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    async with serving(application, listening) as port, asyncio.timeout(PATIENCE):
+        writers = []
+        for _ in range(2):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writers.append(writer)
+            writer.write(ask_for)
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writers.append(writer)
+        assert (await reader.read()).startswith(b"HTTP/1.1 503 ")
+        held.set()
+        for writer in writers:
+            writer.close()

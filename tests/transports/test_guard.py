@@ -90,6 +90,8 @@ def test_a_page_of_this_machine_may_speak_to_a_loopback_listener_only(origin: st
         "http://evil.example@localhost",
         "http://localhost/page",
         "file://localhost",
+        "http://[",
+        "http://[::1",
         "localhost",
     ],
 )
