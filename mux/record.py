@@ -69,8 +69,8 @@ class WorkflowRecord(msgspec.Struct, frozen=True):
 
 
 def new_session_id() -> str:
-    """A fresh session id: 192 random bits, visible ASCII (rules L4, X3)."""
-    return secrets.token_urlsafe(24)
+    """A fresh session id: 192 random bits, visible ASCII (rules L4, X3), which no command takes for an option."""
+    return f"s{secrets.token_urlsafe(24)}"
 
 
 def derived(session_id: str, purpose: bytes, size: int) -> str:

@@ -11,6 +11,7 @@ def record(session_id: str) -> WorkflowRecord:
 def test_l4_session_ids_are_long_random_and_visible_ascii() -> None:
     ids = {new_session_id() for _ in range(1000)}
     assert len(ids) == 1000
+    assert not any(one.startswith("-") for one in ids), "commands would take it for an option"
     assert all(len(one) >= 32 and all("!" <= c <= "~" for c in one) for one in ids)
 
 
