@@ -277,6 +277,7 @@ async def test_g10_a_client_that_pings_and_takes_no_pong_is_cut_there_too(monkey
 
 async def test_an_application_that_fails_or_accepts_nothing_is_a_500(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR, "uvicorn.error")  # whatever another server in this process has set
+
     async def fail(scope: Any, receive: Any, send: Any) -> None:
         raise ZeroDivisionError
 
