@@ -359,6 +359,11 @@ class HTTPConnection(asyncio.Protocol):
         """See `Carrier.default_head`."""
         return self._listening.default_head
 
+    @property
+    def app(self) -> ASGIApp:
+        """See `Carrier.app`."""
+        return cast("ASGIApp", self._listening.config.loaded_app)
+
     async def drained(self) -> None:
         """See `Carrier.drained`."""
         while self.is_write_paused:
@@ -417,8 +422,7 @@ class HTTPConnection(asyncio.Protocol):
             self._hold.cancel()
             self._hold = None
         if not self._take(exchange):
-            app = cast("ASGIApp", self._listening.config.loaded_app)
-            exchange.go_on(app(exchange.scope, exchange.receive, exchange.send))
+            exchange.decline()
 
     def _read(self) -> None:
         """Parse some of what came."""

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from http import HTTPStatus
 from typing import Any, Final, Protocol
 
-from ..transports.asgi import Message, RawHeaders, RequestHeaders, Scope
+from ..transports.asgi import ASGIApp, Message, RawHeaders, RequestHeaders, Scope
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,10 @@ class Carrier(Protocol):
     is_leaving: bool
     """True where the connection is to end with the answers that are due."""
     is_write_paused: bool
+
+    @property
+    def app(self) -> ASGIApp:
+        """Who answers what nobody takes at once."""
 
     @property
     def default_head(self) -> bytes:
@@ -156,6 +160,10 @@ class HTTPExchange:
     def go_on(self, work: Awaitable[None]) -> None:
         """See `WholeRequest.go_on`."""
         self._carrier.begin(self._run(work))
+
+    def decline(self) -> None:
+        """See `WholeRequest.decline`."""
+        self.go_on(self._carrier.app(self.scope, self.receive, self.send))
 
     async def _run(self, work: Awaitable[None]) -> None:
         try:

@@ -53,15 +53,28 @@ class Admission:
         Raises:
             Overloaded: too many messages of it wait.
         """
+        waiter = self.queue(principal)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            self.withdraw(principal, waiter)
+            raise
+
+    def queue(self, principal: Principal) -> asyncio.Future[None]:
+        """What is done when it is this principal's turn; `withdraw` it where nobody waits for that any longer.
+
+        Raises:
+            Overloaded: too many messages of it wait.
+        """
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._turnstile.wait(principal, waiter)
         if not self._is_round_due:
             self._await_round()
-        try:
-            await waiter
-        except asyncio.CancelledError:
-            self._turnstile.withdraw(principal, waiter)
-            raise
+        return waiter
+
+    def withdraw(self, principal: Principal, waiter: asyncio.Future[None]) -> None:
+        """It waits no longer. Does nothing where its turn has come."""
+        self._turnstile.withdraw(principal, waiter)
 
     @contextmanager
     def place(self, principal: Principal, limits: Pooling) -> Iterator[None]:

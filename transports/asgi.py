@@ -147,6 +147,9 @@ class WholeRequest(Protocol):
     def go_on(self, work: Awaitable[None]) -> None:
         """Have it answered in a task after all, by this."""
 
+    def decline(self) -> None:
+        """Leave it to the application after all, as one that nobody took; nothing was done."""
+
 
 async def read_body(receive: Receive, declared: str | None) -> bytes:
     """The whole body.

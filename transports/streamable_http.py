@@ -7,6 +7,7 @@ answered with the revisions that are served, so that clients which speak both fa
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Final
 
 from msgspec import Raw
@@ -220,27 +221,58 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
             return True
         try:
             message = wire_format.parse(whole.body, limit=MAX_BODY_BYTES)
-            messages = [message]
-            workflow = self._pool.at_hand(request.principal, config.server, headers[SESSION_ID], concern_of(messages))
-            if workflow is None or not workflow.opened.done() or self._is_for_more(message):
+            workflow = self._at_hand(request, message)
+            if workflow is None:
                 return False
-            self._check_agreement(request, workflow)
+            waiter = None if config.admission.pass_at_once() else config.admission.queue(request.principal)
         except TrunklineError:
             return False
-        if not config.admission.pass_at_once():
-            return False
-        request.id = message.id
+        if waiter is None:
+            self._take_whole(whole, request, workflow, message)
+        else:
+            whole.left = partial(config.admission.withdraw, request.principal, waiter)
+            waiter.add_done_callback(partial(self._turn_came, whole, request, message))
+        return True
+
+    def _at_hand(self, request: HTTPRequest, message: Envelope) -> Workflow | None:
+        """The workflow of a message, where this worker has it and nobody else needs to be asked.
+
+        Raises:
+            HTTPRefusal: the headers disagree with it.
+        """
+        headers = request.headers
+        concern = concern_of([message])
+        workflow = self._pool.at_hand(request.principal, self._config.server, headers[SESSION_ID], concern)
+        if workflow is None or not workflow.opened.done() or self._is_for_more(message):
+            return None
+        self._check_agreement(request, workflow)
+        return workflow
+
+    def _turn_came(self, whole: WholeRequest, request: HTTPRequest, message: Envelope, _: asyncio.Future[None]) -> None:
+        """It waited for its turn: meanwhile much may have changed."""
+        whole.left = None
         try:
-            request.name(workflow, "resumed" if workflow_key(headers) is not None else None)
-            exchange = self._take(request, workflow, messages)
+            workflow = self._at_hand(request, message)
         except Exception as error:
             self.refuse_at_once(whole, request, error)
-            return True
+            return
+        if workflow is None:
+            whole.decline()
+        else:
+            self._take_whole(whole, request, workflow, message)
+
+    def _take_whole(self, whole: WholeRequest, request: HTTPRequest, workflow: Workflow, message: Envelope) -> None:
+        request.id = message.id
+        try:
+            request.name(workflow, "resumed" if workflow_key(request.headers) is not None else None)
+            exchange = self._take(request, workflow, [message])
+        except Exception as error:
+            self.refuse_at_once(whole, request, error)
+            return
         if exchange is None:
             whole.reply(202, request.head([]), b"")
         else:
             _Answering(self, whole, request, workflow, exchange).begin(self._patience)
-        return True
 
     def refuse_at_once(self, whole: WholeRequest, request: HTTPRequest, error: Exception) -> None:
         """Say what went wrong."""

@@ -14,7 +14,7 @@ from trunkline.transports import http_endpoint
 from trunkline.transports.asgi import EVENT_STREAM
 from trunkline.transports.endpoint import EndpointConfig
 from trunkline.transports.guard import Guard
-from trunkline.transports.http_endpoint import HTTPEndpoint, HTTPRequest, send_events
+from trunkline.transports.http_endpoint import HTTPEndpoint, HTTPRequest, check_json, send_events
 
 pytestmark = pytest.mark.anyio
 
@@ -121,7 +121,7 @@ async def test_a_page_of_an_allowed_origin_may_read_what_it_is_told_even_a_refus
 )
 async def test_a_body_is_whole_bounded_and_json(parts: list[bytes], headers: dict[str, str], status: int) -> None:
     async def read(request: HTTPRequest) -> None:
-        request.check_json()
+        check_json(request.headers)
         await request.respond(200, [], await request.body())
 
     async with endpoint(read) as (client, _):
