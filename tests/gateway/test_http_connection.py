@@ -3,13 +3,12 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-import uvicorn
 from harness.gateways import until
-from harness.ports import bound_socket
+from harness.http_serving import serving
 from trunkline.gateway import http_connection
 from trunkline.gateway.http_connection import MAX_HEAD_BYTES, HTTPListening, connection_limit
 from trunkline.gateway.http_exchange import SMALL_BODY
@@ -34,23 +33,6 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
 
 
 Connected = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-
-@asynccontextmanager
-async def serving(application: Any, listening: HTTPListening) -> AsyncIterator[int]:
-    """A server of the application; its port."""
-    socket = bound_socket()
-    config = uvicorn.Config(
-        application, http=listening.protocol, lifespan="off", log_config=None, timeout_graceful_shutdown=1
-    )
-    server = uvicorn.Server(config)
-    server.capture_signals = nullcontext  # type: ignore[method-assign]
-    task = asyncio.create_task(server.serve(sockets=[socket]))
-    try:
-        yield socket.getsockname()[1]
-    finally:
-        server.should_exit = True
-        await task
 
 
 @asynccontextmanager

@@ -1,0 +1,164 @@
+"""Messages that are taken at once, by a call and callbacks, fare as those that a task carries."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple
+
+import pytest
+from harness.endpoint_bench import Front, authenticate, call, front, shake_hands
+from harness.gateways import until
+from harness.http_serving import PATIENCE, Connection, connecting, serving
+from trunkline.gateway.http_connection import HTTPListening
+from trunkline.mux.fairness import Turnstile
+from trunkline.mux.statistics import Statistics
+from trunkline.transports import EndpointConfig, Guard, StreamableHTTPEndpoint
+from trunkline.transports.admission import Admission
+from trunkline.transports.asgi import WholeRequest
+
+pytestmark = pytest.mark.anyio
+
+REVISION = "2025-06-18"
+
+
+class Here(NamedTuple):
+    front: Front
+    connection: Connection
+    headers: dict[str, str]
+    taken: list[bool]
+    """Whether each request that came whole was taken at once."""
+    port: int
+    admission: Admission
+
+
+@asynccontextmanager
+async def session(revision: str = REVISION, **turns: int) -> AsyncIterator[Here]:
+    """A session, and a connection to its endpoint."""
+    admission = Admission(Turnstile(**turns))
+    async with front(revision=revision) as here:
+        await shake_hands(here.client, revision)
+        await here.client.post({"jsonrpc": "2.0", "method": "notifications/initialized"})  # looks the record up
+        config = EndpointConfig("x", here.bench.pool, Guard(loopback=True), authenticate, admission=admission)
+        endpoint = StreamableHTTPEndpoint(config)
+        taken: list[bool] = []
+
+        def take(whole: WholeRequest) -> bool:
+            taken.append(endpoint.take_at_once(whole))
+            return taken[-1]
+
+        headers = {
+            "host": "localhost",
+            "content-type": "application/json",
+            "accept": "application/json, text/event-stream",
+            "mcp-session-id": here.client.headers["mcp-session-id"],
+            "mcp-protocol-version": revision,
+        }
+        async with (
+            asyncio.timeout(PATIENCE),
+            serving(endpoint, HTTPListening(Statistics(), take)) as port,
+            connecting(port) as connection,
+        ):
+            yield Here(here, connection, headers, taken, port, admission)
+
+
+async def test_a_call_of_a_session_at_hand_is_taken_at_once() -> None:
+    async with session() as here:
+        for number in range(3):
+            here.connection.post(call(f"c{number}"), here.headers)
+            await here.front.server.got("tools/call", number + 1)
+            here.front.server.of("tools/call")[number].answer({"n": number})
+            answer = await here.connection.answer()
+            assert (answer.status, answer.headers["trunkline-pool"]) == (200, "hit")
+            assert json.loads(answer.body) == {"jsonrpc": "2.0", "id": f"c{number}", "result": {"n": number}}
+        here.connection.post({"jsonrpc": "2.0", "method": "notifications/roots/list_changed"}, here.headers)
+        assert (await here.connection.answer()).status == 202
+        assert here.taken == [True] * 4
+
+
+@pytest.mark.parametrize("revision", ["2025-06-18", "2025-11-25"])
+@pytest.mark.parametrize("size", [20_000, 400_000])
+async def test_an_answer_that_is_long_or_comes_late_gets_a_task(size: int, revision: str) -> None:
+    async with session(revision) as here:
+        here.connection.post(call("c"), here.headers)
+        await here.front.server.got("tools/call", 1)
+        here.front.server.of("tools/call")[0].answer({"text": "x" * size})
+        assert len((await here.connection.answer()).body) > size
+        here.connection.post(call("late"), here.headers)
+        await here.front.server.got("tools/call", 2)
+        passed = asyncio.Event()
+        asyncio.get_running_loop().call_later(0.1, passed.set)
+        await passed.wait()
+        here.front.server.of("tools/call")[1].answer({"text": "x" * size})
+        if revision == "2025-11-25":
+            assert b"text/event-stream" in await here.connection.reader.readuntil(b"\r\n\r\n")
+            assert b"x" * 100 in await here.connection.reader.readuntil(b"x" * 100)
+        else:
+            assert len((await here.connection.answer()).body) > size
+        assert here.taken == [True, True]
+
+
+FAULTS: dict[str, tuple[dict[str, str | None], Any]] = {
+    "session": ({"mcp-session-id": "nobody"}, call()),
+    "no session": ({"mcp-session-id": None}, call()),
+    "identity": ({"authorization": "eve"}, call()),
+    "another's": ({"authorization": "alice"}, call()),
+    "host": ({"host": "evil.example"}, call()),
+    "origin": ({"origin": "http://["}, call()),
+    "type": ({"content-type": "text/plain"}, call()),
+    "accept": ({"accept": "text/html"}, call()),
+    "revision": ({"mcp-protocol-version": "2025-03-26"}, call()),
+    "no revision": ({"mcp-protocol-version": "1999-01-01"}, call()),
+    "key": ({"trunkline-workflow": "another"}, call()),
+    "json": ({}, b"{"),
+    "nothing": ({}, b" "),
+    "batch": ({}, [call()]),
+    "fraction": ({}, {**call(), "id": 1.5}),
+    "token": ({}, {**call(), "params": {"_meta": {"progressToken": True}}}),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_fault_is_the_same_whether_it_comes_whole_or_not(fault: str) -> None:
+    changes, message = FAULTS[fault]
+    async with session() as here:
+        told = []
+        for packets in (1, 2):
+            before = dict(here.front.counts)
+            headers = {**here.headers, **{name: value for name, value in changes.items() if value is not None}}
+            for name in [name for name, value in changes.items() if value is None]:
+                del headers[name]
+            here.connection.post(message, headers, packets=packets)
+            answer = await here.connection.answer()
+            headers = {name: value for name, value in answer.headers.items() if name != "date"}
+            counts = {key: value - before.get(key, 0) for key, value in here.front.counts.items()}
+            told.append((answer.status, headers, answer.body, {key: value for key, value in counts.items() if value}))
+        assert told[0] == told[1]
+        assert told[0][0] >= 400 or b"error" in told[0][2]
+
+
+async def test_messages_take_turns() -> None:
+    async with session(per_round=1) as here:
+        async with connecting(here.port) as other:
+            connections = [here.connection, other]
+            for number in range(40):
+                connections[number % 2].post(call(f"c{number}"), here.headers)
+            for number in range(20):
+                for connection in connections:
+                    await here.front.server.got("tools/call", 2 * number + 1)
+                    for request in here.front.server.of("tools/call")[2 * number :]:
+                        request.answer({})
+                    assert (await connection.answer()).status == 200
+                    if connection is here.connection:
+                        await here.front.server.got("tools/call", 2 * number + 2)
+                        here.front.server.of("tools/call")[2 * number + 1].answer({})
+        assert all(here.taken)
+
+
+async def test_who_leaves_before_its_turn_takes_none_and_asks_nothing() -> None:
+    async with session(per_round=0) as here:  # nobody's turn comes
+        here.connection.post(call(), here.headers)
+        await until(lambda: here.admission.waiting)
+        here.connection.writer.close()
+        await until(lambda: not here.admission.waiting)
+        assert not here.front.server.of("tools/call")
