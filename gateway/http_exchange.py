@@ -154,7 +154,8 @@ class HTTPExchange:
     def reply(self, status: int, headers: RawHeaders, body: bytes) -> None:
         """See `WholeRequest.reply`."""
         if not self._carrier.is_lost:
-            self._start(status, [*headers, (b"content-length", b"%d" % len(body))])
+            headers.append((b"content-length", b"%d" % len(body)))
+            self._start(status, headers)
             self._add(body, is_last=True)
 
     def go_on(self, work: Awaitable[None]) -> None:
@@ -184,7 +185,7 @@ class HTTPExchange:
         if self._has_begun:
             self._carrier.transport.close()
         else:
-            self.reply(500, FAILED, b"Internal Server Error")
+            self.reply(500, [*FAILED], b"Internal Server Error")
 
     # ASGI.
 
@@ -232,16 +233,17 @@ class HTTPExchange:
         if self._carrier.is_leaving or (self._waits_to_go_on and not self.is_whole):
             self._is_kept = False  # the server ends; or nobody knows whether the body will come
         method, is_streamed, says_close = self.scope["method"], True, False
-        lines = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status, self._carrier.default_head]
+        lines = []
         for name, value in headers:
-            match name.lower():
-                case b"content-length":
-                    self._left, is_streamed = int(value), False
-                case b"connection" if value.lower() == b"close":
-                    self._is_kept, says_close = False, True
-            if b"\n" in value or b"\r" in value or b"\n" in name or b"\r" in name:
-                raise RuntimeError("a header of an answer holds a line break")
+            if name == b"content-length":
+                self._left, is_streamed = int(value), False
+            elif name == b"connection" and value.lower() == b"close":
+                self._is_kept, says_close = False, True
             lines.append(b"%b: %b\r\n" % (name, value))
+        own = b"".join(lines)
+        if own.count(b"\n") != len(lines) or own.count(b"\r") != len(lines):
+            raise RuntimeError("a header of an answer holds a line break")
+        lines = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status, self._carrier.default_head, own]
         self._is_bodyless = method == "HEAD" or status in (204, 304)
         if is_streamed and not self._is_bodyless:
             if self.scope["http_version"] == "1.1":

@@ -8,6 +8,7 @@ resume. It goes on when its client leaves (rule E14).
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from . import call_log
@@ -22,11 +23,25 @@ from .statistics import method_label
 if TYPE_CHECKING:
     from .workflow import Workflow
 
+Outcome = list[bytes] | Stream
+"""All answers as plain messages, or the stream that they come on."""
+
 
 class Exchange:
     """The answers to the requests of one exchange, in the making."""
 
-    __slots__ = ("_answers", "_ids", "_pending", "_workflow", "cut", "pool_result", "ready", "stream")
+    __slots__ = (
+        "_answers",
+        "_ids",
+        "_outcome",
+        "_pending",
+        "_ready",
+        "_then",
+        "_workflow",
+        "cut",
+        "pool_result",
+        "stream",
+    )
 
     def __init__(self, workflow: Workflow, requests: int) -> None:
         self._workflow = workflow
@@ -39,8 +54,38 @@ class Exchange:
         """Set when the client left before a plain answer could be given: that answer is lost, and counted (G5)."""
         self.pool_result: PoolResult = "hit"
         """The worst that the pool had to do for a request of this exchange."""
-        self.ready: asyncio.Future[list[bytes] | Stream] = workflow.loop.create_future()
+        self._outcome: Outcome | None = None
+        self._then: Callable[[Outcome], None] | None = None
+        self._ready: asyncio.Future[Outcome] | None = None
+
+    @property
+    def ready(self) -> asyncio.Future[Outcome]:
         """Done when the form of the answer is decided: all answers as plain messages, or a stream."""
+        if self._ready is None:
+            self._ready = self._workflow.loop.create_future()
+            if self._outcome is not None:
+                self._ready.set_result(self._outcome)
+        return self._ready
+
+    def when_decided(self, then: Callable[[Outcome], None]) -> None:
+        """Call this, which must not raise, when the form of the answer is decided; at once where it is."""
+        if self._outcome is None:
+            self._then = then
+        else:
+            then(self._outcome)
+
+    @property
+    def is_decided(self) -> bool:
+        """True once the form of the answer is decided."""
+        return self._outcome is not None
+
+    def _decide(self, outcome: Outcome) -> None:
+        self._outcome = outcome
+        if self._ready is not None and not self._ready.done():
+            self._ready.set_result(outcome)
+        if self._then is not None:
+            then, self._then = self._then, None
+            then(outcome)
 
     @property
     def is_open(self) -> bool:
@@ -77,14 +122,14 @@ class Exchange:
             self._workflow.streams.append(self.stream, message, last=self._pending == 0)
             return
         self._answers.append(message)
-        if self._pending == 0 and not self.ready.done():
+        if self._pending == 0 and self._outcome is None:
             if self.cut:
                 self._workflow.statistics.count("cut_answers", self._workflow.server)
-            self.ready.set_result(self._answers)
+            self._decide(self._answers)
 
     def decide_for_stream(self) -> None:
         """It takes long: turn into a stream, unless the form of the answer is decided already."""
-        if not self.ready.done():
+        if self._outcome is None:
             self.turn_into_stream()
 
     def repeat(self) -> None:
@@ -102,8 +147,8 @@ class Exchange:
             for message in self._answers:
                 self._workflow.streams.append(self.stream, message)
             self._answers = []
-            if not self.ready.done():
-                self.ready.set_result(self.stream)
+            if self._outcome is None:
+                self._decide(self.stream)
         return self.stream
 
     def fail(self, error: TrunklineError, id: bytes) -> None:

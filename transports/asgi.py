@@ -142,7 +142,10 @@ class WholeRequest(Protocol):
         """As ASGI has it."""
 
     def reply(self, status: int, headers: RawHeaders, body: bytes) -> None:
-        """The whole answer, at once; one that is not small is to be sent at the client's pace, by `send`."""
+        """The whole answer, at once; one that is not small is to be sent at the client's pace, by `send`.
+
+        The list of headers is its own from then on; their names are in lower case.
+        """
 
     def go_on(self, work: Awaitable[None]) -> None:
         """Have it answered in a task after all, by this."""

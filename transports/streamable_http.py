@@ -16,7 +16,7 @@ from ..mux import envelope as wire_format
 from ..mux.envelope import Envelope
 from ..mux.errors import Everywhere, InvalidRequest, Overloaded, TrunklineError, UnknownSession, UnsupportedRevision
 from ..mux.event_log import Position, Stream
-from ..mux.exchange import Exchange
+from ..mux.exchange import Exchange, Outcome
 from ..mux.limits import MAX_BODY_BYTES
 from ..mux.placement import WHOLE, Concern, concern_of
 from ..mux.pool import Arrival
@@ -165,19 +165,17 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         finally:
             workflow.wire_left()
 
-    async def _give(
-        self, request: HTTPRequest, workflow: Workflow, outcome: list[bytes] | Stream, *, is_batch: bool
-    ) -> None:
+    async def _give(self, request: HTTPRequest, workflow: Workflow, outcome: Outcome, *, is_batch: bool) -> None:
         if isinstance(outcome, Stream):
             await self._stream(request, workflow.streams.attach(outcome, 0))
         else:
             body = b"[%b]" % b",".join(outcome) if is_batch else outcome[0]
             await request.respond(200, [JSON], body)
 
-    async def _decided(self, request: HTTPRequest, workflow: Workflow, exchange: Exchange) -> list[bytes] | Stream:
+    async def _decided(self, request: HTTPRequest, workflow: Workflow, exchange: Exchange) -> Outcome:
         """The form of the answer. A client that can resume gets a stream when it takes long; another has to wait."""
-        if exchange.ready.done():
-            return exchange.ready.result()
+        if exchange.is_decided:
+            return await exchange.ready
         loop = workflow.loop
         watchers: list[asyncio.Task[None]] = []
 
@@ -298,7 +296,7 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         method = message.method
         return method == "initialize" or (method == "notifications/cancelled" and self._pool.number > 0)
 
-    async def go_on(self, request: HTTPRequest, workflow: Workflow, outcome: list[bytes] | Stream) -> None:
+    async def go_on(self, request: HTTPRequest, workflow: Workflow, outcome: Outcome) -> None:
         """Send an answer that is long, or comes in parts."""
         try:
             await self._give(request, workflow, outcome, is_batch=False)
@@ -440,24 +438,22 @@ class _Answering:
     def begin(self, patience: Patience) -> None:
         """Answer once the form of the answer is decided, which takes no longer than this."""
         self._workflow.wire_came()
-        ready = self._exchange.ready
-        if not ready.done():
+        if not self._exchange.is_decided:
             if self._workflow.revision >= PRIMING:
                 self._timer = patience.begin(self._workflow.loop, self._exchange.decide_for_stream)
             else:
                 self._whole.left = self._left
-        ready.add_done_callback(self._decided)
+        self._exchange.when_decided(self._decided)
 
     def _left(self) -> None:
         """The client has gone, and cannot resume."""
         self._exchange.cut = True
         self._workflow.note("cut")
 
-    def _decided(self, ready: asyncio.Future[list[bytes] | Stream]) -> None:
+    def _decided(self, outcome: Outcome) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._whole.left = None
-        outcome = ready.result()
         if isinstance(outcome, Stream) or len(outcome[0]) > AT_ONCE_BYTES:
             self._whole.go_on(self._endpoint.go_on(self._request, self._workflow, outcome))
             return

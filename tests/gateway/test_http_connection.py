@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 from harness.gateways import until
-from harness.http_serving import serving
+from harness.http_serving import GET, Connected, Parts, answering, echo, said, serving, talking
 from trunkline.gateway import http_connection
 from trunkline.gateway.http_connection import MAX_HEAD_BYTES, HTTPListening, connection_limit
-from trunkline.gateway.http_exchange import SMALL_BODY
 from trunkline.mux.statistics import Statistics
 from trunkline.transports.asgi import WholeRequest
 
@@ -30,9 +29,6 @@ async def application(scope: Any, receive: Any, send: Any) -> None:
     body = b"%d" % size
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
     await send({"type": "http.response.body", "body": body})
-
-
-Connected = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @asynccontextmanager
@@ -129,65 +125,6 @@ async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Non
     await reader.readexactly(1)
 
 
-class Parts(asyncio.Protocol):
-    """What comes from a server, as it comes."""
-
-    def __init__(self) -> None:
-        self.parts: asyncio.Queue[bytes] = asyncio.Queue()
-        self.is_over = asyncio.Event()
-
-    def data_received(self, data: bytes) -> None:
-        self.parts.put_nowait(data)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.is_over.set()
-
-
-@asynccontextmanager
-async def parts_of(application: Any, request: bytes) -> AsyncIterator[Parts]:
-    async with serving(application, HTTPListening(Statistics())) as port, asyncio.timeout(PATIENCE):
-        transport, client = await asyncio.get_running_loop().create_connection(Parts, "127.0.0.1", port)
-        transport.write(request)
-        try:
-            yield client
-        finally:
-            transport.close()
-
-
-def answering(*bodies: bytes, until: asyncio.Event | None = None) -> Any:
-    """An application that answers in parts; with `until` as a stream, which goes on after its head only when it may."""
-
-    async def application(scope: Any, receive: Any, send: Any) -> None:
-        await receive()
-        headers = [] if until is not None else [(b"content-length", b"%d" % sum(map(len, bodies)))]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        if until is not None:
-            await until.wait()
-        for body in bodies[:-1]:
-            await send({"type": "http.response.body", "body": body, "more_body": True})
-        await send({"type": "http.response.body", "body": bodies[-1]})
-
-    return application
-
-
-async def test_an_answer_goes_out_in_one_packet() -> None:
-    async with parts_of(answering(b"body"), b"GET / HTTP/1.1\r\nHost: h\r\n\r\n") as client:
-        part = await client.parts.get()
-        assert part.startswith(b"HTTP/1.1 200")
-        assert part.endswith(b"\r\n\r\nbody")
-
-
-async def test_who_waits_to_be_told_to_go_on_is_told_before_the_body_comes() -> None:
-    head = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n"
-    async with serving(answering(b"body"), HTTPListening(Statistics())) as port, asyncio.timeout(PATIENCE):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(head)
-        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
-        writer.write(b"what")
-        assert (await reader.readuntil(b"body")).startswith(b"HTTP/1.1 200")
-        writer.close()
-
-
 @pytest.mark.parametrize("begun", [b"", b"wh"])
 async def test_a_body_that_does_not_come_is_waited_for_so_long(begun: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_connection, "BODY_SECONDS", 0.05)
@@ -204,72 +141,6 @@ async def test_a_body_that_does_not_come_is_waited_for_so_long(begun: bytes, mon
         with contextlib.suppress(ConnectionResetError):
             assert await reader.read() == b""
     assert statistics.total("refused", "slow_body") == 1
-
-
-async def test_the_head_of_a_stream_waits_for_nothing_that_comes_later() -> None:
-    go_on = asyncio.Event()
-    async with parts_of(answering(b"late", until=go_on), b"GET / HTTP/1.1\r\nHost: h\r\n\r\n") as client:
-        assert (await client.parts.get()).endswith(b"\r\n\r\n")
-        go_on.set()
-        assert (await client.parts.get()).startswith(b"4\r\nlate\r\n")
-
-
-async def test_a_head_goes_out_where_nothing_follows_it() -> None:
-    for method, status in ((b"HEAD", 200), (b"GET", 204), (b"GET", 200)):
-
-        async def empty(scope: Any, receive: Any, send: Any, status: int = status) -> None:
-            length = [(b"content-length", b"0")] if status == 200 else []
-            await send({"type": "http.response.start", "status": status, "headers": length})
-            await send({"type": "http.response.body", "body": b""})
-
-        async with parts_of(empty, method + b" / HTTP/1.1\r\nHost: h\r\n\r\n") as client:
-            assert (await client.parts.get()).startswith(b"HTTP/1.1 %d" % status)
-
-
-@pytest.mark.parametrize("method", [b"GET", b"HEAD"])
-async def test_an_answer_is_whole_before_its_connection_is_closed(method: bytes) -> None:
-    bodies = b"x" * (2 * SMALL_BODY), b"y"
-    async with parts_of(answering(*bodies), method + b" / HTTP/1.0\r\nHost: h\r\n\r\n") as client:
-        await client.is_over.wait()
-        head, _, body = b"".join(client.parts.get_nowait() for _ in range(client.parts.qsize())).partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 200")
-        assert body == (b"".join(bodies) if method == b"GET" else b"")
-
-
-GET = b"GET /%d HTTP/1.1\r\nHost: h\r\n\r\n"
-
-
-async def echo(scope: Any, receive: Any, send: Any) -> None:
-    """Answers with what it was asked: method, path and body."""
-    body = b""
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return
-        body += message["body"]
-        if not message["more_body"]:
-            break
-    said = f"{scope['method']} {scope['path']} ".encode() + body
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(said))]})
-    await send({"type": "http.response.body", "body": said})
-
-
-async def said(reader: asyncio.StreamReader) -> bytes:
-    """The body of the next answer, which says how long it is."""
-    head = await reader.readuntil(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 200"), head
-    length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length"))
-    return await reader.readexactly(int(length.split(b": ")[1]))
-
-
-@asynccontextmanager
-async def talking(application: Any, listening: HTTPListening | None = None) -> AsyncIterator[Connected]:
-    async with serving(application, listening or HTTPListening(Statistics())) as port, asyncio.timeout(PATIENCE):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        try:
-            yield reader, writer
-        finally:
-            writer.close()
 
 
 async def test_requests_that_do_not_wait_are_answered_in_order() -> None:
@@ -341,145 +212,6 @@ async def test_a_connection_that_asks_nothing_is_ended_even_if_it_sends_empty_li
             await asyncio.wait([over], timeout=0.05)
         assert isinstance(over.exception(), ConnectionError | None)
     assert not statistics.counts
-
-
-async def test_head_and_http_1_0_get_what_they_understand() -> None:
-    async with talking(echo) as (reader, writer):
-        writer.write(b"HEAD /1 HTTP/1.1\r\nHost: h\r\n\r\n" + GET % 2)
-        assert b"content-length: 8" in await reader.readuntil(b"\r\n\r\n")
-        assert await said(reader) == b"GET /2 "
-    async with talking(answering(b"a", b"b", until=_set())) as (reader, writer):
-        writer.write(b"GET / HTTP/1.0\r\n\r\n")
-        answer = await reader.read()
-        assert b"chunked" not in answer
-        assert b"connection: close" in answer
-        assert answer.endswith(b"\r\n\r\nab")
-
-
-def _set() -> asyncio.Event:
-    event = asyncio.Event()
-    event.set()
-    return event
-
-
-@pytest.mark.parametrize(
-    "headers",
-    [[(b"x", b"a\r\nset-cookie: b")], [(b"x\r\n", b"a")], [(b"content-length", b"1")]],
-    ids=["value", "name", "length"],
-)
-async def test_an_answer_that_would_be_no_http_is_not_sent(headers: list[tuple[bytes, bytes]]) -> None:
-    async def application(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": b"longer"})
-
-    async with talking(application) as (reader, writer):
-        writer.write(GET % 1)
-        answer = await reader.read()
-        assert not answer or answer.startswith(b"HTTP/1.1 500 ")
-        assert b"cookie" not in answer
-
-
-async def test_an_application_that_fails_is_answered_for() -> None:
-    async def application(scope: Any, receive: Any, send: Any) -> None:
-        if scope["path"] == "/2":
-            raise RuntimeError
-
-    for number in (1, 2):
-        async with talking(application) as (reader, writer):
-            writer.write(GET % number)
-            assert (await reader.read()).endswith(b"\r\n\r\nInternal Server Error")
-
-
-async def test_what_came_whole_may_be_taken_at_once() -> None:
-    """And is offered but once: who took it and failed has answered."""
-    offered: list[str] = []
-
-    def take(whole: WholeRequest) -> bool:
-        offered.append(whole.scope["path"])
-        match whole.scope["path"]:
-            case "/1":
-                whole.reply(200, [(b"x-at-once", b"yes")], b"at once " + whole.body)
-            case "/2":
-                asyncio.get_running_loop().call_soon(whole.reply, 200, [], b"later")
-            case "/3":
-                whole.go_on(echo(whole.scope, whole.receive, whole.send))
-            case "/4":
-                raise RuntimeError
-            case _:
-                return False
-        return True
-
-    post = b"POST /%d HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nbody"
-    async with talking(echo, HTTPListening(Statistics(), take)) as (reader, writer):
-        writer.write(post % 1 + post % 2 + post % 3 + post % 5 + post % 4)
-        assert await said(reader) == b"at once body"
-        assert await said(reader) == b"later"
-        assert await said(reader) == b"POST /3 body"
-        assert await said(reader) == b"POST /5 body"
-        assert (await reader.read()).startswith(b"HTTP/1.1 500 ")
-    assert offered == ["/1", "/2", "/3", "/5", "/4"]
-
-
-async def test_who_took_a_request_learns_that_its_client_has_gone() -> None:
-    taken, gone = asyncio.Event(), asyncio.Event()
-
-    def take(whole: WholeRequest) -> bool:
-        whole.left = gone.set
-        taken.set()
-        return True
-
-    async with talking(echo, HTTPListening(Statistics(), take)) as (_, writer):
-        writer.write(GET % 1)
-        await taken.wait()
-        assert not gone.is_set()
-        writer.close()
-        await gone.wait()
-
-
-async def test_an_answer_that_is_due_at_the_end_of_the_server_closes_its_connection() -> None:
-    asked, may = asyncio.Event(), asyncio.Event()
-
-    async def application(scope: Any, receive: Any, send: Any) -> None:
-        asked.set()
-        await may.wait()
-        await echo(scope, receive, send)
-
-    listening = HTTPListening(Statistics())
-    async with talking(application, listening) as (reader, writer):
-        writer.write(GET % 1)
-        await asked.wait()
-        for connection in list(listening.state.connections):
-            connection.shutdown()
-        may.set()
-        answer = await reader.read()
-        assert b"connection: close" in answer
-        assert answer.endswith(b"GET /1 ")
-
-
-async def test_a_client_that_takes_nothing_holds_up_who_sends_to_it() -> None:
-    sent = 0
-
-    async def application(scope: Any, receive: Any, send: Any) -> None:
-        nonlocal sent
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        with contextlib.suppress(asyncio.CancelledError):
-            async with asyncio.timeout(1):
-                while True:
-                    await send({"type": "http.response.body", "body": b"x" * 65_536, "more_body": True})
-                    sent += 65_536
-
-    transport = None
-    async with serving(application, HTTPListening(Statistics())) as port, asyncio.timeout(PATIENCE):
-        loop = asyncio.get_running_loop()
-        transport, client = await loop.create_connection(Parts, "127.0.0.1", port)
-        transport.pause_reading()
-        transport.write(GET % 1)
-        passed = asyncio.Event()
-        loop.call_later(0.5, passed.set)
-        await passed.wait()
-        assert 0 < sent < 20_000_000  # what the system's buffers hold
-        transport.close()
-        await client.is_over.wait()
 
 
 async def test_a_small_body_in_a_second_packet_is_waited_for_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -614,48 +346,10 @@ async def test_the_end_of_the_server_waits_for_a_request_whose_body_is_on_its_wa
         assert await reader.read() == b""
 
 
-async def test_a_stream_that_ends_after_the_end_of_the_server_has_begun_ends_its_connection() -> None:
-    until = asyncio.Event()
-    listening = HTTPListening(Statistics())
-    async with talking(answering(b"a", b"b", until=until), listening) as (reader, writer):
-        writer.write(GET % 1)
-        await reader.readuntil(b"\r\n\r\n")
-        for connection in list(listening.state.connections):
-            connection.shutdown()
-        until.set()
-        assert (await reader.read()).endswith(b"0\r\n\r\n")
-
-
 async def test_http_1_0_stays_what_it_is_where_another_protocol_is_asked_for() -> None:
     async with talking(echo) as (reader, writer):
         writer.write(b"GET /1 HTTP/1.0\r\nConnection: upgrade\r\nUpgrade: x\r\nEmpty:\r\n\r\n")
         assert (await reader.read()).endswith(b"GET /1 ")
-
-
-async def test_one_request_gets_one_answer_even_if_its_body_turns_out_to_be_no_http() -> None:
-    async def application(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
-        await send({"type": "http.response.body", "body": b"no"})
-
-    async with talking(application) as (reader, writer):
-        writer.write(b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n")
-        assert await said(reader) == b"no"
-        writer.write(b"nonsense\r\n")
-        assert await reader.read() == b""
-
-
-async def test_who_waited_to_go_on_and_was_answered_begins_anew() -> None:
-    """Whether the body comes all the same is not known; it must not be taken for a request, nor a request for it."""
-
-    async def application(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 413, "headers": [(b"content-length", b"0")]})
-        await send({"type": "http.response.body", "body": b""})
-
-    async with talking(application) as (reader, writer):
-        writer.write(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 40\r\nExpect: 100-continue\r\n\r\n")
-        answer = await reader.read()
-        assert answer.startswith(b"HTTP/1.1 413 ")
-        assert b"connection: close" in answer
 
 
 async def test_a_client_that_takes_nothing_of_its_answer_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import uvicorn
 from trunkline.gateway.http_connection import HTTPListening
+from trunkline.mux.statistics import Statistics
 
 from harness.ports import bound_socket
 
@@ -73,3 +74,83 @@ async def connecting(port: int) -> AsyncIterator[Connection]:
         yield Connection(reader, writer)
     finally:
         writer.close()
+
+
+Connected = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class Parts(asyncio.Protocol):
+    """What comes from a server, as it comes."""
+
+    def __init__(self) -> None:
+        self.parts: asyncio.Queue[bytes] = asyncio.Queue()
+        self.is_over = asyncio.Event()
+
+    def data_received(self, data: bytes) -> None:
+        self.parts.put_nowait(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_over.set()
+
+
+@asynccontextmanager
+async def parts_of(application: Any, request: bytes) -> AsyncIterator[Parts]:
+    async with serving(application, HTTPListening(Statistics())) as port, asyncio.timeout(PATIENCE):
+        transport, client = await asyncio.get_running_loop().create_connection(Parts, "127.0.0.1", port)
+        transport.write(request)
+        try:
+            yield client
+        finally:
+            transport.close()
+
+
+def answering(*bodies: bytes, until: asyncio.Event | None = None) -> Any:
+    """An application that answers in parts; with `until` as a stream, which goes on after its head only when it may."""
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        headers = [] if until is not None else [(b"content-length", b"%d" % sum(map(len, bodies)))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        if until is not None:
+            await until.wait()
+        for body in bodies[:-1]:
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        await send({"type": "http.response.body", "body": bodies[-1]})
+
+    return application
+
+
+GET = b"GET /%d HTTP/1.1\r\nHost: h\r\n\r\n"
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    """Answers with what it was asked: method, path and body."""
+    body = b""
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        body += message["body"]
+        if not message["more_body"]:
+            break
+    said = f"{scope['method']} {scope['path']} ".encode() + body
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(said))]})
+    await send({"type": "http.response.body", "body": said})
+
+
+async def said(reader: asyncio.StreamReader) -> bytes:
+    """The body of the next answer, which says how long it is."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200"), head
+    length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length"))
+    return await reader.readexactly(int(length.split(b": ")[1]))
+
+
+@asynccontextmanager
+async def talking(application: Any, listening: HTTPListening | None = None) -> AsyncIterator[Connected]:
+    async with serving(application, listening or HTTPListening(Statistics())) as port, asyncio.timeout(PATIENCE):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
