@@ -145,7 +145,7 @@ class _ClosedLoop(_Load):
         super().__init__(asks)
         self._left = calls
         self._started = time.perf_counter()
-        self._until = self._started + seconds - self._between / 2  # so that what sums of fractions lack adds no call
+        self._until = self._started + seconds
         for slot in slots:
             self.goes_on(slot, self._started)
 
@@ -166,7 +166,7 @@ class _OpenLoop(_Load):
         """When calls were due for which no slot is free: as many as come within the turn."""
         self._between = 1 / rate
         self._started = self._due = time.perf_counter()
-        self._until = self._started + seconds
+        self._until = self._started + seconds - self._between / 2  # what sums of fractions lack adds no call
 
     def tick(self) -> None:
         """Make the calls that are due by now."""

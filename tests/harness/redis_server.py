@@ -126,10 +126,15 @@ def redis_server(*options: str) -> Iterator[RedisServer]:
 
 
 class RedisCluster:
-    """Three nodes, each a third of the slots, no replicas."""
+    """Three nodes, each a third of the slots, no replicas.
 
-    def __init__(self, nodes: list[RedisServer]) -> None:
+    The ports by which they speak to each other are chosen: those that redis takes by itself, 10,000 above the others,
+    are of the range that outgoing connections use.
+    """
+
+    def __init__(self, nodes: list[RedisServer], buses: list[int]) -> None:
         self.nodes = nodes
+        self._buses = buses
 
     @property
     def url(self) -> str:
@@ -145,8 +150,8 @@ class RedisCluster:
         for n, node in enumerate(self.nodes):
             node.command("CLUSTER", "ADDSLOTS", *range(bounds[n], bounds[n + 1]))
             node.command("CLUSTER", "SET-CONFIG-EPOCH", n + 1)
-        for node in self.nodes[1:]:
-            self.nodes[0].command("CLUSTER", "MEET", "127.0.0.1", node.port)
+        for node, bus in zip(self.nodes[1:], self._buses[1:], strict=True):
+            self.nodes[0].command("CLUSTER", "MEET", "127.0.0.1", node.port, bus)
         for node in self.nodes:
             wait_for(lambda node=node: self._sees_all(node), node.process)
 
@@ -160,11 +165,12 @@ class RedisCluster:
 def redis_cluster() -> Iterator[RedisCluster]:
     """A cluster, running."""
     with ExitStack() as stack:
+        buses = [free_port() for _ in range(NODES)]
         nodes = []
-        for _ in range(NODES):
-            options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "15000")
+        for bus in buses:
+            options = ("--cluster-enabled", "yes", "--cluster-node-timeout", "15000", "--cluster-port", str(bus))
             nodes.append(stack.enter_context(redis_server(*options)))
-        cluster = RedisCluster(nodes)
+        cluster = RedisCluster(nodes, buses)
         cluster.join()
         yield cluster
 
