@@ -17,7 +17,7 @@ from ..mux.directory.open import DirectoryAway, DirectoryNotOpened, open_directo
 from ..mux.limits import MAX_BODY_BYTES
 from .app import Gateway, Shared
 from .garbage import collect, collected_by_schedule
-from .http_connection import HTTPListening
+from .http_listening import HTTPListening
 from .listener import BACKLOG, listen, url_of
 from .settings import NotStarted, Server, Settings, SettingsError
 from .websockets import PingingWebSocket

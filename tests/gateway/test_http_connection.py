@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from harness.gateways import until
 from harness.http_serving import GET, Connected, Parts, answering, echo, said, serving, talking
-from trunkline.gateway import http_connection
-from trunkline.gateway.http_connection import MAX_HEAD_BYTES, HTTPListening, connection_limit
+from trunkline.gateway import http_connection, http_listening
+from trunkline.gateway.http_connection import MAX_HEAD_BYTES
+from trunkline.gateway.http_listening import HTTPListening
 from trunkline.mux.statistics import Statistics
 from trunkline.transports.asgi import WholeRequest
 
@@ -75,7 +76,7 @@ async def test_requests_of_any_size_are_served_one_after_another() -> None:
 async def test_g10_a_head_that_takes_too_long_is_cut(before: int, sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a new connection, and after a request: there, silence is uvicorn's to end."""
     monkeypatch.setattr(http_connection, "HEAD_SECONDS", 0.2)
-    monkeypatch.setattr(http_connection, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(http_listening, "LOOK_SECONDS", 0.02)
     statistics = Statistics()
     async with connected(HTTPListening(statistics)) as (reader, writer), asyncio.timeout(PATIENCE):
         for _ in range(before):
@@ -87,7 +88,7 @@ async def test_g10_a_head_that_takes_too_long_is_cut(before: int, sent: bytes, m
 
 async def test_a_head_in_time_ends_the_patience_however_long_its_request_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_connection, "HEAD_SECONDS", 0.1)
-    monkeypatch.setattr(http_connection, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(http_listening, "LOOK_SECONDS", 0.02)
     statistics = Statistics()
     async with connected(HTTPListening(statistics)) as (reader, writer), asyncio.timeout(PATIENCE):
         writer.write(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\n")
@@ -99,26 +100,6 @@ async def test_a_head_in_time_ends_the_patience_however_long_its_request_takes(m
         assert not statistics.counts
 
 
-async def test_g10_a_connection_over_the_limit_is_refused_with_503() -> None:
-    statistics = Statistics()
-    listening = HTTPListening(statistics)
-    listening.max_connections = 1
-    async with connected(listening) as (reader, writer), asyncio.timeout(PATIENCE):
-        await ask(reader, writer)
-        port = writer.get_extra_info("peername")[1]
-        other_reader, other_writer = await asyncio.open_connection("127.0.0.1", port)
-        refusal = await other_reader.read()
-        assert refusal.startswith(b"HTTP/1.1 503")
-        assert b"retry-after" in refusal
-        other_writer.close()
-        assert statistics.counts["refused", "connections"] == 1
-        await ask(reader, writer)
-
-
-def test_half_of_the_files_of_the_process_are_for_clients() -> None:
-    assert connection_limit() >= 1
-
-
 async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     writer.write(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
     assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
@@ -128,7 +109,7 @@ async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Non
 @pytest.mark.parametrize("begun", [b"", b"wh"])
 async def test_a_body_that_does_not_come_is_waited_for_so_long(begun: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_connection, "BODY_SECONDS", 0.05)
-    monkeypatch.setattr(http_connection, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(http_listening, "LOOK_SECONDS", 0.02)
     statistics = Statistics()
     head = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\n"
     async with connected(HTTPListening(statistics)) as (reader, writer), asyncio.timeout(PATIENCE):
@@ -201,7 +182,7 @@ async def test_a_connection_that_asks_nothing_is_ended_even_if_it_sends_empty_li
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(http_connection, "IDLE_SECONDS", 0.3)
-    monkeypatch.setattr(http_connection, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(http_listening, "LOOK_SECONDS", 0.02)
     statistics = Statistics()
     async with talking(echo, HTTPListening(statistics)) as (reader, writer):
         writer.write(GET % 1)
@@ -215,8 +196,8 @@ async def test_a_connection_that_asks_nothing_is_ended_even_if_it_sends_empty_li
 
 
 async def test_a_small_body_in_a_second_packet_is_waited_for_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_connection, "LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(http_connection, "HOLD_SECONDS", 0.2)
+    monkeypatch.setattr(http_listening, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(http_listening, "HOLD_SECONDS", 0.2)
     offered: list[bytes] = []
     asked = asyncio.Event()
 
@@ -298,7 +279,7 @@ async def test_a_body_that_comes_after_the_answer_before_it_is_read(
     head: bytes, expects: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However long the answer before it took: meanwhile it could not come."""
-    monkeypatch.setattr(http_connection, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(http_listening, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr(http_connection, "BODY_SECONDS", 0.3)
     body = b"y" * (100_000 if b"100000" in head else 4)
     may, asked = asyncio.Event(), asyncio.Event()
@@ -318,7 +299,7 @@ async def test_a_body_that_comes_after_the_answer_before_it_is_read(
 
 
 async def test_who_is_answered_slowly_is_answered_whatever_comes_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_connection, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(http_listening, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr(http_connection, "HEAD_SECONDS", 0.1)
     for behind in (b"G", b"G!!\r\n"):
         may, asked = asyncio.Event(), asyncio.Event()
@@ -353,7 +334,7 @@ async def test_http_1_0_stays_what_it_is_where_another_protocol_is_asked_for() -
 
 
 async def test_a_client_that_takes_nothing_of_its_answer_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_connection, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(http_listening, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr(http_connection, "IDLE_SECONDS", 0.2)
     listening = HTTPListening(Statistics())
     async with serving(answering(b"x" * 20_000_000), listening) as port, asyncio.timeout(PATIENCE):
@@ -363,33 +344,3 @@ async def test_a_client_that_takes_nothing_of_its_answer_is_cut(monkeypatch: pyt
         await until(lambda: listening.state.connections)
         await until(lambda: not listening.state.connections)
         transport.close()
-
-
-async def test_g10_sockets_of_both_kinds_count_to_the_limit() -> None:
-    held = asyncio.Event()
-
-    async def application(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.accept"})
-            await held.wait()
-        else:
-            await echo(scope, receive, send)
-
-    statistics = Statistics()
-    listening = HTTPListening(statistics)
-    listening.max_connections = 2
-    upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
-    ask_for = b"GET / HTTP/1.1\r\nHost: h\r\n" + upgrade + b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    async with serving(application, listening) as port, asyncio.timeout(PATIENCE):
-        writers = []
-        for _ in range(2):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writers.append(writer)
-            writer.write(ask_for)
-            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writers.append(writer)
-        assert (await reader.read()).startswith(b"HTTP/1.1 503 ")
-        held.set()
-        for writer in writers:
-            writer.close()

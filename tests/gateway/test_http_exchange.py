@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 from harness.http_serving import GET, PATIENCE, Parts, answering, echo, parts_of, said, serving, talking
-from trunkline.gateway.http_connection import HTTPListening
 from trunkline.gateway.http_exchange import SMALL_BODY
+from trunkline.gateway.http_listening import HTTPListening
 from trunkline.mux.statistics import Statistics
 from trunkline.transports.asgi import WholeRequest
 

@@ -3,33 +3,22 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
-import uvicorn
-from trunkline.gateway.http_connection import HTTPListening
+from trunkline.gateway.http_listening import HTTPListening
 from trunkline.mux.statistics import Statistics
 
-from harness.ports import bound_socket
+from harness.listening import serving as uvicorn_serving
 
 PATIENCE = 10.0
 
 
 @asynccontextmanager
 async def serving(application: Any, listening: HTTPListening) -> AsyncIterator[int]:
-    """A server of the application; its port."""
-    socket = bound_socket()
-    config = uvicorn.Config(
-        application, http=listening.protocol, lifespan="off", log_config=None, timeout_graceful_shutdown=1
-    )
-    server = uvicorn.Server(config)
-    server.capture_signals = nullcontext  # type: ignore[method-assign]
-    task = asyncio.create_task(server.serve(sockets=[socket]))
-    try:
-        yield socket.getsockname()[1]
-    finally:
-        server.should_exit = True
-        await task
+    """A server of the application, whose connections are those; its port."""
+    async with uvicorn_serving(application, http=listening.protocol) as port:
+        yield port
 
 
 class Said(NamedTuple):

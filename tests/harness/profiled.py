@@ -14,7 +14,7 @@ from typing import Any
 
 import uvicorn
 from trunkline.gateway.app import Gateway
-from trunkline.gateway.http_connection import HTTPListening
+from trunkline.gateway.http_listening import HTTPListening
 from trunkline.gateway.settings import Settings
 from trunkline.gateway.websockets import PingingWebSocket
 

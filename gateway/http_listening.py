@@ -1,0 +1,109 @@
+"""What all HTTP connections of a listener have in common: their number, who takes whole requests, who takes too long.
+
+uvicorn keeps the sockets, the signals and the end of the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, cast
+
+import uvicorn
+from uvicorn.server import ServerState
+
+from ..mux.statistics import Statistics
+from ..transports.asgi import WholeRequest
+from ..transports.patience import Patience
+from .http_connection import HTTPConnection
+
+LOOK_SECONDS: Final = 1.0
+"""How often it is looked who takes too long."""
+
+HOLD_SECONDS: Final = 0.2
+"""How long a small body is waited for before its request is told of: many clients send it in a second packet."""
+
+AtOnce = Callable[[WholeRequest], bool]
+"""Takes a request that came whole, and answers it when it likes; False where the application has to be asked."""
+
+
+def connection_limit() -> int:
+    """Connections of clients that are held: half of what the process may open. The rest leads to servers."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1_000_000 if files == resource.RLIM_INFINITY else max(1, files // 2)
+
+
+def nothing_at_once(whole: WholeRequest) -> bool:
+    """Leave every request to the application."""
+    return False
+
+
+class HTTPListening:
+    """What the connections of one listener have in common. It is uvicorn's `http`: called, it makes a connection.
+
+    Who is cut is counted in `statistics`, under `refused`: `head`, `slow_head`, `slow_body`, `connections`.
+    """
+
+    def __init__(self, statistics: Statistics, at_once: AtOnce = nothing_at_once) -> None:
+        self.statistics = statistics
+        self.at_once = at_once
+        self.max_connections = connection_limit()
+        self.hold = Patience(HOLD_SECONDS)
+        self.default_head = b""
+        """Headers of every answer, encoded."""
+        self._defaults: list[tuple[bytes, bytes]] = []
+        self._connections: dict[HTTPConnection, None] = {}
+        self._is_looking = False
+        self.config: uvicorn.Config
+        self.state: ServerState
+        self.loop: asyncio.AbstractEventLoop
+
+    @property
+    def protocol(self) -> type[asyncio.Protocol]:
+        """The same, as uvicorn declares what it takes."""
+        return cast("type[asyncio.Protocol]", self)
+
+    def __call__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> HTTPConnection:
+        """A connection that has come."""
+        self.config, self.state = config, server_state
+        self.loop = _loop or asyncio.get_running_loop()
+        return HTTPConnection(self)
+
+    def add(self, connection: HTTPConnection) -> bool:
+        """Hold a connection; False where there are too many, those of WebSocket among them."""
+        self.state.connections.add(cast("Any", connection))
+        self._connections[connection] = None
+        if not self._is_looking:
+            self._is_looking = True
+            self._look()
+        return len(self.state.connections) <= self.max_connections
+
+    def remove(self, connection: HTTPConnection) -> None:
+        """It has gone, or is no longer HTTP."""
+        self.state.connections.discard(cast("Any", connection))
+        self._connections.pop(connection, None)
+
+    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run this in a task, for which the end of the server waits."""
+        task = self.loop.create_task(work)
+        self.state.tasks.add(task)
+        task.add_done_callback(self.state.tasks.discard)
+
+    def _look(self) -> None:
+        """End what takes too long; and take over what uvicorn says of headers, the date among them."""
+        if self.state.default_headers is not self._defaults:
+            self._defaults = self.state.default_headers
+            self.default_head = b"".join([b"%b: %b\r\n" % header for header in self._defaults])
+        now = self.loop.time()
+        for connection in [one for one in self._connections if one.due <= now]:
+            connection.end_overdue()
+        self._is_looking = bool(self._connections)
+        if self._is_looking:
+            self.loop.call_later(LOOK_SECONDS, self._look)

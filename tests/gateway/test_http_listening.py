@@ -1,0 +1,66 @@
+"""Connections of a listener are bounded in number, whatever their kind."""
+
+import asyncio
+import resource
+from typing import Any
+
+import pytest
+from harness.http_serving import GET, PATIENCE, echo, said, serving, talking
+from trunkline.gateway.http_listening import HTTPListening, connection_limit
+from trunkline.mux.statistics import Statistics
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_g10_a_connection_over_the_limit_is_refused_with_503() -> None:
+    statistics = Statistics()
+    listening = HTTPListening(statistics)
+    listening.max_connections = 1
+    async with talking(echo, listening) as (reader, writer):
+        writer.write(GET % 1)
+        assert await said(reader) == b"GET /1 "
+        port = writer.get_extra_info("peername")[1]
+        other_reader, other_writer = await asyncio.open_connection("127.0.0.1", port)
+        refusal = await other_reader.read()
+        assert refusal.startswith(b"HTTP/1.1 503")
+        assert b"retry-after" in refusal
+        other_writer.close()
+        assert statistics.counts["refused", "connections"] == 1
+        writer.write(GET % 2)
+        assert await said(reader) == b"GET /2 "
+
+
+async def test_half_of_the_files_of_the_process_are_for_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    for files, connections in ((1000, 500), (1, 1), (resource.RLIM_INFINITY, 1_000_000)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, files=files: (files, files))
+        assert connection_limit() == connections
+
+
+async def test_g10_sockets_of_both_kinds_count_to_the_limit() -> None:
+    held = asyncio.Event()
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.accept"})
+            await held.wait()
+        else:
+            await echo(scope, receive, send)
+
+    statistics = Statistics()
+    listening = HTTPListening(statistics)
+    listening.max_connections = 2
+    upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+    ask_for = b"GET / HTTP/1.1\r\nHost: h\r\n" + upgrade + b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    async with serving(application, listening) as port, asyncio.timeout(PATIENCE):
+        writers = []
+        for _ in range(2):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writers.append(writer)
+            writer.write(ask_for)
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 101 ")
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writers.append(writer)
+        assert (await reader.read()).startswith(b"HTTP/1.1 503 ")
+        held.set()
+        for writer in writers:
+            writer.close()
