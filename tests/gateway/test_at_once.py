@@ -3,14 +3,14 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, NamedTuple
 
 import pytest
 from harness.endpoint_bench import Front, authenticate, call, front, shake_hands
 from harness.gateways import until
 from harness.http_serving import PATIENCE, Connection, connecting, serving
-from trunkline.gateway.http_connection import HTTPListening
+from trunkline.gateway.http_listening import HTTPListening
 from trunkline.mux.fairness import Turnstile
 from trunkline.mux.statistics import Statistics
 from trunkline.transports import EndpointConfig, Guard, StreamableHTTPEndpoint
@@ -137,22 +137,29 @@ async def test_a_fault_is_the_same_whether_it_comes_whole_or_not(fault: str) -> 
         assert told[0][0] >= 400 or b"error" in told[0][2]
 
 
-async def test_messages_take_turns() -> None:
-    async with session(per_round=1) as here:
-        async with connecting(here.port) as other:
-            connections = [here.connection, other]
-            for number in range(40):
-                connections[number % 2].post(call(f"c{number}"), here.headers)
-            for number in range(20):
-                for connection in connections:
-                    await here.front.server.got("tools/call", 2 * number + 1)
-                    for request in here.front.server.of("tools/call")[2 * number :]:
-                        request.answer({})
-                    assert (await connection.answer()).status == 200
-                    if connection is here.connection:
-                        await here.front.server.got("tools/call", 2 * number + 2)
-                        here.front.server.of("tools/call")[2 * number + 1].answer({})
-        assert all(here.taken)
+async def test_a_call_of_another_principal_overtakes_a_flood() -> None:
+    async with session(per_round=1) as here, AsyncExitStack() as stack:
+        client, headers = here.front.client, {}
+        for name in ("alice", "bob"):
+            client.headers["authorization"] = name
+            await shake_hands(client, REVISION)
+            await client.post({"jsonrpc": "2.0", "method": "notifications/initialized"})
+            headers[name] = {**here.headers, "authorization": name, "mcp-session-id": client.headers["mcp-session-id"]}
+        flood = [await stack.enter_async_context(connecting(here.port)) for _ in range(40)]
+        for number, connection in enumerate(flood):
+            connection.post(call(f"c{number}", who="alice"), headers["alice"])
+        here.connection.post(call("late", who="bob"), headers["bob"])
+        await here.front.server.got("tools/call", 4)
+        who = [request.json["params"]["arguments"]["who"] for request in here.front.server.of("tools/call")]
+        assert "bob" in who
+        assert len(who) < 20, "the flood waits"
+        await here.front.server.got("tools/call", 41)
+        asked = here.front.server.of("tools/call")
+        for request in asked:
+            request.answer({})
+        for connection in (*flood, here.connection):
+            assert json.loads((await connection.answer()).body)["result"] == {}
+        assert here.taken == [True] * 41
 
 
 async def test_who_leaves_before_its_turn_takes_none_and_asks_nothing() -> None:
