@@ -347,18 +347,13 @@ class Lines:
         def make_channel(group: ChannelGroup, is_primary: bool, recipients: Recipients) -> Channel:
             nonlocal newest, may_adopt
             is_adopted, may_adopt = may_adopt and is_primary, False
-            ids = (range(first, first + ID_BLOCK) for first in itertools.count(1, ID_BLOCK))
-
-            async def draw_ids(above: int) -> range:
-                return next(ids) if self._members is None else await self.directory.draw_ids(name, above)
-
             before = None if newest is None or newest.opened.done() else newest
             config = ChannelConfig(
                 server=upstream.name,
                 connector=upstream.connector,
                 handshake=handshake,
                 session_headers=dict(handshake.session_headers),
-                draw_ids=draw_ids,
+                draw_ids=self._drawing_for(name),
                 pooling=upstream.pooling,
                 statistics=self._statistics,
                 clock=self._clock,
@@ -386,6 +381,15 @@ class Lines:
         self._groups[key] = group = ChannelGroup(key, upstream.pooling, ports, why=why)
         self._groups_of.setdefault(key.principal, {})[key] = group
         return group
+
+    def _drawing_for(self, name: str) -> DrawIds:
+        """Blocks of ids for one session: its own where no other worker can go on with it, else those of its record."""
+        ids = (range(first, first + ID_BLOCK) for first in itertools.count(1, ID_BLOCK))
+
+        async def draw_ids(above: int) -> range:
+            return next(ids) if self._members is None else await self.directory.draw_ids(name, above)
+
+        return draw_ids
 
     def _why_none(self, key: ChannelKey) -> Decision:
         """Why a session of this key has to be opened: how the user's own differ, else some of the newest."""
