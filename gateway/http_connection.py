@@ -237,16 +237,17 @@ class HTTPConnection(asyncio.Protocol):
             parts = httptools.parse_url(url)
             raw_path, query = parts.path or b"/", parts.query or b""
         path = raw_path.decode("ascii")
+        root = self._listening.config.root_path
         return {
             "type": "http",
             "asgi": ASGI,
             "http_version": version,
             "method": self._parser.get_method().decode("ascii"),
             "scheme": self._scheme,
-            "path": unquote(path) if "%" in path else path,
-            "raw_path": raw_path,
+            "path": root + (unquote(path) if "%" in path else path),
+            "raw_path": root.encode() + raw_path,
             "query_string": query,
-            "root_path": "",
+            "root_path": root,
             "headers": headers,
             "client": self._client,
             "server": self._server,

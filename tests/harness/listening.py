@@ -6,8 +6,10 @@ from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
 import uvicorn
+from trunkline.gateway.http_listening import HTTPListening
 from trunkline.gateway.websockets import PingingWebSocket
 from trunkline.mux.limits import MAX_BODY_BYTES
+from trunkline.mux.statistics import Statistics
 from trunkline.transports.asgi import ASGIApp, Receive, Scope, Send
 from trunkline.transports.endpoint import EndpointConfig
 from trunkline.transports.guard import Guard
@@ -56,8 +58,9 @@ class Endpoints:
 
 @asynccontextmanager
 async def serving(app: Any, *, ws: Any = PingingWebSocket, **options: Any) -> AsyncIterator[int]:
-    """An ASGI application under uvicorn; its port."""
+    """An ASGI application under uvicorn, as the gateway serves it; its port."""
     listener = bound_socket()
+    options.setdefault("http", HTTPListening(Statistics()).protocol)
     config = uvicorn.Config(
         app,
         ws=ws,
