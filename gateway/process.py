@@ -17,6 +17,7 @@ from ..mux.directory.open import DirectoryAway, DirectoryNotOpened, open_directo
 from ..mux.limits import MAX_BODY_BYTES
 from .app import Gateway, Shared
 from .garbage import collect, collected_by_schedule
+from .heap import keep_what_large_messages_took
 from .http_listening import HTTPListening
 from .listener import BACKLOG, listen, url_of
 from .settings import NotStarted, Server, Settings, SettingsError
@@ -66,6 +67,7 @@ async def serve(
             settings, read = _with_demo(settings, url), partial(_read_with_demo, read, url)
         gateway = await stack.enter_async_context(Gateway(settings, shared).running())
         stack.enter_context(collected_by_schedule())
+        keep_what_large_messages_took()
         tls = settings.gateway.tls
         config = uvicorn.Config(
             gateway,
