@@ -28,7 +28,7 @@ _encode = msgspec.json.Encoder().encode
 
 _VERSION_MEMBER: Final = Raw(b'"2.0"')
 
-LF, CR, BACKSLASH, UNDERSCORE = 0x0A, 0x0D, 0x5C, 0x5F
+LF, CR, BACKSLASH, UNDERSCORE, BRACE = 0x0A, 0x0D, 0x5C, 0x5F, 0x7B
 """Looked for as integers, which costs a seventh of what it costs as bytes, and a twentieth of a search for two."""
 
 
@@ -159,7 +159,7 @@ def _classify(members: Members) -> Envelope:
     except msgspec.DecodeError:
         raise InvalidRequest('the member "method" must be a string') from None
     params = members.get("params")
-    if params is not None and bytes(params)[:1] not in (b"{", b"[", b"n"):  # null is not ours to forbid
+    if params is not None and memoryview(params)[0] not in b"{[n":  # null is not ours to forbid
         raise InvalidRequest('the member "params" must be an object or an array')
     if raw_id is None:
         return Envelope("notification", members, method=method)
@@ -172,7 +172,7 @@ def _response(members: Members, raw_id: Raw | None) -> Envelope:
     if (result is None) == (error is None):
         raise InvalidRequest('a message has "method", or exactly one of "result" and "error"')
     if result is not None:
-        if bytes(result)[:1] != b"{":
+        if memoryview(result)[0] != BRACE:
             raise InvalidRequest('the member "result" must be an object')
         if raw_id is None:
             raise InvalidRequest("a result without an id answers nothing")
