@@ -142,7 +142,7 @@ class WholeRequest(Protocol):
         """As ASGI has it."""
 
     def reply(self, status: int, headers: RawHeaders, body: bytes) -> None:
-        """The whole answer, at once; one that is not small is to be sent at the client's pace, by `send`.
+        """The whole answer, at once and however long: whoever is still taking one is not offered here.
 
         The list of headers is its own from then on; their names are in lower case.
         """

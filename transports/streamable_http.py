@@ -30,7 +30,6 @@ from .endpoint import DEFAULT_REVISION, EndpointConfig, admitted_key, begin_unas
 from .guard import Rejected, Unauthorized
 from .headers import END, LAST_EVENT_ID, POOL, PROTOCOL_VERSION, SESSION_ID, accepts, workflow_key
 from .http_endpoint import (
-    AT_ONCE_BYTES,
     JSON_TYPE,
     KEEP_ALIVE_SECONDS,
     STREAM_TYPE,
@@ -296,10 +295,10 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         method = message.method
         return method == "initialize" or (method == "notifications/cancelled" and self._pool.number > 0)
 
-    async def go_on(self, request: HTTPRequest, workflow: Workflow, outcome: Outcome) -> None:
-        """Send an answer that is long, or comes in parts."""
+    async def go_on(self, request: HTTPRequest, workflow: Workflow, stream: Stream) -> None:
+        """Send an answer that comes in parts."""
         try:
-            await self._give(request, workflow, outcome, is_batch=False)
+            await self._stream(request, workflow.streams.attach(stream, 0))
         except Exception as error:
             await self._refuse(request, error)
         finally:
@@ -454,7 +453,7 @@ class _Answering:
         if self._timer is not None:
             self._timer.cancel()
         self._whole.left = None
-        if isinstance(outcome, Stream) or len(outcome[0]) > AT_ONCE_BYTES:
+        if isinstance(outcome, Stream):
             self._whole.go_on(self._endpoint.go_on(self._request, self._workflow, outcome))
             return
         try:

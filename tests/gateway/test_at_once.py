@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -22,6 +22,16 @@ pytestmark = pytest.mark.anyio
 REVISION = "2025-06-18"
 
 
+class Listening(HTTPListening):
+    """One that counts the tasks which its connections have made."""
+
+    begun = 0
+
+    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+        self.begun += 1
+        super().begin(work)
+
+
 class Here(NamedTuple):
     front: Front
     connection: Connection
@@ -30,6 +40,7 @@ class Here(NamedTuple):
     """Whether each request that came whole was taken at once."""
     port: int
     admission: Admission
+    listening: Listening
 
 
 @asynccontextmanager
@@ -47,6 +58,7 @@ async def session(revision: str = REVISION, **turns: int) -> AsyncIterator[Here]
             taken.append(endpoint.take_at_once(whole))
             return taken[-1]
 
+        listening = Listening(Statistics(), take)
         headers = {
             "host": "localhost",
             "content-type": "application/json",
@@ -56,10 +68,10 @@ async def session(revision: str = REVISION, **turns: int) -> AsyncIterator[Here]
         }
         async with (
             asyncio.timeout(PATIENCE),
-            serving(endpoint, HTTPListening(Statistics(), take)) as port,
+            serving(endpoint, listening) as port,
             connecting(port) as connection,
         ):
-            yield Here(here, connection, headers, taken, port, admission)
+            yield Here(here, connection, headers, taken, port, admission, listening)
 
 
 async def test_a_call_of_a_session_at_hand_is_taken_at_once() -> None:
@@ -76,26 +88,51 @@ async def test_a_call_of_a_session_at_hand_is_taken_at_once() -> None:
         assert here.taken == [True] * 4
 
 
-@pytest.mark.parametrize("revision", ["2025-06-18", "2025-11-25"])
-@pytest.mark.parametrize("size", [20_000, 400_000])
-async def test_an_answer_that_is_long_or_comes_late_gets_a_task(size: int, revision: str) -> None:
-    async with session(revision) as here:
+@pytest.mark.parametrize("size", [20_000, 4_000_000])
+async def test_a_long_answer_costs_no_task_either(size: int) -> None:
+    async with session() as here:
         here.connection.post(call("c"), here.headers)
         await here.front.server.got("tools/call", 1)
         here.front.server.of("tools/call")[0].answer({"text": "x" * size})
         assert len((await here.connection.answer()).body) > size
+        assert (here.taken, here.listening.begun) == ([True], 0)
+
+
+async def test_g10_who_does_not_take_a_long_answer_is_not_given_more() -> None:
+    size = 8_000_000  # more than what sockets take
+    async with session() as here, connecting(here.port) as beside:
+        for number in range(4):
+            here.connection.post(call(f"c{number}"), here.headers)
+        for number in range(2):  # one on its way, one that waits for it
+            await here.front.server.got("tools/call", number + 1)
+            here.front.server.of("tools/call")[number].answer({"text": "x" * size})
+        beside.post({"jsonrpc": "2.0", "id": "p", "method": "ping"}, here.headers)
+        assert (await beside.answer()).status == 200
+        assert len(here.front.server.of("tools/call")) == 2
+        for number in range(4):
+            answer = await here.connection.answer()
+            assert json.loads(answer.body)["id"] == f"c{number}"
+            if number < 2:
+                await here.front.server.got("tools/call", number + 3)
+                here.front.server.of("tools/call")[number + 2].answer({"text": "x" * size})
+
+
+@pytest.mark.parametrize("revision", ["2025-06-18", "2025-11-25"])
+@pytest.mark.parametrize("size", [20_000, 400_000])
+async def test_an_answer_that_comes_late_is_a_stream_where_that_can_be_resumed(size: int, revision: str) -> None:
+    async with session(revision) as here:
         here.connection.post(call("late"), here.headers)
-        await here.front.server.got("tools/call", 2)
+        await here.front.server.got("tools/call", 1)
         passed = asyncio.Event()
         asyncio.get_running_loop().call_later(0.1, passed.set)
         await passed.wait()
-        here.front.server.of("tools/call")[1].answer({"text": "x" * size})
+        here.front.server.of("tools/call")[0].answer({"text": "x" * size})
         if revision == "2025-11-25":
             assert b"text/event-stream" in await here.connection.reader.readuntil(b"\r\n\r\n")
             assert b"x" * 100 in await here.connection.reader.readuntil(b"x" * 100)
         else:
             assert len((await here.connection.answer()).body) > size
-        assert here.taken == [True, True]
+        assert here.taken == [True]
 
 
 FAULTS: dict[str, tuple[dict[str, str | None], Any]] = {
