@@ -22,6 +22,7 @@ from ..mux.pool import Pool
 from ..mux.statistics import Statistics
 from ..transports.admission import Admission
 from ..transports.asgi import ASGIApp, Receive, Scope, Send, WholeRequest
+from ..transports.at_once import AtOnce
 from ..transports.endpoint import EndpointConfig
 from ..transports.guard import Guard
 from ..transports.modern import ModernEndpoint, ModernRequests
@@ -341,8 +342,8 @@ class Gateway:
             streams = replace(config, authenticate=partial(authenticator.authenticate, server=name, tickets=True))
             sse = SSEEndpoint(config, streams)
             http[f"{path}/ticket"] = TicketEndpoint(config, authenticator.tickets)
-            http[f"{path}/mcp"] = streamable = StreamableHTTPEndpoint(config)
-            at_once[f"{path}/mcp"] = streamable.take_at_once
+            http[f"{path}/mcp"] = StreamableHTTPEndpoint(config)
+            at_once[f"{path}/mcp"] = AtOnce(config).take
             http[f"{path}/sse"] = sse.stream
             http[f"{path}/message"] = sse.messages
             websocket[f"{path}/ws"] = WebSocketEndpoint(streams)

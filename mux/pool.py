@@ -290,7 +290,7 @@ class Pool:
         if known is not None:
             differing = difference(known.record, handshake)
             if differing is None:
-                return await self._return_to(known, "key" if arrival.session_id is None else "session_id")
+                return await self._return_to(known, _named_by(arrival))
             if known.wires > arrival.own_wires or known.inflight or not known.opened.done():
                 raise InvalidParams(f"the session is in use and was opened with another {differing}")
             self._generations.find(server, arrival.generation)  # nothing ends for what cannot begin
@@ -303,6 +303,22 @@ class Pool:
         record = WorkflowRecord(arrival.new_id or new_session_id(), principal, server, key, handshake)
         return await self._create(_Newcomer(record, arrival.transport, arrival.generation), origin)
 
+    def resumable(self, principal: Principal, server: str, message: Envelope, arrival: Arrival) -> Workflow | None:
+        """The workflow that `begin` would come back to, where that needs nothing to be waited for; None tells nothing.
+
+        Raises:
+            InvalidParams: as `begin`.
+        """
+        workflow = self.at_hand(principal, server, arrival.session_id, arrival.key)
+        if workflow is None or not workflow.opened.done():
+            return None
+        handshake = read_handshake(message, arrival.session_headers)
+        return workflow if difference(workflow.record, handshake) is None else None
+
+    def resume(self, workflow: Workflow, arrival: Arrival) -> Begun:
+        """Come back to what is `resumable`."""
+        return self._returned(workflow, _named_by(arrival))
+
     def check_open(self, server: str, generation: int | None = None) -> Upstream:
         """The server, if a workflow may begin on it under this generation of its settings.
 
@@ -314,9 +330,22 @@ class Pool:
             raise Overloaded("the gateway is shutting down", limit="draining")
         return self._generations.find(server, generation)
 
-    def at_hand(self, principal: Principal, server: str, session_id: str, concern: Concern = WHOLE) -> Workflow | None:
-        """What `find` would find, where that needs nobody to be asked; None tells nothing."""
-        workflow = self._workflows.get(session_id)
+    def at_hand(
+        self,
+        principal: Principal,
+        server: str,
+        session_id: str | None,
+        key: str | None = None,
+        concern: Concern = WHOLE,
+    ) -> Workflow | None:
+        """What `find`, or by a key alone `find_key`, would find, where that needs nobody to be asked.
+
+        None tells nothing.
+        """
+        if session_id is not None:
+            workflow = self._workflows.get(session_id)
+        else:
+            workflow = None if key is None else self._residents.by_key.get((principal, server, key))
         if (
             workflow is None
             or (concern.name and self._cluster is not None)
@@ -352,34 +381,24 @@ class Pool:
     async def find_key(self, principal: Principal, server: str, key: str, concern: Concern = WHOLE) -> Workflow | None:
         """The workflow that this principal's key names on this server; None where it names nothing yet.
 
+        What lives here is believed for `MAX_STALENESS`, as by its id.
+
         Raises:
             Elsewhere: another worker serves what the request is about.
         """
-        if self._cluster is not None:
-            return await self._find_key_anywhere(self._cluster, principal, server, key, concern)
-        record = await self._directory.find(principal, server, key)
-        workflow = self._workflows.get(record.session_id) if record is not None else None
-        if record is None or workflow is None:
-            return None
-        if workflow.opened.done() and record.epoch > workflow.record.epoch:
-            self._end_soon(workflow, "taken_over")
-            return None
-        return workflow
-
-    async def _find_key_anywhere(
-        self, cluster: Cluster, principal: Principal, server: str, key: str, concern: Concern
-    ) -> Workflow | None:
-        """As `find_key`, among several workers: what lives here is believed for `MAX_STALENESS`, as by its id."""
         known = self._residents.by_key.get((principal, server, key))
         if known is not None:
             with suppress(UnknownSession):
                 return await self._live(known, principal, server)
+        cluster = self._cluster
         record = await self._directory.find(principal, server, key)
         if record is None:
             return None
         workflow = self._workflows.get(record.session_id)
         if workflow is not None:
             return await self._live(workflow, principal, server)
+        if cluster is None:
+            return None
         return await cluster.find(lambda: self._directory.find(principal, server, key), principal, server, concern)
 
     async def end(self, workflow: Workflow, cause: str) -> None:
@@ -523,6 +542,9 @@ class Pool:
 
     async def _return_to(self, workflow: Workflow, named_by: str) -> Begun:
         await asyncio.shield(workflow.opened)
+        return self._returned(workflow, named_by)
+
+    def _returned(self, workflow: Workflow, named_by: str) -> Begun:
         workflow.account.opened = RETURNED[named_by]
         workflow.note("resumed")
         self.statistics.count("pool_requests", workflow.server, "hit")
@@ -736,6 +758,11 @@ class Pool:
     def _served_as(self, session_id: str) -> list[Workflow]:
         beside = {} if self._cluster is None else self._cluster.beside
         return [workflows[session_id] for workflows in (self._workflows, beside) if session_id in workflows]
+
+
+def _named_by(arrival: Arrival) -> str:
+    """What names the workflow that is come back to."""
+    return "key" if arrival.session_id is None else "session_id"
 
 
 def _is_theirs(workflow: Workflow, principal: Principal, server: str) -> bool:

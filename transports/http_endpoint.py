@@ -154,26 +154,29 @@ class HTTPEndpoint:
             elsewhere.identity = request.principal, request.headers.expires
             raise
         except Exception as error:
-            await self._refuse(request, error)
-
-    async def _refuse(self, request: HTTPRequest, error: Exception) -> None:
-        answer = self._refusal(request, error)
-        if not request.started:
-            await request.respond(answer.status, answer.headers, answer.body)
-
-    def _refusal(self, request: HTTPRequest, error: Exception) -> Answer:
-        """The answer that says what went wrong, which is counted."""
-        answer = answer_to(error, request.id)
-        if answer.refused:
-            self._pool.statistics.count("refused", answer.refused)
-        if answer.status == 500:
-            logger.error("a request failed", exc_info=error, extra={"server": self._config.server})
-        return answer
+            await refuse(self._config, request, error)
 
     async def _preflight(self, request: HTTPRequest) -> None:
         granted = self._config.guard.preflight(request.headers)
         request.cors = []
         await request.respond(204 if granted else 403, granted)
+
+
+def refusal(config: EndpointConfig, request: HTTPRequest, error: Exception) -> Answer:
+    """The answer that says what went wrong, which is counted."""
+    answer = answer_to(error, request.id)
+    if answer.refused:
+        config.pool.statistics.count("refused", answer.refused)
+    if answer.status == 500:
+        logger.error("a request failed", exc_info=error, extra={"server": config.server})
+    return answer
+
+
+async def refuse(config: EndpointConfig, request: HTTPRequest, error: Exception) -> None:
+    """Say what went wrong, where no other answer has begun."""
+    answer = refusal(config, request, error)
+    if not request.started:
+        await request.respond(answer.status, answer.headers, answer.body)
 
 
 async def send_events(request: HTTPRequest, chunk: Callable[[], Awaitable[bytes | None]]) -> bool:

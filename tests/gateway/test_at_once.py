@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, NamedTuple
 
 import pytest
-from harness.endpoint_bench import Front, authenticate, call, front, shake_hands
+from harness.endpoint_bench import Front, authenticate, call, front, initialize, shake_hands
 from harness.gateways import until
 from harness.http_serving import PATIENCE, Connection, connecting, serving
 from trunkline.gateway.http_listening import HTTPListening
@@ -16,6 +16,7 @@ from trunkline.mux.statistics import Statistics
 from trunkline.transports import EndpointConfig, Guard, StreamableHTTPEndpoint
 from trunkline.transports.admission import Admission
 from trunkline.transports.asgi import WholeRequest
+from trunkline.transports.at_once import AtOnce
 
 pytestmark = pytest.mark.anyio
 
@@ -51,11 +52,11 @@ async def session(revision: str = REVISION, **turns: int) -> AsyncIterator[Here]
         await shake_hands(here.client, revision)
         await here.client.post({"jsonrpc": "2.0", "method": "notifications/initialized"})  # looks the record up
         config = EndpointConfig("x", here.bench.pool, Guard(loopback=True), authenticate, admission=admission)
-        endpoint = StreamableHTTPEndpoint(config)
+        endpoint, at_once = StreamableHTTPEndpoint(config), AtOnce(config)
         taken: list[bool] = []
 
         def take(whole: WholeRequest) -> bool:
-            taken.append(endpoint.take_at_once(whole))
+            taken.append(at_once.take(whole))
             return taken[-1]
 
         listening = Listening(Statistics(), take)
@@ -86,6 +87,53 @@ async def test_a_call_of_a_session_at_hand_is_taken_at_once() -> None:
         here.connection.post({"jsonrpc": "2.0", "method": "notifications/roots/list_changed"}, here.headers)
         assert (await here.connection.answer()).status == 202
         assert here.taken == [True] * 4
+
+
+def without(headers: dict[str, str], *names: str) -> dict[str, str]:
+    return {name: value for name, value in headers.items() if name not in names}
+
+
+async def test_a_client_that_comes_back_by_its_key_waits_for_no_task() -> None:
+    async with session() as here:
+        headers = without({**here.headers, "trunkline-workflow": "chat"}, "mcp-session-id")
+        opening = without(headers, "mcp-protocol-version")
+        for number in range(3):
+            async with connecting(here.port) as connection:
+                connection.post(initialize(REVISION), opening)
+                answer = await connection.answer()
+                assert answer.status == 200
+                assert answer.headers["trunkline-workflow-state"] == ("resumed" if number else "created")
+                own = {**headers, "mcp-session-id": answer.headers["mcp-session-id"]}
+                connection.post({"jsonrpc": "2.0", "method": "notifications/initialized"}, own)
+                assert (await connection.answer()).status == 202
+                connection.post(call("c"), headers if number == 1 else own)  # the key is enough
+                await here.front.server.got("tools/call", number + 1)
+                here.front.server.of("tools/call")[number].answer({"n": number})
+                answer = await connection.answer()
+                assert (answer.headers["trunkline-pool"], answer.headers["trunkline-workflow-state"]) == (
+                    "hit",
+                    "resumed",
+                )
+                connection.post(b"", own, method="DELETE")
+                answer = await connection.answer()
+                assert (answer.status, answer.headers["trunkline-workflow-state"]) == (200, "resumed")
+        assert here.taken == [False, False, *[True] * 10], "the first message looks the record up"
+        assert len(here.front.server.of("initialize")) == 2, "that of the other session, and one for the key"
+
+
+async def test_the_end_of_a_workflow_is_not_taken_for_a_good_bye() -> None:
+    async with session() as here:
+        here.connection.post(b"", here.headers, method="DELETE")
+        assert (await here.connection.answer()).status == 200
+        here.connection.post(call(), here.headers)
+        assert (await here.connection.answer()).status == 404
+        keyed = without({**here.headers, "trunkline-workflow": "chat"}, "mcp-session-id")
+        here.connection.post({"jsonrpc": "2.0", "method": "notifications/initialized"}, keyed)
+        assert (await here.connection.answer()).status == 202
+        here.connection.post(b"", {**keyed, "trunkline-end": "workflow"}, method="DELETE")
+        assert (await here.connection.answer()).status == 200
+        assert not any(here.taken)
+        assert not here.front.bench.pool.workflows
 
 
 @pytest.mark.parametrize("size", [20_000, 4_000_000])
@@ -147,6 +195,8 @@ FAULTS: dict[str, tuple[dict[str, str | None], Any]] = {
     "revision": ({"mcp-protocol-version": "2025-03-26"}, call()),
     "no revision": ({"mcp-protocol-version": "1999-01-01"}, call()),
     "key": ({"trunkline-workflow": "another"}, call()),
+    "no key": ({"mcp-session-id": None, "trunkline-workflow": "not a key"}, call()),
+    "opening": ({}, {**initialize(), "params": {"capabilities": {}}}),
     "json": ({}, b"{"),
     "nothing": ({}, b" "),
     "batch": ({}, [call()]),

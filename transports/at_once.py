@@ -1,0 +1,230 @@
+"""Streamable HTTP for clients without a task: what asks of a workflow at hand, by a call and answered by callbacks.
+
+Whatever has to be waited for, and whatever is to be refused but for the want of an identity, is left to the endpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+from ..mux import envelope as wire_format
+from ..mux.envelope import Envelope
+from ..mux.errors import TrunklineError
+from ..mux.event_log import Stream
+from ..mux.exchange import Exchange, Outcome
+from ..mux.limits import MAX_BODY_BYTES
+from ..mux.placement import WHOLE, Concern, concern_of
+from ..mux.routing import LEGACY, PRIMING
+from ..mux.workflow import Workflow
+from .asgi import JSON, RequestHeaders, WholeRequest
+from .endpoint import EndpointConfig
+from .guard import Rejected, Unauthorized
+from .headers import PROTOCOL_VERSION, SESSION_ID, accepts, workflow_key
+from .http_endpoint import JSON_TYPE, STREAM_TYPE, HTTPRequest, check_json, refusal, refuse
+from .patience import Patience, Waiting
+from .status import HTTPRefusal
+from .streamable_http import DECIDE_SECONDS
+from .streamable_request import arrival_of, check_agreement, give_events, greet, is_good_bye, is_opening, key_of, take
+
+
+class AtOnce:
+    """Takes whole requests to one server's `/mcp`, of workflows that are at hand."""
+
+    def __init__(self, config: EndpointConfig) -> None:
+        self._config = config
+        self._pool = config.pool
+        self._patience = Patience(DECIDE_SECONDS)
+
+    def take(self, whole: WholeRequest) -> bool:
+        """Take a request that asks nobody else, and waits for nothing but the server's answer.
+
+        False where it is none, or is to be refused: nothing was done then, and the endpoint is to be asked.
+        """
+        headers, config, method = whole.headers, self._config, whole.scope["method"]
+        if headers.query or not (self._may_post(headers) if method == "POST" else method == "DELETE"):
+            return False
+        request = HTTPRequest(headers, whole.receive, whole.send, whole.scope)
+        try:
+            if method == "DELETE":
+                config.guard.check(headers)
+            request.cors = config.guard.cors(headers)
+            request.principal = config.authenticate(headers)
+            return self._take_message(whole, request) if method == "POST" else self._part(whole, request)
+        except Unauthorized as error:
+            self._refuse(whole, request, error)
+            return True
+        except (Rejected, TrunklineError):
+            return False
+
+    # POST
+
+    def _may_post(self, headers: RequestHeaders) -> bool:
+        """Whether the headers are those of a message of the revisions with sessions, from who may speak here at all."""
+        if headers.checked is self:
+            return True
+        revision = headers.get(PROTOCOL_VERSION)
+        if revision is not None and revision not in LEGACY:
+            return False
+        try:
+            self._config.guard.check(headers)
+            check_json(headers)
+        except (Rejected, HTTPRefusal):
+            return False
+        if accepts(headers, JSON_TYPE, STREAM_TYPE):
+            headers.checked = self
+        return headers.checked is self
+
+    def _take_message(self, whole: WholeRequest, request: HTTPRequest) -> bool:
+        message = wire_format.parse(whole.body, limit=MAX_BODY_BYTES)
+        workflow = self._workflow(request, message)
+        if workflow is None:
+            return False
+        admission = self._config.admission
+        if admission.pass_at_once():
+            self._answer(whole, request, workflow, message)
+        else:
+            waiter = admission.queue(request.principal)
+            whole.left = partial(admission.withdraw, request.principal, waiter)
+            waiter.add_done_callback(partial(self._turn_came, whole, request, message))
+        return True
+
+    def _turn_came(self, whole: WholeRequest, request: HTTPRequest, message: Envelope, _: asyncio.Future[None]) -> None:
+        """It waited for its turn: meanwhile much may have changed."""
+        whole.left = None
+        try:
+            workflow = self._workflow(request, message)
+        except Exception as error:
+            self._refuse(whole, request, error)
+            return
+        if workflow is None:
+            whole.decline()
+        else:
+            self._answer(whole, request, workflow, message)
+
+    def _workflow(self, request: HTTPRequest, message: Envelope) -> Workflow | None:
+        """The workflow of a message, where this worker has it and nobody else needs to be asked.
+
+        Raises:
+            TrunklineError: the headers disagree with it, or the message is no such message.
+        """
+        if is_opening(message):
+            arrival = arrival_of(self._config, request)
+            return self._pool.resumable(request.principal, self._config.server, message, arrival)
+        if message.method == "notifications/cancelled" and self._pool.number > 0:  # other workers may have the call
+            return None
+        return self._named(request, concern_of([message]))
+
+    def _named(self, request: HTTPRequest, concern: Concern) -> Workflow | None:
+        """The workflow that the headers name.
+
+        Raises:
+            HTTPRefusal: they disagree with it.
+        """
+        headers, config, key = request.headers, self._config, None
+        session_id = headers.get(SESSION_ID)
+        if session_id is None:
+            if config.modern is not None and PROTOCOL_VERSION not in headers:  # perhaps it is of 2026-07-28
+                return None
+            key = key_of(config, request)
+        workflow = self._pool.at_hand(request.principal, config.server, session_id, key, concern)
+        if workflow is None or not workflow.opened.done():
+            return None
+        check_agreement(headers, workflow)
+        return workflow
+
+    def _answer(self, whole: WholeRequest, request: HTTPRequest, workflow: Workflow, message: Envelope) -> None:
+        request.id = message.id
+        try:
+            if is_opening(message):
+                begun = self._pool.resume(workflow, arrival_of(self._config, request))
+                body = greet(request, message, begun)
+                whole.reply(200, request.head([JSON]), body)
+                return
+            request.name(workflow, "resumed" if workflow_key(request.headers) is not None else None)
+            exchange = take(self._config, request, workflow, [message])
+        except Exception as error:
+            self._refuse(whole, request, error)
+            return
+        if exchange is None:
+            whole.reply(202, request.head([]), b"")
+        else:
+            _Answering(self._config, whole, request, workflow, exchange).begin(self._patience)
+
+    # DELETE
+
+    def _part(self, whole: WholeRequest, request: HTTPRequest) -> bool:
+        """Answer who leaves its workflow to come back to it."""
+        headers = request.headers
+        if headers.get(PROTOCOL_VERSION, PRIMING) not in LEGACY:
+            return False
+        workflow = self._named(request, WHOLE)
+        if workflow is None or not is_good_bye(headers, workflow):
+            return False
+        request.name(workflow, "resumed" if workflow_key(headers) is not None else None)
+        whole.reply(200, request.head([]), b"")
+        return True
+
+    def _refuse(self, whole: WholeRequest, request: HTTPRequest, error: Exception) -> None:
+        """Say what went wrong."""
+        answer = refusal(self._config, request, error)
+        whole.reply(answer.status, request.head(answer.headers), answer.body)
+
+
+class _Answering:
+    """A call whose answer goes out by callbacks, without a task; a stream gets one once it is decided for."""
+
+    __slots__ = ("_config", "_exchange", "_request", "_timer", "_whole", "_workflow")
+
+    def __init__(
+        self,
+        config: EndpointConfig,
+        whole: WholeRequest,
+        request: HTTPRequest,
+        workflow: Workflow,
+        exchange: Exchange,
+    ) -> None:
+        self._config = config
+        self._whole = whole
+        self._request = request
+        self._workflow = workflow
+        self._exchange = exchange
+        self._timer: Waiting | None = None
+
+    def begin(self, patience: Patience) -> None:
+        """Answer once the form of the answer is decided, which takes no longer than this."""
+        self._workflow.wire_came()
+        if not self._exchange.is_decided:
+            if self._workflow.revision >= PRIMING:
+                self._timer = patience.begin(self._workflow.loop, self._exchange.decide_for_stream)
+            else:
+                self._whole.left = self._left
+        self._exchange.when_decided(self._decided)
+
+    def _left(self) -> None:
+        """The client has gone, and cannot resume."""
+        self._exchange.cut = True
+        self._workflow.note("cut")
+
+    def _decided(self, outcome: Outcome) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._whole.left = None
+        if isinstance(outcome, Stream):
+            self._whole.go_on(self._give(outcome))
+            return
+        try:
+            self._workflow.wire_left()
+            self._whole.reply(200, self._request.head([JSON]), outcome[0])
+        except Exception as error:
+            answer = refusal(self._config, self._request, error)
+            self._whole.reply(answer.status, self._request.head(answer.headers), answer.body)
+
+    async def _give(self, stream: Stream) -> None:
+        """Send an answer that comes in parts."""
+        try:
+            await give_events(self._config, self._request, self._workflow.streams.attach(stream, 0))
+        except Exception as error:
+            await refuse(self._config, self._request, error)
+        finally:
+            self._workflow.wire_left()
