@@ -25,6 +25,7 @@ async def test_g10_nothing_is_held_for_workflows_that_were_left(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("reuse", ["workflow", "user"])
 async def test_g10_nothing_is_held_for_ten_thousand_workflows_that_were_left(
     reuse: str, upstream: Upstream, settings_file: Callable[[str], Path]
