@@ -340,7 +340,7 @@ class Pool:
     ) -> Workflow | None:
         """What `find`, or by a key alone `find_key`, would find, where that needs nobody to be asked.
 
-        None tells nothing.
+        None tells nothing. What lives here is believed for `MAX_STALENESS`.
         """
         if session_id is not None:
             workflow = self._workflows.get(session_id)
@@ -381,24 +381,34 @@ class Pool:
     async def find_key(self, principal: Principal, server: str, key: str, concern: Concern = WHOLE) -> Workflow | None:
         """The workflow that this principal's key names on this server; None where it names nothing yet.
 
-        What lives here is believed for `MAX_STALENESS`, as by its id.
-
         Raises:
             Elsewhere: another worker serves what the request is about.
         """
+        if self._cluster is not None:
+            return await self._find_key_anywhere(self._cluster, principal, server, key, concern)
+        record = await self._directory.find(principal, server, key)
+        workflow = self._workflows.get(record.session_id) if record is not None else None
+        if record is None or workflow is None:
+            return None
+        if workflow.opened.done() and record.epoch > workflow.record.epoch:
+            self._end_soon(workflow, "taken_over")
+            return None
+        return workflow
+
+    async def _find_key_anywhere(
+        self, cluster: Cluster, principal: Principal, server: str, key: str, concern: Concern
+    ) -> Workflow | None:
+        """As `find_key`, among several workers: what lives here is believed for `MAX_STALENESS`, as by its id."""
         known = self._residents.by_key.get((principal, server, key))
         if known is not None:
             with suppress(UnknownSession):
                 return await self._live(known, principal, server)
-        cluster = self._cluster
         record = await self._directory.find(principal, server, key)
         if record is None:
             return None
         workflow = self._workflows.get(record.session_id)
         if workflow is not None:
             return await self._live(workflow, principal, server)
-        if cluster is None:
-            return None
         return await cluster.find(lambda: self._directory.find(principal, server, key), principal, server, concern)
 
     async def end(self, workflow: Workflow, cause: str) -> None:

@@ -10,7 +10,7 @@ from harness.memory_wire import Exchange, echo, message
 from harness.muxing import patience, settle
 from harness.sse import Event
 from trunkline.mux.limits import EventLogLimits
-from trunkline.transports import http_endpoint, streamable_http
+from trunkline.transports import http_endpoint, streamable_http, streamable_request
 
 pytestmark = pytest.mark.anyio
 
@@ -117,7 +117,7 @@ async def test_a_message_before_the_response_makes_a_stream(revision: str, prime
 
 
 async def test_a_quiet_stream_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streamable_http, "KEEP_ALIVE_SECONDS", 0.01)
+    monkeypatch.setattr(streamable_request, "KEEP_ALIVE_SECONDS", 0.01)
     async with opened() as here:
         answer = await here.client.post(call())
         await answer.came(b": keep-alive\n\n: keep-alive\n\n")
