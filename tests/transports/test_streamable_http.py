@@ -7,10 +7,10 @@ import pytest
 from harness.asgi_client import Answer
 from harness.endpoint_bench import NEWEST, call, opened, shake_hands
 from harness.memory_wire import Exchange, echo, message
-from harness.muxing import patience, settle
+from harness.muxing import settle
 from harness.sse import Event
 from trunkline.mux.limits import EventLogLimits
-from trunkline.transports import http_endpoint, streamable_http, streamable_request
+from trunkline.transports import streamable_http
 
 pytestmark = pytest.mark.anyio
 
@@ -114,29 +114,6 @@ async def test_a_message_before_the_response_makes_a_stream(revision: str, prime
         told, result = await answer.messages()
         assert told == json.loads(FIRST)
         assert result == {"jsonrpc": "2.0", "id": 5, "result": {"n": 1}}
-
-
-async def test_a_quiet_stream_is_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streamable_request, "KEEP_ALIVE_SECONDS", 0.01)
-    async with opened() as here:
-        answer = await here.client.post(call())
-        await answer.came(b": keep-alive\n\n: keep-alive\n\n")
-        (await here.server.got("tools/call")).answer()
-        assert len(await answer.messages()) == 1
-
-
-async def test_a_client_that_takes_nothing_is_given_up_and_may_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_endpoint, "SEND_SECONDS", 0.01)
-    async with opened() as here:
-        answer = await here.client.post(call())
-        first = await event_of(answer)
-        answer.stalled = True
-        (await here.server.got("tools/call")).answer({"n": 1})
-        async with patience():
-            while not here.counts["slow_clients", "x"]:
-                await settle()
-        (again,) = await (await here.client.get(first.id)).messages()
-        assert again["result"] == {"n": 1}
 
 
 # What needs no answer.
@@ -308,14 +285,3 @@ async def test_what_the_log_no_longer_holds_is_not_taken_up_with_a_gap() -> None
         assert gone.status == 404
         assert here.counts["resumes", "http", "trimmed"] == here.counts["refused", "event_log_trimmed"] == 1
         await here.bench.ended("event_log_trimmed")
-
-
-async def test_a_client_that_takes_nothing_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_endpoint, "SEND_SECONDS", 0.01)
-    async with opened() as here:
-        answer = await here.client.post(call())
-        await answer.event()
-        answer.stalled = True
-        (await here.server.got("tools/call")).answer({"n": 1})
-        await answer.over()
-        assert not any(workflow.is_attached for workflow in here.bench.pool.workflows)

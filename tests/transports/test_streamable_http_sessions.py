@@ -138,16 +138,6 @@ async def test_another_handshake_begins_a_keyed_workflow_anew_unless_it_is_in_us
         assert anew.headers[SESSION] != first.headers[SESSION]
 
 
-@pytest.mark.parametrize(("end", "status"), [(None, 200), ("stream", 200), ("workflow", 404), (" Workflow ", 404)])
-async def test_delete_ends_a_keyed_workflow_only_where_that_is_asked_for(end: str | None, status: int) -> None:
-    async with front() as here:
-        here.server.on_request = echo
-        session_id = (await here.client.post(initialize(), {KEY: "chat-1"})).headers[SESSION]
-        assert (await here.client.delete({SESSION: session_id, "trunkline-end": end})).status == 200
-        assert (await here.client.post(call(), {SESSION: session_id})).status == status
-        assert len(here.server.live) == (status == 200)
-
-
 async def test_a_key_of_anonymous_is_refused_where_everybody_would_share_it() -> None:
     async with front(options={"anonymous_keys": False}) as here:
         for body in (initialize(), call()):
@@ -159,18 +149,7 @@ async def test_a_key_of_anonymous_is_refused_where_everybody_would_share_it() ->
         assert (await here.client.post(initialize())).status == 200, "without a key there is nothing to share"
 
 
-# What must agree.
-
-
-@pytest.mark.parametrize("headers", [{KEY: "another"}, {"mcp-protocol-version": "2025-06-18"}])
-async def test_headers_that_disagree_with_the_session_are_refused(headers: dict[str, str | None]) -> None:
-    async with opened() as here:
-        for method in ("POST", "DELETE"):
-            answer = await here.client.ask(method, call(9), headers)
-            assert answer.status == 400
-            assert (await answer.json())["id"] == (9 if method == "POST" else None)
-        assert not here.server.of("tools/call")
-        assert (await here.client.post(NOTE, {"mcp-protocol-version": "2025-11-25"})).status == 202
+# Who is told to begin.
 
 
 async def test_a_request_without_a_session_is_told_to_begin() -> None:
