@@ -219,6 +219,10 @@ class _Connection(asyncio.Protocol):
         """Bytes that the head of the answer may still take; 0 once it is complete."""
         self._until_close = False
         """The answer ends where the connection does."""
+        self._came = 0
+        """Bytes of the body that the parser has told."""
+        self._left = 0
+        """Bytes of the body that are still to come, where no parser reads them."""
         self._is_complete = False
         self._keeps_alive = False
         self._is_spoilt = False
@@ -233,7 +237,7 @@ class _Connection(asyncio.Protocol):
     def start(self, request: _Request) -> None:
         """Write a request; what comes from now on is its answer."""
         self._answer = request.answer
-        self._head_left = MAX_HEAD_BYTES
+        self._head_left, self._came = MAX_HEAD_BYTES, 0
         self._is_complete = self._until_close = False
         if len(request.body) <= SMALL_BODY:
             self._transport.write(request.head + request.body)
@@ -262,6 +266,9 @@ class _Connection(asyncio.Protocol):
         if self._answer is None:
             self.close()
             return
+        if self._left:
+            self._take_body(self._answer, data)
+            return
         head_left = self._head_left
         try:
             self._parser.feed_data(data)
@@ -279,7 +286,9 @@ class _Connection(asyncio.Protocol):
             self._is_spoilt = True
         if self._is_complete:
             self._complete()
-        elif head_left and self._head_left == head_left:  # not one header line was completed by all of this
+        elif not self._head_left:
+            self._leave_rest_unparsed()
+        elif self._head_left == head_left:  # not one header line was completed by all of this
             self._take_head(len(data))
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -323,6 +332,7 @@ class _Connection(asyncio.Protocol):
     def on_body(self, body: bytes) -> None:
         """Some of the body."""
         if self._answer is not None and not self._is_complete:
+            self._came += len(body)
             self._answer.came(body)
 
     def on_message_complete(self) -> None:
@@ -330,6 +340,22 @@ class _Connection(asyncio.Protocol):
         if not self._head_left:
             self._is_complete = True
             self._keeps_alive = self._parser.should_keep_alive()
+
+    def _leave_rest_unparsed(self) -> None:
+        """What is still to come of a body of known length needs no parser, which would copy it."""
+        if "content-length" in self._headers:
+            self._left = int(self._headers["content-length"]) - self._came
+            self._keeps_alive = self._parser.should_keep_alive()
+            self._parser = httptools.HttpResponseParser(self)
+
+    def _take_body(self, answer: Answer, data: bytes) -> None:
+        """Some of a body that no parser reads."""
+        if len(data) > self._left:
+            self._is_spoilt, data = True, data[: self._left]
+        self._left -= len(data)
+        answer.came(data)
+        if not self._left:
+            self._complete()
 
     def _complete(self) -> None:
         written = not self._transport.get_write_buffer_size()

@@ -216,23 +216,69 @@ async def test_an_answer_without_length_ends_with_its_connection() -> None:
     assert server.connections == 2
 
 
-async def test_the_body_comes_as_it_is_sent() -> None:
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        (b"Transfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n", b"6\r\nsecond\r\n", b"4\r\nlast\r\n0\r\n\r\n"),
+        (b"Content-Length: 15\r\n\r\nfirst", b"second", b"last"),
+    ],
+    ids=["chunked", "of known length"],
+)
+async def test_the_body_comes_as_it_is_sent(pieces: tuple[bytes, ...]) -> None:
     go_on = asyncio.Event()
 
     async def serve(peer: Peer) -> None:
-        await peer.request()
-        await peer.say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n")
-        await go_on.wait()
-        await peer.say(b"4\r\nlast\r\n0\r\n\r\n")
+        for _ in range(2):
+            await peer.request()
+            await peer.say(b"HTTP/1.1 200 OK\r\n" + pieces[0])
+            for piece in pieces[1:]:
+                async with asyncio.timeout(PATIENCE):
+                    await go_on.wait()
+                go_on.clear()
+                await peer.say(piece)
 
-    async with client_of(serve) as (client, _):
-        hearer = post(client)
+    async with client_of(serve) as (client, server):
+        for _ in range(2):
+            hearer = post(client)
+            for so_far in (b"first", b"firstsecond"):
+                async with asyncio.timeout(PATIENCE):
+                    await hearer.some.wait()
+                assert hearer.body == so_far
+                hearer.some.clear()
+                go_on.set()
+            assert await hearer.outcome() is None
+            assert hearer.body == b"firstsecondlast"
+        assert server.connections == 1
+
+
+async def test_a_body_that_is_cut_while_it_comes_is_told_no_further() -> None:
+    hearers: list[Hearer] = []
+    was_cut = asyncio.Event()
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(PLAIN[:-3])
         async with asyncio.timeout(PATIENCE):
-            await hearer.some.wait()
-        assert hearer.body == b"first"
-        go_on.set()
-        assert await hearer.outcome() is None
-        assert hearer.body == b"firstlast"
+            await hearers[-1].some.wait()
+        await peer.say(PLAIN[-3:])
+        await peer.closed()
+
+    class Cutting(Hearer):
+        def came(self, chunk: bytes) -> None:
+            super().came(chunk)
+            if self.body == b"hello":
+                cut()
+                was_cut.set()
+
+    async with client_of(serve) as (client, server):
+        hearers.append(Cutting())
+        cut = client.send("POST", NONE, b"{}", hearers[0])
+        async with asyncio.timeout(PATIENCE):
+            await was_cut.wait()
+        hearers.append(post(client))
+        assert await hearers[1].outcome() is None
+        assert not hearers[0].over.done()
+        assert server.connections == 2
 
 
 @pytest.mark.parametrize(
@@ -245,17 +291,27 @@ async def test_the_body_comes_as_it_is_sent() -> None:
     ],
     ids=["a second answer", "a byte too much", "close", "HTTP/1.0"],
 )
-async def test_a_connection_that_is_not_clean_is_not_used_again(text: bytes) -> None:
+@pytest.mark.parametrize("pieces", [1, 2])
+async def test_a_connection_that_is_not_clean_is_not_used_again(pieces: int, text: bytes) -> None:
+    middle = text.index(b"hello") + 2
+    hearers: list[Hearer] = []
+
     async def serve(peer: Peer) -> None:
         await peer.request()
-        await peer.say(text)
+        if pieces == 1:
+            await peer.say(text)
+        else:
+            await peer.say(text[:middle])
+            async with asyncio.timeout(PATIENCE):
+                await hearers[-1].some.wait()
+            await peer.say(text[middle:])
         await peer.closed()
 
     async with client_of(serve) as (client, server):
         for n in range(1, 4):
-            hearer = post(client)
-            assert await hearer.outcome() is None
-            assert hearer.body == b"hello"
+            hearers.append(post(client))
+            assert await hearers[-1].outcome() is None
+            assert hearers[-1].body == b"hello"
             assert server.connections == n
 
 
