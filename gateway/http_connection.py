@@ -118,7 +118,7 @@ class HTTPConnection(asyncio.Protocol):
         """Headers of a request, but for the length, and what they were read as."""
         self._hold: Waiting | None = None
         """While the small body of the only one that came since is waited for."""
-        self._unread = b""
+        self._unread: bytes | memoryview = b""
         """What came and was not parsed yet."""
         self._upgrade = b""
         """To what the request that is being read wants to change."""
@@ -161,7 +161,7 @@ class HTTPConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """See the base class."""
         if not self._is_broken and not self.transport.is_closing():
-            self._unread = self._unread + data if self._unread else data
+            self._unread = b"".join((self._unread, data)) if self._unread else data
             self._go_on()
 
     def pause_writing(self) -> None:
@@ -337,7 +337,8 @@ class HTTPConnection(asyncio.Protocol):
         """Parse some of what came."""
         data, self._unread = self._unread, b""
         if len(data) > MAX_READ:
-            data, self._unread = data[:MAX_READ], data[MAX_READ:]
+            rest = memoryview(data)  # of which a slice is no copy
+            data, self._unread = rest[:MAX_READ], rest[MAX_READ:]
         headers, self._is_body = self._headers, False
         try:
             self._parser.feed_data(data)
@@ -452,7 +453,7 @@ class HTTPConnection(asyncio.Protocol):
             self.transport.write(REFUSED)
             self.transport.close()
 
-    def _change(self, rest: bytes) -> None:
+    def _change(self, rest: bytes | memoryview) -> None:
         """A client asks for another protocol: WebSocket, or one that is not spoken here, which it is not told of.
 
         Then its request is read once more, without that wish (RFC 9110, 7.8).
