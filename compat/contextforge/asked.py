@@ -45,6 +45,8 @@ class Incoming(NamedTuple):
     scope: Mapping[str, Any]
     headers: Mapping[str, str]
     """By lower-case name."""
+    has_passed: bool = False
+    """True where it has come through the application's middleware, with this message alone."""
 
 
 invocation: ContextVar[Invocation | None] = ContextVar("trunkline.contextforge.invocation", default=None)

@@ -17,6 +17,7 @@ from starlette.websockets import WebSocket
 from ...transports.asgi import ASGIApp, Receive, Scope, Send
 from .asked import Asked, Incoming, Invocation, incoming, invocation, principal_of, read_headers, session_of
 from .client import OutputSchemas, handshake_of, leased_sessions, leasing, types_of
+from .direct import shorten
 from .gateways import CONNECT_FIELDS, SSE, GatewayRecord
 from .metrics import expose
 from .registry import session_registry
@@ -357,6 +358,7 @@ class Installation:
             self._watch_records()
             expose(self.reuse)
             app.add_middleware(Entrance, installation=self)
+            shorten(app)
             return done
 
         return setup_metrics

@@ -122,7 +122,7 @@ def session_registry(module: ModuleType, services: Services, *, checks_owner: bo
             elif checks_owner and stream.user != user:
                 raise module.HTTPException(status_code=404, detail="Session not found")
             else:
-                await stream.conversation.take(message, sent_by)
+                await stream.conversation.take(message, sent_by._replace(has_passed=True))
 
         async def shutdown(self) -> None:
             if self._poller is not None:

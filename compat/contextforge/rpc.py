@@ -8,6 +8,8 @@ from typing import Any, Final
 from ...mux.limits import MAX_EVENT_BYTES
 from ...transports.asgi import ASGIApp
 from .asked import Incoming, carried_by
+from .direct import PATH, WITHIN
+from .once import PASSED, passed
 
 NOT_COPIED: Final = frozenset(
     {
@@ -42,7 +44,7 @@ class RPC:
 
     def __init__(self, app: ASGIApp, root_path: str = "") -> None:
         self._app = app
-        self._path = f"{root_path.rstrip('/')}/rpc"
+        self._path = f"{root_path.rstrip('/')}{PATH}"
 
     async def ask(
         self, message: Mapping[str, Any], sent_by: Incoming, session_id: str, server_id: str | None = None
@@ -95,7 +97,11 @@ class RPC:
             "client": sent_by.scope.get("client"),
             "server": sent_by.scope.get("server"),
             "state": dict(sent_by.scope["app_state"]) if "app_state" in sent_by.scope else {},
+            WITHIN: True,
         }
+        if sent_by.has_passed:
+            scope[PASSED] = True
+            scope["state"].update(passed(sent_by.scope.get("state", {})))
         sent = [{"type": "http.request", "body": body, "more_body": False}]
         never = asyncio.Event()
 
