@@ -5,7 +5,6 @@ leave half done. It holds no lock; what must happen once is a future that all wh
 """
 
 import asyncio
-import itertools
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
@@ -14,26 +13,26 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import anyio
-import msgspec
 
-from .account import MAX_ENDED, RETURNED, SPARE, Ended, Origin, handshake_differences, refusal
+from .account import MAX_ENDED, RETURNED, Ended, Origin, handshake_differences
 from .breaker import Circuit
 from .channel import Channel
 from .cluster import Cluster, ClusterPorts, Read
-from .directory import MAX_STALENESS, Claimed, Directory, SharedDirectory
+from .directory import MAX_STALENESS, Directory, SharedDirectory
+from .ending import Ending
 from .envelope import Envelope
-from .errors import DirectoryUnavailable, InvalidParams, Overloaded, TrunklineError, UnknownSession, WorkflowEnded
+from .errors import DirectoryUnavailable, InvalidParams, Overloaded, UnknownSession, WorkflowEnded
 from .event_log import Budget, Position
 from .failures import Failure
 from .generations import Generations
 from .handshake import difference, read_handshake
 from .leftovers import Leftovers
 from .limits import Pooling
-from .lines import Lines, Place, Upstream
+from .lines import Lines, Upstream
 from .membership import Membership
+from .opening import Newcomer, Opening, OpeningPorts
 from .placement import WHOLE, Concern
-from .policy import cap_reached, give_way
-from .ports import Headers, Opened, PoolResult
+from .ports import Headers, PoolResult
 from .principal import Principal
 from .record import Handshake, WorkflowRecord, WorkflowState, new_session_id
 from .residents import Residents
@@ -46,10 +45,6 @@ logger = logging.getLogger(__name__)
 
 CLOSE_SECONDS: Final = 10.0
 """How long the channels may take to say goodbye to their servers when the pool stops."""
-
-
-OVERTAKEN: Final = frozenset({"taken_over", "removed"})
-"""Causes that lie in the record: whoever changed it sees to the upstream session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,14 +75,6 @@ class Begun(NamedTuple):
     pool_result: PoolResult
     result: bytes
     """The InitializeResult, raw."""
-
-
-class _Newcomer(NamedTuple):
-    """A workflow that is to begin."""
-
-    record: WorkflowRecord
-    transport: Transport
-    generation: int | None
 
 
 class Pool:
@@ -134,7 +121,13 @@ class Pool:
             self._cluster = Cluster(
                 members,
                 shared,
-                ClusterPorts(self._make, self._admit, self._open, lambda: self.draining, self._leftovers.has),
+                ClusterPorts(
+                    lambda record, upstream, place: self._opening.make(record, upstream, place),
+                    lambda principal, limits: self._opening.admit(principal, limits),
+                    lambda workflow: self._opening.open(workflow),
+                    lambda: self.draining,
+                    self._leftovers.has,
+                ),
                 residents=self._residents,
                 generations=self._generations,
                 tasks=self._tasks,
@@ -148,13 +141,22 @@ class Pool:
             generations=self._generations,
             census=self._census,
             spawn=self._tasks.spawn,
-            end=self._end_soon,
+            end=lambda workflow, cause: self._ending.soon(workflow, cause),
             note=self._note,
             members=members,
         )
+        self._ending = Ending(
+            directory=directory,
+            residents=self._residents,
+            lines=self._lines,
+            leftovers=self._leftovers,
+            tasks=self._tasks,
+            cluster=self._cluster,
+            statistics=self.statistics,
+            clock=clock,
+        )
+        self._opening = self._beginning()
         self._sweep = self._sweeping(release)
-        self._numbers = itertools.count(1)
-        self._on_end = self._end_soon
 
     def __repr__(self) -> str:
         return f"Pool({len(self._workflows)} workflows, {len(self.channels)} channels)"
@@ -252,7 +254,7 @@ class Pool:
         self._knows = knows
         for workflow in self._served:
             if not knows(workflow.principal):
-                self._end_soon(workflow, "revoked")
+                self._ending.soon(workflow, "revoked")
 
     def lapse(self, since: float) -> None:
         """Others may have taken over what lives here since then: compare it with the directory before it is used."""
@@ -301,7 +303,7 @@ class Pool:
             await moving.wait()
             return await self.begin(principal, server, message, arrival)
         record = WorkflowRecord(arrival.new_id or new_session_id(), principal, server, key, handshake)
-        return await self._create(_Newcomer(record, arrival.transport, arrival.generation), origin)
+        return await self._create(Newcomer(record, arrival.transport, arrival.generation), origin)
 
     def resumable(self, principal: Principal, server: str, message: Envelope, arrival: Arrival) -> Workflow | None:
         """The workflow that `begin` would come back to, where that needs nothing to be waited for; None tells nothing.
@@ -391,7 +393,7 @@ class Pool:
         if record is None or workflow is None:
             return None
         if workflow.opened.done() and record.epoch > workflow.record.epoch:
-            self._end_soon(workflow, "taken_over")
+            self._ending.soon(workflow, "taken_over")
             return None
         return workflow
 
@@ -413,8 +415,7 @@ class Pool:
 
     async def end(self, workflow: Workflow, cause: str) -> None:
         """End a workflow: its calls fail, its upstream session is closed, its record is removed. Idempotent."""
-        if self._retire(workflow, cause):
-            await self._tasks.see_through(self._forget, workflow)
+        await self._ending.end(workflow, cause)
 
     async def send_on(self, worker: int) -> None:
         """Send on a request that names what the worker of this number gave, if that is another one that lives.
@@ -464,10 +465,31 @@ class Pool:
 
     # Inside.
 
+    def _beginning(self) -> Opening:
+        """How workflows begin here."""
+        ports = OpeningPorts(
+            self.check_open,
+            lambda principal: self._knows(principal),
+            lambda: self.draining,
+        )
+        return Opening(
+            ports,
+            directory=self._directory,
+            residents=self._residents,
+            lines=self._lines,
+            generations=self._generations,
+            budget=self._budget,
+            tasks=self._tasks,
+            cluster=self._cluster,
+            ending=self._ending,
+            statistics=self.statistics,
+            clock=self._clock,
+        )
+
     def _sweeping(self, release: Callable[[Upstream], Coroutine[Any, Any, None]] | None) -> Sweep:
         """What looks after everything here."""
         return Sweep(
-            SweepPorts(lambda: self.pooling, self._end_soon, self._compare_doubted, self._remove, release),
+            SweepPorts(lambda: self.pooling, self._ending.soon, self._compare_doubted, self._ending.remove, release),
             directory=self._directory,
             residents=self._residents,
             lines=self._lines,
@@ -480,7 +502,7 @@ class Pool:
 
     def _end_all(self) -> None:
         for workflow in self._served:
-            self._end_soon(workflow, "drained")
+            self._ending.soon(workflow, "drained")
         self._lines.close(WorkflowEnded("drained"))
 
     async def _known(
@@ -530,7 +552,7 @@ class Pool:
             workflow.checked = float("-inf")
             raise
         if stored is None or stored.epoch != workflow.record.epoch:
-            self._end_soon(workflow, "taken_over" if stored else "removed")
+            self._ending.soon(workflow, "taken_over" if stored else "removed")
             raise UnknownSession("no such session; begin anew with initialize")
         return True
 
@@ -543,7 +565,7 @@ class Pool:
             self.statistics.count("stale", "check")
             return True
         if verdict != "same":
-            self._end_soon(workflow, verdict)
+            self._ending.soon(workflow, verdict)
         return verdict == "same"
 
     async def _compare_doubted(self, _: None) -> None:
@@ -560,10 +582,9 @@ class Pool:
         self.statistics.count("pool_requests", workflow.server, "hit")
         return Begun(workflow, "resumed", "hit", workflow.record.result)
 
-    async def _create(self, new: _Newcomer, origin: Origin | None) -> Begun:
+    async def _create(self, new: Newcomer, origin: Origin | None) -> Begun:
         record = new.record
-        self._residents.unsettle(record)
-        claimed, workflow = await self._tasks.see_through(self._claim, new)
+        claimed, workflow = await self._opening.begin(new)
         if workflow is None:
             return await self._join(claimed.record, record.handshake)
         if origin is None and claimed.state == "reset":
@@ -573,44 +594,6 @@ class Pool:
         done: PoolResult = "bypass" if workflow.pooling.reuse == "none" else opened.pool_result
         self.statistics.count("pool_requests", record.server, done)
         return Begun(workflow, "reset" if origin is not None else claimed.state, done, workflow.record.result)
-
-    async def _claim(self, new: _Newcomer) -> tuple[Claimed, Workflow | None]:
-        """Find room for a workflow, store its record and begin to open it; None where its key names one already."""
-        record, transport, generation = new
-        try:
-            upstream = self._generations.find(record.server, generation)
-            if self._cluster is not None and upstream.pooling.reuse == "user":
-                await self._cluster.settle(record.principal, record.server)
-            await self._admit(record.principal, upstream.pooling)
-            self._census.add(record.principal)
-            if self._cluster is not None:
-                record = self._cluster.own(record, upstream.pooling)
-            try:
-                claimed = await self._directory.claim(record)
-                if claimed.state != "resumed":
-                    await self._check_still_open(record, upstream.generation)
-            except BaseException:
-                self._census.remove(record.principal)
-                raise
-            if claimed.state == "resumed":
-                self._census.remove(record.principal)
-                return claimed, None
-            workflow = self._make(record, upstream, transport=transport)
-            self._residents.add(workflow)
-            self._tasks.spawn(self._open, workflow)
-            return claimed, workflow
-        finally:
-            self._residents.settle(record)
-
-    async def _check_still_open(self, record: WorkflowRecord, generation: int) -> None:
-        """Take a record back that was stored while the server, or the gateway, went."""
-        try:
-            self.check_open(record.server, generation)
-            if not self._knows(record.principal):
-                raise UnknownSession("this identity no longer counts")
-        except TrunklineError:
-            await self._remove(record)
-            raise
 
     async def _join(self, record: WorkflowRecord, handshake: Handshake) -> Begun:
         """Another exchange was first with this key: wait for what it opens."""
@@ -625,134 +608,9 @@ class Pool:
             raise InvalidParams(f"the session is in use and was opened with another {differing}")
         return await self._return_to(workflow, "key")
 
-    async def _admit(self, principal: Principal, limits: Pooling) -> None:
-        while not self.draining:
-            cap = cap_reached(self._census, principal, limits)
-            if cap is None:
-                return
-            await self.end(give_way(cap, self._workflows.values(), self._clock()), "evicted")
-        raise Overloaded("the gateway is shutting down", limit="draining")
-
-    def _make(
-        self, record: WorkflowRecord, upstream: Upstream, place: Place = "new", *, transport: Transport = "http"
-    ) -> Workflow:
-        cluster = self._cluster
-        workflow = Workflow(
-            record,
-            upstream.pooling,
-            budget=self._budget,
-            statistics=self.statistics,
-            clock=self._clock,
-            on_end=self._on_end,
-            number=next(self._numbers),
-            transport=transport,
-            generation=upstream.generation,
-            names=None if cluster is None else cluster.names,
-            write=None if cluster is None else cluster.writer(record, upstream.pooling.event_log),
-            stir=self._residents.rota.stir,
-        )
-
-        workflow.account.settings = upstream.generation, upstream.credential
-        workflow.stateless = upstream.stateless or upstream.pooling.reuse == "user"
-        workflow.line = self._lines.line(workflow, upstream, place)
-        if place != "new" and upstream.pooling.reuse == "none":  # there is no session that would have to be open
-            workflow.settle(Opened(record.revision, record.result))
-        return workflow
-
-    async def _open(self, workflow: Workflow) -> None:
-        if workflow.ended or workflow.opened.done():
-            return
-        try:
-            opened = await workflow.line.open()
-            stored = await self._note_opened(workflow, opened)
-            if stored is not None and workflow.ended:
-                await self._remove(stored)  # what ended it knew the record of before
-            if stored is None or workflow.ended:
-                raise workflow.ended or WorkflowEnded("removed")
-        except TrunklineError as error:
-            workflow.account.opened = refusal(error)
-            workflow.settle(error)
-            await self.end(workflow, "not_opened")
-            return
-        except Exception:
-            await self.end(workflow, "not_opened")
-            raise
-        workflow.record = stored
-        workflow.account.opened = SPARE if opened.pool_result == "spare" else workflow.line.why
-        workflow.settle(opened)
-        logger.info("workflow opened", extra=workflow.about())
-
-    async def _note_opened(self, workflow: Workflow, opened: Opened) -> WorkflowRecord | None:
-        """Record what is known now; None where the record was overtaken, or is gone."""
-        before = workflow.record
-        if before.revision:
-            changed = before
-        else:
-            changed = msgspec.structs.replace(before, revision=opened.revision, result=opened.result)
-        if self._cluster is not None:
-            changed = msgspec.structs.replace(changed, upstream_session=workflow.upstream_session)
-        return before if changed == before else await self._directory.replace(changed)
-
     def _note(self, workflow: Workflow) -> None:
         if self._cluster is not None:
             self._cluster.note(workflow)
-
-    def _end_soon(self, workflow: Workflow, cause: str) -> None:
-        if self._cluster is not None and self._cluster.dismiss(workflow, cause):
-            return
-        if self._retire(workflow, cause):
-            self._tasks.spawn(self._forget, workflow)
-
-    def _retire(self, workflow: Workflow, cause: str) -> bool:
-        """The one door through which a workflow leaves the pool."""
-        if not self._residents.leave(workflow):
-            return False
-        if cause in OVERTAKEN and self._cluster is not None:
-            self._lines.give_up(workflow)
-        self.statistics.count("workflows_closed", cause)
-        self._residents.note_end(workflow, cause, self._clock())
-        self._residents.unsettle(workflow.record)
-        workflow.end(cause, release=self._is_released(workflow, cause))
-        workflow.settle(WorkflowEnded(cause))
-        logger.info("workflow ended: %s", cause, extra=workflow.about())
-        return True
-
-    def _is_released(self, workflow: Workflow, cause: str) -> bool:
-        """Whether the upstream session outlives the workflow here: another worker goes on with it, or may have it."""
-        if self._cluster is None:
-            return False
-        return self._is_movable(workflow, cause) or not self._cluster.is_sure_of(workflow) or cause in OVERTAKEN
-
-    def _is_movable(self, workflow: Workflow, cause: str) -> bool:
-        """Whether another worker may go on after this end."""
-        record, may_begin_anew = workflow.record, workflow.stateless or workflow.pooling.reuse == "none"
-        is_open = record.revision != "" and (record.upstream_session != "" or may_begin_anew)
-        return self._cluster is not None and is_open and cause in ("drained", "not_opened")
-
-    async def _forget(self, workflow: Workflow) -> None:
-        cause = workflow.ended.cause if workflow.ended is not None else ""
-        try:
-            if self._cluster is not None and cause in OVERTAKEN:
-                self._cluster.journal.forget(workflow.record.session_id)
-                return
-            if self._cluster is not None and self._is_movable(workflow, cause):
-                await self._cluster.hand_back(workflow.record)
-            else:
-                await self._remove(workflow.record)
-        finally:
-            self._residents.settle(workflow.record)
-
-    async def _remove(self, record: WorkflowRecord) -> None:
-        """Remove the record of a workflow that has ended; where that fails, the sweep tries again, so many times."""
-        try:
-            await self._directory.remove(record)
-        except Exception as error:
-            again = self._leftovers.failed(record, self._clock())
-            self.statistics.count("leftovers", "kept" if again else "given_up")
-            about = {"server": record.server, "handle": record.handle}
-            logger.warning("a record could not be removed: %s", type(error).__name__, extra=about)
-        else:
-            self._leftovers.removed(record)
 
     async def _watch(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         async with self._directory.watch() as changes:

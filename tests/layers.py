@@ -97,7 +97,8 @@ MUX_ORDER = (
     {"shared"},
     {"lines"},
     {"cluster"},
-    {"sweep"},
+    {"ending", "sweep"},
+    {"opening"},
     {"pool"},
 )
 """Inside mux, lowest first: a module imports from its own rank and from lower ones."""

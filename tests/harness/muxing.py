@@ -1,5 +1,6 @@
 """The multiplexer on a test's bench: a clock that a test turns, a directory that it can stop, a client without HTTP."""
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -265,6 +266,13 @@ def position(event_id: str) -> Position:
     read = Position.read(event_id)
     assert read is not None, event_id
     return read
+
+
+async def cancelled(task: "asyncio.Task[object]") -> None:
+    """Cancel a client's task, and wait until it is over."""
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
 
 
 async def settle(turns: int = 20) -> None:

@@ -6,7 +6,6 @@ import pytest
 from harness.muxing import ALICE, BOB, CAROL, Bench, begin, bench, settle
 from trunkline.mux.directory import MAX_STALENESS
 from trunkline.mux.errors import Overloaded, UnknownSession, WorkflowEnded
-from trunkline.mux.leftovers import FIRST_SECONDS
 from trunkline.mux.policy import EVICTABLE_AFTER
 from trunkline.mux.principal import ANONYMOUS, Principal
 
@@ -97,18 +96,6 @@ async def test_a_session_that_is_resumed_needs_no_further_place() -> None:
         begun = await asyncio.gather(*tasks)
         assert len({one.workflow for one in begun}) == 1
         assert (await begin(at.pool, ALICE, key="chat")).state == "resumed"
-
-
-async def test_who_ends_a_workflow_is_not_told_that_its_record_stays_a_little() -> None:
-    async with bench() as at:
-        workflow = (await begin(at.pool)).workflow
-        at.directory.failing["remove"] = ConnectionError("the directory is away")
-        await at.pool.end(workflow, "deleted")
-        del at.directory.failing["remove"]
-        at.clock.advance(FIRST_SECONDS)
-        await at.directory.reached("remove", 2)
-        await settle()
-        assert at.directory.records == []
 
 
 # Records that other workers change.

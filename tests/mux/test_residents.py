@@ -54,7 +54,7 @@ async def test_a_workflow_leaves_once_and_its_end_is_remembered() -> None:
         workflow = (await at.client(key="key")).workflow
         assert residents.by_token[workflow.record.event_token] is workflow
         assert residents.census.total == 1
-        at.pool._end_soon(workflow, "deleted")
+        at.pool._ending.soon(workflow, "deleted")
         assert not residents.leave(workflow)
         assert (residents.by_id, residents.by_token, residents.census.total) == ({}, {}, 0)
         assert residents.before(workflow.record).cause == "deleted"

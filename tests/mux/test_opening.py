@@ -1,4 +1,4 @@
-"""A client that goes at the worst moment: what the pool had begun goes on or ends, and nothing leaks."""
+"""A client that goes while its session opens: what the pool had begun goes on or ends, and nothing leaks."""
 
 import asyncio
 import logging
@@ -6,21 +6,13 @@ import logging
 import anyio
 import pytest
 from harness.memory_wire import Stage
-from harness.muxing import ALICE, BOB, Bench, begin, bench, initialize, settle
+from harness.muxing import ALICE, BOB, Bench, begin, bench, cancelled, settle
 from trunkline.mux.errors import UpstreamUnreachable, WorkflowEnded
-from trunkline.mux.policy import EVICTABLE_AFTER
 
 pytestmark = pytest.mark.anyio
 
 STAGES: tuple[Stage, ...] = ("connect", "initialize", "establish")
 OPERATIONS = ("claim", "draw_ids", "replace")
-
-
-async def cancelled(task: "asyncio.Task[object]") -> None:
-    """Cancel a client's task, and wait until it is over."""
-    task.cancel()
-    await asyncio.wait([task])
-    assert task.cancelled()
 
 
 async def reach(at: Bench, moment: str) -> "asyncio.Task[object]":
@@ -111,47 +103,6 @@ async def test_one_of_many_that_wait_may_leave() -> None:
         begun = await asyncio.gather(*(task for task in tasks if not task.done()))
         assert len({one.workflow for one in begun}) == 1
         assert len(at.server.sessions) == 1
-
-
-@pytest.mark.parametrize("before", [True, False])
-async def test_an_end_is_recorded_though_who_asked_for_it_left(before: bool) -> None:
-    async with bench() as at:
-        workflow = (await begin(at.pool, ALICE, key="chat")).workflow
-        at.directory.pause("remove", before=before)
-        ending = asyncio.create_task(at.pool.end(workflow, "deleted"))
-        await at.directory.reached("remove")
-        await cancelled(ending)
-        at.directory.let("remove")
-        await at.closed()
-        at.at_rest()
-
-
-async def test_a_reset_is_carried_out_though_its_client_left() -> None:
-    async with bench() as at:
-        await begin(at.pool, ALICE, key="chat")
-        at.directory.pause("remove", before=True)
-        message = initialize("2025-06-18")
-        beginning = asyncio.create_task(begin(at.pool, ALICE, key="chat", message=message))
-        await at.directory.reached("remove")
-        await cancelled(beginning)
-        at.directory.let("remove")
-        await at.closed()
-        at.at_rest()
-        assert (await begin(at.pool, ALICE, key="chat", message=message)).state == "reset"
-
-
-async def test_an_eviction_is_carried_out_though_the_newcomer_left() -> None:
-    async with bench(max_workflows=1) as at:
-        await begin(at.pool, ALICE)
-        at.clock.advance(EVICTABLE_AFTER)
-        at.directory.pause("remove", before=True)
-        beginning = asyncio.create_task(begin(at.pool, BOB, key="chat"))
-        await at.directory.reached("remove")
-        await cancelled(beginning)
-        at.directory.let("remove")
-        await at.closed()
-        assert (await begin(at.pool, BOB, key="chat")).state == "resumed"
-        assert [record.principal for record in at.directory.records] == [BOB]
 
 
 async def test_a_directory_that_fails_to_claim_takes_no_place() -> None:

@@ -1,0 +1,111 @@
+"""Ends workflows: each leaves by one door, its calls fail, its record is removed, or goes to another worker."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Final
+
+from .cluster import Cluster
+from .directory import Directory
+from .errors import WorkflowEnded
+from .leftovers import Leftovers
+from .lines import Lines
+from .record import WorkflowRecord
+from .residents import Residents
+from .statistics import Statistics
+from .tasks import Tasks
+from .workflow import Workflow
+
+logger = logging.getLogger(__name__)
+
+OVERTAKEN: Final = frozenset({"taken_over", "removed"})
+"""Causes that lie in the record: whoever changed it sees to the upstream session."""
+
+
+class Ending:
+    """How workflows of a pool end. What is begun is seen through, whatever becomes of who asked for it."""
+
+    def __init__(
+        self,
+        *,
+        directory: Directory,
+        residents: Residents,
+        lines: Lines,
+        leftovers: Leftovers,
+        tasks: Tasks,
+        cluster: Cluster | None,
+        statistics: Statistics,
+        clock: Callable[[], float],
+    ) -> None:
+        self._directory = directory
+        self._residents = residents
+        self._lines = lines
+        self._leftovers = leftovers
+        self._tasks = tasks
+        self._cluster = cluster
+        self._statistics = statistics
+        self._clock = clock
+
+    async def end(self, workflow: Workflow, cause: str) -> None:
+        """End a workflow: its calls fail, its upstream session is closed, its record is removed. Idempotent."""
+        if self._retire(workflow, cause):
+            await self._tasks.see_through(self._forget, workflow)
+
+    def soon(self, workflow: Workflow, cause: str) -> None:
+        """The same, without waiting; one that is served beside the worker which holds it is only let go of."""
+        if self._cluster is not None and self._cluster.dismiss(workflow, cause):
+            return
+        if self._retire(workflow, cause):
+            self._tasks.spawn(self._forget, workflow)
+
+    def _retire(self, workflow: Workflow, cause: str) -> bool:
+        """The one door through which a workflow leaves the pool."""
+        if not self._residents.leave(workflow):
+            return False
+        if cause in OVERTAKEN and self._cluster is not None:
+            self._lines.give_up(workflow)
+        self._statistics.count("workflows_closed", cause)
+        self._residents.note_end(workflow, cause, self._clock())
+        self._residents.unsettle(workflow.record)
+        workflow.end(cause, release=self._is_released(workflow, cause))
+        workflow.settle(WorkflowEnded(cause))
+        logger.info("workflow ended: %s", cause, extra=workflow.about())
+        return True
+
+    def _is_released(self, workflow: Workflow, cause: str) -> bool:
+        """Whether the upstream session outlives the workflow here: another worker goes on with it, or may have it."""
+        if self._cluster is None:
+            return False
+        return self._is_movable(workflow, cause) or not self._cluster.is_sure_of(workflow) or cause in OVERTAKEN
+
+    def _is_movable(self, workflow: Workflow, cause: str) -> bool:
+        """Whether another worker may go on after this end."""
+        record, may_begin_anew = workflow.record, workflow.stateless or workflow.pooling.reuse == "none"
+        is_open = record.revision != "" and (record.upstream_session != "" or may_begin_anew)
+        return self._cluster is not None and is_open and cause in ("drained", "not_opened")
+
+    async def _forget(self, workflow: Workflow) -> None:
+        cause = workflow.ended.cause if workflow.ended is not None else ""
+        try:
+            if self._cluster is not None and cause in OVERTAKEN:
+                self._cluster.journal.forget(workflow.record.session_id)
+                return
+            if self._cluster is not None and self._is_movable(workflow, cause):
+                await self._cluster.hand_back(workflow.record)
+            else:
+                await self.remove(workflow.record)
+        finally:
+            self._residents.settle(workflow.record)
+
+    async def remove(self, record: WorkflowRecord) -> None:
+        """Remove the record of a workflow that has ended; where that fails, the sweep tries again, so many times."""
+        try:
+            await self._directory.remove(record)
+        except Exception as error:
+            again = self._leftovers.failed(record, self._clock())
+            self._statistics.count("leftovers", "kept" if again else "given_up")
+            about = {"server": record.server, "handle": record.handle}
+            logger.warning("a record could not be removed: %s", type(error).__name__, extra=about)
+        else:
+            self._leftovers.removed(record)

@@ -1,0 +1,204 @@
+"""Begins workflows: finds room for one, stores its record, makes it of that, and opens it in a task of its own."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+import msgspec
+
+from .account import SPARE, refusal
+from .cluster import Cluster
+from .directory import Claimed, Directory
+from .ending import Ending
+from .errors import Overloaded, TrunklineError, UnknownSession, WorkflowEnded
+from .event_log import Budget
+from .generations import Generations
+from .limits import Pooling
+from .lines import Lines, Place, Upstream
+from .policy import cap_reached, give_way
+from .ports import Opened
+from .principal import Principal
+from .record import WorkflowRecord
+from .residents import Residents
+from .statistics import Statistics
+from .tasks import Tasks
+from .workflow import Transport, Workflow
+
+logger = logging.getLogger(__name__)
+
+
+class Newcomer(NamedTuple):
+    """A workflow that is to begin."""
+
+    record: WorkflowRecord
+    transport: Transport
+    generation: int | None
+
+
+class OpeningPorts(NamedTuple):
+    """What the pool does for those that begin."""
+
+    check_open: Callable[[str, int], object]
+    """Raises where nothing may begin on a server, under this generation of its settings."""
+    knows: Callable[[Principal], bool]
+    """Whether an identity still counts."""
+    is_draining: Callable[[], bool]
+
+
+class Opening:
+    """How workflows of a pool begin. What is begun is seen through, whatever becomes of who asked for it."""
+
+    def __init__(
+        self,
+        ports: OpeningPorts,
+        *,
+        directory: Directory,
+        residents: Residents,
+        lines: Lines,
+        generations: Generations[Upstream],
+        budget: Budget,
+        tasks: Tasks,
+        cluster: Cluster | None,
+        ending: Ending,
+        statistics: Statistics,
+        clock: Callable[[], float],
+    ) -> None:
+        self._ports = ports
+        self._directory = directory
+        self._residents = residents
+        self._census = residents.census
+        self._lines = lines
+        self._generations = generations
+        self._budget = budget
+        self._tasks = tasks
+        self._cluster = cluster
+        self._ending = ending
+        self._on_end = ending.soon
+        self._statistics = statistics
+        self._clock = clock
+        self._numbers = itertools.count(1)
+
+    async def begin(self, new: Newcomer) -> tuple[Claimed, Workflow | None]:
+        """Begin to open a workflow; None where its key names one already.
+
+        Raises:
+            Overloaded: a cap is reached, the gateway is draining, or the server's settings have just changed.
+            UnknownSession: there is no such server; or the identity no longer counts.
+        """
+        self._residents.unsettle(new.record)
+        return await self._tasks.see_through(self._claim, new)
+
+    async def _claim(self, new: Newcomer) -> tuple[Claimed, Workflow | None]:
+        """Find room for a workflow, store its record and begin to open it; None where its key names one already."""
+        record, transport, generation = new
+        try:
+            upstream = self._generations.find(record.server, generation)
+            if self._cluster is not None and upstream.pooling.reuse == "user":
+                await self._cluster.settle(record.principal, record.server)
+            await self.admit(record.principal, upstream.pooling)
+            self._census.add(record.principal)
+            if self._cluster is not None:
+                record = self._cluster.own(record, upstream.pooling)
+            try:
+                claimed = await self._directory.claim(record)
+                if claimed.state != "resumed":
+                    await self._check_still_open(record, upstream.generation)
+            except BaseException:
+                self._census.remove(record.principal)
+                raise
+            if claimed.state == "resumed":
+                self._census.remove(record.principal)
+                return claimed, None
+            workflow = self.make(record, upstream, transport=transport)
+            self._residents.add(workflow)
+            self._tasks.spawn(self.open, workflow)
+            return claimed, workflow
+        finally:
+            self._residents.settle(record)
+
+    async def _check_still_open(self, record: WorkflowRecord, generation: int) -> None:
+        """Take a record back that was stored while the server, or the gateway, went."""
+        try:
+            self._ports.check_open(record.server, generation)
+            if not self._ports.knows(record.principal):
+                raise UnknownSession("this identity no longer counts")
+        except TrunklineError:
+            await self._ending.remove(record)
+            raise
+
+    async def admit(self, principal: Principal, limits: Pooling) -> None:
+        """Find room for one more workflow: one that nobody uses gives way.
+
+        Raises:
+            Overloaded: there is none, or the gateway is draining.
+        """
+        while not self._ports.is_draining():
+            cap = cap_reached(self._census, principal, limits)
+            if cap is None:
+                return
+            await self._ending.end(give_way(cap, self._residents.by_id.values(), self._clock()), "evicted")
+        raise Overloaded("the gateway is shutting down", limit="draining")
+
+    def make(
+        self, record: WorkflowRecord, upstream: Upstream, place: Place = "new", *, transport: Transport = "http"
+    ) -> Workflow:
+        """A workflow of a record, which lives nowhere yet."""
+        cluster = self._cluster
+        workflow = Workflow(
+            record,
+            upstream.pooling,
+            budget=self._budget,
+            statistics=self._statistics,
+            clock=self._clock,
+            on_end=self._on_end,
+            number=next(self._numbers),
+            transport=transport,
+            generation=upstream.generation,
+            names=None if cluster is None else cluster.names,
+            write=None if cluster is None else cluster.writer(record, upstream.pooling.event_log),
+            stir=self._residents.rota.stir,
+        )
+        workflow.account.settings = upstream.generation, upstream.credential
+        workflow.stateless = upstream.stateless or upstream.pooling.reuse == "user"
+        workflow.line = self._lines.line(workflow, upstream, place)
+        if place != "new" and upstream.pooling.reuse == "none":  # there is no session that would have to be open
+            workflow.settle(Opened(record.revision, record.result))
+        return workflow
+
+    async def open(self, workflow: Workflow) -> None:
+        """Open a workflow that lives here, and note what its server said; it ends where that fails."""
+        if workflow.ended or workflow.opened.done():
+            return
+        try:
+            opened = await workflow.line.open()
+            stored = await self._note_opened(workflow, opened)
+            if stored is not None and workflow.ended:
+                await self._ending.remove(stored)  # what ended it knew the record of before
+            if stored is None or workflow.ended:
+                raise workflow.ended or WorkflowEnded("removed")
+        except TrunklineError as error:
+            workflow.account.opened = refusal(error)
+            workflow.settle(error)
+            await self._ending.end(workflow, "not_opened")
+            return
+        except Exception:
+            await self._ending.end(workflow, "not_opened")
+            raise
+        workflow.record = stored
+        workflow.account.opened = SPARE if opened.pool_result == "spare" else workflow.line.why
+        workflow.settle(opened)
+        logger.info("workflow opened", extra=workflow.about())
+
+    async def _note_opened(self, workflow: Workflow, opened: Opened) -> WorkflowRecord | None:
+        """Record what is known now; None where the record was overtaken, or is gone."""
+        before = workflow.record
+        if before.revision:
+            changed = before
+        else:
+            changed = msgspec.structs.replace(before, revision=opened.revision, result=opened.result)
+        if self._cluster is not None:
+            changed = msgspec.structs.replace(changed, upstream_session=workflow.upstream_session)
+        return before if changed == before else await self._directory.replace(changed)

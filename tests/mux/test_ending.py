@@ -1,0 +1,63 @@
+"""An end is carried out and recorded, whoever asked for it, and whatever becomes of them."""
+
+import asyncio
+
+import pytest
+from harness.muxing import ALICE, BOB, begin, bench, cancelled, initialize, settle
+from trunkline.mux.leftovers import FIRST_SECONDS
+from trunkline.mux.policy import EVICTABLE_AFTER
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize("before", [True, False])
+async def test_an_end_is_recorded_though_who_asked_for_it_left(before: bool) -> None:
+    async with bench() as at:
+        workflow = (await begin(at.pool, ALICE, key="chat")).workflow
+        at.directory.pause("remove", before=before)
+        ending = asyncio.create_task(at.pool.end(workflow, "deleted"))
+        await at.directory.reached("remove")
+        await cancelled(ending)
+        at.directory.let("remove")
+        await at.closed()
+        at.at_rest()
+
+
+async def test_a_reset_is_carried_out_though_its_client_left() -> None:
+    async with bench() as at:
+        await begin(at.pool, ALICE, key="chat")
+        at.directory.pause("remove", before=True)
+        message = initialize("2025-06-18")
+        beginning = asyncio.create_task(begin(at.pool, ALICE, key="chat", message=message))
+        await at.directory.reached("remove")
+        await cancelled(beginning)
+        at.directory.let("remove")
+        await at.closed()
+        at.at_rest()
+        assert (await begin(at.pool, ALICE, key="chat", message=message)).state == "reset"
+
+
+async def test_an_eviction_is_carried_out_though_the_newcomer_left() -> None:
+    async with bench(max_workflows=1) as at:
+        await begin(at.pool, ALICE)
+        at.clock.advance(EVICTABLE_AFTER)
+        at.directory.pause("remove", before=True)
+        beginning = asyncio.create_task(begin(at.pool, BOB, key="chat"))
+        await at.directory.reached("remove")
+        await cancelled(beginning)
+        at.directory.let("remove")
+        await at.closed()
+        assert (await begin(at.pool, BOB, key="chat")).state == "resumed"
+        assert [record.principal for record in at.directory.records] == [BOB]
+
+
+async def test_who_ends_a_workflow_is_not_told_that_its_record_stays_a_little() -> None:
+    async with bench() as at:
+        workflow = (await begin(at.pool)).workflow
+        at.directory.failing["remove"] = ConnectionError("the directory is away")
+        await at.pool.end(workflow, "deleted")
+        del at.directory.failing["remove"]
+        at.clock.advance(FIRST_SECONDS)
+        await at.directory.reached("remove", 2)
+        await settle()
+        assert at.directory.records == []
