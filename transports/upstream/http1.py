@@ -51,6 +51,9 @@ NAMES: Final = {spelled.encode(): name for name in COMMON for spelled in (name, 
 SMALL_BODY: Final = 65_536
 """Up to this size a body is copied behind its head, so that both go out in one write."""
 
+PARSED_BODY: Final = 65_536
+"""What follows so much of a body of known length is read without the parser, which copies all that it tells."""
+
 
 class _Request(NamedTuple):
     head: bytes
@@ -286,9 +289,9 @@ class _Connection(asyncio.Protocol):
             self._is_spoilt = True
         if self._is_complete:
             self._complete()
-        elif not self._head_left:
+        elif self._came > PARSED_BODY:
             self._leave_rest_unparsed()
-        elif self._head_left == head_left:  # not one header line was completed by all of this
+        elif head_left and self._head_left == head_left:  # not one header line was completed by all of this
             self._take_head(len(data))
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -342,7 +345,7 @@ class _Connection(asyncio.Protocol):
             self._keeps_alive = self._parser.should_keep_alive()
 
     def _leave_rest_unparsed(self) -> None:
-        """What is still to come of a body of known length needs no parser, which would copy it."""
+        """What is still to come of a body of known length is its own, up to that length."""
         if "content-length" in self._headers:
             self._left = int(self._headers["content-length"]) - self._came
             self._keeps_alive = self._parser.should_keep_alive()

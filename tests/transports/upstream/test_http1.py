@@ -124,6 +124,13 @@ async def test_a_body_of_any_size_arrives(size: int) -> None:
         assert hearer.body == body[:size]
 
 
+@pytest.fixture(params=[0, http1.PARSED_BODY], ids=["unparsed", "parsed"])
+def _parsed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How much of a body is parsed in any case: nothing but what comes first, or all of a short one."""
+    monkeypatch.setattr(http1, "PARSED_BODY", request.param)
+
+
+@pytest.mark.usefixtures("_parsed")
 @pytest.mark.parametrize("text", [PLAIN, CHUNKED, INFORMED, EMPTY, NO_CONTENT])
 async def test_an_answer_may_be_cut_into_pieces_anywhere(text: bytes) -> None:
     cuts = iter([*range(1, len(text)), 0])
@@ -144,6 +151,7 @@ async def test_an_answer_may_be_cut_into_pieces_anywhere(text: bytes) -> None:
     assert server.connections == 1
 
 
+@pytest.mark.usefixtures("_parsed")
 @pytest.mark.parametrize("text", [PLAIN, CHUNKED, INFORMED])
 async def test_an_answer_that_is_cut_off_anywhere_breaks(text: bytes) -> None:
     cuts = iter(range(len(text)))
@@ -224,6 +232,7 @@ async def test_an_answer_without_length_ends_with_its_connection() -> None:
     ],
     ids=["chunked", "of known length"],
 )
+@pytest.mark.usefixtures("_parsed")
 async def test_the_body_comes_as_it_is_sent(pieces: tuple[bytes, ...]) -> None:
     go_on = asyncio.Event()
 
@@ -251,6 +260,7 @@ async def test_the_body_comes_as_it_is_sent(pieces: tuple[bytes, ...]) -> None:
         assert server.connections == 1
 
 
+@pytest.mark.usefixtures("_parsed")
 async def test_a_body_that_is_cut_while_it_comes_is_told_no_further() -> None:
     hearers: list[Hearer] = []
     was_cut = asyncio.Event()
@@ -291,6 +301,7 @@ async def test_a_body_that_is_cut_while_it_comes_is_told_no_further() -> None:
     ],
     ids=["a second answer", "a byte too much", "close", "HTTP/1.0"],
 )
+@pytest.mark.usefixtures("_parsed")
 @pytest.mark.parametrize("pieces", [1, 2])
 async def test_a_connection_that_is_not_clean_is_not_used_again(pieces: int, text: bytes) -> None:
     middle = text.index(b"hello") + 2
