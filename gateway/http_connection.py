@@ -35,6 +35,9 @@ BODY_SECONDS: Final = 65.0
 IDLE_SECONDS: Final = 75.0
 """How long a connection is kept between two requests: longer than clients keep theirs, so that they end it."""
 
+TAKE_SECONDS: Final = 65.0
+"""How long an answer may stay untaken. Who gives one that comes in parts gives up sooner."""
+
 FULL: Final = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 10\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 REFUSED: Final = (
@@ -50,7 +53,7 @@ MAX_DIGITS: Final = 5
 MAX_READ: Final = 16_384
 """What is read at once: who sends many requests without waiting has the rest of them kept as it came."""
 
-Overdue = Literal["slow_head", "slow_body", "idle"]
+Overdue = Literal["slow_head", "slow_body", "idle", "untaken"]
 
 
 class HTTPConnection(asyncio.Protocol):
@@ -167,10 +170,13 @@ class HTTPConnection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """See the base class."""
         self.is_write_paused = True
+        self._wait_for("untaken", TAKE_SECONDS)
 
     def resume_writing(self) -> None:
         """See the base class."""
         self.is_write_paused = False
+        if self._waits_for == "untaken" and not self.transport.is_closing():
+            self.due, self._waits_for = inf, None
         if self._drained is not None:
             self._drained.set_result(None)
             self._drained = None
@@ -354,13 +360,10 @@ class HTTPConnection(asyncio.Protocol):
     def settle(self) -> None:
         """See `Carrier.settle`: read on or not, and wait for what is due next."""
         active, newest = self._active, self._newest
+        if self._is_broken and active is None:
+            self._refuse()
         if self.transport.is_closing():
-            self._wait_for("idle", IDLE_SECONDS)  # what is left to be sent
-            return
-        if self._is_broken:
-            self.due, self._waits_for = inf, None
-            if active is None:
-                self._refuse()
+            self._wait_for("untaken", TAKE_SECONDS)
             return
         reads = not self._queue or self._hold is not None
         if newest is not None and not newest.is_whole and newest.is_full:
@@ -373,7 +376,10 @@ class HTTPConnection(asyncio.Protocol):
             else:
                 self.transport.pause_reading()
         if active is not None and active.is_whole:
-            self.due, self._waits_for = inf, None
+            if not self.is_write_paused:
+                self.due, self._waits_for = inf, None
+            else:  # with what was answered before
+                self._wait_for("untaken", TAKE_SECONDS)
         elif self._is_in_head:
             self._wait_for("slow_head", HEAD_SECONDS)
         elif newest is not None and not newest.is_whole:
@@ -412,20 +418,19 @@ class HTTPConnection(asyncio.Protocol):
 
     def end_overdue(self) -> None:
         """What was waited for did not come in time, or is not taken."""
-        if not self._is_reading and not self.transport.is_closing():
-            return
         waited_for, self.due = self._waits_for, inf
         if self.transport.is_closing() or (waited_for == "idle" and self.transport.get_write_buffer_size()):
-            self.transport.abort()
-        elif waited_for == "idle":
+            waited_for = "untaken"
+        if not self._is_reading and waited_for != "untaken":
+            return  # it could not come
+        if waited_for == "idle":
             self.transport.close()
         elif waited_for is not None:
             self._cut(waited_for)
 
     def _cut(self, why: str) -> None:
-        if not self.transport.is_closing():
-            self._listening.statistics.count("refused", why)
-            self.transport.abort()
+        self._listening.statistics.count("refused", why)
+        self.transport.abort()
 
     def _break(self) -> None:
         """What came is no HTTP. Who asked before is answered first."""

@@ -51,7 +51,7 @@ class Carrier(Protocol):
         """Return when the client has taken enough, or has gone."""
 
     def settle(self) -> None:
-        """Some of a body was taken: read on, where that was all that waited."""
+        """Some of a body was taken, or the connection is to end: read on or not, and wait for what is due next."""
 
     def is_over(self, exchange: HTTPExchange) -> None:
         """The answer is complete."""
@@ -184,6 +184,7 @@ class HTTPExchange:
         """There is no answer, or not all of it."""
         if self._has_begun:
             self._carrier.transport.close()
+            self._carrier.settle()
         else:
             self.reply(500, [*FAILED], b"Internal Server Error")
 

@@ -42,7 +42,7 @@ def nothing_at_once(whole: WholeRequest) -> bool:
 class HTTPListening:
     """What the connections of one listener have in common. It is uvicorn's `http`: called, it makes a connection.
 
-    Who is cut is counted in `statistics`, under `refused`: `head`, `slow_head`, `slow_body`, `connections`.
+    Who is cut is counted in `statistics`, under `refused`: `head`, `slow_head`, `slow_body`, `untaken`, `connections`.
     """
 
     def __init__(self, statistics: Statistics, at_once: AtOnce = nothing_at_once) -> None:

@@ -333,14 +333,51 @@ async def test_http_1_0_stays_what_it_is_where_another_protocol_is_asked_for() -
         assert (await reader.read()).endswith(b"GET /1 ")
 
 
-async def test_a_client_that_takes_nothing_of_its_answer_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("then", "size"),
+    [(b"", 0), (GET % 2 + GET % 3, 20), (GET % 2 + GET % 3, 20_000_000), (GET % 2 + b"\0", 20)],
+    ids=["nothing", "little", "much", "no HTTP"],
+)
+async def test_g10_a_client_that_takes_nothing_of_its_answer_is_cut(
+    then: bytes, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(http_listening, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr(http_connection, "IDLE_SECONDS", 0.2)
+    monkeypatch.setattr(http_connection, "TAKE_SECONDS", 0.2)
+    bodies = iter([b"x" * 20_000_000, b"x" * size])
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await answering(next(bodies))(scope, receive, send)
+
     listening = HTTPListening(Statistics())
-    async with serving(answering(b"x" * 20_000_000), listening) as port, asyncio.timeout(PATIENCE):
+    async with serving(application, listening) as port, asyncio.timeout(PATIENCE):
+        transport, _ = await asyncio.get_running_loop().create_connection(Parts, "127.0.0.1", port)
+        transport.pause_reading()
+        transport.write(GET % 1 + then)
+        await until(lambda: listening.state.connections)
+        await until(lambda: not listening.state.connections)
+        transport.close()
+    assert listening.statistics.counts["refused", "untaken"] == 1
+
+
+async def test_g10_a_stream_of_which_nothing_is_taken_is_cut_once_it_was_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_listening, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(http_connection, "TAKE_SECONDS", 0.2)
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200})
+        while True:
+            async with asyncio.timeout(0.05):
+                await send({"type": "http.response.body", "body": b"x" * 4_000_000, "more_body": True})
+
+    listening = HTTPListening(Statistics())
+    async with serving(application, listening) as port, asyncio.timeout(PATIENCE):
         transport, _ = await asyncio.get_running_loop().create_connection(Parts, "127.0.0.1", port)
         transport.pause_reading()
         transport.write(GET % 1)
         await until(lambda: listening.state.connections)
         await until(lambda: not listening.state.connections)
         transport.close()
+    assert listening.statistics.counts["refused", "untaken"] == 1
