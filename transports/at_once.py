@@ -25,7 +25,17 @@ from .http_endpoint import JSON_TYPE, STREAM_TYPE, HTTPRequest, check_json, refu
 from .patience import Patience, Waiting
 from .status import HTTPRefusal
 from .streamable_http import DECIDE_SECONDS
-from .streamable_request import arrival_of, check_agreement, give_events, greet, is_good_bye, is_opening, key_of, take
+from .streamable_request import (
+    arrival_of,
+    check_agreement,
+    check_names,
+    give_events,
+    greet,
+    is_good_bye,
+    is_opening,
+    key_of,
+    take,
+)
 
 
 class AtOnce:
@@ -110,7 +120,10 @@ class AtOnce:
         """
         if is_opening(message):
             arrival = arrival_of(self._config, request)
-            return self._pool.resumable(request.principal, self._config.server, message, arrival)
+            workflow = self._pool.resumable(request.principal, self._config.server, message, arrival)
+            if workflow is not None:
+                check_names(request.headers, workflow)
+            return workflow
         if message.method == "notifications/cancelled" and self._pool.number > 0:  # other workers may have the call
             return None
         return self._named(request, concern_of([message]))

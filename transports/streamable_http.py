@@ -29,6 +29,7 @@ from .status import HTTPRefusal
 from .streamable_request import (
     arrival_of,
     check_agreement,
+    check_names,
     give,
     give_events,
     greet,
@@ -123,8 +124,10 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
             )
 
     async def _initialize(self, request: HTTPRequest, message: Envelope) -> None:
-        arrival = arrival_of(self._config, request)
-        begun = await self._pool.begin(request.principal, self._config.server, message, arrival)
+        principal, server, arrival = request.principal, self._config.server, arrival_of(self._config, request)
+        if arrival.session_id is not None and arrival.key is not None:
+            check_names(request.headers, await self._pool.find(principal, server, arrival.session_id))
+        begun = await self._pool.begin(principal, server, message, arrival)
         await request.respond(200, [JSON], greet(request, message, begun))
 
     async def _answer(self, request: HTTPRequest, workflow: Workflow, exchange: Exchange, *, is_batch: bool) -> None:

@@ -38,16 +38,21 @@ def arrival_of(config: EndpointConfig, request: HTTPRequest) -> Arrival:
     return Arrival(headers.get(SESSION_ID), key_of(config, request), fixed, generation=config.generation)
 
 
-def check_agreement(headers: RequestHeaders, workflow: Workflow) -> None:
-    """Session id, key, event id and version header must name the same thing.
+def check_names(headers: RequestHeaders, workflow: Workflow) -> None:
+    """Session id, key and event id must name the same workflow.
 
     Raises:
         HTTPRefusal: 400, they do not.
     """
-    record = workflow.record
-    session_id, key, revision = headers.get(SESSION_ID), workflow_key(headers), headers.get(PROTOCOL_VERSION)
+    record, session_id, key = workflow.record, headers.get(SESSION_ID), workflow_key(headers)
     if (session_id is not None and session_id != record.session_id) or (key is not None and key != record.key):
         raise HTTPRefusal(400, "disagree", "Mcp-Session-Id, Trunkline-Workflow and Last-Event-ID disagree")
+
+
+def check_agreement(headers: RequestHeaders, workflow: Workflow) -> None:
+    """The same, and the version header must be that of its session. Raises as `check_names`."""
+    check_names(headers, workflow)
+    record, revision = workflow.record, headers.get(PROTOCOL_VERSION)
     if revision is not None and revision != record.revision:
         raise HTTPRefusal(
             400, "revision", f"MCP-Protocol-Version {revision} contradicts the session's {record.revision}"

@@ -197,6 +197,7 @@ FAULTS: dict[str, tuple[dict[str, str | None], Any]] = {
     "key": ({"trunkline-workflow": "another"}, call()),
     "no key": ({"mcp-session-id": None, "trunkline-workflow": "not a key"}, call()),
     "opening": ({}, {**initialize(), "params": {"capabilities": {}}}),
+    "opening of another": ({"trunkline-workflow": "another", "mcp-protocol-version": None}, initialize(REVISION)),
     "json": ({}, b"{"),
     "nothing": ({}, b" "),
     "batch": ({}, [call()]),

@@ -1,5 +1,7 @@
 """What a request over Streamable HTTP asks of its session, and streams whose client is slow or gone."""
 
+from typing import Any
+
 import pytest
 from harness.endpoint_bench import call, front, initialize, opened
 from harness.memory_wire import echo
@@ -21,6 +23,21 @@ async def test_headers_that_disagree_with_the_session_are_refused(headers: dict[
             assert (await answer.json())["id"] == (9 if method == "POST" else None)
         assert not here.server.of("tools/call")
         assert (await here.client.post(NOTE, {"mcp-protocol-version": "2025-11-25"})).status == 202
+
+
+@pytest.mark.parametrize("capabilities", [{}, {"roots": {}}], ids=["the same", "another"])
+async def test_an_initialize_whose_key_is_not_that_of_its_session_is_refused_and_ends_nothing(
+    capabilities: dict[str, Any],
+) -> None:
+    async with opened() as here:
+        other = (await here.client.post(initialize(), {SESSION: None, KEY: "chat"})).headers[SESSION]
+        for headers in ({KEY: "chat"}, {SESSION: other, KEY: "another"}):
+            answer = await here.client.post(initialize(capabilities=capabilities), headers)
+            assert (answer.status, (await answer.json())["id"]) == (400, 0)
+        assert here.counts["refused", "disagree"] == 2
+        assert len(here.bench.pool.workflows) == 2
+        answer = await here.client.post(initialize(), {SESSION: other, KEY: "chat"})
+        assert (answer.status, answer.headers["trunkline-workflow-state"]) == (200, "resumed")
 
 
 @pytest.mark.parametrize(("end", "status"), [(None, 200), ("stream", 200), ("workflow", 404), (" Workflow ", 404)])
