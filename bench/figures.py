@@ -306,9 +306,10 @@ def machine(name: str) -> str:
     found = result(name)
     there, versions = found["machine"], found["versions"]
     listed = ", ".join(f"{package} {version}" for package, version in versions.items() if package != "trunkline")
+    first = ", and all three go before other processes of the machine" if there.get("goes_first") else ""
     return (
         f"Measured on {there['cores']} cores ({there['cpu']}), Python {there['python']}, {listed}, at commit "
-        f"{found['commit']}; the gateway has one core, client and server share the other."
+        f"{found['commit']}; the gateway has one core, client and server share the other{first}."
     )
 
 

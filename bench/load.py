@@ -28,6 +28,7 @@ from bench.client import Sample, Slot, Target, burst, closed_loop, open_loop, op
 from bench.connection import open_many
 from bench.processes import (
     ROOT,
+    Rank,
     cores,
     cpu_seconds,
     free_port,
@@ -63,8 +64,8 @@ class Bed:
         """The server's."""
 
     def __enter__(self) -> "Bed":
-        self._stack.enter_context(pinned(cores().client))
-        self.port = self._stack.enter_context(upstream(cores().upstream))
+        self._stack.enter_context(pinned(cores().client, Rank.CLIENT))
+        self.port = self._stack.enter_context(upstream(cores().upstream, rank=Rank.SERVER))
         self._places[DIRECT] = 0, self.port
         return self
 
@@ -101,11 +102,12 @@ class Bed:
     def _start(self, name: str) -> tuple[int, int]:
         settings, core = VARIANTS[name].settings, cores().gateway
         if settings is not None:
-            return self._stack.enter_context(gateway_process(settings + self._servers(), core))
+            return self._stack.enter_context(gateway_process(settings + self._servers(), core, rank=Rank.MEASURED))
         port = free_port()
         given = ["--floor"] if name == FLOOR else ["--url", f"http://127.0.0.1:{self.port}/mcp"]
         command = [sys.executable, "-m", "bench.forwarder", "--port", str(port), *given]
-        return self._stack.enter_context(process(command, core, f"http://127.0.0.1:{port}/readyz")), port
+        ready = f"http://127.0.0.1:{port}/readyz"
+        return self._stack.enter_context(process(command, core, ready, rank=Rank.MEASURED)), port
 
     def _servers(self) -> str:
         """The lean server as gateways know it: once for each transport and each delay."""

@@ -4,6 +4,7 @@ One core belongs to what is measured; the load and the server share another, or 
 """
 
 import contextlib
+import enum
 import os
 import random
 import resource
@@ -31,6 +32,17 @@ class Cores(NamedTuple):
     gateway: int
 
 
+class Rank(enum.IntEnum):
+    """Who of a measurement goes first on a core that it shares, and all of them before other processes of the machine.
+
+    Without it a process waits until another has had its slice of some milliseconds, which is many calls.
+    """
+
+    CLIENT = 1
+    MEASURED = 2
+    SERVER = 3
+
+
 def cores() -> Cores:
     """The cores of this machine, as a measurement divides them."""
     there = sorted(set(range(os.cpu_count() or 1)) | os.sched_getaffinity(0))
@@ -38,16 +50,31 @@ def cores() -> Cores:
 
 
 @contextlib.contextmanager
-def pinned(core: int) -> Iterator[None]:
+def pinned(core: int, rank: Rank | None = None) -> Iterator[None]:
     """This process on one core, with as many descriptors as it may have, for the length of the context."""
     before, files = os.sched_getaffinity(0), resource.getrlimit(resource.RLIMIT_NOFILE)
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
     os.sched_setaffinity(0, {core})
     resource.setrlimit(resource.RLIMIT_NOFILE, (files[1], files[1]))
+    _take(rank)
     try:
         yield
     finally:
+        os.sched_setscheduler(0, policy, parameters)
         os.sched_setaffinity(0, before)
         resource.setrlimit(resource.RLIMIT_NOFILE, files)
+
+
+def is_ranked() -> bool:
+    """Whether this process has a rank: the kernel may not allow it."""
+    return os.sched_getscheduler(0) == os.SCHED_FIFO
+
+
+def _take(rank: Rank | None) -> None:
+    """Have the kernel's real-time scheduler (sched(7)) let this process go first, where that is allowed."""
+    if rank is not None:
+        with contextlib.suppress(PermissionError):
+            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(rank))
 
 
 def free_port() -> int:
@@ -61,9 +88,9 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def process(command: list[str], core: int, ready: str, *, cwd: Path = ROOT) -> Iterator[int]:
+def process(command: list[str], core: int, ready: str, *, cwd: Path = ROOT, rank: Rank | None = None) -> Iterator[int]:
     """A process on one core, from when it answers with any status at `ready` until it is ended; its pid."""
-    started = subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=_alone(core), cwd=cwd)
+    started = subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=_alone(core, rank), cwd=cwd)
     try:
         until = time.monotonic() + START_SECONDS
         while not _answers(ready):
@@ -82,13 +109,15 @@ def process(command: list[str], core: int, ready: str, *, cwd: Path = ROOT) -> I
             started.wait()
 
 
-def _alone(core: int) -> Callable[[], None]:
+def _alone(core: int, rank: Rank | None) -> Callable[[], None]:
     """What a new process does first."""
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 
     def settle() -> None:
         os.sched_setaffinity(0, {core})
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # not that of who starts it
+        _take(rank)
 
     return settle
 
@@ -104,23 +133,23 @@ def _answers(url: str) -> bool:
 
 
 @contextlib.contextmanager
-def upstream(core: int, port: int = 0) -> Iterator[int]:
+def upstream(core: int, port: int = 0, *, rank: Rank | None = None) -> Iterator[int]:
     """The lean server on one core; its port."""
     port = port or free_port()
     command = [sys.executable, "-m", "bench.upstream", "--port", str(port)]
-    with process(command, core, f"http://127.0.0.1:{port}/recorder"):
+    with process(command, core, f"http://127.0.0.1:{port}/recorder", rank=rank):
         yield port
 
 
 @contextlib.contextmanager
-def gateway_process(settings: str, core: int, port: int = 0) -> Iterator[tuple[int, int]]:
+def gateway_process(settings: str, core: int, port: int = 0, *, rank: Rank | None = None) -> Iterator[tuple[int, int]]:
     """A gateway process with these settings, complete with servers; its pid and its port."""
     port = port or free_port()
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
         file.write(settings)
         file.flush()
         command = [sys.executable, "-m", "trunkline.gateway.cli", "serve", file.name, "--port", str(port)]
-        with process([*command, "--log-level", "error"], core, f"http://127.0.0.1:{port}/readyz") as pid:
+        with process([*command, "--log-level", "error"], core, f"http://127.0.0.1:{port}/readyz", rank=rank) as pid:
             yield pid, port
 
 

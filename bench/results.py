@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench.processes import ROOT
+from bench.processes import ROOT, is_ranked
 
 RESULTS = ROOT / "bench" / "results"
 """Those that README and docs show."""
@@ -43,7 +43,12 @@ def write_result(folder: Path, name: str, about: str, command: str, rows: Sequen
         "command": command,
         "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit(),
-        "machine": {"cores": os.cpu_count(), "cpu": cpu_model(), "python": platform.python_version()},
+        "machine": {
+            "cores": os.cpu_count(),
+            "cpu": cpu_model(),
+            "python": platform.python_version(),
+            "goes_first": is_ranked(),
+        },
         "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
         "rows": list(rows),
     }

@@ -20,7 +20,19 @@ from bench.client import Target, arguments, burst, closed_loop, open_loop, opene
 from bench.compare import changes, notch
 from bench.frames import TEXT, Frames, frame
 from bench.load import Bed, measure, steps
-from bench.processes import ROOT, cores, cpu_seconds, descriptors, pinned, process, resident, upstream
+from bench.processes import (
+    ROOT,
+    Rank,
+    cores,
+    cpu_seconds,
+    descriptors,
+    free_port,
+    is_ranked,
+    pinned,
+    process,
+    resident,
+    upstream,
+)
 from bench.results import as_text, percentile, result, results, write_result
 from bench.scenarios import DIRECT, FORWARDER, MANY_IDLE, OLD_6, SCENARIOS, TRUNKLINE, VARIANTS
 
@@ -103,6 +115,19 @@ async def test_a_burst_is_made_at_once() -> None:
             sample = await burst(slots, asks=[arguments(ms=50)])
     assert sample.calls == 8
     assert sample.elapsed < 8 * 0.05
+
+
+def test_who_has_a_rank_goes_first_where_that_is_allowed() -> None:
+    with pinned(cores().client, Rank.CLIENT):
+        is_allowed = is_ranked()
+        policies = []
+        for rank in (Rank.SERVER, None):
+            port = free_port()
+            command = [sys.executable, "-m", "bench.upstream", "--port", str(port)]
+            with process(command, cores().upstream, f"http://127.0.0.1:{port}/recorder", rank=rank) as pid:
+                policies.append(os.sched_getscheduler(pid))
+    assert policies == [os.SCHED_FIFO if is_allowed else os.SCHED_OTHER, os.SCHED_OTHER]
+    assert not is_ranked()
 
 
 def test_processes_are_measured_with_their_children() -> None:
