@@ -392,10 +392,12 @@ class Pool:
         workflow = self._workflows.get(record.session_id) if record is not None else None
         if record is None or workflow is None:
             return None
-        if workflow.opened.done() and record.epoch > workflow.record.epoch:
+        if not workflow.opened.done():  # and its record is yet to be written anew
+            return workflow
+        if record.epoch > workflow.record.epoch:
             self._ending.soon(workflow, "taken_over")
             return None
-        return workflow
+        return await self._live(workflow, principal, server)
 
     async def _find_key_anywhere(
         self, cluster: Cluster, principal: Principal, server: str, key: str, concern: Concern

@@ -121,6 +121,15 @@ async def test_a_client_that_comes_back_by_its_key_waits_for_no_task() -> None:
         assert len(here.front.server.of("initialize")) == 2, "that of the other session, and one for the key"
 
 
+async def test_a_client_that_knows_nothing_but_its_key_waits_for_no_task() -> None:
+    async with session() as here:
+        headers = without({**here.headers, "trunkline-workflow": "chat"}, "mcp-session-id")
+        for _ in range(4):
+            here.connection.post({"jsonrpc": "2.0", "id": "p", "method": "ping"}, headers)
+            assert (await here.connection.answer()).status == 200
+        assert here.taken == [False, False, True, True], "the second one looks the record up"
+
+
 async def test_the_end_of_a_workflow_is_not_taken_for_a_good_bye() -> None:
     async with session() as here:
         here.connection.post(b"", here.headers, method="DELETE")
