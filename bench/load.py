@@ -54,9 +54,13 @@ OPEN_SLOTS = 256
 
 
 class Bed:
-    """The server, and what stands before it, each started when it is first asked for; a context."""
+    """The server, and what stands before it, each started when it is first asked for; a context.
 
-    def __init__(self) -> None:
+    `first` has all of them go before other processes of the machine: nothing else is to be awaited meanwhile.
+    """
+
+    def __init__(self, *, first: bool = False) -> None:
+        self._ranks = (Rank.CLIENT, Rank.MEASURED, Rank.SERVER) if first else (None, None, None)
         self._stack = contextlib.ExitStack()
         self._places: dict[str, tuple[int, int]] = {}
         """The pid and the port of each variant."""
@@ -64,8 +68,9 @@ class Bed:
         """The server's."""
 
     def __enter__(self) -> "Bed":
-        self._stack.enter_context(pinned(cores().client, Rank.CLIENT))
-        self.port = self._stack.enter_context(upstream(cores().upstream, rank=Rank.SERVER))
+        client, _, behind = self._ranks
+        self._stack.enter_context(pinned(cores().client, client))
+        self.port = self._stack.enter_context(upstream(cores().upstream, rank=behind))
         self._places[DIRECT] = 0, self.port
         return self
 
@@ -100,14 +105,14 @@ class Bed:
             return Counter(json.load(answer))
 
     def _start(self, name: str) -> tuple[int, int]:
-        settings, core = VARIANTS[name].settings, cores().gateway
+        settings, core, rank = VARIANTS[name].settings, cores().gateway, self._ranks[1]
         if settings is not None:
-            return self._stack.enter_context(gateway_process(settings + self._servers(), core, rank=Rank.MEASURED))
+            return self._stack.enter_context(gateway_process(settings + self._servers(), core, rank=rank))
         port = free_port()
         given = ["--floor"] if name == FLOOR else ["--url", f"http://127.0.0.1:{self.port}/mcp"]
         command = [sys.executable, "-m", "bench.forwarder", "--port", str(port), *given]
         ready = f"http://127.0.0.1:{port}/readyz"
-        return self._stack.enter_context(process(command, core, ready, rank=Rank.MEASURED)), port
+        return self._stack.enter_context(process(command, core, ready, rank=rank)), port
 
     def _servers(self) -> str:
         """The lean server as gateways know it: once for each transport and each delay."""
@@ -285,7 +290,7 @@ def main() -> None:
 async def run(names: list[str], rounds: int, factor: float, output: Path, is_quick: bool) -> None:
     """Measure, print and store them, one after the other."""
     total = sum(steps(SCENARIOS[name], rounds) for name in names)
-    with Bed() as bed, Progress(console=Console(stderr=True)) as progress:
+    with Bed(first=True) as bed, Progress(console=Console(stderr=True)) as progress:
         task = progress.add_task("measuring", total=total)
         for name in names:
             progress.update(task, description=name)

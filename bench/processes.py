@@ -67,14 +67,14 @@ def pinned(core: int, rank: Rank | None = None) -> Iterator[None]:
 
 def is_ranked() -> bool:
     """Whether this process has a rank: the kernel may not allow it."""
-    return os.sched_getscheduler(0) == os.SCHED_FIFO
+    return os.sched_getscheduler(0) == os.SCHED_RR
 
 
 def _take(rank: Rank | None) -> None:
     """Have the kernel's real-time scheduler (sched(7)) let this process go first, where that is allowed."""
     if rank is not None:
         with contextlib.suppress(PermissionError):
-            os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(rank))
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(rank))
 
 
 def free_port() -> int:

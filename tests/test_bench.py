@@ -126,7 +126,7 @@ def test_who_has_a_rank_goes_first_where_that_is_allowed() -> None:
             command = [sys.executable, "-m", "bench.upstream", "--port", str(port)]
             with process(command, cores().upstream, f"http://127.0.0.1:{port}/recorder", rank=rank) as pid:
                 policies.append(os.sched_getscheduler(pid))
-    assert policies == [os.SCHED_FIFO if is_allowed else os.SCHED_OTHER, os.SCHED_OTHER]
+    assert policies == [os.SCHED_RR if is_allowed else os.SCHED_OTHER, os.SCHED_OTHER]
     assert not is_ranked()
 
 
