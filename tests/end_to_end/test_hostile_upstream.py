@@ -62,6 +62,9 @@ PLAYS: dict[str, tuple[list[Step], int, str | None]] = {
 }
 
 
+HUGE = {play: f"huge{n}" for n, play in enumerate(play for play in PLAYS if play.startswith("a huge"))}
+"""What takes its time to come, on servers that are given it."""
+
 BAD = tuple(f"bad{n}" for n in range(len(PLAYS) + 20))
 """Names of the hostile server, one for each test: what it does in one opens no circuit for the next."""
 
@@ -92,7 +95,11 @@ def both(
     settings = tmp_path_factory.mktemp("hostile") / "trunkline.toml"
     settings.write_text(
         f'[servers.up]\nurl = "{upstream_process.url}"\n'
-        + "".join(f'[servers.{name}]\nurl = "http://127.0.0.1:{ports[0]}/mcp"\nrequest_timeout = 0.5\n' for name in BAD)
+        + "".join(
+            f'[servers.{name}]\nurl = "http://127.0.0.1:{ports[0]}/mcp"\nrequest_timeout = {seconds}\n'
+            for names, seconds in ((BAD, 0.5), (HUGE.values(), 30))
+            for name in names
+        )
         + f'[servers.away]\nurl = "http://127.0.0.1:{ports[1]}/mcp"\n'
     )
     with running_gateway(toml=settings) as process:
@@ -112,7 +119,7 @@ async def test_g9_costs_its_own_call_a_clear_error_and_nobody_else_anything(
 ) -> None:
     steps, code, executed = PLAYS[play]
     bad.script = {"tools/call": [steps, GOOD]}
-    async with Wire(both.url(name)) as hostile, Wire(both.url()) as good:
+    async with Wire(both.url(HUGE.get(play, name))) as hostile, Wire(both.url()) as good:
         await hostile.open()
         await good.open()
         pending = await hostile.call("anything", id=b'"mine"')
