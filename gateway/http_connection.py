@@ -467,7 +467,8 @@ class HTTPConnection(asyncio.Protocol):
         if method == b"CONNECT":
             self._break()
             return
-        is_websocket = self._upgrade == b"websocket" and self._active is None and not self._queue
+        is_free = self._active is None and not self._queue and not self.is_write_paused  # which only we are told of
+        is_websocket = self._upgrade == b"websocket" and is_free
         headers = [*self._headers, (b"content-length", self._length)] if self._length else self._headers
         if not is_websocket:
             headers = _without_upgrade(headers)

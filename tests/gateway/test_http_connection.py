@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from harness.gateways import until
@@ -319,7 +319,11 @@ async def test_the_end_of_the_server_waits_for_a_request_whose_body_is_on_its_wa
         writer.write(GET % 1)
         assert await said(reader) == b"GET /1 "
         writer.write(b"POST /1 HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\n")
-        await until(lambda: any(getattr(one, "_queue", ()) for one in listening.state.connections))
+        await until(
+            lambda: (
+                hasattr(listening, "state") and any(getattr(one, "_queue", ()) for one in listening.state.connections)
+            )
+        )
         for connection in list(listening.state.connections):
             connection.shutdown()
         writer.write(b"body")
@@ -333,10 +337,16 @@ async def test_http_1_0_stays_what_it_is_where_another_protocol_is_asked_for() -
         assert (await reader.read()).endswith(b"GET /1 ")
 
 
+SOCKET = (
+    b"GET /2 HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
+)
+
+
 @pytest.mark.parametrize(
     ("then", "size"),
-    [(b"", 0), (GET % 2 + GET % 3, 20), (GET % 2 + GET % 3, 20_000_000), (GET % 2 + b"\0", 20)],
-    ids=["nothing", "little", "much", "no HTTP"],
+    [(b"", 0), (GET % 2 + GET % 3, 20), (GET % 2 + GET % 3, 20_000_000), (GET % 2 + b"\0", 20), (SOCKET, 20)],
+    ids=["nothing", "little", "much", "no HTTP", "a socket"],
 )
 async def test_g10_a_client_that_takes_nothing_of_its_answer_is_cut(
     then: bytes, size: int, monkeypatch: pytest.MonkeyPatch
@@ -347,14 +357,23 @@ async def test_g10_a_client_that_takes_nothing_of_its_answer_is_cut(
     bodies = iter([b"x" * 20_000_000, b"x" * size])
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.accept"})
+            await asyncio.Event().wait()
         await answering(next(bodies))(scope, receive, send)
 
     listening = HTTPListening(Statistics())
     async with serving(application, listening) as port, asyncio.timeout(PATIENCE):
         transport, _ = await asyncio.get_running_loop().create_connection(Parts, "127.0.0.1", port)
         transport.pause_reading()
-        transport.write(GET % 1 + then)
-        await until(lambda: listening.state.connections)
+        transport.write(GET % 1)
+        await until(
+            lambda: (
+                hasattr(listening, "state")
+                and any(cast(Any, one).is_write_paused for one in listening.state.connections)
+            )
+        )
+        transport.write(then)
         await until(lambda: not listening.state.connections)
         transport.close()
     assert listening.statistics.counts["refused", "untaken"] == 1
