@@ -16,6 +16,7 @@ def keep_what_large_messages_took() -> None:
 
     glibc learns from the largest block that was freed: up to that size a block is no mapping of its own any longer, and
     up to twice as much is kept at the end of the heap (mallopt(3), M_MMAP_THRESHOLD). A gateway that has once passed on
-    a message of 16 MiB keeps 32 MiB, and none more than 64; one that has not would go on giving back what it needs again at once.
+    a message of 16 MiB keeps 32 MiB, and none more than 64; one that has not would go on giving back what it needs
+    again at once.
     """
     bytes(BLOCK_BYTES)  # a mapping of zeros that nobody touches, so that it costs no page
