@@ -24,7 +24,6 @@ from .headers import PROTOCOL_VERSION, SESSION_ID, accepts, workflow_key
 from .http_endpoint import JSON_TYPE, STREAM_TYPE, HTTPRequest, check_json, refusal, refuse
 from .patience import Patience, Waiting
 from .status import HTTPRefusal
-from .streamable_http import DECIDE_SECONDS
 from .streamable_request import (
     arrival_of,
     check_agreement,
@@ -35,6 +34,7 @@ from .streamable_request import (
     is_opening,
     key_of,
     take,
+    undecided,
 )
 
 
@@ -44,7 +44,7 @@ class AtOnce:
     def __init__(self, config: EndpointConfig) -> None:
         self._config = config
         self._pool = config.pool
-        self._patience = Patience(DECIDE_SECONDS)
+        self._patience = undecided()
 
     def take(self, whole: WholeRequest) -> bool:
         """Take a request that asks nobody else, and waits for nothing but the server's answer.
@@ -52,7 +52,12 @@ class AtOnce:
         False where it is none, or is to be refused: nothing was done then, and the endpoint is to be asked.
         """
         headers, config, method = whole.headers, self._config, whole.scope["method"]
-        if headers.query or not (self._may_post(headers) if method == "POST" else method == "DELETE"):
+        if headers.query:
+            return False
+        if method == "POST":
+            if headers.checked is not self and not self._may_post(headers):
+                return False
+        elif method != "DELETE":
             return False
         request = HTTPRequest(headers, whole.receive, whole.send, whole.scope)
         try:
@@ -71,8 +76,6 @@ class AtOnce:
 
     def _may_post(self, headers: RequestHeaders) -> bool:
         """Whether the headers are those of a message of the revisions with sessions, from who may speak here at all."""
-        if headers.checked is self:
-            return True
         revision = headers.get(PROTOCOL_VERSION)
         if revision is not None and revision not in LEGACY:
             return False
@@ -118,15 +121,21 @@ class AtOnce:
         Raises:
             TrunklineError: the headers disagree with it, or the message is no such message.
         """
-        if is_opening(message):
-            arrival = arrival_of(self._config, request)
-            workflow = self._pool.resumable(request.principal, self._config.server, message, arrival)
-            if workflow is not None:
-                check_names(request.headers, workflow)
-            return workflow
+        if message.method == "initialize":
+            return self._returning(request, message)
         if message.method == "notifications/cancelled" and self._pool.number > 0:  # other workers may have the call
             return None
         return self._named(request, concern_of([message]))
+
+    def _returning(self, request: HTTPRequest, message: Envelope) -> Workflow | None:
+        """The workflow that an `initialize` comes back to. Raises as `_workflow`."""
+        if not is_opening(message):
+            return None
+        arrival = arrival_of(self._config, request)
+        workflow = self._pool.resumable(request.principal, self._config.server, message, arrival)
+        if workflow is not None:
+            check_names(request.headers, workflow)
+        return workflow
 
     def _named(self, request: HTTPRequest, concern: Concern) -> Workflow | None:
         """The workflow that the headers name.
@@ -149,7 +158,7 @@ class AtOnce:
     def _answer(self, whole: WholeRequest, request: HTTPRequest, workflow: Workflow, message: Envelope) -> None:
         request.id = message.id
         try:
-            if is_opening(message):
+            if message.method == "initialize":
                 begun = self._pool.resume(workflow, arrival_of(self._config, request))
                 body = greet(request, message, begun)
                 whole.reply(200, request.head([JSON]), body)

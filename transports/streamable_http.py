@@ -7,7 +7,6 @@ answered with the revisions that are served, so that clients which speak both fa
 from __future__ import annotations
 
 import asyncio
-from typing import Final
 
 from ..mux import envelope as wire_format
 from ..mux.envelope import Envelope
@@ -24,7 +23,6 @@ from .asgi import ASKED, EVENT_STREAM, JSON, MEANT, until_disconnect
 from .endpoint import DEFAULT_REVISION, EndpointConfig, begin_unasked, picked
 from .headers import LAST_EVENT_ID, PROTOCOL_VERSION, SESSION_ID, accepts
 from .http_endpoint import JSON_TYPE, STREAM_TYPE, HTTPEndpoint, HTTPRequest, check_json
-from .patience import Patience
 from .status import HTTPRefusal
 from .streamable_request import (
     arrival_of,
@@ -37,10 +35,8 @@ from .streamable_request import (
     is_opening,
     key_of,
     take,
+    undecided,
 )
-
-DECIDE_SECONDS: Final = 0.05
-"""A call that is unanswered for this long turns into a stream that can be resumed (guarantee G5)."""
 
 
 class StreamableHTTPEndpoint(HTTPEndpoint):
@@ -48,7 +44,7 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
 
     def __init__(self, config: EndpointConfig) -> None:
         super().__init__(config, {"POST": self._post, "GET": self._get, "DELETE": self._delete})
-        self._patience = Patience(DECIDE_SECONDS)
+        self._patience = undecided()
 
     # POST: a message, or a batch.
 

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from msgspec import Raw
 
 from ..mux import envelope as wire_format
@@ -19,7 +21,16 @@ from .asgi import EVENT_STREAM, JSON, RequestHeaders
 from .endpoint import EndpointConfig, admitted_key, picked, take_call
 from .headers import END, POOL, PROTOCOL_VERSION, SESSION_ID, workflow_key
 from .http_endpoint import KEEP_ALIVE_SECONDS, HTTPRequest, send_events
+from .patience import Patience
 from .status import HTTPRefusal
+
+DECIDE_SECONDS: Final = 0.05
+"""A call that is unanswered for this long turns into a stream that can be resumed (guarantee G5)."""
+
+
+def undecided() -> Patience:
+    """How long calls wait until the form of their answer is decided."""
+    return Patience(DECIDE_SECONDS)
 
 
 def key_of(config: EndpointConfig, request: HTTPRequest) -> str | None:

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 import pytest
 from harness.profiled import Calls, Profiled
 from trunkline.gateway.settings import Server, Settings
-from trunkline.transports import streamable_http, websocket
+from trunkline.transports import streamable_request, websocket
 from websockets.sync.client import connect
 from websockets.sync.server import ServerConnection, serve
 from websockets.typing import Subprotocol
@@ -45,7 +45,7 @@ Ask = Callable[[dict[str, Any]], dict[str, Any]]
 
 @pytest.mark.parametrize("transport", BUDGETS)
 def test_a_call_keeps_to_its_budget(transport: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streamable_http, "DECIDE_SECONDS", 60)  # how long a call takes must make no difference
+    monkeypatch.setattr(streamable_request, "DECIDE_SECONDS", 60)  # how long a call takes must make no difference
     monkeypatch.setattr(websocket, "PINGS_APART", 60)
     budget = BUDGETS[transport]
     with ExitStack() as stack:

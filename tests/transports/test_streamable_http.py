@@ -10,7 +10,7 @@ from harness.memory_wire import Exchange, echo, message
 from harness.muxing import settle
 from harness.sse import Event
 from trunkline.mux.limits import EventLogLimits
-from trunkline.transports import streamable_http
+from trunkline.transports import streamable_request
 
 pytestmark = pytest.mark.anyio
 
@@ -42,7 +42,7 @@ def log_and_answer(exchange: Exchange) -> None:
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A call takes long as soon as it is not answered at once."""
-    monkeypatch.setattr(streamable_http, "DECIDE_SECONDS", 0)
+    monkeypatch.setattr(streamable_request, "DECIDE_SECONDS", 0)
 
 
 # The form of an answer.
