@@ -5,12 +5,10 @@ from typing import Any, Final
 from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
-from .once import pass_once
+from .once import WITHIN, Once, may_be_once
+from .whole import Whole, is_whole
 
 PATH: Final = "/rpc"
-
-WITHIN: Final = "trunkline.contextforge.within"
-"""The scope's entry for a message that is asked of `/rpc` within the process."""
 
 
 class DirectRoute(BaseRoute):
@@ -59,7 +57,13 @@ def shorten(app: Any) -> None:
     stock = app.build_middleware_stack
 
     def build_middleware_stack() -> Any:
-        pass_once(app.user_middleware)
+        middleware = app.user_middleware
+        once = [may_be_once(added, middleware) for added in middleware]
+        for place, added in enumerate(middleware):
+            if is_whole(added):
+                middleware[place] = added = type(added)(Whole, added=added)
+            if once[place]:
+                middleware[place] = type(added)(Once, added=added)
         app.router.routes.insert(0, DirectRoute(app.router.routes, PATH))
         return stock()
 

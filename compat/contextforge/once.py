@@ -5,11 +5,13 @@ The request that brings a message to a stream has passed all of it, under the sa
 limits, logs, or calls plugins, and whatever is not known here.
 """
 
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from ...transports.asgi import ASGIApp, Receive, Scope, Send
+
+WITHIN: Final = "trunkline.contextforge.within"
+"""The scope's entry for a message that is asked of `/rpc` within the process."""
 
 PASSED: Final = "trunkline.contextforge.passed"
 """The scope's entry for a message whose own request has passed the application's middleware."""
@@ -62,14 +64,12 @@ class Once:
         await (self._app if PASSED in scope else self._middleware)(scope, receive, send)
 
 
-def pass_once(middleware: list[Any]) -> None:
-    """Put `Once` around those of an application's middleware for which it may stand, in their places."""
-    scopings = Counter(_dispatch(added) for added in middleware)
-    for place, added in enumerate(middleware):
-        name = f"{added.cls.__module__}.{added.cls.__qualname__}"
-        is_twice = name == SCOPING and (_dispatch(added) is None or scopings[_dispatch(added)] > 1)
-        if name in ONCE or is_twice:
-            middleware[place] = type(added)(Once, added=added)
+def may_be_once(added: Added, among: Sequence[Added]) -> bool:
+    """Whether `Once` may stand around this one of an application's middleware."""
+    name = f"{added.cls.__module__}.{added.cls.__qualname__}"
+    scoping = _dispatch(added)
+    is_twice = scoping is None or sum(_dispatch(other) is scoping for other in among) > 1
+    return name in ONCE or (name == SCOPING and is_twice)
 
 
 def passed(state: Mapping[str, Any]) -> dict[str, Any]:

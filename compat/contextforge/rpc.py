@@ -8,8 +8,8 @@ from typing import Any, Final
 from ...mux.limits import MAX_EVENT_BYTES
 from ...transports.asgi import ASGIApp
 from .asked import Incoming, carried_by
-from .direct import PATH, WITHIN
-from .once import PASSED, passed
+from .direct import PATH
+from .once import PASSED, WITHIN, passed
 
 NOT_COPIED: Final = frozenset(
     {

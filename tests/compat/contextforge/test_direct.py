@@ -8,7 +8,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Match, Route, Router
 from trunkline.compat.contextforge.asked import Incoming
-from trunkline.compat.contextforge.direct import PATH, WITHIN, DirectRoute, shorten
+from trunkline.compat.contextforge.direct import PATH, DirectRoute, shorten
+from trunkline.compat.contextforge.once import WITHIN
 from trunkline.compat.contextforge.rpc import RPC
 
 pytestmark = pytest.mark.anyio
