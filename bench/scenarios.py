@@ -32,7 +32,7 @@ VARIANTS = {
     FORWARDER: Variant("forwards each POST by the gateway's own HTTP client, and knows nothing of MCP"),
     OLD_6: Variant(
         "a session for each call with the habits of the SDK's client: initialize, initialized, the GET stream, "
-        "tools/list, the call, DELETE",
+        "tools/list, the call, DELETE, and the answer after that",
         '[pooling]\nreuse = "none"\n[compat]\nsdk_habits = true\n',
     ),
     OLD_4: Variant(

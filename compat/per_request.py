@@ -1,7 +1,8 @@
 """The old path: one upstream session for each call (`reuse = "none"`), behind the interface of a line.
 
 Each call does what a gateway without sessions does: initialize, initialized, the call, DELETE. With the habits of the
-SDK's clients it also opens the GET stream and asks for `tools/list`, which makes six requests of one.
+SDK's clients it also opens the GET stream and asks for `tools/list`, which makes six requests of one; and whoever asked
+is answered once the session is closed, as by a program that leaves the client's contexts before it goes on.
 """
 
 import asyncio
@@ -22,13 +23,14 @@ DONE = WorkflowEnded("call_done")
 class PerRequestLine:
     """Implements `Line`. Nothing is kept between two calls; there is no session that notifications could go to.
 
-    `habits` adds what SDK clients do beside a call: the GET stream and a `tools/list`.
+    `habits` adds what SDK clients do beside a call: the GET stream, a `tools/list`, and an end that is waited for.
     """
 
     def __init__(self, make_channel: ChannelMaker, *, habits: bool = False) -> None:
         self._make_channel = make_channel
         self._habits = habits
-        self._channels: dict[Caller, Channel] = {}
+        self._calls: dict[Caller, tuple[Channel, Caller]] = {}
+        """The session of each call, and who is asked for there."""
         self._unsent: set[Caller] = set()
         """Those whose request is not on its way yet: it can still be called back unseen."""
         self._opening: Channel | None = None
@@ -60,7 +62,13 @@ class PerRequestLine:
         if self._cause is not None:
             raise SessionLost(self._cause.message, executed="no")
         self._forget_closed()
-        channel = self._channels[caller] = self._make_channel(listen=self._habits)
+        asker = caller
+        if self._habits:
+            asker = patient = _Patient(caller)
+            channel = self._make_channel(listen=True, ended=patient.ended)
+        else:
+            channel = self._make_channel(listen=False)
+        self._calls[caller] = channel, asker
         self._unsent.add(caller)
 
         def call() -> None:
@@ -69,7 +77,7 @@ class PerRequestLine:
             try:
                 if not channel.is_open:
                     raise SessionLost("the upstream session is gone", executed="no")
-                channel.request(message, caller, headers)
+                channel.request(message, asker, headers)
             except TrunklineError as error:
                 self._give_up(caller, error)
             else:
@@ -90,22 +98,22 @@ class PerRequestLine:
 
     def cancel(self, caller: Caller, message: Envelope) -> None:
         """See `Line.cancel`."""
-        channel = self._channels.get(caller)
-        if channel is None:
+        if caller not in self._calls:
             return
+        channel, asker = self._calls[caller]
         if caller in self._unsent:
             cancelled = Cancelled("Request cancelled")
             self._give_up(caller, cancelled)
             channel.close(cancelled)
         else:
-            channel.cancel(caller, message)
+            channel.cancel(asker, message)
 
     def notify(self, message: bytes, headers: Headers) -> None:
         """See `Line.notify`: between two calls there is no session to tell."""
 
     def expire(self, now: float) -> None:
         """See `Line.expire`."""
-        for channel in list(self._channels.values()):
+        for channel, _ in list(self._calls.values()):
             channel.expire(now)
         self._forget_closed()
 
@@ -115,7 +123,7 @@ class PerRequestLine:
             self._cause = cause
             if self._opening is not None:
                 self._opening.close(cause)
-            for caller, channel in list(self._channels.items()):
+            for caller, (channel, _) in list(self._calls.items()):
                 self._give_up(caller, cause)
                 channel.close(cause)
 
@@ -127,7 +135,29 @@ class PerRequestLine:
             caller.failed(SessionLost(error.message, executed="no") if ran else error)
 
     def _forget_closed(self) -> None:
-        self._channels = {caller: channel for caller, channel in self._channels.items() if not channel.is_closing}
+        self._calls = {caller: call for caller, call in self._calls.items() if not call[0].is_closing}
+
+
+class _Patient:
+    """A caller that hears of its answer once the session has ended, of everything else at once."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+        self._answer: tuple[bytes, bool] | None = None
+        self.sent, self.progressed, self.failed = caller.sent, caller.progressed, caller.failed
+
+    @property
+    def owner(self) -> Owner:
+        return self._caller.owner
+
+    def answered(self, message: bytes, *, is_error: bool) -> None:
+        self._answer = message, is_error
+
+    def ended(self, _: Channel) -> None:
+        """Nothing is left of the session."""
+        if self._answer is not None:
+            message, is_error = self._answer
+            self._caller.answered(message, is_error=is_error)
 
 
 class _Then:

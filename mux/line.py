@@ -10,7 +10,10 @@ from .errors import Cancelled, Overloaded, SessionLost, TrunklineError, Upstream
 from .ports import Caller, Headers, Opened, Owner, PoolResult
 
 ChannelMaker = Callable[..., Channel]
-"""Makes a channel and starts its owner task; `listen=False` leaves out unasked messages that cost a request."""
+"""Makes a channel and starts its owner task; `listen=False` leaves out unasked messages that cost a request.
+
+`ended` is told when nothing of its session is left.
+"""
 
 
 class DedicatedLine:

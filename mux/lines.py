@@ -89,14 +89,16 @@ class _OwnChannels:
         self._place = place
         self._may_adopt = place != "new" and bool(workflow.record.upstream_session)
 
-    def __call__(self, *, listen: bool = True) -> Channel:
+    def __call__(self, *, listen: bool = True, ended: Callable[[Channel], None] | None = None) -> Channel:
         """The first one goes on with the session that another worker had, where there is one."""
         record, adopted = self._workflow.record, None
         if self._may_adopt:
             self._may_adopt = False
             adopted = Adopted(record.upstream_session, Opened(record.revision, record.result))
         listen = listen and self._place != "beside"
-        return self._lines.open_own(self._workflow, self._upstream, self._draw_ids, listen=listen, adopted=adopted)
+        return self._lines.open_own(
+            self._workflow, self._upstream, self._draw_ids, listen=listen, adopted=adopted, ended=ended
+        )
 
     async def _draw_ids(self, above: int) -> range:
         return await self._lines.directory.draw_ids(self._workflow.record.session_id, above)
@@ -257,9 +259,16 @@ class Lines:
         )
 
     def open_own(
-        self, workflow: Workflow, upstream: Upstream, draw_ids: DrawIds, *, listen: bool, adopted: Adopted | None
+        self,
+        workflow: Workflow,
+        upstream: Upstream,
+        draw_ids: DrawIds,
+        *,
+        listen: bool,
+        adopted: Adopted | None,
+        ended: Callable[[Channel], None] | None = None,
     ) -> Channel:
-        """Begin to open the session of one workflow, or to go on with it.
+        """Begin to open the session of one workflow, or to go on with it; `ended` is told when nothing of it is left.
 
         Raises:
             CircuitOpen: the server failed too often, and is not tried now.
@@ -281,7 +290,7 @@ class Lines:
             may_write=self._may_write([workflow]) if is_pooled else None,
             generation=upstream.generation,
             on_lost=self._on_lost,
-            on_ended=self._on_ended,
+            on_ended=self._on_ended if ended is None else partial(self._ended_for, ended),
         )
         is_guarded = is_pooled and adopted is None
         return self._start_channel(config, [workflow], workflow.principal, is_guarded=is_guarded)
@@ -466,6 +475,10 @@ class Lines:
         held = self._channels.pop(channel)
         channel.life.step("ended", self._clock())
         self._statistics.count("channels_closed", held.server, channel.close_reason)
+
+    def _ended_for(self, ended: Callable[[Channel], None], channel: Channel) -> None:
+        self._ended(channel)
+        ended(channel)
 
     async def _wait_for(self, before: Channel, channel: Channel) -> None:
         """Wait until a session of the same key is open. Where the server cannot be reached for it, nor for this one."""

@@ -231,7 +231,7 @@ class CompatSection(Section, frozen=True):
     """`[compat]`: the old path, one upstream session for each call."""
 
     sdk_habits: bool = False
-    """With `reuse = "none"`, also do what the SDK's clients do beside a call: the GET stream and `tools/list`."""
+    """With `reuse = "none"`, also do as the SDK's clients: the GET stream, `tools/list`, the end before the answer."""
 
 
 class Settings(Section, frozen=True):

@@ -118,6 +118,23 @@ async def test_g11_over_http_a_call_is_four_requests_and_with_the_habits_six(hab
     assert counted == ([2, 2, 2, 2, 1] if habits else [2, 2, 1, 2, 0])
 
 
+@pytest.mark.parametrize("habits", [False, True])
+async def test_g11_with_the_habits_the_end_of_the_session_comes_before_the_answer(
+    old_path: OldPath, habits: bool
+) -> None:
+    async with old_path(habits=habits) as at:
+        at.server.on_request = echo
+        client = await at.client()
+        await at.closed()
+        at.server.pause("close")
+        exchange = client.call({"n": 1}, id=b"1")
+        await at.server.reached("close", 2)
+        await settle()
+        assert exchange.is_decided is not habits
+        at.server.let("close")
+        assert "result" in await client.answer(exchange)
+
+
 async def test_the_handshake_of_a_call_is_that_of_its_client(old_path: OldPath) -> None:
     async with old_path() as at:
         at.server.on_request = echo

@@ -189,5 +189,5 @@ async def test_nothing_is_kept_of_calls_that_are_over(old_path: OldPath) -> None
         await at.swept()
         line = client.workflow.line
         assert isinstance(line, PerRequestLine)
-        assert not line._channels
+        assert not line._calls
         assert not line._unsent
