@@ -29,6 +29,7 @@ from bench.connection import open_many
 from bench.processes import (
     ROOT,
     Rank,
+    awake,
     cores,
     cpu_seconds,
     free_port,
@@ -56,11 +57,12 @@ OPEN_SLOTS = 256
 class Bed:
     """The server, and what stands before it, each started when it is first asked for; a context.
 
-    `first` has all of them go before other processes of the machine: nothing else is to be awaited meanwhile.
+    `first` has all of them go before other processes of the machine, on cores that do not sleep.
     """
 
     def __init__(self, *, first: bool = False) -> None:
-        self._ranks = (Rank.CLIENT, Rank.MEASURED, Rank.SERVER) if first else (None, None, None)
+        self._is_first = first
+        self._rank = Rank.BUSY if first else None
         self._stack = contextlib.ExitStack()
         self._places: dict[str, tuple[int, int]] = {}
         """The pid and the port of each variant."""
@@ -68,8 +70,10 @@ class Bed:
         """The server's."""
 
     def __enter__(self) -> "Bed":
-        client, _, behind = self._ranks
-        self._stack.enter_context(pinned(cores().client, client))
+        if self._is_first:
+            self._stack.enter_context(awake())
+        self._stack.enter_context(pinned(cores().client, self._rank))
+        behind = Rank.PROMPT if self._is_first else None
         self.port = self._stack.enter_context(upstream(cores().upstream, rank=behind))
         self._places[DIRECT] = 0, self.port
         return self
@@ -105,7 +109,7 @@ class Bed:
             return Counter(json.load(answer))
 
     def _start(self, name: str) -> tuple[int, int]:
-        settings, core, rank = VARIANTS[name].settings, cores().gateway, self._ranks[1]
+        settings, core, rank = VARIANTS[name].settings, cores().gateway, self._rank
         if settings is not None:
             return self._stack.enter_context(gateway_process(settings + self._servers(), core, rank=rank))
         port = free_port()

@@ -20,6 +20,9 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 60.0
+FIRST = -20
+"""The priority of who goes first (setpriority(2))."""
+
 PORTS = range(20_000, 32_000)
 """Below those that outgoing connections use: a probe of such a port could connect to itself."""
 
@@ -32,15 +35,16 @@ class Cores(NamedTuple):
     gateway: int
 
 
-class Rank(enum.IntEnum):
+class Rank(enum.Enum):
     """Who of a measurement goes first on a core that it shares, and all of them before other processes of the machine.
 
     Without it a process waits until another has had its slice of some milliseconds, which is many calls.
     """
 
-    CLIENT = 1
-    MEASURED = 2
-    SERVER = 3
+    BUSY = enum.auto()
+    """May be busy without a pause: before other processes, but not in real time, which the kernel would interrupt."""
+    PROMPT = enum.auto()
+    """Is never busy for long, and goes before everything else."""
 
 
 def cores() -> Cores:
@@ -53,28 +57,47 @@ def cores() -> Cores:
 def pinned(core: int, rank: Rank | None = None) -> Iterator[None]:
     """This process on one core, with as many descriptors as it may have, for the length of the context."""
     before, files = os.sched_getaffinity(0), resource.getrlimit(resource.RLIMIT_NOFILE)
-    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    nice = os.getpriority(os.PRIO_PROCESS, 0)
     os.sched_setaffinity(0, {core})
     resource.setrlimit(resource.RLIMIT_NOFILE, (files[1], files[1]))
     _take(rank)
     try:
         yield
     finally:
-        os.sched_setscheduler(0, policy, parameters)
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
         os.sched_setaffinity(0, before)
         resource.setrlimit(resource.RLIMIT_NOFILE, files)
 
 
 def is_ranked() -> bool:
     """Whether this process has a rank: the kernel may not allow it."""
-    return os.sched_getscheduler(0) == os.SCHED_RR
+    return os.getpriority(os.PRIO_PROCESS, 0) == FIRST
 
 
 def _take(rank: Rank | None) -> None:
-    """Have the kernel's real-time scheduler (sched(7)) let this process go first, where that is allowed."""
-    if rank is not None:
-        with contextlib.suppress(PermissionError):
-            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(rank))
+    """Have the kernel let this process go first, where that is allowed (sched(7))."""
+    with contextlib.suppress(PermissionError):
+        if rank is Rank.PROMPT:
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+        elif rank is Rank.BUSY:
+            os.setpriority(os.PRIO_PROCESS, 0, FIRST)
+
+
+@contextlib.contextmanager
+def awake() -> Iterator[None]:
+    """Let no core sleep, for the length of the context: what runs only while nobody else wants to keeps it busy.
+
+    To wake a core of a virtual machine takes a good part of what a call takes.
+    """
+    spin = "import os; os.sched_setaffinity(0, {%d}); os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\n"
+    program = spin + "while True: pass"
+    spinning = [subprocess.Popen([sys.executable, "-c", program % core]) for core in os.sched_getaffinity(0)]
+    try:
+        yield
+    finally:
+        for one in spinning:
+            one.kill()
+            one.wait()
 
 
 def free_port() -> int:
@@ -116,7 +139,7 @@ def _alone(core: int, rank: Rank | None) -> Callable[[], None]:
     def settle() -> None:
         os.sched_setaffinity(0, {core})
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))  # not that of who starts it
+        os.setpriority(os.PRIO_PROCESS, 0, max(0, os.getpriority(os.PRIO_PROCESS, 0)))  # not that of who starts it
         _take(rank)
 
     return settle

@@ -21,8 +21,10 @@ from bench.compare import changes, notch
 from bench.frames import TEXT, Frames, frame
 from bench.load import Bed, measure, steps
 from bench.processes import (
+    FIRST,
     ROOT,
     Rank,
+    awake,
     cores,
     cpu_seconds,
     descriptors,
@@ -118,16 +120,30 @@ async def test_a_burst_is_made_at_once() -> None:
 
 
 def test_who_has_a_rank_goes_first_where_that_is_allowed() -> None:
-    with pinned(cores().client, Rank.CLIENT):
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    found = []
+    with pinned(cores().client, Rank.BUSY):
         is_allowed = is_ranked()
-        policies = []
-        for rank in (Rank.SERVER, None):
+        for rank in (Rank.PROMPT, Rank.BUSY, None):
             port = free_port()
             command = [sys.executable, "-m", "bench.upstream", "--port", str(port)]
             with process(command, cores().upstream, f"http://127.0.0.1:{port}/recorder", rank=rank) as pid:
-                policies.append(os.sched_getscheduler(pid))
-    assert policies == [os.SCHED_RR if is_allowed else os.SCHED_OTHER, os.SCHED_OTHER]
-    assert not is_ranked()
+                found.append((os.sched_getscheduler(pid) == os.SCHED_RR, os.getpriority(os.PRIO_PROCESS, pid)))
+    usual = max(0, before)
+    assert found == [(is_allowed, usual), (False, FIRST if is_allowed else usual), (False, usual)]
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
+
+
+def test_cores_are_kept_awake_by_who_gives_way() -> None:
+    with awake():
+        children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+        spinning = [pid for pid in map(int, children) if b"SCHED_IDLE" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        assert len(spinning) == len(os.sched_getaffinity(0))
+        until = time.monotonic() + 30
+        while any(os.sched_getscheduler(pid) != os.SCHED_IDLE for pid in spinning):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in spinning)
 
 
 def test_processes_are_measured_with_their_children() -> None:
