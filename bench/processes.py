@@ -91,7 +91,7 @@ def awake() -> Iterator[None]:
     """
     spin = "import os; os.sched_setaffinity(0, {%d}); os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))\n"
     program = spin + "while True: pass"
-    spinning = [subprocess.Popen([sys.executable, "-c", program % core]) for core in os.sched_getaffinity(0)]
+    spinning = [subprocess.Popen([sys.executable, "-c", program % core]) for core in range(os.cpu_count() or 1)]
     try:
         yield
     finally:

@@ -75,6 +75,11 @@ class Scenario:
     is_quick: bool = False
     """Whether `make bench` has it."""
 
+    @property
+    def has_pauses(self) -> bool:
+        """Whether every core has time to sleep between two calls."""
+        return self.inflight == 1 or self.shape == "burst"
+
 
 CALL_MS = 50.0
 """What a call of the burst takes."""
