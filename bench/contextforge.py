@@ -221,6 +221,8 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, default=200, help="of 10 calls each, for the memory; 0 leaves it out")
     parser.add_argument("--output", type=Path, default=RESULT)
     given = parser.parse_args()
+    if given.output.is_dir():
+        parser.error(f"--output is a file, and {given.output} is a folder")
     given.ways = given.ways or ["http", "sse", "ws"]
     given.caches = given.caches or list(CACHES)
     rows: list[dict[str, Any]] = []
