@@ -62,8 +62,8 @@ REST_SECONDS: Final = 30.0
 """How long a server that seems to have nothing to tell unasked is listened to: after the handshake, when it may yet
 show that it has, and after the client has gone, for one that calls now and then."""
 
-LOW_IDS: Final = 256
-"""With fewer ids than this left, the owner task draws the next block."""
+LOW_IDS: Final = 768
+"""With fewer ids than this left, the owner task draws the next block: most of one, since a directory may be slow."""
 
 Recipients = Callable[[Envelope, Owner | None, Sequence[Owner]], Sequence[Owner]]
 """A server's notification, the workflow on whose call's stream it came, and all that share the channel: who is told."""

@@ -117,6 +117,20 @@ async def test_e4_the_next_block_of_ids_is_drawn_before_the_last_one_is_used_up(
         assert ids == list(range(1, ID_BLOCK + 3)), "in order, and none twice"
 
 
+async def test_half_a_block_of_calls_is_sent_while_the_next_one_is_drawn() -> None:
+    """At 3,000 calls a second that is a sixth of a second, which a database with two workers takes now and then."""
+    async with bench() as at:
+        at.server.on_request = echo
+        client = await at.client()
+        at.directory.pause("draw_ids")
+        while at.directory.calls["draw_ids"] < 2:
+            await call(client, 1)
+            await settle()
+        for _ in range(ID_BLOCK // 2):
+            assert "result" in await client.answer(client.call())
+        at.directory.let("draw_ids")
+
+
 async def test_without_an_id_a_call_is_refused_and_the_session_goes_on() -> None:
     async with bench(max_inflight_per_workflow=2000, max_inflight_per_channel=2000) as at:
         client = await at.client()
