@@ -68,24 +68,7 @@ async def serve(
         gateway = await stack.enter_async_context(Gateway(settings, shared).running())
         stack.enter_context(collected_by_schedule())
         keep_what_large_messages_took()
-        tls = settings.gateway.tls
-        config = uvicorn.Config(
-            gateway,
-            http=HTTPListening(gateway.statistics, gateway.take_at_once).protocol,
-            lifespan="off",
-            ws=PingingWebSocket,
-            ws_max_size=MAX_BODY_BYTES,
-            ws_per_message_deflate=False,
-            proxy_headers=False,
-            server_header=False,
-            access_log=False,
-            log_config=None,
-            backlog=BACKLOG,
-            ssl_certfile=tls.cert or None,
-            ssl_keyfile=tls.key or None,
-            timeout_graceful_shutdown=GRACE_SECONDS,
-        )
-        server = _Server(config, lambda: on_ready(url_of(listener, settings)))
+        server = _Server(_config(gateway, settings), lambda: on_ready(url_of(listener, settings)))
         async with anyio.create_task_group() as tasks:
             life = _Life(gateway, server, tasks, shares_listener=place is not None)
             await tasks.start(life.obey_signals)
@@ -95,6 +78,27 @@ async def serve(
             tasks.start_soon(collect, gateway.pool)
             await server.serve(sockets=[listener])
             tasks.cancel_scope.cancel()
+
+
+def _config(gateway: Gateway, settings: Settings) -> uvicorn.Config:
+    """How uvicorn serves it: sockets, signals and the end are uvicorn's, the protocols are our own."""
+    tls = settings.gateway.tls
+    return uvicorn.Config(
+        gateway,
+        http=HTTPListening(gateway.statistics, gateway.take_at_once).protocol,
+        lifespan="off",
+        ws=PingingWebSocket,
+        ws_max_size=MAX_BODY_BYTES,
+        ws_per_message_deflate=False,
+        proxy_headers=False,
+        server_header=False,
+        access_log=False,
+        log_config=None,
+        backlog=BACKLOG,
+        ssl_certfile=tls.cert or None,
+        ssl_keyfile=tls.key or None,
+        timeout_graceful_shutdown=GRACE_SECONDS,
+    )
 
 
 async def _shared(settings: Settings, place: Place | None, stack: AsyncExitStack) -> Shared | None:

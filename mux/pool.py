@@ -116,24 +116,7 @@ class Pool:
         self._workflows = self._residents.by_id
         self._by_token = self._residents.by_token
         self._tasks = Tasks()
-        self._cluster: Cluster | None = None
-        if members is not None and shared is not None:
-            self._cluster = Cluster(
-                members,
-                shared,
-                ClusterPorts(
-                    lambda record, upstream, place: self._opening.make(record, upstream, place),
-                    lambda principal, limits: self._opening.admit(principal, limits),
-                    lambda workflow: self._opening.open(workflow),
-                    lambda: self.draining,
-                    self._leftovers.has,
-                ),
-                residents=self._residents,
-                generations=self._generations,
-                tasks=self._tasks,
-                statistics=self.statistics,
-                clock=clock,
-            )
+        self._cluster = None if members is None or shared is None else self._clustering(members, shared)
         self._lines = Lines(
             directory,
             self.statistics,
@@ -466,6 +449,26 @@ class Pool:
         return complete
 
     # Inside.
+
+    def _clustering(self, members: Membership, shared: SharedDirectory) -> Cluster:
+        """How the workers that share the directory meet here."""
+        ports = ClusterPorts(
+            lambda record, upstream, place: self._opening.make(record, upstream, place),
+            lambda principal, limits: self._opening.admit(principal, limits),
+            lambda workflow: self._opening.open(workflow),
+            lambda: self.draining,
+            self._leftovers.has,
+        )
+        return Cluster(
+            members,
+            shared,
+            ports,
+            residents=self._residents,
+            generations=self._generations,
+            tasks=self._tasks,
+            statistics=self.statistics,
+            clock=self._clock,
+        )
 
     def _beginning(self) -> Opening:
         """How workflows begin here."""

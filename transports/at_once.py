@@ -65,7 +65,7 @@ class AtOnce:
                 config.guard.check(headers)
             request.cors = config.guard.cors(headers)
             request.principal = config.authenticate(headers)
-            return self._take_message(whole, request) if method == "POST" else self._part(whole, request)
+            return self._take_message(whole, request) if method == "POST" else self._good_bye(whole, request)
         except Unauthorized as error:
             self._refuse(whole, request, error)
             return True
@@ -175,7 +175,7 @@ class AtOnce:
 
     # DELETE
 
-    def _part(self, whole: WholeRequest, request: HTTPRequest) -> bool:
+    def _good_bye(self, whole: WholeRequest, request: HTTPRequest) -> bool:
         """Answer who leaves its workflow to come back to it."""
         headers = request.headers
         if headers.get(PROTOCOL_VERSION, PRIMING) not in LEGACY:
