@@ -16,7 +16,7 @@ import asyncio
 import contextlib
 import statistics
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,11 +87,21 @@ class Course:
         self.rss_mib.append(round(resident(pid) / 1024, 2))
         self.descriptors.append(descriptors(pid))
 
-    def drift(self, values: list[float] | list[int], first: float) -> float:
-        """By what part the last tenth of the values is more than those of the first tenth after so many seconds."""
-        after = [value for second, value in zip(self.seconds, values, strict=True) if second >= first]
-        part = max(1, len(after) // 10)
-        return statistics.median(after[-part:]) / statistics.median(after[:part]) - 1
+    def rss_drift(self, first: float) -> float:
+        """By what part the last tenth of the looks is more than the first tenth after so many seconds."""
+        after = [mib for second, mib in zip(self.seconds, self.rss_mib, strict=True) if second >= first]
+        return _drift(after, 10)
+
+    @property
+    def descriptors_drift(self) -> float:
+        """By what part the last third of the counts after a stretch is more than the first."""
+        return _drift(self.quiet[1:], 3)
+
+
+def _drift(values: Sequence[float], parts: int) -> float:
+    """By what part the median of the last part of the values is more than that of the first of so many."""
+    size = max(1, len(values) // parts)
+    return statistics.median(values[-size:]) / statistics.median(values[:size]) - 1
 
 
 def main() -> None:
@@ -153,7 +163,7 @@ async def _soak(plan: Plan, pid: int, port: int, progress: Progress) -> Row:
             await _rest(by_http, plan)
             course.quiet.append(descriptors(pid))
     first = min(FIRST_SECONDS, plan.seconds / 4)
-    drifts = {"rss": course.drift(course.rss_mib, first), "descriptors": course.quiet[-1] / course.quiet[1] - 1}
+    drifts = {"rss": course.rss_drift(first), "descriptors": course.descriptors_drift}
     return {
         "calls": sum(sample.calls for sample in samples),
         "workflows_ended": sum(sample.calls for sample in samples[2::3]),
