@@ -1,6 +1,7 @@
 """The server's side of one HTTP/1.1 connection: httptools' parser, one exchange at a time, bounds on all that comes.
 
 A request that comes whole and that somebody takes at once costs no task, and an answer of known length one packet.
+What comes with the head of the request before it, but for the length, is not parsed again.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import httptools
 from ..transports.asgi import ASGIApp, RequestHeaders, Scope, headers_of
 from ..transports.patience import Waiting
 from .http_exchange import HTTPExchange
+from .known_head import MAX_KNOWN_BYTES, Known, KnownHead
 
 if TYPE_CHECKING:
     from .http_listening import HTTPListening
@@ -61,6 +63,7 @@ class HTTPConnection(asyncio.Protocol):
 
     __slots__ = (
         "_active",
+        "_body_left",
         "_client",
         "_drained",
         "_expects",
@@ -73,6 +76,7 @@ class HTTPConnection(asyncio.Protocol):
         "_is_in_head",
         "_is_reading",
         "_known",
+        "_known_head",
         "_length",
         "_listening",
         "_newest",
@@ -117,6 +121,9 @@ class HTTPConnection(asyncio.Protocol):
         self._expects = False
         self._length = b""
         """How long the body is to be, where that is declared."""
+        self._known_head: KnownHead | None = None
+        self._body_left = 0
+        """How much is to come of the body of a request whose head was known."""
         self._known: tuple[list[tuple[bytes, bytes]], RequestHeaders] | None = None
         """Headers of a request, but for the length, and what they were read as."""
         self._hold: Waiting | None = None
@@ -340,22 +347,64 @@ class HTTPConnection(asyncio.Protocol):
             exchange.decline()
 
     def _read(self) -> None:
-        """Parse some of what came."""
+        """Parse some of what came; or take it as it is, where it has a head that is known, or is the body after one."""
         data, self._unread = self._unread, b""
+        begins = self._is_between
+        if isinstance(data, bytes) and self._known_head is not None:
+            known = self._known_head.known_in(data) if begins else None
+            if known is not None:
+                self._begin_known(known)
+            if known is not None or self._body_left:
+                self._take_body(data, 0 if known is None else known.end)
+                return
         if len(data) > MAX_READ:
             rest = memoryview(data)  # of which a slice is no copy
             data, self._unread = rest[:MAX_READ], rest[MAX_READ:]
-        headers, self._is_body = self._headers, False
+        headers, queued, self._is_body = self._headers, len(self._queue), False
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._change(data[upgrade.args[0] :])
         except httptools.HttpParserError:
             self._break()
-        if headers is self._headers and not self._is_body:
-            self._head_bytes += len(data)  # of a head that is long, or of what stands round a body
-            if self._head_bytes > MAX_HEAD_BYTES:
-                self._cut("head")
+        if headers is self._headers:
+            if not self._is_body:
+                self._head_bytes += len(data)  # of a head that is long, or of what stands round a body
+                if self._head_bytes > MAX_HEAD_BYTES:
+                    self._cut("head")
+        elif begins and len(self._queue) == queued + 1 and not self._is_in_head:
+            self._learn_head(self._queue[-1], data)
+
+    @property
+    def _is_between(self) -> bool:
+        """Whether what comes next begins a request."""
+        return not self._is_in_head and (self._newest is None or self._newest.is_whole)
+
+    def _learn_head(self, exchange: HTTPExchange, data: bytes | memoryview) -> None:
+        """Know the head that was read: mostly the next one is the same."""
+        if self._length and exchange.is_kept and not self._expects:
+            start = bytes(data[:MAX_KNOWN_BYTES])
+            self._known_head = KnownHead.of(start, self._length, exchange.scope, self._headers)
+
+    def _begin_known(self, known: Known) -> None:
+        """A request begins whose head was known."""
+        self._length, self._expects = known.length, False
+        self._body_left = int(known.length)
+        self._newest = HTTPExchange(self, known.scope, is_kept=True, waits_to_go_on=False)
+        self._queue.append(self._newest)
+
+    def _take_body(self, data: bytes, start: int) -> None:
+        """What comes from there on is some of a body, up to its length."""
+        end = start + self._body_left
+        part, size = data[start:end], len(data)
+        self._body_left -= len(part)
+        if self._newest is not None:
+            if part:
+                self._newest.came(part)
+            if not self._body_left:
+                self._newest.came_whole()
+        if end < size:
+            self._unread = data[end:] if size - end <= MAX_READ else memoryview(data)[end:]
 
     def settle(self) -> None:
         """See `Carrier.settle`: read on or not, and wait for what is due next."""

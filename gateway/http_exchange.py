@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from functools import lru_cache
 from http import HTTPStatus
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from ..transports.asgi import ASGIApp, Message, RawHeaders, RequestHeaders, Scope
 
@@ -28,6 +29,42 @@ GO_ON: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 FAILED: Final[RawHeaders] = [(b"content-type", b"text/plain; charset=utf-8"), (b"connection", b"close")]
 
 DISCONNECT: Final[Message] = {"type": "http.disconnect"}
+
+
+class AnswerHead(NamedTuple):
+    """The status line and the headers of an answer, encoded, but for its length."""
+
+    lines: bytes
+    says_close: bool
+    has_no_body: bool
+    """Whatever its length says: that of what a GET would have been answered with."""
+
+
+def answer_head(status: int, headers: Iterable[tuple[bytes, bytes]]) -> tuple[AnswerHead, int | None]:
+    """The head of an answer, and its length where that is among the headers.
+
+    Raises:
+        RuntimeError: a header holds a line break.
+    """
+    lines, length, says_close = [], None, False
+    for name, value in headers:
+        if name == b"content-length":
+            length = int(value)
+            continue
+        if name == b"connection" and value.lower() == b"close":
+            says_close = True
+        lines.append(b"%b: %b\r\n" % (name, value))
+    own = b"".join(lines)
+    if own.count(b"\n") != len(lines) or own.count(b"\r") != len(lines):
+        raise RuntimeError("a header of an answer holds a line break")
+    first = STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+    return AnswerHead(first + own, says_close, status in (204, 304)), length
+
+
+@lru_cache(maxsize=64)
+def known_answer_head(status: int, headers: tuple[tuple[bytes, bytes], ...]) -> AnswerHead:
+    """The same of headers without a length: most answers have those that one before had."""
+    return answer_head(status, headers)[0]
 
 
 class Carrier(Protocol):
@@ -73,12 +110,12 @@ class HTTPExchange:
         "_head",
         "_is_bodyless",
         "_is_end_told",
-        "_is_kept",
         "_left",
         "_untaken",
         "_waits_to_go_on",
         "_waker",
         "headers",
+        "is_kept",
         "is_over",
         "is_whole",
         "left",
@@ -97,7 +134,8 @@ class HTTPExchange:
         self.is_over = False
         """True once the answer is complete."""
         self._carrier = carrier
-        self._is_kept = is_kept
+        self.is_kept = is_kept
+        """True while the connection may carry another."""
         self._waits_to_go_on = waits_to_go_on
         self._body: list[bytes] = []
         """What has come of the body, and was not asked for yet."""
@@ -154,8 +192,7 @@ class HTTPExchange:
     def reply(self, status: int, headers: RawHeaders, body: bytes) -> None:
         """See `WholeRequest.reply`."""
         if not self._carrier.is_lost:
-            headers.append((b"content-length", b"%d" % len(body)))
-            self._start(status, headers)
+            self._start(known_answer_head(status, tuple(headers)), len(body))
             self._add(body, is_last=True)
 
     def go_on(self, work: Awaitable[None]) -> None:
@@ -222,44 +259,33 @@ class HTTPExchange:
             return
         match message["type"]:
             case "http.response.start":
-                self._start(message["status"], message.get("headers", ()))
+                self._start(*answer_head(message["status"], message.get("headers", ())))
             case "http.response.body":
                 self._add(message.get("body", b""), is_last=not message.get("more_body", False))
             case other:
                 raise RuntimeError(f"an HTTP answer has no {other}")
 
-    def _start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+    def _start(self, head: AnswerHead, length: int | None) -> None:
         if self._has_begun:
             raise RuntimeError("the answer has begun before")
-        if self._carrier.is_leaving or (self._waits_to_go_on and not self.is_whole):
-            self._is_kept = False  # the server ends; or nobody knows whether the body will come
-        method, is_streamed, says_close = self.scope["method"], True, False
-        lines = []
-        for name, value in headers:
-            if name == b"content-length":
-                self._left, is_streamed = int(value), False
-            elif name == b"connection" and value.lower() == b"close":
-                self._is_kept, says_close = False, True
-            lines.append(b"%b: %b\r\n" % (name, value))
-        own = b"".join(lines)
-        if own.count(b"\n") != len(lines) or own.count(b"\r") != len(lines):
-            raise RuntimeError("a header of an answer holds a line break")
-        lines = [STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status, self._carrier.default_head, own]
-        self._is_bodyless = method == "HEAD" or status in (204, 304)
-        if is_streamed and not self._is_bodyless:
+        if self._carrier.is_leaving or head.says_close or (self._waits_to_go_on and not self.is_whole):
+            self.is_kept = False  # the server ends; or nobody knows whether the body will come
+        self._left = length
+        self._is_bodyless = head.has_no_body or self.scope["method"] == "HEAD"
+        is_streamed = length is None and not self._is_bodyless
+        end = b"\r\n" if length is None else b"content-length: %d\r\n\r\n" % length
+        if is_streamed:
             if self.scope["http_version"] == "1.1":
-                lines.append(b"transfer-encoding: chunked\r\n")
+                end = b"transfer-encoding: chunked\r\n\r\n"
             else:  # ends with the connection
-                self._is_kept = False
-        if not self._is_kept and not says_close:
-            lines.append(b"connection: close\r\n")
-        lines.append(b"\r\n")
+                self.is_kept = False
+        if not self.is_kept and not head.says_close:
+            end = b"connection: close\r\n" + end
         self._has_begun, self._waits_to_go_on = True, False
-        head = b"".join(lines)
-        if is_streamed and not self._is_bodyless:
-            self._carrier.transport.write(head)
-        else:
-            self._head = head
+        self._head = b"".join((head.lines, self._carrier.default_head, end))
+        if is_streamed:
+            self._carrier.transport.write(self._head)
+            self._head = b""
 
     def _add(self, body: bytes, *, is_last: bool) -> None:
         if not self._has_begun or self.is_over:
@@ -285,7 +311,7 @@ class HTTPExchange:
             self._body, self._untaken = [], 0
             if self._waker is not None:
                 self._wake()
-            if not self._is_kept or self._carrier.is_leaving:
+            if not self.is_kept or self._carrier.is_leaving:
                 transport.close()
             self._carrier.is_over(self)
 

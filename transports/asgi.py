@@ -144,7 +144,7 @@ class WholeRequest(Protocol):
     def reply(self, status: int, headers: RawHeaders, body: bytes) -> None:
         """The whole answer, at once and however long: whoever is still taking one is not offered here.
 
-        The list of headers is its own from then on; their names are in lower case.
+        The names of the headers are in lower case, and the length is not among them.
         """
 
     def go_on(self, work: Awaitable[None]) -> None:

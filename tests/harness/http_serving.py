@@ -127,9 +127,11 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": said})
 
 
-async def said(reader: asyncio.StreamReader) -> bytes:
+async def said(reader: asyncio.StreamReader, *, past_continue: bool = False) -> bytes:
     """The body of the next answer, which says how long it is."""
     head = await reader.readuntil(b"\r\n\r\n")
+    if past_continue and head.startswith(b"HTTP/1.1 100"):
+        head = await reader.readuntil(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200"), head
     length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length"))
     return await reader.readexactly(int(length.split(b": ")[1]))

@@ -1,0 +1,210 @@
+"""A head that came before on its connection means what it meant then, however it comes, and nothing else does."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from harness.http_serving import GET, Connected, echo, said, serving, talking
+from trunkline.gateway.http_connection import HTTPConnection
+from trunkline.gateway.http_listening import HTTPListening
+from trunkline.gateway.known_head import MAX_KNOWN_BYTES, KnownHead
+from trunkline.mux.statistics import Statistics
+
+pytestmark = pytest.mark.anyio
+
+PATIENCE = 10.0
+
+HEAD = b"POST /%d HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\nX: y\r\n\r\n"
+
+
+def post(body: bytes, number: int = 1) -> bytes:
+    return HEAD % (number, len(body)) + body
+
+
+class Reached(HTTPListening):
+    """Knows the connection that has come, so that what it reads at once can be chosen."""
+
+    connection: HTTPConnection
+
+    def __call__(self, *given: Any, **more: Any) -> HTTPConnection:
+        self.connection = super().__call__(*given, **more)
+        return self.connection
+
+
+@asynccontextmanager
+async def reached() -> AsyncIterator[tuple[HTTPConnection, asyncio.StreamReader]]:
+    """A connection to `echo`, after one request with the head that is then known; and where its answers come."""
+    listening = Reached(Statistics())
+    async with serving(echo, listening) as port, asyncio.timeout(PATIENCE):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(post(b"first"))
+        assert await said(reader) == b"POST /1 first"
+        yield listening.connection, reader
+        writer.close()
+
+
+FOLLOWING = post(b"what") + post(b"") + post(b"ever" * 3) + post(b"other", 2) + post(post(b"within")) + post(b"last")
+ANSWERS = [b"what", b"", b"ever" * 3, b"other", post(b"within"), b"last"]
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, len(FOLLOWING)])
+async def test_requests_are_understood_alike_in_pieces_of_any_size(size: int) -> None:
+    async with reached() as (connection, reader):
+        for start in range(0, len(FOLLOWING), size):
+            connection.data_received(FOLLOWING[start : start + size])
+        for answer in ANSWERS:
+            assert await said(reader) == b"POST /%d " % (2 if answer == b"other" else 1) + answer
+
+
+async def test_a_known_head_is_understood_alike_wherever_it_is_cut() -> None:
+    async with reached() as (connection, reader):
+        request = post(b"some")
+        for cut in range(1, len(request)):
+            connection.data_received(request[:cut])
+            connection.data_received(request[cut:] + request[:cut])  # the next one begins in the same packet
+            connection.data_received(request[cut:])
+            assert await said(reader) == await said(reader) == b"POST /1 some"
+
+
+@pytest.mark.parametrize(
+    "length",
+    [b"+4", b"-4", b"0x4", b"4,4", b"4 4", b"", b" ", b"4\n", b"four", b"\xb2", b"9" * 30, b"4\r\nContent-Length: 5"],
+)
+async def test_a_length_that_is_none_is_refused_as_in_a_first_request(length: bytes) -> None:
+    async with reached() as (connection, reader):
+        connection.data_received(post(b"once"))
+        assert await said(reader) == b"POST /1 once"
+        connection.data_received(HEAD.replace(b"%d\r\nX", b"%b\r\nX") % (1, length) + b"what" + post(b"behind"))
+        assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"POST /1 HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\nX: z\r\n\r\n",
+        b"POST /1 HTTP/1.1\r\nHost: h\r\nContent-Length: 004\r\nX: y\r\n\r\n",
+        b"POST /1 HTTP/1.1\r\nHost: h\r\nContent-Length:   4  \r\nX: y\r\n\r\n",
+        b"POST /1 HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\nX: y\r\nExpect: 100-continue\r\n\r\n",
+        b"\r\nPOST /1 HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\nX: y\r\n\r\n",
+    ],
+)
+async def test_another_head_is_read_anew_and_known_from_then_on(head: bytes) -> None:
+    async with reached() as (connection, reader):
+        for request in [head + b"what", post(b"some")] * 2 + [head + b"what"] * 3:
+            connection.data_received(request)
+            answer = await said(reader, past_continue=True)
+            assert answer == b"POST /1 " + request[-4:]
+
+
+async def test_who_says_that_it_leaves_is_answered_and_nothing_is_read_behind_it() -> None:
+    async with reached() as (connection, reader):
+        leaving = post(b"bye").replace(b"X: y", b"Connection: close")
+        connection.data_received(leaving + leaving)
+        assert (await reader.read()).count(b"POST /1 bye") == 1
+
+
+async def test_many_with_a_known_head_are_answered_in_order() -> None:
+    async with talking(echo) as (reader, writer):
+        await exchange_many((reader, writer))
+
+
+async def exchange_many(connected: Connected) -> None:
+    reader, writer = connected
+    writer.write(b"".join([post(b"%d" % number) + (GET % number) * (number % 7 == 0) for number in range(2000)]))
+    for number in range(2000):
+        assert await said(reader) == b"POST /1 %d" % number
+        if number % 7 == 0:
+            assert await said(reader) == b"GET /%d " % number
+
+
+async def test_a_body_of_any_length_may_come_after_a_known_head() -> None:
+    async with talking(echo) as (reader, writer):
+        for size in (5, 100_000, 0, 3_000_000, 70_000, 1):
+            body = b"x" * size
+            writer.write(post(body) + post(b"next"))
+            assert await said(reader) == b"POST /1 " + body
+            assert await said(reader) == b"POST /1 next"
+
+
+async def test_a_client_that_leaves_within_a_body_is_told_to_who_reads_it() -> None:
+    told: asyncio.Queue[Any] = asyncio.Queue()
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        message = await receive()
+        if message["more_body"]:
+            told.put_nowait(message["body"])
+            while (message := await receive())["type"] != "http.disconnect":
+                told.put_nowait(message["body"])
+            told.put_nowait("left")
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with talking(application) as (reader, writer):
+        writer.write(post(b"ok"))
+        assert await said(reader) == b""
+        writer.write(post(b"x" * 300_000)[:-1])
+        writer.write_eof()
+        writer.close()
+        came = b""
+        while (part := await told.get()) != "left":
+            came += part
+        assert b"x" * len(came) == came != b""
+
+
+SCOPE = {"path": "/"}
+
+
+def known(head: bytes, length: bytes = b"4") -> KnownHead | None:
+    return KnownHead.of(head, length, SCOPE, [])
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        pytest.param(b"POST / HTTP/1.1\r\nContent-Length: 4\r\n", id="not all of it"),
+        pytest.param(b"POST / HTTP/1.1\r\nX-Content-Length: 4\r\n\r\n", id="another header"),
+        pytest.param(b"POST / HTTP/1.1\r\nContent-Length: 4\r\nContent-Length: 4\r\n\r\n", id="twice"),
+        pytest.param(b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\n", id="another length"),
+        pytest.param(b"POST / HTTP/1.1\nContent-Length: 4\r\n\r\n", id="line breaks that are none"),
+        pytest.param(b"POST / HTTP/1.1\r\nContent-Length: 4\n\nbody\r\n\r\n", id="end that is none"),
+        pytest.param(b"POST / HTTP/1.1\r\nTransfer-Encoding: x\r\nContent-Length: 4\r\n\r\n", id="in chunks"),
+        pytest.param(b"\r\n\r\nPOST / HTTP/1.1\r\nContent-Length: 4\r\n\r\n", id="empty lines before"),
+        pytest.param(b"POST / HTTP/1.1\r\nX: %b\r\nContent-Length: 4\r\n\r\n" % (b"y" * MAX_KNOWN_BYTES), id="long"),
+    ],
+)
+def test_a_head_of_which_not_every_byte_is_certain_is_not_known(head: bytes) -> None:
+    assert known(head) is None
+
+
+def test_a_known_head_is_found_with_any_length_and_only_whole() -> None:
+    head = b"POST / HTTP/1.1\r\ncontent-LENGTH:\t%b\r\nX: y\r\n\r\n"
+    found = known(head % b"4" + b"body")
+    assert found is not None
+    for length in (b"0", b"4", b"0012", b"12345678"):
+        data = head % length + b"body"
+        begun = found.known_in(data)
+        assert begun is not None
+        assert (begun.length, data[begun.end :]) == (length, b"body")
+        assert begun.scope == {**SCOPE, "headers": [(b"content-length", length)]}
+        assert all(found.known_in(data[:end]) is None for end in range(begun.end))
+    for length in (b"", b"-4", b"+4", b" 4", b"4 ", b"4_0", b"\xd9\xa4", b"123456789"):
+        assert found.known_in(head % length + b"body") is None
+
+
+def test_what_one_request_does_to_its_scope_is_not_seen_by_the_next() -> None:
+    scope = {"path": "/", "headers": [(b"content-length", b"4")]}
+    headers = [(b"host", b"h")]
+    head = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\n"
+    found = KnownHead.of(head, b"4", scope, headers)
+    assert found is not None
+    begun = found.known_in(head)
+    assert begun is not None
+    for changed in (scope, begun.scope):
+        changed["path"] = "/elsewhere"
+        changed["headers"].clear()
+    again = found.known_in(head)
+    assert again is not None
+    assert again.scope == {"path": "/", "headers": [(b"host", b"h"), (b"content-length", b"4")]}
