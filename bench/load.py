@@ -41,7 +41,7 @@ from bench.processes import (
     upstream,
 )
 from bench.results import LOCAL, Row, percentile, write_result
-from bench.scenarios import CALL_MS, DIRECT, FLOOR, SCENARIOS, SHARE_OF_MAXIMUM, VARIANTS, Scenario
+from bench.scenarios import CALL_MS, DIRECT, FLOOR, FORWARDER, SCENARIOS, SHARE_OF_MAXIMUM, VARIANTS, Scenario
 from bench.tables import print_rows
 
 DELAYS_MS = {"bench": 0, "bench5": 5, "bench50": 50}
@@ -91,13 +91,14 @@ class Bed:
     async def target(self, name: str, scenario: Scenario) -> Target:
         """Where the calls of a variant go."""
         _, port = await self.place(name)
+        transport = "http" if name == FORWARDER else scenario.transport
         if VARIANTS[name].settings is not None:
-            path = f"/servers/{scenario.server}/{'mcp' if scenario.transport == 'http' else scenario.transport}"
-        elif scenario.transport == "ws":
+            path = f"/servers/{scenario.server}/{'mcp' if transport == 'http' else transport}"
+        elif transport == "ws":
             path = "/ws"
         else:
             path = self._path(scenario.server)
-        return Target(port, path, scenario.transport, key="bench" if scenario.anew else "")
+        return Target(port, path, transport, key="bench" if scenario.anew else "")
 
     def counts(self, *, forget: bool = False) -> Counter[str]:
         """What the server has seen since it last forgot."""
@@ -192,7 +193,7 @@ async def _turn(bed: Bed, scenario: Scenario, one: Measured) -> None:
     """One variant's calls of one round."""
     asks, seconds = scenario.asks, scenario.seconds
     if scenario.shape == "open":
-        most = await closed_loop(one.slots[: scenario.inflight], seconds=seconds / 4, asks=asks)
+        most = await closed_loop(one.slots[: scenario.inflight], seconds=seconds / 2, asks=asks)
         one.offered.append(SHARE_OF_MAXIMUM * most.rate)
         await asyncio.sleep(SETTLE_SECONDS)
     bed.counts(forget=True)

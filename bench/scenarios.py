@@ -29,7 +29,9 @@ class Variant:
 VARIANTS = {
     DIRECT: Variant("no gateway"),
     FLOOR: Variant("uvicorn alone, which answers at once with what it was asked"),
-    FORWARDER: Variant("forwards each POST by the gateway's own HTTP client, and knows nothing of MCP"),
+    FORWARDER: Variant(
+        "forwards each POST by the gateway's own HTTP client, and knows nothing of MCP; always over HTTP"
+    ),
     OLD_6: Variant(
         "a session for each call with the habits of the SDK's client: initialize, initialized, the GET stream, "
         "tools/list, the call, DELETE, and the answer after that",
@@ -78,7 +80,7 @@ class Scenario:
     @property
     def has_pauses(self) -> bool:
         """Whether every core has time to sleep between two calls."""
-        return self.inflight == 1 or self.shape == "burst"
+        return self.inflight == 1 or self.shape != "closed"
 
 
 CALL_MS = 50.0
@@ -142,7 +144,7 @@ SCENARIOS = {
     "ws_http": Scenario("WebSocket to HTTP, 16 calls in flight", (OLD_4, TRUNKLINE), 16, transport="ws"),
     "ws_ws": Scenario(
         "WebSocket to WebSocket, 16 calls in flight",
-        (DIRECT, OLD_4, TRUNKLINE),
+        (DIRECT, FORWARDER, OLD_4, TRUNKLINE),
         16,
         transport="ws",
         server="ws",

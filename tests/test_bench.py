@@ -187,9 +187,11 @@ def test_a_soak_tells_whether_memory_is_level() -> None:
 
 
 def test_what_grows_is_not_level() -> None:
-    course = soak.Course(seconds=[float(n) for n in range(100)])
-    assert course.drift([100.0] * 60 + [106.0] * 40, 10.0) == pytest.approx(0.06)
-    assert course.drift([50.0] * 10 + [100.0] * 90, 10.0) == 0
+    seconds = [float(n) for n in range(100)]
+    assert soak.Course(seconds, [100.0] * 60 + [106.0] * 40).rss_drift(10.0) == pytest.approx(0.06)
+    assert soak.Course(seconds, [50.0] * 10 + [100.0] * 90).rss_drift(10.0) == 0
+    assert soak.Course(quiet=[9, *range(20, 30)]).descriptors_drift == pytest.approx(7 / 21)
+    assert soak.Course(quiet=[9, 16, *[17] * 9]).descriptors_drift == 0
 
 
 HELD_OPEN = [
