@@ -15,7 +15,7 @@ from urllib.parse import unquote
 
 import httptools
 
-from ..transports.asgi import ASGIApp, RequestHeaders, Scope, headers_of
+from ..transports.asgi import ASGIApp, RawHeaders, RequestHeaders, Scope, headers_of
 from ..transports.patience import Waiting
 from .http_exchange import HTTPExchange
 from .known_head import MAX_KNOWN_BYTES, Known, KnownHead
@@ -117,14 +117,14 @@ class HTTPConnection(asyncio.Protocol):
         """Whether what was read last held some of a body."""
         self._head_bytes = 0
         self._url = b""
-        self._headers: list[tuple[bytes, bytes]] = []
+        self._headers: RawHeaders = []
         self._expects = False
         self._length = b""
         """How long the body is to be, where that is declared."""
         self._known_head: KnownHead | None = None
         self._body_left = 0
         """How much is to come of the body of a request whose head was known."""
-        self._known: tuple[list[tuple[bytes, bytes]], RequestHeaders] | None = None
+        self._known: tuple[RawHeaders, RequestHeaders] | None = None
         """Headers of a request, but for the length, and what they were read as."""
         self._hold: Waiting | None = None
         """While the small body of the only one that came since is waited for."""
@@ -372,17 +372,17 @@ class HTTPConnection(asyncio.Protocol):
                 self._head_bytes += len(data)  # of a head that is long, or of what stands round a body
                 if self._head_bytes > MAX_HEAD_BYTES:
                     self._cut("head")
-        elif begins and len(self._queue) == queued + 1 and not self._is_in_head:
-            self._learn_head(self._queue[-1], data)
+        elif self._known is not None and begins and len(self._queue) == queued + 1 and not self._is_in_head:
+            self._learn_head(self._queue[-1], data, self._known[0])
 
     @property
     def _is_between(self) -> bool:
         """Whether what comes next begins a request."""
         return not self._is_in_head and (self._newest is None or self._newest.is_whole)
 
-    def _learn_head(self, exchange: HTTPExchange, data: bytes | memoryview) -> None:
-        """Know the head that was read: mostly the next one is the same."""
-        if self._length and exchange.is_kept and not self._expects:
+    def _learn_head(self, exchange: HTTPExchange, data: bytes | memoryview, before: RawHeaders) -> None:
+        """Know the head that was read, where the one before said the same: the next one mostly does."""
+        if before == self._headers and self._length and exchange.is_kept and not self._expects:
             start = bytes(data[:MAX_KNOWN_BYTES])
             self._known_head = KnownHead.of(start, self._length, exchange.scope, self._headers)
 
@@ -539,7 +539,7 @@ class HTTPConnection(asyncio.Protocol):
         del self._parser  # which knows the connection, and would keep it
 
 
-def _without_upgrade(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+def _without_upgrade(headers: RawHeaders) -> RawHeaders:
     kept = []
     for name, value in headers:
         if name == b"connection":

@@ -35,12 +35,13 @@ class Reached(HTTPListening):
 
 @asynccontextmanager
 async def reached() -> AsyncIterator[tuple[HTTPConnection, asyncio.StreamReader]]:
-    """A connection to `echo`, after one request with the head that is then known; and where its answers come."""
+    """A connection to `echo`, after requests with the head that is then known; and where its answers come."""
     listening = Reached(Statistics())
     async with serving(echo, listening) as port, asyncio.timeout(PATIENCE):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(post(b"first"))
-        assert await said(reader) == b"POST /1 first"
+        for body in (b"first", b"second"):
+            writer.write(post(body))
+            assert await said(reader) == b"POST /1 " + body
         yield listening.connection, reader
         writer.close()
 
