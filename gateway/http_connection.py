@@ -371,7 +371,7 @@ class HTTPConnection(asyncio.Protocol):
             if not self._is_body:
                 self._head_bytes += len(data)  # of a head that is long, or of what stands round a body
                 if self._head_bytes > MAX_HEAD_BYTES:
-                    self._cut("head")
+                    self.cut("head")
         elif self._known is not None and begins and len(self._queue) == queued + 1 and not self._is_in_head:
             self._learn_head(self._queue[-1], data, self._known[0])
 
@@ -475,9 +475,15 @@ class HTTPConnection(asyncio.Protocol):
         if waited_for == "idle":
             self.transport.close()
         elif waited_for is not None:
-            self._cut(waited_for)
+            self.cut(waited_for)
 
-    def _cut(self, why: str) -> None:
+    @property
+    def untaken(self) -> int:
+        """How much of its answers the client has not taken, in bytes."""
+        return self.transport.get_write_buffer_size()
+
+    def cut(self, why: str) -> None:
+        """End it at once, and count why."""
         self._listening.statistics.count("refused", why)
         self.transport.abort()
 

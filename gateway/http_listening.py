@@ -21,6 +21,9 @@ from .http_connection import HTTPConnection
 LOOK_SECONDS: Final = 1.0
 """How often it is looked who takes too long."""
 
+MAX_UNTAKEN_BYTES: Final = 268_435_456
+"""Of answers, on all connections together: as much as is kept for resumption. Above it, who leaves most is cut."""
+
 HOLD_SECONDS: Final = 0.2
 """How long a small body is waited for before its request is told of: many clients send it in a second packet."""
 
@@ -96,6 +99,15 @@ class HTTPListening:
         self.state.tasks.add(task)
         task.add_done_callback(self.state.tasks.discard)
 
+    def _bound_untaken(self) -> None:
+        """End the connections of who leaves most untaken, until what all leave is no longer too much."""
+        untaken = {connection: connection.untaken for connection in self._connections if connection.is_write_paused}
+        total = sum(untaken.values())
+        while total > MAX_UNTAKEN_BYTES:
+            most = max(untaken, key=untaken.__getitem__)
+            total -= untaken.pop(most)
+            most.cut("untaken")
+
     def _look(self) -> None:
         """End what takes too long; and take over what uvicorn says of headers, the date among them."""
         if self.state.default_headers is not self._defaults:
@@ -104,6 +116,7 @@ class HTTPListening:
         now = self.loop.time()
         for connection in [one for one in self._connections if one.due <= now]:
             connection.end_overdue()
+        self._bound_untaken()
         self._is_looking = bool(self._connections)
         if self._is_looking:
             self.loop.call_later(LOOK_SECONDS, self._look)

@@ -2,10 +2,13 @@
 
 import asyncio
 import resource
-from typing import Any
+from typing import Any, cast
 
 import pytest
-from harness.http_serving import GET, PATIENCE, echo, said, serving, talking
+from harness.gateways import until
+from harness.http_serving import GET, PATIENCE, Parts, echo, said, serving, talking
+from trunkline.gateway import http_listening
+from trunkline.gateway.http_connection import HTTPConnection
 from trunkline.gateway.http_listening import HTTPListening, connection_limit
 from trunkline.mux.statistics import Statistics
 
@@ -64,3 +67,42 @@ async def test_g10_sockets_of_both_kinds_count_to_the_limit() -> None:
         held.set()
         for writer in writers:
             writer.close()
+
+
+def held(listening: HTTPListening) -> list[HTTPConnection]:
+    return [cast(HTTPConnection, one) for one in listening.state.connections] if hasattr(listening, "state") else []
+
+
+async def test_g10_who_leaves_most_untaken_is_cut_when_all_leave_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_listening, "LOOK_SECONDS", 0.02)
+    sizes = {b"/1": 20_000_000, b"/2": 30_000_000, b"/3": 24_000_000}
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        body = b"x" * sizes[scope["raw_path"]]
+        length = (b"content-length", b"%d" % len(body))
+        await send({"type": "http.response.start", "status": 200, "headers": [length]})
+        await send({"type": "http.response.body", "body": body})
+
+    listening = HTTPListening(Statistics())
+    async with serving(application, listening) as port, asyncio.timeout(PATIENCE):
+        clients = []
+        for number in (1, 2, 3):
+            transport, client = await asyncio.get_running_loop().create_connection(Parts, "127.0.0.1", port)
+            transport.pause_reading()
+            transport.write(GET % number)
+            clients.append((transport, client))
+        await until(lambda: sum(one.is_write_paused for one in held(listening)) == 3)
+        assert not listening.statistics.counts
+        most = max(held(listening), key=lambda one: one.untaken)
+        monkeypatch.setattr(http_listening, "MAX_UNTAKEN_BYTES", 50_000_000)
+        await until(lambda: most.is_lost)
+        assert listening.statistics.counts["refused", "untaken"] == 1
+        for number, (transport, client) in zip((1, 2, 3), clients, strict=True):
+            transport.resume_reading()
+            if number == 2:
+                await client.is_over.wait()
+                continue
+            came = 0
+            while came < sizes[b"/%d" % number]:
+                came += len(await client.parts.get())
+            transport.close()
