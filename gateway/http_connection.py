@@ -388,6 +388,7 @@ class HTTPConnection(asyncio.Protocol):
 
     def _begin_known(self, known: Known) -> None:
         """A request begins whose head was known."""
+        self._head_bytes = 0
         self._length, self._expects = known.length, False
         self._body_left = int(known.length)
         self._newest = HTTPExchange(self, known.scope, is_kept=True, waits_to_go_on=False)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from harness.http_serving import GET, Connected, echo, said, serving, talking
+from trunkline.gateway import http_connection
 from trunkline.gateway.http_connection import HTTPConnection
 from trunkline.gateway.http_listening import HTTPListening
 from trunkline.gateway.known_head import MAX_KNOWN_BYTES, KnownHead
@@ -118,6 +119,15 @@ async def exchange_many(connected: Connected) -> None:
         assert await said(reader) == b"POST /1 %d" % number
         if number % 7 == 0:
             assert await said(reader) == b"GET /%d " % number
+
+
+async def test_an_empty_line_behind_each_body_is_never_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As old clients send one (RFC 9112, 2.2): what is counted of a head begins anew with each request."""
+    monkeypatch.setattr(http_connection, "MAX_HEAD_BYTES", 20)
+    async with reached() as (connection, reader):
+        for number in range(20):
+            connection.data_received(post(b"%d" % number) + b"\r\n")
+            assert await said(reader) == b"POST /1 %d" % number
 
 
 async def test_a_body_of_any_length_may_come_after_a_known_head() -> None:
