@@ -45,7 +45,7 @@ class KnownHead:
         """
         end = data.find(b"\r\n\r\n", 0, MAX_KNOWN_BYTES) + 4
         head = data[:end].lower()
-        if end < 4 or head.count(b"\n") != head.count(b"\r\n"):
+        if end < 4 or not head.count(b"\r") == head.count(b"\n") == head.count(b"\r\n"):
             return None
         if head.count(LENGTH) != 1 or b"\ntransfer-encoding:" in head:
             return None

@@ -181,6 +181,7 @@ def known(head: bytes, length: bytes = b"4") -> KnownHead | None:
         pytest.param(b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\n", id="another length"),
         pytest.param(b"POST / HTTP/1.1\nContent-Length: 4\r\n\r\n", id="line breaks that are none"),
         pytest.param(b"POST / HTTP/1.1\r\nContent-Length: 4\n\nbody\r\n\r\n", id="end that is none"),
+        pytest.param(b"POST / HTTP/1.1\r\nContent-Length: 4\r\n\rbody\r\n\r\n", id="end of half a line break"),
         pytest.param(b"POST / HTTP/1.1\r\nTransfer-Encoding: x\r\nContent-Length: 4\r\n\r\n", id="in chunks"),
         pytest.param(b"\r\n\r\nPOST / HTTP/1.1\r\nContent-Length: 4\r\n\r\n", id="empty lines before"),
         pytest.param(b"POST / HTTP/1.1\r\nX: %b\r\nContent-Length: 4\r\n\r\n" % (b"y" * MAX_KNOWN_BYTES), id="long"),
