@@ -19,6 +19,7 @@ from .annotations import Trust
 from .demux import ServerRequest
 from .directory import Entry
 from .duplex import Duplex
+from .duplexes import Duplexes
 from .envelope import Envelope, Members
 from .errors import InvalidRequest, Overloaded, SessionLost, TrunklineError, WorkflowEnded
 from .event_log import Budget, EventLog
@@ -35,9 +36,6 @@ if TYPE_CHECKING:
     from .channel import Channel
 
 Transport = Literal["http", "sse", "websocket"]
-
-MAX_LEFT: Final = 16
-"""Wires that lost their connection and owe no answer, for which a client may come back; older ones are forgotten."""
 
 WORST_FIRST: Final = ("bypass", "miss", "spare", "hit")
 
@@ -153,8 +151,8 @@ class Workflow:
         self._streams: Streams | None = None
         """What it sends its client on streams, once there was anything."""
         self._budget, self._names = budget, names
-        self._duplexes: list[Duplex] = []
-        """Wires that carry everything, oldest first; those without a connection for as long as it may come back."""
+        self._duplexes: Duplexes | None = None
+        """Its client's wires that carry everything, once there was one."""
         self._exchanges: dict[Exchange, None] = {}
         self._wires = 0
         self._touched = clock()
@@ -181,6 +179,13 @@ class Workflow:
         if self._streams is None:
             self._streams = Streams(self, EventLog(self.pooling.event_log, self._budget, self._names))
         return self._streams
+
+    @property
+    def duplexes(self) -> Duplexes:
+        """The wires of its client that carry everything."""
+        if self._duplexes is None:
+            self._duplexes = Duplexes(self)
+        return self._duplexes
 
     @property
     def holds_events(self) -> bool:
@@ -417,43 +422,6 @@ class Workflow:
         if self._ended is None:
             self.account.note(self._clock(), what)
 
-    def new_duplex(self) -> Duplex:
-        """A wire that carries everything, for a client that begins on it."""
-        left = [duplex for duplex in self._duplexes if not duplex.is_attached and not duplex.owes]
-        for duplex in left[: max(0, len(left) - MAX_LEFT)]:
-            self._forget(duplex)
-        self._stir(self)
-        duplex = Duplex(self)
-        self._duplexes.append(duplex)
-        return duplex
-
-    @property
-    def left_duplex(self) -> Duplex | None:
-        """The wire that lost its connection without a good-bye; None, too, where it could be one of several."""
-        return _newest([duplex for duplex in self._duplexes if not duplex.is_attached and not duplex.said_goodbye])
-
-    def cut_duplex(self) -> Duplex | None:
-        """The wire that a client means which names none but says that it was cut; None where it could be several.
-
-        The gateway may not have noticed yet that the connection is gone.
-        """
-        left = [duplex for duplex in self._duplexes if not duplex.is_attached]
-        cut = [duplex for duplex in left if not duplex.said_goodbye]
-        return _newest(cut or left or self._duplexes)
-
-    def named_duplex(self, name: str) -> Duplex | None:
-        """The wire that a connection of this name carried."""
-        return next((duplex for duplex in self._duplexes if name in duplex.names), None)
-
-    @property
-    def newest_duplex(self) -> Duplex | None:
-        """The newest wire that carries everything, connected or not."""
-        return self._duplexes[-1] if self._duplexes else None
-
-    def find_duplex(self, stream: int) -> Duplex | None:
-        """The wire whose messages are this stream; None where the stream is another's."""
-        return next((duplex for duplex in self._duplexes if duplex.stream.number == stream), None)
-
     def attend(self) -> None:
         """Its client listens to what the server tells unasked."""
         for channel in self.line.channels:
@@ -511,8 +479,8 @@ class Workflow:
                     self._trim()
         if self._streams is not None:
             self._streams.expire(now - self.pooling.resume_window)
-        for duplex in [d for d in self._duplexes if d.is_idle and d.left + self.pooling.resume_window <= now]:
-            self._forget(duplex)
+        if self._duplexes is not None:
+            self._duplexes.expire(now)
         if not self._wires and self._touched + self.pooling.resume_window <= now:
             self._refuse_questions("the client did not come back")
             if self.ends_with_its_wires and not len(self._desk):
@@ -535,7 +503,7 @@ class Workflow:
             return float("-inf")
         window = self.pooling.resume_window
         due = [inf if self._streams is None else self._streams.oldest + window]
-        due += [duplex.left + window for duplex in self._duplexes if not duplex.is_attached]
+        due.append(inf if self._duplexes is None else self._duplexes.oldest_left + window)
         if not self._wires:
             if self._desk.questions or self.ends_with_its_wires:
                 due.append(self._touched + window)
@@ -596,7 +564,7 @@ class Workflow:
             if gave(number) and (not number or not self.streams.knows(number)):
                 restored = self.streams.restore(stream, epoch)
                 if stream.is_wire:
-                    self._duplexes.append(Duplex(self, (restored, stream.connections)))
+                    self.duplexes.restore(restored, stream.connections)
         for number, raw in kept.questions.items() if self._ended is None else ():
             if gave(number) and not self._desk.knows(number):
                 self._desk.restore(number, inherited(raw), Inherited(self.line))
@@ -615,8 +583,8 @@ class Workflow:
         if self._is_repeating:
             return
         self._is_repeating = True
-        for duplex in self._duplexes:
-            duplex.repeat()
+        if self._duplexes is not None:
+            self._duplexes.repeat()
         for exchange in self._exchanges:
             exchange.repeat()
         self._desk.repeat()
@@ -640,10 +608,6 @@ class Workflow:
     def _own_channels(self) -> Sequence[Channel]:
         return self.line.channels if self.pooling.reuse == "workflow" else ()
 
-    def _forget(self, duplex: Duplex) -> None:
-        self._duplexes.remove(duplex)
-        self.streams.forget(duplex.stream)
-
     def _refuse_questions(self, why: str) -> None:
         for question in self._desk.forget():
             question.via.refuse(question.request, SessionLost(why, executed="unknown"))
@@ -658,14 +622,6 @@ class Workflow:
             asker.add(text)
         else:
             self.streams.append(self.streams.home, text)
-
-
-def _newest(duplexes: Sequence[Duplex]) -> Duplex | None:
-    """The newest of these, if it came after all others had gone: else they may be those of two clients (G3)."""
-    newest = duplexes[-1] if duplexes else None
-    if newest is None or any(older.is_attached or older.left > newest.made for older in duplexes[:-1]):
-        return None
-    return newest
 
 
 class Inherited:

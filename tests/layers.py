@@ -90,7 +90,7 @@ MUX_ORDER = (
     {"modern"},
     {"directory"},
     {"placement", "recovery", "handshake"},
-    {"channel", "streams", "duplex", "exchange", "workflow"},
+    {"channel", "streams", "duplex", "duplexes", "exchange", "workflow"},
     {"journal", "lease", "membership", "own", "residents", "tasks"},
     {"line"},
     {"group", "spares"},

@@ -137,7 +137,7 @@ class Link:
         link = cls(config, workflow.principal, transport)
         link._key = workflow.record.key
         link.session_id = workflow.record.session_id
-        duplex = workflow.named_duplex(name) if name else workflow.cut_duplex()
+        duplex = workflow.duplexes.named(name) if name else workflow.duplexes.cut
         link._workflow, link._duplex, link._is_closed = workflow, duplex, True
         if link._duplex is None:
             raise UnknownSession("no such session; begin anew with initialize")
@@ -323,9 +323,9 @@ class Link:
             asyncio.get_running_loop().call_later(HOLD_SECONDS, self.meet)
 
     def _counted(self, workflow: Workflow, count: int) -> tuple[Duplex, Reader]:
-        if self._transport != "websocket" or workflow.newest_duplex is None:
+        if self._transport != "websocket" or workflow.duplexes.newest is None:
             raise HTTPRefusal(400, "last_event_id", "a count names what came on a WebSocket; this session had none")
-        duplex = workflow.cut_duplex()
+        duplex = workflow.duplexes.cut
         if duplex is None:
             raise HTTPRefusal(400, "last_event_id", "more than one socket of this session could be meant")
         return duplex, duplex.attach_after(count)
@@ -333,7 +333,7 @@ class Link:
     def _enter_at(self, workflow: Workflow, position: Position) -> None:
         if position.token != workflow.record.event_token:
             raise HTTPRefusal(400, "disagree", "the session and Last-Event-ID disagree")
-        duplex = workflow.find_duplex(position.stream)
+        duplex = workflow.duplexes.find(position.stream)
         if duplex is None:
             self._add(workflow.streams.resume(position))
             self._enter(workflow)
@@ -342,7 +342,7 @@ class Link:
 
     def _inherit(self, workflow: Workflow, asked: Asked) -> bool:
         """Go on, after what was acknowledged, with a wire that lost its connection; on SSE if its session is named."""
-        duplex = workflow.left_duplex
+        duplex = workflow.duplexes.left
         if duplex is None or (self._transport == "sse" and asked.session_id is None):
             return False
         self._enter(workflow, (duplex, duplex.attach()))
@@ -369,7 +369,7 @@ class Link:
         """Belong to a workflow from here on; without a position, as a wire of its own."""
         self._workflow = workflow
         if at is None:
-            duplex = self._duplex = workflow.new_duplex()
+            duplex = self._duplex = workflow.duplexes.new()
             duplex.name(self.name)
             if self._is_closed:  # what its client is due waits for another connection
                 return

@@ -137,7 +137,7 @@ async def test_what_goes_wrong_is_the_spans_outcome(site: Site) -> None:
 async def test_a_request_that_a_wire_refuses_leaves_no_span_open(site: Site) -> None:
     site.at.server.on_request = None
     client = await site.at.client()
-    duplex = client.workflow.new_duplex()
+    duplex = client.workflow.duplexes.new()
     for _ in range(2):
         take_call(site.config, client.workflow, request(id=b"1"), duplex, NONE, NONE)
     assert [span.attributes["trunkline.outcome"] for span in site.spans] == ["duplicate_id"]

@@ -625,7 +625,7 @@ def own(n: int) -> bytes:
 
 async def counted(at: Workers, member: Member, session_id: str, count: int) -> list[int]:
     """What a client is sent that comes back to its wire with a count."""
-    duplex = (await member.find(session_id)).workflow.newest_duplex
+    duplex = (await member.find(session_id)).workflow.duplexes.newest
     assert duplex is not None
     reader = duplex.attach_after(count)
     try:
@@ -640,7 +640,7 @@ async def test_g5_a_count_on_a_socket_that_carried_others_as_well_means_the_same
 ) -> None:
     async with workers() as at:
         a, b, session_id = await two(at)
-        duplex = (await a.find(session_id)).workflow.new_duplex()
+        duplex = (await a.find(session_id)).workflow.duplexes.new()
         duplex.attach()
         duplex.tally.skip(2)  # answers to what came before the workflow was known
         duplex.meet(duplex.tally)
@@ -660,7 +660,7 @@ async def test_g5_on_a_socket_that_its_client_never_saw_a_count_means_the_one_be
 ) -> None:
     async with workers() as at:
         a, b, session_id = await two(at)
-        duplex = (await a.find(session_id)).workflow.new_duplex()
+        duplex = (await a.find(session_id)).workflow.duplexes.new()
         duplex.attach()
         duplex.meet(duplex.tally)
         for n in (1, 2, 3):
@@ -678,7 +678,7 @@ async def test_g5_what_a_log_has_to_know_of_is_not_trimmed_with_what_it_held() -
         client = await a.client(message=initialize(capabilities={"sampling": {}}))
         session_id = client.workflow.record.session_id
         at.server.session.tell(question())
-        duplex = client.workflow.new_duplex()
+        duplex = client.workflow.duplexes.new()
         reader = duplex.attach()
         duplex.meet(duplex.tally)
         client.workflow.call(parse(b'{"jsonrpc":"2.0","id":"owed","method":"tools/call"}', limit=100), duplex, {})
@@ -691,8 +691,8 @@ async def test_g5_what_a_log_has_to_know_of_is_not_trimmed_with_what_it_held() -
         a.kill()
         await at.pass_time(LEASE_SECONDS)
         workflow = (await b.find(session_id)).workflow
-        assert workflow.newest_duplex is not None
-        again = workflow.newest_duplex.attach_after(98)
+        assert workflow.duplexes.newest is not None
+        again = workflow.duplexes.newest.attach_after(98)
         due = [json.loads(event.message) for event in again.due() or ()]
         assert [one["params"]["data"] for one in due[:-1]] == [99, 100]
         assert (due[-1]["id"], due[-1]["error"]["data"]) == ("owed", {"executed": "unknown"})

@@ -4,10 +4,9 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import anyio
 import pytest
 from harness.memory_wire import MemoryServer, message
-from harness.muxing import Client, begin, idle, notification, request, settle, some
+from harness.muxing import Client, begin, idle, notification, request, some
 from trunkline.mux.directory.memory import MemoryDirectory
 from trunkline.mux.duplex import Duplex
 from trunkline.mux.event_log import Trimmed
@@ -16,7 +15,7 @@ from trunkline.mux.lines import Upstream
 from trunkline.mux.pool import Pool
 from trunkline.mux.ports import NONE
 from trunkline.mux.streams import Reader
-from trunkline.mux.workflow import MAX_LEFT, Workflow
+from trunkline.mux.workflow import Workflow
 
 pytestmark = pytest.mark.anyio
 
@@ -40,7 +39,7 @@ async def ids_of(reader: Reader, count: int) -> list[object]:
 async def test_calls_at_once_are_answered_on_its_stream_in_the_order_of_their_answers() -> None:
     server = MemoryServer()
     async with workflow_of(server) as workflow:
-        duplex = workflow.new_duplex()
+        duplex = workflow.duplexes.new()
         reader = duplex.attach()
         for n in range(3):
             call(workflow, duplex, b"%d" % n, n)
@@ -54,7 +53,7 @@ async def test_calls_at_once_are_answered_on_its_stream_in_the_order_of_their_an
 async def test_g1_the_same_id_twice_in_flight_is_refused_and_the_first_goes_on() -> None:
     server = MemoryServer()
     async with workflow_of(server) as workflow:
-        duplex = workflow.new_duplex()
+        duplex = workflow.duplexes.new()
         reader = duplex.attach()
         call(workflow, duplex, b"1", 1)
         call(workflow, duplex, b"1", 2)
@@ -71,9 +70,9 @@ async def test_g1_the_same_id_twice_in_flight_is_refused_and_the_first_goes_on()
 async def test_g1_ids_of_two_wires_do_not_meet_and_a_cancel_means_its_own() -> None:
     server = MemoryServer()
     async with workflow_of(server) as workflow:
-        one = workflow.new_duplex()
+        one = workflow.duplexes.new()
         first = one.attach()
-        two = workflow.new_duplex()
+        two = workflow.duplexes.new()
         second = two.attach()
         assert one is not two
         call(workflow, one, b"1", 1)
@@ -89,7 +88,7 @@ async def test_g1_ids_of_two_wires_do_not_meet_and_a_cancel_means_its_own() -> N
 async def test_over_http_a_cancel_means_a_call_of_a_wire_only_once_that_lost_its_connection() -> None:
     server = MemoryServer()
     async with workflow_of(server) as workflow:
-        duplex = workflow.new_duplex()
+        duplex = workflow.duplexes.new()
         reader = duplex.attach()
         call(workflow, duplex, b"7", 1)
         await server.got("tools/call")
@@ -103,14 +102,14 @@ async def test_over_http_a_cancel_means_a_call_of_a_wire_only_once_that_lost_its
 async def test_a_connection_goes_on_after_the_count_that_the_client_names() -> None:
     server = MemoryServer()
     async with workflow_of(server) as workflow:
-        duplex = workflow.new_duplex()
+        duplex = workflow.duplexes.new()
         reader = duplex.attach()
         for n in range(4):
             call(workflow, duplex, b"%d" % n, n)
             (await server.got("tools/call", n + 1)).answer({})
         assert await ids_of(reader, 4) == [0, 1, 2, 3]
         duplex.detach(reader)
-        assert workflow.left_duplex is duplex
+        assert workflow.duplexes.left is duplex
         again = duplex.attach_after(3)
         duplex.meet(duplex.tally)
         assert await ids_of(again, 1) == [3]
@@ -124,7 +123,7 @@ async def test_a_connection_goes_on_after_the_count_that_the_client_names() -> N
 async def test_a_count_means_the_last_connection_that_the_client_has_shown_itself_on() -> None:
     server = MemoryServer()
     async with workflow_of(server) as workflow:
-        duplex = workflow.new_duplex()
+        duplex = workflow.duplexes.new()
         reader = duplex.attach()
         for n in range(4):
             call(workflow, duplex, b"%d" % n, n)
@@ -145,7 +144,7 @@ async def test_a_count_means_the_last_connection_that_the_client_has_shown_itsel
 async def test_without_acknowledgement_it_goes_on_with_all_that_is_held() -> None:
     server = MemoryServer()
     async with workflow_of(server) as workflow:
-        duplex = workflow.new_duplex()
+        duplex = workflow.duplexes.new()
         reader = duplex.attach()
         for n in range(3):
             call(workflow, duplex, b"%d" % n, n)
@@ -158,7 +157,7 @@ async def test_without_acknowledgement_it_goes_on_with_all_that_is_held() -> Non
 async def test_what_was_not_acknowledged_and_is_gone_ends_the_workflow() -> None:
     server = MemoryServer()
     async with workflow_of(server) as workflow:
-        duplex = workflow.new_duplex()
+        duplex = workflow.duplexes.new()
         reader = duplex.attach()
         duplex.acknowledge(1)
         for n in range(3):
@@ -175,7 +174,7 @@ async def test_what_was_not_acknowledged_and_is_gone_ends_the_workflow() -> None
 async def test_without_a_count_it_goes_on_after_what_was_acknowledged() -> None:
     server = MemoryServer()
     async with workflow_of(server) as workflow:
-        duplex = workflow.new_duplex()
+        duplex = workflow.duplexes.new()
         reader = duplex.attach()
         for n in range(3):
             call(workflow, duplex, b"%d" % n, n)
@@ -189,7 +188,7 @@ async def test_without_a_count_it_goes_on_after_what_was_acknowledged() -> None:
 
 async def test_a_count_of_what_was_never_sent_ends_the_workflow() -> None:
     async with workflow_of(MemoryServer()) as workflow:
-        duplex = workflow.new_duplex()
+        duplex = workflow.duplexes.new()
         duplex.detach(duplex.attach())
         with pytest.raises(Trimmed):
             duplex.attach_after(1)
@@ -200,7 +199,7 @@ async def test_a_count_of_what_was_never_sent_ends_the_workflow() -> None:
 async def test_a_newer_connection_takes_the_wire_over() -> None:
     server = MemoryServer()
     async with workflow_of(server) as workflow:
-        duplex = workflow.new_duplex()
+        duplex = workflow.duplexes.new()
         old = duplex.attach()
         new = duplex.attach_after(0)
         assert await old.next(1) is None
@@ -214,9 +213,9 @@ async def test_a_newer_connection_takes_the_wire_over() -> None:
 async def test_what_belongs_to_no_request_goes_to_the_newest_wire_or_waits_for_the_last() -> None:
     server = MemoryServer()
     async with workflow_of(server) as workflow:
-        one = workflow.new_duplex()
+        one = workflow.duplexes.new()
         first = one.attach()
-        two = workflow.new_duplex()
+        two = workflow.duplexes.new()
         second = two.attach()
         server.session.tell(message("notifications/tools/list_changed"))
         assert len(await some(second)) == 1
@@ -235,9 +234,9 @@ async def test_what_a_server_asks_within_a_call_goes_to_the_wire_that_called() -
     async with workflow_of(server) as workflow:
         client = Client(workflow)
         exchange = client.call()
-        asking = workflow.new_duplex()
+        asking = workflow.duplexes.new()
         reader = asking.attach()
-        newest = workflow.new_duplex()
+        newest = workflow.duplexes.new()
         other = newest.attach()
         call(workflow, asking, b"5", 1)
         (await server.got("tools/call", 2)).say(message("notifications/message", {"level": "info", "data": 1}))
@@ -245,72 +244,3 @@ async def test_what_a_server_asks_within_a_call_goes_to_the_wire_that_called() -
         assert await idle(other)
         (await server.got("tools/call", 1)).answer({})
         assert (await client.answer(exchange))["id"] == 1
-
-
-async def test_a_wire_that_nobody_came_back_to_is_forgotten() -> None:
-    server = MemoryServer()
-    async with workflow_of(server) as workflow:
-        duplex = workflow.new_duplex()
-        duplex.detach(duplex.attach())
-        assert duplex.is_idle
-        workflow.expire(workflow.now() + workflow.pooling.resume_window + 1)
-        assert workflow.newest_duplex is None
-        assert workflow.find_duplex(duplex.stream.number) is None
-        with anyio.fail_after(5):
-            await settle()
-
-
-async def test_what_a_forgotten_wire_was_not_sent_is_no_loss() -> None:
-    server = MemoryServer()
-    async with workflow_of(server) as workflow:
-        left = workflow.new_duplex()
-        left.detach(left.attach())
-        left.add(b"{}")
-        for _ in range(MAX_LEFT + 1):
-            other = workflow.new_duplex()
-            other.detach(other.attach())
-        busy = workflow.new_duplex()
-        reader = busy.attach()
-        assert workflow.find_duplex(left.stream.number) is None
-        for _ in range(workflow.pooling.event_log.events + 1):
-            busy.add(b"{}")
-            await some(reader)
-        assert workflow.ended is None
-
-
-async def test_g3_where_two_wires_at_once_were_cut_none_is_guessed() -> None:
-    async with workflow_of(MemoryServer()) as workflow:
-        one = workflow.new_duplex()
-        first = one.attach()
-        two = workflow.new_duplex()
-        second = two.attach()
-        assert workflow.left_duplex is None
-        assert workflow.cut_duplex() is None, "both may be half open"
-        one.detach(first)
-        assert workflow.left_duplex is one
-        assert workflow.cut_duplex() is one
-        two.detach(second)
-        assert workflow.left_duplex is None
-        assert workflow.cut_duplex() is None
-        two.said_goodbye = True
-        assert workflow.cut_duplex() is one
-
-
-async def test_a_wire_that_began_after_another_was_left_takes_its_place() -> None:
-    async with workflow_of(MemoryServer()) as workflow:
-        one = workflow.new_duplex()
-        one.detach(one.attach())
-        two = workflow.new_duplex()
-        two.detach(two.attach())
-        assert workflow.left_duplex is two
-        assert workflow.cut_duplex() is two
-
-
-async def test_a_client_may_come_back_before_its_cut_was_noticed_and_after_a_good_bye() -> None:
-    async with workflow_of(MemoryServer()) as workflow:
-        duplex = workflow.new_duplex()
-        reader = duplex.attach()
-        assert workflow.cut_duplex() is duplex
-        duplex.said_goodbye = True
-        duplex.detach(reader)
-        assert workflow.cut_duplex() is duplex

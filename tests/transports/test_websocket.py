@@ -61,7 +61,7 @@ def status_and_text(refused: InvalidStatus) -> tuple[int, str]:
 
 async def acknowledged(at: Listening, position: int) -> None:
     """Wait until the server knows that its client has everything up to this position."""
-    duplex = at.pool.workflows[0].newest_duplex
+    duplex = at.pool.workflows[0].duplexes.newest
     assert duplex is not None
     with anyio.fail_after(PATIENCE):
         while (duplex._acknowledged or 0) < position:
