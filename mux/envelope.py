@@ -212,6 +212,14 @@ def id_key(id: bytes) -> IdKey:
     return _decode_str(id) if id[:1] == b'"' else int(id)
 
 
+def key_or_none(raw: Raw | None) -> IdKey | None:
+    """The key of a raw id; None where there is none, or one that is not legal."""
+    try:
+        return None if raw is None else id_key(checked_id(raw))
+    except InvalidRequest:
+        return None
+
+
 def coerced_key(key: IdKey) -> IdKey:
     """The integer that a string of digits spells, else the key itself.
 

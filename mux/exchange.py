@@ -17,7 +17,7 @@ from .annotations import Listing
 from .envelope import Envelope
 from .errors import Overloaded, SessionLost, TrunklineError
 from .event_log import Stream
-from .ports import Headers, PoolResult, Span
+from .ports import Caller, Headers, PoolResult, Span
 from .statistics import method_label
 
 if TYPE_CHECKING:
@@ -250,3 +250,9 @@ class Call:
             about = self.owner.about()
             call_log.tell(outcome, why, about, method=self.method, id=self.id, seconds=seconds, sent=self._sent)
         return True
+
+
+def asker_of(caller: Caller | None) -> Asker | None:
+    """What a request came on, where other messages can still come on it."""
+    asker = caller.asker if isinstance(caller, Call) else None
+    return asker if asker is not None and asker.is_open and not asker.is_lost else None

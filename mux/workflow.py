@@ -20,15 +20,16 @@ from .demux import ServerRequest
 from .directory import Entry
 from .duplex import Duplex
 from .duplexes import Duplexes
-from .envelope import Envelope, Members
+from .envelope import Envelope
 from .errors import InvalidRequest, Overloaded, SessionLost, TrunklineError, WorkflowEnded
 from .event_log import Budget, EventLog
-from .exchange import Asker, Call, Exchange
+from .exchange import Asker, Call, Exchange, asker_of
 from .limits import Pooling
-from .ports import NONE, Answerable, Caller, Headers, Line, Opened, Span
+from .ports import Answerable, Caller, Headers, Line, Opened, Span
+from .questions import Questions
 from .record import WorkflowRecord
 from .recovery import Kept
-from .routing import Desk, place, refusal
+from .routing import InFlight, place
 from .statistics import Statistics
 from .streams import Streams
 
@@ -48,17 +49,17 @@ class Workflow:
 
     __slots__ = (
         "_budget",
-        "_capabilities",
         "_clock",
-        "_desk",
         "_duplexes",
         "_elsewhere",
         "_ended",
         "_exchanges",
+        "_in_flight",
         "_is_repeating",
         "_keep",
         "_names",
         "_on_end",
+        "_questions",
         "_quiet",
         "_stir",
         "_streams",
@@ -147,7 +148,9 @@ class Workflow:
         self._clock = clock
         self._stir = stir
         self._on_end = on_end
-        self._desk: Desk[Call] = Desk(names, self._note_question if write is not None else None)
+        self._in_flight: InFlight[Call] = InFlight()
+        self._questions: Questions | None = None
+        """What its server asked, once there was anything."""
         self._streams: Streams | None = None
         """What it sends its client on streams, once there was anything."""
         self._budget, self._names = budget, names
@@ -160,13 +163,12 @@ class Workflow:
         """When the directory was told last that it is in use."""
         self._elsewhere = float("-inf")
         """When another worker served its client last, as far as that is known here."""
-        self._capabilities: Members | None = None
         self._ended: WorkflowEnded | None = None
         self._quiet: asyncio.Event | None = None
         """While draining: set once no call is in flight."""
 
     def __repr__(self) -> str:
-        return f"Workflow({self.record.handle} on {self.server}, {len(self._desk)} in flight, {self._wires} wires)"
+        return f"Workflow({self.record.handle} on {self.server}, {len(self._in_flight)} in flight, {self._wires} wires)"
 
     @property
     def revision(self) -> str:
@@ -186,6 +188,13 @@ class Workflow:
         if self._duplexes is None:
             self._duplexes = Duplexes(self)
         return self._duplexes
+
+    @property
+    def questions(self) -> Questions:
+        """What its server asked and its client has not answered."""
+        if self._questions is None:
+            self._questions = Questions(self.record.handshake.capabilities, self._names, self.write)
+        return self._questions
 
     @property
     def holds_events(self) -> bool:
@@ -210,12 +219,12 @@ class Workflow:
     @property
     def inflight(self) -> int:
         """Calls that wait for an answer."""
-        return len(self._desk)
+        return len(self._in_flight)
 
     @property
     def idle_since(self) -> float | None:
         """When its last response ended or its last wire left; None while it has a wire or a call in flight."""
-        if self._wires or len(self._desk) or not self.opened.done():
+        if self._wires or len(self._in_flight) or not self.opened.done():
             return None
         return max(self._touched, self._elsewhere)
 
@@ -226,7 +235,7 @@ class Workflow:
 
     def was_used_since(self, then: float) -> bool:
         """True if it has a wire or a call in flight, or something was done with it since then."""
-        return bool(self._wires or len(self._desk)) or self._touched >= then
+        return bool(self._wires or len(self._in_flight)) or self._touched >= then
 
     def touched_elsewhere(self, then: float) -> None:
         """Another worker served its client at that time."""
@@ -281,7 +290,7 @@ class Workflow:
             return
         self._stir(self)
         call = Call(self, asker, message.id, message.method, self._clock(), span)
-        self._desk.enter(message.id, call)
+        self._in_flight.enter(message.id, call)
         if message.method == "ping":
             call.answered(wire_format.result(message.id, Raw(b"{}")), is_error=False)
             return
@@ -299,7 +308,7 @@ class Workflow:
                 raise SessionLost(f"the session ended: {self._ended.cause}", executed="no")
             if self._quiet is not None:
                 raise SessionLost("the gateway is shutting down", executed="no")
-            if len(self._desk) > self.pooling.max_inflight_per_workflow:
+            if len(self._in_flight) > self.pooling.max_inflight_per_workflow:
                 raise Overloaded("too many calls in flight in this session", limit="max_inflight_per_workflow")
             done = self.line.request(message, call, headers)
         except TrunklineError as error:
@@ -330,73 +339,53 @@ class Workflow:
         """
         self._touched = self._clock()
         if message.method == "notifications/cancelled":
-            call, reason = self._desk.withdraw(message, lambda call: _is_of(call, via))
+            call, reason = self._in_flight.withdraw(message, lambda call: _is_of(call, via))
             if call is None:
                 self.statistics.count(reason, self.server)
             else:
                 self.line.cancel(call, message)
         elif message.method == "notifications/progress":
-            found = self._desk.progress(message)
-            if found is not None:
-                text, asked_via = found
-                asked_via.tell(text)
+            self.questions.progress(message)
         elif message.method != "notifications/initialized":  # sent upstream once, by the channel (rule L6)
             self.line.notify(message.encode(), headers)
 
     def respond(self, message: Envelope) -> None:
         """Take the client's answer to what a server asked; unknown and second answers are dropped (rule R4)."""
         self._touched = self._clock()
-        question = self._desk.answer(message)
-        if question is None:
+        if not self.questions.answer(message):
             self.statistics.count("unknown_answers", self.server)
-        else:
-            question.via.respond(question.request, message)
 
     # What the server sends, as its channel tells.
 
     def asked(self, channel: Answerable, request: ServerRequest, message: Envelope) -> None:
         """See `Owner.asked`."""
-        if self._capabilities is None:
-            self._capabilities = wire_format.members_of(Raw(self.record.handshake.capabilities)) or {}
         try:
-            error = refusal(message, self._capabilities)
-            if error is not None:
-                raise error
-            text = self._desk.ask(request, message, channel)
+            text = self.questions.ask(request, message, channel)
         except TrunklineError as refused:
             self.statistics.count("refused_server_requests", self.server)
             channel.refuse(request, refused)
             return
         self._stir(self)
-        origin = self._asker_of(request.origin.caller if request.origin is not None else None)
+        origin = asker_of(request.origin.caller if request.origin is not None else None)
         newest = next((exchange for exchange in reversed(self._exchanges) if not exchange.is_lost), None)
-        match place(
-            origin_open=origin is not None,
-            listening=self.is_listening,
-            exchanges_open=newest is not None,
-        ):
-            case "exchange" if origin is not None:
-                origin.add(text)
-            case "newest" if newest is not None:
-                newest.add(text)
-            case _:
-                self.streams.append(self.streams.home, text)
+        self._deliver(text, place(origin, newest, is_listening=self.is_listening))
 
     def retracted(self, request: ServerRequest, message: Envelope) -> None:
         """See `Owner.retracted`."""
-        text = self._desk.retract(request, message)
+        text = self.questions.retract(request, message)
         if text is not None:
-            self._deliver(text, request.origin.caller if request.origin is not None else None)
+            self._deliver(text, asker_of(request.origin.caller if request.origin is not None else None))
 
     def told(self, message: Envelope, origin: Caller | None) -> None:
         """See `Owner.told`."""
         if self.trust is not None and message.method == "notifications/tools/list_changed":
             self.trust.change()
-        self._deliver(message.encode(), origin)
+        self._deliver(message.encode(), asker_of(origin))
 
     def left(self, channel: Answerable) -> None:
         """See `Owner.left`."""
-        self._desk.forget(channel)
+        if self._questions is not None:
+            self._questions.void(channel)
 
     def lost(self, channel: Answerable, cause: TrunklineError) -> None:
         """See `Owner.lost`: a session that held state is not silently begun anew (rule L18)."""
@@ -455,8 +444,8 @@ class Workflow:
         """A call has ended."""
         now = self._clock()
         self._touched = now
-        self._desk.leave(call.id, call)
-        if self._quiet is not None and not len(self._desk):
+        self._in_flight.leave(call.id, call)
+        if self._quiet is not None and not len(self._in_flight):
             self._quiet.set()
         self.statistics.count("calls", self.server, call.method, outcome)
         self.statistics.observe("call_seconds", now - call.started, self.server)
@@ -465,14 +454,14 @@ class Workflow:
         """Refuse calls from now on; the event is set when those in flight have ended (guarantee G8)."""
         if self._quiet is None:
             self._quiet = asyncio.Event()
-            if not len(self._desk):
+            if not len(self._in_flight):
                 self._quiet.set()
         return self._quiet
 
     def expire(self, now: float) -> None:
         """Time out calls, drop what was kept for resumption long enough, refuse questions that nobody is there for."""
         self.line.expire(now)
-        if not self._wires and not len(self._desk):
+        if not self._wires and not len(self._in_flight):
             for channel in self.line.channels:
                 if channel.rests_at(self._touched) <= now:
                     channel.rest()
@@ -483,12 +472,12 @@ class Workflow:
             self._duplexes.expire(now)
         if not self._wires and self._touched + self.pooling.resume_window <= now:
             self._refuse_questions("the client did not come back")
-            if self.ends_with_its_wires and not len(self._desk):
+            if self.ends_with_its_wires and not len(self._in_flight):
                 self.fail("abandoned")
 
     def _trim(self) -> None:
         """Give back what tables once needed: an empty one that was used keeps its room."""
-        self._desk.trim()
+        self._in_flight.trim()
         if not self._exchanges:
             self._exchanges = {}
 
@@ -499,13 +488,13 @@ class Workflow:
     def due(self) -> float:
         """When `expire` is due next, if nothing happens until then."""
         channels = self._own_channels()
-        if len(self._desk) or not self.opened.done() or not all(channel.is_idle for channel in channels):
+        if len(self._in_flight) or not self.opened.done() or not all(channel.is_idle for channel in channels):
             return float("-inf")
         window = self.pooling.resume_window
         due = [inf if self._streams is None else self._streams.oldest + window]
         due.append(inf if self._duplexes is None else self._duplexes.oldest_left + window)
         if not self._wires:
-            if self._desk.questions or self.ends_with_its_wires:
+            if self._questions or self.ends_with_its_wires:
                 due.append(self._touched + window)
             due += [channel.rests_at(self._touched) for channel in channels]
         return min(due)
@@ -530,7 +519,8 @@ class Workflow:
             return False
         self._ended = WorkflowEnded(cause)
         if release:
-            self._desk.let_go()
+            if self._questions is not None:
+                self._questions.let_go()
             for channel in self._own_channels():
                 channel.release(self._ended)
         self._refuse_questions("the client's session ended")
@@ -545,11 +535,12 @@ class Workflow:
 
     def knows(self, name: int) -> bool:
         """True where this is one of its streams, or a question that waits for its answer."""
-        return self._desk.knows(name) or (self._streams is not None and self._streams.knows(name))
+        parts = (self._questions, self._streams)
+        return any(part is not None and part.knows(name) for part in parts)
 
     def meant(self, cancelled: Envelope) -> int:
         """The calls that wait for their answers and that a client's `notifications/cancelled` can mean."""
-        return len(self._desk.meant(cancelled, lambda call: _is_of(call, None)))
+        return len(self._in_flight.meant(cancelled, lambda call: _is_of(call, None)))
 
     def restore(self, kept: Kept, epoch: int, gave: Callable[[int], bool]) -> None:
         """Go on with what was kept of those streams and questions whose numbers `gave` takes, as the writer `epoch`.
@@ -566,8 +557,8 @@ class Workflow:
                 if stream.is_wire:
                     self.duplexes.restore(restored, stream.connections)
         for number, raw in kept.questions.items() if self._ended is None else ():
-            if gave(number) and not self._desk.knows(number):
-                self._desk.restore(number, inherited(raw), Inherited(self.line))
+            if gave(number) and not self.questions.knows(number):
+                self.questions.restore(number, raw, self.line)
 
     def _write(self, entry: Entry) -> None:
         assert self._keep is not None, "there are other workers"
@@ -587,13 +578,10 @@ class Workflow:
             self._duplexes.repeat()
         for exchange in self._exchanges:
             exchange.repeat()
-        self._desk.repeat()
+        if self._questions is not None:
+            self._questions.repeat()
         self._unrepeated = self._unrepeated_bytes = 0
         self._is_repeating = False
-
-    def _note_question(self, kind: Literal["asked", "settled"], number: int, id: bytes) -> None:
-        if self.write is not None:
-            self.write(Entry(kind, 0, number, id))
 
     @property
     def upstream_session(self) -> str:
@@ -609,50 +597,14 @@ class Workflow:
         return self.line.channels if self.pooling.reuse == "workflow" else ()
 
     def _refuse_questions(self, why: str) -> None:
-        for question in self._desk.forget():
-            question.via.refuse(question.request, SessionLost(why, executed="unknown"))
+        if self._questions is not None:
+            self._questions.refuse(SessionLost(why, executed="unknown"))
 
-    def _asker_of(self, caller: Caller | None) -> Asker | None:
-        asker = caller.asker if isinstance(caller, Call) else None
-        return asker if asker is not None and asker.is_open and not asker.is_lost else None
-
-    def _deliver(self, text: bytes, origin: Caller | None) -> None:
-        asker = self._asker_of(origin)
+    def _deliver(self, text: bytes, asker: Asker | None) -> None:
         if asker is not None:
             asker.add(text)
         else:
             self.streams.append(self.streams.home, text)
-
-
-class Inherited:
-    """Where the answer to a question goes that another worker asked: to the session, by the server's own id.
-
-    Implements `Answerable`.
-    """
-
-    def __init__(self, line: Line) -> None:
-        self._line = line
-
-    def respond(self, request: ServerRequest, message: Envelope) -> None:
-        """See `Answerable.respond`."""
-        self._send(message.with_id(request.id))
-
-    def refuse(self, request: ServerRequest, error: TrunklineError) -> None:
-        """See `Answerable.refuse`."""
-        self._send(wire_format.failure(request.id, error))
-
-    def tell(self, message: bytes) -> None:
-        """See `Answerable.tell`."""
-        self._line.notify(message, NONE)
-
-    def _send(self, text: bytes) -> None:
-        for channel in self._line.channels[:1]:
-            channel.say(text)
-
-
-def inherited(id: bytes) -> ServerRequest:
-    """A question of which only the server's own id is known."""
-    return ServerRequest(Envelope("request", {}, id=id, method=""), None, float("inf"))
 
 
 def _is_of(call: Call, via: Duplex | None) -> bool:

@@ -12,6 +12,7 @@ from trunkline.mux.envelope import (
     canonical,
     coerced_key,
     id_key,
+    key_or_none,
     members_of,
     parse,
     parse_batch,
@@ -188,6 +189,11 @@ def test_e2_keys_tell_numbers_from_strings_and_know_all_spellings() -> None:
     assert coerced_key("9" * 20) == "9" * 20
     assert coerced_key(4) == 4
     assert coerced_key("٣") == "٣"
+
+
+def test_a_value_that_is_no_legal_id_has_no_key() -> None:
+    assert key_or_none(Raw(b"7")) == id_key(b"7")
+    assert [key_or_none(raw) for raw in (None, Raw(b"null"), Raw(b"1.5"), Raw(b"{}"))] == [None] * 4
 
 
 def swapped(params: str) -> tuple[str, str]:

@@ -221,7 +221,7 @@ async def test_a_question_that_nobody_answers_in_time_is_void_for_its_client_too
         assert (refused["id"], refused["error"]["code"]) == (7, -31004)
         void = json.loads((await some(reader))[0][1])
         assert (void["method"], void["params"]["requestId"]) == ("notifications/cancelled", asked["id"])
-        assert not client.workflow._desk.questions
+        assert len(client.workflow.questions) == 0
         reader.close()
 
 
@@ -230,7 +230,7 @@ async def test_g9_a_question_with_an_illegal_token_is_refused_and_nothing_else_i
         client = await at.client(message=initialize(capabilities={"roots": {}}))
         at.server.session.tell(message("roots/list", {"_meta": {"progressToken": {}}}, id=1))
         assert (await at.server.got("response")).json["error"]["code"] == -32602
-        assert not client.workflow._desk.questions
+        assert len(client.workflow.questions) == 0
         call = client.call()
         (await at.server.got("tools/call")).answer()
         assert "result" in await client.answer(call)

@@ -1,0 +1,167 @@
+"""What servers ask one workflow's client: under ids minted for it, until it answers or nobody waits for it. Pure.
+
+The client is asked only what it declared that it can be asked (R3); its first answer counts (R4). What is open is
+written down for other workers, and what another one asked is answered here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import count
+from math import inf
+from typing import NamedTuple
+
+from msgspec import Raw
+
+from . import envelope as wire_format
+from .demux import ServerRequest
+from .directory import Entry
+from .envelope import Envelope, id_key, key_or_none, members_of, swap_progress_token
+from .errors import TrunklineError
+from .ports import NONE, Answerable, Line
+from .routing import refusal
+
+
+class _Question(NamedTuple):
+    request: ServerRequest
+    via: Answerable
+    """Where the answer goes."""
+
+
+class Questions:
+    """The open questions of one workflow, by the numbers that its client knows them by.
+
+    `capabilities` are the client's, raw. Numbers come from `names`; `write` keeps a line for other workers.
+    """
+
+    __slots__ = ("_capabilities", "_names", "_open", "_write")
+
+    def __init__(
+        self,
+        capabilities: bytes,
+        names: Iterator[int] | None = None,
+        write: Callable[[Entry], None] | None = None,
+    ) -> None:
+        self._capabilities = members_of(Raw(capabilities)) or {}
+        self._names = names or count(1)
+        self._write = write
+        self._open: dict[int, _Question] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def ask(self, request: ServerRequest, message: Envelope, via: Answerable) -> bytes:
+        """The server's request under an id minted for this client (rule E5), its progress token too.
+
+        Raises:
+            MethodNotFound: the client cannot be asked this; nothing was asked.
+            InvalidParams: nor in this mode; or an illegal progress token; nothing was asked.
+        """
+        error = refusal(message, self._capabilities)
+        if error is not None:
+            raise error
+        number = next(self._names)
+        spelled = b"%d" % number
+        params = message.members.get("params")
+        if params is None:
+            text = message.with_id(spelled)
+        else:
+            params, request.token = swap_progress_token(params, spelled)
+            text = Envelope("request", {**message.members, "params": params}).with_id(spelled)
+        self._open[number] = _Question(request, via)
+        self._note(number, request)
+        return text
+
+    # What the client says to them.
+
+    def answer(self, message: Envelope) -> bool:
+        """Send a client's response to who asked; False for an unknown or second answer (R4)."""
+        key = id_key(message.id) if message.id else None
+        if not isinstance(key, int) or key not in self._open:
+            return False
+        question = self._settle(key)
+        question.via.respond(question.request, message)
+        return True
+
+    def progress(self, message: Envelope) -> None:
+        """Send on a client's progress, under the server's own token; nothing where it names no question."""
+        params = message.params() or {}
+        key = key_or_none(params.get("progressToken"))
+        question = self._open.get(key) if isinstance(key, int) else None
+        if question is not None and question.request.token:
+            question.via.tell(message.with_params({**params, "progressToken": Raw(question.request.token)}))
+
+    # What else settles them.
+
+    def retract(self, request: ServerRequest, message: Envelope) -> bytes | None:
+        """The server's `notifications/cancelled` in this client's ids, or None where it has been answered."""
+        for number, question in self._open.items():
+            if question.request is request:
+                self._settle(number)
+                return message.with_params({**(message.params() or {}), "requestId": Raw(b"%d" % number)})
+        return None
+
+    def void(self, via: Answerable) -> None:
+        """Nobody waits any longer for what was asked by this way."""
+        for number in [number for number, question in self._open.items() if question.via is via]:
+            self._settle(number)
+
+    def refuse(self, error: TrunklineError) -> None:
+        """No client will answer: whoever asked is told."""
+        for question in [self._settle(number) for number in [*self._open]]:
+            question.via.refuse(question.request, error)
+
+    def _settle(self, number: int) -> _Question:
+        if self._write is not None:
+            self._write(Entry("settled", 0, number))
+        return self._open.pop(number)
+
+    # From one worker to the next.
+
+    def knows(self, number: int) -> bool:
+        """True while the question of this number waits for its answer."""
+        return number in self._open
+
+    def restore(self, number: int, id: bytes, line: Line) -> None:
+        """What another worker asked this client under this number: of it, the server's own id is known."""
+        request = ServerRequest(Envelope("request", {}, id=id, method=""), None, inf)
+        self._open[number] = _Question(request, Inherited(line))
+
+    def repeat(self) -> None:
+        """Note once more what is open."""
+        for number, question in self._open.items():
+            self._note(number, question.request)
+
+    def let_go(self) -> None:
+        """Drop what is open, which another worker will see answered."""
+        self._open.clear()
+
+    def _note(self, number: int, request: ServerRequest) -> None:
+        if self._write is not None:
+            self._write(Entry("asked", 0, number, request.id))
+
+
+class Inherited:
+    """Where the answer to a question goes that another worker asked: to the session, by the server's own id.
+
+    Implements `Answerable`.
+    """
+
+    def __init__(self, line: Line) -> None:
+        self._line = line
+
+    def respond(self, request: ServerRequest, message: Envelope) -> None:
+        """See `Answerable.respond`."""
+        self._send(message.with_id(request.id))
+
+    def refuse(self, request: ServerRequest, error: TrunklineError) -> None:
+        """See `Answerable.refuse`."""
+        self._send(wire_format.failure(request.id, error))
+
+    def tell(self, message: bytes) -> None:
+        """See `Answerable.tell`."""
+        self._line.notify(message, NONE)
+
+    def _send(self, text: bytes) -> None:
+        for channel in self._line.channels[:1]:
+            channel.say(text)

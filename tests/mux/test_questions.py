@@ -1,0 +1,146 @@
+"""What servers ask: under numbers of the client's own, answered once, by whichever worker the client comes to."""
+
+import json
+
+import pytest
+from harness.memory_wire import message
+from harness.muxing import bench, initialize, notification, response
+from trunkline.mux.demux import ServerRequest
+from trunkline.mux.directory import Entry
+from trunkline.mux.envelope import Envelope, parse
+from trunkline.mux.errors import MethodNotFound, SessionLost, TrunklineError
+from trunkline.mux.questions import Inherited, Questions
+
+ALL = b'{"roots":{},"sampling":{}}'
+
+
+class Via:
+    """Keeps what would go to a server."""
+
+    def __init__(self) -> None:
+        self.answered: list[tuple[ServerRequest, Envelope | TrunklineError]] = []
+        self.told: list[bytes] = []
+
+    def respond(self, request: ServerRequest, message: Envelope) -> None:
+        self.answered.append((request, message))
+
+    def refuse(self, request: ServerRequest, error: TrunklineError) -> None:
+        self.answered.append((request, error))
+
+    def tell(self, message: bytes) -> None:
+        self.told.append(message)
+
+
+def read(text: str) -> Envelope:
+    return parse(text.encode(), limit=1 << 20)
+
+
+def asks(method: str = "roots/list", params: str = "{}", id: str = '"s"') -> Envelope:
+    return read(f'{{"jsonrpc":"2.0","id":{id},"method":"{method}","params":{params}}}')
+
+
+def cancel(params: str) -> Envelope:
+    return read(f'{{"jsonrpc":"2.0","method":"notifications/cancelled","params":{params}}}')
+
+
+def ask(questions: Questions, via: Via, question: Envelope | None = None) -> tuple[ServerRequest, bytes]:
+    question = question or asks()
+    request = ServerRequest(question, None, 0)
+    return request, questions.ask(request, question, via)
+
+
+def test_e5_a_question_gets_an_id_of_this_clients_own_and_is_answered_once() -> None:
+    questions, via = Questions(ALL), Via()
+    first, text = ask(questions, via, asks(id="77"))
+    ask(questions, via, asks(id="77"))
+    assert json.loads(text)["id"] == 1
+    answer = response(1)
+    assert questions.answer(answer)
+    assert via.answered == [(first, answer)]
+    assert not questions.answer(answer)
+    questions.repeat()
+    assert (len(questions), questions.knows(1), questions.knows(2)) == (1, False, True)
+    for unknown in ('{"jsonrpc":"2.0","id":"2","result":{}}', '{"jsonrpc":"2.0","error":{"code":1}}'):
+        assert not questions.answer(read(unknown))
+    assert len(via.answered) == 1
+
+
+def test_r3_what_the_client_did_not_declare_is_not_asked() -> None:
+    for capabilities in (b"{}", b"null"):
+        questions = Questions(capabilities)
+        with pytest.raises(MethodNotFound):
+            ask(questions, Via())
+        assert len(questions) == 0
+
+
+def test_a_question_without_params_stays_without() -> None:
+    _, text = ask(Questions(ALL), Via(), read('{"jsonrpc":"2.0","id":1,"method":"roots/list"}'))
+    assert json.loads(text) == {"jsonrpc": "2.0", "id": 1, "method": "roots/list"}
+
+
+def test_the_servers_progress_token_is_mirrored() -> None:
+    questions, via = Questions(ALL), Via()
+    _, text = ask(questions, via, asks("sampling/createMessage", '{"_meta":{"progressToken":"tok"}}'))
+    assert json.loads(text)["params"]["_meta"]["progressToken"] == 1
+    questions.progress(notification("notifications/progress", {"progressToken": 1, "progress": 5}))
+    assert [json.loads(told)["params"] for told in via.told] == [{"progressToken": "tok", "progress": 5}]
+    ask(questions, via)
+    for unknown in ({"progressToken": 2}, {"progressToken": "1"}, {"progressToken": {}}, {}, []):
+        questions.progress(notification("notifications/progress", unknown))
+    assert len(via.told) == 1
+
+
+def test_a_question_that_was_taken_back_names_this_clients_id() -> None:
+    questions = Questions(ALL)
+    ask(questions, Via())
+    request, _ = ask(questions, Via())
+    text = questions.retract(request, cancel('{"requestId":"s","reason":"r"}'))
+    assert text is not None
+    assert json.loads(text)["params"] == {"requestId": 2, "reason": "r"}
+    assert questions.retract(request, cancel("[]")) is None
+    request, _ = ask(questions, Via())
+    assert questions.retract(request, cancel("[]")) is not None
+
+
+def test_the_questions_of_one_channel_are_void_and_all_others_refused() -> None:
+    questions, one, two = Questions(ALL), Via(), Via()
+    ask(questions, one)
+    second, _ = ask(questions, two)
+    questions.void(one)
+    assert len(questions) == 1
+    gone = SessionLost("gone", executed="unknown")
+    questions.refuse(gone)
+    assert (one.answered, two.answered) == ([], [(second, gone)])
+    assert len(questions) == 0
+
+
+def test_questions_are_noted_for_who_comes_after() -> None:
+    noted: list[Entry] = []
+    questions = Questions(ALL, iter(range(40, 50)), noted.append)
+    for _ in range(2):
+        ask(questions, Via(), asks(id='"q"'))
+    assert questions.answer(response(40))
+    first, second = Entry("asked", 0, 40, b'"q"'), Entry("asked", 0, 41, b'"q"')
+    assert noted == [first, second, Entry("settled", 0, 40)]
+    questions.repeat()
+    assert noted[3:] == [second], "what waits is told once more"
+    questions.let_go()
+    assert len(questions) == 0
+    assert len(noted) == 4, "it waits for its answer, elsewhere"
+
+
+@pytest.mark.anyio
+async def test_what_another_worker_asked_is_answered_under_the_servers_own_id() -> None:
+    async with bench() as at:
+        workflow = (await at.client(message=initialize(capabilities={"roots": {}}))).workflow
+        workflow.questions.restore(77, b'"q"', workflow.line)
+        workflow.questions.restore(78, b"5", workflow.line)
+        workflow.respond(response(77, {"n": 1}))
+        assert (await at.server.got("response")).json == {"jsonrpc": "2.0", "id": "q", "result": {"n": 1}}
+        workflow.respond(response(77, {"n": 2}))
+        assert at.counts["unknown_answers", "x"] == 1
+        workflow.questions.refuse(SessionLost("nobody is there", executed="unknown"))
+        refused = (await at.server.got("response", 2)).json
+        assert (refused["id"], refused["error"]["code"]) == (5, -31002)
+        Inherited(workflow.line).tell(message("notifications/x-vendor"))
+        await at.server.got("notifications/x-vendor")
