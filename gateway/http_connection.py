@@ -365,8 +365,10 @@ class HTTPConnection(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._change(data[upgrade.args[0] :])
+            return
         except httptools.HttpParserError:
             self._break()
+            return
         if headers is self._headers:
             if not self._is_body:
                 self._head_bytes += len(data)  # of a head that is long, or of what stands round a body
