@@ -1,8 +1,11 @@
 """A head that came before on its connection means what it meant then, however it comes, and nothing else does."""
 
 import asyncio
+import random
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ from trunkline.gateway.http_connection import HTTPConnection
 from trunkline.gateway.http_listening import HTTPListening
 from trunkline.gateway.known_head import MAX_KNOWN_BYTES, KnownHead
 from trunkline.mux.statistics import Statistics
+from trunkline.transports.asgi import WholeRequest
 
 pytestmark = pytest.mark.anyio
 
@@ -121,6 +125,14 @@ async def exchange_many(connected: Connected) -> None:
             assert await said(reader) == b"GET /%d " % number
 
 
+async def test_of_two_that_come_in_one_packet_neither_is_taken_for_the_other() -> None:
+    async with reached() as (connection, reader):
+        connection.data_received(post(b"what", 2) + post(b"ever", 3))
+        connection.data_received(post(b"what", 2))
+        for answer in (b"POST /2 what", b"POST /3 ever", b"POST /2 what"):
+            assert await said(reader) == answer
+
+
 async def test_an_empty_line_behind_each_body_is_never_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     """As old clients send one (RFC 9112, 2.2): what is counted of a head begins anew with each request."""
     monkeypatch.setattr(http_connection, "MAX_HEAD_BYTES", 20)
@@ -163,6 +175,113 @@ async def test_a_client_that_leaves_within_a_body_is_told_to_who_reads_it() -> N
         while (part := await told.get()) != "left":
             came += part
         assert b"x" * len(came) == came != b""
+
+
+async def tell(scope: Any, receive: Any, send: Any) -> None:
+    """Answers with all that is told of a request, and changes it."""
+    body, message = b"", {"more_body": True}
+    while message.get("more_body"):
+        message = await receive()
+        body += message.get("body", b"")
+    told = what_is_told(scope, body)
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(told))]})
+    await send({"type": "http.response.body", "body": told})
+
+
+def what_is_told(scope: Any, body: bytes) -> bytes:
+    told = repr([scope[key] for key in sorted(scope) if key not in ("client", "server")]).encode()
+    scope["path"] = "/changed"
+    scope["headers"].append((b"changed", b""))
+    return told + body
+
+
+def take(whole: WholeRequest) -> bool:
+    """Takes all but what is longest."""
+    if len(whole.body) > 100:
+        return False
+    whole.reply(200, [], what_is_told(whole.scope, whole.body))
+    return True
+
+
+STREAMS = 300
+
+LINES = b"Host: h|X: y|x: Content-Length:|X-Content-Length: 3|Accept:|Expect: 100-continue|Upgrade: h2c".split(b"|")
+ODD_LINES = [
+    *b"Connection: close|Connection: keep-alive|Expect: 100-continue|Upgrade: h2c\r\nConnection: upgrade".split(b"|"),
+    *b"Transfer-Encoding: chunked|Content-Length: 2|X: a\r\n b|X : y|X: a\rb|X: \xff".split(b"|"),
+]
+TARGETS = b"/|/a?q=1|http://h/x?y|/%41|*|//x|/a#b".split(b"|")
+ODD_LENGTHS = b"+%d|-%d|0%d|000000%d| %d|%d |%d,|0x%d|1%d|%d\n|99999999%d|%d\r".split(b"|")
+CHUNKED = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n"
+BETWEEN = [b"\r\n", b"\n", b"\r", b"x", GET % 1, CHUNKED]
+
+
+def a_head(draw: random.Random) -> bytes:
+    lines = [*draw.sample(LINES, draw.randrange(4)), draw.choice([b"Content-Length: %d", b"content-LENGTH:%d"])]
+    draw.shuffle(lines)
+    method = draw.choice([b"POST", b"POST", b"GET", b"HEAD", b"DELETE"])
+    return b"\r\n".join([b"%b %b HTTP/1.1" % (method, draw.choice(TARGETS)), *lines, b"", b""])
+
+
+def a_stream(draw: random.Random, head: bytes) -> list[bytes]:
+    """Requests with that head, or nearly, and bodies that may look like one; in pieces."""
+    stream, ends = b"", []
+    for _ in range(draw.randrange(3, 10)):
+        size = draw.choice([0, 4, 4, 4, 70, 400, 20_000])
+        one, length = draw.choice([head, head.replace(b"/", b"/b", 1)]), b"%d" % size
+        if draw.random() < 0.1:
+            length = draw.choice(ODD_LENGTHS).replace(b"%d", length)
+        if draw.random() < 0.1:
+            one = one[:-2] + draw.choice(ODD_LINES) + b"\r\n\r\n"
+        if draw.random() < 0.05:
+            at = draw.randrange(len(one))
+            one = one[:at] + draw.choice([b"", b" ", b"\r", b"\n", b"\r\n", b"%"]) + one[at + draw.randrange(2) :]
+        if draw.random() < 0.1:
+            stream += draw.choice(BETWEEN)
+        ends += [len(stream), len(stream + one) - 2 + len(length)]
+        stream += one.replace(b"%d", length) + draw.choice([b"x" * size, (head.replace(b"%d", b"1") * size)[:size]])
+    cuts = draw.choice([[], ends, draw.sample(ends, 3), [max(0, end - draw.randrange(4)) for end in ends]])
+    return [stream[start:end] for start, end in pairwise(sorted({0, *cuts, len(stream)}))]
+
+
+async def answers(listening: Reached, port: int, head: bytes, pieces: list[bytes]) -> bytes:
+    """All that is answered to these pieces, behind two requests with that head."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for size in (1, 2):
+        writer.write(head.replace(b"%d", b"%d" % size) + b"x" * size)
+        await reader.readuntil(b"\r\n\r\n")
+    for piece in pieces:
+        listening.connection.data_received(piece)
+        for _ in range(5):  # tasks go on
+            await asyncio.sleep(0)
+    writer.write_eof()
+    answered = await reader.read()
+    writer.close()
+    return re.sub(rb"\r\ndate: [^\r]*", b"", answered)
+
+
+async def test_whatever_comes_is_answered_as_where_no_head_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = 0
+    known_in = KnownHead.known_in
+
+    def counted(head: KnownHead, data: bytes) -> Any:
+        nonlocal found
+        known = known_in(head, data)
+        found += known is not None
+        return known
+
+    monkeypatch.setattr(KnownHead, "known_in", counted)
+    listening = Reached(Statistics(), take)
+    async with serving(tell, listening) as port, asyncio.timeout(PATIENCE):
+        for seed in range(STREAMS):
+            draw = random.Random(seed)
+            head = a_head(draw)
+            pieces = a_stream(draw, head)
+            answered = await answers(listening, port, head, pieces)
+            with monkeypatch.context() as nothing_known:
+                nothing_known.setattr(KnownHead, "of", lambda *_: None)
+                assert answered == await answers(listening, port, head, pieces), (seed, head, pieces)
+    assert found > STREAMS / 2
 
 
 SCOPE = {"path": "/"}
