@@ -8,14 +8,9 @@ answer is given to its caller by the reader of the wire, at once.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from functools import partial
 from math import inf
-from sys import intern
-from typing import Final, Literal, NamedTuple
-
-from msgspec import Raw
+from typing import Final, Literal
 
 from . import envelope as wire_format
 from .demux import (
@@ -34,29 +29,25 @@ from .demux import (
 )
 from .envelope import Envelope
 from .errors import (
-    HandshakeTimedOut,
     InvalidMessage,
     LeaseEnded,
     SessionLost,
     TrunklineError,
     Unattributable,
     UpstreamFault,
-    UpstreamRefused,
     WorkflowEnded,
 )
 from .generations import Version
 from .handshake import is_mute
+from .initialization import Adopted, connect, give_up_late, in_time, shake_hands, took_too_long
 from .lifecycle import Life, Purpose
 from .limits import MAX_EVENT_BYTES, Pooling
-from .ports import NONE, AdoptingConnector, Caller, Connector, Headers, MovableWire, Opened, Owner, Wire
+from .ports import NONE, Caller, Connector, Headers, MovableWire, Opened, Owner, Wire
 from .record import Handshake
-from .routing import LEGACY, attribute
+from .routing import attribute
 from .statistics import Statistics, method_label
 
 logger = logging.getLogger(__name__)
-
-OPEN_SECONDS: Final = 30.0
-"""How long a server may take for the whole handshake."""
 
 REST_SECONDS: Final = 30.0
 """How long a server that seems to have nothing to tell unasked is listened to: after the handshake, when it may yet
@@ -71,13 +62,6 @@ Recipients = Callable[[Envelope, Owner | None, Sequence[Owner]], Sequence[Owner]
 ChannelState = Literal["opening", "active", "idle", "draining", "closed"]
 
 
-class Adopted(NamedTuple):
-    """An upstream session that is open: what its wire said of it (`MovableWire.session`), and its handshake."""
-
-    session: str
-    opened: Opened
-
-
 @dataclass(frozen=True, slots=True)
 class ChannelConfig:
     """What a channel is made of; none of it changes while it lives."""
@@ -85,7 +69,6 @@ class ChannelConfig:
     server: str
     connector: Connector
     handshake: Handshake
-    session_headers: Headers
     draw_ids: Callable[[int], Awaitable[range]]
     """A block of ids above this one."""
     pooling: Pooling
@@ -286,8 +269,9 @@ class Channel:
                 await self._config.first(self)
             if self._closing:
                 return
-            self._be_patient()
-            async with self._connect() as wire:
+            give_up_late(self.opened, self.lost)
+            config = self._config
+            async with connect(config.connector, self, config.handshake, config.adopted, listen=config.listen) as wire:
                 self._wire, self._movable = wire, wire if isinstance(wire, MovableWire) else None
                 try:
                     await self._begin(wire)
@@ -305,25 +289,16 @@ class Channel:
             if self._config.on_ended is not None:
                 self._config.on_ended(self)
 
-    def _be_patient(self) -> None:
-        """A connector's context may not be entered under a deadline; who waits for it can be told all the same."""
-        patience = asyncio.get_running_loop().call_later(OPEN_SECONDS, self._give_up_opening)
-        self.opened.add_done_callback(partial(_cancel, patience))
-
-    def _connect(self) -> AbstractAsyncContextManager[Wire]:
-        config, adopted = self._config, self._config.adopted
-        if adopted is None:
-            return config.connector.connect(self, config.session_headers, listen=config.listen)
-        if not isinstance(config.connector, AdoptingConnector):
-            raise SessionLost("the upstream session ended with the worker that held it", executed="no")
-        session, revision = adopted.session, adopted.opened.revision
-        return config.connector.adopt(self, config.session_headers, session, revision, listen=config.listen)
-
     async def _begin(self, wire: Wire) -> None:
-        async with asyncio.timeout(OPEN_SECONDS):
-            opened = await self._open(wire)
+        adopted, handshake = self._config.adopted, self._config.handshake
+        async with in_time():
+            await self._draw_ids()
+            if adopted is None:
+                opened = await shake_hands(wire, handshake, next(iter(self._owners), None), self.request)
+            else:
+                opened = adopted.opened
         self._may_write = None if self.session else self._config.may_write
-        self._is_mute = self._is_mute and is_mute(opened.result, self._config.handshake.capabilities)
+        self._is_mute = self._is_mute and is_mute(opened.result, handshake.capabilities)
         if self._listens:
             self.listen()
         if not self.opened.done():
@@ -334,7 +309,7 @@ class Channel:
         if isinstance(error, TrunklineError):
             self.lost(error)
         elif isinstance(error, TimeoutError):
-            self.lost(_took_too_long())
+            self.lost(took_too_long())
         else:
             logger.error("the channel failed", exc_info=error, extra={"server": self._config.server})
             self.lost(UpstreamFault(f"the channel failed: {type(error).__name__}"))
@@ -469,40 +444,6 @@ class Channel:
         self._config.statistics.count("fenced", self._config.server)
         return False
 
-    def _give_up_opening(self) -> None:
-        if not self.opened.done():
-            self.lost(_took_too_long())
-
-    async def _open(self, wire: Wire) -> Opened:
-        await self._draw_ids()
-        adopted = self._config.adopted
-        return await self._shake_hands(wire) if adopted is None else adopted.opened
-
-    async def _shake_hands(self, wire: Wire) -> Opened:
-        answer = _Answer(next(iter(self._owners), None))
-        message = Envelope(
-            "request",
-            {
-                "jsonrpc": Raw(b'"2.0"'),
-                "id": Raw(b"0"),
-                "method": Raw(b'"initialize"'),
-                "params": Raw(self._config.handshake.params),
-            },
-            id=b"0",
-            method="initialize",
-        )
-        request, text = self._demux.open(message, answer, self._config.clock())
-        wire.send(text, request=request)
-        response = wire_format.parse(await answer.message, limit=MAX_EVENT_BYTES)
-        if response.is_error:
-            raise UpstreamRefused(bytes(response.members["error"]))
-        result = response.members["result"]
-        revision = wire_format.string_of((wire_format.members_of(result) or {}).get("protocolVersion"))
-        if revision not in LEGACY:
-            raise UpstreamFault(f"the server chose a protocol revision that is not served here: {str(revision)[:32]}")
-        await wire.establish(revision, wire_format.notification("notifications/initialized"))
-        return Opened(intern(revision), bytes(result))
-
     def _rouse(self) -> None:
         if not self._wake.done():
             self._wake.set_result(None)
@@ -588,39 +529,3 @@ class Channel:
                 case Retracted(asked, notification):
                     for owner in tuple(self._owners):
                         owner.retracted(asked, notification)
-
-
-def _cancel(timer: asyncio.TimerHandle, _: object) -> None:
-    timer.cancel()
-
-
-def _took_too_long() -> HandshakeTimedOut:
-    return HandshakeTimedOut(f"no handshake within {OPEN_SECONDS:g} s", executed="no")
-
-
-class _Answer:
-    """The caller of the gateway's own handshake."""
-
-    def __init__(self, owner: Owner | None) -> None:
-        self._owner = owner
-        self.message: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-
-    @property
-    def owner(self) -> Owner:
-        assert self._owner is not None, "somebody has asked for the session"
-        return self._owner
-
-    def sent(self, id: int) -> None:
-        """It is sent by who made it."""
-
-    def answered(self, message: bytes, *, is_error: bool) -> None:
-        if not self.message.done():
-            self.message.set_result(message)
-
-    def progressed(self, message: bytes) -> None:
-        """A handshake has no progress."""
-
-    def failed(self, error: TrunklineError) -> None:
-        if not self.message.done():
-            self.message.set_exception(error)
-            self.message.exception()

@@ -1,4 +1,7 @@
-"""What an `initialize` fixes for a session, how a later one differs from it, and what it leaves to be told. Pure."""
+"""The messages that begin a session: what they fix, how a later `initialize` differs, what is left to be told. Pure.
+
+The same handshake is met on two sides: a client's `initialize` is read, and one is written for its server.
+"""
 
 from sys import intern
 from typing import Final
@@ -7,10 +10,11 @@ from msgspec import Raw
 
 from . import envelope as wire_format
 from .envelope import Envelope
-from .errors import InvalidParams, ParseError
-from .limits import MAX_HANDSHAKE_BYTES
-from .ports import Headers
+from .errors import InvalidParams, ParseError, UpstreamFault, UpstreamRefused
+from .limits import MAX_EVENT_BYTES, MAX_HANDSHAKE_BYTES
+from .ports import Headers, Opened
 from .record import Handshake, WorkflowRecord
+from .routing import LEGACY
 
 ANSWERS_ONLY: Final = frozenset({"completions", "prompts", "resources", "tools"})
 """Capabilities of servers that are for answering alone, as far as all their flags are false."""
@@ -36,6 +40,34 @@ def read_handshake(message: Envelope, session_headers: Headers) -> Handshake:
         raise InvalidParams("initialize: capabilities must be an object")
     fixed = tuple(sorted(session_headers.items()))
     return Handshake(intern(revision), bytes(message.members["params"]), capabilities, fixed)
+
+
+def initialize(handshake: Handshake) -> Envelope:
+    """The `initialize` for the server, with the client's own params; the channel that carries it mints its id."""
+    members = {
+        "jsonrpc": Raw(b'"2.0"'),
+        "id": Raw(b"0"),
+        "method": Raw(b'"initialize"'),
+        "params": Raw(handshake.params),
+    }
+    return Envelope("request", members, id=b"0", method="initialize")
+
+
+def read_answer(response: bytes) -> Opened:
+    """What the server says of the session that it begins.
+
+    Raises:
+        UpstreamRefused: it begins none.
+        UpstreamFault: it chose a revision that is not served here.
+    """
+    answer = wire_format.parse(response, limit=MAX_EVENT_BYTES)
+    if answer.is_error:
+        raise UpstreamRefused(bytes(answer.members["error"]))
+    result = answer.members["result"]
+    revision = wire_format.string_of((wire_format.members_of(result) or {}).get("protocolVersion"))
+    if revision not in LEGACY:
+        raise UpstreamFault(f"the server chose a protocol revision that is not served here: {str(revision)[:32]}")
+    return Opened(intern(revision), bytes(result))
 
 
 def difference(record: WorkflowRecord, handshake: Handshake) -> str | None:

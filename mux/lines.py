@@ -12,18 +12,19 @@ from typing import Any, Literal
 from .account import MAX_COMPARED, OWN, ChannelKey, Decision, missed
 from .annotations import Annotations, Trust
 from .breaker import Breakers, Circuit, Permit, verdict
-from .channel import Adopted, Channel, ChannelConfig, Recipients
+from .channel import Channel, ChannelConfig, Recipients
 from .directory import ID_BLOCK, SHARED, Directory
 from .errors import CircuitOpen, SessionLost, TrunklineError, WorkflowEnded
 from .failures import Failures, stage_of
 from .generations import Generations, Version
 from .group import ChannelGroup, GroupPorts
+from .initialization import Adopted
 from .lifecycle import Effect
 from .limits import Pooling
 from .line import ChannelMaker, DedicatedLine
 from .membership import Membership
 from .policy import Cap, Census, cap_reached
-from .ports import NONE, Connector, Line, Opened, Owner
+from .ports import Connector, Line, Opened, Owner
 from .principal import Principal
 from .record import Wish
 from .shared import SharedLine
@@ -279,7 +280,6 @@ class Lines:
             server=upstream.name,
             connector=upstream.connector,
             handshake=record.handshake,
-            session_headers=dict(record.handshake.session_headers) or NONE,
             draw_ids=draw_ids,
             pooling=upstream.pooling,
             statistics=self._statistics,
@@ -307,7 +307,6 @@ class Lines:
                 server=upstream.name,
                 connector=upstream.connector,
                 handshake=handshake,
-                session_headers=dict(handshake.session_headers),
                 draw_ids=draw_ids,
                 pooling=upstream.pooling,
                 statistics=self._statistics,
@@ -361,7 +360,6 @@ class Lines:
                 server=upstream.name,
                 connector=upstream.connector,
                 handshake=handshake,
-                session_headers=dict(handshake.session_headers),
                 draw_ids=self._drawing_for(name),
                 pooling=upstream.pooling,
                 statistics=self._statistics,

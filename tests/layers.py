@@ -91,6 +91,7 @@ MUX_ORDER = (
     {"modern"},
     {"directory"},
     {"handshake", "placement", "questions", "recovery"},
+    {"initialization"},
     {"channel", "streams", "duplex", "duplexes", "exchange", "workflow"},
     {"journal", "lease", "membership", "own", "residents", "tasks"},
     {"line"},

@@ -11,7 +11,7 @@ from harness.memory_wire import echo, message
 from harness.muxing import ALICE, Bench, Client, begin, initialize, notification, response, settle
 from harness.raw_http import Peer, serving
 from trunkline.compat.per_request import PerRequestLine
-from trunkline.mux import channel as channel_module
+from trunkline.mux import initialization
 from trunkline.mux.directory.memory import MemoryDirectory
 from trunkline.mux.errors import UpstreamUnreachable
 from trunkline.mux.limits import Pooling
@@ -342,7 +342,7 @@ async def test_g9_a_handshake_that_takes_too_long_fails_its_call(
 ) -> None:
     async with old_path() as at:
         client = await at.client()
-        monkeypatch.setattr(channel_module, "OPEN_SECONDS", 0.02)
+        monkeypatch.setattr(initialization, "OPEN_SECONDS", 0.02)
         at.server.pause("initialize")
         assert (await client.answer(client.call()))["error"]["code"] == -31001
         at.server.let("initialize")

@@ -1,15 +1,13 @@
-"""One upstream session: its handshake, its ids, what the server may send, and how it ends."""
+"""One upstream session: its ids, what the server may send, and how it ends."""
 
 import asyncio
-import json
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 from harness.memory_wire import Exchange as Upstream
-from harness.memory_wire import Stage, echo, message
-from harness.muxing import ALICE, Bench, Client, begin, bench, initialize, members, settle
-from trunkline.mux import channel as channel_module
+from harness.memory_wire import echo, message
+from harness.muxing import ALICE, Bench, Client, begin, bench, settle
 from trunkline.mux.channel import LOW_IDS, REST_SECONDS, Channel
 from trunkline.mux.directory import ID_BLOCK
 from trunkline.mux.errors import SessionLost, UpstreamFault, UpstreamUnreachable
@@ -21,24 +19,6 @@ def only(at: Bench) -> Channel:
     [(server, made)] = at.pool.channels
     assert server == "x"
     return made
-
-
-async def test_the_handshake_says_what_the_client_said_and_is_done_once() -> None:
-    async with bench() as at:
-        said = initialize(capabilities={"roots": {"listChanged": True}}, vendor={"n": 10**29})
-        begun = await begin(at.pool, message=said, session_headers={"X-Tenant": "1"})
-        first, second = at.server.session.exchanges
-        assert members(first.text)["params"] == members(said.encode())["params"]
-        assert first.headers == {"x-tenant": "1"}
-        assert second.json == {"jsonrpc": "2.0", "method": "notifications/initialized"}
-        assert at.server.session.revision == "2025-11-25"
-        assert json.loads(begun.result) == at.server.result
-
-
-async def test_a_client_gets_the_revision_that_the_server_chose() -> None:
-    async with bench(revision="2025-03-26") as at:
-        begun = await begin(at.pool, message=initialize("2025-11-25"))
-        assert at.server.session.revision == begun.workflow.revision == "2025-03-26"
 
 
 async def test_its_state_tells_where_it_stands() -> None:
@@ -66,18 +46,6 @@ async def test_its_state_tells_where_it_stands() -> None:
         assert states == ["opening", "idle", "active", "idle", "draining", "closed"]
         assert channel.close_reason == "deleted"
         assert at.counts["channels_closed", "x", "deleted"] == 1
-
-
-@pytest.mark.parametrize("stage", ["connect", "initialize", "establish"])
-async def test_g9_an_open_that_takes_too_long_fails(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel_module, "OPEN_SECONDS", 0.02)
-    async with bench() as at:
-        at.server.pause(stage)
-        with pytest.raises(UpstreamUnreachable) as told:
-            await begin(at.pool)
-        assert told.value.data == {"executed": "no"}
-        at.server.let(stage)
-        await at.closed()
 
 
 async def test_a_connector_that_is_defective_fails_its_own_session_only(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,12 +1,13 @@
-"""What an `initialize` fixes, and what a later one may not change while its session is in use."""
+"""What an `initialize` fixes, what a later one may not change while its session is in use, what a server may say."""
 
 from typing import Any
 
 import msgspec
 import pytest
 from harness.muxing import initialize, request
-from trunkline.mux.errors import InvalidParams
-from trunkline.mux.handshake import difference, is_mute, read_handshake
+from trunkline.mux import handshake
+from trunkline.mux.errors import InvalidParams, TrunklineError, UpstreamFault, UpstreamRefused
+from trunkline.mux.handshake import difference, is_mute, read_answer, read_handshake
 from trunkline.mux.principal import ANONYMOUS
 from trunkline.mux.record import WorkflowRecord
 
@@ -31,6 +32,37 @@ def test_g10_what_is_kept_of_it_is_bounded() -> None:
     assert read_handshake(initialize(vendor="x" * 65_000), {})
     with pytest.raises(InvalidParams, match="larger than 65536 bytes"):
         read_handshake(initialize(vendor="x" * 65_536), {})
+
+
+def test_the_server_is_told_what_the_client_said() -> None:
+    said = initialize(capabilities={"roots": {}}, vendor={"n": 10**29})
+    asked = handshake.initialize(read_handshake(said, {}))
+    assert (asked.kind, asked.method, asked.id) == ("request", "initialize", b"0")
+    assert asked.members["params"] == said.members["params"]
+    assert asked.encode() == b'{"jsonrpc":"2.0","id":0,"method":"initialize","params":%s}' % asked.members["params"]
+
+
+def answer(**members: Any) -> bytes:
+    return msgspec.json.encode({"jsonrpc": "2.0", "id": 1, **members})
+
+
+def test_what_the_server_says_is_kept_as_it_was_spelled() -> None:
+    opened = read_answer(b'{"jsonrpc":"2.0","id":1,"result":{"protocolVersion":"2025-03-26", "n":1.0}}')
+    assert opened == ("2025-03-26", b'{"protocolVersion":"2025-03-26", "n":1.0}', "miss")
+
+
+@pytest.mark.parametrize(
+    ("said", "error"),
+    [
+        (answer(error={"code": 5, "message": "no"}), UpstreamRefused),
+        (answer(result={"protocolVersion": "1999-01-01"}), UpstreamFault),
+        (answer(result={"protocolVersion": 1}), UpstreamFault),
+        (answer(result={}), UpstreamFault),
+    ],
+)
+def test_what_begins_no_session(said: bytes, error: type[TrunklineError]) -> None:
+    with pytest.raises(error):
+        read_answer(said)
 
 
 @pytest.mark.parametrize(

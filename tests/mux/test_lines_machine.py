@@ -136,7 +136,7 @@ class World:
         if self.reuse == "user":
             assert max(self.most, *self.handshakes().values(), 0) <= 1, "two handshakes of one key at once"
         open_ones = [channel for _, channel in self.at.pool.channels if not channel.is_closing]
-        held = Counter(channel._config.session_headers["x-whose"] for channel in open_ones)
+        held = Counter(dict(channel._config.handshake.session_headers)["x-whose"] for channel in open_ones)
         cap = MAX_WORKFLOWS_PER_USER if self.reuse == "workflow" else MAX_CHANNELS_PER_USER
         assert all(count <= cap for count in held.values()), held
         states = [circuit.state for circuit in self.at.pool.circuits]
