@@ -18,7 +18,7 @@ from typing import Literal
 import uvloop
 from rich.console import Console
 from rich.progress import Progress
-from trunkline.mux.channel import REST_SECONDS
+from trunkline.mux.listening import REST_SECONDS
 
 from bench.client import Target
 from bench.connection import Connection, open_many

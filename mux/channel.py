@@ -9,8 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
-from math import inf
-from typing import Final, Literal
+from typing import Literal
 
 from . import envelope as wire_format
 from .demux import (
@@ -38,23 +37,17 @@ from .errors import (
     WorkflowEnded,
 )
 from .generations import Version
-from .handshake import is_mute
+from .id_supply import LOW_IDS, DrawIds, IdSupply
 from .initialization import Adopted, connect, give_up_late, in_time, shake_hands, took_too_long
 from .lifecycle import Life, Purpose
 from .limits import MAX_EVENT_BYTES, Pooling
+from .listening import Listening
 from .ports import NONE, Caller, Connector, Headers, MovableWire, Opened, Owner, Wire
 from .record import Handshake
 from .routing import attribute
 from .statistics import Statistics, method_label
 
 logger = logging.getLogger(__name__)
-
-REST_SECONDS: Final = 30.0
-"""How long a server that seems to have nothing to tell unasked is listened to: after the handshake, when it may yet
-show that it has, and after the client has gone, for one that calls now and then."""
-
-LOW_IDS: Final = 768
-"""With fewer ids than this left, the owner task draws the next block: most of one, since a directory may be slow."""
 
 Recipients = Callable[[Envelope, Owner | None, Sequence[Owner]], Sequence[Owner]]
 """A server's notification, the workflow on whose call's stream it came, and all that share the channel: who is told."""
@@ -69,8 +62,7 @@ class ChannelConfig:
     server: str
     connector: Connector
     handshake: Handshake
-    draw_ids: Callable[[int], Awaitable[range]]
-    """A block of ids above this one."""
+    draw_ids: DrawIds
     pooling: Pooling
     statistics: Statistics
     clock: Callable[[], float]
@@ -104,19 +96,15 @@ class Channel:
         "_config",
         "_demux",
         "_draining",
-        "_heard_since",
-        "_is_drawing_anew",
-        "_is_mute",
-        "_is_resting",
-        "_listens",
         "_may_write",
         "_movable",
         "_owners",
-        "_wake",
         "_wire",
         "born",
+        "ids",
         "is_superseded",
         "life",
+        "listening",
         "opened",
     )
 
@@ -135,16 +123,10 @@ class Channel:
         """Asked before each message for the server, once the session is open; None where it may always be sent."""
         self._closing = False
         self._draining: TrunklineError | None = None
-        self._wake: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """What the owner task waits for: done when there is something to do for it."""
-        self._is_drawing_anew = False
-        self._listens = config.listen
-        self._is_mute = config.may_rest
-        """True while nothing that the server declared or did says that it could have something to tell unasked."""
-        self._heard_since = inf
-        """When it was last begun to be listened to."""
-        self._is_resting = False
-        """True while it is not listened to for that."""
+        self.ids = IdSupply(self._demux, config.draw_ids, config.server)
+        """Where the ids of its requests come from."""
+        self.listening = Listening(config.clock, is_begun=config.listen, may_rest=config.may_rest)
+        """Whether what its server tells unasked is fetched."""
         self.life = Life(config.purpose)
         """Where it stands in the pool, which moves it."""
         self.is_superseded = False
@@ -203,44 +185,11 @@ class Channel:
             self._movable.release()
         self.close(cause)
 
-    def listen(self) -> None:
-        """From now on this worker hears what the server tells unasked, where that costs a request of its own."""
-        self._listens = True
-        self._hear()
-
-    def attend(self) -> None:
-        """A client is there: listen again, where that had been left."""
-        if self._is_resting:
-            self._hear()
-
-    def rests_at(self, left: float) -> float:
-        """When it may `rest`, if its client has gone at the time `left`; never where it must be heard, or rests."""
-        is_for_clients = self._is_mute and self._listens and not self._is_resting
-        return max(left, self._heard_since) + REST_SECONDS if is_for_clients else inf
-
     def rest(self) -> None:
-        """Until a client is there, or a call is sent, do not listen to a server that has nothing to tell."""
+        """Until a client is there, or a call is sent, hold no more than an idle session with a mute server needs."""
         if self.is_idle:
-            self._is_resting = True
             self._demux.trim()
-            if self._movable is not None:
-                self._movable.rest()
-
-    def _hear(self) -> None:
-        self._is_resting = False
-        self._heard_since = self._config.clock()
-        if self._movable is not None:
-            self._movable.listen()
-
-    def draw_anew(self) -> None:
-        """Draw a block of ids, so that nobody draws again what was drawn here."""
-        self._is_drawing_anew = True
-        self._rouse()
-
-    @property
-    def highest_id(self) -> int:
-        """The highest request id that was drawn for it."""
-        return self._demux.highest_id
+            self.listening.rest()
 
     @property
     def is_adopted(self) -> bool:
@@ -273,34 +222,32 @@ class Channel:
             config = self._config
             async with connect(config.connector, self, config.handshake, config.adopted, listen=config.listen) as wire:
                 self._wire, self._movable = wire, wire if isinstance(wire, MovableWire) else None
+                self.listening.wire = self._movable
                 try:
                     await self._begin(wire)
                     while not self._closing:
-                        await self._wake
-                        self._wake = asyncio.get_running_loop().create_future()
-                        await self._keep_ids()
+                        await self.ids.due
+                        await self.ids.refill()
                 except Exception as error:
                     self._fail(error)  # told before the wire says good-bye, which may take seconds
         except Exception as error:
             self._fail(error)
         finally:
             self.close(SessionLost("the gateway stopped", executed="unknown"))
-            self._wire = self._movable = None
+            self._wire = self._movable = self.listening.wire = None
             if self._config.on_ended is not None:
                 self._config.on_ended(self)
 
     async def _begin(self, wire: Wire) -> None:
         adopted, handshake = self._config.adopted, self._config.handshake
         async with in_time():
-            await self._draw_ids()
+            await self.ids.draw()
             if adopted is None:
                 opened = await shake_hands(wire, handshake, next(iter(self._owners), None), self.request)
             else:
                 opened = adopted.opened
         self._may_write = None if self.session else self._config.may_write
-        self._is_mute = self._is_mute and is_mute(opened.result, handshake.capabilities)
-        if self._listens:
-            self.listen()
+        self.listening.opened(opened.result, handshake.capabilities)
         if not self.opened.done():
             self.opened.set_result(opened)
 
@@ -324,9 +271,9 @@ class Channel:
         if self._may_write is not None and not self._may_write():
             raise LeaseEnded
         if self._demux.ids_left <= LOW_IDS:
-            self._rouse()
-        if self._is_resting:
-            self._hear()
+            self.ids.ask()
+        if self.listening.is_resting:
+            self.listening.attend()
         request, text = self._demux.open(message, caller, self._config.clock())
         assert self._wire is not None, "an open channel has a wire"
         caller.sent(request.id)
@@ -377,7 +324,7 @@ class Channel:
         if self._closing:
             return
         self._closing = True
-        self._rouse()
+        self.ids.end()
         self._perform(list(self._demux.close(cause)))
         for owner in tuple(self._owners):
             owner.left(self)
@@ -444,29 +391,6 @@ class Channel:
         self._config.statistics.count("fenced", self._config.server)
         return False
 
-    def _rouse(self) -> None:
-        if not self._wake.done():
-            self._wake.set_result(None)
-
-    async def _keep_ids(self) -> None:
-        """Draw the next block before the last one is used up."""
-        if self._closing or (self._demux.ids_left > LOW_IDS and not self._is_drawing_anew):
-            return
-        try:
-            await self._draw_ids()
-        except SessionLost:
-            raise
-        except Exception as error:  # the session is sound, and the next call tries again
-            reason = type(error).__name__
-            logger.warning("no ids could be drawn: %s", reason, extra={"server": self._config.server})
-
-    async def _draw_ids(self) -> None:
-        try:
-            self._demux.feed(await self._config.draw_ids(self._demux.highest_id))
-            self._is_drawing_anew = False
-        except KeyError:
-            raise SessionLost("the record of the session is gone", executed="unknown") from None
-
     def _close_if_drained(self) -> None:
         if self._draining is not None and not self._demux.inflight:
             self.close(self._draining)
@@ -476,8 +400,8 @@ class Channel:
         if isinstance(event, Answered):  # nearly always, and cheaper to find so
             event.request.caller.answered(event.message, is_error=event.is_error)
             return
-        if self._is_mute and origin is None and isinstance(event, (Asked, Told, ToServer)):
-            self._is_mute = False  # it does what it did not declare, and would go unheard while it rests
+        if origin is None and isinstance(event, (Asked, Told, ToServer)):
+            self.listening.told()
         match event:
             case Progressed(request, text):
                 request.caller.progressed(text)

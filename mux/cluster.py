@@ -223,7 +223,7 @@ class Cluster:
 
     async def _publish(self, workflow: Workflow) -> Verdict:
         """The directory has forgotten a workflow that lives here while it could not be reached: tell it again."""
-        highest = max((channel.highest_id for channel in workflow.line.channels), default=0)
+        highest = max((channel.ids.highest for channel in workflow.line.channels), default=0)
         first_id = (max(highest, workflow.record.first_id) // ID_RANGE + 1) * ID_RANGE
         told = msgspec.structs.replace(workflow.record, first_id=first_id)
         standing = await self._directory.publish(told)

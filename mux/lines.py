@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import itertools
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -18,6 +18,7 @@ from .errors import CircuitOpen, SessionLost, TrunklineError, WorkflowEnded
 from .failures import Failures, stage_of
 from .generations import Generations, Version
 from .group import ChannelGroup, GroupPorts
+from .id_supply import DrawIds
 from .initialization import Adopted
 from .lifecycle import Effect
 from .limits import Pooling
@@ -35,8 +36,6 @@ from .workflow import Workflow
 
 Place = Literal["new", "held", "beside"]
 """`new`: it begins here. `held`: another worker held it before. `beside`: another worker holds it."""
-
-DrawIds = Callable[[int], Awaitable[range]]
 
 LineMaker = Callable[[ChannelMaker], Line]
 Spawn = Callable[[Callable[[Any], Coroutine[Any, Any, None]], Any], None]
@@ -190,7 +189,7 @@ class Lines:
         for group in self._groups.values():
             for line in group.lines():
                 if line.channel is not None:
-                    line.channel.draw_anew()
+                    line.channel.ids.draw_anew()
 
     def supersede(self, unchanged: Collection[str]) -> None:
         """The settings of all other servers have changed: what is open under old ones serves those who have it.

@@ -225,7 +225,7 @@ class Shelf:
         """Close those that have waited too long, and open what is missing."""
         for spare in tuple(self._ready):
             spare.channel.expire(now)
-            if spare.channel.rests_at(-inf) <= now:
+            if spare.channel.listening.rests_at(-inf) <= now:
                 spare.channel.rest()
             happening = spare.channel.life.due(0, now, self.limits, may_end=True)
             if happening is not None:

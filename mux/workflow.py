@@ -414,7 +414,7 @@ class Workflow:
     def attend(self) -> None:
         """Its client listens to what the server tells unasked."""
         for channel in self.line.channels:
-            channel.attend()
+            channel.listening.attend()
 
     def wire_came(self) -> None:
         """The client has one wire more."""
@@ -463,7 +463,7 @@ class Workflow:
         self.line.expire(now)
         if not self._wires and not len(self._in_flight):
             for channel in self.line.channels:
-                if channel.rests_at(self._touched) <= now:
+                if channel.listening.rests_at(self._touched) <= now:
                     channel.rest()
                     self._trim()
         if self._streams is not None:
@@ -496,7 +496,7 @@ class Workflow:
         if not self._wires:
             if self._questions or self.ends_with_its_wires:
                 due.append(self._touched + window)
-            due += [channel.rests_at(self._touched) for channel in channels]
+            due += [channel.listening.rests_at(self._touched) for channel in channels]
         return min(due)
 
     def settle(self, outcome: Opened | TrunklineError) -> None:
@@ -591,7 +591,7 @@ class Workflow:
     def listen(self) -> None:
         """From now on what the server tells unasked comes here."""
         for channel in self._own_channels():
-            channel.listen()
+            channel.listening.begin()
 
     def _own_channels(self) -> Sequence[Channel]:
         return self.line.channels if self.pooling.reuse == "workflow" else ()

@@ -91,7 +91,7 @@ MUX_ORDER = (
     {"modern"},
     {"directory"},
     {"handshake", "placement", "questions", "recovery"},
-    {"initialization"},
+    {"id_supply", "initialization", "listening"},
     {"channel", "streams", "duplex", "duplexes", "exchange", "workflow"},
     {"journal", "lease", "membership", "own", "residents", "tasks"},
     {"line"},

@@ -1,4 +1,4 @@
-"""One upstream session: its ids, what the server may send, and how it ends."""
+"""One upstream session: where it stands, what the server may send, and how it ends."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 from harness.memory_wire import Exchange as Upstream
 from harness.memory_wire import echo, message
-from harness.muxing import ALICE, Bench, Client, begin, bench, settle
-from trunkline.mux.channel import LOW_IDS, REST_SECONDS, Channel
-from trunkline.mux.directory import ID_BLOCK
+from harness.muxing import ALICE, Bench, Client, begin, bench
+from trunkline.mux.channel import Channel
 from trunkline.mux.errors import SessionLost, UpstreamFault, UpstreamUnreachable
 
 pytestmark = pytest.mark.anyio
@@ -57,90 +56,6 @@ async def test_a_connector_that_is_defective_fails_its_own_session_only(caplog: 
         at.server.on_request = echo
         assert "result" in await client.answer(client.call())
     assert "the channel failed" in caplog.text
-
-
-# Ids.
-
-
-async def call(client: Client, times: int) -> None:
-    for _ in range(times):
-        await client.answer(client.call())
-
-
-async def test_e4_the_next_block_of_ids_is_drawn_before_the_last_one_is_used_up() -> None:
-    async with bench() as at:
-        at.server.on_request = echo
-        client = await at.client()
-        await call(client, ID_BLOCK - LOW_IDS - 1)  # and the handshake took one
-        await settle()
-        assert at.directory.calls["draw_ids"] == 1
-        at.directory.pause("draw_ids")
-        await call(client, 1)
-        await at.directory.reached("draw_ids", 2)
-        await call(client, LOW_IDS)
-        at.directory.let("draw_ids")
-        await settle()
-        await call(client, 2)
-        ids = [int(exchange.id) for exchange in at.server.session.exchanges if exchange.request is not None]
-        assert ids == list(range(1, ID_BLOCK + 3)), "in order, and none twice"
-
-
-async def test_half_a_block_of_calls_is_sent_while_the_next_one_is_drawn() -> None:
-    """At 3,000 calls a second that is a sixth of a second, which a database with two workers takes now and then."""
-    async with bench() as at:
-        at.server.on_request = echo
-        client = await at.client()
-        at.directory.pause("draw_ids")
-        while at.directory.calls["draw_ids"] < 2:
-            await call(client, 1)
-            await settle()
-        for _ in range(ID_BLOCK // 2):
-            assert "result" in await client.answer(client.call())
-        at.directory.let("draw_ids")
-
-
-async def test_without_an_id_a_call_is_refused_and_the_session_goes_on() -> None:
-    async with bench(max_inflight_per_workflow=2000, max_inflight_per_channel=2000) as at:
-        client = await at.client()
-        at.directory.pause("draw_ids")
-        exchanges = [client.call() for _ in range(ID_BLOCK)]
-        refused = await client.answer(exchanges.pop())
-        assert refused["error"]["data"] == {"limit": "upstream_ids"}
-        at.directory.let("draw_ids")
-        await at.directory.reached("draw_ids", 2)
-        await settle()
-        at.server.on_request = echo
-        assert "result" in await client.answer(client.call())
-        for _ in exchanges:
-            client.leave()
-
-
-async def test_a_directory_that_fails_for_a_while_costs_no_session() -> None:
-    async with bench() as at:
-        at.server.on_request = echo
-        client = await at.client()
-        at.directory.failing["draw_ids"] = ConnectionError("the directory is away")
-        await call(client, ID_BLOCK - 1)
-        refused = await client.answer(client.call())
-        assert refused["error"]["data"] == {"limit": "upstream_ids"}
-        await settle()
-        del at.directory.failing["draw_ids"]
-        tried = at.directory.calls["draw_ids"]
-        await client.answer(client.call())
-        await at.directory.reached("draw_ids", tried + 1)
-        await settle()
-        assert "result" in await client.answer(client.call())
-        assert len(at.server.sessions) == 1
-
-
-async def test_a_session_whose_record_is_gone_ends_when_it_needs_ids() -> None:
-    async with bench() as at:
-        at.server.on_request = echo
-        client = await at.client()
-        await at.directory.overtake(client.workflow.record.session_id, remove=True, heard=False)
-        await call(client, ID_BLOCK - LOW_IDS)
-        await at.ended("upstream_lost")
-        await at.closed()
 
 
 async def test_the_calls_of_one_channel_are_limited_tombstones_included() -> None:
@@ -274,77 +189,3 @@ async def test_nothing_reaches_a_session_that_is_closing() -> None:
         at.server.let("close")
         await at.closed()
         assert len(session.exchanges) == before
-
-
-async def test_a_server_with_nothing_to_tell_is_listened_to_while_a_client_is_there() -> None:
-    async with bench(idle_timeout=10_000) as at:
-        at.server.result = {**at.server.result, "capabilities": {"tools": {}}}
-        client = await at.client()
-        session = at.server.session
-        assert session.is_listening, "it may tell more than it declared"
-        at.clock.advance(REST_SECONDS)
-        await at.server.until(lambda: not session.is_listening)
-        exchange = client.call()
-        assert session.is_listening
-        session.exchanges[-1].answer()
-        await client.answer(exchange)
-        at.clock.advance(REST_SECONDS)
-        await at.server.until(lambda: not session.is_listening)
-        reader = client.workflow.streams.attach_standalone()
-        assert session.is_listening
-        at.clock.advance(REST_SECONDS * 2)
-        await asyncio.sleep(0.1)  # some looks at what is due
-        assert session.is_listening
-        reader.close()
-        at.clock.advance(REST_SECONDS)
-        await at.server.until(lambda: not session.is_listening)
-
-
-async def test_a_server_is_listened_to_for_a_while_after_a_handshake_that_took_long() -> None:
-    async with bench(idle_timeout=10_000, request_timeout=100) as at:
-        at.server.result = {**at.server.result, "capabilities": {"tools": {}}}
-        at.server.pause("initialize")
-        beginning = asyncio.create_task(begin(at.pool))
-        await at.server.reached("initialize")
-        at.clock.advance(REST_SECONDS - 1)
-        at.server.let("initialize")
-        await beginning
-        at.clock.advance(REST_SECONDS - 1)
-        await at.swept()
-        session = at.server.session
-        assert session.is_listening
-        at.clock.advance(1)
-        await at.server.until(lambda: not session.is_listening)
-
-
-PROGRESS = {"progressToken": 1, "progress": 1}
-
-
-@pytest.mark.parametrize(
-    ("told", "is_heard_on"),
-    [
-        (message("ping", id="p"), True),
-        (message("notifications/message", {"level": "info", "data": "x"}), True),
-        (message("notifications/progress", PROGRESS), False),
-        (b'{"jsonrpc":"2.0","id":999,"result":{}}', False),
-    ],
-)
-async def test_a_server_that_told_something_unasked_though_it_declared_nothing_is_always_listened_to(
-    told: bytes, is_heard_on: bool
-) -> None:
-    async with bench(idle_timeout=10_000) as at:
-        at.server.result = {**at.server.result, "capabilities": {"tools": {}}}
-        await at.client()
-        session = at.server.session
-        session.tell(told)
-        at.clock.advance(REST_SECONDS * 2)
-        await at.swept()
-        assert session.is_listening is is_heard_on
-
-
-async def test_a_server_that_may_tell_something_is_always_listened_to() -> None:
-    async with bench(idle_timeout=10_000) as at:
-        await at.client()
-        at.clock.advance(REST_SECONDS * 2)
-        await asyncio.sleep(0.1)  # some looks at what is due
-        assert at.server.session.is_listening

@@ -8,8 +8,8 @@ import pytest
 from harness.memory_wire import echo, message
 from harness.muxing import ALICE, BOB, Bench, Client, begin, bench, initialize, settle, some
 from trunkline.mux import spares
-from trunkline.mux.channel import REST_SECONDS
 from trunkline.mux.errors import DirectoryUnavailable, SessionLost, TrunklineError, UpstreamUnreachable
+from trunkline.mux.listening import REST_SECONDS
 from trunkline.mux.principal import ANONYMOUS, Principal
 
 pytestmark = pytest.mark.anyio
