@@ -87,6 +87,7 @@ class HTTPConnection(asyncio.Protocol):
         "_unread",
         "_upgrade",
         "_url",
+        "_waits_behind",
         "_waits_for",
         "due",
         "is_leaving",
@@ -109,6 +110,8 @@ class HTTPConnection(asyncio.Protocol):
         self.due = inf
         """When it is ended, in the event loop's time, unless it goes on before."""
         self._waits_for: Overdue | None = None
+        self._waits_behind: HTTPExchange | None = None
+        """The last request whose head was read when the wait began: behind another, it begins anew."""
         self._is_reading = True
         self._is_broken = False
         """True once something came that is no HTTP: nothing more is read."""
@@ -464,8 +467,8 @@ class HTTPConnection(asyncio.Protocol):
         return headers
 
     def _wait_for(self, what: Overdue, seconds: float) -> None:
-        if self._waits_for != what:
-            self._waits_for = what
+        if self._waits_for != what or self._waits_behind is not self._newest:
+            self._waits_for, self._waits_behind = what, self._newest
             self.due = self._listening.loop.time() + seconds
 
     def end_overdue(self) -> None:

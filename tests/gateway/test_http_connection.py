@@ -4,13 +4,14 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from math import inf
 from typing import Any, cast
 
 import pytest
 from harness.gateways import until
 from harness.http_serving import GET, Connected, Parts, answering, echo, said, serving, talking
 from trunkline.gateway import http_connection, http_listening
-from trunkline.gateway.http_connection import MAX_HEAD_BYTES
+from trunkline.gateway.http_connection import MAX_HEAD_BYTES, HTTPConnection
 from trunkline.gateway.http_listening import HTTPListening
 from trunkline.mux.statistics import Statistics
 from trunkline.transports.asgi import WholeRequest
@@ -122,6 +123,32 @@ async def test_a_body_that_does_not_come_is_waited_for_so_long(begun: bytes, mon
         with contextlib.suppress(ConnectionResetError):
             assert await reader.read() == b""
     assert statistics.total("refused", "slow_body") == 1
+
+
+@pytest.mark.parametrize("cut", [20, -2], ids=["head", "body"])
+async def test_who_sends_the_begin_of_one_with_the_end_of_another_has_the_whole_time_for_each(cut: int) -> None:
+    made: list[HTTPConnection] = []
+
+    class Listening(HTTPListening):
+        def __call__(self, *given: Any, **more: Any) -> HTTPConnection:
+            made.append(super().__call__(*given, **more))
+            return made[-1]
+
+    def take(whole: WholeRequest) -> bool:
+        whole.reply(200, [], whole.body)
+        return True
+
+    request = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nbody"
+    async with talking(echo, Listening(Statistics(), take)) as (reader, writer):
+        writer.write(request)
+        assert await said(reader) == b"body"
+        connection = made[0]
+        connection.data_received(request[:cut])
+        for _ in range(3):
+            due = connection.due
+            connection.data_received(request[cut:] + request[:cut])
+            assert await said(reader) == b"body"
+            assert due < connection.due < inf
 
 
 async def test_requests_that_do_not_wait_are_answered_in_order() -> None:
