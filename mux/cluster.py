@@ -15,10 +15,10 @@ from typing import Any, Final, Literal, NamedTuple
 import anyio
 import msgspec
 
-from .directory import Entry, SharedDirectory
+from .directory import SharedDirectory
 from .errors import DirectoryUnavailable, Elsewhere, Overloaded, TrunklineError, UnknownSession, WorkflowEnded
 from .generations import Generations
-from .journal import Journal
+from .journal import Journal, KeptLog
 from .limits import EventLogLimits, Pooling
 from .lines import Place, Upstream
 from .membership import Membership
@@ -116,9 +116,9 @@ class Cluster:
         """The number of this worker."""
         return self.members.worker.number
 
-    def writer(self, record: WorkflowRecord, limits: EventLogLimits) -> Callable[[Entry], None]:
-        """What writes to the event log of a workflow."""
-        return lambda entry: self.journal.write(record.session_id, entry, limits)
+    def kept_log(self, record: WorkflowRecord, limits: EventLogLimits) -> KeptLog:
+        """What keeps the event log of a workflow that begins here."""
+        return KeptLog(self.journal, record.session_id, limits)
 
     @property
     def me(self) -> str:

@@ -47,7 +47,7 @@ class Exchange:
         self._workflow = workflow
         self._pending = requests
         self._answers: list[bytes] = []
-        self._ids: list[bytes] | None = None if workflow.write is None else []
+        self._ids: list[bytes] | None = None if workflow.kept_log is None else []
         """Its requests without an answer, where another worker may have to tell what became of them."""
         self.stream: Stream | None = None
         self.cut = False

@@ -1,12 +1,13 @@
 """What is written to event logs, on its way to the directory: beside the hot path, in batches, bounded.
 
+What still holds of a workflow is written once more before its log, which keeps what came last, would trim it.
 An entry may be written twice, where the directory failed over it; its place (stream, n) tells. Where the directory is
 away for so long that too much waits, the oldest is dropped and counted: a gap in n tells.
 """
 
 import logging
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import anyio
@@ -139,3 +140,31 @@ def _batch_of(entries: Iterable[Entry]) -> tuple[Entry, ...]:
         if size >= BATCH_BYTES:
             break
     return tuple(batch)
+
+
+class KeptLog:
+    """The event log of one workflow, as it is kept for the worker that comes after this one."""
+
+    __slots__ = ("_bytes", "_entries", "_is_repeating", "_journal", "_limits", "_session_id", "repeat")
+
+    def __init__(self, journal: Journal, session_id: str, limits: EventLogLimits) -> None:
+        self._journal = journal
+        self._session_id = session_id
+        self._limits = limits
+        self._entries = self._bytes = 0
+        """What was written since all that holds was."""
+        self._is_repeating = False
+        self.repeat: Callable[[], None]
+        """Writes once more all that holds. Set by the workflow, at once."""
+
+    def write(self, entry: Entry) -> None:
+        """Put a line on its way, without waiting; once half of what is kept may be newer, all that holds follows."""
+        self._journal.write(self._session_id, entry, self._limits)
+        self._entries += 1
+        self._bytes += len(entry.message)
+        is_due = self._entries * 2 >= self._limits.events or self._bytes * 2 >= self._limits.bytes
+        if is_due and not self._is_repeating:
+            self._is_repeating = True
+            self.repeat()
+            self._entries = self._bytes = 0
+            self._is_repeating = False

@@ -158,7 +158,7 @@ class Opening:
             transport=transport,
             generation=upstream.generation,
             names=None if cluster is None else cluster.names,
-            write=None if cluster is None else cluster.writer(record, upstream.pooling.event_log),
+            kept_log=None if cluster is None else cluster.kept_log(record, upstream.pooling.event_log),
             stir=self._residents.rota.stir,
         )
         workflow.account.settings = upstream.generation, upstream.credential

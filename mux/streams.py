@@ -38,13 +38,13 @@ class Streams:
 
     def note_opened(self, stream: Stream, ids: Sequence[bytes]) -> None:
         """A stream owes the answers to these requests."""
-        if self._workflow.write is not None:
-            self._workflow.write(Entry("opened", stream.number, 0, b"[%b]" % b",".join(ids)))
+        if self._workflow.kept_log is not None:
+            self._workflow.kept_log.write(Entry("opened", stream.number, 0, b"[%b]" % b",".join(ids)))
 
     def noting(self, stream: Stream) -> Note | None:
         """What notes how the client of a wire that carries everything counts, for another worker."""
-        write = self._workflow.write
-        return None if write is None else lambda kind, n, text: write(Entry(kind, stream.number, n, text))
+        log = self._workflow.kept_log
+        return None if log is None else lambda kind, n, text: log.write(Entry(kind, stream.number, n, text))
 
     def restore(self, kept: KeptStream, epoch: int) -> Stream:
         """A stream of another worker; its owed answers are told as lost. An overflow ends the workflow, as `append`."""
@@ -74,8 +74,8 @@ class Streams:
             return
         self._workflow.stir()
         try:
-            if self._workflow.write is not None:
-                self._workflow.write(Entry("event", stream.number, stream.last + 1, message, last))
+            if self._workflow.kept_log is not None:
+                self._workflow.kept_log.write(Entry("event", stream.number, stream.last + 1, message, last))
             self._log.append(stream, message, self._workflow.now(), last=last)
         except Overflow as overflow:
             self._workflow.fail(overflow.reason)

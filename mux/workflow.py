@@ -17,7 +17,6 @@ from . import envelope as wire_format
 from .account import Account, What
 from .annotations import Trust
 from .demux import ServerRequest
-from .directory import Entry
 from .duplex import Duplex
 from .duplexes import Duplexes
 from .envelope import Envelope
@@ -35,6 +34,7 @@ from .streams import Streams
 
 if TYPE_CHECKING:
     from .channel import Channel
+    from .journal import KeptLog
 
 Transport = Literal["http", "sse", "websocket"]
 
@@ -55,8 +55,6 @@ class Workflow:
         "_ended",
         "_exchanges",
         "_in_flight",
-        "_is_repeating",
-        "_keep",
         "_names",
         "_on_end",
         "_questions",
@@ -64,8 +62,6 @@ class Workflow:
         "_stir",
         "_streams",
         "_touched",
-        "_unrepeated",
-        "_unrepeated_bytes",
         "_wires",
         "account",
         "checked",
@@ -74,6 +70,7 @@ class Workflow:
         "generation",
         "handle",
         "is_superseded",
+        "kept_log",
         "line",
         "loop",
         "opened",
@@ -87,7 +84,6 @@ class Workflow:
         "transport",
         "trust",
         "wish",
-        "write",
     )
 
     def __init__(
@@ -103,18 +99,16 @@ class Workflow:
         transport: Transport = "http",
         generation: int = 0,
         names: Iterator[int] | None = None,
-        write: Callable[[Entry], None] | None = None,
+        kept_log: KeptLog | None = None,
         stir: Callable[[Workflow], None] = lambda workflow: None,
     ) -> None:
         self.record = record
         self.wish = record.wish
         """What it wants of a session that it shares."""
-        self.write = None if write is None else self._write
-        """Keeps a line of its event log for other workers; None where there are none."""
-        self._keep = write
-        self._unrepeated = self._unrepeated_bytes = 0
-        """What was written since all that holds was noted."""
-        self._is_repeating = False
+        self.kept_log = kept_log
+        """Its event log, as it is kept for other workers; None where there are none."""
+        if kept_log is not None:
+            kept_log.repeat = self._repeat
         self.principal = record.principal
         """Whose workflow it is."""
         self.server = record.server
@@ -193,7 +187,8 @@ class Workflow:
     def questions(self) -> Questions:
         """What its server asked and its client has not answered."""
         if self._questions is None:
-            self._questions = Questions(self.record.handshake.capabilities, self._names, self.write)
+            write = None if self.kept_log is None else self.kept_log.write
+            self._questions = Questions(self.record.handshake.capabilities, self._names, write)
         return self._questions
 
     @property
@@ -560,28 +555,14 @@ class Workflow:
             if gave(number) and not self.questions.knows(number):
                 self.questions.restore(number, raw, self.line)
 
-    def _write(self, entry: Entry) -> None:
-        assert self._keep is not None, "there are other workers"
-        self._keep(entry)
-        self._unrepeated += 1
-        self._unrepeated_bytes += len(entry.message)
-        limits = self.pooling.event_log
-        if self._unrepeated * 2 >= limits.events or self._unrepeated_bytes * 2 >= limits.bytes:
-            self._repeat()
-
     def _repeat(self) -> None:
-        """Note what holds once more: an event log keeps what was written last."""
-        if self._is_repeating:
-            return
-        self._is_repeating = True
+        """Note once more what another worker would have to know of it."""
         if self._duplexes is not None:
             self._duplexes.repeat()
         for exchange in self._exchanges:
             exchange.repeat()
         if self._questions is not None:
             self._questions.repeat()
-        self._unrepeated = self._unrepeated_bytes = 0
-        self._is_repeating = False
 
     @property
     def upstream_session(self) -> str:

@@ -7,7 +7,7 @@ import pytest
 from harness.shared_memory import SharedMemoryDirectory
 from trunkline.mux import journal as journal_module
 from trunkline.mux.directory import Entry
-from trunkline.mux.journal import ENTRY_BYTES, Journal
+from trunkline.mux.journal import ENTRY_BYTES, Journal, KeptLog
 from trunkline.mux.limits import EventLogLimits
 from trunkline.mux.principal import ANONYMOUS
 from trunkline.mux.record import Handshake, WorkflowRecord, new_session_id
@@ -176,3 +176,25 @@ async def test_a_workflow_that_never_stops_holds_nobody_else_up(monkeypatch: pyt
             await journal.flush(other)
         tasks.cancel_scope.cancel()
     assert [entry.n for entry in await logs.read(other)] == [7]
+
+
+@pytest.mark.parametrize("limits", [EventLogLimits(events=6), EventLogLimits(bytes=6)])
+async def test_what_holds_is_written_once_more_before_it_would_be_trimmed(at: At, limits: EventLogLimits) -> None:
+    session_id = await at.logs.begin()
+    log = KeptLog(at.journal, session_id, limits)
+    question = Entry("asked", 0, 7, b"")
+
+    def repeat() -> None:
+        for _ in range(4):  # more than would make it due once more
+            log.write(question)
+
+    log.repeat = repeat
+    for n in range(1, 6):
+        log.write(event(n))
+    await at.journal.flush(session_id)
+    kept = await at.logs.read(session_id)
+    assert question in kept
+    assert [entry.n for entry in kept if entry.kind == "event"][-2:] == [4, 5]
+    log.write(event(6))
+    await at.journal.flush(session_id)
+    assert (await at.logs.read(session_id))[-5:] == [event(6), *[question] * 4]
