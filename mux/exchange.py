@@ -117,7 +117,7 @@ class Exchange:
         if self._ids is not None:
             self._ids.remove(id)
         if self._pending == 0:
-            self._workflow.close_exchange(self)
+            self._workflow.calls.close(self)
         if self.stream is not None:
             self._workflow.streams.append(self.stream, message, last=self._pending == 0)
             return
@@ -228,9 +228,9 @@ class Call:
             self.again = None
         if self.again is not None and isinstance(error, SessionLost):
             (message, headers), self.again = self.again, None
-            if self.owner.may_repeat(message, error):
+            if self.owner.calls.may_repeat(message, error):
                 self._first = error if error.data["executed"] == "unknown" else None
-                self.owner.carry(self, message, headers)
+                self.owner.calls.carry(self, message, headers)
                 return
         if self._first is not None and (error.data.get("executed") == "no" or isinstance(error, Overloaded)):
             error = self._first  # the first time it may have run, which is what its client has to know
@@ -242,7 +242,7 @@ class Call:
         if self._done:
             return False
         self._done = True
-        self.owner.leave(self, outcome)
+        self.owner.calls.leave(self, outcome)
         if self._span is not None:
             self._span.ended(outcome)
         if call_log.is_told(outcome):

@@ -83,7 +83,7 @@ async def ask(workflow: Workflow, method: str, params: Any, headers: Headers, he
     if params is not None:
         members["params"] = wire_format.encoded(params)
     waiting = _Waiting(hear)
-    workflow.call(Envelope("request", members, id=number, method=method), waiting, headers)
+    workflow.calls.take(Envelope("request", members, id=number, method=method), waiting, headers)
     try:
         text = await waiting.response
     except asyncio.CancelledError:

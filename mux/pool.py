@@ -424,7 +424,7 @@ class Pool:
             is_theirs = record.principal == principal and record.server == server
             is_named = key == record.key if session_id is None else key in (None, record.key)
             if is_theirs and is_named and (session_id, key) != (None, None):
-                found += [workflow] * workflow.meant(cancelled)
+                found += [workflow] * workflow.calls.meant(cancelled)
         return found
 
     @property
@@ -440,7 +440,7 @@ class Pool:
         True if no call was cut.
         """
         self.draining = True
-        quiet = [workflow.drain() for workflow in self._served]
+        quiet = [workflow.calls.drain() for workflow in self._served]
         with anyio.move_on_after(timeout):
             for event in quiet:
                 await event.wait()

@@ -9,26 +9,24 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from math import inf
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Literal
 
-from msgspec import Raw
-
-from . import envelope as wire_format
 from .account import Account, What
 from .annotations import Trust
+from .calls import Calls
 from .demux import ServerRequest
 from .duplex import Duplex
 from .duplexes import Duplexes
 from .envelope import Envelope
-from .errors import InvalidRequest, Overloaded, SessionLost, TrunklineError, WorkflowEnded
+from .errors import SessionLost, TrunklineError, WorkflowEnded
 from .event_log import Budget, EventLog
-from .exchange import Asker, Call, Exchange, asker_of
+from .exchange import Asker, asker_of
 from .limits import Pooling
-from .ports import Answerable, Caller, Headers, Line, Opened, Span
+from .ports import Answerable, Caller, Headers, Line, Opened
 from .questions import Questions
 from .record import WorkflowRecord
 from .recovery import Kept
-from .routing import InFlight, place
+from .routing import place
 from .statistics import Statistics
 from .streams import Streams
 
@@ -37,8 +35,6 @@ if TYPE_CHECKING:
     from .journal import KeptLog
 
 Transport = Literal["http", "sse", "websocket"]
-
-WORST_FIRST: Final = ("bypass", "miss", "spare", "hit")
 
 
 class Workflow:
@@ -52,20 +48,18 @@ class Workflow:
         "_clock",
         "_duplexes",
         "_elsewhere",
-        "_ended",
-        "_exchanges",
-        "_in_flight",
         "_names",
         "_on_end",
         "_questions",
-        "_quiet",
         "_stir",
         "_streams",
         "_touched",
         "_wires",
         "account",
+        "calls",
         "checked",
         "doubted_since",
+        "ended",
         "ends_with_its_wires",
         "generation",
         "handle",
@@ -142,7 +136,8 @@ class Workflow:
         self._clock = clock
         self._stir = stir
         self._on_end = on_end
-        self._in_flight: InFlight[Call] = InFlight()
+        self.calls = Calls(self, clock, stir)
+        """What its client asked and is not answered yet."""
         self._questions: Questions | None = None
         """What its server asked, once there was anything."""
         self._streams: Streams | None = None
@@ -150,19 +145,17 @@ class Workflow:
         self._budget, self._names = budget, names
         self._duplexes: Duplexes | None = None
         """Its client's wires that carry everything, once there was one."""
-        self._exchanges: dict[Exchange, None] = {}
         self._wires = 0
         self._touched = clock()
         self.touched = float("-inf")
         """When the directory was told last that it is in use."""
         self._elsewhere = float("-inf")
         """When another worker served its client last, as far as that is known here."""
-        self._ended: WorkflowEnded | None = None
-        self._quiet: asyncio.Event | None = None
-        """While draining: set once no call is in flight."""
+        self.ended: WorkflowEnded | None = None
+        """Why it ended; None while it lives."""
 
     def __repr__(self) -> str:
-        return f"Workflow({self.record.handle} on {self.server}, {len(self._in_flight)} in flight, {self._wires} wires)"
+        return f"Workflow({self.record.handle} on {self.server}, {len(self.calls)} in flight, {self._wires} wires)"
 
     @property
     def revision(self) -> str:
@@ -214,14 +207,19 @@ class Workflow:
     @property
     def inflight(self) -> int:
         """Calls that wait for an answer."""
-        return len(self._in_flight)
+        return len(self.calls)
 
     @property
     def idle_since(self) -> float | None:
         """When its last response ended or its last wire left; None while it has a wire or a call in flight."""
-        if self._wires or len(self._in_flight) or not self.opened.done():
+        if self._wires or len(self.calls) or not self.opened.done():
             return None
-        return max(self._touched, self._elsewhere)
+        return max(self._used, self._elsewhere)
+
+    @property
+    def _used(self) -> float:
+        """When something was done with it last."""
+        return max(self._touched, self.calls.last_end)
 
     @property
     def is_doubted(self) -> bool:
@@ -230,16 +228,11 @@ class Workflow:
 
     def was_used_since(self, then: float) -> bool:
         """True if it has a wire or a call in flight, or something was done with it since then."""
-        return bool(self._wires or len(self._in_flight)) or self._touched >= then
+        return bool(self._wires or len(self.calls)) or self._used >= then
 
     def touched_elsewhere(self, then: float) -> None:
         """Another worker served its client at that time."""
         self._elsewhere = then
-
-    @property
-    def ended(self) -> WorkflowEnded | None:
-        """Why it ended; None while it lives."""
-        return self._ended
 
     @property
     def has_changed(self) -> bool:
@@ -268,65 +261,6 @@ class Workflow:
 
     # What the client sends.
 
-    def exchange(self, requests: int) -> Exchange:
-        """A new exchange with so many requests; `call` each of them next."""
-        exchange = Exchange(self, requests)
-        self.ends_with_its_wires = False
-        self._exchanges[exchange] = None
-        return exchange
-
-    def call(self, message: Envelope, asker: Asker, headers: Headers, span: Span | None = None) -> None:
-        """Take one request of the client; its answer, or why there is none, reaches who asked. `span` hears its end."""
-        if not asker.admit(message.id):
-            if span is not None:
-                span.ended("duplicate_id")
-            self.statistics.count("refused", "duplicate_id")
-            asker.add(wire_format.failure(message.id, InvalidRequest("a request with this id is in flight here")))
-            return
-        self._stir(self)
-        call = Call(self, asker, message.id, message.method, self._clock(), span)
-        self._in_flight.enter(message.id, call)
-        if message.method == "ping":
-            call.answered(wire_format.result(message.id, Raw(b"{}")), is_error=False)
-            return
-        trust = self.trust
-        if self.stateless or trust is not None:
-            call.again = (message, headers)
-        if trust is not None and message.method == "tools/list":
-            call.listing = trust.ask(message)
-        self.carry(call, message, headers)
-
-    def carry(self, call: Call, message: Envelope, headers: Headers) -> None:
-        """Hand a call's request to the line; if it is not taken, the call fails."""
-        try:
-            if self._ended is not None:
-                raise SessionLost(f"the session ended: {self._ended.cause}", executed="no")
-            if self._quiet is not None:
-                raise SessionLost("the gateway is shutting down", executed="no")
-            if len(self._in_flight) > self.pooling.max_inflight_per_workflow:
-                raise Overloaded("too many calls in flight in this session", limit="max_inflight_per_workflow")
-            done = self.line.request(message, call, headers)
-        except TrunklineError as error:
-            self.account.refuse(error)
-            call.failed(error)
-            return
-        self.account.last = done
-        self.statistics.count("pool_requests", self.server, done)
-        if done != "hit":
-            self.account.miss(self.line.why, self._clock())
-            call.asker.pool_result = min(call.asker.pool_result, done, key=WORST_FIRST.index)
-
-    def may_repeat(self, message: Envelope, error: SessionLost) -> bool:
-        """Whether a call that failed so is sent once more (guarantee G6): it did not run, or may run twice."""
-        if error.data["executed"] == "no":
-            why, may = "not_run", self.stateless
-        else:
-            is_carried = self._ended is None and self._quiet is None and self.line.is_open
-            why, may = "trusted", is_carried and self.trust is not None and self.trust.allows(message)
-        if may:
-            self.statistics.count("repeated_calls", self.server, why)
-        return may
-
     def notify(self, message: Envelope, headers: Headers, via: Duplex | None = None) -> None:
         """Take one notification of the client. What names a request is translated, and dropped if it names none.
 
@@ -334,11 +268,7 @@ class Workflow:
         """
         self._touched = self._clock()
         if message.method == "notifications/cancelled":
-            call, reason = self._in_flight.withdraw(message, lambda call: _is_of(call, via))
-            if call is None:
-                self.statistics.count(reason, self.server)
-            else:
-                self.line.cancel(call, message)
+            self.calls.cancel(message, via)
         elif message.method == "notifications/progress":
             self.questions.progress(message)
         elif message.method != "notifications/initialized":  # sent upstream once, by the channel (rule L6)
@@ -362,8 +292,7 @@ class Workflow:
             return
         self._stir(self)
         origin = asker_of(request.origin.caller if request.origin is not None else None)
-        newest = next((exchange for exchange in reversed(self._exchanges) if not exchange.is_lost), None)
-        self._deliver(text, place(origin, newest, is_listening=self.is_listening))
+        self._deliver(text, place(origin, self.calls.newest, is_listening=self.is_listening))
 
     def retracted(self, request: ServerRequest, message: Envelope) -> None:
         """See `Owner.retracted`."""
@@ -384,7 +313,7 @@ class Workflow:
 
     def lost(self, channel: Answerable, cause: TrunklineError) -> None:
         """See `Owner.lost`: a session that held state is not silently begun anew (rule L18)."""
-        if self._ended is None and self.opened.done():
+        if self.ended is None and self.opened.done():
             self.account.lose(self._clock(), cause.reason, again=channel not in self.line.channels)
         if not self.opened.done():
             return
@@ -403,7 +332,7 @@ class Workflow:
 
     def note(self, what: What) -> None:
         """Something happened between it and its client."""
-        if self._ended is None:
+        if self.ended is None:
             self.account.note(self._clock(), what)
 
     def attend(self) -> None:
@@ -431,50 +360,22 @@ class Workflow:
         """End it, with its record and everything, for a cause that arose within."""
         self._on_end(self, cause)
 
-    def close_exchange(self, exchange: Exchange) -> None:
-        """An exchange has its last answer."""
-        self._exchanges.pop(exchange, None)
-
-    def leave(self, call: Call, outcome: str) -> None:
-        """A call has ended."""
-        now = self._clock()
-        self._touched = now
-        self._in_flight.leave(call.id, call)
-        if self._quiet is not None and not len(self._in_flight):
-            self._quiet.set()
-        self.statistics.count("calls", self.server, call.method, outcome)
-        self.statistics.observe("call_seconds", now - call.started, self.server)
-
-    def drain(self) -> asyncio.Event:
-        """Refuse calls from now on; the event is set when those in flight have ended (guarantee G8)."""
-        if self._quiet is None:
-            self._quiet = asyncio.Event()
-            if not len(self._in_flight):
-                self._quiet.set()
-        return self._quiet
-
     def expire(self, now: float) -> None:
         """Time out calls, drop what was kept for resumption long enough, refuse questions that nobody is there for."""
         self.line.expire(now)
-        if not self._wires and not len(self._in_flight):
+        if not self._wires and not len(self.calls):
             for channel in self.line.channels:
-                if channel.listening.rests_at(self._touched) <= now:
+                if channel.listening.rests_at(self._used) <= now:
                     channel.rest()
-                    self._trim()
+                    self.calls.trim()
         if self._streams is not None:
             self._streams.expire(now - self.pooling.resume_window)
         if self._duplexes is not None:
             self._duplexes.expire(now)
-        if not self._wires and self._touched + self.pooling.resume_window <= now:
+        if not self._wires and self._used + self.pooling.resume_window <= now:
             self._refuse_questions("the client did not come back")
-            if self.ends_with_its_wires and not len(self._in_flight):
+            if self.ends_with_its_wires and not len(self.calls):
                 self.fail("abandoned")
-
-    def _trim(self) -> None:
-        """Give back what tables once needed: an empty one that was used keeps its room."""
-        self._in_flight.trim()
-        if not self._exchanges:
-            self._exchanges = {}
 
     def stir(self) -> None:
         """Something happened that has to be looked after sooner than was thought."""
@@ -483,15 +384,15 @@ class Workflow:
     def due(self) -> float:
         """When `expire` is due next, if nothing happens until then."""
         channels = self._own_channels()
-        if len(self._in_flight) or not self.opened.done() or not all(channel.is_idle for channel in channels):
+        if len(self.calls) or not self.opened.done() or not all(channel.is_idle for channel in channels):
             return float("-inf")
         window = self.pooling.resume_window
         due = [inf if self._streams is None else self._streams.oldest + window]
         due.append(inf if self._duplexes is None else self._duplexes.oldest_left + window)
         if not self._wires:
             if self._questions or self.ends_with_its_wires:
-                due.append(self._touched + window)
-            due += [channel.listening.rests_at(self._touched) for channel in channels]
+                due.append(self._used + window)
+            due += [channel.listening.rests_at(self._used) for channel in channels]
         return min(due)
 
     def settle(self, outcome: Opened | TrunklineError) -> None:
@@ -510,16 +411,16 @@ class Workflow:
         With `release`, another worker goes on: the upstream session stays open where it can, and so does what the
         server asked.
         """
-        if self._ended is not None:
+        if self.ended is not None:
             return False
-        self._ended = WorkflowEnded(cause)
+        self.ended = WorkflowEnded(cause)
         if release:
             if self._questions is not None:
                 self._questions.let_go()
             for channel in self._own_channels():
-                channel.release(self._ended)
+                channel.release(self.ended)
         self._refuse_questions("the client's session ended")
-        self.line.close(self._ended)
+        self.line.close(self.ended)
         if self.trust is not None:
             self.trust.end()
         if self._streams is not None:
@@ -533,10 +434,6 @@ class Workflow:
         parts = (self._questions, self._streams)
         return any(part is not None and part.knows(name) for part in parts)
 
-    def meant(self, cancelled: Envelope) -> int:
-        """The calls that wait for their answers and that a client's `notifications/cancelled` can mean."""
-        return len(self._in_flight.meant(cancelled, lambda call: _is_of(call, None)))
-
     def restore(self, kept: Kept, epoch: int, gave: Callable[[int], bool]) -> None:
         """Go on with what was kept of those streams and questions whose numbers `gave` takes, as the writer `epoch`.
 
@@ -545,13 +442,13 @@ class Workflow:
         self._touched = self._clock()
         self._stir(self)
         for number, stream in kept.streams.items():
-            if self._ended is not None:  # there was no room for the one before
+            if self.ended is not None:  # there was no room for the one before
                 return
             if gave(number) and (not number or not self.streams.knows(number)):
                 restored = self.streams.restore(stream, epoch)
                 if stream.is_wire:
                     self.duplexes.restore(restored, stream.connections)
-        for number, raw in kept.questions.items() if self._ended is None else ():
+        for number, raw in kept.questions.items() if self.ended is None else ():
             if gave(number) and not self.questions.knows(number):
                 self.questions.restore(number, raw, self.line)
 
@@ -559,8 +456,7 @@ class Workflow:
         """Note once more what another worker would have to know of it."""
         if self._duplexes is not None:
             self._duplexes.repeat()
-        for exchange in self._exchanges:
-            exchange.repeat()
+        self.calls.repeat()
         if self._questions is not None:
             self._questions.repeat()
 
@@ -586,12 +482,3 @@ class Workflow:
             asker.add(text)
         else:
             self.streams.append(self.streams.home, text)
-
-
-def _is_of(call: Call, via: Duplex | None) -> bool:
-    """True where a cancellation that came on this wire can mean this call (rule E12: ids belong to the wire).
-
-    What came over plain HTTP can also mean a call on a wire that lost its connection: its client may have moved.
-    """
-    asker = call.asker
-    return asker is via if via is not None else not (isinstance(asker, Duplex) and asker.is_attached)

@@ -92,7 +92,7 @@ MUX_ORDER = (
     {"directory"},
     {"handshake", "placement", "questions", "recovery"},
     {"id_supply", "initialization", "listening"},
-    {"channel", "streams", "duplex", "duplexes", "exchange", "workflow"},
+    {"calls", "channel", "duplex", "duplexes", "exchange", "streams", "workflow"},
     {"journal", "lease", "membership", "own", "residents", "tasks"},
     {"line"},
     {"group", "spares"},

@@ -90,7 +90,7 @@ def take_call(
     """Hand a client's request to its workflow, with the trace context of its own `headers` or of its body."""
     context = context_of(headers, message, config.server, config.pool.statistics)
     span, context = begin_span(config.tracer, config.server, message, context, workflow.principal, workflow)
-    workflow.call(message, asker, {**forwarded, **context} if context else forwarded, span)
+    workflow.calls.take(message, asker, {**forwarded, **context} if context else forwarded, span)
 
 
 def admitted_key(config: EndpointConfig, principal: Principal, key: str | None) -> str | None:

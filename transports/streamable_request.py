@@ -94,7 +94,7 @@ def take(config: EndpointConfig, request: HTTPRequest, workflow: Workflow, messa
     forwarded = picked(request.headers, config.forward_headers)
     calls = [message for message in messages if message.kind == "request"]
     workflow.come_by("http")
-    exchange = workflow.exchange(len(calls)) if calls else None
+    exchange = workflow.calls.exchange(len(calls)) if calls else None
     for message in messages:
         if message.kind == "notification":
             workflow.notify(message, forwarded)

@@ -218,7 +218,7 @@ class Reuse:
         self.pool.reconfigure(upstreams, self.pool.pooling)
         for workflow in self.pool.workflows:
             if workflow.is_superseded:
-                over = workflow.drain()
+                over = workflow.calls.drain()
                 self._end_after(over, workflow)
 
     async def _release(self, upstream: Upstream) -> None:

@@ -50,7 +50,7 @@ class Site:
         self, client: Client, message: Envelope | None = None, headers: Mapping[str, str] = NONE
     ) -> Exchange | None:
         """A call as an endpoint takes it, to its end; what the server got of it."""
-        exchange = client.workflow.exchange(1)
+        exchange = client.workflow.calls.exchange(1)
         client.workflow.wire_came()
         before = len(self.at.server.session.exchanges)
         take_call(self.config, client.workflow, message or request(), exchange, NONE, headers)
@@ -118,7 +118,7 @@ async def test_what_is_around_the_gateway_is_neither_parent_nor_passed_on(site: 
 async def test_what_goes_wrong_is_the_spans_outcome(site: Site) -> None:
     site.at.server.on_request = None
     client = await site.at.client()
-    exchange = client.workflow.exchange(1)
+    exchange = client.workflow.calls.exchange(1)
     client.workflow.wire_came()
     take_call(site.config, client.workflow, request(), exchange, NONE, NONE)
     site.at.clock.advance(client.workflow.pooling.request_timeout)

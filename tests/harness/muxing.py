@@ -202,10 +202,10 @@ class Client:
 
     def send(self, *messages: Envelope, headers: Headers = NONE) -> Exchange:
         """Begin an exchange of these calls."""
-        exchange = self.workflow.exchange(len(messages))
+        exchange = self.workflow.calls.exchange(len(messages))
         self.workflow.wire_came()
         for message in messages:
-            self.workflow.call(message, exchange, headers)
+            self.workflow.calls.take(message, exchange, headers)
         return exchange
 
     async def answers(self, exchange: Exchange) -> list[dict[str, Any]]:

@@ -681,7 +681,7 @@ async def test_g5_what_a_log_has_to_know_of_is_not_trimmed_with_what_it_held() -
         duplex = client.workflow.duplexes.new()
         reader = duplex.attach()
         duplex.meet(duplex.tally)
-        client.workflow.call(parse(b'{"jsonrpc":"2.0","id":"owed","method":"tools/call"}', limit=100), duplex, {})
+        client.workflow.calls.take(parse(b'{"jsonrpc":"2.0","id":"owed","method":"tools/call"}', limit=100), duplex, {})
         exchange, other = await streamed(a, client, b'"owed too"')
         await other.next(1)
         for n in range(1, 101):

@@ -29,7 +29,7 @@ async def workflow_of(server: MemoryServer) -> AsyncIterator[Workflow]:
 
 
 def call(workflow: Workflow, duplex: Duplex, id: bytes, n: int) -> None:
-    workflow.call(request("tools/call", {"arguments": {"n": n}}, id=id), duplex, NONE)
+    workflow.calls.take(request("tools/call", {"arguments": {"n": n}}, id=id), duplex, NONE)
 
 
 async def ids_of(reader: Reader, count: int) -> list[object]:

@@ -1,0 +1,223 @@
+"""What a client asks: each answer to the call that asked, whatever ids clients use; and what ends a call."""
+
+import json
+import random
+
+import pytest
+from harness.memory_wire import Exchange as Upstream
+from harness.memory_wire import echo, message
+from harness.muxing import ALICE, BOB, bench, members, notification
+from trunkline.mux.demux import EXTENSIONS, TOMBSTONE_SECONDS
+from trunkline.mux.envelope import Envelope
+
+pytestmark = pytest.mark.anyio
+
+IDS = (b"1", b'"1"', b"0", b"-1", b"%d" % 2**60, b"123456789012345678901234567890")
+
+
+def cancel(id: bytes, **params: object) -> Envelope:
+    return notification("notifications/cancelled", {"requestId": json.loads(id), **params})
+
+
+def argument(exchange: Upstream) -> int:
+    read: int = exchange.json["params"]["arguments"]["n"]
+    return read
+
+
+async def test_g1_64_calls_in_flight_under_the_same_ids_get_their_own_answers_in_any_order() -> None:
+    async with bench() as at:
+        clients = [await at.client(ALICE), await at.client(BOB)]
+        calls = []
+        for n in range(64):
+            client, spelled = clients[n % 2], IDS[n % len(IDS)]
+            calls.append((client, spelled, n, client.call({"arguments": {"n": n}}, id=spelled)))
+        await at.server.got("tools/call", 64)
+        waiting = at.server.of("tools/call")
+        for session in at.server.sessions:
+            minted = [exchange.id for exchange in session.of("tools/call")]
+            assert len(set(minted)) == 32
+            assert all(0 < int(number) < 2**31 for number in minted)
+        random.Random(7).shuffle(waiting)
+        for exchange in waiting:
+            exchange.answer({"for": argument(exchange)})
+        for client, spelled, n, exchange in calls:
+            [answer] = await client.raw_answers(exchange)
+            assert members(answer)["id"] == spelled, "byte for byte"
+            assert json.loads(members(answer)["result"]) == {"for": n}
+        assert [client.workflow.inflight for client in clients] == [0, 0]
+        assert at.counts["calls", "x", "tools/call", "ok"] == 64
+
+
+async def test_g2_what_is_not_understood_goes_through_unchanged_in_both_directions() -> None:
+    async with bench() as at:
+        client = await at.client()
+        params = {"name": "t", "arguments": {"n": 10**29, "é": [1.50]}, "_meta": {"x.example/y": None}, "odd": [[]]}
+        exchange = client.call(params, method="vendor/odd", headers={"X-Request-Class": "batch"})
+        upstream = await at.server.got("vendor/odd")
+        sent = members(upstream.text)["params"]
+        assert json.loads(sent, parse_float=str) == json.loads(json.dumps(params), parse_float=str)
+        assert members(sent)["arguments"] == json.dumps(params["arguments"]).encode()
+        assert upstream.headers == {"x-request-class": "batch"}
+        odd = b'{ "jsonrpc" : "2.0", "id":%s, "result": {"n": 123456789012345678901234567890 }, "vendor":[1,2] }'
+        upstream.finish(odd % upstream.id)
+        [answer] = await client.raw_answers(exchange)
+        assert members(answer)["result"] == b'{"n": 123456789012345678901234567890 }'
+        assert members(answer)["vendor"] == b"[1,2]"
+        assert at.counts["calls", "x", "other", "ok"] == 1
+
+
+async def test_an_error_of_the_server_reaches_the_caller_as_it_is() -> None:
+    async with bench() as at:
+        client = await at.client()
+        exchange = client.call(id=b'"q"')
+        (await at.server.got("tools/call")).refuse(-32055, "not today")
+        answer = await client.answer(exchange)
+        assert answer == {"jsonrpc": "2.0", "id": "q", "error": {"code": -32055, "message": "not today"}}
+        assert at.counts["calls", "x", "tools/call", "error"] == 1
+
+
+async def test_a_ping_is_answered_without_the_server() -> None:
+    async with bench() as at:
+        client = await at.client()
+        assert await client.answer(client.call(method="ping", id=b'"p"')) == {"jsonrpc": "2.0", "id": "p", "result": {}}
+        assert at.server.of("ping") == []
+
+
+async def test_g3_progress_reaches_the_call_that_asked_under_its_own_token() -> None:
+    async with bench() as at:
+        client = await at.client()
+        tokens = ["t", 1, "1", 10**29]
+        exchanges = [client.call({"_meta": {"progressToken": token}}, id=b"1") for token in tokens]
+        await at.server.got("tools/call", 4)
+        for n, upstream in reversed(list(enumerate(at.server.of("tools/call")))):
+            token = upstream.json["params"]["_meta"]["progressToken"]
+            upstream.say(message("notifications/progress", {"progressToken": token, "progress": n}))
+        for upstream in at.server.of("tools/call"):
+            upstream.answer()
+        for n, (token, exchange) in enumerate(zip(tokens, exchanges, strict=True)):
+            progress, answer = await client.answers(exchange)
+            assert progress["params"] == {"progressToken": token, "progress": n}
+            assert answer["id"] == 1
+
+
+async def test_the_calls_of_one_workflow_are_limited() -> None:
+    async with bench(max_inflight_per_workflow=2) as at:
+        client = await at.client()
+        exchanges = [client.call(id=b"%d" % n) for n in range(2)]
+        refused = await client.answer(client.call(id=b"9"))
+        assert refused["error"]["code"] == -31003
+        assert refused["error"]["data"] == {"limit": "max_inflight_per_workflow"}
+        at.server.on_request = echo
+        for upstream in at.server.of("tools/call"):
+            upstream.answer()
+        for exchange in exchanges:
+            assert "result" in await client.answer(exchange)
+        assert "result" in await client.answer(client.call(id=b"9"))
+
+
+# Cancellation.
+
+
+async def test_e12_a_cancellation_reaches_the_server_under_the_id_that_it_knows() -> None:
+    async with bench() as at:
+        client = await at.client()
+        client.call(id=b"7")
+        exchange = client.call(id=b'"7"')
+        upstream = await at.server.got("tools/call", 2)
+        client.workflow.notify(cancel(b'"7"', reason="enough"), {})
+        answer = await client.answer(exchange)
+        assert (answer["id"], answer["error"]["code"]) == ("7", -32800)
+        told = await at.server.got("notifications/cancelled")
+        assert told.json["params"] == {"requestId": int(upstream.id), "reason": "enough"}
+        assert client.workflow.inflight == 1
+        assert not upstream.is_cut, "the server may still answer"
+        client.leave()
+
+
+async def test_e15_the_late_answer_to_a_cancelled_call_is_swallowed_and_counted() -> None:
+    async with bench() as at:
+        client = await at.client()
+        exchange = client.call()
+        upstream = await at.server.got("tools/call")
+        client.workflow.notify(cancel(b"1"), {})
+        [cancelled] = await client.answers(exchange)
+        again = client.call()
+        upstream.answer({"late": True})
+        (await at.server.got("tools/call", 2)).answer({"late": False})
+        assert (await client.answer(again))["result"] == {"late": False}
+        assert cancelled["error"]["code"] == -32800
+        assert at.counts["late_response", "x"] == 1
+
+
+async def test_a_call_whose_answer_never_comes_is_given_up_after_its_tombstone() -> None:
+    async with bench() as at:
+        client = await at.client()
+        exchange = client.call()
+        upstream = await at.server.got("tools/call")
+        client.workflow.notify(cancel(b"1"), {})
+        await client.answer(exchange)
+        at.clock.advance(TOMBSTONE_SECONDS)
+        await at.server.until(lambda: upstream.is_cut)
+        assert [channel.is_idle for _, channel in at.pool.channels] == [True]
+
+
+@pytest.mark.parametrize(
+    ("ids", "named", "reason"),
+    [((b"1", b"1"), b"1", "ambiguous_cancel"), ((b"1",), b'"1"', "unknown_cancel"), ((), b"1", "unknown_cancel")],
+)
+async def test_a_cancellation_that_names_no_single_call_is_ignored_and_counted(
+    ids: tuple[bytes, ...], named: bytes, reason: str
+) -> None:
+    async with bench() as at:
+        client = await at.client()
+        exchanges = [client.call(id=spelled) for spelled in ids]
+        client.workflow.notify(cancel(named), {})
+        assert at.counts[reason, "x"] == 1
+        at.server.on_request = echo
+        for exchange in exchanges:
+            assert "result" in await client.answer(exchange)
+        assert at.server.of("notifications/cancelled") == []
+
+
+async def test_a_client_cannot_cancel_the_call_of_another() -> None:
+    async with bench() as at:
+        alice, bob = await at.client(ALICE), await at.client(BOB)
+        exchange = alice.call()
+        upstream = await at.server.got("tools/call")
+        bob.workflow.notify(cancel(b"1"), {})
+        upstream.answer()
+        assert "result" in await alice.answer(exchange)
+
+
+# Time.
+
+
+async def test_a_call_without_answer_or_progress_times_out_and_may_have_run() -> None:
+    async with bench(request_timeout=100) as at:
+        client = await at.client()
+        asked = client.call({"_meta": {"progressToken": "t"}}, id=b"1")
+        silent = client.call(id=b"2")
+        await at.server.got("tools/call", 2)
+        first, second = at.server.of("tools/call")
+        at.clock.advance(60)
+        first.say(message("notifications/progress", {"progressToken": int(first.id), "progress": 1}))
+        at.clock.advance(60)
+        answer = await client.answer(silent)
+        assert answer["error"]["code"] == -31004
+        assert answer["error"]["data"] == {"executed": "unknown"}
+        told = await at.server.got("notifications/cancelled")
+        assert told.json["params"]["requestId"] == int(second.id)
+        assert client.workflow.inflight == 1
+        first.answer()
+        assert "result" in await client.answer(asked)
+
+
+async def test_progress_extends_a_call_no_further_than_its_absolute_end() -> None:
+    async with bench(request_timeout=10) as at:
+        client = await at.client()
+        exchange = client.call({"_meta": {"progressToken": "t"}})
+        upstream = await at.server.got("tools/call")
+        for _ in range(EXTENSIONS * 2):
+            at.clock.advance(5)
+            upstream.say(message("notifications/progress", {"progressToken": int(upstream.id), "progress": 1}))
+        assert (await client.answers(exchange))[-1]["error"]["code"] == -31004
