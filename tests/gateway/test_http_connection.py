@@ -11,8 +11,9 @@ import pytest
 from harness.gateways import until
 from harness.http_serving import GET, Connected, Parts, answering, echo, said, serving, talking
 from trunkline.gateway import http_connection, http_listening
-from trunkline.gateway.http_connection import MAX_HEAD_BYTES, HTTPConnection
+from trunkline.gateway.http_connection import HTTPConnection
 from trunkline.gateway.http_listening import HTTPListening
+from trunkline.gateway.request_reader import MAX_HEAD_BYTES
 from trunkline.mux.statistics import Statistics
 from trunkline.transports.asgi import WholeRequest
 
@@ -348,7 +349,8 @@ async def test_the_end_of_the_server_waits_for_a_request_whose_body_is_on_its_wa
         writer.write(b"POST /1 HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\n")
         await until(
             lambda: (
-                hasattr(listening, "state") and any(getattr(one, "_queue", ()) for one in listening.state.connections)
+                hasattr(listening, "state")
+                and any(cast(Any, one)._reader.newest is not None for one in listening.state.connections)
             )
         )
         for connection in list(listening.state.connections):

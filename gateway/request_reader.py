@@ -1,0 +1,286 @@
+"""What a client sends on a connection, read as requests: httptools' parser, bounds on heads, heads that are known.
+
+No I/O: `receive` takes what came, `read` reads some of it, and `queue` holds the requests whose heads were read.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+from urllib.parse import unquote
+
+import httptools
+
+from ..transports.asgi import RawHeaders, RequestHeaders, Scope, headers_of
+from .http_exchange import Carrier, HTTPExchange
+from .known_head import MAX_KNOWN_BYTES, Known, KnownHead
+
+MAX_HEAD_BYTES: Final = 131_072
+"""The request line and the headers together."""
+
+MAX_READ: Final = 16_384
+"""What is read at once: who sends many requests without waiting has the rest of them kept as it came."""
+
+MAX_DIGITS: Final = 5
+"""Of the length of a small body."""
+
+
+class NotHTTP(Exception):
+    """What came is no HTTP/1.1, or asks for a tunnel: nothing more can be read."""
+
+
+class HeadTooLong(Exception):
+    """A head, or what stands round a body, is longer than `MAX_HEAD_BYTES`."""
+
+
+class ChangeAsked(Exception):
+    """A request asks for another protocol (RFC 9110, 7.8), named in lower case: it is not in the queue.
+
+    `with_wish` or `without_wish` says how to go on.
+    """
+
+    def __init__(self, protocol: bytes) -> None:
+        super().__init__(protocol)
+        self.protocol = protocol
+
+
+class RequestReader:
+    """Reads what comes for a carrier. `common` is what the scopes of its requests have in common."""
+
+    __slots__ = (
+        "_body_left",
+        "_carrier",
+        "_common",
+        "_expects",
+        "_head_bytes",
+        "_headers",
+        "_is_body",
+        "_known",
+        "_known_head",
+        "_length",
+        "_parser",
+        "_upgrade",
+        "_url",
+        "is_in_head",
+        "newest",
+        "queue",
+        "unread",
+    )
+
+    def __init__(self, carrier: Carrier, common: Scope) -> None:
+        self.unread: bytes | memoryview = b""
+        """What came and was not read yet."""
+        self.queue: list[HTTPExchange] = []
+        """Requests whose heads were read; who answers them takes them out."""
+        self.newest: HTTPExchange | None = None
+        """The last of them; None once nobody needs it any longer."""
+        self.is_in_head = False
+        """Whether some of a head was read, and not its end."""
+        self._carrier = carrier
+        self._common = common
+        self._parser = httptools.HttpRequestParser(self)
+        self._is_body = False
+        """Whether what was read last held some of a body."""
+        self._head_bytes = 0
+        self._url = b""
+        self._headers: RawHeaders = []
+        """But for the length."""
+        self._expects = False
+        self._length = b""
+        """How long the body is to be, where that is declared."""
+        self._upgrade = b""
+        """To what the request that is being read wants to change."""
+        self._known: tuple[RawHeaders, RequestHeaders] | None = None
+        """Headers of a request, but for the length, and what they were read as."""
+        self._known_head: KnownHead | None = None
+        self._body_left = 0
+        """How much is to come of the body of a request whose head was known."""
+
+    def receive(self, data: bytes) -> None:
+        """Keep what came until it is read."""
+        self.unread = b"".join((self.unread, data)) if self.unread else data
+
+    def close(self) -> None:
+        """Nothing is read any longer; nor does anything here lead to the carrier, which leads here."""
+        self.unread, self.queue, self.newest = b"", [], None
+        del self._parser, self._carrier
+
+    @property
+    def has_small_body(self) -> bool:
+        """Whether the newest request has a body that most clients have sent already, as a packet of its own."""
+        return not self._expects and len(self._length) <= MAX_DIGITS and int(self._length or b"0") > 0
+
+    def headers_of(self, scope: Scope) -> RequestHeaders:
+        """The headers of a request; most clients send the same with each, but for the length."""
+        raw = scope["headers"]
+        if raw and raw[-1][0] == b"content-length":
+            raw = raw[:-1]
+        if self._known is None or self._known[0] != raw:
+            self._known = raw, headers_of(scope)
+        headers = self._known[1]
+        headers.query = scope["query_string"]
+        return headers
+
+    # Reading
+
+    def read(self) -> None:
+        """Parse some of what came; or take it as it is, where it has a head that is known, or is the body after one.
+
+        Raises:
+            NotHTTP, HeadTooLong, ChangeAsked: see there.
+        """
+        data, self.unread = self.unread, b""
+        begins = not self.is_in_head and (self.newest is None or self.newest.is_whole)
+        if isinstance(data, bytes) and self._known_head is not None:
+            known = self._known_head.known_in(data) if begins else None
+            if known is not None:
+                self._begin_known(known)
+            if known is not None or self._body_left:
+                self._take_body(data, 0 if known is None else known.end)
+                return
+        if len(data) > MAX_READ:
+            rest = memoryview(data)  # of which a slice is no copy
+            data, self.unread = rest[:MAX_READ], rest[MAX_READ:]
+        headers, queued, self._is_body = self._headers, len(self.queue), False
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self.unread = b"".join((data[upgrade.args[0] :], self.unread))
+            if self._parser.get_method() == b"CONNECT":
+                raise NotHTTP from None
+            raise ChangeAsked(self._upgrade) from None
+        except httptools.HttpParserError:
+            raise NotHTTP from None
+        if headers is self._headers:
+            if not self._is_body:
+                self._head_bytes += len(data)  # of a head that is long, or of what stands round a body
+                if self._head_bytes > MAX_HEAD_BYTES:
+                    raise HeadTooLong
+        elif self._known is not None and begins and len(self.queue) == queued + 1 and not self.is_in_head:
+            self._learn_head(self.queue[-1], data, self._known[0])
+
+    def _learn_head(self, exchange: HTTPExchange, data: bytes | memoryview, before: RawHeaders) -> None:
+        """Know the head that was read, where the one before said the same: the next one mostly does."""
+        if before == self._headers and self._length and exchange.is_kept and not self._expects:
+            start = bytes(data[:MAX_KNOWN_BYTES])
+            self._known_head = KnownHead.of(start, self._length, exchange.scope, self._headers)
+
+    def _begin_known(self, known: Known) -> None:
+        """A request begins whose head was known."""
+        self._head_bytes, self._length, self._expects = 0, known.length, False
+        self._body_left = int(known.length)
+        self.newest = HTTPExchange(self._carrier, known.scope, is_kept=True, waits_to_go_on=False)
+        self.queue.append(self.newest)
+
+    def _take_body(self, data: bytes, start: int) -> None:
+        """What comes from there on is some of a body, up to its length."""
+        end = start + self._body_left
+        part, size = data[start:end], len(data)
+        self._body_left -= len(part)
+        if self.newest is not None:
+            if part:
+                self.newest.came(part)
+            if not self._body_left:
+                self.newest.came_whole()
+        if end < size:
+            self.unread = data[end:] if size - end <= MAX_READ else memoryview(data)[end:]
+
+    # Another protocol
+
+    def without_wish(self) -> None:
+        """The wish for another protocol is not granted: the request is read once more, without it."""
+        self.unread = self._again(_without_upgrade(self._headers))
+        self._parser = httptools.HttpRequestParser(self)
+
+    def with_wish(self) -> bytes:
+        """The request and what came behind it, for who speaks the other protocol."""
+        return self._again(self._headers)
+
+    def _again(self, headers: RawHeaders) -> bytes:
+        method, version = self._parser.get_method(), self._parser.get_http_version().encode()
+        if self._length:
+            headers = [*headers, (b"content-length", self._length)]
+        lines = [b"%b %b HTTP/%b\r\n" % (method, self._url, version), *[b"%b: %b\r\n" % header for header in headers]]
+        return b"".join((*lines, b"\r\n", self.unread))
+
+    # What the parser tells
+
+    def on_message_begin(self) -> None:
+        """A request begins."""
+        self.is_in_head, self._head_bytes = True, 0
+        self._url, self._headers, self._expects, self._length, self._upgrade = b"", [], False, b"", b""
+
+    def on_url(self, url: bytes) -> None:
+        """Some of its target."""
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """One of its headers; one behind its body is dropped."""
+        if not self.is_in_head:
+            return
+        name = name.lower()
+        if name == b"content-length":
+            self._length = value
+            return
+        if name == b"expect":
+            self._expects = value.lower() == b"100-continue"
+        elif name == b"upgrade":
+            self._upgrade = value.lower()
+        self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Its head is complete."""
+        self.is_in_head, self._head_bytes = False, 0
+        parser = self._parser
+        if parser.should_upgrade():
+            return
+        self._upgrade = b""
+        version = parser.get_http_version()
+        self.newest = HTTPExchange(
+            self._carrier,
+            self._scope(version),
+            is_kept=version == "1.1" and parser.should_keep_alive(),
+            waits_to_go_on=self._expects,
+        )
+        self.queue.append(self.newest)
+
+    def on_body(self, part: bytes) -> None:
+        """Some of its body."""
+        self._is_body = True
+        if self.newest is not None:
+            self.newest.came(part)
+
+    def on_message_complete(self) -> None:
+        """It is complete."""
+        if self.newest is not None and not self._upgrade:
+            self.newest.came_whole()
+
+    def _scope(self, version: str) -> Scope:
+        url, headers = self._url, self._headers
+        if self._length:
+            headers = [*headers, (b"content-length", self._length)]
+        raw_path, query = url, b""
+        if url[:1] != b"/" or b"?" in url or b"#" in url:
+            parts = httptools.parse_url(url)
+            raw_path, query = parts.path or b"/", parts.query or b""
+        path, root = raw_path.decode("ascii"), self._common["root_path"]
+        return {
+            **self._common,
+            "http_version": version,
+            "method": self._parser.get_method().decode("ascii"),
+            "path": root + (unquote(path) if "%" in path else path),
+            "raw_path": root.encode() + raw_path,
+            "query_string": query,
+            "headers": headers,
+        }
+
+
+def _without_upgrade(headers: RawHeaders) -> RawHeaders:
+    kept = []
+    for name, value in headers:
+        if name == b"connection":
+            value = b",".join([token for token in value.split(b",") if token.strip().lower() != b"upgrade"])
+            if not value:
+                continue
+        if name != b"upgrade":
+            kept.append((name, value))
+    return kept
