@@ -9,6 +9,7 @@ FOLDERS = ("mux", "transports", "compat", "gateway")
 PURE = (
     "mux/annotations.py",
     "gateway/differences.py",
+    "gateway/known_head.py",
     "gateway/reasons.py",
     "gateway/trends.py",
     "mux/account.py",
