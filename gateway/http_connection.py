@@ -11,9 +11,9 @@ from collections.abc import Coroutine
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
-from ..transports.asgi import ASGIApp
+from ..transports.asgi import ASGIApp, RawHeaders
 from ..transports.patience import Waiting
-from .http_exchange import HTTPExchange
+from .http_exchange import AnswerHead, HTTPExchange
 from .request_reader import ChangeAsked, HeadTooLong, NotHTTP, RequestReader
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class HTTPConnection(asyncio.Protocol):
         "is_leaving",
         "is_lost",
         "is_write_paused",
+        "last_answer",
         "transport",
     )
 
@@ -73,6 +74,7 @@ class HTTPConnection(asyncio.Protocol):
         self.is_lost = False
         self.is_leaving = False
         self.is_write_paused = False
+        self.last_answer: tuple[int, RawHeaders, AnswerHead] | None = None
         self._drained: asyncio.Future[None] | None = None
         self.due = inf
         """When it is ended, in the event loop's time, unless it goes on before."""

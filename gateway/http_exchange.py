@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -61,12 +60,6 @@ def answer_head(status: int, headers: Iterable[tuple[bytes, bytes]]) -> tuple[An
     return AnswerHead(first + own, says_close, status in (204, 304)), length
 
 
-@lru_cache(maxsize=64)
-def known_answer_head(status: int, headers: tuple[tuple[bytes, bytes], ...]) -> AnswerHead:
-    """The same of headers without a length: most answers have those that one before had."""
-    return answer_head(status, headers)[0]
-
-
 class Carrier(Protocol):
     """The connection of an exchange, as that sees it."""
 
@@ -75,6 +68,8 @@ class Carrier(Protocol):
     is_leaving: bool
     """True where the connection is to end with the answers that are due."""
     is_write_paused: bool
+    last_answer: tuple[int, RawHeaders, AnswerHead] | None
+    """The last one that was given in one go: status and headers, and how they are encoded. Most are the same again."""
 
     @property
     def app(self) -> ASGIApp:
@@ -192,7 +187,10 @@ class HTTPExchange:
     def reply(self, status: int, headers: RawHeaders, body: bytes) -> None:
         """See `WholeRequest.reply`."""
         if not self._carrier.is_lost:
-            self._start(known_answer_head(status, tuple(headers)), len(body))
+            last = self._carrier.last_answer
+            if last is None or last[0] != status or last[1] != headers:
+                last = self._carrier.last_answer = status, headers, answer_head(status, headers)[0]
+            self._start(last[2], len(body))
             self._add(body, is_last=True)
 
     def go_on(self, work: Awaitable[None]) -> None:

@@ -11,11 +11,11 @@ LENGTH: Final = b"\ncontent-length:"
 MAX_KNOWN_BYTES: Final = 8_192
 """Longer heads are parsed each time: what is kept of them would cost more memory than a connection."""
 
-MAX_DIGITS: Final = 8
+MAX_LENGTH_DIGITS: Final = 8
 """Of a length: more than that is for the parser to judge."""
 
 
-class Known(NamedTuple):
+class Beginning(NamedTuple):
     """What a request begins with whose head was known."""
 
     scope: Scope
@@ -53,18 +53,18 @@ class KnownHead:
         while head[start] in b" \t":
             start += 1
         stop = start + len(length)
-        if head[start:stop] != length or len(length) > MAX_DIGITS:
+        if head[start:stop] != length or len(length) > MAX_LENGTH_DIGITS:
             return None
         return cls(data[:start], data[stop:end], {**scope}, headers)
 
-    def known_in(self, data: bytes) -> Known | None:
+    def beginning_of(self, data: bytes) -> Beginning | None:
         """The request whose head is at the start of `data`; None where that is another, or not all of it."""
         if not data.startswith(self._before):
             return None
         start = len(self._before)
-        stop = data.find(b"\r", start, start + MAX_DIGITS + 1)
+        stop = data.find(b"\r", start, start + MAX_LENGTH_DIGITS + 1)
         length = data[start:stop]
         if stop < 0 or not length.isdigit() or not data.startswith(self._after, stop):
             return None
         scope = {**self._scope, "headers": [*self._headers, (b"content-length", length)]}
-        return Known(scope, length, stop + len(self._after))
+        return Beginning(scope, length, stop + len(self._after))

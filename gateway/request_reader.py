@@ -12,7 +12,7 @@ import httptools
 
 from ..transports.asgi import RawHeaders, RequestHeaders, Scope, headers_of
 from .http_exchange import Carrier, HTTPExchange
-from .known_head import MAX_KNOWN_BYTES, Known, KnownHead
+from .known_head import MAX_KNOWN_BYTES, Beginning, KnownHead
 
 MAX_HEAD_BYTES: Final = 131_072
 """The request line and the headers together."""
@@ -20,8 +20,8 @@ MAX_HEAD_BYTES: Final = 131_072
 MAX_READ: Final = 16_384
 """What is read at once: who sends many requests without waiting has the rest of them kept as it came."""
 
-MAX_DIGITS: Final = 5
-"""Of the length of a small body."""
+SMALL_BODY_DIGITS: Final = 5
+"""Of the length of a body that is waited for."""
 
 
 class NotHTTP(Exception):
@@ -54,8 +54,8 @@ class RequestReader:
         "_head_bytes",
         "_headers",
         "_is_body",
-        "_known",
         "_known_head",
+        "_last_headers",
         "_length",
         "_parser",
         "_upgrade",
@@ -89,8 +89,8 @@ class RequestReader:
         """How long the body is to be, where that is declared."""
         self._upgrade = b""
         """To what the request that is being read wants to change."""
-        self._known: tuple[RawHeaders, RequestHeaders] | None = None
-        """Headers of a request, but for the length, and what they were read as."""
+        self._last_headers: tuple[RawHeaders, RequestHeaders] | None = None
+        """Those of the last request that was taken, but for the length, and what they were read as."""
         self._known_head: KnownHead | None = None
         self._body_left = 0
         """How much is to come of the body of a request whose head was known."""
@@ -107,16 +107,16 @@ class RequestReader:
     @property
     def has_small_body(self) -> bool:
         """Whether the newest request has a body that most clients have sent already, as a packet of its own."""
-        return not self._expects and len(self._length) <= MAX_DIGITS and int(self._length or b"0") > 0
+        return not self._expects and len(self._length) <= SMALL_BODY_DIGITS and int(self._length or b"0") > 0
 
     def headers_of(self, scope: Scope) -> RequestHeaders:
-        """The headers of a request; most clients send the same with each, but for the length."""
+        """The headers of a request, without the length: most clients send the same with each, but for that."""
         raw = scope["headers"]
         if raw and raw[-1][0] == b"content-length":
             raw = raw[:-1]
-        if self._known is None or self._known[0] != raw:
-            self._known = raw, headers_of(scope)
-        headers = self._known[1]
+        if self._last_headers is None or self._last_headers[0] != raw:
+            self._last_headers = raw, headers_of({**scope, "headers": raw})
+        headers = self._last_headers[1]
         headers.query = scope["query_string"]
         return headers
 
@@ -131,11 +131,11 @@ class RequestReader:
         data, self.unread = self.unread, b""
         begins = not self.is_in_head and (self.newest is None or self.newest.is_whole)
         if isinstance(data, bytes) and self._known_head is not None:
-            known = self._known_head.known_in(data) if begins else None
-            if known is not None:
-                self._begin_known(known)
-            if known is not None or self._body_left:
-                self._take_body(data, 0 if known is None else known.end)
+            beginning = self._known_head.beginning_of(data) if begins else None
+            if beginning is not None:
+                self._begin(beginning)
+            if beginning is not None or self._body_left:
+                self._take_body(data, 0 if beginning is None else beginning.end)
                 return
         if len(data) > MAX_READ:
             rest = memoryview(data)  # of which a slice is no copy
@@ -155,8 +155,8 @@ class RequestReader:
                 self._head_bytes += len(data)  # of a head that is long, or of what stands round a body
                 if self._head_bytes > MAX_HEAD_BYTES:
                     raise HeadTooLong
-        elif self._known is not None and begins and len(self.queue) == queued + 1 and not self.is_in_head:
-            self._learn_head(self.queue[-1], data, self._known[0])
+        elif self._last_headers is not None and begins and len(self.queue) == queued + 1 and not self.is_in_head:
+            self._learn_head(self.queue[-1], data, self._last_headers[0])
 
     def _learn_head(self, exchange: HTTPExchange, data: bytes | memoryview, before: RawHeaders) -> None:
         """Know the head that was read, where the one before said the same: the next one mostly does."""
@@ -164,11 +164,11 @@ class RequestReader:
             start = bytes(data[:MAX_KNOWN_BYTES])
             self._known_head = KnownHead.of(start, self._length, exchange.scope, self._headers)
 
-    def _begin_known(self, known: Known) -> None:
+    def _begin(self, beginning: Beginning) -> None:
         """A request begins whose head was known."""
-        self._head_bytes, self._length, self._expects = 0, known.length, False
-        self._body_left = int(known.length)
-        self.newest = HTTPExchange(self._carrier, known.scope, is_kept=True, waits_to_go_on=False)
+        self._head_bytes, self._length, self._expects = 0, beginning.length, False
+        self._body_left = int(beginning.length)
+        self.newest = HTTPExchange(self._carrier, beginning.scope, is_kept=True, waits_to_go_on=False)
         self.queue.append(self.newest)
 
     def _take_body(self, data: bytes, start: int) -> None:

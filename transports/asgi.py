@@ -127,7 +127,7 @@ class WholeRequest(Protocol):
 
     scope: Scope
     headers: RequestHeaders
-    """Those of the scope; the same object where they are those of the connection's request before."""
+    """Those of the scope but for the length; the same object where the connection's request before had the same."""
     left: Callable[[], None] | None
     """Set by who takes it: called when the client has gone before the answer."""
 
@@ -144,7 +144,7 @@ class WholeRequest(Protocol):
     def reply(self, status: int, headers: RawHeaders, body: bytes) -> None:
         """The whole answer, at once and however long: whoever is still taking one is not offered here.
 
-        The names of the headers are in lower case, and the length is not among them.
+        The names of the headers are in lower case, and the length is not among them. The list is its own from then on.
         """
 
     def go_on(self, work: Awaitable[None]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from harness.http_serving import GET, Connected, echo, said, serving, talking
-from trunkline.gateway import http_connection
+from trunkline.gateway import request_reader
 from trunkline.gateway.http_connection import HTTPConnection
 from trunkline.gateway.http_listening import HTTPListening
 from trunkline.gateway.known_head import MAX_KNOWN_BYTES, KnownHead
@@ -135,7 +135,7 @@ async def test_of_two_that_come_in_one_packet_neither_is_taken_for_the_other() -
 
 async def test_an_empty_line_behind_each_body_is_never_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
     """As old clients send one (RFC 9112, 2.2): what is counted of a head begins anew with each request."""
-    monkeypatch.setattr(http_connection, "MAX_HEAD_BYTES", 20)
+    monkeypatch.setattr(request_reader, "MAX_HEAD_BYTES", 20)
     async with reached() as (connection, reader):
         for number in range(20):
             connection.data_received(post(b"%d" % number) + b"\r\n")
@@ -262,15 +262,15 @@ async def answers(listening: Reached, port: int, head: bytes, pieces: list[bytes
 
 async def test_whatever_comes_is_answered_as_where_no_head_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     found = 0
-    known_in = KnownHead.known_in
+    beginning_of = KnownHead.beginning_of
 
     def counted(head: KnownHead, data: bytes) -> Any:
         nonlocal found
-        known = known_in(head, data)
-        found += known is not None
-        return known
+        beginning = beginning_of(head, data)
+        found += beginning is not None
+        return beginning
 
-    monkeypatch.setattr(KnownHead, "known_in", counted)
+    monkeypatch.setattr(KnownHead, "beginning_of", counted)
     listening = Reached(Statistics(), take)
     async with serving(tell, listening) as port, asyncio.timeout(PATIENCE):
         for seed in range(STREAMS):
@@ -316,13 +316,13 @@ def test_a_known_head_is_found_with_any_length_and_only_whole() -> None:
     assert found is not None
     for length in (b"0", b"4", b"0012", b"12345678"):
         data = head % length + b"body"
-        begun = found.known_in(data)
+        begun = found.beginning_of(data)
         assert begun is not None
         assert (begun.length, data[begun.end :]) == (length, b"body")
         assert begun.scope == {**SCOPE, "headers": [(b"content-length", length)]}
-        assert all(found.known_in(data[:end]) is None for end in range(begun.end))
+        assert all(found.beginning_of(data[:end]) is None for end in range(begun.end))
     for length in (b"", b"-4", b"+4", b" 4", b"4 ", b"4_0", b"\xd9\xa4", b"123456789"):
-        assert found.known_in(head % length + b"body") is None
+        assert found.beginning_of(head % length + b"body") is None
 
 
 def test_what_one_request_does_to_its_scope_is_not_seen_by_the_next() -> None:
@@ -331,11 +331,11 @@ def test_what_one_request_does_to_its_scope_is_not_seen_by_the_next() -> None:
     head = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\n"
     found = KnownHead.of(head, b"4", scope, headers)
     assert found is not None
-    begun = found.known_in(head)
+    begun = found.beginning_of(head)
     assert begun is not None
     for changed in (scope, begun.scope):
         changed["path"] = "/elsewhere"
         changed["headers"].clear()
-    again = found.known_in(head)
+    again = found.beginning_of(head)
     assert again is not None
     assert again.scope == {"path": "/", "headers": [(b"host", b"h"), (b"content-length", b"4")]}
