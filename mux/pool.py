@@ -1,4 +1,4 @@
-"""Finds or opens the workflow and the channel for a call, and ends what is no longer needed.
+"""All workflows and channels of one process: they begin here, are come back to, and end in an orderly way.
 
 The pool decides with pure functions (`policy`) and acts in tasks of its own: nothing that a caller's cancellation could
 leave half done. It holds no lock; what must happen once is a future that all who need it await.
@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -17,21 +17,21 @@ import anyio
 from .account import MAX_ENDED, RETURNED, Ended, Origin, handshake_differences
 from .breaker import Circuit
 from .channel import Channel
-from .cluster import Cluster, ClusterPorts, Read
-from .directory import MAX_STALENESS, Directory, SharedDirectory
+from .cluster import Cluster, ClusterPorts
+from .directory import Directory, SharedDirectory
 from .ending import Ending
 from .envelope import Envelope
-from .errors import DirectoryUnavailable, InvalidParams, Overloaded, UnknownSession, WorkflowEnded
-from .event_log import Budget, Position
+from .errors import InvalidParams, Overloaded, WorkflowEnded
+from .event_log import Budget
 from .failures import Failure
 from .generations import Generations
 from .handshake import difference, read_handshake
 from .leftovers import Leftovers
 from .limits import Pooling
 from .lines import Lines, Upstream
+from .lookup import Lookup
 from .membership import Membership
 from .opening import Newcomer, Opening, OpeningPorts
-from .placement import WHOLE, Concern
 from .ports import Headers, PoolResult
 from .principal import Principal
 from .record import Handshake, WorkflowRecord, WorkflowState, new_session_id
@@ -114,7 +114,6 @@ class Pool:
         self._census = self._residents.census
         self._budget = Budget(pooling.event_log.total_bytes)
         self._workflows = self._residents.by_id
-        self._by_token = self._residents.by_token
         self._tasks = Tasks()
         self._cluster = None if members is None or shared is None else self._clustering(members, shared)
         self._lines = Lines(
@@ -138,6 +137,15 @@ class Pool:
             statistics=self.statistics,
             clock=clock,
         )
+        self.lookup = Lookup(
+            directory=directory,
+            residents=self._residents,
+            cluster=self._cluster,
+            ending=self._ending,
+            statistics=self.statistics,
+            clock=clock,
+        )
+        """Where workflows are found."""
         self._opening = self._beginning()
         self._sweep = self._sweeping(release)
 
@@ -181,20 +189,14 @@ class Pool:
     @property
     def inflight(self) -> int:
         """Calls that wait for an answer, over all workflows."""
-        return sum(workflow.inflight for workflow in self._served)
-
-    @property
-    def _served(self) -> list[Workflow]:
-        """Those that live here, and those that are served here beside the workers that hold them."""
-        beside = () if self._cluster is None else self._cluster.beside.values()
-        return [*self._workflows.values(), *beside]
+        return sum(workflow.inflight for workflow in self.lookup.served)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Pool"]:
         """The pool with its tasks, for the length of the context; leaving it ends every workflow in an orderly way."""
         failure: Exception | None = None
         async with self._written(), anyio.create_task_group() as keepers, self._tasks.running(CLOSE_SECONDS):
-            await keepers.start(self._watch)
+            await keepers.start(self.lookup.watch)
             keepers.start_soon(self._sweep.run)
             try:
                 yield self
@@ -226,7 +228,7 @@ class Pool:
         self._generations.replace(upstreams)
         self.pooling = pooling
         self._budget.limit = pooling.event_log.total_bytes
-        for workflow in self._served:
+        for workflow in self.lookup.served:
             workflow.is_superseded = not self._generations.is_current(workflow.server, workflow.generation)
             workflow.stir()
         is_current = self._generations.is_current
@@ -235,20 +237,17 @@ class Pool:
     def revoke(self, knows: Callable[[Principal], bool]) -> None:
         """End the workflows of whoever is not known any longer, for the cause `revoked`; none of theirs begins."""
         self._knows = knows
-        for workflow in self._served:
+        for workflow in self.lookup.served:
             if not knows(workflow.principal):
                 self._ending.soon(workflow, "revoked")
 
     def lapse(self, since: float) -> None:
         """Others may have taken over what lives here since then: compare it with the directory before it is used."""
-        for workflow in self.workflows:
-            if workflow.doubted_since is None:
-                workflow.doubted_since = since
-            workflow.checked = float("-inf")
+        self.lookup.lapse(since)
         self._lines.lapse()
-        self._tasks.spawn(self._compare_doubted, None)
+        self._tasks.spawn(self.lookup.compare_doubted, None)
 
-    # Beginning and finding workflows.
+    # Beginning workflows, and coming back to them.
 
     async def begin(
         self,
@@ -270,7 +269,7 @@ class Pool:
         """
         handshake = read_handshake(message, arrival.session_headers)
         key = arrival.key
-        known = await self._known(principal, server, arrival.session_id, key)
+        known = await self.lookup.find_named(principal, server, arrival.session_id, key)
         origin: Origin | None = None
         if known is not None:
             differing = difference(known.record, handshake)
@@ -294,7 +293,7 @@ class Pool:
         Raises:
             InvalidParams: as `begin`.
         """
-        workflow = self.at_hand(principal, server, arrival.session_id, arrival.key)
+        workflow = self.lookup.at_hand(principal, server, arrival.session_id, arrival.key)
         if workflow is None or not workflow.opened.done():
             return None
         handshake = read_handshake(message, arrival.session_headers)
@@ -315,117 +314,9 @@ class Pool:
             raise Overloaded("the gateway is shutting down", limit="draining")
         return self._generations.find(server, generation)
 
-    def at_hand(
-        self,
-        principal: Principal,
-        server: str,
-        session_id: str | None,
-        key: str | None = None,
-        concern: Concern = WHOLE,
-    ) -> Workflow | None:
-        """What `find`, or by a key alone `find_key`, would find, where that needs nobody to be asked.
-
-        None tells nothing. What lives here is believed for `MAX_STALENESS`.
-        """
-        if session_id is not None:
-            workflow = self._workflows.get(session_id)
-        else:
-            workflow = None if key is None else self._residents.by_key.get((principal, server, key))
-        if (
-            workflow is None
-            or (concern.name and self._cluster is not None)
-            or not _is_theirs(workflow, principal, server)
-        ):
-            return None
-        return None if self._clock() - workflow.checked > MAX_STALENESS else workflow
-
-    async def find(self, principal: Principal, server: str, session_id: str, concern: Concern = WHOLE) -> Workflow:
-        """The workflow of that session id, if it is this principal's, on this server (guarantee G4).
-
-        Raises:
-            UnknownSession: it is not; the reason is not told.
-            Elsewhere: another worker serves what the request is about.
-        """
-        workflow = self._workflows.get(session_id)
-        if self._cluster is not None and (workflow is None or concern.name):
-            return await self._found(lambda: self._directory.get(session_id), principal, server, session_id, concern)
-        return await self._live(workflow, principal, server)
-
-    async def find_position(self, principal: Principal, server: str, position: Position) -> Workflow:
-        """The workflow that an event id belongs to, under the same rule as `find`."""
-        workflow = self._by_token.get(position.token)
-        if self._cluster is not None and (workflow is None or position.stream):
-            session_id = (
-                self._cluster.tokens.get(position.token, "") if workflow is None else workflow.record.session_id
-            )
-            concern = Concern(name=position.stream, is_stream=True)
-            token = position.token
-            return await self._found(lambda: self._directory.at(token), principal, server, session_id, concern)
-        return await self._live(workflow, principal, server)
-
-    async def find_key(self, principal: Principal, server: str, key: str, concern: Concern = WHOLE) -> Workflow | None:
-        """The workflow that this principal's key names on this server; None where it names nothing yet.
-
-        Raises:
-            Elsewhere: another worker serves what the request is about.
-        """
-        if self._cluster is not None:
-            return await self._find_key_anywhere(self._cluster, principal, server, key, concern)
-        record = await self._directory.find(principal, server, key)
-        workflow = self._workflows.get(record.session_id) if record is not None else None
-        if record is None or workflow is None:
-            return None
-        if not workflow.opened.done():  # and its record is yet to be written anew
-            return workflow
-        if record.epoch > workflow.record.epoch:
-            self._ending.soon(workflow, "taken_over")
-            return None
-        return await self._live(workflow, principal, server)
-
-    async def _find_key_anywhere(
-        self, cluster: Cluster, principal: Principal, server: str, key: str, concern: Concern
-    ) -> Workflow | None:
-        """As `find_key`, among several workers: what lives here is believed for `MAX_STALENESS`, as by its id."""
-        known = self._residents.by_key.get((principal, server, key))
-        if known is not None:
-            with suppress(UnknownSession):
-                return await self._live(known, principal, server)
-        record = await self._directory.find(principal, server, key)
-        if record is None:
-            return None
-        workflow = self._workflows.get(record.session_id)
-        if workflow is not None:
-            return await self._live(workflow, principal, server)
-        return await cluster.find(lambda: self._directory.find(principal, server, key), principal, server, concern)
-
     async def end(self, workflow: Workflow, cause: str) -> None:
         """End a workflow: its calls fail, its upstream session is closed, its record is removed. Idempotent."""
         await self._ending.end(workflow, cause)
-
-    async def send_on(self, worker: int) -> None:
-        """Send on a request that names what the worker of this number gave, if that is another one that lives.
-
-        Raises:
-            Elsewhere: it is.
-        """
-        if self._cluster is not None:
-            await self._cluster.direct(worker)
-
-    def find_calls(
-        self, principal: Principal, server: str, session_id: str | None, key: str | None, cancelled: Envelope
-    ) -> list[Workflow]:
-        """Where the calls are in flight here that a client's `notifications/cancelled` can mean: one entry for each.
-
-        The client names its workflow by the session id, the key, or both.
-        """
-        found = []
-        for workflow in self._served if session_id is None else self._served_as(session_id):
-            record = workflow.record
-            is_theirs = record.principal == principal and record.server == server
-            is_named = key == record.key if session_id is None else key in (None, record.key)
-            if is_theirs and is_named and (session_id, key) != (None, None):
-                found += [workflow] * workflow.calls.meant(cancelled)
-        return found
 
     @property
     def number(self) -> int:
@@ -440,7 +331,7 @@ class Pool:
         True if no call was cut.
         """
         self.draining = True
-        quiet = [workflow.calls.drain() for workflow in self._served]
+        quiet = [workflow.calls.drain() for workflow in self.lookup.served]
         with anyio.move_on_after(timeout):
             for event in quiet:
                 await event.wait()
@@ -494,7 +385,9 @@ class Pool:
     def _sweeping(self, release: Callable[[Upstream], Coroutine[Any, Any, None]] | None) -> Sweep:
         """What looks after everything here."""
         return Sweep(
-            SweepPorts(lambda: self.pooling, self._ending.soon, self._compare_doubted, self._ending.remove, release),
+            SweepPorts(
+                lambda: self.pooling, self._ending.soon, self.lookup.compare_doubted, self._ending.remove, release
+            ),
             directory=self._directory,
             residents=self._residents,
             lines=self._lines,
@@ -506,76 +399,9 @@ class Pool:
         )
 
     def _end_all(self) -> None:
-        for workflow in self._served:
+        for workflow in self.lookup.served:
             self._ending.soon(workflow, "drained")
         self._lines.close(WorkflowEnded("drained"))
-
-    async def _known(
-        self, principal: Principal, server: str, session_id: str | None, key: str | None
-    ) -> Workflow | None:
-        if session_id is not None:
-            return await self.find(principal, server, session_id)
-        return await self.find_key(principal, server, key) if key is not None else None
-
-    async def _live(self, workflow: Workflow | None, principal: Principal, server: str) -> Workflow:
-        if workflow is None or not _is_theirs(workflow, principal, server):
-            raise UnknownSession("no such session; begin anew with initialize")
-        if self._clock() - workflow.checked > MAX_STALENESS and not await self._check(workflow):
-            session_id = workflow.record.session_id
-            return await self._found(lambda: self._directory.get(session_id), principal, server, session_id, WHOLE)
-        return workflow
-
-    async def _found(
-        self, read: Read, principal: Principal, server: str, session_id: str, concern: Concern
-    ) -> Workflow:
-        """What does not live here, where it may be used here."""
-        cluster = self._cluster
-        assert cluster is not None, "without other workers all that there is lives here"
-        here = [found for found in self._served_as(session_id) if found.opened.done()]
-        known = next((found for found in here if concern.name and found.knows(concern.name)), None)
-        if known is None and concern.name:
-            await cluster.direct(concern.worker)
-        fit = (found for found in here if concern.are_calls or concern.worker == cluster.number or cluster.holds(found))
-        found = known or next(fit, None) or await cluster.find(read, principal, server, concern)
-        live = await self._live(found, principal, server)
-        if concern.worker and not live.knows(concern.name):
-            await cluster.restore(live, concern)
-        return live
-
-    async def _check(self, workflow: Workflow) -> bool:
-        """Compare a workflow with its record; False where it has ended here by that, and may be found elsewhere.
-
-        Raises:
-            UnknownSession: it has ended, and there is no other worker.
-        """
-        workflow.checked = self._clock()
-        if self._cluster is not None:
-            return await self._compare(workflow)
-        try:
-            stored = await self._directory.get(workflow.record.session_id)
-        except BaseException:
-            workflow.checked = float("-inf")
-            raise
-        if stored is None or stored.epoch != workflow.record.epoch:
-            self._ending.soon(workflow, "taken_over" if stored else "removed")
-            raise UnknownSession("no such session; begin anew with initialize")
-        return True
-
-    async def _compare(self, workflow: Workflow) -> bool:
-        """The same among several workers. While nobody can tell, it is used as it is, but for what must be certain."""
-        assert self._cluster is not None, "without other workers nothing is compared so"
-        try:
-            verdict = await self._cluster.compare(workflow)
-        except DirectoryUnavailable:
-            self.statistics.count("stale", "check")
-            return True
-        if verdict != "same":
-            self._ending.soon(workflow, verdict)
-        return verdict == "same"
-
-    async def _compare_doubted(self, _: None) -> None:
-        for workflow in [workflow for workflow in self.workflows if workflow.is_doubted]:
-            await self._compare(workflow)
 
     async def _return_to(self, workflow: Workflow, named_by: str) -> Begun:
         await asyncio.shield(workflow.opened)
@@ -604,8 +430,7 @@ class Pool:
         """Another exchange was first with this key: wait for what it opens."""
         workflow = self._workflows.get(record.session_id)
         if workflow is None and self._cluster is not None:
-            session_id, server = record.session_id, record.server
-            workflow = await self._found(lambda: self._directory.get(session_id), record.principal, server, "", WHOLE)
+            workflow = await self.lookup.find(record.principal, record.server, record.session_id)
         if workflow is None:
             raise Overloaded("this session is being opened elsewhere; try again", limit="opening")
         differing = difference(record, handshake)
@@ -617,27 +442,7 @@ class Pool:
         if self._cluster is not None:
             self._cluster.note(workflow)
 
-    async def _watch(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        async with self._directory.watch() as changes:
-            task_status.started()
-            async for session_id in changes:
-                self._doubt(session_id)
-
-    def _doubt(self, session_id: str) -> None:
-        """Compare with the directory again, when it is needed next: one workflow, or all without a session id."""
-        for workflow in self._served_as(session_id) if session_id else self._served:
-            workflow.checked = float("-inf")
-
-    def _served_as(self, session_id: str) -> list[Workflow]:
-        beside = {} if self._cluster is None else self._cluster.beside
-        return [workflows[session_id] for workflows in (self._workflows, beside) if session_id in workflows]
-
 
 def _named_by(arrival: Arrival) -> str:
     """What names the workflow that is come back to."""
     return "key" if arrival.session_id is None else "session_id"
-
-
-def _is_theirs(workflow: Workflow, principal: Principal, server: str) -> bool:
-    """Whether it lives, is this principal's and on this server (guarantee G4)."""
-    return workflow.principal == principal and workflow.server == server and workflow.ended is None

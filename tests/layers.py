@@ -101,7 +101,7 @@ MUX_ORDER = (
     {"lines"},
     {"cluster"},
     {"ending", "sweep"},
-    {"opening"},
+    {"lookup", "opening"},
     {"pool"},
 )
 """Inside mux, lowest first: a module imports from its own rank and from lower ones."""

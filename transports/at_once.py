@@ -149,7 +149,7 @@ class AtOnce:
             if config.modern is not None and PROTOCOL_VERSION not in headers:  # perhaps it is of 2026-07-28
                 return None
             key = key_of(config, request)
-        workflow = self._pool.at_hand(request.principal, config.server, session_id, key, concern)
+        workflow = self._pool.lookup.at_hand(request.principal, config.server, session_id, key, concern)
         if workflow is None or not workflow.opened.done():
             return None
         check_agreement(headers, workflow)

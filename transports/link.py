@@ -286,12 +286,12 @@ class Link:
     async def _find(self, asked: Asked) -> Workflow | None:
         found: Workflow | None = None
         if asked.session_id is not None:
-            found = await self._pool.find(self._principal, self._config.server, asked.session_id)
+            found = await self._pool.lookup.find(self._principal, self._config.server, asked.session_id)
         elif asked.last_event_id is not None and _count_in(asked.last_event_id) is None:
             position = _position(asked.last_event_id)
-            found = await self._pool.find_position(self._principal, self._config.server, position)
+            found = await self._pool.lookup.find_position(self._principal, self._config.server, position)
         elif asked.key is not None:
-            found = await self._pool.find_key(self._principal, self._config.server, asked.key)
+            found = await self._pool.lookup.find_key(self._principal, self._config.server, asked.key)
         if found is not None and asked.key is not None and asked.key != found.record.key:
             raise HTTPRefusal(400, "disagree", "the session and Trunkline-Workflow disagree")
         return found

@@ -135,7 +135,7 @@ class Servers:
 
     async def end(self, server: str, key: str, *, principal: Principal = ANONYMOUS) -> None:
         """End the workflow of this key; nothing where there is none."""
-        workflow = await self._pool.find_key(principal, server, key)
+        workflow = await self._pool.lookup.find_key(principal, server, key)
         if workflow is not None:
             await self._pool.end(workflow, "closed")
 

@@ -97,7 +97,7 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         if meant is None:
             raise Everywhere
         server, key = self._config.server, key_of(self._config, request)
-        found = self._pool.find_calls(request.principal, server, request.headers.get(SESSION_ID), key, message)
+        found = self._pool.lookup.find_calls(request.principal, server, request.headers.get(SESSION_ID), key, message)
         if meant == ASKED:
             await request.respond(200, [], b"%d" % len(found))
             return
@@ -122,7 +122,7 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
     async def _initialize(self, request: HTTPRequest, message: Envelope) -> None:
         principal, server, arrival = request.principal, self._config.server, arrival_of(self._config, request)
         if arrival.session_id is not None and arrival.key is not None:
-            check_names(request.headers, await self._pool.find(principal, server, arrival.session_id))
+            check_names(request.headers, await self._pool.lookup.find(principal, server, arrival.session_id))
         begun = await self._pool.begin(principal, server, message, arrival)
         await request.respond(200, [JSON], greet(request, message, begun))
 
@@ -181,7 +181,7 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         position = Position.read(event_id)
         if position is None:
             raise UnknownSession("no such event; begin anew with initialize")
-        workflow = await self._pool.find_position(request.principal, self._config.server, position)
+        workflow = await self._pool.lookup.find_position(request.principal, self._config.server, position)
         check_agreement(request.headers, workflow)
         try:
             reader = workflow.streams.resume(position)
@@ -208,11 +208,11 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         state: WorkflowState = "resumed"
         if session_id is not None:
             pool, principal, server = self._pool, request.principal, self._config.server
-            workflow = pool.at_hand(principal, server, session_id, key, concern) or await pool.find(
+            workflow = pool.lookup.at_hand(principal, server, session_id, key, concern) or await pool.lookup.find(
                 principal, server, session_id, concern
             )
         elif key is not None:
-            found = await self._pool.find_key(request.principal, self._config.server, key, concern)
+            found = await self._pool.lookup.find_key(request.principal, self._config.server, key, concern)
             if found is None and not create:
                 raise UnknownSession("this key names no session yet; begin with initialize")
             workflow, state = (found, state) if found is not None else await self._begin_unasked(request)

@@ -120,7 +120,7 @@ class Member:
     async def find(self, session_id: str, concern: Concern = WHOLE, principal: Principal = ANONYMOUS) -> Client:
         """A client's wires on a workflow that is found here."""
         with anyio.fail_after(PATIENCE):
-            workflow = await self.pool.find(principal, "x", session_id, concern)
+            workflow = await self.pool.lookup.find(principal, "x", session_id, concern)
             await workflow.opened
         return Client(workflow)
 

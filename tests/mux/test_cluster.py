@@ -99,13 +99,13 @@ async def test_a_key_of_what_lives_here_costs_no_look_at_the_directory(monkeypat
             raise DirectoryUnavailable("a test has taken the directory away")
 
         monkeypatch.setattr(at.directory, "find", away)
-        assert await a.pool.find_key(ALICE, "x", "k", CALLS) is mine.workflow
+        assert await a.pool.lookup.find_key(ALICE, "x", "k", CALLS) is mine.workflow
         with pytest.raises(DirectoryUnavailable):
-            await a.pool.find_key(BOB, "x", "k", CALLS)
+            await a.pool.lookup.find_key(BOB, "x", "k", CALLS)
         monkeypatch.undo()
         at.directory.is_away = False
         await a.pool.end(mine.workflow, "deleted")
-        assert await a.pool.find_key(ALICE, "x", "k", CALLS) is None
+        assert await a.pool.lookup.find_key(ALICE, "x", "k", CALLS) is None
 
 
 async def test_a_keyed_workflow_is_one_on_all_workers() -> None:
@@ -114,10 +114,10 @@ async def test_a_keyed_workflow_is_one_on_all_workers() -> None:
         mine = await a.client(ALICE, key="k")
         with pytest.raises(Elsewhere):
             await b.client(ALICE, key="k")
-        found = await b.pool.find_key(ALICE, "x", "k", CALLS)
+        found = await b.pool.lookup.find_key(ALICE, "x", "k", CALLS)
         assert found is not None
         assert found.record.session_id == mine.workflow.record.session_id
-        assert await b.pool.find_key(BOB, "x", "k", CALLS) is None
+        assert await b.pool.lookup.find_key(BOB, "x", "k", CALLS) is None
 
 
 async def test_beside_the_holder_nothing_stays_that_nobody_uses() -> None:
@@ -529,7 +529,7 @@ async def resume(at: Workers, first: Member, event_id: str) -> tuple[Member, Rea
     member = first
     for _ in range(4):
         try:
-            workflow = await member.pool.find_position(ANONYMOUS, "x", position(event_id))
+            workflow = await member.pool.lookup.find_position(ANONYMOUS, "x", position(event_id))
             await workflow.opened
             return member, workflow.streams.resume(position(event_id))
         except Elsewhere as elsewhere:
@@ -758,11 +758,11 @@ async def test_a_cancellation_finds_the_worker_at_which_its_call_is_in_flight() 
         beside = await b.beside(session_id)
         waiting = beside.call(id=b"5")
         cancelled = parse(b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":5}}', limit=1000)
-        assert a.pool.find_calls(ANONYMOUS, "x", session_id, None, cancelled) == []
-        assert b.pool.find_calls(ALICE, "x", session_id, None, cancelled) == []
-        assert b.pool.find_calls(ANONYMOUS, "x", session_id, "another", cancelled) == []
-        assert b.pool.find_calls(ANONYMOUS, "x", None, None, cancelled) == []
-        [found] = b.pool.find_calls(ANONYMOUS, "x", session_id, None, cancelled)
+        assert a.pool.lookup.find_calls(ANONYMOUS, "x", session_id, None, cancelled) == []
+        assert b.pool.lookup.find_calls(ALICE, "x", session_id, None, cancelled) == []
+        assert b.pool.lookup.find_calls(ANONYMOUS, "x", session_id, "another", cancelled) == []
+        assert b.pool.lookup.find_calls(ANONYMOUS, "x", None, None, cancelled) == []
+        [found] = b.pool.lookup.find_calls(ANONYMOUS, "x", session_id, None, cancelled)
         assert found is beside.workflow
         found.notify(cancelled, {})
         assert "error" in await beside.answer(waiting)
@@ -776,21 +776,21 @@ async def test_calls_that_a_cancellation_can_mean_are_found_by_key_and_counted_e
         for raw in (b"5", b"5", b"6"):
             client.call(id=raw)
         cancelled = parse(b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":5}}', limit=1000)
-        assert a.pool.find_calls(ALICE, "x", None, "k", cancelled) == [client.workflow] * 2
-        assert a.pool.find_calls(ALICE, "x", None, "other", cancelled) == []
-        assert a.pool.find_calls(BOB, "x", None, "k", cancelled) == []
+        assert a.pool.lookup.find_calls(ALICE, "x", None, "k", cancelled) == [client.workflow] * 2
+        assert a.pool.lookup.find_calls(ALICE, "x", None, "other", cancelled) == []
+        assert a.pool.lookup.find_calls(BOB, "x", None, "k", cancelled) == []
 
 
 async def test_what_a_dead_worker_named_is_looked_for_here() -> None:
     async with workers() as at:
         a, b, _ = await two(at)
         with pytest.raises(Elsewhere):
-            await a.pool.send_on(b.number)
-        await a.pool.send_on(a.number)
-        await a.pool.send_on(99)
+            await a.pool.lookup.send_on(b.number)
+        await a.pool.lookup.send_on(a.number)
+        await a.pool.lookup.send_on(99)
         b.kill()
         await at.pass_time(LEASE_SECONDS)
-        await a.pool.send_on(b.number)
+        await a.pool.lookup.send_on(b.number)
 
 
 # What has ended stays ended.

@@ -152,7 +152,7 @@ class World:
         member, found = self.one(which), position(self.last_id)
         for _ in range(HOPS):
             try:
-                workflow = await member.pool.find_position(ANONYMOUS, "x", found)
+                workflow = await member.pool.lookup.find_position(ANONYMOUS, "x", found)
                 await workflow.opened
                 self.reader, self.reads_at = workflow.streams.resume(found), member
                 return

@@ -300,4 +300,4 @@ async def test_who_has_the_key_meanwhile_keeps_it() -> None:
         assert mine.ended is not None
         assert theirs.ended is None
         with anyio.fail_after(5), pytest.raises(Elsewhere):
-            await a.pool.find_key(ALICE, "x", "k")
+            await a.pool.lookup.find_key(ALICE, "x", "k")

