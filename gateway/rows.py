@@ -18,6 +18,7 @@ from ..mux.errors import TrunklineError
 from ..mux.limits import Pooling
 from ..mux.pool import Pool
 from ..mux.principal import Principal
+from ..mux.residents import row_of
 from ..mux.workflow import Workflow
 from .metrics import CHANNEL_STATES, InFlight
 from .reasons import end_told, origin_told, told
@@ -92,7 +93,7 @@ def workflow_row(workflow: Workflow) -> dict[str, Any]:
         channel = "per call"
     else:
         channel = "open" if workflow.line.is_open else "lost"
-    return {**workflow.row(), "channel": channel}
+    return {**row_of(workflow), "channel": channel}
 
 
 # Pages.

@@ -61,8 +61,9 @@ class Residents:
     def note_end(self, workflow: Workflow, cause: str, now: float) -> None:
         """Remember what became of one that has left."""
         name = hash(_name_of(workflow.record))
-        workflow.account.note(now, "ended", cause)
-        self.ended.append(Ended(workflow.handle, cause, now, name, workflow.row(), workflow.pooling, workflow.account))
+        account, row = workflow.account, row_of(workflow)
+        account.note(now, "ended", cause)
+        self.ended.append(Ended(workflow.handle, cause, now, name, row, workflow.pooling, account))
 
     def before(self, record: WorkflowRecord) -> Origin:
         """What became of the workflow that the key of this one named before."""
@@ -105,3 +106,20 @@ def _name_of(record: WorkflowRecord) -> _Key:
 def _name(principal: Principal, server: str, key: str | None, session_id: str | None) -> _Key:
     """What a client knows its workflow by: its key, else the session id."""
     return principal, server, key if key is not None else f"\n{session_id}"
+
+
+def row_of(workflow: Workflow) -> dict[str, object]:
+    """What pages and tables show of a workflow: no secret, and no other than fixed words."""
+    idle_since = workflow.idle_since
+    return {
+        "workflow": workflow.handle,
+        "principal": workflow.principal.digest(),
+        "server": workflow.server,
+        "transport": workflow.transport,
+        "state": "attached" if workflow.is_attached else "detached",
+        "revision": workflow.revision,
+        "reuse": workflow.pooling.reuse,
+        "keyed": workflow.record.key is not None,
+        "inflight": workflow.inflight,
+        "idle": None if idle_since is None else round(workflow.now() - idle_since, 1),
+    }

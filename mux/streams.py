@@ -98,7 +98,8 @@ class Streams:
         if listens:
             self._listened.pop(stream.number, None)
             self._listened[stream.number] = stream
-            self._workflow.attend()
+            for channel in self._workflow.line.channels:
+                channel.listening.attend()
         stream.covered = True
         self._workflow.wire_came()
         return reader

@@ -1,7 +1,9 @@
 """One client's conversation with one server: it outlives connections, and ends by DELETE, expiry or drain.
 
-The workflow stands between the wires of its client and the line to its server. It keeps the client's ids apart from
-everybody else's, decides which of the client's streams carries a message, and logs what it sends for resumption.
+The workflow stands between the wires of its client and the line to its server. Its parts hold what the client asks
+(`calls`), what the server asks (`questions`), and what is sent to the client (`streams`, `duplexes`); all but the calls
+are made when they are first needed. What they have in common is here: the record, whether the client is there, when it
+was last in use, and how it ends.
 """
 
 from __future__ import annotations
@@ -244,21 +246,6 @@ class Workflow:
         """What log lines say of it."""
         return {"server": self.server, "handle": self.record.handle, "principal": self.principal.digest()}
 
-    def row(self) -> dict[str, object]:
-        """What pages and tables show of it: no secret, and no other than fixed words."""
-        return {
-            "workflow": self.handle,
-            "principal": self.principal.digest(),
-            "server": self.server,
-            "transport": self.transport,
-            "state": "attached" if self.is_attached else "detached",
-            "revision": self.revision,
-            "reuse": self.pooling.reuse,
-            "keyed": self.record.key is not None,
-            "inflight": self.inflight,
-            "idle": None if self.idle_since is None else round(self._clock() - self.idle_since, 1),
-        }
-
     # What the client sends.
 
     def notify(self, message: Envelope, headers: Headers, via: Duplex | None = None) -> None:
@@ -334,11 +321,6 @@ class Workflow:
         """Something happened between it and its client."""
         if self.ended is None:
             self.account.note(self._clock(), what)
-
-    def attend(self) -> None:
-        """Its client listens to what the server tells unasked."""
-        for channel in self.line.channels:
-            channel.listening.attend()
 
     def wire_came(self) -> None:
         """The client has one wire more."""

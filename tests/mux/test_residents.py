@@ -1,10 +1,10 @@
-"""Who lives here, and which keys are in motion."""
+"""Who lives here, which keys are in motion, and what pages show."""
 
 import anyio
 import pytest
-from harness.muxing import ALICE, BOB, bench, settle
+from harness.muxing import ALICE, BOB, bench, initialize, settle
 from trunkline.mux.record import Handshake, WorkflowRecord
-from trunkline.mux.residents import Residents
+from trunkline.mux.residents import Residents, row_of
 
 pytestmark = pytest.mark.anyio
 
@@ -62,3 +62,18 @@ async def test_a_workflow_leaves_once_and_its_end_is_remembered() -> None:
         with anyio.fail_after(5):
             await at.ended("deleted")
         await settle()
+
+
+async def test_a_page_shows_no_secret() -> None:
+    async with bench() as at:
+        client = await at.client(ALICE, key="secret-key", message=initialize("2025-06-18"))
+        record = client.workflow.record
+        client.call()
+        at.clock.advance(3)
+        row = row_of(client.workflow)
+        assert (row["state"], row["inflight"], row["idle"], row["keyed"]) == ("attached", 1, None, True)
+        for secret in (record.session_id, record.event_token, "secret-key", "alice"):
+            assert secret not in f"{row} {client.workflow!r} {at.pool!r}"
+        client.leave()
+        await settle()
+        assert row_of(client.workflow)["state"] == "detached"

@@ -62,21 +62,6 @@ async def test_the_loss_of_one_session_costs_nobody_else_anything() -> None:
         assert "result" in await bob.answer(exchange)
 
 
-async def test_a_page_shows_no_secret() -> None:
-    async with bench() as at:
-        client = await at.client(ALICE, key="secret-key", message=initialize("2025-06-18"))
-        record = client.workflow.record
-        client.call()
-        at.clock.advance(3)
-        row = client.workflow.row()
-        assert (row["state"], row["inflight"], row["idle"], row["keyed"]) == ("attached", 1, None, True)
-        for secret in (record.session_id, record.event_token, "secret-key", "alice"):
-            assert secret not in f"{row} {client.workflow!r} {at.pool!r}"
-        client.leave()
-        await settle()
-        assert client.workflow.row()["state"] == "detached"
-
-
 @pytest.mark.parametrize("stop", ["deleted", "lost"])
 async def test_what_the_server_asked_is_refused_when_the_session_ends(stop: str) -> None:
     async with bench() as at:
