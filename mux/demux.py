@@ -188,10 +188,12 @@ class Demux:
     """
 
     __slots__ = (
+        "_blocks",
         "_cause",
-        "_ids",
+        "_end",
         "_ids_left",
         "_max_inflight",
+        "_next_id",
         "_requests",
         "_server_requests",
         "_timeout",
@@ -202,7 +204,10 @@ class Demux:
     def __init__(self, *, max_inflight: int, timeout: float) -> None:
         self._max_inflight = max_inflight
         self._timeout = timeout
-        self._ids = iter(range(0))
+        self._next_id = self._end = 0
+        """The id that is minted next, and the one after the last of its block."""
+        self._blocks: tuple[range, ...] = ()
+        """The blocks that follow: as ranges, since ids that wait would take room."""
         self._ids_left = 0
         self.highest_id = 0
         """The highest id that was fed."""
@@ -241,16 +246,18 @@ class Demux:
         return self._cause
 
     def feed(self, block: range) -> None:
-        """Add a block of ids, to be used after those that are left.
+        """Add a block of ids, one after the other, to be used after those that are left.
 
         Raises:
-            ValueError: ids that are not positive or reach 2**53.
+            ValueError: no ids at all, or some that are not positive or reach 2**53.
         """
-        if block.start < 1 or block.stop > 2**53:
+        if block.start < 1 or block.stop > 2**53 or not block:
             raise ValueError(f"ids must lie in [1, 2**53), not in {block}")
-        left, rest = self._ids_left, self._ids
-        self._ids = iter((*rest, *block)) if left else iter(block)
-        self._ids_left = left + len(block)
+        if self._ids_left:
+            self._blocks = (*self._blocks, block)
+        else:
+            self._next_id, self._end = block.start, block.stop
+        self._ids_left += len(block)
         self.highest_id = max(self.highest_id, block.stop - 1)
 
     def open(self, message: Envelope, caller: Caller, now: float) -> tuple[Request, bytes]:
@@ -267,8 +274,12 @@ class Demux:
             raise Overloaded("too many calls in flight on this session", limit="max_inflight_per_channel")
         if not self._ids_left:
             raise Overloaded("no request id is left on this session", limit="upstream_ids")
-        number = next(self._ids)
+        number = self._next_id
+        self._next_id += 1
         self._ids_left -= 1
+        if self._next_id == self._end and self._blocks:
+            self._next_id, self._end = self._blocks[0].start, self._blocks[0].stop
+            self._blocks = self._blocks[1:]
         spelled = b"%d" % number
         members = message.members
         params = members.get("params")

@@ -1,6 +1,7 @@
 """The demultiplexer, event by event. `test_demux_machine` runs it against a model."""
 
 import json
+import tracemalloc
 
 import pytest
 from trunkline.mux.demux import (
@@ -100,15 +101,28 @@ def test_e4_blocks_follow_one_another(demux: Demux) -> None:
     small = Demux(max_inflight=9, timeout=TIMEOUT)
     small.feed(range(1, 3))
     small.feed(range(10, 12))
-    assert [opened(small).id for _ in range(4)] == [1, 2, 10, 11]
+    small.feed(range(14, 16))
+    assert [opened(small).id for _ in range(6)] == [1, 2, 10, 11, 14, 15]
     with pytest.raises(Overloaded) as refused:
         opened(small)
     assert refused.value.limit == "upstream_ids"
     small.feed(range(20, 21))
     assert opened(small).id == 20
-    for wrong in (range(3), range(5, 2**53 + 1)):
+    for wrong in (range(3), range(5, 2**53 + 1), range(5, 5)):
         with pytest.raises(ValueError, match="ids must lie"):
             small.feed(wrong)
+
+
+def test_g10_ids_that_wait_to_be_used_take_no_room() -> None:
+    """A session that made a few hundred calls, and is idle since, has most of two blocks."""
+    made = Demux(max_inflight=3, timeout=10)
+    made.feed(range(1, 1025))
+    tracemalloc.start()
+    try:
+        made.feed(range(5001, 6025))
+        assert tracemalloc.get_traced_memory()[0] < 1024
+    finally:
+        tracemalloc.stop()
 
 
 def test_e2_an_id_echoed_as_a_string_is_accepted(demux: Demux) -> None:
