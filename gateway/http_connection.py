@@ -79,8 +79,8 @@ class HTTPConnection(asyncio.Protocol):
         self.due = inf
         """When it is ended, in the event loop's time, unless it goes on before."""
         self._waits_for: Overdue | None = None
-        self._waits_behind: HTTPExchange | None = None
-        """The last request whose head was read when the wait began: behind another, it begins anew."""
+        self._waits_behind = 0
+        """How many heads had been read when a wait for a head or a body began: behind another, it begins anew."""
         self._is_reading = True
         self._is_broken = False
         """True once something came that is no HTTP: nothing more is read."""
@@ -139,6 +139,7 @@ class HTTPConnection(asyncio.Protocol):
         self.is_write_paused = False
         if self._waits_for == "untaken" and not self.transport.is_closing():
             self.due, self._waits_for = inf, None
+            self.settle()
         if self._drained is not None:
             self._drained.set_result(None)
             self._drained = None
@@ -255,15 +256,15 @@ class HTTPConnection(asyncio.Protocol):
         if reads != self._is_reading:
             self._is_reading = reads
             if reads:
-                self._waits_for = None  # it could not come
+                if self._waits_for != "untaken":
+                    self._waits_for = None  # it could not come
                 self.transport.resume_reading()
             else:
                 self.transport.pause_reading()
-        if active is not None and active.is_whole:
-            if not self.is_write_paused:
-                self.due, self._waits_for = inf, None
-            else:  # with what was answered before
-                self._wait_for("untaken", TAKE_SECONDS)
+        if self.is_write_paused:
+            self._wait_for("untaken", TAKE_SECONDS)  # whatever it asks meanwhile
+        elif active is not None and active.is_whole:
+            self.due, self._waits_for = inf, None
         elif reader.is_in_head:
             self._wait_for("slow_head", HEAD_SECONDS)
         elif newest is not None and not newest.is_whole:
@@ -285,9 +286,9 @@ class HTTPConnection(asyncio.Protocol):
             return True
 
     def _wait_for(self, what: Overdue, seconds: float) -> None:
-        newest = self._reader.newest
-        if self._waits_for != what or self._waits_behind is not newest:
-            self._waits_for, self._waits_behind = what, newest
+        behind = self._reader.heads if what in ("slow_head", "slow_body") else 0
+        if self._waits_for != what or self._waits_behind != behind:
+            self._waits_for, self._waits_behind = what, behind
             self.due = self._listening.loop.time() + seconds
 
     def end_overdue(self) -> None:
@@ -314,22 +315,20 @@ class HTTPConnection(asyncio.Protocol):
 
     def _break(self) -> None:
         """What came is no HTTP. Who asked before is answered first."""
-        reader, self._is_broken = self._reader, True
-        newest, reader.newest, reader.unread = reader.newest, None, b""
+        self._is_broken = True
+        unfinished = self._reader.abandon()
         if self._hold is not None:
             self._hold.cancel()
             self._hold = None
-        if newest is None or newest.is_whole:
+        if unfinished is None:
             return
-        if newest in reader.queue:
-            reader.queue.remove(newest)
-        elif newest is not self._active:  # it has its answer
+        if unfinished is not self._active:  # it has its answer
             self.transport.close()
         else:
             self._active = None
             self.is_lost = True  # to the one who reads it, and would answer
-            newest.lost()
-            if newest.has_begun:
+            unfinished.lost()
+            if unfinished.has_begun:
                 self.transport.close()
 
     def _refuse(self) -> None:

@@ -60,6 +60,7 @@ class RequestReader:
         "_parser",
         "_upgrade",
         "_url",
+        "heads",
         "is_in_head",
         "newest",
         "queue",
@@ -72,7 +73,9 @@ class RequestReader:
         self.queue: list[HTTPExchange] = []
         """Requests whose heads were read; who answers them takes them out."""
         self.newest: HTTPExchange | None = None
-        """The last of them; None once nobody needs it any longer."""
+        """The last of them; set to None by who answers, once it is over and nothing came behind it."""
+        self.heads = 0
+        """How many were read."""
         self.is_in_head = False
         """Whether some of a head was read, and not its end."""
         self._carrier = carrier
@@ -98,6 +101,19 @@ class RequestReader:
     def receive(self, data: bytes) -> None:
         """Keep what came until it is read."""
         self.unread = b"".join((self.unread, data)) if self.unread else data
+
+    def abandon(self) -> HTTPExchange | None:
+        """Read nothing more. The request that did not come to its end, where it is in the queue no longer.
+
+        One that is still there is dropped: nobody was told of it.
+        """
+        newest, self.newest, self.unread = self.newest, None, b""
+        if newest is None or newest.is_whole:
+            return None
+        if newest in self.queue:
+            self.queue.remove(newest)
+            return None
+        return newest
 
     def close(self) -> None:
         """Nothing is read any longer; nor does anything here lead to the carrier, which leads here."""
@@ -168,6 +184,7 @@ class RequestReader:
         """A request begins whose head was known."""
         self._head_bytes, self._length, self._expects = 0, beginning.length, False
         self._body_left = int(beginning.length)
+        self.heads += 1
         self.newest = HTTPExchange(self._carrier, beginning.scope, is_kept=True, waits_to_go_on=False)
         self.queue.append(self.newest)
 
@@ -235,6 +252,7 @@ class RequestReader:
             return
         self._upgrade = b""
         version = parser.get_http_version()
+        self.heads += 1
         self.newest = HTTPExchange(
             self._carrier,
             self._scope(version),

@@ -14,7 +14,7 @@ from .errors import SessionLost
 logger = logging.getLogger(__name__)
 
 LOW_IDS: Final = 768
-"""With fewer ids than this left, the next block is drawn: most of one, since a directory may be slow."""
+"""With no more ids than this left, the next block is drawn: most of one, since a directory may be slow."""
 
 DrawIds = Callable[[int], Awaitable[range]]
 """A block of ids above this one; a KeyError where the record of the session is gone."""
@@ -32,7 +32,7 @@ class IdSupply:
         self._is_drawing_anew = False
         self._is_over = False
         self.due: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        """What the owner task waits for: done when a block may be due, or none ever will be."""
+        """What the owner task waits for, and all that wakes it: done when a block may be due, or none ever will be."""
 
     @property
     def highest(self) -> int:
@@ -61,11 +61,14 @@ class IdSupply:
             SessionLost: the record of the session is gone.
             Exception: whatever the directory fails with.
         """
+        was_anew, self._is_drawing_anew = self._is_drawing_anew, False  # it may be asked for once more meanwhile
         try:
             self._demux.feed(await self._draw_ids(self._demux.highest_id))
-            self._is_drawing_anew = False
         except KeyError:
             raise SessionLost("the record of the session is gone", executed="unknown") from None
+        except BaseException:
+            self._is_drawing_anew = self._is_drawing_anew or was_anew
+            raise
 
     async def refill(self) -> None:
         """Draw the block that is due; a directory that fails is asked again with the next request.

@@ -112,9 +112,10 @@ class Questions:
             question.via.refuse(question.request, error)
 
     def _settle(self, number: int) -> _Question:
+        question = self._open.pop(number)  # first: what is written may have all that is open written again behind it
         if self._write is not None:
             self._write(Entry("settled", 0, number))
-        return self._open.pop(number)
+        return question
 
     # From one worker to the next.
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from math import inf
@@ -372,6 +373,11 @@ SOCKET = (
 )
 
 
+def is_paused(listening: HTTPListening) -> bool:
+    """Whether a client leaves an answer untaken."""
+    return hasattr(listening, "state") and any(cast(Any, one).is_write_paused for one in listening.state.connections)
+
+
 @pytest.mark.parametrize(
     ("then", "size"),
     [(b"", 0), (GET % 2 + GET % 3, 20), (GET % 2 + GET % 3, 20_000_000), (GET % 2 + b"\0", 20), (SOCKET, 20)],
@@ -396,16 +402,30 @@ async def test_g10_a_client_that_takes_nothing_of_its_answer_is_cut(
         transport, _ = await asyncio.get_running_loop().create_connection(Parts, "127.0.0.1", port)
         transport.pause_reading()
         transport.write(GET % 1)
-        await until(
-            lambda: (
-                hasattr(listening, "state")
-                and any(cast(Any, one).is_write_paused for one in listening.state.connections)
-            )
-        )
+        await until(lambda: is_paused(listening))
         transport.write(then)
         await until(lambda: not listening.state.connections)
         transport.close()
     assert listening.statistics.counts["refused", "untaken"] == 1
+
+
+async def test_g10_who_takes_nothing_gains_no_time_by_asking_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_listening, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(http_connection, "TAKE_SECONDS", 1.0)
+    listening = HTTPListening(Statistics())
+    async with serving(answering(b"x" * 20_000_000), listening) as port, asyncio.timeout(PATIENCE):
+        transport, _ = await asyncio.get_running_loop().create_connection(Parts, "127.0.0.1", port)
+        transport.pause_reading()
+        transport.write(GET % 1)
+        await until(lambda: is_paused(listening))
+        [connection] = [cast(HTTPConnection, one) for one in listening.state.connections]
+        due = connection.due
+        transport.write(GET % 2)
+        await until(lambda: connection._reader.heads == 2)
+        transport.write(GET % 3 + GET % 4 + GET % 5)
+        await until(lambda: connection._reader.heads > 2)
+        assert connection.due == due
+        transport.close()
 
 
 async def test_g10_a_stream_of_which_nothing_is_taken_is_cut_once_it_was_given_up(
@@ -429,3 +449,51 @@ async def test_g10_a_stream_of_which_nothing_is_taken_is_cut_once_it_was_given_u
         await until(lambda: not listening.state.connections)
         transport.close()
     assert listening.statistics.counts["refused", "untaken"] == 1
+
+
+@pytest.mark.parametrize("rest", [b"", b"body"], ids=["in its body", "in its answer"])
+async def test_g10_nothing_is_kept_of_a_connection_that_has_gone(rest: bytes) -> None:
+    """Nor does it take the collector of garbage, which looks for whole workflows."""
+    asked = asyncio.Event()
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        while (message := await receive())["type"] != "http.disconnect":
+            if not message["more_body"]:
+                asked.set()
+
+    def is_there() -> bool:
+        return hasattr(listening, "state") and len(listening.state.connections) == 1
+
+    listening = HTTPListening(Statistics())
+    gc.collect()
+    gc.disable()
+    try:
+        async with talking(application, listening) as (_, writer):
+            writer.write(b"POST /1 HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\n")
+            await until(lambda: is_there() and any(cast(Any, one)._reader.heads for one in listening.state.connections))
+            writer.write(rest)
+            if rest:
+                await asked.wait()
+            writer.close()
+            await until(lambda: not any(isinstance(one, HTTPConnection) for one in gc.get_objects()))
+    finally:
+        gc.enable()
+
+
+async def test_who_takes_its_answer_late_may_be_silent_afterwards_as_long_as_anybody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_listening, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(http_connection, "TAKE_SECONDS", 0.3)
+    monkeypatch.setattr(http_connection, "IDLE_SECONDS", 1.0)
+    listening = HTTPListening(Statistics())
+    async with serving(answering(b"x" * 20_000_000), listening) as port, asyncio.timeout(PATIENCE):
+        transport, client = await asyncio.get_running_loop().create_connection(Parts, "127.0.0.1", port)
+        transport.pause_reading()
+        transport.write(GET % 1)
+        await until(lambda: is_paused(listening))
+        transport.resume_reading()
+        began = asyncio.get_running_loop().time()
+        await client.is_over.wait()
+        assert asyncio.get_running_loop().time() - began > 0.9
+    assert not listening.statistics.counts

@@ -1,10 +1,13 @@
 """The request ids of an upstream session: there before they are needed, each once, whatever the directory does."""
 
+import asyncio
+
 import pytest
 from harness.memory_wire import echo
 from harness.muxing import Client, bench, settle
+from trunkline.mux.demux import Demux
 from trunkline.mux.directory import ID_BLOCK
-from trunkline.mux.id_supply import LOW_IDS
+from trunkline.mux.id_supply import LOW_IDS, IdSupply
 
 pytestmark = pytest.mark.anyio
 
@@ -88,3 +91,32 @@ async def test_a_session_whose_record_is_gone_ends_when_it_needs_ids() -> None:
         await call(client, ID_BLOCK - LOW_IDS)
         await at.ended("upstream_lost")
         await at.closed()
+
+
+async def test_e4_who_is_to_draw_anew_while_a_block_is_on_its_way_draws_one_more() -> None:
+    """What is on its way may come from a directory that has been lost since: the next one hears what was drawn."""
+    heard: list[int] = []
+    asked, may = asyncio.Event(), asyncio.Event()
+
+    async def draw_ids(above: int) -> range:
+        heard.append(above)
+        if len(heard) == 2:
+            asked.set()
+            await may.wait()
+            raise ConnectionError("it is away")
+        if len(heard) == 3:
+            ids.draw_anew()
+        return range(above + 1, above + 1 + ID_BLOCK)
+
+    ids = IdSupply(Demux(max_inflight=1, timeout=1), draw_ids, "x")
+    await ids.draw()
+    ids.draw_anew()
+    async with asyncio.timeout(10), asyncio.TaskGroup() as group:
+        group.create_task(ids.refill())
+        await asked.wait()
+        may.set()
+    assert heard == [0, ID_BLOCK]
+    await ids.refill()  # what failed is due still; and meanwhile it is asked for again
+    await ids.refill()
+    await ids.refill()
+    assert heard == [0, ID_BLOCK, ID_BLOCK, 2 * ID_BLOCK]

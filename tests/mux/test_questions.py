@@ -65,6 +65,27 @@ def test_e5_a_question_gets_an_id_of_this_clients_own_and_is_answered_once() -> 
     assert len(via.answered) == 1
 
 
+def test_r4_what_is_settled_is_not_written_as_open_behind_that() -> None:
+    """Where the word of its end is the one with which all that is open has to be written again."""
+    written: list[Entry] = []
+
+    def write(entry: Entry) -> None:
+        written.append(entry)
+        if entry.kind == "settled":
+            questions.repeat()
+
+    questions, via = Questions(ALL, write=write), Via()
+    ask(questions, via)
+    ask(questions, via)
+    assert questions.answer(response(1))
+    assert [(entry.kind, entry.n) for entry in written] == [
+        ("asked", 1),
+        ("asked", 2),
+        ("settled", 1),
+        ("asked", 2),
+    ]
+
+
 def test_r3_what_the_client_did_not_declare_is_not_asked() -> None:
     for capabilities in (b"{}", b"null"):
         questions = Questions(capabilities)
