@@ -52,12 +52,12 @@ class Calls:
         self._exchanges[exchange] = None
         return exchange
 
-    def close(self, exchange: Exchange) -> None:
+    def exchange_over(self, exchange: Exchange) -> None:
         """An exchange has its last answer."""
         self._exchanges.pop(exchange, None)
 
     @property
-    def newest(self) -> Exchange | None:
+    def newest_exchange(self) -> Exchange | None:
         """The newest exchange on which other messages can still come."""
         return next((exchange for exchange in reversed(self._exchanges) if not exchange.is_lost), None)
 

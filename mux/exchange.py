@@ -117,7 +117,7 @@ class Exchange:
         if self._ids is not None:
             self._ids.remove(id)
         if self._pending == 0:
-            self._workflow.calls.close(self)
+            self._workflow.calls.exchange_over(self)
         if self.stream is not None:
             self._workflow.streams.append(self.stream, message, last=self._pending == 0)
             return

@@ -279,7 +279,7 @@ class Workflow:
             return
         self._stir(self)
         origin = asker_of(request.origin.caller if request.origin is not None else None)
-        self._deliver(text, place(origin, self.calls.newest, is_listening=self.is_listening))
+        self._deliver(text, place(origin, self.calls.newest_exchange, is_listening=self.is_listening))
 
     def retracted(self, request: ServerRequest, message: Envelope) -> None:
         """See `Owner.retracted`."""
