@@ -20,7 +20,7 @@ from ..mux.workflow import Workflow
 from .asgi import JSON, RequestHeaders, WholeRequest
 from .endpoint import EndpointConfig
 from .guard import Rejected, Unauthorized
-from .headers import PROTOCOL_VERSION, SESSION_ID, accepts, workflow_key
+from .headers import PROTOCOL_VERSION, SESSION_ID, WORKFLOW, accepts
 from .http_endpoint import JSON_TYPE, STREAM_TYPE, HTTPRequest, check_json, refusal, refuse
 from .patience import Patience, Waiting
 from .status import HTTPRefusal
@@ -163,7 +163,7 @@ class AtOnce:
                 body = greet(request, message, begun)
                 whole.reply(200, request.head([JSON]), body)
                 return
-            request.name(workflow, "resumed" if workflow_key(request.headers) is not None else None)
+            request.name(workflow, "resumed" if WORKFLOW in request.headers else None)
             exchange = take(self._config, request, workflow, [message])
         except Exception as error:
             self._refuse(whole, request, error)
@@ -183,7 +183,7 @@ class AtOnce:
         workflow = self._named(request, WHOLE)
         if workflow is None or not is_good_bye(headers, workflow):
             return False
-        request.name(workflow, "resumed" if workflow_key(headers) is not None else None)
+        request.name(workflow, "resumed" if WORKFLOW in headers else None)
         whole.reply(200, request.head([]), b"")
         return True
 

@@ -19,7 +19,7 @@ from ..mux.workflow import Workflow
 from . import event_stream
 from .asgi import EVENT_STREAM, JSON, RequestHeaders
 from .endpoint import EndpointConfig, admitted_key, picked, take_call
-from .headers import END, POOL, PROTOCOL_VERSION, SESSION_ID, workflow_key
+from .headers import END, POOL, PROTOCOL_VERSION, SESSION_ID, WORKFLOW, workflow_key
 from .http_endpoint import KEEP_ALIVE_SECONDS, HTTPRequest, send_events
 from .patience import Patience
 from .status import HTTPRefusal
@@ -83,7 +83,7 @@ def is_good_bye(headers: RequestHeaders, workflow: Workflow) -> bool:
 def greet(request: HTTPRequest, message: Envelope, begun: Begun) -> bytes:
     """The answer to an `initialize`; its headers are the request's."""
     headers = request.headers
-    is_named = workflow_key(headers) is not None or SESSION_ID in headers
+    is_named = WORKFLOW in headers or SESSION_ID in headers
     request.name(begun.workflow, begun.state if is_named else None)
     request.extra.append((POOL.encode(), begun.pool_result.encode()))
     return wire_format.result(message.id, Raw(begun.result))
