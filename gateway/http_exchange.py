@@ -188,9 +188,12 @@ class HTTPExchange:
         """See `WholeRequest.reply`."""
         if not self._carrier.is_lost:
             last = self._carrier.last_answer
-            if last is None or last[0] != status or last[1] != headers:
-                last = self._carrier.last_answer = status, headers, answer_head(status, headers)[0]
-            self._start(last[2], len(body))
+            if last is not None and last[0] == status and last[1] == headers:
+                head = last[2]
+            else:
+                head, _ = answer_head(status, headers)
+                self._carrier.last_answer = status, headers, head
+            self._start(head, len(body))
             self._add(body, is_last=True)
 
     def go_on(self, work: Awaitable[None]) -> None:

@@ -24,6 +24,10 @@ SMALL_BODY_DIGITS: Final = 5
 """Of the length of a body that is waited for."""
 
 
+REPEATS: Final = 2
+"""How often a head has to come again until it is known: who comes for a single call never gets there."""
+
+
 class NotHTTP(Exception):
     """What came is no HTTP/1.1, or asks for a tunnel: nothing more can be read."""
 
@@ -58,6 +62,7 @@ class RequestReader:
         "_last_headers",
         "_length",
         "_parser",
+        "_repeats",
         "_upgrade",
         "_url",
         "heads",
@@ -94,6 +99,8 @@ class RequestReader:
         """To what the request that is being read wants to change."""
         self._last_headers: tuple[RawHeaders, RequestHeaders] | None = None
         """Those of the last request that was taken, but for the length, and what they were read as."""
+        self._repeats = 0
+        """How many requests, one after the other, had the same headers as the one before them."""
         self._known_head: KnownHead | None = None
         self._body_left = 0
         """How much is to come of the body of a request whose head was known."""
@@ -131,7 +138,7 @@ class RequestReader:
         if raw and raw[-1][0] == b"content-length":
             raw = raw[:-1]
         if self._last_headers is None or self._last_headers[0] != raw:
-            self._last_headers = raw, headers_of({**scope, "headers": raw})
+            self._last_headers = raw, headers_of(scope, raw)
         headers = self._last_headers[1]
         headers.query = scope["query_string"]
         return headers
@@ -175,8 +182,9 @@ class RequestReader:
             self._learn_head(self.queue[-1], data, self._last_headers[0])
 
     def _learn_head(self, exchange: HTTPExchange, data: bytes | memoryview, before: RawHeaders) -> None:
-        """Know the head that was read, where the one before said the same: the next one mostly does."""
-        if before == self._headers and self._length and exchange.is_kept and not self._expects:
+        """Know the head that was read, where those before said the same: the next one mostly does."""
+        self._repeats = self._repeats + 1 if before == self._headers else 0
+        if self._repeats >= REPEATS and self._length and exchange.is_kept and not self._expects:
             start = bytes(data[:MAX_KNOWN_BYTES])
             self._known_head = KnownHead.of(start, self._length, exchange.scope, self._headers)
 

@@ -111,12 +111,15 @@ class RequestHeaders(dict[str, str]):
             yield
 
 
-def headers_of(scope: Scope) -> RequestHeaders:
-    """Request headers. One that comes twice is joined by a comma, as HTTP allows (RFC 9110, 5.3)."""
+def headers_of(scope: Scope, raw: RawHeaders | None = None) -> RequestHeaders:
+    """Request headers; those of `raw` alone, where it is given.
+
+    One that comes twice is joined by a comma, as HTTP allows (RFC 9110, 5.3).
+    """
     client = scope.get("client")
     headers = RequestHeaders(client[0] if client else "", scope.get("query_string", b""))
     headers.identity = scope.get(IDENTITY)
-    for raw_name, raw_value in scope["headers"]:
+    for raw_name, raw_value in scope["headers"] if raw is None else raw:
         name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1").strip(" \t")
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return headers

@@ -44,7 +44,7 @@ async def reached() -> AsyncIterator[tuple[HTTPConnection, asyncio.StreamReader]
     listening = Reached(Statistics())
     async with serving(echo, listening) as port, asyncio.timeout(PATIENCE):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        for body in (b"first", b"second"):
+        for body in (b"first", b"second", b"third"):
             writer.write(post(body))
             assert await said(reader) == b"POST /1 " + body
         yield listening.connection, reader
@@ -245,9 +245,9 @@ def a_stream(draw: random.Random, head: bytes) -> list[bytes]:
 
 
 async def answers(listening: Reached, port: int, head: bytes, pieces: list[bytes]) -> bytes:
-    """All that is answered to these pieces, behind two requests with that head."""
+    """All that is answered to these pieces, behind requests with that head."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    for size in (1, 2):
+    for size in (1, 2, 3):
         writer.write(head.replace(b"%d", b"%d" % size) + b"x" * size)
         await reader.readuntil(b"\r\n\r\n")
     for piece in pieces:
