@@ -411,8 +411,8 @@ CHECKS: Final[Sequence[Check]] = (
 
 
 async def records_live_for_their_lifetime(directory: Directory) -> None:
-    short = msgspec.structs.replace(record("chat"), lifetime=0.6)
-    used = msgspec.structs.replace(record("used"), lifetime=0.6)
+    short = msgspec.structs.replace(record("chat"), lifetime=2.0)
+    used = msgspec.structs.replace(record("used"), lifetime=2.0)
     for one in (short, used):
         await directory.claim(one)
     with anyio.fail_after(PATIENCE):
@@ -438,7 +438,7 @@ async def records_live_for_their_lifetime(directory: Directory) -> None:
 
 
 async def a_lifetime_can_be_changed(directory: Directory) -> None:
-    mine = msgspec.structs.replace(record("chat"), lifetime=0.6)
+    mine = msgspec.structs.replace(record("chat"), lifetime=5.0)
     await directory.claim(mine)
     longer = await directory.replace(msgspec.structs.replace(mine, lifetime=3600.0))
     assert longer is not None
@@ -495,7 +495,7 @@ async def what_has_ended_is_not_published(directory: SharedDirectory) -> None:
 
 
 async def an_end_is_remembered_for_the_life_of_the_record(directory: SharedDirectory) -> None:
-    mine = msgspec.structs.replace(record(), lifetime=0.5)
+    mine = msgspec.structs.replace(record(), lifetime=2.0)
     await directory.claim(mine)
     assert await directory.remove(mine)
     assert await directory.publish(mine) is None

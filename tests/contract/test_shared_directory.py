@@ -13,14 +13,14 @@ from trunkline.mux.directory.timed import TimedSharedDirectory
 from trunkline.mux.statistics import Statistics
 
 from contract.directory import CHECKS, EXPIRY_CHECKS, PUBLISH_CHECKS
-from contract.logs import LOG_CHECKS
+from contract.logs import LOG_CHECKS, LOG_EXPIRY_CHECKS
 from contract.workers import WORKER_CHECKS
 
 pytestmark = pytest.mark.anyio
 
 Check = Callable[[SharedDirectory], Awaitable[None]]
 SHARED_CHECKS = (*LOG_CHECKS, *WORKER_CHECKS)
-ALL_CHECKS = (*CHECKS, *EXPIRY_CHECKS, *PUBLISH_CHECKS, *SHARED_CHECKS)
+ALL_CHECKS = (*CHECKS, *EXPIRY_CHECKS, *LOG_EXPIRY_CHECKS, *PUBLISH_CHECKS, *SHARED_CHECKS)
 SERVED = ("redis", "cluster", "sentinel", "sqlite", "postgresql")
 
 
