@@ -23,7 +23,6 @@ MAX_READ: Final = 16_384
 SMALL_BODY_DIGITS: Final = 5
 """Of the length of a body that is waited for."""
 
-
 REPEATS: Final = 2
 """How often a head has to come again until it is known: who comes for a single call never gets there."""
 

@@ -24,7 +24,7 @@ from .workflow import Workflow
 
 
 class Lookup:
-    """Finds the workflows of a pool. `cluster` as in the pool."""
+    """Finds the workflows of a pool. `cluster` is None where there is no other worker."""
 
     def __init__(
         self,

@@ -409,15 +409,23 @@ async def test_g10_a_client_that_takes_nothing_of_its_answer_is_cut(
     assert listening.statistics.counts["refused", "untaken"] == 1
 
 
+@asynccontextmanager
+async def stalled(listening: HTTPListening) -> AsyncIterator[tuple[asyncio.Transport, Parts]]:
+    """A client that takes nothing of a large answer, until it reads on."""
+    async with serving(answering(b"x" * 20_000_000), listening) as port, asyncio.timeout(PATIENCE):
+        transport, client = await asyncio.get_running_loop().create_connection(Parts, "127.0.0.1", port)
+        transport.pause_reading()
+        transport.write(GET % 1)
+        await until(lambda: is_paused(listening))
+        yield transport, client
+        transport.close()
+
+
 async def test_g10_who_takes_nothing_gains_no_time_by_asking_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_listening, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr(http_connection, "TAKE_SECONDS", 1.0)
     listening = HTTPListening(Statistics())
-    async with serving(answering(b"x" * 20_000_000), listening) as port, asyncio.timeout(PATIENCE):
-        transport, _ = await asyncio.get_running_loop().create_connection(Parts, "127.0.0.1", port)
-        transport.pause_reading()
-        transport.write(GET % 1)
-        await until(lambda: is_paused(listening))
+    async with stalled(listening) as (transport, _):
         [connection] = [cast(HTTPConnection, one) for one in listening.state.connections]
         due = connection.due
         transport.write(GET % 2)
@@ -425,7 +433,6 @@ async def test_g10_who_takes_nothing_gains_no_time_by_asking_again(monkeypatch: 
         transport.write(GET % 3 + GET % 4 + GET % 5)
         await until(lambda: connection._reader.heads > 2)
         assert connection.due == due
-        transport.close()
 
 
 async def test_g10_a_stream_of_which_nothing_is_taken_is_cut_once_it_was_given_up(
@@ -487,11 +494,7 @@ async def test_who_takes_its_answer_late_may_be_silent_afterwards_as_long_as_any
     monkeypatch.setattr(http_connection, "TAKE_SECONDS", 0.3)
     monkeypatch.setattr(http_connection, "IDLE_SECONDS", 1.0)
     listening = HTTPListening(Statistics())
-    async with serving(answering(b"x" * 20_000_000), listening) as port, asyncio.timeout(PATIENCE):
-        transport, client = await asyncio.get_running_loop().create_connection(Parts, "127.0.0.1", port)
-        transport.pause_reading()
-        transport.write(GET % 1)
-        await until(lambda: is_paused(listening))
+    async with stalled(listening) as (transport, client):
         transport.resume_reading()
         began = asyncio.get_running_loop().time()
         await client.is_over.wait()
