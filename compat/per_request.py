@@ -14,8 +14,8 @@ from ..mux.channel import Channel
 from ..mux.envelope import Envelope
 from ..mux.errors import Cancelled, SessionLost, TrunklineError, WorkflowEnded
 from ..mux.limits import MAX_BODY_BYTES
-from ..mux.line import ChannelMaker
 from ..mux.ports import NONE, Caller, Headers, Opened, Owner, PoolResult
+from ..mux.upstream import ChannelMaker
 
 DONE = WorkflowEnded("call_done")
 

@@ -17,9 +17,9 @@ from ..mux.directory import SharedDirectory
 from ..mux.directory.memory import MemoryDirectory
 from ..mux.directory.timed import TimedDirectory, TimedSharedDirectory
 from ..mux.errors import Overloaded
-from ..mux.lines import Upstream
 from ..mux.pool import Pool
 from ..mux.statistics import Statistics
+from ..mux.upstream import Upstream
 from ..transports.admission import Admission
 from ..transports.asgi import ASGIApp, Receive, Scope, Send, WholeRequest
 from ..transports.at_once import AtOnce

@@ -18,10 +18,10 @@ from ..mux import modern
 from ..mux.directory.memory import MemoryDirectory
 from ..mux.errors import TrunklineError, UpstreamFault, UpstreamRefused
 from ..mux.limits import MAX_BODY_BYTES, MAX_EVENT_BYTES
-from ..mux.lines import Upstream
 from ..mux.pool import Pool
 from ..mux.principal import ANONYMOUS
 from ..mux.statistics import Statistics
+from ..mux.upstream import Upstream
 from ..transports.event_stream import EventParser
 from ..transports.upstream.auto import AutoConnector, ClosableConnector
 from ..transports.upstream.modern_http import ModernHTTPServer

@@ -5,10 +5,9 @@ from dataclasses import dataclass, field, replace
 
 from ..compat.per_request import PerRequestLine
 from ..mux.generations import Version
-from ..mux.line import ChannelMaker
-from ..mux.lines import Upstream
 from ..mux.ports import Line
 from ..mux.statistics import Statistics
+from ..mux.upstream import ChannelMaker, Upstream
 from ..transports.endpoint import Connections
 from ..transports.modern import ModernRequests
 from ..transports.tracing import Tracer

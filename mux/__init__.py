@@ -7,10 +7,10 @@ import logging
 
 from .lease import Lease, ToolResult
 from .limits import EventLogLimits, Pooling
-from .lines import Upstream
 from .pool import Pool
 from .principal import ANONYMOUS, Principal
 from .statistics import Statistics
+from .upstream import Upstream
 
 # A library says nothing unless its program wants to hear: without this, Python would print warnings by itself.
 logging.getLogger("trunkline").addHandler(logging.NullHandler())

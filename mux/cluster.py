@@ -20,7 +20,7 @@ from .errors import DirectoryUnavailable, Elsewhere, Overloaded, TrunklineError,
 from .generations import Generations
 from .journal import Journal, KeptLog
 from .limits import EventLogLimits, Pooling
-from .lines import Place, Upstream
+from .lines import Place
 from .membership import Membership
 from .placement import NAMES, Concern, decide
 from .principal import Principal
@@ -29,6 +29,7 @@ from .recovery import recover
 from .residents import Residents
 from .statistics import Statistics
 from .tasks import Tasks
+from .upstream import Upstream
 from .workflow import Workflow
 
 logger = logging.getLogger(__name__)

@@ -1,19 +1,14 @@
 """The dedicated line: one channel for one workflow (`reuse = "workflow"`)."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from .account import FIRST, Decision, lost
 from .channel import Channel
 from .envelope import Envelope
 from .errors import Cancelled, Overloaded, SessionLost, TrunklineError, UpstreamUnreachable
 from .ports import Caller, Headers, Opened, Owner, PoolResult
-
-ChannelMaker = Callable[..., Channel]
-"""Makes a channel and starts its owner task; `listen=False` leaves out unasked messages that cost a request.
-
-`ended` is told when nothing of its session is left.
-"""
+from .upstream import ChannelMaker
 
 
 class DedicatedLine:

@@ -5,7 +5,6 @@ import hashlib
 import itertools
 import time
 from collections.abc import Callable, Collection, Coroutine, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
@@ -22,45 +21,27 @@ from .id_supply import DrawIds
 from .initialization import Adopted
 from .lifecycle import Effect
 from .limits import Pooling
-from .line import ChannelMaker, DedicatedLine
+from .line import DedicatedLine
 from .membership import Membership
 from .policy import Cap, Census, cap_reached
-from .ports import Connector, Line, Opened, Owner
+from .ports import Line, Opened, Owner
 from .principal import Principal
 from .record import Wish
 from .shared import SharedLine
 from .sharing import shared_handshake
 from .spares import Shelf, SparedLine, SpareKey, Spares
 from .statistics import Statistics
+from .upstream import Upstream
 from .workflow import Workflow
 
 Place = Literal["new", "held", "beside"]
 """`new`: it begins here. `held`: another worker held it before. `beside`: another worker holds it."""
 
-LineMaker = Callable[[ChannelMaker], Line]
 Spawn = Callable[[Callable[[Any], Coroutine[Any, Any, None]], Any], None]
 """Starts a task of the pool: a function and its argument."""
 
 Perform = Callable[[Channel, Effect], None]
 """Does what the life of a channel asks for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Upstream:
-    """One configured server, as the pool needs it."""
-
-    name: str
-    connector: Connector
-    pooling: Pooling = field(default_factory=Pooling)
-    stateless: bool = False
-    trust_annotations: bool = False
-    """A call that may have run is sent again where the server says that its tool is read-only or idempotent (G6)."""
-    generation: int = 0
-    """Counts the changes of its settings while the gateway runs: sessions of two generations are never mixed."""
-    credential: str = ""
-    """The identity of what the gateway proves itself with, never its value: a rotated token drops nothing."""
-    make_line: LineMaker | None = None
-    """The line for `reuse = "none"`, which lives outside of mux; None means the dedicated line."""
 
 
 class _Held:

@@ -17,7 +17,7 @@ from .errors import Overloaded, TrunklineError, UnknownSession, WorkflowEnded
 from .event_log import Budget
 from .generations import Generations
 from .limits import Pooling
-from .lines import Lines, Place, Upstream
+from .lines import Lines, Place
 from .policy import cap_reached, give_way
 from .ports import Opened
 from .principal import Principal
@@ -25,6 +25,7 @@ from .record import WorkflowRecord
 from .residents import Residents
 from .statistics import Statistics
 from .tasks import Tasks
+from .upstream import Upstream
 from .workflow import Transport, Workflow
 
 logger = logging.getLogger(__name__)

@@ -28,7 +28,7 @@ from .generations import Generations
 from .handshake import difference, read_handshake
 from .leftovers import Leftovers
 from .limits import Pooling
-from .lines import Lines, Upstream
+from .lines import Lines
 from .lookup import Lookup
 from .membership import Membership
 from .opening import Newcomer, Opening, OpeningPorts
@@ -39,6 +39,7 @@ from .residents import Residents
 from .statistics import Statistics
 from .sweep import Sweep, SweepPorts
 from .tasks import Tasks
+from .upstream import Upstream
 from .workflow import Transport, Workflow
 
 logger = logging.getLogger(__name__)

@@ -22,12 +22,13 @@ from .envelope import Envelope
 from .errors import SessionLost, TrunklineError, Unattributable, WorkflowEnded
 from .lifecycle import Effect
 from .limits import Pooling
-from .line import ChannelMaker, DedicatedLine
+from .line import DedicatedLine
 from .own import Gateway, own_request
 from .policy import Cap, Census
 from .ports import Answerable, Caller, Opened, Owner
 from .principal import Principal
 from .record import Handshake
+from .upstream import ChannelMaker
 
 FIRST_IDS: Final = range(1, ID_BLOCK + 1)
 """The ids with which every session begins: those that its workflow's record will draw first."""

@@ -14,10 +14,11 @@ from .errors import DirectoryUnavailable
 from .generations import Generations
 from .leftovers import Leftovers
 from .limits import Pooling
-from .lines import Lines, Upstream
+from .lines import Lines
 from .record import WorkflowRecord
 from .residents import Residents
 from .tasks import Tasks
+from .upstream import Upstream
 from .workflow import Workflow
 
 logger = logging.getLogger(__name__)

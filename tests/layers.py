@@ -93,7 +93,7 @@ MUX_ORDER = (
     {"directory"},
     {"handshake", "placement", "questions", "recovery"},
     {"id_supply", "initialization", "listening"},
-    {"calls", "channel", "duplex", "duplexes", "exchange", "streams", "workflow"},
+    {"calls", "channel", "duplex", "duplexes", "exchange", "streams", "upstream", "workflow"},
     {"journal", "lease", "membership", "own", "residents", "tasks"},
     {"line"},
     {"group", "spares"},

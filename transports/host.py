@@ -25,10 +25,10 @@ from ..mux.demux import Request
 from ..mux.directory.memory import MemoryDirectory
 from ..mux.errors import Overloaded, SessionLost
 from ..mux.limits import Pooling
-from ..mux.lines import Upstream
 from ..mux.pool import Pool
 from ..mux.ports import NONE, Headers, Receiver, SendKind, Wire
 from ..mux.principal import ANONYMOUS, Principal
+from ..mux.upstream import Upstream
 from ..mux.workflow import Workflow
 from .asgi import ASGIApp, Receive, Scope, Send, respond
 from .base import Message, Transport

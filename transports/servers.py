@@ -25,12 +25,12 @@ from ..mux.directory.memory import MemoryDirectory
 from ..mux.errors import ServerError, UpstreamRefused
 from ..mux.lease import Answer, Hear, Lease
 from ..mux.limits import MAX_BODY_BYTES, Pooling
-from ..mux.lines import Upstream
 from ..mux.pool import Arrival, Begun, Pool
 from ..mux.ports import NONE, Headers
 from ..mux.principal import ANONYMOUS, Principal
 from ..mux.routing import LEGACY
 from ..mux.statistics import Statistics
+from ..mux.upstream import Upstream
 from .upstream.auto import RotatingConnector, connector_for
 
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from ...mux.limits import Reuse
-from ...mux.lines import Upstream
 from ...mux.ports import NONE, Headers, Receiver, Wire
 from ...mux.statistics import Statistics
+from ...mux.upstream import Upstream
 from ...transports.upstream.auto import ClosableConnector, connector_for
 from .settings import ContextForgeSettings
 

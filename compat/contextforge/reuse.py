@@ -15,12 +15,12 @@ from ...mux.directory.memory import MemoryDirectory
 from ...mux.errors import Overloaded, SessionLost, TrunklineError
 from ...mux.lease import ask, tell
 from ...mux.limits import MAX_BODY_BYTES
-from ...mux.lines import Upstream
 from ...mux.pool import Arrival, Pool
 from ...mux.ports import Headers
 from ...mux.principal import Principal
 from ...mux.statistics import Statistics
 from ...mux.streams import Reader
+from ...mux.upstream import Upstream
 from ...mux.workflow import Workflow
 from .asked import Asked
 from .gateways import Gateways, ReadRecord, opening_headers

@@ -9,7 +9,7 @@ import pytest
 from harness.muxing import Bench
 from trunkline.compat.per_request import PerRequestLine
 from trunkline.mux.limits import Pooling
-from trunkline.mux.line import ChannelMaker
+from trunkline.mux.upstream import ChannelMaker
 
 
 @asynccontextmanager

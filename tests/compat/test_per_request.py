@@ -15,9 +15,9 @@ from trunkline.mux import initialization
 from trunkline.mux.directory.memory import MemoryDirectory
 from trunkline.mux.errors import UpstreamUnreachable
 from trunkline.mux.limits import Pooling
-from trunkline.mux.lines import Upstream as PoolUpstream
 from trunkline.mux.pool import Pool
 from trunkline.mux.statistics import Statistics
+from trunkline.mux.upstream import Upstream as PoolUpstream
 from trunkline.transports.upstream.streamable_http import StreamableHTTPConnector
 
 pytestmark = pytest.mark.anyio

@@ -37,9 +37,9 @@ from hypothesis import strategies as st
 from trunkline.compat.per_request import PerRequestLine
 from trunkline.mux.directory.memory import MemoryDirectory
 from trunkline.mux.limits import Pooling
-from trunkline.mux.lines import Upstream as PoolUpstream
 from trunkline.mux.pool import Pool
 from trunkline.mux.statistics import Statistics
+from trunkline.mux.upstream import Upstream as PoolUpstream
 from trunkline.transports.upstream.streamable_http import StreamableHTTPConnector
 from websockets.exceptions import InvalidStatus
 

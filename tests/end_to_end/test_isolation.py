@@ -12,9 +12,9 @@ from trunkline.compat.per_request import PerRequestLine
 from trunkline.mux.account import ChannelKey
 from trunkline.mux.directory.memory import MemoryDirectory
 from trunkline.mux.limits import Pooling
-from trunkline.mux.lines import Upstream
 from trunkline.mux.pool import Pool
 from trunkline.mux.principal import Principal
+from trunkline.mux.upstream import Upstream
 
 PRINCIPALS = [
     Principal("issuer", "acme", "alice"),

@@ -17,8 +17,8 @@ from trunkline.gateway.trends import Trends
 from trunkline.gateway.workers.overview import Overview
 from trunkline.mux.directory.memory import MemoryDirectory
 from trunkline.mux.limits import Pooling
-from trunkline.mux.lines import Upstream
 from trunkline.mux.pool import Pool
+from trunkline.mux.upstream import Upstream
 from trunkline.transports.asgi import Grant, Receive, Scope, Send
 
 pytestmark = pytest.mark.anyio

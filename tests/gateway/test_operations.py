@@ -16,8 +16,8 @@ from trunkline.gateway.settings import AuthSection, GatewaySection, Server, Sett
 from trunkline.mux.directory.memory import MemoryDirectory
 from trunkline.mux.errors import SessionLost, TrunklineError, UpstreamUnreachable
 from trunkline.mux.limits import Pooling
-from trunkline.mux.lines import Upstream
 from trunkline.mux.pool import Pool
+from trunkline.mux.upstream import Upstream
 from trunkline.transports.guard import Guard
 
 pytestmark = pytest.mark.anyio

@@ -20,12 +20,12 @@ from trunkline.mux import membership as membership_module
 from trunkline.mux.directory import Worker
 from trunkline.mux.errors import DirectoryUnavailable, Elsewhere
 from trunkline.mux.limits import Pooling
-from trunkline.mux.lines import Upstream
 from trunkline.mux.membership import Membership
 from trunkline.mux.placement import CALLS, WHOLE, Concern
 from trunkline.mux.pool import Pool
 from trunkline.mux.ports import Headers, Receiver, Wire
 from trunkline.mux.principal import ANONYMOUS, Principal
+from trunkline.mux.upstream import Upstream
 from trunkline.mux.workflow import Workflow
 
 from harness.memory_wire import MemoryServer, Session

@@ -15,12 +15,12 @@ from trunkline.mux.envelope import Envelope, parse
 from trunkline.mux.event_log import Position, Stream
 from trunkline.mux.exchange import Exchange
 from trunkline.mux.limits import MAX_BODY_BYTES, EventLogLimits, Pooling
-from trunkline.mux.lines import Upstream
 from trunkline.mux.pool import Arrival, Begun, Pool
 from trunkline.mux.ports import NONE, Headers
 from trunkline.mux.principal import ANONYMOUS, Principal
 from trunkline.mux.record import WorkflowRecord
 from trunkline.mux.streams import Reader
+from trunkline.mux.upstream import Upstream
 from trunkline.mux.workflow import Workflow
 
 from harness.memory_wire import MemoryServer

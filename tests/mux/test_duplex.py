@@ -11,10 +11,10 @@ from trunkline.mux.directory.memory import MemoryDirectory
 from trunkline.mux.duplex import Duplex
 from trunkline.mux.event_log import Trimmed
 from trunkline.mux.limits import Pooling
-from trunkline.mux.lines import Upstream
 from trunkline.mux.pool import Pool
 from trunkline.mux.ports import NONE
 from trunkline.mux.streams import Reader
+from trunkline.mux.upstream import Upstream
 from trunkline.mux.workflow import Workflow
 
 pytestmark = pytest.mark.anyio

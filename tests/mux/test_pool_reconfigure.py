@@ -22,8 +22,8 @@ from trunkline.mux.errors import (
     UpstreamUnreachable,
 )
 from trunkline.mux.limits import EventLogLimits, Pooling
-from trunkline.mux.lines import Upstream
 from trunkline.mux.pool import Pool
+from trunkline.mux.upstream import Upstream
 
 pytestmark = pytest.mark.anyio
 

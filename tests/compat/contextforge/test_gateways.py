@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from trunkline.compat.contextforge.gateways import CONNECT_FIELDS, FRESH_SECONDS, GatewayRecord, Gateways
 from trunkline.compat.contextforge.settings import ContextForgeSettings
-from trunkline.mux.lines import Upstream
 from trunkline.mux.statistics import Statistics
+from trunkline.mux.upstream import Upstream
 
 URL = "http://127.0.0.1:9/mcp"
 UNLIKE = {"enabled", "url", "tags", "client_cert"}

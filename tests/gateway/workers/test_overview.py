@@ -18,9 +18,9 @@ from trunkline.gateway.workers.member import Member
 from trunkline.mux.directory import Worker
 from trunkline.mux.directory.memory import MemoryDirectory
 from trunkline.mux.limits import Pooling
-from trunkline.mux.lines import Upstream
 from trunkline.mux.pool import Pool
 from trunkline.mux.statistics import Statistics
+from trunkline.mux.upstream import Upstream
 from trunkline.transports.guard import Guard
 
 pytestmark = pytest.mark.anyio

@@ -17,8 +17,9 @@ from harness.stream_peers import Line, stdio_command, until_gone
 from trunkline.mux.directory.memory import MemoryDirectory
 from trunkline.mux.errors import SessionLost, UpstreamUnreachable
 from trunkline.mux.limits import Pooling
-from trunkline.mux.pool import Pool, Upstream
+from trunkline.mux.pool import Pool
 from trunkline.mux.statistics import Statistics
+from trunkline.mux.upstream import Upstream
 from trunkline.transports.upstream import process
 from trunkline.transports.upstream.stdio import INHERITED, StdioConnector
 
