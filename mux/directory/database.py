@@ -4,7 +4,7 @@ Each operation is one transaction. Expired rows count as gone at once, and are s
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import islice
 from typing import Final, TypeVar
 
@@ -17,23 +17,16 @@ from ..errors import DirectoryUnavailable
 from ..limits import EventLogLimits
 from ..principal import Principal
 from ..record import WorkflowRecord
-from . import ID_BLOCK, LEASE_SECONDS, MAILBOX_FRAMES, SHARED, WATCH_BUFFER, Claimed, Entry, Worker
+from . import ID_BLOCK, LEASE_SECONDS, SHARED, Claimed, Entry, Worker
 from .background import beside
-from .database_schema import changes, counters, ended_keys, ends, homes, log, mail, migrate, records, workers
-from .database_server import CHANGES, MAIL, WORK_SECONDS, Server
-from .feed import Feed
+from .database_news import News
+from .database_schema import counters, ended_keys, ends, homes, log, migrate, records, workers
+from .database_server import WORK_SECONDS, Server
 from .names import key_digest, key_digest_of, name_digest, token_of
-
-POLL_SECONDS: Final = 0.05
-"""How often SQLite is asked for news."""
-
-UNASKED_SECONDS: Final = 5.0
-"""How long PostgreSQL is not asked for mail where it told of none."""
 
 SWEEP_SECONDS: Final = 30.0
 KEY_MEMORY_SECONDS: Final = 6 * 3600
 SHARED_SECONDS: Final = 86400
-CHANGES_SECONDS: Final = 60
 BATCH: Final = 500
 NUMBER: Final = "worker-number"
 
@@ -58,7 +51,7 @@ async def open_database(url: str) -> AsyncIterator["DatabaseDirectory"]:
     try:
         async with server.writing(WORK_SECONDS) as connection:
             await migrate(connection)
-        works = [directory.sweep_on] if server.is_sqlite else [directory.sweep_on, directory.listen]
+        works = [directory.sweep_on] if server.is_sqlite else [directory.sweep_on, directory.news.listen]
         async with beside(*works):
             yield directory
     finally:
@@ -70,10 +63,8 @@ class DatabaseDirectory:
     """Implements `SharedDirectory`."""
 
     def __init__(self, server: Server) -> None:
+        self.news = News(server)
         self._server = server
-        self._watchers: set[Feed[str]] = set()
-        self._mailboxes: dict[str, Feed[None]] = {}
-        self._listens = anyio.Event()
 
     # Records
 
@@ -180,7 +171,7 @@ class DatabaseDirectory:
             )
             if not done.rowcount:
                 return None
-            await self._tell(connection, record.session_id)
+            await self.news.tell(connection, record.session_id)
         return changed
 
     async def remove(self, record: WorkflowRecord) -> bool:
@@ -194,7 +185,7 @@ class DatabaseDirectory:
             await connection.execute(ended.on_conflict_do_nothing())
             if record.key is not None:
                 await self._remember(connection, [key_digest_of(record)])
-            await self._tell(connection, record.session_id)
+            await self.news.tell(connection, record.session_id)
         return True
 
     def _is(self, record: WorkflowRecord) -> sa.ColumnElement[bool]:
@@ -205,12 +196,6 @@ class DatabaseDirectory:
             noted = self._server.insert(ended_keys).values(key=key, expires=self._server.now() + KEY_MEMORY_SECONDS)
             again = noted.on_conflict_do_update(index_elements=["key"], set_={"expires": noted.excluded.expires})
             await connection.execute(again)
-
-    async def _tell(self, connection: AsyncConnection, session_id: str) -> None:
-        if self._server.is_sqlite:
-            await connection.execute(sa.insert(changes).values(session_id=session_id, at=self._server.now()))
-        else:
-            await connection.execute(sa.select(sa.func.pg_notify(CHANGES, session_id)))
 
     async def touch(self, session_ids: Collection[str]) -> None:
         """See `Directory.touch`."""
@@ -258,40 +243,9 @@ class DatabaseDirectory:
         drawn = first.on_conflict_do_update(index_elements=["name"], set_=later).returning(counters.c.next_id)
         return int(await connection.scalar(drawn))
 
-    @asynccontextmanager
-    async def watch(self) -> AsyncIterator[AsyncIterator[str]]:
+    def watch(self) -> AbstractAsyncContextManager[AsyncIterator[str]]:
         """See `Directory.watch`."""
-        feed = Feed(WATCH_BUFFER, "")
-        if self._server.is_sqlite:
-            async with self._server.reading() as connection:
-                last = await connection.scalar(sa.select(sa.func.max(changes.c.seq))) or 0
-            async with beside(lambda: self._poll_changes(feed, last)):
-                yield feed
-            return
-        await self._listening()
-        self._watchers.add(feed)
-        try:
-            yield feed
-        finally:
-            self._watchers.discard(feed)
-
-    async def _poll_changes(self, feed: Feed[str], last: int) -> None:
-        asked = sa.select(changes.c.seq, changes.c.session_id).order_by(changes.c.seq)
-        is_lost = False
-        while True:
-            try:
-                async with self._server.reading() as connection:
-                    news = (await connection.execute(asked.where(changes.c.seq > last))).all()
-            except DirectoryUnavailable:
-                is_lost = True
-                news = []
-            if is_lost or (news and news[0].seq > last + 1):
-                feed.lose()
-                is_lost = False
-            for change in news:
-                feed.tell(change.session_id)
-                last = change.seq
-            await anyio.sleep(POLL_SECONDS)
+        return self.news.changes()
 
     # Logs
 
@@ -371,7 +325,7 @@ class DatabaseDirectory:
         async def retire() -> None:
             async with self._server.writing() as connection:
                 await connection.execute(sa.delete(workers).where(workers.c.id == digest))
-                await connection.execute(sa.delete(mail).where(mail.c.worker == digest))
+                await self.news.drop_mail(connection, digest)
 
         await _again(retire)
 
@@ -408,89 +362,17 @@ class DatabaseDirectory:
     async def send(self, worker: str, frame: bytes) -> bool:
         """See `Workers.send`."""
         digest = name_digest(worker)
-        mine = mail.c.worker == digest
         async with self._server.writing() as connection:
             if not await self._lives(connection, digest):
                 return False
-            waiting = await connection.scalar(sa.select(sa.func.count()).select_from(mail).where(mine)) or 0
-            frames = [frame]
-            if waiting >= MAILBOX_FRAMES:
-                await connection.execute(sa.delete(mail).where(mine))
-                frames = [b"", frame]
-            await connection.execute(sa.insert(mail), [{"worker": digest, "frame": each} for each in frames])
-            if not self._server.is_sqlite:
-                await connection.execute(sa.select(sa.func.pg_notify(MAIL, digest)))
+            await self.news.post(connection, digest, frame)
         return True
 
-    @asynccontextmanager
-    async def mailbox(self, worker: Worker) -> AsyncIterator[AsyncIterator[bytes]]:
+    def mailbox(self, worker: Worker) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """See `Workers.mailbox`."""
-        digest = name_digest(worker.id)
-        feed, news = Feed(MAILBOX_FRAMES, b""), Feed[None](1, None)
-        await self._taken(digest)
-        self._mailboxes[digest] = news
-        try:
-            async with beside(lambda: self._take_on(digest, feed, news)):
-                yield feed
-        finally:
-            self._mailboxes.pop(digest, None)
-
-    async def _take_on(self, digest: str, feed: Feed[bytes], news: Feed[None]) -> None:
-        pause = POLL_SECONDS if self._server.is_sqlite else UNASKED_SECONDS
-        is_lost = False
-        while True:
-            try:
-                frames = await self._taken(digest)
-            except DirectoryUnavailable:  # what was taken may not have arrived here
-                is_lost = True
-                await anyio.sleep(POLL_SECONDS)
-                continue
-            if is_lost:
-                feed.lose()
-                is_lost = False
-            for frame in frames:
-                feed.tell(frame)
-            with anyio.move_on_after(pause):
-                await anext(news)
-
-    async def _taken(self, digest: str) -> list[bytes]:
-        mine = mail.c.worker == digest
-        async with self._server.reading() as connection:
-            if await connection.scalar(sa.select(mail.c.seq).where(mine).limit(1)) is None:
-                return []
-        async with self._server.writing() as connection:
-            taken = (await connection.execute(sa.delete(mail).where(mine).returning(mail.c.seq, mail.c.frame))).all()
-        return [row.frame for row in sorted(taken, key=lambda row: row.seq)]
+        return self.news.mail(name_digest(worker.id))
 
     # Beside
-
-    async def listen(self) -> None:
-        """Hear what the database tells, until the connection breaks."""
-        try:
-            await self._server.listen(self._hear)
-        finally:
-            self._listens = anyio.Event()
-
-    def _hear(self, channel: str, content: str | None) -> None:
-        if content is None:
-            for watcher in self._watchers:
-                watcher.lose()
-            for news in self._mailboxes.values():
-                news.tell(None)
-            self._listens.set()
-        elif channel == CHANGES:
-            for watcher in self._watchers:
-                watcher.tell(content)
-        elif content in self._mailboxes:
-            self._mailboxes[content].tell(None)
-
-    async def _listening(self) -> None:
-        with anyio.move_on_after(WORK_SECONDS) as patience:
-            while not self._listens.is_set():
-                with anyio.move_on_after(POLL_SECONDS):
-                    await self._listens.wait()
-        if patience.cancelled_caught:
-            raise DirectoryUnavailable("the database cannot be reached to listen to it")
 
     async def sweep_on(self) -> None:
         """Forget what has expired, now and then."""
@@ -507,9 +389,8 @@ class DatabaseDirectory:
             await self._remember(connection, keys)
             for table in (ends, ended_keys, counters, workers):
                 await connection.execute(sa.delete(table).where(table.c.expires <= now))
-            await connection.execute(sa.delete(changes).where(changes.c.at <= now - CHANGES_SECONDS))
             await connection.execute(sa.delete(log).where(log.c.token.not_in(sa.select(records.c.token))))
-            await connection.execute(sa.delete(mail).where(mail.c.worker.not_in(sa.select(workers.c.id))))
+            await self.news.sweep(connection)
 
 
 def _beyond(next_id: sa.ColumnElement[int], above: int) -> sa.ColumnElement[int]:

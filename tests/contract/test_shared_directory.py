@@ -54,7 +54,7 @@ async def test_it_keeps_the_contract(backends: Backends, backend: str, check: Ch
 def small_buffers(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Databases and other processes need long for thousands of changes: their watchers fall behind sooner."""
     if any(word in request.node.name for word in ("sqlite", "postgresql", "processes")):
-        for module in ("redis", "database"):
+        for module in ("redis", "database_news"):
             monkeypatch.setattr(f"trunkline.mux.directory.{module}.WATCH_BUFFER", SMALL_BUFFER)
         monkeypatch.setattr("contract.directory.LATENESS", 100)
 

@@ -19,8 +19,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, context
 from pathlib import Path
 from typing import Any, Final
 
-from trunkline.mux.directory import SharedDirectory
-from trunkline.mux.directory import database as database_module
+from trunkline.mux.directory import SharedDirectory, database_news
 from trunkline.mux.directory import redis as redis_module
 from trunkline.mux.directory.open import Backend, open_directory
 
@@ -203,7 +202,7 @@ class Desk:
 
 async def main(path: str) -> None:
     """Serve until the process is ended."""
-    for module in (redis_module, database_module):
+    for module in (redis_module, database_news):
         module.WATCH_BUFFER = SMALL_BUFFER  # type: ignore[misc]
     async with await asyncio.start_unix_server(serve, path, limit=LIMIT) as server:
         await server.serve_forever()
