@@ -11,10 +11,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from ..mux.account import Transport
 from ..mux.pool import Pool
 from ..mux.ports import PoolResult
 from ..mux.statistics import BUCKETS, Gauges, Histogram, Statistics
-from ..mux.workflow import Transport
 from ..transports.upstream.streamable_http import Kind
 
 if TYPE_CHECKING:

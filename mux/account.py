@@ -57,6 +57,8 @@ Reason = Literal[
     "error",  # refused; detail: the limit, or the kind of failure
 ]
 
+Transport = Literal["http", "sse", "websocket"]
+
 What = Literal[
     "created", "reset", "taken_over", "attached", "left", "cut", "resumed", "moved", "lost", "reopened", "ended"
 ]
@@ -132,13 +134,13 @@ class Account:
         "transport",
     )
 
-    def __init__(self, number: int, born: float, transport: str) -> None:
+    def __init__(self, number: int, born: float, transport: Transport, settings: tuple[int, str] = (0, "")) -> None:
         self.number = number
         """Counts the workflows of this process: pages are cut by it."""
         self.born = born
         self.transport = transport
         """What it was opened over."""
-        self.settings = (0, "")
+        self.settings = settings
         """The generation of the server's settings, and the credential's identity, that it was opened under."""
         self.origin: Origin | None = None
         """Why it began anew; None where it did not."""

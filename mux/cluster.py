@@ -18,8 +18,8 @@ import msgspec
 from .directory import SharedDirectory
 from .errors import DirectoryUnavailable, Elsewhere, Overloaded, TrunklineError, UnknownSession, WorkflowEnded
 from .generations import Generations
-from .journal import Journal, KeptLog
-from .limits import EventLogLimits, Pooling
+from .journal import Journal
+from .limits import Pooling
 from .lines import Place
 from .membership import Membership
 from .placement import NAMES, Concern, decide
@@ -116,10 +116,6 @@ class Cluster:
     def number(self) -> int:
         """The number of this worker."""
         return self.members.worker.number
-
-    def kept_log(self, record: WorkflowRecord, limits: EventLogLimits) -> KeptLog:
-        """What keeps the event log of a workflow that begins here."""
-        return KeptLog(self.journal, record.session_id, limits)
 
     @property
     def me(self) -> str:

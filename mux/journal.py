@@ -143,19 +143,21 @@ def _batch_of(entries: Iterable[Entry]) -> tuple[Entry, ...]:
 
 
 class KeptLog:
-    """The event log of one workflow, as it is kept for the worker that comes after this one."""
+    """The event log of one workflow, as it is kept for the worker that comes after this one.
 
-    __slots__ = ("_bytes", "_entries", "_is_repeating", "_journal", "_limits", "_session_id", "repeat")
+    `repeat` writes to it once more all that holds.
+    """
 
-    def __init__(self, journal: Journal, session_id: str, limits: EventLogLimits) -> None:
+    __slots__ = ("_bytes", "_entries", "_is_repeating", "_journal", "_limits", "_repeat", "_session_id")
+
+    def __init__(self, journal: Journal, session_id: str, limits: EventLogLimits, repeat: Callable[[], None]) -> None:
         self._journal = journal
         self._session_id = session_id
         self._limits = limits
         self._entries = self._bytes = 0
         """What was written since all that holds was."""
         self._is_repeating = False
-        self.repeat: Callable[[], None]
-        """Writes once more all that holds. Set by the workflow, at once."""
+        self._repeat = repeat
 
     def write(self, entry: Entry) -> None:
         """Put a line on its way, without waiting; once half of what is kept may be newer, all that holds follows."""
@@ -165,6 +167,6 @@ class KeptLog:
         is_due = self._entries * 2 >= self._limits.events or self._bytes * 2 >= self._limits.bytes
         if is_due and not self._is_repeating:
             self._is_repeating = True
-            self.repeat()
+            self._repeat()
             self._entries = self._bytes = 0
             self._is_repeating = False

@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable
+from functools import cached_property
 from typing import NamedTuple
 
 import msgspec
 
-from .account import SPARE, refusal
+from .account import SPARE, Account, Transport, refusal
 from .cluster import Cluster
 from .directory import Claimed, Directory
 from .ending import Ending
@@ -26,7 +27,7 @@ from .residents import Residents
 from .statistics import Statistics
 from .tasks import Tasks
 from .upstream import Upstream
-from .workflow import Transport, Workflow
+from .workflow import Workflow, WorkflowPorts
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,6 @@ class Opening:
         self._tasks = tasks
         self._cluster = cluster
         self._ending = ending
-        self._on_end = ending.soon
         self._statistics = statistics
         self._clock = clock
         self._numbers = itertools.count(1)
@@ -147,27 +147,32 @@ class Opening:
         self, record: WorkflowRecord, upstream: Upstream, place: Place = "new", *, transport: Transport = "http"
     ) -> Workflow:
         """A workflow of a record, which lives nowhere yet."""
-        cluster = self._cluster
+        settings = upstream.generation, upstream.credential
+        account = Account(next(self._numbers), self._clock(), transport, settings)
         workflow = Workflow(
             record,
-            upstream.pooling,
-            budget=self._budget,
-            statistics=self._statistics,
-            clock=self._clock,
-            on_end=self._on_end,
-            number=next(self._numbers),
-            transport=transport,
-            generation=upstream.generation,
-            names=None if cluster is None else cluster.names,
-            kept_log=None if cluster is None else cluster.kept_log(record, upstream.pooling.event_log),
-            stir=self._residents.rota.stir,
+            upstream,
+            account,
+            self._workflow_ports,
+            lambda workflow: self._lines.line(workflow, upstream, place),
         )
-        workflow.account.settings = upstream.generation, upstream.credential
-        workflow.stateless = upstream.stateless or upstream.pooling.reuse == "user"
-        workflow.line = self._lines.line(workflow, upstream, place)
         if place != "new" and upstream.pooling.reuse == "none":  # there is no session that would have to be open
             workflow.settle(Opened(record.revision, record.result))
         return workflow
+
+    @cached_property
+    def _workflow_ports(self) -> WorkflowPorts:
+        """What the pool does for its workflows. Among several workers it is known once this one has its number."""
+        cluster = self._cluster
+        return WorkflowPorts(
+            budget=self._budget,
+            statistics=self._statistics,
+            clock=self._clock,
+            end=self._ending.soon,
+            stir=self._residents.rota.stir,
+            journal=None if cluster is None else cluster.journal,
+            names=None if cluster is None else cluster.names,
+        )
 
     async def open(self, workflow: Workflow) -> None:
         """Open a workflow that lives here, and note what its server said; it ends where that fails."""

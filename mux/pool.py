@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import anyio
 
-from .account import MAX_ENDED, RETURNED, Ended, Origin, handshake_differences
+from .account import MAX_ENDED, RETURNED, Ended, Origin, Transport, handshake_differences
 from .breaker import Circuit
 from .channel import Channel
 from .cluster import Cluster, ClusterPorts
@@ -40,7 +40,7 @@ from .statistics import Statistics
 from .sweep import Sweep, SweepPorts
 from .tasks import Tasks
 from .upstream import Upstream
-from .workflow import Transport, Workflow
+from .workflow import Workflow
 
 logger = logging.getLogger(__name__)
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from math import inf
-from typing import TYPE_CHECKING, Literal
+from typing import NamedTuple
 
-from .account import Account, What
+from .account import Account, Transport, What
 from .annotations import Trust
 from .calls import Calls
+from .channel import Channel
 from .demux import ServerRequest
 from .duplex import Duplex
 from .duplexes import Duplexes
@@ -23,7 +24,7 @@ from .envelope import Envelope
 from .errors import SessionLost, TrunklineError, WorkflowEnded
 from .event_log import Budget, EventLog
 from .exchange import Asker, asker_of
-from .limits import Pooling
+from .journal import Journal, KeptLog
 from .ports import Answerable, Caller, Headers, Line, Opened
 from .questions import Questions
 from .record import WorkflowRecord
@@ -31,12 +32,24 @@ from .recovery import Kept
 from .routing import place
 from .statistics import Statistics
 from .streams import Streams
+from .upstream import Upstream
 
-if TYPE_CHECKING:
-    from .channel import Channel
-    from .journal import KeptLog
 
-Transport = Literal["http", "sse", "websocket"]
+class WorkflowPorts(NamedTuple):
+    """What all workflows of a pool have in common, and what the pool does for each."""
+
+    budget: Budget
+    """What their event logs may hold together."""
+    statistics: Statistics
+    clock: Callable[[], float]
+    end: Callable[[Workflow, str], None]
+    """Ends one, with its record and everything, for a cause that arose within."""
+    stir: Callable[[Workflow], None]
+    """Hears that something happened to one, which has to be looked after."""
+    journal: Journal | None = None
+    """The way to where their event logs are kept for other workers; None where there are none."""
+    names: Iterator[int] | None = None
+    """Numbers for their streams and questions; None where each counts its own."""
 
 
 class Workflow:
@@ -46,14 +59,10 @@ class Workflow:
     """
 
     __slots__ = (
-        "_budget",
-        "_clock",
         "_duplexes",
         "_elsewhere",
-        "_names",
-        "_on_end",
+        "_ports",
         "_questions",
-        "_stir",
         "_streams",
         "_touched",
         "_wires",
@@ -85,76 +94,60 @@ class Workflow:
     def __init__(
         self,
         record: WorkflowRecord,
-        pooling: Pooling,
-        *,
-        budget: Budget,
-        statistics: Statistics,
-        clock: Callable[[], float],
-        on_end: Callable[[Workflow, str], None],
-        number: int = 0,
-        transport: Transport = "http",
-        generation: int = 0,
-        names: Iterator[int] | None = None,
-        kept_log: KeptLog | None = None,
-        stir: Callable[[Workflow], None] = lambda workflow: None,
+        upstream: Upstream,
+        account: Account,
+        ports: WorkflowPorts,
+        make_line: Callable[[Workflow], Line],
     ) -> None:
+        self._ports = ports
+        self.statistics = ports.statistics
         self.record = record
         self.wish = record.wish
         """What it wants of a session that it shares."""
-        self.kept_log = kept_log
-        """Its event log, as it is kept for other workers; None where there are none."""
-        if kept_log is not None:
-            kept_log.repeat = self._repeat
         self.principal = record.principal
         """Whose workflow it is."""
         self.server = record.server
         """The name of its server."""
         self.handle = record.handle
         """Its public name, for pages, logs and commands."""
-        self.pooling = pooling
-        self.statistics = statistics
-        self.line: Line
-        """Set by the pool, at once: the line needs the workflow as its owner."""
-        self.stateless = False
-        self.trust: Trust | None = None
-        """What its server's annotations allow, where they are trusted."""
-        self.generation = generation
+        self.pooling = upstream.pooling
+        self.stateless = upstream.stateless or upstream.pooling.reuse == "user"
+        self.generation = upstream.generation
         """The generation of its server's settings under which it began."""
         self.is_superseded = False
         """True where other settings of its server hold by now: it goes on for as long as its client uses it."""
-        self.loop = asyncio.get_running_loop()
-        """Where it lives: to ask for the running one costs a call to the system."""
-        self.opened: asyncio.Future[Opened] = self.loop.create_future()
-        self.checked = clock()
-        """When the record was last compared with the directory's."""
-        self.doubted_since: float | None = None
-        """When another worker could take it over: set until the record has been compared."""
+        self.trust: Trust | None = None
+        """What its server's annotations allow, where they are trusted: set by who makes its line."""
+        self.account = account
+        self.transport: Transport = account.transport
+        """What its client's newest wire is."""
         self.ends_with_its_wires = False
         """True for a session that began on a wire which carries everything, without a key: where its client does not
         come back within `resume_window`, nobody else will."""
-        self.transport: Transport = transport
-        """What its client's newest wire is."""
-        self.account = Account(number, clock(), transport)
-        self._clock = clock
-        self._stir = stir
-        self._on_end = on_end
-        self.calls = Calls(self, clock, stir)
-        """What its client asked and is not answered yet."""
-        self._questions: Questions | None = None
-        """What its server asked, once there was anything."""
-        self._streams: Streams | None = None
-        """What it sends its client on streams, once there was anything."""
-        self._budget, self._names = budget, names
-        self._duplexes: Duplexes | None = None
-        """Its client's wires that carry everything, once there was one."""
-        self._wires = 0
-        self._touched = clock()
-        self.touched = float("-inf")
-        """When the directory was told last that it is in use."""
-        self._elsewhere = float("-inf")
-        """When another worker served its client last, as far as that is known here."""
+        self.loop = asyncio.get_running_loop()
+        """Where it lives: to ask for the running one costs a call to the system."""
+        self.opened: asyncio.Future[Opened] = self.loop.create_future()
         self.ended: WorkflowEnded | None = None
         """Why it ended; None while it lives."""
+        self._wires = 0
+        self._touched = self.checked = ports.clock()
+        """When it was last in use; and when the record was last compared with the directory's."""
+        self.doubted_since: float | None = None
+        """When another worker could take it over: set until the record has been compared."""
+        self.touched = self._elsewhere = float("-inf")
+        """When the directory was told last that it is in use; and when another worker served its client last, as far as
+        that is known here."""
+        self.calls = Calls(self, ports.clock, ports.stir)
+        """What its client asked and is not answered yet."""
+        self._questions: Questions | None = None
+        self._streams: Streams | None = None
+        self._duplexes: Duplexes | None = None
+        self.kept_log: KeptLog | None = None
+        """Its event log, as it is kept for other workers; None where there are none."""
+        if ports.journal is not None:
+            self.kept_log = KeptLog(ports.journal, record.session_id, self.pooling.event_log, self._repeat)
+        self.line = make_line(self)
+        """What carries its calls: made last, since it has the workflow as its owner."""
 
     def __repr__(self) -> str:
         return f"Workflow({self.record.handle} on {self.server}, {len(self.calls)} in flight, {self._wires} wires)"
@@ -168,7 +161,7 @@ class Workflow:
     def streams(self) -> Streams:
         """What it sends its client."""
         if self._streams is None:
-            self._streams = Streams(self, EventLog(self.pooling.event_log, self._budget, self._names))
+            self._streams = Streams(self, EventLog(self.pooling.event_log, self._ports.budget, self._ports.names))
         return self._streams
 
     @property
@@ -183,7 +176,7 @@ class Workflow:
         """What its server asked and its client has not answered."""
         if self._questions is None:
             write = None if self.kept_log is None else self.kept_log.write
-            self._questions = Questions(self.record.handshake.capabilities, self._names, write)
+            self._questions = Questions(self.record.handshake.capabilities, self._ports.names, write)
         return self._questions
 
     @property
@@ -253,7 +246,7 @@ class Workflow:
 
         `via` is the wire that carries everything on which it came: request ids are that wire's own.
         """
-        self._touched = self._clock()
+        self._touched = self._ports.clock()
         if message.method == "notifications/cancelled":
             self.calls.cancel(message, via)
         elif message.method == "notifications/progress":
@@ -263,7 +256,7 @@ class Workflow:
 
     def respond(self, message: Envelope) -> None:
         """Take the client's answer to what a server asked; unknown and second answers are dropped (rule R4)."""
-        self._touched = self._clock()
+        self._touched = self._ports.clock()
         if not self.questions.answer(message):
             self.statistics.count("unknown_answers", self.server)
 
@@ -277,7 +270,7 @@ class Workflow:
             self.statistics.count("refused_server_requests", self.server)
             channel.refuse(request, refused)
             return
-        self._stir(self)
+        self._ports.stir(self)
         origin = asker_of(request.origin.caller if request.origin is not None else None)
         self._deliver(text, place(origin, self.calls.newest_exchange, is_listening=self.is_listening))
 
@@ -301,13 +294,13 @@ class Workflow:
     def lost(self, channel: Answerable, cause: TrunklineError) -> None:
         """See `Owner.lost`: a session that held state is not silently begun anew (rule L18)."""
         if self.ended is None and self.opened.done():
-            self.account.lose(self._clock(), cause.reason, again=channel not in self.line.channels)
+            self.account.lose(self._ports.clock(), cause.reason, again=channel not in self.line.channels)
         if not self.opened.done():
             return
         if not self.line.is_open:
-            self._on_end(self, "upstream_lost")
+            self._ports.end(self, "upstream_lost")
         elif self.is_superseded:  # it would be opened anew under settings that no longer hold
-            self._on_end(self, "reconfigured")
+            self._ports.end(self, "reconfigured")
 
     # Wires.
 
@@ -315,12 +308,12 @@ class Workflow:
         """Its client has a wire of this transport."""
         if transport != self.transport:
             self.transport = transport
-            self.account.note(self._clock(), "moved", transport)
+            self.account.note(self._ports.clock(), "moved", transport)
 
     def note(self, what: What) -> None:
         """Something happened between it and its client."""
         if self.ended is None:
-            self.account.note(self._clock(), what)
+            self.account.note(self._ports.clock(), what)
 
     def wire_came(self) -> None:
         """The client has one wire more."""
@@ -329,18 +322,18 @@ class Workflow:
     def wire_left(self) -> None:
         """The client has one wire less."""
         self._wires -= 1
-        self._touched = self._clock()
-        self._stir(self)
+        self._touched = self._ports.clock()
+        self._ports.stir(self)
 
     # Ends.
 
     def now(self) -> float:
         """Seconds on the clock that everything here is measured by."""
-        return self._clock()
+        return self._ports.clock()
 
     def fail(self, cause: str) -> None:
         """End it, with its record and everything, for a cause that arose within."""
-        self._on_end(self, cause)
+        self._ports.end(self, cause)
 
     def expire(self, now: float) -> None:
         """Time out calls, drop what was kept for resumption long enough, refuse questions that nobody is there for."""
@@ -361,7 +354,7 @@ class Workflow:
 
     def stir(self) -> None:
         """Something happened that has to be looked after sooner than was thought."""
-        self._stir(self)
+        self._ports.stir(self)
 
     def due(self) -> float:
         """When `expire` is due next, if nothing happens until then."""
@@ -421,8 +414,8 @@ class Workflow:
 
         Its client is here: one of its requests is why.
         """
-        self._touched = self._clock()
-        self._stir(self)
+        self._touched = self._ports.clock()
+        self._ports.stir(self)
         for number, stream in kept.streams.items():
             if self.ended is not None:  # there was no room for the one before
                 return

@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Raw
 
 from ..mux import envelope as wire_format
+from ..mux.account import Transport
 from ..mux.duplex import Duplex
 from ..mux.envelope import Envelope
 from ..mux.errors import (
@@ -34,7 +35,7 @@ from ..mux.record import WorkflowState, new_session_id
 from ..mux.routing import LEGACY
 from ..mux.streams import Reader
 from ..mux.tally import Tally
-from ..mux.workflow import Transport, Workflow
+from ..mux.workflow import Workflow
 from .endpoint import DEFAULT_REVISION, EndpointConfig, admitted_key, begin_unasked, picked, take_call
 from .headers import Asked
 from .status import HTTPRefusal

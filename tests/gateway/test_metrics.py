@@ -14,8 +14,8 @@ from harness.wire import Wire
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
 from trunkline.gateway.metrics import CONTENT_TYPE, COUNTERS, FAULTS, GAUGES, HISTOGRAMS, exposition
+from trunkline.mux.account import Transport
 from trunkline.mux.statistics import BUCKETS, METHODS
-from trunkline.mux.workflow import Transport
 
 pytestmark = pytest.mark.anyio
 

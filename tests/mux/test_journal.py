@@ -181,14 +181,13 @@ async def test_a_workflow_that_never_stops_holds_nobody_else_up(monkeypatch: pyt
 @pytest.mark.parametrize("limits", [EventLogLimits(events=6), EventLogLimits(bytes=6)])
 async def test_what_holds_is_written_once_more_before_it_would_be_trimmed(at: At, limits: EventLogLimits) -> None:
     session_id = await at.logs.begin()
-    log = KeptLog(at.journal, session_id, limits)
     question = Entry("asked", 0, 7, b"")
 
     def repeat() -> None:
         for _ in range(4):  # more than would make it due once more
             log.write(question)
 
-    log.repeat = repeat
+    log = KeptLog(at.journal, session_id, limits, repeat)
     for n in range(1, 6):
         log.write(event(n))
     await at.journal.flush(session_id)

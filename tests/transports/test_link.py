@@ -9,12 +9,12 @@ import anyio
 import pytest
 from harness.memory_wire import echo, message
 from harness.muxing import ALICE, BOB, Bench, bench, settle
+from trunkline.mux.account import Transport
 from trunkline.mux.errors import Overloaded, TrunklineError, UnknownSession
 from trunkline.mux.event_log import Trimmed
 from trunkline.mux.fairness import Turnstile
 from trunkline.mux.limits import MAX_BODY_BYTES, EventLogLimits
 from trunkline.mux.principal import ANONYMOUS, Principal
-from trunkline.mux.workflow import Transport
 from trunkline.transports import link as module
 from trunkline.transports.admission import Admission
 from trunkline.transports.endpoint import EndpointConfig
