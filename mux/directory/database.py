@@ -192,10 +192,11 @@ class DatabaseDirectory:
         return sa.and_(records.c.token == record.event_token, records.c.epoch == record.epoch, self._is_live())
 
     async def _remember(self, connection: AsyncConnection, keys: Sequence[str]) -> None:
-        for key in keys:
-            noted = self._server.insert(ended_keys).values(key=key, expires=self._server.now() + KEY_MEMORY_SECONDS)
-            again = noted.on_conflict_do_update(index_elements=["key"], set_={"expires": noted.excluded.expires})
-            await connection.execute(again)
+        if not keys:
+            return
+        noted = self._server.insert(ended_keys).values(expires=self._server.now() + KEY_MEMORY_SECONDS)
+        again = noted.on_conflict_do_update(index_elements=["key"], set_={"expires": noted.excluded.expires})
+        await connection.execute(again, [{"key": key} for key in keys])
 
     async def touch(self, session_ids: Collection[str]) -> None:
         """See `Directory.touch`."""
@@ -387,10 +388,19 @@ class DatabaseDirectory:
             expired = sa.delete(records).where(records.c.expires <= now).returning(records.c.key)
             keys = [key for key in await connection.scalars(expired) if key is not None]
             await self._remember(connection, keys)
+            await self._forget_homes(connection)
             for table in (ends, ended_keys, counters, workers):
                 await connection.execute(sa.delete(table).where(table.c.expires <= now))
             await connection.execute(sa.delete(log).where(log.c.token.not_in(sa.select(records.c.token))))
             await self.news.sweep(connection)
+
+    async def _forget_homes(self, connection: AsyncConnection) -> None:
+        """Nothing lives any more at workers of which there is no word: they were dead at the sweep before this one."""
+        known = set(await connection.scalars(sa.select(workers.c.id)))
+        settled = await connection.scalars(sa.select(homes.c.worker).distinct())
+        gone = [{"gone": worker} for worker in settled if name_digest(worker) not in known]
+        if gone:
+            await connection.execute(sa.delete(homes).where(homes.c.worker == sa.bindparam("gone")), gone)
 
 
 def _beyond(next_id: sa.ColumnElement[int], above: int) -> sa.ColumnElement[int]:
