@@ -83,10 +83,6 @@ class Cluster:
         clock: Callable[[], float],
     ) -> None:
         self.members = members
-        self.beside: dict[str, Workflow] = {}
-        """The workflows that live here beside the workers that hold them, by session id."""
-        self.tokens: dict[str, str] = {}
-        """The session ids of those, by event token."""
         self._directory = directory
         self.journal = Journal(directory, statistics)
         """What is on its way to the event logs."""
@@ -103,7 +99,7 @@ class Cluster:
         self._names: Iterator[int] | None = None
 
     def __repr__(self) -> str:
-        return f"Cluster(worker {self.members.worker.number}, {len(self.beside)} beside)"
+        return f"Cluster(worker {self.members.worker.number}, {len(self._residents.beside)} beside)"
 
     @property
     def names(self) -> Iterator[int]:
@@ -200,7 +196,7 @@ class Cluster:
 
     async def _compared(self, workflow: Workflow) -> Verdict:
         stored = await self._directory.get(workflow.record.session_id)
-        is_beside = self.beside.get(workflow.record.session_id) is workflow
+        is_beside = self._residents.stands_beside(workflow)
         if stored is None:
             return "removed" if is_beside or not self._may_be_forgotten(workflow) else await self._publish(workflow)
         if stored.upstream_session != workflow.record.upstream_session if is_beside else stored.worker != self.me:
@@ -249,8 +245,9 @@ class Cluster:
             stateless=upstream.stateless or upstream.pooling.reuse == "user",
             reuse=upstream.pooling.reuse,
         )
+        has_room = len(self._residents.beside) < upstream.pooling.max_workflows
         match decision:
-            case "beside" if not self._ports.is_draining() and len(self.beside) < upstream.pooling.max_workflows:
+            case "beside" if has_room and not self._ports.is_draining():
                 return await self._stand_beside(record, upstream)
             case "beside" | "forward":
                 raise Elsewhere(holder)
@@ -347,11 +344,11 @@ class Cluster:
 
     async def _opened_beside(self, record: WorkflowRecord) -> Workflow | None:
         """The workflow of this record that lives here beside its holder, once it is open."""
-        workflow = self.beside.get(record.session_id)
+        workflow = self._residents.beside.get(record.session_id)
         if workflow is None:
             return None
         await asyncio.wait([workflow.opened])
-        return workflow if self.beside.get(record.session_id) is workflow else None
+        return workflow if self._residents.stands_beside(workflow) else None
 
     def _hold(self, record: WorkflowRecord, upstream: Upstream, beside: Workflow | None) -> Workflow:
         if beside is None or beside.ended is not None or beside.record.upstream_session != record.upstream_session:
@@ -359,7 +356,7 @@ class Cluster:
             self._residents.add(workflow)
             self._tasks.spawn(self._ports.open, workflow)
             return workflow
-        self._leave(beside)
+        self._residents.step_aside(beside)
         beside.record = record
         self._residents.add(beside)
         beside.listen()
@@ -377,10 +374,10 @@ class Cluster:
     # Beside the holder.
 
     async def _stand_beside(self, record: WorkflowRecord, upstream: Upstream) -> Workflow:
-        workflow = self.beside.get(record.session_id)
+        workflow = self._residents.beside.get(record.session_id)
         if workflow is None:
-            workflow = self.beside[record.session_id] = self._ports.make(record, upstream, "beside")
-            self.tokens[record.event_token] = record.session_id
+            workflow = self._ports.make(record, upstream, "beside")
+            self._residents.stand_beside(workflow)
             self._tasks.spawn(self._open_beside, workflow)
         await asyncio.shield(workflow.opened)
         return workflow
@@ -399,9 +396,8 @@ class Cluster:
 
         What ends all of it (the server has forgotten the session, the log is full) is told to the holder by the record.
         """
-        if self.beside.get(workflow.record.session_id) is not workflow:
+        if not self._residents.step_aside(workflow):
             return False
-        self._leave(workflow)
         self._statistics.count("beside_ended", cause)
         workflow.end(cause, release=True)
         workflow.settle(WorkflowEnded(cause))
@@ -410,9 +406,6 @@ class Cluster:
         elif workflow.was_used_since(workflow.touched):
             self._tasks.spawn(self._touch, [workflow])
         return True
-
-    def _leave(self, workflow: Workflow) -> None:
-        del self.beside[workflow.record.session_id], self.tokens[workflow.record.event_token]
 
     async def _withdraw(self, record: WorkflowRecord) -> None:
         try:
@@ -424,15 +417,14 @@ class Cluster:
 
     def expire(self, now: float) -> None:
         """Look after what lives beside its holder, and tell the directory what is in use."""
-        for workflow in tuple(self.beside.values()):
+        for workflow in tuple(self._residents.beside.values()):
             workflow.expire(now)
             idle_since = workflow.idle_since
             if idle_since is not None and idle_since + BESIDE_SECONDS <= now and not workflow.holds_events:
                 self.dismiss(workflow, "idle")
         if now - self._touched >= TOUCH_SECONDS:
             self._touched = now
-            held = [*self._residents.by_id.values(), *self.beside.values()]
-            used = [workflow for workflow in held if workflow.was_used_since(workflow.touched)]
+            used = [workflow for workflow in self._residents.served if workflow.was_used_since(workflow.touched)]
             due = [workflow for workflow in used if workflow.touched + touch_interval(workflow.pooling) <= now]
             if due:
                 self._tasks.spawn(self._touch, due)

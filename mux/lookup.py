@@ -44,12 +44,6 @@ class Lookup:
         self._statistics = statistics
         self._clock = clock
 
-    @property
-    def served(self) -> list[Workflow]:
-        """Those that live here, and those that are served here beside the workers that hold them."""
-        beside = () if self._cluster is None else self._cluster.beside.values()
-        return [*self._workflows.values(), *beside]
-
     def at_hand(
         self,
         principal: Principal,
@@ -90,9 +84,8 @@ class Lookup:
         """The workflow that an event id belongs to, under the same rule as `find`."""
         workflow = self._residents.by_token.get(position.token)
         if self._cluster is not None and (workflow is None or position.stream):
-            session_id = (
-                self._cluster.tokens.get(position.token, "") if workflow is None else workflow.record.session_id
-            )
+            known = workflow or self._residents.beside_by_token.get(position.token)
+            session_id = "" if known is None else known.record.session_id
             concern = Concern(name=position.stream, is_stream=True)
             token = position.token
             return await self._found(lambda: self._directory.at(token), principal, server, session_id, concern)
@@ -148,23 +141,14 @@ class Lookup:
 
         The client names its workflow by the session id, the key, or both.
         """
-        found = []
-        for workflow in self.served if session_id is None else self._served_as(session_id):
+        found, residents = [], self._residents
+        for workflow in residents.served if session_id is None else residents.served_as(session_id):
             record = workflow.record
             is_theirs = record.principal == principal and record.server == server
             is_named = key == record.key if session_id is None else key in (None, record.key)
             if is_theirs and is_named and (session_id, key) != (None, None):
                 found += [workflow] * workflow.calls.meant(cancelled)
         return found
-
-    async def send_on(self, worker: int) -> None:
-        """Send on a request that names what the worker of this number gave, if that is another one that lives.
-
-        Raises:
-            Elsewhere: it is.
-        """
-        if self._cluster is not None:
-            await self._cluster.direct(worker)
 
     # What is believed.
 
@@ -220,7 +204,8 @@ class Lookup:
 
     def _doubt(self, session_id: str) -> None:
         """Compare with the directory again, when it is needed next: one workflow, or all without a session id."""
-        for workflow in self._served_as(session_id) if session_id else self.served:
+        residents = self._residents
+        for workflow in residents.served_as(session_id) if session_id else residents.served:
             workflow.checked = -inf
 
     # Inside.
@@ -239,7 +224,7 @@ class Lookup:
         """What does not live here, where it may be used here."""
         cluster = self._cluster
         assert cluster is not None, "without other workers all that there is lives here"
-        here = [found for found in self._served_as(session_id) if found.opened.done()]
+        here = [found for found in self._residents.served_as(session_id) if found.opened.done()]
         known = next((found for found in here if concern.name and found.knows(concern.name)), None)
         if known is None and concern.name:
             await cluster.direct(concern.worker)
@@ -249,10 +234,6 @@ class Lookup:
         if concern.worker and not live.knows(concern.name):
             await cluster.restore(live, concern)
         return live
-
-    def _served_as(self, session_id: str) -> list[Workflow]:
-        beside = {} if self._cluster is None else self._cluster.beside
-        return [workflows[session_id] for workflows in (self._workflows, beside) if session_id in workflows]
 
 
 def _is_theirs(workflow: Workflow, principal: Principal, server: str) -> bool:

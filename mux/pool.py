@@ -190,7 +190,7 @@ class Pool:
     @property
     def inflight(self) -> int:
         """Calls that wait for an answer, over all workflows."""
-        return sum(workflow.inflight for workflow in self.lookup.served)
+        return sum(workflow.inflight for workflow in self._residents.served)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Pool"]:
@@ -229,7 +229,7 @@ class Pool:
         self._generations.replace(upstreams)
         self.pooling = pooling
         self._budget.limit = pooling.event_log.total_bytes
-        for workflow in self.lookup.served:
+        for workflow in self._residents.served:
             workflow.is_superseded = not self._generations.is_current(workflow.server, workflow.generation)
             workflow.stir()
         is_current = self._generations.is_current
@@ -238,7 +238,7 @@ class Pool:
     def revoke(self, knows: Callable[[Principal], bool]) -> None:
         """End the workflows of whoever is not known any longer, for the cause `revoked`; none of theirs begins."""
         self._knows = knows
-        for workflow in self.lookup.served:
+        for workflow in self._residents.served:
             if not knows(workflow.principal):
                 self._ending.soon(workflow, "revoked")
 
@@ -324,6 +324,15 @@ class Pool:
         """The number of this worker among those that share the directory; 0 where there is no other."""
         return 0 if self._cluster is None else self._cluster.number
 
+    async def send_on(self, worker: int) -> None:
+        """Send on a request that names what the worker of this number gave, if that is another one that lives.
+
+        Raises:
+            Elsewhere: it is.
+        """
+        if self._cluster is not None:
+            await self._cluster.direct(worker)
+
     # Draining.
 
     async def drain(self, timeout: float) -> bool:
@@ -332,7 +341,7 @@ class Pool:
         True if no call was cut.
         """
         self.draining = True
-        quiet = [workflow.calls.drain() for workflow in self.lookup.served]
+        quiet = [workflow.calls.drain() for workflow in self._residents.served]
         with anyio.move_on_after(timeout):
             for event in quiet:
                 await event.wait()
@@ -400,7 +409,7 @@ class Pool:
         )
 
     def _end_all(self) -> None:
-        for workflow in self.lookup.served:
+        for workflow in self._residents.served:
             self._ending.soon(workflow, "drained")
         self._lines.close(WorkflowEnded("drained"))
 

@@ -1,5 +1,7 @@
 """Who lives here: the workflows of one process, those that ended last, and the keys that are in motion.
 
+Most are held here. Among several workers some are served here *beside* the worker that holds them.
+
 What a directory says of a key is in motion while its record is being claimed or removed. Who comes meanwhile waits.
 """
 
@@ -35,6 +37,9 @@ class Residents:
         self.by_token: dict[str, Workflow] = {}
         self.by_key: dict[_Key, Workflow] = {}
         """Those that a key names."""
+        self.beside: dict[str, Workflow] = {}
+        """Those that are served beside the workers that hold them, by session id; none of them is in the others."""
+        self.beside_by_token: dict[str, Workflow] = {}
         self.ended: deque[Ended] = deque(maxlen=max_ended)
         """Those that ended last, so that it can be told why; the newest at the end."""
         self._unsettled: dict[_Key, _Unsettled] = {}
@@ -56,6 +61,31 @@ class Residents:
             del self.by_key[name]
         self.census.remove(workflow.principal)
         self.rota.remove(workflow)
+        return True
+
+    @property
+    def served(self) -> list[Workflow]:
+        """All: those that are held here, and those that are served beside their holders."""
+        return [*self.by_id.values(), *self.beside.values()]
+
+    def served_as(self, session_id: str) -> list[Workflow]:
+        """Those of this session id, the one that is held here first."""
+        return [workflows[session_id] for workflows in (self.by_id, self.beside) if session_id in workflows]
+
+    def stand_beside(self, workflow: Workflow) -> None:
+        """A workflow is served here from now on beside the worker that holds it."""
+        self.beside[workflow.record.session_id] = workflow
+        self.beside_by_token[workflow.record.event_token] = workflow
+
+    def stands_beside(self, workflow: Workflow) -> bool:
+        """True for one that is served here beside the worker that holds it."""
+        return self.beside.get(workflow.record.session_id) is workflow
+
+    def step_aside(self, workflow: Workflow) -> bool:
+        """It is served beside its holder no longer; False where it was not."""
+        if not self.stands_beside(workflow):
+            return False
+        del self.beside[workflow.record.session_id], self.beside_by_token[workflow.record.event_token]
         return True
 
     def note_end(self, workflow: Workflow, cause: str, now: float) -> None:

@@ -785,12 +785,12 @@ async def test_what_a_dead_worker_named_is_looked_for_here() -> None:
     async with workers() as at:
         a, b, _ = await two(at)
         with pytest.raises(Elsewhere):
-            await a.pool.lookup.send_on(b.number)
-        await a.pool.lookup.send_on(a.number)
-        await a.pool.lookup.send_on(99)
+            await a.pool.send_on(b.number)
+        await a.pool.send_on(a.number)
+        await a.pool.send_on(99)
         b.kill()
         await at.pass_time(LEASE_SECONDS)
-        await a.pool.lookup.send_on(b.number)
+        await a.pool.send_on(b.number)
 
 
 # What has ended stays ended.

@@ -77,3 +77,22 @@ async def test_a_page_shows_no_secret() -> None:
         client.leave()
         await settle()
         assert row_of(client.workflow)["state"] == "detached"
+
+
+async def test_what_is_served_beside_its_holder_is_served_but_is_none_of_those_that_live_here() -> None:
+    async with bench() as at:
+        residents, held = at.pool._residents, (await at.client(key="held")).workflow
+        beside = (await at.client(key="beside")).workflow
+        assert residents.leave(beside)
+        assert residents.served == [held]
+        residents.stand_beside(beside)
+        assert (residents.stands_beside(held), residents.stands_beside(beside)) == (False, True)
+        assert residents.served == [held, beside]
+        session_id, token = beside.record.session_id, beside.record.event_token
+        assert residents.served_as(session_id) == [beside] == [residents.beside_by_token[token]]
+        assert (session_id in residents.by_id, residents.census.total) == (False, 1)
+        assert residents.step_aside(beside)
+        assert not residents.step_aside(beside)
+        assert (residents.served, residents.served_as(session_id), residents.beside_by_token) == ([held], [], {})
+        residents.census.add(beside.principal)
+        residents.add(beside)
