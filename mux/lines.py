@@ -108,7 +108,7 @@ class Lines:
         self._breakers = Breakers()
         self._census = census
         self._spares = Spares(
-            draw_ids=directory.draw_ids,
+            directory,
             may_open=self._may_open_spare,
             exceeded=partial(self._cap, more=0),
             clock=clock,

@@ -7,7 +7,7 @@ server is not held back, and never past a cap on workflows, before which they al
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from math import inf
 from typing import Final, NamedTuple
 
@@ -17,9 +17,10 @@ from .account import Decision
 from .breaker import Backoff
 from .channel import Channel
 from .demux import ServerRequest
-from .directory import ID_BLOCK
+from .directory import ID_BLOCK, Directory
 from .envelope import Envelope
 from .errors import SessionLost, TrunklineError, Unattributable, WorkflowEnded
+from .id_supply import DrawIds
 from .lifecycle import Effect
 from .limits import Pooling
 from .line import DedicatedLine
@@ -49,8 +50,7 @@ MAX_HELD: Final = 16
 MAX_HELD_BYTES: Final = 64 * 1024
 """What a server may tell a spare before it is taken; it is kept for whoever takes it."""
 
-DrawIds = Callable[[str, int], Awaitable[range]]
-SpareMaker = Callable[[list[Owner], Callable[[int], Awaitable[range]], Callable[[Channel, Effect], None]], Channel]
+SpareMaker = Callable[[list[Owner], DrawIds, Callable[[Channel, Effect], None]], Channel]
 """Makes a channel and starts its owner task: its owners, its ids, and who performs what its life asks for."""
 
 
@@ -71,13 +71,13 @@ class Spare:
     whether every other spare of its kind would be asked the same.
     """
 
-    def __init__(self, principal: Principal, draw_ids: DrawIds, on_spoilt: "Callable[[Spare, bool], None]") -> None:
+    def __init__(self, principal: Principal, directory: Directory, on_spoilt: "Callable[[Spare, bool], None]") -> None:
         self.principal = principal
         self.channel: Channel
         """Set by who makes it, at once."""
         self.owners: list[Owner] = [self]
         """The owners of the channel, by reference."""
-        self._draw_ids = draw_ids
+        self._directory = directory
         self._on_spoilt = on_spoilt
         self._session_id: str | None = None
         self._held: list[Envelope] = []
@@ -90,7 +90,9 @@ class Spare:
 
     async def draw_ids(self, above: int) -> range:
         """The first block of any session, and after that the next ones of its workflow's record."""
-        return FIRST_IDS if self._session_id is None else await self._draw_ids(self._session_id, above)
+        if self._session_id is None:
+            return FIRST_IDS
+        return await self._directory.draw_ids(self._session_id, above)
 
     def hand_over(self, owner: Owner, session_id: str, now: float) -> None:
         """From now on it is the session of this workflow."""
@@ -181,7 +183,7 @@ class Shelf:
             TrunklineError: the directory cannot be reached.
             KeyError: the workflow's record is gone.
         """
-        if not self._ready or await self._spares.draw_ids(session_id, 0) != FIRST_IDS or not self._ready:
+        if not self._ready or await self._spares.directory.draw_ids(session_id, 0) != FIRST_IDS or not self._ready:
             return None
         spare = self._tried[owner] = self._ready.pop()
         is_alive = False
@@ -212,7 +214,7 @@ class Shelf:
             return
         if not self._spares.may_open(self.key, self.limits):
             return
-        spare = Spare(self.key.principal, self._spares.draw_ids, self._spoil)
+        spare = Spare(self.key.principal, self._spares.directory, self._spoil)
         try:
             spare.channel = self._make(spare.owners, spare.draw_ids, self._perform)
         except TrunklineError:
@@ -310,13 +312,13 @@ class Spares:
 
     def __init__(
         self,
+        directory: Directory,
         *,
-        draw_ids: DrawIds,
         may_open: Callable[[SpareKey, Pooling], bool],
         exceeded: Callable[[Principal, Pooling], Cap | None],
         clock: Callable[[], float],
     ) -> None:
-        self.draw_ids = draw_ids
+        self.directory = directory
         self.may_open = may_open
         self._exceeded = exceeded
         self.now = clock
