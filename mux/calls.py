@@ -28,7 +28,7 @@ WORST_FIRST: Final = ("bypass", "miss", "spare", "hit")
 class Calls:
     """The calls of one workflow in flight: taken, handed to its line, counted when they end."""
 
-    __slots__ = ("_clock", "_exchanges", "_in_flight", "_quiet", "_stir", "_workflow", "last_end")
+    __slots__ = ("_clock", "_exchanges", "_in_flight", "_quiet", "_stir", "_workflow", "had_exchange", "last_end")
 
     def __init__(self, workflow: Workflow, clock: Callable[[], float], stir: Callable[[Workflow], None]) -> None:
         self._workflow = workflow
@@ -37,6 +37,8 @@ class Calls:
         self._in_flight: InFlight[Call] = InFlight()
         self._exchanges: dict[Exchange, None] = {}
         """Those that owe an answer, oldest first."""
+        self.had_exchange = False
+        """True once something was asked by an exchange: its client knows the session id."""
         self._quiet: asyncio.Event | None = None
         """While draining: set once no call is in flight."""
         self.last_end = float("-inf")
@@ -48,7 +50,7 @@ class Calls:
     def exchange(self, requests: int) -> Exchange:
         """A new exchange with so many requests; `take` each of them next."""
         exchange = Exchange(self._workflow, requests)
-        self._workflow.ends_with_its_wires = False
+        self.had_exchange = True
         self._exchanges[exchange] = None
         return exchange
 

@@ -61,6 +61,7 @@ class Workflow:
     __slots__ = (
         "_duplexes",
         "_elsewhere",
+        "_is_bound_to_wires",
         "_ports",
         "_questions",
         "_streams",
@@ -71,7 +72,6 @@ class Workflow:
         "checked",
         "doubted_since",
         "ended",
-        "ends_with_its_wires",
         "generation",
         "handle",
         "is_superseded",
@@ -121,9 +121,7 @@ class Workflow:
         self.account = account
         self.transport: Transport = account.transport
         """What its client's newest wire is."""
-        self.ends_with_its_wires = False
-        """True for a session that began on a wire which carries everything, without a key: where its client does not
-        come back within `resume_window`, nobody else will."""
+        self._is_bound_to_wires = False
         self.loop = asyncio.get_running_loop()
         """Where it lives: to ask for the running one costs a call to the system."""
         self.opened: asyncio.Future[Opened] = self.loop.create_future()
@@ -310,6 +308,18 @@ class Workflow:
             self.transport = transport
             self.account.note(self._ports.clock(), "moved", transport)
 
+    def bind_to_wires(self) -> None:
+        """It began on a wire which carries everything, without a key: who does not come back by it does not at all.
+
+        That holds until something is asked by an exchange, whose client must know the session id.
+        """
+        self._is_bound_to_wires = True
+
+    @property
+    def _ends_with_its_wires(self) -> bool:
+        """True where nobody will come once its client has not come back to a wire within `resume_window`."""
+        return self._is_bound_to_wires and not self.calls.had_exchange
+
     def note(self, what: What) -> None:
         """Something happened between it and its client."""
         if self.ended is None:
@@ -349,7 +359,7 @@ class Workflow:
             self._duplexes.expire(now)
         if not self._wires and self._used + self.pooling.resume_window <= now:
             self._refuse_questions("the client did not come back")
-            if self.ends_with_its_wires and not len(self.calls):
+            if self._ends_with_its_wires and not len(self.calls):
                 self.fail("abandoned")
 
     def stir(self) -> None:
@@ -365,7 +375,7 @@ class Workflow:
         due = [inf if self._streams is None else self._streams.oldest + window]
         due.append(inf if self._duplexes is None else self._duplexes.oldest_left + window)
         if not self._wires:
-            if self._questions or self.ends_with_its_wires:
+            if self._questions or self._ends_with_its_wires:
                 due.append(self._used + window)
             due += [channel.listening.rests_at(self._used) for channel in channels]
         return min(due)

@@ -437,7 +437,7 @@ class Link:
             self._enter(workflow)
             self.meet()
             if begun.state != "resumed" and self._key is None:
-                workflow.ends_with_its_wires = True
+                workflow.bind_to_wires()
 
     def _dispatch(self, workflow: Workflow, duplex: Duplex, message: Envelope, headers: Mapping[str, str]) -> None:
         forwarded = picked(headers, self._config.forward_headers)
