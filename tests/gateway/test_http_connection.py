@@ -131,7 +131,7 @@ async def test_a_body_that_does_not_come_is_waited_for_so_long(begun: bytes, mon
 async def test_who_sends_the_begin_of_one_with_the_end_of_another_has_the_whole_time_for_each(cut: int) -> None:
     made: list[HTTPConnection] = []
 
-    class Listening(HTTPListening):
+    class RememberingListening(HTTPListening):
         def __call__(self, *given: Any, **more: Any) -> HTTPConnection:
             made.append(super().__call__(*given, **more))
             return made[-1]
@@ -141,7 +141,7 @@ async def test_who_sends_the_begin_of_one_with_the_end_of_another_has_the_whole_
         return True
 
     request = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nbody"
-    async with talking(echo, Listening(Statistics(), take)) as (reader, writer):
+    async with talking(echo, RememberingListening(Statistics(), take)) as (reader, writer):
         writer.write(request)
         assert await said(reader) == b"body"
         connection = made[0]

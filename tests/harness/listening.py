@@ -22,7 +22,7 @@ from harness.muxing import Bench, bench
 from harness.ports import bound_socket
 
 
-class Listening:
+class Served:
     """The endpoints, where they listen, and the bench behind them."""
 
     def __init__(self, at: Bench, endpoints: "Endpoints", port: int) -> None:
@@ -88,9 +88,9 @@ async def listening(
     options: Mapping[str, Any] | None = None,
     uvicorn_options: Mapping[str, Any] | None = None,
     **pooling: Any,
-) -> AsyncIterator[Listening]:
+) -> AsyncIterator[Served]:
     """The endpoints over a bench; `options` are those of `EndpointConfig`."""
     async with bench(**pooling) as at:
         app = Endpoints(at, guard or Guard(loopback=True), options or {})
         async with serving(app, **(uvicorn_options or {})) as port:
-            yield Listening(at, app, port)
+            yield Served(at, app, port)

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.anyio
 REVISION = "2025-06-18"
 
 
-class Listening(HTTPListening):
+class CountingListening(HTTPListening):
     """One that counts the tasks which its connections have made."""
 
     begun = 0
@@ -41,7 +41,7 @@ class Here(NamedTuple):
     """Whether each request that came whole was taken at once."""
     port: int
     admission: Admission
-    listening: Listening
+    listening: CountingListening
 
 
 @asynccontextmanager
@@ -59,7 +59,7 @@ async def session(revision: str = REVISION, **turns: int) -> AsyncIterator[Here]
             taken.append(at_once.take(whole))
             return taken[-1]
 
-        listening = Listening(Statistics(), take)
+        listening = CountingListening(Statistics(), take)
         headers = {
             "host": "localhost",
             "content-type": "application/json",

@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import pytest
 from harness.duplex_clients import PATIENCE, SSEClient, initialize
-from harness.listening import Listening, listening
+from harness.listening import Served, listening
 from harness.memory_wire import echo
 from harness.wire import Answer, Wire
 from trunkline.mux.limits import MAX_BODY_BYTES
@@ -22,7 +22,7 @@ ALICE, BOB = {"Authorization": "alice"}, {"Authorization": "bob"}
 
 
 @asynccontextmanager
-async def opened(at: Listening, headers: dict[str, str] | None = None, query: str = "") -> AsyncIterator[SSEClient]:
+async def opened(at: Served, headers: dict[str, str] | None = None, query: str = "") -> AsyncIterator[SSEClient]:
     """A client with a session."""
     async with SSEClient(at.base(), headers) as client:
         await client.connect(query)
@@ -30,7 +30,7 @@ async def opened(at: Listening, headers: dict[str, str] | None = None, query: st
         yield client
 
 
-async def until_detached(at: Listening, workflows: int = 1) -> None:
+async def until_detached(at: Served, workflows: int = 1) -> None:
     """Wait until the server has noticed that no client is there."""
     with anyio.fail_after(PATIENCE):
         while len(at.pool.workflows) != workflows or any(workflow.is_attached for workflow in at.pool.workflows):

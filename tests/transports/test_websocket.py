@@ -10,7 +10,7 @@ import anyio
 import pytest
 from harness.duplex_clients import PATIENCE, SocketClient
 from harness.endpoint_bench import authenticate
-from harness.listening import Listening, listening
+from harness.listening import Served, listening
 from harness.memory_wire import echo, message
 from harness.muxing import bench
 from trunkline.mux.limits import MAX_BODY_BYTES, EventLogLimits
@@ -31,7 +31,7 @@ ALICE, BOB = {"Authorization": "alice"}, {"Authorization": "bob"}
 
 @asynccontextmanager
 async def opened(
-    at: Listening, headers: dict[str, str] | None = None, query: str = "", *, counts: bool = True
+    at: Served, headers: dict[str, str] | None = None, query: str = "", *, counts: bool = True
 ) -> AsyncIterator[SocketClient]:
     """A client with a session."""
     async with SocketClient(at.base(), headers, counts=counts) as client:
@@ -40,7 +40,7 @@ async def opened(
         yield client
 
 
-async def until_detached(at: Listening, workflows: int = 1) -> None:
+async def until_detached(at: Served, workflows: int = 1) -> None:
     """Wait until the server has noticed that no client is there."""
     with anyio.fail_after(PATIENCE):
         while len(at.pool.workflows) != workflows or any(workflow.is_attached for workflow in at.pool.workflows):
@@ -59,7 +59,7 @@ def status_and_text(refused: InvalidStatus) -> tuple[int, str]:
     return refused.response.status_code, json.loads(body or b"")["error"]["message"]
 
 
-async def acknowledged(at: Listening, position: int) -> None:
+async def acknowledged(at: Served, position: int) -> None:
     """Wait until the server knows that its client has everything up to this position."""
     duplex = at.pool.workflows[0].duplexes.newest
     assert duplex is not None

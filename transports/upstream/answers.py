@@ -136,8 +136,8 @@ class Heard(NamedTuple):
     error: ExchangeBroken | UpstreamFault | None
 
 
-class Listening:
-    """The answer to a GET: a stream whose messages are handed on. Implements `Answer`."""
+class ResumedStream:
+    """A stream that is taken up where it broke, by a GET: its messages are handed on. Implements `Answer`."""
 
     def __init__(self, hand_on: Callable[[bytes], None], last_id: str | None) -> None:
         self._events = Events(hand_on, last_id)

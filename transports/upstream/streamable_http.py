@@ -18,7 +18,7 @@ from ...mux.demux import Request
 from ...mux.errors import InvalidRequest, SessionLost, TrunklineError, UpstreamFault, UpstreamUnreachable
 from ...mux.ports import NONE, Headers, Receiver, SendKind
 from ...mux.statistics import Statistics
-from .answers import JSON_TYPE, STREAM_TYPE, Events, Heard, Listening, Receipt, Unasked, nothing
+from .answers import JSON_TYPE, STREAM_TYPE, Events, Heard, Receipt, ResumedStream, Unasked, nothing
 from .credentials import Credential
 from .http import Answer, ExchangeBroken, HeaderBlock, HTTPClient
 from .http_call import HTTPCall, failure_of
@@ -455,13 +455,13 @@ class HTTPWire:
         def hand_on(text: bytes) -> None:
             self.receiver.received(text, request)
             if request.state == "done":
-                listening.stop()
+                resumed.stop()
 
         attempts = 0
         while events.last_id is not None and attempts < RESUME_ATTEMPTS:
             await anyio.sleep(events.retry)
-            listening = Listening(hand_on, events.last_id)
-            heard = await self._listen_to(listening, events.last_id)
+            resumed = ResumedStream(hand_on, events.last_id)
+            heard = await self._resume(resumed, events.last_id)
             if request.state == "done":
                 return self.is_over(request)
             if isinstance(heard.error, UpstreamFault):
@@ -503,15 +503,15 @@ class HTTPWire:
             raise UpstreamFault(f"the server gave an event id that cannot be sent back: {error}") from None
         return self._http.send("GET", headers, b"", answer)
 
-    async def _listen_to(self, listening: Listening, last_id: str | None) -> Heard:
-        """Listen to one GET stream to its end."""
+    async def _resume(self, resumed: ResumedStream, last_id: str | None) -> Heard:
+        """Take a stream up after its last event id, and hear it to its end."""
         try:
-            listening.cut = self._ask_for_stream(last_id, listening)
-            return await listening.over
+            resumed.cut = self._ask_for_stream(last_id, resumed)
+            return await resumed.over
         except UpstreamFault as fault:
             return Heard(0, None, fault)
         finally:
-            listening.cut()
+            resumed.cut()
 
     def _settle(self, request: Request) -> None:
         """The server has begun to answer this request, or will not."""

@@ -8,8 +8,8 @@ from trunkline.transports.upstream.answers import (
     LAST_RETRY_SECONDS,
     Body,
     Events,
-    Listening,
     Receipt,
+    ResumedStream,
     content_type,
     forgets_session,
     nothing,
@@ -60,14 +60,14 @@ def test_an_empty_event_id_takes_the_last_one_back() -> None:
     assert events.last_id is None
 
 
-async def test_listening_hands_on_what_a_stream_brings() -> None:
+async def test_a_resumed_stream_hands_on_what_it_brings() -> None:
     heard: list[bytes] = []
-    listening = Listening(heard.append, None)
-    listening.began(200, STREAM)
-    listening.came(b"id: 7\ndata: one\n\n")
-    assert not listening.over.done()
-    listening.ended(None)
-    status, events, error = await listening.over
+    resumed = ResumedStream(heard.append, None)
+    resumed.began(200, STREAM)
+    resumed.came(b"id: 7\ndata: one\n\n")
+    assert not resumed.over.done()
+    resumed.ended(None)
+    status, events, error = await resumed.over
     assert (status, error, heard) == (200, None, [b"one"])
     assert events is not None
     assert events.last_id == "7"
@@ -75,18 +75,18 @@ async def test_listening_hands_on_what_a_stream_brings() -> None:
 
 @pytest.mark.parametrize(("status", "headers"), [(405, {}), (200, {"content-type": "text/html"}), (404, STREAM)])
 async def test_an_answer_that_is_no_stream_is_over_at_once(status: int, headers: dict[str, str]) -> None:
-    listening = Listening(lambda text: pytest.fail("nothing is handed on"), None)
-    listening.began(status, headers)
-    listening.came(b"data: no\n\n")
-    listening.ended(None)
-    heard = await listening.over
+    resumed = ResumedStream(lambda text: pytest.fail("nothing is handed on"), None)
+    resumed.began(status, headers)
+    resumed.came(b"data: no\n\n")
+    resumed.ended(None)
+    heard = await resumed.over
     assert heard.status == status
     assert heard.events is None
 
 
-async def test_listening_ends_with_what_broke_it() -> None:
+async def test_a_resumed_stream_ends_with_what_broke_it() -> None:
     broken = ExchangeBroken("cut", sent=True)
-    never, cut, huge, enough = (Listening(lambda text: None, None) for _ in range(4))
+    never, cut, huge, enough = (ResumedStream(lambda text: None, None) for _ in range(4))
     never.ended(broken)
     assert await never.over == (0, None, broken)
     cut.began(200, STREAM)
