@@ -163,7 +163,7 @@ class Receiver:
         self._changed = anyio.Event()
 
 
-class _Caller:
+class Nobody:
     """Nobody."""
 
     @property
@@ -193,7 +193,7 @@ class Session:
     ) -> Request:
         """Send a request; one that wants progress has a `token`."""
         self._ids += 1
-        caller: Caller = _Caller()
+        caller: Caller = Nobody()
         request = Request(self._ids, b"1", token, caller, 0.0, 60.0)
         message = {"jsonrpc": "2.0", "id": self._ids, "method": method, "params": params or {}}
         self._send(json.dumps(message).encode(), request=request, headers=headers)

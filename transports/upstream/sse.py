@@ -29,7 +29,8 @@ from .credentials import Credential
 from .http import CredentialFailed, ExchangeBroken, HeaderBlock, HTTPClient, Withheld, target_within
 from .http_call import failure_of
 from .http_client import http_client
-from .streamable_http import DELIVER_SECONDS, LOST_SECONDS, VERSION_HEADER_SINCE
+from .loss import Loss
+from .streamable_http import DELIVER_SECONDS, VERSION_HEADER_SINCE
 
 logger = logging.getLogger(__name__)
 
@@ -118,14 +119,8 @@ class _SSEWire:
         self._cut_stream: Callable[[], None] = nothing
         self._posts: dict[_Post, Request | None] = {}
         """What was POSTed and is not over; a request until it is abandoned."""
-        self._unaccepted: set[Request] = set()
-        """Requests that the server has neither accepted nor refused."""
-        self._refused: list[Request] = []
-        """Requests that met a session which the server had forgotten."""
+        self._loss = Loss()
         self._is_established = False
-        self._cause: SessionLost | None = None
-        """Why the session is lost."""
-        self._lost: asyncio.TimerHandle | None = None
         self._is_closed = False
 
     async def open(self) -> None:
@@ -154,9 +149,9 @@ class _SSEWire:
         self, text: bytes, *, kind: SendKind = "notification", request: Request | None = None, headers: Headers = NONE
     ) -> None:
         """See `Wire.send`."""
-        if self._cause is not None:
+        if self._loss.cause is not None:
             if request is not None:
-                self._refused.append(request)
+                self._loss.refused.append(request)
             return
         try:
             block = self._headers.with_(headers)
@@ -168,7 +163,7 @@ class _SSEWire:
             self._connector.count(kind)
         else:
             self._connector.count("call" if self._is_established else "initialize")
-            self._unaccepted.add(request)
+            self._loss.unanswered[request] = None
         post = _Post(self, kind)
         self._posts[post] = request
         post.cut = self._connector.http.send("POST", block, text, post, target=self._target, fence=self._receiver.fence)
@@ -179,12 +174,12 @@ class _SSEWire:
             if carried is request:
                 self._posts[post] = None
                 break
-        self._settle(request)
+        self._loss.settle(request)
 
     async def establish(self, revision: str, initialized: bytes) -> None:
         """See `Wire.establish`."""
-        if self._cause is not None:
-            raise self._cause
+        if self._loss.cause is not None:
+            raise self._loss.cause
         if revision >= VERSION_HEADER_SINCE:
             self._headers = self._headers.with_({"MCP-Protocol-Version": revision})
         self._connector.count("initialized")
@@ -209,12 +204,8 @@ class _SSEWire:
     def close(self) -> None:
         """Cut everything: the end of the stream is the end of the session. Idempotent."""
         self._is_closed = True
-        if self._lost is not None:
-            self._lost.cancel()
-        self._cut_stream()
-        for post in self._posts:
-            post.stop()
-        self._posts.clear()
+        self._loss.close()
+        self._cut()
 
     # What becomes of a message, as the answer to its POST tells.
 
@@ -222,7 +213,8 @@ class _SSEWire:
         """The server accepted this message, or refused it."""
         request = self._posts[post]
         if status == 404:
-            self._lose(SessionLost("the server no longer knows the session", executed="unknown"), request)
+            cause = SessionLost("the server no longer knows the session", executed="unknown")
+            self._loss.come(cause, self._tell_lost, request)
         elif not 200 <= status < 300 and request is not None:
             executed = "no" if 400 <= status < 500 else "unknown"
             error = UpstreamUnreachable(f"the server answered HTTP {status}", status=status, executed=executed)
@@ -230,7 +222,7 @@ class _SSEWire:
         elif not 200 <= status < 300:
             logger.warning("the server answered a %s with HTTP %d", post.kind, status, extra=self._about)
         if request is not None:
-            self._settle(request)
+            self._loss.settle(request)
 
     def broke(self, post: _Post, error: ExchangeBroken) -> None:
         """No answer came to this POST."""
@@ -259,7 +251,7 @@ class _SSEWire:
         """The stream has ended, broke, or went wrong."""
         if is_fault:
             self._connector.count_fault()
-        self._lose(SessionLost(why, executed="unknown"), at_once=True)
+        self._loss.come(SessionLost(why, executed="unknown"), self._tell_lost, at_once=True)
 
     # Inside.
 
@@ -276,46 +268,26 @@ class _SSEWire:
         asyncio.get_running_loop().call_soon(tell, request, error)
 
     def _fail(self, request: Request, error: TrunklineError) -> None:
-        self._settle(request)
+        self._loss.settle(request)
         if not self._is_closed and request.state != "done":
             self._receiver.failed(request, error)
 
     def _withhold(self, request: Request | None) -> None:
         if request is not None:
-            self._settle(request)
+            self._loss.settle(request)
         if not self._is_closed and (request is None or request.state != "done"):
             self._receiver.withheld(request)
 
-    def _settle(self, request: Request) -> None:
-        """The server has accepted or refused this request, or will not."""
-        self._unaccepted.discard(request)
-        if self._lost is not None and not self._unaccepted:
-            self._tell_lost_after(0)
-
-    def _lose(self, cause: SessionLost, refused: Request | None = None, *, at_once: bool = False) -> None:
-        """The session is dead. Requests that are being POSTed may be refused as well: they surely do not run."""
-        if refused is not None:
-            self._refused.append(refused)
-        if self._cause is None:
-            self._cause = cause
-            self._tell_lost_after(LOST_SECONDS if self._unaccepted and not at_once else 0)
-        elif at_once and self._lost is not None:
-            self._tell_lost_after(0)
-
-    def _tell_lost_after(self, seconds: float) -> None:
-        if self._lost is not None:
-            self._lost.cancel()
-        if not self._is_closed:
-            self._lost = asyncio.get_running_loop().call_later(seconds, self._tell_lost)
-
-    def _tell_lost(self) -> None:
-        self._lost = None
-        assert self._cause is not None, "it is lost for a reason"
+    def _cut(self) -> None:
+        """Cut the stream, and all that is under way beside it."""
         self._cut_stream()
         for post in self._posts:
             post.stop()
         self._posts.clear()
-        self._receiver.lost(self._cause, [request for request in self._refused if request.state != "done"])
+
+    def _tell_lost(self, cause: SessionLost, refused: list[Request]) -> None:
+        self._cut()
+        self._receiver.lost(cause, refused)
 
 
 class _Stream:

@@ -23,6 +23,7 @@ from .credentials import Credential
 from .http import Answer, ExchangeBroken, HeaderBlock, HTTPClient
 from .http_call import HTTPCall, failure_of
 from .http_client import http_client
+from .loss import Loss
 
 logger = logging.getLogger(__name__)
 
@@ -34,10 +35,6 @@ DELIVER_SECONDS: Final = 30.0
 
 MAX_DELIVERIES: Final = 256
 """Messages without an answer that a server has not taken yet, for each session; more are dropped and counted."""
-
-LOST_SECONDS: Final = 0.5
-"""How long a session that the server forgot waits for what becomes of its other calls: most are refused as well, and
-a call that was refused surely did not run."""
 
 RESUME_ATTEMPTS: Final = 5
 """Attempts to take up a broken stream that bring no event, before its request is given up."""
@@ -113,7 +110,7 @@ class StreamableHTTPConnector:
 class _Traffic:
     """What is under way on one session."""
 
-    __slots__ = ("deliveries", "exchanges", "refused", "running", "unanswered")
+    __slots__ = ("deliveries", "exchanges", "loss", "running")
 
     def __init__(self) -> None:
         self.running: dict[asyncio.Task[None], None] = {}
@@ -121,15 +118,12 @@ class _Traffic:
         self.exchanges: dict[Request, Callable[[], object]] = {}
         """How to cut the exchange of each request."""
         self.deliveries: dict[Receipt, None] = {}
-        self.unanswered: dict[Request, None] = {}
-        """Requests to which the server has not begun to answer."""
-        self.refused: list[Request] = []
-        """Requests that met a session which the server had forgotten."""
+        self.loss = Loss()
 
     @property
     def is_empty(self) -> bool:
-        """True where nothing is under way, nor refused."""
-        return not (self.running or self.exchanges or self.deliveries or self.unanswered or self.refused)
+        """True where nothing is under way, nor lost."""
+        return self.loss.is_blank and not (self.running or self.exchanges or self.deliveries)
 
 
 class HTTPWire:
@@ -144,10 +138,8 @@ class HTTPWire:
         "_connector",
         "_fixed",
         "_http",
-        "_is_dead",
         "_is_released",
         "_listen",
-        "_lost",
         "_offers_stream",
         "_revision",
         "_session_id",
@@ -184,8 +176,6 @@ class HTTPWire:
         self._under_way: _Traffic | None = None
         self.is_established = False
         self._is_released = False
-        self._is_dead = False
-        self._lost: asyncio.TimerHandle | None = None
         if adopted is not None:
             session, self._revision = adopted
             self._take_session(session[1:] or None)
@@ -203,7 +193,7 @@ class HTTPWire:
     async def __aexit__(self, *_: object) -> None:
         """End the session at the server, in order and in bounded time; best effort (rule L5)."""
         try:
-            if self._session_id is not None and not self._is_dead and not self._is_released:
+            if self._session_id is not None and self._traffic.loss.cause is None and not self._is_released:
                 with anyio.move_on_after(CLOSE_SECONDS, shield=True):
                     await self._ask("delete", b"")
         except TrunklineError as error:
@@ -227,14 +217,14 @@ class HTTPWire:
         traffic = self._traffic
         if request is None:
             self._deliver(text, kind, block)
-        elif self._is_dead:
-            traffic.refused.append(request)
+        elif traffic.loss.cause is not None:
+            traffic.loss.refused.append(request)
         elif request.token and self._unasked is not None and self._unasked.is_coming:
             traffic.exchanges[request] = nothing
             request.is_held = True
             self._unasked.when_known(partial(self._send_held, text, request, headers))
         else:
-            traffic.unanswered[request] = None
+            traffic.loss.unanswered[request] = None
             self._connector.count("call" if self.is_established else "initialize")
             traffic.exchanges[request] = self._http.send("POST", block, text, HTTPCall(self, request))
 
@@ -308,8 +298,7 @@ class HTTPWire:
     async def _cut(self) -> None:
         """Cut all that is under way."""
         traffic = self._traffic
-        if self._lost is not None:
-            self._lost.cancel()
+        traffic.loss.close()
         for cut in (*traffic.exchanges.values(), *(receipt.over.cancel for receipt in traffic.deliveries)):
             cut()
         traffic.exchanges.clear()
@@ -332,7 +321,7 @@ class HTTPWire:
         Raises:
             UpstreamFault: it gave a session id that is none.
         """
-        self._settle(request)
+        self._traffic.loss.settle(request)
         if not self.is_established:
             self._take_session(headers.get("mcp-session-id"))
         elif status == 404 and self.has_session:
@@ -356,8 +345,9 @@ class HTTPWire:
 
     def is_over(self, request: Request, error: TrunklineError | None = None) -> None:
         """The exchange of this request is over, for this reason where its answer did not come."""
-        self._traffic.exchanges.pop(request, None)
-        self._settle(request)
+        traffic = self._traffic
+        traffic.exchanges.pop(request, None)
+        traffic.loss.settle(request)
         if error is not None:
             self.receiver.failed(request, error)
 
@@ -513,25 +503,12 @@ class HTTPWire:
         finally:
             resumed.cut()
 
-    def _settle(self, request: Request) -> None:
-        """The server has begun to answer this request, or will not."""
-        self._traffic.unanswered.pop(request, None)
-        if self._lost is not None and not self._traffic.unanswered:
-            self._lost.cancel()
-            self._lost = asyncio.get_running_loop().call_later(0, self._tell_lost)
-
     def _lose(self, refused: Request | None = None) -> None:
         """The server no longer knows the session, and did not run this request."""
-        if refused is not None:
-            self._traffic.refused.append(refused)
-        if not self._is_dead:
-            self._is_dead = True
-            wait = LOST_SECONDS if self._traffic.unanswered else 0
-            self._lost = asyncio.get_running_loop().call_later(wait, self._tell_lost)
-            if self._unasked is not None:
-                self._unasked.let_go()
-
-    def _tell_lost(self) -> None:
-        self._lost = None
         cause = SessionLost("the server no longer knows the session", executed="unknown")
-        self.receiver.lost(cause, self._traffic.refused)
+        self._traffic.loss.come(cause, self._tell_lost, refused)
+        if self._unasked is not None:
+            self._unasked.let_go()
+
+    def _tell_lost(self, cause: SessionLost, refused: list[Request]) -> None:
+        self.receiver.lost(cause, refused)

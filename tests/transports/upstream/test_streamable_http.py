@@ -17,7 +17,7 @@ from harness.upstream_scripted import (
 )
 from trunkline.mux.errors import InvalidRequest, UpstreamFault, UpstreamUnreachable
 from trunkline.mux.ports import NONE, MovableWire
-from trunkline.transports.upstream import streamable_http
+from trunkline.transports.upstream import loss, streamable_http
 from trunkline.transports.upstream.streamable_http import StreamableHTTPConnector
 
 pytestmark = pytest.mark.anyio
@@ -151,7 +151,7 @@ async def test_a_server_that_is_not_there_did_not_run_anything() -> None:
 async def test_a_call_in_flight_still_gets_its_answer_when_the_session_is_forgotten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(streamable_http, "LOST_SECONDS", NEVER)
+    monkeypatch.setattr(loss, "LOST_SECONDS", NEVER)
     plays: list[Play] = [[Pause("go"), *GOOD], [Pause("go"), Status(404)], [Status(404)]]
     async with http_bench(call=plays) as bench:
         async with bench.session() as session:
@@ -169,7 +169,7 @@ async def test_a_call_in_flight_still_gets_its_answer_when_the_session_is_forgot
 
 
 async def test_a_call_that_stays_unanswered_does_not_hold_up_the_news(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streamable_http, "LOST_SECONDS", 0.01)
+    monkeypatch.setattr(loss, "LOST_SECONDS", 0.01)
     async with http_bench(call=[[Hang()], [Status(404)]]) as bench, bench.session() as session:
         silent = session.request()
         await bench.upstream.saw("tools/call")
@@ -179,7 +179,7 @@ async def test_a_call_that_stays_unanswered_does_not_hold_up_the_news(monkeypatc
 
 
 async def test_a_call_whose_answer_has_begun_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streamable_http, "LOST_SECONDS", NEVER)
+    monkeypatch.setattr(loss, "LOST_SECONDS", NEVER)
     plays: list[Play] = [[OpenStream(), Send(told(1)), Hang()], [Status(404)]]
     async with http_bench(call=plays) as bench, bench.session() as session:
         speaking = session.request()
