@@ -12,20 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from . import envelope as wire_format
-from .demux import (
-    Abandon,
-    Answered,
-    Asked,
-    Demux,
-    Due,
-    Failed,
-    Progressed,
-    Request,
-    Retracted,
-    ServerRequest,
-    Told,
-    ToServer,
-)
+from .demux import Abandon, Answered, Asked, Demux, Due, Failed, Progressed, Retracted, Told, ToServer
 from .envelope import Envelope
 from .errors import (
     InvalidMessage,
@@ -44,6 +31,7 @@ from .limits import MAX_EVENT_BYTES, Pooling
 from .listening import Listening
 from .ports import NONE, Caller, Connector, Headers, MovableWire, Opened, Owner, Wire
 from .record import Handshake
+from .request import Request, ServerRequest
 from .routing import attribute
 from .statistics import Statistics, method_label
 

@@ -1,14 +1,12 @@
 """The demultiplexer of one channel: many callers' requests over one upstream session, told apart by minted ids.
 
 Pure: no I/O, no clock. Every method takes the time it needs as `now` (seconds, monotonic) and returns what has to
-happen as events; the channel performs them. What may happen to a request is the table `REQUESTS`, to a request of the
-server's own the table `SERVER_REQUESTS`; a move that a table does not hold raises `IllegalMove`, which is a bug here
-and never a peer's fault.
+happen as events; the channel performs them. What may happen to a request is told by the tables in `request`.
 
 Ids are positive integers below 2**53, drawn in blocks, never used twice in a session (rules E3, E4).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Final, Literal, NamedTuple
 
 from msgspec import Raw
@@ -18,100 +16,27 @@ from .envelope import Envelope, IdKey, coerced_key, id_key
 from .errors import Cancelled, Overloaded, SessionLost, TimedOut, TrunklineError
 from .limits import MAX_EVENT_BYTES
 from .ports import Caller, Owner
+from .request import (
+    EXTENSIONS,
+    REQUESTS,
+    SERVER_REQUESTS,
+    IllegalMove,
+    Request,
+    RequestEffect,
+    RequestInput,
+    ServerRequest,
+    ServerRequestEffect,
+    ServerRequestInput,
+)
 
 TOMBSTONE_SECONDS: Final = 30.0
 """How long the late answer to an abandoned request is waited for (rule E15); then its exchange is given up."""
-
-EXTENSIONS: Final = 12
-"""Progress may extend a call to at most this many times `request_timeout` (rule E17: an absolute maximum)."""
 
 MAX_DIGITS: Final = 17
 """An id that was minted has fewer digits."""
 
 MAX_SERVER_REQUESTS: Final = 256
 """Requests of one server that may wait for an answer at once."""
-
-RequestState = Literal["pending", "abandoned", "done"]
-RequestInput = Literal["answer", "progress", "cancel", "expire", "fail"]
-RequestEffect = Literal["deliver", "deliver_progress", "withdraw", "time_out", "report", "swallow", "ignore", "forget"]
-
-REQUESTS: Final[Mapping[tuple[RequestState, RequestInput], tuple[RequestState, RequestEffect]]] = {
-    ("pending", "answer"): ("done", "deliver"),
-    ("pending", "progress"): ("pending", "deliver_progress"),
-    ("pending", "cancel"): ("abandoned", "withdraw"),
-    ("pending", "expire"): ("abandoned", "time_out"),
-    ("pending", "fail"): ("done", "report"),
-    ("abandoned", "answer"): ("done", "swallow"),
-    ("abandoned", "progress"): ("abandoned", "ignore"),
-    ("abandoned", "cancel"): ("abandoned", "ignore"),
-    ("abandoned", "expire"): ("done", "forget"),
-    ("abandoned", "fail"): ("done", "forget"),
-    # A failure may be reported after the answer came: the exchange broke once it had carried everything.
-    ("done", "fail"): ("done", "ignore"),
-    ("done", "cancel"): ("done", "ignore"),
-}
-
-ServerRequestState = Literal["open", "done"]
-ServerRequestInput = Literal["answer", "refuse", "cancel"]
-ServerRequestEffect = Literal["relay", "reply", "retract", "ignore"]
-
-SERVER_REQUESTS: Final[
-    Mapping[tuple[ServerRequestState, ServerRequestInput], tuple[ServerRequestState, ServerRequestEffect]]
-] = {
-    ("open", "answer"): ("done", "relay"),
-    ("open", "refuse"): ("done", "reply"),
-    ("open", "cancel"): ("done", "retract"),
-    # First answer wins (rule R4); what comes after it is dropped.
-    ("done", "answer"): ("done", "ignore"),
-    ("done", "refuse"): ("done", "ignore"),
-}
-
-
-class IllegalMove(AssertionError):
-    """A (state, input) pair that the table does not hold: a defect of trunkline."""
-
-
-class Request:
-    """A client's request, from the minting of its upstream id to its answer or the end of its tombstone."""
-
-    __slots__ = ("caller", "client_id", "deadline", "id", "is_held", "latest", "paused", "state", "token")
-
-    def __init__(self, id: int, client_id: bytes, token: bytes, caller: Caller, now: float, timeout: float) -> None:
-        self.id = id
-        self.client_id = client_id
-        self.token = token
-        """The caller's progress token as it was spelled, empty where it asked for no progress."""
-        self.caller = caller
-        self.state: RequestState = "pending"
-        self.deadline = now + timeout
-        self.latest = now + timeout * EXTENSIONS
-        self.paused = 0
-        """Requests of the server's own that wait for a client's answer within this one."""
-        self.is_held = False
-        """True while its wire holds it back: nothing of it has reached the server, which need not hear of its end."""
-
-    def __repr__(self) -> str:
-        return f"Request({self.id}, {self.state})"
-
-
-class ServerRequest:
-    """A request of the server's own: sampling, elicitation, roots."""
-
-    __slots__ = ("deadline", "id", "method", "origin", "state", "token")
-
-    def __init__(self, message: Envelope, origin: Request | None, deadline: float) -> None:
-        self.id = message.id
-        """The server's id, as it was spelled."""
-        self.method = message.method
-        self.origin = origin
-        """The client's request on whose stream it came, where the transport tells (rule R1.1)."""
-        self.state: ServerRequestState = "open"
-        self.token = b""
-        """The server's progress token as it was spelled, where the downstream side minted another for it."""
-        self.deadline = deadline
-
-    def __repr__(self) -> str:
-        return f"ServerRequest({self.id!r}, {self.method}, {self.state})"
 
 
 class Answered(NamedTuple):
@@ -498,13 +423,3 @@ def _as_lost(cause: TrunklineError) -> TrunklineError:
     lost = SessionLost(f"the upstream session ended: {cause.message}", executed="unknown")
     lost.__cause__ = cause
     return lost
-
-
-def tables_as_mermaid() -> str:
-    """The two tables as state diagrams, for docs/design.md."""
-    lines: list[str] = []
-    for title, table in (("request", REQUESTS), ("server request", SERVER_REQUESTS)):
-        lines += ["```mermaid", "---", f"title: {title}", "---", "stateDiagram-v2"]
-        lines += [f"    {old} --> {new}: {given} / {effect}" for (old, given), (new, effect) in table.items()]
-        lines += ["```", ""]
-    return "\n".join(lines)

@@ -4,11 +4,11 @@ from collections.abc import Callable
 from typing import Any
 
 from . import envelope as wire_format
-from .demux import ServerRequest
 from .envelope import Envelope
 from .errors import TrunklineError, Unattributable
 from .limits import MAX_BODY_BYTES
 from .ports import Answerable, Caller
+from .request import ServerRequest
 
 
 def own_request(method: str, params: dict[str, Any]) -> Envelope:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, runtime_
 if TYPE_CHECKING:
     from .account import Decision
     from .channel import Channel
-    from .demux import Request, ServerRequest
     from .envelope import Envelope
     from .errors import TrunklineError
+    from .request import Request, ServerRequest
 
 Headers = Mapping[str, str]
 SendKind = Literal["notification", "response"]

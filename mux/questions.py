@@ -14,11 +14,11 @@ from typing import NamedTuple
 from msgspec import Raw
 
 from . import envelope as wire_format
-from .demux import ServerRequest
 from .directory import Entry
 from .envelope import Envelope, id_key, key_or_none, members_of, swap_progress_token
 from .errors import TrunklineError
 from .ports import NONE, Answerable, Line
+from .request import ServerRequest
 from .routing import refusal
 
 

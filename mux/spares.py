@@ -16,7 +16,6 @@ import anyio
 from .account import Decision
 from .breaker import Backoff
 from .channel import Channel
-from .demux import ServerRequest
 from .directory import ID_BLOCK, Directory
 from .envelope import Envelope
 from .errors import SessionLost, TrunklineError, Unattributable, WorkflowEnded
@@ -29,6 +28,7 @@ from .policy import Cap, Census
 from .ports import Answerable, Caller, Opened, Owner
 from .principal import Principal
 from .record import Handshake
+from .request import ServerRequest
 from .upstream import ChannelMaker
 
 FIRST_IDS: Final = range(1, ID_BLOCK + 1)

@@ -17,7 +17,6 @@ from .account import Account, Transport, What
 from .annotations import Trust
 from .calls import Calls
 from .channel import Channel
-from .demux import ServerRequest
 from .duplex import Duplex
 from .duplexes import Duplexes
 from .envelope import Envelope
@@ -29,6 +28,7 @@ from .ports import Answerable, Caller, Headers, Line, Opened
 from .questions import Questions
 from .record import WorkflowRecord
 from .recovery import Kept
+from .request import ServerRequest
 from .routing import place
 from .statistics import Statistics
 from .streams import Streams

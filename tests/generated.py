@@ -19,11 +19,11 @@ from trunkline.gateway.metrics import COUNTERS, GAUGES, HISTOGRAMS, SERVERS, Fam
 from trunkline.gateway.settings.reference import Setting, tables
 from trunkline.mux import errors
 from trunkline.mux.breaker import circuit_as_mermaid
-from trunkline.mux.demux import tables_as_mermaid
 from trunkline.mux.errors import TrunklineError
 from trunkline.mux.event_log import Overflow
 from trunkline.mux.lifecycle import life_as_mermaid
 from trunkline.mux.modern import status_of
+from trunkline.mux.request import tables_as_mermaid
 from trunkline.transports.headers import HEADERS
 from trunkline.transports.status import AT_ADMISSION, PER_PRINCIPAL, HTTPRefusal, answer_to
 from trunkline.transports.upstream.modern_http import SlowClient

@@ -21,13 +21,13 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Final
 
 from ..mux.channel import Channel
-from ..mux.demux import Request
 from ..mux.directory.memory import MemoryDirectory
 from ..mux.errors import Overloaded, SessionLost
 from ..mux.limits import Pooling
 from ..mux.pool import Pool
 from ..mux.ports import NONE, Headers, Receiver, SendKind, Wire
 from ..mux.principal import ANONYMOUS, Principal
+from ..mux.request import Request
 from ..mux.upstream import Upstream
 from ..mux.workflow import Workflow
 from .asgi import ASGIApp, Receive, Scope, Send, respond

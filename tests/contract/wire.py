@@ -14,9 +14,9 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import anyio
 import pytest
-from trunkline.mux.demux import Request
 from trunkline.mux.errors import SessionLost, TrunklineError
 from trunkline.mux.ports import NONE, Caller, Connector, Headers, Owner, SendKind, Wire
+from trunkline.mux.request import Request
 
 PATIENCE: Final = 10.0
 """Seconds within which a message arrives."""

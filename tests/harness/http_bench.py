@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from contract.wire import Receiver, Report, Session
-from trunkline.mux.demux import Request
 from trunkline.mux.errors import SessionLost, TrunklineError
 from trunkline.mux.ports import NONE
+from trunkline.mux.request import Request
 from trunkline.mux.statistics import Statistics
 from trunkline.transports.upstream.streamable_http import StreamableHTTPConnector
 

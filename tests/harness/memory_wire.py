@@ -18,11 +18,11 @@ from contextlib import asynccontextmanager
 from typing import Any, Literal
 
 import anyio
-from trunkline.mux.demux import Request
 from trunkline.mux.envelope import Members, parse
 from trunkline.mux.errors import SessionLost, TrunklineError, UpstreamUnreachable
 from trunkline.mux.limits import MAX_EVENT_BYTES
 from trunkline.mux.ports import NONE, Headers, Receiver, SendKind, Wire
+from trunkline.mux.request import Request
 
 PATIENCE = 10.0
 """Seconds after which waiting for a peer fails the test."""

@@ -7,8 +7,9 @@ import pytest
 from harness.memory_wire import Exchange as Upstream
 from harness.memory_wire import echo, message
 from harness.muxing import ALICE, BOB, bench, members, notification
-from trunkline.mux.demux import EXTENSIONS, TOMBSTONE_SECONDS
+from trunkline.mux.demux import TOMBSTONE_SECONDS
 from trunkline.mux.envelope import Envelope
+from trunkline.mux.request import EXTENSIONS
 
 pytestmark = pytest.mark.anyio
 

@@ -5,10 +5,7 @@ import tracemalloc
 
 import pytest
 from trunkline.mux.demux import (
-    EXTENSIONS,
     MAX_SERVER_REQUESTS,
-    REQUESTS,
-    SERVER_REQUESTS,
     TOMBSTONE_SECONDS,
     Abandon,
     Answered,
@@ -16,17 +13,19 @@ from trunkline.mux.demux import (
     Demux,
     Failed,
     Ignored,
-    IllegalMove,
     Progressed,
-    Request,
     Retracted,
-    ServerRequest,
     Told,
     ToServer,
-    tables_as_mermaid,
 )
 from trunkline.mux.envelope import Envelope, parse
 from trunkline.mux.errors import Cancelled, InvalidParams, Overloaded, SessionLost, TimedOut, WorkflowEnded
+from trunkline.mux.request import (
+    EXTENSIONS,
+    IllegalMove,
+    Request,
+    ServerRequest,
+)
 
 TIMEOUT = 10.0
 
@@ -427,8 +426,3 @@ def test_what_is_given_back_while_idle_is_nothing_that_is_in_flight(demux: Demux
     assert isinstance(demux.receive(answer(str(request.id)), request, 1.0), Answered)
     demux.trim()
     assert (demux.is_idle, opened(demux).id) == (True, request.id + 1)
-
-
-def test_the_tables_can_be_drawn() -> None:
-    drawn = tables_as_mermaid()
-    assert drawn.count(" --> ") == len(REQUESTS) + len(SERVER_REQUESTS)

@@ -6,7 +6,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
 from trunkline.mux.demux import (
-    EXTENSIONS,
     TOMBSTONE_SECONDS,
     Abandon,
     Answered,
@@ -16,13 +15,12 @@ from trunkline.mux.demux import (
     Failed,
     Ignored,
     Progressed,
-    Request,
     Retracted,
-    ServerRequest,
     ToServer,
 )
 from trunkline.mux.envelope import parse
 from trunkline.mux.errors import Cancelled, Overloaded, SessionLost, TimedOut, TrunklineError
+from trunkline.mux.request import EXTENSIONS, Request, ServerRequest
 
 TIMEOUT = 10.0
 MAX = 12

@@ -7,9 +7,9 @@ import pytest
 from harness.memory_wire import Exchange as Upstream
 from harness.memory_wire import message
 from harness.muxing import Bench, Client, bench, idle, initialize, notification, response, some
-from trunkline.mux.demux import EXTENSIONS
 from trunkline.mux.event_log import Stream
 from trunkline.mux.exchange import Exchange
+from trunkline.mux.request import EXTENSIONS
 from trunkline.mux.streams import Reader
 
 pytestmark = pytest.mark.anyio

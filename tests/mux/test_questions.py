@@ -5,11 +5,11 @@ import json
 import pytest
 from harness.memory_wire import message
 from harness.muxing import bench, initialize, notification, response
-from trunkline.mux.demux import ServerRequest
 from trunkline.mux.directory import Entry
 from trunkline.mux.envelope import Envelope, parse
 from trunkline.mux.errors import MethodNotFound, SessionLost, TrunklineError
 from trunkline.mux.questions import Inherited, Questions
+from trunkline.mux.request import ServerRequest
 
 ALL = b'{"roots":{},"sampling":{}}'
 

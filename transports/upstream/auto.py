@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 import anyio
 import msgspec
 
-from ...mux.demux import Request
 from ...mux.errors import TrunklineError, UpstreamFault
 from ...mux.ports import NONE, Connector, Headers, MovableWire, Receiver, SendKind, Wire
+from ...mux.request import Request
 from ...mux.statistics import Statistics
 from .credentials import Credential
 from .http import Answer, ExchangeBroken, Fence, HeaderBlock, HTTPClient, Method

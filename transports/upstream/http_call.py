@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import Final, Protocol
 
-from ...mux.demux import Request
 from ...mux.envelope import parse
 from ...mux.errors import (
     CredentialRefused,
@@ -17,6 +16,7 @@ from ...mux.errors import (
 )
 from ...mux.limits import MAX_EVENT_BYTES
 from ...mux.ports import Headers, Receiver
+from ...mux.request import Request
 from .answers import (
     ERROR_BODY_BYTES,
     JSON_TYPE,

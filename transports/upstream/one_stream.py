@@ -10,10 +10,10 @@ import asyncio
 from abc import ABC, abstractmethod
 from typing import Final
 
-from ...mux.demux import Request
 from ...mux.errors import SessionLost
 from ...mux.limits import MAX_EVENT_BYTES
 from ...mux.ports import NONE, Headers, Receiver, SendKind
+from ...mux.request import Request
 from ...mux.statistics import Statistics
 
 MAX_UNSENT_BYTES: Final = MAX_EVENT_BYTES

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final, Literal
 
-from ...mux.demux import Request
 from ...mux.errors import (
     CredentialRefused,
     InvalidRequest,
@@ -22,6 +21,7 @@ from ...mux.errors import (
 )
 from ...mux.limits import MAX_EVENT_BYTES
 from ...mux.ports import NONE, Headers, Receiver, SendKind, Wire
+from ...mux.request import Request
 from ...mux.statistics import Statistics
 from ..event_stream import EventParser
 from .answers import ERROR_BODY_BYTES, STREAM_TYPE, Body, Receipt, content_type, nothing

@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from ...mux.demux import Request
 from ...mux.errors import UpstreamUnreachable
 from ...mux.ports import Headers, Receiver, Wire
+from ...mux.request import Request
 from ...mux.statistics import Statistics
 from .backoff import Backoff
 from .one_stream import MAX_UNSENT_BYTES, OneStreamWire

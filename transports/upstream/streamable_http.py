@@ -14,9 +14,9 @@ from typing import Final, Literal
 
 import anyio
 
-from ...mux.demux import Request
 from ...mux.errors import InvalidRequest, SessionLost, TrunklineError, UpstreamFault, UpstreamUnreachable
 from ...mux.ports import NONE, Headers, Receiver, SendKind
+from ...mux.request import Request
 from ...mux.statistics import Statistics
 from .answers import JSON_TYPE, STREAM_TYPE, Events, Heard, Receipt, ResumedStream, Unasked, nothing
 from .credentials import Credential

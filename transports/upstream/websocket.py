@@ -22,10 +22,10 @@ from websockets.frames import BINARY, PONG, Frame
 from websockets.protocol import CLOSED, CLOSING, OPEN
 from websockets.typing import Subprotocol
 
-from ...mux.demux import Request
 from ...mux.errors import InvalidRequest, TrunklineError, UpstreamFault, UpstreamUnreachable
 from ...mux.limits import MAX_EVENT_BYTES
 from ...mux.ports import Headers, Receiver, Wire
+from ...mux.request import Request
 from ...mux.statistics import Statistics
 from ..frames import Frames, text_frame
 from .http import CONNECT_SECONDS, HeaderBlock

@@ -3,8 +3,8 @@
 import anyio.lowlevel
 import pytest
 from contract.wire import INITIALIZED, REVISION, Receiver, Session
-from trunkline.mux.demux import Request
 from trunkline.mux.errors import SessionLost
+from trunkline.mux.request import Request
 from trunkline.mux.statistics import Statistics
 from trunkline.transports.upstream.one_stream import OneStreamWire
 

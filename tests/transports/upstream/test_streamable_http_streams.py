@@ -6,8 +6,8 @@ import pytest
 from contract.wire import answer, told
 from harness.http_bench import Heard, HTTPBench, http_bench
 from harness.upstream_scripted import Cut, Hang, OpenStream, Pause, Play, Raw, Reply, Send, Status, Step
-from trunkline.mux.demux import Request
 from trunkline.mux.errors import SessionLost, UpstreamFault
+from trunkline.mux.request import Request
 from trunkline.transports.upstream import answers, http_call
 from trunkline.transports.upstream.streamable_http import RESUME_ATTEMPTS
 
