@@ -9,8 +9,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from ...mux.demux import Request
 from ...mux.errors import SessionLost
+from ...mux.request import Request
 
 LOST_SECONDS: Final = 0.5
 """How long the loss of a session waits for what becomes of its other calls."""

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 from contract.wire import Nobody
-from trunkline.mux.demux import Request
 from trunkline.mux.errors import SessionLost
+from trunkline.mux.request import Request
 from trunkline.transports.upstream import loss as module
 from trunkline.transports.upstream.loss import Loss
 
