@@ -30,7 +30,7 @@ from .http import CredentialFailed, ExchangeBroken, HeaderBlock, HTTPClient, Wit
 from .http_call import failure_of
 from .http_client import http_client
 from .loss import Loss
-from .streamable_http import DELIVER_SECONDS, VERSION_HEADER_SINCE
+from .streamable_http import DELIVER_SECONDS, MAX_DELIVERIES, VERSION_HEADER_SINCE
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +99,10 @@ class SSEConnector:
         """One HTTP request goes to the server."""
         self._statistics.count("upstream_requests", self.server, kind)
 
+    def count_dropped(self) -> None:
+        """The server has not taken what it should, or there is no room for more."""
+        self._statistics.count("undelivered", self.server)
+
     def count_fault(self) -> None:
         """The server broke the protocol."""
         self._statistics.count("upstream_faults", self.server)
@@ -160,6 +164,9 @@ class _SSEWire:
                 self._soon(self._fail, request, InvalidRequest(str(error)))
             return
         if request is None:
+            if self._undelivered >= MAX_DELIVERIES:
+                self._connector.count_dropped()
+                return
             self._connector.count(kind)
         else:
             self._connector.count("call" if self._is_established else "initialize")
@@ -232,6 +239,7 @@ class _SSEWire:
         elif request is not None:
             self._fail(request, failure_of(error))
         else:
+            self._connector.count_dropped()
             logger.warning("a %s did not reach the server", post.kind, extra=self._about)
 
     def is_over(self, post: _Post) -> None:
@@ -258,6 +266,11 @@ class _SSEWire:
     @property
     def _about(self) -> dict[str, str]:
         return {"server": self._connector.server}
+
+    @property
+    def _undelivered(self) -> int:
+        """Messages that the server has not taken yet, and for whose answer nobody waits."""
+        return sum(request is None for request in self._posts.values())
 
     def _receive(self, text: bytes) -> None:
         if not self._is_closed:

@@ -27,8 +27,10 @@ def chunked(*events: bytes) -> bytes:
 
 
 @asynccontextmanager
-async def connector_to(url: str) -> AsyncIterator[tuple[SSEConnector, Statistics]]:
-    statistics = Statistics()
+async def connector_to(
+    url: str, statistics: Statistics | None = None
+) -> AsyncIterator[tuple[SSEConnector, Statistics]]:
+    statistics = statistics or Statistics()
     connector = SSEConnector("x", url, statistics)
     try:
         yield connector, statistics
@@ -281,7 +283,7 @@ async def test_what_is_no_message_is_left_out() -> None:
 
 
 @asynccontextmanager
-async def posting(post: Any) -> AsyncIterator[Session]:
+async def posting(post: Any, statistics: Statistics | None = None) -> AsyncIterator[Session]:
     """A session before its handshake, with a server that treats each POST so."""
 
     async def serve(peer: Peer) -> None:
@@ -292,7 +294,7 @@ async def posting(post: Any) -> AsyncIterator[Session]:
         else:
             await post(peer)
 
-    async with serving(serve) as server, connector_to(server.url) as (connector, _):
+    async with serving(serve) as server, connector_to(server.url, statistics) as (connector, _):
         receiver = Receiver()
         async with connector.connect(receiver, NONE, listen=True) as wire:
             yield Session(wire, receiver)
@@ -328,6 +330,42 @@ async def test_a_body_that_nobody_needs_is_not_read_to_its_end() -> None:
         with anyio.fail_after(10):
             await closed.wait()
         assert not session.receiver.reports
+
+
+async def test_g10_only_so_many_messages_wait_for_a_server_that_takes_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "MAX_DELIVERIES", 2)
+    arrived = anyio.Semaphore(0)
+
+    async def hang(peer: Peer) -> None:
+        arrived.release()
+        await peer.closed()
+
+    statistics = Statistics()
+    async with posting(hang, statistics) as session:
+        for n in range(5):
+            session.send(told(n))
+        session.request()
+        with anyio.fail_after(10):
+            for _ in range(3):  # two messages, and the request, which has bounds of its own
+                await arrived.acquire()
+        assert statistics.total("undelivered") == 3
+
+
+async def test_what_does_not_reach_the_server_is_counted() -> None:
+    was_cut = anyio.Event()
+
+    async def cut(peer: Peer) -> None:
+        peer.reset()
+        was_cut.set()
+
+    statistics = Statistics()
+    async with posting(cut, statistics) as session:
+        session.send(told(1))
+        with anyio.fail_after(10):
+            await was_cut.wait()
+        session.request()
+        await session.receiver.until(lambda: session.receiver.of("failed"))
+        assert statistics.total("undelivered") == 1
 
 
 async def test_a_post_that_is_never_answered_is_given_up_when_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
