@@ -1,25 +1,22 @@
-"""What carries workflows to their servers: lines, built by the reuse of each server, and the channels of them all."""
+"""What carries workflows to their servers: lines, built by the reuse of each server, and what they share."""
 
-import asyncio
 import hashlib
 import itertools
-import time
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 from .account import MAX_COMPARED, OWN, ChannelKey, Decision, missed
 from .annotations import Annotations, Trust
-from .breaker import Breakers, Circuit, Permit, verdict
-from .channel import Channel, ChannelConfig, Recipients
+from .channel import Channel, Recipients
+from .channels import Channels, Perform
 from .directory import ID_BLOCK, SHARED, Directory
-from .errors import CircuitOpen, SessionLost, TrunklineError, WorkflowEnded
-from .failures import Failures, stage_of
+from .errors import TrunklineError, WorkflowEnded
 from .generations import Generations, Version
 from .group import ChannelGroup, GroupPorts
 from .id_supply import DrawIds
 from .initialization import Adopted
-from .lifecycle import Effect
 from .limits import Pooling
 from .line import DedicatedLine
 from .membership import Membership
@@ -30,32 +27,11 @@ from .record import Wish
 from .shared import SharedLine
 from .sharing import shared_handshake
 from .spares import Shelf, SparedLine, SpareKey, Spares
-from .statistics import Statistics
 from .upstream import Upstream
 from .workflow import Workflow
 
 Place = Literal["new", "held", "beside"]
 """`new`: it begins here. `held`: another worker held it before. `beside`: another worker holds it."""
-
-Spawn = Callable[[Callable[[Any], Coroutine[Any, Any, None]], Any], None]
-"""Starts a task of the pool: a function and its argument."""
-
-Perform = Callable[[Channel, Effect], None]
-"""Does what the life of a channel asks for."""
-
-
-class _Held:
-    """A channel of the pool, and who has to know what becomes of it."""
-
-    __slots__ = ("is_settled", "perform", "permit", "server")
-
-    def __init__(self, server: str, permit: Permit | None, perform: Perform | None) -> None:
-        self.server = server
-        self.permit = permit
-        """The leave of the server's circuit; None where it has no say."""
-        self.perform = perform
-        self.is_settled = False
-        """True once it is told whether it could be opened."""
 
 
 class _OwnChannels:
@@ -86,26 +62,22 @@ class _OwnChannels:
 
 
 class Lines:
-    """The lines of one pool. `spawn` starts an owner task; `end` ends a workflow; `note` hears of its wishes."""
+    """The lines of one pool, on its `channels`. `end` ends a workflow; `note` hears of its wishes."""
 
     def __init__(
         self,
         directory: Directory,
-        statistics: Statistics,
+        channels: Channels,
         clock: Callable[[], float],
         *,
         generations: "Generations[Upstream]",
         census: Census,
-        spawn: Spawn,
         end: Callable[[Workflow, str], None],
         note: Callable[[Workflow], None],
         members: Membership | None = None,
-        wall: Callable[[], float] = time.time,
     ) -> None:
         self._members = members
-        self.failures = Failures()
-        """What failed last with each server."""
-        self._breakers = Breakers()
+        self._channels = channels
         self._census = census
         self._spares = Spares(
             directory,
@@ -114,29 +86,14 @@ class Lines:
             clock=clock,
         )
         self._is_closed = False
-        self._wall = wall
         self.directory = directory
-        self._statistics = statistics
         self._clock = clock
         self._generations = generations
-        self._spawn = spawn
         self._end = end
         self._note = note
-        self._channels: dict[Channel, _Held] = {}
         self._groups: dict[ChannelKey, ChannelGroup] = {}
         self._groups_of: dict[Principal, dict[ChannelKey, ChannelGroup]] = {}
         self._annotations = Annotations()
-        self._on_lost, self._on_ended = self._lost, self._ended
-
-    @property
-    def channels(self) -> list[tuple[str, Channel]]:
-        """Each channel that lives here, with its server's name."""
-        return [(held.server, channel) for channel, held in self._channels.items()]
-
-    @property
-    def circuits(self) -> list[Circuit]:
-        """How the servers stand that failed lately, for each tenant."""
-        return list(self._breakers)
 
     def line(self, workflow: Workflow, upstream: Upstream, place: Place = "new") -> Line:
         """The line of a workflow that begins, or that another worker has begun."""
@@ -158,7 +115,7 @@ class Lines:
             self._end_group(key, WorkflowEnded("idle"), release=not self._is_sure)
         self._close_superseded()
         self._spares.expire(now)
-        self._breakers.expire(now)
+        self._channels.expire(now)
 
     @property
     def _is_sure(self) -> bool:
@@ -173,23 +130,15 @@ class Lines:
                     line.channel.ids.draw_anew()
 
     def supersede(self, unchanged: Collection[str]) -> None:
-        """The settings of all other servers have changed: what is open under old ones serves those who have it.
-
-        What failed under the old ones says nothing of the new ones.
-        """
-        self.failures.keep(unchanged)
-        self._breakers.keep(unchanged)
-        for channel, held in self._channels.items():
-            channel.is_superseded = not self._generations.is_current(*channel.version)
-            if channel.is_superseded:
-                held.permit = None
+        """The settings of all other servers have changed: what is open under old ones serves those who have it."""
+        self._channels.supersede(unchanged)
         self._close_superseded()
         self._spares.supersede(self._generations.is_current)
 
     def serves(self, version: Version) -> bool:
         """True while anything is open under these settings of a server."""
         groups = ((key.server, key.generation) for key in self._groups)
-        return version in groups or any(channel.version == version for channel in self._channels)
+        return version in groups or self._channels.serves(version)
 
     def close(self, cause: TrunklineError) -> None:
         """End the sessions that workflows share, and those that nobody has; a workflow's own end with it.
@@ -256,24 +205,15 @@ class Lines:
             Overloaded: the gateway is shutting down.
         """
         record, is_pooled = workflow.record, upstream.make_line is None
-        config = ChannelConfig(
-            server=upstream.name,
-            connector=upstream.connector,
-            handshake=record.handshake,
-            draw_ids=draw_ids,
-            pooling=upstream.pooling,
-            statistics=self._statistics,
-            clock=self._clock,
+        config = replace(
+            self._channels.config(upstream, record.handshake, draw_ids, ended=ended),
             listen=listen,
             may_rest=is_pooled,
             adopted=adopted,
             may_write=self._may_write([workflow]) if is_pooled else None,
-            generation=upstream.generation,
-            on_lost=self._on_lost,
-            on_ended=self._on_ended if ended is None else partial(self._ended_for, ended),
         )
         is_guarded = is_pooled and adopted is None
-        return self._start_channel(config, [workflow], workflow.principal, is_guarded=is_guarded)
+        return self._channels.start(config, [workflow], workflow.principal, is_guarded=is_guarded)
 
     def _shelf(self, workflow: Workflow, upstream: Upstream) -> Shelf | None:
         """Where spares for workflows like this one are found; None where its server keeps none."""
@@ -283,21 +223,9 @@ class Lines:
         key = SpareKey(upstream.name, upstream.generation, workflow.principal, upstream.credential, handshake)
 
         def make_spare(owners: list[Owner], draw_ids: DrawIds, perform: Perform) -> Channel:
-            config = ChannelConfig(
-                server=upstream.name,
-                connector=upstream.connector,
-                handshake=handshake,
-                draw_ids=draw_ids,
-                pooling=upstream.pooling,
-                statistics=self._statistics,
-                clock=self._clock,
-                may_rest=True,
-                generation=upstream.generation,
-                purpose="kept",
-                on_lost=self._on_lost,
-                on_ended=self._on_ended,
-            )
-            return self._start_channel(config, owners, key.principal, perform=perform)
+            config = self._channels.config(upstream, handshake, draw_ids)
+            config = replace(config, may_rest=True, purpose="kept")
+            return self._channels.start(config, owners, key.principal, perform=perform)
 
         return self._spares.shelf(key, upstream.pooling, make_spare)
 
@@ -307,7 +235,7 @@ class Lines:
 
     def _may_open_spare(self, key: SpareKey, limits: Pooling) -> bool:
         is_wanted = not self._is_closed and self._generations.is_current(key.server, key.generation)
-        is_reached = self._breakers.is_closed(key.server, key.principal)
+        is_reached = self._channels.is_let(key.server, key.principal)
         return is_wanted and is_reached and self._cap(key.principal, limits, more=1) is None
 
     def _group(self, workflow: Workflow, upstream: Upstream, place: Place) -> ChannelGroup:
@@ -336,25 +264,16 @@ class Lines:
             nonlocal newest, may_adopt
             is_adopted, may_adopt = may_adopt and is_primary, False
             before = None if newest is None or newest.opened.done() else newest
-            config = ChannelConfig(
-                server=upstream.name,
-                connector=upstream.connector,
-                handshake=handshake,
-                draw_ids=self._drawing_for(name),
-                pooling=upstream.pooling,
-                statistics=self._statistics,
-                clock=self._clock,
+            config = replace(
+                self._channels.config(upstream, handshake, self._drawing_for(name)),
                 listen=is_primary,
                 adopted=adopted if is_adopted else None,
                 may_write=self._may_write(group.owners),
                 recipients=recipients,
-                generation=upstream.generation,
                 purpose="shared",
-                first=None if before is None else partial(self._wait_for, before),
-                on_lost=self._on_lost,
-                on_ended=self._on_ended,
+                first=None if before is None else partial(self._channels.wait_for, before),
             )
-            newest = self._start_channel(
+            newest = self._channels.start(
                 config, group.owners, key.principal, perform=group.perform, is_guarded=not is_adopted
             )
             return newest
@@ -409,101 +328,6 @@ class Lines:
         """Whether what only this worker may do for these may be done; None where there is no other worker."""
         members = self._members
         return None if members is None else lambda: members.holds_lease and not any(map(_is_doubted, owners))
-
-    # The channels.
-
-    def _start_channel(
-        self,
-        config: ChannelConfig,
-        owners: list[Owner],
-        principal: Principal,
-        *,
-        perform: Perform | None = None,
-        is_guarded: bool = True,
-    ) -> Channel:
-        """Begin to open a session.
-
-        Raises:
-            CircuitOpen: the server failed too often, and is not tried now.
-            Overloaded: the gateway is shutting down.
-        """
-        permit = self._permit(config.server, principal) if is_guarded else None
-        channel = Channel(config, owners)
-        channel.is_superseded = not self._generations.is_current(*channel.version)
-        held = _Held(config.server, permit, perform)
-        channel.opened.add_done_callback(partial(self._opened, channel, held))
-        self._channels[channel] = held
-        try:
-            self._spawn(Channel.run, channel)
-        except TrunklineError as error:
-            del self._channels[channel]
-            channel.close(error)
-            raise
-        return channel
-
-    def _permit(self, server: str, principal: Principal) -> Permit:
-        try:
-            return self._breakers.admit(server, principal, self._clock())
-        except CircuitOpen as refused:
-            self._statistics.count("refused", refused.reason)
-            raise
-
-    def _ended(self, channel: Channel) -> None:
-        """The task of a channel ends."""
-        held = self._channels.pop(channel)
-        channel.life.step("ended", self._clock())
-        self._statistics.count("channels_closed", held.server, channel.close_reason)
-
-    def _ended_for(self, ended: Callable[[Channel], None], channel: Channel) -> None:
-        self._ended(channel)
-        ended(channel)
-
-    async def _wait_for(self, before: Channel, channel: Channel) -> None:
-        """Wait until a session of the same key is open. Where the server cannot be reached for it, nor for this one."""
-        held = self._channels[channel]
-        await asyncio.wait([before.opened, channel.opened], return_when=asyncio.FIRST_COMPLETED)
-        error = before.opened.exception() if before.opened.done() else None
-        if isinstance(error, TrunklineError) and verdict(error) != "unknown" and not channel.is_closing:
-            if held.permit is not None:
-                held.permit.failed(None, self._clock())  # the one before has told what there is to tell
-                held.permit = None
-            channel.close(SessionLost(error.message, executed="no") if isinstance(error, SessionLost) else error)
-
-    def _opened(self, channel: Channel, held: _Held, opened: asyncio.Future[Opened]) -> None:
-        """It is known whether a session could be opened."""
-        if held.is_settled:
-            return
-        held.is_settled = True
-        now, error = self._clock(), opened.exception()
-        if held.permit is not None and error is None:
-            held.permit.opened(now)
-        elif held.permit is not None:
-            held.permit.failed(error, now)
-        if channel.is_superseded:  # it says nothing of the server as it is set up now
-            pass
-        elif error is None and not channel.is_adopted:  # of its server nothing has been seen yet
-            self.failures.clear(held.server)
-        elif isinstance(error, TrunklineError) and verdict(error) != "unknown":
-            self.failures.note(held.server, stage_of(error), error, self._wall())
-        if channel.life.stage == "opening":
-            self._perform(channel, held, channel.life.step("failed" if error else channel.life.purpose, now))
-
-    def _lost(self, channel: Channel, cause: TrunklineError) -> None:
-        """A server has ended a session, or could not open it."""
-        held = self._channels[channel]
-        self._opened(channel, held, channel.opened)  # that it was open may not have been told yet
-        if channel.opened.exception() is not None:
-            return
-        now = self._clock()
-        if held.permit is not None:
-            held.permit.lost(now)
-        if not channel.is_superseded:
-            self.failures.note(held.server, "session", cause, self._wall())
-        self._perform(channel, held, channel.life.step("lost", now))
-
-    def _perform(self, channel: Channel, held: _Held, effect: Effect) -> None:
-        if held.perform is not None:
-            held.perform(channel, effect)
 
 
 def shared_name(key: ChannelKey) -> str:

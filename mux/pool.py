@@ -17,6 +17,7 @@ import anyio
 from .account import MAX_ENDED, RETURNED, Ended, Origin, Transport, handshake_differences
 from .breaker import Circuit
 from .channel import Channel
+from .channels import Channels
 from .cluster import Cluster, ClusterPorts
 from .directory import Directory, SharedDirectory
 from .ending import Ending
@@ -117,17 +118,8 @@ class Pool:
         self._workflows = self._residents.by_id
         self._tasks = Tasks()
         self._cluster = None if members is None or shared is None else self._clustering(members, shared)
-        self._lines = Lines(
-            directory,
-            self.statistics,
-            clock,
-            generations=self._generations,
-            census=self._census,
-            spawn=self._tasks.spawn,
-            end=lambda workflow, cause: self._ending.soon(workflow, cause),
-            note=self._note,
-            members=members,
-        )
+        self._channels = Channels(self.statistics, clock, generations=self._generations, spawn=self._tasks.spawn)
+        self._lines = self._carrying(members)
         self._ending = Ending(
             directory=directory,
             residents=self._residents,
@@ -175,17 +167,17 @@ class Pool:
     @property
     def channels(self) -> list[tuple[str, Channel]]:
         """Each channel that lives here, with its server's name."""
-        return self._lines.channels
+        return self._channels.all
 
     @property
     def failures(self) -> Mapping[str, Failure]:
         """What failed last with each server with which nothing has gone well since."""
-        return self._lines.failures
+        return self._channels.failures
 
     @property
     def circuits(self) -> list[Circuit]:
         """How the servers stand that failed lately, for each tenant."""
-        return self._lines.circuits
+        return self._channels.circuits
 
     @property
     def inflight(self) -> int:
@@ -369,6 +361,19 @@ class Pool:
             tasks=self._tasks,
             statistics=self.statistics,
             clock=self._clock,
+        )
+
+    def _carrying(self, members: Membership | None) -> Lines:
+        """What carries workflows from here."""
+        return Lines(
+            self._directory,
+            self._channels,
+            self._clock,
+            generations=self._generations,
+            census=self._census,
+            end=lambda workflow, cause: self._ending.soon(workflow, cause),
+            note=self._note,
+            members=members,
         )
 
     def _beginning(self) -> Opening:

@@ -98,7 +98,7 @@ MUX_ORDER = (
     {"calls", "channel", "duplex", "duplexes", "exchange", "streams", "upstream", "workflow"},
     {"lease", "membership", "own", "residents", "tasks"},
     {"line"},
-    {"group", "spares"},
+    {"channels", "group", "spares"},
     {"shared"},
     {"lines"},
     {"cluster"},
