@@ -325,39 +325,3 @@ class Unasked:
     def _ask_again(self) -> None:
         self._timer = None
         self.open()
-
-
-class Receipt:
-    """The answer to what needs none but its status. Implements `Answer`."""
-
-    def __init__(self) -> None:
-        self._status = 0
-        self._body = Body(ERROR_BODY_BYTES)
-        self.cut: Callable[[], None] = nothing
-        self.over: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        """Done with the status, or fails with `ExchangeBroken`."""
-
-    def began(self, status: int, headers: Headers) -> None:
-        """See `Answer.began`."""
-        self._status = status
-
-    def came(self, chunk: bytes) -> None:
-        """See `Answer.came`. A body that nobody needs is read so far that the connection can be used again."""
-        try:
-            self._body.add(chunk)
-        except UpstreamFault:
-            self._finish(None)
-            self.cut()
-
-    def ended(self, error: ExchangeBroken | None) -> None:
-        """See `Answer.ended`."""
-        self._finish(error)
-
-    def _finish(self, error: ExchangeBroken | None) -> None:
-        if self.over.done():
-            return
-        if error is None:
-            self.over.set_result(self._status)
-        else:
-            self.over.set_exception(error)
-            self.over.exception()  # nobody may be waiting any longer

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final, Literal
 
 from ...mux.errors import (
@@ -24,13 +25,14 @@ from ...mux.ports import NONE, Headers, Receiver, SendKind, Wire
 from ...mux.request import Request
 from ...mux.statistics import Statistics
 from ..event_stream import EventParser
-from .answers import ERROR_BODY_BYTES, STREAM_TYPE, Body, Receipt, content_type, nothing
+from .answers import ERROR_BODY_BYTES, STREAM_TYPE, Body, content_type, nothing
 from .credentials import Credential
 from .http import CredentialFailed, ExchangeBroken, HeaderBlock, HTTPClient, Withheld, target_within
 from .http_call import failure_of
 from .http_client import http_client
+from .http_delivery import DELIVER_SECONDS, MAX_DELIVERIES, announce
 from .loss import Loss
-from .streamable_http import DELIVER_SECONDS, MAX_DELIVERIES, VERSION_HEADER_SINCE
+from .streamable_http import VERSION_HEADER_SINCE
 
 logger = logging.getLogger(__name__)
 
@@ -190,18 +192,7 @@ class _SSEWire:
         if revision >= VERSION_HEADER_SINCE:
             self._headers = self._headers.with_({"MCP-Protocol-Version": revision})
         self._connector.count("initialized")
-        receipt = Receipt()
-        receipt.cut = self._connector.http.send("POST", self._headers, initialized, receipt, target=self._target)
-        try:
-            status = await receipt.over
-        except ExchangeBroken as error:
-            raise failure_of(error) from error
-        finally:
-            receipt.cut()
-        if status >= 300:
-            raise UpstreamUnreachable(
-                f"the server answered notifications/initialized with HTTP {status}", status=status, executed="no"
-            )
+        await announce(partial(self._connector.http.send, "POST", self._headers, initialized, target=self._target))
         self._is_established = True
 
     def rotate(self, headers: Headers, fixed: Headers) -> None:

@@ -14,15 +14,16 @@ from typing import Final, Literal
 
 import anyio
 
-from ...mux.errors import InvalidRequest, SessionLost, TrunklineError, UpstreamFault, UpstreamUnreachable
+from ...mux.errors import InvalidRequest, SessionLost, TrunklineError, UpstreamFault
 from ...mux.ports import NONE, Headers, Receiver, SendKind
 from ...mux.request import Request
 from ...mux.statistics import Statistics
-from .answers import JSON_TYPE, STREAM_TYPE, Events, Heard, Receipt, ResumedStream, Unasked, nothing
+from .answers import JSON_TYPE, STREAM_TYPE, Events, Heard, ResumedStream, Unasked, nothing
 from .credentials import Credential
-from .http import Answer, ExchangeBroken, HeaderBlock, HTTPClient
-from .http_call import HTTPCall, failure_of
+from .http import Answer, HeaderBlock, HTTPClient
+from .http_call import HTTPCall
 from .http_client import http_client
+from .http_delivery import Deliveries, acknowledged, announce
 from .loss import Loss
 
 logger = logging.getLogger(__name__)
@@ -30,12 +31,6 @@ logger = logging.getLogger(__name__)
 Kind = Literal["initialize", "initialized", "call", "notification", "response", "get", "delete"]
 
 CLOSE_SECONDS: Final = 5.0
-DELIVER_SECONDS: Final = 30.0
-"""How long a server may take to acknowledge a notification."""
-
-MAX_DELIVERIES: Final = 256
-"""Messages without an answer that a server has not taken yet, for each session; more are dropped and counted."""
-
 RESUME_ATTEMPTS: Final = 5
 """Attempts to take up a broken stream that bring no event, before its request is given up."""
 
@@ -117,7 +112,7 @@ class _Traffic:
         """Tasks that take up streams which broke."""
         self.exchanges: dict[Request, Callable[[], object]] = {}
         """How to cut the exchange of each request."""
-        self.deliveries: dict[Receipt, None] = {}
+        self.deliveries = Deliveries()
         self.loss = Loss()
 
     @property
@@ -195,7 +190,8 @@ class HTTPWire:
         try:
             if self._session_id is not None and self._traffic.loss.cause is None and not self._is_released:
                 with anyio.move_on_after(CLOSE_SECONDS, shield=True):
-                    await self._ask("delete", b"")
+                    self._connector.count("delete")
+                    await acknowledged(partial(self._http.send, "DELETE", self._block(), b""))
         except TrunklineError as error:
             logger.info("the server did not take the DELETE: %s", error.message, extra=self._about)
         finally:
@@ -252,11 +248,8 @@ class HTTPWire:
     async def establish(self, revision: str, initialized: bytes) -> None:
         """See `Wire.establish`."""
         self._revision, self._blocks = revision, None
-        status = await self._ask("initialized", initialized)
-        if status >= 300:
-            raise UpstreamUnreachable(
-                f"the server answered notifications/initialized with HTTP {status}", status=status, executed="no"
-            )
+        self._connector.count("initialized")
+        await announce(partial(self._http.send, "POST", self._block(), initialized))
         self._begin_calls()
 
     # MovableWire
@@ -299,8 +292,9 @@ class HTTPWire:
         """Cut all that is under way."""
         traffic = self._traffic
         traffic.loss.close()
-        for cut in (*traffic.exchanges.values(), *(receipt.over.cancel for receipt in traffic.deliveries)):
+        for cut in tuple(traffic.exchanges.values()):
             cut()
+        traffic.deliveries.cut()
         traffic.exchanges.clear()
         if self._unasked is not None:
             self._unasked.close()
@@ -393,44 +387,26 @@ class HTTPWire:
             logger.error("a stream could not be taken up", exc_info=task.exception(), extra=self._about)
             self.receiver.lost(UpstreamFault("a stream could not be taken up"))
 
-    async def _ask(self, kind: Literal["initialized", "delete"], body: bytes) -> int:
-        """Send what is answered by a status alone, and wait for that."""
-        self._connector.count(kind)
-        receipt = Receipt()
-        receipt.cut = self._http.send("DELETE" if kind == "delete" else "POST", self._block(), body, receipt)
-        try:
-            return await receipt.over
-        except ExchangeBroken as error:
-            raise failure_of(error) from error
-        finally:
-            receipt.cut()
-
     def _deliver(self, text: bytes, kind: SendKind, headers: HeaderBlock) -> None:
-        """One message without an answer. It is not sent again: it may have arrived."""
-        if len(self._traffic.deliveries) >= MAX_DELIVERIES:  # a server that asks faster than it takes answers
+        """One message without an answer."""
+
+        def send(answer: Answer) -> Callable[[], None]:
+            self._connector.count(kind)
+            return self._http.send("POST", headers, text, answer)
+
+        if not self._traffic.deliveries.put(send, partial(self._delivered, kind)):
             self._connector.count_dropped()
-            return
-        self._connector.count(kind)
-        receipt = Receipt()
-        receipt.cut = self._http.send("POST", headers, text, receipt)
-        self._traffic.deliveries[receipt] = None
-        patience = asyncio.get_running_loop().call_later(DELIVER_SECONDS, receipt.over.cancel)
 
-        def delivered(over: asyncio.Future[int]) -> None:
-            patience.cancel()
-            receipt.cut()
-            self._traffic.deliveries.pop(receipt, None)
-            if over.cancelled():
-                logger.info("a %s was not acknowledged", kind, extra=self._about)
-            elif over.exception() is not None:
-                self._connector.count_dropped()
-                logger.info("a %s did not reach the server", kind, extra=self._about)
-            elif over.result() == 404 and self._session_id is not None:
-                self._lose()
-            elif over.result() >= 300:
-                logger.warning("the server answered a %s with HTTP %d", kind, over.result(), extra=self._about)
-
-        receipt.over.add_done_callback(delivered)
+    def _delivered(self, kind: SendKind, over: asyncio.Future[int]) -> None:
+        if over.cancelled():
+            logger.info("a %s was not acknowledged", kind, extra=self._about)
+        elif over.exception() is not None:
+            self._connector.count_dropped()
+            logger.info("a %s did not reach the server", kind, extra=self._about)
+        elif over.result() == 404 and self._session_id is not None:
+            self._lose()
+        elif over.result() >= 300:
+            logger.warning("the server answered a %s with HTTP %d", kind, over.result(), extra=self._about)
 
     def _take_session(self, session_id: str | None) -> None:
         if session_id is None:

@@ -4,11 +4,9 @@ import pytest
 from trunkline.mux.errors import UpstreamFault
 from trunkline.mux.limits import MAX_EVENT_BYTES
 from trunkline.transports.upstream.answers import (
-    ERROR_BODY_BYTES,
     LAST_RETRY_SECONDS,
     Body,
     Events,
-    Receipt,
     ResumedStream,
     content_type,
     forgets_session,
@@ -100,31 +98,6 @@ async def test_a_resumed_stream_ends_with_what_broke_it() -> None:
     enough.stop()
     enough.ended(broken)
     assert (await enough.over).error is None
-
-
-async def test_a_receipt_is_the_status() -> None:
-    receipt = Receipt()
-    receipt.began(202, {})
-    receipt.came(b"whatever")
-    receipt.ended(None)
-    assert await receipt.over == 202
-
-
-async def test_a_receipt_that_does_not_end_is_cut() -> None:
-    receipt, cuts = Receipt(), []
-    receipt.cut = lambda: cuts.append(1)
-    receipt.began(200, {})
-    receipt.came(b"x" * (ERROR_BODY_BYTES + 1))
-    receipt.ended(ExchangeBroken("late", sent=True))
-    assert await receipt.over == 200
-    assert cuts
-
-
-async def test_a_receipt_that_did_not_come_fails() -> None:
-    receipt = Receipt()
-    receipt.ended(ExchangeBroken("cut", sent=True))
-    with pytest.raises(ExchangeBroken, match="cut"):
-        await receipt.over
 
 
 def error(message: str, id: str = "null", code: int = -32000) -> bytes:

@@ -17,7 +17,7 @@ from harness.upstream_scripted import (
 )
 from trunkline.mux.errors import InvalidRequest, UpstreamFault, UpstreamUnreachable
 from trunkline.mux.ports import NONE, MovableWire
-from trunkline.transports.upstream import loss, streamable_http
+from trunkline.transports.upstream import http_delivery, loss
 from trunkline.transports.upstream.streamable_http import StreamableHTTPConnector
 
 pytestmark = pytest.mark.anyio
@@ -226,7 +226,7 @@ async def test_a_call_whose_headers_cannot_be_sent_fails_and_not_from_within_sen
 
 
 async def test_g10_only_so_many_answers_wait_for_a_server_that_takes_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streamable_http, "MAX_DELIVERIES", 2)
+    monkeypatch.setattr(http_delivery, "MAX_DELIVERIES", 2)
     async with http_bench(response=[[Hang()]]) as bench, bench.session() as session:
         for n in range(5):
             session.wire.send(b'{"jsonrpc":"2.0","id":%d,"result":{}}' % n, kind="response")

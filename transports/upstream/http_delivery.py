@@ -1,0 +1,124 @@
+"""Messages that a server answers with a status alone: each is a POST, sent once, in bounded time and number."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from ...mux.errors import UpstreamFault, UpstreamUnreachable
+from .answers import ERROR_BODY_BYTES, Body, nothing
+from .http import Answer, ExchangeBroken, Headers
+from .http_call import failure_of
+
+DELIVER_SECONDS: Final = 30.0
+"""How long a server may take to acknowledge a notification."""
+
+MAX_DELIVERIES: Final = 256
+"""Messages without an answer that a server has not taken yet, for each session; more are dropped and counted."""
+
+Send = Callable[[Answer], Callable[[], None]]
+"""Puts a message on its way, and returns what cuts its exchange."""
+
+
+class Receipt:
+    """The answer to what needs none but its status. Implements `Answer`."""
+
+    def __init__(self) -> None:
+        self._status = 0
+        self._body = Body(ERROR_BODY_BYTES)
+        self.cut: Callable[[], None] = nothing
+        self.over: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        """Done with the status, or fails with `ExchangeBroken`."""
+
+    def began(self, status: int, headers: Headers) -> None:
+        """See `Answer.began`."""
+        self._status = status
+
+    def came(self, chunk: bytes) -> None:
+        """See `Answer.came`. A body that nobody needs is read so far that the connection can be used again."""
+        try:
+            self._body.add(chunk)
+        except UpstreamFault:
+            self._finish(None)
+            self.cut()
+
+    def ended(self, error: ExchangeBroken | None) -> None:
+        """See `Answer.ended`."""
+        self._finish(error)
+
+    def _finish(self, error: ExchangeBroken | None) -> None:
+        if self.over.done():
+            return
+        if error is None:
+            self.over.set_result(self._status)
+        else:
+            self.over.set_exception(error)
+            self.over.exception()  # nobody may be waiting any longer
+
+
+class Deliveries:
+    """What is on its way to one server, for one session."""
+
+    __slots__ = ("_receipts",)
+
+    def __init__(self) -> None:
+        self._receipts: dict[Receipt, None] = {}
+
+    def __len__(self) -> int:
+        return len(self._receipts)
+
+    def put(self, send: Send, over: Callable[[asyncio.Future[int]], None]) -> bool:
+        """Send one message, never twice: it may have arrived. False where too many are under way: it was not sent.
+
+        `over` is given the status, or `ExchangeBroken`; cancelled where the server took too long, or all were cut.
+        """
+        if len(self._receipts) >= MAX_DELIVERIES:  # a server that asks faster than it takes answers
+            return False
+        receipt = Receipt()
+        receipt.cut = send(receipt)
+        self._receipts[receipt] = None
+        patience = asyncio.get_running_loop().call_later(DELIVER_SECONDS, receipt.over.cancel)
+
+        def delivered(status: asyncio.Future[int]) -> None:
+            patience.cancel()
+            receipt.cut()
+            self._receipts.pop(receipt, None)
+            over(status)
+
+        receipt.over.add_done_callback(delivered)
+        return True
+
+    def cut(self) -> None:
+        """Wait for none of them any longer."""
+        for receipt in self._receipts:
+            receipt.over.cancel()
+
+
+async def acknowledged(send: Send) -> int:
+    """Send a message, and wait for the status that answers it.
+
+    Raises:
+        TrunklineError: none came, and whether the message may have arrived.
+    """
+    receipt = Receipt()
+    receipt.cut = send(receipt)
+    try:
+        return await receipt.over
+    except ExchangeBroken as error:
+        raise failure_of(error) from error
+    finally:
+        receipt.cut()
+
+
+async def announce(send: Send) -> None:
+    """Send `notifications/initialized`, and wait until the server has taken it.
+
+    Raises:
+        TrunklineError: it does not take it.
+    """
+    status = await acknowledged(send)
+    if status >= 300:
+        raise UpstreamUnreachable(
+            f"the server answered notifications/initialized with HTTP {status}", status=status, executed="no"
+        )
