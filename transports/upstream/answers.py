@@ -6,7 +6,7 @@ import asyncio
 import random
 import re
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
 
 from ...mux.envelope import members_of, parse, string_of
 from ...mux.errors import InvalidMessage, UpstreamFault
@@ -40,6 +40,9 @@ LISTEN_SECONDS: Final = 0.5
 
 NOT_NOW: Final = frozenset({408, 409, 425, 429})
 """Refusals that pass: a server that still has the stream of before, for one, answers 409."""
+
+Ask = Callable[[str | None, Answer], Callable[[], None]]
+"""Sends a GET for what followed an event, or comes from now on; returns what cuts it. It may raise `UpstreamFault`."""
 
 
 def content_type(headers: Headers) -> str:
@@ -126,55 +129,6 @@ class Events:
                 self._hand_on(event.data)
 
 
-class Heard(NamedTuple):
-    """What became of a stream that was asked for."""
-
-    status: int
-    """0 where no answer came."""
-    events: Events | None
-    """None where the answer was no stream."""
-    error: ExchangeBroken | UpstreamFault | None
-
-
-class ResumedStream:
-    """A stream that is taken up where it broke, by a GET: its messages are handed on. Implements `Answer`."""
-
-    def __init__(self, hand_on: Callable[[bytes], None], last_id: str | None) -> None:
-        self._events = Events(hand_on, last_id)
-        self._status = 0
-        self._is_stream = False
-        self.cut: Callable[[], None] = nothing
-        self.over: asyncio.Future[Heard] = asyncio.get_running_loop().create_future()
-        """Done when the stream has ended, broke, or is none."""
-
-    def stop(self) -> None:
-        """Nothing more is needed of it."""
-        self._finish(None)
-
-    def began(self, status: int, headers: Headers) -> None:
-        """See `Answer.began`."""
-        self._status = status
-        self._is_stream = status == 200 and content_type(headers) == STREAM_TYPE
-        if not self._is_stream:
-            self._finish(None)
-
-    def came(self, chunk: bytes) -> None:
-        """See `Answer.came`."""
-        if not self.over.done():
-            try:
-                self._events.add(chunk)
-            except UpstreamFault as fault:
-                self._finish(fault)
-
-    def ended(self, error: ExchangeBroken | None) -> None:
-        """See `Answer.ended`."""
-        self._finish(error)
-
-    def _finish(self, error: ExchangeBroken | UpstreamFault | None) -> None:
-        if not self.over.done():
-            self.over.set_result(Heard(self._status, self._events if self._is_stream else None, error))
-
-
 class Unasked:
     """What a server tells unasked: a GET stream that is opened again whenever it ends (rules T8, T12).
 
@@ -202,7 +156,7 @@ class Unasked:
 
     def __init__(
         self,
-        ask: Callable[[str | None, Answer], Callable[[], None]],
+        ask: Ask,
         hand_on: Callable[[bytes], None],
         faulted: Callable[[UpstreamFault], None],
         refused: Callable[[], None],

@@ -18,12 +18,13 @@ from ...mux.errors import InvalidRequest, SessionLost, TrunklineError, UpstreamF
 from ...mux.ports import NONE, Headers, Receiver, SendKind
 from ...mux.request import Request
 from ...mux.statistics import Statistics
-from .answers import JSON_TYPE, STREAM_TYPE, Events, Heard, ResumedStream, Unasked, nothing
+from .answers import JSON_TYPE, STREAM_TYPE, Events, Unasked, nothing
 from .credentials import Credential
 from .http import Answer, HeaderBlock, HTTPClient
 from .http_call import HTTPCall
 from .http_client import http_client
 from .http_delivery import Deliveries, acknowledged, announce
+from .http_resumption import resume
 from .loss import Loss
 
 logger = logging.getLogger(__name__)
@@ -31,9 +32,6 @@ logger = logging.getLogger(__name__)
 Kind = Literal["initialize", "initialized", "call", "notification", "response", "get", "delete"]
 
 CLOSE_SECONDS: Final = 5.0
-RESUME_ATTEMPTS: Final = 5
-"""Attempts to take up a broken stream that bring no event, before its request is given up."""
-
 VERSION_HEADER_SINCE: Final = "2025-06-18"
 MAX_SESSION_ID: Final = 1024
 
@@ -416,30 +414,10 @@ class HTTPWire:
         self._session_id, self._blocks = session_id, None
 
     async def _take_up(self, request: Request, events: Events) -> None:
-        """Go on with a stream where it broke, until its answer has come."""
-
         def hand_on(text: bytes) -> None:
             self.receiver.received(text, request)
-            if request.state == "done":
-                resumed.stop()
 
-        attempts = 0
-        while events.last_id is not None and attempts < RESUME_ATTEMPTS:
-            await anyio.sleep(events.retry)
-            resumed = ResumedStream(hand_on, events.last_id)
-            heard = await self._resume(resumed, events.last_id)
-            if request.state == "done":
-                return self.is_over(request)
-            if isinstance(heard.error, UpstreamFault):
-                return self.is_over(request, heard.error)
-            if heard.events is None and heard.status:
-                break
-            attempts += 1
-            if heard.events is not None:
-                attempts = 0 if heard.events.last_id != events.last_id else attempts
-                events = heard.events
-        lost = SessionLost("the server's stream ended before its answer and cannot be taken up", executed="unknown")
-        return self.is_over(request, lost)
+        self.is_over(request, await resume(request, events, self._ask_for_stream, hand_on))
 
     def _have_none(self) -> None:
         """The server offers no stream: nothing of it is kept."""
@@ -468,16 +446,6 @@ class HTTPWire:
         except ValueError as error:
             raise UpstreamFault(f"the server gave an event id that cannot be sent back: {error}") from None
         return self._http.send("GET", headers, b"", answer)
-
-    async def _resume(self, resumed: ResumedStream, last_id: str | None) -> Heard:
-        """Take a stream up after its last event id, and hear it to its end."""
-        try:
-            resumed.cut = self._ask_for_stream(last_id, resumed)
-            return await resumed.over
-        except UpstreamFault as fault:
-            return Heard(0, None, fault)
-        finally:
-            resumed.cut()
 
     def _lose(self, refused: Request | None = None) -> None:
         """The server no longer knows the session, and did not run this request."""

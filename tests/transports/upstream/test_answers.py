@@ -2,17 +2,14 @@
 
 import pytest
 from trunkline.mux.errors import UpstreamFault
-from trunkline.mux.limits import MAX_EVENT_BYTES
 from trunkline.transports.upstream.answers import (
     LAST_RETRY_SECONDS,
     Body,
     Events,
-    ResumedStream,
     content_type,
     forgets_session,
     nothing,
 )
-from trunkline.transports.upstream.http import ExchangeBroken
 
 pytestmark = pytest.mark.anyio
 
@@ -56,48 +53,6 @@ def test_an_empty_event_id_takes_the_last_one_back() -> None:
     events = Events(lambda text: None, None)
     events.add(b"id: 1\ndata: one\n\nid:\n\n")
     assert events.last_id is None
-
-
-async def test_a_resumed_stream_hands_on_what_it_brings() -> None:
-    heard: list[bytes] = []
-    resumed = ResumedStream(heard.append, None)
-    resumed.began(200, STREAM)
-    resumed.came(b"id: 7\ndata: one\n\n")
-    assert not resumed.over.done()
-    resumed.ended(None)
-    status, events, error = await resumed.over
-    assert (status, error, heard) == (200, None, [b"one"])
-    assert events is not None
-    assert events.last_id == "7"
-
-
-@pytest.mark.parametrize(("status", "headers"), [(405, {}), (200, {"content-type": "text/html"}), (404, STREAM)])
-async def test_an_answer_that_is_no_stream_is_over_at_once(status: int, headers: dict[str, str]) -> None:
-    resumed = ResumedStream(lambda text: pytest.fail("nothing is handed on"), None)
-    resumed.began(status, headers)
-    resumed.came(b"data: no\n\n")
-    resumed.ended(None)
-    heard = await resumed.over
-    assert heard.status == status
-    assert heard.events is None
-
-
-async def test_a_resumed_stream_ends_with_what_broke_it() -> None:
-    broken = ExchangeBroken("cut", sent=True)
-    never, cut, huge, enough = (ResumedStream(lambda text: None, None) for _ in range(4))
-    never.ended(broken)
-    assert await never.over == (0, None, broken)
-    cut.began(200, STREAM)
-    cut.ended(broken)
-    assert (await cut.over).error is broken
-    huge.began(200, STREAM)
-    huge.came(b"data: " + b"x" * MAX_EVENT_BYTES)
-    huge.came(b"more")
-    assert isinstance((await huge.over).error, UpstreamFault)
-    enough.began(200, STREAM)
-    enough.stop()
-    enough.ended(broken)
-    assert (await enough.over).error is None
 
 
 def error(message: str, id: str = "null", code: int = -32000) -> bytes:

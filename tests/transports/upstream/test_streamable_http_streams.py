@@ -9,7 +9,7 @@ from harness.upstream_scripted import Cut, Hang, OpenStream, Pause, Play, Raw, R
 from trunkline.mux.errors import SessionLost, UpstreamFault
 from trunkline.mux.request import Request
 from trunkline.transports.upstream import answers, http_call
-from trunkline.transports.upstream.streamable_http import RESUME_ATTEMPTS
+from trunkline.transports.upstream.http_resumption import RESUME_ATTEMPTS
 
 pytestmark = pytest.mark.anyio
 
