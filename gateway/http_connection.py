@@ -11,9 +11,9 @@ from collections.abc import Coroutine
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
-from ..transports.asgi import ASGIApp, RawHeaders
+from ..transports.asgi import ASGIApp
 from ..transports.patience import Waiting
-from .http_exchange import AnswerHead, HTTPExchange
+from .http_exchange import HTTPExchange
 from .request_reader import ChangeAsked, HeadTooLong, NotHTTP, RequestReader
 
 if TYPE_CHECKING:
@@ -59,22 +59,22 @@ class HTTPConnection(asyncio.Protocol):
         "_reader",
         "_waits_behind",
         "_waits_for",
+        "answer_heads",
         "due",
         "is_leaving",
         "is_lost",
         "is_write_paused",
-        "last_answer",
         "transport",
     )
 
     def __init__(self, listening: HTTPListening) -> None:
         self._listening = listening
+        self.answer_heads = listening.answer_heads
         self.transport: asyncio.Transport
         self._reader: RequestReader
         self.is_lost = False
         self.is_leaving = False
         self.is_write_paused = False
-        self.last_answer: tuple[int, RawHeaders, AnswerHead] | None = None
         self._drained: asyncio.Future[None] | None = None
         self.due = inf
         """When it is ended, in the event loop's time, unless it goes on before."""
@@ -101,9 +101,8 @@ class HTTPConnection(asyncio.Protocol):
             "scheme": "http" if transport.get_extra_info("sslcontext") is None else "https",
             "root_path": self._listening.config.root_path,
             "client": _address(transport.get_extra_info("peername")),
-            "server": _address(transport.get_extra_info("sockname")),
         }
-        self._reader = RequestReader(self, common)
+        self._reader = RequestReader(self, common, self._listening.known_heads)
         if not self._listening.add(self):
             self._listening.statistics.count("refused", "connections")
             transport.write(FULL)

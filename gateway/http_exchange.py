@@ -21,6 +21,9 @@ MAX_UNTAKEN_BYTES: Final = 65_536
 MAX_PARTS: Final = 64
 """Of a body that is kept in parts: a part of one byte takes as much memory as one of thirty."""
 
+MAX_ANSWER_HEADS: Final = 1_024
+"""That are kept as they were encoded; all are short, and few hold what belongs to one session."""
+
 STATUS_LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 
 GO_ON: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -60,6 +63,24 @@ def answer_head(status: int, headers: Iterable[tuple[bytes, bytes]]) -> tuple[An
     return AnswerHead(first + own, says_close, status in (204, 304)), length
 
 
+class AnswerHeads:
+    """Of a listener: those that were encoded. Most answers have one that another had, on whichever connection."""
+
+    def __init__(self) -> None:
+        self._encoded: dict[tuple[int, tuple[tuple[bytes, bytes], ...]], AnswerHead] = {}
+
+    def of(self, status: int, headers: RawHeaders) -> AnswerHead:
+        """The head of an answer whose length is not among its headers. Raises as `answer_head`."""
+        key = (status, tuple(headers))
+        head = self._encoded.get(key)
+        if head is None:
+            head, _ = answer_head(status, headers)
+            if len(self._encoded) >= MAX_ANSWER_HEADS:
+                del self._encoded[next(iter(self._encoded))]
+            self._encoded[key] = head
+        return head
+
+
 class Carrier(Protocol):
     """The connection of an exchange, as that sees it."""
 
@@ -68,8 +89,7 @@ class Carrier(Protocol):
     is_leaving: bool
     """True where the connection is to end with the answers that are due."""
     is_write_paused: bool
-    last_answer: tuple[int, RawHeaders, AnswerHead] | None
-    """The last one that was given in one go: status and headers, and how they are encoded. Most are the same again."""
+    answer_heads: AnswerHeads
 
     @property
     def app(self) -> ASGIApp:
@@ -187,13 +207,7 @@ class HTTPExchange:
     def reply(self, status: int, headers: RawHeaders, body: bytes) -> None:
         """See `WholeRequest.reply`."""
         if not self._carrier.is_lost:
-            last = self._carrier.last_answer
-            if last is not None and last[0] == status and last[1] == headers:
-                head = last[2]
-            else:
-                head, _ = answer_head(status, headers)
-                self._carrier.last_answer = status, headers, head
-            self._start(head, len(body))
+            self._start(self._carrier.answer_heads.of(status, headers), len(body))
             self._add(body, is_last=True)
 
     def go_on(self, work: Awaitable[None]) -> None:

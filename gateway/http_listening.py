@@ -17,6 +17,8 @@ from ..mux.statistics import Statistics
 from ..transports.asgi import WholeRequest
 from ..transports.patience import Patience
 from .http_connection import HTTPConnection
+from .http_exchange import AnswerHeads
+from .known_head import KnownHeads
 
 LOOK_SECONDS: Final = 1.0
 """How often it is looked who takes too long."""
@@ -53,6 +55,8 @@ class HTTPListening:
         self.at_once = at_once
         self.max_connections = connection_limit()
         self.hold = Patience(HOLD_SECONDS)
+        self.known_heads = KnownHeads()
+        self.answer_heads = AnswerHeads()
         self.default_head = b""
         """Headers of every answer, encoded."""
         self._defaults: list[tuple[bytes, bytes]] = []

@@ -1,24 +1,43 @@
-"""The head of a request that the parser has read on this connection: one of the same bytes is not parsed again."""
+"""Request heads that the parser has read on a listener: one of the same bytes is not parsed again."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from ..transports.asgi import RawHeaders, Scope
+from ..transports.asgi import RawHeaders, Scope, read_fields
 
-LENGTH: Final = b"\ncontent-length:"
+REPEATS: Final = 2
+"""How often a head has to come again until it is known: who comes for a single call never gets there."""
+
+MAX_KNOWN: Final = 1_024
+"""Heads that are known to all connections; each keeps its last one besides."""
 
 MAX_KNOWN_BYTES: Final = 8_192
 """Longer heads are parsed each time: what is kept of them would cost more memory than a connection."""
 
+SIGHTINGS: Final = 65_536
+"""Over so many that are not known it is counted how often each came, in as many counters; then all begin anew."""
+
 MAX_LENGTH_DIGITS: Final = 8
 """Of a length: more than that is for the parser to judge."""
 
+LENGTH: Final = re.compile(rb"\n(?i:content-length):[ \t]*([0-9]{1,%d})\r\n" % MAX_LENGTH_DIGITS)
+
+
+class HeadBytes(NamedTuple):
+    """A head as it came, in three parts."""
+
+    before: bytes
+    length: bytes
+    """The digits of its body's length."""
+    after: bytes
+
 
 class Beginning(NamedTuple):
-    """What a request begins with whose head was known."""
+    """What a request begins with whose head is known."""
 
-    scope: Scope
     length: bytes
     """The declared one of its body, as it stands there."""
     end: int
@@ -28,37 +47,18 @@ class Beginning(NamedTuple):
 class KnownHead:
     """A head but for the digits of its body's length. One that differs nowhere else means the same (RFC 9112, 2.1)."""
 
-    __slots__ = ("_after", "_before", "_headers", "_scope")
+    __slots__ = ("_after", "_before", "_headers", "_parts", "fields")
 
-    def __init__(self, before: bytes, after: bytes, scope: Scope, headers: RawHeaders) -> None:
-        self._before = before
-        self._after = after
-        self._scope = scope
+    def __init__(self, head: HeadBytes, parts: Scope, headers: RawHeaders, fields: Mapping[str, str]) -> None:
+        self._before = head.before
+        self._after = head.after
+        self._parts = parts
         self._headers = headers
-
-    @classmethod
-    def of(cls, data: bytes, length: bytes, scope: Scope, headers: RawHeaders) -> KnownHead | None:
-        """What to know of the head at the start of `data`, which the parser has read as this.
-
-        `headers` are all but the length. None where it is not certain which bytes the parser took for the head and for
-        the length; and where that is too long.
-        """
-        end = data.find(b"\r\n\r\n", 0, MAX_KNOWN_BYTES) + 4
-        head = data[:end].lower()
-        if end < 4 or not head.count(b"\r") == head.count(b"\n") == head.count(b"\r\n"):
-            return None
-        if head.count(LENGTH) != 1 or b"\ntransfer-encoding:" in head:
-            return None
-        start = head.index(LENGTH) + len(LENGTH)
-        while head[start] in b" \t":
-            start += 1
-        stop = start + len(length)
-        if head[start:stop] != length or len(length) > MAX_LENGTH_DIGITS:
-            return None
-        return cls(data[:start], data[stop:end], {**scope}, headers)
+        self.fields = fields
+        """What the headers were read as, but for the length."""
 
     def beginning_of(self, data: bytes) -> Beginning | None:
-        """The request whose head is at the start of `data`; None where that is another, or not all of it."""
+        """Of the request whose head is at the start of `data`; None where that is another, or not all of it."""
         if not data.startswith(self._before):
             return None
         start = len(self._before)
@@ -66,5 +66,72 @@ class KnownHead:
         length = data[start:stop]
         if stop < 0 or not length.isdigit() or not data.startswith(self._after, stop):
             return None
-        scope = {**self._scope, "headers": [*self._headers, (b"content-length", length)]}
-        return Beginning(scope, length, stop + len(self._after))
+        return Beginning(length, stop + len(self._after))
+
+    def has(self, headers: RawHeaders) -> bool:
+        """Whether these are its headers, but for the length."""
+        return headers == self._headers
+
+    def scope(self, common: Scope, length: bytes) -> Scope:
+        """The scope of a request with that head: its own, but for what it has of `common`."""
+        return {**common, **self._parts, "headers": [*self._headers, (b"content-length", length)]}
+
+
+class KnownHeads:
+    """Those of a listener. What they mean follows from their bytes alone, whichever connection they come on."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[bytes, bytes], KnownHead] = {}
+        self._seen = bytearray(SIGHTINGS)
+        """By a hash of the head."""
+        self._sightings = 0
+
+    def of(self, data: bytes) -> KnownHead | None:
+        """The head at the start of `data`, where it is known."""
+        head = head_of(data)
+        return None if head is None else self._known.get((head.before, head.after))
+
+    def learn(self, data: bytes, parts: Scope, headers: RawHeaders, length: bytes) -> KnownHead | None:
+        """The parser has read the head at the start of `data` as this: from some time on it is known.
+
+        `headers` are all but the length. None where it is not known yet; and never is, where it is not certain which
+        bytes the parser took for the head and for the length.
+        """
+        head = head_of(data)
+        if head is None or head.length != length:
+            return None
+        key = (head.before, head.after)
+        place = hash(key) % SIGHTINGS
+        self._seen[place] += 1
+        if self._seen[place] <= REPEATS:
+            self._sightings += 1
+            if self._sightings == SIGHTINGS:
+                self._seen, self._sightings = bytearray(SIGHTINGS), 0
+            return None
+        self._seen[place] = REPEATS
+        if not _is_certain(head):
+            return None
+        if len(self._known) >= MAX_KNOWN:
+            del self._known[next(iter(self._known))]
+        known = self._known[key] = KnownHead(head, parts, headers, read_fields(headers))
+        return known
+
+
+def head_of(data: bytes) -> HeadBytes | None:
+    """The head at the start of `data`; None where that is not all of it, or declares no length."""
+    end = data.find(b"\r\n\r\n", 0, MAX_KNOWN_BYTES) + 4
+    found = LENGTH.search(data, 0, end) if end >= 4 else None
+    if found is None:
+        return None
+    start, stop = found.span(1)
+    return HeadBytes(data[:start], data[start:stop], data[stop:end])
+
+
+def _is_certain(head: HeadBytes) -> bool:
+    """Whether nobody could take other bytes for the head, or for the length."""
+    text = (head.before + head.after).lower()
+    return (
+        text.count(b"\r") == text.count(b"\n") == text.count(b"\r\n")
+        and text.count(b"\ncontent-length:") == 1
+        and b"\ntransfer-encoding:" not in text
+    )

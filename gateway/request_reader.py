@@ -10,9 +10,9 @@ from urllib.parse import unquote
 
 import httptools
 
-from ..transports.asgi import RawHeaders, RequestHeaders, Scope, headers_of
+from ..transports.asgi import RawHeaders, RequestHeaders, Scope, headers_of, read_fields
 from .http_exchange import Carrier, HTTPExchange
-from .known_head import MAX_KNOWN_BYTES, Beginning, KnownHead
+from .known_head import KnownHead, KnownHeads
 
 MAX_HEAD_BYTES: Final = 131_072
 """The request line and the headers together."""
@@ -23,8 +23,9 @@ MAX_READ: Final = 16_384
 SMALL_BODY_DIGITS: Final = 5
 """Of the length of a body that is waited for."""
 
-REPEATS: Final = 2
-"""How often a head has to come again until it is known: who comes for a single call never gets there."""
+
+OWN_PARTS: Final = ("http_version", "method", "path", "raw_path", "query_string")
+"""Of a scope: what follows from the request line."""
 
 
 class NotHTTP(Exception):
@@ -47,7 +48,7 @@ class ChangeAsked(Exception):
 
 
 class RequestReader:
-    """Reads what comes for a carrier. `common` is what the scopes of its requests have in common."""
+    """Reads what comes for a carrier. `common` is what the scopes of its requests have in common; `heads` are known."""
 
     __slots__ = (
         "_body_left",
@@ -58,10 +59,10 @@ class RequestReader:
         "_headers",
         "_is_body",
         "_known_head",
+        "_known_heads",
         "_last_headers",
         "_length",
         "_parser",
-        "_repeats",
         "_upgrade",
         "_url",
         "heads",
@@ -71,7 +72,7 @@ class RequestReader:
         "unread",
     )
 
-    def __init__(self, carrier: Carrier, common: Scope) -> None:
+    def __init__(self, carrier: Carrier, common: Scope, known_heads: KnownHeads) -> None:
         self.unread: bytes | memoryview = b""
         """What came and was not read yet."""
         self.queue: list[HTTPExchange] = []
@@ -98,9 +99,9 @@ class RequestReader:
         """To what the request that is being read wants to change."""
         self._last_headers: tuple[RawHeaders, RequestHeaders] | None = None
         """Those of the last request that was taken, but for the length, and what they were read as."""
-        self._repeats = 0
-        """How many requests, one after the other, had the same headers as the one before them."""
+        self._known_heads = known_heads
         self._known_head: KnownHead | None = None
+        """The last one that came."""
         self._body_left = 0
         """How much is to come of the body of a request whose head was known."""
 
@@ -137,7 +138,9 @@ class RequestReader:
         if raw and raw[-1][0] == b"content-length":
             raw = raw[:-1]
         if self._last_headers is None or self._last_headers[0] != raw:
-            self._last_headers = raw, headers_of(scope, raw)
+            known = self._known_head
+            fields = known.fields if known is not None and known.has(raw) else read_fields(raw)
+            self._last_headers = raw, headers_of(scope, fields)
         headers = self._last_headers[1]
         headers.query = scope["query_string"]
         return headers
@@ -151,13 +154,12 @@ class RequestReader:
             NotHTTP, HeadTooLong, ChangeAsked: see there.
         """
         data, self.unread = self.unread, b""
-        begins = not self.is_in_head and (self.newest is None or self.newest.is_whole)
-        if isinstance(data, bytes) and self._known_head is not None:
-            beginning = self._known_head.beginning_of(data) if begins else None
-            if beginning is not None:
-                self._begin(beginning)
-            if beginning is not None or self._body_left:
-                self._take_body(data, 0 if beginning is None else beginning.end)
+        is_first = not self.is_in_head and (self.newest is None or self.newest.is_whole)
+        text = data if isinstance(data, bytes) else None
+        if text is not None:
+            start = self._begin_known(text) if is_first else 0
+            if start or self._body_left:
+                self._take_body(text, start)
                 return
         if len(data) > MAX_READ:
             rest = memoryview(data)  # of which a slice is no copy
@@ -177,23 +179,33 @@ class RequestReader:
                 self._head_bytes += len(data)  # of a head that is long, or of what stands round a body
                 if self._head_bytes > MAX_HEAD_BYTES:
                     raise HeadTooLong
-        elif self._last_headers is not None and begins and len(self.queue) == queued + 1 and not self.is_in_head:
-            self._learn_head(self.queue[-1], data, self._last_headers[0])
+        elif text is not None and is_first and len(self.queue) == queued + 1 and not self.is_in_head:
+            self._learn_head(self.queue[-1], text)
 
-    def _learn_head(self, exchange: HTTPExchange, data: bytes | memoryview, before: RawHeaders) -> None:
-        """Know the head that was read, where those before said the same: the next one mostly does."""
-        self._repeats = self._repeats + 1 if before == self._headers else 0
-        if self._repeats >= REPEATS and self._length and exchange.is_kept and not self._expects:
-            start = bytes(data[:MAX_KNOWN_BYTES])
-            self._known_head = KnownHead.of(start, self._length, exchange.scope, self._headers)
+    def _learn_head(self, exchange: HTTPExchange, text: bytes) -> None:
+        """Know the head that was read, once it came again and again."""
+        if self._length and exchange.is_kept and not self._expects:
+            parts = {part: exchange.scope[part] for part in OWN_PARTS}
+            self._known_head = self._known_heads.learn(text, parts, self._headers, self._length) or self._known_head
 
-    def _begin(self, beginning: Beginning) -> None:
-        """A request begins whose head was known."""
-        self._head_bytes, self._length, self._expects = 0, beginning.length, False
-        self._body_left = int(beginning.length)
+    def _begin_known(self, text: bytes) -> int:
+        """Begin the request at the start of `text`, where its head is known. Where its body begins; 0 without one."""
+        known = self._known_head
+        beginning = None if known is None else known.beginning_of(text)
+        if beginning is None:
+            known = self._known_heads.of(text)
+            beginning = None if known is None else known.beginning_of(text)
+        if known is None or beginning is None:
+            return 0
+        self._known_head = known
+        length = beginning.length
+        self._head_bytes, self._length, self._expects = 0, length, False
+        self._body_left = int(length)
         self.heads += 1
-        self.newest = HTTPExchange(self._carrier, beginning.scope, is_kept=True, waits_to_go_on=False)
+        scope = known.scope(self._common, length)
+        self.newest = HTTPExchange(self._carrier, scope, is_kept=True, waits_to_go_on=False)
         self.queue.append(self.newest)
+        return beginning.end
 
     def _take_body(self, data: bytes, start: int) -> None:
         """What comes from there on is some of a body, up to its length."""

@@ -1,7 +1,7 @@
 """The little of ASGI that the hot path needs: headers, a bounded body, an answer."""
 
 import time
-from collections.abc import Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from math import inf
 from typing import Any, Final, Protocol
@@ -79,6 +79,8 @@ class Grant:
                 withdrawn()
 
 
+NO_FIELDS: Final[Mapping[str, str]] = {}
+
 UNBOUND: Final = Grant()
 """Of requests whose identity is verified by somebody who withdraws nothing."""
 
@@ -86,10 +88,10 @@ UNBOUND: Final = Grant()
 class RequestHeaders(dict[str, str]):
     """Request headers by lower-case name, and what else identifies a request."""
 
-    __slots__ = ("checked", "expires", "grant", "identity", "peer", "query")
+    __slots__ = ("agreed", "checked", "expires", "grant", "identity", "peer", "query")
 
-    def __init__(self, peer: str = "", query: bytes = b"") -> None:
-        super().__init__()
+    def __init__(self, peer: str = "", query: bytes = b"", fields: Mapping[str, str] = NO_FIELDS) -> None:
+        super().__init__(fields)
         self.peer = peer
         """The address of the socket's peer."""
         self.query = query
@@ -102,6 +104,8 @@ class RequestHeaders(dict[str, str]):
         """Who asks, and until when, where that was verified before."""
         self.checked: object = None
         """The endpoint that has checked them, but for who asks: requests of a connection mostly have the same."""
+        self.agreed = ""
+        """The session with which they were found to agree."""
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -111,18 +115,22 @@ class RequestHeaders(dict[str, str]):
             yield
 
 
-def headers_of(scope: Scope, raw: RawHeaders | None = None) -> RequestHeaders:
-    """Request headers; those of `raw` alone, where it is given.
-
-    One that comes twice is joined by a comma, as HTTP allows (RFC 9110, 5.3).
-    """
+def headers_of(scope: Scope, fields: Mapping[str, str] | None = None) -> RequestHeaders:
+    """Request headers: these, where they were read before."""
     client = scope.get("client")
-    headers = RequestHeaders(client[0] if client else "", scope.get("query_string", b""))
+    read = read_fields(scope["headers"]) if fields is None else fields
+    headers = RequestHeaders(client[0] if client else "", scope.get("query_string", b""), read)
     headers.identity = scope.get(IDENTITY)
-    for raw_name, raw_value in scope["headers"] if raw is None else raw:
-        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1").strip(" \t")
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
     return headers
+
+
+def read_fields(raw: RawHeaders) -> dict[str, str]:
+    """Headers by lower-case name. One that comes twice is joined by a comma, as HTTP allows (RFC 9110, 5.3)."""
+    fields: dict[str, str] = {}
+    for raw_name, raw_value in raw:
+        name, value = raw_name.decode("latin-1"), raw_value.decode("latin-1").strip(" \t")
+        fields[name] = f"{fields[name]}, {value}" if name in fields else value
+    return fields
 
 
 class WholeRequest(Protocol):

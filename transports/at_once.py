@@ -152,7 +152,9 @@ class AtOnce:
         workflow = self._pool.lookup.at_hand(request.principal, config.server, session_id, key, concern)
         if workflow is None or not workflow.opened.done():
             return None
-        check_agreement(headers, workflow)
+        if headers.agreed != workflow.record.session_id:
+            check_agreement(headers, workflow)
+            headers.agreed = workflow.record.session_id
         return workflow
 
     def _answer(self, whole: WholeRequest, request: HTTPRequest, workflow: Workflow, message: Envelope) -> None:

@@ -55,8 +55,11 @@ def check_names(headers: RequestHeaders, workflow: Workflow) -> None:
     Raises:
         HTTPRefusal: 400, they do not.
     """
-    record, session_id, key = workflow.record, headers.get(SESSION_ID), workflow_key(headers)
-    if (session_id is not None and session_id != record.session_id) or (key is not None and key != record.key):
+    record, session_id, key = workflow.record, headers.get(SESSION_ID), headers.get(WORKFLOW)
+    if key is not None and key != record.key:
+        workflow_key(headers)  # perhaps it is none
+        raise HTTPRefusal(400, "disagree", "Mcp-Session-Id, Trunkline-Workflow and Last-Event-ID disagree")
+    if session_id is not None and session_id != record.session_id:
         raise HTTPRefusal(400, "disagree", "Mcp-Session-Id, Trunkline-Workflow and Last-Event-ID disagree")
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 from harness.http_serving import GET, PATIENCE, Parts, answering, echo, parts_of, said, serving, talking
-from trunkline.gateway.http_exchange import SMALL_BODY
+from trunkline.gateway import http_exchange
+from trunkline.gateway.http_exchange import SMALL_BODY, AnswerHeads
 from trunkline.gateway.http_listening import HTTPListening
 from trunkline.mux.statistics import Statistics
 from trunkline.transports.asgi import WholeRequest
@@ -96,6 +97,19 @@ async def test_an_answer_that_would_be_no_http_is_not_sent(headers: list[tuple[b
         answer = await reader.read()
         assert not answer or answer.startswith(b"HTTP/1.1 500 ")
         assert b"cookie" not in answer
+
+
+def test_heads_of_answers_are_encoded_once_and_the_oldest_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_exchange, "MAX_ANSWER_HEADS", 10)
+    heads = AnswerHeads()
+    made = [heads.of(200, [(b"x", b"%d" % number)]) for number in range(30)]
+    assert [head.lines for head in made] == [b"HTTP/1.1 200 OK\r\nx: %d\r\n" % number for number in range(30)]
+    again = [heads.of(200, [(b"x", b"%d" % number)]) for number in reversed(range(30))]
+    assert [one is other for one, other in zip(reversed(again), made, strict=True)] == [False] * 20 + [True] * 10
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="line break"):
+            heads.of(200, [(b"x", b"a\r\nset-cookie: b")])
+    assert heads.of(202, [(b"x", b"29")]).lines == b"HTTP/1.1 202 Accepted\r\nx: 29\r\n"
 
 
 async def test_an_application_that_fails_is_answered_for() -> None:

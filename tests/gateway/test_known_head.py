@@ -1,4 +1,4 @@
-"""A head that came before on its connection means what it meant then, however it comes, and nothing else does."""
+"""A head that came before, on any connection, means what it meant then, however it comes; and nothing else does."""
 
 import asyncio
 import random
@@ -6,16 +6,18 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from harness.http_serving import GET, Connected, echo, said, serving, talking
-from trunkline.gateway import request_reader
+from trunkline.gateway import known_head, request_reader
 from trunkline.gateway.http_connection import HTTPConnection
+from trunkline.gateway.http_exchange import Carrier
 from trunkline.gateway.http_listening import HTTPListening
-from trunkline.gateway.known_head import MAX_KNOWN_BYTES, KnownHead
+from trunkline.gateway.known_head import MAX_KNOWN_BYTES, REPEATS, KnownHead, KnownHeads
+from trunkline.gateway.request_reader import RequestReader
 from trunkline.mux.statistics import Statistics
-from trunkline.transports.asgi import WholeRequest
+from trunkline.transports.asgi import RequestHeaders, WholeRequest
 
 pytestmark = pytest.mark.anyio
 
@@ -279,16 +281,23 @@ async def test_whatever_comes_is_answered_as_where_no_head_is_known(monkeypatch:
             pieces = a_stream(draw, head)
             answered = await answers(listening, port, head, pieces)
             with monkeypatch.context() as nothing_known:
-                nothing_known.setattr(KnownHead, "of", lambda *_: None)
+                nothing_known.setattr(KnownHeads, "of", lambda *_: None)
+                nothing_known.setattr(KnownHeads, "learn", lambda *_: None)
                 assert answered == await answers(listening, port, head, pieces), (seed, head, pieces)
     assert found > STREAMS / 2
 
 
 SCOPE = {"path": "/"}
+HEADERS = [(b"host", b"h")]
 
 
 def known(head: bytes, length: bytes = b"4") -> KnownHead | None:
-    return KnownHead.of(head, length, SCOPE, [])
+    """What is known of a head that has come often."""
+    heads = KnownHeads()
+    for _ in range(2 * REPEATS):
+        found = heads.learn(head, SCOPE, HEADERS, length)
+    assert heads.of(head) is found
+    return found
 
 
 @pytest.mark.parametrize(
@@ -319,23 +328,98 @@ def test_a_known_head_is_found_with_any_length_and_only_whole() -> None:
         begun = found.beginning_of(data)
         assert begun is not None
         assert (begun.length, data[begun.end :]) == (length, b"body")
-        assert begun.scope == {**SCOPE, "headers": [(b"content-length", length)]}
+        assert found.scope({"type": "http"}, begun.length) == {
+            "type": "http",
+            "path": "/",
+            "headers": [(b"host", b"h"), (b"content-length", length)],
+        }
         assert all(found.beginning_of(data[:end]) is None for end in range(begun.end))
     for length in (b"", b"-4", b"+4", b" 4", b"4 ", b"4_0", b"\xd9\xa4", b"123456789"):
         assert found.beginning_of(head % length + b"body") is None
 
 
 def test_what_one_request_does_to_its_scope_is_not_seen_by_the_next() -> None:
-    scope = {"path": "/", "headers": [(b"content-length", b"4")]}
-    headers = [(b"host", b"h")]
-    head = b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\n"
-    found = KnownHead.of(head, b"4", scope, headers)
+    found = known(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\n")
     assert found is not None
-    begun = found.beginning_of(head)
-    assert begun is not None
-    for changed in (scope, begun.scope):
-        changed["path"] = "/elsewhere"
-        changed["headers"].clear()
-    again = found.beginning_of(head)
-    assert again is not None
-    assert again.scope == {"path": "/", "headers": [(b"host", b"h"), (b"content-length", b"4")]}
+    scope = found.scope({}, b"4")
+    scope["path"] = "/elsewhere"
+    scope["headers"].clear()
+    assert found.scope({}, b"4") == {"path": "/", "headers": [(b"host", b"h"), (b"content-length", b"4")]}
+
+
+# Over connections
+
+
+def reader(heads: KnownHeads, client: str = "1.2.3.4") -> RequestReader:
+    """Of a connection that has come."""
+    return RequestReader(cast(Carrier, object()), {"root_path": "", "client": (client, 1)}, heads)
+
+
+def read(at: RequestReader, text: bytes) -> tuple[Any, dict[str, str]]:
+    """The scope of the one request that this is, and its headers."""
+    at.receive(text)
+    at.read()
+    exchange = at.queue.pop()
+    assert exchange.is_whole
+    return exchange.scope, at.headers_of(exchange.scope)
+
+
+def is_parsed(heads: KnownHeads, text: bytes, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether a new connection parses this."""
+    parsed = False
+
+    def parses(at: RequestReader) -> None:
+        nonlocal parsed
+        parsed = True
+
+    with monkeypatch.context() as watched:
+        watched.setattr(RequestReader, "on_message_begin", parses)
+        at = reader(heads)
+        at.receive(text)
+        at.read()
+    return parsed
+
+
+def test_a_head_that_came_on_other_connections_is_known_and_means_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    heads = KnownHeads()
+    first = read(reader(heads), post(b"body"))
+    for _ in range(REPEATS):
+        assert is_parsed(heads, post(b"some"), monkeypatch)
+        read(reader(heads), post(b"some"))
+    assert not is_parsed(heads, post(b"body"), monkeypatch)
+    assert read(reader(heads), post(b"body")) == first
+
+
+def test_a_head_that_came_on_other_connections_is_that_of_the_one_that_it_comes_on() -> None:
+    heads = KnownHeads()
+    for number in range(2 * REPEATS):
+        scope, headers = read(reader(heads, f"10.0.0.{number}"), post(b"body"))
+        assert scope["client"] == (f"10.0.0.{number}", 1)
+        assert headers == {"host": "h", "x": "y"}
+        assert cast(RequestHeaders, headers).peer == f"10.0.0.{number}"
+        headers["x"] = "changed"
+
+
+def test_a_head_that_comes_for_a_single_call_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    heads = KnownHeads()
+    at = reader(heads)
+    for number in range(100):
+        for _ in range(REPEATS):
+            read(at, post(b"body", number))
+    assert all(heads.of(post(b"body", number)) is None for number in range(100))
+
+
+def test_of_heads_that_are_known_the_oldest_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known_head, "MAX_KNOWN", 10)
+    heads = KnownHeads()
+    for number in range(30):
+        for _ in range(REPEATS + 1):
+            read(reader(heads), post(b"body", number))
+    assert [number for number in range(30) if heads.of(post(b"body", number)) is not None] == list(range(20, 30))
+
+
+def test_what_came_once_is_forgotten_after_many_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known_head, "SIGHTINGS", 1_024)
+    heads = KnownHeads()
+    known = [heads.learn(post(b"body", number), SCOPE, HEADERS, b"4") for number in range(10_000)]
+    assert sum(one is not None for one in known) < 2_500, "they share counters, but not for long"

@@ -4,13 +4,14 @@ from typing import Any, cast
 
 import pytest
 from trunkline.gateway.http_exchange import Carrier, HTTPExchange
+from trunkline.gateway.known_head import KnownHeads
 from trunkline.gateway.request_reader import MAX_HEAD_BYTES, ChangeAsked, HeadTooLong, NotHTTP, RequestReader
 
 COMMON = {"type": "http", "root_path": "/root"}
 
 
 def reader() -> RequestReader:
-    return RequestReader(cast(Carrier, object()), COMMON)
+    return RequestReader(cast(Carrier, object()), COMMON, KnownHeads())
 
 
 def read(at: RequestReader, *pieces: bytes) -> list[HTTPExchange]:

@@ -130,6 +130,29 @@ async def test_a_client_that_knows_nothing_but_its_key_waits_for_no_task() -> No
         assert here.taken == [False, False, True, True], "the second one looks the record up"
 
 
+async def test_headers_that_agreed_with_a_session_have_to_agree_with_the_next_one_of_their_key() -> None:
+    async with session() as here:
+        keyed = without({**here.headers, "trunkline-workflow": "chat"}, "mcp-session-id")
+        ping = {"jsonrpc": "2.0", "id": "p", "method": "ping"}
+        for _ in range(3):
+            here.connection.post(ping, keyed)
+            assert (await here.connection.answer()).status == 200
+        async with connecting(here.port) as other:
+            other.post(b"", {**keyed, "trunkline-end": "workflow"}, method="DELETE")
+            assert (await other.answer()).status == 200
+            here.front.server.result["protocolVersion"] = "2025-03-26"
+            other.post(initialize("2025-03-26"), without(keyed, "mcp-protocol-version"))
+            assert (await other.answer()).headers["trunkline-workflow-state"] in ("created", "reset")
+            for _ in range(2):
+                other.post(ping, {**keyed, "mcp-protocol-version": "2025-03-26"})
+                assert (await other.answer()).status == 200
+        here.connection.post(ping, keyed)
+        answer = await here.connection.answer()
+        assert (answer.status, b"contradicts" in answer.body) == (400, True)
+        assert here.taken[0:3] == [False, False, True]
+        assert here.taken[-2:] == [True, False]
+
+
 async def test_the_end_of_a_workflow_is_not_taken_for_a_good_bye() -> None:
     async with session() as here:
         here.connection.post(b"", here.headers, method="DELETE")
