@@ -15,7 +15,7 @@ from ..mux.account import Transport
 from ..mux.pool import Pool
 from ..mux.ports import PoolResult
 from ..mux.statistics import BUCKETS, Gauges, Histogram, Statistics
-from ..transports.upstream.streamable_http import Kind
+from ..transports.upstream.http_connector import Kind
 
 if TYPE_CHECKING:
     from .worker_metrics import WorkerMetrics

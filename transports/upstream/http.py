@@ -92,11 +92,6 @@ class HeaderBlock:
         kept = {name: value for name, value in self.headers.items() if name.lower() not in replaced}
         return HeaderBlock({**kept, **headers})
 
-    def rotated(self, headers: Headers, fixed: Headers) -> "HeaderBlock":
-        """A block with these values for credentials; what is `fixed` for the session stays, however it is written."""
-        mine = {name.lower() for name in fixed}
-        return self.with_({name: value for name, value in headers.items() if name.lower() not in mine})
-
     def signed(self, signature: "HeaderBlock") -> "HeaderBlock":
         """A block with those of this signature over it. It is made once for as long as the signature stays the same."""
         if self._signed is None or self._signed[0] is not signature:

@@ -10,7 +10,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Final, Literal
+from typing import Final
 
 from ...mux.errors import (
     CredentialRefused,
@@ -23,53 +23,22 @@ from ...mux.errors import (
 from ...mux.limits import MAX_EVENT_BYTES
 from ...mux.ports import NONE, Headers, Receiver, SendKind, Wire
 from ...mux.request import Request
-from ...mux.statistics import Statistics
 from ..event_stream import EventParser
 from .answers import ERROR_BODY_BYTES, STREAM_TYPE, Body, content_type, nothing
-from .credentials import Credential
-from .http import CredentialFailed, ExchangeBroken, HeaderBlock, HTTPClient, Withheld, target_within
+from .http import CredentialFailed, ExchangeBroken, HeaderBlock, Withheld, target_within
 from .http_call import failure_of
-from .http_client import http_client
+from .http_connector import VERSION_HEADER_SINCE, HTTPConnector
 from .http_delivery import DELIVER_SECONDS, MAX_DELIVERIES, announce
 from .loss import Loss
-from .streamable_http import VERSION_HEADER_SINCE
 
 logger = logging.getLogger(__name__)
-
-Kind = Literal["get", "initialize", "initialized", "call", "notification", "response"]
 
 ENDPOINT_SECONDS: Final = 10.0
 """How long a server may take to say where messages go, connecting included."""
 
 
-class SSEConnector:
-    """Opens sessions with one server by HTTP+SSE. Implements `Connector`.
-
-    `headers` and the `credential` go with every request. One HTTP client serves all sessions, `http` where it is given;
-    `close` it after they have ended.
-
-    Raises:
-        ValueError: a URL or headers that cannot be used.
-    """
-
-    def __init__(
-        self,
-        server: str,
-        url: str,
-        statistics: Statistics,
-        *,
-        headers: Headers | None = None,
-        ca: str = "",
-        credential: Credential | None = None,
-        http: HTTPClient | None = None,
-    ) -> None:
-        self.server = server
-        self.url = url
-        self.http = http or http_client(url, ca, credential)
-        self.headers = HeaderBlock({**(headers or {}), "User-Agent": "trunkline"})
-        self._statistics = statistics
-        self._wires: dict[_SSEWire, Headers] = {}
-        """Open sessions, and what is fixed for each of them."""
+class SSEConnector(HTTPConnector):
+    """Opens sessions with one server by HTTP+SSE. Implements `RotatingConnector`."""
 
     @asynccontextmanager
     async def connect(self, receiver: Receiver, headers: Headers, *, listen: bool) -> AsyncIterator[Wire]:
@@ -79,35 +48,11 @@ class SSEConnector:
             TrunklineError: there is no stream, or it does not say in time where messages go.
         """
         wire = _SSEWire(self, receiver, headers)
-        self._wires[wire] = headers
         try:
             await wire.open()
             yield wire
         finally:
-            del self._wires[wire]
             wire.close()
-
-    def rotate(self, headers: Headers) -> None:
-        """See `RotatingConnector.rotate`."""
-        self.headers = self.headers.with_(headers)
-        for wire, fixed in self._wires.items():
-            wire.rotate(headers, fixed)
-
-    async def close(self) -> None:
-        """Close the HTTP client. Idempotent."""
-        await self.http.close()
-
-    def count(self, kind: Kind) -> None:
-        """One HTTP request goes to the server."""
-        self._statistics.count("upstream_requests", self.server, kind)
-
-    def count_dropped(self) -> None:
-        """The server has not taken what it should, or there is no room for more."""
-        self._statistics.count("undelivered", self.server)
-
-    def count_fault(self) -> None:
-        """The server broke the protocol."""
-        self._statistics.count("upstream_faults", self.server)
 
 
 class _SSEWire:
@@ -116,8 +61,10 @@ class _SSEWire:
     def __init__(self, connector: SSEConnector, receiver: Receiver, headers: Headers) -> None:
         self._connector = connector
         self._receiver = receiver
+        self._fixed = headers
         try:
-            self._headers = connector.headers.with_(headers)
+            self._made = connector.headers, connector.headers.with_(headers)
+            """The connector's headers, and what was made of them for this session."""
         except ValueError as error:
             raise InvalidRequest(str(error)) from None
         self._target: str | None = None
@@ -137,7 +84,7 @@ class _SSEWire:
         """
         self._connector.count("get")
         stream = _Stream(self._connector.url, self._receive, self.stream_over)
-        headers = self._headers.with_({"Accept": STREAM_TYPE})
+        headers = self._block().with_({"Accept": STREAM_TYPE})
         self._cut_stream = self._connector.http.send("GET", headers, b"", stream)
         try:
             async with asyncio.timeout(ENDPOINT_SECONDS):
@@ -160,7 +107,7 @@ class _SSEWire:
                 self._loss.refused.append(request)
             return
         try:
-            block = self._headers.with_(headers)
+            block = self._block().with_(headers)
         except ValueError as error:
             if request is not None:
                 self._soon(self._fail, request, InvalidRequest(str(error)))
@@ -190,14 +137,11 @@ class _SSEWire:
         if self._loss.cause is not None:
             raise self._loss.cause
         if revision >= VERSION_HEADER_SINCE:
-            self._headers = self._headers.with_({"MCP-Protocol-Version": revision})
+            self._fixed = {**self._fixed, "MCP-Protocol-Version": revision}
+            self._made = self._connector.headers, self._connector.headers.with_(self._fixed)
         self._connector.count("initialized")
-        await announce(partial(self._connector.http.send, "POST", self._headers, initialized, target=self._target))
+        await announce(partial(self._connector.http.send, "POST", self._block(), initialized, target=self._target))
         self._is_established = True
-
-    def rotate(self, headers: Headers, fixed: Headers) -> None:
-        """Credentials have these values from the next message on."""
-        self._headers = self._headers.rotated(headers, fixed)
 
     def close(self) -> None:
         """Cut everything: the end of the stream is the end of the session. Idempotent."""
@@ -257,6 +201,13 @@ class _SSEWire:
     @property
     def _about(self) -> dict[str, str]:
         return {"server": self._connector.server}
+
+    def _block(self) -> HeaderBlock:
+        """What goes with every request: the connector's headers as they are now, and what is fixed."""
+        base = self._connector.headers
+        if self._made[0] is not base:
+            self._made = base, base.with_(self._fixed)
+        return self._made[1]
 
     @property
     def _undelivered(self) -> int:

@@ -10,58 +10,32 @@ import asyncio
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Final, Literal
+from types import MappingProxyType
+from typing import Final
 
 import anyio
 
 from ...mux.errors import InvalidRequest, SessionLost, TrunklineError, UpstreamFault
 from ...mux.ports import NONE, Headers, Receiver, SendKind
 from ...mux.request import Request
-from ...mux.statistics import Statistics
 from .answers import JSON_TYPE, STREAM_TYPE, Events, Unasked, nothing
-from .credentials import Credential
 from .http import Answer, HeaderBlock, HTTPClient
 from .http_call import HTTPCall
-from .http_client import http_client
+from .http_connector import VERSION_HEADER_SINCE, HTTPConnector
 from .http_delivery import Deliveries, acknowledged, announce
 from .http_resumption import resume
 from .loss import Loss
 
 logger = logging.getLogger(__name__)
 
-Kind = Literal["initialize", "initialized", "call", "notification", "response", "get", "delete"]
-
 CLOSE_SECONDS: Final = 5.0
-VERSION_HEADER_SINCE: Final = "2025-06-18"
 MAX_SESSION_ID: Final = 1024
 
 
-class StreamableHTTPConnector:
-    """Opens sessions with one server by Streamable HTTP. Implements `Connector`.
+class StreamableHTTPConnector(HTTPConnector):
+    """Opens sessions with one server by Streamable HTTP. Implements `AdoptingConnector`, `RotatingConnector`."""
 
-    `headers` and the `credential` go with every request. One HTTP client serves all sessions; `close` it after they
-    have ended.
-
-    Raises:
-        ValueError: a URL or headers that cannot be used.
-    """
-
-    def __init__(
-        self,
-        server: str,
-        url: str,
-        statistics: Statistics,
-        *,
-        headers: Headers | None = None,
-        ca: str = "",
-        credential: Credential | None = None,
-    ) -> None:
-        self.server = server
-        self.http = http_client(url, ca, credential)
-        self.headers = HeaderBlock(
-            {**(headers or {}), "Accept": f"{JSON_TYPE}, {STREAM_TYPE}", "User-Agent": "trunkline"}
-        )
-        self._statistics = statistics
+    always = MappingProxyType({"Accept": f"{JSON_TYPE}, {STREAM_TYPE}"})
 
     def connect(self, receiver: Receiver, headers: Headers, *, listen: bool) -> HTTPWire:
         """See `Connector.connect`.
@@ -78,26 +52,6 @@ class StreamableHTTPConnector:
             InvalidRequest: headers that cannot be sent.
         """
         return HTTPWire(self, receiver, headers, listen=listen, adopted=(session, revision))
-
-    def rotate(self, headers: Headers) -> None:
-        """See `RotatingConnector.rotate`. Open sessions find them here, too."""
-        self.headers = self.headers.with_(headers)
-
-    async def close(self) -> None:
-        """Close the HTTP client. Idempotent."""
-        await self.http.close()
-
-    def count(self, kind: Kind) -> None:
-        """One HTTP request goes to the server."""
-        self._statistics.count("upstream_requests", self.server, kind)
-
-    def count_dropped(self) -> None:
-        """The server has not taken what it should, and there is no room for more."""
-        self._statistics.count("undelivered", self.server)
-
-    def count_fault(self) -> None:
-        """The server broke the protocol."""
-        self._statistics.count("upstream_faults", self.server)
 
 
 class _Traffic:

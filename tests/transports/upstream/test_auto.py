@@ -294,4 +294,3 @@ async def test_a_rotated_credential_goes_with_the_next_message_of_http_sse() -> 
 
         await rotate(connector, called)
         assert connector.kind == "sse"
-        assert connector.sse._wires == {}

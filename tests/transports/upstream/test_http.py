@@ -113,9 +113,3 @@ def test_a_reference_leads_within_the_server(reference: str, target: str) -> Non
 def test_a_reference_that_leads_elsewhere_is_refused(reference: str) -> None:
     with pytest.raises(ValueError):
         target_within("http://x.example/a/sse", reference)
-
-
-def test_credentials_that_were_rotated_leave_what_is_fixed_for_a_session() -> None:
-    block = HeaderBlock({"Authorization": "one", "X-Key": "of the session", "Mcp-Session-Id": "s"})
-    rotated = block.rotated({"authorization": "two", "X-KEY": "two"}, {"x-key": "of the session"})
-    assert rotated.headers == {"X-Key": "of the session", "Mcp-Session-Id": "s", "authorization": "two"}

@@ -93,6 +93,20 @@ async def test_headers_say_what_they_have_to() -> None:
         assert "mcp-protocol-version" not in (await server.got("initialize")).headers
 
 
+async def test_open_sessions_send_headers_that_were_rotated_but_keep_what_is_fixed_for_them() -> None:
+    async with (
+        over_sse() as server,
+        connector_to(server.address) as (connector, _),
+        opened(connector, {"X-Tenant": "acme"}) as session,
+    ):
+        connector.rotate({"Authorization": "Bearer new", "x-tenant": "other"})
+        session.send(told(1))
+        message = await server.got("notifications/message")
+        assert message.headers["authorization"] == "Bearer new"
+        assert message.headers["x-tenant"] == "acme"
+        assert message.headers["mcp-protocol-version"] == "2025-11-25"
+
+
 @pytest.mark.parametrize("endpoint", ["message?session={n}", "?session={n}", "ABSOLUTE"])
 async def test_the_endpoint_may_be_relative_or_absolute(endpoint: str) -> None:
     async with over_sse() as server, connector_to(server.address) as (connector, _):

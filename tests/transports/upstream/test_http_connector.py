@@ -1,0 +1,48 @@
+"""What connectors by HTTP have in common."""
+
+import pytest
+from trunkline.mux.statistics import Statistics
+from trunkline.transports.upstream.http_connector import HTTPConnector
+
+pytestmark = pytest.mark.anyio
+
+URL = "http://127.0.0.1:9/mcp"
+
+
+class Connector(HTTPConnector):
+    always = {"Accept": "x/y"}  # noqa: RUF012 - nobody changes it
+
+
+async def test_its_headers_go_before_those_of_the_settings_and_may_be_rotated() -> None:
+    connector = Connector("x", URL, Statistics(), headers={"X-Key": "one", "Accept": "no"})
+    assert connector.headers.headers == {"X-Key": "one", "Accept": "x/y", "User-Agent": "trunkline"}
+    connector.rotate({"x-key": "two"})
+    assert connector.headers.headers == {"Accept": "x/y", "User-Agent": "trunkline", "x-key": "two"}
+    await connector.close()
+    await connector.close()
+
+
+async def test_one_client_may_serve_two() -> None:
+    first = Connector("x", URL, Statistics())
+    assert Connector("x", URL, Statistics(), http=first.http).http is first.http
+    await first.close()
+
+
+@pytest.mark.parametrize(("url", "headers"), [("gopher://x/", None), (URL, {"X-Key": "a\x00"})])
+def test_what_cannot_be_used_is_refused(url: str, headers: dict[str, str] | None) -> None:
+    with pytest.raises(ValueError, match=r"URL|header"):
+        Connector("x", url, Statistics(), headers=headers)
+
+
+async def test_what_goes_to_the_server_is_counted_by_its_name() -> None:
+    statistics = Statistics()
+    connector = Connector("x", URL, statistics)
+    connector.count("get")
+    connector.count_dropped()
+    connector.count_fault()
+    assert set(statistics.counts) == {
+        ("upstream_requests", "x", "get"),
+        ("undelivered", "x"),
+        ("upstream_faults", "x"),
+    }
+    await connector.close()

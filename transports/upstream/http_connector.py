@@ -1,0 +1,67 @@
+"""What connectors by HTTP have in common: a client, the headers of every request, and what is counted."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Final, Literal
+
+from ...mux.ports import NONE, Headers
+from ...mux.statistics import Statistics
+from .credentials import Credential
+from .http import HeaderBlock, HTTPClient
+from .http_client import http_client
+
+Kind = Literal["initialize", "initialized", "call", "notification", "response", "get", "delete"]
+
+
+VERSION_HEADER_SINCE: Final = "2025-06-18"
+"""The first revision that is named in a header."""
+
+
+class HTTPConnector:
+    """The way to one server. `headers` and the `credential` go with every request.
+
+    One HTTP client serves all sessions, `http` where it is given; `close` it after they have ended.
+
+    Raises:
+        ValueError: a URL or headers that cannot be used.
+    """
+
+    always: ClassVar[Headers] = NONE
+    """Headers of the transport's own."""
+
+    def __init__(
+        self,
+        server: str,
+        url: str,
+        statistics: Statistics,
+        *,
+        headers: Headers | None = None,
+        ca: str = "",
+        credential: Credential | None = None,
+        http: HTTPClient | None = None,
+    ) -> None:
+        self.server = server
+        self.url = url
+        self.http = http or http_client(url, ca, credential)
+        self.headers = HeaderBlock({**(headers or {}), **self.always, "User-Agent": "trunkline"})
+        self._statistics = statistics
+
+    def rotate(self, headers: Headers) -> None:
+        """See `RotatingConnector.rotate`. Open sessions find them here, too."""
+        self.headers = self.headers.with_(headers)
+
+    async def close(self) -> None:
+        """Close the HTTP client. Idempotent."""
+        await self.http.close()
+
+    def count(self, kind: Kind) -> None:
+        """One HTTP request goes to the server."""
+        self._statistics.count("upstream_requests", self.server, kind)
+
+    def count_dropped(self) -> None:
+        """The server has not taken what it should, or there is no room for more."""
+        self._statistics.count("undelivered", self.server)
+
+    def count_fault(self) -> None:
+        """The server broke the protocol."""
+        self._statistics.count("upstream_faults", self.server)
