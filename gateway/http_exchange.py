@@ -22,7 +22,10 @@ MAX_PARTS: Final = 64
 """Of a body that is kept in parts: a part of one byte takes as much memory as one of thirty."""
 
 MAX_ANSWER_HEADS: Final = 1_024
-"""That are kept as they were encoded; all are short, and few hold what belongs to one session."""
+"""That are kept as they were encoded; few hold what belongs to one session."""
+
+MAX_ANSWER_HEAD_BYTES: Final = 1_024
+"""Longer ones are encoded each time: they hold what a client chose, such as the Host that a challenge names."""
 
 STATUS_LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 
@@ -75,9 +78,10 @@ class AnswerHeads:
         head = self._encoded.get(key)
         if head is None:
             head, _ = answer_head(status, headers)
-            if len(self._encoded) >= MAX_ANSWER_HEADS:
-                del self._encoded[next(iter(self._encoded))]
-            self._encoded[key] = head
+            if len(head.lines) <= MAX_ANSWER_HEAD_BYTES:
+                if len(self._encoded) >= MAX_ANSWER_HEADS:
+                    del self._encoded[next(iter(self._encoded))]
+                self._encoded[key] = head
         return head
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import tracemalloc
 from typing import Any
 
 import pytest
@@ -110,6 +111,18 @@ def test_heads_of_answers_are_encoded_once_and_the_oldest_go(monkeypatch: pytest
         with pytest.raises(RuntimeError, match="line break"):
             heads.of(200, [(b"x", b"a\r\nset-cookie: b")])
     assert heads.of(202, [(b"x", b"29")]).lines == b"HTTP/1.1 202 Accepted\r\nx: 29\r\n"
+
+
+def test_what_a_client_chooses_the_length_of_is_not_kept_with_the_heads_of_answers() -> None:
+    heads = AnswerHeads()
+    tracemalloc.start()
+    try:
+        for number in range(100):
+            challenge = b'Bearer resource_metadata="http://localhost:%d%b"' % (number, b"0" * 100_000)
+            assert heads.of(401, [(b"www-authenticate", challenge)]).lines.endswith(challenge + b"\r\n")
+        assert tracemalloc.get_traced_memory()[0] < 500_000
+    finally:
+        tracemalloc.stop()
 
 
 async def test_an_application_that_fails_is_answered_for() -> None:
