@@ -8,6 +8,9 @@ from .asgi import RawHeaders
 
 LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
+MAX_HOST: Final = 261
+"""Of characters: the longest name (RFC 1035, 2.3.4), brackets or a dot, and a port. What is longer is no Host."""
+
 ALLOWED_METHODS: Final = b"GET, POST, DELETE, OPTIONS"
 ALLOWED_HEADERS: Final = (
     b"Content-Type, Accept, Authorization, Mcp-Session-Id, MCP-Protocol-Version, Last-Event-ID, "
@@ -91,6 +94,8 @@ class Guard:
         ]
 
     def _host_is_allowed(self, host: str) -> bool:
+        if len(host) > MAX_HOST:
+            return False
         name = _name_of(f"//{host}")
         return host in self._hosts or name in self._hosts or (self._loopback and name in LOOPBACK_NAMES)
 

@@ -43,6 +43,7 @@ def test_a_loopback_listener_is_served_under_its_own_names(host: str) -> None:
         "[::1",
         "[not-an-address]",
         "localhost, evil.example",
+        "localhost:" + "0" * 100_000,
     ],
 )
 def test_a_foreign_host_is_refused_every_time(host: str) -> None:
