@@ -6,12 +6,11 @@ due on it. The bytes are theirs.
 
 import asyncio
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final
 
 import anyio
-import msgspec
 from msgspec import Raw
 
 from ..mux import envelope as wire_format
@@ -26,7 +25,7 @@ from ..mux.errors import (
     UnknownSession,
     UnsupportedRevision,
 )
-from ..mux.event_log import Event, Position, Trimmed
+from ..mux.event_log import Position, Trimmed
 from ..mux.limits import MAX_BODY_BYTES
 from ..mux.pool import Arrival, Begun
 from ..mux.ports import NONE
@@ -34,10 +33,10 @@ from ..mux.principal import Principal
 from ..mux.record import WorkflowState, new_session_id
 from ..mux.routing import LEGACY
 from ..mux.streams import Reader
-from ..mux.tally import Tally
 from ..mux.workflow import Workflow
 from .endpoint import DEFAULT_REVISION, EndpointConfig, admitted_key, begin_unasked, picked, take_call
 from .headers import Asked
+from .outgoing import Due, Outgoing
 from .status import HTTPRefusal
 
 HANDSHAKE_SECONDS: Final = 30.0
@@ -57,21 +56,6 @@ HOLD_SECONDS: Final = 1.0
 long a client that counts has to show itself where the server lends no pings."""
 
 
-class Due(msgspec.Struct, frozen=True, gc=False):
-    """One message for the client."""
-
-    message: bytes
-    position: int = 0
-    """On the wire; 0 where no workflow logged it, or for another stream."""
-    logged: tuple[Reader, Event] | None = None
-    """Who read it from the log."""
-
-    @property
-    def event_id(self) -> str:
-        """Empty where no workflow logged it."""
-        return self.logged[0].event_id(self.logged[1]) if self.logged is not None else ""
-
-
 class Link:
     """One such connection. `open` it first; then `take` what comes, and send what `next` brings, until it is over."""
 
@@ -87,12 +71,8 @@ class Link:
         self._key: str | None = None
         self._workflow: Workflow | None = None
         self._duplex: Duplex | None = None
-        self._tally = Tally(0)
-        self._readers: list[Reader] = []
-        """What the client is due: the rest of an exchange that it came back to, and last its duplex."""
-        self._early: list[bytes] = []
-        self._handed = 0
-        """Messages that this connection has carried, as its client counts them."""
+        self.outgoing = Outgoing()
+        """What the client is due."""
         self._beginning = asyncio.Lock()
         """Held while the handshake is under way: what comes meanwhile waits for its outcome."""
         self.deadline = asyncio.get_running_loop().time() + HANDSHAKE_SECONDS
@@ -101,10 +81,6 @@ class Link:
         self._is_closed = False
         self._is_met = transport != "websocket"
         self._hold: asyncio.TimerHandle | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        """Of who waits for what is `next`."""
-        self.on_change: Callable[[], None] | None = None
-        """Called when something may be due: for a transport that asks for it by itself."""
         self.name = f"{self._pool.number:x}.{secrets.token_hex(8)}" if self._pool.number else secrets.token_hex(8)
         """What its client may call it by, with each message: for a transport whose messages come beside it."""
         self.session_id = ""
@@ -198,7 +174,7 @@ class Link:
             return False
         if not self._config.admission.pass_at_once(in_order=self._transport == "websocket"):
             return False
-        if not self._tally.is_met:
+        if not self.outgoing.tally.is_met:
             self.meet()
         self._dispatch(workflow, duplex, message, headers)
         return True
@@ -235,13 +211,7 @@ class Link:
             due = self.due()
             if due != [] or loop.time() >= until:
                 return due
-            self._waiter = loop.create_future()
-            timer = loop.call_at(min(until, self.deadline) if self._is_early else until, self._change)
-            try:
-                await self._waiter
-            finally:
-                timer.cancel()
-                self._waiter = None
+            await self.outgoing.changed(min(until, self.deadline) if self._is_early else until)
 
     def meet(self) -> None:
         """The client has shown that it knows of this connection."""
@@ -249,9 +219,9 @@ class Link:
             return
         if not self.is_met:
             self._is_met = True
-            self._change()
+            self.outgoing.change()
         if self._duplex is not None:
-            self._duplex.meet(self._tally)
+            self._duplex.meet(self.outgoing.tally)
 
     def acknowledge(self, position: int) -> None:
         """The client surely has everything up to this position."""
@@ -261,7 +231,7 @@ class Link:
     def close(self, *, goodbye: bool = False) -> None:
         """The connection has gone; the workflow goes on. With `goodbye`, the client closed it in order."""
         self._is_closed = True
-        self.on_change = None
+        self.outgoing.on_change = None
         if self._hold is not None:
             self._hold.cancel()
         if goodbye and self._duplex is not None:
@@ -271,12 +241,12 @@ class Link:
     def _detach(self) -> None:
         if self._transport == "sse" and self._duplex is not None:
             self._duplex.acknowledge_sent()
-        for reader in self._readers:
+        for reader in self.outgoing.readers:
             if self._duplex is not None and reader.stream is self._duplex.stream:
                 self._duplex.detach(reader)
             else:
                 reader.close()
-        self._readers.clear()
+        self.outgoing.readers.clear()
 
     async def _wait_for_turn(self) -> None:
         if not self._config.admission.pass_at_once(in_order=self._transport == "websocket"):
@@ -336,7 +306,7 @@ class Link:
             raise HTTPRefusal(400, "disagree", "the session and Last-Event-ID disagree")
         duplex = workflow.duplexes.find(position.stream)
         if duplex is None:
-            self._add(workflow.streams.resume(position))
+            self.outgoing.read(workflow.streams.resume(position))
             self._enter(workflow)
         else:
             self._enter(workflow, (duplex, duplex.attach_at(position.place)))
@@ -356,7 +326,7 @@ class Link:
         if self._hold is not None:
             self._hold.cancel()
             self._hold = None
-            self._change()
+            self.outgoing.change()
 
     def _begin_on(self, workflow: Workflow) -> None:
         """The client began anew on a connection that would have gone on with another: leave that where it was."""
@@ -378,14 +348,8 @@ class Link:
         workflow.come_by(self._transport)
         self._duplex = at[0]
         self._duplex.name(self.name)
-        self._tally = self._duplex.tally
-        self._tally.skip(self._handed)
-        self._add(at[1])
-
-    def _add(self, reader: Reader) -> None:
-        reader.on_wake = self._change
-        self._readers.append(reader)
-        self._change()
+        self.outgoing.count_by(self._duplex.tally)
+        self.outgoing.read(at[1])
 
     # What the client sends.
 
@@ -399,7 +363,7 @@ class Link:
                     begun = await self._pool.begin(self._principal, self._config.server, message, arrival)
                     self._move(begun)
             finally:
-                self._change()
+                self.outgoing.change()
         self._say(wire_format.result(message.id, Raw(begun.result)))
 
     async def _begin_unasked(self, message: Envelope, headers: Mapping[str, str]) -> Workflow | None:
@@ -423,7 +387,7 @@ class Link:
             session_headers=picked(headers, self._config.session_headers),
             transport=self._transport,
             new_id=self.session_id,
-            own_wires=len(self._readers),
+            own_wires=len(self.outgoing.readers),
             generation=self._config.generation,
         )
 
@@ -452,18 +416,11 @@ class Link:
 
     # What the client is due.
 
-    def _change(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-        if self.on_change is not None:
-            self.on_change()
-
     def _say(self, message: bytes) -> None:
         if self._duplex is not None and self._hold is None:
             self._duplex.add(message)
         else:
-            self._early.append(message)
-            self._change()
+            self.outgoing.say(message)
 
     @property
     def _is_early(self) -> bool:
@@ -472,33 +429,14 @@ class Link:
 
     def due(self) -> list[Due] | None:
         """What is due now; None when the connection is over. What is returned counts as sent."""
-        self._is_late = self._is_early and asyncio.get_running_loop().time() >= self.deadline
-        if self._is_late or len(self._early) > MAX_EARLY:
+        is_alone = self._workflow is None
+        self._is_late = is_alone and self._is_early and asyncio.get_running_loop().time() >= self.deadline
+        if self._is_late or len(self.outgoing.early) > MAX_EARLY:
             return None
-        due = [Due(message) for message in self._early]
-        self._early.clear()
-        self._count(due)
-        if self._hold is not None or not self.is_met:
-            return due
-        for reader in tuple(self._readers):
-            events = reader.due()
-            if events is not None:
-                is_own = self._duplex is not None and reader.stream is self._duplex.stream
-                due += self._count([Due(e.message, e.n if is_own else 0, (reader, e)) for e in events])
-            elif reader is not self._readers[-1]:
-                self._readers.remove(reader)
-                reader.close()
-            elif not due and not self._beginning.locked():
-                return None
-        return due
-
-    def _count(self, due: list[Due]) -> list[Due]:
-        """Count as the client does, which counts messages: an event that only primes a stream has none."""
-        for one in due:
-            self._handed += bool(one.message)
-            if one.message and not one.position:
-                self._tally.add_other(self._handed)
-        return due
+        own = self._duplex.stream if self._duplex is not None else None
+        is_held = self._hold is not None or not (self._is_met or is_alone)
+        due = self.outgoing.due(own, is_held=is_held)
+        return [] if due is None and self._beginning.locked() else due
 
 
 def _position(event_id: str) -> Position:

@@ -22,7 +22,8 @@ from ..mux.record import WorkflowState
 from .asgi import UNBOUND, RawHeaders, Receive, RequestHeaders, Scope, Send, headers_of
 from .endpoint import EndpointConfig, picked
 from .headers import SESSION_ID, WORKFLOW_STATE, asked
-from .link import Due, Link
+from .link import Link
+from .outgoing import Due
 from .socket_events import EventsWire
 from .status import Answer, HTTPRefusal, answer_to
 
@@ -237,7 +238,7 @@ class Socket:
             self._watch.__enter__()
             if self._is_over:  # it was withdrawn before
                 return
-        self._link.on_change = self._change
+        self._link.outgoing.on_change = self._change
         if self._wire.lends_pings and not self._link.is_met:
             self._send_ping([])
         self._change()

@@ -20,7 +20,8 @@ from trunkline.transports.admission import Admission
 from trunkline.transports.endpoint import EndpointConfig
 from trunkline.transports.guard import Guard
 from trunkline.transports.headers import Asked
-from trunkline.transports.link import MAX_EARLY, Due, Link
+from trunkline.transports.link import MAX_EARLY, Link
+from trunkline.transports.outgoing import Due
 from trunkline.transports.status import HTTPRefusal
 
 pytestmark = pytest.mark.anyio
