@@ -25,7 +25,7 @@ from ..mux.errors import (
     UnknownSession,
     UnsupportedRevision,
 )
-from ..mux.event_log import Position, Trimmed
+from ..mux.event_log import Trimmed
 from ..mux.limits import MAX_BODY_BYTES
 from ..mux.pool import Arrival, Begun
 from ..mux.ports import NONE
@@ -37,6 +37,7 @@ from ..mux.workflow import Workflow
 from .endpoint import DEFAULT_REVISION, EndpointConfig, admitted_key, begin_unasked, picked, take_call
 from .headers import Asked
 from .outgoing import Due, Outgoing
+from .resumption import Place, find, place_after, place_left
 from .status import HTTPRefusal
 
 HANDSHAKE_SECONDS: Final = 30.0
@@ -44,8 +45,6 @@ HANDSHAKE_SECONDS: Final = 30.0
 
 MAX_EARLY: Final = 32
 """Refusals that wait for a client which has no workflow yet and reads nothing."""
-
-MAX_COUNT: Final = 10**15
 
 BEGINNINGS: Final = frozenset({"initialize", "server/discover"})
 """Requests that no workflow answers."""
@@ -128,7 +127,7 @@ class Link:
             TrunklineError: it names what is unknown or no longer held, or nothing may begin here.
         """
         self._key = admitted_key(self._config, self._principal, asked.key)
-        workflow = await self._find(asked)
+        workflow = await find(self._config, self._principal, asked)
         if workflow is None:
             self._pool.check_open(self._config.server, self._config.generation)
             self.session_id = new_session_id()
@@ -254,72 +253,37 @@ class Link:
 
     # Which workflow.
 
-    async def _find(self, asked: Asked) -> Workflow | None:
-        found: Workflow | None = None
-        if asked.session_id is not None:
-            found = await self._pool.lookup.find(self._principal, self._config.server, asked.session_id)
-        elif asked.last_event_id is not None and _count_in(asked.last_event_id) is None:
-            position = _position(asked.last_event_id)
-            found = await self._pool.lookup.find_position(self._principal, self._config.server, position)
-        elif asked.key is not None:
-            found = await self._pool.lookup.find_key(self._principal, self._config.server, asked.key)
-        if found is not None and asked.key is not None and asked.key != found.record.key:
-            raise HTTPRefusal(400, "disagree", "the session and Trunkline-Workflow disagree")
-        return found
-
     def _return(self, workflow: Workflow, asked: Asked) -> None:
         """Come back to a workflow: where the client says, else to what lost its connection, else to begin on it."""
         self.session_id = workflow.record.session_id
         workflow.come_by(self._transport)
         try:
             if asked.last_event_id is not None:
-                count = _count_in(asked.last_event_id)
-                if count is not None:
-                    self._enter(workflow, self._counted(workflow, count))
-                else:
-                    self._enter_at(workflow, _position(asked.last_event_id))
-                self._await_client()
-            elif not self._inherit(workflow, asked):
-                self._enter(workflow)
-                self._await_client()
-                return
+                self._go_on(workflow, place_after(workflow, asked.last_event_id, self._transport))
+            else:
+                place = place_left(workflow, asked, self._transport)
+                self._enter(workflow, place)
+                if place is None:
+                    self._await_client()
+                    return
+                self._hold = asyncio.get_running_loop().call_later(HOLD_SECONDS, self._release)
         except Trimmed:
             self._pool.statistics.count("resumes", self._transport, "trimmed")
             raise
+        self._await_client()
         self._pool.statistics.count("resumes", self._transport, "resumed")
+
+    def _go_on(self, workflow: Workflow, place: Place | Reader) -> None:
+        if isinstance(place, Reader):
+            self.outgoing.read(place)
+            self._enter(workflow)
+        else:
+            self._enter(workflow, place)
 
     def _await_client(self) -> None:
         """Send nothing before the client has shown itself, so that its next count has one meaning (see `Duplex`)."""
         if not self._is_met and not self._pings:
             asyncio.get_running_loop().call_later(HOLD_SECONDS, self.meet)
-
-    def _counted(self, workflow: Workflow, count: int) -> tuple[Duplex, Reader]:
-        if self._transport != "websocket" or workflow.duplexes.newest is None:
-            raise HTTPRefusal(400, "last_event_id", "a count names what came on a WebSocket; this session had none")
-        duplex = workflow.duplexes.cut
-        if duplex is None:
-            raise HTTPRefusal(400, "last_event_id", "more than one socket of this session could be meant")
-        return duplex, duplex.attach_after(count)
-
-    def _enter_at(self, workflow: Workflow, position: Position) -> None:
-        if position.token != workflow.record.event_token:
-            raise HTTPRefusal(400, "disagree", "the session and Last-Event-ID disagree")
-        duplex = workflow.duplexes.find(position.stream)
-        if duplex is None:
-            self.outgoing.read(workflow.streams.resume(position))
-            self._enter(workflow)
-        else:
-            self._enter(workflow, (duplex, duplex.attach_at(position.place)))
-
-    def _inherit(self, workflow: Workflow, asked: Asked) -> bool:
-        """Go on, after what was acknowledged, with a wire that lost its connection; on SSE if its session is named."""
-        duplex = workflow.duplexes.left
-        if duplex is None or (self._transport == "sse" and asked.session_id is None):
-            return False
-        self._enter(workflow, (duplex, duplex.attach()))
-        self._hold = asyncio.get_running_loop().call_later(HOLD_SECONDS, self._release)
-        self._await_client()
-        return True
 
     def _release(self) -> None:
         """The connection goes on where another was cut."""
@@ -336,20 +300,20 @@ class Link:
             self._enter(workflow)
             self.meet()
 
-    def _enter(self, workflow: Workflow, at: tuple[Duplex, Reader] | None = None) -> None:
-        """Belong to a workflow from here on; without a position, as a wire of its own."""
+    def _enter(self, workflow: Workflow, place: Place | None = None) -> None:
+        """Belong to a workflow from here on; without a place, as a wire of its own."""
         self._workflow = workflow
-        if at is None:
+        if place is None:
             duplex = self._duplex = workflow.duplexes.new()
             duplex.name(self.name)
             if self._is_closed:  # what its client is due waits for another connection
                 return
-            at = duplex, duplex.attach()
+            place = Place(duplex, duplex.attach())
         workflow.come_by(self._transport)
-        self._duplex = at[0]
+        self._duplex = place.duplex
         self._duplex.name(self.name)
         self.outgoing.count_by(self._duplex.tally)
-        self.outgoing.read(at[1])
+        self.outgoing.read(place.reader)
 
     # What the client sends.
 
@@ -437,15 +401,3 @@ class Link:
         is_held = self._hold is not None or not (self._is_met or is_alone)
         due = self.outgoing.due(own, is_held=is_held)
         return [] if due is None and self._beginning.locked() else due
-
-
-def _position(event_id: str) -> Position:
-    position = Position.read(event_id)
-    if position is None:
-        raise UnknownSession("no such event; begin anew with initialize")
-    return position
-
-
-def _count_in(last_event_id: str) -> int | None:
-    """The number of messages that a client says it received; None for an event id."""
-    return min(int(last_event_id[:20]), MAX_COUNT) if last_event_id.isascii() and last_event_id.isdigit() else None
