@@ -16,8 +16,9 @@ from ...mux.ports import NONE, Headers, Receiver, SendKind
 from ...mux.request import Request
 from ...mux.statistics import Statistics
 
+MAX_UNSENT: Final = 1024
 MAX_UNSENT_BYTES: Final = MAX_EVENT_BYTES
-"""What may wait for a server that does not read. Over it, the session is lost."""
+"""So many messages, and so much of them, may wait for a server that does not read. Over it, the session is lost."""
 
 
 class OneStreamWire(ABC):

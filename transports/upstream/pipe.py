@@ -41,6 +41,11 @@ class InputPipe:
         """Bytes that wait here."""
         self._loop.add_reader(fd, self._break)  # no byte ever comes: it is readable when the other end is closed
 
+    @property
+    def waiting(self) -> int:
+        """Lines that wait here, with one that is written in part."""
+        return len(self._lines)
+
     def write(self, line: bytes, may_begin: MayBegin = always) -> None:
         """Write a line after those that wait, without waiting. Dropped where it is closed."""
         if self._is_closing or self._is_closed:

@@ -135,6 +135,11 @@ class GroupProcess(asyncio.SubprocessProtocol):
         """Bytes that the process has not read, as far as they wait here."""
         return self._input.unsent
 
+    @property
+    def waiting(self) -> int:
+        """Lines that the process has not read, as far as they wait here."""
+        return self._input.waiting
+
     def write(self, line: bytes, may_begin: MayBegin = always) -> None:
         """Send a line, without waiting. Dropped where the process is gone, or it may not begin when its turn comes."""
         self._input.write(line + b"\n", may_begin)

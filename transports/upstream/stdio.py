@@ -19,7 +19,7 @@ from ...mux.ports import Headers, Receiver, Wire
 from ...mux.request import Request
 from ...mux.statistics import Statistics
 from .backoff import Backoff
-from .one_stream import MAX_UNSENT_BYTES, OneStreamWire
+from .one_stream import MAX_UNSENT, MAX_UNSENT_BYTES, OneStreamWire
 from .process import GroupProcess
 
 logger = logging.getLogger(__name__)
@@ -123,7 +123,7 @@ class _StdioWire(OneStreamWire):
 
     def _put(self, text: bytes, request: Request | None) -> bool:
         process = self._process
-        if process.unsent + len(text) > MAX_UNSENT_BYTES:
+        if process.waiting >= MAX_UNSENT or process.unsent + len(text) > MAX_UNSENT_BYTES:
             return False
         # Between the tokens of JSON a line break means nothing; here it would make two messages of one (rule E25).
         line = text.translate(_SPACES) if b"\n" in text or b"\r" in text else text

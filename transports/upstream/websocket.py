@@ -30,7 +30,7 @@ from ...mux.statistics import Statistics
 from ..frames import Frames, text_frame
 from .http import CONNECT_SECONDS, HeaderBlock
 from .http_proxied import proxy_of
-from .one_stream import MAX_UNSENT_BYTES, OneStreamWire
+from .one_stream import MAX_UNSENT, MAX_UNSENT_BYTES, OneStreamWire
 from .pipe import when_writable
 
 SUBPROTOCOL: Final = Subprotocol("mcp")
@@ -51,9 +51,6 @@ MAX_HEAD_LINES: Final = 256
 
 WRITE_BYTES: Final = 65_536
 """Messages that are due at once are written together, up to this size."""
-
-MAX_UNSENT: Final = 1024
-"""Messages that may wait to be sent."""
 
 MESSAGE_COST: Final = 512
 """What a message that waits takes beside its bytes."""

@@ -50,6 +50,7 @@ async def test_lines_arrive_in_order_however_much_waits(pipe: Pipe) -> None:
         pipe.input.write(LINE)
     pipe.input.write(b"last\n")
     assert 200_000 < pipe.input.unsent < 300_009
+    assert pipe.input.waiting == 4
     pipe.input.close()
     pipe.input.write(b"after the end\n")
     assert await pipe.read(10**6) == b"first\n" + LINE * 3 + b"last\n"

@@ -21,6 +21,7 @@ from trunkline.mux.pool import Pool
 from trunkline.mux.statistics import Statistics
 from trunkline.mux.upstream import Upstream
 from trunkline.transports.upstream import process
+from trunkline.transports.upstream.one_stream import MAX_UNSENT
 from trunkline.transports.upstream.stdio import INHERITED, StdioConnector
 
 pytestmark = pytest.mark.anyio
@@ -155,6 +156,17 @@ async def test_a_server_that_does_not_read_is_lost_and_what_was_not_sent_did_not
         (report,) = session.receiver.of("lost")
         assert set(report.refused) < set(requests)
         assert requests[-1] in report.refused
+
+
+async def test_small_messages_are_bounded_by_number() -> None:
+    async with raw("import time; time.sleep(600)") as session:
+        sent = 0
+        while not session.receiver.of("lost"):
+            session.send(b'{"jsonrpc":"2.0","method":"notifications/x","params":{"n":%d}}' % sent)
+            sent += 1
+            assert sent <= 2 * MAX_UNSENT + 2000, "the pipe takes some"
+            await anyio.lowlevel.checkpoint()
+        assert (await lost(session)).message == "the server does not read what is sent to it"
 
 
 async def test_g7_what_waits_when_the_fence_closes_is_not_written(tmp_path: Path) -> None:

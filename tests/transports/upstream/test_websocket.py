@@ -18,6 +18,7 @@ from trunkline.mux.limits import MAX_EVENT_BYTES
 from trunkline.mux.statistics import Statistics
 from trunkline.transports.frames import Frames, text_frame
 from trunkline.transports.upstream import websocket
+from trunkline.transports.upstream.one_stream import MAX_UNSENT
 from trunkline.transports.upstream.websocket import WebSocketConnector
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.frames import CLOSE, Frame
@@ -275,7 +276,7 @@ async def test_g7_what_waits_when_the_fence_closes_is_not_sent() -> None:
 
 async def test_small_messages_are_bounded_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
     async with session_with() as (session, _, _):
-        requests = [session.request() for _ in range(websocket.MAX_UNSENT + 1)]
+        requests = [session.request() for _ in range(MAX_UNSENT + 1)]
         await lost(session)
         (report,) = session.receiver.of("lost")
         assert requests[-1] in report.refused
