@@ -17,6 +17,9 @@ MAX_KNOWN: Final = 1_024
 MAX_KNOWN_BYTES: Final = 8_192
 """Longer heads are parsed each time: what is kept of them would cost more memory than a connection."""
 
+MAX_KNOWN_HEADERS: Final = 64
+"""The same of more headers: as they are read, each takes 300 bytes more than it has."""
+
 SIGHTINGS: Final = 65_536
 """Over so many that are not known it is counted how often each came, in as many counters; then all begin anew."""
 
@@ -97,7 +100,7 @@ class KnownHeads:
         `headers` are all but the length. None where it is not known yet; and never is, where it is not certain which
         bytes the parser took for the head and for the length.
         """
-        head = head_of(data)
+        head = head_of(data) if len(headers) <= MAX_KNOWN_HEADERS else None
         if head is None or head.length != length:
             return None
         key = (head.before, head.after)

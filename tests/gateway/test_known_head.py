@@ -1,8 +1,10 @@
 """A head that came before, on any connection, means what it meant then, however it comes; and nothing else does."""
 
 import asyncio
+import gc
 import random
 import re
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -417,6 +419,26 @@ def test_of_heads_that_are_known_the_oldest_go(monkeypatch: pytest.MonkeyPatch) 
         for _ in range(REPEATS + 1):
             read(reader(heads), post(b"body", number))
     assert [number for number in range(30) if heads.of(post(b"body", number)) is not None] == list(range(20, 30))
+
+
+@pytest.mark.parametrize(
+    ("line", "is_known"), [(b"%03d:\r\n", False), (b"%04d: " + b"x" * 130 + b"\r\n", True)], ids=["short", "long"]
+)
+def test_a_head_of_many_headers_takes_not_much_more_than_one_of_few(line: bytes, is_known: bool) -> None:
+    lines = b"".join([line % number for number in range(1_000)])
+    lines = lines[: 8_000 - 8_000 % len(line % 1)]
+    tracemalloc.start()
+    try:
+        heads = KnownHeads()
+        before, _ = tracemalloc.get_traced_memory()
+        for number in range(20):
+            for _ in range(REPEATS + 1):
+                read(reader(heads), post(b"", number).replace(b"X: y\r\n", lines))
+            assert (heads.of(post(b"", number).replace(b"X: y\r\n", lines)) is not None) is is_known
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] - before < 20 * 64_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_what_came_once_is_forgotten_after_many_others(monkeypatch: pytest.MonkeyPatch) -> None:
