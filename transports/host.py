@@ -119,7 +119,7 @@ class _Conversation(Transport):
         if self._inbox.qsize() >= MAX_UNREAD:
             if request is not None:
                 refusal = Overloaded("the application takes no more messages", limit="unread_messages")
-                self._receiver.failed(request, refusal)
+                asyncio.get_running_loop().call_soon(self._receiver.failed, request, refusal)
             return
         if request is not None:
             self._requests[request.id] = request

@@ -6,11 +6,12 @@ import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
 import uvicorn
+from contract.wire import Receiver, Session
 from harness.ports import bound_socket
 from harness.wire import Wire, text_of
 from mcp import ClientSession
@@ -18,7 +19,9 @@ from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
 from starlette.applications import Starlette
 from starlette.routing import Mount
+from trunkline.mux.workflow import Workflow
 from trunkline.transports import Host, SSETransport, StreamableHTTPTransport, Transport, WebSocketTransport
+from trunkline.transports import host as module
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -103,6 +106,47 @@ async def test_the_example_of_the_documentation_runs() -> None:
                         content = (await session.call_tool("count", {})).content[0]
                         assert content.type == "text"
                         assert content.text == str(n)
+
+
+async def test_g10_an_application_that_takes_nothing_is_sent_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_UNREAD", 2)
+
+    async def serve(transport: Transport) -> None:
+        await transport.connect()
+        messages = transport.receive_message()
+        asked = await anext(messages)
+        opened = {"protocolVersion": "2025-11-25", "capabilities": {}, "serverInfo": {"name": "test", "version": "1"}}
+        await transport.send_message({"jsonrpc": "2.0", "id": asked["id"], "result": opened})
+        await anyio.sleep_forever()
+
+    async with (
+        listening(mounted(Host(serve))) as address,
+        connect(f"ws://{address}/tools/ws", subprotocols=["mcp"]) as socket,
+    ):
+        hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+        await socket.send(json.dumps({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": hello}))
+        with anyio.fail_after(PATIENCE):
+            await socket.recv()
+            for n in (1, 2):
+                await socket.send(json.dumps({"jsonrpc": "2.0", "id": n, "method": "tools/list"}))
+            refused = json.loads(await socket.recv())
+    assert (refused["id"], refused["error"]["code"]) == (2, -31003)
+    assert refused["error"]["data"]["limit"] == "unread_messages"
+
+
+async def test_g10_a_refusal_does_not_come_from_within_what_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_UNREAD", 1)
+
+    async def end(_: object) -> None:
+        raise AssertionError("nothing ends")
+
+    receiver = Receiver()
+    session = Session(WebSocketTransport(cast(Workflow, None), receiver, end), receiver)
+    taken, refused = session.request(), session.request()
+    await receiver.until(lambda: receiver.of("failed"))
+    (report,) = receiver.of("failed")
+    assert report.request is refused
+    assert taken.state == "pending"
 
 
 async def test_a_conversation_outlives_its_connections_and_moves_over_transports() -> None:
