@@ -17,6 +17,9 @@ from .known_head import KnownHead, KnownHeads
 MAX_HEAD_BYTES: Final = 131_072
 """The request line and the headers together."""
 
+MAX_HEADERS: Final = 256
+"""Each takes much more memory than its bytes, for as long as its connection is there; httpd and gunicorn allow 100."""
+
 MAX_READ: Final = 16_384
 """What is read at once: who sends many requests without waiting has the rest of them kept as it came."""
 
@@ -33,7 +36,7 @@ class NotHTTP(Exception):
 
 
 class HeadTooLong(Exception):
-    """A head, or what stands round a body, is longer than `MAX_HEAD_BYTES`."""
+    """A head, or what stands round a body, is longer than `MAX_HEAD_BYTES`, or has more than `MAX_HEADERS`."""
 
 
 class ChangeAsked(Exception):
@@ -172,8 +175,8 @@ class RequestReader:
             if self._parser.get_method() == b"CONNECT":
                 raise NotHTTP from None
             raise ChangeAsked(self._upgrade) from None
-        except httptools.HttpParserError:
-            raise NotHTTP from None
+        except httptools.HttpParserError as error:
+            raise HeadTooLong if isinstance(error.__context__, HeadTooLong) else NotHTTP from None
         if headers is self._headers:
             if not self._is_body:
                 self._head_bytes += len(data)  # of a head that is long, or of what stands round a body
@@ -250,7 +253,7 @@ class RequestReader:
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """One of its headers; one behind its body is dropped."""
+        """One of its headers; one behind its body is dropped. Raises HeadTooLong: it has too many."""
         if not self.is_in_head:
             return
         name = name.lower()
@@ -261,6 +264,8 @@ class RequestReader:
             self._expects = value.lower() == b"100-continue"
         elif name == b"upgrade":
             self._upgrade = value.lower()
+        if len(self._headers) == MAX_HEADERS:
+            raise HeadTooLong
         self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:

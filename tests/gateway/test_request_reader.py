@@ -5,7 +5,14 @@ from typing import Any, cast
 import pytest
 from trunkline.gateway.http_exchange import Carrier, HTTPExchange
 from trunkline.gateway.known_head import KnownHeads
-from trunkline.gateway.request_reader import MAX_HEAD_BYTES, ChangeAsked, HeadTooLong, NotHTTP, RequestReader
+from trunkline.gateway.request_reader import (
+    MAX_HEAD_BYTES,
+    MAX_HEADERS,
+    ChangeAsked,
+    HeadTooLong,
+    NotHTTP,
+    RequestReader,
+)
 
 COMMON = {"type": "http", "root_path": "/root"}
 
@@ -92,6 +99,18 @@ def test_g10_a_head_that_is_too_long_is_told() -> None:
         read(at, b"y" * (MAX_HEAD_BYTES + 1))
     assert at.queue == []
     assert at.is_in_head
+
+
+@pytest.mark.parametrize("size", [100, 1_000_000])
+def test_g10_a_head_of_too_many_headers_is_told(size: int) -> None:
+    head = b"GET / HTTP/1.1\r\n" + b"".join([b"X%d:\r\n" % number for number in range(MAX_HEADERS)])
+    at = reader()
+    [request] = read(at, head + b"\r\n")
+    assert len(request.scope["headers"]) == MAX_HEADERS
+    head += b"Y:\r\n\r\n"
+    with pytest.raises(HeadTooLong):
+        read(at, *[head[start : start + size] for start in range(0, len(head), size)])
+    assert at.queue == [request]
 
 
 WISH = b"GET /1 HTTP/1.1\r\nHost: h\r\nConnection: keep-alive, Upgrade\r\nUpgrade: %b\r\nContent-Length: 2\r\n\r\nno"
