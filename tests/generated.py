@@ -26,7 +26,7 @@ from trunkline.mux.modern import status_of
 from trunkline.mux.request import tables_as_mermaid
 from trunkline.transports.headers import HEADERS
 from trunkline.transports.status import AT_ADMISSION, PER_PRINCIPAL, HTTPRefusal, answer_to
-from trunkline.transports.upstream.modern_http import SlowClient
+from trunkline.transports.upstream.modern_passage import SlowClient
 
 SCOPES: Final = {"pooling": "each server, unless it has its own", "servers": "that server"}
 PROCESS_WIDE: Final = {"pooling.event_log.total_bytes"}

@@ -1,0 +1,327 @@
+"""One request of 2026-07-28 on its way, and its answer as it comes: a body, a stream of events, or why there is none.
+
+What comes waits, within bounds, for its one reader. Cutting the exchange is its cancellation (rule E13).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from typing import Final, NamedTuple, Protocol
+
+from ...mux import envelope as wire_format
+from ...mux import modern
+from ...mux.envelope import Envelope
+from ...mux.errors import (
+    Cancelled,
+    InvalidMessage,
+    SessionLost,
+    TimedOut,
+    TrunklineError,
+    UpstreamFault,
+    UpstreamUnreachable,
+)
+from ...mux.limits import MAX_EVENT_BYTES
+from ...mux.ports import Headers
+from .. import event_stream
+from ..event_stream import EventParser
+from .answers import ERROR_BODY_BYTES, JSON_TYPE, STREAM_TYPE, Body, content_type, nothing
+from .http import ExchangeBroken
+from .http_call import failure_of
+
+HELD_BYTES: Final = 65_536
+"""A JSON body is held back up to this size, so that an error gets its status; a larger one is passed on as it comes."""
+
+UNREAD_BYTES: Final = MAX_EVENT_BYTES
+"""What may wait for a client that takes it more slowly than the server sends; over it the exchange is cut."""
+
+LINGER_SECONDS: Final = 1.0
+"""How long a stream may stay open after its response, before its connection is cut."""
+
+
+class Form(NamedTuple):
+    """The form of an answer, once it is decided."""
+
+    status: int
+    is_stream: bool
+    whole: bytes | None = None
+    """All of the body, where it is known already; no pieces follow."""
+
+
+class Asked(Protocol):
+    """The server that a request goes to."""
+
+    timeout: float
+    """Seconds that it may be silent while a request waits for its answer."""
+
+    def forget(self) -> None:
+        """Something failed: what the server speaks is asked again when it is needed."""
+
+
+class Passage:
+    """One request on its way, and its answer as it comes. Implements `Answer`; one reader takes the pieces.
+
+    The pieces of a stream are whole events without ids; those of a body are the server's own.
+    """
+
+    def __init__(self, upstream: Asked, *, is_listening: bool) -> None:
+        self._upstream = upstream
+        self._loop = asyncio.get_running_loop()
+        self._form: Form | None = None
+        self._pieces: deque[bytes] = deque()
+        self._unread = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self._events: EventParser | None = None
+        self._body: Body | None = None
+        self._status = 0
+        self._size = 0
+        self._has_ended = False
+        """The exchange with the server has come to its end."""
+        self._error: TrunklineError | None = None
+        self.cut: Callable[[], None] = nothing
+        self.is_listening = is_listening
+        self.outcome = ""
+        """How it ended, once it did: `ok`, `error`, or the reason why there is no response."""
+        self._heard = self._loop.time()
+        self._patience = self._loop.call_later(upstream.timeout, self._check_silence)
+
+    @property
+    def why(self) -> str:
+        """What went wrong, for people; empty where nothing did."""
+        return self._error.message if self._error is not None else ""
+
+    @property
+    def is_over(self) -> bool:
+        """True when nothing more will come."""
+        return bool(self.outcome)
+
+    async def form(self) -> Form:
+        """Wait for the form of the answer.
+
+        Raises:
+            TrunklineError: there will be none, and why.
+        """
+        while self._form is None:
+            if self._error is not None:
+                raise self._error
+            if self.is_over:
+                raise Cancelled("the client left")
+            await self._changed()
+        return self._form
+
+    async def next(self, patience: float) -> bytes | None:
+        """What has come of the body and was not yet taken; empty if there is nothing for so long, None at its end.
+
+        Raises:
+            TrunklineError: it broke, and why.
+        """
+        if not self._pieces and not self.is_over:
+            await self._changed(patience)
+        if self._pieces:
+            taken = b"".join(self._pieces)
+            self._pieces.clear()
+            self._unread = 0
+            return taken
+        if self._error is not None:
+            raise self._error
+        return None if self.is_over else b""
+
+    def close(self) -> None:
+        """Nobody takes any more of it. What has not come to its end is cut: to the server, that cancels it."""
+        self._finish("cancelled")
+        if self._has_ended:
+            return
+        if self.outcome in ("ok", "error"):
+            self._loop.call_later(LINGER_SECONDS, self.cut)
+        else:
+            self.cut()
+
+    def stop(self, error: TrunklineError) -> None:
+        """End it from this side: with this error, or a stream of subscriptions without a word (rule L28)."""
+        if self.is_listening and self._form is not None:
+            self._finish("ok")
+        else:
+            self._fail(error)
+
+    # Answer
+
+    def began(self, status: int, headers: Headers) -> None:
+        """See `Answer.began`."""
+        self._heard = self._loop.time()
+        self._status = status
+        kind = content_type(headers)
+        if status == 200 and kind == STREAM_TYPE:
+            self._events = EventParser(limit=MAX_EVENT_BYTES)
+            self._decide(Form(200, is_stream=True))
+        elif kind == JSON_TYPE and _declared(headers) > MAX_EVENT_BYTES:
+            self._fail(_too_large())
+        elif kind == JSON_TYPE and status != 202:
+            self._body = Body(HELD_BYTES if status == 200 else ERROR_BODY_BYTES)
+        else:
+            self._fail(self._refusal())
+
+    def came(self, chunk: bytes) -> None:
+        """See `Answer.came`."""
+        self._heard = self._loop.time()
+        if self.is_over:
+            return
+        try:
+            if self._events is not None:
+                for event in self._events.feed(chunk):
+                    self._take_event(event)
+            else:
+                self._take_part(chunk)
+        except TrunklineError as error:
+            self._fail(error)
+
+    def ended(self, error: ExchangeBroken | None) -> None:
+        """See `Answer.ended`."""
+        self._has_ended = True
+        if self.is_over:
+            return
+        if error is not None:
+            self._upstream.forget()
+            self._fail(failure_of(error))
+        elif self._events is not None:
+            if self.is_listening:
+                self._finish("ok")
+            else:
+                self._fail(SessionLost("the server's stream ended before its response", executed="unknown"))
+        elif self._body is not None:
+            self._take_whole(self._body.joined())
+        else:
+            self._finish("ok")
+
+    # Inside.
+
+    def _take_event(self, event: event_stream.ServerEvent) -> None:
+        """One event of the stream; after the response nothing more is passed on (rule H5)."""
+        if not event.data or self.is_over:
+            return
+        message = message_of(event.data)
+        lines = event.data.replace(b"\n", b"\ndata: ")
+        self._put(event_stream.encode(lines, name=event.name))
+        if message.kind == "response":
+            self._finish("error" if message.is_error else "ok")
+
+    def _take_part(self, chunk: bytes) -> None:
+        """Some of a body; it is held back while an error would still need a status of its own."""
+        self._size += len(chunk)
+        if self._size > MAX_EVENT_BYTES:
+            raise _too_large()
+        if self._body is None:
+            self._put(chunk)
+        elif self._size <= HELD_BYTES:
+            self._body.add(chunk)
+        elif self._status == 200:
+            held, self._body = self._body.joined(), None
+            self._put(held + chunk)
+            self._decide(Form(200, is_stream=False))
+        else:
+            raise self._refusal()
+
+    def _take_whole(self, text: bytes) -> None:
+        """All of a body: the response, under the status that its error has in this era, if it is one (rule E20)."""
+        try:
+            message = message_of(text)
+        except UpstreamFault as fault:
+            self._fail(fault if self._status == 200 else self._refusal())
+            return
+        code = modern.error_code(message) if message.kind == "response" else None
+        if message.kind != "response" or (code is None and self._status != 200):
+            self._fail(UpstreamFault("the server's answer did not hold the response"))
+            return
+        if code == -32022:
+            self._upstream.forget()
+        self._decide(Form(200 if code is None else modern.status_of(code), is_stream=False, whole=text))
+        self._finish("ok" if code is None else "error")
+
+    def _refusal(self) -> TrunklineError:
+        """What an answer that is none of this era means. Its status is not copied (rule E21)."""
+        self._upstream.forget()
+        if self._status == 202:
+            return UpstreamFault("the server accepted a request without answering it")
+        executed = "no" if 400 <= self._status < 500 else "unknown"
+        return UpstreamUnreachable(f"the server answered HTTP {self._status}", status=self._status, executed=executed)
+
+    def _put(self, piece: bytes) -> None:
+        self._unread += len(piece)
+        if self._unread > UNREAD_BYTES + HELD_BYTES:
+            self._pieces.clear()
+            raise SlowClient("the client takes the answer more slowly than the server sends it")
+        self._pieces.append(piece)
+        self._wake()
+
+    def _decide(self, form: Form) -> None:
+        self._form = form
+        self._wake()
+
+    def _fail(self, error: TrunklineError) -> None:
+        if not self.is_over:
+            self._error = error
+            self._finish(error.reason)
+            if not self._has_ended:
+                self._has_ended = True
+                self.cut()
+
+    def _finish(self, outcome: str) -> None:
+        """It is over; the first cause wins."""
+        if not self.is_over:
+            self.outcome = outcome
+            self._patience.cancel()
+            self._wake()
+
+    def _check_silence(self) -> None:
+        if self.is_listening and self._form is not None:
+            return
+        due = self._heard + self._upstream.timeout
+        if due <= self._loop.time():
+            self._fail(TimedOut(f"the server was silent for {self._upstream.timeout:g} s"))
+        else:
+            self._patience = self._loop.call_at(due, self._check_silence)
+
+    async def _changed(self, patience: float | None = None) -> None:
+        """Wait until something has come, at most so many seconds."""
+        self._waiter = self._loop.create_future()
+        try:
+            if patience is None:
+                await self._waiter
+                return
+            async with asyncio.timeout(patience):
+                await self._waiter
+        except TimeoutError:
+            pass
+        finally:
+            self._waiter = None
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class SlowClient(TrunklineError):
+    """What waits for a client has reached its limit."""
+
+    reason = "slow_client"
+
+
+def _declared(headers: Headers) -> int:
+    length = headers.get("content-length", "")
+    return int(length[:12]) if length.isascii() and length.isdigit() else 0
+
+
+def _too_large() -> UpstreamFault:
+    return UpstreamFault(f"the server sent a body larger than {MAX_EVENT_BYTES} bytes")
+
+
+def message_of(text: bytes) -> Envelope:
+    """What a server sent.
+
+    Raises:
+        UpstreamFault: it is no message.
+    """
+    try:
+        return wire_format.parse(text, limit=MAX_EVENT_BYTES)
+    except InvalidMessage as error:
+        raise UpstreamFault(f"the server sent what is no JSON-RPC message: {error.message}") from error
