@@ -89,19 +89,17 @@ class KnownHeads:
         """By a hash of the head."""
         self._sightings = 0
 
-    def of(self, data: bytes) -> KnownHead | None:
-        """The head at the start of `data`, where it is known."""
-        head = head_of(data)
-        return None if head is None else self._known.get((head.before, head.after))
+    def of(self, head: HeadBytes) -> KnownHead | None:
+        """What a head means, where it is known."""
+        return self._known.get((head.before, head.after))
 
-    def learn(self, data: bytes, parts: Scope, headers: RawHeaders, length: bytes) -> KnownHead | None:
-        """The parser has read the head at the start of `data` as this: from some time on it is known.
+    def learn(self, head: HeadBytes, parts: Scope, headers: RawHeaders, length: bytes) -> KnownHead | None:
+        """The parser has read data that begin with this head as this: from some time on it is known.
 
         `headers` are all but the length. None where it is not known yet; and never is, where it is not certain which
         bytes the parser took for the head and for the length.
         """
-        head = head_of(data) if len(headers) <= MAX_KNOWN_HEADERS else None
-        if head is None or head.length != length:
+        if head.length != length or len(headers) > MAX_KNOWN_HEADERS:
             return None
         key = (head.before, head.after)
         place = hash(key) % SIGHTINGS
@@ -111,7 +109,7 @@ class KnownHeads:
             if self._sightings == SIGHTINGS:
                 self._seen, self._sightings = bytearray(SIGHTINGS), 0
             return None
-        self._seen[place] = REPEATS
+        self._seen[place] = 0  # where more come in turn than are kept, few are learned anew, and some are known
         if not _is_certain(head):
             return None
         if len(self._known) >= MAX_KNOWN:

@@ -12,7 +12,7 @@ import httptools
 
 from ..transports.asgi import RawHeaders, RequestHeaders, Scope, headers_of, read_fields
 from .http_exchange import Carrier, HTTPExchange
-from .known_head import KnownHead, KnownHeads
+from .known_head import HeadBytes, KnownHead, KnownHeads, head_of
 
 MAX_HEAD_BYTES: Final = 131_072
 """The request line and the headers together."""
@@ -158,11 +158,11 @@ class RequestReader:
         """
         data, self.unread = self.unread, b""
         is_first = not self.is_in_head and (self.newest is None or self.newest.is_whole)
-        text = data if isinstance(data, bytes) else None
-        if text is not None:
-            start = self._begin_known(text) if is_first else 0
+        new_head = None
+        if isinstance(data, bytes):
+            start, new_head = self._begin_known(data) if is_first else (0, None)
             if start or self._body_left:
-                self._take_body(text, start)
+                self._take_body(data, start)
                 return
         if len(data) > MAX_READ:
             rest = memoryview(data)  # of which a slice is no copy
@@ -182,24 +182,28 @@ class RequestReader:
                 self._head_bytes += len(data)  # of a head that is long, or of what stands round a body
                 if self._head_bytes > MAX_HEAD_BYTES:
                     raise HeadTooLong
-        elif text is not None and is_first and len(self.queue) == queued + 1 and not self.is_in_head:
-            self._learn_head(self.queue[-1], text)
+        elif new_head is not None and len(self.queue) == queued + 1 and not self.is_in_head:
+            self._learn_head(self.queue[-1], new_head)
 
-    def _learn_head(self, exchange: HTTPExchange, text: bytes) -> None:
+    def _learn_head(self, exchange: HTTPExchange, head: HeadBytes) -> None:
         """Know the head that was read, once it came again and again."""
         if self._length and exchange.is_kept and not self._expects:
             parts = {part: exchange.scope[part] for part in OWN_PARTS}
-            self._known_head = self._known_heads.learn(text, parts, self._headers, self._length) or self._known_head
+            self._known_head = self._known_heads.learn(head, parts, self._headers, self._length) or self._known_head
 
-    def _begin_known(self, text: bytes) -> int:
-        """Begin the request at the start of `text`, where its head is known. Where its body begins; 0 without one."""
-        known = self._known_head
+    def _begin_known(self, text: bytes) -> tuple[int, HeadBytes | None]:
+        """Begin the request at the start of `text`, where its head is known.
+
+        Where its body begins; or 0, and its head where that could be known.
+        """
+        known, head = self._known_head, None
         beginning = None if known is None else known.beginning_of(text)
         if beginning is None:
-            known = self._known_heads.of(text)
+            head = head_of(text)
+            known = None if head is None else self._known_heads.of(head)
             beginning = None if known is None else known.beginning_of(text)
         if known is None or beginning is None:
-            return 0
+            return 0, head
         self._known_head = known
         length = beginning.length
         self._head_bytes, self._length, self._expects = 0, length, False
@@ -208,7 +212,7 @@ class RequestReader:
         scope = known.scope(self._common, length)
         self.newest = HTTPExchange(self._carrier, scope, is_kept=True, waits_to_go_on=False)
         self.queue.append(self.newest)
-        return beginning.end
+        return beginning.end, None
 
     def _take_body(self, data: bytes, start: int) -> None:
         """What comes from there on is some of a body, up to its length."""

@@ -16,7 +16,7 @@ from trunkline.gateway import known_head, request_reader
 from trunkline.gateway.http_connection import HTTPConnection
 from trunkline.gateway.http_exchange import Carrier
 from trunkline.gateway.http_listening import HTTPListening
-from trunkline.gateway.known_head import MAX_KNOWN_BYTES, REPEATS, KnownHead, KnownHeads
+from trunkline.gateway.known_head import MAX_KNOWN_BYTES, REPEATS, HeadBytes, KnownHead, KnownHeads, head_of
 from trunkline.gateway.request_reader import RequestReader
 from trunkline.mux.statistics import Statistics
 from trunkline.transports.asgi import RequestHeaders, WholeRequest
@@ -295,11 +295,20 @@ HEADERS = [(b"host", b"h")]
 
 def known(head: bytes, length: bytes = b"4") -> KnownHead | None:
     """What is known of a head that has come often."""
-    heads = KnownHeads()
-    for _ in range(2 * REPEATS):
-        found = heads.learn(head, SCOPE, HEADERS, length)
-    assert heads.of(head) is found
+    heads, came = KnownHeads(), head_of(head)
+    if came is None:
+        return None
+    for _ in range(REPEATS):
+        assert heads.learn(came, SCOPE, HEADERS, length) is None
+    found = heads.learn(came, SCOPE, HEADERS, length)
+    assert heads.of(came) is found
     return found
+
+
+def is_known(heads: KnownHeads, text: bytes) -> bool:
+    """Whether the head at the start of this is known."""
+    head = head_of(text)
+    return head is not None and heads.of(head) is not None
 
 
 @pytest.mark.parametrize(
@@ -408,7 +417,7 @@ def test_a_head_that_comes_for_a_single_call_is_not_kept() -> None:
     for number in range(100):
         for _ in range(REPEATS):
             read(at, post(b"body", number))
-    known = sum(heads.of(post(b"body", number)) is not None for number in range(100))
+    known = sum(is_known(heads, post(b"body", number)) for number in range(100))
     assert known < 5, "two seldom share a counter"
 
 
@@ -418,13 +427,13 @@ def test_of_heads_that_are_known_the_oldest_go(monkeypatch: pytest.MonkeyPatch) 
     for number in range(30):
         for _ in range(REPEATS + 1):
             read(reader(heads), post(b"body", number))
-    assert [number for number in range(30) if heads.of(post(b"body", number)) is not None] == list(range(20, 30))
+    assert [number for number in range(30) if is_known(heads, post(b"body", number))] == list(range(20, 30))
 
 
 @pytest.mark.parametrize(
-    ("line", "is_known"), [(b"%03d:\r\n", False), (b"%04d: " + b"x" * 130 + b"\r\n", True)], ids=["short", "long"]
+    ("line", "is_kept"), [(b"%03d:\r\n", False), (b"%04d: " + b"x" * 130 + b"\r\n", True)], ids=["short", "long"]
 )
-def test_a_head_of_many_headers_takes_not_much_more_than_one_of_few(line: bytes, is_known: bool) -> None:
+def test_a_head_of_many_headers_takes_not_much_more_than_one_of_few(line: bytes, is_kept: bool) -> None:
     lines = b"".join([line % number for number in range(250)])
     lines = lines[: 8_000 - 8_000 % len(line % 1)]
     tracemalloc.start()
@@ -434,7 +443,7 @@ def test_a_head_of_many_headers_takes_not_much_more_than_one_of_few(line: bytes,
         for number in range(20):
             for _ in range(REPEATS + 1):
                 read(reader(heads), post(b"", number).replace(b"X: y\r\n", lines))
-            assert (heads.of(post(b"", number).replace(b"X: y\r\n", lines)) is not None) is is_known
+            assert is_known(heads, post(b"", number).replace(b"X: y\r\n", lines)) is is_kept
         gc.collect()
         assert tracemalloc.get_traced_memory()[0] - before < 20 * 64_000
     finally:
@@ -444,5 +453,20 @@ def test_a_head_of_many_headers_takes_not_much_more_than_one_of_few(line: bytes,
 def test_what_came_once_is_forgotten_after_many_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(known_head, "SIGHTINGS", 1_024)
     heads = KnownHeads()
-    known = [heads.learn(post(b"body", number), SCOPE, HEADERS, b"4") for number in range(10_000)]
+    came = [cast(HeadBytes, head_of(post(b"body", number))) for number in range(10_000)]
+    known = [heads.learn(one, SCOPE, HEADERS, b"4") for one in came]
     assert sum(one is not None for one in known) < 2_500, "they share counters, but not for long"
+
+
+def test_of_more_heads_than_are_kept_which_come_in_turn_some_are_known_and_few_are_learned_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(known_head, "MAX_KNOWN", 10)
+    heads, known, learned = KnownHeads(), 0, 0
+    for _ in range(30):
+        for number in range(15):
+            known += is_known(heads, post(b"body", number))
+            at = reader(heads)
+            read(at, post(b"body", number))
+            learned += at._known_head is not None
+    assert (known > 150, learned - known < 150) == (True, True)
