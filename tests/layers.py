@@ -43,6 +43,7 @@ PURE = (
     "transports/event_stream.py",
     "transports/guard.py",
     "transports/headers.py",
+    "transports/parts.py",
     "transports/retries.py",
     "transports/status.py",
     "transports/tracing.py",

@@ -4,6 +4,7 @@ from typing import Final, NamedTuple
 
 from ..mux.errors import UpstreamFault
 from ..mux.limits import MAX_EVENT_BYTES
+from .parts import keep
 
 KEEP_ALIVE: Final = b": keep-alive\n\n"
 """A comment: keeps proxies and clients from giving up on a quiet stream."""
@@ -39,13 +40,14 @@ class EventParser:
 
     def __init__(self, *, limit: int) -> None:
         self._limit = limit
-        self._partial: list[bytes] = []
+        self._partial: list[bytes | bytearray] = []
         self._partial_size = 0
         self._skip_newline = False
         self._first = True
         self._eventless = 0
         """Bytes since the last event, in whole chunks."""
-        self._data: list[bytes] = []
+        self._data: list[bytes | bytearray] = []
+        """The lines of data, from the second on with the break before it."""
         self._event_size = 0
         self._name = "message"
         self._retry: int | None = None
@@ -86,7 +88,7 @@ class EventParser:
         return events
 
     def _hold(self, part: bytes) -> None:
-        self._partial.append(part)
+        keep(self._partial, part)
         self._partial_size += len(part)
 
     def _check_size(self) -> None:
@@ -104,7 +106,10 @@ class EventParser:
         field, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         if field == b"data":
-            self._data.append(value)
+            if self._data:
+                keep(self._data, b"\n" + value)
+            else:
+                self._data.append(value)
         elif field == b"event":
             self._name = value.decode(errors="replace")
         elif field == b"id" and b"\0" not in value:
@@ -116,7 +121,7 @@ class EventParser:
         return None
 
     def _dispatch(self) -> ServerEvent | None:
-        data, name, retry, changed = b"\n".join(self._data), self._name, self._retry, self._changed
+        data, name, retry, changed = b"".join(self._data), self._name, self._retry, self._changed
         self._data.clear()
         self._name, self._retry, self._changed = "message", None, False
         self._event_size = 0

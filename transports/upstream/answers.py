@@ -12,6 +12,7 @@ from ...mux.envelope import members_of, parse, string_of
 from ...mux.errors import InvalidMessage, UpstreamFault
 from ...mux.limits import MAX_EVENT_BYTES
 from ..event_stream import EventParser
+from ..parts import keep
 from .http import Answer, ExchangeBroken, Headers
 
 JSON_TYPE: Final = "application/json"
@@ -80,7 +81,7 @@ class Body:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | bytearray] = []
         self._size = 0
 
     def add(self, chunk: bytes) -> None:
@@ -92,11 +93,14 @@ class Body:
         self._size += len(chunk)
         if self._size > self._limit:
             raise UpstreamFault(f"the server sent a body larger than {self._limit} bytes")
-        self._parts.append(chunk)
+        if self._parts:
+            keep(self._parts, chunk)
+        else:
+            self._parts.append(chunk)
 
     def joined(self) -> bytes:
         """All of it."""
-        return self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        return b"".join(self._parts)
 
 
 class Events:

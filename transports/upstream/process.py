@@ -12,6 +12,7 @@ from typing import Final, Protocol, cast
 import anyio
 
 from ...mux.limits import MAX_EVENT_BYTES
+from ..parts import keep
 from .pipe import InputPipe, MayBegin, always
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class Lines:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | bytearray] = []
         self._held = 0
         self.overlong = False
         """True once a line was longer; the lines after it are still found."""
@@ -73,8 +74,9 @@ class Lines:
         if len(part) > room:
             self.overlong = True
             part = part[:room]
-        self._parts.append(part)
-        self._held += len(part)
+        if part:
+            keep(self._parts, part)
+            self._held += len(part)
 
 
 class GroupProcess(asyncio.SubprocessProtocol):
