@@ -14,6 +14,7 @@ from harness.scripted_ws import SESSION, Peer, ScriptedServer
 from mcp.shared.message import SessionMessage
 from mcp_types import jsonrpc_message_adapter
 from trunkline.mux.limits import MAX_BODY_BYTES
+from trunkline.transports import client as module
 from trunkline.transports.client import websocket_client
 from trunkline.transports.dialer import CannotConnect
 
@@ -355,13 +356,17 @@ async def test_closing_says_good_bye_after_the_last_message(server: ScriptedServ
     assert len(server.asked) == 1
 
 
-async def test_closing_while_there_is_no_connection_does_not_wait(server: ScriptedServer) -> None:
-    with anyio.fail_after(PATIENCE):
+async def test_closing_while_there_is_no_connection_does_not_wait(
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CLOSE_SECONDS", 2 * PATIENCE)
+    with anyio.move_on_after(PATIENCE) as patience:
         async with connected(server, attempts=1000, seconds=3600.0) as (session, peer):
             server.refuses_always = 503
             peer.cut()
             await server.was_asked(2)
             await session.send(call(1))
+    assert not patience.cancel_called
 
 
 async def test_an_error_inside_comes_out_as_it_is(server: ScriptedServer) -> None:

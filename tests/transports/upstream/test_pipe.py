@@ -20,7 +20,12 @@ class Pipe:
         self.reading, writing = os.pipe()
         os.set_blocking(self.reading, False)
         self.is_gone = anyio.Event()
-        self.input = InputPipe(writing, self.is_gone.set)
+        self.told = 0
+        self.input = InputPipe(writing, self._tell)
+
+    def _tell(self) -> None:
+        self.told += 1
+        self.is_gone.set()
 
     async def read(self, size: int) -> bytes:
         """So many bytes, or what there was at the end."""
@@ -88,6 +93,20 @@ async def test_a_reader_that_closes_is_told_once(pipe: Pipe) -> None:
     pipe.input.write(b"into the void\n")
     pipe.input.close()
     pipe.input.abort()
+    await anyio.wait_all_tasks_blocked()
+    assert pipe.told == 1
+
+
+async def test_it_is_told_once_whoever_finds_it_out(pipe: Pipe) -> None:
+    for _ in range(3):
+        pipe.input.write(LINE)
+    os.close(pipe.reading)
+    pipe.input.write(LINE)
+    with anyio.fail_after(10):
+        await pipe.is_gone.wait()
+    await anyio.wait_all_tasks_blocked()
+    assert pipe.told == 1
+    assert (pipe.input.waiting, pipe.input.unsent) == (0, 0)
 
 
 async def test_a_reader_that_closes_over_a_write_is_told(pipe: Pipe) -> None:
