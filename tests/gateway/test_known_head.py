@@ -131,10 +131,11 @@ async def exchange_many(connected: Connected) -> None:
 
 async def test_of_two_that_come_in_one_packet_neither_is_taken_for_the_other() -> None:
     async with reached() as (connection, reader):
-        connection.data_received(post(b"what", 2) + post(b"ever", 3))
+        for _ in range(REPEATS + 1):
+            connection.data_received(post(b"what", 2) + post(b"ever", 3))
+            assert (await said(reader), await said(reader)) == (b"POST /2 what", b"POST /3 ever")
         connection.data_received(post(b"what", 2))
-        for answer in (b"POST /2 what", b"POST /3 ever", b"POST /2 what"):
-            assert await said(reader) == answer
+        assert await said(reader) == b"POST /2 what"
 
 
 async def test_an_empty_line_behind_each_body_is_never_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -409,6 +410,38 @@ def test_a_head_that_came_on_other_connections_is_that_of_the_one_that_it_comes_
         assert headers == {"host": "h", "x": "y"}
         assert cast(RequestHeaders, headers).peer == f"10.0.0.{number}"
         headers["x"] = "changed"
+
+
+OTHER = b"POST /2 HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\nX: z\r\n\r\nbody"
+
+
+def test_a_head_behind_which_another_begins_is_known_as_itself() -> None:
+    heads = KnownHeads()
+    for _ in range(2 * REPEATS):
+        at = reader(heads)
+        at.receive(post(b"body") + OTHER[:-6])
+        at.read()
+        assert at.headers_of(at.queue.pop().scope) == {"host": "h", "x": "y"}
+
+
+def test_what_comes_behind_a_known_head_has_its_own_headers() -> None:
+    heads = KnownHeads()
+    for _ in range(2 * REPEATS):
+        at = reader(heads)
+        assert read(at, post(b"body"))[1] == {"host": "h", "x": "y"}
+        assert read(at, OTHER)[1] == {"host": "h", "x": "z"}
+        assert read(at, post(b"body"))[1] == {"host": "h", "x": "y"}
+    assert (is_known(heads, post(b"body")), is_known(heads, OTHER)) == (True, True)
+
+
+@pytest.mark.parametrize("version", [b"HTTP/1.1\r\nConnection: close", b"HTTP/1.0\r\nConnection: keep-alive"])
+def test_a_connection_that_ends_with_its_request_does_so_however_often_its_head_comes(version: bytes) -> None:
+    heads = KnownHeads()
+    for _ in range(2 * REPEATS):
+        at = reader(heads)
+        at.receive(post(b"body").replace(b"HTTP/1.1", version))
+        at.read()
+        assert not at.queue.pop().is_kept
 
 
 def test_a_head_that_comes_for_a_single_call_is_not_kept() -> None:
