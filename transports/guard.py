@@ -9,7 +9,7 @@ from .asgi import RawHeaders
 LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 MAX_HOST: Final = 261
-"""Of characters: the longest name (RFC 1035, 2.3.4), brackets or a dot, and a port. What is longer is no Host."""
+"""Of characters: the longest name (RFC 1035, 2.3.4), brackets or a dot, and a port. What is longer is no Host, and no Origin."""
 
 ALLOWED_METHODS: Final = b"GET, POST, DELETE, OPTIONS"
 ALLOWED_HEADERS: Final = (
@@ -94,8 +94,6 @@ class Guard:
         ]
 
     def _host_is_allowed(self, host: str) -> bool:
-        if len(host) > MAX_HOST:
-            return False
         name = _name_of(f"//{host}")
         return host in self._hosts or name in self._hosts or (self._loopback and name in LOOPBACK_NAMES)
 
@@ -107,6 +105,8 @@ class Guard:
 
 
 def _name_of(url: str) -> str:
+    if len(url.partition("//")[2]) > MAX_HOST:
+        return ""
     try:
         parts = urlsplit(url)
         return (parts.hostname or "") if not parts.username and not parts.path.strip("/") else ""

@@ -94,6 +94,7 @@ def test_a_page_of_this_machine_may_speak_to_a_loopback_listener_only(origin: st
         "http://[",
         "http://[::1",
         "localhost",
+        "http://localhost:" + "0" * 100_000,
     ],
 )
 def test_a_foreign_page_is_refused(origin: str) -> None:
