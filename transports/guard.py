@@ -9,7 +9,7 @@ from .asgi import RawHeaders
 LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
 MAX_HOST: Final = 261
-"""Of characters: the longest name (RFC 1035, 2.3.4), brackets or a dot, and a port. What is longer is no Host, and no Origin."""
+"""Of characters: the longest name (RFC 1035, 2.3.4), brackets or a dot, and a port. No Host and no Origin is longer."""
 
 ALLOWED_METHODS: Final = b"GET, POST, DELETE, OPTIONS"
 ALLOWED_HEADERS: Final = (
