@@ -24,6 +24,12 @@ ID_BLOCK: Final = 1024
 SHARED: Final = "shared:"
 """How the names of sessions begin that workflows share."""
 
+SHARED_SECONDS: Final = 86400
+"""For how long what was drawn for one of these is known."""
+
+KEY_MEMORY_SECONDS: Final = 6 * 3600
+"""For how long, at least, it is known that a key named a workflow which has ended."""
+
 WATCH_BUFFER: Final = 1024
 """Changes that are kept for a slow watcher; beyond that they give way to one word, that everything may have changed."""
 

@@ -17,7 +17,7 @@ from ..errors import DirectoryUnavailable
 from ..limits import EventLogLimits
 from ..principal import Principal
 from ..record import WorkflowRecord
-from . import ID_BLOCK, LEASE_SECONDS, SHARED, Claimed, Entry, Worker
+from . import ID_BLOCK, KEY_MEMORY_SECONDS, LEASE_SECONDS, SHARED, SHARED_SECONDS, Claimed, Entry, Worker
 from .background import beside
 from .database_news import News
 from .database_schema import counters, ended_keys, ends, homes, log, migrate, records, workers
@@ -25,8 +25,6 @@ from .database_server import WORK_SECONDS, Server
 from .names import key_digest, key_digest_of, name_digest, token_of
 
 SWEEP_SECONDS: Final = 30.0
-KEY_MEMORY_SECONDS: Final = 6 * 3600
-SHARED_SECONDS: Final = 86400
 BATCH: Final = 500
 NUMBER: Final = "worker-number"
 

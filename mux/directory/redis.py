@@ -19,7 +19,19 @@ from ..errors import DirectoryUnavailable
 from ..limits import EventLogLimits
 from ..principal import Principal
 from ..record import WorkflowRecord
-from . import ID_BLOCK, LEASE_SECONDS, MAILBOX_FRAMES, SHARED, WATCH_BUFFER, Claimed, Entry, Worker, redis_scripts
+from . import (
+    ID_BLOCK,
+    KEY_MEMORY_SECONDS,
+    LEASE_SECONDS,
+    MAILBOX_FRAMES,
+    SHARED,
+    SHARED_SECONDS,
+    WATCH_BUFFER,
+    Claimed,
+    Entry,
+    Worker,
+    redis_scripts,
+)
 from .background import beside
 from .feed import Feed
 from .names import key_digest, key_digest_of, name_digest, token_of
@@ -38,10 +50,6 @@ OPERATION_SECONDS: Final = 2.5
 """For how long one operation is tried, with its wait for a connection."""
 
 MAX_CONCURRENCY: Final = 32
-KEY_MEMORY_SECONDS: Final = 6 * 3600
-"""For how long it is known that a key named a workflow which has ended."""
-
-SHARED_SECONDS: Final = 86400
 SETTLED_SECONDS: Final = 30 * 86400
 """For how long a name that nobody settles keeps its home."""
 
