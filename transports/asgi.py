@@ -10,6 +10,7 @@ import anyio
 
 from ..mux.limits import MAX_BODY_BYTES
 from ..mux.principal import Principal
+from .parts import keep
 
 BODY_SECONDS: Final = 60.0
 """How long a client may take to send a body."""
@@ -185,14 +186,17 @@ async def read_body(receive: Receive, declared: str | None) -> bytes:
         if len(body) > MAX_BODY_BYTES:
             raise BodyTooLarge
         return body
-    parts, size = [body], len(body)
+    parts: list[bytes | bytearray] = []
+    keep(parts, body)
+    size = len(body)
     with anyio.move_on_after(BODY_SECONDS):
         while message.get("more_body", False):
             message = await receive()
             if message["type"] != "http.request":
                 raise ClientLeft
-            parts.append(message.get("body", b""))
-            size += len(parts[-1])
+            body = message.get("body", b"")
+            keep(parts, body)
+            size += len(body)
             if size > MAX_BODY_BYTES:
                 raise BodyTooLarge
         return b"".join(parts)

@@ -1,5 +1,6 @@
 """Headers, bounded bodies and answers, as an ASGI server hands them over."""
 
+import tracemalloc
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -106,9 +107,30 @@ async def test_an_answer_is_complete_and_has_its_length(body: bytes) -> None:
     assert (rest["type"], rest["body"], rest.get("more_body", False)) == ("http.response.body", body, False)
 
 
+async def test_a_body_that_comes_byte_by_byte_takes_no_more_memory_than_its_bytes() -> None:
+    left = 200_000
+    most = 0
+
+    async def receive() -> Message:
+        nonlocal left, most
+        left -= 1
+        if left % 10_000 == 0:
+            most = max(most, tracemalloc.get_traced_memory()[0])
+        return part(bytes([left % 256]), more=left > 0)
+
+    tracemalloc.start()
+    try:
+        assert len(await read_body(receive, None)) == 200_000
+    finally:
+        tracemalloc.stop()
+    assert most < 600_000
+
+
 async def test_a_disconnect_is_waited_for_whatever_else_comes() -> None:
     with anyio.fail_after(10):
-        await until_disconnect(giving(part(b"", more=True), part(b"late"), LEFT))
+        receive = giving(part(b"", more=True), part(b"late"), LEFT, part(b"behind"))
+        await until_disconnect(receive)
+        assert await receive() == part(b"behind"), "nothing after it is taken"
 
 
 async def test_white_space_around_a_header_is_no_part_of_it() -> None:
