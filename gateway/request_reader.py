@@ -27,6 +27,9 @@ SMALL_BODY_DIGITS: Final = 5
 """Of the length of a body that is waited for."""
 
 
+MAX_STRANGERS: Final = 32
+"""After so many heads that were not known, none is looked for on a connection: each has something of its own."""
+
 OWN_PARTS: Final = ("http_version", "method", "path", "raw_path", "query_string")
 """Of a scope: what follows from the request line."""
 
@@ -66,6 +69,7 @@ class RequestReader:
         "_last_headers",
         "_length",
         "_parser",
+        "_strangers",
         "_upgrade",
         "_url",
         "heads",
@@ -105,6 +109,8 @@ class RequestReader:
         self._known_heads = known_heads
         self._known_head: KnownHead | None = None
         """The last one that came."""
+        self._strangers = 0
+        """How many requests, one after the other, had a head that was not known."""
         self._body_left = 0
         """How much is to come of the body of a request whose head was known."""
 
@@ -198,13 +204,14 @@ class RequestReader:
         """
         known, head = self._known_head, None
         beginning = None if known is None else known.beginning_of(text)
-        if beginning is None:
+        if beginning is None and self._strangers < MAX_STRANGERS:
             head = head_of(text)
+            self._strangers += 1
             known = None if head is None else self._known_heads.of(head)
             beginning = None if known is None else known.beginning_of(text)
         if known is None or beginning is None:
             return 0, head
-        self._known_head = known
+        self._known_head, self._strangers = known, 0
         length = beginning.length
         self._head_bytes, self._length, self._expects = 0, length, False
         self._body_left = int(length)

@@ -503,3 +503,29 @@ def test_of_more_heads_than_are_kept_which_come_in_turn_some_are_known_and_few_a
             read(at, post(b"body", number))
             learned += at._known_head is not None
     assert (known > 150, learned - known < 150) == (True, True)
+
+
+def test_a_connection_whose_heads_are_all_its_own_is_not_looked_at_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of clients that send a new trace context with each request."""
+    looked = 0
+
+    def counted(data: bytes) -> Any:
+        nonlocal looked
+        looked += 1
+        return known_head.head_of(data)
+
+    monkeypatch.setattr(request_reader, "head_of", counted)
+    heads = KnownHeads()
+    at = reader(heads)
+    for number in range(200):
+        read(at, post(b"body", number))
+    assert looked == request_reader.MAX_STRANGERS
+    for _ in range(REPEATS + 1):
+        read(reader(heads), post(b"body"))
+    other = reader(heads)
+    looked = 0
+    for number in range(10):
+        read(other, post(b"body"))
+        for stranger in range(request_reader.MAX_STRANGERS - 1):
+            read(other, post(b"body", 1000 * (number + 1) + stranger))
+    assert looked > 9 * request_reader.MAX_STRANGERS, "where one comes again now and then, they are looked for"
