@@ -28,6 +28,10 @@ SWEEP_SECONDS: Final = 30.0
 BATCH: Final = 500
 NUMBER: Final = "worker-number"
 
+WORKER_MEMORY_SECONDS: Final = 3600.0
+"""For how long it is known of a worker that is not heard any more, and did not retire: it may have been cut off. What
+lives there stays at home meanwhile, where nobody asks for it."""
+
 Result = TypeVar("Result")
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -348,15 +352,22 @@ class DatabaseDirectory:
 
     async def settle(self, name: str, worker: Worker) -> str:
         """See `Workers.settle`."""
-        mine = homes.c.name == name_digest(name)
-        async with self._server.writing() as connection:
-            first = self._server.insert(homes).values(name=name_digest(name), worker=worker.id)
-            await connection.execute(first.on_conflict_do_nothing())
-            home = await connection.scalar(sa.select(homes.c.worker).where(mine).with_for_update())
-            if home is None or home == worker.id or await self._lives(connection, name_digest(home)):
-                return home or worker.id
-            await connection.execute(sa.update(homes).where(mine).values(worker=worker.id))
-        return worker.id
+        while True:
+            async with self._server.writing() as connection:
+                home = await self._settle(connection, name_digest(name), worker.id)
+            if home is not None:
+                return home
+
+    async def _settle(self, connection: AsyncConnection, name: str, worker: str) -> str | None:
+        """None where a home stood in the way that is swept already."""
+        first = self._server.insert(homes).values(name=name, worker=worker)
+        await connection.execute(first.on_conflict_do_nothing())
+        mine = homes.c.name == name
+        home: str | None = await connection.scalar(sa.select(homes.c.worker).where(mine).with_for_update())
+        if home is None or home == worker or await self._lives(connection, name_digest(home)):
+            return home
+        await connection.execute(sa.update(homes).where(mine).values(worker=worker))
+        return worker
 
     async def send(self, worker: str, frame: bytes) -> bool:
         """See `Workers.send`."""
@@ -387,16 +398,18 @@ class DatabaseDirectory:
             keys = [key for key in await connection.scalars(expired) if key is not None]
             await self._remember(connection, keys)
             await self._forget_homes(connection)
-            for table in (ends, ended_keys, counters, workers):
+            await connection.execute(sa.delete(workers).where(workers.c.expires <= now - WORKER_MEMORY_SECONDS))
+            for table in (ends, ended_keys, counters):
                 await connection.execute(sa.delete(table).where(table.c.expires <= now))
             await connection.execute(sa.delete(log).where(log.c.token.not_in(sa.select(records.c.token))))
             await self.news.sweep(connection)
 
     async def _forget_homes(self, connection: AsyncConnection) -> None:
-        """Nothing lives any more at workers of which there is no word: they were dead at the sweep before this one."""
+        """Nothing lives any more at workers that are forgotten. Homes are read first: who settles is known before."""
+        settled = list(await connection.scalars(sa.select(homes.c.worker).distinct()))
         known = set(await connection.scalars(sa.select(workers.c.id)))
-        settled = await connection.scalars(sa.select(homes.c.worker).distinct())
-        gone = [{"gone": worker} for worker in settled if name_digest(worker) not in known]
+        # In one order everywhere: of two sweeps at once, none waits for the other in a circle.
+        gone = [{"gone": worker} for worker in sorted(settled) if name_digest(worker) not in known]
         if gone:
             await connection.execute(sa.delete(homes).where(homes.c.worker == sa.bindparam("gone")), gone)
 

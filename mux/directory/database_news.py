@@ -142,9 +142,11 @@ class News:
     # Both
 
     async def sweep(self, connection: AsyncConnection) -> None:
-        """Forget changes that all have heard by now, and the mail of workers that are forgotten."""
-        await connection.execute(sa.delete(changes).where(changes.c.at <= self._server.now() - CHANGES_SECONDS))
-        await connection.execute(sa.delete(mail).where(mail.c.worker.not_in(sa.select(workers.c.id))))
+        """Forget changes that all have heard by now, and the mail of workers that do not live."""
+        now = self._server.now()
+        await connection.execute(sa.delete(changes).where(changes.c.at <= now - CHANGES_SECONDS))
+        living = sa.select(workers.c.id).where(workers.c.expires > now)
+        await connection.execute(sa.delete(mail).where(mail.c.worker.not_in(living)))
 
     async def listen(self) -> None:
         """Hear what PostgreSQL notifies, until the connection breaks."""

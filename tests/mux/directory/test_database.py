@@ -9,9 +9,10 @@ import sqlalchemy as sa
 from contract.directory import record
 from harness.backends import Backends
 from trunkline.mux.directory import Claimed, Worker
-from trunkline.mux.directory.database import DatabaseDirectory, open_database
-from trunkline.mux.directory.database_schema import ended_keys, homes
+from trunkline.mux.directory.database import WORKER_MEMORY_SECONDS, DatabaseDirectory, open_database
+from trunkline.mux.directory.database_schema import ended_keys, homes, workers
 from trunkline.mux.directory.database_server import Server
+from trunkline.mux.directory.names import name_digest
 
 pytestmark = pytest.mark.anyio
 
@@ -59,6 +60,60 @@ async def test_a_sweep_forgets_where_things_live_once_their_worker_is_forgotten(
             assert list(await connection.scalars(sa.select(homes.c.worker))) == [living.id]
         await server.engine.dispose()
         assert await directory.settle("user:0", living) == living.id
+
+
+async def test_a_worker_that_was_late_finds_at_home_what_nobody_asked_for(url: str) -> None:
+    async with open_database(url) as directory:
+        late, other = await directory.enroll(Worker("late")), await directory.enroll(Worker("other"))
+        assert await directory.settle("user:a", late) == late.id
+        server = Server(url)
+        async with server.writing() as connection:
+            mine = sa.update(workers).where(workers.c.id == name_digest(late.id))
+            await connection.execute(mine.values(expires=server.now() - 1))
+        await server.engine.dispose()
+        await directory.sweep()
+        await directory.sweep()
+        assert not await directory.beat(late)
+        assert await directory.settle("user:a", other) == late.id
+
+
+async def test_a_sweep_forgets_a_worker_of_which_there_is_no_word_for_long(url: str) -> None:
+    async with open_database(url) as directory:
+        killed = await directory.enroll(Worker("killed"))
+        assert await directory.settle("user:a", killed) == killed.id
+        server = Server(url)
+        async with server.writing() as connection:
+            await connection.execute(sa.update(workers).values(expires=server.now() - WORKER_MEMORY_SECONDS))
+        await directory.sweep()
+        await directory.sweep()
+        async with server.reading() as connection:
+            assert await connection.scalar(sa.select(sa.func.count()).select_from(workers)) == 0
+            assert await connection.scalar(sa.select(sa.func.count()).select_from(homes)) == 0
+        await server.engine.dispose()
+
+
+async def test_a_home_that_is_swept_while_it_is_asked_for_is_given_anew(backends: Backends) -> None:
+    place = backends.place("postgresql")
+    place.clear()
+    async with open_database(place.url()) as directory:
+        first, second = await directory.enroll(Worker("first")), await directory.enroll(Worker("second"))
+        await directory.settle("user:a", Worker("dead"))
+        server = Server(place.url())
+        async with anyio.create_task_group() as tasks, server.writing() as sweep:
+            await sweep.execute(sa.select(homes).with_for_update())
+            tasks.start_soon(directory.settle, "user:a", first)
+            waiting = sa.text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+            with anyio.fail_after(2):
+                while not await _seen(server, waiting):  # noqa: ASYNC110 - nobody tells of it
+                    await anyio.sleep(0.01)
+            await sweep.execute(sa.delete(homes))
+        assert await directory.settle("user:a", second) == first.id
+        await server.engine.dispose()
+
+
+async def _seen(server: Server, query: sa.TextClause) -> int:
+    async with server.reading() as connection:
+        return int(await connection.scalar(query) or 0)
 
 
 async def test_a_sweep_takes_no_more_steps_for_many_that_expired_than_for_one(url: str) -> None:
