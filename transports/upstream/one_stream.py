@@ -16,9 +16,12 @@ from ...mux.ports import NONE, Headers, Receiver, SendKind
 from ...mux.request import Request
 from ...mux.statistics import Statistics
 
-MAX_UNSENT: Final = 1024
+MAX_UNSENT: Final = 16_384
 MAX_UNSENT_BYTES: Final = MAX_EVENT_BYTES
-"""So many messages, and so much of them, may wait for a server that does not read. Over it, the session is lost."""
+"""So many messages, and so much of them, may wait for a server that does not read. Over it, the session is lost.
+
+The number is far above what calls in flight can reach (`max_inflight_per_channel`): it is for floods of notifications.
+"""
 
 
 class OneStreamWire(ABC):
