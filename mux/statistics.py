@@ -88,9 +88,9 @@ class Statistics:
         self.counts: Counter[tuple[str, ...]] = Counter()
         self.seconds: dict[tuple[str, ...], Histogram] = {}
 
-    def count(self, name: str, *labels: str, by: int = 1) -> None:
-        """Add to the count of `name` with these label values."""
-        self.counts[(name, *labels)] += by
+    def count(self, *key: str, by: int = 1) -> None:
+        """Add to the count of a name with label values; the name comes first."""
+        self.counts[key] += by
 
     def observe(self, name: str, seconds: float, *labels: str) -> None:
         """Add one duration to the histogram of `name` with these label values."""

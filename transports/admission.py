@@ -4,8 +4,10 @@ One of these is shared by all servers of a gateway, so that what one principal d
 """
 
 import asyncio
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -16,16 +18,24 @@ from ..mux.limits import Pooling
 from ..mux.policy import Census, cap_reached
 from ..mux.principal import Principal
 
+logger = logging.getLogger(__name__)
+
 CONNECTIONS_PER_WORKFLOW: Final = 2
 """Streams and sockets for each workflow that there may be: one that goes may be noticed after one that comes."""
+
+
+GoOn = Callable[[], None]
+"""Takes a message whose turn has come."""
 
 
 class Admission:
     """Turns for messages, where a round is a turn of the event loop; and places for connections that stay."""
 
-    def __init__(self, turnstile: Turnstile[asyncio.Future[None]] | None = None) -> None:
+    def __init__(self, turnstile: Turnstile[GoOn] | None = None) -> None:
         self._turnstile = Turnstile() if turnstile is None else turnstile
         self._is_round_due = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """The one that it lives on, once it is known."""
         self._connections = Census()
 
     @property
@@ -53,28 +63,28 @@ class Admission:
         Raises:
             Overloaded: too many messages of it wait.
         """
-        waiter = self.queue(principal)
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        go_on = partial(_has_come, turn)
+        self.queue(principal, go_on)
         try:
-            await waiter
+            await turn
         except asyncio.CancelledError:
-            self.withdraw(principal, waiter)
+            self.withdraw(principal, go_on)
             raise
 
-    def queue(self, principal: Principal) -> asyncio.Future[None]:
-        """What is done when it is this principal's turn; `withdraw` it where nobody waits for that any longer.
+    def queue(self, principal: Principal, go_on: GoOn) -> None:
+        """Call this when it is this principal's turn; `withdraw` it where nobody waits for that any longer.
 
         Raises:
             Overloaded: too many messages of it wait.
         """
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._turnstile.wait(principal, waiter)
+        self._turnstile.wait(principal, go_on)
         if not self._is_round_due:
             self._await_round()
-        return waiter
 
-    def withdraw(self, principal: Principal, waiter: asyncio.Future[None]) -> None:
+    def withdraw(self, principal: Principal, go_on: GoOn) -> None:
         """It waits no longer. Does nothing where its turn has come."""
-        self._turnstile.withdraw(principal, waiter)
+        self._turnstile.withdraw(principal, go_on)
 
     @contextmanager
     def place(self, principal: Principal, limits: Pooling) -> Iterator[None]:
@@ -102,15 +112,24 @@ class Admission:
 
     def _await_round(self) -> None:
         self._is_round_due = True
-        asyncio.get_running_loop().call_soon(self._begin_round)
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        self._loop.call_soon(self._begin_round)
 
     def _begin_round(self) -> None:
         self._is_round_due = False
-        for waiter in self._turnstile.begin_round():
-            if not waiter.done():
-                waiter.set_result(None)
+        for go_on in self._turnstile.begin_round():
+            try:
+                go_on()
+            except Exception:
+                logger.exception("a message whose turn had come could not be taken")
         if not self._turnstile.is_fresh:
             self._await_round()
+
+
+def _has_come(turn: asyncio.Future[None]) -> None:
+    if not turn.done():
+        turn.set_result(None)
 
 
 def _for_connections(limits: Pooling) -> Pooling:

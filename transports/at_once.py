@@ -5,7 +5,6 @@ Whatever has to be waited for, and whatever is to be refused but for the want of
 
 from __future__ import annotations
 
-import asyncio
 from functools import partial
 
 from ..mux import envelope as wire_format
@@ -97,12 +96,12 @@ class AtOnce:
         if admission.pass_at_once():
             self._answer(whole, request, workflow, message)
         else:
-            waiter = admission.queue(request.principal)
-            whole.left = partial(admission.withdraw, request.principal, waiter)
-            waiter.add_done_callback(partial(self._turn_came, whole, request, message))
+            go_on = partial(self._turn_came, whole, request, message)
+            admission.queue(request.principal, go_on)
+            whole.left = partial(admission.withdraw, request.principal, go_on)
         return True
 
-    def _turn_came(self, whole: WholeRequest, request: HTTPRequest, message: Envelope, _: asyncio.Future[None]) -> None:
+    def _turn_came(self, whole: WholeRequest, request: HTTPRequest, message: Envelope) -> None:
         """It waited for its turn: meanwhile much may have changed."""
         whole.left = None
         try:

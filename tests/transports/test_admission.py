@@ -49,6 +49,29 @@ async def test_who_leaves_while_it_waits_takes_no_turn() -> None:
     assert admission.waiting == 0
 
 
+async def test_a_message_that_cannot_be_taken_holds_up_no_other() -> None:
+    admission = Admission(Turnstile(per_round=2))
+    gone: list[str] = []
+    come = asyncio.Event()
+
+    def fail() -> None:
+        gone.append("fail")
+        raise RuntimeError
+
+    def go_on() -> None:
+        gone.append("go on")
+        come.set()
+
+    while admission.pass_at_once():
+        pass
+    admission.queue(ALICE, fail)
+    admission.queue(ALICE, go_on)
+    async with asyncio.timeout(10):
+        await come.wait()
+        await admission.wait(BOB)
+    assert gone == ["fail", "go on"]
+
+
 async def test_a_call_of_another_principal_overtakes_a_flood() -> None:
     options = {"admission": Admission(Turnstile(per_round=1))}
     async with front(revision="2025-06-18", options=options) as here:

@@ -363,7 +363,7 @@ class _Connection(asyncio.Protocol):
     def _complete(self) -> None:
         written = not self._transport.get_write_buffer_size()
         answer, self._answer = self._answer, None
-        if self._keeps_alive and written and self.is_usable:
+        if self._keeps_alive and written and not self._is_spoilt and not self._transport.is_closing():
             self._free(self)
         else:
             self.close()

@@ -156,7 +156,7 @@ class HTTPWire:
     ) -> None:
         """See `Wire.send`."""
         try:
-            block = self._block().with_(headers)
+            block = self._block().with_(headers) if headers else self._block()
         except ValueError as error:
             if request is not None:
                 refusal = InvalidRequest(str(error))
