@@ -7,7 +7,7 @@ postgresql+asyncpg://user:password@host[:port]/database               the worker
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from typing import Any, Final
 
 import anyio
@@ -80,7 +80,7 @@ class Server:
         Raises:
             DirectoryUnavailable: the database cannot be reached, or failed.
         """
-        with reaching(), anyio.fail_after(within):
+        with reaching(), self._in_time(within):
             async with self._writer, self.engine.begin() as connection:
                 yield connection
 
@@ -91,9 +91,17 @@ class Server:
         Raises:
             DirectoryUnavailable: the database cannot be reached, or failed.
         """
-        with reaching(), anyio.fail_after(OPERATION_SECONDS):
+        with reaching(), self._in_time(OPERATION_SECONDS):
             async with self.engine.connect() as connection:
                 yield await connection.execution_options(**READS)
+
+    def _in_time(self, seconds: float) -> AbstractContextManager[object]:
+        """What takes longer fails. On SQLite it is not cancelled before.
+
+        A connection whose call is cancelled is closed by a task that then waits for ever for its thread, which has
+        ended (aiosqlite 0.22.1 by SQLAlchemy's `terminate`).
+        """
+        return anyio.fail_after(seconds, shield=self.is_sqlite)
 
     async def listen(self, hear: Hear) -> None:
         """Hear what a PostgreSQL notifies, until the connection breaks: channel and content.

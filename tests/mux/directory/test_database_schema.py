@@ -1,5 +1,6 @@
 """The tables are made by whoever starts first, and not touched by a program that does not know them."""
 
+import asyncio
 from pathlib import Path
 
 import anyio
@@ -27,6 +28,30 @@ async def test_several_that_start_at_once_make_the_tables_once(tmp_path: Path) -
             tasks.start_soon(start, n)
     async with open_database(url) as directory:
         assert await directory.find(ALICE, "x", "chat") == one, "it outlives its workers"
+
+
+async def test_a_call_that_is_given_up_within_a_statement_leaves_nothing_behind(tmp_path: Path) -> None:
+    """To SQLite alone: what closes a connection whose call was cancelled may wait for its thread for ever."""
+    url = f"sqlite+aiosqlite:///{tmp_path}/x.db"
+    before = asyncio.all_tasks()
+    async with open_database(url):
+        server = Server(url)
+
+        async def look() -> None:
+            for use in (server.reading, server.writing):
+                async with use() as connection:
+                    await connection.execute(sa.select(version))
+
+        for steps in range(60):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(look)
+                for _ in range(steps):
+                    await asyncio.sleep(0)
+                tasks.cancel_scope.cancel()
+        await server.engine.dispose()
+    with anyio.fail_after(10):
+        while left := asyncio.all_tasks() - before:
+            await asyncio.wait(left, timeout=0.1)
 
 
 async def test_tables_of_a_newer_version_are_left_alone(tmp_path: Path) -> None:
