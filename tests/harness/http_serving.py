@@ -111,6 +111,13 @@ def answering(*bodies: bytes, until: asyncio.Event | None = None) -> Any:
 
 GET = b"GET /%d HTTP/1.1\r\nHost: h\r\n\r\n"
 
+HEAD = b"POST /%d HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\nX: y\r\n\r\n"
+
+
+def post(body: bytes, number: int = 1) -> bytes:
+    """A request with this body, to a path of this number."""
+    return HEAD % (number, len(body)) + body
+
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
     """Answers with what it was asked: method, path and body."""
