@@ -151,7 +151,7 @@ class Gateway:
     def take_at_once(self, whole: WholeRequest) -> bool:
         """Answer a request without a task, where this worker can; False where it has to be served as any other."""
         take = self._routes.at_once.get(whole.scope["path"])
-        return take is not None and not (self._member is not None and self._member.is_draining) and take(whole)
+        return take is not None and take(whole)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Gateway"]:

@@ -253,7 +253,7 @@ class Cluster:
                 raise Elsewhere(holder)
             case "take_over":
                 if self._ports.is_draining():
-                    await self._send_on()
+                    await self.hand_on()
                 if upstream.pooling.reuse == "user":
                     await self.settle(record.principal, record.server)
                 return await self._take_over(record, upstream)
@@ -262,8 +262,14 @@ class Cluster:
                 await self._directory.remove(record)
                 return None
 
-    async def _send_on(self) -> None:
-        """Hand on what this worker may not begin any longer."""
+    async def hand_on(self) -> None:
+        """Hand on what this worker may not begin any longer.
+
+        Raises:
+            Elsewhere: another worker is to begin it.
+            Overloaded: there is none.
+            DirectoryUnavailable: nobody can tell.
+        """
         other = await self.members.another()
         if other is None:
             raise Overloaded("the gateway is shutting down", limit="draining")

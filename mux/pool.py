@@ -8,7 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
@@ -22,7 +22,7 @@ from .cluster import Cluster, ClusterPorts
 from .directory import Directory, SharedDirectory
 from .ending import Ending
 from .envelope import Envelope
-from .errors import InvalidParams, Overloaded, WorkflowEnded
+from .errors import DirectoryUnavailable, InvalidParams, Overloaded, WorkflowEnded
 from .event_log import Budget
 from .failures import Failure
 from .generations import Generations
@@ -327,12 +327,22 @@ class Pool:
 
     # Draining.
 
+    async def hand_on(self) -> None:
+        """Hand on a request that came to this worker itself, once that drains; nothing where no other can take it.
+
+        Raises:
+            Elsewhere: another worker is to take it.
+        """
+        if self.draining and self._cluster is not None:
+            with suppress(DirectoryUnavailable, Overloaded):
+                await self._cluster.hand_on()
+
     async def drain(self, timeout: float) -> bool:
         """Take nothing new; wait until every call has ended, at most `timeout` seconds; end what is left (G8).
 
         True if no call was cut.
         """
-        self.draining = True
+        self.draining = self.lookup.is_handing_on = True
         quiet = [workflow.calls.drain() for workflow in self._residents.served]
         with anyio.move_on_after(timeout):
             for event in quiet:

@@ -79,11 +79,6 @@ class Member:
 
         return entrance
 
-    @property
-    def is_draining(self) -> bool:
-        """True once whatever comes is handed on."""
-        return self._is_draining
-
     @asynccontextmanager
     async def running(self, app: ASGIApp) -> AsyncIterator["Member"]:
         """Be there for the other workers, who hand on what `app` is to serve.

@@ -34,6 +34,7 @@ OWNED: tuple[Transport, ...] = ("stdio", "sse", "ws")
 
 PAUSE = 2 * LEASE
 LONG_PAUSE = 10.0
+COUNT = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"counter","arguments":{}}}'
 TOLD_AT_ONCE = 5.0
 """A bound for what is told without a time-out having passed; those are longer."""
 
@@ -591,3 +592,34 @@ async def test_g8_a_worker_that_drains_says_so_first_and_loses_no_call(
     assert f"{key} is open" in done
     assert upstream.counts()["initialize"] == 5
     assert upstream.counts()["method:tools/call"] == 4 * 21 + 1
+
+
+async def test_g8_a_call_whose_body_comes_after_the_drain_has_begun_is_another_workers(
+    pair: tuple[Gateway, Gateway], upstream: Upstream, key: str
+) -> None:
+    first, _ = pair
+    head_read, drains = anyio.Event(), anyio.Event()
+    done: list[str] = []
+
+    async def hold(wire: Wire) -> None:
+        done.append(text_of(await (await wire.call("hold", {"gate": key})).response()))
+
+    async def call(wire: Wire) -> None:
+        done.append(text_of(await (await wire.post_in_two(COUNT, head_read, drains)).response()))
+        upstream.open(key)
+
+    async with Wire(first.url()) as wire, Wire(first.url()) as other:
+        await wire.open("2025-06-18")
+        await other.open("2025-06-18")
+        assert text_of(await (await wire.call("counter")).response()) == "1"
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(hold, other)
+                await upstream.saw("mark:holding")
+                tasks.start_soon(call, wire)
+                await head_read.wait()
+                first.process.send_signal(signal.SIGTERM)
+                await until(lambda: http_status(first.port, "/readyz") == 503)
+                drains.set()
+    assert done == ["2", f"{key} is open"]
+    assert upstream.counts()["initialize"] == 2

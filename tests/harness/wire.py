@@ -181,6 +181,19 @@ class Wire:
         defaults = {"Accept": BOTH, "Content-Type": "application/json"}
         return await self.request("POST", raw, {**defaults, **self.headers, **(headers or {})}, timeout=timeout)
 
+    async def post_in_two(self, body: bytes, head_read: anyio.Event, go_on: anyio.Event) -> Answer:
+        """POST the head of a message and, once the endpoint has asked for it and `go_on` is set, its body."""
+
+        async def wait() -> AsyncIterator[bytes]:
+            head_read.set()
+            await go_on.wait()
+            yield body
+
+        headers = {"Accept": BOTH, "Content-Type": "application/json", **self.headers}
+        with anyio.fail_after(PATIENCE):
+            answer = await self._http.post(self.url, data=wait(), headers=headers, expect100=True)
+        return Answer(answer, self._unread)
+
     async def get(self, last_event_id: str | None = None, headers: Mapping[str, str | None] | None = None) -> Answer:
         """Open the standalone stream, or resume one."""
         resume = {"Last-Event-ID": last_event_id} if last_event_id is not None else {}

@@ -89,6 +89,22 @@ async def test_a_call_of_a_session_at_hand_is_taken_at_once() -> None:
         assert here.taken == [True] * 4
 
 
+async def test_g8_nothing_is_taken_at_once_while_the_worker_drains() -> None:
+    async with session() as here:
+        here.connection.post(call("held"), here.headers)
+        await here.front.server.got("tools/call")
+        draining = asyncio.create_task(here.front.bench.pool.drain(PATIENCE))
+        await until(lambda: here.front.bench.pool.draining)
+        async with connecting(here.port) as other:
+            other.post(call("late"), here.headers)
+            late = json.loads((await other.answer()).body)
+        assert late["error"]["data"] == {"executed": "no"}
+        here.front.server.of("tools/call")[0].answer({})
+        assert (await here.connection.answer()).status == 200
+        assert await draining
+        assert here.taken == [True, False], "an endpoint can hand it on"
+
+
 def without(headers: dict[str, str], *names: str) -> dict[str, str]:
     return {name: value for name, value in headers.items() if name not in names}
 
