@@ -64,6 +64,8 @@ class Bed:
         self._is_first = first
         self._rank = Rank.BUSY if first else None
         self._stack = contextlib.ExitStack()
+        self._started = contextlib.ExitStack()
+        """What stands before the server."""
         self._places: dict[str, tuple[int, int]] = {}
         """The pid and the port of each variant."""
         self.port = 0
@@ -73,11 +75,17 @@ class Bed:
         self._stack.enter_context(pinned(cores().client, self._rank))
         behind = Rank.PROMPT if self._is_first else None
         self.port = self._stack.enter_context(upstream(cores().upstream, rank=behind))
+        self._stack.push(self._started)
         self._places[DIRECT] = 0, self.port
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def clear(self) -> None:
+        """End all that stands before the server: what is asked for next is started anew."""
+        self._started.close()
+        self._places = {DIRECT: self._places[DIRECT]}
 
     async def place(self, name: str, note: Callable[[], object] = lambda: None) -> tuple[int, int]:
         """The pid and the port of a variant; `note` is called for each idle workflow that it is given."""
@@ -110,12 +118,12 @@ class Bed:
     def _start(self, name: str) -> tuple[int, int]:
         settings, core, rank = VARIANTS[name].settings, cores().gateway, self._rank
         if settings is not None:
-            return self._stack.enter_context(gateway_process(settings + self._servers(), core, rank=rank))
+            return self._started.enter_context(gateway_process(settings + self._servers(), core, rank=rank))
         port = free_port()
         given = ["--floor"] if name == FLOOR else ["--url", f"http://127.0.0.1:{self.port}/mcp"]
         command = [sys.executable, "-m", "bench.forwarder", "--port", str(port), *given]
         ready = f"http://127.0.0.1:{port}/readyz"
-        return self._stack.enter_context(process(command, core, ready, rank=rank)), port
+        return self._started.enter_context(process(command, core, ready, rank=rank)), port
 
     def _servers(self) -> str:
         """The lean server as gateways know it: once for each transport and each delay."""
@@ -136,8 +144,9 @@ class Measured:
     """All rounds of one variant."""
 
     name: str
-    pid: int
-    slots: list[Slot]
+    pid: int = 0
+    """Of its process, where it has one."""
+    slots: list[Slot] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
     """Seconds of each round, for each call."""
@@ -154,27 +163,43 @@ class Measured:
 
 async def measure(bed: Bed, scenario: Scenario, rounds: int, note: Callable[[], object] = lambda: None) -> list[Row]:
     """Rounds in which each variant has its turn; `note` is called after each of `steps(scenario, rounds)`."""
+    measured = [Measured(name) for name in scenario.variants]
+    if scenario.has_own_processes:
+        for _ in range(rounds):
+            bed.clear()
+            await _take_turns(bed, scenario, measured, scenario.turns, note)
+        bed.clear()
+    else:
+        await _take_turns(bed, scenario, measured, rounds * scenario.turns, note)
+    return [row(one, scenario) for one in measured]
+
+
+async def _take_turns(
+    bed: Bed, scenario: Scenario, measured: list[Measured], turns: int, note: Callable[[], object]
+) -> None:
+    """So many turns of each, with the same processes."""
     async with contextlib.AsyncExitStack() as stack:
-        measured = []
-        for name in scenario.variants:
-            pid, _ = await bed.place(name, note)
-            measured.append(Measured(name, pid, await stack.enter_async_context(_slots(bed, name, scenario))))
+        for one in measured:
+            one.pid, _ = await bed.place(one.name, note)
+            one.slots = await stack.enter_async_context(_slots(bed, one.name, scenario))
         for one in measured:
             await closed_loop(one.slots[: scenario.inflight], seconds=min(0.3, scenario.seconds), asks=scenario.asks)
         gc.collect()
         gc.freeze()
-        for _ in range(rounds):
+        for _ in range(turns):
             for one in measured:
                 await asyncio.sleep(SETTLE_SECONDS)
                 await _turn(bed, scenario, one)
                 note()
         gc.unfreeze()
-    return [row(one, scenario) for one in measured]
 
 
 def steps(scenario: Scenario, rounds: int) -> int:
     """How often `measure` notes that it went on, if nothing has been started before."""
-    return rounds * len(scenario.variants) + sum(VARIANTS[name].idle for name in scenario.variants)
+    starts = rounds if scenario.has_own_processes else 1
+    return rounds * scenario.turns * len(scenario.variants) + starts * sum(
+        VARIANTS[name].idle for name in scenario.variants
+    )
 
 
 def _slots(bed: Bed, name: str, scenario: Scenario) -> contextlib.AbstractAsyncContextManager[list[Slot]]:

@@ -74,6 +74,10 @@ class Scenario:
     """Arguments of the calls, one after the other."""
     seconds: float = 1.0
     """Of one turn."""
+    turns: int = 1
+    """Of each variant in one round, one after the other: many short ones, where what differs is less than noise."""
+    has_own_processes: bool = False
+    """Whether each round has processes of its own: equal ones differ by where the kernel has put their memory."""
     is_quick: bool = False
     """Whether `make bench` has it."""
 
@@ -151,5 +155,12 @@ SCENARIOS = {
         is_quick=True,
     ),
     "http_stdio": Scenario("HTTP to stdio, 16 calls in flight", (TRUNKLINE,), 16, server="stdio"),
-    "growth": Scenario("16 calls in flight beside idle workflows", (FEW_IDLE, MANY_IDLE), 16),
+    "growth": Scenario(
+        "16 calls in flight beside idle workflows",
+        (FEW_IDLE, MANY_IDLE),
+        16,
+        seconds=0.2,
+        turns=10,
+        has_own_processes=True,
+    ),
 }

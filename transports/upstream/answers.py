@@ -153,6 +153,7 @@ class Unasked:
         "_is_stream",
         "_patience",
         "_pause",
+        "_refusal",
         "_refused",
         "_timer",
         "_waiting",
@@ -174,12 +175,14 @@ class Unasked:
         self._cut: Callable[[], None] | None = None
         """Set while a stream is open, or asked for."""
         self._timer: asyncio.TimerHandle | None = None
-        """Set while it waits before it asks again."""
+        """Set while it waits before it asks again, or for the end of a refusal."""
         self._pause = FIRST_RETRY_SECONDS
         self._heard: str | None = None
         """The event that the stream was to go on after."""
         self._is_stream = False
         """True once the server has begun the stream."""
+        self._refusal: Body | None = None
+        """What the server says to its refusal, once that has begun."""
         self._is_offered = True
         self._is_late = False
         """True once it was waited for in vain: some servers show nothing of a stream before its first event."""
@@ -195,7 +198,7 @@ class Unasked:
     @property
     def is_coming(self) -> bool:
         """True while the stream is asked for, and the server may answer any moment."""
-        return self._cut is not None and not self._is_stream and not self._is_late
+        return self._cut is not None and not (self._is_stream or self._is_late or self._refusal)
 
     def when_known(self, go_on: Callable[[], None]) -> None:
         """Do this once it is no longer `is_coming`, which it is for `LISTEN_SECONDS` at most; in order."""
@@ -221,7 +224,7 @@ class Unasked:
         """Listen, after what was heard last; does nothing while it does, or where the server offers no stream."""
         if self._cut is not None or self._timer is not None or not self._is_offered:
             return
-        self._is_stream = False
+        self._is_stream, self._refusal = False, None
         try:
             self._cut = self._ask(self._events.last_id, self)
         except UpstreamFault as fault:
@@ -229,9 +232,7 @@ class Unasked:
 
     def close(self) -> None:
         """Listen no longer; nothing more is told. It can be opened again."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        self._stop_timer()
         if self._cut is not None:
             self._cut()
             self._cut = None
@@ -243,21 +244,30 @@ class Unasked:
         if self._is_stream:
             self._heard, self._events = self._events.last_id, Events(self._hand_on, self._events.last_id)
             self.let_go()
-        else:
-            # 405: the server offers none; what else there is a POST will tell.
-            self._is_offered = status >= 500 or status in NOT_NOW
-            self._give_up(None)
+            return
+        # 405: the server offers none; what else there is a POST will tell.
+        self._is_offered = status >= 500 or status in NOT_NOW
+        self._refusal = Body(ERROR_BODY_BYTES)
+        self._timer = asyncio.get_running_loop().call_later(LISTEN_SECONDS, self._give_up, None)
+        self.let_go()
+        if not self._is_offered:
+            self._refused()
 
     def came(self, chunk: bytes) -> None:
-        """See `Answer.came`."""
+        """See `Answer.came`. A refusal is read so far that the connection can be used again."""
         try:
-            self._events.add(chunk)
+            (self._refusal or self._events).add(chunk)
         except UpstreamFault as fault:
-            self._give_up(fault)
+            self._give_up(fault if self._refusal is None else None)
 
     def ended(self, error: ExchangeBroken | None) -> None:
         """See `Answer.ended`."""
         self._ended(None)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _give_up(self, fault: UpstreamFault | None) -> None:
         if self._cut is not None:
@@ -267,11 +277,11 @@ class Unasked:
     def _ended(self, fault: UpstreamFault | None) -> None:
         """It is over: ask again after a pause, which grows while no stream brings an event to go on after."""
         self._cut = None
+        self._stop_timer()
         self.let_go()
         if fault is not None:
             self._faulted(fault)
         if not self._is_offered:
-            self._refused()
             return
         if not self._is_stream or self._events.last_id == self._heard:
             self._pause = min(max(self._pause, FIRST_RETRY_SECONDS) * 1.5, LAST_RETRY_SECONDS)

@@ -131,6 +131,7 @@ class HTTP1Client:
         tasks = list(self._connecting)
         for task in tasks:
             task.cancel()
+        self._idle.clear()
         for connection in list(self._open):
             connection.close()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -297,6 +298,7 @@ class _Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
         self._gone(self)
+        del self._parser  # which refers to this
         if self._until_close and exc is None and not self._is_spoilt:
             self._finish(None)
         else:

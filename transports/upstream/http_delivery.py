@@ -47,6 +47,11 @@ class Receipt:
         """See `Answer.ended`."""
         self._finish(error)
 
+    def let_go(self) -> None:
+        """Cut the exchange if it is not over, and refer to it no longer: it refers to this."""
+        cut, self.cut = self.cut, nothing
+        cut()
+
     def _finish(self, error: ExchangeBroken | None) -> None:
         if self.over.done():
             return
@@ -82,7 +87,7 @@ class Deliveries:
 
         def delivered(status: asyncio.Future[int]) -> None:
             patience.cancel()
-            receipt.cut()
+            receipt.let_go()
             self._receipts.pop(receipt, None)
             over(status)
 
@@ -108,7 +113,7 @@ async def acknowledged(send: Send) -> int:
     except ExchangeBroken as error:
         raise failure_of(error) from error
     finally:
-        receipt.cut()
+        receipt.let_go()
 
 
 async def announce(send: Send) -> None:
