@@ -231,14 +231,19 @@ class HTTPWire:
             self._unasked.close()
             if self._unasked.is_blank:
                 self._unasked = None
-        self._blocks = None
-        if self._traffic.is_empty:  # a table that was once used keeps its room
-            self._under_way = None
+        self._trim()
 
     def _begin_calls(self) -> None:
         self.is_established = True
         if self._listen:
             self.listen()
+        self._trim()
+
+    def _trim(self) -> None:
+        """Keep nothing that the next request can make anew: a table that was once used keeps its room."""
+        self._blocks = None
+        if self._under_way is not None and self._under_way.is_empty:
+            self._under_way = None
 
     async def _cut(self) -> None:
         """Cut all that is under way."""

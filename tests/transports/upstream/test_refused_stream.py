@@ -82,7 +82,7 @@ async def test_what_a_refusal_says_may_come_later() -> None:
         await peer.say(REFUSED % 405)
         await go_on.wait()
         await peer.say(BODY)
-        start, _, body = await peer.request()
+        _, _, body = await peer.request()
         is_used_again.set()
         await peer.say(answering(int(body.partition(b'"id": ')[2].partition(b",")[0])))
         await peer.closed()
