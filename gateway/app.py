@@ -184,7 +184,14 @@ class Gateway:
             if self._member is not None:
                 tasks.start_soon(drain, self._member)
             complete.append(await self.pool.drain(timeout))
+        if self._member is not None:
+            self._member.leave()
         return all(complete)
+
+    @property
+    def is_relaying(self) -> bool:
+        """True while answers of other workers to what was handed on to them are awaited."""
+        return self._member is not None and self._member.is_relaying
 
     # Settings that change.
 

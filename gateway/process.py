@@ -1,6 +1,7 @@
 """The gateway as a process: the server in front of it, and what signals do to it."""
 
 import logging
+import math
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ from .workers.supervisor import runtime_directory
 logger = logging.getLogger(__name__)
 
 GRACE_SECONDS: Final = 5
-"""After the drain, how long open connections may take to end."""
+"""After the drain, how long open connections may take to end, at least."""
 
 Read = Callable[[], Settings]
 """Reads the settings; raises `SettingsError`."""
@@ -132,6 +133,11 @@ class _Server(uvicorn.Server):
         for server in self.servers:
             server.close()
 
+    def leave(self, seconds: float) -> None:
+        """Take nothing any longer; what is under way may take so long, and at least `GRACE_SECONDS`."""
+        self.config.timeout_graceful_shutdown = max(GRACE_SECONDS, math.ceil(seconds))
+        self.should_exit = True
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
@@ -188,9 +194,11 @@ class _Life:
             self._tasks.start_soon(self._drain_and_exit)
 
     async def _drain_and_exit(self) -> None:
-        complete = await self._gateway.drain(self._gateway.settings.gateway.drain_timeout)
+        timeout = self._gateway.settings.gateway.drain_timeout
+        until = anyio.current_time() + timeout
+        complete = await self._gateway.drain(timeout)
         logger.info("drained" if complete else "drain_timeout has passed: calls in flight were cut")
-        self._server.should_exit = True
+        self._server.leave(until - anyio.current_time() if self._gateway.is_relaying else 0.0)
 
     def _leave(self, why: str) -> None:
         logger.warning("%s: leaving at once", why)

@@ -43,8 +43,6 @@ class Lookup:
         self._ending = ending
         self._statistics = statistics
         self._clock = clock
-        self.is_handing_on = False
-        """True once the worker drains: nothing is at hand, so that another worker can be asked whether it is there."""
 
     def at_hand(
         self,
@@ -64,7 +62,6 @@ class Lookup:
             workflow = None if key is None else self._residents.by_key.get((principal, server, key))
         if (
             workflow is None
-            or self.is_handing_on
             or (concern.name and self._cluster is not None)
             or not _is_theirs(workflow, principal, server)
         ):

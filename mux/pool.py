@@ -342,7 +342,7 @@ class Pool:
 
         True if no call was cut.
         """
-        self.draining = self.lookup.is_handing_on = True
+        self.draining = True
         quiet = [workflow.calls.drain() for workflow in self._residents.served]
         with anyio.move_on_after(timeout):
             for event in quiet:

@@ -48,10 +48,11 @@ class AtOnce:
     def take(self, whole: WholeRequest) -> bool:
         """Take a request that asks nobody else, and waits for nothing but the server's answer.
 
-        False where it is none, or is to be refused: nothing was done then, and the endpoint is to be asked.
+        False where it is none, or is to be refused, or another worker is to take it since this one drains: nothing was
+        done then, and the endpoint is to be asked.
         """
         headers, config, method = whole.headers, self._config, whole.scope["method"]
-        if headers.query:
+        if headers.query or self._pool.draining:
             return False
         if method == "POST":
             if headers.checked is not self and not self._may_post(headers):
@@ -104,6 +105,9 @@ class AtOnce:
     def _turn_came(self, whole: WholeRequest, request: HTTPRequest, message: Envelope) -> None:
         """It waited for its turn: meanwhile much may have changed."""
         whole.left = None
+        if self._pool.draining:
+            whole.decline()
+            return
         try:
             workflow = self._workflow(request, message)
         except Exception as error:

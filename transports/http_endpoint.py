@@ -13,6 +13,7 @@ from ..mux.record import WorkflowState
 from ..mux.workflow import Workflow
 from . import event_stream
 from .asgi import (
+    HOPS,
     BodyTooLarge,
     BodyTooSlow,
     ClientLeft,
@@ -155,6 +156,15 @@ class HTTPEndpoint:
             raise
         except Exception as error:
             await refuse(self._config, request, error)
+
+    async def hand_on(self, request: HTTPRequest) -> None:
+        """A drain may have begun while something was waited for: what was not begun before is another worker's (G8).
+
+        Raises:
+            Elsewhere: it is.
+        """
+        if self._pool.draining and not request.scope.get(HOPS):
+            await self._pool.hand_on()
 
     async def _preflight(self, request: HTTPRequest) -> None:
         granted = self._config.guard.preflight(request.headers)

@@ -317,6 +317,7 @@ class ModernEndpoint(HTTPEndpoint):
         if not accepts(request.headers, JSON_TYPE, STREAM_TYPE):
             raise HTTPRefusal(406, "accept", "Accept must list application/json and text/event-stream")
         body = await request.body()
+        await self.hand_on(request)
         if await self._requests.answer(request, body):
             return
         revision = request.headers.get(PROTOCOL_VERSION)

@@ -19,7 +19,7 @@ from ..mux.record import WorkflowState
 from ..mux.routing import BATCHES, LEGACY, PRIMING
 from ..mux.workflow import Workflow
 from . import event_stream
-from .asgi import ASKED, EVENT_STREAM, HOPS, JSON, MEANT, until_disconnect
+from .asgi import ASKED, EVENT_STREAM, JSON, MEANT, until_disconnect
 from .endpoint import DEFAULT_REVISION, EndpointConfig, begin_unasked, picked
 from .headers import LAST_EVENT_ID, PROTOCOL_VERSION, SESSION_ID, accepts
 from .http_endpoint import JSON_TYPE, STREAM_TYPE, HTTPEndpoint, HTTPRequest, check_json
@@ -56,7 +56,7 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         body = await request.body()
         if not self._config.admission.pass_at_once():
             await self._wait(request, body)
-        await self._hand_on(request)
+        await self.hand_on(request)
         modern = self._config.modern
         if modern is not None and headers.get(PROTOCOL_VERSION) not in LEGACY and await modern.answer(request, body):
             return
@@ -76,7 +76,7 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
             await self._cancel(request, messages[0])
             return
         workflow = await self._workflow(request, concern=concern_of(messages))
-        await self._hand_on(request)
+        await self.hand_on(request)
         if is_batch and workflow.revision != BATCHES:
             raise InvalidRequest(f"revision {workflow.revision} has no batches")
         exchange = take(self._config, request, workflow, messages)
@@ -92,11 +92,6 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
             self._pool.statistics.count("refused", error.limit)
             request.id = _id_in(body)
             raise
-
-    async def _hand_on(self, request: HTTPRequest) -> None:
-        """A drain may have begun while something was waited for: what was not begun before is another worker's (G8)."""
-        if self._pool.draining and not request.scope.get(HOPS):
-            await self._pool.hand_on()
 
     async def _cancel(self, request: HTTPRequest, message: Envelope) -> None:
         """A cancellation, where the call that it means may be in flight at any worker: all are asked first (G1)."""

@@ -63,7 +63,7 @@ class Forwarder:
         self._has_ended = anyio.Event()
         self._streams: set[Conversation] = set()
         """Those that last until one side ends them."""
-        self._is_draining = False
+        self._is_draining = self._is_leaving = False
 
     async def drain(self, timeout: float) -> bool:
         """Wait until what was handed on has ended, at most `timeout` seconds; streams end at once, to be resumed.
@@ -77,6 +77,17 @@ class Forwarder:
             while self._calls:
                 await self._has_ended.wait()
         return not self._calls
+
+    @property
+    def is_relaying(self) -> bool:
+        """True while something that was handed on, and has an end of its own, is under way."""
+        return self._calls > 0
+
+    def leave(self) -> None:
+        """End the streams that were handed on since the drain began, and those that still come; requests go on."""
+        self._is_leaving = True
+        for conversation in tuple(self._streams):
+            conversation.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection, here or elsewhere."""
@@ -165,6 +176,8 @@ class Forwarder:
         """A request is under way to another worker."""
         if scope["type"] == "websocket" or scope["method"] == "GET":
             self._streams.add(conversation)
+            if self._is_leaving:
+                conversation.close()
             try:
                 yield
             finally:

@@ -100,6 +100,16 @@ class Member:
         self._is_draining = True
         return await self._forwarder.drain(timeout) if self._forwarder is not None else True
 
+    @property
+    def is_relaying(self) -> bool:
+        """See `Forwarder.is_relaying`."""
+        return self._forwarder is not None and self._forwarder.is_relaying
+
+    def leave(self) -> None:
+        """See `Forwarder.leave`."""
+        if self._forwarder is not None:
+            self._forwarder.leave()
+
     async def open(self, worker: Worker) -> Conversation:
         """Begin a conversation.
 

@@ -34,6 +34,8 @@ OWNED: tuple[Transport, ...] = ("stdio", "sse", "ws")
 
 PAUSE = 2 * LEASE
 LONG_PAUSE = 10.0
+GRACE = 6.0
+"""Longer than connections may take to end once a worker has drained, shorter than its `drain_timeout`."""
 COUNT = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"counter","arguments":{}}}'
 TOLD_AT_ONCE = 5.0
 """A bound for what is told without a time-out having passed; those are longer."""
@@ -621,5 +623,38 @@ async def test_g8_a_call_whose_body_comes_after_the_drain_has_begun_is_another_w
                 first.process.send_signal(signal.SIGTERM)
                 await until(lambda: http_status(first.port, "/readyz") == 503)
                 drains.set()
+    await anyio.to_thread.run_sync(first.process.wait, 15)
     assert done == ["2", f"{key} is open"]
     assert upstream.counts()["initialize"] == 2
+
+
+async def test_g8_a_call_that_is_handed_on_may_outlast_what_the_worker_itself_had_to_do(
+    pair: tuple[Gateway, Gateway], upstream: Upstream, key: str
+) -> None:
+    first, _ = pair
+    own, late = f"{key}-own", f"{key}-late"
+    done: list[str] = []
+
+    async def hold(wire: Wire, gate: str) -> None:
+        done.append(text_of(await (await wire.call("hold", {"gate": gate})).response()))
+
+    def has_left() -> bool:
+        return http_status(first.port, "/readyz") is None
+
+    async with Wire(first.url()) as wire, Wire(first.url()) as other:
+        await wire.open("2025-06-18")
+        await other.open("2025-06-18")
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(hold, other, own)
+                await upstream.saw("mark:holding")
+                first.process.send_signal(signal.SIGTERM)
+                await until(lambda: http_status(first.port, "/readyz") == 503)
+                tasks.start_soon(hold, wire, late)
+                await upstream.saw("mark:holding", 2)
+                upstream.open(own)
+                await until(has_left)  # nothing new is taken any longer
+                await anyio.sleep(GRACE)
+                upstream.open(late)
+    await anyio.to_thread.run_sync(first.process.wait, 15)
+    assert done == [f"{own} is open", f"{late} is open"]

@@ -181,8 +181,8 @@ class Unasked:
         """The event that the stream was to go on after."""
         self._is_stream = False
         """True once the server has begun the stream."""
-        self._refusal: Body | None = None
-        """What the server says to its refusal, once that has begun."""
+        self._refusal: int | None = None
+        """Bytes that the server's refusal may still have, once it has begun."""
         self._is_offered = True
         self._is_late = False
         """True once it was waited for in vain: some servers show nothing of a stream before its first event."""
@@ -198,7 +198,7 @@ class Unasked:
     @property
     def is_coming(self) -> bool:
         """True while the stream is asked for, and the server may answer any moment."""
-        return self._cut is not None and not (self._is_stream or self._is_late or self._refusal)
+        return self._cut is not None and not (self._is_stream or self._is_late) and self._refusal is None
 
     def when_known(self, go_on: Callable[[], None]) -> None:
         """Do this once it is no longer `is_coming`, which it is for `LISTEN_SECONDS` at most; in order."""
@@ -247,7 +247,7 @@ class Unasked:
             return
         # 405: the server offers none; what else there is a POST will tell.
         self._is_offered = status >= 500 or status in NOT_NOW
-        self._refusal = Body(ERROR_BODY_BYTES)
+        self._refusal = ERROR_BODY_BYTES
         self._timer = asyncio.get_running_loop().call_later(LISTEN_SECONDS, self._give_up, None)
         self.let_go()
         if not self._is_offered:
@@ -255,10 +255,15 @@ class Unasked:
 
     def came(self, chunk: bytes) -> None:
         """See `Answer.came`. A refusal is read so far that the connection can be used again."""
+        if self._refusal is not None:
+            self._refusal -= len(chunk)
+            if self._refusal < 0:
+                self._give_up(None)
+            return
         try:
-            (self._refusal or self._events).add(chunk)
+            self._events.add(chunk)
         except UpstreamFault as fault:
-            self._give_up(fault if self._refusal is None else None)
+            self._give_up(fault)
 
     def ended(self, error: ExchangeBroken | None) -> None:
         """See `Answer.ended`."""

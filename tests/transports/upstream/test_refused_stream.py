@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 
@@ -121,6 +122,25 @@ async def test_a_refusal_without_an_end_is_cut(say: Callable[[Peer], object], mo
     async with session(refuse) as (here, _):
         await is_cut.wait()
         await here.answered(here.request())
+
+
+async def test_what_a_refusal_says_is_not_kept() -> None:
+    said = b"no such " * 4096
+    refused = asyncio.Event()
+
+    async def refuse(peer: Peer) -> None:
+        await peer.say(b"HTTP/1.1 503 No\r\nContent-Length: %d\r\n\r\n%b" % (len(said), said))
+        refused.set()
+
+    tracemalloc.start()
+    try:
+        async with session(refuse) as (here, _):
+            await refused.wait()
+            await here.answered(here.request())
+            parts = [one.size for one in tracemalloc.take_snapshot().traces]
+    finally:
+        tracemalloc.stop()
+    assert max(parts) < len(said)
 
 
 @pytest.fixture
