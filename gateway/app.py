@@ -174,19 +174,24 @@ class Gateway:
         """Take nothing new; wait until every call has ended, at most `timeout` seconds. True if none was cut (G8)."""
         complete: list[bool] = []
 
-        async def drain(part: ModernRequests | Member) -> None:
+        async def drain(part: ModernRequests) -> None:
             complete.append(await part.drain(timeout))
 
+        if self._member is not None:
+            self._member.drain()
         async with anyio.create_task_group() as tasks:
             for site in self._open.values():
                 if site.modern is not None:
                     tasks.start_soon(drain, site.modern)
-            if self._member is not None:
-                tasks.start_soon(drain, self._member)
             complete.append(await self.pool.drain(timeout))
-        if self._member is not None:
-            self._member.leave()
         return all(complete)
+
+    async def leave(self, timeout: float) -> bool:
+        """After `drain`: wait until other workers have answered what was handed on to them, at most `timeout` seconds.
+
+        What takes longer is cut, and its clients are told. True if nothing was.
+        """
+        return await self._member.leave(timeout) if self._member is not None else True
 
     @property
     def is_relaying(self) -> bool:

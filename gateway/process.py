@@ -134,8 +134,8 @@ class _Server(uvicorn.Server):
             server.close()
 
     def leave(self, seconds: float) -> None:
-        """Take nothing any longer; what is under way may take so long, and at least `GRACE_SECONDS`."""
-        self.config.timeout_graceful_shutdown = max(GRACE_SECONDS, math.ceil(seconds))
+        """Take nothing any longer; what is under way has so long to end, and `GRACE_SECONDS` to be told."""
+        self.config.timeout_graceful_shutdown = GRACE_SECONDS + math.ceil(seconds)
         self.should_exit = True
 
     @contextmanager
@@ -196,9 +196,11 @@ class _Life:
     async def _drain_and_exit(self) -> None:
         timeout = self._gateway.settings.gateway.drain_timeout
         until = anyio.current_time() + timeout
-        complete = await self._gateway.drain(timeout)
-        logger.info("drained" if complete else "drain_timeout has passed: calls in flight were cut")
-        self._server.leave(until - anyio.current_time() if self._gateway.is_relaying else 0.0)
+        is_complete = await self._gateway.drain(timeout)
+        left = max(until - anyio.current_time(), 0.0)
+        self._server.leave(left if self._gateway.is_relaying else 0.0)
+        is_complete &= await self._gateway.leave(left)
+        logger.info("drained" if is_complete else "drain_timeout has passed: calls in flight were cut")
 
     def _leave(self, why: str) -> None:
         logger.warning("%s: leaving at once", why)

@@ -270,10 +270,8 @@ class Cluster:
             Overloaded: there is none.
             DirectoryUnavailable: nobody can tell.
         """
-        other = await self.members.another()
-        if other is None:
-            raise Overloaded("the gateway is shutting down", limit="draining")
-        raise Elsewhere(other.id)
+        await self.members.hand_on()
+        raise Overloaded("the gateway is shutting down", limit="draining")
 
     def _moving(self, record: WorkflowRecord) -> asyncio.Event | None:
         return self._residents.moving(record.principal, record.server, record.key, record.session_id)

@@ -8,15 +8,17 @@ directory.
 
 import asyncio
 import logging
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import anyio
+import msgspec
 
 from .directory import LEASE_SECONDS, Worker, Workers
-from .errors import DirectoryUnavailable
+from .errors import DirectoryUnavailable, Elsewhere
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,8 @@ class Membership:
         self._deadline = float("-inf")
         self._sent_at = float("inf")
         """When the heartbeat that is on its way was sent."""
+        self._must_beat = asyncio.Event()
+        """Set when a heartbeat is due sooner."""
         self._is_away = False
         self._back_at = float("-inf")
         """When the directory took a heartbeat again after one that it had not taken."""
@@ -179,14 +183,26 @@ class Membership:
         """
         return [worker for worker in (await self._reread()).values() if worker.id != self.worker.id]
 
-    async def another(self) -> Worker | None:
-        """Some other worker that lives; None where there is none.
+    @property
+    def drains(self) -> bool:
+        """True once this worker is to end."""
+        return self.worker.drains
+
+    def drain(self) -> None:
+        """Tell the others, by a heartbeat at once, that this worker is to end."""
+        self.worker = msgspec.structs.replace(self.worker, drains=True)
+        self._must_beat.set()
+
+    async def hand_on(self) -> None:
+        """Leave a request to any other worker that goes on; nothing where there is none.
 
         Raises:
+            Elsewhere: the other one.
             DirectoryUnavailable: nobody can tell.
         """
-        known = {self.worker.id, *self._dead}
-        return next((worker for worker in await self._workers.workers() if worker.id not in known), None)
+        going_on = [worker.id for worker in await self.others() if not worker.drains]
+        if going_on:
+            raise Elsewhere(secrets.choice(going_on))
 
     def bury(self, worker: Worker) -> None:
         """The process of another worker has ended for sure: it is dead here at once, and soon for all."""
@@ -221,7 +237,9 @@ class Membership:
 
     async def _beat_on(self) -> None:
         while True:
-            await anyio.sleep(BEAT_SECONDS)
+            with anyio.move_on_after(BEAT_SECONDS):
+                await self._must_beat.wait()
+            self._must_beat.clear()
             await self.beat()
 
     async def _look_on(self) -> None:

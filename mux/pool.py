@@ -343,6 +343,8 @@ class Pool:
         True if no call was cut.
         """
         self.draining = True
+        if self._cluster is not None:
+            self._cluster.members.drain()
         quiet = [workflow.calls.drain() for workflow in self._residents.served]
         with anyio.move_on_after(timeout):
             for event in quiet:

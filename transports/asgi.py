@@ -41,6 +41,11 @@ EVENT_STREAM: Final[RawHeaders] = [
 ]
 
 
+def is_settled(scope: Scope) -> bool:
+    """Whether this worker is to serve a request in any case: it was handed on, or all workers were asked about it."""
+    return bool(scope.get(HOPS)) or scope.get(MEANT) is not None
+
+
 class BodyTooLarge(Exception):
     """The body is larger than `MAX_BODY_BYTES`."""
 

@@ -13,7 +13,6 @@ from ..mux.record import WorkflowState
 from ..mux.workflow import Workflow
 from . import event_stream
 from .asgi import (
-    HOPS,
     BodyTooLarge,
     BodyTooSlow,
     ClientLeft,
@@ -23,6 +22,7 @@ from .asgi import (
     Scope,
     Send,
     headers_of,
+    is_settled,
     read_body,
     respond,
     until_disconnect,
@@ -163,7 +163,7 @@ class HTTPEndpoint:
         Raises:
             Elsewhere: it is.
         """
-        if self._pool.draining and not request.scope.get(HOPS):
+        if self._pool.draining and not is_settled(request.scope):
             await self._pool.hand_on()
 
     async def _preflight(self, request: HTTPRequest) -> None:

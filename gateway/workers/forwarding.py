@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
@@ -58,36 +58,36 @@ class Forwarder:
         self._open = open_conversation
         self._inquiry = Inquiry(app, membership, open_conversation)
         self._statistics = statistics
-        self._calls = 0
+        self._calls: set[Conversation] = set()
         """Requests that are handed on and have an end of their own."""
         self._has_ended = anyio.Event()
         self._streams: set[Conversation] = set()
         """Those that last until one side ends them."""
         self._is_draining = self._is_leaving = False
 
-    async def drain(self, timeout: float) -> bool:
-        """Wait until what was handed on has ended, at most `timeout` seconds; streams end at once, to be resumed.
-
-        True if no request was cut.
-        """
+    def drain(self) -> None:
+        """End the streams that were handed on, to be resumed; requests go on, and what comes is handed on."""
         self._is_draining = True
-        for conversation in tuple(self._streams):
-            conversation.close()
+        _close(self._streams)
+
+    async def leave(self, timeout: float) -> bool:
+        """End all streams, also those that still come, and wait for requests, at most `timeout` seconds.
+
+        What takes longer is cut, and its clients are told that it may have been executed (-31002). True if nothing was.
+        """
+        self._is_leaving = True
+        _close(self._streams)
         with anyio.move_on_after(timeout):
             while self._calls:
                 await self._has_ended.wait()
-        return not self._calls
+        is_complete = not self._calls
+        _close(self._calls)
+        return is_complete
 
     @property
     def is_relaying(self) -> bool:
         """True while something that was handed on, and has an end of its own, is under way."""
-        return self._calls > 0
-
-    def leave(self) -> None:
-        """End the streams that were handed on since the drain began, and those that still come; requests go on."""
-        self._is_leaving = True
-        for conversation in tuple(self._streams):
-            conversation.close()
+        return bool(self._calls)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection, here or elsewhere."""
@@ -183,13 +183,18 @@ class Forwarder:
             finally:
                 self._streams.discard(conversation)
             return
-        self._calls += 1
+        self._calls.add(conversation)
         try:
             yield
         finally:
-            self._calls -= 1
+            self._calls.discard(conversation)
             self._has_ended.set()
             self._has_ended = anyio.Event()
+
+
+def _close(conversations: Iterable[Conversation]) -> None:
+    for conversation in tuple(conversations):
+        conversation.close()
 
 
 class Tape:

@@ -13,7 +13,7 @@ from ...mux.directory import SharedDirectory, Worker
 from ...mux.errors import DirectoryUnavailable, Elsewhere
 from ...mux.membership import Membership
 from ...mux.statistics import Statistics
-from ...transports.asgi import HOPS, ASGIApp, Message, Receive, Scope, Send
+from ...transports.asgi import HOPS, ASGIApp, Message, Receive, Scope, Send, is_settled
 from .conversation import Broken, Conversation, Frame, Gone, SocketConversation, Unreachable
 from .forwarding import Forwarder
 from .host import host_id
@@ -56,7 +56,6 @@ class Member:
         self._mailboxes = Mailboxes(directory, self.membership)
         self._statistics = statistics
         self._forwarder: Forwarder | None = None
-        self._is_draining = False
 
     @property
     def number(self) -> int:
@@ -67,14 +66,14 @@ class Member:
         """The application of this worker: `app`, and what that leaves to others."""
 
         async def enter(scope: Scope, receive: Receive, send: Send) -> None:
-            if not scope.get(HOPS):
+            if not is_settled(scope):
                 await self._direct(scope)
             await app(scope, receive, send)
 
         self._forwarder = forwarder = Forwarder(enter, self.membership, self.open, self._statistics)
 
         async def entrance(scope: Scope, receive: Receive, send: Send) -> None:
-            is_last = self._is_draining and scope["type"] == "http" and not scope.get(HOPS)
+            is_last = self.membership.drains and scope["type"] == "http" and not scope.get(HOPS)
             await forwarder(scope, receive, _closing(send) if is_last else send)
 
         return entrance
@@ -95,20 +94,19 @@ class Member:
             await stack.enter_async_context(self._mailboxes.running(begin))
             yield self
 
-    async def drain(self, timeout: float) -> bool:
-        """Hand on whatever comes from now on, and wait for what was handed on, as `Forwarder.drain`."""
-        self._is_draining = True
-        return await self._forwarder.drain(timeout) if self._forwarder is not None else True
+    def drain(self) -> None:
+        """See `Forwarder.drain`. Whatever comes is handed on once the membership drains."""
+        if self._forwarder is not None:
+            self._forwarder.drain()
 
     @property
     def is_relaying(self) -> bool:
         """See `Forwarder.is_relaying`."""
         return self._forwarder is not None and self._forwarder.is_relaying
 
-    def leave(self) -> None:
+    async def leave(self, timeout: float) -> bool:
         """See `Forwarder.leave`."""
-        if self._forwarder is not None:
-            self._forwarder.leave()
+        return await self._forwarder.leave(timeout) if self._forwarder is not None else True
 
     async def open(self, worker: Worker) -> Conversation:
         """Begin a conversation.
@@ -167,7 +165,7 @@ class Member:
             Elsewhere: its ticket was given by another worker; or this one is draining, and another one is not.
         """
         query = scope.get("query_string", b"")
-        if not self._is_draining and TICKET not in query:
+        if not self.membership.drains and TICKET not in query:
             return
         if not scope.get("path", "").startswith(ENDPOINTS):
             return
@@ -178,9 +176,9 @@ class Member:
             worker = await self.membership.numbered(giver) if giver else None
             if worker is not None:
                 raise Elsewhere(worker.id)
-        with suppress(DirectoryUnavailable):
-            if self._is_draining and (others := await self.membership.others()):
-                raise Elsewhere(secrets.choice(others).id)
+        if self.membership.drains:
+            with suppress(DirectoryUnavailable):
+                await self.membership.hand_on()
 
 
 def _closing(send: Send) -> Send:

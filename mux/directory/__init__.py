@@ -143,6 +143,8 @@ class Worker(msgspec.Struct, frozen=True):
     """The path of the Unix socket on which it takes what other workers forward."""
     number: int = 0
     """Given by `enroll`: unique, small, from 1 on."""
+    drains: bool = False
+    """Set by its heartbeats once it is to end: it is handed nothing that another one can take."""
 
 
 class Workers(Protocol):

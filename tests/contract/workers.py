@@ -6,6 +6,7 @@ from typing import Final
 from uuid import uuid4
 
 import anyio
+import msgspec
 from trunkline.mux.directory import LEASE_SECONDS, SharedDirectory, Worker
 
 from contract.directory import PATIENCE, at_once
@@ -36,6 +37,14 @@ async def workers_that_enroll_are_found(directory: SharedDirectory) -> None:
     await directory.beat(two)
     assert await directory.workers() == [two]
     await directory.retire(one)
+
+
+async def a_heartbeat_says_that_its_worker_drains(directory: SharedDirectory) -> None:
+    one, other = await directory.enroll(worker()), await directory.enroll(worker())
+    draining = msgspec.structs.replace(one, drains=True)
+    assert await directory.beat(draining)
+    assert await directory.worker(one.id) == draining
+    assert await directory.workers() == [draining, other]
 
 
 async def numbers_are_given_once(directory: SharedDirectory) -> None:
@@ -117,6 +126,7 @@ async def frames_arrive_in_order(directory: SharedDirectory) -> None:
 
 WORKER_CHECKS: Final[Sequence[object]] = (
     workers_that_enroll_are_found,
+    a_heartbeat_says_that_its_worker_drains,
     numbers_are_given_once,
     a_worker_without_a_heartbeat_is_dead,
     what_is_settled_stays_while_its_worker_lives,

@@ -4,7 +4,6 @@ Each has a port of its own here, so that a test says which one is asked, and whi
 """
 
 import json
-import signal
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, ExitStack
 from itertools import cycle
@@ -17,7 +16,6 @@ from aiohttp import ClientError
 from harness.duplex_clients import DuplexClient, SocketClient, SSEClient
 from harness.gateways import Gateway, gateway, until
 from harness.hosts import Hosts, elsewhere, hosts, is_kept, kill, pause, resume
-from harness.processes import http_status
 from harness.raw_upstreams import RawUpstream, Transport, raw_upstream
 from harness.redis_server import RedisServer, redis_server
 from harness.upstreams import Upstream
@@ -34,9 +32,6 @@ OWNED: tuple[Transport, ...] = ("stdio", "sse", "ws")
 
 PAUSE = 2 * LEASE
 LONG_PAUSE = 10.0
-GRACE = 6.0
-"""Longer than connections may take to end once a worker has drained, shorter than its `drain_timeout`."""
-COUNT = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"counter","arguments":{}}}'
 TOLD_AT_ONCE = 5.0
 """A bound for what is told without a time-out having passed; those are longer."""
 
@@ -549,112 +544,3 @@ async def test_g7_a_workflow_is_ended_through_any_worker(pair: tuple[Gateway, Ga
                 while (await fresh.call("counter")).status != 404:
                     pass
     assert upstream.counts()["delete"] == 1
-
-
-# Drain.
-
-
-async def test_g8_a_worker_that_drains_says_so_first_and_loses_no_call(
-    pair: tuple[Gateway, Gateway], upstream: Upstream, key: str
-) -> None:
-    first, second = pair
-    done: list[str] = []
-
-    async with AsyncExitStack() as stack:
-        wires = [await stack.enter_async_context(Wire(first.url())) for _ in range(4)]
-        for wire in wires:
-            await wire.open("2025-06-18")
-        last = await stack.enter_async_context(Wire(first.url()))
-        await last.open("2025-06-18")
-
-        async def hold() -> None:
-            done.append(text_of(await (await last.call("hold", {"gate": key})).response()))
-
-        async def live(wire: Wire) -> None:
-            for n in range(1, 21):
-                done.append(text_of(await (await wire.call("counter")).response()))
-                assert done[-1] == str(n)
-                if first.process.returncode is not None or http_status(first.port, "/readyz") != 200:
-                    wire.url = second.url()
-
-        with anyio.fail_after(PATIENCE):
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(hold)
-                await upstream.saw("mark:holding")
-                async with anyio.create_task_group() as load:
-                    for wire in wires:
-                        load.start_soon(live, wire)
-                    first.process.send_signal(signal.SIGTERM)
-                    await until(lambda: http_status(first.port, "/readyz") == 503)
-                upstream.open(key)
-        await anyio.to_thread.run_sync(first.process.wait, 15)
-        for wire in wires:
-            wire.url = second.url()
-            assert text_of(await (await wire.call("counter")).response()) == "21"
-    assert f"{key} is open" in done
-    assert upstream.counts()["initialize"] == 5
-    assert upstream.counts()["method:tools/call"] == 4 * 21 + 1
-
-
-async def test_g8_a_call_whose_body_comes_after_the_drain_has_begun_is_another_workers(
-    pair: tuple[Gateway, Gateway], upstream: Upstream, key: str
-) -> None:
-    first, _ = pair
-    head_read, drains = anyio.Event(), anyio.Event()
-    done: list[str] = []
-
-    async def hold(wire: Wire) -> None:
-        done.append(text_of(await (await wire.call("hold", {"gate": key})).response()))
-
-    async def call(wire: Wire) -> None:
-        done.append(text_of(await (await wire.post_in_two(COUNT, head_read, drains)).response()))
-        upstream.open(key)
-
-    async with Wire(first.url()) as wire, Wire(first.url()) as other:
-        await wire.open("2025-06-18")
-        await other.open("2025-06-18")
-        assert text_of(await (await wire.call("counter")).response()) == "1"
-        with anyio.fail_after(PATIENCE):
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(hold, other)
-                await upstream.saw("mark:holding")
-                tasks.start_soon(call, wire)
-                await head_read.wait()
-                first.process.send_signal(signal.SIGTERM)
-                await until(lambda: http_status(first.port, "/readyz") == 503)
-                drains.set()
-    await anyio.to_thread.run_sync(first.process.wait, 15)
-    assert done == ["2", f"{key} is open"]
-    assert upstream.counts()["initialize"] == 2
-
-
-async def test_g8_a_call_that_is_handed_on_may_outlast_what_the_worker_itself_had_to_do(
-    pair: tuple[Gateway, Gateway], upstream: Upstream, key: str
-) -> None:
-    first, _ = pair
-    own, late = f"{key}-own", f"{key}-late"
-    done: list[str] = []
-
-    async def hold(wire: Wire, gate: str) -> None:
-        done.append(text_of(await (await wire.call("hold", {"gate": gate})).response()))
-
-    def has_left() -> bool:
-        return http_status(first.port, "/readyz") is None
-
-    async with Wire(first.url()) as wire, Wire(first.url()) as other:
-        await wire.open("2025-06-18")
-        await other.open("2025-06-18")
-        with anyio.fail_after(PATIENCE):
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(hold, other, own)
-                await upstream.saw("mark:holding")
-                first.process.send_signal(signal.SIGTERM)
-                await until(lambda: http_status(first.port, "/readyz") == 503)
-                tasks.start_soon(hold, wire, late)
-                await upstream.saw("mark:holding", 2)
-                upstream.open(own)
-                await until(has_left)  # nothing new is taken any longer
-                await anyio.sleep(GRACE)
-                upstream.open(late)
-    await anyio.to_thread.run_sync(first.process.wait, 15)
-    assert done == [f"{own} is open", f"{late} is open"]

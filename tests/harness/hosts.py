@@ -64,3 +64,10 @@ def is_kept(redis: RedisServer, text: bytes) -> bool:
             if any(text in value for _, fields in entries for value in fields.values()):
                 return True
     return False
+
+
+def draining(redis: RedisServer) -> int:
+    """How many workers say in redis that they are to end."""
+    named = redis.command("KEYS", "*")
+    texts = [redis.command("GET", key) for key in named if redis.command("TYPE", key) in (b"string", "string")]
+    return sum(b"\xa6drains\xc3" in text for text in texts)

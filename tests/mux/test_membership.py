@@ -6,7 +6,7 @@ from harness.muxing import Clock
 from harness.shared_memory import SharedMemoryDirectory
 from trunkline.mux import membership as membership_module
 from trunkline.mux.directory import LEASE_SECONDS, Worker
-from trunkline.mux.errors import DirectoryUnavailable
+from trunkline.mux.errors import DirectoryUnavailable, Elsewhere
 from trunkline.mux.membership import BEAT_SECONDS, DOUBT_SECONDS, KNOWN_SECONDS, Membership
 
 pytestmark = pytest.mark.anyio
@@ -30,6 +30,15 @@ class At:
         self.since = since
         assert not self.member.holds_lease, "what it holds must be doubted before it is used again"
         self.lapses += 1
+
+
+async def handed_to(member: Membership) -> str | None:
+    """Who gets what a worker hands on."""
+    try:
+        await member.hand_on()
+    except Elsewhere as elsewhere:
+        return elsewhere.worker
+    return None
 
 
 @pytest.fixture
@@ -118,7 +127,7 @@ async def test_g7_one_whose_process_has_ended_is_dead_at_once_for_all(at: At) ->
         assert await at.member.find("b") == other.worker
         at.member.bury(other.worker)
         assert await at.member.find("b") is None
-        assert await at.member.another() == third.worker
+        assert await handed_to(at.member) == "c"
         assert await at.member.others() == [third.worker]
         assert await at.member.numbers() == {1, 2}
         await anyio.wait_all_tasks_blocked()
@@ -414,11 +423,28 @@ async def test_others_are_known_by_number_and_for_a_while(at: At) -> None:
         assert await at.member.numbered(number) == other.worker
         assert sorted(await at.member.numbers()) == [1, 2]
         assert await at.member.others() == [other.worker]
-        assert await at.member.another() == other.worker
+        assert await handed_to(at.member) == "b"
         at.clock.advance(LEASE_SECONDS)
         await at.member.beat()
         assert await at.member.numbered(number) is None
-        assert await at.member.another() is None
+        assert await handed_to(at.member) is None
+
+
+async def test_g8_nothing_is_handed_to_a_worker_that_drains(at: At) -> None:
+    b, c = at.made("b"), at.made("c")
+    async with at.member.running(), b.running(), c.running():
+        b.drain()
+        await anyio.wait_all_tasks_blocked()
+        assert b.drains
+        assert [await handed_to(at.member) for _ in range(8)] == ["c"] * 8
+        assert await at.member.find("b") == b.worker, "it lives"
+        assert len(await at.member.others()) == 2
+        c.drain()
+        await anyio.wait_all_tasks_blocked()
+        assert await handed_to(at.member) is None
+        at.clock.advance(LEASE_SECONDS / 2)
+        await b.beat()
+        assert (await at.directory.worker("b")).drains, "each heartbeat says it"
 
 
 async def test_numbers_that_nobody_has_cost_no_reading_each(at: At, monkeypatch: pytest.MonkeyPatch) -> None:

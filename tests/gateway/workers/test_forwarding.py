@@ -230,7 +230,7 @@ async def test_a_request_does_not_wander_for_ever(house: House) -> None:
     assert house.asked == 1
 
 
-async def test_g8_a_drain_waits_for_calls_that_were_handed_on(house: House) -> None:
+async def test_g8_a_worker_that_leaves_waits_for_calls_that_were_handed_on(house: House) -> None:
     begun, go_on = anyio.Event(), anyio.Event()
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
@@ -238,15 +238,39 @@ async def test_g8_a_drain_waits_for_calls_that_were_handed_on(house: House) -> N
         await go_on.wait()
         await answer(send, b"done")
 
+    async def leave() -> None:
+        left.append(await house.forwarder.leave(10))
+
+    await house.begins("b", serve)
+    client, left = post(), list[bool]()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(house.request, client)
+        await begun.wait()
+        house.forwarder.drain()
+        assert house.forwarder.is_relaying
+        tasks.start_soon(leave)
+        await anyio.wait_all_tasks_blocked()
+        assert left == []
+        go_on.set()
+    assert (client.body, left) == (b"done", [True])
+
+
+async def test_g8_a_call_that_outlasts_its_time_is_told_that_it_may_have_been_executed(house: House) -> None:
+    begun = anyio.Event()
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        begun.set()
+        await anyio.sleep_forever()
+
     await house.begins("b", serve)
     client = post()
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(house.request, client)
         await begun.wait()
-        assert not await house.forwarder.drain(0)
-        go_on.set()
-        assert await house.forwarder.drain(10)
-    assert client.body == b"done"
+        house.forwarder.drain()
+        assert not await house.forwarder.leave(0)
+    told = json.loads(client.body)
+    assert (told["id"], told["error"]["code"], told["error"]["data"]["executed"]) == ("mine", -31002, "unknown")
 
 
 @pytest.mark.parametrize("begins", [True, False])
@@ -267,7 +291,7 @@ async def test_g8_a_drain_ends_streams_so_that_their_clients_come_back(house: Ho
         await begun.wait()
         if begins:
             await client.got("http.response.body")
-        assert await house.forwarder.drain(10)
+        house.forwarder.drain()
     assert client.body == (b"one" if begins else b"retry: 1000\n\n")
     assert not client.sent[-1].get("more_body")
     assert house.statistics.counts["forwards", "drained"] == 1

@@ -16,7 +16,7 @@ from trunkline.gateway.workers.member import Answer, Member
 from trunkline.mux import membership
 from trunkline.mux.directory import Worker
 from trunkline.mux.statistics import Statistics
-from trunkline.transports.asgi import HOPS, Receive, Scope, Send, respond
+from trunkline.transports.asgi import HOPS, MEANT, Receive, Scope, Send, respond
 
 pytestmark = pytest.mark.anyio
 
@@ -148,7 +148,7 @@ async def test_without_the_directory_a_ticket_is_judged_here_unless_its_giver_is
 
 async def test_g8_a_worker_that_drains_serves_nobody_who_comes(house: House, stack: AsyncExitStack, host: str) -> None:
     a = await house.joins("a", stack)
-    assert await a.member.drain(0)
+    a.member.membership.drain()
     assert await a.get("/servers/x/mcp") == "a?", "nobody else is there"
     await house.joins("b", stack, host=host)
     headers, body = await a.got("/servers/x/mcp")
@@ -156,6 +156,25 @@ async def test_g8_a_worker_that_drains_serves_nobody_who_comes(house: House, sta
     assert (b"connection", b"close") in headers, "the next request is to find another worker"
     assert await a.get("/servers/x/mcp", **{HOPS: 1}) == "a?", "the other one has found that it is held here"
     assert await a.get("/readyz") == "a?"
+
+
+async def test_g8_workers_that_drain_leave_what_comes_to_one_that_goes_on(house: House, stack: AsyncExitStack) -> None:
+    draining = [await house.joins(name, stack) for name in "abc"]
+    for place in draining:
+        place.member.membership.drain()
+    await anyio.wait_all_tasks_blocked()
+    assert await draining[0].get("/servers/x/mcp") == "a?", "all drain"
+    await house.joins("d", stack)
+    for place in draining:
+        assert [await place.get("/servers/x/mcp") for _ in range(8)] == ["d?"] * 8
+
+
+async def test_g8_a_cancellation_that_was_found_to_mean_a_call_here_stays_here_although_a_drain_begins(
+    house: House, stack: AsyncExitStack
+) -> None:
+    a, _ = await house.joins("a", stack), await house.joins("b", stack)
+    a.member.membership.drain()
+    assert await a.get("/servers/x/mcp", **{MEANT: 1}) == "a?"
 
 
 async def test_the_others_are_asked_in_the_order_of_their_numbers(house: House, stack: AsyncExitStack) -> None:

@@ -1,0 +1,205 @@
+"""A gateway that drains among others with one redis: what comes late is another one's, and nothing is lost (G8)."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+
+import anyio
+import pytest
+from harness.gateways import Gateway, until
+from harness.hosts import Hosts, draining, hosts
+from harness.processes import http_status
+from harness.redis_server import RedisServer, redis_server
+from harness.upstreams import Upstream
+from harness.wire import Wire, text_of
+
+pytestmark = pytest.mark.anyio
+
+PATIENCE = 20.0
+DRAIN_TIMEOUT = 10
+GRACE = 6.0
+"""Longer than connections may take to end once a worker has drained, shorter than its `drain_timeout`."""
+COUNT = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"counter","arguments":{}}}'
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[RedisServer]:
+    with redis_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def several(
+    redis: RedisServer, upstream_process: Upstream, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Hosts]:
+    toml = tmp_path_factory.mktemp("hosts") / "trunkline.toml"
+    toml.write_text(
+        f'[directory]\nbackend = "redis"\nurl = "{redis.url}"\n'
+        f"[gateway]\ndrain_timeout = {DRAIN_TIMEOUT}\n"
+        f'[servers.up]\nurl = "{upstream_process.url}"\neras = ["legacy"]\n'
+    )
+    with hosts(toml, 3) as running:
+        yield running
+
+
+@pytest.fixture
+def three(several: Hosts, upstream: Upstream) -> list[Gateway]:
+    """Gateways with one redis; a test that lets one drain waits for its end."""
+    return several.complete()
+
+
+async def count(wire: Wire) -> str:
+    """What the counter of a session says."""
+    return text_of(await (await wire.call("counter")).response())
+
+
+async def drains(host: Gateway) -> None:
+    """SIGTERM, and wait until the gateway says of itself that it ends."""
+    host.process.send_signal(signal.SIGTERM)
+    await until(lambda: http_status(host.port, "/readyz") == 503)
+
+
+async def ended(host: Gateway) -> int:
+    """Its exit code."""
+    return await anyio.to_thread.run_sync(host.process.wait, DRAIN_TIMEOUT + 5)
+
+
+async def test_g8_a_worker_that_drains_says_so_first_and_loses_no_call(
+    three: list[Gateway], upstream: Upstream, key: str
+) -> None:
+    first, second, _ = three
+    done: list[str] = []
+
+    async with AsyncExitStack() as stack:
+        wires = [await stack.enter_async_context(Wire(first.url())) for _ in range(4)]
+        for wire in wires:
+            await wire.open("2025-06-18")
+        last = await stack.enter_async_context(Wire(first.url()))
+        await last.open("2025-06-18")
+
+        async def hold() -> None:
+            done.append(text_of(await (await last.call("hold", {"gate": key})).response()))
+
+        async def live(wire: Wire) -> None:
+            for n in range(1, 21):
+                done.append(await count(wire))
+                assert done[-1] == str(n)
+                if first.process.returncode is not None or http_status(first.port, "/readyz") != 200:
+                    wire.url = second.url()
+
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(hold)
+                await upstream.saw("mark:holding")
+                async with anyio.create_task_group() as load:
+                    for wire in wires:
+                        load.start_soon(live, wire)
+                    await drains(first)
+                upstream.open(key)
+        assert await ended(first) == 0
+        for wire in wires:
+            wire.url = second.url()
+            assert await count(wire) == "21"
+    assert f"{key} is open" in done
+    assert upstream.counts()["initialize"] == 5
+    assert upstream.counts()["method:tools/call"] == 4 * 21 + 1
+
+
+async def test_g8_a_call_whose_body_comes_after_the_drain_has_begun_is_another_workers(
+    three: list[Gateway], upstream: Upstream, key: str
+) -> None:
+    first = three[0]
+    head_read, goes_on = anyio.Event(), anyio.Event()
+    done: list[str] = []
+
+    async def hold(wire: Wire) -> None:
+        done.append(text_of(await (await wire.call("hold", {"gate": key})).response()))
+
+    async def call(wire: Wire) -> None:
+        done.append(text_of(await (await wire.post_in_two(COUNT, head_read, goes_on)).response()))
+        upstream.open(key)
+
+    async with Wire(first.url()) as wire, Wire(first.url()) as other:
+        await wire.open("2025-06-18")
+        await other.open("2025-06-18")
+        assert await count(wire) == "1"
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(hold, other)
+                await upstream.saw("mark:holding")
+                tasks.start_soon(call, wire)
+                await head_read.wait()
+                await drains(first)
+                goes_on.set()
+    assert await ended(first) == 0
+    assert done == ["2", f"{key} is open"]
+    assert upstream.counts()["initialize"] == 2
+
+
+async def test_g8_what_is_handed_on_may_outlast_what_the_worker_itself_had_to_do_but_not_drain_timeout(
+    three: list[Gateway], upstream: Upstream, key: str
+) -> None:
+    first = three[0]
+    own, late, later = f"{key}-own", f"{key}-late", f"{key}-later"
+    done: list[str] = []
+
+    async def hold(wire: Wire, gate: str) -> None:
+        answer = await (await wire.call("hold", {"gate": gate})).response()
+        if "error" in answer:
+            assert answer["error"]["data"]["executed"] == "unknown"
+            done.append(f"{answer['error']['code']}")
+        else:
+            done.append(text_of(answer))
+
+    def has_left() -> bool:
+        return http_status(first.port, "/readyz") is None
+
+    async with AsyncExitStack() as stack:
+        wires = [await stack.enter_async_context(Wire(first.url())) for _ in range(3)]
+        for wire in wires:
+            await wire.open("2025-06-18")
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(hold, wires[0], own)
+                await upstream.saw("mark:holding")
+                await drains(first)
+                tasks.start_soon(hold, wires[1], late)
+                tasks.start_soon(hold, wires[2], later)
+                await upstream.saw("mark:holding", 3)
+                upstream.open(own)
+                await until(has_left)  # nothing new is taken any longer
+                await anyio.sleep(GRACE)
+                upstream.open(late)
+    assert await ended(first) == 0
+    assert done == [f"{own} is open", f"{late} is open", "-31002"]
+
+
+async def test_g8_workers_that_drain_at_once_leave_late_calls_to_one_that_goes_on(
+    three: list[Gateway], redis: RedisServer, upstream: Upstream, key: str
+) -> None:
+    *two, _ = three
+    done: list[str] = []
+
+    async def hold(wire: Wire) -> None:
+        done.append(text_of(await (await wire.call("hold", {"gate": key})).response()))
+
+    async with AsyncExitStack() as stack:
+        holding = [await stack.enter_async_context(Wire(host.url())) for host in two]
+        late = [await stack.enter_async_context(Wire(host.url())) for host in two]
+        for wire in (*holding, *late):
+            await wire.open("2025-06-18")
+        with anyio.fail_after(PATIENCE):
+            async with anyio.create_task_group() as tasks:
+                for wire in holding:
+                    tasks.start_soon(hold, wire)
+                await upstream.saw("mark:holding", 2)
+                for host in two:
+                    await drains(host)
+                await until(lambda: draining(redis) == 2)
+                for n in range(1, 9):
+                    assert [await count(wire) for wire in late] == [str(n)] * 2
+                upstream.open(key)
+    for host in two:
+        assert await ended(host) == 0
+    assert done == [f"{key} is open"] * 2
+    assert upstream.counts()["initialize"] == 4
