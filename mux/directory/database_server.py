@@ -5,6 +5,7 @@ postgresql+asyncpg://user:password@host[:port]/database               the worker
 """
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
@@ -26,6 +27,7 @@ WORK_SECONDS: Final = 5.0
 """The same for work that no call waits for."""
 
 SERVER_SECONDS: Final = 2.0
+RETRY_SECONDS: Final = 0.02
 MAX_CONNECTIONS: Final = 10
 DRIVERS: Final = ("sqlite+aiosqlite", "postgresql+asyncpg")
 CHANGES: Final = "trunkline_changes"
@@ -153,9 +155,26 @@ def _unavailable(error: Exception) -> DirectoryUnavailable:
 def _prepare_sqlite(connection: Any, _: object) -> None:
     connection.isolation_level = None  # transactions begin where `_begin_sqlite` says
     cursor = connection.cursor()
-    for pragma in ("busy_timeout = 2000", "journal_mode = WAL", "synchronous = NORMAL"):
+    for pragma in ("busy_timeout = 2000", "synchronous = NORMAL"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
+    connection.run_async(_keep_log_beside)
+
+
+async def _keep_log_beside(connection: Any) -> None:
+    """Let those who read go on beside who writes: a write-ahead log, which stays with the file.
+
+    A new file gets it once nobody writes there: SQLite does not wait for that, whatever its time-out.
+    """
+    until = time.monotonic() + SERVER_SECONDS
+    while True:
+        try:
+            async with connection.execute("PRAGMA journal_mode = WAL"):
+                return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+        await asyncio.sleep(RETRY_SECONDS)
 
 
 def _begin_sqlite(connection: sa.Connection) -> None:
