@@ -108,7 +108,9 @@ class Lookup:
         if record.epoch > workflow.record.epoch:
             self._ending.soon(workflow, "taken_over")
             return None
-        return await self._live(workflow, principal, server)
+        with suppress(UnknownSession):
+            return await self._live(workflow, principal, server)
+        return None
 
     async def _find_key_anywhere(
         self, cluster: Cluster, principal: Principal, server: str, key: str, concern: Concern
@@ -213,10 +215,14 @@ class Lookup:
     async def _live(self, workflow: Workflow | None, principal: Principal, server: str) -> Workflow:
         if workflow is None or not _is_theirs(workflow, principal, server):
             raise UnknownSession("no such session; begin anew with initialize")
-        if self._clock() - workflow.checked > MAX_STALENESS and not await self._check(workflow):
-            session_id = workflow.record.session_id
-            return await self._found(lambda: self._directory.get(session_id), principal, server, session_id, WHOLE)
-        return workflow
+        if self._clock() - workflow.checked <= MAX_STALENESS:
+            return workflow
+        if await self._check(workflow) and workflow.ended is None:
+            return workflow
+        if self._cluster is None:  # it ended meanwhile
+            raise UnknownSession("no such session; begin anew with initialize")
+        session_id = workflow.record.session_id
+        return await self._found(lambda: self._directory.get(session_id), principal, server, session_id, WHOLE)
 
     async def _found(
         self, read: Read, principal: Principal, server: str, session_id: str, concern: Concern

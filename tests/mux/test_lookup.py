@@ -106,3 +106,22 @@ async def test_a_check_that_came_to_no_end_is_done_again(how: str) -> None:
         with pytest.raises(UnknownSession):
             await at.pool.lookup.find(ALICE, "x", session_id)
         await at.ended("removed")
+
+
+async def test_what_ends_while_it_is_compared_is_not_found() -> None:
+    async with bench() as at:
+        workflow = (await begin(at.pool, ALICE, key="chat")).workflow
+        at.clock.advance(MAX_STALENESS + 1)
+        at.directory.pause("get")
+        by_id = asyncio.create_task(at.pool.lookup.find(ALICE, "x", workflow.record.session_id))
+        await at.directory.reached("get")
+        workflow.checked = float("-inf")
+        by_key = asyncio.create_task(begin(at.pool, ALICE, key="chat"))
+        await at.directory.reached("get", 2)
+        await at.pool.end(workflow, "deleted")
+        at.directory.let("get")
+        with pytest.raises(UnknownSession):
+            await by_id
+        begun = await by_key
+        assert begun.state == "reset"
+        assert begun.workflow.ended is None
