@@ -14,7 +14,7 @@ from .account import SPARE, Account, Transport, refusal
 from .cluster import Cluster
 from .directory import Claimed, Directory
 from .ending import Ending
-from .errors import Overloaded, TrunklineError, UnknownSession, WorkflowEnded
+from .errors import Overloaded, SessionLost, TrunklineError, UnknownSession, WorkflowEnded
 from .event_log import Budget
 from .generations import Generations
 from .limits import Pooling
@@ -178,6 +178,7 @@ class Opening:
         """Open a workflow that lives here, and note what its server said; it ends where that fails."""
         if workflow.ended or workflow.opened.done():
             return
+        cause = "not_opened"
         try:
             opened = await workflow.line.open()
             stored = await self._note_opened(workflow, opened)
@@ -185,15 +186,18 @@ class Opening:
                 await self._ending.remove(stored)  # what ended it knew the record of before
             if stored is None or workflow.ended:
                 raise workflow.ended or WorkflowEnded("removed")
+            workflow.record = stored
+            if not workflow.line.is_open:  # lost while that was recorded: as long as it opens, nobody else hears of it
+                cause = "upstream_lost"
+                raise SessionLost("the upstream session was lost as soon as it was open", executed="no")
         except TrunklineError as error:
             workflow.account.opened = refusal(error)
             workflow.settle(error)
-            await self._ending.end(workflow, "not_opened")
+            await self._ending.end(workflow, cause)
             return
         except Exception:
             await self._ending.end(workflow, "not_opened")
             raise
-        workflow.record = stored
         workflow.account.opened = SPARE if opened.pool_result == "spare" else workflow.line.why
         workflow.settle(opened)
         logger.info("workflow opened", extra=workflow.about())

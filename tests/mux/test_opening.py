@@ -7,7 +7,7 @@ import anyio
 import pytest
 from harness.memory_wire import Stage
 from harness.muxing import ALICE, BOB, Bench, begin, bench, cancelled, settle
-from trunkline.mux.errors import UpstreamUnreachable, WorkflowEnded
+from trunkline.mux.errors import SessionLost, UpstreamUnreachable, WorkflowEnded
 
 pytestmark = pytest.mark.anyio
 
@@ -123,6 +123,20 @@ async def test_a_directory_that_fails_to_record_what_was_opened_fails_the_client
             await begin(at.pool, ALICE, key="chat")
         await at.closed()
         at.at_rest()
+
+
+async def test_a_session_that_is_lost_before_it_is_recorded_is_not_handed_out() -> None:
+    async with bench() as at:
+        at.directory.pause("replace")
+        beginning = await reach(at, "replace")
+        at.server.session.receiver.lost(SessionLost("the server is gone", executed="unknown"))
+        at.directory.let("replace")
+        with pytest.raises(SessionLost):
+            await beginning
+        await at.ended("upstream_lost")
+        await at.closed()
+        at.at_rest()
+        assert (await begin(at.pool, ALICE, key="chat")).state == "reset"
 
 
 async def test_the_pool_may_be_cancelled_while_a_session_opens_and_another_works() -> None:
