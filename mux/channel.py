@@ -231,7 +231,7 @@ class Channel:
         async with in_time():
             await self.ids.draw()
             if adopted is None:
-                opened = await shake_hands(wire, handshake, next(iter(self._owners), None), self.request)
+                opened = await shake_hands(wire, handshake, self._owners, self.request)
             else:
                 opened = adopted.opened
         self._may_write = None if self.session else self._config.may_write

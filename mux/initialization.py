@@ -4,7 +4,7 @@ What is read and written of a handshake is in `handshake`; this is the phase of 
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Final, NamedTuple
 
@@ -12,11 +12,15 @@ from . import envelope as wire_format
 from .envelope import Envelope
 from .errors import HandshakeTimedOut, SessionLost, TrunklineError
 from .handshake import initialize, read_answer
+from .own import Gateway
 from .ports import NONE, AdoptingConnector, Caller, Connector, Headers, Opened, Owner, Receiver, Wire
 from .record import Handshake
 
 OPEN_SECONDS: Final = 30.0
 """How long a server may take for the whole handshake."""
+
+NOBODY: Final = Gateway()
+"""Who is asked where all that wanted the session have gone."""
 
 
 class Adopted(NamedTuple):
@@ -43,15 +47,18 @@ def connect(
 
 
 async def shake_hands(
-    wire: Wire, handshake: Handshake, owner: Owner | None, request: Callable[[Envelope, Caller, Headers], None]
+    wire: Wire, handshake: Handshake, owners: Sequence[Owner], request: Callable[[Envelope, Caller, Headers], None]
 ) -> Opened:
-    """Begin a session on this wire. `request` sends one on it; `owner` is asked what the server asks meanwhile.
+    """Begin a session on this wire. `request` sends one on it.
+
+    What the server asks meanwhile is for the first of the `owners` that are there then. None of them that leaves takes
+    the handshake with it.
 
     Raises:
         UpstreamRefused: the server begins none.
         TrunklineError: the wire broke, or the server did not keep to the protocol.
     """
-    answer = _Answer(owner)
+    answer = _Answer(owners)
     request(initialize(handshake), answer, NONE)
     opened = read_answer(await answer.message)
     await wire.establish(opened.revision, wire_format.notification("notifications/initialized"))
@@ -85,14 +92,13 @@ def took_too_long() -> HandshakeTimedOut:
 class _Answer:
     """The caller of the gateway's own handshake."""
 
-    def __init__(self, owner: Owner | None) -> None:
-        self._owner = owner
+    def __init__(self, owners: Sequence[Owner]) -> None:
+        self._owners = owners
         self.message: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     @property
     def owner(self) -> Owner:
-        assert self._owner is not None, "somebody has asked for the session"
-        return self._owner
+        return next(iter(self._owners), NOBODY)
 
     def sent(self, id: int) -> None:
         """It is sent by who made it."""

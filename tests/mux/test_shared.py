@@ -1,11 +1,14 @@
 """One upstream session for all workflows of a principal: what they share, what is kept apart, what survives a loss."""
 
+import asyncio
 from typing import Any
 
 import pytest
 from harness.memory_wire import echo, message
-from harness.muxing import ALICE, BOB, Client, bench, idle, initialize, notification, settle, some
-from trunkline.mux.errors import Overloaded
+from harness.muxing import ALICE, BOB, Bench, Client, begin, bench, idle, initialize, notification, settle, some
+from trunkline.mux.errors import Overloaded, WorkflowEnded
+from trunkline.mux.pool import Begun
+from trunkline.mux.workflow import Workflow
 
 pytestmark = pytest.mark.anyio
 
@@ -285,6 +288,47 @@ async def test_a_first_session_that_cannot_be_opened_costs_its_workflow_and_is_t
         at.server.on_request = echo
         client = await at.client(ALICE)
         assert "result" in await client.answer(client.call())
+
+
+async def opening(at: Bench, key: str) -> "tuple[asyncio.Task[Begun], Workflow]":
+    """A workflow that waits for the session."""
+    beginning = asyncio.create_task(begin(at.pool, ALICE, key=key))
+    await settle()
+    return beginning, next(workflow for workflow in at.pool.workflows if workflow.record.key == key)
+
+
+async def test_a_workflow_that_ends_leaves_the_handshake_to_those_who_wait_for_it() -> None:
+    async with bench(reuse="user") as at:
+        at.server.pause("initialize")
+        (gone, workflow), (stays, _) = await opening(at, "one"), await opening(at, "two")
+        await at.pool.end(workflow, "deleted")
+        with pytest.raises(WorkflowEnded):
+            await gone
+        at.server.let("initialize")
+        assert (await stays).state == "created"
+        assert len(at.server.of("initialize")) == 1
+        assert not at.server.of("notifications/cancelled")
+
+
+async def test_a_handshake_goes_on_when_all_who_wanted_it_have_gone() -> None:
+    async with bench(reuse="user") as at:
+        at.server.pause("connect")
+        gone, workflow = await opening(at, "one")
+        await at.pool.end(workflow, "deleted")
+        at.server.pause("initialize")
+        at.server.let("connect")
+        handshake = await at.server.got("initialize")
+        handshake.say(message("notifications/message", {"level": "info", "data": "nobody hears it"}))
+        handshake.say(message("roots/list", id=1))
+        assert (await at.server.got("response")).json["error"]["code"] == -31005
+        left, workflow = await opening(at, "two")
+        await at.pool.end(workflow, "deleted")
+        for beginning in (gone, left):
+            with pytest.raises(WorkflowEnded):
+                await beginning
+        at.server.let("initialize")
+        assert (await begin(at.pool, ALICE, key="two")).state == "reset"
+        assert len(at.server.of("initialize")) == 1
 
 
 async def test_the_end_of_the_pool_ends_what_is_shared() -> None:
