@@ -125,9 +125,8 @@ class Wishes(Generic[Owner]):
         self.level = None
 
     def _hears(self, owner: Owner, level: str | None) -> bool:
-        if self.level is None or level is None or level not in LEVELS:
-            return True
-        return LEVELS[level] >= LEVELS[self._levels.get(owner, USUAL)]
+        wanted = self._levels.get(owner, USUAL if self.level is not None else None)
+        return wanted is None or level is None or level not in LEVELS or LEVELS[level] >= LEVELS[wanted]
 
     # Workflows.
 

@@ -180,6 +180,17 @@ def test_g10_only_so_many_subscriptions_are_held() -> None:
     wishes.subscribe(BOB, "b")
 
 
+def test_r6_a_workflow_hears_from_its_own_level_on_whatever_the_server_has() -> None:
+    wishes: Wishes[str] = Wishes()
+    for owner in BOTH:
+        wishes.join(owner)
+    wishes.set_level(ALICE, "error")
+    wishes.set_level(BOB, "debug")
+    wishes.forget_level()
+    message = told("notifications/message", level="info")
+    assert [list(wishes.recipients(message, owner, BOTH)) for owner in BOTH] == [[], [BOB]]
+
+
 def test_r6_a_level_that_was_refused_is_told_again() -> None:
     wishes: Wishes[str] = Wishes()
     assert wishes.set_level(ALICE, "debug") == "debug"
