@@ -1,6 +1,7 @@
 """A workflow in the hands of the process that holds it: no client and no wire between, answers are simply awaited."""
 
 import asyncio
+import inspect
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -150,6 +151,7 @@ class Lease:
         self._answer = answer
         self._answering: dict[str, asyncio.Task[None]] = {}
         """What the server asked and is not answered yet, by the spelling of its id."""
+        self._is_given_back = False
         self._reader = workflow.streams.attach_standalone()
         self._reader.on_wake = self._read
         self._read()
@@ -210,7 +212,13 @@ class Lease:
 
         Raises:
             TrunklineError: there is no result; see the class.
+            RuntimeError: the lease was given back.
+            TypeError: the method is no text, or `progress` would have to be awaited.
         """
+        self._check()
+        if not isinstance(method, str):
+            raise TypeError(f"a method is a text, not {method!r}")
+        refuse_coroutine("progress", progress)
         asked = None if params is None else dict(params)
         if progress is not None:
             meta = (asked or {}).get("_meta") or {}
@@ -228,14 +236,24 @@ class Lease:
         return result
 
     def notify(self, method: str, params: Mapping[str, Any] | None = None) -> None:
-        """Send a notification; best effort, as notifications are."""
+        """Send a notification; best effort, as notifications are.
+
+        Raises:
+            RuntimeError: the lease was given back.
+        """
+        self._check()
         tell(self._workflow, method, params)
 
     def close(self) -> None:
         """Give it back: what the server asked is not answered any more. Idempotent."""
+        self._is_given_back = True
         self._reader.close()
         for task in tuple(self._answering.values()):
             task.cancel()
+
+    def _check(self) -> None:
+        if self._is_given_back:
+            raise RuntimeError("the lease was given back: take another one")
 
     # What the server sends.
 
@@ -287,6 +305,16 @@ class Lease:
             logger.exception("what answers %s failed", message.method)
             text = wire_format.failure(message.id, TrunklineError(f"no answer: {type(error).__name__}"))
         self._workflow.respond(wire_format.parse(text, limit=MAX_EVENT_BYTES))
+
+
+def refuse_coroutine(name: str, function: Callable[..., object] | None) -> None:
+    """Raise where this would have to be awaited: messages are handed on by plain calls.
+
+    Raises:
+        TypeError: it is a coroutine function.
+    """
+    if inspect.iscoroutinefunction(function):
+        raise TypeError(f"{name} is called, and not awaited: give a function without `async`")
 
 
 def _object(text: bytes | Raw) -> Params:

@@ -4,9 +4,15 @@ The program reads them from TOML; a library user constructs them. Every number h
 one of them bounds memory or time (guarantee G10).
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
+
+Count = Annotated[int, Meta(ge=1)]
+Seconds = Annotated[float, Meta(gt=0, title="seconds")]
+Wait = Annotated[float, Meta(ge=0, title="seconds")]
+Bytes = Annotated[int, Meta(ge=1, title="bytes")]
 
 Reuse = Literal["none", "workflow", "user"]
 
@@ -28,43 +34,63 @@ MAX_ID_BYTES = 1024
 """Longest spelling of a request id or progress token: it is stored for as long as the request is in flight."""
 
 
-class EventLogLimits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Values that are what their fields say, whoever makes them.
+
+    Raises:
+        ValueError: one is not, by the name of its field.
+    """
+
+    def __post_init__(self) -> None:
+        for field in msgspec.structs.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(field.default, msgspec.Struct):
+                if not isinstance(value, type(field.default)):
+                    raise ValueError(f"{field.name}: expected {type(field.default).__name__}")
+                continue
+            try:
+                msgspec.convert(value, field.type)
+            except msgspec.ValidationError as error:
+                raise ValueError(f"{field.name}: {error}") from None
+
+
+class EventLogLimits(Limits, frozen=True, forbid_unknown_fields=True):
     """Bounds of the log that makes streams resumable."""
 
-    events: int = 1000
+    events: Count = 1000
     """Events kept for one workflow."""
-    bytes: int = 4 * MIB
+    bytes: Bytes = 4 * MIB
     """Bytes kept for one workflow."""
-    total_bytes: int = 256 * MIB
+    total_bytes: Bytes = 256 * MIB
     """Bytes kept by one process."""
 
 
-class Pooling(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Pooling(Limits, frozen=True, forbid_unknown_fields=True):
     """How far sessions are shared, and every limit on them. Times are seconds."""
 
     reuse: Reuse = "workflow"
     """How far a session with a server is shared: by one call, one conversation, or all of one user's."""
-    idle_timeout: float = 1800
+    idle_timeout: Seconds = 1800
     """A workflow without a wire ends this long after its last response ended."""
-    resume_window: float = 300
+    resume_window: Seconds = 300
     """What was sent to a client that dropped is kept this long for its return."""
-    request_timeout: float = 300
+    request_timeout: Seconds = 300
     """A call without answer or progress for this long is cancelled and answered with -31004."""
-    spares: int = 0
+    spares: Annotated[int, Meta(ge=0)] = 0
     """Sessions, initialized and never used, that are kept ready for clients like those that a server has now."""
-    max_channel_age: float = 0
+    max_channel_age: Wait = 0
     """A session that workflows share is replaced after so long, without a break; 0 for never."""
-    max_workflows: int = 10_000
+    max_workflows: Count = 10_000
     """Workflows in all. Over it, one that is idle and without a connection gives way, or the newcomer is refused."""
-    max_workflows_per_user: int = 100
+    max_workflows_per_user: Count = 100
     """Workflows of one principal; anonymous has no such cap."""
-    max_workflows_per_tenant: int = 2_000
+    max_workflows_per_tenant: Count = 2_000
     """Workflows of all principals of one tenant."""
-    max_channels_per_user: int = 16
+    max_channels_per_user: Count = 16
     """Sessions with one server that one principal's workflows share, with `reuse = "user"`."""
-    max_inflight_per_workflow: int = 64
+    max_inflight_per_workflow: Count = 64
     """Calls of one workflow that wait for an answer."""
-    max_inflight_per_channel: int = 256
+    max_inflight_per_channel: Count = 256
     """Calls on one session with a server that wait for an answer, those of all workflows that share it."""
     event_log: EventLogLimits = EventLogLimits()
     """What is kept so that clients can resume their streams."""

@@ -105,6 +105,8 @@ class Pool:
     ) -> None:
         self.statistics = statistics or Statistics()
         self.draining = False
+        self.has_begun = False
+        """True once it was run."""
         self._knows: Callable[[Principal], bool] = lambda principal: True
         self.pooling = pooling
         """What bounds the process."""
@@ -186,7 +188,14 @@ class Pool:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Pool"]:
-        """The pool with its tasks, for the length of the context; leaving it ends every workflow in an orderly way."""
+        """The pool with its tasks, for the length of the context; leaving it ends every workflow in an orderly way.
+
+        Raises:
+            RuntimeError: it was run before; what has ended does not begin again.
+        """
+        if self.has_begun:
+            raise RuntimeError("it was run before, and runs once: make a new one")
+        self.has_begun = True
         failure: Exception | None = None
         async with self._written(), anyio.create_task_group() as keepers, self._tasks.running(CLOSE_SECONDS):
             await keepers.start(self.lookup.watch)

@@ -36,6 +36,7 @@ class Transport(ABC):
 
         Raises:
             RuntimeError: the transport is not connected.
+            TypeError, ValueError: it cannot be written as JSON; nothing was sent.
         """
 
     @abstractmethod

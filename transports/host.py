@@ -83,10 +83,11 @@ class _Conversation(Transport):
     async def send_message(self, message: Message, *, request_id: int | None = None) -> None:
         """See `Transport.send_message`."""
         self._check()
+        text = json.dumps(message, ensure_ascii=False, allow_nan=False).encode()
         answers = message.get("id") if "method" not in message else None
         answered = self._requests.pop(answers, None) if isinstance(answers, int) else None
         related = self._requests.get(request_id) if request_id is not None else None
-        self._receiver.received(json.dumps(message, ensure_ascii=False).encode(), answered or related)
+        self._receiver.received(text, answered or related)
 
     async def receive_message(self) -> AsyncIterator[dict[str, Any]]:
         """See `Transport.receive_message`."""
@@ -216,7 +217,11 @@ class Host:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Host"]:
-        """Serve for the length of the context; leaving it ends every conversation."""
+        """Serve for the length of the context; leaving it ends every conversation.
+
+        Raises:
+            RuntimeError: this host was run before.
+        """
         async with self._pool.running():
             yield self
 
@@ -231,7 +236,16 @@ class Host:
         await self._pool.end(workflow, "closed")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one connection, below the path that the host is mounted at."""
+        """Serve one connection, below the path that the host is mounted at; or be the whole application.
+
+        Raises:
+            RuntimeError: nobody runs this host.
+        """
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+            return
+        if not self._pool.has_begun:
+            raise RuntimeError("this Host does not run: give the application `lifespan=host.lifespan`")
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         endpoint = self._endpoints.get(path)
         is_socket = path == "/ws"
@@ -242,6 +256,14 @@ class Host:
         else:
             served = b", ".join(name.encode() for name in self._endpoints)
             await respond(send, 404, [(b"content-type", b"text/plain")], b"MCP is served at " + served)
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        """From the start of the server to its end (ASGI, "Lifespan Protocol")."""
+        await receive()
+        async with self.running():
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+        await send({"type": "lifespan.shutdown.complete"})
 
 
 class _Application:

@@ -23,7 +23,7 @@ import msgspec
 from ..mux import envelope as wire_format
 from ..mux.directory.memory import MemoryDirectory
 from ..mux.errors import ServerError, UpstreamRefused
-from ..mux.lease import Answer, Hear, Lease
+from ..mux.lease import Answer, Hear, Lease, refuse_coroutine
 from ..mux.limits import MAX_BODY_BYTES, Pooling
 from ..mux.pool import Arrival, Begun, Pool
 from ..mux.ports import NONE, Headers
@@ -89,6 +89,8 @@ class Servers:
         return f"Servers({', '.join(self._pool.upstreams)}; {self._pool!r})"
 
     async def __aenter__(self) -> "Servers":
+        if self._pool.has_begun:
+            raise RuntimeError("these Servers were entered before: make new ones")
         for connector in self._connectors:
             self._stack.push_async_callback(connector.close)
         await self._stack.enter_async_context(self._pool.running())
@@ -123,7 +125,11 @@ class Servers:
             ServerError: it refused the handshake.
             Overloaded: a cap on workflows or sessions is met.
             InvalidParams: the key is in use with other capabilities or session headers.
+            RuntimeError: these servers were not entered yet, or were left.
+            TypeError: `hear` would have to be awaited.
         """
+        self._check()
+        refuse_coroutine("hear", hear)
         begun = await self._begin(server, key, principal, capabilities, session_headers)
         lease = Lease(begun.workflow, begun.state, begun.pool_result, hear=hear, answer=answer)
         try:
@@ -134,12 +140,23 @@ class Servers:
                 await self._pool.end(begun.workflow, "closed")
 
     async def end(self, server: str, key: str, *, principal: Principal = ANONYMOUS) -> None:
-        """End the workflow of this key; nothing where there is none."""
+        """End the workflow of this key; nothing where there is none.
+
+        Raises:
+            RuntimeError: these servers were not entered yet, or were left.
+        """
+        self._check()
         workflow = await self._pool.lookup.find_key(principal, server, key)
         if workflow is not None:
             await self._pool.end(workflow, "closed")
 
     # Inside.
+
+    def _check(self) -> None:
+        if not self._pool.has_begun:
+            raise RuntimeError("these Servers are not entered: use them within `async with Servers(...) as servers:`")
+        if self._pool.draining:
+            raise RuntimeError("these Servers were left: make new ones")
 
     def _upstream(self, name: str, server: Server) -> Upstream:
         pooling = server.pooling or self._pooling

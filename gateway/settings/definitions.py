@@ -11,7 +11,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from ...mux.limits import MIB, EventLogLimits, Pooling, Reuse
+from ...mux.limits import Count, EventLogLimits, Pooling, Reuse, Seconds, Wait
 from ..exits import ExitCode, Failure
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -52,10 +52,6 @@ class TLS(Section, frozen=True):
 
 
 Port = Annotated[int, Meta(ge=0, le=65535)]
-Count = Annotated[int, Meta(ge=1)]
-Seconds = Annotated[float, Meta(gt=0, title="seconds")]
-Wait = Annotated[float, Meta(ge=0, title="seconds")]
-Bytes = Annotated[int, Meta(ge=1, title="bytes")]
 
 
 class GatewaySection(Section, frozen=True):
@@ -135,25 +131,10 @@ class AuthSection(Section, frozen=True):
 class EventLogSection(EventLogLimits, frozen=True, forbid_unknown_fields=True):
     """`event_log`: what is kept for resumption."""
 
-    events: Count = 1000
-    bytes: Bytes = 4 * MIB
-    total_bytes: Bytes = 256 * MIB
-
 
 class PoolingSection(Pooling, frozen=True, forbid_unknown_fields=True):
     """`[pooling]`: the default for every server, in the bounds that a limit must have."""
 
-    idle_timeout: Seconds = 1800
-    resume_window: Seconds = 300
-    request_timeout: Seconds = 300
-    spares: Annotated[int, Meta(ge=0)] = 0
-    max_channel_age: Wait = 0
-    max_workflows: Count = 10_000
-    max_workflows_per_user: Count = 100
-    max_workflows_per_tenant: Count = 2_000
-    max_channels_per_user: Count = 16
-    max_inflight_per_workflow: Count = 64
-    max_inflight_per_channel: Count = 256
     event_log: EventLogSection = EventLogSection()
 
 

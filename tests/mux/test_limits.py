@@ -27,3 +27,22 @@ def test_the_defaults_are_those_of_the_contract() -> None:
 def test_an_unknown_limit_is_refused(kind: type[msgspec.Struct], wrong: dict[str, object]) -> None:
     with pytest.raises(msgspec.ValidationError, match="unknown field"):
         msgspec.convert(wrong, kind)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "fault"),
+    [
+        (Pooling, {"reuse": "users"}, "reuse: .*'users'"),
+        (Pooling, {"idle_timeout": 0}, "idle_timeout: .* > 0"),
+        (Pooling, {"idle_timeout": "30"}, "idle_timeout: .*got `str`"),
+        (Pooling, {"max_workflows": 0}, "max_workflows: .* >= 1"),
+        (Pooling, {"spares": -1}, "spares: .* >= 0"),
+        (Pooling, {"event_log": {"events": 5}}, "event_log: expected EventLogLimits"),
+        (EventLogLimits, {"events": 0}, "events: .* >= 1"),
+    ],
+)
+def test_a_limit_that_bounds_nothing_is_refused_by_its_name(
+    kind: type[msgspec.Struct], wrong: dict[str, object], fault: str
+) -> None:
+    with pytest.raises(ValueError, match=fault):
+        kind(**wrong)

@@ -263,3 +263,52 @@ async def test_the_end_of_the_host_ends_what_lives() -> None:
         async with asyncio.timeout(PATIENCE):
             await socket.recv()
     assert application.ended == 1
+
+
+async def test_a_host_that_nobody_runs_says_what_is_missing() -> None:
+    host = Host(Application().serve)
+    for scope in ({"type": "http", "path": "/mcp"}, {"type": "websocket", "path": "/ws"}):
+        with pytest.raises(RuntimeError, match=r"lifespan=host\.lifespan"):
+            await host(scope, anyio.sleep_forever, anyio.sleep)
+
+
+async def test_a_host_runs_once() -> None:
+    host = Host(Application().serve)
+    async with host.running():
+        pass
+    with pytest.raises(RuntimeError, match="make a new one"):
+        async with host.running():
+            pass
+
+
+async def test_a_host_may_be_the_whole_application() -> None:
+    application = Application()
+    async with listening(Host(application.serve)) as address, Wire(f"http://{address}/mcp") as wire:
+        await wire.open()
+        assert text_of(await (await wire.call("x")).response()) == "StreamableHTTPTransport 1"
+    assert application.ended == 1
+
+
+async def test_what_is_no_json_is_not_sent_and_the_request_can_still_be_answered() -> None:
+    refused = []
+
+    async def serve(transport: Transport) -> None:
+        await transport.connect()
+        async for message in transport.receive_message():
+            if "id" not in message:
+                continue
+            opened = {"protocolVersion": "2025-11-25", "capabilities": {}, "serverInfo": {"name": "t", "version": "1"}}
+            for result in (float("nan"), object(), "\ud800"):
+                try:
+                    await transport.send_message({"jsonrpc": "2.0", "id": message["id"], "result": {"x": result}})
+                except (TypeError, ValueError) as error:
+                    refused.append(type(error))
+            log = {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "info", "data": "still"}}
+            await transport.send_message(log, request_id=message["id"])
+            await transport.send_message({"jsonrpc": "2.0", "id": message["id"], "result": opened})
+
+    async with listening(mounted(Host(serve))) as address, Wire(f"http://{address}/tools/mcp") as wire:
+        await wire.open()
+        told = [message async for message in (await wire.call("x")).messages()]
+    assert [message.get("method") for message in told] == ["notifications/message", None]
+    assert refused == [ValueError, TypeError, UnicodeEncodeError] * 2

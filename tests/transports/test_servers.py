@@ -12,7 +12,14 @@ from harness.stream_peers import stdio_command
 from harness.upstream_scripted import Pause, Refuse, Reply, ScriptedUpstream, Status, initialize_result, scripted
 from harness.upstreams import Upstream, upstream
 from trunkline.mux import Pooling, Principal
-from trunkline.mux.errors import InvalidParams, ServerError, SessionLost, UnknownServer, UpstreamUnreachable
+from trunkline.mux.errors import (
+    InvalidParams,
+    InvalidRequest,
+    ServerError,
+    SessionLost,
+    UnknownServer,
+    UpstreamUnreachable,
+)
 from trunkline.transports import Server, Servers
 
 pytestmark = pytest.mark.anyio
@@ -184,6 +191,8 @@ async def test_leaving_ends_every_session_though_the_program_failed(server: Upst
         (Server(), "up: give either a url or a command"),
         ("gopher://x", "up: "),
         (Server(url="http://x/mcp", pooling=Pooling(reuse="none")), 'up: reuse = "none" keeps no session'),
+        ("stdio:python server.py", "up: a URL begins with .*; a command is a list"),
+        (Server(command="python server.py"), "up: a command is a list"),
     ],
 )
 def test_what_cannot_be_used_is_named_at_once(given: Server | str, fault: str) -> None:
@@ -198,3 +207,63 @@ async def test_what_happens_is_counted(server: Upstream) -> None:
         counts = servers.statistics.counts
         assert (counts["pool_requests", "up", "miss"], counts["pool_requests", "up", "hit"]) == (1, 3)
         assert repr(servers) == "Servers(up; Pool(1 workflows, 1 channels))"
+
+
+async def test_servers_that_were_not_entered_or_were_left_say_so(server: Upstream) -> None:
+    servers = Servers({"up": server.url})
+    with pytest.raises(RuntimeError, match="are not entered"):
+        await count(servers)
+    async with servers:
+        assert await count(servers, key="a") == "1"
+        with pytest.raises(RuntimeError, match="entered before"):
+            async with servers:
+                pass
+        assert await count(servers, key="a") == "2"
+    for use in (count(servers), servers.end("up", "a")):
+        with pytest.raises(RuntimeError, match="were left"):
+            await use
+    with pytest.raises(RuntimeError, match="entered before"):
+        async with servers:
+            pass
+
+
+async def test_a_lease_that_was_given_back_is_used_no_more(server: Upstream) -> None:
+    async with keeping(server) as servers:
+        for key in ("a", None):
+            async with servers.lease("up", key=key) as up:
+                await up.call("counter")
+            with pytest.raises(RuntimeError, match="given back"):
+                await up.call("counter")
+            with pytest.raises(RuntimeError, match="given back"):
+                up.notify("notifications/roots/list_changed")
+        assert await count(servers, key="a") == "2"
+
+
+async def test_what_would_have_to_be_awaited_is_refused(server: Upstream) -> None:
+    async def hears(*_: object) -> None:
+        raise AssertionError("nobody awaits it")
+
+    async with keeping(server) as servers:
+        with pytest.raises(TypeError, match="progress is called, and not awaited"):
+            async with servers.lease("up") as up:
+                await up.call("slow", progress=hears)
+        with pytest.raises(TypeError, match="hear is called, and not awaited"):
+            await count(servers, hear=hears)
+
+
+@pytest.mark.parametrize("headers", [{"X-Number": 5}, {5: "x"}, {"X-Line": "a\r\nb"}])
+async def test_a_header_that_cannot_be_sent_fails_its_call_alone(server: Upstream, headers: Any) -> None:
+    async with keeping(server, max_inflight_per_workflow=1) as servers, servers.lease("up") as up:
+        for _ in range(2):
+            with pytest.raises(InvalidRequest, match="cannot be sent"):
+                await up.call("counter", headers=headers)
+        assert (await up.call("counter")).text == "1"
+        with pytest.raises(InvalidRequest, match="cannot be sent"):
+            await count(servers, session_headers=headers)
+
+
+async def test_a_method_that_is_no_text_is_refused(server: Upstream) -> None:
+    method: Any = 5
+    async with keeping(server) as servers, servers.lease("up") as up:
+        with pytest.raises(TypeError, match="a method is a text, not 5"):
+            await up.request(method)

@@ -71,6 +71,8 @@ def connector_for(
         raise ValueError("give either a url or a command")
     if credential is not None and urlsplit(url).scheme in ("", "ws", "wss"):
         raise ValueError("only HTTP carries a credential that is renewed")
+    if isinstance(command, str):
+        raise ValueError("a command is a list: the program and its arguments")
     if command:
         return StdioConnector(server, command, statistics, env=env, cwd=cwd)
     scheme = urlsplit(url).scheme
@@ -78,6 +80,8 @@ def connector_for(
         return WebSocketConnector(server, url, statistics, headers=headers, ca=ca)
     if scheme in ("sse+http", "sse+https"):
         return SSEConnector(server, url.partition("+")[2], statistics, headers=headers, ca=ca, credential=credential)
+    if scheme not in ("http", "https"):
+        raise ValueError("a URL begins with http, https, sse+http, sse+https, ws or wss; a command is a list")
     return AutoConnector(server, url, statistics, headers=headers, ca=ca, credential=credential)
 
 

@@ -57,15 +57,17 @@ class HeaderBlock:
     """The headers of requests, checked and encoded once for all that carry them.
 
     Raises:
-        ValueError: a name that is no token, or a value with control characters, which would end the header.
+        ValueError: a name that is no token, or a value that is no text or has control characters, which would end the
+            header.
     """
 
     __slots__ = ("_encoded", "_signed", "headers")
 
     def __init__(self, headers: Headers) -> None:
         for name, value in headers.items():
-            if not _TOKEN.fullmatch(name) or not _VALUE.fullmatch(value):
-                raise ValueError(f"the header {name[:64]!r} cannot be sent")
+            is_text = isinstance(name, str) and isinstance(value, str)
+            if not is_text or not _TOKEN.fullmatch(name) or not _VALUE.fullmatch(value):
+                raise ValueError(f"the header {str(name)[:64]!r} cannot be sent")
         self.headers = dict(headers)
         self._encoded = b""
         self._signed: tuple[HeaderBlock, HeaderBlock] | None = None
@@ -88,7 +90,7 @@ class HeaderBlock:
         """A block with these besides; a name that is there already is replaced, however it is written."""
         if not headers:
             return self
-        replaced = {name.lower() for name in headers}
+        replaced = {str(name).lower() for name in headers}
         kept = {name: value for name, value in self.headers.items() if name.lower() not in replaced}
         return HeaderBlock({**kept, **headers})
 
