@@ -64,7 +64,9 @@ class Ending:
         if not self._residents.leave(workflow):
             return False
         if cause in OVERTAKEN and self._cluster is not None:
-            self._lines.give_up(workflow)
+            for other in self._lines.give_up(workflow):
+                if self._retire(other, "taken_over"):
+                    self._tasks.spawn(self._send_after, other)
         self._statistics.count("workflows_closed", cause)
         self._residents.note_end(workflow, cause, self._clock())
         self._residents.unsettle(workflow.record)
@@ -95,6 +97,14 @@ class Ending:
                 await self._cluster.hand_back(workflow.record)
             else:
                 await self.remove(workflow.record)
+        finally:
+            self._residents.settle(workflow.record)
+
+    async def _send_after(self, workflow: Workflow) -> None:
+        """The session that it shares is another worker's: whoever is asked for it next goes on with it there."""
+        try:
+            if self._cluster is not None:
+                await self._cluster.hand_back(workflow.record)
         finally:
             self._residents.settle(workflow.record)
 

@@ -150,11 +150,14 @@ class Lines:
         for key in tuple(self._groups):
             self._end_group(key, cause, release=self._members is not None)
 
-    def give_up(self, owner: Workflow) -> None:
-        """Another worker has the session that this workflow shares: leave it to that one."""
+    def give_up(self, owner: Workflow) -> list[Workflow]:
+        """Another worker has the session that this workflow shares: leave it to that one. Who else shared it."""
+        others: list[Workflow] = []
         for key, group in tuple(self._groups.items()):
             if owner in group.owners:
+                others += [other for other in group.owners if isinstance(other, Workflow) and other is not owner]
                 self._end_group(key, WorkflowEnded("taken_over"), release=True)
+        return others
 
     def _close_superseded(self) -> None:
         """End the sessions under old settings that no workflow uses any longer."""

@@ -4,7 +4,7 @@ import json
 
 import anyio
 import pytest
-from harness.clustering import Member, Workers, workers
+from harness.clustering import Member, Workers, until, workers
 from harness.memory_wire import echo, message
 from harness.muxing import ALICE, BOB, Client, idle, initialize, settle, some
 from trunkline.mux.directory import ID_BLOCK, LEASE_SECONDS
@@ -61,6 +61,25 @@ async def test_who_was_paused_leaves_a_shared_session_to_its_successor() -> None
         assert mine.ended is not None
         assert at.server.deleted == []
         assert "result" in await client.answer(client.call())
+
+
+async def test_those_who_share_a_session_that_was_taken_over_go_on_where_it_is() -> None:
+    async with workers(reuse="user") as at:
+        a, b = await at.start(), await at.start()
+        at.server.on_request = echo
+        asked_for, other = [(await a.client(ALICE)).workflow for _ in range(2)]
+        at.clock.advance(LEASE_SECONDS)
+        await b.beat()
+        await b.find(asked_for.record.session_id, WHOLE, ALICE)
+        await a.beat()
+        await until(lambda: other.ended)
+        await settle()
+        with pytest.raises(Elsewhere) as elsewhere:
+            await a.find(other.record.session_id, WHOLE, ALICE)
+        assert elsewhere.value.worker == b.members.worker.id
+        client = await b.find(other.record.session_id, WHOLE, ALICE)
+        assert "result" in await client.answer(client.call())
+        assert (len(at.server.of("initialize")), at.server.deleted) == (1, [])
 
 
 async def test_g7_what_cannot_be_moved_is_not_used_while_one_that_shares_it_may_be_another_workers(
