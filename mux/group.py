@@ -8,7 +8,7 @@ aged is replaced, make before break. A new session is told what it has to know: 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -38,6 +38,29 @@ class GroupPorts(NamedTuple):
     clock: Callable[[], float]
 
 
+class _Told(NamedTuple):
+    """What a session is told so that it knows what is wished for."""
+
+    method: str
+    name: str
+    value: str
+
+    def request(self) -> Envelope:
+        return own_request(self.method, {self.name: self.value})
+
+    def holds(self, wishes: Wishes[Owner]) -> bool:
+        """True while it is wished for."""
+        return self.value in (wishes.subscriptions if self.name == "uri" else (wishes.level,))
+
+
+def _level(level: str) -> _Told:
+    return _Told("logging/setLevel", "level", level)
+
+
+def _subscription(uri: str) -> _Told:
+    return _Told("resources/subscribe", "uri", uri)
+
+
 class ChannelGroup:
     """The sessions of one key, and the workflows that share them."""
 
@@ -57,6 +80,8 @@ class ChannelGroup:
         """Those that were replaced; their calls in flight end."""
         self._coming: _Replacement | None = None
         self._backoff = Backoff()
+        self._untold: dict[Channel, dict[_Told, None]] = {}
+        """What sessions could not be told when it was due: they had no room, or this worker no leave to write."""
         self._asking = 0
         """Requests that concern all, and that the primary session has not answered."""
         self._result = b""
@@ -118,10 +143,9 @@ class ChannelGroup:
         """A workflow comes, and wants what it wanted before; a session that is open is told so."""
         self.owners.append(owner)
         level, subscriptions = self.wishes.join(owner, wish)
-        if level is not None:
-            self.say("logging/setLevel", {"level": level})
-        for uri in subscriptions:
-            self.say("resources/subscribe", {"uri": uri})
+        if self._lines and self._lines[0].channel is not None and self._lines[0].is_connected:
+            due = [] if level is None else [_level(level)]
+            self._tell(self._lines[0].channel, [*due, *map(_subscription, subscriptions)])
 
     def leave(self, owner: Owner) -> list[str]:
         """A workflow ends; the resources that nobody wants to hear of any longer."""
@@ -138,6 +162,10 @@ class ChannelGroup:
         """Do what is due; True where no workflow has come for so long that the group should end."""
         for line in self.lines():
             line.expire(now)
+        untold, self._untold = self._untold, {}
+        for channel, told in untold.items():
+            if channel.is_open:
+                self._tell(channel, [one for one in told if one.holds(self.wishes)])
         self._leaving = [line for line in self._leaving if line.is_connected or line.load]
         self._lines[1:] = [line for line in self._lines[1:] if line.is_connected or line.is_opening or line.load]
         for line in tuple(self._lines):
@@ -247,13 +275,28 @@ class ChannelGroup:
         """Tell the primary session what a lost one knew."""
         self._compare(channel)
         self._instruct_beside(channel)
-        for uri in self.wishes.subscriptions:
-            channel.request(own_request("resources/subscribe", {"uri": uri}), Gateway(), {})
+        self._tell(channel, map(_subscription, self.wishes.subscriptions))
 
     def _instruct_beside(self, channel: Channel) -> None:
         """Tell a session the log level; what belongs to no call, the primary one brings."""
         if self.wishes.level is not None:
-            channel.request(own_request("logging/setLevel", {"level": self.wishes.level}), Gateway(), {})
+            self._tell(channel, [_level(self.wishes.level)])
+
+    def _tell(self, channel: Channel, due: Iterable[_Told], over: Callable[[bool], None] = lambda _: None) -> int:
+        """Tell a session this; how much it was told. What it cannot be told now, it is told later if that still holds.
+
+        `over` hears of each whether it was answered.
+        """
+        told = 0
+        for one in due:
+            try:
+                channel.request(one.request(), Gateway(over), {})
+            except TrunklineError:
+                if one.holds(self.wishes):
+                    self._untold.setdefault(channel, {})[one] = None
+            else:
+                told += 1
+        return told
 
     def _reopen(self, now: float) -> None:
         """Open the primary session anew where workflows wait for what the server tells; others come with a call."""
@@ -285,11 +328,8 @@ class ChannelGroup:
         is_primary = coming.old is self._lines[0]
         due = coming.due(self.wishes, is_primary=is_primary)
         coming.asked = len(due)
-        for request in due:
-            try:
-                coming.new.channel.request(request, Gateway(self._answered(coming)), {})
-            except TrunklineError:
-                coming.asked -= 1
+        told = self._tell(coming.new.channel, due, self._answered(coming))
+        coming.asked -= len(due) - told
         if coming.asked or self._asking:
             return
         self._coming = None
@@ -336,14 +376,14 @@ class _Replacement:
         self._level: str | None = None
         self._subscriptions: set[str] = set()
 
-    def due(self, wishes: Wishes[Owner], *, is_primary: bool) -> list[Envelope]:
+    def due(self, wishes: Wishes[Owner], *, is_primary: bool) -> list[_Told]:
         """What it has to be told so that it knows all that is wished for."""
-        due: list[Envelope] = []
+        due: list[_Told] = []
         if wishes.level is not None and wishes.level != self._level:
-            due.append(own_request("logging/setLevel", {"level": wishes.level}))
+            due.append(_level(wishes.level))
         self._level = wishes.level
         wanted = set(wishes.subscriptions) if is_primary else set()
-        due += [own_request("resources/subscribe", {"uri": uri}) for uri in sorted(wanted - self._subscriptions)]
-        due += [own_request("resources/unsubscribe", {"uri": uri}) for uri in sorted(self._subscriptions - wanted)]
+        due += map(_subscription, sorted(wanted - self._subscriptions))
+        due += [_Told("resources/unsubscribe", "uri", uri) for uri in sorted(self._subscriptions - wanted)]
         self._subscriptions = wanted
         return due

@@ -8,7 +8,7 @@ from harness.clustering import Member, Workers, until, workers
 from harness.memory_wire import echo, message
 from harness.muxing import ALICE, BOB, Client, idle, initialize, settle, some
 from trunkline.mux.directory import ID_BLOCK, LEASE_SECONDS
-from trunkline.mux.errors import DirectoryUnavailable, Elsewhere
+from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, SessionLost
 from trunkline.mux.event_log import Stream
 from trunkline.mux.exchange import Exchange
 from trunkline.mux.placement import CALLS, WHOLE
@@ -103,6 +103,34 @@ async def test_g7_what_cannot_be_moved_is_not_used_while_one_that_shares_it_may_
         await at.pass_time(0.5)
         assert "result" in await client.answer(client.call())
         assert len(at.server.of("tools/call")) == 1
+
+
+async def test_r5_r6_a_session_that_may_not_be_written_to_yet_is_told_later_what_it_has_to_know(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with workers(reuse="user", movable=False) as at:
+        a = await at.start()
+        at.server.on_request = echo
+        client = await a.client(ALICE)
+        await client.answer(ask(client, "resources/subscribe", uri="x:1"))
+        await client.answer(ask(client, "logging/setLevel", level="debug"))
+        reader = client.workflow.streams.attach_standalone()
+
+        async def away(*asked: object) -> None:
+            raise DirectoryUnavailable("a test has taken the directory away")
+
+        monkeypatch.setattr(at.directory, "get", away)
+        at.clock.advance(LEASE_SECONDS)
+        await a.beat()
+        at.server.session.receiver.lost(SessionLost("the server is gone", executed="unknown"))
+        await at.server.reached("establish", 2)
+        await at.pass_time(1)
+        again = at.server.session
+        assert [exchange.kind for exchange in again.exchanges] == ["initialize", "notifications/initialized"]
+        monkeypatch.undo()
+        await at.pass_time(1)
+        assert [exchange.json["params"] for exchange in again.exchanges[2:]] == [{"level": "debug"}, {"uri": "x:1"}]
+        reader.close()
 
 
 def ask(client: Client, method: str, **params: str) -> Exchange:
