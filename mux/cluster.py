@@ -302,6 +302,10 @@ class Cluster:
                 self._residents.census.remove(record.principal)
                 self._statistics.count("takeovers", "overtaken")
                 return None
+            if self._ports.is_draining() or not self._generations.is_current(upstream.name, upstream.generation):
+                self._residents.census.remove(record.principal)
+                await self.hand_back(stored)  # who asked for it meets what holds by now
+                return None
             self._statistics.count("takeovers", "adopted" if record.upstream_session else "reopened")
             workflow = self._hold(stored, upstream, beside)
             workflow.account.take_over(self._clock())

@@ -146,7 +146,7 @@ class Sweep:
         """Give up settings that were superseded, once no workflow has them and nothing is open under them."""
         if not self._generations.superseded:
             return
-        had = {(workflow.server, workflow.generation) for workflow in self._residents.by_id.values()}
+        had = {(workflow.server, workflow.generation) for workflow in self._residents.served}
         for upstream in self._generations.release(lambda version: version in had or self._lines.serves(version)):
             if self._ports.release is not None:
                 self._tasks.spawn(self._ports.release, upstream)

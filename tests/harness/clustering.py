@@ -12,6 +12,7 @@ Nobody beats but by `beat`.
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -88,11 +89,29 @@ class Member:
         upstreams = {name: Upstream(name, reach, **at.settings) for name, reach in self.reach.items()}
         self.members = Membership(self.view, Worker(id, "host"), on_lapse=self._lapse, clock=at.clock)
         whole = Pooling(resume_window=0.08)  # its short window only makes the sweep come often
-        self.pool = Pool(upstreams, self.view, pooling=whole, clock=at.clock, members=self.members, shared=self.view)
+        self.released: list[Upstream] = []
+        """Settings that serve nobody any longer."""
+        self.pool = Pool(
+            upstreams,
+            self.view,
+            pooling=whole,
+            clock=at.clock,
+            release=self._release,
+            members=self.members,
+            shared=self.view,
+        )
         self.is_dead = False
 
     def _lapse(self, since: float) -> None:
         self.pool.lapse(since)
+
+    async def _release(self, upstream: Upstream) -> None:
+        self.released.append(upstream)
+
+    def reconfigure(self) -> None:
+        """The settings of all servers change."""
+        changed = {name: replace(it, generation=it.generation + 1) for name, it in self.pool.upstreams.items()}
+        self.pool.reconfigure(changed, self.pool.pooling)
 
     def __repr__(self) -> str:
         return f"Member({self.members.worker.id})"
