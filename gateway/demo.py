@@ -33,6 +33,9 @@ MAX_COUNTERS: Final = 10_000
 PORTS: Final = range(20_000, 32_000)
 """Below the ephemeral range: a probe of a port in it could connect to itself."""
 
+END_SECONDS: Final = 3.0
+"""How long it may take to end; uvicorn gives its connections a second of it."""
+
 
 class Answer(BaseModel):
     """What `ask` asks its user for."""
@@ -100,8 +103,10 @@ async def serve_demo() -> AsyncIterator[str]:
             await server.listening.wait()
             try:
                 yield f"http://127.0.0.1:{listener.getsockname()[1]}/mcp"
-            finally:
+            finally:  # it ends by itself, whatever ends the context: cancelled, it would tell the log of that
                 server.should_exit = True
+                with anyio.move_on_after(END_SECONDS, shield=True):
+                    await server.ended.wait()
 
 
 class _QuietServer(uvicorn.Server):
@@ -110,6 +115,13 @@ class _QuietServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.listening = anyio.Event()
+        self.ended = anyio.Event()
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().serve(sockets)
+        finally:
+            self.ended.set()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
