@@ -14,7 +14,8 @@ import msgspec
 import uvicorn
 from anyio.abc import TaskGroup
 
-from ..mux.directory.open import DirectoryAway, DirectoryNotOpened, open_directory
+from ..mux.directory.open import DirectoryAway, DirectoryNotOpened, open_directory, refusal
+from ..mux.errors import DirectoryUnavailable, first_of
 from ..mux.limits import MAX_BODY_BYTES
 from .app import Gateway, Shared
 from .garbage import collect, collected_by_schedule
@@ -66,7 +67,10 @@ async def serve(
             url = await stack.enter_async_context(serve_demo())
         if url:
             settings, read = _with_demo(settings, url), partial(_read_with_demo, read, url)
-        gateway = await stack.enter_async_context(Gateway(settings, shared).running())
+        try:
+            gateway = await stack.enter_async_context(Gateway(settings, shared).running())
+        except* DirectoryUnavailable as group:
+            raise NotStarted("", refusal(first_of(group), settings.directory.url)) from None
         stack.enter_context(collected_by_schedule())
         keep_what_large_messages_took()
         server = _Server(_config(gateway, settings), lambda: on_ready(url_of(listener, settings)))

@@ -30,11 +30,13 @@ Codes below -32000 are JSON-RPC's own. trunkline's own codes lie outside the ran
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from .principal import Principal
 
 Executed = Literal["no", "unknown"]
+
+Failure = TypeVar("Failure", bound=Exception)
 
 
 class TrunklineError(Exception):
@@ -186,12 +188,16 @@ class Overloaded(TrunklineError):
 
 
 class DirectoryUnavailable(Overloaded):
-    """The directory cannot be reached: what this worker does not hold cannot be found or begun (HTTP 503)."""
+    """The directory cannot be reached: what this worker does not hold cannot be found or begun (HTTP 503).
+
+    `remedy` tells operators, and no client, what to do; None where nothing more is known.
+    """
 
     reason = "directory_unavailable"
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, *, remedy: str | None = None) -> None:
         super().__init__(message, limit="directory")
+        self.remedy = remedy
 
 
 class LeaseEnded(Overloaded):
@@ -270,3 +276,9 @@ class Everywhere(Elsewhere):
 
     def __init__(self) -> None:
         super().__init__("")
+
+
+def first_of(failures: ExceptionGroup[Failure]) -> Failure:
+    """The first failure of a group, however deep it lies."""
+    first = failures.exceptions[0]
+    return first_of(first) if isinstance(first, ExceptionGroup) else first

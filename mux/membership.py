@@ -220,9 +220,10 @@ class Membership:
         try:
             with anyio.fail_after(LEASE_SECONDS):
                 was_alive = await self._workers.beat(self.worker)
-        except (DirectoryUnavailable, TimeoutError):
+        except (DirectoryUnavailable, TimeoutError) as error:
             if not self._is_away:
-                logger.warning("the directory does not take heartbeats", extra={"worker": self.worker.id})
+                why = _told(error)
+                logger.warning("the directory does not take heartbeats: %s", why, extra={"worker": self.worker.id})
             self._is_away = True
             return
         finally:
@@ -328,3 +329,10 @@ class Membership:
 def _fail(reading: asyncio.Future[None], why: str) -> None:
     reading.set_exception(DirectoryUnavailable(why))
     reading.exception()  # nobody may be waiting
+
+
+def _told(error: DirectoryUnavailable | TimeoutError) -> str:
+    """Why, and what to do where that is known."""
+    if not isinstance(error, DirectoryUnavailable):
+        return "it does not answer in time"
+    return f"{error.message}; {error.remedy}" if error.remedy else error.message

@@ -156,9 +156,9 @@ class Supervisor:
             else:
                 is_young = not has_listened or time.monotonic() - began < SETTLED_SECONDS
                 wait = min(max(2 * wait, FIRST_WAIT_SECONDS), LONGEST_WAIT_SECONDS) if is_young else FIRST_WAIT_SECONDS
+                if not has_listened and not self._may_go_on(status):
+                    return
                 logger.error("a worker has ended with %s; another one is started in %.1f s", _told(status), wait)
-                if not has_listened:
-                    self._count_failure(status)
             with anyio.move_on_after(wait):
                 await self._stopping.wait()
 
@@ -200,15 +200,17 @@ class Supervisor:
             self._is_ready = True
             self._on_ready()
 
-    def _count_failure(self, status: int) -> None:
+    def _may_go_on(self, status: int) -> bool:
+        """Count the end of a worker that had not come up; False where the gateway gives up."""
         self._failures += 1
         if any(child.is_listening for child in self._children):
-            return
+            return True
         told = ExitCode(status) if status in TOLD and not self._first.is_set() else None
         if told is not None or self._failures >= MAX_FAILURES:
             message = f"workers end as soon as they begin; the last one with {_told(status)}"
             self._failed = WorkersFailed(message, told=told)
             self._stop()
+        return self._failed is None
 
     # Signals.
 

@@ -51,6 +51,7 @@ async def open_database(url: str) -> AsyncIterator["DatabaseDirectory"]:
     server = Server(url)
     directory = DatabaseDirectory(server)
     try:
+        await server.probe()
         async with server.writing(WORK_SECONDS) as connection:
             await migrate(connection)
         works = [directory.sweep_on] if server.is_sqlite else [directory.sweep_on, directory.news.listen]

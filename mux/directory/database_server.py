@@ -7,11 +7,12 @@ postgresql+asyncpg://user:password@host[:port]/database               the worker
 import asyncio
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from typing import Any, Final
 
 import anyio
+import anyio.to_thread
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
@@ -33,6 +34,27 @@ DRIVERS: Final = ("sqlite+aiosqlite", "postgresql+asyncpg")
 CHANGES: Final = "trunkline_changes"
 MAIL: Final = "trunkline_mail"
 READS: Final = {"trunkline_reads": True}
+
+_IDENTITY: Final = "correct user and password in the URL"
+_DISK: Final = "its disk is full: make room there"
+
+REMEDIES: Final[Mapping[str, str]] = {
+    "SQLITE_CANTOPEN": "make its directory, and let this user write there",
+    "SQLITE_READONLY": "let this user write the file and its directory",
+    "SQLITE_FULL": _DISK,
+    "SQLITE_IOERR": "its disk fails, or is full: look there",
+    "SQLITE_NOTADB": "it is no SQLite database: name another file",
+    "SQLITE_CORRUPT": "the file is damaged: move it away, and begin with a new one",
+    "SQLITE_BUSY": "another program keeps it locked: end that",
+    "InvalidPasswordError": _IDENTITY,
+    "InvalidAuthorizationSpecificationError": _IDENTITY,
+    "InvalidCatalogNameError": "create the database, or correct its name in the URL",
+    "InsufficientPrivilegeError": "let its user create tables: GRANT CREATE ON SCHEMA public",
+    "ReadOnlySQLTransactionError": "it takes no writes, as a standby does: name the primary",
+    "TooManyConnectionsError": "raise its max_connections",
+    "DiskFullError": _DISK,
+}
+"""What to do, by what a database fails with: an error's class, or the first two words of SQLite's name for it."""
 
 Hear = Callable[[str, str | None], None]
 
@@ -63,6 +85,20 @@ class Server:
         sa.event.listen(engine.sync_engine, "connect", _prepare_sqlite)
         sa.event.listen(engine.sync_engine, "begin", _begin_sqlite)
         return engine
+
+    async def probe(self) -> None:
+        """Return if a SQLite file can be opened, or made.
+
+        The driver would start a thread first, which ends beside its failure: it may find the loop closed by then.
+
+        Raises:
+            DirectoryUnavailable: it cannot.
+        """
+        if self.is_sqlite:
+            arguments, options = self.engine.dialect.create_connect_args(self._url)
+            connect: Callable[..., sqlite3.Connection] = sqlite3.connect
+            with reaching():
+                await anyio.to_thread.run_sync(lambda: connect(*arguments, **options).close())
 
     @property
     def insert(self) -> Callable[..., Any]:
@@ -148,8 +184,10 @@ def reaching() -> Iterator[None]:
 
 def _unavailable(error: Exception) -> DirectoryUnavailable:
     cause = getattr(error, "orig", None) or error
-    name = type(cause.__cause__ or cause).__name__
-    return DirectoryUnavailable(f"the database does not serve: {name}")
+    cause = cause.__cause__ or cause
+    name = getattr(cause, "sqlite_errorname", None) or type(cause).__name__
+    remedy = REMEDIES.get("_".join(name.split("_")[:2]))
+    return DirectoryUnavailable(f"the database does not serve: {name}", remedy=remedy)
 
 
 def _prepare_sqlite(connection: Any, _: object) -> None:

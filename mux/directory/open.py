@@ -37,8 +37,7 @@ async def open_directory(backend: Backend, url: str) -> AsyncIterator[SharedDire
         except ValueError as error:
             raise DirectoryNotOpened(f"directory.url: {error}") from None
         except DirectoryUnavailable as error:
-            message = f"directory.url: {error.message}, at {place(url)}; start it there, or correct the URL"
-            raise DirectoryAway(message) from None
+            raise DirectoryAway(refusal(error, url)) from None
         yield directory
 
 
@@ -55,6 +54,12 @@ async def _opened(backend: Backend, url: str) -> AsyncIterator[SharedDirectory]:
         opener = open_database(url)
     async with opener as directory:
         yield directory
+
+
+def refusal(error: DirectoryUnavailable, url: str) -> str:
+    """What an operator is told where a directory cannot be used from the start."""
+    remedy = error.remedy or "start it there, or correct the URL"
+    return f"directory.url: {error.message}, at {place(url)}; {remedy}"
 
 
 def place(url: str) -> str:

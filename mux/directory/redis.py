@@ -7,7 +7,7 @@ One claim moves a pointer; the loser removes the record that it had stored.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from typing import Any, Final, TypeVar
 
 import anyio
@@ -35,9 +35,9 @@ from . import (
 from .background import beside
 from .feed import Feed
 from .names import key_digest, key_digest_of, name_digest, token_of
-from .redis_listener import BROKEN, Listener
+from .redis_listener import Listener
 from .redis_scripts import Script
-from .redis_server import Server, parse_address
+from .redis_server import Server, parse_address, reaching
 
 PREFIX: Final = "trunkline1:"
 """How all keys begin; the number is that of their layout."""
@@ -342,7 +342,7 @@ class RedisDirectory:
             if isinstance(outcome, NoScriptError):
                 outcomes[n] = await self._run(script, keys[n], [], again=True)
             elif isinstance(outcome, Exception):
-                with _reaching():
+                with reaching():
                     raise outcome
         return list(outcomes)
 
@@ -356,21 +356,9 @@ class RedisDirectory:
         return await self._bounded(work)
 
     async def _bounded(self, work: Callable[[], Awaitable[Result]], room: anyio.Semaphore | None = None) -> Result:
-        with _reaching(), anyio.fail_after(OPERATION_SECONDS):
+        with reaching(), anyio.fail_after(OPERATION_SECONDS):
             async with room or self._room:
                 return await work()
-
-
-@contextmanager
-def _reaching() -> Iterator[None]:
-    """Errors of redis and of the way to it become `DirectoryUnavailable`, without their text: it may hold secrets."""
-    try:
-        yield
-    except BROKEN as error:
-        word = str(error).partition(" ")[0]
-        is_code = isinstance(error, redis.ResponseError) and word.isascii() and word.isupper() and len(word) <= 16
-        why = f"{type(error).__name__} {word}" if is_code else type(error).__name__
-        raise DirectoryUnavailable(f"redis does not serve: {why}") from error
 
 
 def _milliseconds(seconds: float) -> int:

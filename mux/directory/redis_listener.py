@@ -6,12 +6,10 @@ from typing import Final
 
 import anyio
 import anyio.lowlevel
-import redis
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import RedisClusterException
 
-from ..errors import DirectoryUnavailable
-from .redis_server import Server
+from ..errors import DirectoryUnavailable, first_of
+from .redis_server import BROKEN, Server, unavailable
 
 PING_SECONDS: Final = 1.0
 SILENCE_SECONDS: Final = 3.0
@@ -19,8 +17,6 @@ SILENCE_SECONDS: Final = 3.0
 
 RECONNECT_SECONDS: Final = 0.1
 SUBSCRIBE_SECONDS: Final = 2.0
-
-BROKEN: Final = (redis.RedisError, RedisClusterException, OSError, TimeoutError)
 
 
 class _Channel:
@@ -58,6 +54,8 @@ class Listener:
         self._channels: dict[bytes, _Channel] = {}
         self._connection: AbstractConnection | None = None
         self._is_wanted = anyio.Event()
+        self._failure: Exception | None = None
+        """What the connection ended with, until it is heard of a channel again."""
 
     @property
     def is_connected(self) -> bool:
@@ -82,6 +80,8 @@ class Listener:
                     await self._say("SUBSCRIBE", channel)
                 await heard.is_subscribed.wait()
             if patience.cancelled_caught:
+                if self._failure is not None:
+                    raise unavailable(self._failure) from self._failure
                 raise DirectoryUnavailable("redis cannot be reached to listen to it")
             yield
         finally:
@@ -95,8 +95,10 @@ class Listener:
         """Keep the connection, until cancelled."""
         while True:
             await self._is_wanted.wait()
-            with suppress(*BROKEN):
+            try:
                 await self._listen()
+            except* BROKEN as broken:
+                self._failure = first_of(broken)
             for heard in self._channels.values():
                 heard.interrupt()
             await anyio.sleep(RECONNECT_SECONDS)
@@ -111,10 +113,6 @@ class Listener:
                 if self._channels:
                     await connection.send_command("SUBSCRIBE", *self._channels)
                 await self._hear_on(connection)
-        except BaseExceptionGroup as failed:
-            _, others = failed.split(BROKEN)
-            if others is not None:
-                raise
         finally:
             self._connection = None
             with anyio.CancelScope(shield=True), suppress(*BROKEN):
@@ -138,6 +136,7 @@ class Listener:
                 heard.tell(content)
                 await anyio.lowlevel.checkpoint()  # in a burst, reading waits for nothing: let it be heard
             elif kind == b"subscribe":
+                self._failure = None
                 heard.confirm()
 
     async def _ping_on(self, connection: AbstractConnection) -> None:

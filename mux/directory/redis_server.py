@@ -9,7 +9,8 @@ The last two with `rediss+` use TLS. The user and password of redis+sentinel are
 """
 
 import random
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -19,10 +20,32 @@ from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisClusterException,
+)
+
+from ..errors import DirectoryUnavailable
 
 CONNECT_SECONDS: Final = 1.0
 SOCKET_SECONDS: Final = 1.0
 MAX_CONNECTIONS: Final = 64
+
+BROKEN: Final = (redis.RedisError, RedisClusterException, OSError, TimeoutError)
+"""What redis, and the way to it, fail with."""
+
+REMEDIES: Final[Mapping[type[Exception], str]] = {
+    AuthenticationError: "correct user and password in the URL",
+    NoPermissionError: "give its user ~trunkline1:* and &trunkline1:*, and the commands of scripts",
+    OutOfMemoryError: "it is full: raise maxmemory, or make room in it",
+    ReadOnlyError: "it is a replica, which takes no writes: name the primary",
+    BusyLoadingError: "it reads its data: try again in a moment",
+}
+"""What to do about some of that."""
 
 _PLAIN = ("redis", "rediss", "unix")
 _PORTS = {"sentinel": 26379, "cluster": 6379}
@@ -43,6 +66,23 @@ class Address:
     password: str | None = field(default=None, repr=False)
     sentinel_username: str | None = None
     sentinel_password: str | None = field(default=None, repr=False)
+
+
+@contextmanager
+def reaching() -> Iterator[None]:
+    """Errors of redis and of the way to it become `DirectoryUnavailable`."""
+    try:
+        yield
+    except BROKEN as error:
+        raise unavailable(error) from error
+
+
+def unavailable(error: Exception) -> DirectoryUnavailable:
+    """What redis failed with, without its text: that may hold secrets."""
+    word = str(error).partition(" ")[0]
+    is_code = isinstance(error, redis.ResponseError) and word.isascii() and word.isupper() and len(word) <= 16
+    why = f"{type(error).__name__} {word}" if is_code else type(error).__name__
+    return DirectoryUnavailable(f"redis does not serve: {why}", remedy=REMEDIES.get(type(error)))
 
 
 def parse_address(url: str) -> Address:
