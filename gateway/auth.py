@@ -1,21 +1,25 @@
 """How a request becomes a principal. Every request is authenticated; a session id never is a credential (rule X2)."""
 
+from __future__ import annotations
+
 import hashlib
 import hmac
 from collections.abc import Mapping
 from math import inf
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qs
 
 import msgspec
 
 from ..mux.principal import ANONYMOUS, Principal
 from ..transports.asgi import Grant, RequestHeaders
-from ..transports.guard import Unauthorized
-from .jwt_identity import CHALLENGE, JWTIdentity
+from ..transports.guard import INVALID_CREDENTIAL, Unauthorized
 from .proxy_identity import ProxyIdentity
-from .settings import Settings
+from .settings import AuthSection, Settings
 from .tickets import Identity, Tickets
+
+if TYPE_CHECKING:
+    from .jwt_identity import JWTIdentity
 
 METADATA: Final = "/.well-known/oauth-protected-resource"
 """Where a protected resource describes itself (RFC 9728): this, and then its own path."""
@@ -27,7 +31,7 @@ class Authenticator:
     `before` is the one that it is to replace: what was opened by a credential that goes on to count stays open.
     """
 
-    def __init__(self, settings: Settings, before: "Authenticator | None" = None) -> None:
+    def __init__(self, settings: Settings, before: Authenticator | None = None) -> None:
         auth = settings.auth
         self._mode = auth.mode
         self._issuer = auth.issuer if auth.mode == "jwt" else auth.mode
@@ -51,7 +55,7 @@ class Authenticator:
         if before is not None:
             self._admins |= {digest: grant for digest, grant in before._admins.items() if digest in self._admins}
         self._proxy = ProxyIdentity(settings.gateway.trusted_proxies, auth.subject_header, auth.tenant_header)
-        self.jwt: JWTIdentity | None = JWTIdentity(auth) if auth.mode == "jwt" else None
+        self.jwt = _jwt_identity(auth) if auth.mode == "jwt" else None
         if same is not None and same.jwt is not None and not same.jwt.keys.is_file:
             self.jwt = same.jwt
         self.tickets: Tickets = Tickets() if before is None else before.tickets
@@ -84,7 +88,7 @@ class Authenticator:
             return any(identity.principal == principal for identity in self._tokens.values())
         return principal.is_anonymous if self._mode == "none" else principal.issuer == self._issuer
 
-    def give_way(self, after: "Authenticator") -> None:
+    def give_way(self, after: Authenticator) -> None:
         """End what was opened by credentials that do not count with the one that replaces it."""
         for grant in self._grants - after._grants:
             grant.withdraw()
@@ -118,7 +122,7 @@ class Authenticator:
             return Identity(principal, expires, self._grant)
         identity = self._tokens.get(digest)
         if identity is None:
-            raise Unauthorized("this token is not valid here", challenge=CHALLENGE)
+            raise Unauthorized("this token is not valid here", challenge=INVALID_CREDENTIAL)
         return identity
 
     def _challenge(self, challenge: str, headers: Mapping[str, str], server: str) -> str:
@@ -131,8 +135,14 @@ class Authenticator:
     def _redeem(self, ticket: str, server: str) -> Identity:
         found = self.tickets.take(ticket, server)
         if found is None:
-            raise Unauthorized("this ticket is not valid here, or was used", challenge=CHALLENGE)
+            raise Unauthorized("this ticket is not valid here, or was used", challenge=INVALID_CREDENTIAL)
         return found
+
+
+def _jwt_identity(auth: AuthSection) -> JWTIdentity:
+    from .jwt_identity import JWTIdentity  # whose packages take a good part of a start, and of the memory after it
+
+    return JWTIdentity(auth)
 
 
 def _rules(settings: Settings) -> tuple[object, ...]:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from ..transports.client import websocket_client
 from ..transports.dialer import CannotConnect
 from ..transports.headers import WORKFLOW
-from ..transports.upstream.http_proxied import proxy_of
+from ..transports.upstream.proxy import proxy_of
 from .console import Meter, add_row, meter, printable, table_for, write_json
 from .console import show as print_shown
 from .exits import Failure, WrongArgument

@@ -18,7 +18,7 @@ import jwt
 from jwt.types import Options
 
 from ..mux.principal import Principal
-from ..transports.guard import Unauthorized
+from ..transports.guard import INVALID_CREDENTIAL, Unauthorized
 from .settings import AuthSection
 
 logger = logging.getLogger(__name__)
@@ -36,8 +36,6 @@ HASTE_SECONDS: Final = 10.0
 FETCH_SECONDS: Final = 10.0
 MAX_KEYS_BYTES: Final = 262_144
 LEEWAY_SECONDS: Final = 10
-CHALLENGE: Final = 'Bearer error="invalid_token"'
-
 _OPTIONS: Final[Options] = {"require": ["exp", "iss", "aud"]}
 
 
@@ -163,7 +161,7 @@ class JWTIdentity:
             return _Known(self._principal(claims), float(claims["exp"]), now + RECHECK_SECONDS)
         except (jwt.PyJWTError, ValueError, TypeError, OverflowError) as error:
             logger.info("a token was refused: %s", error)
-            raise Unauthorized("this token is not valid here", challenge=CHALLENGE) from None
+            raise Unauthorized("this token is not valid here", challenge=INVALID_CREDENTIAL) from None
 
     def _principal(self, claims: Mapping[str, Any]) -> Principal:
         subject, tenant = claims.get(self._auth.subject_claim), claims.get(self._auth.tenant_claim, "")

@@ -20,7 +20,7 @@ import msgspec
 
 from ..mux.statistics import Statistics
 from ..transports.upstream.credentials import Credential, NotIssued, Token
-from ..transports.upstream.http_proxied import proxy_of
+from ..transports.upstream.proxy import proxy_of
 from .settings import OAuth, Server, SettingsError, is_loopback
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ..transports.upstream.http_proxied import proxy_of
+from ..transports.upstream.proxy import proxy_of
 from .console import Meter, add_row, meter, out, printable, table_for, write_json
 from .console import show as print_shown
 from .exits import Failure, WrongArgument

@@ -17,7 +17,7 @@ from ..mux.errors import InvalidMessage
 from ..mux.limits import MAX_EVENT_BYTES
 from .headers import WORKFLOW
 from .upstream.http import HeaderBlock
-from .upstream.http_proxied import proxy_of
+from .upstream.proxy import proxy_of
 
 SUBPROTOCOL: Final = Subprotocol("mcp")
 

@@ -16,6 +16,9 @@ ALLOWED_HEADERS: Final = (
     b"Content-Type, Accept, Authorization, Mcp-Session-Id, MCP-Protocol-Version, Last-Event-ID, "
     b"Trunkline-Workflow, Trunkline-End, Mcp-Method, Mcp-Name"
 )
+INVALID_CREDENTIAL: Final = 'Bearer error="invalid_token"'
+"""The challenge to a credential that was sent and does not count (RFC 6750, 3.1)."""
+
 EXPOSED_HEADERS: Final = b"Mcp-Session-Id, Trunkline-Workflow-State, Trunkline-Pool, WWW-Authenticate"
 
 

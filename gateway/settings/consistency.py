@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-import jwt
-
 from ...transports.upstream.http import HeaderBlock
 from .definitions import NAME, STDIO, AuthSection, OAuth, Server, Settings, SettingsError
 
@@ -247,6 +245,8 @@ def _check_oauth(path: str, server: Server, oauth: OAuth) -> None:
 
 
 def _check_key(path: str, oauth: OAuth) -> None:
+    import jwt
+
     symmetric = oauth.algorithm == "none" or oauth.algorithm.startswith("HS")
     if symmetric or oauth.algorithm not in jwt.algorithms.get_default_algorithms():
         raise SettingsError(f"{path}.algorithm", "expected one with a private key: RS256, ES256, EdDSA …")

@@ -5,7 +5,7 @@ import ssl
 from .credentials import AuthorizedClient, Credential
 from .http import HTTPClient
 from .http1 import HTTP1Client
-from .http_proxied import ProxiedClient, proxy_of
+from .proxy import proxy_of
 
 
 def http_client(url: str, ca: str = "", credential: Credential | None = None) -> HTTPClient:
@@ -17,5 +17,11 @@ def http_client(url: str, ca: str = "", credential: Credential | None = None) ->
     """
     context = ssl.create_default_context(cafile=ca or None)
     proxy = proxy_of(url)
-    http: HTTPClient = HTTP1Client(url, context) if proxy is None else ProxiedClient(url, context, proxy)
+    http: HTTPClient = HTTP1Client(url, context) if proxy is None else _proxied(url, context, proxy)
     return http if credential is None else AuthorizedClient(http, credential)
+
+
+def _proxied(url: str, context: ssl.SSLContext, proxy: str) -> HTTPClient:
+    from .http_proxied import ProxiedClient  # whose package takes a good part of a start, and of the memory after it
+
+    return ProxiedClient(url, context, proxy)

@@ -1,12 +1,10 @@
-"""HTTP to servers that are reached through a proxy, as `HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` say: with aiohttp."""
+"""HTTP to servers that are reached through a proxy: with aiohttp."""
 
 import asyncio
 import ssl
 from collections.abc import Callable
-from ipaddress import ip_address
 from typing import Any, Final
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 from yarl import URL
@@ -25,14 +23,6 @@ from .http import (
 )
 
 NOT_SENT: Final = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
-
-
-def proxy_of(url: str) -> str | None:
-    """The proxy that the environment names for this URL; none for what is on this machine."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    proxy = getproxies().get(parts.scheme)
-    return None if proxy is None or _is_loopback(host) or proxy_bypass(host) else proxy
 
 
 class ProxiedClient:
@@ -143,10 +133,3 @@ class _Heard:
     def ended(self, error: ExchangeBroken | None) -> None:
         if self.answer is not None:
             self.answer.ended(error)
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")

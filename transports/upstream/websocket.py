@@ -29,9 +29,9 @@ from ...mux.request import Request
 from ...mux.statistics import Statistics
 from ..frames import Frames, text_frame
 from .http import CONNECT_SECONDS, HeaderBlock
-from .http_proxied import proxy_of
 from .one_stream import MAX_UNSENT, MAX_UNSENT_BYTES, OneStreamWire
 from .pipe import when_writable
+from .proxy import proxy_of
 
 SUBPROTOCOL: Final = Subprotocol("mcp")
 
