@@ -224,6 +224,9 @@ class Cluster:
             return "removed"
         if standing.session_id != told.session_id or standing.worker != self.me:
             return "taken_over"
+        if workflow.ended is not None:  # meanwhile: there was no record to be removed
+            await self._directory.remove(standing)
+            return "removed"
         workflow.record = told
         self._statistics.count("stale", "published")
         workflow.doubted_since = None
@@ -375,9 +378,21 @@ class Cluster:
         with anyio.move_on_after(FLUSH_SECONDS):
             await self.journal.flush(record.session_id)
         try:
-            await self._directory.replace(msgspec.structs.replace(record, worker=""))
+            let_go = await self._directory.replace(msgspec.structs.replace(record, worker=""))
+            newer = await self.changed_here(record) if let_go is None else None
+            if newer is not None:
+                await self._directory.replace(msgspec.structs.replace(newer, worker=""))
         except DirectoryUnavailable:
             logger.warning("a workflow could not be let go", extra={"server": record.server, "handle": record.handle})
+
+    async def changed_here(self, record: WorkflowRecord) -> WorkflowRecord | None:
+        """What this worker has made of a record that it held, where it has not heard (yet) that this was stored.
+
+        Raises:
+            DirectoryUnavailable: nobody can tell.
+        """
+        stored = await self._directory.get(record.session_id)
+        return stored if stored is not None and stored.worker == self.me else None
 
     # Beside the holder.
 

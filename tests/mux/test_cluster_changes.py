@@ -1,17 +1,16 @@
-"""A worker that changes while it serves what others hold, or begins to hold it: its settings, or that it ends."""
+"""What changes at a worker while the directory is being told of something else: settings, a drain, an end."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import anyio
 import pytest
 from harness.clustering import Member, Workers, workers
 from harness.memory_wire import echo
-from harness.muxing import Client, settle
+from harness.muxing import ALICE, begin, settle
 from trunkline.mux.directory import LEASE_SECONDS
 from trunkline.mux.errors import Elsewhere
-from trunkline.mux.record import WorkflowRecord
 
 pytestmark = pytest.mark.anyio
 
@@ -26,26 +25,27 @@ async def orphaned(at: Workers) -> tuple[Member, Member, str]:
     return b, c, session_id
 
 
-@asynccontextmanager
-async def taking_over(
-    at: Workers, member: Member, session_id: str, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator["asyncio.Task[Client]"]:
-    """A request for which a worker takes over: inside, the directory has taken that down, and not said so yet."""
-    taken, said = anyio.Event(), anyio.Event()
-    replace = at.directory.replace
+class Unanswered:
+    """An operation of the directory that is done, or `before` it is, and not answered until the test lets it."""
 
-    async def slow(record: WorkflowRecord) -> WorkflowRecord | None:
-        stored = await replace(record)
-        taken.set()
-        await said.wait()
-        return stored
+    def __init__(self, at: Workers, op: str, monkeypatch: pytest.MonkeyPatch, *, before: bool = False) -> None:
+        self.begun = anyio.Event()
+        self._answer = anyio.Event()
+        work: Callable[..., Awaitable[Any]] = getattr(at.directory, op)
 
-    monkeypatch.setattr(at.directory, "replace", slow)
-    finding = asyncio.create_task(member.find(session_id))
-    await taken.wait()
-    monkeypatch.setattr(at.directory, "replace", replace)
-    yield finding
-    said.set()
+        async def slow(*arguments: Any) -> Any:
+            monkeypatch.setattr(at.directory, op, work)
+            done = None if before else await work(*arguments)
+            self.begun.set()
+            await self._answer.wait()
+            return await work(*arguments) if before else done
+
+        monkeypatch.setattr(at.directory, op, slow)
+
+    async def let(self) -> None:
+        """Answer, and let happen what follows."""
+        self._answer.set()
+        await settle()
 
 
 async def test_g8_a_worker_that_begins_to_drain_while_it_takes_over_leaves_it_to_another_one(
@@ -53,8 +53,11 @@ async def test_g8_a_worker_that_begins_to_drain_while_it_takes_over_leaves_it_to
 ) -> None:
     async with workers() as at:
         b, c, session_id = await orphaned(at)
-        async with taking_over(at, b, session_id, monkeypatch) as finding:
-            await b.pool.drain(0)
+        taking = Unanswered(at, "replace", monkeypatch)
+        finding = asyncio.create_task(b.find(session_id))
+        await taking.begun.wait()
+        await b.pool.drain(0)
+        await taking.let()
         with pytest.raises(Elsewhere) as elsewhere:
             await finding
         assert elsewhere.value.worker == c.members.worker.id
@@ -69,8 +72,11 @@ async def test_what_is_taken_over_while_settings_change_goes_on_under_the_new_on
 ) -> None:
     async with workers() as at:
         b, _, session_id = await orphaned(at)
-        async with taking_over(at, b, session_id, monkeypatch) as finding:
-            b.reconfigure()
+        taking = Unanswered(at, "replace", monkeypatch)
+        finding = asyncio.create_task(b.find(session_id))
+        await taking.begun.wait()
+        b.reconfigure()
+        await taking.let()
         client = await finding
         assert client.workflow.generation == 1
         assert "result" in await client.answer(client.call())
@@ -91,3 +97,50 @@ async def test_settings_are_kept_for_those_who_are_served_beside_their_holder_un
         await at.pass_time(90)
         assert [upstream.name for upstream in b.released] == ["y", "x"]
         await settle()
+
+
+async def test_what_ends_while_a_change_of_its_record_is_on_its_way_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with workers(reuse="user") as at:
+        a = await at.start()
+        at.server.on_request = echo
+        client = await a.client(ALICE, key="chat")
+        noting = Unanswered(at, "replace", monkeypatch)
+        await client.answer(client.call({"level": "debug"}, method="logging/setLevel"))
+        await noting.begun.wait()
+        await a.pool.end(client.workflow, "deleted")
+        await noting.let()
+        assert await at.directory.get(client.workflow.record.session_id) is None
+        assert (await begin(a.pool, ALICE, key="chat")).state == "reset"
+
+
+async def test_g8_what_is_let_go_while_a_change_of_its_record_is_on_its_way_is_taken_over_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with workers(reuse="user") as at:
+        a = await at.start()
+        at.server.on_request = echo
+        client = await a.client(ALICE)
+        noting = Unanswered(at, "replace", monkeypatch)
+        await client.answer(client.call({"level": "debug"}, method="logging/setLevel"))
+        await noting.begun.wait()
+        await a.pool.drain(0)
+        await noting.let()
+        record = await at.directory.get(client.workflow.record.session_id)
+        assert record is not None
+        assert (record.worker, record.wish.level) == ("", "debug")
+
+
+async def test_what_ends_while_a_directory_that_forgot_it_is_told_of_it_again_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with workers() as at:
+        a = await at.start()
+        workflow = (await a.client()).workflow
+        at.clock.advance(LEASE_SECONDS)
+        at.directory.forget(workflow.record.session_id)
+        telling = Unanswered(at, "publish", monkeypatch, before=True)
+        await a.beat()
+        await telling.begun.wait()
+        await a.pool.end(workflow, "deleted")
+        await telling.let()
+        assert await at.directory.get(workflow.record.session_id) is None
