@@ -107,6 +107,7 @@ class SharedLine:
         if level is None or level not in LEVELS:
             raise InvalidParams("logging/setLevel needs one of the levels of RFC 5424")
         wishes = self._group.wishes
+        before = wishes.of(self._owner).level
         due = wishes.set_level(self._owner, level)
         if due is None:
             self._tell_wish()
@@ -116,7 +117,7 @@ class SharedLine:
 
         def ended(refused: bool) -> None:
             if refused:
-                wishes.forget_level()
+                wishes.refuse_level(self._owner, level, before)
             else:
                 self._tell_wish()
 

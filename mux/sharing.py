@@ -120,8 +120,15 @@ class Wishes(Generic[Owner]):
         self.level = wanted
         return wanted if changed else None
 
-    def forget_level(self) -> None:
-        """The server has refused a level: what it has is not known, and the next wish is told to it."""
+    def refuse_level(self, owner: Owner, level: str, before: str) -> None:
+        """The server has refused a workflow's level: the workflow has the one before it, if any.
+
+        What the server has is not known, and the next wish is told to it.
+        """
+        if self._levels.get(owner) == level:  # else it has wished for another one since
+            del self._levels[owner]
+            if before:
+                self._levels[owner] = before
         self.level = None
 
     def _hears(self, owner: Owner, level: str | None) -> bool:

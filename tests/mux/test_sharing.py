@@ -186,7 +186,7 @@ def test_r6_a_workflow_hears_from_its_own_level_on_whatever_the_server_has() -> 
         wishes.join(owner)
     wishes.set_level(ALICE, "error")
     wishes.set_level(BOB, "debug")
-    wishes.forget_level()
+    wishes.refuse_level(BOB, "debug", "")
     message = told("notifications/message", level="info")
     assert [list(wishes.recipients(message, owner, BOTH)) for owner in BOTH] == [[], [BOB]]
 
@@ -194,5 +194,27 @@ def test_r6_a_workflow_hears_from_its_own_level_on_whatever_the_server_has() -> 
 def test_r6_a_level_that_was_refused_is_told_again() -> None:
     wishes: Wishes[str] = Wishes()
     assert wishes.set_level(ALICE, "debug") == "debug"
-    wishes.forget_level()
+    wishes.refuse_level(ALICE, "debug", "")
     assert wishes.set_level(ALICE, "debug") == "debug"
+
+
+@pytest.mark.parametrize(("before", "hears"), [("", True), ("error", False)])
+def test_r6_a_level_that_was_refused_filters_nothing(before: str, hears: bool) -> None:
+    wishes: Wishes[str] = Wishes()
+    wishes.join(ALICE)
+    for level in filter(None, [before, "critical"]):
+        wishes.set_level(ALICE, level)
+    wishes.refuse_level(ALICE, "critical", before)
+    told_of = [
+        list(wishes.recipients(told("notifications/message", level=level), ALICE, [ALICE]))
+        for level in ("info", "error")
+    ]
+    assert told_of == [[ALICE] if hears else [], [ALICE]]
+
+
+def test_r6_the_refusal_of_a_level_leaves_the_one_that_was_wished_for_since() -> None:
+    wishes: Wishes[str] = Wishes()
+    wishes.set_level(ALICE, "debug")
+    wishes.set_level(ALICE, "error")
+    wishes.refuse_level(ALICE, "debug", "")
+    assert wishes.of(ALICE).level == "error"
