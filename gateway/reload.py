@@ -5,6 +5,7 @@ from typing import Final
 
 import msgspec
 
+from ..mux.limits import EventLogLimits
 from .settings import GatewaySection, Server, Settings
 
 FIXED: Final = ("host", "port", "workers", "tls")
@@ -87,7 +88,7 @@ def _effective(settings: Settings, name: str) -> tuple[object, ...]:
     oauth = server.oauth.identity if server.oauth is not None else None
     own = {key: None for key in Server.__struct_fields__ if key in pooling.__struct_fields__}
     # How much all logs hold together is the process's bound, not the server's.
-    log = msgspec.structs.replace(pooling.event_log, total_bytes=0)
+    log = msgspec.structs.replace(pooling.event_log, total_bytes=EventLogLimits().total_bytes)
     return (
         msgspec.structs.replace(server, headers=headers, oauth=None, **own),
         oauth,
