@@ -10,6 +10,8 @@ from typing import Final
 from websockets.frames import CONT, TEXT, Frame
 from websockets.protocol import OPEN, Protocol
 
+from .parts import keep
+
 try:
     from websockets.speedups import apply_mask
 except ImportError:  # the library was installed without its compiled part
@@ -58,7 +60,7 @@ class Frames:
         self._in_fragments = False
         self._is_over = False
         """True once the connection is closing: where frames end makes no difference any longer."""
-        self._parts: list[bytes] | None = None
+        self._parts: list[bytes | bytearray] | None = None
         """Of a text message in fragments."""
 
     def feed(self, data: bytes) -> list[bytes | Frame]:
@@ -120,7 +122,7 @@ class Frames:
                 continue
             if self._parts is None:
                 continue
-            self._parts.append(bytes(event.data))
+            keep(self._parts, bytes(event.data))
             if event.fin:
                 message, self._parts = b"".join(self._parts), None
                 self._add(message, got)

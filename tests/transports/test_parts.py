@@ -5,9 +5,12 @@ from collections.abc import Callable
 
 import pytest
 from trunkline.transports.event_stream import EventParser
+from trunkline.transports.frames import Frames
 from trunkline.transports.parts import SMALL_PART, keep
 from trunkline.transports.upstream.answers import Body
 from trunkline.transports.upstream.process import Lines
+from websockets.frames import CONT, TEXT, Frame
+from websockets.protocol import SERVER, Protocol
 
 SIZE = 100_000
 
@@ -51,7 +54,18 @@ def endless_line() -> Callable[[bytes], object]:
     return lambda part: list(kept.feed(part))
 
 
-@pytest.mark.parametrize("maker", [body, stream, data_lines, lines, endless_line])
+def fragments() -> Callable[[bytes], object]:
+    frames = Frames(Protocol(SERVER, max_size=10 * SIZE), 10 * SIZE, is_masked=True)
+    frames.feed(Frame(TEXT, b"", fin=False).serialize(mask=True))
+    return lambda part: frames.feed(Frame(CONT, part, fin=False).serialize(mask=True))
+
+
+def empty_fragments() -> Callable[[bytes], object]:
+    add = fragments()
+    return lambda part: add(b"")
+
+
+@pytest.mark.parametrize("maker", [body, stream, data_lines, lines, endless_line, fragments, empty_fragments])
 def test_g10_small_parts_take_no_more_than_their_bytes(maker: Callable[[], Callable[[bytes], object]]) -> None:
     add = maker()
     tracemalloc.start()
@@ -61,4 +75,4 @@ def test_g10_small_parts_take_no_more_than_their_bytes(maker: Callable[[], Calla
         taken, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert taken < 2 * SIZE
+    assert taken < 2 * SIZE, taken
