@@ -30,6 +30,9 @@ BODY_SECONDS: Final = 65.0
 IDLE_SECONDS: Final = 75.0
 """How long a connection is kept between two requests: longer than clients keep theirs, so that they end it."""
 
+MAX_STEPS: Final = 16
+"""Requests that are told of, and pieces that are read, in a turn of the event loop: others have their turn, too."""
+
 TAKE_SECONDS: Final = 65.0
 """How long an answer may stay untaken. Who gives one that comes in parts gives up sooner."""
 
@@ -55,6 +58,7 @@ class HTTPConnection(asyncio.Protocol):
         "_is_broken",
         "_is_going_on",
         "_is_reading",
+        "_is_resting",
         "_listening",
         "_reader",
         "_waits_behind",
@@ -89,6 +93,8 @@ class HTTPConnection(asyncio.Protocol):
         self._active: HTTPExchange | None = None
         """The one that is being answered."""
         self._is_going_on = False
+        self._is_resting = False
+        """Until the next turn of the event loop, since so much came at once."""
 
     # asyncio.Protocol
 
@@ -184,22 +190,33 @@ class HTTPConnection(asyncio.Protocol):
 
     def _go_on(self) -> None:
         """Have the next request answered, once the one before is, and read on: many may come without waiting."""
-        if self._is_going_on:
+        if self._is_going_on or self._is_resting:
             return
-        self._is_going_on = True
+        self._is_going_on, steps = True, 0
         try:
             reader = self._reader
             while not self.transport.is_closing():
                 queue = reader.queue
-                if self._active is None and queue and (queue[0].is_whole or not self._holds()):
-                    self._tell(queue.pop(0))
-                elif reader.unread and (not queue or self._hold is not None):
-                    self._read(reader)
-                else:
+                is_due = self._active is None and queue and (queue[0].is_whole or not self._holds())
+                if not is_due and not (reader.unread and (not queue or self._hold is not None)):
                     break
+                if steps == MAX_STEPS:
+                    self._is_resting = True
+                    self._listening.loop.call_soon(self._next_turn)
+                    break
+                steps += 1
+                if is_due:
+                    self._tell(queue.pop(0))
+                else:
+                    self._read(reader)
         finally:
             self._is_going_on = False
         self.settle()
+
+    def _next_turn(self) -> None:
+        self._is_resting = False
+        if not self.is_lost:
+            self._go_on()
 
     def _holds(self) -> bool:
         """Whether nobody is told of a request yet, since its small body is waited for."""
@@ -244,12 +261,12 @@ class HTTPConnection(asyncio.Protocol):
         """See `Carrier.settle`: read on or not, and wait for what is due next."""
         reader, active = self._reader, self._active
         newest = reader.newest
-        if self._is_broken and active is None:
+        if self._is_broken and active is None and not reader.queue:
             self._refuse()
         if self.transport.is_closing():
             self._wait_for("untaken", TAKE_SECONDS)
             return
-        reads = not reader.queue or self._hold is not None
+        reads = not self._is_resting and (not reader.queue or self._hold is not None)
         if newest is not None and not newest.is_whole and newest.is_full:
             reads = False
         if reads != self._is_reading:

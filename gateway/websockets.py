@@ -11,6 +11,7 @@ from websockets.frames import BINARY, CLOSE, PING, PONG, Frame
 from websockets.http11 import Request
 
 from ..transports.frames import Frames, text_frame
+from ..transports.portions import Portions
 from ..transports.websocket import PING as LENT_PING
 from ..transports.websocket import WIRE, Socket
 
@@ -32,6 +33,7 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
     _socket: Socket | None = None
     """Who is told what happens, instead of an application."""
     _frames: Frames
+    _portions: Portions
     _early = b""
     """What came before the upgrade was answered: nobody reads it before it is known who does."""
 
@@ -40,6 +42,7 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
     def handle_connect(self, event: Request) -> None:
         """See the base class."""
         self._pings = {}
+        self._portions = Portions()
         super().handle_connect(event)
         scope = getattr(self, "scope", None)
         if scope is not None:
@@ -48,7 +51,7 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
     def data_received(self, data: bytes) -> None:
         """See the base class."""
         if self._socket is not None:
-            self._take(self._socket, self._frames.feed(data))
+            self._portions.take(data, self._read, self.transport)
         elif self.handshake_initiated and not self.handshake_complete:
             self._early += data
             self.pause_reading()
@@ -95,7 +98,7 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
         """See the base class; a client that pings and takes no pong is cut, before its pongs pile up."""
         if self.transport.get_write_buffer_size() > MAX_UNTAKEN_BYTES:
             self.transport.abort()
-        else:
+        elif not self.transport.is_closing():
             super().handle_ping()
 
     async def ping(self) -> None:
@@ -134,13 +137,13 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
         """See `Wire.pause_reading`."""
         if not self.read_paused and not self.transport.is_closing():
             self.read_paused = True
-            self.transport.pause_reading()
+            self._portions.hold(self.transport)
 
     def resume_reading(self) -> None:
         """See `Wire.resume_reading`."""
         if self.read_paused:
             self.read_paused = False
-            self.transport.resume_reading()
+            self._portions.release(self.transport)
 
     def close(self, code: int, reason: str) -> None:
         """See `Wire.close`."""
@@ -169,9 +172,16 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
         """See the base class."""
         super().connection_lost(exc)
         if self._socket is not None:
-            self._socket.gone()
+            self._portions.lost(self._socket.gone)
 
     # Inside.
+
+    def _read(self, data: bytes) -> bytes:
+        came: list[bytes | Frame] = []
+        rest = self._frames.feed_some(data, came)
+        if self._socket is not None:
+            self._take(self._socket, came)
+        return rest
 
     def _take(self, socket: Socket, came: list[bytes | Frame]) -> None:
         for one in came:
@@ -196,8 +206,8 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
     def _go_on(self) -> None:
         early, self._early = self._early, b""
         if not self.transport.is_closing():
-            self.data_received(early)
             self.resume_reading()
+            self.data_received(early)
 
     def _linger(self) -> None:
         if not self.disconnected:

@@ -11,6 +11,7 @@ from websockets.frames import CONT, TEXT, Frame
 from websockets.protocol import OPEN, Protocol
 
 from .parts import keep
+from .portions import PORTION_ITEMS
 
 try:
     from websockets.speedups import apply_mask
@@ -22,6 +23,9 @@ WHOLE_TEXT: Final = 0x81
 
 FIN: Final = 0x80
 MASKED: Final = 0x80
+OVER_BYTES: Final = 1_024
+"""What the library reads at once where nobody knows any longer where frames end."""
+
 INVALID_DATA: Final = 1007
 """The code for text that is no UTF-8 (RFC 6455, 7.4.1)."""
 
@@ -43,18 +47,17 @@ def text_frame(message: bytes, key: bytes = b"") -> bytes:
 class Frames:
     """What comes on one connection whose opening handshake is over. `limit` bounds a message in bytes.
 
-    The protocol must have the same limit. Its answers are left in its `data_to_send`. `early` is what came before, and
-    is fed with what comes next.
+    The protocol must have the same limit. Its answers are left in its `data_to_send`.
     """
 
     __slots__ = ("_held", "_in_fragments", "_is_over", "_left", "_limit", "_mask", "_parts", "_protocol")
 
-    def __init__(self, protocol: Protocol, limit: int, *, is_masked: bool, early: bytes = b"") -> None:
+    def __init__(self, protocol: Protocol, limit: int, *, is_masked: bool) -> None:
         self._protocol = protocol
         self._limit = limit
         self._mask = MASKED if is_masked else 0
-        self._held = early
-        """The beginning of a head that is not complete: less than 14 bytes, but for what was early."""
+        self._held = b""
+        """The beginning of a head that is not complete: less than 14 bytes."""
         self._left = 0
         """Bytes that are still to come of a frame that the library reads."""
         self._in_fragments = False
@@ -65,14 +68,23 @@ class Frames:
 
     def feed(self, data: bytes) -> list[bytes | Frame]:
         """Some more of what comes: messages as their text, and every other frame as the library tells it."""
+        came: list[bytes | Frame] = []
+        while data:
+            data = self.feed_some(data, came)
+        return came
+
+    def feed_some(self, data: bytes, got: list[bytes | Frame]) -> bytes:
+        """Take little more than `PORTION_ITEMS` frames of it to what was `got`; return the rest."""
         self._is_over = self._protocol.state is not OPEN
         if self._held:
             data, self._held = self._held + data, b""
-        got: list[bytes | Frame] = []
-        at, end = 0, len(data)
+        at, end, taken = 0, len(data), 0
         while at < end:
+            if taken >= PORTION_ITEMS:
+                return data[at:]
             if self._left or self._is_over:
-                at = self._hand_on(data, at, got)
+                at, frames = self._hand_on(data, at, got)
+                taken += frames
                 continue
             if end - at < 2:
                 self._held = data[at:]
@@ -98,9 +110,10 @@ class Frames:
                 else:
                     self._add(message, got)
                 at = stop
+                taken += 1
             else:
                 self._leave(first, stop - at)
-        return got
+        return b""
 
     def _leave(self, first: int, size: int) -> None:
         """Leave a frame to the library."""
@@ -108,12 +121,13 @@ class Frames:
         if not first & 0x8:  # no control frame, which may stand between fragments
             self._in_fragments = not first & FIN
 
-    def _hand_on(self, data: bytes, at: int, got: list[bytes | Frame]) -> int:
-        """Let the library read what is its; where that ends."""
-        stop = len(data) if self._is_over else min(at + self._left, len(data))
+    def _hand_on(self, data: bytes, at: int, got: list[bytes | Frame]) -> tuple[int, int]:
+        """Let the library read what is its; where that ends, and how many frames it was."""
+        stop = min(at + (OVER_BYTES if self._is_over else self._left), len(data))
         self._left = max(0, self._left - (stop - at))
         self._protocol.receive_data(data[at:stop])
-        for event in self._protocol.events_received():
+        events = self._protocol.events_received()
+        for event in events:
             assert isinstance(event, Frame), "the opening handshake is over"
             if event.opcode is TEXT:
                 self._parts = []
@@ -127,7 +141,7 @@ class Frames:
                 message, self._parts = b"".join(self._parts), None
                 self._add(message, got)
         self._is_over = self._protocol.state is not OPEN
-        return stop
+        return stop, len(events)
 
     def _add(self, message: bytes, got: list[bytes | Frame]) -> None:
         """Take a message; where it is no UTF-8, the connection has failed."""

@@ -12,7 +12,7 @@ import pytest
 from harness.gateways import until
 from harness.http_serving import GET, Connected, Parts, answering, echo, said, serving, talking
 from trunkline.gateway import http_connection, http_listening
-from trunkline.gateway.http_connection import HTTPConnection
+from trunkline.gateway.http_connection import MAX_STEPS, HTTPConnection
 from trunkline.gateway.http_listening import HTTPListening
 from trunkline.gateway.request_reader import MAX_HEAD_BYTES, MAX_HEADERS
 from trunkline.mux.statistics import Statistics
@@ -182,6 +182,30 @@ async def test_what_is_no_http_is_refused_after_the_answers_that_are_due() -> No
         assert await said(reader) == b"GET /1 "
         assert await said(reader) == b"GET /2 "
         assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
+
+
+async def test_g10_who_is_answered_at_once_leaves_others_their_turn_and_gets_every_answer() -> None:
+    """However much came in one piece; what is no HTTP behind it is refused after the answers that are due."""
+    number, in_turn, most = 10 * MAX_STEPS, 0, 0
+
+    def turn() -> None:
+        nonlocal in_turn
+        in_turn = 0
+
+    def take(whole: WholeRequest) -> bool:
+        nonlocal in_turn, most
+        if not in_turn:
+            asyncio.get_running_loop().call_soon(turn)
+        in_turn += 1
+        most = max(most, in_turn)
+        whole.reply(200, [], whole.scope["path"].encode())
+        return True
+
+    async with talking(echo, HTTPListening(Statistics(), take)) as (reader, writer):
+        writer.write(b"".join([GET % n for n in range(number)]) + b"nonsense\r\n\r\n")
+        assert [await said(reader) for _ in range(number)] == [b"/%d" % n for n in range(number)]
+        assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
+    assert most <= MAX_STEPS
 
 
 async def test_a_body_that_is_no_http_is_refused_and_no_request() -> None:

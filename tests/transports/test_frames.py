@@ -14,10 +14,10 @@ KEY = b"\x01\x80\xff\x00"
 SIZES = (0, 1, 125, 126, 65_535, 65_536, LIMIT)
 
 
-def reading(*, is_masked: bool, early: bytes = b"") -> tuple[Protocol, Frames]:
+def reading(*, is_masked: bool) -> tuple[Protocol, Frames]:
     """What reads frames that are masked, or not, beside the library's protocol of that side."""
     protocol = Protocol(SERVER if is_masked else CLIENT, max_size=LIMIT)
-    return protocol, Frames(protocol, LIMIT, is_masked=is_masked, early=early)
+    return protocol, Frames(protocol, LIMIT, is_masked=is_masked)
 
 
 def told(came: list[bytes | Frame]) -> list[object]:
@@ -56,10 +56,9 @@ def test_however_they_are_cut_frames_are_what_the_library_says(is_masked: bool, 
     sent = [frame for group in data.draw(some.lists(FRAMES, max_size=6)) for frame in group]
     text = b"".join(frame.serialize(mask=is_masked) for frame in sent)
     cuts = sorted(data.draw(some.lists(some.integers(0, len(text)), max_size=8)))
-    early = data.draw(some.integers(0, cuts[0] if cuts else len(text)))
-    protocol, frames = reading(is_masked=is_masked, early=text[:early])
+    protocol, frames = reading(is_masked=is_masked)
     came = []
-    for at, stop in zip([early, *cuts], [*cuts, len(text)], strict=True):
+    for at, stop in zip([0, *cuts], [*cuts, len(text)], strict=True):
         came += frames.feed(text[at:stop])
     library = Protocol(SERVER if is_masked else CLIENT, max_size=LIMIT)
     library.receive_data(text)

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from ..portions import PORTION_BYTES, Portions
 from .http import (
     CONNECT_SECONDS,
     KEEP_ALIVE_SECONDS,
@@ -231,6 +232,9 @@ class _Connection(asyncio.Protocol):
         self._keeps_alive = False
         self._is_spoilt = False
         """Something came that nobody asked for."""
+        self._portions = Portions()
+        self._is_more = False
+        """Something has come behind what is being read."""
         self.idle_since = 0.0
 
     @property
@@ -267,12 +271,26 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
-        if self._answer is None:
+        self._portions.take(data, self._read, self._transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        self._portions.lost(partial(self._end, exc))
+
+    def _read(self, data: bytes) -> bytes:
+        if self._answer is None or self._is_spoilt:
             self.close()
-            return
+            return b""
         if self._left:
+            self._is_more = False
             self._take_body(self._answer, data)
-            return
+            return b""
+        rest = data[PORTION_BYTES:]
+        self._is_more = bool(rest)
+        self._parse(data[:PORTION_BYTES])
+        return rest
+
+    def _parse(self, data: bytes) -> None:
         head_left = self._head_left
         try:
             self._parser.feed_data(data)
@@ -295,8 +313,7 @@ class _Connection(asyncio.Protocol):
         elif head_left and self._head_left == head_left:  # not one header line was completed by all of this
             self._take_head(len(data))
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """See `asyncio.Protocol`."""
+    def _end(self, exc: Exception | None) -> None:
         self._gone(self)
         del self._parser  # which refers to this
         if self._until_close and exc is None and not self._is_spoilt:
@@ -365,6 +382,7 @@ class _Connection(asyncio.Protocol):
     def _complete(self) -> None:
         written = not self._transport.get_write_buffer_size()
         answer, self._answer = self._answer, None
+        self._is_spoilt = self._is_spoilt or self._is_more
         if self._keeps_alive and written and not self._is_spoilt and not self._transport.is_closing():
             self._free(self)
         else:

@@ -7,12 +7,14 @@ import logging
 import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Final, Protocol, cast
 
 import anyio
 
 from ...mux.limits import MAX_EVENT_BYTES
 from ..parts import keep
+from ..portions import PORTION_ITEMS, Portions
 from .pipe import InputPipe, MayBegin, always
 
 logger = logging.getLogger(__name__)
@@ -79,6 +81,13 @@ class Lines:
             self._held += len(part)
 
 
+def some_lines(chunk: bytes) -> tuple[bytes, bytes]:
+    """No more lines of it than make a portion, and the rest."""
+    parts = chunk.split(b"\n", PORTION_ITEMS)
+    rest = parts[-1] if len(parts) > PORTION_ITEMS else b""
+    return chunk[: len(chunk) - len(rest)], rest
+
+
 class GroupProcess(asyncio.SubprocessProtocol):
     """One process and what it starts. Made by `start`, ended by `end`, which has to be called."""
 
@@ -89,6 +98,8 @@ class GroupProcess(asyncio.SubprocessProtocol):
         self._transport: asyncio.SubprocessTransport
         self._input: InputPipe
         self._exited = asyncio.Event()
+        self._portions = {1: Portions(), 2: Portions()}
+        """Of its output and its stderr."""
         self._unread = {1, 2}
         """Outputs that have not ended."""
         self._is_over = False
@@ -175,19 +186,14 @@ class GroupProcess(asyncio.SubprocessProtocol):
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         """See `asyncio.SubprocessProtocol`."""
-        if fd == 2:
-            self._log.add(data)
-        elif not self._is_over:
-            for line in self._out.feed(data):
-                if self._out.overlong or self._is_over:
-                    break
-                if line and line != b"\r":
-                    self._hearer.said(line.removesuffix(b"\r"))
-            if self._out.overlong:
-                self._tell(f"the server sent a line longer than {MAX_EVENT_BYTES} bytes", is_fault=True)
+        pipe = cast(asyncio.ReadTransport, self._transport.get_pipe_transport(fd))
+        self._portions[fd].take(data, self._hear if fd == 1 else self._log.add, pipe)
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
         """See `asyncio.SubprocessProtocol`."""
+        self._portions[fd].lost(partial(self._ended, fd))
+
+    def _ended(self, fd: int) -> None:
         # With uvloop a process keeps a second handle on each of its pipes: there, only its exit ends them.
         self._unread.discard(fd)
         if fd != 2 or self._exited.is_set():  # a server may close its stderr
@@ -199,6 +205,20 @@ class GroupProcess(asyncio.SubprocessProtocol):
         self._go("the server exited")
 
     # Inside.
+
+    def _hear(self, data: bytes) -> bytes:
+        """Some lines of its output; what follows them."""
+        if self._is_over:
+            return b""
+        lines, rest = some_lines(data)
+        for line in self._out.feed(lines):
+            if self._out.overlong or self._is_over:
+                break
+            if line and line != b"\r":
+                self._hearer.said(line.removesuffix(b"\r"))
+        if self._out.overlong:
+            self._tell(f"the server sent a line longer than {MAX_EVENT_BYTES} bytes", is_fault=True)
+        return rest
 
     def _go(self, why: str) -> None:
         """A sign that it is gone: told when the process has exited and its output is read, or soon."""
@@ -262,10 +282,12 @@ class _ErrorLog:
         self._told = 0
         self._left_out = 0
 
-    def add(self, chunk: bytes) -> None:
-        """Some more of it."""
-        for line in self._lines.feed(chunk):
+    def add(self, chunk: bytes) -> bytes:
+        """Some lines more of it; what follows them."""
+        lines, rest = some_lines(chunk)
+        for line in self._lines.feed(lines):
             self._tell(line)
+        return rest
 
     def close(self) -> None:
         """There is no more."""

@@ -28,6 +28,7 @@ from ...mux.ports import Headers, Receiver, Wire
 from ...mux.request import Request
 from ...mux.statistics import Statistics
 from ..frames import Frames, text_frame
+from ..portions import Portions
 from .http import CONNECT_SECONDS, HeaderBlock
 from .one_stream import MAX_UNSENT, MAX_UNSENT_BYTES, OneStreamWire
 from .pipe import when_writable
@@ -182,7 +183,9 @@ class _WebSocketWire(OneStreamWire, asyncio.Protocol):
         self._transport = opening.transport
         self._protocol = opening.protocol
         self._protocol.logger = _quiet  # the one that it has refers to what is left behind here
-        self._frames = Frames(opening.protocol, MAX_EVENT_BYTES, is_masked=False, early=opening.early)
+        self._frames = Frames(opening.protocol, MAX_EVENT_BYTES, is_masked=False)
+        self._portions = Portions()
+        self._early = opening.early
         self._queue: list[tuple[bytes, Request | None]] = []
         self._queued = 0
         """What the queue takes, in bytes."""
@@ -212,14 +215,14 @@ class _WebSocketWire(OneStreamWire, asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
-        self._take(self._frames.feed(data))
-
-    def eof_received(self) -> None:
-        """See `asyncio.Protocol`; the transport closes after it."""
-        self._protocol.receive_eof()
+        early, self._early = self._early, b""
+        self._portions.take(early + data, self._read, self._transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
+        self._portions.lost(self._end)
+
+    def _end(self) -> None:
         if self._is_gone:
             return
         self._is_gone = True
@@ -239,6 +242,12 @@ class _WebSocketWire(OneStreamWire, asyncio.Protocol):
         self._flush()
 
     # What comes.
+
+    def _read(self, data: bytes) -> bytes:
+        came: list[bytes | Frame] = []
+        rest = self._frames.feed_some(data, came)
+        self._take(came)
+        return rest
 
     def _take(self, came: list[bytes | Frame]) -> None:
         for one in came:

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 from harness.raw_http import PATIENCE, Hearer, Peer, RawServer, Serve, serving
+from trunkline.transports import portions
 from trunkline.transports.upstream import http1
 from trunkline.transports.upstream.http import MAX_HEAD_BYTES, HeaderBlock, Withheld
 from trunkline.transports.upstream.http1 import HTTP1Client
@@ -515,3 +516,60 @@ async def test_closing_breaks_what_is_under_way() -> None:
 def test_a_url_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="URL"):
         HTTP1Client(url, CONTEXT)
+
+
+@pytest.mark.parametrize("seconds", [-1.0, PATIENCE])
+async def test_an_answer_that_nobody_asked_for_behind_a_long_one_is_nobodys(
+    seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where one portion ends with the answer, what is behind it was there before it could be another's."""
+    monkeypatch.setattr(portions, "TURN_SECONDS", seconds)
+    head, end = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"0\r\n\r\n"
+    size = portions.PORTION_BYTES - len(head) - len(b"%x\r\n\r\n" % portions.PORTION_BYTES) - len(end)
+    long = head + b"%04x\r\n%b\r\n" % (size, b"x" * size) + end
+    assert len(long) == portions.PORTION_BYTES
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(long + PLAIN.replace(b"hello", b"wrong"))
+        await peer.request()
+        await peer.say(PLAIN)
+
+    async with client_of(serve) as (client, server):
+        first = post(client)
+        assert await first.outcome() is None
+        assert first.body == b"x" * size
+        server._serve = answer_plainly
+        second = post(client)
+        assert await second.outcome() is None
+        assert second.body == b"hello"
+        assert server.connections == 2
+
+
+async def answer_plainly(peer: Peer) -> None:
+    await peer.request()
+    await peer.say(PLAIN)
+
+
+@pytest.mark.parametrize("size", [1_000, 1_000_000])
+async def test_an_answer_is_whole_however_its_reading_is_spread_over_turns(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(portions, "TURN_SECONDS", -1.0)
+    body = b"".join([b"%09d " % n for n in range(size // 10)])
+
+    async def known(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + body)
+        await peer.request()
+        chunks = [b"%x\r\n%b\r\n" % (len(body[at : at + 7_000]), body[at : at + 7_000]) for at in range(0, size, 7_000)]
+        await peer.say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"".join(chunks) + b"0\r\n\r\n")
+        await peer.request()
+        await peer.say(b"HTTP/1.1 200 OK\r\n\r\n" + body)
+
+    async with client_of(known) as (client, server):
+        for _ in range(3):
+            hearer = post(client)
+            assert await hearer.outcome() is None
+            assert hearer.body == body
+        assert server.connections == 1

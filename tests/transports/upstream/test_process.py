@@ -1,5 +1,6 @@
 """Real processes: lines, logs, and ends that leave nothing behind."""
 
+import asyncio
 import logging
 import os
 import signal
@@ -12,6 +13,7 @@ import anyio
 import pytest
 from harness.stream_peers import until_gone
 from trunkline.mux.limits import MAX_EVENT_BYTES
+from trunkline.transports import portions
 from trunkline.transports.upstream import process
 from trunkline.transports.upstream.process import LOG_LINE_BYTES, LOG_LINES_PER_SECOND, GroupProcess, Lines
 
@@ -82,6 +84,27 @@ def test_a_line_over_the_limit_is_cut_and_the_next_one_found() -> None:
     assert list(lines.feed(b"12345")) == []
     assert lines.overlong
     assert list(lines.feed(b"678\nab\n")) == [b"1234", b"ab"]
+
+
+async def test_lines_that_come_at_once_are_heard_in_order_and_others_have_their_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(portions, "TURN_SECONDS", -1.0)
+    number, turns = 10_000, 0
+    program = f"import sys; sys.stdout.write(''.join(f'{{n}}\\n' for n in range({number}))); sys.stdout.flush()"
+
+    def turn() -> None:
+        nonlocal turns
+        turns += 1
+        if not heard.why:
+            asyncio.get_running_loop().call_soon(turn)
+
+    async with running(program) as (_, heard):
+        await heard.until(lambda: heard.lines)
+        turn()
+        await heard.until(lambda: heard.why)
+    assert heard.lines == [b"%d" % n for n in range(number)]
+    assert turns > number / portions.PORTION_ITEMS / 2
 
 
 async def test_lines_go_in_and_come_out() -> None:

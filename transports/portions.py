@@ -1,0 +1,111 @@
+"""What comes on a connection, read in portions: a peer that floods costs the others little in each turn of the loop.
+
+An event loop reads on while more has come, and calls nobody else meanwhile: whoever sends what takes longer to read
+than to send would keep everybody waiting. So reading rests until the next turn where it took its time.
+"""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from time import perf_counter
+from typing import Final, Protocol
+
+TURN_SECONDS: Final = 0.002
+"""How long one connection may be read in a turn of the event loop, but for the portion that it is exceeded with."""
+
+PORTION_BYTES: Final = 16_384
+PORTION_ITEMS: Final = 64
+"""So much, or so many messages, are read before it is looked at the clock."""
+
+SMALL: Final = 1_024
+"""What is not longer is read at once: whoever waits for answers sends no more, and the clock need not be asked."""
+
+Read = Callable[[bytes], bytes]
+"""Reads some of what came, and returns the rest."""
+
+
+class Source(Protocol):
+    """Where it comes from: a transport, or who decides whether that is read."""
+
+    def pause_reading(self) -> None:
+        """Let what comes wait."""
+
+    def resume_reading(self) -> None:
+        """Go on."""
+
+    def is_closing(self) -> bool:
+        """Whether nothing more is wanted of it."""
+
+
+class Portions:
+    """Of one connection: what came, and waits for its turn. It refers to nobody while nothing waits."""
+
+    __slots__ = ("_go_on", "_is_held", "_is_resting", "_lost", "_rest")
+
+    def __init__(self) -> None:
+        self._is_resting = False
+        """True while reading rests, whether something that came waits or not."""
+        self._is_held = False
+        """True while who reads wants nothing."""
+        self._rest = b""
+        self._go_on: Callable[[], None] | None = None
+        """Goes on with what waits, where that is held."""
+        self._lost: Callable[[], None] | None = None
+
+    def take(self, data: bytes, read: Read, source: Source) -> None:
+        """Have it read, now or in the turns that follow."""
+        if self._is_resting:
+            self._rest += data
+        elif len(data) > SMALL:
+            self._take(data, read, source)
+        else:
+            while data := read(data):
+                pass
+
+    def hold(self, source: Source) -> None:
+        """Let everything wait that was not handed to who reads."""
+        self._is_held = True
+        source.pause_reading()
+
+    def release(self, source: Source) -> None:
+        """Go on."""
+        self._is_held = False
+        if self._go_on is not None:
+            asyncio.get_running_loop().call_soon(self._go_on)
+            self._go_on = None
+        elif not self._is_resting and not source.is_closing():
+            source.resume_reading()
+
+    def lost(self, then: Callable[[], None]) -> None:
+        """Nothing more comes: do this once all is read, or at once where that is held."""
+        if self._is_resting and self._go_on is None:
+            self._lost = then
+        else:
+            self._go_on, self._rest = None, b""
+            then()
+
+    def _take(self, data: bytes, read: Read, source: Source) -> None:
+        end = perf_counter() + TURN_SECONDS
+        while data:
+            data = read(data)
+            if perf_counter() > end or (data and self._is_held):
+                self._is_resting, self._rest = True, data
+                if self._lost is None and not source.is_closing():
+                    source.pause_reading()
+                asyncio.get_running_loop().call_soon(self._next_turn, read, source)
+                return
+
+    def _next_turn(self, read: Read, source: Source) -> None:
+        if self._lost is None and self._is_held:
+            self._go_on = partial(self._next_turn, read, source)
+            return
+        rest, self._rest, self._is_resting = self._rest, b"", False
+        if self._lost is None and source.is_closing():
+            return
+        self._take(rest, read, source)
+        if self._is_resting:
+            return
+        if self._lost is not None:
+            self._lost()
+        elif not self._is_held and not source.is_closing():
+            source.resume_reading()
