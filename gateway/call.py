@@ -10,7 +10,8 @@ from urllib.parse import urlsplit
 
 from ..transports.client import websocket_client
 from ..transports.dialer import CannotConnect
-from ..transports.headers import WORKFLOW
+from ..transports.headers import WORKFLOW, is_key
+from ..transports.upstream.http import HeaderBlock
 from ..transports.upstream.proxy import proxy_of
 from .console import Meter, add_row, meter, printable, table_for, write_json
 from .console import show as print_shown
@@ -76,7 +77,7 @@ def read_call(
     """The call that a command line describes.
 
     Raises:
-        WrongArgument: the URL is none of an MCP server, the arguments are no JSON object, or a header is no header.
+        WrongArgument: the URL is none of an MCP server, the arguments are no JSON object, a header or key is none.
     """
     try:
         given = json.loads(arguments)
@@ -88,6 +89,8 @@ def read_call(
         raise WrongArgument(f'--transport: expected http, sse or ws, got "{kind}"')
     named = dict(_header(text) for text in headers)
     if workflow is not None:
+        if not is_key(workflow):
+            raise WrongArgument("--workflow: expected 1-128 characters of A-Z a-z 0-9 . _ : -")
         named[WORKFLOW] = workflow
     endpoint, chosen = endpoint_of(url, _KINDS[kind] if kind is not None else None)
     return Call(endpoint, chosen, tool, given, named)
@@ -187,7 +190,12 @@ def _header(text: str) -> tuple[str, str]:
     name, colon, value = text.partition(":")
     if not colon or not name.strip():
         raise WrongArgument("--header: expected 'Name: value', got one without a name and a colon")
-    return name.strip(), value.strip()
+    name, value = name.strip(), value.strip()
+    try:
+        HeaderBlock({name: value})
+    except ValueError as error:
+        raise WrongArgument(f"--header: {error}") from None
+    return name, value
 
 
 def _text(block: "types.ContentBlock") -> str:

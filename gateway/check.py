@@ -75,7 +75,9 @@ def run(settings: Settings, names: Collection[str], *, as_json: bool, console: C
             raise SettingsError(f"servers.{name}", f"there is none; there are: {', '.join(settings.servers)}")
     wanted = {name: server for name, server in settings.servers.items() if not names or name in names}
     if not wanted:
-        raise SettingsError("servers", "there is no server to check; add [servers.NAME] with a url")
+        raise SettingsError(
+            "servers", "there is no server to check; name a file, and add [servers.NAME] with a url to it"
+        )
     done = 0
     with meter("servers are asked", len(wanted)).running() as told:
 

@@ -80,7 +80,7 @@ def _tried(settings: Settings, url: str, name: str, *, demo: bool) -> list[str]:
     return [
         *first,
         "Try one of these twice: the second call continues the session of the first.",
-        f"  {program()} call {url} counter --workflow me{shown}",
+        f"  {program()} call {url} counter --workflow my-chat{shown}",
         _curl(url, request("tools/call", {"name": "counter", "arguments": {}}, b"1"), key, named),
     ]
 

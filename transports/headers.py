@@ -94,8 +94,13 @@ def workflow_key(headers: Mapping[str, str]) -> str | None:
     return None if key is None else _checked_key(key)
 
 
+def is_key(text: str) -> bool:
+    """Whether this may be a client's key for a workflow."""
+    return _KEY.fullmatch(text) is not None
+
+
 def _checked_key(key: str | None) -> str | None:
-    if key is not None and not _KEY.fullmatch(key):
+    if key is not None and not is_key(key):
         raise HTTPRefusal(400, "workflow_key", "Trunkline-Workflow must be 1-128 characters of A-Z a-z 0-9 . _ : -")
     return key
 

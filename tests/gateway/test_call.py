@@ -91,11 +91,19 @@ def test_what_is_no_url_is_told_with_one_that_is(url: str) -> None:
         ("{}", "smoke", "A: b", "expected http, sse or ws"),
         ("{}", None, "no colon", "expected 'Name: value'"),
         ("{}", None, ": nameless", "expected 'Name: value'"),
+        ("{}", None, "a b: c", "--header: the header 'a b' cannot be sent"),
+        ("{}", None, "A: b\r\nc", "--header: the header 'A' cannot be sent"),
     ],
 )
 def test_a_wrong_argument_is_named(arguments: str, kind: str | None, header: str, words: str) -> None:
     with pytest.raises(WrongArgument, match=words):
         call("http://h/mcp", "t", arguments, kind=kind, headers=[header])
+
+
+@pytest.mark.parametrize("key", ["a b", "ü", "k" * 129])
+def test_a_key_that_is_none_is_named(key: str) -> None:
+    with pytest.raises(WrongArgument, match="--workflow: expected 1-128 characters"):
+        call("http://h/mcp", "t", key=key)
 
 
 def test_headers_and_key_are_taken_as_they_are() -> None:

@@ -483,7 +483,9 @@ def test_the_file_of_init_is_taken_as_it_is(tmp_path: Path, upstream: Upstream) 
     assert "ok" in in_a_shell([check])[0]
     assert "--force" in refused("init", path)
     assert run("init", path, "--force").returncode == 0
-    assert refused("check", path) == "servers: there is no server to check; add [servers.NAME] with a url"
+    assert refused("check", path) == (
+        "servers: there is no server to check; name a file, and add [servers.NAME] with a url to it"
+    )
 
 
 def test_a_token_is_made_as_text_and_as_json() -> None:

@@ -22,7 +22,7 @@ def test_every_server_is_named_with_what_it_offers() -> None:
 
 def test_the_demo_has_tools_to_try() -> None:
     told = welcome(Settings(servers={"one": Server(url="http://h/")}), URL, demo=True)
-    assert f" call {URL}/servers/demo/mcp counter --workflow me" in told
+    assert f" call {URL}/servers/demo/mcp counter --workflow my-chat" in told
     assert "tools/call" in told
     others = welcome(Settings(servers={"one": Server(url="http://h/")}), URL, demo=False)
     assert "tools/list" in others
