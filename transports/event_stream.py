@@ -12,6 +12,9 @@ KEEP_ALIVE: Final = b": keep-alive\n\n"
 MAX_EVENTLESS_BYTES: Final = 2 * MAX_EVENT_BYTES
 """What may come without an event: a server that sends comments without end costs everybody time, and nobody waits."""
 
+MAX_EVENT_ID_BYTES: Final = 4_096
+"""It is kept for as long as its stream is, and sent back in a header, of which few servers take more."""
+
 RECONNECT: Final = b"retry: 1000\n\n"
 """Asks a client to come back in a second, after this stream ends: an EventSource gives up for good on a 503."""
 
@@ -59,7 +62,8 @@ class EventParser:
         """The events that this chunk completes.
 
         Raises:
-            UpstreamFault: an event larger than the limit, or too much without one.
+            UpstreamFault: an event larger than the limit, an id longer than `MAX_EVENT_ID_BYTES`, or too much without
+                an event.
         """
         if not chunk:
             return []
@@ -113,6 +117,8 @@ class EventParser:
         elif field == b"event":
             self._name = value.decode(errors="replace")
         elif field == b"id" and b"\0" not in value:
+            if len(value) > MAX_EVENT_ID_BYTES:
+                raise UpstreamFault(f"the server sent an event id longer than {MAX_EVENT_ID_BYTES} bytes")
             self.last_id = value.decode(errors="replace")
             self._changed = True
         elif field == b"retry" and value.isdigit() and len(value) < 10:

@@ -6,7 +6,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from trunkline.mux.errors import UpstreamFault
 from trunkline.transports import event_stream
-from trunkline.transports.event_stream import KEEP_ALIVE, RECONNECT, EventParser, ServerEvent, encode
+from trunkline.transports.event_stream import (
+    KEEP_ALIVE,
+    MAX_EVENT_ID_BYTES,
+    RECONNECT,
+    EventParser,
+    ServerEvent,
+    encode,
+)
 
 LIMIT = 1 << 16
 
@@ -36,6 +43,13 @@ def test_a_comment_is_no_event() -> None:
 
 def test_a_reconnect_is_asked_for_in_milliseconds() -> None:
     assert parsed(RECONNECT) == [message(b"", retry=1000)]
+
+
+def test_g10_an_event_id_that_is_too_long_is_a_fault_and_one_at_the_limit_is_not() -> None:
+    longest = b"x" * MAX_EVENT_ID_BYTES
+    assert parsed(b"id: %b\n\n" % longest) == [message(b"", longest.decode())]
+    with pytest.raises(UpstreamFault):
+        parsed(b"id: %bx\n" % longest)
 
 
 FIELDS: list[tuple[bytes, list[ServerEvent]]] = [

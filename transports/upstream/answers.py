@@ -33,8 +33,9 @@ FORGOTTEN: Final = re.compile(
 """How servers say so, in lower case."""
 
 FIRST_RETRY_SECONDS: Final = 1.0
+SOONEST_RETRY_SECONDS: Final = 0.1
 LAST_RETRY_SECONDS: Final = 30.0
-"""A stream that broke is taken up again after what the server asked for, within this."""
+"""A stream that broke is taken up again after what the server asked for, within these two; the first is for none."""
 
 LISTEN_SECONDS: Final = 0.5
 """How long a request waits for the GET stream on which the server may tell of its progress."""
@@ -124,11 +125,11 @@ class Events:
         """Some more of the stream.
 
         Raises:
-            UpstreamFault: an event larger than `MAX_EVENT_BYTES`.
+            UpstreamFault: what `EventParser.feed` says.
         """
         for event in self._parser.feed(chunk):
             if event.retry is not None:
-                self.retry = min(event.retry / 1000, LAST_RETRY_SECONDS)
+                self.retry = min(max(event.retry / 1000, SOONEST_RETRY_SECONDS), LAST_RETRY_SECONDS)
             if event.data and event.name == "message":
                 self._hand_on(event.data)
 

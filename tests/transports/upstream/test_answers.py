@@ -4,6 +4,7 @@ import pytest
 from trunkline.mux.errors import UpstreamFault
 from trunkline.transports.upstream.answers import (
     LAST_RETRY_SECONDS,
+    SOONEST_RETRY_SECONDS,
     Body,
     Events,
     content_type,
@@ -41,10 +42,12 @@ def test_events_hand_on_messages_and_keep_where_to_go_on() -> None:
     heard: list[bytes] = []
     events = Events(heard.append, "before")
     assert events.last_id == "before"
-    events.add(b"id: 1\ndata: one\n\nevent: other\ndata: two\n\nid: 3\ndata:\n\nretry: 20\n\n")
+    events.add(b"id: 1\ndata: one\n\nevent: other\ndata: two\n\nid: 3\ndata:\n\nretry: 200\n\n")
     assert heard == [b"one"]
     assert events.last_id == "3"
-    assert events.retry == 0.02
+    assert events.retry == 0.2
+    events.add(b"retry: 0\n\n")
+    assert events.retry == SOONEST_RETRY_SECONDS
     events.add(b"retry: 99999999\n\n")
     assert events.retry == LAST_RETRY_SECONDS
 
