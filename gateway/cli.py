@@ -16,7 +16,7 @@ from .exits import DEBUG, MEANINGS, ExitCode, WrongArgument, tell
 
 if TYPE_CHECKING:
     from .logs import LogFormat
-    from .settings import Settings
+    from .settings import Read, Settings
 
 DEFAULT_URL = "http://127.0.0.1:8920"
 GATEWAY, LOOK, USE = "Run a gateway", "Look into a gateway that runs", "Use a gateway"
@@ -140,20 +140,21 @@ def serve(
             )
         return settings
 
-    settings = read()
+    from .workers.place import Place
+
+    place = Place.take(os.environ)
+    settings = read() if place is None else place.settings
     _configure_logs(log_format, log_level)
-    demo = demo or not settings.servers
+    # Who has a parent has its demo, if any.
+    demo = place is None and (demo or not settings.servers)
 
     def on_ready(url: str) -> None:
         from .welcome import welcome
 
         print(welcome(settings, url, demo=demo), flush=True)
 
-    from .workers.place import Place
-
-    place = Place.take(os.environ)
     if place is None and settings.gateway.workers > 1:
-        _supervise(settings, demo, on_ready)
+        _supervise(settings, read, demo, insecure, on_ready)
         return
     from .loop import run as run_to_end
     from .process import serve as run_gateway
@@ -301,12 +302,13 @@ def contextforge(context: typer.Context, debug: Debug = False) -> None:
     raise typer.Exit(launch(context.args))
 
 
-def _supervise(settings: "Settings", demo: bool, on_ready: Callable[[str], None]) -> None:
+def _supervise(settings: "Settings", read: "Read", demo: bool, insecure: bool, on_ready: Callable[[str], None]) -> None:
     from .loop import run as run_to_end
     from .workers.supervisor import WorkersFailed, supervise, worker_command
 
     try:
-        run_to_end(supervise(settings, demo=demo, command=worker_command(), on_ready=on_ready))
+        command = worker_command()
+        run_to_end(supervise(settings, read=read, demo=demo, insecure=insecure, command=command, on_ready=on_ready))
     except WorkersFailed as error:
         if error.told is None:
             raise

@@ -22,7 +22,7 @@ from .garbage import collect, collected_by_schedule
 from .heap import keep_what_large_messages_took
 from .http_listening import HTTPListening
 from .listener import BACKLOG, listen, url_of
-from .settings import NotStarted, Server, Settings, SettingsError
+from .settings import NotStarted, Read, Server, Settings, SettingsError
 from .websockets import PingingWebSocket
 from .workers.place import Place
 from .workers.supervisor import runtime_directory
@@ -31,9 +31,6 @@ logger = logging.getLogger(__name__)
 
 GRACE_SECONDS: Final = 5
 """After the drain, how long open connections may take to end, at least."""
-
-Read = Callable[[], Settings]
-"""Reads the settings; raises `SettingsError`."""
 
 
 async def serve(

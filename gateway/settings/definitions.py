@@ -6,6 +6,7 @@ The text under a setting is its meaning for people: the reference and the file t
 import hashlib
 import re
 import shlex
+from collections.abc import Callable
 from typing import Annotated, Final, Literal
 
 import msgspec
@@ -33,6 +34,10 @@ class NotStarted(SettingsError):
     """What a setting names cannot be used now: its port is taken, nobody answers at its URL."""
 
     exit = ExitCode.NOT_STARTED
+
+
+Read = Callable[[], "Settings"]
+"""Reads the settings; raises `SettingsError`."""
 
 
 class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

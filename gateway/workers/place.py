@@ -1,4 +1,4 @@
-"""What a worker process gets of its parent: the listening socket, a way to be told, a directory of their own."""
+"""What a worker process gets of its parent: socket and settings, a way to be told, a directory of their own."""
 
 import asyncio
 import socket
@@ -8,6 +8,8 @@ from typing import Final, Literal
 
 import msgspec
 
+from ..settings import NotStarted, Settings
+
 VARIABLE: Final = "TRUNKLINE_WORKER"
 """Of the environment; a worker takes it out before it starts anything."""
 
@@ -16,6 +18,7 @@ Command = Literal["drain", "leave", "reload"]
 _WORDS: Final[dict[bytes, Command]] = {b"d": "drain", b"l": "leave", b"r": "reload"}
 _BYTES: Final = {command: byte for byte, command in _WORDS.items()}
 _LISTENING: Final = b"+"
+_SIZE_BYTES: Final = 4
 
 
 class _Inherited(msgspec.Struct):
@@ -28,8 +31,12 @@ class _Inherited(msgspec.Struct):
 class Place:
     """A worker's place among the processes of its gateway."""
 
-    def __init__(self, listener: socket.socket, control: socket.socket, runtime: Path, demo: str) -> None:
+    def __init__(
+        self, listener: socket.socket, control: socket.socket, runtime: Path, demo: str, settings: Settings
+    ) -> None:
         self.listener = listener
+        self.settings = settings
+        """Those that hold when it begins, whatever is in their file by now."""
         self.runtime = runtime
         """A directory that the gateway's processes have to themselves."""
         self.demo = demo
@@ -38,7 +45,11 @@ class Place:
 
     @classmethod
     def take(cls, environ: MutableMapping[str, str]) -> "Place | None":
-        """What the environment says of it; None in a process that is no worker."""
+        """What the environment and the parent say of it; None in a process that is no worker.
+
+        Raises:
+            NotStarted: the parent has ended.
+        """
         text = environ.pop(VARIABLE, None)
         if text is None:
             return None
@@ -46,7 +57,13 @@ class Place:
         sockets = socket.socket(fileno=told.listener), socket.socket(fileno=told.control)
         for one in sockets:
             one.set_inheritable(False)
-        return cls(*sockets, Path(told.runtime), told.demo)
+        try:
+            settings = _settings(sockets[1])
+        except NotStarted:
+            for one in sockets:
+                one.close()
+            raise
+        return cls(*sockets, Path(told.runtime), told.demo, settings)
 
     def tell_listening(self, url: str) -> None:
         """Say that this worker takes connections."""
@@ -71,8 +88,12 @@ class Place:
 class Child:
     """The parent's side of a place."""
 
-    def __init__(self, listener: socket.socket, runtime: Path, demo: str) -> None:
+    def __init__(self, listener: socket.socket, runtime: Path, demo: str, settings: Settings) -> None:
         self._control, self._theirs = socket.socketpair()
+        # By the socket and not by the environment, which other processes of the same user can read: there are secrets.
+        content = msgspec.json.encode(settings)
+        self._unsent = len(content).to_bytes(_SIZE_BYTES) + content
+        self._writer: asyncio.StreamWriter | None = None
         self.inherited = listener.fileno(), self._theirs.fileno()
         """The descriptors that the process gets."""
         told = _Inherited(listener.fileno(), self._theirs.fileno(), str(runtime), demo)
@@ -89,16 +110,17 @@ class Child:
         self._control.close()
 
     def tell(self, command: Command) -> None:
-        """Say something to it; nothing where it has ended, or hears nothing."""
-        self._control.setblocking(False)
-        try:
-            self._control.send(_BYTES[command])
-        except OSError:
-            return
+        """Say something to it, in order; nothing where it has ended."""
+        if self._writer is None:
+            self._unsent += _BYTES[command]
+        elif not self._writer.is_closing():
+            self._writer.write(_BYTES[command])
 
     async def hear(self) -> AsyncIterator[None]:
-        """Goes on once it takes connections; ends when it has ended."""
+        """Say what there is to be said. Goes on once it takes connections; ends when it has ended."""
         reader, writer = await asyncio.open_connection(sock=self._control)
+        self._writer = writer
+        writer.write(self._unsent)
         try:
             while await reader.read(1):
                 self.is_listening = True
@@ -108,3 +130,23 @@ class Child:
         finally:
             self.is_listening = False
             writer.close()
+
+
+def _settings(control: socket.socket) -> Settings:
+    """What the parent says first.
+
+    Raises:
+        NotStarted: it has ended.
+    """
+    size = int.from_bytes(_received(control, _SIZE_BYTES))
+    return msgspec.json.decode(_received(control, size), type=Settings)
+
+
+def _received(control: socket.socket, size: int) -> bytes:
+    received = bytearray()
+    while len(received) < size:
+        chunk = control.recv(size - len(received))
+        if not chunk:
+            raise NotStarted("", "the parent of this worker has ended; start the gateway again")
+        received += chunk
+    return bytes(received)

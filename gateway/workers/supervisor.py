@@ -14,16 +14,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import anyio
+import anyio.to_thread
 from anyio.abc import TaskGroup
 
 from ..exits import ExitCode, Failure
 from ..listener import listen, url_of
-from ..settings import Settings, SettingsError
+from ..reload import compare
+from ..settings import Read, Settings, SettingsError, check
 from .place import Child
 
 logger = logging.getLogger(__name__)
@@ -54,10 +57,20 @@ class WorkersFailed(Failure):
         self.told = told
 
 
-async def supervise(settings: Settings, *, demo: bool, command: Sequence[str], on_ready: Callable[[str], None]) -> None:
-    """Run `gateway.workers` processes of this command until SIGTERM or SIGINT, then drain them; SIGHUP reloads them.
+async def supervise(
+    settings: Settings,
+    *,
+    read: Read,
+    demo: bool,
+    insecure: bool,
+    command: Sequence[str],
+    on_ready: Callable[[str], None],
+) -> None:
+    """Run `gateway.workers` processes of this command until SIGTERM or SIGINT, then drain them.
 
-    With `demo`, the built-in server runs beside them. `on_ready` is called with the gateway's URL once all listen.
+    SIGHUP has all of them `read` the settings again; those that come later have what holds then. `insecure` allows a
+    listener beyond loopback without authentication. With `demo`, the built-in server runs beside them. `on_ready` is
+    called with the gateway's URL once all listen.
 
     Raises:
         NotStarted: the address cannot be listened on.
@@ -72,7 +85,9 @@ async def supervise(settings: Settings, *, demo: bool, command: Sequence[str], o
 
             url = await stack.enter_async_context(serve_demo())
         runtime = stack.enter_context(runtime_directory())
-        supervisor = Supervisor(settings, command, listener, runtime, url, lambda: on_ready(url_of(listener, settings)))
+        renew = partial(_renewed, read=read, insecure=insecure)
+        ready = partial(on_ready, url_of(listener, settings))
+        supervisor = Supervisor(settings, renew, command, listener, runtime, url, ready)
         try:
             await supervisor.run()
         except WorkersFailed as error:  # kept out of the demo's task group, which would wrap it
@@ -103,14 +118,16 @@ class Supervisor:
     def __init__(
         self,
         settings: Settings,
+        renew: Callable[[Settings], Settings],
         command: Sequence[str],
         listener: socket.socket,
         runtime: Path,
         demo: str,
         on_ready: Callable[[], None],
     ) -> None:
-        self._count = settings.gateway.workers
-        self._drain_seconds = settings.gateway.drain_timeout + MARGIN_SECONDS
+        self._settings = settings
+        self._renew = renew
+        self._reload = anyio.Event()
         self._command = command
         self._listener = listener
         self._runtime = runtime
@@ -133,8 +150,9 @@ class Supervisor:
         """
         async with anyio.create_task_group() as tasks:
             await tasks.start(self._obey, tasks)
+            tasks.start_soon(self._reload_on)
             async with anyio.create_task_group() as workers:
-                for number in range(self._count):
+                for number in range(self._settings.gateway.workers):
                     workers.start_soon(self._keep, number == 0)
             tasks.cancel_scope.cancel()
         if self._failed is not None:
@@ -164,7 +182,7 @@ class Supervisor:
 
     async def _live(self) -> tuple[int, bool]:
         """One process, from its start to its end: its exit status, and whether it has listened."""
-        child = Child(self._listener, self._runtime, self._demo)
+        child = Child(self._listener, self._runtime, self._demo, self._settings)
         try:
             process = subprocess.Popen(  # noqa: S603, ASYNC220 - our own command; it returns at once
                 self._command,
@@ -196,9 +214,13 @@ class Supervisor:
     def _note_listening(self) -> None:
         self._first.set()
         self._failures = 0
-        if not self._is_ready and sum(child.is_listening for child in self._children) == self._count:
+        if not self._is_ready and self._are_all_listening:
             self._is_ready = True
             self._on_ready()
+
+    @property
+    def _are_all_listening(self) -> bool:
+        return sum(child.is_listening for child in self._children) == self._settings.gateway.workers
 
     def _may_go_on(self, status: int) -> bool:
         """Count the end of a worker that had not come up; False where the gateway gives up."""
@@ -221,8 +243,7 @@ class Supervisor:
             task_status.started()
             async for received in signals:
                 if received == signal.SIGHUP:
-                    for child in self._children:
-                        child.tell("reload")
+                    self._reload.set()
                 elif self._stopping.is_set():
                     logger.warning("%s again: leaving at once", signal.Signals(received).name)
                     for child in self._children:
@@ -232,6 +253,16 @@ class Supervisor:
                     self._stop()
                     tasks.start_soon(self._kill_late)
 
+    async def _reload_on(self) -> None:
+        """Have the settings read again whenever that is asked for: for workers that come later, and by those here."""
+        while True:
+            await self._reload.wait()
+            self._reload = anyio.Event()
+            with suppress(Exception):  # whatever is wrong, each worker tells its log
+                self._settings = await anyio.to_thread.run_sync(self._renew, self._settings, abandon_on_cancel=True)
+            for child in self._children:
+                child.tell("reload")
+
     def _stop(self) -> None:
         self._stopping.set()
         for child, process in self._children.items():
@@ -240,10 +271,21 @@ class Supervisor:
                 process.terminate()
 
     async def _kill_late(self) -> None:
-        await anyio.sleep(self._drain_seconds)
+        await anyio.sleep(self._settings.gateway.drain_timeout + MARGIN_SECONDS)
         for process in self._children.values():
             logger.error("a worker did not end: it is killed")
             process.kill()
+
+
+def _renewed(settings: Settings, *, read: Read, insecure: bool) -> Settings:
+    """What holds from now on, as each worker that reads the same decides for itself.
+
+    Raises:
+        SettingsError: what was read cannot hold, or not beside what stays.
+    """
+    changed = compare(settings, read()).settings
+    check(changed, insecure=insecure)
+    return changed
 
 
 def worker_command() -> list[str]:

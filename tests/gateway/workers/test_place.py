@@ -5,10 +5,18 @@ import socket
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
+from trunkline.gateway.settings import DirectorySection, NotStarted, Server, Settings
 from trunkline.gateway.workers.place import VARIABLE, Child, Command, Place
 
 pytestmark = pytest.mark.anyio
+
+SETTINGS = Settings(
+    directory=DirectorySection("redis", "redis://h"),
+    servers={"up": Server(url="http://h/", headers={"Authorization": "Bearer s3cret " + "x" * 500_000})},
+)
+"""More than a socket takes at once."""
 
 
 @pytest.fixture
@@ -17,61 +25,88 @@ def listener():
         yield made
 
 
-def inherited(child: Child) -> Place:
+async def inherited(child: Child, *, is_orphan: bool = False) -> Place:
     """The place of a process that has inherited it, and its environment after that."""
     descriptors = [os.dup(descriptor) for descriptor in child.inherited]
+    child.close() if is_orphan else child.has_begun()
     environment = dict(child.environment, HOME="/")
     told = environment[VARIABLE]
+    assert "s3cret" not in told
     for before, after in zip(child.inherited, descriptors, strict=True):
         told = told.replace(f":{before},", f":{after},")
     environment[VARIABLE] = told
-    place = Place.take(environment)
+    place = await anyio.to_thread.run_sync(Place.take, environment)
     assert environment == {"HOME": "/"}, "what the worker starts must not take itself for a worker"
     assert place is not None
-    child.has_begun()
     return place
 
 
-async def test_a_worker_has_its_parents_socket_and_directory(listener: socket.socket, tmp_path: Path) -> None:
-    child = Child(listener, tmp_path, "http://demo")
-    place = inherited(child)
-    assert place.listener.getsockname() == listener.getsockname()
-    assert (place.runtime, place.demo) == (tmp_path, "http://demo")
-    assert not place.listener.get_inheritable()
-    place.close()
+async def heard_to_the_end(child: Child) -> None:
+    async for _ in child.hear():
+        pass
+
+
+async def test_a_worker_has_its_parents_socket_settings_and_directory(listener: socket.socket, tmp_path: Path) -> None:
+    child = Child(listener, tmp_path, "http://demo", SETTINGS)
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(heard_to_the_end, child)
+            place = await inherited(child)
+            assert place.listener.getsockname() == listener.getsockname()
+            assert (place.runtime, place.demo, place.settings) == (tmp_path, "http://demo", SETTINGS)
+            assert not place.listener.get_inheritable()
+            place.close()
     child.close()
 
 
-async def test_what_each_says_is_heard(listener: socket.socket, tmp_path: Path) -> None:
-    child = Child(listener, tmp_path, "")
-    place = inherited(child)
+async def test_what_each_says_is_heard_in_order_from_the_beginning_on(listener: socket.socket, tmp_path: Path) -> None:
+    child = Child(listener, tmp_path, "", SETTINGS)
     said: list[Command] = ["reload", "drain", "leave"]
+    child.tell("reload")
     heard: list[Command] = []
-    with anyio.fail_after(10):
-        place.tell_listening("http://h")
+
+    async def say() -> None:
         async for _ in child.hear():
             assert child.is_listening
-            for command in said:
+            for command in said[1:]:
                 child.tell(command)
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(say)
+            place = await inherited(child)
+            place.tell_listening("http://h")
             commands = place.commands()
             heard += [await anext(commands) for _ in said]
             await commands.aclose()  # the worker ends
-    place.close()
+            place.close()
     assert heard == said
     assert not child.is_listening
     child.tell("drain")
 
 
 async def test_a_worker_whose_parent_dies_drains(listener: socket.socket, tmp_path: Path) -> None:
-    child = Child(listener, tmp_path, "")
-    place = inherited(child)
-    hearing = child.hear()
-    place.tell_listening("http://h")
-    await anext(hearing)
-    await hearing.aclose()
+    child = Child(listener, tmp_path, "", SETTINGS)
+
+    async def die_once_it_listens() -> None:
+        hearing = child.hear()
+        await anext(hearing)
+        await hearing.aclose()
+
     with anyio.fail_after(10):
-        assert [command async for command in place.commands()] == ["drain"]
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(die_once_it_listens)
+            place = await inherited(child)
+            place.tell_listening("http://h")
+            assert [command async for command in place.commands()] == ["drain"]
     place.close()
+
+
+async def test_a_worker_whose_parent_died_before_does_not_start(listener: socket.socket, tmp_path: Path) -> None:
+    child = Child(listener, tmp_path, "", SETTINGS)
+    with anyio.fail_after(10):
+        with pytest.raises(NotStarted):
+            await inherited(child, is_orphan=True)
 
 
 def test_a_process_without_a_parent_has_no_place() -> None:

@@ -6,9 +6,11 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import anyio
+import msgspec
 import pytest
 from trunkline.gateway.exits import ExitCode
 from trunkline.gateway.settings import DirectorySection, GatewaySection, Settings, SettingsError
@@ -48,6 +50,7 @@ class Parent:
         self, runtime: Path, behaviour: str, listener: socket.socket, *, workers: int, drain: float, program: str
     ) -> None:
         self.ready = anyio.Event()
+        self.ended = anyio.Event()
         self.failed: WorkersFailed | None = None
         self._notes = runtime / "notes"
         settings = Settings(
@@ -55,13 +58,17 @@ class Parent:
             directory=DirectorySection("redis", "redis://h"),
         )
         command = [program, "-c", WORKER, behaviour]
-        self._supervisor = Supervisor(settings, command, listener, runtime, "", self.ready.set)
+        self.settings = settings
+        """What is read again."""
+        renew = partial(_given, self)
+        self._supervisor = Supervisor(settings, renew, command, listener, runtime, "", self.ready.set)
 
     async def run(self) -> None:
         try:
             await self._supervisor.run()
         except WorkersFailed as error:
             self.failed = error
+        self.ended.set()
 
     def noted(self, word: str) -> list[int]:
         """The processes that have noted this, in their order."""
@@ -72,6 +79,10 @@ class Parent:
         with anyio.fail_after(30):
             while not condition():  # noqa: ASYNC110 - other processes have no event for us
                 await anyio.sleep(0.02)
+
+
+def _given(parent: Parent, _: Settings) -> Settings:
+    return parent.settings
 
 
 @asynccontextmanager
@@ -145,6 +156,18 @@ async def test_one_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pyte
         await made.ready.wait()
         tell(signal.SIGTERM)
     assert made.noted("leave") == []
+
+
+async def test_calls_have_the_time_to_end_that_was_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MARGIN_SECONDS", 0.2)
+    async with parent(tmp_path, "stays", drain=30) as made:
+        await made.ready.wait()
+        made.settings = msgspec.structs.replace(made.settings, gateway=GatewaySection(workers=2, drain_timeout=0))
+        tell(signal.SIGHUP)
+        await made.until(lambda: len(made.noted("reload")) == 2)
+        with anyio.fail_after(20):
+            tell(signal.SIGTERM)
+            await made.ended.wait()
 
 
 async def test_where_none_comes_up_the_gateway_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,83 @@
+"""Workers that come later have the settings that hold, whatever has become of the file since."""
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from harness.gateways import until
+from harness.redis_server import RedisServer, redis_server
+from harness.upstreams import Upstream
+from harness.worker_gateways import WorkerGateway, worker_gateway
+
+pytestmark = pytest.mark.anyio
+
+WORKERS = 2
+
+
+class Place:
+    """A gateway of several workers, and the file of its settings."""
+
+    def __init__(self, toml: Path, gateway: WorkerGateway) -> None:
+        self.toml = toml
+        self.gateway = gateway
+
+    async def reload(self, text: str, said: str) -> None:
+        """Have it read this, and wait until each worker has said that of it."""
+        self.toml.write_text(text)
+        before = self.gateway.running.process.output().count(said)
+        self.gateway.running.process.send_signal(signal.SIGHUP)
+        await until(lambda: self.gateway.running.process.output().count(said) == before + WORKERS)
+
+    async def replace_all(self) -> None:
+        """Kill each worker, one after the other; another one comes up for each."""
+        for pid in self.gateway.pids():
+            self.gateway.end(pid, signal.SIGKILL)
+            await self.gateway.complete(without=pid)
+
+
+def settings(upstream: Upstream, url: str) -> str:
+    return f'[directory]\nbackend = "redis"\nurl = "{url}"\n[servers.up]\nurl = "{upstream.url}"\neras = ["legacy"]\n'
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[RedisServer]:
+    with redis_server() as server:
+        yield server
+
+
+@pytest.fixture
+def place(redis: RedisServer, upstream: Upstream, tmp_path: Path) -> Iterator[Place]:
+    toml = tmp_path / "trunkline.toml"
+    toml.write_text(settings(upstream, redis.url))
+    with worker_gateway(toml, WORKERS) as gateway:
+        yield Place(toml, gateway)
+
+
+async def test_a_file_with_a_fault_keeps_no_worker_from_coming_up(place: Place) -> None:
+    await place.gateway.complete()
+    await place.reload("[gateway", "not reloaded, everything stays as it is")
+    session = await place.gateway.open()
+    await place.replace_all()
+    assert "result" in await place.gateway.call(session, "counter")
+
+
+async def test_what_only_a_restart_changes_is_the_same_for_a_worker_that_comes_later(
+    place: Place, redis: RedisServer, upstream: Upstream
+) -> None:
+    await place.gateway.complete()
+    await place.reload(settings(upstream, redis.url.removesuffix("/0") + "/1"), "only a restart changes it: directory")
+    session = await place.gateway.open()
+    await place.replace_all()
+    for _ in range(8):
+        assert "result" in await place.gateway.call(session, "counter")
+
+
+async def test_what_was_read_again_holds_for_a_worker_that_comes_later(place: Place, upstream: Upstream) -> None:
+    await place.gateway.complete()
+    more = f'[servers.more]\nurl = "{upstream.url}"\neras = ["legacy"]\n'
+    await place.reload(place.toml.read_text() + more, "1 added (more)")
+    place.toml.write_text("[gateway")
+    await place.replace_all()
+    for _ in range(8):
+        await place.gateway.open("more")
