@@ -22,7 +22,7 @@ from typing import Any, Final
 
 from ..mux.channel import Channel
 from ..mux.directory.memory import MemoryDirectory
-from ..mux.errors import Overloaded, SessionLost
+from ..mux.errors import Overloaded
 from ..mux.limits import Pooling
 from ..mux.pool import Pool
 from ..mux.ports import NONE, Headers, Receiver, SendKind, Wire
@@ -106,10 +106,6 @@ class _Conversation(Transport):
             while self._inbox.qsize() > MAX_UNREAD:
                 self._inbox.get_nowait()
             self._inbox.put_nowait(None)
-
-    def lose(self, cause: SessionLost) -> None:
-        """The application has ended it."""
-        self._receiver.lost(cause)
 
     # Wire
 
@@ -297,7 +293,7 @@ class _Application:
             await self._serve(conversation)
         except Exception:
             logger.exception("the application failed")
-        conversation.lose(SessionLost("the application has ended the conversation", executed="unknown"))
+        await conversation.disconnect()  # an end like any other, which says nothing of the next conversation
 
 
 def _anonymous(headers: Mapping[str, str]) -> Principal:

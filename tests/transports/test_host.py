@@ -233,6 +233,40 @@ async def test_an_application_that_returns_or_fails_ends_its_conversation_alone(
         assert "result" in await (await other.call("x")).response()
 
 
+@pytest.mark.parametrize("when", ["initialize", "tools/call"])
+@pytest.mark.parametrize("fails", [True, False])
+async def test_conversations_that_end_soon_hold_no_other_back(when: str, fails: bool) -> None:
+    async def serve(transport: Transport) -> None:
+        await transport.connect()
+        async for message in transport.receive_message():
+            if message.get("method") == when and host.conversations == 1:
+                if fails:
+                    raise ValueError("a defect of the application")
+                return
+            if "id" in message:
+                opened = {
+                    "protocolVersion": "2025-06-18",
+                    "capabilities": {},
+                    "serverInfo": {"name": "x", "version": "1"},
+                }
+                await transport.send_message({"jsonrpc": "2.0", "id": message["id"], "result": opened})
+
+    host = Host(serve)
+    params = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+    initialize = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}
+    async with listening(mounted(host)) as address:
+        for _ in range(6):
+            async with Wire(f"http://{address}/tools/mcp") as wire:
+                if when == "initialize":
+                    ended = await (await wire.post(initialize)).response()
+                else:
+                    await wire.open("2025-06-18")
+                    ended = await (await wire.call("x")).response()
+            assert ended["error"]["code"] == -31002
+            assert ended["error"]["message"].endswith("the workflow ended: closed")
+            assert host.conversations == 0
+
+
 async def test_only_what_is_named_is_served() -> None:
     application = Application()
     async with listening(mounted(Host(application.serve, SSETransport))) as address:
