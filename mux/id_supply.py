@@ -23,7 +23,7 @@ DrawIds = Callable[[int], Awaitable[range]]
 class IdSupply:
     """Feeds the demultiplexer of one session with ids."""
 
-    __slots__ = ("_demux", "_draw_ids", "_is_drawing_anew", "_is_over", "_server", "due")
+    __slots__ = ("_demux", "_draw_ids", "_has_failed", "_is_drawing_anew", "_is_over", "_server", "due")
 
     def __init__(self, demux: Demux, draw_ids: DrawIds, server: str) -> None:
         self._demux = demux
@@ -31,6 +31,8 @@ class IdSupply:
         self._server = server
         self._is_drawing_anew = False
         self._is_over = False
+        self._has_failed = False
+        """True once it was told that no block could be drawn, until one is."""
         self.due: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """What the owner task waits for, and all that wakes it: done when a block may be due, or none ever will be."""
 
@@ -84,5 +86,9 @@ class IdSupply:
         except SessionLost:
             raise
         except Exception as error:  # the session is sound, and the next call tries again
-            reason = type(error).__name__
-            logger.warning("no ids could be drawn: %s", reason, extra={"server": self._server})
+            if not self._has_failed:
+                reason = type(error).__name__
+                logger.warning("no ids could be drawn: %s", reason, extra={"server": self._server})
+            self._has_failed = True
+        else:
+            self._has_failed = False

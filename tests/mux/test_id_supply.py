@@ -65,6 +65,21 @@ async def test_without_an_id_a_call_is_refused_and_the_session_goes_on() -> None
             client.leave()
 
 
+async def test_a_directory_that_fails_is_told_once_until_it_serves_again(caplog: pytest.LogCaptureFixture) -> None:
+    async with bench() as at:
+        at.server.on_request = echo
+        client = await at.client()
+        for times in (1, 2):
+            at.directory.failing["draw_ids"] = ConnectionError("the directory is away")
+            await call(client, ID_BLOCK - 8)
+            await settle()
+            assert at.directory.calls["draw_ids"] > 100 * times, "each call asks for ids"
+            assert caplog.text.count("no ids could be drawn") == times
+            del at.directory.failing["draw_ids"]
+            await call(client, 1)
+            await settle()
+
+
 async def test_a_directory_that_fails_for_a_while_costs_no_session() -> None:
     async with bench() as at:
         at.server.on_request = echo
