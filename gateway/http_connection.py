@@ -355,14 +355,16 @@ class HTTPConnection(asyncio.Protocol):
 
     def _become_websocket(self) -> None:
         """Leave the connection to who speaks WebSocket, and the request with it."""
-        listening, text = self._listening, self._reader.with_wish()
+        listening, (head, behind) = self._listening, self._reader.with_wish()
         listening.remove(self)
         self.due = inf
         protocol = cast("Any", listening.config.ws_protocol_class)(
             config=listening.config, server_state=listening.state, app_state={}
         )
         protocol.connection_made(self.transport)
-        protocol.data_received(text)
+        protocol.data_received(head)
+        if behind and not self.transport.is_closing():
+            protocol.data_received(behind)
         self.transport.set_protocol(protocol)
         self._reader.close()
 

@@ -238,19 +238,19 @@ class RequestReader:
 
     def without_wish(self) -> None:
         """The wish for another protocol is not granted: the request is read once more, without it."""
-        self.unread = self._again(_without_upgrade(self._headers))
+        self.unread = b"".join((self._again(_without_upgrade(self._headers)), self.unread))
         self._parser = httptools.HttpRequestParser(self)
 
-    def with_wish(self) -> bytes:
-        """The request and what came behind it, for who speaks the other protocol."""
-        return self._again(self._headers)
+    def with_wish(self) -> tuple[bytes, bytes]:
+        """The head of the request and what came behind it, for who speaks the other protocol."""
+        return self._again(self._headers), bytes(self.unread)
 
     def _again(self, headers: RawHeaders) -> bytes:
         method, version = self._parser.get_method(), self._parser.get_http_version().encode()
         if self._length:
             headers = [*headers, (b"content-length", self._length)]
         lines = [b"%b %b HTTP/%b\r\n" % (method, self._url, version), *[b"%b: %b\r\n" % header for header in headers]]
-        return b"".join((*lines, b"\r\n", self.unread))
+        return b"".join((*lines, b"\r\n"))
 
     # What the parser tells
 

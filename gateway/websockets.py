@@ -14,6 +14,7 @@ from ..transports.frames import Frames, text_frame
 from ..transports.portions import Portions
 from ..transports.websocket import PING as LENT_PING
 from ..transports.websocket import WIRE, Socket
+from .http_connection import REFUSED
 
 LINGER_SECONDS: Final = 10.0
 """How long a connection whose application is done may take to send what is left, before it is dropped."""
@@ -57,6 +58,8 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
             self.pause_reading()
         else:
             super().data_received(data)
+            if self.conn.handshake_exc is not None and not self.handshake_initiated:
+                self._refuse()
 
     async def send(self, message: Any) -> None:
         """See the base class."""
@@ -74,7 +77,7 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
             self.logger.exception("Exception in ASGI application\n")
             self.send_500_response()
         else:
-            if not self.handshake_complete:
+            if not self.handshake_complete and self.initial_response is None:
                 self.logger.error("ASGI callable returned without completing handshake.")
                 self.send_500_response()
         if self._socket is None and self.close_timer is None:
@@ -175,6 +178,11 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
             self._portions.lost(self._socket.gone)
 
     # Inside.
+
+    def _refuse(self) -> None:
+        """End a connection whose upgrade the library does not read: it leaves its answer, if any, to be sent."""
+        self.transport.write(b"".join(self.conn.data_to_send()) or REFUSED)
+        self.transport.close()
 
     def _read(self, data: bytes) -> bytes:
         came: list[bytes | Frame] = []

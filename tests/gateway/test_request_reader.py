@@ -135,4 +135,4 @@ def test_a_wish_for_another_protocol_may_be_granted() -> None:
     with pytest.raises(ChangeAsked) as asked:
         read(at, request + b"behind")
     assert asked.value.protocol == b"websocket"
-    assert at.with_wish() == request + b"behind"
+    assert at.with_wish() == (request, b"behind")

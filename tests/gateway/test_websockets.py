@@ -9,7 +9,9 @@ import anyio
 import pytest
 from harness.listening import serving
 from trunkline.gateway import websockets
+from trunkline.gateway.http_listening import HTTPListening
 from trunkline.gateway.websockets import PingingWebSocket
+from trunkline.mux.statistics import Statistics
 from trunkline.transports.frames import text_frame
 from trunkline.transports.websocket import PING, WIRE
 from websockets.asyncio.client import ClientConnection, connect
@@ -220,6 +222,60 @@ async def test_what_comes_before_the_upgrade_is_answered_is_heard_in_order() -> 
                 app.may_accept.set()
                 await stream.send(frames[10:])
                 await app.until("begun", b"0", b"1", b"2")
+
+
+UPGRADE = (
+    b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+)
+
+
+async def test_what_comes_in_one_piece_with_the_upgrade_is_heard_in_order() -> None:
+    app = Told()
+    app.may_accept.set()
+    async with (
+        serving(app, ws=PingingWebSocket, http=HTTPListening(Statistics()).protocol) as port,
+        await anyio.connect_tcp("127.0.0.1", port) as stream,
+    ):
+        with anyio.fail_after(PATIENCE):
+            await stream.send(UPGRADE + b"\r\n" + b"".join(text_frame(b"%d" % n, KEY) for n in range(3)))
+            await app.until("begun", b"0", b"1", b"2")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        b"".join(b"X-%d: y\r\n" % n for n in range(200)) + b"\r\n",
+        b"X: " + b"y" * 60_000 + b"\r\n\r\n",
+        b"Content-Length: 4\r\n\r\nbody",
+        b"Transfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n",
+    ],
+    ids=["many headers", "a long one", "a body", "a body in chunks"],
+)
+async def test_g10_an_upgrade_that_is_none_is_refused_and_its_connection_closed(more: bytes) -> None:
+    """As no request: who holds such a connection would hold one of those that there may be, for good."""
+    async with (
+        serving(Told(), ws=PingingWebSocket, http=HTTPListening(Statistics()).protocol) as port,
+        await anyio.connect_tcp("127.0.0.1", port) as stream,
+    ):
+        with anyio.fail_after(PATIENCE):
+            await stream.send(UPGRADE + more)
+            answer = b"".join([part async for part in stream])
+    assert answer.startswith(b"HTTP/1.1 4")
+
+
+async def test_an_upgrade_that_is_denied_is_no_error_of_the_gateway(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "uvicorn.error")
+
+    async def deny(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "websocket.http.response.start", "status": 401, "headers": []})
+        await send({"type": "websocket.http.response.body", "body": b"no"})
+
+    async with serving(deny, ws=PingingWebSocket) as port:
+        with pytest.raises(InvalidStatus) as refused:
+            await connect(f"ws://127.0.0.1:{port}/", proxy=None)
+        assert (refused.value.response.status_code, refused.value.response.body) == (401, b"no")
+    assert not caplog.records
 
 
 async def test_what_is_not_legal_ends_it_with_the_code_that_says_so() -> None:
