@@ -258,12 +258,21 @@ class Cluster:
                 if self._ports.is_draining():
                     await self.hand_on()
                 if upstream.pooling.reuse == "user":
-                    await self.settle(record.principal, record.server)
+                    await self._settle_for(record)
                 return await self._take_over(record, upstream)
             case "gone":
                 self._statistics.count("takeovers", "gone")
                 await self._directory.remove(record)
                 return None
+
+    async def _settle_for(self, record: WorkflowRecord) -> None:
+        """As `settle`; a record that is left with this worker, which does not hold it, goes with what is shared."""
+        try:
+            await self.settle(record.principal, record.server)
+        except Elsewhere:
+            if record.worker == self.me:
+                await self._directory.replace(msgspec.structs.replace(record, worker=""))
+            raise
 
     async def hand_on(self) -> None:
         """Hand on what this worker may not begin any longer.

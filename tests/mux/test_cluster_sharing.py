@@ -12,6 +12,7 @@ from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, SessionLost
 from trunkline.mux.event_log import Stream
 from trunkline.mux.exchange import Exchange
 from trunkline.mux.placement import CALLS, WHOLE
+from trunkline.mux.record import WorkflowRecord
 
 pytestmark = pytest.mark.anyio
 
@@ -80,6 +81,36 @@ async def test_those_who_share_a_session_that_was_taken_over_go_on_where_it_is()
         client = await b.find(other.record.session_id, WHOLE, ALICE)
         assert "result" in await client.answer(client.call())
         assert (len(at.server.of("initialize")), at.server.deleted) == (1, [])
+
+
+async def test_a_record_left_with_a_worker_that_has_no_part_in_the_shared_session_goes_to_the_one_that_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with workers(reuse="user") as at:
+        a, b, c = [await at.start() for _ in range(3)]
+        at.server.on_request = echo
+        session_id = (await a.client(ALICE)).workflow.record.session_id
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        replace = at.directory.replace
+
+        async def unanswered(record: WorkflowRecord) -> None:
+            await replace(record)
+            raise DirectoryUnavailable("a test has lost the answer")
+
+        monkeypatch.setattr(at.directory, "replace", unanswered)
+        with pytest.raises(DirectoryUnavailable):
+            await b.find(session_id, WHOLE, ALICE)
+        monkeypatch.undo()
+        at.clock.advance(LEASE_SECONDS)
+        await c.beat()
+        await c.client(ALICE)
+        await b.beat()
+        with pytest.raises(Elsewhere) as elsewhere:
+            await b.find(session_id, WHOLE, ALICE)
+        assert elsewhere.value.worker == c.members.worker.id
+        client = await c.find(session_id, WHOLE, ALICE)
+        assert "result" in await client.answer(client.call())
 
 
 async def test_g7_what_cannot_be_moved_is_not_used_while_one_that_shares_it_may_be_another_workers(
