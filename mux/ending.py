@@ -71,7 +71,10 @@ class Ending:
         self._statistics.count("workflows_closed", cause)
         self._residents.note_end(workflow, cause, self._clock())
         self._residents.unsettle(workflow.record)
-        workflow.end(cause, release=self._is_released(workflow, cause))
+        try:
+            workflow.end(cause, release=self._is_released(workflow, cause))
+        except Exception:  # of who waited for one of its calls: its record and its key must not stay for that
+            logger.exception("a workflow did not end in order", extra=workflow.about())
         workflow.settle(WorkflowEnded(cause))
         logger.info("workflow ended: %s", cause, extra=workflow.about())
         return True

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from harness.muxing import ALICE, BOB, begin, bench, cancelled, initialize, settle
+from harness.muxing import ALICE, BOB, begin, bench, cancelled, initialize, request, settle
 from trunkline.mux.leftovers import FIRST_SECONDS
 from trunkline.mux.policy import EVICTABLE_AFTER
 
@@ -49,6 +49,23 @@ async def test_an_eviction_is_carried_out_though_the_newcomer_left() -> None:
         await at.closed()
         assert (await begin(at.pool, BOB, key="chat")).state == "resumed"
         assert [record.principal for record in at.directory.records] == [BOB]
+
+
+class _Faulty:
+    """A trace that cannot be told the end of a call. Implements `Span`."""
+
+    def ended(self, outcome: str) -> None:
+        raise RuntimeError("a defect")
+
+
+async def test_an_end_is_carried_out_though_who_hears_of_its_calls_fails() -> None:
+    async with bench() as at:
+        workflow = (await begin(at.pool, ALICE, key="chat")).workflow
+        workflow.calls.take(request(), workflow.calls.exchange(1), {}, _Faulty())
+        await at.pool.end(workflow, "deleted")
+        await at.closed()
+        at.at_rest()
+        assert (await begin(at.pool, ALICE, key="chat")).state == "reset"
 
 
 async def test_who_ends_a_workflow_is_not_told_that_its_record_stays_a_little() -> None:
