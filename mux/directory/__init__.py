@@ -169,7 +169,10 @@ class Workers(Protocol):
         """All that live."""
 
     async def settle(self, name: str, worker: Worker) -> str:
-        """The id of the worker at which what this name stands for lives: who has it and lives, else this worker."""
+        """The id of the worker at which what this name stands for lives: who has it, lives and goes on, else this one.
+
+        Who `drains` has it until another one asks.
+        """
 
     async def send(self, worker: str, frame: bytes) -> bool:
         """Put a frame, of at most 64 KiB, into a worker's mailbox, in order; False where it surely has none."""

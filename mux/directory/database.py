@@ -365,10 +365,16 @@ class DatabaseDirectory:
         await connection.execute(first.on_conflict_do_nothing())
         mine = homes.c.name == name
         home: str | None = await connection.scalar(sa.select(homes.c.worker).where(mine).with_for_update())
-        if home is None or home == worker or await self._lives(connection, name_digest(home)):
+        if home is None or home == worker or await self._goes_on(connection, name_digest(home)):
             return home
         await connection.execute(sa.update(homes).where(mine).values(worker=worker))
         return worker
+
+    async def _goes_on(self, connection: AsyncConnection, digest: str) -> bool:
+        """Whether a worker lives, and is not to end."""
+        living = sa.select(workers.c.worker).where(workers.c.id == digest, workers.c.expires > self._server.now())
+        packed: bytes | None = await connection.scalar(living)
+        return packed is not None and not _worker_decoder.decode(packed).drains
 
     async def send(self, worker: str, frame: bytes) -> bool:
         """See `Workers.send`."""

@@ -283,13 +283,14 @@ class RedisDirectory:
 
     async def settle(self, name: str, worker: Worker) -> str:
         """See `Workers.settle`."""
-        key, dead = f"{PREFIX}{{{name_digest(name)}}}:home", ""
+        key, left = f"{PREFIX}{{{name_digest(name)}}}:home", ""
         while True:
-            arguments = [worker.id, dead, _milliseconds(SETTLED_SECONDS)]
+            arguments = [worker.id, left, _milliseconds(SETTLED_SECONDS)]
             home = (await self._run(redis_scripts.SETTLE, [key], arguments, again=True)).decode()
-            if home == worker.id or await self.worker(home) is not None:
+            living = None if home == worker.id else await self.worker(home)
+            if home == worker.id or (living is not None and not living.drains):
                 return str(home)
-            dead = home
+            left = home
 
     async def send(self, worker: str, frame: bytes) -> bool:
         """See `Workers.send`."""

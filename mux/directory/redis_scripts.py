@@ -162,4 +162,4 @@ if not home or home == ARGV[2] then home = ARGV[1] end
 redis.call('SET', KEYS[1], home, 'PX', ARGV[3])
 return home
 """)
-"""Keys: name. Arguments: the worker, the id of a worker known to be dead, time to live. The id of its home."""
+"""Keys: name. Arguments: the worker, the id of one known to be dead or to end, time to live. The id of its home."""

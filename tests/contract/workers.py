@@ -89,6 +89,16 @@ async def what_is_settled_stays_while_its_worker_lives(directory: SharedDirector
     assert await directory.settle(name, two) == two.id
 
 
+async def what_is_settled_moves_on_from_a_worker_that_drains(directory: SharedDirectory) -> None:
+    one, two = await directory.enroll(worker()), await directory.enroll(worker())
+    assert await directory.settle("name", one) == one.id
+    draining = msgspec.structs.replace(one, drains=True)
+    await directory.beat(draining)
+    assert await directory.settle("name", draining) == one.id
+    assert await directory.settle("name", two) == two.id
+    assert await directory.settle("name", draining) == two.id
+
+
 async def of_many_that_settle_at_once_one_is_it(directory: SharedDirectory) -> None:
     workers = [await directory.enroll(worker()) for _ in range(8)]
     homes: list[str] = []
@@ -130,6 +140,7 @@ WORKER_CHECKS: Final[Sequence[object]] = (
     numbers_are_given_once,
     a_worker_without_a_heartbeat_is_dead,
     what_is_settled_stays_while_its_worker_lives,
+    what_is_settled_moves_on_from_a_worker_that_drains,
     of_many_that_settle_at_once_one_is_it,
     frames_arrive_in_order,
 )

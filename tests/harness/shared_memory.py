@@ -111,7 +111,8 @@ class SharedMemoryDirectory(MemoryDirectory):
     async def settle(self, name: str, worker: Worker) -> str:
         """See `Workers.settle`."""
         self._check()
-        if not self._lives(self._settled.get(name, "")):
+        home = self._settled.get(name, "")
+        if home != worker.id and not (self._lives(home) and not self._enrolled[home].drains):
             self._settled[name] = worker.id
         return self._settled[name]
 

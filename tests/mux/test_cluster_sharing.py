@@ -1,5 +1,6 @@
 """Several workers where sessions are shared (`user`), and where each call has one of its own (`none`)."""
 
+import asyncio
 import json
 
 import anyio
@@ -241,6 +242,27 @@ async def test_g8_a_drain_lets_go_of_shared_sessions() -> None:
         client = await b.find(session_id, WHOLE, ALICE)
         assert "result" in await client.answer(client.call())
         assert (len(at.server.of("initialize")), at.server.deleted) == (1, [])
+
+
+async def test_g8_who_comes_while_the_worker_of_a_shared_session_drains_begins_at_another_one() -> None:
+    async with workers(reuse="user") as at:
+        a, b = await at.start(), await at.start()
+        waiting = await a.client(ALICE)
+        exchange = waiting.call()
+        await at.server.got("tools/call")
+        draining = asyncio.create_task(a.pool.drain(10))
+        await settle()
+        newcomer = await b.client(ALICE)
+        await settle()
+        assert waiting.workflow.ended is None
+        at.server.on_request = echo
+        assert "result" in await newcomer.answer(newcomer.call())
+        at.server.of("tools/call")[0].answer()
+        assert "result" in await waiting.answer(exchange)
+        await draining
+        await settle()
+        found = await b.find(waiting.workflow.record.session_id, WHOLE, ALICE)
+        assert "result" in await found.answer(found.call())
 
 
 async def test_without_sessions_any_worker_serves_calls() -> None:
