@@ -1,7 +1,8 @@
 """How settings are read: a TOML file, the environment and the command line become one value, or an error with a path.
 
-A key in the environment is `TRUNKLINE_SECTION__KEY` (`TRUNKLINE_GATEWAY__PORT`, `TRUNKLINE_SERVERS__FILES__URL`); it
-wins over the file, and the command line wins over both. `${NAME}` in a string is replaced from the environment.
+A key in the environment is `TRUNKLINE_SECTION__KEY` (`TRUNKLINE_GATEWAY__PORT`, `TRUNKLINE_SERVERS__FILES__URL`); a server
+of the file is named there with `_` for `-` and `.`. It wins over the file, and the command line wins over both. `${NAME}` in
+a string is replaced from the environment.
 """
 
 import difflib
@@ -10,7 +11,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Final, get_args
+from typing import Any, Final, Literal, get_args, get_origin
 
 import msgspec
 
@@ -39,7 +40,7 @@ def load(
         settings = _convert(_expanded(tree, "", environ))
         check(settings, insecure=insecure)
     except SettingsError as error:
-        name = PREFIX + error.path.upper().replace(".", "__")
+        name = PREFIX + error.path.upper().replace("-", "_").replace(".", "__")
         typed = {*(overrides or {}), *(f"servers.{upstream.partition('=')[0]}.url" for upstream in upstreams)}
         if name not in environ or error.path in typed:
             raise
@@ -55,6 +56,8 @@ def _merged(
     for name, text in environ.items():
         if name.startswith(PREFIX) and "__" in name:
             keys = [part.lower() for part in name.removeprefix(PREFIX).split("__")]
+            if keys[0] == "servers":
+                keys[1] = _as_in_the_file(keys[1], tree.get("servers"))
             _put(tree, keys, _value(text, is_text=_is_text(keys)))
     for upstream in upstreams:
         name, found, url = upstream.partition("=")
@@ -64,6 +67,12 @@ def _merged(
     for dotted, value in overrides.items():
         _put(tree, dotted.split("."), value)
     return tree
+
+
+def _as_in_the_file(name: str, servers: object) -> str:
+    """The server of the file that a name in the environment means, where capitals, `-` and `.` cannot be written."""
+    names = list(servers) if isinstance(servers, dict) and name not in servers else []
+    return next((one for one in names if re.sub("[-.]", "_", one).lower() == name), name)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -90,6 +99,11 @@ def _value(text: str, *, is_text: bool) -> object:
 
 def _is_text(keys: Sequence[str]) -> bool:
     """True where these keys lead to a value that is text."""
+    return _kind_at(keys) is str
+
+
+def _kind_at(keys: Sequence[str]) -> Any:
+    """The type of the value to which these keys lead; None where they lead to none."""
     kind: Any = Settings
     for key in keys:
         if kind == dict[str, Server]:
@@ -99,8 +113,20 @@ def _is_text(keys: Sequence[str]) -> bool:
         elif (section := _section(kind)) is not None:
             kind = next((field.type for field in msgspec.structs.fields(section) if field.name == key), None)
         else:
-            return False
-    return kind is str
+            return None
+    return kind
+
+
+def _choices(path: str) -> list[str]:
+    """The texts that a value at this path may be."""
+    kinds, found = [_kind_at(re.sub(r"\[\d+\]", "", path).split("."))], list[str]()
+    while kinds:
+        kind = kinds.pop(0)
+        if get_origin(kind) is Literal:
+            found += [str(one) for one in get_args(kind)]
+        else:
+            kinds += [one for one in get_args(kind) if get_origin(one) or get_args(one)]
+    return found
 
 
 def _section(kind: Any) -> type[msgspec.Struct] | None:
@@ -141,8 +167,11 @@ def _convert(tree: dict[str, Any]) -> Settings:
         return msgspec.convert(tree, Settings)
     except msgspec.ValidationError as error:
         message, _, where = str(error).partition(" - at `$")
-        path = where.rstrip("`").lstrip(".") or "settings"
-        raise SettingsError(_named(path, tree), message[:1].lower() + message[1:]) from None
+        path = _named(where.rstrip("`").lstrip(".") or "settings", tree)
+        wrong = message.removeprefix("Invalid enum value ")
+        if wrong != message and (choices := _choices(path)):
+            raise SettingsError(path, f"expected {' or '.join(choices)}, got {wrong}") from None
+        raise SettingsError(path, message[:1].lower() + message[1:]) from None
 
 
 def _named(path: str, tree: dict[str, Any]) -> str:

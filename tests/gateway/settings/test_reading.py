@@ -88,6 +88,39 @@ def test_a_value_of_the_environment_is_toml_where_it_is_one(load_text: Load) -> 
     assert settings.gateway.port == 8920
 
 
+@pytest.mark.parametrize("name", ["My-Files.2", "my_files_2", "MY_files-2"])
+def test_the_environment_means_the_server_of_the_file_however_that_is_spelled(load_text: Load, name: str) -> None:
+    environ = {"TRUNKLINE_SERVERS__MY_FILES_2__REUSE": "none", "TRUNKLINE_SERVERS__OTHER__URL": "http://o/"}
+    settings = load_text(f'[servers."{name}"]\nurl = "http://h/"\n', environ)
+    assert {name: server.url for name, server in settings.servers.items()} == {name: "http://h/", "other": "http://o/"}
+    assert settings.servers[name].reuse == "none"
+
+
+def test_a_name_that_the_environment_can_spell_is_that_server(load_text: Load) -> None:
+    text = '[servers.a-b]\nurl = "http://one/"\n[servers.a_b]\nurl = "http://two/"\n'
+    settings = load_text(text, {"TRUNKLINE_SERVERS__A_B__URL": "http://three/"})
+    assert {name: server.url for name, server in settings.servers.items()} == {
+        "a-b": "http://one/",
+        "a_b": "http://three/",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "message"),
+    [
+        ('[pooling]\nreuse = "users"\n', "pooling.reuse", "expected none or workflow or user, got 'users'"),
+        (f'{UP}reuse = "x"\n', "servers.up.reuse", "expected none or workflow or user, got 'x'"),
+        (f'{UP}eras = ["old"]\n', "servers.up.eras[0]", "expected legacy or modern, got 'old'"),
+        ('[directory]\nbackend = "sql"\n', "directory.backend", "expected memory or redis or database, got 'sql'"),
+    ],
+)
+def test_a_choice_that_is_none_is_told_with_those_there_are(
+    refused: Callable[..., SettingsError], text: str, path: str, message: str
+) -> None:
+    error = refused(text, {})
+    assert (error.path, error.message) == (path, message)
+
+
 @pytest.mark.parametrize("token", ["12345", "true", "1979-05-27", "12#3", "0x1F", "[1]", "s3cret", "${X"])
 def test_a_text_of_the_environment_stays_what_it_is_whatever_it_looks_like(load_text: Load, token: str) -> None:
     environ = {"TRUNKLINE_GATEWAY__ADMIN_TOKEN": token, "TRUNKLINE_SERVERS__UP__HEADERS__X": token}
