@@ -1,8 +1,8 @@
 """How settings are read: a TOML file, the environment and the command line become one value, or an error with a path.
 
-A key in the environment is `TRUNKLINE_SECTION__KEY` (`TRUNKLINE_GATEWAY__PORT`, `TRUNKLINE_SERVERS__FILES__URL`); a server
-of the file is named there with `_` for `-` and `.`. It wins over the file, and the command line wins over both. `${NAME}` in
-a string is replaced from the environment.
+A key in the environment is `TRUNKLINE_SECTION__KEY` (`TRUNKLINE_GATEWAY__PORT`, `TRUNKLINE_SERVERS__FILES__URL`); a
+server of the file is named there with `_` for `-` and `.`. It wins over the file, and the command line wins over both.
+`${NAME}` in a string is replaced from the environment.
 """
 
 import difflib
