@@ -23,6 +23,7 @@ from typing import Any, Final
 from ..mux.channel import Channel
 from ..mux.directory.memory import MemoryDirectory
 from ..mux.errors import Overloaded
+from ..mux.lease import refuse_coroutine
 from ..mux.limits import Pooling
 from ..mux.pool import Pool
 from ..mux.ports import NONE, Headers, Receiver, SendKind, Wire
@@ -180,6 +181,9 @@ class Host:
     conversation ends. `kinds` are served; all of them, if none is named. `authenticate` turns request headers
     (lower-case names) into a verified identity or raises `Unauthorized`; without it everybody is anonymous, and only
     loopback names pass as Host and Origin unless `allowed_hosts` and `allowed_origins` name others.
+
+    Raises:
+        TypeError: `authenticate` would have to be awaited.
     """
 
     def __init__(
@@ -191,6 +195,7 @@ class Host:
         allowed_origins: Sequence[str] = (),
         pooling: Pooling | None = None,
     ) -> None:
+        refuse_coroutine("authenticate", authenticate)
         pooling = pooling or Pooling()
         upstream = Upstream(NAME, _Application(serve, self), pooling)
         self._pool = Pool({NAME: upstream}, MemoryDirectory(), pooling=pooling)

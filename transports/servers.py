@@ -65,7 +65,8 @@ class Servers:
     what servers are told of the program; trunkline's own without it.
 
     Raises:
-        ValueError: a URL, command or header that cannot be used; or `reuse = "none"`, which keeps no session.
+        ValueError: a URL, command, header or file of certificates that cannot be used; or `reuse = "none"`, which keeps
+            no session.
     """
 
     def __init__(
@@ -126,9 +127,11 @@ class Servers:
             Overloaded: a cap on workflows or sessions is met.
             InvalidParams: the key is in use with other capabilities or session headers.
             RuntimeError: these servers were not entered yet, or were left.
-            TypeError: `hear` would have to be awaited.
+            TypeError: `hear` would have to be awaited, or the principal is none.
         """
         self._check()
+        if not isinstance(principal, Principal):
+            raise TypeError(f"a principal is a Principal(issuer, tenant, subject), not {principal!r}")
         refuse_coroutine("hear", hear)
         begun = await self._begin(server, key, principal, capabilities, session_headers)
         lease = Lease(begun.workflow, begun.state, begun.pool_result, hear=hear, answer=answer)
@@ -175,6 +178,8 @@ class Servers:
             )
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
+        except OSError as error:
+            raise ValueError(f"{name}: no certificates can be read from {server.ca}: {error.strerror}") from None
         self._connectors.append(connector)
         return Upstream(
             name,

@@ -19,6 +19,7 @@ from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
 from starlette.applications import Starlette
 from starlette.routing import Mount
+from trunkline.mux import Principal
 from trunkline.mux.workflow import Workflow
 from trunkline.transports import Host, SSETransport, StreamableHTTPTransport, Transport, WebSocketTransport
 from trunkline.transports import host as module
@@ -304,6 +305,15 @@ async def test_a_host_that_nobody_runs_says_what_is_missing() -> None:
     for scope in ({"type": "http", "path": "/mcp"}, {"type": "websocket", "path": "/ws"}):
         with pytest.raises(RuntimeError, match=r"lifespan=host\.lifespan"):
             await host(scope, anyio.sleep_forever, anyio.sleep)
+
+
+async def test_who_asks_is_told_without_a_wait() -> None:
+    async def authenticate(headers: object) -> Principal:
+        raise AssertionError("nobody awaits it")
+
+    wrong: Any = authenticate
+    with pytest.raises(TypeError, match="authenticate is called, and not awaited"):
+        Host(Application().serve, authenticate=wrong)
 
 
 async def test_a_host_runs_once() -> None:

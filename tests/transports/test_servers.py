@@ -193,6 +193,8 @@ async def test_leaving_ends_every_session_though_the_program_failed(server: Upst
         (Server(url="http://x/mcp", pooling=Pooling(reuse="none")), 'up: reuse = "none" keeps no session'),
         ("stdio:python server.py", "up: a URL begins with .*; a command is a list"),
         (Server(command="python server.py"), "up: a command is a list"),
+        (Server(url="https://x/mcp", ca="/none.pem"), "up: no certificates can be read from /none.pem: No such file"),
+        (Server(url="https://x/mcp", ca=__file__), "up: no certificates can be read from .*test_servers.py"),
     ],
 )
 def test_what_cannot_be_used_is_named_at_once(given: Server | str, fault: str) -> None:
@@ -260,6 +262,12 @@ async def test_a_header_that_cannot_be_sent_fails_its_call_alone(server: Upstrea
         assert (await up.call("counter")).text == "1"
         with pytest.raises(InvalidRequest, match="cannot be sent"):
             await count(servers, session_headers=headers)
+
+
+async def test_a_principal_that_is_none_is_refused(server: Upstream) -> None:
+    async with keeping(server) as servers:
+        with pytest.raises(TypeError, match="not 'alice'"):
+            await count(servers, principal="alice")
 
 
 async def test_a_method_that_is_no_text_is_refused(server: Upstream) -> None:
