@@ -122,6 +122,9 @@ def serve(
     debug: Debug = False,
 ) -> None:
     """Run a gateway. Without a file and without --upstream it is the demo, and says what to try."""
+    from .signals import hold
+
+    hold()
     from .settings import Settings, SettingsError, load
 
     given = {"gateway.host": host, "gateway.port": port, "gateway.workers": workers}

@@ -100,8 +100,8 @@ async def serve_demo() -> AsyncIterator[str]:
         server = _QuietServer(config)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(server.serve, [listener])
-            await server.listening.wait()
             try:
+                await server.listening.wait()
                 yield f"http://127.0.0.1:{listener.getsockname()[1]}/mcp"
             finally:  # it ends by itself, whatever ends the context: cancelled, it would tell the log of that
                 server.should_exit = True

@@ -23,6 +23,7 @@ from .heap import keep_what_large_messages_took
 from .http_listening import HTTPListening
 from .listener import BACKLOG, listen, url_of
 from .settings import NotStarted, Read, Server, Settings, SettingsError
+from .signals import received
 from .websockets import PingingWebSocket
 from .workers.place import Place
 from .workers.supervisor import runtime_directory
@@ -157,11 +158,11 @@ class _Life:
 
     async def obey_signals(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """SIGTERM and SIGINT drain, the second one leaves at once; SIGHUP reloads."""
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        with received() as signals:
             task_status.started()
-            async for received in signals:
-                name = signal.Signals(received).name
-                if received == signal.SIGHUP:
+            async for number in signals:
+                name = signal.Signals(number).name
+                if number == signal.SIGHUP:
                     self._reload.set()
                 elif self._is_draining:
                     self._leave(f"{name} again")

@@ -27,6 +27,7 @@ from ..exits import ExitCode, Failure
 from ..listener import listen, url_of
 from ..reload import compare
 from ..settings import Read, Settings, SettingsError, check
+from ..signals import received
 from .place import Child
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ def runtime_directory() -> Iterator[Path]:
     made = Path(tempfile.mkdtemp(prefix="trunkline-"))
     try:
         if len(str(made)) > 70:
-            raise SettingsError("TMPDIR", f"{made.parent} is too long for the path of a socket")
+            raise SettingsError("TMPDIR", f"{made.parent} is too long for the path of a socket; name a shorter one")
         yield made
     finally:
         shutil.rmtree(made, ignore_errors=True)
@@ -239,17 +240,17 @@ class Supervisor:
     async def _obey(
         self, tasks: TaskGroup, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
     ) -> None:
-        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        with received() as signals:
             task_status.started()
-            async for received in signals:
-                if received == signal.SIGHUP:
+            async for number in signals:
+                if number == signal.SIGHUP:
                     self._reload.set()
                 elif self._stopping.is_set():
-                    logger.warning("%s again: leaving at once", signal.Signals(received).name)
+                    logger.warning("%s again: leaving at once", signal.Signals(number).name)
                     for child in self._children:
                         child.tell("leave")
                 else:
-                    logger.info("%s: draining %d workers", signal.Signals(received).name, len(self._children))
+                    logger.info("%s: draining %d workers", signal.Signals(number).name, len(self._children))
                     self._stop()
                     tasks.start_soon(self._kill_late)
 

@@ -1,0 +1,70 @@
+"""What is told to a program that starts waits until it can be done."""
+
+import os
+import re
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from harness.gateways import command, environment, until
+from harness.ports import free_port
+from harness.processes import ServerProcess, wait_for_status
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def toml(tmp_path: Path) -> Path:
+    """Settings that several workers can have."""
+    path = tmp_path / "trunkline.toml"
+    url = f"sqlite+aiosqlite:///{tmp_path}/x.db"
+    path.write_text(f'[directory]\nbackend = "database"\nurl = "{url}"\n[servers.up]\nurl = "http://127.0.0.1:1/"\n')
+    return path
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A directory for temporary files, whose path is short enough for sockets."""
+    with tempfile.TemporaryDirectory(prefix="t-") as made:
+        yield Path(made)
+
+
+@contextmanager
+def starting(toml: Path, port: int, workers: int, place: Path) -> Iterator[ServerProcess]:
+    """A gateway right after its start, whose temporary files are there."""
+    arguments = command("serve", str(toml), "--port", str(port), "--workers", str(workers))
+    process = ServerProcess(arguments, env={**environment(), "TMPDIR": str(place)})
+    try:
+        yield process
+    finally:
+        process.kill()
+
+
+def holds(process: ServerProcess, number: signal.Signals) -> bool:
+    """Whether a signal would wait."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    blocked = re.search(r"SigBlk:\s*([0-9a-f]+)", status)
+    return blocked is not None and bool(int(blocked[1], 16) >> (number - 1) & 1)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_reload_before_it_listens_is_done_once_it_does(toml: Path, place: Path, workers: int) -> None:
+    port = free_port()
+    with starting(toml, port, workers, place) as process:
+        await until(lambda: holds(process, signal.SIGHUP))
+        process.send_signal(signal.SIGHUP)
+        wait_for_status(process, port, "/readyz")
+        await until(lambda: "reloaded: 1 unchanged" in process.output())
+        assert not holds(process, signal.SIGHUP)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_one_that_is_told_to_end_before_it_listens_ends_in_order(toml: Path, place: Path, workers: int) -> None:
+    with starting(toml, free_port(), workers, place) as process:
+        await until(lambda: holds(process, signal.SIGTERM))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert os.listdir(place) == []
