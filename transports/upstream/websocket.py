@@ -197,6 +197,8 @@ class _WebSocketWire(OneStreamWire, asyncio.Protocol):
         self._ping = b""
         """The payload of the ping that waits for its pong."""
         self._pinged = 0.0
+        self._pong = b""
+        """What answers the server's last ping, while nothing can be written."""
         self._timer: asyncio.TimerHandle | None = None
         """Of the next ping, or of the answer to the last one; once it is closing, of its end."""
         self._gone: asyncio.Future[None] | None = None
@@ -239,6 +241,9 @@ class _WebSocketWire(OneStreamWire, asyncio.Protocol):
     def resume_writing(self) -> None:
         """See `asyncio.Protocol`."""
         self._is_paused = False
+        pong, self._pong = self._pong, b""
+        if pong and self._protocol.state is OPEN:
+            self._transport.write(pong)
         self._flush()
 
     # What comes.
@@ -361,7 +366,7 @@ class _WebSocketWire(OneStreamWire, asyncio.Protocol):
         """Write what the library has to say, and see to it that a connection that is closing comes to its end."""
         for data in self._protocol.data_to_send():
             if data:
-                self._transport.write(data)
+                self._answer(data)
             elif self._transport.can_write_eof():
                 with suppress(OSError, RuntimeError):  # it may be gone
                     self._transport.write_eof()
@@ -371,6 +376,13 @@ class _WebSocketWire(OneStreamWire, asyncio.Protocol):
             self._is_ending = True
             self._ping = b""
             self._wait(CLOSE_SECONDS, self._transport.abort)
+
+    def _answer(self, frame: bytes) -> None:
+        """Write a pong, or a close. A server that reads nothing is owed the last pong alone (RFC 6455, 5.5.3)."""
+        if self._is_paused and self._protocol.state is OPEN:
+            self._pong = frame
+        elif not (self._is_paused and self._is_ending):
+            self._transport.write(frame)
 
     # Its end.
 

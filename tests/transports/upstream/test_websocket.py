@@ -21,7 +21,7 @@ from trunkline.transports.upstream import websocket
 from trunkline.transports.upstream.one_stream import MAX_UNSENT
 from trunkline.transports.upstream.websocket import WebSocketConnector
 from websockets.asyncio.server import ServerConnection, serve
-from websockets.frames import CLOSE, Frame
+from websockets.frames import CLOSE, PING, PONG, Frame
 from websockets.protocol import SERVER, Protocol
 from websockets.utils import accept_key
 
@@ -286,17 +286,23 @@ CLOSING_BYTE = 0x88
 """How a frame begins that closes."""
 
 
+async def accept(peer: Peer, behind: bytes = b"") -> None:
+    """Answer the upgrade, with this right behind it."""
+    _, headers, _ = await peer.request()
+    accepted = accept_key(headers["sec-websocket-key"]).encode()
+    head = b"HTTP/1.1 101 X\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Protocol: mcp\r\n"
+    await peer.say(head + b"Sec-WebSocket-Accept: %b\r\n\r\n" % accepted + behind)
+
+
 @asynccontextmanager
 async def by_hand(behind_the_upgrade: list[bytes]) -> AsyncIterator[tuple[Session, list[bytes]]]:
     """A session with a server that answers the upgrade with these pieces behind it; and what it read after that."""
     read: list[bytes] = []
 
     async def say(peer: Peer) -> None:
-        _, headers, _ = await peer.request()
-        accepted = accept_key(headers["sec-websocket-key"]).encode()
-        head = b"HTTP/1.1 101 X\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Protocol: mcp\r\n"
         first, *others = behind_the_upgrade
-        await peer.say(head + b"Sec-WebSocket-Accept: %b\r\n\r\n" % accepted + first, *others)
+        await accept(peer, first)
+        await peer.say(*others)
         while (data := await peer.some()) and data[0] != CLOSING_BYTE:
             read.append(data)
 
@@ -352,6 +358,38 @@ async def test_a_server_that_does_not_read_for_long_owes_no_pong(monkeypatch: py
         server.session.go_on()
         await server.got("tools/call", 12)
         assert not session.receiver.of("lost")
+
+
+async def test_g10_a_server_that_pings_and_reads_nothing_is_owed_one_pong() -> None:
+    stalled, go_on = anyio.Event(), anyio.Event()
+    read: list[bytes | Frame] = []
+
+    async def pinging(peer: Peer) -> None:
+        await accept(peer)
+        await stalled.wait()
+        await peer.say(
+            b"".join(Frame(PING, b"%d" % n).serialize(mask=False) for n in range(1_000)) + text_frame(told(1))
+        )
+        await go_on.wait()
+        frames = Frames(Protocol(SERVER, max_size=None), MAX_EVENT_BYTES, is_masked=True)
+        while came := await peer.some():
+            read.extend(frames.feed(came))
+
+    async with serving(pinging) as server:
+        receiver = Receiver()
+        async with WebSocketConnector("x", ws(server.url), Statistics()).connect(receiver, NONE, listen=True) as wire:
+            session = Session(wire, receiver)
+            for _ in range(15):
+                session.request(params={"x": "x" * 1_000_000})
+            await anyio.sleep(0.1)  # so much is written as the kernel takes
+            stalled.set()
+            await receiver.until(lambda: receiver.reports)
+            go_on.set()
+        with anyio.fail_after(10):
+            while not any(isinstance(one, Frame) and one.opcode is CLOSE for one in read):
+                await anyio.lowlevel.checkpoint()
+    pongs = [bytes(one.data) for one in read if isinstance(one, Frame) and one.opcode is PONG]
+    assert pongs == [b"999"]
 
 
 async def test_what_was_sent_last_arrives_before_the_good_bye() -> None:
