@@ -52,6 +52,10 @@ Serve = Callable[[Transport], Awaitable[None]]
 Endpoints = dict[str, ASGIApp]
 
 
+class _NotConnected(RuntimeError):
+    """The conversation has not begun, or has ended."""
+
+
 class _Conversation(Transport):
     """A workflow, seen from the application. Implements `Transport` upwards and `Wire` for its channel."""
 
@@ -64,6 +68,11 @@ class _Conversation(Transport):
         """The client's requests that wait for an answer, by the id that the application knows."""
         self._is_connected = False
         self._is_over = False
+
+    @property
+    def is_over(self) -> bool:
+        """True once the conversation has ended."""
+        return self._is_over
 
     @property
     def session_id(self) -> str:
@@ -103,7 +112,7 @@ class _Conversation(Transport):
     def over(self) -> None:
         """The conversation has ended."""
         if not self._is_over:
-            self._is_over = True
+            self._is_over, self._is_connected = True, False
             while self._inbox.qsize() > MAX_UNREAD:
                 self._inbox.get_nowait()
             self._inbox.put_nowait(None)
@@ -133,7 +142,7 @@ class _Conversation(Transport):
 
     def _check(self) -> None:
         if not self._is_connected:
-            raise RuntimeError("Transport not connected")
+            raise _NotConnected("Transport not connected")
 
 
 class StreamableHTTPTransport(_Conversation):
@@ -296,8 +305,9 @@ class _Application:
     async def _run(self, conversation: _Conversation) -> None:
         try:
             await self._serve(conversation)
-        except Exception:
-            logger.exception("the application failed")
+        except Exception as error:
+            if not (isinstance(error, _NotConnected) and conversation.is_over):  # it could not know that it has ended
+                logger.exception("the application failed")
         await conversation.disconnect()  # an end like any other, which says nothing of the next conversation
 
 

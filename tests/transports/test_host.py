@@ -205,6 +205,33 @@ async def test_disconnect_ends_the_conversation_and_may_be_called_again() -> Non
         assert host.conversations == 0
 
 
+async def test_what_the_client_has_ended_takes_nothing_more(caplog: pytest.LogCaptureFixture) -> None:
+    application = Application()
+    async with listening(mounted(Host(application.serve))) as address, Wire(f"http://{address}/tools/mcp") as wire:
+        await wire.open()
+        (conversation,) = application.conversations
+        assert (await wire.delete()).status == 200
+        with pytest.raises(RuntimeError, match="not connected"):
+            await conversation.send_message({"jsonrpc": "2.0", "method": "notifications/late"})
+        with pytest.raises(RuntimeError, match="not connected"):
+            async with asyncio.timeout(PATIENCE):
+                await anext(conversation.receive_message())
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_who_speaks_at_once_where_the_client_has_ended_has_not_failed(caplog: pytest.LogCaptureFixture) -> None:
+    async def serve(transport: Transport) -> None:
+        try:
+            await Application().serve(transport)
+        finally:
+            await transport.send_message({"jsonrpc": "2.0", "method": "notifications/late"})
+
+    async with listening(mounted(Host(serve))) as address, Wire(f"http://{address}/tools/mcp") as wire:
+        await wire.open()
+        assert (await wire.delete()).status == 200
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 async def test_an_application_that_returns_or_fails_ends_its_conversation_alone() -> None:
     async def serve(transport: Transport) -> None:
         await transport.connect()
