@@ -10,6 +10,7 @@
 Nobody beats but by `beat`.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -40,6 +41,11 @@ class View:
     def __init__(self, directory: SharedMemoryDirectory) -> None:
         self._directory = directory
         self.is_cut = False
+        self.fails_at = 0
+        """The so-manieth call fails, but for heartbeats and what tells who lives."""
+        self.is_done = False
+        """Whether that is done all the same, and its answer lost."""
+        self.calls = 0
 
     def __getattr__(self, name: str) -> Any:
         attribute = getattr(self._directory, name)
@@ -49,6 +55,12 @@ class View:
         async def call(*args: Any) -> Any:
             if self.is_cut:
                 raise DirectoryUnavailable("a test has cut the network")
+            is_counted = name not in ("beat", "workers", "retire", "enroll")
+            self.calls += is_counted
+            if is_counted and self.calls == self.fails_at:
+                if self.is_done:
+                    await attribute(*args)
+                raise DirectoryUnavailable("a test lets this call fail")
             return await attribute(*args)
 
         return call
@@ -140,7 +152,7 @@ class Member:
         """A client's wires on a workflow that is found here."""
         with anyio.fail_after(PATIENCE):
             workflow = await self.pool.lookup.find(principal, "x", session_id, concern)
-            await workflow.opened
+            await asyncio.shield(workflow.opened)
         return Client(workflow)
 
     async def beside(self, session_id: str) -> Client:

@@ -12,6 +12,7 @@ import msgspec
 from trunkline.mux.directory import Claimed
 from trunkline.mux.directory.memory import MemoryDirectory
 from trunkline.mux.envelope import Envelope, parse
+from trunkline.mux.errors import DirectoryUnavailable
 from trunkline.mux.event_log import Position, Stream
 from trunkline.mux.exchange import Exchange
 from trunkline.mux.limits import MAX_BODY_BYTES, EventLogLimits, Pooling
@@ -78,6 +79,8 @@ class SlowDirectory(MemoryDirectory):
         self.calls: Counter[str] = Counter()
         self.failing: dict[str, Exception] = {}
         """Operations that raise."""
+        self.fails_at = 0
+        """The so-manieth call of all does."""
         self._gates: dict[str, list[_Gate]] = {}
         self._changed = anyio.Event()
 
@@ -133,6 +136,8 @@ class SlowDirectory(MemoryDirectory):
         self._wake()
         if op in self.failing:
             raise self.failing[op]
+        if self.calls.total() == self.fails_at:
+            raise DirectoryUnavailable(f"a test lets call {self.fails_at} fail")
         gate = self._gate(op)
         if gate is not None and gate.before:
             await gate.opened.wait()
