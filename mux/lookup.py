@@ -175,9 +175,9 @@ class Lookup:
             UnknownSession: it has ended, and there is no other worker.
         """
         workflow.checked = self._clock()
-        if self._cluster is not None:
-            return await self._compare(workflow)
         try:
+            if self._cluster is not None:
+                return await self._compare(workflow)
             stored = await self._directory.get(workflow.record.session_id)
         except BaseException:
             workflow.checked = -inf

@@ -8,9 +8,9 @@ import anyio
 import pytest
 from harness.clustering import Member, Workers, workers
 from harness.memory_wire import echo
-from harness.muxing import ALICE, begin, settle
+from harness.muxing import ALICE, begin, cancelled, settle
 from trunkline.mux.directory import LEASE_SECONDS
-from trunkline.mux.errors import Elsewhere
+from trunkline.mux.errors import Elsewhere, UnknownSession
 
 pytestmark = pytest.mark.anyio
 
@@ -144,3 +144,20 @@ async def test_what_ends_while_a_directory_that_forgot_it_is_told_of_it_again_is
         await a.pool.end(workflow, "deleted")
         await telling.let()
         assert await at.directory.get(workflow.record.session_id) is None
+
+
+async def test_what_a_client_that_left_did_not_hear_of_a_record_the_next_one_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with workers() as at:
+        a = await at.start()
+        workflow = (await a.client()).workflow
+        await at.directory.remove(workflow.record)
+        await settle()
+        comparing = Unanswered(at, "get", monkeypatch)
+        finding = asyncio.create_task(a.find(workflow.record.session_id))
+        await comparing.begun.wait()
+        await cancelled(finding)
+        await comparing.let()
+        with pytest.raises(UnknownSession):
+            await a.find(workflow.record.session_id)
