@@ -295,7 +295,11 @@ class Cluster:
         if self._moving(record) is not None or record.session_id in self._residents.by_id:
             return None
         self._residents.unsettle(record)
-        return await self._tasks.see_through(self._become_holder, (record, upstream))
+        try:
+            return await self._tasks.see_through(self._become_holder, (record, upstream))
+        except Overloaded:  # it may not have been begun
+            self._residents.settle(record)
+            raise
 
     async def _become_holder(self, what: tuple[WorkflowRecord, Upstream]) -> Workflow | None:
         record, upstream = what

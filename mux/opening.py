@@ -90,7 +90,11 @@ class Opening:
             UnknownSession: there is no such server; or the identity no longer counts.
         """
         self._residents.unsettle(new.record)
-        return await self._tasks.see_through(self._claim, new)
+        try:
+            return await self._tasks.see_through(self._claim, new)
+        except Overloaded:  # it may not have been begun
+            self._residents.settle(new.record)
+            raise
 
     async def _claim(self, new: Newcomer) -> tuple[Claimed, Workflow | None]:
         """Find room for a workflow, store its record and begin to open it; None where its key names one already."""

@@ -7,7 +7,7 @@ import anyio
 import pytest
 from harness.memory_wire import Stage
 from harness.muxing import ALICE, BOB, Bench, begin, bench, cancelled, settle
-from trunkline.mux.errors import SessionLost, UpstreamUnreachable, WorkflowEnded
+from trunkline.mux.errors import Overloaded, SessionLost, UpstreamUnreachable, WorkflowEnded
 
 pytestmark = pytest.mark.anyio
 
@@ -152,3 +152,12 @@ async def test_the_pool_may_be_cancelled_while_a_session_opens_and_another_works
         with pytest.raises(WorkflowEnded):
             await opening
         assert (pool.workflows, pool.channels, at.server.live, at.directory.records) == ([], [], [], [])
+
+
+async def test_who_comes_after_the_end_of_the_pool_is_refused_and_never_waits() -> None:
+    async with bench() as at:
+        pass
+    for _ in range(2):
+        with pytest.raises(Overloaded) as refused:
+            await begin(at.pool, ALICE, key="chat")
+        assert refused.value.limit == "draining"
