@@ -61,7 +61,7 @@ async def websocket_client(
     Raises:
         CannotConnect: the first connection did not come about.
         ImportError: the SDK's 2.x line is not installed.
-        ValueError: a URL or headers that cannot be used.
+        ValueError: a URL, headers, attempts or seconds that cannot be used.
     """
     client = _Client(Dialer(url, headers or {}, workflow, ssl), Retries(attempts, seconds), _codec())
     try:

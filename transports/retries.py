@@ -9,9 +9,15 @@ LAST_SECONDS: Final = 10.0
 
 
 class Retries:
-    """The tries between one success and the next: at most `attempts` of them, in at most `seconds`."""
+    """The tries between one success and the next: at most `attempts` of them, in at most `seconds`.
+
+    Raises:
+        ValueError: one of the two is negative.
+    """
 
     def __init__(self, attempts: int, seconds: float, draw: Callable[[], float] = random.random) -> None:
+        if attempts < 0 or seconds < 0:
+            raise ValueError("attempts and seconds must not be negative")
         self._attempts = attempts
         self._seconds = seconds
         self._draw = draw

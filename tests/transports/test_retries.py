@@ -67,3 +67,9 @@ def test_a_success_begins_anew() -> None:
     assert retries.made == 0
     assert retries.next(1000.0) == FIRST_SECONDS
     assert retries.left(1000.0) == 10.0
+
+
+@pytest.mark.parametrize(("attempts", "seconds"), [(-1, 60.0), (10, -0.1)])
+def test_what_is_negative_is_refused(attempts: int, seconds: float) -> None:
+    with pytest.raises(ValueError, match="must not be negative"):
+        Retries(attempts, seconds)
