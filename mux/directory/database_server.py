@@ -1,7 +1,7 @@
 """A SQLite file or a PostgreSQL, by URL: how it is connected to, told apart, and heard.
 
 sqlite+aiosqlite:///relative.db, sqlite+aiosqlite:////absolute.db     the workers of one host
-postgresql+asyncpg://user:password@host[:port]/database               the workers of several
+postgresql+asyncpg://user:password@host[:port]/database               the workers of several; ?sslmode= as elsewhere
 """
 
 import asyncio
@@ -31,6 +31,10 @@ SERVER_SECONDS: Final = 2.0
 RETRY_SECONDS: Final = 0.02
 MAX_CONNECTIONS: Final = 10
 DRIVERS: Final = ("sqlite+aiosqlite", "postgresql+asyncpg")
+CACHE: Final = "prepared_statement_cache_size"
+OPTIONS: Final = ("host", "port", "ssl", "passfile", "krbsrvname", "target_session_attrs", CACHE)
+"""What the URL of a PostgreSQL may ask for after `?`; `sslmode` as well, which the driver calls `ssl`."""
+
 CHANGES: Final = "trunkline_changes"
 MAIL: Final = "trunkline_mail"
 READS: Final = {"trunkline_reads": True}
@@ -71,8 +75,10 @@ class Server:
             raise ValueError("the URL of a database begins with one of " + ", ".join(DRIVERS))
         if not parsed.database or ":memory:" in parsed.database:
             raise ValueError("the URL must name a database that several workers can open, with a path or a name")
-        self._url = parsed
+        if parsed.drivername == DRIVERS[0] and parsed.host:
+            raise ValueError("the URL has three slashes before a relative path, four before an absolute one")
         self.is_sqlite = parsed.drivername == DRIVERS[0]
+        self._url = parsed if self.is_sqlite else _with_options(parsed)
         self._writer = anyio.Semaphore(1 if self.is_sqlite else MAX_CONNECTIONS)
         self.engine = self._made()
 
@@ -148,9 +154,10 @@ class Server:
         """
         import asyncpg
 
-        url = self._url.set(drivername="postgresql").render_as_string(hide_password=False)
+        _, options = self.engine.dialect.create_connect_args(self._url)
+        options.pop(CACHE, None)
         with reaching():
-            connection = await asyncpg.connect(url, timeout=SERVER_SECONDS, command_timeout=SERVER_SECONDS)
+            connection = await asyncpg.connect(**options, timeout=SERVER_SECONDS, command_timeout=SERVER_SECONDS)
         broken = asyncio.Event()
         try:
             connection.add_termination_listener(lambda _: broken.set())
@@ -167,6 +174,20 @@ class Server:
                         await connection.execute("SELECT 1")
         finally:
             connection.terminate()
+
+
+def _with_options(url: sa.URL) -> sa.URL:
+    """A PostgreSQL's URL as its driver takes it.
+
+    Raises:
+        ValueError: it has an option that the driver does not know.
+    """
+    if "sslmode" in url.query:
+        url = url.update_query_dict({"ssl": url.query["sslmode"]}).difference_update_query(["sslmode"])
+    unknown = sorted(set(url.query) - set(OPTIONS))
+    if unknown:
+        raise ValueError(f"a PostgreSQL's URL has no option {unknown[0]}; there are sslmode, {', '.join(OPTIONS)}")
+    return url
 
 
 @contextmanager

@@ -96,8 +96,9 @@ def parse_address(url: str) -> Address:
         try:
             parts = urlsplit(url)
             host, _ = parts.hostname, parts.port
-            redis.asyncio.connection.parse_url(url)
-        except ValueError:
+            pool = redis.asyncio.ConnectionPool.from_url(url)
+            pool.make_connection()  # type: ignore[no-untyped-call]  # it reads the options, and connects later
+        except (ValueError, TypeError):
             raise ValueError("the port, database or an option of the redis URL is not valid") from None
         if scheme == "unix" and not parts.path:
             raise ValueError("unix:// needs the path of a socket: unix:///run/redis/redis.sock")

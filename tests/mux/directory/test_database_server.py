@@ -20,6 +20,9 @@ pytestmark = pytest.mark.anyio
         ("postgresql+asyncpg://u:secret@h", "must name a database"),
         ("sqlite+aiosqlite://", "must name a database"),
         ("sqlite+aiosqlite:///:memory:", "must name a database"),
+        ("sqlite+aiosqlite://secret/x.db", "three slashes before a relative path, four before an absolute one"),
+        ("postgresql+asyncpg://u:secret@h/x?nope=secret", "no option nope"),
+        ("postgresql+asyncpg://u:secret@h:secret/x", "not the URL"),
     ],
 )
 def test_what_is_wrong_is_said_without_secrets(url: str, word: str) -> None:

@@ -19,6 +19,7 @@ async def refusal(backend: Backend, url: str) -> str:
 
 async def test_a_url_that_is_none() -> None:
     assert "must begin with redis://" in await refusal("redis", "http://secret@host")
+    assert "an option of the redis URL is not valid" in await refusal("redis", "redis://secret@host/0?nope=secret")
 
 
 @pytest.mark.parametrize("scheme", ["redis", "redis+sentinel", "redis+cluster"])
