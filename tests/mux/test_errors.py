@@ -65,3 +65,8 @@ def test_what_is_refused_without_a_lease_did_not_run() -> None:
 
 def test_what_any_worker_may_know_names_none() -> None:
     assert Everywhere().worker == ""
+
+
+def test_the_first_failure_of_a_group_is_found_however_deep_it_lies() -> None:
+    first, other = SessionLost("first", executed="no"), SessionLost("other", executed="no")
+    assert errors.first_of(ExceptionGroup("", [ExceptionGroup("", [first, other]), other])) is first
