@@ -341,6 +341,9 @@ class _Connection(asyncio.Protocol):
     def on_headers_complete(self) -> None:
         """The head is complete; that of an informational answer (1xx) is dropped."""
         status = self._parser.get_status_code()
+        if status < 100:  # nothing else would come, and nobody be told
+            self._break("the server's answer is no HTTP/1.1")
+            return
         if status < 200 or self._answer is None or self._is_complete:
             return
         self._head_left = 0

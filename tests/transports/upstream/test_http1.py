@@ -512,6 +512,20 @@ async def test_closing_breaks_what_is_under_way() -> None:
         assert not error.sent
 
 
+async def test_a_status_that_is_none_is_told_at_once() -> None:
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(PLAIN.replace(b"200", b"099"))
+        await peer.closed()
+
+    async with client_of(serve) as (client, _):
+        hearer = post(client)
+        error = await hearer.outcome()
+        assert error is not None
+        assert error.sent
+        assert not hearer.status
+
+
 @pytest.mark.parametrize("url", ["ftp://x/", "http://", "x", "http:///mcp"])
 def test_a_url_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="URL"):
