@@ -515,7 +515,7 @@ async def test_closing_breaks_what_is_under_way() -> None:
 async def test_a_status_that_is_none_is_told_at_once() -> None:
     async def serve(peer: Peer) -> None:
         await peer.request()
-        await peer.say(PLAIN.replace(b"200", b"099"))
+        await peer.say(EMPTY.replace(b"202", b"099"))
         await peer.closed()
 
     async with client_of(serve) as (client, _):
