@@ -201,9 +201,8 @@ class Streams:
 
     def end(self) -> None:
         """The workflow has ended: readers get what is left, and stop."""
-        for readers in self._readers.values():
-            for reader in readers:
-                reader.wake()
+        for reader in [reader for readers in self._readers.values() for reader in readers]:
+            reader.wake()  # some leave at once
         if not self._readers:
             self._log.clear()
 

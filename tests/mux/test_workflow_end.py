@@ -1,11 +1,13 @@
 """How a workflow ends, what its client and its server are told, and that nothing of it is left."""
 
 import json
+from functools import partial
 
 import pytest
 from harness.memory_wire import message
 from harness.muxing import ALICE, BOB, Bench, Client, bench, initialize, response, settle, some
 from trunkline.mux.errors import SessionLost
+from trunkline.mux.streams import Reader
 
 pytestmark = pytest.mark.anyio
 
@@ -112,3 +114,20 @@ async def test_a_question_waits_as_long_as_the_client_has_a_wire() -> None:
             "result": {"role": "assistant"},
         }
         reader.close()
+
+
+async def test_readers_may_leave_as_soon_as_they_hear_of_the_end() -> None:
+    def leave(reader: Reader) -> None:
+        if reader.due() is None:
+            reader.close()
+
+    async with bench() as at:
+        client = await at.client(ALICE)
+        for n in range(2):
+            exchange = client.call(id=b"%d" % n)
+            reader = client.workflow.streams.attach(exchange.turn_into_stream(), 0)
+            reader.on_wake = partial(leave, reader)
+            client.leave()
+        await at.pool.end(client.workflow, "deleted")
+        await at.closed()
+        at.at_rest()
