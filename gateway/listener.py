@@ -31,7 +31,7 @@ def listen(settings: Settings) -> Iterator[socket.socket]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except socket.gaierror as error:
+    except (socket.gaierror, TypeError) as error:  # a TypeError is what sockets say of text that is no host at all
         raise SettingsError("gateway.host", f"there is no address for {host}; give one of this machine's") from error
     except (OSError, OverflowError) as error:
         raise NotStarted("gateway.port", f"cannot listen on {host}:{port}: {_reason(error)}") from error

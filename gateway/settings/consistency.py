@@ -81,11 +81,12 @@ def _check_listener(settings: Settings, *, insecure: bool) -> None:
         raise SettingsError("gateway.tls", "cert and key are given together or not at all")
     if gateway.tls.cert:
         try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(gateway.tls.cert, gateway.tls.key)
-        except OSError as error:  # an SSLError is one
-            raise SettingsError("gateway.tls", f"cert and key cannot be used: {error.strerror}") from None
-    public = urlsplit(gateway.public_url)
-    if gateway.public_url and (public.scheme not in ("http", "https") or not public.hostname or public.path.strip("/")):
+            # Without a passphrase, OpenSSL would ask the terminal for one.
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(gateway.tls.cert, gateway.tls.key, password="")
+        except (OSError, ValueError) as error:
+            told = f"cert and key cannot be used: {_reason(error)}; give a pair in PEM, the key without a passphrase"
+            raise SettingsError("gateway.tls", told) from None
+    if gateway.public_url and not _is_place(gateway.public_url):
         raise SettingsError("gateway.public_url", "expected https://HOST, as clients reach this gateway")
     if gateway.trusted_proxies and settings.auth.mode != "proxy":
         raise SettingsError("gateway.trusted_proxies", 'only used with auth.mode = "proxy"; leave it out')
@@ -104,6 +105,22 @@ def _check_listener(settings: Settings, *, insecure: bool) -> None:
         raise SettingsError(
             "auth.mode", f"{gateway.host} is not loopback: choose an auth mode, or give --insecure if you mean it"
         )
+
+
+def _is_place(url: str) -> bool:
+    """True for the URL of a host."""
+    try:
+        parts = urlsplit(url)
+        return (
+            parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and parts.path in ("", "/")
+        )
+    except ValueError:
+        return False
+
+
+def _reason(error: OSError | ValueError) -> str:
+    """Why a file cannot be read; an error of TLS is an OSError."""
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
 
 def _check_directory(settings: Settings) -> None:
@@ -153,6 +170,11 @@ def _check_jwt(auth: AuthSection) -> None:
     symmetric = [name.startswith("HS") for name in auth.algorithms]
     if not symmetric or "none" in auth.algorithms or symmetric != [bool(auth.secret)] * len(symmetric):
         raise SettingsError("auth.algorithms", "HS256 and its like go with secret, all others with jwks; never none")
+    import jwt
+
+    for name in auth.algorithms:
+        if name not in jwt.algorithms.get_default_algorithms():
+            raise SettingsError("auth.algorithms", f"{name} is none; expected names such as RS256, ES256, HS256")
     if not auth.jwks or auth.jwks.startswith("https://"):
         return
     if auth.jwks.startswith("http://"):
@@ -160,9 +182,11 @@ def _check_jwt(auth: AuthSection) -> None:
             raise SettingsError("auth.jwks", "keys are read over https, or from a file")
         return
     try:
-        json.loads(Path(auth.jwks).read_text())["keys"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise SettingsError("auth.jwks", "no JSON Web Key Set can be read from this file") from None
+        usable = jwt.PyJWKSet.from_dict(json.loads(Path(auth.jwks).read_text())).keys
+    except (OSError, ValueError, TypeError, AttributeError, jwt.PyJWTError):
+        usable = []
+    if not usable:
+        raise SettingsError("auth.jwks", "no JSON Web Key Set with a key to use can be read from this file") from None
 
 
 def _check_address(path: str, server: Server) -> None:
@@ -181,8 +205,8 @@ def _check_address(path: str, server: Server) -> None:
     if server.ca:
         try:
             ssl.create_default_context(cafile=server.ca)
-        except OSError as error:  # an SSLError is one
-            raise SettingsError(f"{path}.ca", f"no certificates can be read from it: {error.strerror}") from None
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"{path}.ca", f"no certificates can be read from it: {_reason(error)}") from None
 
 
 def _check_process(path: str, server: Server) -> None:

@@ -77,7 +77,7 @@ def _as_in_the_file(name: str, servers: object) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise SettingsError("", f"there is no file {path}; `trunkline init {path}` writes one") from None
     except OSError as error:

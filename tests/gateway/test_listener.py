@@ -36,3 +36,10 @@ def test_an_address_that_cannot_be_listened_on_is_named(host: str) -> None:
             pass
     assert refused.value.path == "gateway.port"
     assert host in refused.value.message
+
+
+@pytest.mark.parametrize("host", ["a\0b", "ä..b"])
+def test_what_is_no_host_at_all_is_named(host: str) -> None:
+    with pytest.raises(SettingsError) as refused, listen(settings(host=host)):
+        pass
+    assert refused.value.path == "gateway.host"

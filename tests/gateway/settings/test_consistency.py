@@ -260,15 +260,24 @@ JWT = "[auth]\nmode = 'jwt'\nissuer = 'i'\naudience = 'a'\n"
         (JWT + "jwks = 'https://h/keys'\nalgorithms = ['HS256']", "auth.algorithms"),
         (JWT + "jwks = 'http://h/keys'", "auth.jwks"),
         (JWT + "jwks = '/no/such/file'", "auth.jwks"),
+        (JWT + "jwks = 'https://h/keys'\nalgorithms = ['RS999']", "auth.algorithms"),
         ("[auth]\nmode = 'proxy'", "gateway.trusted_proxies"),
         ("[gateway]\ntrusted_proxies = ['127.0.0.1']", "gateway.trusted_proxies"),
         ("[auth]\nmode = 'proxy'\n[gateway]\ntrusted_proxies = ['h']", "gateway.trusted_proxies[0]"),
         ("[gateway]\npublic_url = 'mcp.example'", "gateway.public_url"),
         ("[gateway]\npublic_url = 'https://mcp.example/path'", "gateway.public_url"),
+        ("[gateway]\npublic_url = 'https://[mcp.example'", "gateway.public_url"),
+        ("[gateway]\npublic_url = 'https://mcp.example:99999'", "gateway.public_url"),
     ],
 )
 def test_an_auth_mode_needs_what_it_verifies_with(read: Read, text: str, path: str) -> None:
     assert refusal(read, text).path == path
+
+
+@pytest.mark.parametrize("keys", ['{"keys": []}', '{"keys": [{"kty": "another"}]}', '{"keys": 1}', "[]", "{"])
+def test_a_file_of_keys_has_one_that_can_be_used(read: Read, tmp_path: Path, keys: str) -> None:
+    (tmp_path / "keys.json").write_text(keys)
+    assert refusal(read, f"{JWT}jwks = '{tmp_path}/keys.json'").path == "auth.jwks"
 
 
 def test_memory_serves_one_worker_and_says_why(read: Read) -> None:
@@ -278,15 +287,21 @@ def test_memory_serves_one_worker_and_says_why(read: Read) -> None:
     assert "would not know the sessions" in error.message
 
 
-def test_files_of_certificates_are_read_at_once(read: Read, tmp_path: Path) -> None:
+def certified(cert_file: Path) -> ec.EllipticCurvePrivateKey:
+    """Write a certificate; the key that it is for."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
     now = datetime.datetime.now(datetime.UTC)
     made = x509.CertificateBuilder(
         name, name, key.public_key(), x509.random_serial_number(), now, now.replace(year=9999)
     )
-    cert_file, key_file = tmp_path / "cert.pem", tmp_path / "key.pem"
     cert_file.write_bytes(made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    return key
+
+
+def test_files_of_certificates_are_read_at_once(read: Read, tmp_path: Path) -> None:
+    cert_file, key_file = tmp_path / "cert.pem", tmp_path / "key.pem"
+    key = certified(cert_file)
     key_file.write_bytes(
         key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
@@ -297,3 +312,15 @@ def test_files_of_certificates_are_read_at_once(read: Read, tmp_path: Path) -> N
     assert refusal(read, tls).path == "gateway.tls"
     assert refusal(read, f"[gateway.tls]\nkey = '{key_file}'").path == "gateway.tls"
     assert refusal(read, f"{SERVER}ca = '{key_file}'").path == "servers.up.ca"
+    assert refusal(read, f'{SERVER}ca = "a\\u0000b"').path == "servers.up.ca"
+    assert refusal(read, f'{tls}key = "a\\u0000b"').path == "gateway.tls"
+
+
+def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked_for_it(read: Read, tmp_path: Path) -> None:
+    cert_file, key_file = tmp_path / "cert.pem", tmp_path / "key.pem"
+    key = certified(cert_file)
+    locked = serialization.BestAvailableEncryption(b"secret")
+    key_file.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, locked))
+    error = refusal(read, f"[gateway.tls]\ncert = '{cert_file}'\nkey = '{key_file}'")
+    assert error.path == "gateway.tls"
+    assert "passphrase" in error.message

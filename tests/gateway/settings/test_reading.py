@@ -261,3 +261,9 @@ def test_sharing_by_user_needs_users(load_text: Load, refused: Callable[..., Set
 @pytest.mark.parametrize("scheme", ["http", "https", "sse+http", "sse+https", "ws", "wss"])
 def test_every_transport_has_its_scheme(load_text: Load, scheme: str) -> None:
     assert load_text(f'[servers.up]\nurl = "{scheme}://h:1/mcp"\n')
+
+
+def test_a_file_that_begins_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "trunkline.toml"
+    path.write_text("[gateway]\nport = 1", encoding="utf-8-sig")
+    assert load(path, environ={}).gateway.port == 1
