@@ -13,6 +13,9 @@ from ..mux.modern import probe
 from .settings import Settings, is_loopback
 
 MODULE: Final = "trunkline.gateway.cli"
+KEY: Final = "my-chat"
+"""The workflow of all that it says to try: each of it goes on with the session of what was tried before."""
+
 INITIALIZE: Final = {
     "protocolVersion": "2025-11-25",
     "capabilities": {},
@@ -73,14 +76,14 @@ def _tried(settings: Settings, url: str, name: str, *, demo: bool) -> list[str]:
         begin = _curl(url, request("initialize", INITIALIZE, b"1"), {}, named, options="-si")
         call = [f"  {program()} call {url} counter"] if demo else []
         return ["Try this: it begins a session, by the id in Mcp-Session-Id.", *call, begin]
-    key = {"Trunkline-Workflow": "me"}
+    key = {"Trunkline-Workflow": KEY}
     if not demo:
         twice = "Try this twice: the second time, the session is open already."
         return [*first, twice, _curl(url, request("tools/list", {}, b"1"), key, named)]
     return [
         *first,
         "Try one of these twice: the second call continues the session of the first.",
-        f"  {program()} call {url} counter --workflow my-chat{shown}",
+        f"  {program()} call {url} counter --workflow {KEY}{shown}",
         _curl(url, request("tools/call", {"name": "counter", "arguments": {}}, b"1"), key, named),
     ]
 
