@@ -170,15 +170,20 @@ class _Life:
                     self._drain(name)
 
     async def obey(self, place: Place) -> None:
-        """Do what the parent says; it may say what a signal has said before."""
+        """Do what the parent says; it may say what a signal has said before. Where it has died, drain.
+
+        While all drain, this worker takes connections on: nobody else would, and who comes is to be told. A parent that
+        has died leaves the address to the gateway that follows.
+        """
         async for command in place.commands():
             match command:
                 case "drain":
-                    self._drain("the parent has stopped")
+                    self._drain("the parent has stopped", is_left_to_others=False)
                 case "leave":
                     self._leave("the parent was told again")
                 case "reload":
                     self._reload.set()
+        self._drain("the parent has died")
 
     async def reload(self, read: Read, insecure: bool) -> None:
         """Read the settings again whenever that is asked for, one time after the other."""
@@ -187,11 +192,11 @@ class _Life:
             self._reload = anyio.Event()
             await self._gateway.reload(read, insecure=insecure)
 
-    def _drain(self, why: str) -> None:
+    def _drain(self, why: str, *, is_left_to_others: bool = True) -> None:
         if not self._is_draining:
             self._is_draining = True
             logger.info("%s: draining", why)
-            if self._shares_listener:
+            if self._shares_listener and is_left_to_others:
                 self._server.stop_accepting()
             self._tasks.start_soon(self._drain_and_exit)
 

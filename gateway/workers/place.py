@@ -75,12 +75,11 @@ class Place:
         self._control.close()
 
     async def commands(self) -> AsyncIterator[Command]:
-        """What the parent says; where it has died, to drain."""
+        """What the parent says; ends where it has died."""
         reader, writer = await asyncio.open_connection(sock=self._control)
         try:
             while word := await reader.read(1):
                 yield _WORDS[word]
-            yield "drain"
         finally:
             writer.close()
 

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import anyio
 import pytest
@@ -12,6 +13,7 @@ from harness.processes import http_status
 from harness.redis_server import RedisServer, redis_server
 from harness.upstreams import Upstream
 from harness.wire import Wire, text_of
+from harness.worker_gateways import worker_gateway
 
 pytestmark = pytest.mark.anyio
 
@@ -19,6 +21,10 @@ PATIENCE = 20.0
 DRAIN_TIMEOUT = 10
 GRACE = 6.0
 """Longer than connections may take to end once a worker has drained, shorter than its `drain_timeout`."""
+INITIALIZE = (
+    b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-06-18","capabilities":{},'
+    b'"clientInfo":{"name":"late","version":"1"}}}'
+)
 COUNT = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"counter","arguments":{}}}'
 
 
@@ -203,3 +209,30 @@ async def test_g8_workers_that_drain_at_once_leave_late_calls_to_one_that_goes_o
         assert await ended(host) == 0
     assert done == [f"{key} is open"] * 2
     assert upstream.counts()["initialize"] == 4
+
+
+async def test_g8_who_comes_while_all_workers_of_a_gateway_drain_is_told_so(
+    upstream_process: Upstream, upstream: Upstream, key: str, tmp_path: Path
+) -> None:
+    toml = tmp_path / "trunkline.toml"
+    toml.write_text(
+        f'[directory]\nbackend = "database"\nurl = "sqlite+aiosqlite:///{tmp_path}/x.db"\n'
+        f"[gateway]\ndrain_timeout = {DRAIN_TIMEOUT}\n"
+        f'[servers.up]\nurl = "{upstream_process.url}"\neras = ["legacy"]\n'
+    )
+    with worker_gateway(toml, 2) as gateway:
+        await gateway.complete()
+        async with Wire(gateway.url()) as wire, anyio.create_task_group() as tasks:
+            await wire.open("2025-06-18")
+
+            async def hold() -> None:
+                assert text_of(await (await wire.call("hold", {"gate": key})).response()) == f"{key} is open"
+
+            tasks.start_soon(hold)
+            await upstream.saw("mark:holding", 1)
+            await drains(gateway.running)
+            async with Wire(gateway.url()) as late:
+                refused = await late.post(INITIALIZE)
+                assert refused.status == 503
+            upstream.open(key)
+        assert await ended(gateway.running) == 0
