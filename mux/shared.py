@@ -107,7 +107,6 @@ class SharedLine:
         if level is None or level not in LEVELS:
             raise InvalidParams("logging/setLevel needs one of the levels of RFC 5424")
         wishes = self._group.wishes
-        before = wishes.of(self._owner).level
         due = wishes.set_level(self._owner, level)
         if due is None:
             self._tell_wish()
@@ -117,8 +116,9 @@ class SharedLine:
 
         def ended(refused: bool) -> None:
             if refused:
-                wishes.refuse_level(self._owner, level, before)
+                wishes.refuse_level(self._owner, level)
             else:
+                wishes.accept_level(self._owner, level)
                 self._tell_wish()
 
         return self._ask(told, caller, headers, ended)
@@ -134,17 +134,18 @@ class SharedLine:
             due = wishes.unsubscribe(self._owner, uri)
             self._tell_wish()
             return self._ask_on(primary, message, caller, headers) if due else _answer(message, caller)
-        if not wishes.subscribe(self._owner, uri):
+        subscription = wishes.subscribe(self._owner, uri)
+        if subscription is None:
             self._tell_wish()
             return _answer(message, caller)
 
         def ended(refused: bool) -> None:
             """The server has answered: only now the subscription counts for others (rule R5)."""
-            if refused:
-                wishes.unsubscribe(self._owner, uri)
-            else:
+            if not refused:
                 wishes.accept(uri)
                 self._tell_wish()
+            elif wishes.refuse(self._owner, uri, subscription):
+                self._group.say("resources/unsubscribe", {"uri": uri})
 
         return self._ask(message, caller, headers, ended)
 

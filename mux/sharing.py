@@ -61,14 +61,25 @@ def _without(capabilities: Raw, names: frozenset[str] | set[str]) -> bytes:
     return msgspec.json.encode({name: value for name, value in members.items() if name not in names}, order="sorted")
 
 
+class Subscription:
+    """One workflow's part in watching a resource: it stands until every request for it was refused."""
+
+    __slots__ = ("asked",)
+
+    def __init__(self) -> None:
+        self.asked = 0
+        """Requests for it that were not refused."""
+
+
 class Wishes(Generic[Owner]):
     """What the workflows of one upstream session want of its global state."""
 
     def __init__(self, max_subscriptions: int = 1000) -> None:
         self._max_subscriptions = max_subscriptions
-        self._subscribers: dict[str, set[Owner]] = {}
+        self._subscribers: dict[str, dict[Owner, Subscription]] = {}
         self._accepted: set[str] = set()
-        self._levels: dict[Owner, str] = {}
+        self._levels: dict[Owner, list[str]] = {}
+        """What each has wished for, the newest last, since the last one that was accepted; none that was refused."""
         self._owners = 0
         self.level: str | None = None
         """The level that the server was told; None while it has its own."""
@@ -80,26 +91,35 @@ class Wishes(Generic[Owner]):
 
     # Subscriptions.
 
-    def subscribe(self, owner: Owner, uri: str) -> bool:
-        """A workflow wants to hear of a resource; True where the server has to be asked (again).
+    def subscribe(self, owner: Owner, uri: str) -> Subscription | None:
+        """A workflow wants to hear of a resource; what the server has to be asked (again) for, None where it watches.
 
         Raises:
             Overloaded: there are as many subscriptions as the session may hold.
         """
         if uri not in self._subscribers and len(self._subscribers) >= self._max_subscriptions:
             raise Overloaded("too many subscriptions on a shared session", limit="subscriptions")
-        self._subscribers.setdefault(uri, set()).add(owner)
-        return uri not in self._accepted
+        subscription = self._subscribers.setdefault(uri, {}).setdefault(owner, Subscription())
+        subscription.asked += 1
+        return None if uri in self._accepted else subscription
 
     def accept(self, uri: str) -> None:
         """The server watches this resource."""
         if uri in self._subscribers:
             self._accepted.add(uri)
 
+    def refuse(self, owner: Owner, uri: str, subscription: Subscription) -> bool:
+        """The server has refused one request for it; True where it watches for nobody now, and has to be told."""
+        subscription.asked -= 1
+        if subscription.asked or self._subscribers.get(uri, {}).get(owner) is not subscription:
+            return False
+        is_watched = uri in self._accepted
+        return self.unsubscribe(owner, uri) and is_watched
+
     def unsubscribe(self, owner: Owner, uri: str) -> bool:
         """A workflow wants to hear no more of it; True where the server has to be told."""
-        subscribers = self._subscribers.get(uri, set())
-        subscribers.discard(owner)
+        subscribers = self._subscribers.get(uri, {})
+        subscribers.pop(owner, None)
         if subscribers:
             return False
         self._subscribers.pop(uri, None)
@@ -110,45 +130,59 @@ class Wishes(Generic[Owner]):
 
     def set_level(self, owner: Owner, level: str) -> str | None:
         """A workflow wants logs from this level on; the level to tell the server, None where it has that already."""
-        self._levels[owner] = level
-        return self._level_due()
+        self._levels.setdefault(owner, []).append(level)
+        due = self._level_due()
+        if due is None:
+            self.accept_level(owner, level)
+        return due
 
     def _level_due(self) -> str | None:
         silent = self._owners > len(self._levels)
-        wanted = min((*self._levels.values(), *([USUAL] if silent else [])), key=LEVELS.__getitem__)
+        named = [levels[-1] for levels in self._levels.values()]
+        wanted = min([*named, *([USUAL] if silent else [])], key=LEVELS.__getitem__)
         changed = wanted != self.level
         self.level = wanted
         return wanted if changed else None
 
-    def refuse_level(self, owner: Owner, level: str, before: str) -> None:
-        """The server has refused a workflow's level: the workflow has the one before it, if any.
+    def accept_level(self, owner: Owner, level: str) -> None:
+        """The server has taken a workflow's level: what it wished for before does not come back."""
+        levels = self._levels.get(owner, [])
+        if level in levels:
+            del levels[: levels.index(level)]
+
+    def refuse_level(self, owner: Owner, level: str) -> None:
+        """The server has refused a workflow's level: the workflow has the newest that was not refused, if any.
 
         What the server has is not known, and the next wish is told to it.
         """
-        if self._levels.get(owner) == level:  # else it has wished for another one since
-            del self._levels[owner]
-            if before:
-                self._levels[owner] = before
+        levels = self._levels.get(owner, [])
+        if level in levels:  # else it has wished for another one since
+            levels.remove(level)
+            if not levels:
+                del self._levels[owner]
         self.level = None
 
+    def _level_of(self, owner: Owner) -> str:
+        return self._levels[owner][-1] if owner in self._levels else ""
+
     def _hears(self, owner: Owner, level: str | None) -> bool:
-        wanted = self._levels.get(owner, USUAL if self.level is not None else None)
-        return wanted is None or level is None or level not in LEVELS or LEVELS[level] >= LEVELS[wanted]
+        wanted = self._level_of(owner) or (USUAL if self.level is not None else "")
+        return not wanted or level is None or level not in LEVELS or LEVELS[level] >= LEVELS[wanted]
 
     # Workflows.
 
     def of(self, owner: Owner) -> Wish:
         """What a workflow wants, as far as the server has accepted it."""
         watched = [uri for uri, those in self._subscribers.items() if owner in those and uri in self._accepted]
-        return Wish(self._levels.get(owner, ""), tuple(sorted(watched)))
+        return Wish(self._level_of(owner), tuple(sorted(watched)))
 
     def _restore(self, owner: Owner, uri: str) -> bool:
         try:
-            is_new = self.subscribe(owner, uri)
+            subscription = self.subscribe(owner, uri)
         except Overloaded:
             return False
         self.accept(uri)
-        return is_new
+        return subscription is not None
 
     def join(self, owner: Owner, wish: Wish = NOTHING) -> tuple[str | None, list[str]]:
         """A workflow has come, with what it wants already: the level and the subscriptions to tell the server.
@@ -157,7 +191,7 @@ class Wishes(Generic[Owner]):
         """
         self._owners += 1
         if wish.level in LEVELS:
-            self._levels[owner] = wish.level
+            self._levels[owner] = [wish.level]
         asked = [uri for uri in wish.subscriptions if self._restore(owner, uri)]
         return self._level_due() if self._levels else None, asked
 

@@ -192,6 +192,27 @@ async def test_r5_subscriptions_are_counted_and_updates_reach_who_asked_for_them
         assert (await at.server.got("resources/unsubscribe")).json["params"] == {"uri": "file:///a"}
 
 
+@pytest.mark.parametrize("how", ["refused", "cancelled", "timed out"])
+async def test_r5_a_subscription_stands_though_another_request_for_it_came_to_nothing(how: str) -> None:
+    async with bench(reuse="user") as at:
+        client = await at.client(ALICE)
+        reader = await listening(client)
+        asked = [client.call({"uri": "file:///a"}, method="resources/subscribe", id=b"%d" % n) for n in (1, 2)]
+        (await at.server.got("resources/subscribe")).answer()
+        assert "result" in await client.answer(asked[0])
+        if how == "refused":
+            (await at.server.got("resources/subscribe", 2)).refuse(-32002, "too many")
+        elif how == "cancelled":
+            client.workflow.notify(notification("notifications/cancelled", {"requestId": 2}), {})
+        else:
+            at.clock.advance(400)
+            await at.swept()
+        assert "error" in await client.answer(asked[1])
+        at.server.session.tell(message("notifications/resources/updated", {"uri": "file:///a"}))
+        assert b"resources/updated" in (await some(reader))[0][1]
+        reader.close()
+
+
 async def test_r5_a_refused_subscription_is_nobodys() -> None:
     async with bench(reuse="user") as at:
         at.server.on_request = lambda exchange: exchange.refuse(-32002, "no such resource")

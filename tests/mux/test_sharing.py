@@ -61,6 +61,32 @@ def test_r5_subscriptions_are_counted() -> None:
     assert wishes.subscriptions == [], "nobody wants it any longer"
 
 
+def test_r5_a_refusal_takes_back_what_was_asked_by_that_request_alone() -> None:
+    wishes: Wishes[str] = Wishes()
+    first, second = wishes.subscribe(ALICE, "r"), wishes.subscribe(ALICE, "r")
+    assert first is not None
+    assert second is not None
+    wishes.accept("r")
+    assert not wishes.refuse(ALICE, "r", second)
+    assert wishes.of(ALICE).subscriptions == ("r",)
+    assert wishes.unsubscribe(ALICE, "r")
+    again = wishes.subscribe(ALICE, "r")
+    assert again is not None
+    assert not wishes.refuse(ALICE, "r", first), "she wants it anew since"
+    wishes.accept("r")
+    assert wishes.of(ALICE).subscriptions == ("r",)
+
+
+def test_r5_a_resource_that_nobody_wants_after_a_refusal_is_unsubscribed() -> None:
+    wishes: Wishes[str] = Wishes()
+    asked = {owner: wishes.subscribe(owner, "r") for owner in BOTH}
+    wishes.accept("r")
+    assert not wishes.unsubscribe(ALICE, "r")
+    assert asked[BOB] is not None
+    assert wishes.refuse(BOB, "r", asked[BOB]), "the server watches it, for one who has left"
+    assert wishes.subscriptions == []
+
+
 def test_r5_a_workflow_that_ends_leaves_its_subscriptions() -> None:
     wishes: Wishes[str] = Wishes()
     for owner, uri in ((ALICE, "a"), (ALICE, "both"), (BOB, "both")):
@@ -186,7 +212,7 @@ def test_r6_a_workflow_hears_from_its_own_level_on_whatever_the_server_has() -> 
         wishes.join(owner)
     wishes.set_level(ALICE, "error")
     wishes.set_level(BOB, "debug")
-    wishes.refuse_level(BOB, "debug", "")
+    wishes.refuse_level(BOB, "debug")
     message = told("notifications/message", level="info")
     assert [list(wishes.recipients(message, owner, BOTH)) for owner in BOTH] == [[], [BOB]]
 
@@ -194,7 +220,7 @@ def test_r6_a_workflow_hears_from_its_own_level_on_whatever_the_server_has() -> 
 def test_r6_a_level_that_was_refused_is_told_again() -> None:
     wishes: Wishes[str] = Wishes()
     assert wishes.set_level(ALICE, "debug") == "debug"
-    wishes.refuse_level(ALICE, "debug", "")
+    wishes.refuse_level(ALICE, "debug")
     assert wishes.set_level(ALICE, "debug") == "debug"
 
 
@@ -204,7 +230,7 @@ def test_r6_a_level_that_was_refused_filters_nothing(before: str, hears: bool) -
     wishes.join(ALICE)
     for level in filter(None, [before, "critical"]):
         wishes.set_level(ALICE, level)
-    wishes.refuse_level(ALICE, "critical", before)
+    wishes.refuse_level(ALICE, "critical")
     told_of = [
         list(wishes.recipients(told("notifications/message", level=level), ALICE, [ALICE]))
         for level in ("info", "error")
@@ -216,5 +242,26 @@ def test_r6_the_refusal_of_a_level_leaves_the_one_that_was_wished_for_since() ->
     wishes: Wishes[str] = Wishes()
     wishes.set_level(ALICE, "debug")
     wishes.set_level(ALICE, "error")
-    wishes.refuse_level(ALICE, "debug", "")
+    wishes.refuse_level(ALICE, "debug")
     assert wishes.of(ALICE).level == "error"
+
+
+@pytest.mark.parametrize("order", [("critical", "error"), ("error", "critical")])
+def test_r6_of_levels_that_were_all_refused_none_filters(order: tuple[str, str]) -> None:
+    wishes: Wishes[str] = Wishes()
+    wishes.set_level(ALICE, "critical")
+    wishes.set_level(ALICE, "error")
+    for level in order:
+        wishes.refuse_level(ALICE, level)
+    assert wishes.of(ALICE).level == ""
+
+
+def test_r6_the_refusal_of_a_level_leaves_the_newest_that_was_accepted() -> None:
+    wishes: Wishes[str] = Wishes()
+    for level in ("debug", "info", "error"):
+        wishes.set_level(ALICE, level)
+    wishes.accept_level(ALICE, "info")
+    wishes.refuse_level(ALICE, "error")
+    assert wishes.of(ALICE).level == "info"
+    wishes.refuse_level(ALICE, "debug")
+    assert wishes.of(ALICE).level == "info"
