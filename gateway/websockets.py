@@ -51,11 +51,11 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
 
     def data_received(self, data: bytes) -> None:
         """See the base class."""
-        if self._socket is not None:
-            self._portions.take(data, self._read, self.transport)
-        elif self.handshake_initiated and not self.handshake_complete:
+        if self._early or (self.handshake_initiated and not self.handshake_complete):
             self._early += data
-            self.pause_reading()
+            self.transport.pause_reading()
+        elif self._socket is not None:
+            self._portions.take(data, self._read, self.transport)
         else:
             super().data_received(data)
             if self.conn.handshake_exc is not None and not self.handshake_initiated:
@@ -213,8 +213,8 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
 
     def _go_on(self) -> None:
         early, self._early = self._early, b""
-        if not self.transport.is_closing():
-            self.resume_reading()
+        if early and not self.transport.is_closing():
+            self.transport.resume_reading()
             self.data_received(early)
 
     def _linger(self) -> None:

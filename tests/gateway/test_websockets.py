@@ -13,6 +13,7 @@ from trunkline.gateway.http_listening import HTTPListening
 from trunkline.gateway.websockets import PingingWebSocket
 from trunkline.mux.statistics import Statistics
 from trunkline.transports.frames import text_frame
+from trunkline.transports.portions import PORTION_ITEMS
 from trunkline.transports.websocket import PING, WIRE
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -230,7 +231,8 @@ UPGRADE = (
 )
 
 
-async def test_what_comes_in_one_piece_with_the_upgrade_is_heard_in_order() -> None:
+@pytest.mark.parametrize("count", [3, 10 * PORTION_ITEMS])
+async def test_what_comes_in_one_piece_with_the_upgrade_is_heard_in_order(count: int) -> None:
     app = Told()
     app.may_accept.set()
     async with (
@@ -238,8 +240,8 @@ async def test_what_comes_in_one_piece_with_the_upgrade_is_heard_in_order() -> N
         await anyio.connect_tcp("127.0.0.1", port) as stream,
     ):
         with anyio.fail_after(PATIENCE):
-            await stream.send(UPGRADE + b"\r\n" + b"".join(text_frame(b"%d" % n, KEY) for n in range(3)))
-            await app.until("begun", b"0", b"1", b"2")
+            await stream.send(UPGRADE + b"\r\n" + b"".join(text_frame(b"%d" % n, KEY) for n in range(count)))
+            await app.until("begun", *[b"%d" % n for n in range(count)])
 
 
 @pytest.mark.parametrize(
