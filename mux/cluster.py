@@ -16,7 +16,15 @@ import anyio
 import msgspec
 
 from .directory import SharedDirectory
-from .errors import DirectoryUnavailable, Elsewhere, Overloaded, TrunklineError, UnknownSession, WorkflowEnded
+from .errors import (
+    DirectoryUnavailable,
+    Elsewhere,
+    Overloaded,
+    SessionLost,
+    TrunklineError,
+    UnknownSession,
+    WorkflowEnded,
+)
 from .generations import Generations
 from .journal import Journal
 from .limits import Pooling
@@ -256,7 +264,8 @@ class Cluster:
                 raise Elsewhere(holder)
             case "take_over":
                 if self._ports.is_draining():
-                    await self.hand_on()
+                    await self.members.hand_on()
+                    raise _drained(concern)
                 if upstream.pooling.reuse == "user":
                     await self._settle_for(record)
                 return await self._take_over(record, upstream)
@@ -273,17 +282,6 @@ class Cluster:
             if record.worker == self.me:
                 await self._directory.replace(msgspec.structs.replace(record, worker=""))
             raise
-
-    async def hand_on(self) -> None:
-        """Hand on what this worker may not begin any longer.
-
-        Raises:
-            Elsewhere: another worker is to begin it.
-            Overloaded: there is none.
-            DirectoryUnavailable: nobody can tell.
-        """
-        await self.members.hand_on()
-        raise Overloaded("the gateway is shutting down", limit="draining")
 
     def _moving(self, record: WorkflowRecord) -> asyncio.Event | None:
         return self._residents.moving(record.principal, record.server, record.key, record.session_id)
@@ -495,6 +493,12 @@ class Cluster:
             self._statistics.count("stale", "touch")
             for workflow, touched in zip(workflows, before, strict=True):
                 workflow.touched = touched
+
+
+def _drained(concern: Concern) -> TrunklineError:
+    """Why a workflow is not gone on with that no worker may take over; calls are answered as where it is held (G8)."""
+    why = "the gateway is shutting down"
+    return SessionLost(why, executed="no") if concern.are_calls else Overloaded(why, limit="draining")
 
 
 def touch_interval(pooling: Pooling) -> float:

@@ -343,8 +343,8 @@ class Pool:
             Elsewhere: another worker is to take it.
         """
         if self.draining and self._cluster is not None:
-            with suppress(DirectoryUnavailable, Overloaded):
-                await self._cluster.hand_on()
+            with suppress(DirectoryUnavailable):
+                await self._cluster.members.hand_on()
 
     async def drain(self, timeout: float) -> bool:
         """Take nothing new; wait until every call has ended, at most `timeout` seconds; end what is left (G8).

@@ -11,7 +11,7 @@ from harness.muxing import ALICE, BOB, Client, events, idle, initialize, positio
 from trunkline.mux.cluster import BESIDE_SECONDS, TOUCH_SECONDS, touch_interval
 from trunkline.mux.directory import LEASE_SECONDS
 from trunkline.mux.envelope import parse
-from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, Overloaded, UnknownSession
+from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, Overloaded, SessionLost, UnknownSession
 from trunkline.mux.event_log import Stream
 from trunkline.mux.exchange import Exchange
 from trunkline.mux.limits import EventLogLimits
@@ -385,6 +385,9 @@ async def test_a_worker_that_drains_last_says_so() -> None:
         session_id = (await a.client()).workflow.record.session_id
         await a.pool.drain(1)
         await settle()
+        with pytest.raises(SessionLost) as lost:
+            await a.beside(session_id)
+        assert lost.value.data["executed"] == "no"
         with pytest.raises(Overloaded) as refused:
             await a.find(session_id)
         assert refused.value.limit == "draining"
