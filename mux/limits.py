@@ -9,9 +9,12 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+TEN_YEARS = 315_360_000
+"""The longest time that can be set, in seconds: what is to be bounded is."""
+
 Count = Annotated[int, Meta(ge=1)]
-Seconds = Annotated[float, Meta(gt=0, title="seconds")]
-Wait = Annotated[float, Meta(ge=0, title="seconds")]
+Seconds = Annotated[float, Meta(gt=0, le=TEN_YEARS, title="seconds")]
+Wait = Annotated[float, Meta(ge=0, le=TEN_YEARS, title="seconds")]
 Bytes = Annotated[int, Meta(ge=1, title="bytes")]
 
 Reuse = Literal["none", "workflow", "user"]

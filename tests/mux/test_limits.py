@@ -34,6 +34,8 @@ def test_an_unknown_limit_is_refused(kind: type[msgspec.Struct], wrong: dict[str
     [
         (Pooling, {"reuse": "users"}, "reuse: .*'users'"),
         (Pooling, {"idle_timeout": 0}, "idle_timeout: .* > 0"),
+        (Pooling, {"idle_timeout": float("inf")}, "idle_timeout: .* <= 315360000"),
+        (Pooling, {"max_channel_age": 1e300}, "max_channel_age: .* <= 315360000"),
         (Pooling, {"idle_timeout": "30"}, "idle_timeout: .*got `str`"),
         (Pooling, {"max_workflows": 0}, "max_workflows: .* >= 1"),
         (Pooling, {"spares": -1}, "spares: .* >= 0"),
