@@ -135,7 +135,7 @@ def _in_words(kind: kinds.Type) -> str:
 
 
 def _bounds(kind: kinds.IntType | kinds.FloatType) -> str:
-    if kind.le is not None and isinstance(kind, kinds.IntType):  # that no time is longer than ten years, a page says once
+    if kind.le is not None and isinstance(kind, kinds.IntType):  # the longest time, a page says once
         return f", {kind.ge} to {kind.le}"
     if kind.ge is not None:
         return f", {kind.ge:g} or more"
