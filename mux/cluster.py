@@ -168,6 +168,7 @@ class Cluster:
             if record is None or record.principal != principal or record.server != server:
                 return None
             if self._ports.has_ended(record):
+                await self._tasks.see_through(self._withdraw, record)  # others take this worker to hold it still
                 return None
             here = self._residents.by_id.get(record.session_id)
             if here is not None:

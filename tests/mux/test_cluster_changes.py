@@ -161,3 +161,13 @@ async def test_what_a_client_that_left_did_not_hear_of_a_record_the_next_one_doe
         await comparing.let()
         with pytest.raises(UnknownSession):
             await a.find(workflow.record.session_id)
+
+
+async def test_who_comes_for_the_key_of_what_ended_does_not_wait_until_its_record_is_removed() -> None:
+    async with workers() as at:
+        a = await at.start()
+        workflow = (await a.client(ALICE, key="chat")).workflow
+        a.view.fails_at = a.view.calls + 1
+        await a.pool.end(workflow, "deleted")
+        assert a.pool.statistics.counts["leftovers", "kept"] == 1
+        assert (await begin(a.pool, ALICE, key="chat")).state == "reset"

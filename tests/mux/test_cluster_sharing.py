@@ -7,7 +7,7 @@ import anyio
 import pytest
 from harness.clustering import Member, Workers, until, workers
 from harness.memory_wire import echo, message
-from harness.muxing import ALICE, BOB, Client, idle, initialize, settle, some
+from harness.muxing import ALICE, BOB, Client, begin, idle, initialize, settle, some
 from trunkline.mux.directory import ID_BLOCK, LEASE_SECONDS
 from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, SessionLost
 from trunkline.mux.event_log import Stream
@@ -114,6 +114,28 @@ async def test_a_record_left_with_a_worker_that_has_no_part_in_the_shared_sessio
         assert "result" in await client.answer(client.call())
 
 
+async def test_a_record_that_stayed_after_its_end_sends_nobody_round_in_circles(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with workers(reuse="user") as at:
+        a, b = await at.start(), await at.start()
+        ended = (await b.client(ALICE, key="chat")).workflow
+        monkeypatch.setattr(at.directory, "remove", away)
+        await b.pool.end(ended, "deleted")
+        monkeypatch.undo()
+        at.clock.advance(LEASE_SECONDS)
+        await a.beat()
+        await a.client(ALICE)
+        await b.beat()
+        for member, other in ((a, b), (b, a)):
+            with pytest.raises(Elsewhere) as elsewhere:
+                await member.client(ALICE, key="chat")
+            assert elsewhere.value.worker == other.members.worker.id
+        assert (await begin(a.pool, ALICE, key="chat")).state == "reset"
+
+
+async def away(*asked: object) -> None:
+    raise DirectoryUnavailable("a test has taken the directory away")
+
+
 async def test_g7_what_cannot_be_moved_is_not_used_while_one_that_shares_it_may_be_another_workers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -121,10 +143,6 @@ async def test_g7_what_cannot_be_moved_is_not_used_while_one_that_shares_it_may_
         a = await at.start()
         at.server.on_request = echo
         client = await a.client(ALICE)
-
-        async def away(*asked: object) -> None:
-            raise DirectoryUnavailable("a test has taken the directory away")
-
         monkeypatch.setattr(at.directory, "get", away)
         at.clock.advance(LEASE_SECONDS)
         await a.beat()
@@ -147,10 +165,6 @@ async def test_r5_r6_a_session_that_may_not_be_written_to_yet_is_told_later_what
         await client.answer(ask(client, "resources/subscribe", uri="x:1"))
         await client.answer(ask(client, "logging/setLevel", level="debug"))
         reader = client.workflow.streams.attach_standalone()
-
-        async def away(*asked: object) -> None:
-            raise DirectoryUnavailable("a test has taken the directory away")
-
         monkeypatch.setattr(at.directory, "get", away)
         at.clock.advance(LEASE_SECONDS)
         await a.beat()
