@@ -1,9 +1,10 @@
-"""What log lines say of a call's end: a warning where the server let it down, else a line for who debugs."""
+"""Who is told of a call's end beside its client: the log, by a warning where the server let it down, and who traces."""
 
 import logging
 from typing import Final
 
 from .errors import CredentialRefused, HandshakeTimedOut, SessionLost, TimedOut, UpstreamFault, UpstreamUnreachable
+from .ports import Span
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,15 @@ def tell(outcome: str, why: str, about: dict[str, str], *, method: str, id: byte
         fields["upstream_id"] = sent
     level = logging.WARNING if outcome in LOUD else logging.DEBUG
     logger.log(level, "call ended: %s%s", outcome, why and f" ({why})", extra=fields)
+
+
+def end_span(span: Span | None, outcome: str) -> None:
+    """The same for who traces, if anybody does: a defect of theirs costs nobody an answer."""
+    if span is not None:
+        try:
+            span.ended(outcome)
+        except Exception:
+            logger.exception("a call could not be traced to its end")
 
 
 def shown(id: bytes) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from msgspec import Raw
 
+from . import call_log
 from . import envelope as wire_format
 from .duplex import Duplex
 from .envelope import Envelope
@@ -69,8 +70,7 @@ class Calls:
         """Take one request of the client; its answer, or why there is none, reaches who asked. `span` hears its end."""
         workflow = self._workflow
         if not asker.admit(message.id):
-            if span is not None:
-                span.ended("duplicate_id")
+            call_log.end_span(span, "duplicate_id")
             workflow.statistics.count("refused", "duplicate_id")
             asker.add(wire_format.failure(message.id, InvalidRequest("a request with this id is in flight here")))
             return

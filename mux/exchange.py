@@ -243,8 +243,7 @@ class Call:
             return False
         self._done = True
         self.owner.calls.leave(self, outcome)
-        if self._span is not None:
-            self._span.ended(outcome)
+        call_log.end_span(self._span, outcome)
         if call_log.is_told(outcome):
             seconds = self.owner.now() - self.started
             about = self.owner.about()

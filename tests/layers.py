@@ -72,7 +72,6 @@ IO_MODULES = frozenset(
 
 MUX_ORDER = (
     {"errors", "limits", "principal", "statistics"},
-    {"call_log"},
     {
         "account",
         "breaker",
@@ -88,7 +87,7 @@ MUX_ORDER = (
         "tally",
     },
     {"leftovers"},
-    {"ports"},
+    {"call_log", "ports"},
     {"request"},
     {"demux"},
     {"annotations", "routing", "sharing"},

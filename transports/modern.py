@@ -230,8 +230,7 @@ class ModernRequests:
         try:
             passage = self._upstream.send(message, modern.body_of(message, body), headers)
         except ValueError as error:
-            if span is not None:
-                span.ended(InvalidRequest.reason)
+            call_log.end_span(span, InvalidRequest.reason)
             raise InvalidRequest(str(error)) from error
         self._passages.add(passage)
         watch = _Watch(request, passage)
@@ -241,8 +240,7 @@ class ModernRequests:
             watch.stop()
             passage.close()
             self._passages.discard(passage)
-            if span is not None:
-                span.ended(passage.outcome)
+            call_log.end_span(span, passage.outcome)
             self._count(request, message, passage.outcome, started, passage.why)
         return True
 

@@ -114,7 +114,7 @@ async def test_a_record_left_with_a_worker_that_has_no_part_in_the_shared_sessio
         assert "result" in await client.answer(client.call())
 
 
-async def test_a_record_that_stayed_after_its_end_sends_nobody_round_in_circles(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_record_that_stayed_after_its_end_sends_nobody_in_circles(monkeypatch: pytest.MonkeyPatch) -> None:
     async with workers(reuse="user") as at:
         a, b = await at.start(), await at.start()
         ended = (await b.client(ALICE, key="chat")).workflow

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from harness.memory_wire import echo
 from harness.muxing import ALICE, BOB, begin, bench, cancelled, initialize, request, settle
 from trunkline.mux.leftovers import FIRST_SECONDS
 from trunkline.mux.policy import EVICTABLE_AFTER
@@ -60,12 +61,28 @@ class _Faulty:
 
 async def test_an_end_is_carried_out_though_who_hears_of_its_calls_fails() -> None:
     async with bench() as at:
-        workflow = (await begin(at.pool, ALICE, key="chat")).workflow
-        workflow.calls.take(request(), workflow.calls.exchange(1), {}, _Faulty())
-        await at.pool.end(workflow, "deleted")
+        client = await at.client(ALICE, key="chat")
+        exchanges = [client.workflow.calls.exchange(1) for _ in range(2)]
+        for exchange in exchanges:
+            client.workflow.wire_came()
+            client.workflow.calls.take(request(), exchange, {}, _Faulty())
+        await at.pool.end(client.workflow, "deleted")
+        for exchange in exchanges:
+            assert (await client.answer(exchange))["error"]["code"] == -31002
         await at.closed()
         at.at_rest()
         assert (await begin(at.pool, ALICE, key="chat")).state == "reset"
+
+
+async def test_an_answer_arrives_though_who_traces_it_fails() -> None:
+    async with bench() as at:
+        at.server.on_request = echo
+        client = await at.client()
+        exchange = client.workflow.calls.exchange(1)
+        client.workflow.wire_came()
+        client.workflow.calls.take(request(), exchange, {}, _Faulty())
+        assert "result" in await client.answer(exchange)
+        assert "result" in await client.answer(client.call())
 
 
 async def test_who_ends_a_workflow_is_not_told_that_its_record_stays_a_little() -> None:
