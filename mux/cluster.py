@@ -335,8 +335,7 @@ class Cluster:
 
     async def _living(self) -> set[int]:
         """The numbers of the other workers that live."""
-        numbers = [number for number in await self.members.numbers() if number != self.number]
-        return set(numbers)
+        return {number for number in await self.members.numbers() if number != self.number}
 
     async def restore(self, workflow: Workflow, concern: Concern) -> None:
         """Make a stream or a question known to a workflow that its worker left behind, or this one.
@@ -390,21 +389,12 @@ class Cluster:
         with anyio.move_on_after(FLUSH_SECONDS):
             await self.journal.flush(record.session_id)
         try:
-            let_go = await self._directory.replace(msgspec.structs.replace(record, worker=""))
-            newer = await self.changed_here(record) if let_go is None else None
-            if newer is not None:
-                await self._directory.replace(msgspec.structs.replace(newer, worker=""))
+            if await self._directory.replace(msgspec.structs.replace(record, worker="")) is None:
+                newer = await self._directory.get(record.session_id)
+                if newer is not None and newer.follows(record):  # it was not heard (yet) that this was stored
+                    await self._directory.replace(msgspec.structs.replace(newer, worker=""))
         except DirectoryUnavailable:
             logger.warning("a workflow could not be let go", extra={"server": record.server, "handle": record.handle})
-
-    async def changed_here(self, record: WorkflowRecord) -> WorkflowRecord | None:
-        """What this worker has made of a record that it held, where it has not heard (yet) that this was stored.
-
-        Raises:
-            DirectoryUnavailable: nobody can tell.
-        """
-        stored = await self._directory.get(record.session_id)
-        return stored if stored is not None and stored.worker == self.me else None
 
     # Beside the holder.
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Final
 
 from .cluster import Cluster
 from .directory import Directory
-from .errors import DirectoryUnavailable, WorkflowEnded
+from .errors import WorkflowEnded
 from .leftovers import Leftovers
 from .lines import Lines
 from .record import WorkflowRecord
@@ -99,11 +98,8 @@ class Ending:
                 return
             if self._cluster is not None and self._is_movable(workflow, cause):
                 await self._cluster.hand_back(workflow.record)
-            elif not await self._removed(workflow.record) and self._cluster is not None:
-                with suppress(DirectoryUnavailable):
-                    newer = await self._cluster.changed_here(workflow.record)
-                    if newer is not None:
-                        await self.remove(newer)
+            else:
+                await self.remove(workflow.record)
         finally:
             self._residents.settle(workflow.record)
 
@@ -117,17 +113,15 @@ class Ending:
 
     async def remove(self, record: WorkflowRecord) -> None:
         """Remove the record of a workflow that has ended; where that fails, the sweep tries again, so many times."""
-        await self._removed(record)
-
-    async def _removed(self, record: WorkflowRecord) -> bool:
-        """The same; False where it is gone, or was changed."""
         try:
-            removed = await self._directory.remove(record)
+            if not await self._directory.remove(record):
+                newer = await self._directory.get(record.session_id)
+                if newer is not None and newer.follows(record):  # it was not heard (yet) that this was stored
+                    await self._directory.remove(newer)
         except Exception as error:
             again = self._leftovers.failed(record, self._clock())
             self._statistics.count("leftovers", "kept" if again else "given_up")
             about = {"server": record.server, "handle": record.handle}
             logger.warning("a record could not be removed: %s", type(error).__name__, extra=about)
-            return True
-        self._leftovers.removed(record)
-        return removed
+        else:
+            self._leftovers.removed(record)

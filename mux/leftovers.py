@@ -51,9 +51,9 @@ class Leftovers:
         self._kept.pop(record.session_id, None)
 
     def has(self, record: WorkflowRecord) -> bool:
-        """True for the record of a workflow that has ended, as it was then."""
+        """True for the record of a workflow that has ended, as its worker changed it last."""
         kept = self._kept.get(record.session_id)
-        return kept is not None and kept.record.epoch == record.epoch
+        return kept is not None and (kept.record.epoch == record.epoch or record.follows(kept.record))
 
     def due(self, now: float) -> list[WorkflowRecord]:
         """Whose removal is to be tried now; each is named once until it has failed again."""

@@ -67,6 +67,10 @@ class WorkflowRecord(msgspec.Struct, frozen=True):
         """The secret that stands for this workflow in its event ids."""
         return derived(self.session_id, b"event", 16)
 
+    def follows(self, before: "WorkflowRecord") -> bool:
+        """True for what the worker that held it made of the one `before`: no other one has had it in between."""
+        return self.worker == before.worker != "" and self.epoch == before.epoch + 1
+
 
 def new_session_id() -> str:
     """A fresh session id: 192 random bits, visible ASCII (rules L4, X3), which no command takes for an option."""

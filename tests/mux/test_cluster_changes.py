@@ -113,6 +113,27 @@ async def test_what_ends_while_a_change_of_its_record_is_on_its_way_is_removed(m
         assert (await begin(a.pool, ALICE, key="chat")).state == "reset"
 
 
+@pytest.mark.parametrize("later", [True, False])
+@pytest.mark.parametrize("fails", [1, 2, 3])
+async def test_what_ends_while_its_record_changes_is_removed_though_the_directory_fails_at_first(
+    fails: int, later: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with workers(reuse="user") as at:
+        a = await at.start()
+        at.server.on_request = echo
+        client = await a.client(ALICE, key="chat")
+        noting = Unanswered(at, "replace", monkeypatch)
+        await client.answer(client.call({"level": "debug"}, method="logging/setLevel"))
+        await noting.begun.wait()
+        a.view.fails_at = a.view.calls + fails
+        await a.pool.end(client.workflow, "deleted")
+        await noting.let()
+        if later:
+            await at.pass_time(1)
+            assert await at.directory.get(client.workflow.record.session_id) is None
+        assert (await begin(a.pool, ALICE, key="chat")).state == "reset"
+
+
 async def test_g8_what_is_let_go_while_a_change_of_its_record_is_on_its_way_is_taken_over_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -52,5 +52,9 @@ def test_a_record_is_left_as_it_was_when_its_workflow_ended() -> None:
     assert leftovers.has(record())
     changed = msgspec.structs.replace(record(), epoch=1)
     assert not leftovers.has(changed), "another worker has changed it since"
+    leftovers.failed(held := msgspec.structs.replace(record("two"), worker="one"), 0)
+    assert leftovers.has(msgspec.structs.replace(held, epoch=1)), "it was not heard that this was stored"
+    for epoch, worker in ((1, "two"), (2, "one")):
+        assert not leftovers.has(msgspec.structs.replace(held, epoch=epoch, worker=worker))
     leftovers.removed(record())
     assert not leftovers.has(record())
