@@ -184,12 +184,12 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
         self.transport.write(b"".join(self.conn.data_to_send()) or REFUSED)
         self.transport.close()
 
-    def _read(self, data: bytes) -> bytes:
+    def _read(self, data: bytes, at: int) -> int:
         came: list[bytes | Frame] = []
-        rest = self._frames.feed_some(data, came)
+        stop = self._frames.feed_some(data, at, came)
         if self._socket is not None:
             self._take(self._socket, came)
-        return rest
+        return stop
 
     def _take(self, socket: Socket, came: list[bytes | Frame]) -> None:
         for one in came:

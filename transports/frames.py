@@ -69,19 +69,21 @@ class Frames:
     def feed(self, data: bytes) -> list[bytes | Frame]:
         """Some more of what comes: messages as their text, and every other frame as the library tells it."""
         came: list[bytes | Frame] = []
-        while data:
-            data = self.feed_some(data, came)
+        at = 0
+        while at < len(data):
+            at = self.feed_some(data, at, came)
         return came
 
-    def feed_some(self, data: bytes, got: list[bytes | Frame]) -> bytes:
-        """Take little more than `PORTION_ITEMS` frames of it to what was `got`; return the rest."""
+    def feed_some(self, data: bytes, at: int, got: list[bytes | Frame]) -> int:
+        """Take little more than `PORTION_ITEMS` frames of it, from there on, to what was `got`; where that ends."""
         self._is_over = self._protocol.state is not OPEN
+        whole = len(data)
         if self._held:
-            data, self._held = self._held + data, b""
-        at, end, taken = 0, len(data), 0
+            data, at, self._held = self._held + data[at:], 0, b""
+        end, taken = len(data), 0
         while at < end:
             if taken >= PORTION_ITEMS:
-                return data[at:]
+                return whole - (end - at)
             if self._left or self._is_over:
                 at, frames = self._hand_on(data, at, got)
                 taken += frames
@@ -113,7 +115,7 @@ class Frames:
                 taken += 1
             else:
                 self._leave(first, stop - at)
-        return b""
+        return whole
 
     def _leave(self, first: int, size: int) -> None:
         """Leave a frame to the library."""

@@ -20,12 +20,12 @@ PORTION_ITEMS: Final = 64
 SMALL: Final = 1_024
 """What is not longer is read at once: whoever waits for answers sends no more, and the clock need not be asked."""
 
-Read = Callable[[bytes], bytes]
-"""Reads some of what came, and returns the rest."""
+Read = Callable[[bytes, int], int]
+"""Reads some of what came, from a place on, and returns where it stopped."""
 
 
 class Source(Protocol):
-    """Where it comes from: a transport, or who decides whether that is read."""
+    """Where it comes from: a transport."""
 
     def pause_reading(self) -> None:
         """Let what comes wait."""
@@ -34,7 +34,10 @@ class Source(Protocol):
         """Go on."""
 
     def is_closing(self) -> bool:
-        """Whether nothing more is wanted of it."""
+        """Whether nothing more comes of it."""
+
+    def close(self) -> None:
+        """End it."""
 
 
 class Portions:
@@ -56,11 +59,10 @@ class Portions:
         """Have it read, now or in the turns that follow."""
         if self._is_resting:
             self._rest += data
-        elif len(data) > SMALL:
-            self._take(data, read, source)
-        else:
-            while data := read(data):
-                pass
+        elif len(data) > SMALL or self._is_held:
+            self._take(data, 0, read, source)
+        elif (at := read(data, 0)) < len(data):
+            self._take(data, at, read, source)
 
     def hold(self, source: Source) -> None:
         """Let everything wait that was not handed to who reads."""
@@ -78,34 +80,47 @@ class Portions:
 
     def lost(self, then: Callable[[], None]) -> None:
         """Nothing more comes: do this once all is read, or at once where that is held."""
-        if self._is_resting and self._go_on is None:
+        if self._is_resting and not self._is_held:
             self._lost = then
         else:
-            self._go_on, self._rest = None, b""
+            self._is_resting, self._rest, self._go_on = False, b"", None
             then()
 
-    def _take(self, data: bytes, read: Read, source: Source) -> None:
-        end = perf_counter() + TURN_SECONDS
-        while data:
-            data = read(data)
-            if perf_counter() > end or (data and self._is_held):
-                self._is_resting, self._rest = True, data
-                if self._lost is None and not source.is_closing():
-                    source.pause_reading()
-                asyncio.get_running_loop().call_soon(self._next_turn, read, source)
+    def _take(self, data: bytes, at: int, read: Read, source: Source) -> None:
+        end, size = perf_counter() + TURN_SECONDS, len(data)
+        while at < size and not self._is_held:
+            at = read(data, at)
+            if perf_counter() > end:
+                break
+        else:
+            if at >= size:
                 return
+        self._is_resting, self._rest = True, data[at:]
+        if self._lost is None and not source.is_closing():
+            source.pause_reading()
+        asyncio.get_running_loop().call_soon(self._next_turn, read, source)
 
     def _next_turn(self, read: Read, source: Source) -> None:
-        if self._lost is None and self._is_held:
+        if not self._is_resting:  # it was held, and lost
+            return
+        if self._is_held and self._lost is None:
             self._go_on = partial(self._next_turn, read, source)
             return
         rest, self._rest, self._is_resting = self._rest, b"", False
-        if self._lost is None and source.is_closing():
-            return
-        self._take(rest, read, source)
+        try:
+            if not self._is_held:
+                self._take(rest, 0, read, source)
+        except BaseException:
+            source.close()  # as event loops do where a protocol fails
+            raise
+        finally:
+            self._end_turn(source)
+
+    def _end_turn(self, source: Source) -> None:
         if self._is_resting:
             return
         if self._lost is not None:
-            self._lost()
+            lost, self._lost = self._lost, None
+            lost()
         elif not self._is_held and not source.is_closing():
             source.resume_reading()

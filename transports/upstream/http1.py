@@ -277,18 +277,19 @@ class _Connection(asyncio.Protocol):
         """See `asyncio.Protocol`."""
         self._portions.lost(partial(self._end, exc))
 
-    def _read(self, data: bytes) -> bytes:
+    def _read(self, data: bytes, at: int) -> int:
+        size = len(data)
         if self._answer is None or self._is_spoilt:
             self.close()
-            return b""
+            return size
         if self._left:
             self._is_more = False
-            self._take_body(self._answer, data)
-            return b""
-        rest = data[PORTION_BYTES:]
-        self._is_more = bool(rest)
-        self._parse(data[:PORTION_BYTES])
-        return rest
+            self._take_body(self._answer, data[at:])
+            return size
+        stop = min(at + PORTION_BYTES, size)
+        self._is_more = stop < size
+        self._parse(data[at:stop])
+        return stop
 
     def _parse(self, data: bytes) -> None:
         head_left = self._head_left

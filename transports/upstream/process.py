@@ -81,11 +81,13 @@ class Lines:
             self._held += len(part)
 
 
-def some_lines(chunk: bytes) -> tuple[bytes, bytes]:
-    """No more lines of it than make a portion, and the rest."""
-    parts = chunk.split(b"\n", PORTION_ITEMS)
-    rest = parts[-1] if len(parts) > PORTION_ITEMS else b""
-    return chunk[: len(chunk) - len(rest)], rest
+def end_of_some(chunk: bytes, at: int) -> int:
+    """Where no more lines than make a portion end, from there on."""
+    for _ in range(PORTION_ITEMS):
+        at = chunk.find(b"\n", at) + 1
+        if not at:
+            return len(chunk)
+    return at
 
 
 class GroupProcess(asyncio.SubprocessProtocol):
@@ -206,19 +208,19 @@ class GroupProcess(asyncio.SubprocessProtocol):
 
     # Inside.
 
-    def _hear(self, data: bytes) -> bytes:
-        """Some lines of its output; what follows them."""
+    def _hear(self, data: bytes, at: int) -> int:
+        """Some lines of its output; where they end."""
         if self._is_over:
-            return b""
-        lines, rest = some_lines(data)
-        for line in self._out.feed(lines):
+            return len(data)
+        stop = end_of_some(data, at)
+        for line in self._out.feed(data[at:stop]):
             if self._out.overlong or self._is_over:
                 break
             if line and line != b"\r":
                 self._hearer.said(line.removesuffix(b"\r"))
         if self._out.overlong:
             self._tell(f"the server sent a line longer than {MAX_EVENT_BYTES} bytes", is_fault=True)
-        return rest
+        return stop
 
     def _go(self, why: str) -> None:
         """A sign that it is gone: told when the process has exited and its output is read, or soon."""
@@ -282,12 +284,12 @@ class _ErrorLog:
         self._told = 0
         self._left_out = 0
 
-    def add(self, chunk: bytes) -> bytes:
-        """Some lines more of it; what follows them."""
-        lines, rest = some_lines(chunk)
-        for line in self._lines.feed(lines):
+    def add(self, chunk: bytes, at: int) -> int:
+        """Some lines more of it; where they end."""
+        stop = end_of_some(chunk, at)
+        for line in self._lines.feed(chunk[at:stop]):
             self._tell(line)
-        return rest
+        return stop
 
     def close(self) -> None:
         """There is no more."""

@@ -248,11 +248,11 @@ class _WebSocketWire(OneStreamWire, asyncio.Protocol):
 
     # What comes.
 
-    def _read(self, data: bytes) -> bytes:
+    def _read(self, data: bytes, at: int) -> int:
         came: list[bytes | Frame] = []
-        rest = self._frames.feed_some(data, came)
+        stop = self._frames.feed_some(data, at, came)
         self._take(came)
-        return rest
+        return stop
 
     def _take(self, came: list[bytes | Frame]) -> None:
         for one in came:
