@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 import httptools
 
 from ..portions import PORTION_BYTES, Portions
+from .answers import STREAM_TYPE, content_type
 from .http import (
     CONNECT_SECONDS,
     KEEP_ALIVE_SECONDS,
@@ -53,7 +54,10 @@ SMALL_BODY: Final = 65_536
 """Up to this size a body is copied behind its head, so that both go out in one write."""
 
 PARSED_BODY: Final = 65_536
-"""What follows so much of a body of known length is read without the parser, which copies all that it tells."""
+"""What follows so much of a body of known length is read without the parser, which copies all that it tells.
+
+But for events: each costs time, and the parser is given one portion at a time.
+"""
 
 
 class _Request(NamedTuple):
@@ -369,7 +373,7 @@ class _Connection(asyncio.Protocol):
 
     def _leave_rest_unparsed(self) -> None:
         """What is still to come of a body of known length is its own, up to that length."""
-        if "content-length" in self._headers:
+        if "content-length" in self._headers and content_type(self._headers) != STREAM_TYPE:
             self._left = int(self._headers["content-length"]) - self._came
             self._keeps_alive = self._parser.should_keep_alive()
             self._parser = httptools.HttpResponseParser(self)

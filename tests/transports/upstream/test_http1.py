@@ -587,3 +587,32 @@ async def test_an_answer_is_whole_however_its_reading_is_spread_over_turns(
             assert await hearer.outcome() is None
             assert hearer.body == body
         assert server.connections == 1
+
+
+class Measure(Hearer):
+    """Notes in what pieces the body comes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def came(self, chunk: bytes) -> None:
+        self.sizes.append(len(chunk))
+        super().came(chunk)
+
+
+@pytest.mark.parametrize("length", [b"Content-Length: 2000000\r\n", b""], ids=["known", "unknown"])
+async def test_g10_events_come_in_portions_whether_the_length_of_their_stream_is_known_or_not(length: bytes) -> None:
+    """A piece of a body costs nothing, but one of a stream may hold many thousand events."""
+    body = b": comment\n" * 200_000
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n" + length + b"\r\n" + body)
+
+    async with client_of(serve) as (client, _):
+        hearer = Measure()
+        client.send("POST", NONE, b"{}", hearer)
+        assert await hearer.outcome() is None
+        assert hearer.body == body
+        assert max(hearer.sizes) <= portions.PORTION_BYTES
