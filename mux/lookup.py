@@ -120,12 +120,6 @@ class Lookup:
         if known is not None:
             with suppress(UnknownSession):
                 return await self._live(known, principal, server)
-        record = await self._directory.find(principal, server, key)
-        if record is None:
-            return None
-        workflow = self._workflows.get(record.session_id)
-        if workflow is not None:
-            return await self._live(workflow, principal, server)
         return await cluster.find(lambda: self._directory.find(principal, server, key), principal, server, concern)
 
     async def find_named(

@@ -265,3 +265,6 @@ def test_r6_the_refusal_of_a_level_leaves_the_newest_that_was_accepted() -> None
     assert wishes.of(ALICE).level == "info"
     wishes.refuse_level(ALICE, "debug")
     assert wishes.of(ALICE).level == "info"
+    wishes.leave(ALICE)
+    wishes.accept_level(ALICE, "info")
+    assert wishes.of(ALICE).level == ""
