@@ -10,11 +10,12 @@ import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from itertools import count
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import anyio
 import msgspec
 
+from .comparison import Comparison
 from .directory import SharedDirectory
 from .errors import (
     DirectoryUnavailable,
@@ -51,14 +52,10 @@ TOUCH_SECONDS: Final = 5.0
 FLUSH_SECONDS: Final = 2.0
 """How long the last entries of an event log may take to arrive when its worker lets go of it."""
 
-ID_RANGE: Final = 1 << 24
-"""Request ids that are given out before a directory may forget which: where it has, those of the next range follow."""
-
 MAX_READS: Final = 8
 """How often a record is read for one request while it changes hands."""
 
 Read = Callable[[], Awaitable[WorkflowRecord | None]]
-Verdict = Literal["same", "removed", "taken_over"]
 
 
 class ClusterPorts(NamedTuple):
@@ -94,6 +91,9 @@ class Cluster:
         self._directory = directory
         self.journal = Journal(directory, statistics)
         """What is on its way to the event logs."""
+        self.comparison = Comparison(
+            members, directory, residents=residents, tasks=tasks, statistics=statistics, clock=clock
+        )
         self._ports = ports
         self._residents = residents
         self._generations = generations
@@ -102,8 +102,6 @@ class Cluster:
         self._clock = clock
         self._touched = clock()
         self._noting: set[Workflow] = set()
-        self._comparing: dict[str, anyio.Event] = {}
-        """The workflows in doubt that are being compared with their records, by session id."""
         self._names: Iterator[int] | None = None
 
     def __repr__(self) -> str:
@@ -181,65 +179,6 @@ class Cluster:
             if found is not None:
                 return found
         raise Overloaded("the session moves between workers; try again", limit="worker")
-
-    async def compare(self, workflow: Workflow) -> Verdict:
-        """Compare a workflow with its record.
-
-        Raises:
-            DirectoryUnavailable: nobody can tell.
-        """
-        if not workflow.is_doubted:
-            return await self._compared(workflow)
-        return await self._tasks.see_through(self._settle_doubt, workflow)
-
-    async def _settle_doubt(self, workflow: Workflow) -> Verdict:
-        """One at a time: a record that is told again while its key is claimed must not be taken for one that stands."""
-        session_id = workflow.record.session_id
-        while (under_way := self._comparing.get(session_id)) is not None:
-            await under_way.wait()
-        self._comparing[session_id] = anyio.Event()
-        try:
-            return await self._compared(workflow)
-        finally:
-            self._comparing.pop(session_id).set()
-
-    async def _compared(self, workflow: Workflow) -> Verdict:
-        stored = await self._directory.get(workflow.record.session_id)
-        is_beside = self._residents.stands_beside(workflow)
-        if stored is None:
-            return "removed" if is_beside or not self._may_be_forgotten(workflow) else await self._publish(workflow)
-        if stored.upstream_session != workflow.record.upstream_session if is_beside else stored.worker != self.me:
-            return "taken_over"
-        if stored.epoch > workflow.record.epoch or stored.first_id > workflow.record.first_id:
-            workflow.record = stored
-        workflow.doubted_since = None
-        return "same"
-
-    def _may_be_forgotten(self, workflow: Workflow) -> bool:
-        """Whether the directory may have lost a record: not one that another worker could not but find in its place.
-
-        For longer than a record lives nobody vouches for it, and a directory does not know of its end any more.
-        """
-        since = workflow.doubted_since
-        return since is not None and self._clock() - since < workflow.record.lifetime
-
-    async def _publish(self, workflow: Workflow) -> Verdict:
-        """The directory has forgotten a workflow that lives here while it could not be reached: tell it again."""
-        highest = max((channel.ids.highest for channel in workflow.line.channels), default=0)
-        first_id = (max(highest, workflow.record.first_id) // ID_RANGE + 1) * ID_RANGE
-        told = msgspec.structs.replace(workflow.record, first_id=first_id)
-        standing = await self._directory.publish(told)
-        if standing is None:
-            return "removed"
-        if standing.session_id != told.session_id or standing.worker != self.me:
-            return "taken_over"
-        if workflow.ended is not None:  # meanwhile: there was no record to be removed
-            await self._directory.remove(standing)
-            return "removed"
-        workflow.record = told
-        self._statistics.count("stale", "published")
-        workflow.doubted_since = None
-        return "same"
 
     async def _place(self, record: WorkflowRecord, concern: Concern) -> Workflow | None:
         """The workflow here that a request for this record may use; None where the record has to be read again."""

@@ -185,7 +185,7 @@ class Lookup:
         """The same among several workers. While nobody can tell, it is used as it is, but for what must be certain."""
         assert self._cluster is not None, "without other workers nothing is compared so"
         try:
-            verdict = await self._cluster.compare(workflow)
+            verdict = await self._cluster.comparison.compare(workflow)
         except DirectoryUnavailable:
             self._statistics.count("stale", "check")
             return True

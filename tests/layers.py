@@ -101,6 +101,7 @@ MUX_ORDER = (
     {"channels", "group", "spares"},
     {"shared"},
     {"lines"},
+    {"comparison"},
     {"cluster"},
     {"ending", "sweep"},
     {"lookup", "opening"},

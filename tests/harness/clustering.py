@@ -30,7 +30,7 @@ from trunkline.mux.principal import ANONYMOUS, Principal
 from trunkline.mux.upstream import Upstream
 from trunkline.mux.workflow import Workflow
 
-from harness.memory_wire import MemoryServer, Session
+from harness.memory_wire import MemoryServer, Session, echo
 from harness.muxing import PATIENCE, Client, Clock, begin, settle
 from harness.shared_memory import SharedMemoryDirectory
 
@@ -199,6 +199,13 @@ class Workers:
             except Elsewhere as elsewhere:
                 member = next(other for other in self.all if other.members.worker.id == elsewhere.worker)
         raise AssertionError("a request went round in circles")
+
+
+async def two(at: Workers) -> tuple[Member, Member, str]:
+    """Two workers, and the session id of a workflow that the first one holds."""
+    a, b = await at.start(), await at.start()
+    at.server.on_request = echo
+    return a, b, (await a.client()).workflow.record.session_id
 
 
 async def until(condition: Callable[[], object]) -> None:

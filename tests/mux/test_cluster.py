@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 import anyio
 import pytest
-from harness.clustering import Member, Workers, until, workers
+from harness.clustering import Member, Workers, two, until, workers
 from harness.memory_wire import echo, message
 from harness.muxing import ALICE, BOB, Client, events, idle, initialize, position, settle, some
 from trunkline.mux.cluster import BESIDE_SECONDS, TOUCH_SECONDS, touch_interval
@@ -20,13 +20,6 @@ from trunkline.mux.principal import ANONYMOUS
 from trunkline.mux.streams import Reader
 
 pytestmark = pytest.mark.anyio
-
-
-async def two(at: Workers) -> tuple[Member, Member, str]:
-    """Two workers, and the session id of a workflow that the first one holds."""
-    a, b = await at.start(), await at.start()
-    at.server.on_request = echo
-    return a, b, (await a.client()).workflow.record.session_id
 
 
 async def test_a_record_names_its_worker_and_the_upstream_session() -> None:
@@ -797,76 +790,6 @@ async def test_what_a_dead_worker_named_is_looked_for_here() -> None:
 
 
 # What has ended stays ended.
-
-
-async def test_what_ended_elsewhere_is_not_brought_back_by_the_worker_that_was_paused() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
-        mine = (await a.find(session_id)).workflow
-        at.clock.advance(LEASE_SECONDS)
-        await b.beat()
-        await b.pool.end((await b.find(session_id)).workflow, "deleted")
-        await a.beat()
-        await until(lambda: mine.ended is not None)
-        await settle()
-        assert await at.directory.get(session_id) is None
-        for member in (a, b):
-            with pytest.raises(UnknownSession):
-                await member.find(session_id)
-
-
-async def test_what_was_declared_gone_is_not_brought_back_by_its_worker() -> None:
-    async with workers(movable=False) as at:
-        a, b, session_id = await two(at)
-        mine = (await a.find(session_id)).workflow
-        at.clock.advance(LEASE_SECONDS)
-        await b.beat()
-        with pytest.raises(UnknownSession):
-            await b.find(session_id)
-        await a.beat()
-        await until(lambda: mine.ended is not None)
-        await settle()
-        assert await at.directory.get(session_id) is None
-        await until(lambda: a.pool.channels == [])
-
-
-async def test_who_was_away_for_longer_than_a_record_lives_holds_nothing_of_it() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
-        mine = (await a.find(session_id)).workflow
-        at.clock.advance(mine.record.lifetime + LEASE_SECONDS)
-        await b.beat()
-        at.directory.forget(session_id)  # of what it knew, the end included, nothing is left
-        await a.beat()
-        await until(lambda: mine.ended is not None)
-        await settle()
-        assert await at.directory.get(session_id) is None
-
-
-async def test_doubts_that_meet_are_as_old_as_the_first() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
-        mine = (await a.find(session_id)).workflow
-        half = mine.record.lifetime / 2
-        for _ in range(2):
-            at.clock.advance(half)
-            await b.beat()
-            gets, at.directory.is_away = at.directory.get, True
-
-            async def away(*asked: object) -> None:
-                raise DirectoryUnavailable("a test has taken the directory away")
-
-            at.directory.get = away  # type: ignore[method-assign, assignment]
-            at.directory.is_away = False
-            await a.beat()
-            await settle()
-            at.directory.get = gets  # type: ignore[method-assign]
-            assert mine.is_doubted
-        at.clock.advance(LEASE_SECONDS)
-        await b.beat()
-        at.directory.forget(session_id)
-        await a.beat()
-        await until(lambda: mine.ended is not None)
 
 
 async def test_a_record_that_could_not_be_removed_brings_nothing_back() -> None:

@@ -3,12 +3,11 @@
 import asyncio
 import json
 
-import anyio
 import pytest
-from harness.clustering import Member, Workers, until, workers
+from harness.clustering import until, workers
 from harness.memory_wire import echo, message
-from harness.muxing import ALICE, BOB, Client, begin, idle, initialize, settle, some
-from trunkline.mux.directory import ID_BLOCK, LEASE_SECONDS
+from harness.muxing import ALICE, BOB, Client, begin, idle, settle, some
+from trunkline.mux.directory import LEASE_SECONDS
 from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, SessionLost
 from trunkline.mux.event_log import Stream
 from trunkline.mux.exchange import Exchange
@@ -308,110 +307,3 @@ async def test_a_stateless_server_that_forgot_a_session_gets_another_one_for_all
         beside = await b.beside(session_id)
         assert "result" in await beside.answer(beside.call())
         assert len(at.server.of("initialize")) == 2
-
-
-async def test_what_the_directory_forgot_while_it_was_away_is_told_again() -> None:
-    async with workers() as at:
-        a, b = await at.start(), await at.start()
-        at.server.on_request = echo
-        client = await a.client(ALICE, key="k")
-        session_id = client.workflow.record.session_id
-        a.view.is_cut = True
-        at.clock.advance(LEASE_SECONDS)
-        await b.beat()
-        await a.beat()
-        at.directory.forget(session_id)
-        a.view.is_cut = False
-        await a.beat()
-        await settle()
-        assert await at.directory.get(session_id) == client.workflow.record
-        beside = await b.find(session_id, CALLS, ALICE)
-        for each in (client, beside):
-            assert "result" in await each.answer(each.call())
-        sent = [exchange.id for exchange in at.server.of("tools/call")]
-        assert len(set(sent)) == len(sent) == 2
-
-
-async def test_e4_no_id_is_used_again_where_the_directory_forgot_which_it_gave() -> None:
-    async with workers(reuse="user") as at:
-        a = await at.start()
-        at.server.on_request = echo
-        client = await a.client(ALICE)
-        at.directory._next_id.clear()
-        for _ in range(ID_BLOCK + 1):
-            await client.answer(client.call())
-        sent = [exchange.id for exchange in at.server.of("tools/call")]
-        assert len(set(sent)) == len(sent) == ID_BLOCK + 1
-
-
-async def loses_its_data(at: Workers, session_id: str, holder: Member) -> None:
-    """The directory is away, and knows nothing when it is back; the worker that holds the workflow tells it again."""
-    holder.view.is_cut = True
-    at.clock.advance(LEASE_SECONDS)
-    for member in at.all:
-        await member.beat()
-    at.directory.forget(session_id)
-    holder.view.is_cut = False
-    await holder.beat()
-    await settle()
-    assert await at.directory.get(session_id) is not None
-
-
-async def test_e4_no_worker_gets_ids_again_that_another_one_drew_before_the_directory_lost_its_data() -> None:
-    async with workers() as at:
-        members = [await at.start() for _ in range(4)]
-        at.server.on_request = echo
-        holder = members[0]
-        clients = [await holder.client()]
-        session_id = clients[0].workflow.record.session_id
-        for member in members[1:]:
-            clients.append(await member.beside(session_id))  # who draws a block, and goes on with it
-            await loses_its_data(at, session_id, holder)
-            for client in clients:
-                assert "result" in await client.answer(client.call())
-        sent = [int(exchange.id) for exchange in at.server.of("tools/call")]
-        assert len(set(sent)) == len(sent) == 2 + 3 + 4
-        assert max(sent) < 2**31, "some servers parse 32 bits"
-        assert len(at.server.of("initialize")) == 1
-
-
-async def test_e4_a_successor_gets_no_ids_that_a_shared_session_had_before_the_directory_lost_its_data() -> None:
-    async with workers(reuse="user") as at:
-        a, b = await at.start(), await at.start()
-        at.server.on_request = echo
-        client = await a.client(ALICE)
-        session_id = client.workflow.record.session_id
-        for _ in range(3):
-            await client.answer(client.call())
-        at.directory._next_id = {name: next_id for name, next_id in at.directory._next_id.items() if name == session_id}
-        at.clock.advance(LEASE_SECONDS)
-        for member in (a, b):
-            await member.beat()
-        await settle()
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
-        again = await b.find(session_id, WHOLE, ALICE)
-        for _ in range(3):
-            assert "result" in await again.answer(again.call())
-        sent = [exchange.id for exchange in at.server.of("tools/call")]
-        assert len(set(sent)) == len(sent) == 6
-        assert len(at.server.of("initialize")) == 1
-
-
-async def test_who_has_the_key_meanwhile_keeps_it() -> None:
-    async with workers() as at:
-        a, b = await at.start(), await at.start()
-        mine = (await a.client(ALICE, key="k")).workflow
-        a.view.is_cut = True
-        at.clock.advance(LEASE_SECONDS)
-        await b.beat()
-        await a.beat()
-        at.directory.forget(mine.record.session_id)
-        theirs = (await b.client(ALICE, key="k", message=initialize())).workflow
-        a.view.is_cut = False
-        await a.beat()
-        await settle()
-        assert mine.ended is not None
-        assert theirs.ended is None
-        with anyio.fail_after(5), pytest.raises(Elsewhere):
-            await a.pool.lookup.find_key(ALICE, "x", "k")

@@ -1,0 +1,105 @@
+"""What lives here, compared with its record: whether another worker has it, or the directory has forgotten it."""
+
+from collections.abc import Callable
+from typing import Final, Literal
+
+import anyio
+import msgspec
+
+from .directory import SharedDirectory
+from .membership import Membership
+from .record import WorkflowRecord
+from .residents import Residents
+from .statistics import Statistics
+from .tasks import Tasks
+from .workflow import Workflow
+
+ID_RANGE: Final = 1 << 24
+"""Request ids that are given out before a directory may forget which: where it has, those of the next range follow."""
+
+Verdict = Literal["same", "removed", "taken_over"]
+
+
+class Comparison:
+    """Compares the workflows of one worker with what the directory says of them."""
+
+    def __init__(
+        self,
+        members: Membership,
+        directory: SharedDirectory,
+        *,
+        residents: Residents,
+        tasks: Tasks,
+        statistics: Statistics,
+        clock: Callable[[], float],
+    ) -> None:
+        self._members = members
+        self._directory = directory
+        self._residents = residents
+        self._tasks = tasks
+        self._statistics = statistics
+        self._clock = clock
+        self._under_way: dict[str, anyio.Event] = {}
+        """The comparisons of workflows in doubt, by session id."""
+
+    async def compare(self, workflow: Workflow) -> Verdict:
+        """Compare a workflow with its record.
+
+        Raises:
+            DirectoryUnavailable: nobody can tell.
+        """
+        if not workflow.is_doubted:
+            return await self._compared(workflow)
+        return await self._tasks.see_through(self._settle_doubt, workflow)
+
+    async def _settle_doubt(self, workflow: Workflow) -> Verdict:
+        """One at a time: a record that is told again while its key is claimed must not be taken for one that stands."""
+        session_id = workflow.record.session_id
+        while (under_way := self._under_way.get(session_id)) is not None:
+            await under_way.wait()
+        self._under_way[session_id] = anyio.Event()
+        try:
+            return await self._compared(workflow)
+        finally:
+            self._under_way.pop(session_id).set()
+
+    async def _compared(self, workflow: Workflow) -> Verdict:
+        stored = await self._directory.get(workflow.record.session_id)
+        is_beside = self._residents.stands_beside(workflow)
+        if stored is None:
+            return "removed" if is_beside or not self._may_be_forgotten(workflow) else await self._publish(workflow)
+        if stored.upstream_session != workflow.record.upstream_session if is_beside else not self._is_ours(stored):
+            return "taken_over"
+        if stored.epoch > workflow.record.epoch or stored.first_id > workflow.record.first_id:
+            workflow.record = stored
+        workflow.doubted_since = None
+        return "same"
+
+    def _is_ours(self, record: WorkflowRecord) -> bool:
+        return record.worker == self._members.worker.id
+
+    def _may_be_forgotten(self, workflow: Workflow) -> bool:
+        """Whether the directory may have lost a record: not one that another worker could not but find in its place.
+
+        For longer than a record lives nobody vouches for it, and a directory does not know of its end any more.
+        """
+        since = workflow.doubted_since
+        return since is not None and self._clock() - since < workflow.record.lifetime
+
+    async def _publish(self, workflow: Workflow) -> Verdict:
+        """The directory has forgotten a workflow that lives here while it could not be reached: tell it again."""
+        highest = max((channel.ids.highest for channel in workflow.line.channels), default=0)
+        first_id = (max(highest, workflow.record.first_id) // ID_RANGE + 1) * ID_RANGE
+        told = msgspec.structs.replace(workflow.record, first_id=first_id)
+        standing = await self._directory.publish(told)
+        if standing is None:
+            return "removed"
+        if standing.session_id != told.session_id or not self._is_ours(standing):
+            return "taken_over"
+        if workflow.ended is not None:  # meanwhile: there was no record to be removed
+            await self._directory.remove(standing)
+            return "removed"
+        workflow.record = told
+        self._statistics.count("stale", "published")
+        workflow.doubted_since = None
+        return "same"

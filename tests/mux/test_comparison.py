@@ -1,0 +1,189 @@
+"""What lives at a worker is compared with its record: another worker's is let go, a forgotten one told again."""
+
+import anyio
+import pytest
+from harness.clustering import Member, Workers, two, until, workers
+from harness.memory_wire import echo
+from harness.muxing import ALICE, initialize, settle
+from trunkline.mux.directory import ID_BLOCK, LEASE_SECONDS
+from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, UnknownSession
+from trunkline.mux.placement import CALLS, WHOLE
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_what_ended_elsewhere_is_not_brought_back_by_the_worker_that_was_paused() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        mine = (await a.find(session_id)).workflow
+        at.clock.advance(LEASE_SECONDS)
+        await b.beat()
+        await b.pool.end((await b.find(session_id)).workflow, "deleted")
+        await a.beat()
+        await until(lambda: mine.ended is not None)
+        await settle()
+        assert await at.directory.get(session_id) is None
+        for member in (a, b):
+            with pytest.raises(UnknownSession):
+                await member.find(session_id)
+
+
+async def test_what_was_declared_gone_is_not_brought_back_by_its_worker() -> None:
+    async with workers(movable=False) as at:
+        a, b, session_id = await two(at)
+        mine = (await a.find(session_id)).workflow
+        at.clock.advance(LEASE_SECONDS)
+        await b.beat()
+        with pytest.raises(UnknownSession):
+            await b.find(session_id)
+        await a.beat()
+        await until(lambda: mine.ended is not None)
+        await settle()
+        assert await at.directory.get(session_id) is None
+        await until(lambda: a.pool.channels == [])
+
+
+async def test_who_was_away_for_longer_than_a_record_lives_holds_nothing_of_it() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        mine = (await a.find(session_id)).workflow
+        at.clock.advance(mine.record.lifetime + LEASE_SECONDS)
+        await b.beat()
+        at.directory.forget(session_id)  # of what it knew, the end included, nothing is left
+        await a.beat()
+        await until(lambda: mine.ended is not None)
+        await settle()
+        assert await at.directory.get(session_id) is None
+
+
+async def test_doubts_that_meet_are_as_old_as_the_first() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        mine = (await a.find(session_id)).workflow
+        half = mine.record.lifetime / 2
+        for _ in range(2):
+            at.clock.advance(half)
+            await b.beat()
+            gets, at.directory.is_away = at.directory.get, True
+
+            async def away(*asked: object) -> None:
+                raise DirectoryUnavailable("a test has taken the directory away")
+
+            at.directory.get = away  # type: ignore[method-assign, assignment]
+            at.directory.is_away = False
+            await a.beat()
+            await settle()
+            at.directory.get = gets  # type: ignore[method-assign]
+            assert mine.is_doubted
+        at.clock.advance(LEASE_SECONDS)
+        await b.beat()
+        at.directory.forget(session_id)
+        await a.beat()
+        await until(lambda: mine.ended is not None)
+
+
+async def test_what_the_directory_forgot_while_it_was_away_is_told_again() -> None:
+    async with workers() as at:
+        a, b = await at.start(), await at.start()
+        at.server.on_request = echo
+        client = await a.client(ALICE, key="k")
+        session_id = client.workflow.record.session_id
+        a.view.is_cut = True
+        at.clock.advance(LEASE_SECONDS)
+        await b.beat()
+        await a.beat()
+        at.directory.forget(session_id)
+        a.view.is_cut = False
+        await a.beat()
+        await settle()
+        assert await at.directory.get(session_id) == client.workflow.record
+        beside = await b.find(session_id, CALLS, ALICE)
+        for each in (client, beside):
+            assert "result" in await each.answer(each.call())
+        sent = [exchange.id for exchange in at.server.of("tools/call")]
+        assert len(set(sent)) == len(sent) == 2
+
+
+async def test_e4_no_id_is_used_again_where_the_directory_forgot_which_it_gave() -> None:
+    async with workers(reuse="user") as at:
+        a = await at.start()
+        at.server.on_request = echo
+        client = await a.client(ALICE)
+        at.directory._next_id.clear()
+        for _ in range(ID_BLOCK + 1):
+            await client.answer(client.call())
+        sent = [exchange.id for exchange in at.server.of("tools/call")]
+        assert len(set(sent)) == len(sent) == ID_BLOCK + 1
+
+
+async def loses_its_data(at: Workers, session_id: str, holder: Member) -> None:
+    """The directory is away, and knows nothing when it is back; the worker that holds the workflow tells it again."""
+    holder.view.is_cut = True
+    at.clock.advance(LEASE_SECONDS)
+    for member in at.all:
+        await member.beat()
+    at.directory.forget(session_id)
+    holder.view.is_cut = False
+    await holder.beat()
+    await settle()
+    assert await at.directory.get(session_id) is not None
+
+
+async def test_e4_no_worker_gets_ids_again_that_another_one_drew_before_the_directory_lost_its_data() -> None:
+    async with workers() as at:
+        members = [await at.start() for _ in range(4)]
+        at.server.on_request = echo
+        holder = members[0]
+        clients = [await holder.client()]
+        session_id = clients[0].workflow.record.session_id
+        for member in members[1:]:
+            clients.append(await member.beside(session_id))  # who draws a block, and goes on with it
+            await loses_its_data(at, session_id, holder)
+            for client in clients:
+                assert "result" in await client.answer(client.call())
+        sent = [int(exchange.id) for exchange in at.server.of("tools/call")]
+        assert len(set(sent)) == len(sent) == 2 + 3 + 4
+        assert max(sent) < 2**31, "some servers parse 32 bits"
+        assert len(at.server.of("initialize")) == 1
+
+
+async def test_e4_a_successor_gets_no_ids_that_a_shared_session_had_before_the_directory_lost_its_data() -> None:
+    async with workers(reuse="user") as at:
+        a, b = await at.start(), await at.start()
+        at.server.on_request = echo
+        client = await a.client(ALICE)
+        session_id = client.workflow.record.session_id
+        for _ in range(3):
+            await client.answer(client.call())
+        at.directory._next_id = {name: next_id for name, next_id in at.directory._next_id.items() if name == session_id}
+        at.clock.advance(LEASE_SECONDS)
+        for member in (a, b):
+            await member.beat()
+        await settle()
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        again = await b.find(session_id, WHOLE, ALICE)
+        for _ in range(3):
+            assert "result" in await again.answer(again.call())
+        sent = [exchange.id for exchange in at.server.of("tools/call")]
+        assert len(set(sent)) == len(sent) == 6
+        assert len(at.server.of("initialize")) == 1
+
+
+async def test_who_has_the_key_meanwhile_keeps_it() -> None:
+    async with workers() as at:
+        a, b = await at.start(), await at.start()
+        mine = (await a.client(ALICE, key="k")).workflow
+        a.view.is_cut = True
+        at.clock.advance(LEASE_SECONDS)
+        await b.beat()
+        await a.beat()
+        at.directory.forget(mine.record.session_id)
+        theirs = (await b.client(ALICE, key="k", message=initialize())).workflow
+        a.view.is_cut = False
+        await a.beat()
+        await settle()
+        assert mine.ended is not None
+        assert theirs.ended is None
+        with anyio.fail_after(5), pytest.raises(Elsewhere):
+            await a.pool.lookup.find_key(ALICE, "x", "k")
