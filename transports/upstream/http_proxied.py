@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import aiohttp
 from yarl import URL
 
+from ..portions import PORTION_BYTES
 from .http import (
     CONNECT_SECONDS,
     KEEP_ALIVE_SECONDS,
@@ -80,8 +81,10 @@ class ProxiedClient:
                 trace_request_ctx=heard,
             ) as response:
                 heard.began(response.status, {name.lower(): value for name, value in response.headers.items()})
-                async for chunk in response.content.iter_any():
+                while chunk := await response.content.read(PORTION_BYTES):
                     heard.came(chunk)
+                    if len(chunk) == PORTION_BYTES:
+                        await asyncio.sleep(0)  # what has come already is read without one
         except Withheld as error:
             heard.ended(error)
         except NOT_SENT:

@@ -1,11 +1,13 @@
 """Requests through a real forward proxy, which a test plays on a socket."""
 
+import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 from harness.raw_http import Hearer, Peer, RawServer, Serve, serving
+from trunkline.transports.portions import PORTION_BYTES
 from trunkline.transports.upstream.http import ExchangeBroken, HeaderBlock, Withheld
 from trunkline.transports.upstream.http_proxied import ProxiedClient
 
@@ -120,3 +122,39 @@ async def test_a_cut_exchange_tells_nothing() -> None:
         await hearer.some.wait()
         await client.close()
         assert not hearer.over.done()
+
+
+class Turns(Hearer):
+    """Notes in what pieces the body comes, and whether others had their turn between two of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+        self.without_a_turn = 0
+        self._waits = False
+
+    def came(self, chunk: bytes) -> None:
+        self.sizes.append(len(chunk))
+        self.without_a_turn += self._waits
+        self._waits = True
+        asyncio.get_running_loop().call_soon(self._turn)
+        super().came(chunk)
+
+    def _turn(self) -> None:
+        self._waits = False
+
+
+async def test_g10_others_have_their_turn_between_portions_of_an_answer() -> None:
+    body = b": comment\n" * 200_000
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + body)
+
+    async with client_of(serve) as (client, _):
+        hearer = Turns()
+        client.send("POST", HeaderBlock({}), b"{}", hearer)
+        assert await hearer.outcome() is None
+        assert hearer.body == body
+        assert max(hearer.sizes) <= PORTION_BYTES
+        assert not hearer.without_a_turn
