@@ -186,7 +186,7 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
 
     def _read(self, data: bytes, at: int) -> int:
         came: list[bytes | Frame] = []
-        stop = self._frames.feed_some(data, at, came)
+        stop = self._frames.feed(data, at, came)
         if self._socket is not None:
             self._take(self._socket, came)
         return stop

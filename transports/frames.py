@@ -66,16 +66,11 @@ class Frames:
         self._parts: list[bytes | bytearray] | None = None
         """Of a text message in fragments."""
 
-    def feed(self, data: bytes) -> list[bytes | Frame]:
-        """Some more of what comes: messages as their text, and every other frame as the library tells it."""
-        came: list[bytes | Frame] = []
-        at = 0
-        while at < len(data):
-            at = self.feed_some(data, at, came)
-        return came
+    def feed(self, data: bytes, at: int, got: list[bytes | Frame]) -> int:
+        """Read some of what comes, from there on: little more than `PORTION_ITEMS` frames. Where that ends.
 
-    def feed_some(self, data: bytes, at: int, got: list[bytes | Frame]) -> int:
-        """Take little more than `PORTION_ITEMS` frames of it, from there on, to what was `got`; where that ends."""
+        Messages are added to what was `got` as their text, and every other frame as the library tells it.
+        """
         self._is_over = self._protocol.state is not OPEN
         whole = len(data)
         if self._held:

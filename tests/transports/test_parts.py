@@ -4,6 +4,7 @@ import tracemalloc
 from collections.abc import Callable
 
 import pytest
+from harness.framing import frames_of
 from trunkline.transports.event_stream import EventParser
 from trunkline.transports.frames import Frames
 from trunkline.transports.parts import SMALL_PART, keep
@@ -56,8 +57,8 @@ def endless_line() -> Callable[[bytes], object]:
 
 def fragments() -> Callable[[bytes], object]:
     frames = Frames(Protocol(SERVER, max_size=10 * SIZE), 10 * SIZE, is_masked=True)
-    frames.feed(Frame(TEXT, b"", fin=False).serialize(mask=True))
-    return lambda part: frames.feed(Frame(CONT, part, fin=False).serialize(mask=True))
+    frames_of(Frame(TEXT, b"", fin=False).serialize(mask=True), frames)
+    return lambda part: frames_of(Frame(CONT, part, fin=False).serialize(mask=True), frames)
 
 
 def empty_fragments() -> Callable[[bytes], object]:

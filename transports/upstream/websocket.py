@@ -250,7 +250,7 @@ class _WebSocketWire(OneStreamWire, asyncio.Protocol):
 
     def _read(self, data: bytes, at: int) -> int:
         came: list[bytes | Frame] = []
-        stop = self._frames.feed_some(data, at, came)
+        stop = self._frames.feed(data, at, came)
         self._take(came)
         return stop
 

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import anyio
 import pytest
 from contract.wire import NONE, Receiver, Session, answer, opened, told
+from harness.framing import frames_of
 from harness.one_stream import OneStreamServer, over_websocket
 from harness.raw_http import Peer, serving
 from harness.stream_peers import sdk_over_websocket
@@ -335,7 +336,7 @@ async def test_what_is_sent_at_once_goes_out_in_one_piece() -> None:
             while not read:
                 await anyio.lowlevel.checkpoint()
         frames = Frames(Protocol(SERVER), 1 << 20, is_masked=True)
-        assert frames.feed(read[0]) == [told(n) for n in range(3)]
+        assert frames_of(read[0], frames) == [told(n) for n in range(3)]
         size = 6 + len(told(0))
         assert len({read[0][at + 2 : at + 6] for at in (0, size, 2 * size)}) == 3, (
             "each is masked with a key of its own"
@@ -373,7 +374,7 @@ async def test_g10_a_server_that_pings_and_reads_nothing_is_owed_one_pong() -> N
         await go_on.wait()
         frames = Frames(Protocol(SERVER, max_size=None), MAX_EVENT_BYTES, is_masked=True)
         while came := await peer.some():
-            read.extend(frames.feed(came))
+            read.extend(frames_of(came, frames))
 
     async with serving(pinging) as server:
         receiver = Receiver()
