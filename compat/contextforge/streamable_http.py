@@ -101,7 +101,8 @@ def session_manager(module: ModuleType, services: Services, *, reads_context: bo
             if given and not session_id and status < 300:
                 self._owners[given] = user
                 self._forget_expired()
-            if session_id and (status == 404 or (method == "DELETE" and status < 300)):
+            began = session_id in self._owners  # of any other, it may be a key under which others keep a session
+            if began and (status == 404 or (method == "DELETE" and status < 300)):
                 await self._end(session_id)
                 await services.ended(session_id)
 

@@ -140,6 +140,14 @@ async def test_the_session_of_another_user_looks_unknown_and_goes_on() -> None:
         assert (await forge.ask("POST", {"jsonrpc": "2.0", "id": 1, "method": "ping"}, session))[0] == 200
 
 
+async def test_who_names_a_session_that_was_not_begun_here_ends_nothing() -> None:
+    """Another user may keep a session with a server under the same key: `Trunkline-Workflow`, over `/rpc`."""
+    async with installed(answers_delete=False) as forge:
+        for method in ("POST", "DELETE", "GET"):
+            await forge.ask(method, {"jsonrpc": "2.0", "id": 1, "method": "ping"}, "chat-7", "bob")
+        assert forge.over == []
+
+
 async def test_whose_sessions_were_that_the_sdk_has_let_go_of_is_forgotten() -> None:
     async with installed(idle_timeout=0.01) as forge:
         lived = forge.manager.session_manager._server_instances
