@@ -12,7 +12,7 @@ import msgspec
 
 from ...mux import envelope as wire_format
 from ...mux.directory.memory import MemoryDirectory
-from ...mux.errors import Overloaded, SessionLost, TrunklineError
+from ...mux.errors import Overloaded, SessionLost, TrunklineError, WorkflowEnded
 from ...mux.lease import ask, tell
 from ...mux.limits import MAX_BODY_BYTES
 from ...mux.pool import Arrival, Pool
@@ -99,7 +99,9 @@ class Reuse:
         self.gateways = Gateways(read_record, settings, self.statistics, self._reconfigure, verifies_tls=verifies_tls)
         self._held: dict[Name, _Held] = {}
         self._seen: dict[str, set[Name]] = {}
-        """Those of each client session."""
+        """Those of each client session, also while they are opened: one that is missing then was ended meanwhile."""
+        self._opening: dict[tuple[Name, int], asyncio.Task[_Held]] = {}
+        """Handshakes under way, with the generation of the server. No caller's leaving cuts one: it would be lost."""
         self._ending: set[asyncio.Task[None]] = set()
         self._keeper: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
@@ -146,8 +148,7 @@ class Reuse:
         name = asked.principal, upstream.name, session
         held = self._held.get(name)
         if held is None or held.workflow.ended is not None or held.workflow.generation != upstream.generation:
-            held = await self._begin(name, upstream, headers, handshake)
-            held.reader.on_wake = partial(self._read, held.reader, gateway_id, url, session)
+            held = await self._opened(name, upstream, partial(self._note, gateway_id, url, session), headers, handshake)
         held.used = self.pool.now()
         opening_headers.set(headers)
         return Lease(
@@ -175,30 +176,78 @@ class Reuse:
         own = [entry for entry in unused if entry[0][0] == principal]
         if own or unused:
             name, held = min(own or unused, key=lambda entry: entry[1].used)
-            del self._held[name]
+            self._forget(name)
             await self._end(held, "evicted")
 
-    def _read(self, reader: Reader, gateway_id: str, url: str, session: str) -> None:
-        """Take what the server says in no call's course; without it, the log would fill."""
-        for event in reader.due() or ():
-            if event.message:
-                self._note(gateway_id, url, session, event.message)
+    def _forget(self, name: Name) -> None:
+        """Nothing is kept under this name any longer."""
+        self._held.pop(name, None)
+        names = self._seen.get(name[2], set())
+        names.discard(name)
+        if not names:
+            self._seen.pop(name[2], None)
 
     def _note(self, gateway_id: str, url: str, session: str, message: bytes) -> None:
         if self._hear is not None:
             self._hear(Told(gateway_id, url, session, message))
 
-    async def _begin(self, name: Name, upstream: Upstream, headers: Headers, handshake: Mapping[str, Any]) -> _Held:
+    async def _opened(
+        self,
+        name: Name,
+        upstream: Upstream,
+        hear: Callable[[bytes], None],
+        headers: Headers,
+        handshake: Mapping[str, Any],
+    ) -> _Held:
+        """Open a session in a task of its own, once for all calls that meet here."""
+        key = name, upstream.generation
+        opening = self._opening.get(key)
+        if opening is None:
+            opening = asyncio.create_task(self._open(name, upstream, hear, headers, handshake))
+            self._opening[key] = opening
+
+            def done(task: asyncio.Task[_Held]) -> None:
+                self._opening.pop(key, None)
+                task.cancelled() or task.exception()  # who has left does not ask how it ended
+
+            opening.add_done_callback(done)
+        return await asyncio.shield(opening)
+
+    async def _open(
+        self,
+        name: Name,
+        upstream: Upstream,
+        hear: Callable[[bytes], None],
+        headers: Headers,
+        handshake: Mapping[str, Any],
+    ) -> _Held:
+        session = name[2]
+        self._held.pop(name, None)  # it has ended, or ends when its calls have
+        self._seen.setdefault(session, set()).add(name)
+        try:
+            workflow = await self._begin(name, upstream, headers, handshake)
+        except BaseException:
+            self._forget(name)
+            raise
+        if name not in self._seen.get(session, ()):
+            await self.pool.end(workflow, "client_left")
+            raise WorkflowEnded("client_left")
+        reader = workflow.streams.attach_standalone()
+        reader.on_wake = partial(_read, reader, hear)
+        held = self._held[name] = _Held(workflow, reader, self.pool.now())
+        return held
+
+    async def _begin(self, name: Name, upstream: Upstream, headers: Headers, handshake: Mapping[str, Any]) -> Workflow:
         principal, server, session = name
         opening_headers.set(headers)
         message = wire_format.parse(wire_format.request("initialize", handshake, b"0"), limit=MAX_BODY_BYTES)
-        key = f"{upstream.generation}:{session}"
+        arrival = Arrival(key=f"{upstream.generation}:{session}")
         try:
             try:
-                begun = await self.pool.begin(principal, server, message, Arrival(key=key))
+                return (await self.pool.begin(principal, server, message, arrival)).workflow
             except Overloaded:
                 await self._give_way(principal)
-                begun = await self.pool.begin(principal, server, message, Arrival(key=key))
+                return (await self.pool.begin(principal, server, message, arrival)).workflow
         except Overloaded as error:
             logger.warning("no more sessions are kept: %s", error.message)
             self.statistics.count("pool_requests", server, "bypass")
@@ -207,12 +256,6 @@ class Reuse:
             if error.data.get("status") in range(300, 400):  # the stock client follows redirections
                 raise OldPath from error
             raise
-        held = self._held.get(name)
-        if held is None or held.workflow is not begun.workflow:
-            reader = begun.workflow.streams.attach_standalone()
-            held = self._held[name] = _Held(begun.workflow, reader, self.pool.now())
-            self._seen.setdefault(session, set()).add(name)
-        return held
 
     def _reconfigure(self, upstreams: Mapping[str, Upstream]) -> None:
         self.pool.reconfigure(upstreams, self.pool.pooling)
@@ -240,6 +283,9 @@ class Reuse:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), REFRESH_SECONDS)
                 await self._sweep()
+            for opening in self._opening.values():
+                opening.cancel()
+            await asyncio.gather(*self._opening.values(), return_exceptions=True)
         await self.gateways.close()
 
     async def _sweep(self) -> None:
@@ -247,16 +293,19 @@ class Reuse:
         for name, held in list(self._held.items()):
             is_idle = held.used <= due and not held.workflow.inflight
             if is_idle or held.workflow.ended is not None:
-                self._held.pop(name, None)
-                names = self._seen.get(name[2], set())
-                names.discard(name)
-                if not names:
-                    self._seen.pop(name[2], None)
+                self._forget(name)
                 await self._end(held, "idle")
         try:
             self.gateways.refresh()
         except Exception:
             logger.exception("the records of servers could not be read")
+
+
+def _read(reader: Reader, hear: Callable[[bytes], None]) -> None:
+    """Take what the server says in no call's course; without it, the log would fill."""
+    for event in reader.due() or ():
+        if event.message:
+            hear(event.message)
 
 
 class Lease:

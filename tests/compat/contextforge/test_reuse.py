@@ -6,13 +6,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from harness.delay import Delay
 from harness.upstreams import Upstream, upstream
 from trunkline.compat.contextforge import reuse
 from trunkline.compat.contextforge.asked import Asked, principal_of
 from trunkline.compat.contextforge.gateways import GatewayRecord
 from trunkline.compat.contextforge.reuse import Lease, OldPath, Reuse, Told
 from trunkline.compat.contextforge.settings import ContextForgeSettings
-from trunkline.mux.errors import SessionLost
+from trunkline.mux.errors import SessionLost, WorkflowEnded
 
 pytestmark = pytest.mark.anyio
 
@@ -123,6 +124,47 @@ async def test_the_end_of_a_clients_session_is_the_end_of_its_upstream_session(s
         await server.saw("delete")
         assert await kept.count("alice@x", "b") == "2"
         assert await kept.count("alice@x", "a") == "1"
+
+
+@asynccontextmanager
+async def _opening(server: Upstream) -> AsyncIterator[tuple[Kept, "asyncio.Task[str]"]]:
+    """A call for which a session is being opened: the server was asked, and its answer is under way."""
+    async with Delay(server.port, down=1.0) as far, running(server) as kept:
+        kept.url = kept.fields["url"] = f"http://127.0.0.1:{far.port}/mcp"
+        call = asyncio.create_task(kept.count("alice@x", "a"))
+        await server.saw("initialize")
+        yield kept, call
+
+
+@pytest.mark.parametrize("is_cancelled", [True, False])
+async def test_nothing_is_left_of_a_session_whose_client_left_while_it_was_opened(
+    server: Upstream, is_cancelled: bool
+) -> None:
+    async with _opening(server) as (kept, call):
+        if is_cancelled:
+            call.cancel()
+        await kept.reuse.end("a")
+        await server.saw("delete")
+        [outcome] = await asyncio.gather(call, return_exceptions=True)
+        assert isinstance(outcome, asyncio.CancelledError if is_cancelled else WorkflowEnded)
+        assert "call" not in server.counts()
+
+
+async def test_a_caller_that_leaves_while_a_session_is_opened_leaves_it_to_the_next(server: Upstream) -> None:
+    async with _opening(server) as (kept, call):
+        call.cancel()
+        assert [await kept.count("alice@x", "a") for _ in range(2)] == ["1", "2"]
+        await kept.reuse.end("a")
+        await server.saw("delete")
+    assert server.counts()["initialize"] == 1
+
+
+async def test_an_end_does_not_wait_for_sessions_that_are_being_opened(server: Upstream) -> None:
+    async with _opening(server) as (kept, call):
+        await kept.reuse.stop()
+        assert call.done()
+        await asyncio.gather(call, return_exceptions=True)
+    assert "call" not in server.counts()
 
 
 async def test_headers_are_those_of_each_call(server: Upstream) -> None:
