@@ -19,6 +19,7 @@ from .asked import Asked, Incoming, Invocation, incoming, invocation, principal_
 from .client import OutputSchemas, handshake_of, leased_sessions, leasing, types_of
 from .direct import shorten
 from .gateways import CONNECT_FIELDS, SSE, GatewayRecord
+from .leaving import Leave, Leaving
 from .metrics import expose
 from .registry import session_registry
 from .reuse import Lease, OldPath, Reuse, Told
@@ -195,6 +196,7 @@ class Installation:
             hear=self._hear if forge.keeps_sessions else None,
         )
         self._rpc: RPC | None = None
+        self._leaving = Leaving()
         self._tasks: set[asyncio.Task[None]] = set()
 
     # Services
@@ -228,15 +230,21 @@ class Installation:
 
     async def start(self) -> None:
         """See `streamable_http.Services.start`."""
+        self._leaving.watch()
         await self.reuse.start()
 
     async def stop(self) -> None:
         """See `streamable_http.Services.stop`."""
         await self.reuse.stop()
+        self._leaving.unwatch()
 
     async def ended(self, session_id: str) -> None:
         """See `registry.Services.ended`."""
         await self.reuse.end(session_id)
+
+    def at_exit(self, leave: Leave) -> None:
+        """See `registry.Services.at_exit`."""
+        self._leaving.tell(leave)
 
     # What is replaced.
 

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from .asked import Incoming, incoming
 from .conversation import Conversation
+from .leaving import Leave
 from .rpc import RPC
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,9 @@ class Services(Protocol):
     async def ended(self, session_id: str) -> None:
         """A stream is over."""
 
+    def at_exit(self, leave: Leave) -> None:
+        """Let this be called when the process is told to stop, which then waits until all streams have ended."""
+
 
 class _Stream(NamedTuple):
     conversation: Conversation
@@ -68,6 +72,7 @@ def session_registry(module: ModuleType, services: Services, *, checks_owner: bo
             super().__init__(*args, **kwargs)
             self._streams: dict[str, _Stream] = {}
             self._poller: asyncio.Task[None] | None = None
+            services.at_exit(self._end_streams)
 
         async def respond(self, server_id: str | None, user: Any, session_id: str, base_url: str = "") -> None:
             """Serve a stream for as long as it lives."""
@@ -130,6 +135,10 @@ def session_registry(module: ModuleType, services: Services, *, checks_owner: bo
                 with suppress(asyncio.CancelledError):
                     await self._poller
             await super().shutdown()
+
+        async def _end_streams(self) -> None:
+            for transport in list(self._transports().values()):
+                await transport.disconnect()
 
         def _transports(self) -> dict[str, Any]:
             """Streams of this worker; kept where the backend is `none`, too."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -417,6 +418,22 @@ async def test_a_server_that_was_restarted_is_met_again_by_the_next_call(version
             first.process.kill()
             with upstream("sdk2", port=first.port):
                 assert [(await count(n))["result"]["content"][0]["text"] for n in (6, 7)] == ["1", "2"]
+
+
+async def test_a_gateway_that_is_told_to_stop_ends_its_streams_and_its_sessions_with_servers(version: Version) -> None:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        upstream("sdk2") as server,
+        contextforge(version, Path(folder)) as forge,
+    ):
+        forge.register("plain", server.url)
+        async with raw(Place(forge, {"plain": server}), "sse") as client:
+            await client.send("tools/call", {"name": "plain-counter", "arguments": {}}, id=5)
+            await client.answer(5)
+            server.reset()
+            forge.process.send_signal(signal.SIGTERM)
+            await asyncio.to_thread(forge.process.wait, PATIENCE)
+        assert server.report()["earlier"]["delete"] == 1
 
 
 def run(version: Version, text: str, **env: str) -> str:
