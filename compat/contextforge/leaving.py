@@ -1,4 +1,4 @@
-"""Hears that this process is told to stop. ASGI has no word for it: a server first waits until its streams have ended."""
+"""Hears that this process is told to stop: ASGI tells it only once all streams of the server have ended."""
 
 import asyncio
 import signal
