@@ -7,7 +7,7 @@ from typing import Final
 
 from . import DISTRIBUTION, SettingError
 from .installation import PACKAGE
-from .settings import read_environment
+from .settings import is_off, read_environment, read_settings
 
 APPLICATION: Final = "trunkline.compat.contextforge.app:app"
 """Importing it installs trunkline and then imports ContextForge's application: in each worker of its own."""
@@ -20,8 +20,15 @@ def main(arguments: Sequence[str]) -> int:
     if find_spec(PACKAGE) is None:
         print(f"trunkline: {DISTRIBUTION} is not installed beside it", file=sys.stderr)  # noqa: T201
         return 2
+    environ = read_environment()
+    try:
+        if not is_off(environ):
+            read_settings(environ)  # a worker that cannot use them would end, and be started again, for ever
+    except SettingError as error:
+        print(f"trunkline: {error}", file=sys.stderr)  # noqa: T201
+        return 2
     given = list(arguments[1:] if arguments[:1] == ["--"] else arguments)
-    interval = read_environment().get("WEBSOCKET_PING_INTERVAL")
+    interval = environ.get("WEBSOCKET_PING_INTERVAL")
     if interval and not any(argument.startswith("--ws-ping-interval") for argument in given):
         given += ["--ws-ping-interval", interval]
     try:

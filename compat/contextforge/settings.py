@@ -156,4 +156,7 @@ def _numbers(environ: Mapping[str, str], found: dict[str, object], **variables: 
             raise SettingError(f"{name}: must be a number") from None
         if not 0 < value < float("inf"):
             raise SettingError(f"{name}: must be greater than zero")
-        found[field] = value if field.endswith("timeout") else int(value)
+        is_time = field.endswith("timeout")
+        if not is_time and not value.is_integer():
+            raise SettingError(f"{name}: must be a whole number")
+        found[field] = value if is_time else int(value)

@@ -13,7 +13,17 @@ from typing import Any, Literal
 import aiohttp
 import pytest
 from harness.clients import play, require, texts
-from harness.contextforge import ADMIN, VERSIONS, Forge, Version, contextforge, environment, python_of, token
+from harness.contextforge import (
+    ADMIN,
+    VERSIONS,
+    Forge,
+    Version,
+    contextforge,
+    environment,
+    python_of,
+    sourced,
+    token,
+)
 from harness.ports import free_port
 from harness.processes import ServerProcess
 from harness.sse import Parser
@@ -436,10 +446,24 @@ async def test_a_gateway_that_is_told_to_stop_ends_its_streams_and_its_sessions_
         assert server.report()["earlier"]["delete"] == 1
 
 
+def test_a_wrong_setting_is_told_once_and_no_worker_is_started(version: Version) -> None:
+    python = python_of(version)
+    assert python is not None
+    command = [python, "-m", "trunkline.compat.contextforge", "--", "--port", "0", "--workers", "2"]
+    with tempfile.TemporaryDirectory() as folder:
+        variables = {**sourced(environment(version, 0, Path(folder), {})), "TRUNKLINE_REUSE": "everybody"}
+        process = ServerProcess(command, env=variables, cwd=Path(folder))
+        try:
+            assert process.wait(60) == 2
+            assert process.output() == "trunkline: TRUNKLINE_REUSE: must be none, workflow or user\n"
+        finally:
+            process.kill()
+
+
 def run(version: Version, text: str, **env: str) -> str:
     """What a program in the environment of ContextForge prints."""
     with tempfile.TemporaryDirectory() as folder:
-        variables = environment(version, 4444, Path(folder), env)
+        variables = sourced(environment(version, 4444, Path(folder), env))
         python = python_of(version)
         assert python is not None
         ended = subprocess.run([python, "-c", text], env=variables, cwd=folder, capture_output=True, timeout=120)

@@ -166,6 +166,12 @@ def environment(version: Version, port: int, place: Path, more: Mapping[str, str
     }
 
 
+def sourced(variables: dict[str, str]) -> dict[str, str]:
+    """The same environment, with the checkout that `TRUNKLINE_SOURCES` names instead of what is installed there."""
+    paths = (variables.get("PYTHONPATH"), os.environ.get("TRUNKLINE_SOURCES"))
+    return {**variables, "PYTHONPATH": os.pathsep.join(path for path in paths if path)}
+
+
 @contextlib.contextmanager
 def contextforge(
     version: Version, place: Path, *, stock: bool = False, workers: int = 1, env: Mapping[str, str] | None = None
@@ -178,10 +184,7 @@ def contextforge(
     made = _made(version)
     if made.exists():
         shutil.copy(made, database)
-    variables = environment(version, port, place, env or {})
-    if "TRUNKLINE_SOURCES" in os.environ:  # a checkout instead of what is installed there
-        paths = (variables.get("PYTHONPATH"), os.environ["TRUNKLINE_SOURCES"])
-        variables["PYTHONPATH"] = os.pathsep.join(path for path in paths if path)
+    variables = sourced(environment(version, port, place, env or {}))
     module = ["uvicorn", "mcpgateway.main:app"] if stock else ["trunkline.compat.contextforge", "--"]
     command = [python, "-m", *module, "--host", "127.0.0.1", "--port", str(port), "--log-level", "warning"]
     if workers > 1:

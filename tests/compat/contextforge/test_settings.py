@@ -54,6 +54,8 @@ def test_an_option_wins_over_the_environment() -> None:
         ({"SESSION_TTL": "long"}, "SESSION_TTL"),
         ({"SESSION_TTL": "0"}, "SESSION_TTL"),
         ({"TRUNKLINE_MAX_INFLIGHT": "inf"}, "TRUNKLINE_MAX_INFLIGHT"),
+        ({"TRUNKLINE_MAX_INFLIGHT": "0.5"}, "TRUNKLINE_MAX_INFLIGHT"),
+        ({"MCP_SESSION_POOL_MAX_PER_KEY": "1.5"}, "MCP_SESSION_POOL_MAX_PER_KEY"),
     ],
 )
 def test_a_wrong_value_names_its_variable(environ: dict[str, str], words: str) -> None:
