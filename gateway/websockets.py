@@ -104,6 +104,12 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
         elif not self.transport.is_closing():
             super().handle_ping()
 
+    def handle_parser_exception(self) -> None:
+        """See the base class; a client that is gone is told nothing."""
+        self.close_sent = True
+        if not self.transport.is_closing():
+            super().handle_parser_exception()
+
     async def ping(self) -> None:
         """Ping the client, and return when its pong has come; where the connection goes before, never."""
         payload = os.urandom(8)

@@ -1,22 +1,27 @@
 """The WebSocket protocol of the gateway lends its pings, and keeps nothing of a client that takes nothing."""
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
 import pytest
+import uvloop
 from harness.listening import serving
 from trunkline.gateway import websockets
 from trunkline.gateway.http_listening import HTTPListening
 from trunkline.gateway.websockets import PingingWebSocket
 from trunkline.mux.statistics import Statistics
+from trunkline.transports import portions
 from trunkline.transports.frames import text_frame
 from trunkline.transports.portions import PORTION_ITEMS
-from trunkline.transports.websocket import PING, WIRE
+from trunkline.transports.websocket import PING as LENT_PING
+from trunkline.transports.websocket import WIRE
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.frames import PING, Frame
 
 pytestmark = pytest.mark.anyio
 
@@ -33,7 +38,7 @@ class Application:
         self.ended = anyio.Event()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        ping = scope["extensions"][PING]
+        ping = scope["extensions"][LENT_PING]
         await receive()
         await send({"type": "websocket.accept"})
         try:
@@ -289,6 +294,31 @@ async def test_what_is_not_legal_ends_it_with_the_code_that_says_so() -> None:
             await client.recv()
         assert client.close_code == 1007
         await app.until("begun", ("gone", 0), ("gone", 0))
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_what_is_not_legal_is_so_also_where_the_connection_was_cut_before_it_was_read(
+    run: Callable[[Coroutine[Any, Any, None]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing can be answered any longer; a transport of uvloop that is closed raises where that is tried."""
+    monkeypatch.setattr(portions, "TURN_SECONDS", -1.0)
+    count = 800
+
+    async def live() -> None:
+        failed: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: failed.append(context))
+        app = Told()
+        app.may_accept.set()
+        async with socket(app) as client:
+            pairs = b"".join(text_frame(b"%d" % n, KEY) + Frame(PING, b"").serialize(mask=True) for n in range(count))
+            client.transport.write(pairs + text_frame(b"\xff", KEY))
+            while b"0" not in app.told:
+                await app.changed.wait()
+            client.transport.abort()
+            await app.until("begun", *[b"%d" % n for n in range(count)], ("gone", 0), ("gone", 0))
+        assert not failed
+
+    run(live())
 
 
 async def test_a_connection_that_is_closed_and_takes_nothing_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:

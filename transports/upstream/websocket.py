@@ -379,6 +379,8 @@ class _WebSocketWire(OneStreamWire, asyncio.Protocol):
 
     def _answer(self, frame: bytes) -> None:
         """Write a pong, or a close. A server that reads nothing is owed the last pong alone (RFC 6455, 5.5.3)."""
+        if self._transport.is_closing():
+            return
         if self._is_paused and self._protocol.state is OPEN:
             self._pong = frame
         elif not (self._is_paused and self._is_ending):

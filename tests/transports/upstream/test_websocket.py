@@ -1,14 +1,17 @@
 """WebSocket to servers that do it right, and to servers that do not; the contract holds the rest."""
 
+import asyncio
 import json
 import logging
 import signal
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import pytest
+import uvloop
 from contract.wire import NONE, Receiver, Session, answer, opened, told
 from harness.framing import frames_of
 from harness.one_stream import OneStreamServer, over_websocket
@@ -17,6 +20,7 @@ from harness.stream_peers import sdk_over_websocket
 from trunkline.mux.errors import InvalidRequest, SessionLost, TrunklineError, UpstreamFault, UpstreamUnreachable
 from trunkline.mux.limits import MAX_EVENT_BYTES
 from trunkline.mux.statistics import Statistics
+from trunkline.transports import portions
 from trunkline.transports.frames import Frames, text_frame
 from trunkline.transports.upstream import websocket
 from trunkline.transports.upstream.one_stream import MAX_UNSENT
@@ -391,6 +395,36 @@ async def test_g10_a_server_that_pings_and_reads_nothing_is_owed_one_pong() -> N
                 await anyio.lowlevel.checkpoint()
     pongs = [bytes(one.data) for one in read if isinstance(one, Frame) and one.opcode is PONG]
     assert pongs == [b"999"]
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_what_came_with_pings_before_the_connection_was_cut_is_heard_and_then_that_it_was(
+    run: Callable[[Coroutine[Any, Any, None]], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pongs can no longer be written; a transport of uvloop that is closed raises where that is tried."""
+    monkeypatch.setattr(portions, "TURN_SECONDS", -1.0)
+    count = 800
+    ping = Frame(PING, b"").serialize(mask=False)
+
+    async def live() -> None:
+        receiver = Receiver()
+
+        async def cutting(peer: Peer) -> None:
+            await accept(peer)
+            await peer.say(b"".join(text_frame(told(n)) + ping for n in range(count)))
+            await receiver.until(lambda: receiver.reports)
+            peer.reset()
+
+        async with (
+            serving(cutting) as server,
+            WebSocketConnector("x", ws(server.url), Statistics()).connect(receiver, NONE, listen=True),
+        ):
+            await receiver.until(lambda: receiver.of("lost"))
+        *heard, end = receiver.reports
+        assert [report.text for report in heard] == [told(n) for n in range(count)]
+        assert str(end.error) == "the connection was cut"
+
+    run(live())
 
 
 async def test_what_was_sent_last_arrives_before_the_good_bye() -> None:
