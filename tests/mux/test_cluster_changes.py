@@ -10,7 +10,8 @@ from harness.clustering import Member, Workers, workers
 from harness.memory_wire import echo
 from harness.muxing import ALICE, begin, cancelled, settle
 from trunkline.mux.directory import LEASE_SECONDS
-from trunkline.mux.errors import Elsewhere, UnknownSession
+from trunkline.mux.errors import Elsewhere, UnknownSession, WorkflowEnded
+from trunkline.mux.placement import WHOLE
 
 pytestmark = pytest.mark.anyio
 
@@ -149,6 +150,36 @@ async def test_g8_what_is_let_go_while_a_change_of_its_record_is_on_its_way_is_t
         record = await at.directory.get(client.workflow.record.session_id)
         assert record is not None
         assert (record.worker, record.wish.level) == ("", "debug")
+
+
+async def test_g8_what_is_let_go_as_soon_as_it_was_taken_over_goes_on_at_another_worker(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with workers(reuse="user") as at:
+        a, b, c = [await at.start() for _ in range(3)]
+        at.server.on_request = echo
+        session_id = (await a.client(ALICE)).workflow.record.session_id
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        await b.client(ALICE)  # with a session of its own, which the other workflow is to share
+        taking = Unanswered(at, "replace", monkeypatch)
+        finding = asyncio.create_task(b.find(session_id, WHOLE, ALICE))
+        await taking.begun.wait()
+        noting = Unanswered(at, "replace", monkeypatch)
+        await taking.let()
+        await noting.begun.wait()
+        letting_go = [Unanswered(at, "replace", monkeypatch, before=True) for _ in range(2)]
+        await b.pool.drain(0)
+        await noting.let()
+        for one in reversed(letting_go):
+            await one.let()
+        with pytest.raises(WorkflowEnded):
+            await finding
+        record = await at.directory.get(session_id)
+        assert record is not None
+        assert record.worker == ""
+        client = await c.find(session_id, WHOLE, ALICE)
+        assert "result" in await client.answer(client.call())
 
 
 async def test_what_ends_while_a_directory_that_forgot_it_is_told_of_it_again_is_forgotten(
