@@ -186,7 +186,7 @@ class Opening:
         try:
             opened = await workflow.line.open()
             stored = await self._note_opened(workflow, opened)
-            if stored is not None and workflow.ended and self._cluster is None:  # among several, what ended it looks again
+            if stored is not None and workflow.ended and self._cluster is None:  # else what ended it looks again
                 await self._ending.remove(stored)
             if stored is None or workflow.ended:
                 raise workflow.ended or WorkflowEnded("removed")
