@@ -14,6 +14,9 @@ ISSUER: Final = "contextforge"
 NOBODY: Final = frozenset({"", "anonymous", "none", "unknown"})
 """What ContextForge calls a caller whom it has not verified."""
 
+PUBLIC: Final = "public"
+"""The tenant of a token that is limited to no team: it sees what is public, and one without a limit sees more."""
+
 SESSION_HEADERS: Final = ("x-mcp-session-id", "mcp-session-id", "trunkline-workflow")
 """Where a request names its session, the most trusted first."""
 
@@ -89,7 +92,7 @@ def _tenant(teams: object) -> str:
     if not isinstance(teams, list | tuple):
         return ""
     names = (team.get("id") if isinstance(team, Mapping) else team for team in teams)
-    return ",".join(sorted(str(name) for name in names))
+    return ",".join(sorted(str(name) for name in names)) or PUBLIC
 
 
 def _claims(headers: Mapping[str, str] | None) -> Mapping[str, Any]:

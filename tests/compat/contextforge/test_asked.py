@@ -21,7 +21,13 @@ def test_two_users_are_two_and_one_in_two_tenants_as_well() -> None:
 
 def test_the_tenant_is_read_from_the_token_where_the_gateway_does_not_tell_it() -> None:
     assert principal_of("alice@x", None, bearer(teams=["b", {"id": "a"}])).tenant == "a,b"
-    assert principal_of("alice@x", [], bearer(teams=["b"])).tenant == ""
+    assert principal_of("alice@x", [], bearer(teams=["b"])) == principal_of("alice@x", [], {})
+
+
+def test_a_token_that_is_limited_to_no_team_is_told_from_one_without_a_limit() -> None:
+    limited, unlimited = bearer(teams=[]), bearer(teams=None)
+    assert principal_of("alice@x", None, limited) != principal_of("alice@x", None, unlimited)
+    assert principal_of("alice@x", [], unlimited) == principal_of("alice@x", None, limited)
 
 
 @pytest.mark.parametrize(
