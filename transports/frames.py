@@ -72,10 +72,11 @@ class Frames:
         Messages are added to what was `got` as their text, and every other frame as the library tells it.
         """
         self._is_over = self._protocol.state is not OPEN
-        whole = len(data)
+        end = whole = len(data)
         if self._held:
             data, at, self._held = self._held + data[at:], 0, b""
-        end, taken = len(data), 0
+            end = len(data)
+        taken = 0
         while at < end:
             if taken >= PORTION_ITEMS:
                 return whole - (end - at)

@@ -21,7 +21,7 @@ SMALL: Final = 1_024
 """What is not longer is read at once: whoever waits for answers sends no more, and the clock need not be asked."""
 
 Read = Callable[[bytes, int], int]
-"""Reads some of what came, from a place on, and returns where it stopped."""
+"""Reads some of what came, from a place on, and returns where the next portion begins; at its end or beyond, none."""
 
 
 class Source(Protocol):
@@ -59,9 +59,9 @@ class Portions:
         """Have it read, now or in the turns that follow."""
         if self._is_resting:
             self._rest += data
-        elif len(data) > SMALL or self._is_held:
+        elif (size := len(data)) > SMALL or self._is_held:
             self._take(data, 0, read, source)
-        elif (at := read(data, 0)) < len(data):
+        elif (at := read(data, 0)) < size:
             self._take(data, at, read, source)
 
     def hold(self, source: Source) -> None:

@@ -282,16 +282,15 @@ class _Connection(asyncio.Protocol):
         self._portions.lost(partial(self._end, exc))
 
     def _read(self, data: bytes, at: int) -> int:
-        size = len(data)
         if self._answer is None or self._is_spoilt:
             self.close()
-            return size
+            return len(data)
         if self._left:
             self._is_more = False
             self._take_body(self._answer, data[at:])
-            return size
-        stop = min(at + PORTION_BYTES, size)
-        self._is_more = stop < size
+            return len(data)
+        stop = at + PORTION_BYTES
+        self._is_more = data[stop : stop + 1] != b""
         self._parse(data[at:stop])
         return stop
 
