@@ -4,6 +4,7 @@ A record is read again while it is in use. Where anything of it changes that a c
 another generation, and what is open under the old one ends when its calls have.
 """
 
+import asyncio
 import hashlib
 import json
 import logging
@@ -182,10 +183,14 @@ class Gateways:
         record = self._refreshed(gateway_id).record
         return record is not None and self._why_old_path(record, str(record.fields.get("url", ""))) is None
 
-    def refresh(self) -> None:
-        """Look at every record that is in use again: one that is gone must not keep its sessions."""
-        for gateway_id in list(self._known):
-            self._refreshed(gateway_id)
+    async def refresh(self) -> None:
+        """Look at every record that is in use again, while calls go on: one that is gone must not keep its sessions."""
+        for gateway_id, known in list(self._known.items()):
+            now, before = self._clock(), known.read
+            if self._is_due(known, now):
+                record = await asyncio.to_thread(self._read, gateway_id)
+                if self._known.get(gateway_id) is known and known.read == before:  # no call has read it meanwhile
+                    self._take(gateway_id, record, now)
 
     async def release(self, upstream: Upstream) -> None:
         """Nothing is open any longer under these settings of a server."""
@@ -209,9 +214,16 @@ class Gateways:
     def _refreshed(self, gateway_id: str) -> _Known:
         now = self._clock()
         known = self._known.get(gateway_id)
-        if known is not None and now - known.read < FRESH_SECONDS and now >= known.settles:
+        if known is not None and not self._is_due(known, now):
             return known
-        record = self._read(gateway_id)
+        return self._take(gateway_id, self._read(gateway_id), now)
+
+    def _is_due(self, known: _Known, now: float) -> bool:
+        return now - known.read >= FRESH_SECONDS or now < known.settles
+
+    def _take(self, gateway_id: str, record: GatewayRecord | None, now: float) -> _Known:
+        """Take what was read of a record at this time."""
+        known = self._known.get(gateway_id)
         if known is None:
             known = self._known[gateway_id] = _Known(record, now)
         before, known.record, known.read = known.record, record, now

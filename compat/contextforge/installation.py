@@ -331,7 +331,7 @@ class Installation:
 
             async def evict_gateway(self, gateway_id: str) -> int:
                 reuse.gateways.forget(gateway_id)
-                reuse.gateways.refresh()
+                await reuse.gateways.refresh()
                 evicted: int = await super().evict_gateway(gateway_id)
                 return evicted
 

@@ -296,7 +296,7 @@ class Reuse:
                 self._forget(name)
                 await self._end(held, "idle")
         try:
-            self.gateways.refresh()
+            await self.gateways.refresh()
         except Exception:
             logger.exception("the records of servers could not be read")
 

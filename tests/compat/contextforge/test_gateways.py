@@ -1,7 +1,9 @@
 """Gateway records as servers: policy, fingerprint, generations, and what is left to the old path."""
 
+import asyncio
 import logging
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -23,6 +25,8 @@ class Records:
         self.now = 0.0
         self.read = 0
         self.changes: list[Mapping[str, Upstream]] = []
+        self.reading: Callable[[], None] = lambda: None
+        """What happens while a row is read."""
         self.gateways = Gateways(
             self._read,
             ContextForgeSettings(**settings),
@@ -41,6 +45,9 @@ class Records:
     def _read(self, gateway_id: str) -> GatewayRecord | None:
         self.read += 1
         row = self.rows.get(gateway_id)
+        if row is not None:
+            row = dict(row)
+        self.reading()
         if row is None:
             return None
         fields = {name: value for name, value in row.items() if name in CONNECT_FIELDS}
@@ -88,7 +95,8 @@ def test_an_edit_here_is_seen_by_the_next_call() -> None:
 
 
 @pytest.mark.parametrize("change", [None, {"enabled": False}])
-def test_a_record_that_is_gone_or_disabled_takes_its_server_with_it(change: dict[str, Any] | None) -> None:
+@pytest.mark.anyio
+async def test_a_record_that_is_gone_or_disabled_takes_its_server_with_it(change: dict[str, Any] | None) -> None:
     records = Records()
     records.add("g1")
     assert records.gateways.find("g1", URL) is not None
@@ -97,10 +105,35 @@ def test_a_record_that_is_gone_or_disabled_takes_its_server_with_it(change: dict
     else:
         records.rows["g1"].update(change)
     records.later()
-    records.gateways.refresh()
+    await records.gateways.refresh()
     assert records.changes[-1] == {}
     assert records.gateways.find("g1", URL) is None
     assert not records.gateways.takes("g1")
+
+
+@pytest.mark.anyio
+async def test_looking_at_records_again_holds_no_call_up_and_what_a_call_has_read_meanwhile_stays() -> None:
+    records = Records()
+    records.add("g1")
+    assert records.gateways.find("g1", URL) is not None
+    records.later()
+    asked, may_go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        asked.set()
+        assert may_go_on.wait(10), "the event loop stood still"
+
+    records.reading = wait
+    looking = asyncio.create_task(records.gateways.refresh())
+    assert await asyncio.to_thread(asked.wait, 10)
+    records.reading = lambda: None
+    records.rows["g1"]["auth_value"] = "edited"
+    records.gateways.forget("g1")
+    after = records.gateways.find("g1", URL)
+    may_go_on.set()
+    await looking
+    records.later()
+    assert records.gateways.find("g1", URL) is after
 
 
 @pytest.mark.parametrize(
