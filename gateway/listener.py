@@ -29,14 +29,24 @@ def listen(settings: Settings) -> Iterator[socket.socket]:
     """
     host, port = settings.gateway.host, settings.gateway.port
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except (socket.gaierror, TypeError) as error:  # a TypeError is what sockets say of text that is no host at all
-        raise SettingsError("gateway.host", f"there is no address for {host}; give one of this machine's") from error
-    except (OSError, OverflowError) as error:
-        raise NotStarted("gateway.port", f"cannot listen on {host}:{port}: {_reason(error)}") from error
-    with listener:
+    with socket.socket(family, socket.SOCK_STREAM) as listener:
+        try:
+            _bind(listener, host, port)
+        except TypeError as error:  # what sockets say of text that is no host at all
+            told = f"there is no address for {host}; give one of this machine's"
+            raise SettingsError("gateway.host", told) from error
+        except (OSError, OverflowError) as error:
+            raise NotStarted("gateway.port", f"cannot listen on {host}:{port}: {_reason(error)}") from error
         yield listener
+
+
+def _bind(listener: socket.socket, host: str, port: int) -> None:
+    """As `socket.create_server` does, which leaves its socket open where it raises no OSError."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if listener.family == socket.AF_INET6:
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    listener.bind((host, port))
+    listener.listen(BACKLOG)
 
 
 def _reason(error: OSError | OverflowError) -> str:
