@@ -9,6 +9,7 @@ The last two with `rediss+` use TLS. The user and password of redis+sentinel are
 """
 
 import random
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -111,8 +112,9 @@ def parse_address(url: str) -> Address:
             "the URL must begin with redis://, rediss://, unix://, redis+sentinel://, rediss+sentinel://, "
             "redis+cluster:// or rediss+cluster://"
         )
-    parts = urlsplit(url)
-    identity, _, hosts = parts.netloc.rpartition("@")
+    authority = re.split("[/?#]", rest, maxsplit=1)[0]
+    parts = urlsplit(f"{scheme}://hosts{rest[len(authority) :]}")  # no URL has a list of hosts: those are read here
+    identity, _, hosts = authority.rpartition("@")
     username, _, password = identity.partition(":")
     options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     unknown = set(options) - ({"sentinel_username", "sentinel_password"} if kind == "sentinel" else set())
