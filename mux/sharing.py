@@ -145,10 +145,10 @@ class Wishes(Generic[Owner]):
         return wanted if changed else None
 
     def accept_level(self, owner: Owner, level: str) -> None:
-        """The server has taken a workflow's level: what it wished for before does not come back."""
+        """The server has taken a workflow's level: what it wished for before does not come back, nor does the same."""
         levels = self._levels.get(owner, [])
         if level in levels:
-            del levels[: levels.index(level)]
+            del levels[: len(levels) - 1 - levels[::-1].index(level)]
 
     def refuse_level(self, owner: Owner, level: str) -> None:
         """The server has refused a workflow's level: the workflow has the newest that was not refused, if any.

@@ -256,6 +256,14 @@ def test_r6_of_levels_that_were_all_refused_none_filters(order: tuple[str, str])
     assert wishes.of(ALICE).level == ""
 
 
+def test_g10_a_level_that_is_set_again_and_again_is_kept_once() -> None:
+    wishes: Wishes[str] = Wishes()
+    for _ in range(100):
+        wishes.set_level(ALICE, "error")
+    wishes.refuse_level(ALICE, "error")
+    assert wishes.of(ALICE).level == ""
+
+
 def test_r6_the_refusal_of_a_level_leaves_the_newest_that_was_accepted() -> None:
     wishes: Wishes[str] = Wishes()
     for level in ("debug", "info", "error"):
