@@ -193,13 +193,6 @@ def verdict(error: BaseException | None) -> Literal["failed", "answered", "unkno
     return "failed" if isinstance(error, Unreachable | UpstreamFault | SessionLost | TimedOut) else "unknown"
 
 
-def circuit_as_mermaid() -> str:
-    """The table as a state diagram, for docs/design.md."""
-    lines = ["```mermaid", "---", "title: circuit of a server and a tenant", "---", "stateDiagram-v2"]
-    lines += [f"    {old} --> {new}: {given} / {effect}" for (old, given), (new, effect) in CIRCUIT.items()]
-    return "\n".join([*lines, "```", ""])
-
-
 class _Circuit:
     """One server and one tenant."""
 

@@ -139,10 +139,3 @@ class Life:
 
     def _waited(self, now: float, limits: Pooling) -> bool:
         return self.since + limits.idle_timeout <= now
-
-
-def life_as_mermaid() -> str:
-    """The table as a state diagram, for docs/design.md."""
-    lines = ["```mermaid", "---", "title: channel in the pool", "---", "stateDiagram-v2"]
-    lines += [f"    {old} --> {new}: {given} / {effect}" for (old, given), (new, effect) in LIFE.items()]
-    return "\n".join([*lines, "```", ""])

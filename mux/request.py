@@ -95,13 +95,3 @@ class ServerRequest:
 
     def __repr__(self) -> str:
         return f"ServerRequest({self.id!r}, {self.method}, {self.state})"
-
-
-def tables_as_mermaid() -> str:
-    """The two tables as state diagrams, for docs/design.md."""
-    lines: list[str] = []
-    for title, table in (("request", REQUESTS), ("server request", SERVER_REQUESTS)):
-        lines += ["```mermaid", "---", f"title: {title}", "---", "stateDiagram-v2"]
-        lines += [f"    {old} --> {new}: {given} / {effect}" for (old, given), (new, effect) in table.items()]
-        lines += ["```", ""]
-    return "\n".join(lines)

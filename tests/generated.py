@@ -18,12 +18,12 @@ from trunkline.gateway.exits import MEANINGS
 from trunkline.gateway.metrics import COUNTERS, GAUGES, HISTOGRAMS, SERVERS, Family
 from trunkline.gateway.settings.reference import Setting, tables
 from trunkline.mux import errors
-from trunkline.mux.breaker import circuit_as_mermaid
+from trunkline.mux.breaker import CIRCUIT
 from trunkline.mux.errors import TrunklineError
 from trunkline.mux.event_log import Overflow
-from trunkline.mux.lifecycle import life_as_mermaid
+from trunkline.mux.lifecycle import LIFE
 from trunkline.mux.modern import status_of
-from trunkline.mux.request import tables_as_mermaid
+from trunkline.mux.request import REQUESTS, SERVER_REQUESTS
 from trunkline.transports.headers import HEADERS
 from trunkline.transports.status import AT_ADMISSION, PER_PRINCIPAL, HTTPRefusal, answer_to
 from trunkline.transports.upstream.modern_passage import SlowClient
@@ -47,6 +47,28 @@ MADE: Final[Mapping[type[TrunklineError], TrunklineError]] = {
 
 NEVER_TOLD: Final = {HTTPRefusal, Overflow, SlowClient, errors.InvalidMessage, errors.ServerError}
 """Errors of another table, of the inside, and the one that only its kinds are raised of."""
+
+
+def diagram(title: str, table: Mapping[tuple[str, str], tuple[str, str]]) -> str:
+    """A table of what may happen, (state, input) to (state, effect), as a state diagram."""
+    lines = ["```mermaid", "---", f"title: {title}", "---", "stateDiagram-v2"]
+    lines += [f"    {old} --> {new}: {given} / {effect}" for (old, given), (new, effect) in table.items()]
+    return "\n".join([*lines, "```", ""])
+
+
+def requests_as_mermaid() -> str:
+    """What may happen to a request: a client's, and the server's own."""
+    return "\n".join((diagram("request", REQUESTS), diagram("server request", SERVER_REQUESTS)))
+
+
+def life_as_mermaid() -> str:
+    """What may happen to a channel."""
+    return diagram("channel in the pool", LIFE)
+
+
+def circuit_as_mermaid() -> str:
+    """What may happen to a circuit."""
+    return diagram("circuit of a server and a tenant", CIRCUIT)
 
 
 def settings_as_markdown() -> str:
@@ -215,7 +237,7 @@ def _table(columns: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 REGIONS: Final = {
-    ("design.md", "tables"): tables_as_mermaid,
+    ("design.md", "tables"): requests_as_mermaid,
     ("design.md", "life"): life_as_mermaid,
     ("design.md", "circuit"): circuit_as_mermaid,
     ("settings.md", "settings"): settings_as_markdown,

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from generated import REGIONS
+from generated import REGIONS, diagram
 from harness.pages import pages
 from layers import FOLDERS
 from trunkline.transports import headers
@@ -27,6 +27,16 @@ def test_what_is_generated_is_what_the_code_says(page: str, name: str) -> None:
         file.write_text(text[: found.start(2)] + due + text[found.end(2) :])
     else:
         assert found[2] == due, "run the test once with TRUNKLINE_WRITE_DOCS=1"
+
+
+def test_a_diagram_holds_every_row() -> None:
+    table = {("here", "go"): ("there", "note"), ("there", "go"): ("there", "ignore")}
+    drawn = diagram("a walk", table)
+    assert "title: a walk\n" in drawn
+    assert [line.strip() for line in drawn.splitlines() if "-->" in line] == [
+        "here --> there: go / note",
+        "there --> there: go / ignore",
+    ]
 
 
 def test_every_header_that_is_read_or_written_is_told() -> None:

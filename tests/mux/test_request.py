@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from trunkline.mux.request import REQUESTS, SERVER_REQUESTS, tables_as_mermaid
+from trunkline.mux.request import REQUESTS, SERVER_REQUESTS
 
 TABLES = pytest.mark.parametrize(
     ("table", "first"), [(REQUESTS, "pending"), (SERVER_REQUESTS, "open")], ids=["request", "server_request"]
@@ -29,8 +29,3 @@ def test_nothing_is_done_once_a_request_is_over(table: Any, first: str) -> None:
 def test_one_answer_reaches_the_caller_and_none_after_it_was_withdrawn() -> None:
     taken = {state: effect for (state, given), (_, effect) in REQUESTS.items() if given == "answer"}
     assert taken == {"pending": "deliver", "abandoned": "swallow"}
-
-
-def test_the_tables_can_be_drawn() -> None:
-    drawn = tables_as_mermaid()
-    assert drawn.count(" --> ") == len(REQUESTS) + len(SERVER_REQUESTS)
