@@ -229,7 +229,7 @@ class Ended(NamedTuple):
 
 def refusal(error: TrunklineError) -> Decision:
     """What is told of a failure: the limit that was reached, else its kind."""
-    return Decision("refused", "error", str(error.data.get("limit", error.reason)))
+    return Decision("refused", "error", error.word)
 
 
 def lost(reason: str) -> Decision:

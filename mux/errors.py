@@ -56,6 +56,11 @@ class TrunklineError(Exception):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.message!r})"
 
+    @property
+    def word(self) -> str:
+        """The fixed word under which a refusal is counted: the limit that was met, else the `reason`."""
+        return self.reason
+
 
 class InvalidMessage(TrunklineError):
     """What the peer sent is not a message of this protocol."""
@@ -185,6 +190,11 @@ class Overloaded(TrunklineError):
     def __init__(self, message: str, *, limit: str) -> None:
         super().__init__(message, limit=limit)
         self.limit = limit
+
+    @property
+    def word(self) -> str:
+        """See `TrunklineError.word`."""
+        return self.limit
 
 
 class DirectoryUnavailable(Overloaded):

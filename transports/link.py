@@ -152,7 +152,7 @@ class Link:
         try:
             message = wire_format.parse(text, limit=MAX_BODY_BYTES)
         except InvalidMessage as error:
-            self._pool.statistics.count("refused", error.reason)
+            self._pool.statistics.count("refused", error.word)
             with suppress(Overloaded):
                 await self._wait_for_turn()
             self.meet()
@@ -192,7 +192,7 @@ class Link:
                 return
             workflow = self._workflow or await self._begin_unasked(message, headers)
         except TrunklineError as error:
-            self._pool.statistics.count("refused", error.reason)
+            self._pool.statistics.count("refused", error.word)
             if message.kind == "request":
                 self._say(wire_format.failure(message.id, error))
             return

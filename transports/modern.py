@@ -150,7 +150,7 @@ class ModernRequests:
             with self._admitted(request.principal):
                 return await self._take(request, message, body)
         except TrunklineError as error:
-            self._statistics.count("refused", error.limit if isinstance(error, Overloaded) else error.reason)
+            self._statistics.count("refused", error.word)
             await _fail(request, error)
         return True
 

@@ -29,8 +29,13 @@ class HTTPRefusal(TrunklineError):
     def __init__(self, status: int, reason: str, message: str, *, headers: RawHeaders | None = None) -> None:
         super().__init__(message)
         self.status = status
-        self.word = reason
         self.headers = headers or []
+        self._word = reason
+
+    @property
+    def word(self) -> str:
+        """See `TrunklineError.word`."""
+        return self._word
 
 
 class Answer(NamedTuple):
@@ -55,13 +60,13 @@ def answer_to(error: Exception, id: bytes = b"") -> Answer:
         return Answer(500, [JSON], _body("internal error", id), "internal")
     body = wire_format.failure(id, error)
     if isinstance(error, UnknownSession | Trimmed):
-        return Answer(404, [JSON], body, error.reason)
+        return Answer(404, [JSON], body, error.word)
     if isinstance(error, ParseError | InvalidRequest | UnsupportedRevision):
-        return Answer(400, [JSON], body, error.reason)
+        return Answer(400, [JSON], body, error.word)
     if isinstance(error, Overloaded) and error.limit in PER_PRINCIPAL:
-        return Answer(429, [JSON, RETRY_AFTER], body, error.limit)
+        return Answer(429, [JSON, RETRY_AFTER], body, error.word)
     if isinstance(error, Overloaded) and error.limit in AT_ADMISSION:
-        return Answer(503, [JSON, RETRY_AFTER], body, error.limit)
+        return Answer(503, [JSON, RETRY_AFTER], body, error.word)
     return Answer(200, [JSON], body, "")
 
 

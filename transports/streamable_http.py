@@ -89,7 +89,7 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         try:
             await self._config.admission.wait(request.principal)
         except Overloaded as error:
-            self._pool.statistics.count("refused", error.limit)
+            self._pool.statistics.count("refused", error.word)
             request.id = _id_in(body)
             raise
 

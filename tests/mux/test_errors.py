@@ -53,6 +53,11 @@ def test_failures_carry_their_data() -> None:
     assert repr(TrunklineError("m", a=1)) == "TrunklineError('m')"
 
 
+def test_a_refusal_is_counted_by_the_limit_that_was_met_else_by_its_kind() -> None:
+    refused = (Overloaded("m", limit="l"), DirectoryUnavailable("m"), LeaseEnded(), SessionLost("m", executed="no"))
+    assert [error.word for error in refused] == ["l", "directory", "lease", "session_lost"]
+
+
 def test_a_directory_that_is_away_is_a_limit_and_another_worker_is_no_failure() -> None:
     assert DirectoryUnavailable("m").data == {"limit": "directory"}
     assert not isinstance(Elsewhere("w"), TrunklineError)

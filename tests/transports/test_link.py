@@ -222,6 +222,18 @@ async def test_what_is_no_message_waits_for_its_turn_too() -> None:
         assert [refused["error"]["code"] for refused in await line.hear(3)] == [-32700] * 3
 
 
+@pytest.mark.parametrize("transport", ["sse", "websocket"])
+async def test_g10_a_limit_that_a_connection_meets_is_counted_by_its_name(transport: Transport) -> None:
+    async with lines(max_workflows_per_user=1) as at:
+        await (await at.open(transport, principal=ALICE)).begin()
+        line = await at.open(transport, principal=ALICE)
+        await line.say(initialize())
+        [refused] = await line.hear()
+        assert refused["error"]["data"] == {"limit": "max_workflows_per_user"}
+        assert at.at.counts["refused", "max_workflows_per_user"] == 1
+        assert at.at.counts["refused", "overloaded"] == 0
+
+
 async def test_a_client_that_reads_nothing_is_not_told_more_than_a_few_refusals() -> None:
     async with lines() as at:
         line = await at.open()
