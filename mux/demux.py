@@ -13,14 +13,13 @@ from msgspec import Raw
 
 from . import envelope as wire_format
 from .envelope import Envelope, IdKey, coerced_key, id_key
-from .errors import Cancelled, Overloaded, SessionLost, TimedOut, TrunklineError
+from .errors import Cancelled, IllegalMove, Overloaded, SessionLost, TimedOut, TrunklineError
 from .limits import MAX_EVENT_BYTES
 from .ports import Caller, Owner
 from .request import (
     EXTENSIONS,
     REQUESTS,
     SERVER_REQUESTS,
-    IllegalMove,
     Request,
     RequestEffect,
     RequestInput,

@@ -15,7 +15,7 @@ Codes below -32000 are JSON-RPC's own. trunkline's own codes lie outside the ran
     ├── ServerError             the server's own error to a request of this process
     ├── UpstreamUnreachable     -31001
     │   ├── HandshakeTimedOut
-    │   └── CircuitOpen                 data.retry_after: seconds
+    │   ├── CircuitOpen                 data.retry_after: seconds
     │   └── CredentialRefused           the server takes no credential of the gateway's
     ├── SessionLost             -31002  data.executed: "no" | "unknown"
     ├── Overloaded              -31003  data.limit
@@ -26,7 +26,10 @@ Codes below -32000 are JSON-RPC's own. trunkline's own codes lie outside the ran
     ├── Cancelled               -32800
     ├── UnknownSession          (HTTP 404; never a JSON-RPC answer of its own)
     │   └── UnknownServer
-    └── WorkflowEnded           why a workflow was closed
+    └── WorkflowEnded           -31002  why a workflow was closed
+
+What one part alone can fail with is a leaf that stands there: `Trimmed`, `HeaderMismatch`, `HTTPRefusal`. No failures of
+messages: `Elsewhere`, one is another worker's; `IllegalMove`, a defect.
 """
 
 from collections.abc import Mapping
@@ -268,6 +271,10 @@ class WorkflowEnded(TrunklineError):
     def __init__(self, cause: str) -> None:
         super().__init__(f"the workflow ended: {cause}", executed="unknown")
         self.cause = cause
+
+
+class IllegalMove(AssertionError):
+    """What a table of states does not hold has happened: a defect of trunkline, and never a peer's fault."""
 
 
 class Elsewhere(Exception):

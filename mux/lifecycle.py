@@ -6,6 +6,7 @@ Pure: times are seconds of the pool's clock. Who holds a channel feeds its `Life
 from collections.abc import Mapping
 from typing import Final, Literal
 
+from .errors import IllegalMove
 from .limits import Pooling
 
 Stage = Literal["opening", "spare", "lent", "active", "idle", "replacing", "draining", "closed"]
@@ -83,10 +84,6 @@ LIFE: Final[Mapping[tuple[Stage, Happening], tuple[Stage, Effect]]] = {
     ("closed", "ended"): ("closed", "ignore"),
     ("closed", "dismissed"): ("closed", "ignore"),
 }
-
-
-class IllegalMove(AssertionError):
-    """A (stage, happening) pair that the table does not hold: a defect of trunkline."""
 
 
 class Life:

@@ -1,8 +1,7 @@
 """A request on its way, a client's or the server's own: what it is, and what may happen to it.
 
 Pure: what may happen to a client's request is the table `REQUESTS`, to one of the server's own the table
-`SERVER_REQUESTS`. Whoever takes a move that a table does not hold raises `IllegalMove`, which is a bug here and never a
-peer's fault.
+`SERVER_REQUESTS`. Whoever takes a move that a table does not hold raises `IllegalMove`.
 """
 
 from collections.abc import Mapping
@@ -48,10 +47,6 @@ SERVER_REQUESTS: Final[
     ("done", "answer"): ("done", "ignore"),
     ("done", "refuse"): ("done", "ignore"),
 }
-
-
-class IllegalMove(AssertionError):
-    """A (state, input) pair that the table does not hold: a defect of trunkline."""
 
 
 class Request:

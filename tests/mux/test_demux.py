@@ -19,13 +19,16 @@ from trunkline.mux.demux import (
     ToServer,
 )
 from trunkline.mux.envelope import Envelope, parse
-from trunkline.mux.errors import Cancelled, InvalidParams, Overloaded, SessionLost, TimedOut, WorkflowEnded
-from trunkline.mux.request import (
-    EXTENSIONS,
+from trunkline.mux.errors import (
+    Cancelled,
     IllegalMove,
-    Request,
-    ServerRequest,
+    InvalidParams,
+    Overloaded,
+    SessionLost,
+    TimedOut,
+    WorkflowEnded,
 )
+from trunkline.mux.request import EXTENSIONS, Request, ServerRequest
 
 TIMEOUT = 10.0
 

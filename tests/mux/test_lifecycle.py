@@ -3,7 +3,8 @@
 from typing import get_args
 
 import pytest
-from trunkline.mux.lifecycle import LIFE, Effect, Happening, IllegalMove, Life, Purpose, Stage
+from trunkline.mux.errors import IllegalMove
+from trunkline.mux.lifecycle import LIFE, Effect, Happening, Life, Purpose, Stage
 from trunkline.mux.limits import Pooling
 
 LIMITS = Pooling(idle_timeout=100, max_channel_age=1000)
