@@ -28,8 +28,8 @@ Codes below -32000 are JSON-RPC's own. trunkline's own codes lie outside the ran
     │   └── UnknownServer
     └── WorkflowEnded           -31002  why a workflow was closed
 
-What one part alone can fail with is a leaf that stands there: `Trimmed`, `HeaderMismatch`, `HTTPRefusal`. No failures of
-messages: `Elsewhere`, one is another worker's; `IllegalMove`, a defect.
+What one part alone can fail with is a leaf that stands there: `Trimmed`, `HeaderMismatch`, `HTTPRefusal`. No failures
+of messages: `Elsewhere`, one is another worker's; `IllegalMove`, a defect.
 """
 
 from collections.abc import Mapping
