@@ -332,6 +332,7 @@ class HTTPConnection(asyncio.Protocol):
     def _break(self) -> None:
         """What came is no HTTP. Who asked before is answered first."""
         self._is_broken = True
+        self._listening.statistics.count("refused", "not_http")
         unfinished = self._reader.abandon()
         if self._hold is not None:
             self._hold.cancel()
@@ -363,7 +364,9 @@ class HTTPConnection(asyncio.Protocol):
         )
         protocol.connection_made(self.transport)
         protocol.data_received(head)
-        if behind and not self.transport.is_closing():
+        if self.transport.is_closing():  # nothing but a refusal was said so far
+            listening.statistics.count("refused", "upgrade")
+        elif behind:
             protocol.data_received(behind)
         self.transport.set_protocol(protocol)
         self._reader.close()

@@ -177,11 +177,13 @@ async def test_who_asks_for_another_protocol_is_answered_in_this_one_and_loses_n
 
 
 async def test_what_is_no_http_is_refused_after_the_answers_that_are_due() -> None:
-    async with talking(echo) as (reader, writer):
+    statistics = Statistics()
+    async with talking(echo, HTTPListening(statistics)) as (reader, writer):
         writer.write(GET % 1 + GET % 2 + b"nonsense\r\n\r\n" + GET % 3)
         assert await said(reader) == b"GET /1 "
         assert await said(reader) == b"GET /2 "
         assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
+    assert statistics.counts == {("refused", "not_http"): 1}
 
 
 async def test_g10_who_is_answered_at_once_leaves_others_their_turn_and_gets_every_answer() -> None:
@@ -217,11 +219,13 @@ async def test_a_body_that_is_no_http_is_refused_and_no_request() -> None:
         asked.set()
         seen.append((await receive())["type"])
 
-    async with talking(application) as (reader, writer):
+    statistics = Statistics()
+    async with talking(application, HTTPListening(statistics)) as (reader, writer):
         writer.write(b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n")
         await asked.wait()
         writer.write(b"no length\r\n")
         assert (await reader.read()).startswith(b"HTTP/1.1 400 ")
+    assert statistics.counts == {("refused", "not_http"): 1}
     assert seen == ["http.request", "http.disconnect"]
 
 

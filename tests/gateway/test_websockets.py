@@ -256,19 +256,22 @@ async def test_what_comes_in_one_piece_with_the_upgrade_is_heard_in_order(count:
         b"X: " + b"y" * 60_000 + b"\r\n\r\n",
         b"Content-Length: 4\r\n\r\nbody",
         b"Transfer-Encoding: chunked\r\n\r\n4\r\nbody\r\n0\r\n\r\n",
+        b"Sec-WebSocket-Version: 8\r\n\r\n",
     ],
-    ids=["many headers", "a long one", "a body", "a body in chunks"],
+    ids=["many headers", "a long one", "a body", "a body in chunks", "two versions"],
 )
 async def test_g10_an_upgrade_that_is_none_is_refused_and_its_connection_closed(more: bytes) -> None:
     """As no request: who holds such a connection would hold one of those that there may be, for good."""
+    statistics = Statistics()
     async with (
-        serving(Told(), ws=PingingWebSocket, http=HTTPListening(Statistics()).protocol) as port,
+        serving(Told(), ws=PingingWebSocket, http=HTTPListening(statistics).protocol) as port,
         await anyio.connect_tcp("127.0.0.1", port) as stream,
     ):
         with anyio.fail_after(PATIENCE):
             await stream.send(UPGRADE + more)
             answer = b"".join([part async for part in stream])
     assert answer.startswith(b"HTTP/1.1 4")
+    assert statistics.counts == {("refused", "upgrade"): 1}
 
 
 async def test_an_upgrade_that_is_denied_is_no_error_of_the_gateway(caplog: pytest.LogCaptureFixture) -> None:
