@@ -116,7 +116,12 @@ COUNTERS: Final[dict[str, Family]] = {
     ),
     "late_response": Family("trunkline_late_responses", (), "Answers to calls that had been given up.", ()),
     "forwards": Family("trunkline_forwards", ("outcome",), "Requests that went on to the worker that holds a session."),
-    "takeovers": Family("trunkline_takeovers", ("outcome",), "Sessions taken over from a worker that ended."),
+    "takeovers": Family(
+        "trunkline_takeovers",
+        ("outcome",),
+        "Sessions taken over from a worker that ended.",
+        (("adopted", "gone", "overtaken", "refused", "reopened"),),
+    ),
     "reloads": Family(
         "trunkline_reloads",
         ("outcome",),

@@ -51,7 +51,6 @@ BESIDE = {
 UNUSED = {
     "trunkline_unattributed_total",
     "trunkline_forwards_total",
-    "trunkline_takeovers_total",
     "trunkline_upstream_credentials_total",
 }
 """Metrics without a sample where nothing of their kind happened."""
@@ -59,7 +58,10 @@ UNUSED = {
 WORDS = {
     "server": {"demo"},
     "method": {*METHODS, "other"},
-    "outcome": {"ok", "error", "resumed", "trimmed", "applied", "refused"},
+    "outcome": {
+        *("ok", "error", "resumed", "trimmed", "applied", "refused"),
+        *("adopted", "gone", "overtaken", "reopened"),
+    },
     "result": {"hit", "miss", "spare", "bypass"},
     "why": {"not_run", "trusted"},
     "state": {"opening", "active", "idle", "draining", "attached", "detached"},
