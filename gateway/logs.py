@@ -4,8 +4,11 @@ import json
 import logging
 import re
 import sys
+import threading
 import time
-from typing import Any, Final, Literal
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Final, Literal, NamedTuple, TextIO
 
 LogFormat = Literal["text", "json"]
 
@@ -18,6 +21,12 @@ _SECRETS: Final = re.compile(
 )
 _NOISY: Final = ("mcp", "uvicorn", "httpx", "asyncio", "sse_starlette", "websockets")
 """Libraries whose debug lines hold headers or messages."""
+
+LINES_PER_SECOND: Final = 100
+"""Of one kind. A server that fails each of its calls would have a line written for every one of them."""
+
+Kind = tuple[str, int, str]
+"""Of lines: the file and the line of the code that says them, and the server that they are about."""
 
 
 def redacted(text: str) -> str:
@@ -56,9 +65,79 @@ class JSONFormatter(logging.Formatter):
         return json.dumps(entry, ensure_ascii=False)
 
 
+class _Held(NamedTuple):
+    """The last line of a kind that was not written, and how many before it were not."""
+
+    record: logging.LogRecord
+    left_out: int
+
+
+class BoundedHandler(logging.StreamHandler[TextIO]):
+    """Writes lines to a stream: of one kind no more than so many in a second, and the last one when that is over.
+
+    Lines are of one kind where the same place in the code says them of the same server. The last one says as
+    `left_out` how many before it were: a flood is seen to go on, and how much of one it is.
+    """
+
+    def __init__(
+        self, stream: TextIO, most: int = LINES_PER_SECOND, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__(stream)
+        self._most = most
+        self._clock = clock
+        self._until = 0.0
+        self._came: Counter[Kind] = Counter()
+        """How many of each kind came in this second."""
+        self._held: dict[Kind, _Held] = {}
+        self._timer: threading.Timer | None = None
+        """While lines are held: nobody knows whether another one comes."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """See the base class."""
+        now = self._clock()
+        if now >= self._until:
+            self._until = now + 1.0
+            self._tell_held()
+            self._came.clear()
+        kind = (record.pathname, record.lineno, str(getattr(record, "server", "")))
+        self._came[kind] += 1
+        if self._came[kind] <= self._most:
+            super().emit(record)
+            return
+        before = self._held.get(kind)
+        self._held[kind] = _Held(record, 0 if before is None else before.left_out + 1)
+        if self._timer is None:
+            self._timer = threading.Timer(self._until - now, self._tell)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def close(self) -> None:
+        """See the base class; what is held is written first."""
+        self._tell()
+        super().close()
+
+    def _tell(self) -> None:
+        self.acquire()
+        try:
+            self._tell_held()
+        finally:
+            self.release()
+
+    def _tell_held(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        held, self._held = self._held, {}
+        for record, left_out in held.values():
+            if left_out:
+                record.left_out = left_out
+            super().emit(record)
+
+
 def configure(format: LogFormat, level: str) -> None:
-    """Send all logs to stderr in this format, from this level on."""
-    handler = logging.StreamHandler(sys.stderr)
+    """Send all logs to stderr in this format, from this level on; who debugs gets every line of a flood."""
+    debugs = level.lower() == "debug"
+    handler = logging.StreamHandler(sys.stderr) if debugs else BoundedHandler(sys.stderr)
     handler.setFormatter(JSONFormatter() if format == "json" else TextFormatter())
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     for noisy in _NOISY:

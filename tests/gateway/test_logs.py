@@ -1,8 +1,10 @@
 """Log lines: one a record, for people or for machines, and no secret in either."""
 
+import io
 import json
 import logging
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,14 @@ from harness.gateways import Gateway
 from harness.gateways import gateway as running_gateway
 from harness.upstreams import upstream as running_upstream
 from harness.wire import Wire
-from trunkline.gateway.logs import JSONFormatter, TextFormatter, configure, redacted
+from trunkline.gateway.logs import (
+    LINES_PER_SECOND,
+    BoundedHandler,
+    JSONFormatter,
+    TextFormatter,
+    configure,
+    redacted,
+)
 
 SECRET = "s3cret-of-alice"
 
@@ -123,6 +132,84 @@ def test_logs_go_to_stderr_from_their_level_on(
     assert len(lines) == len(names) - names.index(level)
     if format == "json":
         assert [json.loads(line)["level"] for line in lines] == names[names.index(level) :]
+
+
+class Lines(io.StringIO):
+    """A stream that tells when so many lines have come."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._changed = threading.Condition()
+
+    def write(self, text: str) -> int:
+        with self._changed:
+            self._changed.notify_all()
+            return super().write(text)
+
+    def first(self, count: int) -> list[dict[str, Any]]:
+        """So many lines, once they are there."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self.getvalue().count("\n") >= count, 10)
+        return [json.loads(line) for line in self.getvalue().splitlines()]
+
+
+@pytest.fixture
+def lines(root: logging.Logger) -> Iterator[Lines]:
+    """What is written of two lines of a kind in a second."""
+    stream = Lines()
+    handler = BoundedHandler(stream, most=2)
+    handler.setFormatter(JSONFormatter())
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    yield stream
+    root.removeHandler(handler)
+    handler.close()
+
+
+def fail(number: int, server: str = "up") -> None:
+    logging.getLogger("trunkline.x").warning("call %d ended", number, extra={"server": server})
+
+
+def test_g10_of_a_flood_so_many_lines_are_written_and_the_last_one_with_how_many_were_not(lines: Lines) -> None:
+    for number in range(1000):
+        fail(number)
+    fail(0, "another")  # is another kind, though it comes from the same place
+    told = lines.first(4)
+    assert [(line["server"], line["message"]) for line in told] == [
+        ("up", "call 0 ended"),
+        ("up", "call 1 ended"),
+        ("another", "call 0 ended"),
+        ("up", "call 999 ended"),
+    ]
+    assert [line.get("left_out") for line in told] == [None, None, None, 997]
+
+
+def test_what_a_flood_has_left_to_say_is_said_when_the_program_ends() -> None:
+    stream = io.StringIO()
+    handler = BoundedHandler(stream, most=0)
+    for number in range(3):
+        handler.handle(record("%d", number))
+    assert stream.getvalue() == ""
+    handler.close()
+    assert stream.getvalue() == "2\n"
+
+
+def test_in_the_next_second_lines_are_written_again() -> None:
+    seconds, stream = 0.0, io.StringIO()
+    handler = BoundedHandler(stream, most=2, clock=lambda: seconds)
+    for second in range(3):
+        seconds = 10.0 * second
+        for number in range(4):
+            handler.handle(record("%d", number))
+    handler.close()
+    assert stream.getvalue().split() == 3 * ["0", "1", "3"]
+
+
+def test_who_debugs_gets_every_line(root: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
+    configure("json", "debug")
+    for number in range(LINES_PER_SECOND + 10):
+        fail(number)
+    assert len(capsys.readouterr().err.splitlines()) == LINES_PER_SECOND + 10
 
 
 def lines_of(gateway: Gateway) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ GROUP_POLL_SECONDS: Final = 0.02
 """How often a group is looked at whose leader has exited."""
 
 LOG_LINE_BYTES: Final = 4096
-LOG_LINES_PER_SECOND: Final = 200
+LOG_LINES_PER_SECOND: Final = 100
 """Of what a server says on its stderr, what goes to the log; the rest is counted and left out."""
 
 
