@@ -20,7 +20,6 @@ from ...mux.errors import (
     TimedOut,
     TrunklineError,
     UpstreamFault,
-    UpstreamUnreachable,
 )
 from ...mux.limits import MAX_EVENT_BYTES
 from ...mux.ports import Headers
@@ -28,7 +27,7 @@ from .. import event_stream
 from ..event_stream import EventParser
 from .answers import ERROR_BODY_BYTES, JSON_TYPE, STREAM_TYPE, Body, content_type, nothing
 from .http import ExchangeBroken
-from .http_call import failure_of
+from .http_call import failure_of, refusal
 
 HELD_BYTES: Final = 65_536
 """A JSON body is held back up to this size, so that an error gets its status; a larger one is passed on as it comes."""
@@ -242,8 +241,7 @@ class Passage:
         self._upstream.forget()
         if self._status == 202:
             return UpstreamFault("the server accepted a request without answering it")
-        executed = "no" if 400 <= self._status < 500 else "unknown"
-        return UpstreamUnreachable(f"the server answered HTTP {self._status}", status=self._status, executed=executed)
+        return refusal(self._status)
 
     def _put(self, piece: bytes) -> None:
         self._unread += len(piece)

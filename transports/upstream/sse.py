@@ -26,7 +26,7 @@ from ...mux.request import Request
 from ..event_stream import EventParser
 from .answers import ERROR_BODY_BYTES, STREAM_TYPE, Body, content_type, nothing
 from .http import CredentialFailed, ExchangeBroken, HeaderBlock, Withheld, target_within
-from .http_call import failure_of
+from .http_call import failure_of, refusal
 from .http_connector import VERSION_HEADER_SINCE, HTTPConnector
 from .http_delivery import DELIVER_SECONDS, MAX_DELIVERIES, announce
 from .loss import Loss
@@ -158,9 +158,7 @@ class _SSEWire:
             cause = SessionLost("the server no longer knows the session", executed="unknown")
             self._loss.come(cause, self._tell_lost, request)
         elif not 200 <= status < 300 and request is not None:
-            executed = "no" if 400 <= status < 500 else "unknown"
-            error = UpstreamUnreachable(f"the server answered HTTP {status}", status=status, executed=executed)
-            self._fail(request, error)
+            self._fail(request, refusal(status))
         elif not 200 <= status < 300:
             logger.warning("the server answered a %s with HTTP %d", post.kind, status, extra=self._about)
         if request is not None:
