@@ -148,7 +148,7 @@ class Workflow:
         """What carries its calls: made last, since it has the workflow as its owner."""
 
     def __repr__(self) -> str:
-        return f"Workflow({self.record.handle} on {self.server}, {len(self.calls)} in flight, {self._wires} wires)"
+        return f"Workflow({self.handle} on {self.server}, {len(self.calls)} in flight, {self._wires} wires)"
 
     @property
     def revision(self) -> str:
@@ -235,7 +235,7 @@ class Workflow:
 
     def about(self) -> dict[str, str]:
         """What log lines say of it."""
-        return {"server": self.server, "handle": self.record.handle, "principal": self.principal.digest()}
+        return {"server": self.server, "handle": self.handle, "principal": self.principal.digest()}
 
     # What the client sends.
 
