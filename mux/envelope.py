@@ -71,12 +71,9 @@ class Envelope:
         """
         return with_id(self.members, id)
 
-    def with_params(self, params: Members, id: bytes = b"") -> bytes:
-        """The message as one line of JSON, with other params and, where given, another id."""
-        members = {**self.members, "params": Raw(_encode(params))}
-        if id:
-            members["id"] = Raw(id)
-        return _encode(members)
+    def with_params(self, params: Members) -> bytes:
+        """The message as one line of JSON, with other params."""
+        return _encode({**self.members, "params": Raw(_encode(params))})
 
 
 def with_id(members: Members, id: bytes) -> bytes:

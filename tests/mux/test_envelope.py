@@ -257,7 +257,7 @@ def test_params_are_read_one_level_deep_and_written_back() -> None:
     params = parsed.params()
     assert params is not None
     assert bytes(params["a"]) == b"[1]"
-    assert parsed.with_params({"c": Raw(b"3")}, b"9") == b'{"jsonrpc":"2.0","id":9,"method":"m","params":{"c":3}}'
+    assert parsed.with_params({"c": Raw(b"3")}) == b'{"jsonrpc":"2.0","id":1,"method":"m","params":{"c":3}}'
     assert parsed.with_params({}) == b'{"jsonrpc":"2.0","id":1,"method":"m","params":{}}'
     assert Envelope("notification", {"params": Raw(b"[1]")}).params() is None
     assert Envelope("notification", {}).params() is None
