@@ -3,6 +3,7 @@
 The same handshake is met on two sides: a client's `initialize` is read, and one is written for its server.
 """
 
+from collections.abc import Mapping
 from sys import intern
 from typing import Final
 
@@ -12,6 +13,7 @@ from . import envelope as wire_format
 from .envelope import Envelope
 from .errors import InvalidParams, ParseError, UpstreamFault, UpstreamRefused
 from .limits import MAX_EVENT_BYTES, MAX_HANDSHAKE_BYTES
+from .own import own_request
 from .ports import Headers, Opened
 from .record import Handshake, WorkflowRecord
 from .routing import LEGACY
@@ -51,6 +53,12 @@ def initialize(handshake: Handshake) -> Envelope:
         "params": Raw(handshake.params),
     }
     return Envelope("request", members, id=b"0", method="initialize")
+
+
+def own_initialize(revision: str, capabilities: Mapping[str, object], client_info: Mapping[str, str]) -> Envelope:
+    """An `initialize` that no client has sent, for who begins without one; read as a client's own."""
+    params = {"protocolVersion": revision, "capabilities": dict(capabilities), "clientInfo": dict(client_info)}
+    return own_request("initialize", params)
 
 
 def read_answer(response: bytes) -> Opened:

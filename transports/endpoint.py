@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
-from ..mux import envelope as wire_format
 from ..mux.envelope import Envelope
 from ..mux.exchange import Asker
-from ..mux.limits import MAX_BODY_BYTES, Pooling
+from ..mux.handshake import own_initialize
+from ..mux.limits import Pooling
 from ..mux.pool import Arrival, Begun, Pool
 from ..mux.ports import NONE, Headers
 from ..mux.principal import Principal
@@ -115,10 +115,5 @@ async def begin_unasked(
     Raises:
         TrunklineError: as `Pool.begin`.
     """
-    params = {
-        "protocolVersion": revision,
-        "capabilities": {},
-        "clientInfo": {"name": "trunkline", "version": "0"},
-    }
-    message = wire_format.parse(wire_format.request("initialize", params, b"0"), limit=MAX_BODY_BYTES)
+    message = own_initialize(revision, {}, {"name": "trunkline", "version": "0"})
     return await config.pool.begin(principal, config.server, message, arrival)

@@ -20,11 +20,11 @@ from typing import Any
 
 import msgspec
 
-from ..mux import envelope as wire_format
 from ..mux.directory.memory import MemoryDirectory
 from ..mux.errors import ServerError, UpstreamRefused
+from ..mux.handshake import own_initialize
 from ..mux.lease import Answer, Hear, Lease, refuse_coroutine
-from ..mux.limits import MAX_BODY_BYTES, Pooling
+from ..mux.limits import Pooling
 from ..mux.pool import Arrival, Begun, Pool
 from ..mux.ports import NONE, Headers
 from ..mux.principal import ANONYMOUS, Principal
@@ -197,12 +197,7 @@ class Servers:
         capabilities: Mapping[str, Any],
         session_headers: Headers,
     ) -> Begun:
-        params = {
-            "protocolVersion": LEGACY[-1],
-            "capabilities": dict(capabilities),
-            "clientInfo": dict(self._client_info),
-        }
-        message = wire_format.parse(wire_format.request("initialize", params, b"0"), limit=MAX_BODY_BYTES)
+        message = own_initialize(LEGACY[-1], capabilities, self._client_info)
         arrival = Arrival(key=key, session_headers=session_headers)
         beginning = asyncio.get_running_loop().create_task(self._pool.begin(principal, server, message, arrival))
         try:

@@ -42,6 +42,12 @@ def test_the_server_is_told_what_the_client_said() -> None:
     assert asked.encode() == b'{"jsonrpc":"2.0","id":0,"method":"initialize","params":%s}' % asked.members["params"]
 
 
+def test_who_begins_without_one_is_taken_for_a_client_that_sent_one() -> None:
+    made = read_handshake(handshake.own_initialize("2025-06-18", {"roots": {}}, {"name": "n", "version": "1"}), {})
+    assert (made.revision, made.capabilities) == ("2025-06-18", b'{"roots":{}}')
+    assert msgspec.json.decode(made.params)["clientInfo"] == {"name": "n", "version": "1"}
+
+
 def answer(**members: Any) -> bytes:
     return msgspec.json.encode({"jsonrpc": "2.0", "id": 1, **members})
 
