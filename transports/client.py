@@ -25,10 +25,11 @@ from websockets.exceptions import ConnectionClosed
 from ..mux import envelope as wire_format
 from ..mux.errors import InvalidMessage, SessionLost, TrunklineError
 from .client_ledger import Ledger
-from .dialer import CLOSE_SECONDS, MAX_TOLD, CannotConnect, Dialer
+from .dialer import MAX_TOLD, CannotConnect, Dialer
 from .headers import SESSION_ID
 from .retries import Retries
 from .upstream.http import CONNECT_SECONDS
+from .upstream.upgrade import CLOSE_SECONDS
 
 if TYPE_CHECKING:
     from mcp.shared.message import SessionMessage

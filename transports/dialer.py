@@ -1,43 +1,26 @@
 """The connections of a WebSocket client: opened with the session's headers, or refused with a word on why."""
 
-import logging
 import ssl as tls
 from collections.abc import Mapping
 from contextlib import suppress
-from inspect import signature
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import InvalidHandshake, InvalidStatus
-from websockets.typing import Subprotocol
 
 from ..mux import envelope as wire_format
 from ..mux.errors import InvalidMessage
 from ..mux.limits import MAX_EVENT_BYTES
 from .headers import WORKFLOW
 from .upstream.http import HeaderBlock
-from .upstream.proxy import proxy_of
-
-SUBPROTOCOL: Final = Subprotocol("mcp")
-
-CLOSE_SECONDS: Final = 5.0
-"""How long what is unsent and the closing handshake may take, together."""
-
-PING_SECONDS: Final = 20.0
-"""A ping goes out this often; a server that does not answer it for as long is gone."""
+from .upstream.upgrade import PING_SECONDS, OtherProtocol, Upgrade
 
 TRY_AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 """Statuses of an upgrade that may be another one the next time."""
 
 MAX_TOLD: Final = 200
 """Characters of a server's own words that an error repeats."""
-
-_TAKES_PROXY: Final = "proxy" in signature(connect.__init__).parameters
-"""Older versions of the library know no proxies."""
-
-_quiet = logging.getLogger(f"{__name__}.frames")
-_quiet.setLevel(logging.WARNING)  # the library's debug lines hold headers and messages
 
 
 class CannotConnect(ConnectionError):
@@ -59,18 +42,11 @@ class Dialer:
     """Opens the connections of one session."""
 
     def __init__(self, url: str, headers: Mapping[str, str], workflow: str | None, ssl: tls.SSLContext | None) -> None:
+        self._upgrade = Upgrade(url, lambda: ssl or tls.create_default_context())
         parts = urlsplit(url)
-        if parts.scheme not in ("ws", "wss") or not parts.hostname:
-            raise ValueError("the URL must be ws:// or wss:// with a host")
-        self._url = url
         self._shown = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
         self._headers = HeaderBlock(headers).with_({WORKFLOW: workflow} if workflow is not None else {})
         self.is_keyed = any(name.lower() == WORKFLOW for name in self._headers.headers)
-        self._options: dict[str, Any] = {}
-        if parts.scheme == "wss":
-            self._options["ssl"] = ssl or tls.create_default_context()
-        if _TAKES_PROXY:
-            self._options["proxy"] = proxy_of(parts._replace(scheme=parts.scheme.replace("ws", "http")).geturl())
 
     async def dial(self, headers: Mapping[str, str], patience: float) -> ClientConnection:
         """One connection, in at most `patience` seconds.
@@ -78,22 +54,11 @@ class Dialer:
         Raises:
             CannotConnect: it did not come about.
         """
+        block = self._headers.with_(headers)
         try:
-            connection = await connect(
-                self._url,
-                additional_headers=self._headers.with_(headers).headers,
-                user_agent_header="trunkline",
-                subprotocols=[SUBPROTOCOL],
-                compression=None,
-                max_size=MAX_EVENT_BYTES,
-                open_timeout=max(patience, 0.1),
-                close_timeout=CLOSE_SECONDS,
-                ping_interval=PING_SECONDS,
-                ping_timeout=PING_SECONDS,
-                create_connection=_Connection,
-                logger=_quiet,
-                **self._options,
-            )
+            return await self._upgrade.open(block, _Connection, patience=max(patience, 0.1), ping_seconds=PING_SECONDS)
+        except OtherProtocol as error:
+            raise CannotConnect(f"{self._shown} {error}", status=200) from None
         except CannotConnect as error:
             raise CannotConnect(f"{self._shown} {error}", status=error.status, retry_after=error.retry_after) from None
         except TimeoutError as error:
@@ -103,10 +68,6 @@ class Dialer:
         except OSError as error:
             words = f"{self._shown} cannot be reached: {error.strerror or type(error).__name__}"
             raise CannotConnect(words) from error
-        if connection.subprotocol != SUBPROTOCOL:
-            connection.transport.abort()
-            raise CannotConnect(f"{self._shown} does not speak the subprotocol {SUBPROTOCOL}", status=200)
-        return connection
 
 
 class _Connection(ClientConnection):

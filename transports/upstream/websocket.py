@@ -6,23 +6,19 @@ The session is the connection: where that closes, the session is lost.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from inspect import signature
-from typing import Any, Final, cast
-from urllib.parse import urlsplit
+from typing import Any, Final
 
 import anyio
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.frames import BINARY, PONG, Frame
 from websockets.protocol import CLOSED, CLOSING, OPEN
-from websockets.typing import Subprotocol
 
-from ...mux.errors import InvalidRequest, TrunklineError, UpstreamFault, UpstreamUnreachable
+from ...mux.errors import InvalidRequest, UpstreamFault, UpstreamUnreachable
 from ...mux.limits import MAX_EVENT_BYTES
 from ...mux.ports import Headers, Receiver, Wire
 from ...mux.request import Request
@@ -32,15 +28,7 @@ from ..portions import Portions
 from .http import CONNECT_SECONDS, HeaderBlock
 from .one_stream import MAX_UNSENT, MAX_UNSENT_BYTES, OneStreamWire
 from .pipe import when_writable
-from .proxy import proxy_of
-
-SUBPROTOCOL: Final = Subprotocol("mcp")
-
-CLOSE_SECONDS: Final = 5.0
-"""How long what is unsent and the closing handshake may take, together."""
-
-PING_SECONDS: Final = 20.0
-"""A ping goes out this often; a server that does not answer it for as long is gone."""
+from .upgrade import CLOSE_SECONDS, PING_SECONDS, OtherProtocol, Upgrade, quiet
 
 NORMAL: Final = 1000
 UNSUPPORTED_DATA: Final = 1003
@@ -56,12 +44,6 @@ WRITE_BYTES: Final = 65_536
 MESSAGE_COST: Final = 512
 """What a message that waits takes beside its bytes."""
 
-_TAKES_PROXY: Final = "proxy" in signature(connect.__init__).parameters
-"""Older versions of the library know no proxies."""
-
-_quiet = logging.getLogger(f"{__name__}.frames")
-_quiet.setLevel(logging.WARNING)  # the library's debug lines hold headers and messages
-
 
 class WebSocketConnector:
     """Opens sessions with one server by WebSocket. Implements `Connector`.
@@ -75,16 +57,8 @@ class WebSocketConnector:
     def __init__(
         self, server: str, url: str, statistics: Statistics, *, headers: Headers | None = None, ca: str = ""
     ) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("ws", "wss") or not parts.hostname or parts.fragment:
-            raise ValueError("the URL must be ws:// or wss:// with a host and without a fragment")
         self.server = server
-        self._url = url
-        self._options: dict[str, Any] = {}
-        if parts.scheme == "wss":
-            self._options["ssl"] = ssl.create_default_context(cafile=ca or None)
-        if _TAKES_PROXY:
-            self._options["proxy"] = proxy_of(parts._replace(scheme=parts.scheme.replace("ws", "http")).geturl())
+        self._upgrade = Upgrade(url, lambda: ssl.create_default_context(cafile=ca or None))
         self._headers = HeaderBlock(headers or {})
         self._statistics = statistics
 
@@ -115,32 +89,15 @@ class WebSocketConnector:
         except ValueError as error:
             raise InvalidRequest(str(error)) from None
         try:
-            connection = await connect(
-                self._url,
-                additional_headers=block.headers,
-                user_agent_header="trunkline",
-                subprotocols=[SUBPROTOCOL],
-                compression=None,
-                max_size=MAX_EVENT_BYTES,
-                open_timeout=CONNECT_SECONDS,
-                close_timeout=CLOSE_SECONDS,
-                ping_interval=None,
-                create_connection=_Opening,
-                logger=_quiet,
-                **self._options,
-            )
-        except TrunklineError:
-            raise
-        except (OSError, TimeoutError) as error:
+            return await self._upgrade.open(block, _Opening, patience=CONNECT_SECONDS, ping_seconds=None)
+        except OSError as error:
             raise UpstreamUnreachable(f"the server cannot be reached: {_words(error)}", executed="no") from error
         except WebSocketException as error:
             self._statistics.count("upstream_faults", self.server)
             raise UpstreamFault(f"the opening handshake failed: {type(error).__name__}") from error
-        if connection.subprotocol != SUBPROTOCOL:
-            connection.transport.abort()
+        except OtherProtocol as error:
             self._statistics.count("upstream_faults", self.server)
-            raise UpstreamFault(f"the server does not speak the subprotocol {SUBPROTOCOL}")
-        return cast(_Opening, connection)
+            raise UpstreamFault(f"the server {error}") from None
 
 
 class _Opening(ClientConnection):
@@ -182,7 +139,7 @@ class _WebSocketWire(OneStreamWire, asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._transport = opening.transport
         self._protocol = opening.protocol
-        self._protocol.logger = _quiet  # the one that it has refers to what is left behind here
+        self._protocol.logger = quiet  # the one that it has refers to what is left behind here
         self._frames = Frames(opening.protocol, MAX_EVENT_BYTES, is_masked=False)
         self._portions = Portions()
         self._early = opening.early

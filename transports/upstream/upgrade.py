@@ -1,0 +1,85 @@
+"""How a WebSocket to a server is opened: by the library, through TLS and proxies, with the subprotocol `mcp`."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+from collections.abc import Callable
+from inspect import signature
+from typing import Any, Final, TypeVar, cast
+from urllib.parse import urlsplit
+
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.typing import Subprotocol
+
+from ...mux.limits import MAX_EVENT_BYTES
+from .http import HeaderBlock
+from .proxy import proxy_of
+
+SUBPROTOCOL: Final = Subprotocol("mcp")
+
+CLOSE_SECONDS: Final = 5.0
+"""How long what is unsent and the closing handshake may take, together."""
+
+PING_SECONDS: Final = 20.0
+"""A ping goes out this often; a server that does not answer it for as long is gone."""
+
+_TAKES_PROXY: Final = "proxy" in signature(connect.__init__).parameters
+"""Older versions of the library know no proxies."""
+
+quiet: Final = logging.getLogger(f"{__name__}.frames")
+quiet.setLevel(logging.WARNING)  # the library's debug lines hold headers and messages
+
+Connection = TypeVar("Connection", bound=ClientConnection)
+
+
+class OtherProtocol(Exception):
+    """The server took the upgrade, but not the subprotocol."""
+
+
+class Upgrade:
+    """Opens connections to one URL; `context` makes what TLS needs, where it is used.
+
+    Raises:
+        ValueError: a URL that cannot be used.
+    """
+
+    def __init__(self, url: str, context: Callable[[], ssl.SSLContext]) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("ws", "wss") or not parts.hostname or parts.fragment:
+            raise ValueError("the URL must be ws:// or wss:// with a host and without a fragment")
+        self._url = url
+        self._options: dict[str, Any] = {}
+        if parts.scheme == "wss":
+            self._options["ssl"] = context()
+        if _TAKES_PROXY:
+            self._options["proxy"] = proxy_of(parts._replace(scheme=parts.scheme.replace("ws", "http")).geturl())
+
+    async def open(
+        self, headers: HeaderBlock, kind: type[Connection], *, patience: float, ping_seconds: float | None
+    ) -> Connection:
+        """One connection, in at most `patience` seconds; the library pings on it so often, where that is its part.
+
+        Raises:
+            OtherProtocol: the server does not speak MCP.
+            OSError, WebSocketException: it did not come about.
+        """
+        connection = await connect(
+            self._url,
+            additional_headers=headers.headers,
+            user_agent_header="trunkline",
+            subprotocols=[SUBPROTOCOL],
+            compression=None,
+            max_size=MAX_EVENT_BYTES,
+            open_timeout=patience,
+            close_timeout=CLOSE_SECONDS,
+            ping_interval=ping_seconds,
+            ping_timeout=ping_seconds,
+            create_connection=kind,
+            logger=quiet,
+            **self._options,
+        )
+        if connection.subprotocol != SUBPROTOCOL:
+            connection.transport.abort()
+            raise OtherProtocol(f"does not speak the subprotocol {SUBPROTOCOL}")
+        return cast(Connection, connection)
