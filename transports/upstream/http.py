@@ -4,7 +4,9 @@ One request goes out; what comes back is told by plain calls, as it comes, so th
 clients implement it: `http1`, lean, and `http_proxied`, for servers that are reached through a proxy.
 """
 
+import os
 import re
+import ssl
 from collections.abc import Callable, Mapping
 from typing import Final, Literal, Protocol
 from urllib.parse import SplitResult, urljoin, urlsplit
@@ -136,6 +138,17 @@ class HTTPClient(Protocol):
 
     async def close(self) -> None:
         """Close every connection; what is under way breaks."""
+
+
+def words_of(error: OSError) -> str:
+    """Why a server cannot be reached, without its address: an error must not tell a client what lies behind us."""
+    if isinstance(error, TimeoutError):
+        return "no connection in time"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return "its certificate does not verify"
+    if isinstance(error, ssl.SSLError):
+        return "TLS could not be set up"
+    return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else "no connection"
 
 
 def target_of(parts: SplitResult) -> str:

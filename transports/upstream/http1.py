@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import ssl
 from collections import deque
 from collections.abc import Callable
@@ -32,6 +31,7 @@ from .http import (
     Method,
     Withheld,
     target_of,
+    words_of,
 )
 
 logger = logging.getLogger(__name__)
@@ -153,12 +153,8 @@ class HTTP1Client:
                 _, protocol = await loop.create_connection(
                     lambda: _Connection(self._free, self._gone), self._host, self._port, ssl=self._tls
                 )
-        except TimeoutError:
-            request.answer.ended(ExchangeBroken("no connection in time", sent=False))
-        except ssl.SSLCertVerificationError:
-            request.answer.ended(ExchangeBroken("its certificate does not verify", sent=False))
         except OSError as error:
-            request.answer.ended(ExchangeBroken(_words(error), sent=False))
+            request.answer.ended(ExchangeBroken(words_of(error), sent=False))
         else:
             connection = protocol
             self._open.add(connection)
@@ -410,10 +406,3 @@ class _Connection(asyncio.Protocol):
         answer, self._answer = self._answer, None
         if answer is not None:
             answer.ended(error)
-
-
-def _words(error: OSError) -> str:
-    """The operating system's words, without the address: an error must not tell a client what lies behind us."""
-    if isinstance(error, ssl.SSLError):
-        return "TLS could not be set up"
-    return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else "no connection"

@@ -25,7 +25,7 @@ from ...mux.request import Request
 from ...mux.statistics import Statistics
 from ..frames import Frames, text_frame
 from ..portions import Portions
-from .http import CONNECT_SECONDS, HeaderBlock
+from .http import CONNECT_SECONDS, HeaderBlock, words_of
 from .one_stream import MAX_UNSENT, MAX_UNSENT_BYTES, OneStreamWire
 from .pipe import when_writable
 from .upgrade import CLOSE_SECONDS, PING_SECONDS, OtherProtocol, Upgrade, quiet
@@ -91,7 +91,7 @@ class WebSocketConnector:
         try:
             return await self._upgrade.open(block, _Opening, patience=CONNECT_SECONDS, ping_seconds=None)
         except OSError as error:
-            raise UpstreamUnreachable(f"the server cannot be reached: {_words(error)}", executed="no") from error
+            raise UpstreamUnreachable(f"the server cannot be reached: {words_of(error)}", executed="no") from error
         except WebSocketException as error:
             self._statistics.count("upstream_faults", self.server)
             raise UpstreamFault(f"the opening handshake failed: {type(error).__name__}") from error
@@ -374,14 +374,3 @@ class _WebSocketWire(OneStreamWire, asyncio.Protocol):
             self._keep(request)
         self._queue.clear()
         super()._tell_lost()
-
-
-def _words(error: OSError) -> str:
-    """What went wrong, without the address: an error must not tell a client what lies behind us."""
-    if isinstance(error, TimeoutError):
-        return "no connection in time"
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return "its certificate does not verify"
-    if isinstance(error, ssl.SSLError):
-        return "TLS could not be set up"
-    return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else "no connection"

@@ -1,5 +1,7 @@
 """Header blocks and targets: what may stand in a request, and what would end a header early or lead elsewhere."""
 
+import errno
+import ssl
 from urllib.parse import urlsplit
 
 import pytest
@@ -10,7 +12,23 @@ from trunkline.transports.upstream.http import (
     Withheld,
     target_of,
     target_within,
+    words_of,
 )
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (TimeoutError(), "no connection in time"),
+        (ssl.SSLCertVerificationError("of 10.0.0.1"), "its certificate does not verify"),
+        (ssl.SSLError("10.0.0.1"), "TLS could not be set up"),
+        (ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed ('10.0.0.1', 80)"), "Connection refused"),
+        (OSError("10.0.0.1"), "no connection"),
+        (OSError(-2, "10.0.0.1"), "no connection"),
+    ],
+)
+def test_why_a_server_cannot_be_reached_is_told_without_its_address(error: OSError, words: str) -> None:
+    assert words_of(error) == words
 
 
 def test_headers_are_encoded_as_they_stand_in_a_request_once_for_all() -> None:
