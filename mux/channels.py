@@ -5,25 +5,21 @@ A server that cannot be reached is held back by its circuit; what failed last wi
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Coroutine
+from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any
 
 from .breaker import Breakers, Circuit, Permit, verdict
 from .channel import Channel, ChannelConfig
 from .errors import CircuitOpen, SessionLost, TrunklineError
 from .failures import Failures, stage_of
-from .generations import Generations, Version
+from .generations import Version
 from .id_supply import DrawIds
 from .lifecycle import Effect
 from .ports import Opened, Owner
+from .premises import Premises
 from .principal import Principal
 from .record import Handshake
-from .statistics import Statistics
 from .upstream import Upstream
-
-Spawn = Callable[[Callable[[Any], Coroutine[Any, Any, None]], Any], None]
-"""Starts a task of the pool: a function and its argument."""
 
 Perform = Callable[[Channel, Effect], None]
 """Does what the life of a channel asks for."""
@@ -44,26 +40,18 @@ class _Held:
 
 
 class Channels:
-    """The channels of one pool. `spawn` starts an owner task; `wall` is the time of day, for what failed."""
+    """The channels of one pool. `wall` is the time of day, for what failed."""
 
-    def __init__(
-        self,
-        statistics: Statistics,
-        clock: Callable[[], float],
-        *,
-        generations: "Generations[Upstream]",
-        spawn: Spawn,
-        wall: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, premises: Premises, *, wall: Callable[[], float] = time.time) -> None:
         self.failures = Failures()
         """What failed last with each server."""
         self._breakers = Breakers()
         self._held: dict[Channel, _Held] = {}
-        self._statistics = statistics
-        self._clock = clock
+        self._statistics = premises.statistics
+        self._clock = premises.clock
         self._wall = wall
-        self._generations = generations
-        self._spawn = spawn
+        self._generations = premises.generations
+        self._spawn = premises.tasks.spawn
         self._on_lost, self._on_ended = self._lost, self._ended
 
     @property

@@ -26,18 +26,15 @@ from .errors import (
     UnknownSession,
     WorkflowEnded,
 )
-from .generations import Generations
 from .journal import Journal
 from .limits import Pooling
 from .lines import Place
 from .membership import Membership
 from .placement import NAMES, Concern, decide
+from .premises import Premises
 from .principal import Principal
 from .record import WorkflowRecord
 from .recovery import recover
-from .residents import Residents
-from .statistics import Statistics
-from .tasks import Tasks
 from .upstream import Upstream
 from .workflow import Workflow
 
@@ -76,31 +73,20 @@ class Cluster:
     """The workers that share a directory, as one of them sees them."""
 
     def __init__(
-        self,
-        members: Membership,
-        directory: SharedDirectory,
-        ports: ClusterPorts,
-        *,
-        residents: Residents,
-        generations: "Generations[Upstream]",
-        tasks: Tasks,
-        statistics: Statistics,
-        clock: Callable[[], float],
+        self, premises: Premises, ports: ClusterPorts, members: Membership, directory: SharedDirectory
     ) -> None:
         self.members = members
         self._directory = directory
-        self.journal = Journal(directory, statistics)
+        self.journal = Journal(directory, premises.statistics)
         """What is on its way to the event logs."""
-        self.comparison = Comparison(
-            members, directory, residents=residents, tasks=tasks, statistics=statistics, clock=clock
-        )
+        self.comparison = Comparison(premises, members, directory)
         self._ports = ports
-        self._residents = residents
-        self._generations = generations
-        self._tasks = tasks
-        self._statistics = statistics
-        self._clock = clock
-        self._touched = clock()
+        self._residents = premises.residents
+        self._generations = premises.generations
+        self._tasks = premises.tasks
+        self._statistics = premises.statistics
+        self._clock = premises.clock
+        self._touched = premises.clock()
         self._noting: set[Workflow] = set()
         self._names: Iterator[int] | None = None
 

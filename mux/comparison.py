@@ -1,6 +1,5 @@
 """What lives here, compared with its record: whether another worker has it, or the directory has forgotten it."""
 
-from collections.abc import Callable
 from typing import Final, Literal
 
 import anyio
@@ -8,10 +7,8 @@ import msgspec
 
 from .directory import SharedDirectory
 from .membership import Membership
+from .premises import Premises
 from .record import WorkflowRecord
-from .residents import Residents
-from .statistics import Statistics
-from .tasks import Tasks
 from .workflow import Workflow
 
 ID_RANGE: Final = 1 << 24
@@ -23,22 +20,13 @@ Verdict = Literal["same", "removed", "taken_over"]
 class Comparison:
     """Compares the workflows of one worker with what the directory says of them."""
 
-    def __init__(
-        self,
-        members: Membership,
-        directory: SharedDirectory,
-        *,
-        residents: Residents,
-        tasks: Tasks,
-        statistics: Statistics,
-        clock: Callable[[], float],
-    ) -> None:
+    def __init__(self, premises: Premises, members: Membership, directory: SharedDirectory) -> None:
         self._members = members
         self._directory = directory
-        self._residents = residents
-        self._tasks = tasks
-        self._statistics = statistics
-        self._clock = clock
+        self._residents = premises.residents
+        self._tasks = premises.tasks
+        self._statistics = premises.statistics
+        self._clock = premises.clock
         self._under_way: dict[str, anyio.Event] = {}
         """The comparisons of workflows in doubt, by session id."""
 

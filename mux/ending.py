@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Final
 
 from .cluster import Cluster
-from .directory import Directory
 from .errors import WorkflowEnded
-from .leftovers import Leftovers
 from .lines import Lines
+from .premises import Premises
 from .record import WorkflowRecord
-from .residents import Residents
-from .statistics import Statistics
-from .tasks import Tasks
 from .workflow import Workflow
 
 logger = logging.getLogger(__name__)
@@ -26,26 +21,15 @@ OVERTAKEN: Final = frozenset({"taken_over", "removed"})
 class Ending:
     """How workflows of a pool end. What is begun is seen through, whatever becomes of who asked for it."""
 
-    def __init__(
-        self,
-        *,
-        directory: Directory,
-        residents: Residents,
-        lines: Lines,
-        leftovers: Leftovers,
-        tasks: Tasks,
-        cluster: Cluster | None,
-        statistics: Statistics,
-        clock: Callable[[], float],
-    ) -> None:
-        self._directory = directory
-        self._residents = residents
+    def __init__(self, premises: Premises, *, lines: Lines, cluster: Cluster | None) -> None:
+        self._directory = premises.directory
+        self._residents = premises.residents
         self._lines = lines
-        self._leftovers = leftovers
-        self._tasks = tasks
+        self._leftovers = premises.leftovers
+        self._tasks = premises.tasks
         self._cluster = cluster
-        self._statistics = statistics
-        self._clock = clock
+        self._statistics = premises.statistics
+        self._clock = premises.clock
 
     async def end(self, workflow: Workflow, cause: str) -> None:
         """End a workflow: its calls fail, its upstream session is closed, its record is removed. Idempotent."""

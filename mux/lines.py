@@ -11,17 +11,18 @@ from .account import MAX_COMPARED, OWN, ChannelKey, Decision, missed
 from .annotations import Annotations, Trust
 from .channel import Channel, Recipients
 from .channels import Channels, Perform
-from .directory import ID_BLOCK, SHARED, Directory
+from .directory import ID_BLOCK, SHARED
 from .errors import TrunklineError, WorkflowEnded
-from .generations import Generations, Version
+from .generations import Version
 from .group import ChannelGroup, GroupPorts
 from .id_supply import DrawIds
 from .initialization import Adopted
 from .limits import Pooling
 from .line import DedicatedLine
 from .membership import Membership
-from .policy import Cap, Census, cap_reached
+from .policy import Cap, cap_reached
 from .ports import Line, Opened, Owner
+from .premises import Premises
 from .principal import Principal
 from .record import Wish
 from .shared import SharedLine
@@ -66,29 +67,26 @@ class Lines:
 
     def __init__(
         self,
-        directory: Directory,
+        premises: Premises,
         channels: Channels,
-        clock: Callable[[], float],
         *,
-        generations: "Generations[Upstream]",
-        census: Census,
         end: Callable[[Workflow, str], None],
         note: Callable[[Workflow], None],
         members: Membership | None = None,
     ) -> None:
         self._members = members
         self._channels = channels
-        self._census = census
+        self._census = premises.residents.census
         self._spares = Spares(
-            directory,
+            premises.directory,
             may_open=self._may_open_spare,
             exceeded=partial(self._cap, more=0),
-            clock=clock,
+            clock=premises.clock,
         )
         self._is_closed = False
-        self.directory = directory
-        self._clock = clock
-        self._generations = generations
+        self.directory = premises.directory
+        self._clock = premises.clock
+        self._generations = premises.generations
         self._end = end
         self._note = note
         self._groups: dict[ChannelKey, ChannelGroup] = {}

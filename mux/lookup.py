@@ -4,45 +4,34 @@ What lives here is believed for `MAX_STALENESS`, or until the directory tells of
 record when it is used next. It is found by its own principal alone, on its own server (guarantee G4).
 """
 
-from collections.abc import Callable
 from contextlib import suppress
 from math import inf
 
 import anyio
 
 from .cluster import Cluster, Read
-from .directory import MAX_STALENESS, Directory
+from .directory import MAX_STALENESS
 from .ending import Ending
 from .envelope import Envelope
 from .errors import DirectoryUnavailable, UnknownSession
 from .event_log import Position
 from .placement import WHOLE, Concern
+from .premises import Premises
 from .principal import Principal
-from .residents import Residents
-from .statistics import Statistics
 from .workflow import Workflow
 
 
 class Lookup:
     """Finds the workflows of a pool. `cluster` is None where there is no other worker."""
 
-    def __init__(
-        self,
-        *,
-        directory: Directory,
-        residents: Residents,
-        cluster: Cluster | None,
-        ending: Ending,
-        statistics: Statistics,
-        clock: Callable[[], float],
-    ) -> None:
-        self._directory = directory
-        self._residents = residents
-        self._workflows = residents.by_id
+    def __init__(self, premises: Premises, *, ending: Ending, cluster: Cluster | None) -> None:
+        self._directory = premises.directory
+        self._residents = premises.residents
+        self._workflows = premises.residents.by_id
         self._cluster = cluster
         self._ending = ending
-        self._statistics = statistics
-        self._clock = clock
+        self._statistics = premises.statistics
+        self._clock = premises.clock
 
     def at_hand(
         self,

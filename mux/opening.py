@@ -12,20 +12,17 @@ import msgspec
 
 from .account import SPARE, Account, Transport, refusal
 from .cluster import Cluster
-from .directory import Claimed, Directory
+from .directory import Claimed
 from .ending import Ending
 from .errors import Overloaded, SessionLost, TrunklineError, UnknownSession, WorkflowEnded
 from .event_log import Budget
-from .generations import Generations
 from .limits import Pooling
 from .lines import Lines, Place
 from .policy import cap_reached, give_way
 from .ports import Opened
+from .premises import Premises
 from .principal import Principal
 from .record import WorkflowRecord
-from .residents import Residents
-from .statistics import Statistics
-from .tasks import Tasks
 from .upstream import Upstream
 from .workflow import Workflow, WorkflowPorts
 
@@ -55,31 +52,26 @@ class Opening:
 
     def __init__(
         self,
+        premises: Premises,
         ports: OpeningPorts,
         *,
-        directory: Directory,
-        residents: Residents,
         lines: Lines,
-        generations: Generations[Upstream],
-        budget: Budget,
-        tasks: Tasks,
-        cluster: Cluster | None,
         ending: Ending,
-        statistics: Statistics,
-        clock: Callable[[], float],
+        cluster: Cluster | None,
+        budget: Budget,
     ) -> None:
         self._ports = ports
-        self._directory = directory
-        self._residents = residents
-        self._census = residents.census
+        self._directory = premises.directory
+        self._residents = premises.residents
+        self._census = premises.residents.census
         self._lines = lines
-        self._generations = generations
+        self._generations = premises.generations
         self._budget = budget
-        self._tasks = tasks
+        self._tasks = premises.tasks
         self._cluster = cluster
         self._ending = ending
-        self._statistics = statistics
-        self._clock = clock
+        self._statistics = premises.statistics
+        self._clock = premises.clock
         self._numbers = itertools.count(1)
 
     async def begin(self, new: Newcomer) -> tuple[Claimed, Workflow | None]:

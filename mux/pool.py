@@ -34,6 +34,7 @@ from .lookup import Lookup
 from .membership import Membership
 from .opening import Newcomer, Opening, OpeningPorts
 from .ports import Headers, PoolResult
+from .premises import Premises
 from .principal import Principal
 from .record import Handshake, WorkflowRecord, WorkflowState, new_session_id
 from .residents import Residents
@@ -110,36 +111,26 @@ class Pool:
         self._knows: Callable[[Principal], bool] = lambda principal: True
         self.pooling = pooling
         """What bounds the process."""
-        self._directory = directory
         self._generations = Generations(upstreams)
-        self._leftovers = Leftovers()
         self._clock = clock
         self._residents = Residents(max_ended)
-        self._census = self._residents.census
         self._budget = Budget(pooling.event_log.total_bytes)
         self._workflows = self._residents.by_id
         self._tasks = Tasks()
+        premises = self._premises = Premises(
+            directory, self._residents, self._generations, Leftovers(), self._tasks, self.statistics, clock
+        )
         self._cluster = None if members is None or shared is None else self._clustering(members, shared)
-        self._channels = Channels(self.statistics, clock, generations=self._generations, spawn=self._tasks.spawn)
-        self._lines = self._carrying(members)
-        self._ending = Ending(
-            directory=directory,
-            residents=self._residents,
-            lines=self._lines,
-            leftovers=self._leftovers,
-            tasks=self._tasks,
-            cluster=self._cluster,
-            statistics=self.statistics,
-            clock=clock,
+        self._channels = Channels(premises)
+        self._lines = Lines(
+            premises,
+            self._channels,
+            end=lambda workflow, cause: self._ending.soon(workflow, cause),
+            note=self._note,
+            members=members,
         )
-        self.lookup = Lookup(
-            directory=directory,
-            residents=self._residents,
-            cluster=self._cluster,
-            ending=self._ending,
-            statistics=self.statistics,
-            clock=clock,
-        )
+        self._ending = Ending(premises, lines=self._lines, cluster=self._cluster)
+        self.lookup = Lookup(premises, ending=self._ending, cluster=self._cluster)
         """Where workflows are found."""
         self._opening = self._beginning()
         self._sweep = self._sweeping(release)
@@ -371,31 +362,9 @@ class Pool:
             lambda principal, limits: self._opening.admit(principal, limits),
             lambda workflow: self._opening.open(workflow),
             lambda: self.draining,
-            self._leftovers.has,
+            self._premises.leftovers.has,
         )
-        return Cluster(
-            members,
-            shared,
-            ports,
-            residents=self._residents,
-            generations=self._generations,
-            tasks=self._tasks,
-            statistics=self.statistics,
-            clock=self._clock,
-        )
-
-    def _carrying(self, members: Membership | None) -> Lines:
-        """What carries workflows from here."""
-        return Lines(
-            self._directory,
-            self._channels,
-            self._clock,
-            generations=self._generations,
-            census=self._census,
-            end=lambda workflow, cause: self._ending.soon(workflow, cause),
-            note=self._note,
-            members=members,
-        )
+        return Cluster(self._premises, ports, members, shared)
 
     def _beginning(self) -> Opening:
         """How workflows begin here."""
@@ -405,34 +374,20 @@ class Pool:
             lambda: self.draining,
         )
         return Opening(
+            self._premises,
             ports,
-            directory=self._directory,
-            residents=self._residents,
             lines=self._lines,
-            generations=self._generations,
-            budget=self._budget,
-            tasks=self._tasks,
-            cluster=self._cluster,
             ending=self._ending,
-            statistics=self.statistics,
-            clock=self._clock,
+            cluster=self._cluster,
+            budget=self._budget,
         )
 
     def _sweeping(self, release: Callable[[Upstream], Coroutine[Any, Any, None]] | None) -> Sweep:
         """What looks after everything here."""
-        return Sweep(
-            SweepPorts(
-                lambda: self.pooling, self._ending.soon, self.lookup.compare_doubted, self._ending.remove, release
-            ),
-            directory=self._directory,
-            residents=self._residents,
-            lines=self._lines,
-            generations=self._generations,
-            leftovers=self._leftovers,
-            tasks=self._tasks,
-            cluster=self._cluster,
-            clock=self._clock,
+        ports = SweepPorts(
+            lambda: self.pooling, self._ending.soon, self.lookup.compare_doubted, self._ending.remove, release
         )
+        return Sweep(self._premises, ports, lines=self._lines, cluster=self._cluster)
 
     def _end_all(self) -> None:
         for workflow in self._residents.served:

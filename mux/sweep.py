@@ -9,15 +9,11 @@ from typing import Any, Final, NamedTuple
 import anyio
 
 from .cluster import Cluster
-from .directory import Directory
 from .errors import DirectoryUnavailable
-from .generations import Generations
-from .leftovers import Leftovers
 from .limits import Pooling
 from .lines import Lines
+from .premises import Premises
 from .record import WorkflowRecord
-from .residents import Residents
-from .tasks import Tasks
 from .upstream import Upstream
 from .workflow import Workflow
 
@@ -48,28 +44,16 @@ class SweepPorts(NamedTuple):
 class Sweep:
     """Looks after what is due, again and again, until `run` is cancelled. `cluster` as in the pool."""
 
-    def __init__(
-        self,
-        ports: SweepPorts,
-        *,
-        directory: Directory,
-        residents: Residents,
-        lines: Lines,
-        generations: Generations[Upstream],
-        leftovers: Leftovers,
-        tasks: Tasks,
-        cluster: Cluster | None,
-        clock: Callable[[], float],
-    ) -> None:
+    def __init__(self, premises: Premises, ports: SweepPorts, *, lines: Lines, cluster: Cluster | None) -> None:
         self._ports = ports
-        self._directory = directory
-        self._residents = residents
+        self._directory = premises.directory
+        self._residents = premises.residents
         self._lines = lines
-        self._generations = generations
-        self._leftovers = leftovers
-        self._tasks = tasks
+        self._generations = premises.generations
+        self._leftovers = premises.leftovers
+        self._tasks = premises.tasks
         self._cluster = cluster
-        self._clock = clock
+        self._clock = premises.clock
 
     async def run(self) -> None:
         """Look for what is due, and do it."""

@@ -96,7 +96,7 @@ MUX_ORDER = (
     {"handshake", "journal", "own", "placement", "questions", "recovery"},
     {"id_supply", "initialization", "listening"},
     {"calls", "channel", "duplex", "duplexes", "exchange", "streams", "upstream", "workflow"},
-    {"lease", "membership", "residents", "tasks"},
+    {"lease", "membership", "premises", "residents", "tasks"},
     {"line"},
     {"channels", "group", "spares"},
     {"shared"},

@@ -91,6 +91,7 @@ def test_every_pure_module_exists() -> None:
 
 UNTESTED_ALONE = {
     "mux/ports.py": "protocols only",
+    "mux/premises.py": "names what the parts of a pool have in common",
     **dict.fromkeys(
         (
             f"compat/contextforge/{name}.py"

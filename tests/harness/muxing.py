@@ -362,7 +362,8 @@ class Bench:
         """Nothing is left of any workflow."""
         pool, servers = self.pool, (self.server, self.other)
         assert (pool.workflows, pool.channels, pool.inflight) == ([], [], 0)
-        assert (pool._census.total, pool._census.users, pool._census.tenants) == (0, {}, {})
+        census = pool._residents.census
+        assert (census.total, census.users, census.tenants) == (0, {}, {})
         assert (pool._residents.by_token, self.directory.records, self.held) == ({}, [], 0)
         assert [server.live for server in servers] == [[], []]
         assert all(opener == closer for server in servers for opener, closer in server.owners)

@@ -1,0 +1,24 @@
+"""What the parts of a pool stand on, all of them on the same."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from .directory import Directory
+from .generations import Generations
+from .leftovers import Leftovers
+from .residents import Residents
+from .statistics import Statistics
+from .tasks import Tasks
+from .upstream import Upstream
+
+
+class Premises(NamedTuple):
+    """Where workflows are recorded, and what is known of those that live in one process."""
+
+    directory: Directory
+    residents: Residents
+    generations: Generations[Upstream]
+    leftovers: Leftovers
+    tasks: Tasks
+    statistics: Statistics
+    clock: Callable[[], float]
