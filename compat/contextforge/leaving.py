@@ -35,7 +35,8 @@ class Leaving:
         loop = asyncio.get_running_loop()
 
         def handle(number: int, frame: FrameType | None) -> None:
-            loop.call_soon_threadsafe(self._leave)
+            if not loop.is_closed():  # it may have ended without `unwatch`
+                loop.call_soon_threadsafe(self._leave)
             self._stock[number](number, frame)
 
         self._handler = handle

@@ -73,3 +73,17 @@ async def test_in_another_thread_nothing_is_changed(server: list[int]) -> None:
     thread.start()
     await asyncio.to_thread(thread.join)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_after_the_loop_has_ended_still_reaches_the_server(server: list[int]) -> None:
+    leaving = Leaving()
+
+    async def watch() -> None:
+        leaving.watch()
+
+    asyncio.run(watch())
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        leaving.unwatch()
+    assert server == [signal.SIGTERM]
