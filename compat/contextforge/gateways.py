@@ -81,8 +81,12 @@ class GatewayRecord:
 
     def fingerprint(self, url: str) -> str:
         """The same only as long as nothing has changed that a connection depends on. No value can be read from it."""
-        known = json.dumps([url, self.fields], sort_keys=True, default=str)
+        known = json.dumps([url, self.name, self.fields], sort_keys=True, default=str)
         return hashlib.blake2b(known.encode(), digest_size=16, person=b"contextforge").hexdigest()
+
+    def is_at(self, url: str) -> bool:
+        """Whether this URL is the record's, but for what stands behind `?`: credentials, where it has them there."""
+        return _place(url) == _place(str(self.fields.get("url", "")))
 
     def reuse(self, settings: ContextForgeSettings) -> Reuse:
         """The policy: that of a tag of the record, of the name lists, or the default."""
@@ -94,6 +98,10 @@ class GatewayRecord:
         if self.name in settings.reuse_none:
             return "none"
         return "user" if self.name in settings.reuse_user else settings.reuse
+
+
+def _place(url: str) -> str:
+    return url.removeprefix(SSE).partition("?")[0]
 
 
 def is_tls(url: str) -> bool:
@@ -173,10 +181,13 @@ class Gateways:
         record = known.record
         if record is None or self._why_old_path(record, url) is not None:
             return None
-        if not known.url:
+        if known.url != url:
+            is_another = known.url != "" and known.url.startswith(SSE) != url.startswith(SSE)
+            if is_another or not record.is_at(url):  # not by the record as it is now: of what ContextForge remembers
+                return None
             known.url, known.fingerprint = url, record.fingerprint(url)
             self._build(record, url)
-        return self._upstreams.get(record.label) if known.url == url else None
+        return self._upstreams.get(record.label)
 
     def takes(self, gateway_id: str) -> bool:
         """Whether calls to this server are for trunkline, as far as its record tells."""
@@ -216,7 +227,12 @@ class Gateways:
         known = self._known.get(gateway_id)
         if known is not None and not self._is_due(known, now):
             return known
-        return self._take(gateway_id, self._read(gateway_id), now)
+        try:
+            record = self._read(gateway_id)
+        except Exception:
+            logger.exception("the record of a server could not be read")
+            return known or _Known(None, now)
+        return self._take(gateway_id, record, now)
 
     def _is_due(self, known: _Known, now: float) -> bool:
         return now - known.read >= FRESH_SECONDS or now < known.settles
@@ -266,6 +282,8 @@ class Gateways:
             why = "its URL is not http or https"
         elif record.fields.get("client_cert"):
             why = "it wants a client certificate"
+        elif record.fields.get("gateway_mode") == "direct_proxy":
+            why = "it is in direct-proxy mode"
         elif is_tls(url) and not self._verifies_tls:
             why = "TLS certificates are not verified here, or signed ones are asked for"
         if why is not None and record.id not in self._told:

@@ -162,6 +162,7 @@ def test_the_policy_of_a_server(settings: dict[str, Any], tags: list[Any], reuse
     [
         ({"transport": "STDIO"}, "STDIO"),
         ({"client_cert": "PEM"}, "client certificate"),
+        ({"gateway_mode": "direct_proxy"}, "direct-proxy"),
         ({"url": "ftp://host"}, "http"),
     ],
 )
@@ -184,10 +185,63 @@ def test_a_call_to_another_url_than_the_servers_goes_the_old_path() -> None:
     assert records.gateways.find("g1", URL) is not None
 
 
+def test_what_contextforge_remembers_of_an_edited_record_is_not_taken_for_where_the_server_is() -> None:
+    """Its cache of tools in another worker than the edit's holds the old URL for a minute."""
+    records = Records()
+    records.add("g1")
+    assert records.gateways.find("g1", URL) is not None
+    records.rows["g1"]["url"] = "http://127.0.0.1:10/mcp"
+    records.later()
+    assert records.gateways.find("g1", URL) is None
+    assert records.gateways.find("g1", "http://127.0.0.1:10/mcp") is not None
+    assert records.gateways.find("g1", URL) is None
+
+
+def test_another_credential_in_the_url_begins_anew() -> None:
+    records = Records()
+    records.add("g1")
+    before = records.gateways.find("g1", URL + "?key=old")
+    after = records.gateways.find("g1", URL + "?key=new")
+    assert before is not None
+    assert after is not None
+    assert after.generation > before.generation
+
+
+@pytest.mark.parametrize("settings", [{}, {"reuse_user": ("renamed",)}])
+def test_a_record_that_was_renamed_is_a_server_by_its_new_name(settings: dict[str, Any]) -> None:
+    records = Records(**settings)
+    records.add("g1")
+    assert records.gateways.find("g1", URL) is not None
+    records.rows["g1"]["name"] = "renamed"
+    records.later()
+    found = records.gateways.find("g1", URL)
+    assert found is not None
+    assert found.name == "renamed-g1"
+    assert found.pooling.reuse == ("user" if settings else "workflow")
+    assert list(records.changes[-1]) == ["renamed-g1"]
+
+
+def test_records_that_cannot_be_read_leave_what_is_known_as_it_is_and_the_rest_to_the_old_path() -> None:
+    records = Records()
+    records.add("g1")
+    before = records.gateways.find("g1", URL)
+    records.later()
+
+    def fail() -> None:
+        raise RuntimeError("the database is away")
+
+    records.reading = fail
+    assert records.gateways.find("g1", URL) is before
+    assert records.gateways.find("g2", URL) is None
+    records.reading = lambda: None
+    records.add("g2")
+    assert records.gateways.find("g2", URL) is not None
+
+
 @pytest.mark.anyio
 async def test_certificates_that_cannot_be_used_leave_the_server_to_the_old_path() -> None:
     records = Records()
-    records.add("g1", ca_certificate="no certificate", name="../up")
+    records.add("g1", url="https://127.0.0.1:9/mcp", ca_certificate="no certificate", name="../up")
     with pytest.raises(OSError, match=r"PEM|certificate"):
         records.gateways.find("g1", "https://127.0.0.1:9/mcp")
     assert records.gateways.find("g1", "https://127.0.0.1:9/mcp") is None
