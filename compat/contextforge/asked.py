@@ -42,6 +42,13 @@ class Invocation:
     gateway_id: str = ""
 
 
+@dataclass(slots=True)
+class Outcome:
+    """What became of the call of a tool that a message asked for; of the outermost, where one calls another."""
+
+    error: Exception | None = None
+
+
 class Incoming(NamedTuple):
     """The HTTP request or socket that a message came on."""
 
@@ -53,6 +60,7 @@ class Incoming(NamedTuple):
 
 
 invocation: ContextVar[Invocation | None] = ContextVar("trunkline.contextforge.invocation", default=None)
+outcome: ContextVar[Outcome | None] = ContextVar("trunkline.contextforge.outcome", default=None)
 incoming: ContextVar[Incoming | None] = ContextVar("trunkline.contextforge.incoming", default=None)
 carried_by: ContextVar[str] = ContextVar("trunkline.contextforge.carried_by", default="")
 """The session id of the stream or socket that carries this message; empty over plain HTTP."""

@@ -15,7 +15,18 @@ from typing import Any, Final
 from starlette.websockets import WebSocket
 
 from ...transports.asgi import ASGIApp, Receive, Scope, Send
-from .asked import Asked, Incoming, Invocation, incoming, invocation, principal_of, read_headers, session_of
+from .asked import (
+    Asked,
+    Incoming,
+    Invocation,
+    Outcome,
+    incoming,
+    invocation,
+    outcome,
+    principal_of,
+    read_headers,
+    session_of,
+)
 from .client import OutputSchemas, handshake_of, leased_sessions, leasing, types_of
 from .direct import shorten
 from .gateways import CONNECT_FIELDS, SSE, GatewayRecord
@@ -81,6 +92,7 @@ NEEDED: Final[Mapping[str, tuple[str, ...]]] = {
         "mcp_app.request_handlers",
         "request_headers_var",
         "server_id_var",
+        "types.CallToolResult",
         "user_context_var",
     ),
     "utils.verify_credentials": ("verify_credentials",),
@@ -254,7 +266,13 @@ class Installation:
         tools, http = forge["services.tool_service"], forge["transports.streamablehttp_transport"]
         types = types_of(tools.ClientSession)
         sessions = leased_sessions(tools.ClientSession, types, OutputSchemas())
-        manager = session_manager(http, self, reads_context=not forge.keeps_sessions, keeps_events=self._keeps_events())
+        manager = session_manager(
+            http,
+            self,
+            reads_context=not forge.keeps_sessions,
+            keeps_events=self._keeps_events(),
+            cuts_calls=not forge.keeps_sessions,
+        )
         registry = session_registry(forge["cache.session_registry"], self, checks_owner=not forge.keeps_sessions)
         sse = type("SSETransport", (SSETransport,), {"settings": self._stream_settings()})
         websocket = type("WebSocketTransport", (WebSocketTransport,), {"ping_interval": self._ping_interval()})
@@ -438,7 +456,7 @@ class Entrance:
 
 
 def identified(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """A service's method, which notes who asks and in which session for as long as it runs."""
+    """A service's method, which notes who asks and in which session for as long as it runs, and how it ended."""
     signature = inspect.signature(method)
 
     @functools.wraps(method)
@@ -449,8 +467,15 @@ def identified(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable
         user = given.get("app_user_email") or given.get("user_email") or given.get("user")
         asked = Asked(principal_of(user, given.get("token_teams"), headers), session_of(headers))
         token = invocation.set(Invocation(asked))
+        became = outcome.get() or Outcome()
         try:
-            return await method(*args, **kwargs)
+            result = await method(*args, **kwargs)
+        except Exception as error:
+            became.error = error
+            raise
+        else:
+            became.error = None
+            return result
         finally:
             invocation.reset(token)
 

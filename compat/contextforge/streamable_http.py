@@ -1,14 +1,16 @@
 """Streamable HTTP in ContextForge: its own manager, an owner for each session, an identity for each message."""
 
+import asyncio
 import logging
 import re
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, nullcontext, suppress
 from types import ModuleType
 from typing import Any, Final, Protocol
 
 from ...transports.asgi import Receive, Scope, Send, respond
-from .asked import Incoming, incoming, read_headers
+from .asked import Incoming, Outcome, incoming, outcome, read_headers
 from .event_store import SessionEventStore
 
 logger = logging.getLogger(__name__)
@@ -24,6 +26,9 @@ SERVER_PATH: Final = re.compile(r"/servers/(?P<server_id>[a-fA-F0-9\-]+)/mcp")
 
 MAX_ENDED: Final = 10_000
 """Ended sessions that are answered with 404; older ones as ContextForge answers unknown ones."""
+
+ANSWER_SECONDS: Final = 5.0
+"""How long a session that is deleted waits for calls to be answered, where the SDK would cut them."""
 
 SPARE_OWNERS: Final = 64
 """Owners of sessions that the SDK has let go of, which may be remembered beside as many as it keeps, twice."""
@@ -44,11 +49,24 @@ class Services(Protocol):
         """A client's session is over."""
 
 
-def session_manager(module: ModuleType, services: Services, *, reads_context: bool, keeps_events: bool) -> type:
+class _Exchanges:
+    """The requests of one session that are not answered yet."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.over = asyncio.Event()
+        """Set once all are answered."""
+
+
+def session_manager(
+    module: ModuleType, services: Services, *, reads_context: bool, keeps_events: bool, cuts_calls: bool
+) -> type:
     """A class over the `SessionManagerWrapper` of `module`, with all of its names.
 
-    With `reads_context`, handlers get the headers and the user of each message, and not those of the session's first.
-    With `keeps_events`, each session has an event store of its own.
+    With `reads_context`, handlers get the headers and the user of each message, and not those of the session's first,
+    and a call that failed is answered as one that did: ContextForge 0.9 makes an empty result of it.
+    With `keeps_events`, each session has an event store of its own. `cuts_calls` tells that the SDK itself answers a
+    DELETE, and cuts what is not answered then.
     """
     base: Any = module.SessionManagerWrapper
 
@@ -59,6 +77,9 @@ def session_manager(module: ModuleType, services: Services, *, reads_context: bo
             """Who began each session."""
             self._ended: OrderedDict[str, None] = OrderedDict()
             """Sessions that were deleted lately."""
+            self._exchanges: dict[str, _Exchanges] = {}
+            self._ending: set[asyncio.Task[None]] = set()
+            """Sessions that have ended, and of which calls are still to be answered."""
             if keeps_events and getattr(self.session_manager, "event_store", None) is not None:
                 _keep_events_apart(self.session_manager, module.EventMessage)
             if reads_context:
@@ -74,6 +95,8 @@ def session_manager(module: ModuleType, services: Services, *, reads_context: bo
             await super().initialize()
 
         async def shutdown(self) -> None:
+            for ending in tuple(self._ending):
+                ending.cancel()
             await super().shutdown()
             await services.stop()
 
@@ -93,7 +116,33 @@ def session_manager(module: ModuleType, services: Services, *, reads_context: bo
                     await self._note(scope["method"], session_id, event, user)
                 await send(event)
 
-            await super().handle_streamable_http(scope, receive, watched)
+            if scope["method"] == "DELETE" and cuts_calls and session_id in self._owners:
+                await services.ended(session_id)  # which fails the calls, and says why
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(ANSWER_SECONDS):
+                        await self._answered(session_id)
+            is_asked = scope["method"] == "POST" and session_id != ""
+            async with self._exchange(session_id) if is_asked else nullcontext():
+                await super().handle_streamable_http(scope, receive, watched)
+
+        @asynccontextmanager
+        async def _exchange(self, session_id: str) -> AsyncIterator[None]:
+            """One request that is to be answered, for the length of the context."""
+            exchanges = self._exchanges.setdefault(session_id, _Exchanges())
+            exchanges.count += 1
+            try:
+                yield
+            finally:
+                exchanges.count -= 1
+                if not exchanges.count:
+                    del self._exchanges[session_id]
+                    exchanges.over.set()
+
+        async def _answered(self, session_id: str) -> None:
+            """Wait until every request of a session is answered."""
+            exchanges = self._exchanges.get(session_id)
+            if exchanges is not None:
+                await exchanges.over.wait()
 
         async def _note(self, method: str, session_id: str, event: Mapping[str, Any], user: str) -> None:
             status = event["status"]
@@ -103,11 +152,11 @@ def session_manager(module: ModuleType, services: Services, *, reads_context: bo
                 self._forget_expired()
             began = session_id in self._owners  # of any other, it may be a key under which others keep a session
             if began and (status == 404 or (method == "DELETE" and status < 300)):
-                await self._end(session_id)
+                self._end(session_id)
                 await services.ended(session_id)
 
-        async def _end(self, session_id: str) -> None:
-            """Let go of a session that has ended, and of all that the SDK keeps of it.
+        def _end(self, session_id: str) -> None:
+            """Let go of a session that has ended, and of all that the SDK keeps of it once its calls are answered.
 
             ContextForge 1.0 answers DELETE itself, so that the SDK's server task would wait for the next message for
             ever; 0.9 leaves the transport in the SDK's table.
@@ -118,7 +167,13 @@ def session_manager(module: ModuleType, services: Services, *, reads_context: bo
                 self._ended.popitem(last=False)
             transport = self._transports().pop(session_id, None)
             if transport is not None:
-                await transport.terminate()
+                ending = asyncio.create_task(self._terminate(session_id, transport))
+                self._ending.add(ending)
+                ending.add_done_callback(self._ending.discard)
+
+        async def _terminate(self, session_id: str, transport: Any) -> None:
+            await self._answered(session_id)
+            await transport.terminate()
 
         def _forget_expired(self) -> None:
             """Forget who began sessions that the SDK has let go of: not each client says goodbye."""
@@ -158,7 +213,10 @@ def _keep_events_apart(manager: Any, event_message: Callable[[Any, str], Any]) -
 
 
 def _read_context_of_each_message(module: ModuleType) -> None:
-    """Set the context variables that handlers read from the request that brought their message."""
+    """Set the context variables that handlers read from the request that brought their message.
+
+    Where a call of a tool failed in the course of it, that is the answer.
+    """
     handlers: dict[Any, Callable[[Any], Awaitable[Any]]] = module.mcp_app.request_handlers
     variables = [getattr(module, name) for name in CONTEXT_VARIABLES]
 
@@ -172,9 +230,22 @@ def _read_context_of_each_message(module: ModuleType) -> None:
                 server_id.set(match.group("server_id") if match else None)
                 request_headers.set(scope[CONTEXT]["headers"])
                 user.set(scope[CONTEXT]["user"])
-            return await handler(request)
+            became = Outcome()
+            token = outcome.set(became)
+            try:
+                result = await handler(request)
+            finally:
+                outcome.reset(token)
+            return result if became.error is None else _failed(module, str(became.error))
 
         return handle
 
     for kind, handler in list(handlers.items()):
         handlers[kind] = with_context(handler)
+
+
+def _failed(module: ModuleType, text: str) -> Any:
+    """The result of a call of a tool that failed."""
+    types = module.types
+    content = [types.TextContent(type="text", text=text)]
+    return types.ServerResult(types.CallToolResult(content=content, isError=True))

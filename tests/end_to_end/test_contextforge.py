@@ -189,6 +189,10 @@ class Raw:
             pass
         return message
 
+    async def leave(self) -> int:
+        """End its session; the status."""
+        raise NotImplementedError
+
     async def begin(self) -> None:
         await self.send("initialize", INITIALIZE, id=0)
         await self.answer(0)
@@ -283,7 +287,11 @@ async def _over_http(client: Raw, http: aiohttp.ClientSession, url: str) -> None
         if "id" not in message:
             await task
 
-    client.post = write  # type: ignore[method-assign]
+    async def leave() -> int:
+        async with http.delete(url) as answer:
+            return answer.status
+
+    client.post, client.leave = write, leave  # type: ignore[method-assign]
     await client.begin()
 
 
@@ -391,6 +399,25 @@ async def test_a_kept_session_serves_nobody_whose_token_has_expired(place: Place
         assert served > 0
         counts = place.servers["plain"].counts()
         assert (counts["method:tools/call"], counts["initialize"]) == (served, 1)
+
+
+async def test_a_call_under_way_in_a_session_that_its_client_deletes_is_told_what_became_of_it(place: Place) -> None:
+    async with raw(place, "http") as client:
+        await client.send("tools/call", {"name": "plain-hold", "arguments": {"gate": "deleted"}}, id=5)
+        await place.servers["plain"].saw("mark:holding")
+        assert await client.leave() in (200, 204)
+        result = (await client.answer(5))["result"]
+        assert result["isError"]
+        assert "client_left" in result["content"][0]["text"]
+        await place.servers["plain"].saw("delete")
+
+
+async def test_a_call_that_fails_over_http_is_answered_as_one_that_did(place: Place) -> None:
+    async with raw(place, "http") as client:
+        await client.send("tools/call", {"name": "no-such-tool", "arguments": {}}, id=5)
+        result = (await client.answer(5))["result"]
+        assert result["isError"]
+        assert "no-such-tool" in result["content"][0]["text"]
 
 
 async def test_an_edited_record_ends_its_sessions_and_the_next_call_has_the_new_headers(place: Place) -> None:

@@ -5,11 +5,12 @@ import contextlib
 import gc
 import json
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from types import ModuleType
 from typing import Any
 
+import mcp_types as types
 import pytest
 from mcp.server.lowlevel import Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
@@ -31,10 +32,12 @@ class Wrapper:
 
     answers_delete = True
     idle_timeout: float | None = None
+    calls: Any = None
+    """Answers calls of tools."""
 
     def __init__(self) -> None:
         self.session_manager = StreamableHTTPSessionManager(
-            Server("forge"), json_response=True, session_idle_timeout=self.idle_timeout
+            Server("forge", on_call_tool=self.calls), json_response=True, session_idle_timeout=self.idle_timeout
         )
         self._stack = contextlib.AsyncExitStack()
 
@@ -57,11 +60,17 @@ class Installed:
 
     def __init__(self, **about: Any) -> None:
         self.over: list[str] = []
+        self.when_over: Callable[[], object] = lambda: None
         self.user: ContextVar[dict[str, str]] = ContextVar("user")
         module = ModuleType("transport")
         module.SessionManagerWrapper = type("Own", (Wrapper,), about)  # type: ignore[attr-defined]
         module.user_context_var = self.user  # type: ignore[attr-defined]
-        self.manager: Any = session_manager(module, self, reads_context=False, keeps_events=False)()
+        own = session_manager(
+            module, self, reads_context=False, keeps_events=False, cuts_calls=not about.get("answers_delete", True)
+        )
+        self.manager: Any = own()
+        self.texts: list[str] = []
+        """The bodies that were answered."""
 
     async def start(self) -> None:
         pass
@@ -71,6 +80,7 @@ class Installed:
 
     async def ended(self, session_id: str) -> None:
         self.over.append(session_id)
+        self.when_over()
 
     async def ask(self, method: str, body: Any = None, session: str = "", user: str = "alice") -> tuple[int, str]:
         """The status, and the session that the answer names."""
@@ -91,6 +101,8 @@ class Installed:
             if event["type"] == "http.response.start":
                 status = event["status"]
                 named = next((v.decode() for k, v in event["headers"] if k == b"mcp-session-id"), "")
+            else:
+                self.texts.append(event["body"].decode())
 
         self.user.set({"email": user})
         await self.manager.handle_streamable_http(scope, receive, send)
@@ -126,9 +138,32 @@ async def test_of_a_session_that_was_deleted_the_sdk_keeps_nothing(answers_delet
         session = await forge.begin()
         transport = weakref.ref(forge.manager.session_manager._server_instances[session])
         assert (await forge.ask("DELETE", session=session))[0] == 200
-        assert forge.over == [session]
+        assert set(forge.over) == {session}
         await gone(transport)
         assert (await forge.ask("POST", {"jsonrpc": "2.0", "id": 1, "method": "ping"}, session))[0] == 404
+
+
+@pytest.mark.parametrize("answers_delete", [True, False])
+async def test_a_call_under_way_in_a_session_that_is_deleted_is_told_what_became_of_it(answers_delete: bool) -> None:
+    began, ended = asyncio.Event(), asyncio.Event()
+
+    async def call(self: Any, context: Any, params: Any) -> types.CallToolResult:
+        began.set()
+        await ended.wait()
+        return types.CallToolResult(content=[types.TextContent(type="text", text="it was ended")], is_error=True)
+
+    async with installed(answers_delete=answers_delete, calls=call) as forge:
+        forge.when_over = ended.set
+        session = await forge.begin()
+        transport = weakref.ref(forge.manager.session_manager._server_instances[session])
+        message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "hold", "arguments": {}}}
+        calling = asyncio.create_task(forge.ask("POST", message, session))
+        await began.wait()
+        assert (await forge.ask("DELETE", session=session))[0] == 200
+        assert (await forge.ask("POST", message, session))[0] == 404
+        assert (await calling)[0] == 200
+        assert any("it was ended" in text for text in forge.texts)
+        await gone(transport)
 
 
 async def test_the_session_of_another_user_looks_unknown_and_goes_on() -> None:
