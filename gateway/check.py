@@ -176,14 +176,14 @@ async def _discover(name: str, connector: ClosableConnector, statistics: Statist
     body, headers = modern.probe()
     passage = server.send(wire_format.parse(body, limit=MAX_BODY_BYTES), body, headers)
     try:
-        form = await passage.form()
-        text = form.whole or b""
+        answer = (await passage.form()).whole
+        text = b""
         while (piece := await passage.next(PROBE_SECONDS)) is not None:
             text += piece
     finally:
         passage.close()
-    events = EventParser(limit=MAX_EVENT_BYTES).feed(text) if form.is_stream else []
-    answer = events[-1].data if events else text
+    if answer is None:
+        answer = EventParser(limit=MAX_EVENT_BYTES).feed(text)[-1].data
     return _title(_server_info(answer)), max(set(spoken) & set(modern.REVISIONS))
 
 

@@ -50,12 +50,8 @@ class Form(Protocol):
         """The HTTP status."""
 
     @property
-    def is_stream(self) -> bool:
-        """True for a stream of events, False for one JSON body."""
-
-    @property
     def whole(self) -> bytes | None:
-        """All of the body, where it is known already; no pieces follow."""
+        """The body, which is JSON; None for a stream of events, whose pieces follow."""
 
 
 class Passage(Protocol):
@@ -77,7 +73,7 @@ class Passage(Protocol):
         """Wait for the form of the answer; raises `TrunklineError` where there will be none."""
 
     async def next(self, patience: float) -> bytes | None:
-        """What has come of the body, whole events of a stream; empty if nothing for so long, None at its end.
+        """The events of a stream that have come; empty if none did for so long, None at its end.
 
         Raises:
             TrunklineError: it broke, and why.
@@ -271,27 +267,23 @@ class ModernRequests:
         if form.whole is not None:
             await request.respond(form.status, [JSON], form.whole)
             return
-        await request.start(form.status, EVENT_STREAM if form.is_stream else [JSON])
-        if await self._send(request, passage, is_stream=form.is_stream):
+        await request.start(form.status, EVENT_STREAM)
+        if await self._send(request, passage):
             with anyio.move_on_after(SEND_SECONDS):
                 await request.finish()
 
-    async def _send(self, request: HTTPRequest, passage: Passage, *, is_stream: bool) -> bool:
-        """Send the pieces of an answer. False where the client must see that it is not whole: it ends unfinished."""
+    async def _send(self, request: HTTPRequest, passage: Passage) -> bool:
+        """Send the events of a stream. False for a client that takes nothing: it ends unfinished."""
         while True:
             try:
                 piece = await passage.next(KEEP_ALIVE_SECONDS)
             except TrunklineError as error:
-                if not is_stream:
-                    return False
                 if passage.is_listening:  # ended without its result: its client knows what that means (rule L28)
                     return True
                 return await self._send_piece(request, event_stream.encode(wire_format.failure(request.id, error)))
             if piece is None:
                 return True
-            if not piece and is_stream:
-                piece = event_stream.KEEP_ALIVE
-            if piece and not await self._send_piece(request, piece):
+            if not await self._send_piece(request, piece or event_stream.KEEP_ALIVE):
                 return False
 
     async def _send_piece(self, request: HTTPRequest, piece: bytes) -> bool:

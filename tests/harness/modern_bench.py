@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from trunkline.mux.envelope import parse
+from trunkline.mux.envelope import parse, request
 from trunkline.mux.errors import TrunklineError
 from trunkline.mux.modern import CAPABILITIES_KEY, VERSION_KEY
 from trunkline.mux.routing import MODERN
@@ -62,9 +62,8 @@ class Here:
         self.upstream = upstream
         self.counts = statistics.counts
 
-    def send(self, method: str = "tools/call", **headers: str) -> Passage:
-        meta = {VERSION_KEY: MODERN, CAPABILITIES_KEY: {}}
-        body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": {"_meta": meta}}).encode()
+    def send(self, method: str = "tools/call", id: bytes = b"1", **headers: str) -> Passage:
+        body = request(method, {"_meta": {VERSION_KEY: MODERN, CAPABILITIES_KEY: {}}}, id)
         return self.upstream.send(parse(body, limit=10_000), body, {n.replace("_", "-"): v for n, v in headers.items()})
 
 

@@ -40,7 +40,7 @@ MAX_KEPT_HEADERS: Final = 1024
 class ModernHTTPServer:
     """The requests of this era to one server, by its HTTP client. `headers` go with every one of them.
 
-    `timeout` is in seconds: how long a server may be silent while a request waits for its answer.
+    `timeout` is in seconds: how long a request waits for its answer, or for progress.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class ModernHTTPServer:
             ValueError: a header that cannot be sent.
         """
         block = self._block(headers)
-        passage = Passage(self, is_listening=message.method == modern.LISTEN)
+        passage = Passage(self, message)
         self.statistics.count("upstream_requests", self.server, "call")
         passage.cut = self._http.send("POST", block, body, passage)
         return passage

@@ -1,6 +1,7 @@
-"""One request of 2026-07-28 on its way, and its answer as it comes: a body, a stream of events, or why there is none.
+"""One request of 2026-07-28 on its way, and its answer: a body, a stream of events as they come, or why there is none.
 
-What comes waits, within bounds, for its one reader. Cutting the exchange is its cancellation (rule E13).
+The answer belongs to the exchange: it goes on under the id that was asked by, or not at all (guarantee G1). What comes
+waits, within bounds, for its one reader. Cutting the exchange is its cancellation (rule E13).
 """
 
 from __future__ import annotations
@@ -23,14 +24,12 @@ from ...mux.errors import (
 )
 from ...mux.limits import MAX_EVENT_BYTES
 from ...mux.ports import Headers
+from ...mux.request import EXTENSIONS
 from .. import event_stream
 from ..event_stream import EventParser
 from .answers import ERROR_BODY_BYTES, JSON_TYPE, STREAM_TYPE, Body, content_type, nothing
 from .http import ExchangeBroken
 from .http_call import failure_of, refusal
-
-HELD_BYTES: Final = 65_536
-"""A JSON body is held back up to this size, so that an error gets its status; a larger one is passed on as it comes."""
 
 UNREAD_BYTES: Final = MAX_EVENT_BYTES
 """What may wait for a client that takes it more slowly than the server sends; over it the exchange is cut."""
@@ -43,29 +42,29 @@ class Form(NamedTuple):
     """The form of an answer, once it is decided."""
 
     status: int
-    is_stream: bool
     whole: bytes | None = None
-    """All of the body, where it is known already; no pieces follow."""
+    """The body; None for a stream, whose pieces follow."""
 
 
 class Asked(Protocol):
     """The server that a request goes to."""
 
     timeout: float
-    """Seconds that it may be silent while a request waits for its answer."""
+    """Seconds that a request waits for its answer, or for progress."""
 
     def forget(self) -> None:
         """Something failed: what the server speaks is asked again when it is needed."""
 
 
 class Passage:
-    """One request on its way, and its answer as it comes. Implements `Answer`; one reader takes the pieces.
+    """One request on its way, and its answer as it comes. Implements `Answer`; one reader takes the pieces of a stream.
 
-    The pieces of a stream are whole events without ids; those of a body are the server's own.
+    The pieces are whole events, without ids of their own.
     """
 
-    def __init__(self, upstream: Asked, *, is_listening: bool) -> None:
+    def __init__(self, upstream: Asked, message: Envelope) -> None:
         self._upstream = upstream
+        self._asked = message
         self._loop = asyncio.get_running_loop()
         self._form: Form | None = None
         self._pieces: deque[bytes] = deque()
@@ -74,16 +73,17 @@ class Passage:
         self._events: EventParser | None = None
         self._body: Body | None = None
         self._status = 0
-        self._size = 0
         self._has_ended = False
         """The exchange with the server has come to its end."""
         self._error: TrunklineError | None = None
         self.cut: Callable[[], None] = nothing
-        self.is_listening = is_listening
+        self.is_listening = message.method == modern.LISTEN
         self.outcome = ""
         """How it ended, once it did: `ok`, `error`, or the reason why there is no response."""
-        self._heard = self._loop.time()
-        self._patience = self._loop.call_later(upstream.timeout, self._check_silence)
+        now = self._loop.time()
+        self.deadline = now + upstream.timeout
+        self._latest = now + upstream.timeout * EXTENSIONS
+        self._patience = self._loop.call_at(self.deadline, self._expire)
 
     @property
     def why(self) -> str:
@@ -110,7 +110,7 @@ class Passage:
         return self._form
 
     async def next(self, patience: float) -> bytes | None:
-        """What has come of the body and was not yet taken; empty if there is nothing for so long, None at its end.
+        """The events of a stream that were not yet taken; empty if none came for so long, None at its end.
 
         Raises:
             TrunklineError: it broke, and why.
@@ -147,32 +147,30 @@ class Passage:
 
     def began(self, status: int, headers: Headers) -> None:
         """See `Answer.began`."""
-        self._heard = self._loop.time()
         self._status = status
         kind = content_type(headers)
         if status == 200 and kind == STREAM_TYPE:
             self._events = EventParser(limit=MAX_EVENT_BYTES)
-            self._decide(Form(200, is_stream=True))
+            self._decide(Form(200))
         elif kind == JSON_TYPE and _declared(headers) > MAX_EVENT_BYTES:
             self._fail(_too_large())
         elif kind == JSON_TYPE and status != 202:
-            self._body = Body(HELD_BYTES if status == 200 else ERROR_BODY_BYTES)
+            self._body = Body(MAX_EVENT_BYTES if status == 200 else ERROR_BODY_BYTES)
         else:
             self._fail(self._refusal())
 
     def came(self, chunk: bytes) -> None:
         """See `Answer.came`."""
-        self._heard = self._loop.time()
         if self.is_over:
             return
         try:
-            if self._events is not None:
+            if self._body is not None:
+                self._body.add(chunk)
+            elif self._events is not None:
                 for event in self._events.feed(chunk):
                     self._take_event(event)
-            else:
-                self._take_part(chunk)
         except TrunklineError as error:
-            self._fail(error)
+            self._fail(error if self._status == 200 else self._refusal())
 
     def ended(self, error: ExchangeBroken | None) -> None:
         """See `Answer.ended`."""
@@ -182,15 +180,12 @@ class Passage:
         if error is not None:
             self._upstream.forget()
             self._fail(failure_of(error))
-        elif self._events is not None:
-            if self.is_listening:
-                self._finish("ok")
-            else:
-                self._fail(SessionLost("the server's stream ended before its response", executed="unknown"))
         elif self._body is not None:
             self._take_whole(self._body.joined())
-        else:
+        elif self.is_listening and self._events is not None:
             self._finish("ok")
+        else:
+            self._fail(SessionLost("the server's stream ended before its response", executed="unknown"))
 
     # Inside.
 
@@ -199,42 +194,45 @@ class Passage:
         if not event.data or self.is_over:
             return
         message = message_of(event.data)
-        lines = event.data.replace(b"\n", b"\ndata: ")
-        self._put(event_stream.encode(lines, name=event.name))
+        text = self._own(message, event.data) if message.kind == "response" else event.data
+        self._put(event_stream.encode(text.replace(b"\n", b"\ndata: "), name=event.name))
         if message.kind == "response":
             self._finish("error" if message.is_error else "ok")
-
-    def _take_part(self, chunk: bytes) -> None:
-        """Some of a body; it is held back while an error would still need a status of its own."""
-        self._size += len(chunk)
-        if self._size > MAX_EVENT_BYTES:
-            raise _too_large()
-        if self._body is None:
-            self._put(chunk)
-        elif self._size <= HELD_BYTES:
-            self._body.add(chunk)
-        elif self._status == 200:
-            held, self._body = self._body.joined(), None
-            self._put(held + chunk)
-            self._decide(Form(200, is_stream=False))
-        else:
-            raise self._refusal()
+        elif message.method == "notifications/progress":
+            self.deadline = min(self._loop.time() + self._upstream.timeout, self._latest)
 
     def _take_whole(self, text: bytes) -> None:
         """All of a body: the response, under the status that its error has in this era, if it is one (rule E20)."""
         try:
             message = message_of(text)
+            text = self._own(message, text)
         except UpstreamFault as fault:
             self._fail(fault if self._status == 200 else self._refusal())
             return
-        code = modern.error_code(message) if message.kind == "response" else None
-        if message.kind != "response" or (code is None and self._status != 200):
-            self._fail(UpstreamFault("the server's answer did not hold the response"))
+        code = modern.error_code(message)
+        if code is None:
+            if self._status != 200:
+                self._fail(_no_response())
+                return
+            self._decide(Form(200, text))
+            self._finish("ok")
             return
         if code == -32022:
             self._upstream.forget()
-        self._decide(Form(200 if code is None else modern.status_of(code), is_stream=False, whole=text))
-        self._finish("ok" if code is None else "error")
+        self._decide(Form(modern.status_of(code), text))
+        self._finish("error")
+
+    def _own(self, message: Envelope, text: bytes) -> bytes:
+        """The response to this request, under its own id; an error may lack one (rules E2, E8).
+
+        Raises:
+            UpstreamFault: it is none, or the response to another request.
+        """
+        asked = self._asked
+        is_same = message.id == asked.id
+        if message.kind != "response" or not (is_same or not message.id or _key(message.id) == _key(asked.id)):
+            raise _no_response()
+        return text if is_same else message.with_id(asked.id)
 
     def _refusal(self) -> TrunklineError:
         """What an answer that is none of this era means. Its status is not copied (rule E21)."""
@@ -244,10 +242,10 @@ class Passage:
         return refusal(self._status)
 
     def _put(self, piece: bytes) -> None:
-        self._unread += len(piece)
-        if self._unread > UNREAD_BYTES + HELD_BYTES:
+        if self._pieces and self._unread + len(piece) > UNREAD_BYTES:
             self._pieces.clear()
             raise SlowClient("the client takes the answer more slowly than the server sends it")
+        self._unread += len(piece)
         self._pieces.append(piece)
         self._wake()
 
@@ -270,14 +268,14 @@ class Passage:
             self._patience.cancel()
             self._wake()
 
-    def _check_silence(self) -> None:
+    def _expire(self) -> None:
+        """What is not progress does not extend a request (rule E17); a stream of subscriptions is quiet by nature."""
         if self.is_listening and self._form is not None:
             return
-        due = self._heard + self._upstream.timeout
-        if due <= self._loop.time():
-            self._fail(TimedOut(f"the server was silent for {self._upstream.timeout:g} s"))
+        if self.deadline <= self._loop.time():
+            self._fail(TimedOut("the server gave neither answer nor progress in time; the call may have run"))
         else:
-            self._patience = self._loop.call_at(due, self._check_silence)
+            self._patience = self._loop.call_at(self.deadline, self._expire)
 
     async def _changed(self, patience: float | None = None) -> None:
         """Wait until something has come, at most so many seconds."""
@@ -311,6 +309,14 @@ def _declared(headers: Headers) -> int:
 
 def _too_large() -> UpstreamFault:
     return UpstreamFault(f"the server sent a body larger than {MAX_EVENT_BYTES} bytes")
+
+
+def _no_response() -> UpstreamFault:
+    return UpstreamFault("the server's answer did not hold the response")
+
+
+def _key(id: bytes) -> wire_format.IdKey:
+    return wire_format.coerced_key(wire_format.id_key(id))
 
 
 def message_of(text: bytes) -> Envelope:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from typing import Any
 
 import pytest
 from harness.modern_bench import (
@@ -24,6 +25,7 @@ from harness.modern_bench import (
 from harness.ports import free_port
 from harness.raw_http import PATIENCE, Peer, RawServer
 from trunkline.mux import modern
+from trunkline.mux.envelope import parse
 from trunkline.mux.errors import Cancelled, SessionLost, TimedOut, TrunklineError, UpstreamFault, UpstreamUnreachable
 from trunkline.mux.statistics import Statistics
 from trunkline.transports.event_stream import encode
@@ -31,6 +33,8 @@ from trunkline.transports.upstream import modern_passage
 from trunkline.transports.upstream.modern_passage import Form, SlowClient
 
 pytestmark = pytest.mark.anyio
+
+PROGRESS = b'{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":1,"progress":1}}'
 
 
 # A body of JSON.
@@ -53,7 +57,7 @@ async def test_e20_a_whole_body_has_the_status_of_its_error(code: int | None, st
     body = json.dumps(OK if code is None else failure(code)).encode() + b" \n"
     async with asked(one(answer(body, status, "Application/JSON; charset=utf-8"))) as here:
         passage = here.send()
-        assert await soon(passage.form()) == Form(form, is_stream=False, whole=body)
+        assert await soon(passage.form()) == Form(form, body)
         assert await passage.next(0) is None
         assert passage.outcome == ("ok" if code is None else "error")
 
@@ -83,37 +87,79 @@ async def test_e21_what_is_no_response_is_an_error_of_its_own(
         assert error.code == code
 
 
-async def test_a_large_body_is_passed_on_as_it_comes() -> None:
-    go_on = asyncio.Event()
-    first, second = b'{"jsonrpc":"2.0","id":1,"result":{"x":"' + b"a" * 100_000, b'"}}'
+async def test_a_large_body_is_as_whole_as_a_small_one() -> None:
+    body = b'{"jsonrpc":"2.0","id":1,"result":{"x":"' + b"a" * 1_000_000 + b'"}}'
+    async with asked(one(answer(body))) as here:
+        assert await soon(here.send().form()) == Form(200, body)
 
+
+@pytest.mark.parametrize(
+    ("body", "kind", "code"),
+    [
+        (answer(b'{"jsonrpc":"2.0","id":1,"result":{"x":"' + b"a" * 200_000 + b'"}}')[:-1], SessionLost, -31002),
+        (answer(b"{" + b" " * 200_000 + b"x"), UpstreamFault, -32603),
+        (answer(b'{"jsonrpc":"2.0","id":2,"result":{"x":"' + b"a" * 200_000 + b'"}}'), UpstreamFault, -32603),
+    ],
+)
+async def test_g9_a_large_body_that_is_no_answer_is_a_clear_error(
+    body: bytes, kind: type[TrunklineError], code: int
+) -> None:
     async def serve(peer: Peer) -> None:
         await peer.request()
-        await peer.say(answer(first + second)[: -len(second)])
-        await go_on.wait()
-        await peer.say(second)
+        await peer.say(body)
 
     async with asked(serve) as here:
-        passage = here.send()
-        assert await soon(passage.form()) == Form(200, is_stream=False)
-        found = b""
-        while len(found) < len(first):  # the rest is not even sent
-            found += await soon(passage.next(PATIENCE))
-        go_on.set()
-        assert found + await all_of(passage) == first + second
-        assert passage.outcome == "ok"
+        error = await failed(here.send())
+        assert isinstance(error, kind)
+        assert error.code == code
 
 
-async def test_a_large_body_that_is_cut_is_not_whole() -> None:
-    async def serve(peer: Peer) -> None:
-        await peer.request()
-        await peer.say(answer(b" " * 200_000)[:-1])
+async def test_e20_a_large_error_has_its_status_too() -> None:
+    body = json.dumps({**failure(-32601), "x": "a" * 200_000}).encode()
+    async with asked(one(answer(body))) as here:
+        assert await soon(here.send().form()) == Form(404, body)
 
-    async with asked(serve) as here:
-        passage = here.send()
-        await soon(passage.form())
-        with pytest.raises(SessionLost):
-            await all_of(passage)
+
+# Whose an answer is.
+
+ERROR = {"code": -32603, "message": "no"}
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+@pytest.mark.parametrize(
+    ("asked_by", "answered", "is_own"),
+    [
+        (b"1", {"id": 1, "result": {}}, True),
+        (b"1", {"id": "1", "result": {}}, True),
+        (b"1", {"id": "1", "error": ERROR}, True),
+        (b"1", {"id": None, "error": ERROR}, True),
+        (b"1", {"error": ERROR}, True),
+        (b'"\\u0061"', {"id": "a", "result": {}}, True),
+        (b"9007199254740993", {"id": 9007199254740993, "result": {}}, True),
+        (b"9007199254740993", {"id": 9007199254740992, "result": {}}, False),
+        (b"1", {"id": 2, "result": {}}, False),
+        (b"1", {"id": "server-error", "error": ERROR}, False),
+        (b'"a"', {"id": "A", "result": {}}, False),
+        (b'"a"', {"id": 1, "error": ERROR}, False),
+    ],
+)
+async def test_g1_e8_an_answer_is_the_one_to_this_request_and_carries_its_id(
+    asked_by: bytes, answered: dict[str, Any], is_own: bool, is_stream: bool
+) -> None:
+    text = json.dumps({"jsonrpc": "2.0", **answered}).encode()
+    pieces = [STREAM, chunk(encode(text)), END] if is_stream else [answer(text)]
+    async with asked(one(*pieces)) as here:
+        passage = here.send(id=asked_by)
+        if not is_own:
+            with pytest.raises(UpstreamFault):
+                await all_of(passage)
+            assert passage.outcome == "upstream_fault"
+            return
+        found = (await soon(passage.form())).whole
+        found = (await all_of(passage)).partition(b"data: ")[2].strip() if found is None else found
+        members = parse(found, limit=10_000).members
+        assert bytes(members["id"]) == asked_by
+        assert passage.outcome == ("error" if "error" in members else "ok")
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
@@ -161,7 +207,7 @@ async def test_h5_events_are_passed_on_one_by_one_without_ids() -> None:
 
     async with asked(serve) as here:
         passage = here.send()
-        assert await soon(passage.form()) == Form(200, is_stream=True)
+        assert await soon(passage.form()) == Form(200)
         assert await soon(passage.next(PATIENCE)) == b"event: message\ndata: " + NOTE + b"\n\n"
         assert await passage.next(0) == b""
         go_on.set()
@@ -277,6 +323,69 @@ async def test_e17_a_silent_server_is_cut_but_not_a_quiet_subscription() -> None
         listening.close()
 
 
+@pytest.mark.parametrize("babble", [b": ping\r\n\r\n", encode(NOTE), encode(PROGRESS)])
+async def test_e17_neither_comments_nor_logs_nor_progress_keep_a_call_without_end(
+    monkeypatch: pytest.MonkeyPatch, babble: bytes
+) -> None:
+    monkeypatch.setattr(modern_passage, "EXTENSIONS", 2)
+    left = asyncio.Event()
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(STREAM)
+        closed = asyncio.ensure_future(peer.closed())
+        while not closed.done():
+            await peer.say(chunk(babble))
+            await asyncio.wait([closed], timeout=0.01)
+        left.set()
+
+    async with asked(serve, timeout=0.1) as here:
+        passage = here.send()
+        with pytest.raises(TimedOut):
+            await all_of(passage)
+        await soon(left.wait())
+
+
+async def test_e17_a_body_that_trickles_does_not_keep_a_call_without_end() -> None:
+    left = asyncio.Event()
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(answer(b" " * 100_000)[:-100_000])
+        closed = asyncio.ensure_future(peer.closed())
+        while not closed.done():
+            await peer.say(b" ")
+            await asyncio.wait([closed], timeout=0.01)
+        left.set()
+
+    async with asked(serve, timeout=0.1) as here:
+        assert isinstance(await failed(here.send()), TimedOut)
+        await soon(left.wait())
+
+
+async def test_e17_progress_extends_a_call() -> None:
+    go_on, told = asyncio.Event(), asyncio.Event()
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(STREAM)
+        await go_on.wait()
+        await peer.say(chunk(encode(PROGRESS)))
+        await told.wait()
+        await peer.say(chunk(encode(json.dumps(OK).encode())), END)
+
+    async with asked(serve) as here:
+        passage = here.send()
+        await soon(passage.form())
+        first = passage.deadline
+        go_on.set()
+        assert b"progress" in await soon(passage.next(PATIENCE))
+        assert first < passage.deadline <= first + PATIENCE
+        told.set()
+        await all_of(passage)
+        assert passage.outcome == "ok"
+
+
 async def test_a_stream_that_falls_silent_says_so() -> None:
     serve, _, left = hanging(STREAM, chunk(encode(NOTE)))
     async with asked(serve, timeout=0.05) as here:
@@ -284,6 +393,13 @@ async def test_a_stream_that_falls_silent_says_so() -> None:
         with pytest.raises(TimedOut):
             await all_of(passage)
         await soon(left.wait())
+
+
+async def test_one_event_of_the_largest_size_waits_for_its_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modern_passage, "UNREAD_BYTES", 1_000)
+    event = encode(b'{"jsonrpc":"2.0","id":1,"result":{"x":"' + b"x" * 1_000 + b'"}}')
+    async with asked(one(STREAM, chunk(event), END)) as here:
+        assert await all_of(here.send()) == event
 
 
 async def test_g10_what_a_client_does_not_take_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
