@@ -25,7 +25,7 @@ from ..mux.upstream import Upstream
 from ..transports.event_stream import EventParser
 from ..transports.upstream.auto import AutoConnector, ClosableConnector
 from ..transports.upstream.modern_http import ModernHTTPServer
-from .console import add_row, meter, printable, show, table_for, write_json
+from .console import fitting, meter, printable, show, write_json
 from .oauth import credential_for
 from .settings import Settings, SettingsError
 from .site import connector_to
@@ -37,6 +37,10 @@ PARAMS: Final = {
     "clientInfo": {"name": "trunkline-check", "version": "0"},
 }
 
+
+COLUMNS: Final = ("server", "url", "state", "what it is", "revision", "time")
+SPARE: Final = ("url", "time", "revision", "what it is")
+"""Columns that a narrow terminal can do without, from the first one on: a name stands for its URL."""
 
 SERVER_INFO_KEY: Final = "io.modelcontextprotocol/serverInfo"
 
@@ -100,12 +104,12 @@ def _as_json(probe: Probe) -> dict[str, object]:
 
 
 def _show(probes: Sequence[Probe], console: Console) -> None:
-    table = table_for(console, "server", "url", "state", "what it is", "revision", "time")
+    rows = []
     for probe in probes:
         state = Text(printable(probe.fault), "red") if probe.fault else Text("ok", "green")
         took = f"{probe.seconds * 1000:.0f} ms"
-        add_row(table, probe.server, _shown(probe.url), state, probe.name, probe.revision, took)
-    show(console, table)
+        rows.append((probe.server, _shown(probe.url), state, probe.name, probe.revision, took))
+    show(console, fitting(console, COLUMNS, rows, spare=SPARE))
 
 
 def _shown(url: str) -> str:

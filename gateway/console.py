@@ -4,14 +4,14 @@ Colours follow NO_COLOR and the terminal (`rich` does). Results go to standard o
 """
 
 import json
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, RenderableType
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
@@ -37,6 +37,36 @@ def table_for(console: Console, *columns: str, caption: str | None = None) -> Ta
 def add_row(table: Table, *cells: object) -> None:
     """A row of texts that peers may have said."""
     table.add_row(*(cell if isinstance(cell, Text) else Text(printable(cell)) for cell in cells))
+
+
+def fitting(
+    console: Console,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[object]],
+    *,
+    spare: Sequence[str],
+    caption: str | None = None,
+) -> Table:
+    """A table of rows. Where a terminal has no room for their words, columns of `spare` are left out, in its order.
+
+    The caption says which: a name that is cut is worth nothing, since it cannot be copied.
+    """
+    left_out: list[str] = []
+    spared = iter(spare)
+    while True:
+        kept = [number for number, column in enumerate(columns) if column not in left_out]
+        untold = f"no room for: {', '.join(left_out)}" if left_out else None
+        told = "\n".join(filter(None, (caption, untold)))
+        table = table_for(console, *(columns[number] for number in kept), caption=told or None)
+        for row in rows:
+            add_row(table, *(row[number] for number in kept))
+        wide = console.options.update(width=PLAIN_WIDTH)
+        if not console.is_terminal or Measurement.get(console, wide, table).minimum <= console.width:
+            return table
+        column = next(spared, None)
+        if column is None:
+            return table
+        left_out.append(column)
 
 
 def show(console: Console, *shown: RenderableType) -> None:
@@ -96,8 +126,5 @@ def meter(what: str, total: float | None = None) -> Meter:
 
 
 def out() -> Console:
-    """Standard output. What cannot be spelled there is replaced."""
-    stream: Any = sys.stdout
-    if hasattr(stream, "reconfigure"):
-        stream.reconfigure(errors="replace")
+    """Standard output."""
     return Console(highlight=False)

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..transports.upstream.proxy import proxy_of
-from .console import Meter, add_row, meter, out, printable, table_for, write_json
+from .console import Meter, fitting, meter, out, printable, write_json
 from .console import show as print_shown
 from .exits import Failure, WrongArgument
 
@@ -40,6 +40,9 @@ COLUMNS: Final = (
     "reuse",
     "channel",
 )
+
+SPARE: Final = ("reuse", "principal", "channel", "transport", "worker", "idle", "in flight", "server")
+"""Columns that a narrow terminal can do without, from the first one on."""
 
 Row = Mapping[str, Any]
 
@@ -149,10 +152,9 @@ def source_of(url: str, token: str | None) -> Source:
 def table_of(rows: Sequence[Row], console: Console) -> Table:
     """The rows as a table for this console, those in use first."""
     columns = (*COLUMNS, "worker") if any("worker" in row for row in rows) else COLUMNS
-    table = table_for(console, *columns, caption=_caption(rows))
-    for row in sorted((row for row in rows if not _is_missing(row)), key=_order):
-        add_row(table, *(_cell(row, column) for column in columns))
-    return table
+    held = sorted((row for row in rows if not _is_missing(row)), key=_order)
+    cells = [[_cell(row, column) for column in columns] for row in held]
+    return fitting(console, columns, cells, spare=SPARE, caption=_caption(rows))
 
 
 def show(source: Source, *, once: bool, as_json: bool, console: Console | None = None) -> None:

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 from trunkline.gateway import console as module
-from trunkline.gateway.console import Meter, add_row, printable, show, table_for, write_json
+from trunkline.gateway.console import Meter, add_row, fitting, printable, show, table_for, write_json
 
 PATIENCE = 30.0
 
@@ -32,6 +32,20 @@ def test_a_table_has_lines_on_a_terminal_and_none_in_a_pipe() -> None:
     assert "─" in shown[True]
     assert "\x1b[32mok" in shown[True]
     assert shown[False] == f"name  what\na     ok\nlong  {'x' * 100}\ntwo rows\nafter\n"
+
+
+def test_a_terminal_without_room_is_shown_fewer_columns_and_whole_words() -> None:
+    columns, rows = ("name", "what", "when"), [("a-name-to-copy", "some words", "2026-11-30")]
+    for width, left_out in ((80, ""), (36, "no room for: when"), (20, "no room for: when, what"), (5, "what")):
+        written = io.StringIO()
+        console = Console(file=written, force_terminal=True, width=width, color_system=None)
+        show(console, fitting(console, columns, rows, spare=("when", "what"), caption="one row"))
+        assert left_out in " ".join(written.getvalue().split())
+        assert ("a-name-to-copy" in written.getvalue()) is (width > 5), "there is no more to leave out"
+        assert ("2026-11-30" in written.getvalue()) is (width == 80)
+    console, written = made(is_terminal=False, width=20)
+    show(console, fitting(console, columns, rows, spare=("when", "what")))
+    assert written.getvalue().splitlines()[1] == "a-name-to-copy  some words  2026-11-30"
 
 
 def test_what_a_peer_says_neither_steers_nor_is_markup() -> None:

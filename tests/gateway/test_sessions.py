@@ -74,6 +74,17 @@ def test_each_workflow_is_a_line_and_those_in_use_come_first() -> None:
     assert lines[-1] == ["3", "workflows,", "2", "attached,", "3", "calls", "in", "flight"]
 
 
+@pytest.mark.parametrize(
+    ("width", "told"), [(80, {"demo", "websocket", "attached"}), (40, {"demo", "attached"}), (28, set())]
+)
+def test_on_a_narrow_terminal_a_handle_can_still_be_copied(width: int, told: set[str]) -> None:
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, no_color=True, color_system=None)
+    console.print(table_of([{**ROW, "inflight": 12}], console))
+    assert isinstance(console.file, io.StringIO)
+    words = set(console.file.getvalue().split())
+    assert {ROW["workflow"], *told} <= words
+
+
 def test_several_workers_are_told_apart_and_one_that_is_silent_is_named() -> None:
     lines = printed([{**ROW, "worker": 1}, {**ROW, "worker": 2}, {"worker": 3, "state": "missing"}])
     assert lines[0] == [*" ".join(COLUMNS).split(), "worker"]
