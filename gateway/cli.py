@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -63,7 +63,10 @@ Upstream = Annotated[
 
 
 def main() -> None:
-    """The program."""
+    """The program. What cannot be spelled where its output goes is replaced."""
+    stream: Any = sys.stdout
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors="replace")
     sys.exit(run(sys.argv[1:]))
 
 

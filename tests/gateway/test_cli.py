@@ -314,6 +314,12 @@ def test_where_not_everybody_may_come_it_says_what_to_send(
         assert ADMIN not in running.process.log()
 
 
+def test_it_serves_where_the_terminal_cannot_spell_all_that_it_says(file: Callable[[str], str]) -> None:
+    toml = Path(file(f'[gateway]\nadmin_token = "{ADMIN}"\n{token_settings()}'))
+    with running_gateway("--demo", toml=toml, within=lambda line: ["env", "PYTHONIOENCODING=ascii", *line]) as running:
+        assert "export TOKEN=?" in running.process.log()
+
+
 def test_where_everybody_may_come_from_anywhere_it_names_no_session(file: Callable[[str], str]) -> None:
     toml = Path(file('[gateway]\nallowed_hosts = ["localhost"]\n'))
     with running_gateway("--demo", "--insecure", toml=toml, host="0.0.0.0") as running:
