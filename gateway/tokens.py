@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.text import Text
 
 from .console import printable, write_json
+from .exits import WrongArgument
 from .settings import TokenEntry
 from .settings.reference import as_toml
 
@@ -20,7 +21,14 @@ class Made(NamedTuple):
 
 
 def make(subject: str, tenant: str, *, admin: bool) -> Made:
-    """A new token for a subject."""
+    """A new token for a subject.
+
+    Raises:
+        WrongArgument: a name that cannot be printed, and so not be written into the settings.
+    """
+    for argument, name in (("SUBJECT", subject), ("--tenant", tenant)):
+        if not name.isprintable():
+            raise WrongArgument(f"{argument}: expected a name that can be printed; is it in the terminal's encoding?")
     token = secrets.token_urlsafe(32)
     digest = hashlib.sha256(token.encode()).hexdigest()
     return Made(token, TokenEntry(sha256=digest, tenant=tenant, subject=subject, admin=admin))

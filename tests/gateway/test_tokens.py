@@ -8,6 +8,7 @@ import tomllib
 import msgspec
 import pytest
 from rich.console import Console
+from trunkline.gateway.exits import WrongArgument
 from trunkline.gateway.settings import TokenEntry
 from trunkline.gateway.tokens import Made, make, show
 
@@ -33,6 +34,12 @@ def test_the_entry_can_be_copied_into_the_settings(admin: bool) -> None:
     assert token == made.token
     [read] = tomllib.loads(f"tokens = [{entry.splitlines()[1]}]")["tokens"]
     assert msgspec.convert(read, TokenEntry) == made.entry
+
+
+@pytest.mark.parametrize(("subject", "tenant", "argument"), [("\udcff", "", "SUBJECT"), ("a", "b\nc", "--tenant")])
+def test_a_name_that_the_settings_could_not_hold_is_refused(subject: str, tenant: str, argument: str) -> None:
+    with pytest.raises(WrongArgument, match=argument):
+        make(subject, tenant, admin=False)
 
 
 def test_no_line_is_broken_on_a_narrow_terminal() -> None:
