@@ -38,7 +38,7 @@ _HINTS: Final = {
     401: "send a token: --header 'Authorization: Bearer TOKEN'",
     403: "this token, or this address, may not",
     404: "there is no MCP server at this URL; those of a gateway are at /servers/NAME/mcp",
-    405: "this URL is none of this transport: try another --transport",
+    405: "no MCP server speaks this transport here: try another --transport, or the URL that `trunkline serve` printed",
     429: "too many sessions: try again later",
     503: "the gateway takes no new session now: try again later",
 }

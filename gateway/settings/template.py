@@ -12,8 +12,8 @@ BARE: Final = re.compile("[A-Za-z0-9_-]+")
 """What TOML takes as a key without quotes."""
 
 HEAD: Final = """\
-Settings of trunkline. A line that begins with "#" and a key is a setting with its default: take the "#" away to
-change it. Each can also be given as TRUNKLINE_SECTION__KEY in the environment, such as TRUNKLINE_GATEWAY__PORT; that
+Settings of trunkline. A line that begins with "#" and a key is a setting with its default: take the "#" away to \
+change it. Each can also be given as TRUNKLINE_SECTION__KEY in the environment, such as TRUNKLINE_GATEWAY__PORT; that \
 wins over this file.
 "${NAME}" in a text is replaced by that variable of the environment, so that no secret has to stand here."""
 

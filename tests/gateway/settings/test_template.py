@@ -53,3 +53,5 @@ def test_with_every_mark_taken_away_it_still_says_the_defaults(tmp_path: Path) -
 @pytest.mark.parametrize("text", [template({}), template({"a": "http://h/"})])
 def test_its_lines_are_short_enough_to_read(text: str) -> None:
     assert max(len(line) for line in text.splitlines() if not re.match(r"#\w+ = ", line)) <= 100
+    head = text.partition("\n\n")[0].splitlines()
+    assert all(len(line) > 80 or line.endswith(".") for line in head), "and no shorter than need be"
