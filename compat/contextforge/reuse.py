@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -146,15 +146,17 @@ class Reuse:
             raise OldPath
         headers = {name: value for name, value in headers.items() if name.lower() not in NOT_FORWARDED}
         name = asked.principal, upstream.name, session
+        hear = partial(self._note, gateway_id, url, session)
         held = self._held.get(name)
         if held is None or held.workflow.ended is not None or held.workflow.generation != upstream.generation:
-            held = await self._opened(name, upstream, partial(self._note, gateway_id, url, session), headers, handshake)
+            opening = partial(self._open, name, upstream, hear, headers, handshake)
+            held = await self._opened((name, upstream.generation), opening)
         held.used = self.pool.now()
         opening_headers.set(headers)
         return Lease(
             held.workflow,
             headers,
-            hear=partial(self._note, gateway_id, url, session),
+            hear=hear,
             renew=partial(self.lease, asked, gateway_id, url, headers, handshake),
         )
 
@@ -191,20 +193,11 @@ class Reuse:
         if self._hear is not None:
             self._hear(Told(gateway_id, url, session, message))
 
-    async def _opened(
-        self,
-        name: Name,
-        upstream: Upstream,
-        hear: Callable[[bytes], None],
-        headers: Headers,
-        handshake: Mapping[str, Any],
-    ) -> _Held:
+    async def _opened(self, key: tuple[Name, int], begin: Callable[[], Coroutine[Any, Any, _Held]]) -> _Held:
         """Open a session in a task of its own, once for all calls that meet here."""
-        key = name, upstream.generation
         opening = self._opening.get(key)
         if opening is None:
-            opening = asyncio.create_task(self._open(name, upstream, hear, headers, handshake))
-            self._opening[key] = opening
+            opening = self._opening[key] = asyncio.create_task(begin())
 
             def done(task: asyncio.Task[_Held]) -> None:
                 self._opening.pop(key, None)

@@ -8,6 +8,7 @@ import pytest
 from harness.gateways import Gateway
 from harness.gateways import gateway as running_gateway
 from harness.gateways import token_settings as token_settings_text
+from harness.redis_server import RedisServer, redis_server
 from harness.upstreams import Upstream
 from harness.upstreams import upstream as running_upstream
 
@@ -32,6 +33,13 @@ def upstream(upstream_process: Upstream) -> Upstream:
     """The same, with nothing recorded yet."""
     upstream_process.reset()
     return upstream_process
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[RedisServer]:
+    """A redis with nothing in it."""
+    with redis_server() as server:
+        yield server
 
 
 @pytest.fixture(scope="module")

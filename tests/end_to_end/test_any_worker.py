@@ -17,7 +17,7 @@ from harness.duplex_clients import DuplexClient, SocketClient, SSEClient
 from harness.gateways import Gateway, gateway, until
 from harness.hosts import Hosts, elsewhere, hosts, is_kept, kill, pause, resume
 from harness.raw_upstreams import RawUpstream, Transport, raw_upstream
-from harness.redis_server import RedisServer, redis_server
+from harness.redis_server import RedisServer
 from harness.upstreams import Upstream
 from harness.wire import Answer, Wire, text_of
 
@@ -34,12 +34,6 @@ PAUSE = 2 * LEASE
 LONG_PAUSE = 10.0
 TOLD_AT_ONCE = 5.0
 """A bound for what is told without a time-out having passed; those are longer."""
-
-
-@pytest.fixture(scope="module")
-def redis() -> Iterator[RedisServer]:
-    with redis_server() as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

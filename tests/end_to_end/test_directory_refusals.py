@@ -9,15 +9,9 @@ import pytest
 from harness.gateways import command, environment
 from harness.ports import free_port
 from harness.postgres import PostgresServer, postgres_server
-from harness.redis_server import RedisServer, redis_server
+from harness.redis_server import RedisServer
 
 KEYS = ("~trunkline1:*",)
-
-
-@pytest.fixture(scope="module")
-def redis() -> Iterator[RedisServer]:
-    with redis_server() as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

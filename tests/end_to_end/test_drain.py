@@ -10,7 +10,7 @@ import pytest
 from harness.gateways import Gateway, until
 from harness.hosts import Hosts, draining, hosts
 from harness.processes import http_status
-from harness.redis_server import RedisServer, redis_server
+from harness.redis_server import RedisServer
 from harness.upstreams import Upstream
 from harness.wire import Wire, text_of
 from harness.worker_gateways import worker_gateway
@@ -26,12 +26,6 @@ INITIALIZE = (
     b'"clientInfo":{"name":"late","version":"1"}}}'
 )
 COUNT = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"counter","arguments":{}}}'
-
-
-@pytest.fixture(scope="module")
-def redis() -> Iterator[RedisServer]:
-    with redis_server() as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

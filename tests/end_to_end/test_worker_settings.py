@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from harness.gateways import until
-from harness.redis_server import RedisServer, redis_server
+from harness.redis_server import RedisServer
 from harness.upstreams import Upstream
 from harness.worker_gateways import WorkerGateway, worker_gateway
 
@@ -38,12 +38,6 @@ class Place:
 
 def settings(upstream: Upstream, url: str) -> str:
     return f'[directory]\nbackend = "redis"\nurl = "{url}"\n[servers.up]\nurl = "{upstream.url}"\neras = ["legacy"]\n'
-
-
-@pytest.fixture(scope="module")
-def redis() -> Iterator[RedisServer]:
-    with redis_server() as server:
-        yield server
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import anyio.to_thread
 import pytest
 from harness.gateways import command, environment, until
 from harness.ports import free_port
-from harness.redis_server import RedisServer, redis_server
+from harness.redis_server import RedisServer
 from harness.upstreams import Upstream
 from harness.wire import text_of
 from harness.worker_gateways import WorkerGateway, worker_gateway
@@ -56,12 +56,6 @@ def hang(told: str) -> str:
 
 server.run("stdio")
 """
-
-
-@pytest.fixture(scope="module")
-def redis() -> Iterator[RedisServer]:
-    with redis_server() as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

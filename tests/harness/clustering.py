@@ -19,7 +19,7 @@ from typing import Any
 import anyio
 from trunkline.compat.per_request import PerRequestLine
 from trunkline.mux import membership as membership_module
-from trunkline.mux.directory import Worker
+from trunkline.mux.directory import LEASE_SECONDS, Worker
 from trunkline.mux.errors import DirectoryUnavailable, Elsewhere
 from trunkline.mux.limits import Pooling
 from trunkline.mux.membership import Membership
@@ -206,6 +206,16 @@ async def two(at: Workers) -> tuple[Member, Member, str]:
     a, b = await at.start(), await at.start()
     at.server.on_request = echo
     return a, b, (await a.client()).workflow.record.session_id
+
+
+async def orphaned(at: Workers, principal: Principal = ANONYMOUS) -> tuple[Member, Member, str]:
+    """Two workers that live, and the session id of a workflow whose worker is dead."""
+    a, b, c = [await at.start() for _ in range(3)]
+    at.server.on_request = echo
+    session_id = (await a.client(principal)).workflow.record.session_id
+    a.kill()
+    await at.pass_time(LEASE_SECONDS)
+    return b, c, session_id
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -6,24 +6,14 @@ from typing import Any
 
 import anyio
 import pytest
-from harness.clustering import Member, Workers, workers
+from harness.clustering import Workers, orphaned, workers
 from harness.memory_wire import echo
-from harness.muxing import ALICE, begin, cancelled, settle
+from harness.muxing import ALICE, Client, begin, cancelled, settle
 from trunkline.mux.directory import LEASE_SECONDS
 from trunkline.mux.errors import Elsewhere, UnknownSession, WorkflowEnded
 from trunkline.mux.placement import WHOLE
 
 pytestmark = pytest.mark.anyio
-
-
-async def orphaned(at: Workers) -> tuple[Member, Member, str]:
-    """Two workers that live, and the session id of a workflow whose worker is dead."""
-    a, b, c = [await at.start() for _ in range(3)]
-    at.server.on_request = echo
-    session_id = (await a.client()).workflow.record.session_id
-    a.kill()
-    await at.pass_time(LEASE_SECONDS)
-    return b, c, session_id
 
 
 class Unanswered:
@@ -47,6 +37,14 @@ class Unanswered:
         """Answer, and let happen what follows."""
         self._answer.set()
         await settle()
+
+
+async def noted_later(at: Workers, client: Client, monkeypatch: pytest.MonkeyPatch) -> Unanswered:
+    """The change of a workflow's record that follows from a wish of its client, on its way."""
+    noting = Unanswered(at, "replace", monkeypatch)
+    await client.answer(client.call({"level": "debug"}, method="logging/setLevel"))
+    await noting.begun.wait()
+    return noting
 
 
 async def test_g8_a_worker_that_begins_to_drain_while_it_takes_over_leaves_it_to_another_one(
@@ -105,9 +103,7 @@ async def test_what_ends_while_a_change_of_its_record_is_on_its_way_is_removed(m
         a = await at.start()
         at.server.on_request = echo
         client = await a.client(ALICE, key="chat")
-        noting = Unanswered(at, "replace", monkeypatch)
-        await client.answer(client.call({"level": "debug"}, method="logging/setLevel"))
-        await noting.begun.wait()
+        noting = await noted_later(at, client, monkeypatch)
         await a.pool.end(client.workflow, "deleted")
         await noting.let()
         assert await at.directory.get(client.workflow.record.session_id) is None
@@ -123,9 +119,7 @@ async def test_what_ends_while_its_record_changes_is_removed_though_the_director
         a = await at.start()
         at.server.on_request = echo
         client = await a.client(ALICE, key="chat")
-        noting = Unanswered(at, "replace", monkeypatch)
-        await client.answer(client.call({"level": "debug"}, method="logging/setLevel"))
-        await noting.begun.wait()
+        noting = await noted_later(at, client, monkeypatch)
         a.view.fails_at = a.view.calls + fails
         await a.pool.end(client.workflow, "deleted")
         await noting.let()
@@ -142,9 +136,7 @@ async def test_g8_what_is_let_go_while_a_change_of_its_record_is_on_its_way_is_t
         a = await at.start()
         at.server.on_request = echo
         client = await a.client(ALICE)
-        noting = Unanswered(at, "replace", monkeypatch)
-        await client.answer(client.call({"level": "debug"}, method="logging/setLevel"))
-        await noting.begun.wait()
+        noting = await noted_later(at, client, monkeypatch)
         await a.pool.drain(0)
         await noting.let()
         record = await at.directory.get(client.workflow.record.session_id)
@@ -156,11 +148,7 @@ async def test_g8_what_is_let_go_as_soon_as_it_was_taken_over_goes_on_at_another
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with workers(reuse="user") as at:
-        a, b, c = [await at.start() for _ in range(3)]
-        at.server.on_request = echo
-        session_id = (await a.client(ALICE)).workflow.record.session_id
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
+        b, c, session_id = await orphaned(at, ALICE)
         await b.client(ALICE)  # with a session of its own, which the other workflow is to share
         taking = Unanswered(at, "replace", monkeypatch)
         finding = asyncio.create_task(b.find(session_id, WHOLE, ALICE))

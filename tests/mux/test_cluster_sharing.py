@@ -4,7 +4,7 @@ import asyncio
 import json
 
 import pytest
-from harness.clustering import until, workers
+from harness.clustering import orphaned, until, workers
 from harness.memory_wire import echo, message
 from harness.muxing import ALICE, BOB, Client, begin, idle, settle, some
 from trunkline.mux.directory import LEASE_SECONDS
@@ -87,11 +87,7 @@ async def test_a_record_left_with_a_worker_that_has_no_part_in_the_shared_sessio
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with workers(reuse="user") as at:
-        a, b, c = [await at.start() for _ in range(3)]
-        at.server.on_request = echo
-        session_id = (await a.client(ALICE)).workflow.record.session_id
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
+        b, c, session_id = await orphaned(at, ALICE)
         replace = at.directory.replace
 
         async def unanswered(record: WorkflowRecord) -> None:
