@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import ssl
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, cast
 
@@ -19,6 +20,7 @@ from ..transports.patience import Patience
 from .http_connection import HTTPConnection
 from .http_exchange import AnswerHeads
 from .known_head import KnownHeads
+from .tls_handshake import Accepted, TLSHandshake
 
 LOOK_SECONDS: Final = 1.0
 """How often it is looked who takes too long."""
@@ -47,12 +49,16 @@ def nothing_at_once(whole: WholeRequest) -> bool:
 class HTTPListening:
     """What the connections of one listener have in common. It is uvicorn's `http`: called, it makes a connection.
 
-    Who is cut is counted in `statistics`, under `refused`: `head`, `slow_head`, `slow_body`, `untaken`, `connections`.
+    With a `tls` context, its connections speak TLS. Who is cut is counted in `statistics`, under `refused`: `head`,
+    `slow_head`, `slow_body`, `untaken`, `connections`, `tls`.
     """
 
-    def __init__(self, statistics: Statistics, at_once: AtOnce = nothing_at_once) -> None:
+    def __init__(
+        self, statistics: Statistics, at_once: AtOnce = nothing_at_once, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.statistics = statistics
         self.at_once = at_once
+        self._tls = tls
         self.max_connections = connection_limit()
         self.hold = Patience(HOLD_SECONDS)
         self.known_heads = KnownHeads()
@@ -77,31 +83,40 @@ class HTTPListening:
         server_state: ServerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> HTTPConnection:
+    ) -> HTTPConnection | Accepted:
         """A connection that has come."""
         self.config, self.state = config, server_state
         self.loop = _loop or asyncio.get_running_loop()
-        return HTTPConnection(self)
+        return HTTPConnection(self) if self._tls is None else Accepted(self, self._tls)
+
+    def enter(self, connection: HTTPConnection | TLSHandshake) -> bool:
+        """Count a connection; False where there are too many, those of WebSocket among them."""
+        self.state.connections.add(cast("Any", connection))
+        return len(self.state.connections) <= self.max_connections
+
+    def leave(self, connection: HTTPConnection | TLSHandshake) -> None:
+        """It has gone, or became another."""
+        self.state.connections.discard(cast("Any", connection))
 
     def add(self, connection: HTTPConnection) -> bool:
-        """Hold a connection; False where there are too many, those of WebSocket among them."""
-        self.state.connections.add(cast("Any", connection))
+        """Count a connection, and look after it; False as `enter` says."""
         self._connections[connection] = None
         if not self._is_looking:
             self._is_looking = True
             self._look()
-        return len(self.state.connections) <= self.max_connections
+        return self.enter(connection)
 
     def remove(self, connection: HTTPConnection) -> None:
         """It has gone, or is no longer HTTP."""
-        self.state.connections.discard(cast("Any", connection))
+        self.leave(connection)
         self._connections.pop(connection, None)
 
-    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+    def begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run this in a task, for which the end of the server waits."""
         task = self.loop.create_task(work)
         self.state.tasks.add(task)
         task.add_done_callback(self.state.tasks.discard)
+        return task
 
     def _bound_untaken(self) -> None:
         """End the connections of who leaves most untaken, until what all leave is no longer too much."""

@@ -24,6 +24,7 @@ from .http_listening import HTTPListening
 from .listener import BACKLOG, listen, url_of
 from .settings import NotStarted, Read, Server, Settings, SettingsError
 from .signals import received
+from .tls_handshake import server_context
 from .websockets import PingingWebSocket
 from .workers.place import Place
 from .workers.supervisor import runtime_directory
@@ -86,9 +87,10 @@ async def serve(
 def _config(gateway: Gateway, settings: Settings) -> uvicorn.Config:
     """How uvicorn serves it: sockets, signals and the end are uvicorn's, the protocols are our own."""
     tls = settings.gateway.tls
+    context = server_context(tls.cert, tls.key) if tls.cert else None
     return uvicorn.Config(
         gateway,
-        http=HTTPListening(gateway.statistics, gateway.take_at_once).protocol,
+        http=HTTPListening(gateway.statistics, gateway.take_at_once, context).protocol,
         lifespan="off",
         ws=PingingWebSocket,
         ws_max_size=MAX_BODY_BYTES,
@@ -98,8 +100,6 @@ def _config(gateway: Gateway, settings: Settings) -> uvicorn.Config:
         access_log=False,
         log_config=None,
         backlog=BACKLOG,
-        ssl_certfile=tls.cert or None,
-        ssl_keyfile=tls.key or None,
         timeout_graceful_shutdown=GRACE_SECONDS,
     )
 

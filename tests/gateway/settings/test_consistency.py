@@ -1,13 +1,10 @@
 """Settings that are wrong: each key and each value by its path, and honestly what this version cannot do."""
 
-import datetime
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from harness.certificates import certificate
 from trunkline.gateway.settings import Settings, SettingsError, load
 
 HASH = "a" * 64
@@ -287,24 +284,8 @@ def test_memory_serves_one_worker_and_says_why(read: Read) -> None:
     assert "would not know the sessions" in error.message
 
 
-def certified(cert_file: Path) -> ec.EllipticCurvePrivateKey:
-    """Write a certificate; the key that it is for."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = x509.CertificateBuilder(
-        name, name, key.public_key(), x509.random_serial_number(), now, now.replace(year=9999)
-    )
-    cert_file.write_bytes(made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
-    return key
-
-
 def test_files_of_certificates_are_read_at_once(read: Read, tmp_path: Path) -> None:
-    cert_file, key_file = tmp_path / "cert.pem", tmp_path / "key.pem"
-    key = certified(cert_file)
-    key_file.write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
+    cert_file, key_file, _ = certificate(tmp_path)
     tls = f"[gateway.tls]\ncert = '{cert_file}'\n"
     assert read(f"{tls}key = '{key_file}'\n{SERVER}ca = '{cert_file}'").gateway.tls.cert == str(cert_file)
     for wrong in (cert_file, tmp_path / "none.pem"):
@@ -317,10 +298,8 @@ def test_files_of_certificates_are_read_at_once(read: Read, tmp_path: Path) -> N
 
 
 def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked_for_it(read: Read, tmp_path: Path) -> None:
-    cert_file, key_file = tmp_path / "cert.pem", tmp_path / "key.pem"
-    key = certified(cert_file)
-    locked = serialization.BestAvailableEncryption(b"secret")
-    key_file.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, locked))
-    error = refusal(read, f"[gateway.tls]\ncert = '{cert_file}'\nkey = '{key_file}'")
+    made = certificate(tmp_path)
+    made.lock(b"secret")
+    error = refusal(read, f"[gateway.tls]\ncert = '{made.cert}'\nkey = '{made.key}'")
     assert error.path == "gateway.tls"
     assert "passphrase" in error.message

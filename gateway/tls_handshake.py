@@ -1,0 +1,94 @@
+"""The beginning of a connection that speaks TLS: it counts as one from its first packet on, and has so long.
+
+A server of the event loop makes TLS handshakes by itself, in any number, and tells nobody before one is done. Here it
+accepts bare connections, and is asked for the handshake of each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+from typing import TYPE_CHECKING, Final, cast
+
+from .http_connection import HTTPConnection
+
+if TYPE_CHECKING:
+    from .http_listening import HTTPListening
+
+HANDSHAKE_SECONDS: Final = 10.0
+"""How long a handshake may take; nobody is authenticated before."""
+
+
+def server_context(cert: str, key: str) -> ssl.SSLContext:
+    """The listener's side of TLS, with the certificate and key of these files in PEM.
+
+    Raises:
+        OSError: a file cannot be read, or does not hold what it should.
+        ValueError: a path is none.
+    """
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(cert, key, password="")  # without one, OpenSSL would ask the terminal
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+class Accepted(asyncio.Protocol):
+    """A bare connection that has come. Its socket goes to a handshake, before anything is read of it."""
+
+    def __init__(self, listening: HTTPListening, context: ssl.SSLContext) -> None:
+        self._listening = listening
+        self._context = context
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See the base class."""
+        bare = cast("asyncio.Transport", transport)
+        try:
+            taken = socket.socket(fileno=os.dup(bare.get_extra_info("socket").fileno()))
+        except OSError:  # there are no more files
+            self._listening.statistics.count("refused", "connections")
+        else:
+            TLSHandshake(self._listening).begin(taken, self._context)
+        bare.abort()
+
+
+class TLSHandshake(asyncio.Protocol):
+    """A connection until its handshake is done; from then on it is an `HTTPConnection`."""
+
+    def __init__(self, listening: HTTPListening) -> None:
+        self._listening = listening
+        self._task: asyncio.Task[None]
+
+    def begin(self, taken: socket.socket, context: ssl.SSLContext) -> None:
+        """Make the handshake on this socket, unless there are too many connections: then it is closed."""
+        if self._listening.enter(self):
+            self._task = self._listening.begin(self._make(taken, context))
+        else:
+            self._listening.leave(self)
+            self._listening.statistics.count("refused", "connections")
+            taken.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """It is done."""
+        self._listening.leave(self)
+        connection = HTTPConnection(self._listening)
+        cast("asyncio.Transport", transport).set_protocol(connection)
+        connection.connection_made(transport)
+
+    def shutdown(self) -> None:
+        """See `HTTPConnection.shutdown`: nothing was asked yet."""
+        self._task.cancel()
+
+    async def _make(self, taken: socket.socket, context: ssl.SSLContext) -> None:
+        listening = self._listening
+        try:
+            await listening.loop.connect_accepted_socket(
+                lambda: self, taken, ssl=context, ssl_handshake_timeout=HANDSHAKE_SECONDS
+            )
+        except (ssl.SSLError, ConnectionAbortedError):  # it is no TLS, or takes too long
+            listening.statistics.count("refused", "tls")
+        except OSError:  # the client has gone
+            pass
+        finally:
+            listening.leave(self)

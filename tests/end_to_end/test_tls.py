@@ -1,0 +1,116 @@
+"""A gateway that speaks HTTPS itself: each transport over it, and a stop that waits for no handshake."""
+
+import json
+import signal
+import socket
+import urllib.request
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx2
+import pytest
+import websockets
+from harness.certificates import Certificate, certificate
+from harness.gateways import command, environment, until
+from harness.ports import free_port
+from harness.processes import ServerProcess
+from harness.upstreams import Upstream
+from mcp import Client
+from mcp.client.sse import sse_client
+from mcp.client.streamable_http import streamable_http_client
+
+pytestmark = pytest.mark.anyio
+
+
+class TLSGateway(NamedTuple):
+    """A gateway that runs, and the certificate that it shows."""
+
+    process: ServerProcess
+    port: int
+    certificate: Certificate
+
+    def is_ready(self) -> bool:
+        """Whether it answers."""
+        opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=self.certificate.trusting())
+        )
+        try:
+            with opener.open(f"https://127.0.0.1:{self.port}/readyz", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except OSError:
+            return False
+
+    @asynccontextmanager
+    async def client(self, transport: str) -> AsyncIterator[Client]:
+        """The SDK's."""
+        base, context = f"https://127.0.0.1:{self.port}/servers/up", self.certificate.trusting()
+
+        def http(headers: Any = None, timeout: Any = None, auth: Any = None) -> httpx2.AsyncClient:
+            return httpx2.AsyncClient(headers=headers, timeout=timeout, auth=auth, verify=context, trust_env=False)
+
+        async with http() as shared:
+            streams: Any = (
+                sse_client(f"{base}/sse", httpx_client_factory=http)
+                if transport == "sse"
+                else streamable_http_client(f"{base}/mcp", http_client=shared)
+            )
+            async with Client(streams, mode="legacy") as client:
+                yield client
+
+
+@pytest.fixture
+async def gateway(upstream: Upstream, tmp_path: Path) -> AsyncIterator[TLSGateway]:
+    made = certificate(tmp_path)
+    toml = tmp_path / "trunkline.toml"
+    toml.write_text(
+        f'[gateway.tls]\ncert = "{made.cert}"\nkey = "{made.key}"\n'
+        f'[servers.up]\nurl = "{upstream.url}"\neras = ["legacy"]\n'
+    )
+    port = free_port()
+    process = ServerProcess(command("serve", str(toml), "--port", str(port)), env=environment())
+    at = TLSGateway(process, port, made)
+    try:
+        await until(at.is_ready, timeout=60)
+        yield at
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize("transport", ["http", "sse"])
+async def test_a_session_goes_on_over_https(gateway: TLSGateway, transport: str) -> None:
+    async with gateway.client(transport) as client:
+        for count in (1, 2):
+            result = await client.call_tool("counter", {})
+            assert [block.text for block in result.content if block.type == "text"] == [str(count)]
+
+
+async def test_a_session_goes_on_over_a_secured_websocket(gateway: TLSGateway) -> None:
+    params = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "me", "version": "1"}}
+    async with websockets.connect(
+        f"wss://127.0.0.1:{gateway.port}/servers/up/ws",
+        subprotocols=[websockets.Subprotocol("mcp")],
+        ssl=gateway.certificate.trusting(),
+        proxy=None,
+    ) as socket:
+        for message in (
+            {"id": 0, "method": "initialize", "params": params},
+            {"method": "notifications/initialized"},
+            *({"id": n, "method": "tools/call", "params": {"name": "counter", "arguments": {}}} for n in (1, 2)),
+        ):
+            await socket.send(json.dumps({"jsonrpc": "2.0", **message}))
+            if "id" in message:
+                answer = json.loads(await socket.recv())
+                assert answer["id"] == message["id"]
+                if message["id"]:
+                    assert answer["result"]["content"][0]["text"] == str(message["id"])
+
+
+async def test_a_stop_does_not_wait_for_a_client_that_never_says_anything(gateway: TLSGateway) -> None:
+    with socket.create_connection(("127.0.0.1", gateway.port)) as silent:
+        gateway.process.send_signal(signal.SIGTERM)
+        assert gateway.process.wait(10) == 0
+        silent.settimeout(5)
+        with suppress(ConnectionResetError):  # either is an end
+            assert silent.recv(1) == b""

@@ -1,0 +1,45 @@
+"""Certificates of a test's own, for this host."""
+
+import datetime
+import ipaddress
+import ssl
+from pathlib import Path
+from typing import NamedTuple
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+
+class Certificate(NamedTuple):
+    """Two files in PEM, and the key."""
+
+    cert: Path
+    key: Path
+    private: ec.EllipticCurvePrivateKey
+
+    def lock(self, passphrase: bytes) -> None:
+        """Have the key's file ask for a passphrase."""
+        _write(self.private, self.key, serialization.BestAvailableEncryption(passphrase))
+
+    def trusting(self) -> ssl.SSLContext:
+        """The side of a client that trusts it, and nothing else."""
+        return ssl.create_default_context(cafile=str(self.cert))
+
+
+def certificate(folder: Path) -> Certificate:
+    """One for 127.0.0.1 and localhost, written to `cert.pem` and `key.pem`."""
+    made = Certificate(folder / "cert.pem", folder / "key.pem", ec.generate_private_key(ec.SECP256R1()))
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
+    now = datetime.datetime.now(datetime.UTC)
+    names = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")]
+    builder = x509.CertificateBuilder(
+        name, name, made.private.public_key(), x509.random_serial_number(), now, now.replace(year=9999)
+    ).add_extension(x509.SubjectAlternativeName(names), critical=False)
+    made.cert.write_bytes(builder.sign(made.private, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    _write(made.private, made.key, serialization.NoEncryption())
+    return made
+
+
+def _write(key: ec.EllipticCurvePrivateKey, file: Path, encryption: serialization.KeySerializationEncryption) -> None:
+    file.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption))
