@@ -5,7 +5,9 @@ from dataclasses import dataclass, field, replace
 
 from ..compat.per_request import PerRequestLine
 from ..mux.generations import Version
+from ..mux.modern import REVISIONS
 from ..mux.ports import Line
+from ..mux.routing import LEGACY
 from ..mux.statistics import Statistics
 from ..mux.upstream import ChannelMaker, Upstream
 from ..transports.endpoint import Connections
@@ -68,8 +70,14 @@ def site_of(
     if "modern" in server.eras and isinstance(connector, AutoConnector):
         streamable = connector.streamable
         modern_server = ModernHTTPServer(
-            name, streamable.http, streamable.headers, statistics, timeout=pooling.request_timeout
+            name,
+            streamable.http,
+            streamable.headers,
+            statistics,
+            timeout=pooling.request_timeout,
+            offers=(*LEGACY, *REVISIONS) if "legacy" in server.eras else REVISIONS,
         )
+        connector.when_unopened = modern_server.forget
         modern = ModernRequests(
             name,
             modern_server,

@@ -9,7 +9,7 @@ stand here and nowhere else.
 import base64
 import binascii
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -216,6 +216,27 @@ def revisions_of(status: int, answer: Envelope | None) -> tuple[str, ...] | None
     return LEGACY if set(spoken).isdisjoint(REVISIONS) else spoken
 
 
+def offered(answer: Envelope, offers: Collection[str]) -> Envelope:
+    """The response to a `server/discover` without the revisions that are not served here (rule L21)."""
+    result = members_of(answer.members.get("result", Raw(b"null")))
+    named = _strings((result or {}).get("supportedVersions"))
+    served = [revision for revision in named if revision in offers]
+    if result is None or len(served) == len(named):
+        return answer
+    told = encode_members({**result, "supportedVersions": wire_format.encoded(served)})
+    return Envelope("response", {**answer.members, "result": told}, id=answer.id)
+
+
+def is_doubtful(status: int, code: int) -> bool:
+    """Whether an error, under the HTTP status that it came with, leaves open if the server still speaks this era.
+
+    What was checked here is neither malformed nor of an unknown revision to a server that does.
+    """
+    if code in (ParseError.code, InvalidRequest.code, UnsupportedRevision.code):
+        return True
+    return status >= 400 and STATUS.get(code) != status
+
+
 def is_spoken(revisions: Iterable[str]) -> bool:
     """True if one of these revisions is of this era."""
     return not set(REVISIONS).isdisjoint(revisions)
@@ -264,8 +285,8 @@ def _check_served(revision: str, served: Sequence[str]) -> None:
         raise UnsupportedRevision("this revision is not served here", supported=list(served), requested=revision[:64])
 
 
-def _strings(raw: Raw | None) -> frozenset[str]:
+def _strings(raw: Raw | None) -> list[str]:
     try:
-        return frozenset() if raw is None else frozenset(msgspec.json.decode(raw, type=list[str]))
+        return [] if raw is None else msgspec.json.decode(raw, type=list[str])
     except msgspec.DecodeError:
-        return frozenset()
+        return []

@@ -13,6 +13,7 @@ import httpx2
 import pytest
 from harness.gateways import TOKENS, Gateway, until
 from harness.gateways import gateway as running_gateway
+from harness.upstream_scripted import Refuse, Reply, ScriptedUpstream
 from harness.upstreams import Upstream
 from harness.upstreams import upstream as running_upstream
 from harness.wire import Answer, Wire, raw_members, text_of
@@ -291,3 +292,31 @@ async def test_a_server_that_comes_back_with_sessions_alone_is_found_out(key: st
                 assert error["code"] == -32022
                 assert "2025-11-25" in error["data"]["supported"]
                 await wire.open()
+
+
+async def test_l29_a_server_that_was_replaced_between_two_calls_is_found_out() -> None:
+    with running_upstream("sdk2") as server, running_gateway(upstreams={"up": server.url}, eras=BOTH) as gateway:
+        async with Wire(gateway.url()) as wire:
+            assert (await call(wire, "echo", {"value": 1})).status == 200
+            server.process.kill()
+            with running_upstream("sdk1", port=server.port):
+                first = (await (await call(wire, "echo", {"value": 1}, id=b'"mine"')).response())["error"]
+                assert first["data"]["executed"] == "no"
+                refused = await call(wire, "echo", {"value": 1})
+                assert refused.status == 400
+                assert "2025-11-25" in (await refused.response())["error"]["data"]["supported"]
+                await wire.open()
+
+
+async def test_l29_a_server_that_has_given_up_sessions_is_found_out_when_none_opens() -> None:
+    spoken = {"supportedVersions": [MODERN], "resultType": "complete", "capabilities": {}}
+    script = {"server/discover": [[Refuse(-32601)], [Reply(spoken)]]}
+    async with ScriptedUpstream(script) as server:
+        with running_gateway(upstreams={"up": server.url}, eras=BOTH) as gateway:
+            async with Wire(gateway.url()) as wire:
+                assert (await call(wire, "echo")).status == 400, "it speaks sessions"
+                server.script["initialize"] = [[Refuse(-32022, data={"supported": [MODERN]})]]
+                assert (await call(wire, "echo")).status == 400
+                with pytest.raises(AssertionError, match="-32022"):
+                    await wire.open()
+                assert (await call(wire, "echo")).status == 200

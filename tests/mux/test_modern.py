@@ -338,6 +338,51 @@ def test_a_failure_that_any_request_may_meet_is_no_verdict(status: int) -> None:
     assert revisions_of(status, None) is None
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "is_doubtful"),
+    [
+        (400, -32602, False),
+        (400, -32020, False),
+        (400, -32021, False),
+        (404, -32601, False),
+        *((200, code, False) for code in (-32601, -32602, -32603, -31001, 5)),
+        *((status, code, True) for code in (-32700, -32600, -32022) for status in (200, 400)),
+        (400, -32000, True),
+        (404, -32600, True),
+        (400, -32601, True),
+        (500, -32603, True),
+    ],
+)
+def test_l29_which_errors_leave_open_what_the_server_speaks(status: int, code: int, is_doubtful: bool) -> None:
+    assert modern.is_doubtful(status, code) == is_doubtful
+
+
+@pytest.mark.parametrize(
+    ("versions", "kept"),
+    [
+        ([MODERN], None),
+        ([MODERN, "2025-11-25"], None),
+        (["2027-01-01", MODERN, "x", "2025-11-25"], [MODERN, "2025-11-25"]),
+        (["2027-01-01"], []),
+        (MODERN, None),
+        (None, None),
+    ],
+)
+def test_l21_a_discovery_is_without_what_is_not_served(versions: object, kept: list[str] | None) -> None:
+    came = response(result={"a": 1, "supportedVersions": versions, "b": 2})
+    found = modern.offered(came, (*LEGACY, *REVISIONS))
+    if kept is None:
+        assert found is came
+    else:
+        expected = {"jsonrpc": "2.0", "id": 1, "result": {"a": 1, "supportedVersions": kept, "b": 2}}
+        assert json.loads(found.encode()) == expected
+
+
+def test_an_error_is_no_discovery() -> None:
+    refused = response(error={"code": -32022, "message": "", "data": {"supported": ["2027-01-01"]}})
+    assert modern.offered(refused, REVISIONS) is refused
+
+
 def test_the_revision_stands_in_one_place() -> None:
     assert modern.REVISIONS == (MODERN,)
     assert not set(modern.REVISIONS) & set(LEGACY)

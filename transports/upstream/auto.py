@@ -17,6 +17,7 @@ from ...mux.errors import TrunklineError, UpstreamFault
 from ...mux.ports import NONE, Connector, Headers, MovableWire, Receiver, SendKind, Wire
 from ...mux.request import Request
 from ...mux.statistics import Statistics
+from .answers import nothing
 from .credentials import Credential
 from .http import Answer, ExchangeBroken, Fence, HeaderBlock, HTTPClient, Method
 from .sse import SSEConnector
@@ -111,6 +112,8 @@ class AutoConnector:
         self.sse = SSEConnector(server, url, statistics, headers=headers, http=self.streamable.http)
         self.kind: HTTPKind | None = None
         """What the server is known to speak."""
+        self.when_unopened: Callable[[], None] = nothing
+        """Called when a session did not open: the server may speak something else by now (rule L29)."""
 
     def connect(self, receiver: Receiver, headers: Headers, *, listen: bool) -> AbstractAsyncContextManager[Wire]:
         """See `Connector.connect`."""
@@ -178,6 +181,7 @@ class _Known(HTTPWire):
         """See `HTTPWire`."""
         if not self.is_established:
             self._auto.kind = None
+            self._auto.when_unopened()
         await super().__aexit__(*raised)
 
 
@@ -195,7 +199,7 @@ class _Opening:
         self._wire: Wire
         self._watch = _Watch(connector.streamable.http)
         self._tasks: asyncio.TaskGroup
-        self._is_left = False
+        self._is_left = self._is_established = False
         self._first: tuple[bytes, Request, Headers] | None = None
         """The `initialize`, to be sent again."""
         self._refusal: bytes | None = None
@@ -213,6 +217,8 @@ class _Opening:
                 yield self
             finally:
                 self._is_left = True
+                if not self._is_established:
+                    self._connector.when_unopened()
                 if self._second is not None:
                     self._second.cancel()
 
@@ -233,6 +239,7 @@ class _Opening:
     async def establish(self, revision: str, initialized: bytes) -> None:
         """See `Wire.establish`."""
         await self._wire.establish(revision, initialized)
+        self._is_established = True
         if isinstance(self._wire, HTTPWire):
             # What there was to find out is known.
             self._wire.go_on_with(self._receiver, self._connector.streamable.http)

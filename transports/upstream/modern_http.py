@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Final
 
@@ -17,6 +17,7 @@ from ...mux.envelope import Envelope
 from ...mux.errors import TrunklineError, UpstreamFault, UpstreamUnreachable
 from ...mux.limits import MAX_EVENT_BYTES
 from ...mux.ports import Headers
+from ...mux.routing import LEGACY
 from ...mux.statistics import Statistics
 from ..event_stream import EventParser
 from .answers import STREAM_TYPE, Body, content_type, nothing
@@ -40,14 +41,23 @@ MAX_KEPT_HEADERS: Final = 1024
 class ModernHTTPServer:
     """The requests of this era to one server, by its HTTP client. `headers` go with every one of them.
 
-    `timeout` is in seconds: how long a request waits for its answer, or for progress.
+    `timeout` is in seconds: how long a request waits for its answer, or for progress. Of what the server speaks,
+    clients hear of what is among `offers`.
     """
 
     def __init__(
-        self, server: str, http: HTTPClient, headers: HeaderBlock, statistics: Statistics, *, timeout: float
+        self,
+        server: str,
+        http: HTTPClient,
+        headers: HeaderBlock,
+        statistics: Statistics,
+        *,
+        timeout: float,
+        offers: Collection[str] = (*LEGACY, *modern.REVISIONS),
     ) -> None:
         self.server = server
         self.timeout = timeout
+        self.offers = offers
         self.statistics = statistics
         self._http = http
         self._headers = headers
@@ -55,23 +65,29 @@ class ModernHTTPServer:
         self._known_until = 0.0
         self._blocks: dict[tuple[tuple[str, str], ...], HeaderBlock] = {}
         self._probe: _Probe | None = None
+        self._is_closed = False
 
     async def revisions(self) -> tuple[str, ...]:
         """The revisions of ours that the server speaks: asked once, and again when a request has failed.
 
+        Where it then gives no answer that tells, what it was known to speak still holds.
+
         Raises:
-            UpstreamUnreachable: it gave no answer that tells.
+            UpstreamUnreachable: it never gave one, or the gateway stops.
         """
-        now = asyncio.get_running_loop().time()
-        if self._revisions is None or now >= self._known_until:
+        if self._revisions is None or asyncio.get_running_loop().time() >= self._known_until:
             if self._probe is None:
                 self._probe = self._ask()
-            return await asyncio.shield(self._probe.verdict)
+            try:
+                return self._offered(await asyncio.shield(self._probe.verdict))
+            except UpstreamUnreachable:
+                if self._revisions is None or self._is_closed:
+                    raise
         return self._revisions
 
     def forget(self) -> None:
         """Something failed: what the server speaks is asked again when it is needed."""
-        self._revisions = None
+        self._known_until = 0.0
 
     def send(self, message: Envelope, body: bytes, headers: Headers) -> Passage:
         """Put one request on its way.
@@ -92,6 +108,7 @@ class ModernHTTPServer:
 
     async def close(self) -> None:
         """Close the HTTP client; what is under way breaks. Idempotent."""
+        self._is_closed = True
         if self._probe is not None:
             self._probe.fail(UpstreamUnreachable("the gateway stopped", executed="no"))
         await self._http.close()
@@ -116,13 +133,16 @@ class ModernHTTPServer:
         probe.cut = self._http.send("POST", self._headers.with_(headers), body, probe)
         return probe
 
+    def _offered(self, spoken: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(revision for revision in spoken if revision in self.offers)
+
     def _learn(self, verdict: asyncio.Future[tuple[str, ...]]) -> None:
         self._probe = None
         if verdict.exception() is None:
-            self._revisions = verdict.result()
+            self._revisions = self._offered(verdict.result())
             kept = float("inf") if modern.is_spoken(self._revisions) else LEGACY_SECONDS
             self._known_until = asyncio.get_running_loop().time() + kept
-            logger.info("speaks %s", ", ".join(self._revisions), extra={"server": self.server})
+            logger.info("speaks %s", ", ".join(verdict.result()), extra={"server": self.server})
 
 
 class _Probe:
@@ -165,9 +185,9 @@ class _Probe:
             self._judge(None)
 
     def ended(self, error: ExchangeBroken | None) -> None:
-        """See `Answer.ended`. A network error is no verdict."""
+        """See `Answer.ended`. A network error is no verdict; what waits for one was not sent in any case."""
         if error is not None:
-            self.fail(failure_of(error))
+            self.fail(failure_of(ExchangeBroken(str(error), sent=False) if error.sent else error))
             return
         try:
             message = message_of(self._body.joined())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final, NamedTuple, Protocol
 
 from ...mux import envelope as wire_format
@@ -51,6 +51,8 @@ class Asked(Protocol):
 
     timeout: float
     """Seconds that a request waits for its answer, or for progress."""
+    offers: Collection[str]
+    """The revisions that clients may be told of."""
 
     def forget(self) -> None:
         """Something failed: what the server speaks is asked again when it is needed."""
@@ -217,7 +219,7 @@ class Passage:
             self._decide(Form(200, text))
             self._finish("ok")
             return
-        if code == -32022:
+        if modern.is_doubtful(self._status, code):
             self._upstream.forget()
         self._decide(Form(modern.status_of(code), text))
         self._finish("error")
@@ -232,7 +234,9 @@ class Passage:
         is_same = message.id == asked.id
         if message.kind != "response" or not (is_same or not message.id or _key(message.id) == _key(asked.id)):
             raise _no_response()
-        return text if is_same else message.with_id(asked.id)
+        is_discovery = asked.method == modern.DISCOVER
+        offered = modern.offered(message, self._upstream.offers) if is_discovery else message
+        return text if is_same and offered is message else offered.with_id(asked.id)
 
     def _refusal(self) -> TrunklineError:
         """What an answer that is none of this era means. Its status is not copied (rule E21)."""

@@ -14,7 +14,7 @@ from harness.upstream_scripted import Play, ScriptedUpstream, Status
 from harness.upstreams import upstream
 from trunkline.mux.errors import UpstreamUnreachable
 from trunkline.mux.statistics import Statistics
-from trunkline.transports.upstream.auto import AutoConnector, connector_for, names_revisions
+from trunkline.transports.upstream.auto import AutoConnector, HTTPKind, connector_for, names_revisions
 from trunkline.transports.upstream.sse import ENDPOINT_SECONDS, SSEConnector
 from trunkline.transports.upstream.stdio import StdioConnector
 from trunkline.transports.upstream.websocket import WebSocketConnector
@@ -123,6 +123,27 @@ async def test_what_was_found_is_looked_for_anew_where_it_does_not_open() -> Non
         connector.kind = "sse"
         async with opened(connector):
             assert connector.kind == "streamable_http"
+
+
+@pytest.mark.parametrize("kind", ["streamable_http", "sse", None])
+async def test_l29_a_session_that_does_not_open_leaves_open_what_the_server_speaks(kind: HTTPKind | None) -> None:
+    doubts: list[str] = []
+    refused = Status(404, MODERN, "application/json")
+    async with answering([refused], [Status(405)]) as server, connector_to(server.url) as (connector, _):
+        connector.when_unopened = lambda: doubts.append("once")
+        connector.kind = kind
+        await ask(connector)
+    assert doubts == ["once"]
+
+
+async def test_l29_a_session_that_opens_leaves_no_doubt() -> None:
+    doubts: list[str] = []
+    async with ScriptedUpstream() as server, connector_to(server.url) as (connector, _):
+        connector.when_unopened = lambda: doubts.append("once")
+        for _ in range(2):
+            async with opened(connector, listen=False):
+                pass
+    assert not doubts
 
 
 async def test_a_server_that_is_away_is_no_other_kind_of_server() -> None:

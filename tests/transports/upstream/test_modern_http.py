@@ -110,7 +110,8 @@ async def test_a_failure_is_no_verdict_and_the_next_one_asks_again(first: bytes)
     async with asked(serve) as here:
         with pytest.raises(TrunklineError) as caught:
             await soon(here.upstream.revisions())
-        assert caught.value.code in (-31001, -31002)
+        assert caught.value.code == -31001
+        assert caught.value.data["executed"] == "no", "what waited was not sent"
         assert await soon(here.upstream.revisions()) == (MODERN,)
 
 
@@ -146,6 +147,13 @@ async def test_a_server_of_sessions_is_asked_again_after_a_while(monkeypatch: py
     [
         ([answer(OK)], False),
         ([answer(failure(-32602), 400)], False),
+        ([answer(failure(-32601), 404)], False),
+        ([answer(failure(-32601))], False),
+        ([answer(failure(-32603))], False),
+        ([answer(failure(-32600), 400)], True),
+        ([answer({**failure(-32000), "id": None}, 400)], True),
+        ([answer({**failure(-32600), "id": "server-error"}, 400)], True),
+        ([answer(failure(-32603), 500)], True),
         ([STREAM, chunk(encode(json.dumps(OK).encode())), END], False),
         ([answer(failure(-32022), 400)], True),
         ([answer(b"no such session", 404, "text/plain")], True),
@@ -174,6 +182,33 @@ async def test_l29_after_a_failure_the_server_is_asked_again(pieces: list[bytes]
         passage.close()
         assert await soon(here.upstream.revisions()) == (MODERN,)
         assert here.counts["upstream_requests", "up", "probe"] == 1 + is_asked_again
+
+
+@pytest.mark.parametrize("second", [b"", answer(b"busy", 429)])
+async def test_l29_what_a_server_spoke_holds_until_it_says_otherwise(second: bytes) -> None:
+    discoveries = [answer(failure(-32601)), second, answer(SPOKEN)]
+
+    async def serve(peer: Peer) -> None:
+        while True:
+            _, headers, _ = await peer.request()
+            said = discoveries.pop() if headers["mcp-method"] == "server/discover" else answer(b"busy", 429)
+            await peer.say(said)
+            if not said:
+                return
+
+    async with asked(serve) as here:
+        for found in ((MODERN,), (MODERN,), LEGACY):
+            assert await soon(here.upstream.revisions()) == found
+            await failed(here.send(mcp_method="tools/call"))
+
+
+async def test_l21_only_what_is_offered_of_it_is_told() -> None:
+    both = {"jsonrpc": "2.0", "id": 1, "result": {"supportedVersions": ["2025-11-25", MODERN]}}
+    async with asked(one(answer(both))) as here:
+        here.upstream.offers = (MODERN,)
+        first = asyncio.create_task(here.upstream.revisions())
+        assert await soon(first) == (MODERN,)
+        assert await here.upstream.revisions() == (MODERN,)
 
 
 async def test_closing_ends_the_waiting() -> None:

@@ -27,6 +27,7 @@ from harness.raw_http import PATIENCE, Peer, RawServer
 from trunkline.mux import modern
 from trunkline.mux.envelope import parse
 from trunkline.mux.errors import Cancelled, SessionLost, TimedOut, TrunklineError, UpstreamFault, UpstreamUnreachable
+from trunkline.mux.routing import LEGACY, MODERN
 from trunkline.mux.statistics import Statistics
 from trunkline.transports.event_stream import encode
 from trunkline.transports.upstream import modern_passage
@@ -160,6 +161,19 @@ async def test_g1_e8_an_answer_is_the_one_to_this_request_and_carries_its_id(
         members = parse(found, limit=10_000).members
         assert bytes(members["id"]) == asked_by
         assert passage.outcome == ("error" if "error" in members else "ok")
+
+
+async def test_l21_a_discovery_names_what_is_served_and_nothing_else() -> None:
+    told = {"supportedVersions": ["2027-01-01", MODERN, "2025-11-25"], "instructions": "x", "n": 1.50}
+    reply = answer({"jsonrpc": "2.0", "id": 1, "result": told})
+    async with asked(one(reply)) as here:
+        for offers, kept in (((MODERN,), [MODERN]), ((*LEGACY, MODERN), [MODERN, "2025-11-25"])):
+            here.upstream.offers = offers
+            found = (await soon(here.send(modern.DISCOVER).form())).whole
+            assert json.loads(found)["result"] == {**told, "supportedVersions": kept}
+            as_it_came = (await soon(here.send("tools/call").form())).whole
+            assert as_it_came is not None
+            assert reply.endswith(as_it_came)
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
