@@ -6,7 +6,8 @@ from typing import Final
 
 import anyio
 
-from ..mux.errors import Elsewhere
+from ..mux import envelope as wire_format
+from ..mux.errors import Elsewhere, Overloaded, TrunklineError
 from ..mux.limits import MAX_BODY_BYTES
 from ..mux.principal import Principal
 from ..mux.record import WorkflowState
@@ -123,6 +124,14 @@ def check_json(headers: Mapping[str, str]) -> None:
         raise HTTPRefusal(415, "content_type", "Content-Type must be application/json")
 
 
+def id_in(body: bytes) -> bytes:
+    """The id of the request in a body, where there is one that can be read."""
+    try:
+        return wire_format.parse(body, limit=MAX_BODY_BYTES).id
+    except TrunklineError:
+        return b""
+
+
 Handle = Callable[[HTTPRequest], Awaitable[None]]
 
 
@@ -156,6 +165,22 @@ class HTTPEndpoint:
             raise
         except Exception as error:
             await refuse(self._config, request, error)
+
+    async def await_turn(self, request: HTTPRequest, body: bytes) -> None:
+        """Let a message wait where more have come than are taken at once: users take turns.
+
+        Raises:
+            Overloaded: too many of its user wait.
+        """
+        admission = self._config.admission
+        if admission.pass_at_once():
+            return
+        try:
+            await admission.wait(request.principal)
+        except Overloaded as error:
+            self._pool.statistics.count("refused", error.word)
+            request.id = id_in(body)
+            raise
 
     async def hand_on(self, request: HTTPRequest) -> None:
         """A drain may have begun while something was waited for: what was not begun before is another worker's (G8).

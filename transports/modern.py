@@ -18,13 +18,14 @@ import anyio
 from ..mux import call_log, modern
 from ..mux import envelope as wire_format
 from ..mux.envelope import Envelope
-from ..mux.errors import InvalidRequest, Overloaded, SessionLost, TrunklineError, UnsupportedRevision
+from ..mux.errors import Cancelled, InvalidRequest, Overloaded, SessionLost, TrunklineError, UnsupportedRevision
 from ..mux.ports import Headers
 from ..mux.principal import Principal
 from ..mux.statistics import Statistics, method_label
 from . import event_stream
 from .asgi import EVENT_STREAM, JSON, Scope, until_disconnect
 from .endpoint import EndpointConfig, picked
+from .guard import INVALID_CREDENTIAL, Unauthorized
 from .headers import PROTOCOL_VERSION, SESSION_ID, accepts
 from .http_endpoint import (
     JSON_TYPE,
@@ -143,8 +144,8 @@ class ModernRequests:
         try:
             message = modern.read(body)
             request.id = message.id
-            with self._admitted(request.principal):
-                return await self._take(request, message, body)
+            with self._admitted(request.principal), _Watch(request) as watch:
+                return await self._take(request, message, body, watch)
         except TrunklineError as error:
             self._statistics.count("refused", error.word)
             await _fail(request, error)
@@ -200,7 +201,7 @@ class ModernRequests:
             if self._draining is not None and not self._inflight:
                 self._draining.set()
 
-    async def _take(self, request: HTTPRequest, message: Envelope, body: bytes) -> bool:
+    async def _take(self, request: HTTPRequest, message: Envelope, body: bytes, watch: _Watch) -> bool:
         """Hold a message against what the server speaks and its headers say, and send it on.
 
         Raises:
@@ -215,6 +216,9 @@ class ModernRequests:
             return True
         if not modern.is_spoken(revisions):
             return False
+        if watch.has_left:  # while it was found out what the server speaks
+            self._count(request, message, Cancelled.reason, started, "")
+            return True
         headers = modern.checked_headers(message, _lines(request.scope), revisions)
         if message.kind == "notification":  # nothing here could act on it, and a cancel could mean anybody's (rule E13)
             await request.respond(202, [])
@@ -229,11 +233,10 @@ class ModernRequests:
             call_log.end_span(span, InvalidRequest.reason)
             raise InvalidRequest(str(error)) from error
         self._passages.add(passage)
-        watch = _Watch(request, passage)
+        watch.passage = passage
         try:
             await (self._bring_for_a_while(request, passage) if passage.is_listening else self._bring(request, passage))
         finally:
-            watch.stop()
             passage.close()
             self._passages.discard(passage)
             call_log.end_span(span, passage.outcome)
@@ -250,13 +253,18 @@ class ModernRequests:
             call_log.tell(outcome, why, about, method=method, id=message.id, seconds=seconds, sent=0)
 
     async def _bring_for_a_while(self, request: HTTPRequest, passage: Passage) -> None:
-        """A stream of subscriptions ends with the identity that opened it, as with everything else (rule L28)."""
+        """A stream of subscriptions ends with the identity that opened it, as with everything else (rule L28).
+
+        Raises:
+            Unauthorized: before it began.
+        """
         with request.headers.held():
             await self._bring(request, passage)
             return
-        if request.started:
-            with anyio.move_on_after(SEND_SECONDS):
-                await request.finish()
+        if not request.started:
+            raise Unauthorized("the identity has ended", challenge=INVALID_CREDENTIAL)
+        with anyio.move_on_after(SEND_SECONDS):
+            await request.finish()
 
     async def _bring(self, request: HTTPRequest, passage: Passage) -> None:
         try:
@@ -307,6 +315,7 @@ class ModernEndpoint(HTTPEndpoint):
         if not accepts(request.headers, JSON_TYPE, STREAM_TYPE):
             raise HTTPRefusal(406, "accept", "Accept must list application/json and text/event-stream")
         body = await request.body()
+        await self.await_turn(request, body)
         await self.hand_on(request)
         if await self._requests.answer(request, body):
             return
@@ -332,24 +341,31 @@ async def _fail(request: HTTPRequest, error: TrunklineError) -> None:
 class _Watch:
     """Looks out for a client that leaves, and closes its passage then (rule E13); most calls are over before."""
 
-    def __init__(self, request: HTTPRequest, passage: Passage) -> None:
+    def __init__(self, request: HTTPRequest) -> None:
+        self.has_left = False
+        self.passage: Passage | None = None
+        """What leads to the server, once it does."""
+        self._receive = request.receive
         self._task: asyncio.Task[None] | None = None
-        loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle
 
-        async def watch() -> None:
-            await until_disconnect(request.receive)
-            passage.close()
+    def __enter__(self) -> _Watch:
+        self._timer = asyncio.get_running_loop().call_later(WATCH_SECONDS, self._begin)
+        return self
 
-        def begin() -> None:
-            self._task = loop.create_task(watch())
-
-        self._timer = loop.call_later(WATCH_SECONDS, begin)
-
-    def stop(self) -> None:
-        """It has come to its end."""
+    def __exit__(self, *raised: object) -> None:
         self._timer.cancel()
         if self._task is not None:
             self._task.cancel()
+
+    def _begin(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _watch(self) -> None:
+        await until_disconnect(self._receive)
+        self.has_left = True
+        if self.passage is not None:
+            self.passage.close()
 
 
 def _lines(scope: Scope) -> Iterator[tuple[str, str]]:

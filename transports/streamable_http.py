@@ -10,7 +10,7 @@ import asyncio
 
 from ..mux import envelope as wire_format
 from ..mux.envelope import Envelope
-from ..mux.errors import Everywhere, InvalidRequest, Overloaded, TrunklineError, UnknownSession, UnsupportedRevision
+from ..mux.errors import Everywhere, InvalidRequest, TrunklineError, UnknownSession, UnsupportedRevision
 from ..mux.event_log import Position
 from ..mux.exchange import Exchange, Outcome
 from ..mux.limits import MAX_BODY_BYTES
@@ -22,7 +22,7 @@ from . import event_stream
 from .asgi import ASKED, EVENT_STREAM, JSON, MEANT, until_disconnect
 from .endpoint import DEFAULT_REVISION, EndpointConfig, begin_unasked, picked
 from .headers import LAST_EVENT_ID, PROTOCOL_VERSION, SESSION_ID, accepts
-from .http_endpoint import JSON_TYPE, STREAM_TYPE, HTTPEndpoint, HTTPRequest, check_json
+from .http_endpoint import JSON_TYPE, STREAM_TYPE, HTTPEndpoint, HTTPRequest, check_json, id_in
 from .status import HTTPRefusal
 from .streamable_request import (
     arrival_of,
@@ -54,8 +54,7 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         if not accepts(headers, JSON_TYPE, STREAM_TYPE):
             raise HTTPRefusal(406, "accept", "Accept must list application/json and text/event-stream")
         body = await request.body()
-        if not self._config.admission.pass_at_once():
-            await self._wait(request, body)
+        await self.await_turn(request, body)
         await self.hand_on(request)
         modern = self._config.modern
         if modern is not None and headers.get(PROTOCOL_VERSION) not in LEGACY and await modern.answer(request, body):
@@ -85,14 +84,6 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         else:
             await self._answer(request, workflow, exchange, is_batch=is_batch)
 
-    async def _wait(self, request: HTTPRequest, body: bytes) -> None:
-        try:
-            await self._config.admission.wait(request.principal)
-        except Overloaded as error:
-            self._pool.statistics.count("refused", error.word)
-            request.id = _id_in(body)
-            raise
-
     async def _cancel(self, request: HTTPRequest, message: Envelope) -> None:
         """A cancellation, where the call that it means may be in flight at any worker: all are asked first (G1)."""
         meant = request.scope.get(MEANT)
@@ -114,7 +105,7 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         if revision is not None and revision not in LEGACY:
             if self._config.modern is not None and request.scope["method"] != "POST":
                 raise HTTPRefusal(405, "method", "without a session, use POST", headers=[(b"allow", b"POST")])
-            request.id = _id_in(body)
+            request.id = id_in(body)
             raise UnsupportedRevision(
                 "this server is served by sessions: begin with initialize, in one of the supported revisions",
                 supported=list(LEGACY),
@@ -233,11 +224,3 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         begun = await begin_unasked(self._config, request.principal, revision, arrival_of(self._config, request))
         request.began = begun.pool_result == "miss"
         return begun.workflow, begun.state
-
-
-def _id_in(body: bytes) -> bytes:
-    """The id of the request in a body, where there is one that can be read."""
-    try:
-        return wire_format.parse(body, limit=MAX_BODY_BYTES).id
-    except TrunklineError:
-        return b""

@@ -37,7 +37,7 @@ class Answer:
         """While set, nothing that is sent is taken."""
         self._parts = parts
         self._endless = endless
-        self._left = False
+        self._left = self._is_seen_to_leave = False
         self._parser = Parser()
         self._events: list[Event] = []
         self._changed = anyio.Event()
@@ -51,6 +51,10 @@ class Answer:
         """Close the connection."""
         self._left = True
         self._happened()
+
+    async def seen_to_leave(self) -> None:
+        """Wait until the application was told that the client has left."""
+        await self._until(lambda: self._is_seen_to_leave)
 
     def take(self) -> None:
         """Take again what is sent, after it was `stalled`."""
@@ -103,6 +107,8 @@ class Answer:
             return {"type": "http.request", "body": body, "more_body": bool(self._parts) or self._endless}
         while not self._left:
             await self._changed.wait()
+        self._is_seen_to_leave = True
+        self._happened()
         return {"type": "http.disconnect"}
 
     async def send(self, message: MutableMapping[str, Any]) -> None:

@@ -24,12 +24,15 @@ from harness.upstream_scripted import (
     ScriptedUpstream,
     Send,
     Status,
+    text_result,
 )
-from trunkline.mux.modern import CAPABILITIES_KEY, LISTEN, VERSION_KEY
+from trunkline.mux.fairness import Turnstile
+from trunkline.mux.modern import CAPABILITIES_KEY, DISCOVER, LISTEN, REVISIONS, VERSION_KEY
 from trunkline.mux.routing import LEGACY, MODERN
 from trunkline.mux.statistics import Statistics
 from trunkline.transports import EndpointConfig, Guard, asgi
 from trunkline.transports import modern as under_test
+from trunkline.transports.admission import Admission
 from trunkline.transports.asgi import Grant
 from trunkline.transports.modern import ModernEndpoint, ModernRequests
 from trunkline.transports.upstream.modern_http import ModernHTTPServer
@@ -83,11 +86,11 @@ class Here:
 
 @asynccontextmanager
 async def requests_to(
-    url: str, *, max_inflight: int = 64, headers: Sequence[str] = ()
+    url: str, *, max_inflight: int = 64, headers: Sequence[str] = (), offers: Sequence[str] = (*LEGACY, *REVISIONS)
 ) -> AsyncIterator[tuple[ModernHTTPServer, ModernRequests, Any]]:
     statistics = Statistics()
     connector = StreamableHTTPConnector("x", url, statistics, headers={"Authorization": "Bearer ours"})
-    upstream = ModernHTTPServer("x", connector.http, connector.headers, statistics, timeout=10)
+    upstream = ModernHTTPServer("x", connector.http, connector.headers, statistics, timeout=10, offers=offers)
     requests = ModernRequests("x", upstream, statistics, max_inflight=max_inflight, headers=headers)
     try:
         yield upstream, requests, statistics.counts
@@ -115,14 +118,17 @@ async def both_eras(
 
 
 @asynccontextmanager
-async def modern_only(discover: Play = SPOKEN) -> AsyncIterator[ASGIClient]:
+async def modern_only(
+    discover: Play = SPOKEN, *, admission: Admission | None = None, **options: Any
+) -> AsyncIterator[ASGIClient]:
     """An endpoint of this era alone."""
+    more = {} if admission is None else {"admission": admission}
     async with (
         ScriptedUpstream({"server/discover": [discover]}) as upstream,
-        requests_to(upstream.url) as (server, requests, _),
+        requests_to(upstream.url, **options) as (server, requests, _),
         bench() as here,
         asgi_client(
-            ModernEndpoint(EndpointConfig("x", here.pool, Guard(loopback=True), authenticate), requests)
+            ModernEndpoint(EndpointConfig("x", here.pool, Guard(loopback=True), authenticate, **more), requests)
         ) as client,
     ):
         await server.revisions()
@@ -358,6 +364,26 @@ async def test_with_this_era_alone_a_server_of_sessions_is_of_no_use() -> None:
         assert (await answer.json())["error"]["data"] == {"supported": [], "requested": MODERN}
 
 
+async def test_with_this_era_alone_nothing_else_is_named() -> None:
+    both = {**SPOKEN[0].result, "supportedVersions": ["2025-11-25", MODERN, "2027-01-01"]}
+    async with modern_only([Reply(both)], offers=REVISIONS) as client:
+        told = await (await client.post(body_of(DISCOVER), headers_of(DISCOVER))).json()
+        assert told["result"] == {**both, "supportedVersions": [MODERN]}
+        meta = {**META, VERSION_KEY: "2027-01-01"}
+        refused = await client.post(body_of(meta=meta), headers_of(mcp_protocol_version="2027-01-01"))
+        assert (await refused.json())["error"]["data"] == {"supported": [MODERN], "requested": "2027-01-01"}
+
+
+async def test_with_this_era_alone_users_take_turns() -> None:
+    admission = Admission(Turnstile(per_round=1, max_waiting=2))
+    async with modern_only(admission=admission) as client:
+        answers = [client.start("POST", body_of("tools/list", n), headers_of("tools/list")) for n in range(6)]
+        texts = [await answer.json() for answer in answers]
+        assert [text["id"] for text in texts] == list(range(6))
+        refused = [text["error"] for text in texts if "error" in text]
+        assert {(error["code"], error["data"]["limit"]) for error in refused} == {(-31003, "max_waiting")}
+
+
 # Clients that leave, limits, and what breaks.
 
 
@@ -370,6 +396,24 @@ async def test_e13_a_client_that_leaves_cancels(play: Play) -> None:
         await here.upstream.until(lambda: here.upstream.disconnects == 1)
         assert await here.outcome(answer) == "cancelled"
         assert here.requests.inflight == 0
+
+
+async def test_e13_a_client_that_leaves_before_its_request_could_be_sent_cancels_it() -> None:
+    discover: Play = [Pause("probe"), *SPOKEN]
+    async with (
+        ScriptedUpstream({"server/discover": [discover]}) as upstream,
+        requests_to(upstream.url) as (_, requests, counts),
+        front(options={"modern": requests}) as ahead,
+    ):
+        leaving, staying = (ahead.client.start("POST", body_of(), headers_of()) for _ in range(2))
+        await upstream.reached("probe")
+        leaving.leave()
+        await leaving.seen_to_leave()
+        upstream.open("probe")
+        assert (await staying.json())["result"] == text_result("ok")
+        await leaving.over()
+        assert len(upstream.of("tools/call")) == 1
+        assert counts["calls", "x", "tools/call", "cancelled"] == 1
 
 
 async def test_g10_the_requests_of_a_principal_are_bounded() -> None:
@@ -536,3 +580,18 @@ async def test_a_stream_of_subscriptions_ends_with_the_identity_that_opened_it(m
         await here.upstream.until(lambda: here.upstream.disconnects == 1)
         here.upstream.open("gate")
         assert (await running.json())["result"] == DONE
+
+
+async def test_a_stream_of_subscriptions_whose_identity_ends_before_it_begins_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    grant = Grant()
+    monkeypatch.setattr(asgi, "UNBOUND", grant)
+    async with both_eras(script={LISTEN: [[Pause("gate"), Hang()]]}) as here:
+        listening = here.start(LISTEN)
+        await here.upstream.reached("gate")
+        grant.withdraw()
+        assert (await listening.json())["error"]["code"] == -32600
+        assert listening.status == 401
+        assert "invalid_token" in listening.headers["www-authenticate"]
+        await here.upstream.until(lambda: here.upstream.disconnects == 1)
