@@ -15,6 +15,7 @@ from typing import Any, Final
 import anyio
 
 from ...mux import envelope as wire_format
+from ...mux import modern
 from ...mux.directory import Worker
 from ...mux.errors import DirectoryUnavailable, Elsewhere, Everywhere, Overloaded, SessionLost, TrunklineError
 from ...mux.membership import BEAT_SECONDS, Membership
@@ -29,6 +30,7 @@ from ...transports.asgi import (
     Receive,
     Scope,
     Send,
+    read_fields,
     respond,
 )
 from ...transports.status import answer_to
@@ -174,7 +176,7 @@ class Forwarder:
     @contextmanager
     def _noted(self, conversation: Conversation, scope: Scope) -> Iterator[None]:
         """A request is under way to another worker."""
-        if scope["type"] == "websocket" or scope["method"] == "GET":
+        if scope["type"] == "websocket" or scope["method"] == "GET" or _subscribes(scope):
             self._streams.add(conversation)
             if self._is_leaving:
                 conversation.close()
@@ -300,8 +302,19 @@ async def _ping(conversation: Conversation, scope: Scope) -> None:
 
 
 def _is_repeatable(scope: Scope) -> bool:
-    """Whether the request may be sent again although it may have been served: not if it carries messages (G6)."""
-    return bool(scope["type"] == "websocket" or scope["method"] != "POST")
+    """Whether the request may be sent again although it may have been served: not if it carries messages (G6).
+
+    Only one that does nothing but listen may.
+    """
+    return bool(scope["type"] == "websocket" or scope["method"] != "POST" or _subscribes(scope))
+
+
+def _subscribes(scope: Scope) -> bool:
+    """Whether a request is for a stream of subscriptions: in its era, what its headers say is what it is (rule H2)."""
+    if scope["type"] != "http":
+        return False
+    headers = read_fields(scope["headers"])
+    return headers.get(modern.VERSION_HEADER) in modern.REVISIONS and headers.get(modern.METHOD_HEADER) == modern.LISTEN
 
 
 async def _tell_broken(scope: Scope, tape: Tape) -> None:
@@ -309,8 +322,9 @@ async def _tell_broken(scope: Scope, tape: Tape) -> None:
     if scope["type"] == "websocket":
         await tape.send({"type": "websocket.close", "code": SERVICE_RESTART, "reason": "the worker has gone"})
     elif tape.has_begun:
-        # A stream: what its client does not come back for is told here.
-        failures = [event_stream.encode(wire_format.failure(request, BROKEN)) for request in tape.unanswered]
+        # A stream: what its client does not come back for is told here. Subscriptions end without a word (rule L28).
+        unanswered = () if _subscribes(scope) else tape.unanswered
+        failures = [event_stream.encode(wire_format.failure(request, BROKEN)) for request in unanswered]
         await tape.send({"type": "http.response.body", "body": b"".join(failures)})
     elif scope["method"] == "GET":
         await respond(tape.send, 200, EVENT_STREAM, event_stream.RECONNECT)

@@ -297,6 +297,44 @@ async def test_g8_a_drain_ends_streams_so_that_their_clients_come_back(house: Ho
     assert house.statistics.counts["forwards", "drained"] == 1
 
 
+SUBSCRIBE = b'{"jsonrpc":"2.0","id":"mine","method":"subscriptions/listen","params":{}}'
+SUBSCRIBES = [(b"mcp-protocol-version", b"2026-07-28"), (b"mcp-method", b"subscriptions/listen")]
+
+
+async def test_g8_l28_who_leaves_waits_for_no_subscriptions_and_ends_them_without_a_word(house: House) -> None:
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        head = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        await send({"type": "http.response.body", "body": b"data: {}\n\n", "more_body": True})
+        await anyio.sleep_forever()
+
+    await house.begins("b", serve)
+    client = post(SUBSCRIBE)
+    async with anyio.create_task_group() as tasks:
+        house.forwarder.drain()
+        tasks.start_soon(lambda: house.request(client, headers=SUBSCRIBES))
+        await client.got("http.response.body")
+        assert not house.forwarder.is_relaying
+        assert await house.forwarder.leave(10)
+    assert client.body == b"data: {}\n\n"
+    assert not client.sent[-1].get("more_body")
+    assert house.statistics.counts["forwards", "drained"] == 1
+
+
+OF_A_SESSION = [(b"mcp-protocol-version", b"2025-11-25"), SUBSCRIBES[1]]
+
+
+@pytest.mark.parametrize("headers", [SUBSCRIBES[:1], SUBSCRIBES[1:], OF_A_SESSION])
+async def test_g6_a_call_that_only_says_that_it_subscribes_is_not_sent_again(
+    house: House, headers: list[tuple[bytes, bytes]]
+) -> None:
+    await house.begins("b", dies)
+    client = post()
+    await house.request(client, headers=headers)
+    assert json.loads(client.body)["error"]["data"] == {"executed": "unknown"}
+    assert house.asked == 1
+
+
 async def test_a_tape_plays_again_what_was_heard_until_the_answer_begins() -> None:
     client = post(b"1")
     client.does({"type": "http.disconnect"})
