@@ -1,5 +1,6 @@
 """Who may speak to the listener at all: Host, Origin and CORS (rule X1). Pure."""
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Final
 from urllib.parse import urlsplit
@@ -16,6 +17,9 @@ ALLOWED_HEADERS: Final = (
     b"Content-Type, Accept, Authorization, Mcp-Session-Id, MCP-Protocol-Version, Last-Event-ID, "
     b"Trunkline-Workflow, Trunkline-End, Mcp-Method, Mcp-Name"
 )
+_PARAM: Final = re.compile(r"mcp-param-[a-z0-9!#$%&'*+.^_`|~-]+", re.IGNORECASE)
+"""A header that repeats an argument of a call: a tool names it as it likes (rule H3)."""
+
 INVALID_CREDENTIAL: Final = 'Bearer error="invalid_token"'
 """The challenge to a credential that was sent and does not count (RFC 6750, 3.1)."""
 
@@ -89,10 +93,12 @@ class Guard:
         granted = self.cors(headers)
         if not granted:
             return []
+        asked = [name.strip() for name in headers.get("access-control-request-headers", "").split(",")]
+        params = [name.encode("ascii") for name in asked if _PARAM.fullmatch(name)]
         return [
             *granted,
             (b"access-control-allow-methods", ALLOWED_METHODS),
-            (b"access-control-allow-headers", ALLOWED_HEADERS),
+            (b"access-control-allow-headers", b", ".join((ALLOWED_HEADERS, *params))),
             (b"access-control-max-age", b"600"),
         ]
 

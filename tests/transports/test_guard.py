@@ -134,6 +134,14 @@ def test_a_preflight_names_the_methods_and_headers_of_the_contract() -> None:
     assert int(granted[b"access-control-max-age"]) > 0
 
 
+def test_h3_a_preflight_admits_the_headers_that_repeat_arguments_and_no_others() -> None:
+    asked = "content-type, mcp-param-region,Mcp-Param-X.1 , x-other, mcp-param-, mcp-param-a b, mcp-param-\xe9"
+    headers = {"origin": "https://app.example", "access-control-request-headers": asked}
+    allowed = dict(public("https://app.example").preflight(headers))[b"access-control-allow-headers"].split(b", ")
+    assert {name for name in allowed if b"aram" in name} == {b"mcp-param-region", b"Mcp-Param-X.1"}
+    assert b"x-other" not in allowed
+
+
 def test_who_is_unauthorized_is_told_what_is_wanted() -> None:
     assert (Unauthorized("no token").message, Unauthorized("no token").challenge) == ("no token", "Bearer")
     assert Unauthorized("no", challenge='Bearer error="invalid_token"').challenge == 'Bearer error="invalid_token"'
