@@ -115,7 +115,7 @@ class EventParser:
             else:
                 self._data.append(value)
         elif field == b"event":
-            self._name = value.decode(errors="replace")
+            self._name = value.decode(errors="replace") or "message"
         elif field == b"id" and b"\0" not in value:
             if len(value) > MAX_EVENT_ID_BYTES:
                 raise UpstreamFault(f"the server sent an event id longer than {MAX_EVENT_ID_BYTES} bytes")

@@ -61,6 +61,8 @@ FIELDS: list[tuple[bytes, list[ServerEvent]]] = [
     (b"data: a:b\n\n", [message(b"a:b")]),
     (b"event: x\ndata: a\n\ndata: b\n\n", [message(b"a", name="x"), message(b"b")]),
     (b"event: x\n\ndata: b\n\n", [message(b"b")]),
+    (b"event:\ndata: b\n\n", [message(b"b")]),
+    (b"event: x\nevent\ndata: b\n\n", [message(b"b")]),
     (b"id: 1\ndata: a\n\ndata: b\n\n", [message(b"a", "1"), message(b"b", "1")]),
     (b"id: 1\ndata: a\n\nid\ndata: b\n\n", [message(b"a", "1"), message(b"b", "")]),
     (b"id: 1\n\n", [message(b"", "1")]),
