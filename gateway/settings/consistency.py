@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from ...transports.upstream.http import HeaderBlock
+from ...transports.upstream.http import HeaderBlock, host_of
 from .definitions import NAME, STDIO, AuthSection, OAuth, Server, Settings, SettingsError
 
 SCHEMES: Final = ("http", "https", "sse+http", "sse+https", "ws", "wss")
@@ -197,7 +197,7 @@ def _check_address(path: str, server: Server) -> None:
         return
     try:
         url = urlsplit(server.url)
-        usable = bool(url.hostname) and url.port != 0
+        usable = bool(host_of(url)) and url.port != 0
     except ValueError:
         raise SettingsError(f"{path}.url", "its host or its port is none") from None
     if url.scheme not in SCHEMES or not usable:

@@ -156,6 +156,16 @@ def target_of(parts: SplitResult) -> str:
     return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
 
 
+def host_of(parts: SplitResult) -> str:
+    """The host of a URL; empty where it has none, or one that no name server can be asked for."""
+    host = parts.hostname or ""
+    try:
+        host.encode("idna")  # as the event loop does: of a name, each part has 1 to 63 bytes (RFC 1035, 2.3.4)
+    except UnicodeError:
+        return ""
+    return host
+
+
 def target_within(url: str, reference: str) -> str:
     """The target on the server of `url` that a reference, relative or absolute, leads to.
 

@@ -30,6 +30,7 @@ from .http import (
     HeaderBlock,
     Method,
     Withheld,
+    host_of,
     target_of,
     words_of,
 )
@@ -80,9 +81,9 @@ class HTTP1Client:
 
     def __init__(self, url: str, context: ssl.SSLContext) -> None:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        self._host = host_of(parts)
+        if parts.scheme not in ("http", "https") or not self._host:
             raise ValueError("the URL must be http:// or https:// with a host")
-        self._host = parts.hostname
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
         self._tls = context if parts.scheme == "https" else None
         authority = f"[{self._host}]" if ":" in self._host else self._host

@@ -13,7 +13,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 from ...mux.limits import MAX_EVENT_BYTES
-from .http import HeaderBlock
+from .http import HeaderBlock, host_of
 from .proxy import proxy_of
 
 SUBPROTOCOL: Final = Subprotocol("mcp")
@@ -46,7 +46,7 @@ class Upgrade:
 
     def __init__(self, url: str, context: Callable[[], ssl.SSLContext]) -> None:
         parts = urlsplit(url)
-        if parts.scheme not in ("ws", "wss") or not parts.hostname or parts.fragment:
+        if parts.scheme not in ("ws", "wss") or not host_of(parts) or parts.fragment:
             raise ValueError("the URL must be ws:// or wss:// with a host and without a fragment")
         self._url = url
         self._options: dict[str, Any] = {}

@@ -163,7 +163,18 @@ def test_a_wrong_value_of_a_server_is_named_with_the_server(read: Read, value: s
 
 @pytest.mark.parametrize(
     "url",
-    ["ftp://h/", "h:80/mcp", "http://", "http:///mcp", "/mcp", "http://h:0/", "http://h:99999/", "http://[::1/", "x"],
+    [
+        "ftp://h/",
+        "h:80/mcp",
+        "http://",
+        "http:///mcp",
+        "/mcp",
+        "http://h:0/",
+        "http://h:99999/",
+        "http://[::1/",
+        "x",
+        "http://a..b/",
+    ],
 )
 def test_a_url_that_leads_nowhere_is_named(read: Read, url: str) -> None:
     assert refusal(read, f"[servers.up]\nurl = '{url}'").path == "servers.up.url"

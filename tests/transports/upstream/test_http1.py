@@ -526,7 +526,9 @@ async def test_a_status_that_is_none_is_told_at_once() -> None:
         assert not hearer.status
 
 
-@pytest.mark.parametrize("url", ["ftp://x/", "http://", "x", "http:///mcp"])
+@pytest.mark.parametrize(
+    "url", ["ftp://x/", "http://", "x", "http:///mcp", "http://a..b/", f"http://{'x' * 64}.example/"]
+)
 def test_a_url_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="URL"):
         HTTP1Client(url, CONTEXT)

@@ -98,7 +98,7 @@ async def test_debug_logs_hold_no_secret(caplog: pytest.LogCaptureFixture) -> No
     assert not [record for record in ours if "s3cret" in record.getMessage()]
 
 
-@pytest.mark.parametrize("url", ["http://x/", "ws://", "ws:///x", "ws://x/#f"])
+@pytest.mark.parametrize("url", ["http://x/", "ws://", "ws:///x", "ws://x/#f", "ws://a..b/"])
 def test_another_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="ws://"):
         WebSocketConnector("x", url, Statistics())
