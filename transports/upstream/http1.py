@@ -51,6 +51,8 @@ COMMON: Final = (
 NAMES: Final = {spelled.encode(): name for name in COMMON for spelled in (name, name.title())}
 """Headers that most answers have, by how they are spelled."""
 
+NO_HTTP: Final = "the server's answer is no HTTP/1.1"
+
 SMALL_BODY: Final = 65_536
 """Up to this size a body is copied behind its head, so that both go out in one write."""
 
@@ -295,16 +297,14 @@ class _Connection(asyncio.Protocol):
         head_left = self._head_left
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._break("the server changed the protocol")
-            return
         except httptools.HttpParserCallbackError:
             logger.exception("an answer could not be taken")
             self._break("its answer could not be taken")
             return
-        except httptools.HttpParserError:
+        except (httptools.HttpParserUpgrade, httptools.HttpParserError) as error:
             if not self._is_complete:
-                self._break("the server's answer is no HTTP/1.1")
+                is_change = isinstance(error, httptools.HttpParserUpgrade)
+                self._break("the server changed the protocol" if is_change else NO_HTTP)
                 return
             self._is_spoilt = True
         if self._is_complete:
@@ -341,11 +341,12 @@ class _Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         """The head is complete; that of an informational answer (1xx) is dropped."""
+        if self._answer is None or self._is_complete:
+            return
         status = self._parser.get_status_code()
         if status < 100:  # nothing else would come, and nobody be told
-            self._break("the server's answer is no HTTP/1.1")
-            return
-        if status < 200 or self._answer is None or self._is_complete:
+            self._break(NO_HTTP)
+        if status < 200:
             return
         self._head_left = 0
         coding = self._headers.get("transfer-encoding", "").lower()

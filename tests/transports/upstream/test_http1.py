@@ -212,6 +212,22 @@ async def test_endless_informational_answers_break() -> None:
         assert await post(client).outcome() is not None
 
 
+@pytest.mark.usefixtures("_parsed")
+@pytest.mark.parametrize("status", [b"101 x\r\nUpgrade: x\r\nConnection: upgrade", b"102 Processing", b"099 x"])
+async def test_an_answer_is_what_it_was_whatever_comes_behind_it(status: bytes) -> None:
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(PLAIN + b"HTTP/1.1 " + status + b"\r\n\r\n")
+        await peer.closed()
+
+    async with client_of(serve) as (client, server):
+        for n in range(1, 3):
+            hearer = post(client)
+            assert await hearer.outcome() is None
+            assert (hearer.status, hearer.body) == (200, b"hello")
+            assert server.connections == n
+
+
 async def test_an_answer_without_length_ends_with_its_connection() -> None:
     async def serve(peer: Peer) -> None:
         await peer.request()
