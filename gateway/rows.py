@@ -217,11 +217,10 @@ def own_differences(pool: Pool, workflow: Workflow) -> tuple[Difference, ...]:
 
 def _key_of(workflow: Workflow) -> ChannelKey:
     handshake = workflow.record.handshake
-    info = (wire_format.members_of(Raw(handshake.params)) or {}).get("clientInfo")
     try:
-        client_info = wire_format.canonical(info)
-    except TrunklineError:
-        client_info = bytes(info or b"")
+        client_info = wire_format.canonical((wire_format.members_of(Raw(handshake.params)) or {}).get("clientInfo"))
+    except TrunklineError:  # what cannot be compared part by part
+        client_info = handshake.params
     generation, credential = workflow.account.settings
     return ChannelKey(
         workflow.server,

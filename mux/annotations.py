@@ -14,7 +14,8 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from . import envelope as wire_format
-from .envelope import Envelope
+from .envelope import Envelope, Members
+from .errors import InvalidMessage
 
 MAX_HELD: Final = 100_000
 """Tools that are remembered over all scopes; the scope that was unused for longest is forgotten first."""
@@ -89,7 +90,10 @@ class Annotations:
 
     def ask(self, scope: Hashable, message: Envelope) -> Listing | None:
         """A `tools/list` goes to the server; None where nothing can be learned from its answer."""
-        cursor = (message.params() or {}).get("cursor")
+        params = _params(message)
+        if params is None:
+            return None
+        cursor = params.get("cursor")
         text = None if cursor is None else wire_format.string_of(cursor)
         if cursor is not None and text is None:
             return None
@@ -144,7 +148,7 @@ class Annotations:
         if known is None or message.method != "tools/call":
             return False
         self._scopes.move_to_end(scope)
-        params = message.params() or {}
+        params = _params(message) or {}
         name = params.get("name")
         return name is not None and "task" not in params and wire_format.string_of(name) in known.repeatable
 
@@ -194,3 +198,11 @@ def _is_repeatable(tool: _Tool) -> bool:
     if hints is None or hints.destructive_hint is True:
         return False
     return hints.read_only_hint is True or hints.idempotent_hint is True
+
+
+def _params(message: Envelope) -> Members | None:
+    """The first level of `params`; None where they cannot be read, which the server may read all the same."""
+    try:
+        return message.params() or {}
+    except InvalidMessage:
+        return None

@@ -291,7 +291,7 @@ def canonical(raw: Raw | None) -> bytes:
     """One spelling for equal JSON objects (keys sorted, no spaces); `{}` where absent.
 
     Raises:
-        InvalidParams: a number in it is too large to be compared.
+        InvalidParams: a number in it is too large to be compared, or it is nested too deeply.
     """
     if raw is None:
         return b"{}"
@@ -299,6 +299,8 @@ def canonical(raw: Raw | None) -> bytes:
         return msgspec.json.encode(msgspec.json.decode(raw), order="sorted")
     except (msgspec.DecodeError, ValueError):
         raise InvalidParams("a number is too large here") from None
+    except RecursionError:
+        raise InvalidParams("nested too deeply") from None
 
 
 def encoded(value: object) -> Raw:

@@ -373,10 +373,13 @@ class Link:
             # The headers of a socket are those of its upgrade, and not of this call.
             own = NONE if self._transport == "websocket" else headers
             take_call(self._config, workflow, message, duplex, forwarded, own)
-        elif message.kind == "notification":
-            workflow.notify(message, forwarded, duplex)
-        else:
+        elif message.kind == "response":
             workflow.respond(message)
+        else:
+            try:
+                workflow.notify(message, forwarded, duplex)
+            except InvalidMessage as error:  # only its first level could be read
+                self._pool.statistics.count("refused", error.word)
 
     # What the client is due.
 

@@ -1,6 +1,8 @@
 """Which tools may be called again: by lists, pages, changes and limits; and a model that random servers are held to."""
 
 import json
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from trunkline.mux import annotations
 from trunkline.mux.annotations import Annotations, Listing, Trust
 from trunkline.mux.envelope import Envelope, parse
+from trunkline.mux.errors import ParseError
 
 READ: dict[str, Any] = {"readOnlyHint": True}
 
@@ -147,6 +150,28 @@ def test_a_list_that_cannot_be_read_or_is_too_long_leaves_nothing_known(answer: 
     known.learn("s", ask(known), answer)
     assert not known.allow("s", call("x"))
     assert known.held == 1
+
+
+def nearly_too_deep(method: str) -> Envelope:
+    """A request that was read, and of which only the first level can be read further down the stack."""
+    for depth in range(1000, 0, -1):
+        nested = b"[" * depth + b"]" * depth
+        text = b'{"jsonrpc":"2.0","id":1,"method":"%b","params":{"name":"x","a":%b}}' % (method.encode(), nested)
+        with suppress(ParseError):
+            return parse(text, limit=100_000)
+    raise AssertionError("nothing is read")
+
+
+def below(frames: int, read: Callable[[], object]) -> object:
+    return read() if not frames else below(frames - 1, read)
+
+
+def test_g6_what_is_nested_nearly_too_deeply_is_nothing_to_learn_from_and_not_called_again() -> None:
+    known = told(tool("x", readOnlyHint=True))
+    if below(30, lambda: known.ask("s", nearly_too_deep("tools/list"))) is not None:
+        pytest.skip("this Python has the same room for JSON however deep its own stack is")
+    message = nearly_too_deep("tools/call")
+    assert below(30, lambda: known.allow("s", message)) is False
 
 
 def test_a_tool_with_a_name_without_end_is_not_remembered() -> None:

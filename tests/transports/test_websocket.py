@@ -196,6 +196,18 @@ async def test_garbage_is_answered_and_the_socket_goes_on(begins: bool, garbage:
         assert await client.next() == {"jsonrpc": "2.0", "id": "p", "result": {}}
 
 
+async def test_a_message_that_is_nearly_nested_too_deeply_costs_its_client_nothing_else() -> None:
+    """How deep that is depends on who reads: it may be that only its first level can be read."""
+    deep = b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":1,"a":%b%b}}'
+    async with listening() as at, opened(at) as client:
+        for depth in range(800, 1000):
+            await client.send(deep % (b"[" * depth, b"]" * depth))
+        await client.send(PING)
+        while (answer := await client.next()).get("id") is None:
+            assert answer["error"]["code"] == -32700
+        assert answer == {"jsonrpc": "2.0", "id": "p", "result": {}}
+
+
 async def test_w3_a_binary_frame_is_refused_with_1003() -> None:
     async with listening() as at, opened(at) as client:
         assert client.socket is not None
