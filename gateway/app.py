@@ -200,10 +200,11 @@ class Gateway:
 
     # Settings that change.
 
-    async def reload(self, read: Callable[[], Settings], *, insecure: bool = False) -> None:
+    async def reload(self, read: Callable[[], Settings], *, insecure: bool = False) -> bool:
         """Read the settings again, and let hold what differs but for what needs a restart; a fault changes nothing.
 
-        `read` and `insecure` as in `process.serve`. Not to be called again before it is done.
+        False where nothing changed: there is a fault, or the gateway shuts down. `read` and `insecure` as in
+        `process.serve`. Not to be called again before it is done.
         """
         try:
             built = await anyio.to_thread.run_sync(self._rebuilt, read, insecure)
@@ -213,20 +214,21 @@ class Gateway:
         except SettingsError as error:
             self.statistics.count("reloads", "refused")
             logger.error("not reloaded, everything stays as it is: %s", error)
-            return
+            return False
         except Exception as error:
             self.statistics.count("reloads", "refused")
             logger.error("not reloaded, everything stays as it is", exc_info=error)
-            return
+            return False
         if self.pool.draining:
             logger.warning("not reloaded: the gateway is shutting down")
-            return
+            return False
         self._apply(built, authenticator)
         self.statistics.count("reloads", "applied")
         logger.info("reloaded: %s", built.changes)
         if built.changes.needs_restart:
             waiting = ", ".join(built.changes.needs_restart)
             logger.warning("left as it was, only a restart changes it: %s", waiting)
+        return True
 
     def _rebuilt(self, read: Callable[[], Settings], insecure: bool) -> _Built:
         """Everything that may fail of a reload; nothing of it holds yet.

@@ -58,7 +58,8 @@ class HTTPListening:
     ) -> None:
         self.statistics = statistics
         self.at_once = at_once
-        self._tls = tls
+        self.tls = tls
+        """Of the connections that come from now on."""
         self.max_connections = connection_limit()
         self.hold = Patience(HOLD_SECONDS)
         self.known_heads = KnownHeads()
@@ -87,7 +88,7 @@ class HTTPListening:
         """A connection that has come."""
         self.config, self.state = config, server_state
         self.loop = _loop or asyncio.get_running_loop()
-        return HTTPConnection(self) if self._tls is None else Accepted(self, self._tls)
+        return HTTPConnection(self) if self.tls is None else Accepted(self, self.tls)
 
     def enter(self, connection: HTTPConnection | TLSHandshake) -> bool:
         """Count a connection; False where there are too many, those of WebSocket among them."""

@@ -72,9 +72,10 @@ async def serve(
             raise NotStarted("", refusal(first_of(group), settings.directory.url)) from None
         stack.enter_context(collected_by_schedule())
         keep_what_large_messages_took()
-        server = _Server(_config(gateway, settings), lambda: on_ready(url_of(listener, settings)))
+        listening = HTTPListening(gateway.statistics, gateway.take_at_once, server_context(settings.gateway.tls))
+        server = _Server(_config(gateway, listening), lambda: on_ready(url_of(listener, settings)))
         async with anyio.create_task_group() as tasks:
-            life = _Life(gateway, server, tasks, shares_listener=place is not None)
+            life = _Life(gateway, listening, server, tasks, shares_listener=place is not None)
             await tasks.start(life.obey_signals)
             if place is not None:
                 tasks.start_soon(life.obey, place)
@@ -84,13 +85,11 @@ async def serve(
             tasks.cancel_scope.cancel()
 
 
-def _config(gateway: Gateway, settings: Settings) -> uvicorn.Config:
+def _config(gateway: Gateway, listening: HTTPListening) -> uvicorn.Config:
     """How uvicorn serves it: sockets, signals and the end are uvicorn's, the protocols are our own."""
-    tls = settings.gateway.tls
-    context = server_context(tls.cert, tls.key) if tls.cert else None
     return uvicorn.Config(
         gateway,
-        http=HTTPListening(gateway.statistics, gateway.take_at_once, context).protocol,
+        http=listening.protocol,
         lifespan="off",
         ws=PingingWebSocket,
         ws_max_size=MAX_BODY_BYTES,
@@ -148,8 +147,11 @@ class _Server(uvicorn.Server):
 class _Life:
     """What signals, and the parent of several workers, do to a gateway that runs."""
 
-    def __init__(self, gateway: Gateway, server: _Server, tasks: TaskGroup, *, shares_listener: bool) -> None:
+    def __init__(
+        self, gateway: Gateway, listening: HTTPListening, server: _Server, tasks: TaskGroup, *, shares_listener: bool
+    ) -> None:
         self._gateway = gateway
+        self._listening = listening
         self._server = server
         self._tasks = tasks
         self._shares_listener = shares_listener
@@ -190,7 +192,15 @@ class _Life:
         while True:
             await self._reload.wait()
             self._reload = anyio.Event()
-            await self._gateway.reload(read, insecure=insecure)
+            if await self._gateway.reload(read, insecure=insecure):
+                self._renew_certificate()
+
+    def _renew_certificate(self) -> None:
+        """Read its files again: from the next connection on, what they hold now counts."""
+        try:
+            self._listening.tls = server_context(self._gateway.settings.gateway.tls)
+        except OSError as error:  # they have just changed once more
+            logger.error("the certificate stays as it was, reload again: gateway.tls: %s", error)
 
     def _drain(self, why: str, *, is_left_to_others: bool = True) -> None:
         if not self._is_draining:

@@ -13,6 +13,7 @@ import ssl
 from typing import TYPE_CHECKING, Final, cast
 
 from .http_connection import HTTPConnection
+from .settings import TLS
 
 if TYPE_CHECKING:
     from .http_listening import HTTPListening
@@ -21,15 +22,16 @@ HANDSHAKE_SECONDS: Final = 10.0
 """How long a handshake may take; nobody is authenticated before."""
 
 
-def server_context(cert: str, key: str) -> ssl.SSLContext:
-    """The listener's side of TLS, with the certificate and key of these files in PEM.
+def server_context(tls: TLS) -> ssl.SSLContext | None:
+    """The listener's side of TLS, with what these files hold now; None for plain HTTP.
 
     Raises:
-        OSError: a file cannot be read, or does not hold what it should.
-        ValueError: a path is none.
+        OSError: a file cannot be read, or does not hold what it should; an `ssl.SSLError` among them.
     """
+    if not tls.cert:
+        return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(cert, key, password="")  # without one, OpenSSL would ask the terminal
+    context.load_cert_chain(tls.cert, tls.key, password="")  # without one, OpenSSL would ask the terminal
     context.set_alpn_protocols(["http/1.1"])
     return context
 

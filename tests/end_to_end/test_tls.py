@@ -3,6 +3,7 @@
 import json
 import signal
 import socket
+import ssl
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -25,16 +26,17 @@ pytestmark = pytest.mark.anyio
 
 
 class TLSGateway(NamedTuple):
-    """A gateway that runs, and the certificate that it shows."""
+    """A gateway that runs, the files of its certificate, and a client's side that trusts what these held first."""
 
     process: ServerProcess
     port: int
     certificate: Certificate
+    trusting: ssl.SSLContext
 
     def is_ready(self) -> bool:
         """Whether it answers."""
         opener = urllib.request.build_opener(
-            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=self.certificate.trusting())
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=self.trusting)
         )
         try:
             with opener.open(f"https://127.0.0.1:{self.port}/readyz", timeout=5) as answer:
@@ -45,7 +47,7 @@ class TLSGateway(NamedTuple):
     @asynccontextmanager
     async def client(self, transport: str) -> AsyncIterator[Client]:
         """The SDK's."""
-        base, context = f"https://127.0.0.1:{self.port}/servers/up", self.certificate.trusting()
+        base, context = f"https://127.0.0.1:{self.port}/servers/up", self.trusting
 
         def http(headers: Any = None, timeout: Any = None, auth: Any = None) -> httpx2.AsyncClient:
             return httpx2.AsyncClient(headers=headers, timeout=timeout, auth=auth, verify=context, trust_env=False)
@@ -70,7 +72,7 @@ async def gateway(upstream: Upstream, tmp_path: Path) -> AsyncIterator[TLSGatewa
     )
     port = free_port()
     process = ServerProcess(command("serve", str(toml), "--port", str(port)), env=environment())
-    at = TLSGateway(process, port, made)
+    at = TLSGateway(process, port, made, made.trusting())
     try:
         await until(at.is_ready, timeout=60)
         yield at
@@ -91,7 +93,7 @@ async def test_a_session_goes_on_over_a_secured_websocket(gateway: TLSGateway) -
     async with websockets.connect(
         f"wss://127.0.0.1:{gateway.port}/servers/up/ws",
         subprotocols=[websockets.Subprotocol("mcp")],
-        ssl=gateway.certificate.trusting(),
+        ssl=gateway.trusting,
         proxy=None,
     ) as socket:
         for message in (
@@ -114,3 +116,22 @@ async def test_a_stop_does_not_wait_for_a_client_that_never_says_anything(gatewa
         silent.settimeout(5)
         with suppress(ConnectionResetError):  # either is an end
             assert silent.recv(1) == b""
+
+
+async def test_a_reload_shows_the_certificate_that_is_in_the_files_by_then(gateway: TLSGateway, tmp_path: Path) -> None:
+    (tmp_path / "renewed").mkdir()
+    renewed = certificate(tmp_path / "renewed")
+    after = gateway._replace(trusting=renewed.trusting())
+    async with gateway.client("http") as client:
+        await client.call_tool("counter", {})
+        renewed.key.replace(gateway.certificate.key)
+        gateway.process.send_signal(signal.SIGHUP)
+        await until(lambda: "not reloaded" in gateway.process.log())
+        assert "gateway.tls" in gateway.process.log()
+        assert gateway.is_ready(), "a key that is not the certificate's changes nothing"
+        renewed.cert.replace(gateway.certificate.cert)
+        gateway.process.send_signal(signal.SIGHUP)
+        await until(after.is_ready)
+        assert not gateway.is_ready()
+        result = await client.call_tool("counter", {})
+        assert [block.text for block in result.content if block.type == "text"] == ["2"]

@@ -12,6 +12,7 @@ from harness.gateways import until
 from harness.http_serving import GET, PATIENCE, Connected, echo, said, serving
 from trunkline.gateway import tls_handshake
 from trunkline.gateway.http_listening import HTTPListening
+from trunkline.gateway.settings import TLS
 from trunkline.gateway.tls_handshake import server_context
 from trunkline.mux.statistics import Statistics
 
@@ -34,7 +35,9 @@ class Secured:
 
     def __init__(self, certified: Certificate) -> None:
         self.statistics = Statistics()
-        self.listening = HTTPListening(self.statistics, tls=server_context(str(certified.cert), str(certified.key)))
+        self.listening = HTTPListening(
+            self.statistics, tls=server_context(TLS(str(certified.cert), str(certified.key)))
+        )
         self.port = 0
         self._trusting = certified.trusting()
 
@@ -177,4 +180,4 @@ async def test_a_server_that_ends_does_not_wait_for_handshakes(certified: Certif
 def test_the_key_of_another_certificate_is_refused(certified: Certificate, tmp_path: Path) -> None:
     other = certificate(tmp_path)
     with pytest.raises(ssl.SSLError, match="mismatch"):
-        server_context(str(certified.cert), str(other.key))
+        server_context(TLS(str(certified.cert), str(other.key)))
