@@ -56,7 +56,9 @@ async def test_it_knows_whether_others_may_share_the_session(
     assert server.asked[0].get("trunkline-workflow") == ("mine" if keyed else None)
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1/ws", "ws://", "127.0.0.1:80/ws", "ws://127.0.0.1/#f", "", "ws://a..b/"])
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1/ws", "ws://", "127.0.0.1:80/ws", "ws://127.0.0.1/#f", "", "ws://a..b/"]
+)
 def test_other_urls_are_refused(url: str) -> None:
     with pytest.raises(ValueError, match="ws:// or wss://"):
         dialer(url)
