@@ -36,11 +36,12 @@ class _Part(msgspec.Struct, array_like=True):
     """What goes through a mailbox.
 
     `part`: a piece of a frame; `number` counts them. `taken`: `number` parts were taken. `closed`: the sender is done.
+    `away`: of all conversations with the sender: what it was sent may be lost.
     """
 
     sender: str
     name: Name
-    kind: Literal["part", "taken", "closed"]
+    kind: Literal["part", "taken", "closed", "away"]
     number: int = 0
     text: bytes = b""
     is_last: bool = False
@@ -169,6 +170,8 @@ class Mailboxes:
         self._membership = membership
         self._numbers = itertools.count(1)
         self._conversations: dict[tuple[Name, str], MailboxConversation] = {}
+        self._was_away = anyio.Event()
+        """Set when others have to know that they may have sent in vain."""
         self._tasks: TaskGroup
 
     @property
@@ -187,6 +190,7 @@ class Mailboxes:
             self._tasks = tasks
             tasks.start_soon(self._hear, parts, begin)
             tasks.start_soon(self._look)
+            tasks.start_soon(self._tell_away)
             try:
                 yield self
             finally:
@@ -220,6 +224,7 @@ class Mailboxes:
         async for text in parts:
             if not text:
                 self._break_all("the mailbox of this worker was away")
+                self._was_away.set()
                 continue
             try:
                 part = _DECODER.decode(text)
@@ -227,7 +232,9 @@ class Mailboxes:
                 logger.warning("what came by the mailbox is no part of a conversation")
                 continue
             conversation = self._conversations.get((part.name, part.sender))
-            if conversation is not None:
+            if part.kind == "away":
+                self._break_all("the mailbox of the other worker was away", part.sender)
+            elif conversation is not None:
                 conversation.hear(part)
             elif part.kind == "part" and part.number == 1 and part.name[0] == part.sender:
                 conversation = self._enter(part.name, part.sender)
@@ -235,6 +242,18 @@ class Mailboxes:
                 begin(conversation)
             elif part.kind == "part":
                 self._tasks.start_soon(self._tell_closed, part.name, part.sender)
+
+    async def _tell_away(self) -> None:
+        """Tell all others when frames to this worker may be lost: who began with one of them would wait for ever."""
+        while True:
+            await self._was_away.wait()
+            self._was_away = anyio.Event()
+            try:
+                for other in await self._membership.others():
+                    await self.post(other.id, _Part(self.me, (self.me, 0), "away"))
+            except DirectoryUnavailable:
+                self._was_away.set()
+                await anyio.sleep(BEAT_SECONDS)
 
     async def _look(self) -> None:
         """Break the conversations with workers that have died."""

@@ -13,6 +13,7 @@ from trunkline.gateway.workers.conversation import MAX_FRAME_BYTES, Broken, Conv
 from trunkline.gateway.workers.mailboxes import PART_BYTES, WINDOW, MailboxConversation, Mailboxes
 from trunkline.mux.directory import SharedDirectory, Worker
 from trunkline.mux.directory.open import open_directory
+from trunkline.mux.errors import DirectoryUnavailable
 from trunkline.mux.membership import Membership
 
 pytestmark = pytest.mark.anyio
@@ -202,10 +203,43 @@ async def test_a_lost_part_breaks_the_conversation(post: Post, is_near: bool) ->
         await listener.receive()
 
 
-async def test_a_mailbox_that_was_away_breaks_what_it_carried(post: Post) -> None:
+@pytest.mark.parametrize("whose", ["a", "b"])
+async def test_a_mailbox_that_was_away_breaks_what_it_carried_on_both_sides(post: Post, whose: str) -> None:
+    near, far = await post.pair()
+    await post.directory.send(whose, b"")
+    for side in (near, far):
+        with anyio.fail_after(10), pytest.raises(Broken):
+            await side.receive()
+
+
+async def test_who_began_with_what_a_mailbox_lost_is_told(post: Post) -> None:
+    near = post.open()
+    post.directory.lost = {len(post.directory.sizes) + 1}
+    await near.send(Frame("open", {}))
+    await post.directory.send("b", b"")
+    with anyio.fail_after(10), pytest.raises(Broken, match="away"):
+        await near.receive()
+    assert post.came == []
+
+
+@pytest.mark.parametrize("directory", ["memory"], indirect=True)
+async def test_that_a_mailbox_was_away_is_told_once_the_directory_is_back(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BEAT_SECONDS", 0.02)
     near, _ = await post.pair()
-    await post.directory.send("a", b"")
-    with pytest.raises(Broken):
+    failed = anyio.Event()
+    send = post.directory.send
+
+    async def send_in_vain(worker: str, frame: bytes) -> bool:
+        post.directory.send = send  # type: ignore[method-assign]
+        failed.set()
+        raise DirectoryUnavailable("a test has taken the directory away")
+
+    await send("b", b"")
+    post.directory.send = send_in_vain  # type: ignore[method-assign]
+    await failed.wait()
+    with anyio.fail_after(10), pytest.raises(Broken):
         await near.receive()
 
 
