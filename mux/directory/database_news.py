@@ -142,11 +142,16 @@ class News:
     # Both
 
     async def sweep(self, connection: AsyncConnection) -> None:
-        """Forget changes that all have heard by now, and the mail of workers that do not live."""
+        """Forget changes that all have heard by now, and the mail of workers that do not live.
+
+        One that is only late is told so: its frames give way to empty ones.
+        """
         now = self._server.now()
         await connection.execute(sa.delete(changes).where(changes.c.at <= now - CHANGES_SECONDS))
-        living = sa.select(workers.c.id).where(workers.c.expires > now)
-        await connection.execute(sa.delete(mail).where(mail.c.worker.not_in(living)))
+        known = sa.select(workers.c.id)
+        await connection.execute(sa.delete(mail).where(mail.c.worker.not_in(known)))
+        late = mail.c.worker.in_(known.where(workers.c.expires <= now))
+        await connection.execute(sa.update(mail).where(late, mail.c.frame != b"").values(frame=b""))
 
     async def listen(self) -> None:
         """Hear what PostgreSQL notifies, until the connection breaks."""

@@ -11,7 +11,7 @@ from trunkline.mux.directory import MAILBOX_FRAMES, Worker
 from trunkline.mux.directory import database_news as module
 from trunkline.mux.directory.database import DatabaseDirectory, open_database
 from trunkline.mux.directory.database_news import News
-from trunkline.mux.directory.database_schema import changes, mail
+from trunkline.mux.directory.database_schema import changes, mail, workers
 from trunkline.mux.directory.database_server import Server
 from trunkline.mux.directory.names import name_digest
 from trunkline.mux.errors import DirectoryUnavailable
@@ -71,6 +71,19 @@ async def test_the_mail_of_a_worker_that_is_forgotten_is_forgotten(at: tuple[Dat
     await directory.sweep()
     async with server.reading() as connection:
         assert list(await connection.scalars(sa.select(mail.c.worker))) == [name_digest(living.id)]
+
+
+async def test_a_worker_that_was_late_is_told_that_its_mail_was_swept(at: tuple[DatabaseDirectory, Server]) -> None:
+    directory, server = at
+    late = await directory.enroll(Worker("late"))
+    assert await directory.send(late.id, b"frame")
+    async with server.writing() as connection:
+        await connection.execute(sa.update(workers).values(expires=server.now() - 1))
+    await directory.sweep()
+    assert not await directory.beat(late)
+    assert await directory.send(late.id, b"next")
+    await directory.sweep()
+    assert await directory.news._taken(name_digest(late.id)) == [b"", b"next"]
 
 
 async def test_a_full_mailbox_begins_anew_with_an_empty_frame(at: tuple[DatabaseDirectory, Server]) -> None:
