@@ -2,6 +2,8 @@
 
 A record is a hash: `record` (msgpack), `epoch`, `lifetime` (milliseconds), `pointer` (the key that names it), `next_id`
 and `bytes` (of its log). Its time to live is the record's. Times are milliseconds.
+
+A redis that is full refuses a script which begins by taking memory, and lets one be that has written anything before.
 """
 
 import hashlib
@@ -22,10 +24,10 @@ def _script(text: str) -> Script:
 CREATE: Final = _script("""
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
 if ARGV[5] == '1' and redis.call('EXISTS', KEYS[2]) == 1 then return -1 end
-redis.call('DEL', KEYS[2])
 redis.call('HSET', KEYS[1], 'record', ARGV[1], 'epoch', ARGV[2], 'lifetime', ARGV[3])
 redis.call('HSET', KEYS[1], 'pointer', ARGV[4], 'next_id', ARGV[6])
 redis.call('PEXPIRE', KEYS[1], ARGV[3])
+redis.call('DEL', KEYS[2])
 return 1
 """)
 """Keys: record, end. Arguments: the record, its epoch, its lifetime, its pointer, 1 for one that stood before, its
@@ -62,12 +64,16 @@ return 1
 
 REMOVE: Final = _script("""
 if redis.call('HGET', KEYS[1], 'epoch') ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[3], '', 'PX', redis.call('HGET', KEYS[1], 'lifetime'))
+local lifetime = redis.call('HGET', KEYS[1], 'lifetime')
 redis.call('DEL', KEYS[1], KEYS[2])
+redis.call('SET', KEYS[3], '', 'PX', lifetime)
 redis.call('PUBLISH', ARGV[2], ARGV[3])
 return 1
 """)
-"""Keys: record, log, end. Arguments: epoch, channel, what is published. That it has ended is kept for its lifetime."""
+"""Keys: record, log, end. Arguments: epoch, channel, what is published. That it has ended is kept for its lifetime.
+
+It makes room first: a redis that is full takes it.
+"""
 
 TOUCH: Final = _script("""
 local known = redis.call('HMGET', KEYS[1], 'lifetime', 'pointer')

@@ -53,6 +53,23 @@ async def test_numbers_of_living_workers_are_not_given_again_when_all_is_forgott
             assert (await directory.enroll(worker())).number > old[2].number
 
 
+async def test_what_ends_makes_room_in_a_redis_that_is_full() -> None:
+    one = record("chat")
+    with redis_server("--maxmemory-policy", "noeviction") as server:
+        async with open_redis(server.url) as directory:
+            await directory.claim(one)
+            await directory.append(one.session_id, [Entry("event", 1, 1, b"x" * 100_000)], EventLogLimits())
+            server.command("CONFIG", "SET", "maxmemory", 1)
+            with pytest.raises(DirectoryUnavailable, match="OutOfMemory"):
+                await directory.claim(record())
+            with suppress(DirectoryUnavailable):  # there may be no room for more than that
+                await directory.remove(one)
+            assert await directory.get(one.session_id) is None
+            server.command("CONFIG", "SET", "maxmemory", 0)
+            assert await directory.publish(one) is None, "its end is known"
+            assert (await directory.claim(record("chat"))).state == "reset"
+
+
 async def test_a_server_that_is_away_is_unavailable_and_found_again() -> None:
     one = record("chat")
     with redis_server() as server:
