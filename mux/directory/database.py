@@ -315,6 +315,8 @@ class DatabaseDirectory:
         """See `Workers.beat`."""
         async with self._server.writing() as connection:
             was_alive = await self._lives(connection, name_digest(worker.id))
+            if not was_alive:  # a database that was restored from a copy learns which numbers were given
+                await self._count(connection, NUMBER, 0, None, worker.number)
             await self._note(connection, worker)
         return was_alive
 

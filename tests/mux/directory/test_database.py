@@ -10,7 +10,7 @@ from contract.directory import record
 from harness.backends import Backends
 from trunkline.mux.directory import Claimed, Worker
 from trunkline.mux.directory.database import WORKER_MEMORY_SECONDS, DatabaseDirectory, open_database
-from trunkline.mux.directory.database_schema import ended_keys, homes, workers
+from trunkline.mux.directory.database_schema import counters, ended_keys, homes, workers
 from trunkline.mux.directory.database_server import Server
 from trunkline.mux.directory.names import name_digest
 
@@ -45,6 +45,18 @@ async def test_a_sweep_forgets_what_has_expired_but_not_that_its_key_was_used(ur
         again = record("short")
         assert await directory.claim(again) == Claimed(again, "reset")
         assert await directory.get(long.session_id) == long
+
+
+async def test_numbers_of_living_workers_are_not_given_again_by_a_database_that_was_restored(url: str) -> None:
+    async with open_database(url) as directory:
+        old = [await directory.enroll(Worker(f"old-{n}")) for n in range(3)]
+        server = Server(url)
+        async with server.writing() as connection:
+            await connection.execute(sa.delete(workers))
+            await connection.execute(sa.update(counters).values(next_id=2))
+        assert not await directory.beat(old[2])
+        assert (await directory.enroll(Worker("new"))).number == old[2].number + 1
+        await server.engine.dispose()
 
 
 async def test_a_sweep_forgets_where_things_live_once_their_worker_is_forgotten(url: str) -> None:
