@@ -129,12 +129,15 @@ class Streams:
     def repeat(self, stream: Stream, after: int, *, listens: bool) -> Reader:
         """A reader of this stream from a position that a client named; what it had been sent before is counted.
 
+        That counts as not sent from here on: the client does not have it.
+
         Raises:
             Trimmed: what followed is no longer held.
         """
         repeated = sum(event.n <= stream.sent for event in stream.after(after))
         self._workflow.statistics.count("replayed_events", by=repeated)
         self._workflow.note("resumed" if stream.sent else "attached")
+        stream.sent = min(stream.sent, after)
         return self.attach(stream, after, listens=listens)
 
     def is_live(self, reader: Reader) -> bool:

@@ -218,6 +218,26 @@ async def test_what_was_delivered_is_trimmed_without_harm() -> None:
         assert not client.workflow.ended
 
 
+async def test_g5_what_a_client_came_back_for_is_not_trimmed_before_it_has_it() -> None:
+    async with bench(event_log=EventLogLimits(events=4)) as at:
+        client = await at.client()
+        _, upstream, reader = await streaming(at, client)
+        seen = position(client.workflow.streams.event_id(reader.stream, reader.stream.sent))
+        for n in (1, 2):
+            upstream.say(log(n))
+        assert data(await some(reader, 2)) == [1, 2]
+        reader.close()
+        back = client.workflow.streams.resume(seen)
+        for n in (3, 4):
+            upstream.say(log(n))
+        assert data(await some(back, 4)) == [1, 2, 3, 4]
+        back.close()
+        late = client.workflow.streams.resume(seen)
+        upstream.say(log(5))
+        await at.ended("event_log_overflow")
+        late.close()
+
+
 @pytest.mark.parametrize("to", ["trimmed", "ahead", "another epoch", "no such stream"])
 async def test_a_position_that_is_no_longer_held_ends_the_workflow_with_that_reason(to: str) -> None:
     async with bench(event_log=EventLogLimits(events=4)) as at:
