@@ -36,6 +36,10 @@ EPOCH: Final = 1 << 40
 """Places of a stream that one writer may fill: the next writer goes on at a multiple of it."""
 
 
+MAX_EMPTY: Final = 16
+"""Streams of other writers of which nothing is left, and that are kept all the same: clients can make such up."""
+
+
 class Position(NamedTuple):
     """A place in a workflow's streams, as an event id spells it (rule T9): opaque to clients, and a secret.
 
@@ -220,6 +224,12 @@ class EventLog:
         for number in over:
             if self._streams[number].restored < before:
                 del self._streams[number]
+
+    def forget_empty(self) -> None:
+        """Forget ended streams of which nothing is left, but for the `MAX_EMPTY` that came last."""
+        over = [number for number, stream in self._streams.items() if stream.is_over]
+        for number in over[: max(0, len(over) - MAX_EMPTY)]:
+            del self._streams[number]
 
     def clear(self) -> None:
         """Drop everything and give the bytes back to the process's budget."""

@@ -46,6 +46,10 @@ class Streams:
         log = self._workflow.kept_log
         return None if log is None else lambda kind, n, text: log.write(Entry(kind, stream.number, n, text))
 
+    def make_room(self) -> None:
+        """Streams of another worker come: those of which nothing is left give way, but for the last ones."""
+        self._log.forget_empty()
+
     def restore(self, kept: KeptStream, epoch: int) -> Stream:
         """A stream of another worker; its owed answers are told as lost. An overflow ends the workflow, as `append`."""
         last = max(epoch * EPOCH, kept.last)

@@ -426,6 +426,7 @@ class Workflow:
         """
         self._touched = self._ports.clock()
         self._ports.stir(self)
+        self.streams.make_room()
         for number, stream in kept.streams.items():
             if self.ended is not None:  # there was no room for the one before
                 return

@@ -8,11 +8,12 @@ import pytest
 from harness.clustering import Member, Workers, two, until, workers
 from harness.memory_wire import echo, message
 from harness.muxing import ALICE, BOB, Client, events, idle, initialize, position, settle, some
+from msgspec.structs import replace
 from trunkline.mux.cluster import BESIDE_SECONDS, TOUCH_SECONDS, touch_interval
-from trunkline.mux.directory import LEASE_SECONDS
+from trunkline.mux.directory import LEASE_SECONDS, MAX_STALENESS
 from trunkline.mux.envelope import parse
 from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, Overloaded, SessionLost, UnknownSession
-from trunkline.mux.event_log import Stream
+from trunkline.mux.event_log import MAX_EMPTY, Position, Stream
 from trunkline.mux.exchange import Exchange
 from trunkline.mux.limits import EventLogLimits
 from trunkline.mux.placement import CALLS, NAMES, concern_of
@@ -613,6 +614,21 @@ async def test_a_stream_that_no_log_tells_of_ends_without_ending_the_workflow() 
         _, again = await resume(at, b, event_id)
         assert [text async for _, text in events(again)] == []
         assert (await b.find(session_id)).workflow.ended is None
+
+
+async def test_g10_streams_that_a_client_makes_up_are_not_kept() -> None:
+    async with workers() as at:
+        a, _, session_id = await two(at)
+        workflow = (await a.find(session_id)).workflow
+        made_up = [a.number * NAMES + n for n in range(1000, 1100)]
+        for number in made_up:
+            found = Position(workflow.record.event_token, number, 0, 1)
+            assert await a.pool.lookup.find_position(ANONYMOUS, "x", found) is workflow
+            reader = workflow.streams.resume(found)
+            assert reader.due() is None
+            reader.close()
+        assert workflow.ended is None
+        assert sum(map(workflow.streams.knows, made_up)) <= MAX_EMPTY + 1
 
 
 def own(n: int) -> bytes:

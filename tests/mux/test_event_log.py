@@ -5,7 +5,7 @@ from math import inf
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from trunkline.mux.event_log import EPOCH, Budget, EventLog, Overflow, Position, Stream, Trimmed
+from trunkline.mux.event_log import EPOCH, MAX_EMPTY, Budget, EventLog, Overflow, Position, Stream, Trimmed
 from trunkline.mux.limits import EventLogLimits
 
 
@@ -172,6 +172,19 @@ def test_places_of_a_later_writer_are_greater() -> None:
     assert Position.read(position.spell()) == position
     assert position.place == EPOCH * 2 + 5
     assert Position("a" * 32, 3, 1, 10**14).place < EPOCH * 2
+
+
+def test_g10_of_streams_of_which_nothing_is_left_the_last_ones_are_kept() -> None:
+    made, _ = log()
+    held = made.restore(1, [(1, b"a")], trimmed=0, last=EPOCH, now=0.0)
+    empty = [made.restore(number, [], trimmed=0, last=EPOCH, now=0.0) for number in range(2, MAX_EMPTY + 4)]
+    for stream in (held, *empty):
+        stream.ended = True
+    made.forget_empty()
+    assert made.knows(held.number)
+    assert [stream.number for stream in empty if made.knows(stream.number)] == [*range(4, MAX_EMPTY + 4)]
+    made.forget_empty()
+    assert made.knows(4)
 
 
 def test_a_stream_that_was_restored_waits_for_its_client() -> None:
