@@ -15,7 +15,7 @@ from .workflow import Workflow
 logger = logging.getLogger(__name__)
 
 OVERTAKEN: Final = frozenset({"taken_over", "removed"})
-"""Causes that lie in the record: whoever changed it sees to the upstream session."""
+"""Causes that lie in the record: there is nothing to be removed."""
 
 
 class Ending:
@@ -47,7 +47,7 @@ class Ending:
         """The one door through which a workflow leaves the pool."""
         if not self._residents.leave(workflow):
             return False
-        if cause in OVERTAKEN and self._cluster is not None:
+        if cause in OVERTAKEN and self._is_elsewhere(workflow, cause):
             for other in self._lines.give_up(workflow):
                 if self._retire(other, "taken_over"):
                     self._tasks.spawn(self._send_after, other)
@@ -64,9 +64,11 @@ class Ending:
 
     def _is_released(self, workflow: Workflow, cause: str) -> bool:
         """Whether the upstream session outlives the workflow here: another worker goes on with it, or may have it."""
-        if self._cluster is None:
-            return False
-        return self._is_movable(workflow, cause) or not self._cluster.is_sure_of(workflow) or cause in OVERTAKEN
+        return self._is_movable(workflow, cause) or self._is_elsewhere(workflow, cause)
+
+    def _is_elsewhere(self, workflow: Workflow, cause: str) -> bool:
+        """Whether another worker may have its session: none has where this one was sure of what was removed."""
+        return self._cluster is not None and (cause == "taken_over" or not self._cluster.is_sure_of(workflow))
 
     def _is_movable(self, workflow: Workflow, cause: str) -> bool:
         """Whether another worker may go on after this end."""
@@ -100,7 +102,8 @@ class Ending:
         try:
             if not await self._directory.remove(record):
                 newer = await self._directory.get(record.session_id)
-                if newer is not None and newer.follows(record):  # it was not heard (yet) that this was stored
+                # It was not heard (yet) that this was stored; or the directory has lost what it was told last.
+                if newer is not None and (newer.follows(record) or newer.is_behind(record)):
                     await self._directory.remove(newer)
         except Exception as error:
             again = self._leftovers.failed(record, self._clock())

@@ -149,6 +149,17 @@ async def test_a_session_that_the_server_forgot_is_over_for_all() -> None:
             await a.find(session_id)
 
 
+async def test_what_ends_beside_its_holder_for_want_of_room_is_ended_at_the_server() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        beside = await b.beside(session_id)
+        beside.workflow.fail("event_log_overflow")
+        await settle()
+        with pytest.raises(UnknownSession):
+            await a.find(session_id)
+        await until(lambda: at.server.deleted == ["1"])
+
+
 # Taking over.
 
 

@@ -8,7 +8,7 @@ from harness.clustering import orphaned, until, workers
 from harness.memory_wire import echo, message
 from harness.muxing import ALICE, BOB, Client, begin, idle, settle, some
 from trunkline.mux.directory import LEASE_SECONDS
-from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, SessionLost
+from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, SessionLost, UnknownSession
 from trunkline.mux.event_log import Stream
 from trunkline.mux.exchange import Exchange
 from trunkline.mux.placement import CALLS, WHOLE
@@ -78,6 +78,40 @@ async def test_those_who_share_a_session_that_was_taken_over_go_on_where_it_is()
         with pytest.raises(Elsewhere) as elsewhere:
             await a.find(other.record.session_id, WHOLE, ALICE)
         assert elsewhere.value.worker == b.members.worker.id
+        client = await b.find(other.record.session_id, WHOLE, ALICE)
+        assert "result" in await client.answer(client.call())
+        assert (len(at.server.of("initialize")), at.server.deleted) == (1, [])
+
+
+async def test_a_record_that_is_removed_takes_nothing_from_those_who_share_its_session() -> None:
+    async with workers(reuse="user") as at:
+        a = await at.start()
+        gone, other = await a.client(ALICE), await a.client(ALICE)
+        waiting = other.call()
+        call = await at.server.got("tools/call")
+        await at.directory.remove(gone.workflow.record)
+        await settle()
+        with pytest.raises(UnknownSession):
+            await a.find(gone.workflow.record.session_id, WHOLE, ALICE)
+        await settle()
+        assert other.workflow.ended is None
+        call.answer({"n": 1})
+        assert (await other.answer(waiting))["result"] == {"n": 1}
+        assert at.server.deleted == []
+
+
+async def test_a_record_that_another_worker_removed_leaves_the_session_to_that_one() -> None:
+    async with workers(reuse="user") as at:
+        a, b = await at.start(), await at.start()
+        at.server.on_request = echo
+        gone, other = [(await a.client(ALICE)).workflow for _ in range(2)]
+        at.clock.advance(LEASE_SECONDS)
+        await b.beat()
+        theirs = await b.find(gone.record.session_id, WHOLE, ALICE)
+        await b.pool.end(theirs.workflow, "deleted")
+        await a.beat()
+        await until(lambda: other.ended)
+        await settle()
         client = await b.find(other.record.session_id, WHOLE, ALICE)
         assert "result" in await client.answer(client.call())
         assert (len(at.server.of("initialize")), at.server.deleted) == (1, [])
