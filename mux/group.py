@@ -175,13 +175,17 @@ class ChannelGroup:
         return not self.owners and self._left + self.pooling.idle_timeout <= now
 
     def close(self, cause: TrunklineError, *, release: bool = False) -> None:
-        """End every session; with `release`, another worker goes on with them, where it can."""
+        """End every session; with `release`, another worker goes on with the first one, where it can.
+
+        That is the one which records name; of the others nobody else knows.
+        """
         now = self._ports.clock()
         for line in self.lines():
             if line.channel is not None:
                 line.channel.life.step("dismissed", now)
                 if release:
                     line.channel.release(cause)
+                    release = False
             line.close(cause)
 
     def perform(self, channel: Channel, effect: Effect) -> None:

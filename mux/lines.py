@@ -138,13 +138,18 @@ class Lines:
         groups = ((key.server, key.generation) for key in self._groups)
         return version in groups or self._channels.serves(version)
 
+    def close_unused(self, cause: TrunklineError) -> None:
+        """End the sessions that were shared and that nobody has: no other worker would go on with them."""
+        self._is_closed = True
+        self._spares.close("drained")
+        for key in [key for key, group in self._groups.items() if not group.owners]:
+            self._end_group(key, cause, release=not self._is_sure)
+
     def close(self, cause: TrunklineError) -> None:
-        """End the sessions that workflows share, and those that nobody has; a workflow's own end with it.
+        """End the sessions that workflows shared; a workflow's own end with it.
 
         Where there are other workers, they may go on with those that are shared.
         """
-        self._is_closed = True
-        self._spares.close("drained")
         for key in tuple(self._groups):
             self._end_group(key, cause, release=self._members is not None)
 

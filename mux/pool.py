@@ -390,9 +390,11 @@ class Pool:
         return Sweep(self._premises, ports, lines=self._lines, cluster=self._cluster)
 
     def _end_all(self) -> None:
+        cause = WorkflowEnded("drained")
+        self._lines.close_unused(cause)
         for workflow in self._residents.served:
             self._ending.soon(workflow, "drained")
-        self._lines.close(WorkflowEnded("drained"))
+        self._lines.close(cause)
 
     async def _return_to(self, workflow: Workflow, named_by: str) -> Begun:
         await asyncio.shield(workflow.opened)

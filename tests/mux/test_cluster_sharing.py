@@ -287,6 +287,25 @@ async def test_g8_a_drain_lets_go_of_shared_sessions() -> None:
         assert (len(at.server.of("initialize")), at.server.deleted) == (1, [])
 
 
+async def test_a_drain_ends_the_sessions_that_no_other_worker_would_go_on_with() -> None:
+    async with workers(reuse="user", max_inflight_per_channel=1) as at:
+        a, _ = await at.start(), await at.start()
+        await a.pool.end((await a.client(BOB)).workflow, "deleted")
+        client = await a.client(ALICE)
+        waiting = [client.call(id=b"%d" % n) for n in (1, 2)]
+        await at.server.until(lambda: len(at.server.of("tools/call")) == 2)
+        for call in at.server.of("tools/call"):
+            call.answer()
+        for exchange in waiting:
+            await client.answer(exchange)
+        record = client.workflow.record
+        assert len(at.server.of("initialize")) == 3
+        await a.pool.drain(1)
+        await until(lambda: len(at.server.deleted) == 2)
+        await settle()
+        assert record.upstream_session not in [f":{session}" for session in at.server.deleted]
+
+
 async def test_g8_who_comes_while_the_worker_of_a_shared_session_drains_begins_at_another_one() -> None:
     async with workers(reuse="user") as at:
         a, b = await at.start(), await at.start()
