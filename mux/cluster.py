@@ -316,7 +316,10 @@ class Cluster:
         try:
             if await self._directory.replace(msgspec.structs.replace(record, worker="")) is None:
                 newer = await self._directory.get(record.session_id)
-                if newer is not None and newer.follows(record):  # it was not heard (yet) that this was stored
+                if newer is not None and newer.is_behind(record):  # it has lost what it was told last
+                    newer = await self._directory.publish(record)
+                # Else it was not heard (yet) that something was stored.
+                if newer is not None and (newer == record or newer.follows(record)):
                     await self._directory.replace(msgspec.structs.replace(newer, worker=""))
         except DirectoryUnavailable:
             logger.warning("a workflow could not be let go", extra={"server": record.server, "handle": record.handle})

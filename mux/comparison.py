@@ -1,5 +1,6 @@
 """What lives here, compared with its record: whether another worker has it, or the directory has forgotten it."""
 
+from contextlib import suppress
 from typing import Final, Literal
 
 import anyio
@@ -56,6 +57,8 @@ class Comparison:
         is_beside = self._residents.stands_beside(workflow)
         if stored is None:
             return "removed" if is_beside or not self._may_be_forgotten(workflow) else await self._publish(workflow)
+        if not is_beside and stored.is_behind(workflow.record):
+            return await self._correct(workflow)
         if stored.upstream_session != workflow.record.upstream_session if is_beside else not self._is_ours(stored):
             return "taken_over"
         if stored.epoch > workflow.record.epoch or stored.first_id > workflow.record.first_id:
@@ -74,8 +77,16 @@ class Comparison:
         since = workflow.doubted_since
         return since is not None and self._clock() - since < workflow.record.lifetime
 
+    async def _correct(self, workflow: Workflow) -> Verdict:
+        """The directory has lost what changed of a workflow last, and which ids were drawn: tell it again."""
+        verdict = await self._publish(workflow)
+        if verdict == "same":
+            with suppress(KeyError):  # it may be removed already
+                await self._directory.draw_ids(workflow.record.session_id, workflow.record.first_id - 1)
+        return verdict
+
     async def _publish(self, workflow: Workflow) -> Verdict:
-        """The directory has forgotten a workflow that lives here while it could not be reached: tell it again."""
+        """The directory has forgotten a workflow that lives here, or its last state: tell it again."""
         highest = max((channel.ids.highest for channel in workflow.line.channels), default=0)
         first_id = (max(highest, workflow.record.first_id) // ID_RANGE + 1) * ID_RANGE
         told = msgspec.structs.replace(workflow.record, first_id=first_id)
@@ -87,7 +98,8 @@ class Comparison:
         if workflow.ended is not None:  # meanwhile: there was no record to be removed
             await self._directory.remove(standing)
             return "removed"
-        workflow.record = told
+        if standing.epoch >= workflow.record.epoch:  # else it has changed meanwhile
+            workflow.record = standing
         self._statistics.count("stale", "published")
         workflow.doubted_since = None
         return "same"

@@ -53,7 +53,10 @@ class Leftovers:
     def has(self, record: WorkflowRecord) -> bool:
         """True for the record of a workflow that has ended, as its worker changed it last."""
         kept = self._kept.get(record.session_id)
-        return kept is not None and (kept.record.epoch == record.epoch or record.follows(kept.record))
+        if kept is None:
+            return False
+        before = kept.record
+        return record.epoch == before.epoch or record.follows(before) or record.is_behind(before)
 
     def due(self, now: float) -> list[WorkflowRecord]:
         """Whose removal is to be tried now; each is named once until it has failed again."""

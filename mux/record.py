@@ -71,6 +71,10 @@ class WorkflowRecord(msgspec.Struct, frozen=True):
         """True for what the worker that held it made of the one `before`: no other one has had it in between."""
         return self.worker == before.worker != "" and self.epoch == before.epoch + 1
 
+    def is_behind(self, known: "WorkflowRecord") -> bool:
+        """True for an older state of `known` under the same worker: what a directory has that lost the last changes."""
+        return self.worker == known.worker != "" and self.epoch < known.epoch
+
 
 def new_session_id() -> str:
     """A fresh session id: 192 random bits, visible ASCII (rules L4, X3), which no command takes for an option."""

@@ -188,7 +188,8 @@ class SharedDirectory(Directory, Logs, Workers, Protocol):
     """A directory that several workers share."""
 
     async def publish(self, record: WorkflowRecord) -> WorkflowRecord | None:
-        """Store a record again that was forgotten; nothing where it was removed within its lifetime: None.
+        """Store a record again that was forgotten, or of which an older state stands (`WorkflowRecord.is_behind`).
 
-        The record that stands then: this one, or what its session id or its key names already.
+        Nothing where it was removed within its lifetime: None. Else the record that stands then: this one, or what its
+        session id or its key names already.
         """

@@ -86,6 +86,10 @@ class DatabaseDirectory:
         while True:
             async with self._server.writing() as connection:
                 standing = await self._select(connection, mine)
+                if standing is not None and standing.is_behind(record):
+                    if await self._put(connection, record, standing):
+                        return record
+                    continue
                 if standing is not None:
                     return standing
                 if await connection.scalar(sa.select(ends.c.token).where(ended, ends.c.expires > self._server.now())):
@@ -160,22 +164,26 @@ class DatabaseDirectory:
         """See `Directory.replace`."""
         changed = msgspec.structs.replace(record, epoch=record.epoch + 1)
         async with self._server.writing() as connection:
-            now = self._server.now()
-            done = await connection.execute(
-                sa.update(records)
-                .where(self._is(record))
-                .values(
-                    record=_encode(changed),
-                    epoch=changed.epoch,
-                    lifetime=record.lifetime,
-                    touched=now,
-                    expires=now + record.lifetime,
-                )
+            return changed if await self._put(connection, changed, record) else None
+
+    async def _put(self, connection: AsyncConnection, record: WorkflowRecord, stored: WorkflowRecord) -> bool:
+        """Store a record in the place of another state of it; False where that does not stand."""
+        now = self._server.now()
+        done = await connection.execute(
+            sa.update(records)
+            .where(self._is(stored))
+            .values(
+                record=_encode(record),
+                epoch=record.epoch,
+                lifetime=record.lifetime,
+                touched=now,
+                expires=now + record.lifetime,
             )
-            if not done.rowcount:
-                return None
-            await self.news.tell(connection, record.session_id)
-        return changed
+        )
+        if not done.rowcount:
+            return False
+        await self.news.tell(connection, record.session_id)
+        return True
 
     async def remove(self, record: WorkflowRecord) -> bool:
         """See `Directory.remove`."""

@@ -116,7 +116,10 @@ class RedisDirectory:
             if created == -1:
                 return None
             standing = await self.get(record.session_id)
-            if standing is not None:
+            if standing is not None and standing.is_behind(record):
+                if await self._put(record, standing.epoch):
+                    return record
+            elif standing is not None:
                 return standing
 
     async def _create(self, record: WorkflowRecord, *, stood_before: bool = False) -> int:
@@ -166,13 +169,15 @@ class RedisDirectory:
     async def replace(self, record: WorkflowRecord) -> WorkflowRecord | None:
         """See `Directory.replace`."""
         changed = msgspec.structs.replace(record, epoch=record.epoch + 1)
+        return changed if await self._put(changed, record.epoch) else None
+
+    async def _put(self, record: WorkflowRecord, epoch: int) -> bool:
+        """Store a record in the place of the one that has this epoch; False where there is none."""
         token, lifetime = record.event_token, _milliseconds(record.lifetime)
         if record.key is not None:  # a pointer outlives its record, however long that is to live now
             await self._extend({_pointer(key_digest_of(record)): lifetime})
-        arguments = [record.epoch, _encode(changed), changed.epoch, lifetime, CHANGES, record.session_id]
-        if await self._run(redis_scripts.REPLACE, [_record(token), _log(token)], arguments):
-            return changed
-        return None
+        arguments = [epoch, _encode(record), record.epoch, lifetime, CHANGES, record.session_id]
+        return bool(await self._run(redis_scripts.REPLACE, [_record(token), _log(token)], arguments))
 
     async def remove(self, record: WorkflowRecord) -> bool:
         """See `Directory.remove`."""

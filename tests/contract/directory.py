@@ -480,6 +480,28 @@ async def what_stands_is_not_published_over(directory: SharedDirectory) -> None:
     assert await directory.get(mine.session_id) == await directory.find(ALICE, "x", "chat") == stored
 
 
+async def what_is_behind_is_published_over(directory: SharedDirectory) -> None:
+    for key in (None, "chat"):
+        mine = msgspec.structs.replace(record(key), worker="w")
+        await directory.claim(mine)
+        later = msgspec.structs.replace(changed(mine), epoch=7)
+        for other in (msgspec.structs.replace(later, worker="v"), msgspec.structs.replace(later, worker="")):
+            assert await directory.publish(other) == mine, "it is another worker's"
+        async with directory.watch() as changes:
+            assert await directory.publish(later) == later
+            assert await _heard(changes) == mine.session_id
+        assert await directory.get(mine.session_id) == later
+        if key is not None:
+            assert await directory.find(ALICE, "x", key) == later
+        assert await directory.publish(mine) == later
+        assert await directory.replace(changed(mine)) is None
+        stored = await directory.replace(later)
+        assert stored is not None
+        assert stored.epoch == 8
+        assert await directory.remove(stored)
+        assert await directory.publish(later) is None
+
+
 async def what_has_ended_is_not_published(directory: SharedDirectory) -> None:
     for key in (None, "chat"):
         mine = record(key)
@@ -512,6 +534,8 @@ async def an_end_is_remembered_for_the_life_of_the_record(directory: SharedDirec
 PUBLISH_CHECKS: Final[Sequence[Callable[[SharedDirectory], Awaitable[None]]]] = (
     what_was_forgotten_is_published_again,
     what_stands_is_not_published_over,
+    what_is_behind_is_published_over,
+    what_is_behind_is_published_over,
     what_has_ended_is_not_published,
     an_end_is_remembered_for_the_life_of_the_record,
 )

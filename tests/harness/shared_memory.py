@@ -45,6 +45,10 @@ class SharedMemoryDirectory(MemoryDirectory):
     async def publish(self, record: WorkflowRecord) -> WorkflowRecord | None:
         """See `SharedDirectory.publish`."""
         standing = await self.get(record.session_id)
+        if standing is not None and standing.is_behind(record):
+            self.go_back(record)
+            self._tell(record.session_id)
+            return record
         if standing is not None:
             return standing
         if self._now() < self._ends.get(record.session_id, float("-inf")):
@@ -57,6 +61,12 @@ class SharedMemoryDirectory(MemoryDirectory):
         del self._next_id[session_id], self._by_token[record.event_token], self._touched[session_id]
         self._by_key = {key: named for key, named in self._by_key.items() if named != session_id}
         self.logs.pop(session_id, None)
+
+    def go_back(self, record: WorkflowRecord) -> None:
+        """Have this state of a record that stands, as a directory does that lost what it was told last."""
+        assert record.session_id in self._records
+        self._records[record.session_id] = record
+        self._touched[record.session_id] = self._clock()
 
     # Logs
 

@@ -816,6 +816,67 @@ async def test_what_a_dead_worker_named_is_looked_for_here() -> None:
         await a.pool.send_on(b.number)
 
 
+# A directory that lost what it was told last, as a redis does that fails over to a replica.
+
+
+async def gone_back(at: Workers) -> tuple[Member, Member, Client]:
+    """Two workers, and a client of a workflow of which the directory knows what it knew before it was open."""
+    a, b, session_id = await two(at)
+    client = await a.find(session_id)
+    await client.answer(client.call())
+    record = client.workflow.record
+    at.directory.go_back(replace(record, epoch=0, revision="", result=b"", upstream_session=""))
+    return a, b, client
+
+
+async def test_g7_what_a_directory_lost_of_a_workflow_is_told_to_it_again() -> None:
+    async with workers() as at:
+        a, b, client = await gone_back(at)
+        session_id = client.workflow.record.session_id
+        at.directory._next_id[session_id] = 1
+        at.clock.advance(LEASE_SECONDS)
+        await a.beat()
+        await b.beat()
+        await settle()
+        assert await at.directory.get(session_id) == client.workflow.record
+        beside = await b.beside(session_id)
+        assert "result" in await beside.answer(beside.call())
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        again = await b.find(session_id)
+        assert "result" in await again.answer(again.call())
+        ids = [exchange.id for exchange in at.server.of("tools/call")]
+        assert len(ids) == len(set(ids)) == 3
+        assert len(at.server.of("initialize")) == 1
+
+
+async def test_g7_it_is_told_too_where_the_workflow_is_used_before_anybody_knows_of_a_loss() -> None:
+    async with workers() as at:
+        a, _, client = await gone_back(at)
+        at.clock.advance(MAX_STALENESS + 0.1)
+        assert await a.pool.lookup.find(ANONYMOUS, "x", client.workflow.record.session_id) is client.workflow
+        assert await at.directory.get(client.workflow.record.session_id) == client.workflow.record
+
+
+async def test_what_ends_is_removed_though_the_directory_lost_its_last_state() -> None:
+    async with workers() as at:
+        a, b, client = await gone_back(at)
+        await a.pool.end(client.workflow, "deleted")
+        assert await at.directory.get(client.workflow.record.session_id) is None
+        with pytest.raises(UnknownSession):
+            await b.find(client.workflow.record.session_id)
+
+
+async def test_g8_what_is_let_go_goes_on_though_the_directory_lost_its_last_state() -> None:
+    async with workers() as at:
+        a, b, client = await gone_back(at)
+        await a.pool.drain(1)
+        await settle()
+        again = await b.find(client.workflow.record.session_id)
+        assert "result" in await again.answer(again.call())
+        assert (len(at.server.of("initialize")), at.server.deleted) == (1, [])
+
+
 # What has ended stays ended.
 
 

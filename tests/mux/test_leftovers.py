@@ -54,7 +54,8 @@ def test_a_record_is_left_as_it_was_when_its_workflow_ended() -> None:
     assert not leftovers.has(changed), "another worker has changed it since"
     leftovers.failed(held := msgspec.structs.replace(record("two"), worker="one"), 0)
     assert leftovers.has(msgspec.structs.replace(held, epoch=1)), "it was not heard that this was stored"
-    for epoch, worker in ((1, "two"), (2, "one")):
+    assert leftovers.has(msgspec.structs.replace(held, epoch=-1)), "the directory has lost what it was told last"
+    for epoch, worker in ((1, "two"), (2, "one"), (-1, "two")):
         assert not leftovers.has(msgspec.structs.replace(held, epoch=epoch, worker=worker))
     leftovers.removed(record())
     assert not leftovers.has(record())
