@@ -17,7 +17,7 @@ from harness.delay import Delay
 from harness.gateways import Gateway, gateway
 from harness.postgres import PostgresServer, postgres_server
 from harness.raw_upstreams import RawUpstream, Transport, raw_upstream
-from harness.redis_server import RedisServer, redis_server
+from harness.redis_server import RedisServer, redis_server, redis_with_replica
 from harness.unprivileged import own_directory
 from harness.wire import Wire
 
@@ -179,6 +179,26 @@ async def test_g5_g6_g7_hold_whatever_happens_to_redis(
     async with fault(redis) as (port, act):
         toml = settings_file(tmp_path, "redis", redis.url_at(port), server)
         await suffer(toml, server, act, record_property, hits_one=fault in (slow, cut))
+
+
+@pytest.mark.parametrize("how", ["killed", "mute"])
+@pytest.mark.parametrize("transport", ["http", "stdio"])
+async def test_g5_g6_g7_hold_while_a_replica_takes_the_place_of_redis(
+    tmp_path: Path, server: RawUpstream, how: str, record_property: Callable[[str, object], None]
+) -> None:
+    with redis_with_replica() as (url, first, replica):
+
+        async def act() -> None:
+            first.kill() if how == "killed" else first.pause()
+            with anyio.fail_after(RETURN_SECONDS):
+                while replica.command("ROLE")[0] != b"master":  # noqa: ASYNC110 - nobody tells of it
+                    await anyio.sleep(0.1)
+            await anyio.sleep(FAULT_SECONDS / 2)
+            if how == "mute":
+                first.resume()  # it is what it was, until the sentinel tells it otherwise
+                await anyio.sleep(FAULT_SECONDS / 2)
+
+        await suffer(settings_file(tmp_path, "redis", url, server), server, act, record_property)
 
 
 @pytest.mark.parametrize("fault", [slow, restarted, stopped, cut], ids=lambda fault: fault.__name__)

@@ -178,9 +178,28 @@ def redis_cluster() -> Iterator[RedisCluster]:
 @contextmanager
 def redis_behind_sentinel() -> Iterator[tuple[str, RedisServer]]:
     """The URL of a redis that a sentinel watches over, and the redis."""
-    with redis_server() as server, own_directory() as place:
+    with redis_server() as server, watched(server) as url:
+        yield url, server
+
+
+@contextmanager
+def redis_with_replica() -> Iterator[tuple[str, RedisServer, RedisServer]]:
+    """The same with a replica, which takes its place once it has not been heard for a second; and the replica."""
+    with redis_server() as server, redis_server("--replicaof", "127.0.0.1", str(server.port)) as replica:
+        wait_for(lambda: replica.command("INFO", "replication")["master_link_status"] == "up", replica.process)
+        with watched(server) as url:
+            yield url, server, replica
+
+
+@contextmanager
+def watched(server: RedisServer) -> Iterator[str]:
+    """The URL of a redis by a sentinel that watches over it."""
+    with own_directory() as place:
         settings = place / "sentinel.conf"
-        settings.write_text(f"sentinel monitor {SERVICE} 127.0.0.1 {server.port} 1\n")
+        settings.write_text(
+            f"sentinel monitor {SERVICE} 127.0.0.1 {server.port} 1\n"
+            f"sentinel down-after-milliseconds {SERVICE} 1000\nsentinel failover-timeout {SERVICE} 4000\n"
+        )
         settings.chmod(0o666)
         program = shutil.which("redis-server")
         assert program is not None
@@ -190,6 +209,6 @@ def redis_behind_sentinel() -> Iterator[tuple[str, RedisServer]]:
         try:
             with redis.Redis(port=port, socket_timeout=5) as client:
                 wait_for(lambda: client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE), process)
-            yield f"redis+sentinel://127.0.0.1:{port}/{SERVICE}/0", server
+            yield f"redis+sentinel://127.0.0.1:{port}/{SERVICE}/0"
         finally:
             process.kill()
