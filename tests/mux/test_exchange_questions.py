@@ -37,6 +37,19 @@ async def asked_on(reader: Reader) -> dict[str, Any]:
     return read
 
 
+async def test_g3_what_a_server_says_behind_its_answer_is_for_who_listens() -> None:
+    async with bench() as at:
+        client = await at.client()
+        exchange = client.call()
+        [upstream] = at.server.of("tools/call")
+        upstream.say(b'{"jsonrpc":"2.0","id":%s,"result":{}}' % upstream.id)
+        upstream.finish(LOG)
+        assert len(await client.answers(exchange)) == 1
+        reader = client.workflow.streams.attach_standalone()
+        assert (await asked_on(reader))["method"] == "notifications/message"
+        reader.close()
+
+
 @pytest.mark.parametrize("method", QUESTIONS)
 async def test_r3_a_client_is_not_asked_for_what_it_did_not_declare(method: str) -> None:
     async with bench() as at:

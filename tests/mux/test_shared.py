@@ -1,6 +1,7 @@
 """One upstream session for all workflows of a principal: what they share, what is kept apart, what survives a loss."""
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
@@ -43,6 +44,20 @@ async def test_calls_of_different_workflows_with_one_id_get_their_own_answers() 
             upstream.answer({"n": upstream.json["params"]["n"]})
         for n, (client, exchange) in enumerate(zip(clients, exchanges, strict=True)):
             assert (await client.answer(exchange))["result"] == {"n": n}
+
+
+async def test_g3_what_concerns_all_comes_on_the_stream_of_a_call_for_its_own_workflow_alone() -> None:
+    async with bench(reuse="user") as at:
+        one, two = await at.client(ALICE), await at.client(ALICE)
+        reader = await listening(two)
+        exchange = one.call()
+        upstream = await at.server.got(CALLS)
+        upstream.say(message("notifications/tools/list_changed"))
+        assert [json.loads(text)["method"] for _, text in await some(reader)] == ["notifications/tools/list_changed"]
+        reader.close()
+        upstream.answer()
+        told = [came.get("method") for came in await one.answers(exchange)]
+        assert told == ["notifications/tools/list_changed", None], "once, and then the answer"
 
 
 async def test_g4_two_principals_never_share() -> None:
