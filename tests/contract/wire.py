@@ -216,6 +216,14 @@ class Session:
         await here.until(lambda: any(_id(one.text) == request.id and _is_response(one.text) for one in here.reports))
         return next(one for one in here.reports if _id(one.text) == request.id and _is_response(one.text))
 
+    async def lost(self) -> SessionLost:
+        """Wait for the end of the session; how it was lost."""
+        await self.receiver.until(lambda: self.receiver.of("lost"))
+        (report,) = self.receiver.of("lost")
+        assert isinstance(report.error, SessionLost)
+        assert report.error.data == {"executed": "unknown"}
+        return report.error
+
     async def shake_hands(self) -> None:
         """What a channel does first."""
         params = {"protocolVersion": REVISION, "capabilities": {}, "clientInfo": {"name": "contract", "version": "1"}}

@@ -24,7 +24,7 @@ from typing import Any
 import anyio
 import pytest
 from harness.duplex_clients import SocketClient, SSEClient, initialize
-from harness.gateways import TOKENS, Gateway, token_settings, until
+from harness.gateways import Gateway, bearer, token_settings, until
 from harness.gateways import gateway as running_gateway
 from harness.muxing import Client, begin
 from harness.muxing import initialize as handshake
@@ -47,10 +47,6 @@ pytestmark = pytest.mark.anyio
 
 PATIENCE = 30.0
 SHARED = '\n[pooling]\nreuse = "user"\n'
-
-
-def bearer(name: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {TOKENS[name]}"}
 
 
 def base(gateway: Gateway, server: str = "up") -> str:

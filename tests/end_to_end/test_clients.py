@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import pytest
 from harness.clients import KINDS, Kind, Outcome, Scenario, play, texts
-from harness.gateways import TOKENS, Gateway
+from harness.gateways import Gateway, bearer
 from harness.gateways import gateway as running_gateway
 from harness.upstreams import Line, Upstream
 from harness.upstreams import upstream as running_upstream
@@ -120,7 +120,7 @@ async def test_another_principal_with_the_same_key_counts_anew(
     upstream: Upstream, token_settings: Path, kind: Kind
 ) -> None:
     def as_(subject: str, url: str) -> Scenario:
-        headers = {"Authorization": f"Bearer {TOKENS[subject]}", "Trunkline-Workflow": "chat"}
+        headers = {**bearer(subject), "Trunkline-Workflow": "chat"}
         return counting(url, headers=headers, times=3)
 
     with running_gateway(toml=token_settings) as gateway:
@@ -135,8 +135,8 @@ async def test_another_principal_with_the_same_key_counts_anew(
 
 
 async def test_the_session_of_another_principal_is_unknown(upstream: Upstream, token_settings: Path) -> None:
-    alice = {"Authorization": f"Bearer {TOKENS['alice']}"}
-    bob = {"Authorization": f"Bearer {TOKENS['bob']}"}
+    alice = bearer("alice")
+    bob = bearer("bob")
     with running_gateway(toml=token_settings) as gateway:
         async with Wire(gateway.url(), alice) as hers, Wire(gateway.url()) as his:
             await hers.open()

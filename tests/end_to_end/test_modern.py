@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import httpx2
 import pytest
-from harness.gateways import TOKENS, Gateway, until
+from harness.gateways import TOKENS, Gateway, bearer, until
 from harness.gateways import gateway as running_gateway
 from harness.upstream_scripted import Refuse, Reply, ScriptedUpstream
 from harness.upstreams import Upstream
@@ -268,7 +268,7 @@ async def test_x4_the_token_of_a_client_stays_here(upstream: Upstream, settings_
         "max_inflight_per_workflow = 1\n"
     )
     with running_gateway(toml=settings_file(settings)) as gateway:
-        async with Wire(gateway.url(), {"Authorization": f"Bearer {TOKENS['alice']}"}) as wire:
+        async with Wire(gateway.url(), bearer("alice")) as wire:
             answer = await call(wire, "echo", {"value": 1}, headers={"X-Class": "gold", "X-Other": "1"})
             assert "result" in await answer.response()
             assert (await call(wire, "echo", {"value": 1}, headers={"Authorization": None})).status == 401

@@ -8,7 +8,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from harness.gateways import TOKENS, Gateway, token_settings, until
+from harness.gateways import Gateway, bearer, token_settings, until
 from harness.gateways import gateway as running_gateway
 from harness.operators import Operator, both
 from harness.upstreams import Upstream
@@ -26,10 +26,6 @@ INITIALIZE = {
     "method": "initialize",
     "params": {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}},
 }
-
-
-def bearer(name: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {TOKENS[name]}"}
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.gateways import TOKENS, until
+from harness.gateways import bearer, until
 from harness.gateways import gateway as running_gateway
 from harness.muxing import begin
 from harness.operators import Operator, both
@@ -21,10 +21,6 @@ from trunkline.mux.principal import ANONYMOUS
 pytestmark = pytest.mark.anyio
 
 PATIENCE = 10.0
-
-
-def bearer(name: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {TOKENS[name]}"}
 
 
 async def counted(wire: Wire) -> str:

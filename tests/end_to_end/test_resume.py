@@ -6,7 +6,7 @@ from pathlib import Path
 
 import anyio
 import pytest
-from harness.gateways import TOKENS, Gateway, until
+from harness.gateways import Gateway, bearer, until
 from harness.gateways import gateway as running_gateway
 from harness.upstreams import Upstream
 from harness.wire import Answer, Wire, raw_members, text_of
@@ -174,8 +174,8 @@ async def test_an_event_id_opens_nothing_for_another_principal(
     upstream: Upstream, token_settings: Path, key: str
 ) -> None:
     with running_gateway(toml=token_settings) as gateway:
-        alice = {"Authorization": f"Bearer {TOKENS['alice']}"}
-        bob = {"Authorization": f"Bearer {TOKENS['bob']}"}
+        alice = bearer("alice")
+        bob = bearer("bob")
         async with Wire(gateway.url(), alice) as hers, Wire(gateway.url(), bob) as his:
             await hers.open()
             await his.open()

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness.gateways import TOKENS, token_settings
+from harness.gateways import bearer, token_settings
 from harness.gateways import gateway as running_gateway
 from harness.upstreams import Upstream
 from harness.wire import Wire, text_of
@@ -22,10 +22,6 @@ INITIALIZE = json.dumps(
         "params": {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}},
     }
 )
-
-
-def bearer(name: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {TOKENS[name]}"}
 
 
 async def test_workflows_that_share_are_told_apart_by_their_own_calls(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from harness.gateways import TOKENS, Gateway, token_settings, until
+from harness.gateways import Gateway, bearer, token_settings, until
 from harness.gateways import gateway as running_gateway
 from harness.ports import free_port
 from harness.upstreams import Upstream
@@ -14,10 +14,6 @@ from harness.wire import Wire, text_of
 pytestmark = pytest.mark.anyio
 
 CIRCUIT_OPEN = 'trunkline_refused_total{reason="circuit_open"}'
-
-
-def bearer(name: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {TOKENS[name]}"}
 
 
 async def began(gateway: Gateway, headers: dict[str, str]) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from harness.clients import Kind, Scenario, play, texts
 from harness.duplex_clients import SSEClient
-from harness.gateways import TOKENS, Gateway
+from harness.gateways import Gateway, bearer
 from harness.gateways import gateway as running_gateway
 from harness.upstreams import Upstream
 from harness.wire import text_of
@@ -111,7 +111,7 @@ async def test_x1_a_foreign_origin_is_refused(gateway: Gateway) -> None:
 
 
 async def test_g4_what_is_another_principals_is_unknown(upstream: Upstream, token_settings: Path) -> None:
-    alice, bob = ({"Authorization": f"Bearer {TOKENS[name]}"} for name in ("alice", "bob"))
+    alice, bob = bearer("alice"), bearer("bob")
     with running_gateway(toml=token_settings) as gateway:
         async with SSEClient(base(gateway), alice) as hers, SSEClient(base(gateway), bob) as his:
             await hers.connect()

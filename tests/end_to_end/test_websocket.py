@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from harness.clients import Kind, Scenario, play, texts
 from harness.duplex_clients import SocketClient
-from harness.gateways import TOKENS, Gateway
+from harness.gateways import Gateway, bearer
 from harness.gateways import gateway as running_gateway
 from harness.upstreams import Upstream
 from harness.wire import Wire, text_of
@@ -130,7 +130,7 @@ async def test_w3_the_subprotocol_is_required(gateway: Gateway) -> None:
 
 
 async def test_g4_what_is_another_principals_is_unknown(upstream: Upstream, token_settings: Path) -> None:
-    alice, bob = ({"Authorization": f"Bearer {TOKENS[name]}"} for name in ("alice", "bob"))
+    alice, bob = bearer("alice"), bearer("bob")
     with running_gateway(toml=token_settings) as gateway:
         async with SocketClient(base(gateway), alice) as hers, SocketClient(base(gateway), bob) as his:
             await hers.connect("?workflow=chat")

@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
-from harness.gateways import TOKENS, Gateway, command, environment, token_settings, until
+from harness.gateways import TOKENS, Gateway, bearer, command, environment, token_settings, until
 from harness.gateways import gateway as running_gateway
 from harness.upstreams import Upstream
 from harness.upstreams import upstream as running_upstream
@@ -50,10 +50,6 @@ def gateway(upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield process
 
 
-def bearer(name: str = "alice", **headers: str) -> dict[str, str]:
-    return {"Authorization": f"Bearer {TOKENS[name]}", **headers}
-
-
 def source(gateway: Gateway) -> Source:
     return Source(gateway.base, ADMIN)
 
@@ -85,7 +81,7 @@ async def test_a_session_that_is_shared_tells_whose_and_what_kept_another_apart(
     url = gateway.url("user")
     handles = []
     apart = {"X-Tenant": "tenant-of-nobody-else"}
-    for headers in (bearer(), bearer(), bearer(**apart), bearer("bob")):
+    for headers in (bearer("alice"), bearer("alice"), bearer("alice", **apart), bearer("bob")):
         async with Wire(url, headers) as wire:
             await wire.open(capabilities={"roots": {}} if len(handles) % 2 else {})
             assert wire.session_id
@@ -119,7 +115,7 @@ async def test_a_second_call_at_once_tells_that_the_session_was_full(gateway: Ga
 
 
 async def test_the_old_path_tells_that_nothing_is_kept(gateway: Gateway) -> None:
-    async with Wire(gateway.url("none"), bearer()) as wire:
+    async with Wire(gateway.url("none"), bearer("alice")) as wire:
         await wire.open()
         await (await wire.call("counter")).response()
         account = told(gateway, newest(gateway))
@@ -128,7 +124,7 @@ async def test_the_old_path_tells_that_nothing_is_kept(gateway: Gateway) -> None
 
 
 async def test_a_keyed_workflow_tells_that_it_came_back_moved_and_began_anew(gateway: Gateway) -> None:
-    async with Wire(gateway.url("workflow"), bearer(**KEYED)) as wire:
+    async with Wire(gateway.url("workflow"), bearer("alice", **KEYED)) as wire:
         await wire.open()
         handle = newest(gateway)
         assert told(gateway, handle)["initialize"]["reason"] == "own"
@@ -137,7 +133,7 @@ async def test_a_keyed_workflow_tells_that_it_came_back_moved_and_began_anew(gat
         account = told(gateway, handle)
         assert (account["initialize"]["reason"], account["initialize"]["detail"]) == ("returned", "key")
         socket = gateway.url("workflow").replace("http:", "ws:").removesuffix("mcp") + "ws"
-        async with connect(socket, subprotocols=["mcp"], additional_headers=bearer(**KEYED)):
+        async with connect(socket, subprotocols=["mcp"], additional_headers=bearer("alice", **KEYED)):
             await until(lambda: source(gateway).read(f"/api/sessions/{handle}")["workflow"]["state"] == "attached")
         await until(lambda: source(gateway).read(f"/api/sessions/{handle}")["workflow"]["state"] == "detached")
         happened = [event["what"] for event in told(gateway, handle)["timeline"]]
@@ -189,7 +185,7 @@ async def test_a_server_that_began_anew_is_told(tmp_path: Path, reuse: str) -> N
 
 
 async def test_only_the_admin_may_ask(gateway: Gateway) -> None:
-    async with Wire(gateway.url("workflow"), bearer()) as wire:
+    async with Wire(gateway.url("workflow"), bearer("alice")) as wire:
         await wire.open()
         handle = newest(gateway)
         for token in ("", "wrong", TOKENS["alice"]):
@@ -197,11 +193,11 @@ async def test_only_the_admin_may_ask(gateway: Gateway) -> None:
             assert (ended.returncode, ended.stdout) == (1, "")
             assert "admin_token" in ended.stderr
         with pytest.raises(urllib.error.HTTPError, match="401"):
-            gateway.fetch(f"/api/sessions/{handle}", bearer())
+            gateway.fetch(f"/api/sessions/{handle}", bearer("alice"))
 
 
 async def test_the_command_prints_tables_or_json_and_ends_with_1_where_there_is_nothing(gateway: Gateway) -> None:
-    async with Wire(gateway.url("workflow"), bearer()) as wire:
+    async with Wire(gateway.url("workflow"), bearer("alice")) as wire:
         await wire.open()
         await (await wire.call("counter")).response()
         handle = newest(gateway)
@@ -224,7 +220,7 @@ async def test_the_command_prints_tables_or_json_and_ends_with_1_where_there_is_
 
 async def test_pages_are_asked_for_and_the_list_is_what_it_was(gateway: Gateway) -> None:
     for _ in range(2):
-        async with Wire(gateway.url("workflow"), bearer()) as wire:
+        async with Wire(gateway.url("workflow"), bearer("alice")) as wire:
             await wire.open()
     everything = source(gateway).fetch()
     assert len(everything) >= 2

@@ -20,6 +20,12 @@ MODULE = "trunkline.gateway.cli"
 TOKENS = {"alice": "token-of-alice", "bob": "token-of-bob"}
 """Bearer tokens of two principals of one tenant, in a gateway with `token_settings`."""
 
+
+def bearer(name: str, **headers: str) -> dict[str, str]:
+    """The headers of one of them, and others."""
+    return {"Authorization": f"Bearer {TOKENS[name]}", **headers}
+
+
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
+import anyio
 import uvicorn
 from trunkline.gateway.http_listening import HTTPListening
 from trunkline.gateway.websockets import PingingWebSocket
@@ -18,7 +19,7 @@ from trunkline.transports.streamable_http import StreamableHTTPEndpoint
 from trunkline.transports.websocket import WebSocketEndpoint
 
 from harness.endpoint_bench import authenticate
-from harness.muxing import Bench, bench
+from harness.muxing import PATIENCE, Bench, bench
 from harness.ports import bound_socket
 
 
@@ -36,6 +37,12 @@ class Served:
     def base(self, name: str = "x") -> str:
         """The URL of a server without its last part."""
         return f"http://127.0.0.1:{self.port}/servers/{name}"
+
+    async def until_detached(self, workflows: int = 1) -> None:
+        """Wait until the server has noticed that no client is there."""
+        with anyio.fail_after(PATIENCE):
+            while len(self.pool.workflows) != workflows or any(one.is_attached for one in self.pool.workflows):
+                await anyio.lowlevel.checkpoint()
 
 
 class Endpoints:

@@ -30,13 +30,6 @@ async def opened(at: Served, headers: dict[str, str] | None = None, query: str =
         yield client
 
 
-async def until_detached(at: Served, workflows: int = 1) -> None:
-    """Wait until the server has noticed that no client is there."""
-    with anyio.fail_after(PATIENCE):
-        while len(at.pool.workflows) != workflows or any(workflow.is_attached for workflow in at.pool.workflows):
-            await anyio.lowlevel.checkpoint()
-
-
 async def refused(answer: Answer, status: int) -> str:
     """The text of a refusal."""
     assert answer.status == status, (answer.status, await answer.body())
@@ -73,7 +66,7 @@ async def test_t5_the_message_of_another_principal_gets_the_404_of_an_unknown_se
         stolen = await his.post(PING, endpoint=hers.endpoint)
         assert await refused(stolen, 404) == await refused(await his.post(PING, endpoint=unknown), 404)
         hers.cut()
-        await until_detached(at)
+        await at.until_detached()
         assert await stolen.body() == await (await his.post(PING, endpoint=hers.endpoint)).body()
         assert await refused(await his.get(f"?session_id={hers.session_id}"), 404)
         assert await refused(await his.get(headers={"Last-Event-ID": hers.last_event_id}), 404)
@@ -178,7 +171,7 @@ async def test_g5_a_stream_is_taken_up_where_it_was_cut_and_its_calls_have_gone_
         at.server.of("tools/call")[0].answer({})
         assert (await client.next())["id"] == 1
         client.cut()
-        await until_detached(at)
+        await at.until_detached()
         at.server.of("tools/call")[1].answer({})
         await client.resume()
         assert (await client.next())["id"] == 2
@@ -204,7 +197,7 @@ async def test_a_message_that_comes_while_the_stream_is_cut_is_answered_when_it_
     async with listening() as at, opened(at) as client:
         at.server.on_request = echo
         client.cut()
-        await until_detached(at)
+        await at.until_detached()
         await client.call("t", id=1)
         await client.resume()
         assert (await client.next())["id"] == 1
@@ -240,7 +233,7 @@ async def test_two_streams_of_one_workflow_have_ids_of_their_own() -> None:
 async def test_a_session_without_a_key_that_nobody_comes_back_to_is_abandoned() -> None:
     async with listening(resume_window=60) as at, opened(at) as client:
         client.cut()
-        await until_detached(at)
+        await at.until_detached()
         at.bench.clock.advance(59)
         await at.bench.swept()
         assert at.pool.workflows
@@ -304,7 +297,7 @@ async def test_g10_a_client_that_takes_nothing_is_cut_and_may_come_back(monkeypa
         for n in range(3):
             await client.call("t", id=n)
             (await at.server.got("tools/call", n + 1)).answer({"pad": "." * 3_000_000})
-        await until_detached(at)
+        await at.until_detached()
         assert at.counts["slow_clients", "x"] == 1
         client.cut()
 

@@ -40,13 +40,6 @@ async def opened(
         yield client
 
 
-async def until_detached(at: Served, workflows: int = 1) -> None:
-    """Wait until the server has noticed that no client is there."""
-    with anyio.fail_after(PATIENCE):
-        while len(at.pool.workflows) != workflows or any(workflow.is_attached for workflow in at.pool.workflows):
-            await anyio.lowlevel.checkpoint()
-
-
 async def refusal(client: SocketClient, query: str = "", headers: dict[str, str] | None = None) -> InvalidStatus:
     """The answer to an upgrade that is refused."""
     with pytest.raises(InvalidStatus) as refused:
@@ -267,7 +260,7 @@ async def test_g5_a_count_says_where_to_go_on_and_calls_have_gone_on() -> None:
         assert (await client.next())["id"] == 1
         calls[1].answer({})
         client.cut()
-        await until_detached(at)
+        await at.until_detached()
         calls[2].answer({})
         await client.resume()
         assert [answer["id"] for answer in await client.hear(2)] == [2, 3]
@@ -294,7 +287,7 @@ async def test_g5_without_a_count_what_the_pong_acknowledged_does_not_come_again
         await client.call("t", id=2)
         await at.server.got("tools/call", 2)
         client.cut()
-        await until_detached(at)
+        await at.until_detached()
         at.server.of("tools/call")[1].answer({})
         await client.resume()
         assert (await client.next())["id"] == 2
@@ -308,7 +301,7 @@ async def test_g5_a_client_that_returns_and_says_nothing_is_served_after_a_momen
         await client.call("t", id=1)
         await at.server.got("tools/call")
         client.cut()
-        await until_detached(at)
+        await at.until_detached()
         (await at.server.got("tools/call")).answer({})
         await client.resume()
         assert (await client.next())["id"] == 1
@@ -320,7 +313,7 @@ async def test_a_socket_that_was_closed_in_order_is_not_gone_on_with() -> None:
         await client.call("t", id=1)
         await at.server.got("tools/call")
         await client.socket.close()
-        await until_detached(at)
+        await at.until_detached()
         await client.resume()
         await client.call("t", id=1)
         (await at.server.got("tools/call", 2)).answer({"of": "the second"})
@@ -333,7 +326,7 @@ async def test_under_a_server_that_lends_no_pings_a_client_may_still_count(monke
         await client.call("t", id=1)
         upstream = await at.server.got("tools/call")
         client.cut()
-        await until_detached(at)
+        await at.until_detached()
         upstream.answer({})
         await client.resume()
         assert (await client.next())["id"] == 1
@@ -381,7 +374,7 @@ async def test_g10_a_client_that_takes_nothing_is_cut_and_may_come_back(monkeypa
         for n in range(3):
             await client.call("t", id=n)
             (await at.server.got("tools/call", n + 1)).answer({"pad": "." * 3_000_000})
-        await until_detached(at)
+        await at.until_detached()
         client.socket.transport.resume_reading()
         await client.over()
         assert client.socket.close_code == 4408

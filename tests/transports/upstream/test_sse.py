@@ -57,14 +57,6 @@ async def refused(url: str) -> tuple[TrunklineError, Statistics]:
         return raised.value, statistics
 
 
-async def lost(session: Session) -> SessionLost:
-    """How the session was lost."""
-    await session.receiver.until(lambda: session.receiver.of("lost"))
-    (report,) = session.receiver.of("lost")
-    assert isinstance(report.error, SessionLost)
-    return report.error
-
-
 async def test_each_request_is_counted_by_kind() -> None:
     async with session_with() as (session, server, statistics):
         request = session.request()
@@ -235,7 +227,7 @@ async def test_a_notification_can_find_that_the_session_is_gone() -> None:
     async with session_with() as (session, server, _):
         server.forget()
         session.send(told(1))
-        error = await lost(session)
+        error = await session.lost()
         assert error.data == {"executed": "unknown"}
         await server.until(lambda: server.ended)
 
@@ -265,7 +257,7 @@ async def test_a_stream_that_ends_or_breaks_loses_the_session_at_once(ending: by
         async with connector.connect(receiver, NONE, listen=True) as wire:
             session = Session(wire, receiver)
             request = session.request("initialize")
-            error = await lost(session)
+            error = await session.lost()
             assert error.data == {"executed": "unknown"}
             assert request.state == "pending", "it may have run: the channel tells its caller"
             with pytest.raises(SessionLost):
@@ -278,7 +270,7 @@ async def test_an_event_that_is_too_large_loses_the_session() -> None:
         server.session.raw(b"data: ")
         for _ in range(MAX_EVENT_BYTES // len(piece) + 1):
             server.session.raw(piece)
-        error = await lost(session)
+        error = await session.lost()
         assert f"larger than {MAX_EVENT_BYTES} bytes" in error.message
         assert statistics.total("upstream_faults", "x") == 1
         await server.until(lambda: server.ended)

@@ -15,7 +15,7 @@ from harness.muxing import Client, begin
 from harness.one_stream import OneStreamServer, over_stdio
 from harness.stream_peers import Line, stdio_command, until_gone
 from trunkline.mux.directory.memory import MemoryDirectory
-from trunkline.mux.errors import SessionLost, UpstreamUnreachable
+from trunkline.mux.errors import UpstreamUnreachable
 from trunkline.mux.limits import Pooling
 from trunkline.mux.pool import Pool
 from trunkline.mux.statistics import Statistics
@@ -50,15 +50,6 @@ async def raw(program: str, **options: str | Path | dict[str, str]) -> AsyncIter
     async with connector.connect(receiver, NONE, listen=True) as wire:
         yield Session(wire, receiver)
     receiver.left = True
-
-
-async def lost(session: Session) -> SessionLost:
-    """How the session was lost."""
-    await session.receiver.until(lambda: session.receiver.of("lost"))
-    (report,) = session.receiver.of("lost")
-    assert isinstance(report.error, SessionLost)
-    assert report.error.data == {"executed": "unknown"}
-    return report.error
 
 
 async def said(session: Session, count: int = 1) -> list[bytes]:
@@ -152,7 +143,7 @@ async def test_a_server_that_does_not_read_is_lost_and_what_was_not_sent_did_not
             requests.append(session.request(params={"x": "x" * 1_000_000}))
             assert len(requests) <= 18, "what may wait is bounded"
             await anyio.lowlevel.checkpoint()
-        assert (await lost(session)).message == "the server does not read what is sent to it"
+        assert (await session.lost()).message == "the server does not read what is sent to it"
         (report,) = session.receiver.of("lost")
         assert set(report.refused) < set(requests)
         assert requests[-1] in report.refused
@@ -166,7 +157,7 @@ async def test_small_messages_are_bounded_by_number() -> None:
             sent += 1
             assert sent <= 2 * MAX_UNSENT + 2000, "the pipe takes some"
             await anyio.lowlevel.checkpoint()
-        assert (await lost(session)).message == "the server does not read what is sent to it"
+        assert (await session.lost()).message == "the server does not read what is sent to it"
 
 
 async def test_g7_what_waits_when_the_fence_closes_is_not_written(tmp_path: Path) -> None:
@@ -194,7 +185,7 @@ async def test_g7_what_waits_when_the_fence_closes_is_not_written(tmp_path: Path
 async def test_a_line_that_is_too_long_loses_the_session() -> None:
     program = "print('x' * (16 * 1024 * 1024 + 1), flush=True); input()"
     async with raw(program) as session:
-        assert "longer than" in (await lost(session)).message
+        assert "longer than" in (await session.lost()).message
 
 
 async def test_a_server_that_exits_by_itself_is_not_started_again_at_once() -> None:
@@ -203,7 +194,7 @@ async def test_a_server_that_exits_by_itself_is_not_started_again_at_once() -> N
     async def open_once() -> str:
         receiver = Receiver()
         async with connector.connect(receiver, NONE, listen=True) as wire:
-            return (await lost(Session(wire, receiver))).message
+            return (await Session(wire, receiver).lost()).message
 
     assert await open_once() == "the server exited (status 0)"
     assert await open_once() == "the server exited (status 0)", "after the first time, at once"
@@ -257,7 +248,7 @@ async def test_a_kill_in_mid_call_fails_the_call_and_leaves_nothing(line: Line) 
         waiting = session.request(params={"name": "forever", "arguments": {}})
         os.kill(pid, signal.SIGKILL)
         with anyio.fail_after(1):
-            assert (await lost(session)).message == "the server exited (SIGKILL)"
+            assert (await session.lost()).message == "the server exited (SIGKILL)"
         assert waiting.state == "pending", "it may have run: the channel tells its caller"
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)

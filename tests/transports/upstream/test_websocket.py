@@ -16,7 +16,7 @@ from harness.framing import frames_of
 from harness.one_stream import OneStreamServer, over_websocket
 from harness.raw_http import Peer, serving
 from harness.stream_peers import sdk_over_websocket
-from trunkline.mux.errors import InvalidRequest, SessionLost, TrunklineError, UpstreamFault, UpstreamUnreachable
+from trunkline.mux.errors import InvalidRequest, TrunklineError, UpstreamFault, UpstreamUnreachable
 from trunkline.mux.limits import MAX_EVENT_BYTES
 from trunkline.mux.statistics import Statistics
 from trunkline.transports import portions
@@ -37,15 +37,6 @@ async def session_with() -> AsyncIterator[tuple[Session, OneStreamServer, Statis
     statistics = Statistics()
     async with over_websocket() as server, opened(WebSocketConnector("x", server.address, statistics)) as session:
         yield session, server, statistics
-
-
-async def lost(session: Session) -> SessionLost:
-    """How the session was lost."""
-    await session.receiver.until(lambda: session.receiver.of("lost"))
-    (report,) = session.receiver.of("lost")
-    assert isinstance(report.error, SessionLost)
-    assert report.error.data == {"executed": "unknown"}
-    return report.error
 
 
 async def refused(url: str) -> TrunklineError:
@@ -185,7 +176,7 @@ async def test_a_binary_frame_loses_the_session() -> None:
         waiting = session.request()
         await server.got("tools/call")
         server.session.raw(b"\x00")
-        assert "binary" in (await lost(session)).message
+        assert "binary" in (await session.lost()).message
         assert statistics.total("upstream_faults", "x") == 1
         assert waiting.state == "pending"
         await server.until(lambda: server.ended)
@@ -194,7 +185,7 @@ async def test_a_binary_frame_loses_the_session() -> None:
 async def test_a_frame_that_is_too_large_loses_the_session() -> None:
     async with session_with() as (session, server, statistics):
         server.tell(b'"' + b"x" * MAX_EVENT_BYTES + b'"')
-        assert "1009" in (await lost(session)).message
+        assert "1009" in (await session.lost()).message
         assert statistics.total("upstream_faults", "x") == 1
 
 
@@ -208,14 +199,14 @@ async def test_a_large_frame_arrives() -> None:
 async def test_a_close_tells_its_code_and_not_its_reason() -> None:
     async with session_with() as (session, server, statistics):
         server.session.close()
-        assert (await lost(session)).message == "the server closed the WebSocket (1000)"
+        assert (await session.lost()).message == "the server closed the WebSocket (1000)"
         assert statistics.total("upstream_faults", "x") == 0
 
 
 async def test_a_server_that_is_cut_off_is_lost() -> None:
     async with session_with() as (session, server, _):
         server.session.cut()
-        assert (await lost(session)).message == "the connection was cut"
+        assert (await session.lost()).message == "the connection was cut"
 
 
 async def test_a_server_that_answers_no_ping_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +214,7 @@ async def test_a_server_that_answers_no_ping_is_lost(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(websocket, "CLOSE_SECONDS", 0.1)
     async with session_with() as (session, server, _):
         server.session.stall()
-        assert (await lost(session)).message == "the server did not answer pings"
+        assert (await session.lost()).message == "the server did not answer pings"
 
 
 async def test_a_server_that_does_not_read_is_lost_and_what_was_not_sent_did_not_run(
@@ -238,7 +229,7 @@ async def test_a_server_that_does_not_read_is_lost_and_what_was_not_sent_did_not
         while not session.receiver.of("lost"):
             requests.append(session.request(params={"x": "x" * 1_000_000}))
             await anyio.lowlevel.checkpoint()
-        await lost(session)
+        await session.lost()
         (report,) = session.receiver.of("lost")
         assert first.state == "pending"
         assert report.refused
@@ -276,7 +267,7 @@ async def test_g7_what_waits_when_the_fence_closes_is_not_sent() -> None:
 async def test_small_messages_are_bounded_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
     async with session_with() as (session, _, _):
         requests = [session.request() for _ in range(MAX_UNSENT + 1)]
-        await lost(session)
+        await session.lost()
         (report,) = session.receiver.of("lost")
         assert requests[-1] in report.refused
 
@@ -323,7 +314,7 @@ async def test_what_comes_right_behind_the_upgrade_is_heard(cut: int | None) -> 
 async def test_a_server_that_leaves_right_behind_the_upgrade_is_lost() -> None:
     close = Frame(CLOSE, b"\x03\xe9").serialize(mask=False)
     async with by_hand([close]) as (session, _):
-        assert (await lost(session)).message == "the server closed the WebSocket (1001)"
+        assert (await session.lost()).message == "the server closed the WebSocket (1001)"
 
 
 async def test_what_is_sent_at_once_goes_out_in_one_piece() -> None:
@@ -344,7 +335,7 @@ async def test_what_is_sent_at_once_goes_out_in_one_piece() -> None:
 @pytest.mark.parametrize("text", [b"\xff", b'"\xe2\x28\xa1"'])
 async def test_text_that_is_no_utf8_loses_the_session(text: bytes) -> None:
     async with by_hand([text_frame(text)]) as (session, _):
-        assert (await lost(session)).message == "the server sent what is not taken (1007)"
+        assert (await session.lost()).message == "the server sent what is not taken (1007)"
 
 
 async def test_a_server_that_does_not_read_for_long_owes_no_pong(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -442,5 +433,5 @@ async def test_a_server_of_the_sdk() -> None:
             assert not session.receiver.of("lost")
             waiting = session.request(params={"name": "forever", "arguments": {}})
             process.send_signal(signal.SIGKILL)
-            assert (await lost(session)).message == "the connection was cut"
+            assert (await session.lost()).message == "the connection was cut"
             assert waiting.state == "pending"
