@@ -1,24 +1,52 @@
-"""Signals to a program: they wait until it can obey them, since without a handler they would end it as it starts."""
+"""Signals to a program: they wait until it can obey them, and afterwards end nothing, so that it ends in order."""
 
+import asyncio
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Final
-
-import anyio
 
 HELD: Final = (signal.SIGTERM, signal.SIGHUP)
 """SIGINT is not: whoever pressed Ctrl-C waits for nothing, and Python ends in order for it."""
 
 
 def hold() -> None:
-    """Let signals wait from now on. What is started meanwhile holds them as well."""
+    """Let signals wait from now on, but while they are `received`: without a handler they would end the program.
+
+    What is started meanwhile holds them as well.
+    """
     signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+    for number in HELD:  # beside the main thread, which holds them, others may run that do not
+        signal.signal(number, _ignore)
 
 
 @contextmanager
 def received() -> Iterator[AsyncIterator[signal.Signals]]:
-    """The signals that come, for the length of the context; first those that waited."""
-    with anyio.open_signal_receiver(*HELD, signal.SIGINT) as signals:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
-        yield signals
+    """The signals that come, for the length of the context; first those that waited. Then all is as it was before.
+
+    A loop's own handlers would be taken away by themselves: until those of before are back, a signal ended the program.
+    """
+    loop = asyncio.get_running_loop()
+    waiting: asyncio.Queue[signal.Signals] = asyncio.Queue()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(waiting.put_nowait, signal.Signals(number))
+
+    before = {number: signal.signal(number, note) for number in (*HELD, signal.SIGINT)}
+    held = signal.pthread_sigmask(signal.SIG_UNBLOCK, HELD)
+    try:
+        yield _each(waiting)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+async def _each(waiting: asyncio.Queue[signal.Signals]) -> AsyncIterator[signal.Signals]:
+    while True:
+        yield await waiting.get()
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    """Whoever says it has been heard."""

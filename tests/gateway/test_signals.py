@@ -12,6 +12,7 @@ import pytest
 from harness.gateways import command, environment, until
 from harness.ports import free_port
 from harness.processes import ServerProcess, wait_for_status
+from trunkline.gateway.signals import HELD, received
 
 pytestmark = pytest.mark.anyio
 
@@ -68,3 +69,26 @@ async def test_one_that_is_told_to_end_before_it_listens_ends_in_order(toml: Pat
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) == 0
         assert os.listdir(place) == []
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_one_that_is_told_again_and_again_ends_in_order(toml: Path, place: Path, workers: int) -> None:
+    port = free_port()
+    with starting(toml, port, workers, place) as process:
+        wait_for_status(process, port, "/readyz")
+        while process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+        assert process.returncode == 0, process.log()
+        assert [path.name for path in place.glob("trunkline-*")] == []
+
+
+async def test_afterwards_all_is_as_it_was_before() -> None:
+    numbers = (*HELD, signal.SIGINT)
+    before = [signal.getsignal(number) for number in numbers]
+    with received() as signals:
+        assert [signal.getsignal(number) for number in numbers] != before
+        for number in numbers:
+            os.kill(os.getpid(), number)
+        assert {await anext(signals) for _ in numbers} == set(numbers)
+    assert [signal.getsignal(number) for number in numbers] == before
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(HELD)
