@@ -183,20 +183,11 @@ class Supervisor:
 
     async def _live(self) -> tuple[int, bool]:
         """One process, from its start to its end: its exit status, and whether it has listened."""
-        child = Child(self._listener, self._runtime, self._demo, self._settings)
         try:
-            process = subprocess.Popen(  # noqa: S603, ASYNC220 - our own command; it returns at once
-                self._command,
-                env={**os.environ, **child.environment},
-                pass_fds=child.inherited,
-                stdin=subprocess.DEVNULL,
-                process_group=0,  # Ctrl-C reaches the parent alone
-            )
+            child, process = self._begin()
         except OSError as error:  # there is no memory for it, or no such program
-            child.close()
             logger.error("a worker could not be started: %s", error)
             return 1, False
-        child.has_begun()
         self._children[child] = process
         has_listened = False
         try:
@@ -204,13 +195,34 @@ class Supervisor:
                 has_listened = True
                 logger.info("a worker listens", extra={"pid": process.pid})
                 self._note_listening()
-            status = await anyio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
+            status = await _ended(process)
         finally:
             del self._children[child]
             child.close()
             if process.returncode is None:
                 process.kill()
         return status, has_listened
+
+    def _begin(self) -> tuple[Child, subprocess.Popen[bytes]]:
+        """Start one.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        child = Child(self._listener, self._runtime, self._demo, self._settings)
+        try:
+            process = subprocess.Popen(  # noqa: S603 - our own command; it returns at once
+                self._command,
+                env={**os.environ, **child.environment},
+                pass_fds=child.inherited,
+                stdin=subprocess.DEVNULL,
+                process_group=0,  # Ctrl-C reaches the parent alone
+            )
+        except OSError:
+            child.close()
+            raise
+        child.has_begun()
+        return child, process
 
     def _note_listening(self) -> None:
         self._first.set()
@@ -292,6 +304,15 @@ def _renewed(settings: Settings, *, read: Read, insecure: bool) -> Settings:
 def worker_command() -> list[str]:
     """The command line of this process, to run it once more."""
     return [sys.executable, *sys.orig_argv[1:]]
+
+
+async def _ended(process: subprocess.Popen[bytes]) -> int:
+    """The exit status of a worker that has nothing to say any longer; one that does not exit is killed."""
+    with anyio.move_on_after(MARGIN_SECONDS):
+        return await anyio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
+    logger.error("a worker did not end: it is killed", extra={"pid": process.pid})
+    process.kill()
+    return await anyio.to_thread.run_sync(process.wait, abandon_on_cancel=True)
 
 
 def _told(status: int) -> str:

@@ -1,5 +1,6 @@
 """The parent of several workers, with small processes in their place that note what they are told."""
 
+import errno
 import os
 import signal
 import socket
@@ -20,7 +21,7 @@ from trunkline.gateway.workers.supervisor import Supervisor, WorkersFailed, runt
 pytestmark = pytest.mark.anyio
 
 WORKER = """
-import asyncio, os, sys
+import asyncio, os, sys, time
 from trunkline.gateway.workers.place import Place
 
 place = Place.take(os.environ)
@@ -38,6 +39,9 @@ async def main():
         note(command)
         if command == "leave" or command == "drain" and sys.argv[1] != "stays":
             return
+        if sys.argv[1] == "hangs":
+            place.close()
+            time.sleep(600)
 
 asyncio.run(main())
 """
@@ -156,6 +160,38 @@ async def test_one_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pyte
         await made.ready.wait()
         tell(signal.SIGTERM)
     assert made.noted("leave") == []
+
+
+async def test_one_that_has_done_and_does_not_exit_is_followed_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MARGIN_SECONDS", 0.2)
+    async with parent(tmp_path, "hangs", workers=1) as made:
+        await made.ready.wait()
+        tell(signal.SIGHUP)
+        await made.until(lambda: len(made.noted("began")) == 2)
+        tell(signal.SIGTERM)
+    assert made.failed is None
+
+
+async def test_where_files_run_out_the_others_live_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with parent(tmp_path) as made:
+        await made.ready.wait()
+        first, second = made.noted("began")
+        with monkeypatch.context() as patch:
+            patch.setattr(socket, "socketpair", no_more_files)
+            os.kill(first, signal.SIGKILL)
+            await made.until(lambda: "could not be started" in caplog.text)
+        await made.until(lambda: len(made.noted("began")) == 3)
+        tell(signal.SIGTERM)
+    assert made.failed is None
+    assert second in made.noted("drain")
+
+
+def no_more_files() -> None:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 async def test_calls_have_the_time_to_end_that_was_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
