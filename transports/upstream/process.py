@@ -6,15 +6,18 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
-from typing import Final, Protocol, cast
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from typing import IO, Final, Protocol, cast
 
 import anyio
 
 from ...mux.limits import MAX_EVENT_BYTES
 from ..parts import keep
-from ..portions import PORTION_ITEMS, Portions
+from ..portions import PORTION_ITEMS, Portions, Read
 from .pipe import InputPipe, MayBegin, always
 
 logger = logging.getLogger(__name__)
@@ -90,20 +93,18 @@ def end_of_some(chunk: bytes, at: int) -> int:
     return at
 
 
-class GroupProcess(asyncio.SubprocessProtocol):
+class GroupProcess:
     """One process and what it starts. Made by `start`, ended by `end`, which has to be called."""
 
     def __init__(self, server: str, hearer: Hearer) -> None:
         self._hearer = hearer
-        self._out = Lines(MAX_EVENT_BYTES)
+        self._lines = Lines(MAX_EVENT_BYTES)
         self._log = _ErrorLog(server)
-        self._transport: asyncio.SubprocessTransport
+        self._output = _Output(self._hear, self._output_ended)
+        self._stderr = _Output(self._log.add, self._stderr_ended)
+        self._process: subprocess.Popen[bytes]
         self._input: InputPipe
         self._exited = asyncio.Event()
-        self._portions = {1: Portions(), 2: Portions()}
-        """Of its output and its stderr."""
-        self._unread = {1, 2}
-        """Outputs that have not ended."""
         self._is_over = False
         """Nothing more is told."""
         self._why = ""
@@ -114,36 +115,36 @@ class GroupProcess(asyncio.SubprocessProtocol):
     async def start(
         cls, server: str, command: Sequence[str], env: Mapping[str, str], cwd: str | None, hearer: Hearer
     ) -> GroupProcess:
-        """Start the command with this environment and no other.
+        """Start the command with this environment and no other. Nothing of it is heard before this returns.
+
+        The pipes are our own: event loops give a process other handles on them beside its input and its outputs, by
+        which nobody could tell that it closed one.
 
         Raises:
-            OSError: it cannot be run.
+            OSError: it cannot be run; `filename` tells the program, or `cwd` where it is that.
         """
         process = cls(server, hearer)
         reading, writing = os.pipe()
-        try:
-            # A start that is cut half-way would leave a process that nobody knows.
-            with anyio.CancelScope(shield=True):
-                await asyncio.get_running_loop().subprocess_exec(
-                    lambda: process,
-                    *command,
-                    stdin=reading,
-                    env=dict(env),
-                    cwd=cwd,
-                    start_new_session=True,
+        with ExitStack() as theirs:
+            theirs.callback(os.close, reading)
+            process._input = InputPipe(writing, lambda: process._go("the server closed its input"))
+            try:
+                output = theirs.enter_context(await process._output.open())
+                stderr = theirs.enter_context(await process._stderr.open())
+                # From here on nothing waits: a start that was cut half-way would leave a process that nobody knows.
+                process._process = subprocess.Popen(  # noqa: S603, ASYNC220 - what the settings say; it returns at once
+                    command, stdin=reading, stdout=output, stderr=stderr, env=env, cwd=cwd, start_new_session=True
                 )
-        except BaseException:
-            os.close(writing)
-            raise
-        finally:
-            os.close(reading)
-        process._input = InputPipe(writing, lambda: process._go("the server closed its input"))
+            except BaseException:
+                process._close()
+                raise
+        when_exited(process._process, process._has_exited)
         return process
 
     @property
     def pid(self) -> int:
         """The id of the process, and of its group."""
-        return self._transport.get_pid()
+        return self._process.pid
 
     @property
     def unsent(self) -> int:
@@ -172,53 +173,48 @@ class GroupProcess(asyncio.SubprocessProtocol):
                     self._signal(signal.SIGTERM)
                     is_gone = await self._gone_within(END_SECONDS)
         finally:
-            if not is_gone:
-                self._signal(signal.SIGKILL)
-                with anyio.move_on_after(REAP_SECONDS, shield=True):
-                    await self._exited.wait()
-            self._input.abort()
-            self._transport.close()
-            self._log.close()
+            with anyio.CancelScope(shield=True):
+                if not is_gone:
+                    self._signal(signal.SIGKILL)
+                    with anyio.move_on_after(REAP_SECONDS):
+                        await self._exited.wait()
+                        while self._is_left_to_us():  # noqa: ASYNC110 - as above
+                            await anyio.sleep(GROUP_POLL_SECONDS)
+                with anyio.move_on_after(DRAIN_SECONDS):
+                    await self._stderr.ended.wait()
+            self._close()
 
-    # asyncio.SubprocessProtocol
+    def _close(self) -> None:
+        self._is_over = True
+        self._input.abort()
+        self._output.close()
+        self._stderr.close()
+        self._log.close()
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """See `asyncio.SubprocessProtocol`."""
-        self._transport = cast(asyncio.SubprocessTransport, transport)
+    # What happens to it.
 
-    def pipe_data_received(self, fd: int, data: bytes) -> None:
-        """See `asyncio.SubprocessProtocol`."""
-        pipe = cast(asyncio.ReadTransport, self._transport.get_pipe_transport(fd))
-        self._portions[fd].take(data, self._hear if fd == 1 else self._log.add, pipe)
+    def _output_ended(self) -> None:
+        self._go("the server closed its output")
 
-    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
-        """See `asyncio.SubprocessProtocol`."""
-        self._portions[fd].lost(partial(self._ended, fd))
+    def _stderr_ended(self) -> None:
+        if self._exited.is_set():  # a server may close its stderr
+            self._go(self._why)
 
-    def _ended(self, fd: int) -> None:
-        # With uvloop a process keeps a second handle on each of its pipes: there, only its exit ends them.
-        self._unread.discard(fd)
-        if fd != 2 or self._exited.is_set():  # a server may close its stderr
-            self._go("the server closed its output")
-
-    def process_exited(self) -> None:
-        """See `asyncio.SubprocessProtocol`."""
+    def _has_exited(self) -> None:
         self._exited.set()
-        self._go("the server exited")
-
-    # Inside.
+        self._go("")
 
     def _hear(self, data: bytes, at: int) -> int:
         """Some lines of its output; where they end."""
         if self._is_over:
             return len(data)
         stop = end_of_some(data, at)
-        for line in self._out.feed(data[at:stop]):
-            if self._out.overlong or self._is_over:
+        for line in self._lines.feed(data[at:stop]):
+            if self._lines.overlong or self._is_over:
                 break
             if line and line != b"\r":
                 self._hearer.said(line.removesuffix(b"\r"))
-        if self._out.overlong:
+        if self._lines.overlong:
             self._tell(f"the server sent a line longer than {MAX_EVENT_BYTES} bytes", is_fault=True)
         return stop
 
@@ -228,8 +224,8 @@ class GroupProcess(asyncio.SubprocessProtocol):
             return
         self._why = why
         if self._exited.is_set():
-            self._why = f"the server exited ({_status(self._transport.get_returncode())})"
-            if not self._unread:
+            self._why = f"the server exited ({_status(self._process.returncode)})"
+            if self._output.ended.is_set() and self._stderr.ended.is_set():
                 self._tell(self._why)
                 return
         if self._drain is None:
@@ -255,9 +251,18 @@ class GroupProcess(asyncio.SubprocessProtocol):
             return True
         return False
 
+    def _is_left_to_us(self) -> bool:
+        """Reap what of its group has become ours, as in the first process of a container; True while any lives."""
+        with suppress(ChildProcessError):
+            while os.waitpid(-self.pid, os.WNOHANG)[0]:
+                pass
+            return True
+        return False
+
     def _has_group(self) -> bool:
         try:
-            os.killpg(self.pid, 0)
+            if not self._is_left_to_us():
+                os.killpg(self.pid, 0)
         except ProcessLookupError:
             return False
         except PermissionError:
@@ -274,6 +279,81 @@ class GroupProcess(asyncio.SubprocessProtocol):
             logger.warning("a server process cannot be ended: it runs as another user")
 
 
+class _Output(asyncio.Protocol):
+    """What a process writes to one of its outputs: read in portions, until it ends."""
+
+    def __init__(self, read: Read, on_end: Callable[[], None]) -> None:
+        self._read = read
+        self._on_end = on_end
+        self._portions = Portions()
+        self._pipe: asyncio.ReadTransport | None = None
+        self.ended = asyncio.Event()
+        """Set once there is no more, and all is read."""
+
+    async def open(self) -> IO[bytes]:
+        """The end for the process. Whoever gets it closes it here, once the process has it.
+
+        Raises:
+            OSError: there are too many files.
+        """
+        reading, writing = (os.fdopen(fd, mode, 0) for fd, mode in zip(os.pipe(), ("rb", "wb"), strict=True))
+        try:
+            await asyncio.get_running_loop().connect_read_pipe(lambda: self, reading)
+        except BaseException:
+            reading.close()
+            writing.close()
+            raise
+        return writing
+
+    def close(self) -> None:
+        """Read no more."""
+        if self._pipe is not None:
+            self._pipe.close()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See `asyncio.Protocol`."""
+        self._pipe = cast(asyncio.ReadTransport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        assert self._pipe is not None, "what is connected has a transport"
+        self._portions.take(data, self._read, self._pipe)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        self._portions.lost(self._end)
+
+    def _end(self) -> None:
+        self.ended.set()
+        self._on_end()
+
+
+def when_exited(process: subprocess.Popen[bytes], then: Callable[[], None]) -> None:
+    """Reap a process once it has exited, and call `then` from the event loop."""
+    loop = asyncio.get_running_loop()
+    try:
+        if sys.platform != "linux":
+            raise OSError("no descriptor stands for a process here")
+        descriptor = os.pidfd_open(process.pid)
+    except OSError:
+        threading.Thread(target=_wait, args=(process, loop, then), daemon=True).start()
+        return
+
+    def reap() -> None:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+        process.wait()  # it has exited: this returns at once
+        then()
+
+    loop.add_reader(descriptor, reap)
+
+
+def _wait(process: subprocess.Popen[bytes], loop: asyncio.AbstractEventLoop, then: Callable[[], None]) -> None:
+    process.wait()
+    with suppress(RuntimeError):  # the loop is closed
+        loop.call_soon_threadsafe(then)
+
+
 class _ErrorLog:
     """What a server says on its stderr, line by line, to the log; nothing there is an error (rule T14)."""
 
@@ -283,16 +363,22 @@ class _ErrorLog:
         self._second = 0
         self._told = 0
         self._left_out = 0
+        self._is_closed = False
 
     def add(self, chunk: bytes, at: int) -> int:
-        """Some lines more of it; where they end."""
+        """Some lines more of it; where they end. Dropped where it is closed."""
+        if self._is_closed:
+            return len(chunk)
         stop = end_of_some(chunk, at)
         for line in self._lines.feed(chunk[at:stop]):
             self._tell(line)
         return stop
 
     def close(self) -> None:
-        """There is no more."""
+        """There is no more. Idempotent."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         if rest := self._lines.rest():
             self._tell(rest)
         self._tell_left_out()

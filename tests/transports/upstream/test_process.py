@@ -1,12 +1,14 @@
 """Real processes: lines, logs, and ends that leave nothing behind."""
 
+import ast
 import asyncio
 import logging
 import os
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
@@ -18,6 +20,13 @@ from trunkline.transports.upstream import process
 from trunkline.transports.upstream.process import LOG_LINE_BYTES, LOG_LINES_PER_SECOND, GroupProcess, Lines
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(params=["asyncio", "uvloop"], scope="session")
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    """Both loops: the gateway runs on uvloop, a program of one's own may run on either."""
+    return "asyncio", {"use_uvloop": request.param == "uvloop"}
+
 
 PATIENCE = 10.0
 
@@ -243,6 +252,62 @@ async def test_a_line_that_is_too_long_is_a_fault() -> None:
         assert heard.lines == []
 
 
+async def test_a_process_has_no_other_handles_than_its_own() -> None:
+    program = (
+        "import os; numbers = [n for n in os.listdir('/proc/self/fd') if os.path.exists(f'/proc/self/fd/{n}')];"
+        "print([os.readlink(f'/proc/self/fd/{n}') for n in numbers], flush=True)"
+    )
+    async with running(program) as (_, heard):
+        await heard.until(lambda: heard.lines)
+        links = ast.literal_eval(heard.lines[0].decode())
+    assert len(links) == 3
+    assert all(link.startswith("pipe:") for link in links)
+
+
+async def test_its_output_can_be_opened_by_its_name() -> None:
+    async with running("open('/dev/stdout', 'w').write('x\\n')") as (_, heard):
+        await heard.until(lambda: heard.why)
+        assert heard.lines == [b"x"]
+
+
+async def test_where_a_process_has_no_descriptor_its_exit_is_told_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pid: int) -> int:
+        raise OSError
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    async with running("import sys; sys.exit(7)") as (started, heard):
+        await heard.until(lambda: heard.why)
+        assert heard.why == [("the server exited (status 7)", False)]
+        assert not is_there(started.pid)
+
+
+async def start_and_end(command: list[str], cwd: str | None = None) -> set[str]:
+    """Start a process where that is possible, and end it; the descriptors that are open then."""
+    with suppress(OSError):
+        started = await GroupProcess.start("x", command, dict(os.environ), cwd, Heard())
+        await started.end()
+    await anyio.wait_all_tasks_blocked()
+    return set(os.listdir("/proc/self/fd"))
+
+
+async def test_nothing_is_left_open_however_a_start_goes() -> None:
+    before = await start_and_end(["true"])  # a loop keeps one from its first pipe on
+    for command, cwd in ((["true"], None), (["/nowhere/program"], None), (["true"], "/nowhere")):
+        assert await start_and_end(command, cwd) == before
+
+
+async def test_where_files_run_out_nothing_is_left_open() -> None:
+    before = await start_and_end(["true"])
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for more in range(12):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(before) + more, limits[1]))
+        try:
+            await start_and_end(["true"])
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert await start_and_end(["true"]) == before
+
+
 async def test_a_long_line_is_heard() -> None:
     program = f"import sys; print('x' * {MAX_EVENT_BYTES}, flush=True); sys.stdin.read()"
     async with running(program) as (_, heard):
@@ -265,6 +330,20 @@ async def test_stderr_goes_to_the_log_without_control_characters(caplog: pytest.
         "stderr: last",
     ]
     assert {record.server for record in caplog.records} == {"x"}
+
+
+async def test_what_it_says_last_is_in_the_log_once_it_has_ended(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(portions, "TURN_SECONDS", -1.0)
+    caplog.set_level(logging.INFO, logger=process.__name__)
+    program = "import sys; print(flush=True); sys.stdin.read(); sys.stderr.write('no\\n' * 5000 + 'good-bye')"
+    async with running(program) as (started, _):
+        await started.end()
+        texts = [record.getMessage() for record in caplog.records]
+    left_out = sum(int(text.split()[1]) for text in texts if text.endswith("lines left out"))
+    assert left_out + len([text for text in texts if text.startswith("stderr: ")]) >= 5001
+    assert [record.getMessage() for record in caplog.records] == texts, "and nothing after it"
 
 
 async def test_a_flood_on_stderr_is_counted_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
