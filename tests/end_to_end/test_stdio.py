@@ -4,13 +4,16 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import aiohttp
 import anyio
 import anyio.to_thread
 import pytest
 from harness.gateways import gateway as running_gateway
 from harness.gateways import until
+from harness.stream_peers import until_gone
 from harness.wire import Wire, text_of
 
 pytestmark = pytest.mark.anyio
@@ -91,6 +94,42 @@ async def test_a_server_killed_in_mid_call_is_an_error_at_once_and_started_again
             assert text_of(await (await wire.call("counter")).response()) == "1"
             await wire.delete()
     assert is_gone(pid)
+
+
+HANGING = """
+import signal, subprocess, sys, threading
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+program = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(600)"
+child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+child.stdout.readline()
+open(sys.argv[1], "w").write(str(child.pid))
+threading.Event().wait()
+"""
+"""Reads nothing, obeys no signal, and has started another of its kind, as wrappers such as `npx` do."""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_a_server_that_hangs_ends_with_the_gateway_however_that_ends(
+    tmp_path: Path, settings_file: Callable[[str], Path], number: signal.Signals
+) -> None:
+    program, told = tmp_path / "server.py", tmp_path / "pid"
+    program.write_text(HANGING)
+    text = f"[servers.up]\ncommand = ['{sys.executable}', '{program}', '{told}']\n"
+    with running_gateway(toml=settings_file(text)) as gateway:
+        async with anyio.create_task_group() as tasks:
+
+            async def begin() -> None:
+                with suppress(aiohttp.ClientError, AssertionError):  # the gateway ends meanwhile
+                    async with Wire(gateway.url()) as wire:
+                        await wire.open()
+
+            tasks.start_soon(begin)
+            child = await pid_in(told)
+            server = os.getpgid(child)
+            gateway.process.send_signal(number)
+            await anyio.to_thread.run_sync(gateway.process.wait, 30)
+        for pid in (server, child):
+            await until_gone(pid)
 
 
 async def test_each_workflow_has_a_process_of_its_own_and_none_is_left(

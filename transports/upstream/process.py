@@ -18,6 +18,7 @@ import anyio
 from ...mux.limits import MAX_EVENT_BYTES
 from ..parts import keep
 from ..portions import PORTION_ITEMS, Portions, Read
+from .guardian import Guardian
 from .pipe import InputPipe, MayBegin, always
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,9 @@ REAP_SECONDS: Final = 2.0
 
 DRAIN_SECONDS: Final = 0.5
 """After an exit, how long the output that is left may take: what the process started may hold it open."""
+
+GUARDIAN: Final = Guardian(END_SECONDS)
+"""Of all that are started here: what is left of them ends also where this process is killed."""
 
 GROUP_POLL_SECONDS: Final = 0.02
 """How often a group is looked at whose leader has exited."""
@@ -138,6 +142,7 @@ class GroupProcess:
             except BaseException:
                 process._close()
                 raise
+        GUARDIAN.take(process.pid)
         when_exited(process._process, process._has_exited)
         return process
 
@@ -183,6 +188,7 @@ class GroupProcess:
                 with anyio.move_on_after(DRAIN_SECONDS):
                     await self._stderr.ended.wait()
             self._close()
+            GUARDIAN.release(self.pid)
 
     def _close(self) -> None:
         self._is_over = True

@@ -1,0 +1,98 @@
+"""What this process started ends with it, also where it is killed and can do nothing about that itself.
+
+A server that reads the end of its input ends by itself. One that hangs would be left for good, with all that it
+started: so a small process is told which groups there are, for as long as there are any. It runs `orphans`, which ends
+them where this one has died. (What Linux signals at the death of a parent would reach none of what a wrapper started.)
+"""
+
+import logging
+import os
+import subprocess
+import sys
+import threading
+
+from . import orphans
+
+logger = logging.getLogger(__name__)
+
+
+class Guardian:
+    """Guards process groups; to be called from any thread.
+
+    `seconds` is how long they have to end by themselves once this process is dead, and again after SIGTERM.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._lock = threading.Lock()
+        self._groups = set[int]()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._input = -1
+
+    def take(self, group: int) -> None:
+        """Guard this group. Where that is not possible, it is told to the log, and tried again with the next one."""
+        with self._lock:
+            self._groups.add(group)
+            if not self._tell(b"+%d\n" % group):
+                self._begin()
+
+    def release(self, group: int) -> None:
+        """It has ended."""
+        with self._lock:
+            self._groups.discard(group)
+            if not self._groups:
+                self._end()
+            else:
+                self._tell(b"-%d\n" % group)
+
+    def _begin(self) -> None:
+        try:
+            self._process, self._input = _started(self._seconds)
+        except OSError as error:
+            logger.warning("servers that hang would outlive this process if it was killed: %s", error.strerror)
+            return
+        for group in self._groups:
+            self._tell(b"+%d\n" % group)
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()  # the end of its input would tell it that this process has died
+            self._process = None
+            os.close(self._input)
+
+    def _tell(self, word: bytes) -> bool:
+        """Say this; False where nobody hears it."""
+        if self._process is None:
+            return False
+        try:
+            os.write(self._input, word)
+        except OSError:  # it was killed, or it is stopped
+            self._end()
+            return False
+        return True
+
+
+def _started(seconds: float) -> tuple[subprocess.Popen[bytes], int]:
+    """The process, and what is written to for it to read.
+
+    Raises:
+        OSError: it cannot be started.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    try:
+        process = subprocess.Popen(  # noqa: S603 - our own program; it returns at once
+            [sys.executable or "python3", "-I", "-S", orphans.__file__, str(seconds)],
+            stdin=reading,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            start_new_session=True,
+        )
+    except BaseException:
+        os.close(writing)
+        raise
+    finally:
+        os.close(reading)
+    return process, writing
