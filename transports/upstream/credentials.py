@@ -103,7 +103,7 @@ class Credential:
             self._refusals = Backoff()
         else:
             self.count("rejected")
-            self._refusals.ended(_now(), _now(), expected=False)
+            self._refusals.failed(_now(), _now())
 
     def rotate(self, source: TokenSource) -> None:
         """Ask this source from now on, for the same identity; the token that is there goes on to be carried."""
@@ -180,7 +180,7 @@ class Credential:
     def _fail(self, renewal: asyncio.Future[HeaderBlock], why: str, started: float) -> None:
         self._renewal = self._task = None
         self._failure = why
-        self._outages.ended(started, _now(), expected=False)
+        self._outages.failed(started, _now())
         self.count("not_issued")
         logger.warning("no credential: %s", why, extra={"server": self.server})
         _fail(renewal, why)

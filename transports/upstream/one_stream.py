@@ -31,7 +31,8 @@ class OneStreamWire(ABC):
         self.server = server
         self._receiver = receiver
         self._statistics = statistics
-        self._is_established = False
+        self.is_established = False
+        """True once the handshake is done."""
         self._is_closed = False
         self._unsent: list[Request] = []
         """Requests that were never put on the stream."""
@@ -51,7 +52,7 @@ class OneStreamWire(ABC):
         if self.cause is not None:
             self._keep(request)
         elif self._put(text, request):
-            self._count(kind if request is None else "call" if self._is_established else "initialize")
+            self._count(kind if request is None else "call" if self.is_established else "initialize")
         else:
             self._keep(request)
             self.lose("the server does not read what is sent to it")
@@ -66,7 +67,7 @@ class OneStreamWire(ABC):
         if self.cause is not None:
             raise self.cause
         self._count("initialized")
-        self._is_established = True
+        self.is_established = True
 
     def lose(self, why: str, *, is_fault: bool = False) -> None:
         """The stream is of no more use; the first cause wins. The channel is told after what is under way."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -34,7 +34,7 @@ class StdioConnector:
     """Opens sessions with one server by starting its command. Implements `Connector`.
 
     `env` is added to what is inherited; `cwd` is where the command runs, else where the gateway does. A server that
-    exits by itself is started again ever later; until then, opening is refused.
+    exits before it has a session is started again ever later; until then, opening is refused.
 
     Raises:
         ValueError: a command or an environment that no process can have.
@@ -73,25 +73,32 @@ class StdioConnector:
         wait = self._backoff.wait(clock())
         if wait:
             raise UpstreamUnreachable(
-                f"the server exited {self._backoff.exits} times in a row; it may be tried again in {wait:.1f} s",
+                f"the server exited {self._backoff.failures} times in a row before it had a session; "
+                f"it may be tried again in {wait:.1f} s",
                 executed="no",
                 retry_after=round(wait, 1),
             )
-        wire = _StdioWire(self.server, receiver, self._statistics)
         environment = {name: os.environ[name] for name in INHERITED if name in os.environ} | self._env
         started = clock()
+        wire = _StdioWire(self.server, receiver, self._statistics, partial(self._backoff.succeeded, started))
         try:
             process = await GroupProcess.start(self.server, self._command, environment, self._cwd, wire)
         except OSError as error:
-            why = os.strerror(error.errno) if error.errno else "no process"
-            raise UpstreamUnreachable(f"the server's command cannot be run: {why}", executed="no") from error
+            raise UpstreamUnreachable(self._why(error), executed="no") from error
         try:
             wire.use(process)
             yield wire
         finally:
-            self._backoff.ended(started, clock(), expected=wire.cause is None)
+            if wire.cause is not None and not wire.is_established:
+                self._backoff.failed(started, clock())
             wire.close()
             await process.end()
+
+    def _why(self, error: OSError) -> str:
+        why = os.strerror(error.errno) if error.errno else "no process"
+        if self._cwd is not None and error.filename == self._cwd:
+            return f"the server's directory cannot be entered: {why}"
+        return f"the server's command cannot be run: {why}"
 
     def rotate(self, headers: Headers) -> None:
         """See `RotatingConnector.rotate`: a process has no headers."""
@@ -104,6 +111,15 @@ class _StdioWire(OneStreamWire):
     """One session. Implements `Hearer` for its process."""
 
     _process: GroupProcess
+
+    def __init__(self, server: str, receiver: Receiver, statistics: Statistics, on_open: Callable[[], None]) -> None:
+        super().__init__(server, receiver, statistics)
+        self._on_open = on_open
+
+    async def establish(self, revision: str, initialized: bytes) -> None:
+        """See `Wire.establish`."""
+        await super().establish(revision, initialized)
+        self._on_open()
 
     def use(self, process: GroupProcess) -> None:
         """From now on this is the process."""

@@ -199,7 +199,8 @@ async def test_a_server_that_exits_by_itself_is_not_started_again_at_once() -> N
     assert await open_once() == "the server exited (status 0)"
     assert await open_once() == "the server exited (status 0)", "after the first time, at once"
     with pytest.raises(
-        UpstreamUnreachable, match=r"exited 2 times in a row; it may be tried again in 0\.[3-5] s"
+        UpstreamUnreachable,
+        match=r"exited 2 times in a row before it had a session; it may be tried again in 0\.[3-5] s",
     ) as raised:
         await open_once()
     assert raised.value.data["executed"] == "no"
@@ -207,6 +208,15 @@ async def test_a_server_that_exits_by_itself_is_not_started_again_at_once() -> N
     assert isinstance(wait, float)
     assert 0.3 <= wait <= 0.5
     await connector.close()
+
+
+async def test_sessions_that_exit_keep_nobody_from_another_one() -> None:
+    async with over_stdio() as server:
+        connector = StdioConnector("x", server.address, Statistics())
+        for _ in range(4):
+            async with opened(connector) as session:
+                server.session.close()
+                await session.lost()
 
 
 async def test_a_server_that_was_ended_may_be_started_again_at_once() -> None:
