@@ -22,12 +22,12 @@ from .garbage import collect, collected_by_schedule
 from .heap import keep_what_large_messages_took
 from .http_listening import HTTPListening
 from .listener import BACKLOG, listen, url_of
+from .runtime import runtime_directory
 from .settings import NotStarted, Read, Server, Settings, SettingsError
 from .signals import received
 from .tls_handshake import server_context
 from .websockets import PingingWebSocket
 from .workers.place import Place
-from .workers.supervisor import runtime_directory
 
 logger = logging.getLogger(__name__)
 

@@ -1,6 +1,7 @@
 """What a worker process gets of its parent: socket and settings, a way to be told, a directory of their own."""
 
 import asyncio
+import os
 import socket
 from collections.abc import AsyncIterator, MutableMapping
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Final, Literal
 
 import msgspec
 
+from ..runtime import hold
 from ..settings import NotStarted, Settings
 
 VARIABLE: Final = "TRUNKLINE_WORKER"
@@ -29,7 +31,11 @@ class _Inherited(msgspec.Struct):
 
 
 class Place:
-    """A worker's place among the processes of its gateway."""
+    """A worker's place among the processes of its gateway.
+
+    Raises:
+        FileNotFoundError: its directory is no longer there.
+    """
 
     def __init__(
         self, listener: socket.socket, control: socket.socket, runtime: Path, demo: str, settings: Settings
@@ -39,6 +45,7 @@ class Place:
         """Those that hold when it begins, whatever is in their file by now."""
         self.runtime = runtime
         """A directory that the gateway's processes have to themselves."""
+        self._lock = hold(runtime)
         self.demo = demo
         """The URL of the built-in server, where the parent runs it."""
         self._control = control
@@ -58,12 +65,11 @@ class Place:
         for one in sockets:
             one.set_inheritable(False)
         try:
-            settings = _settings(sockets[1])
-        except NotStarted:
+            return cls(*sockets, Path(told.runtime), told.demo, _settings(sockets[1]))
+        except (EOFError, FileNotFoundError) as error:
             for one in sockets:
                 one.close()
-            raise
-        return cls(*sockets, Path(told.runtime), told.demo, settings)
+            raise NotStarted("", "the parent of this worker has ended; start the gateway again") from error
 
     def tell_listening(self, url: str) -> None:
         """Say that this worker takes connections."""
@@ -73,6 +79,7 @@ class Place:
         """The worker ends."""
         self.listener.close()
         self._control.close()
+        os.close(self._lock)
 
     async def commands(self) -> AsyncIterator[Command]:
         """What the parent says; ends where it has died."""
@@ -135,7 +142,7 @@ def _settings(control: socket.socket) -> Settings:
     """What the parent says first.
 
     Raises:
-        NotStarted: it has ended.
+        EOFError: it has ended.
     """
     size = int.from_bytes(_received(control, _SIZE_BYTES))
     return msgspec.json.decode(_received(control, size), type=Settings)
@@ -146,6 +153,6 @@ def _received(control: socket.socket, size: int) -> bytes:
     while len(received) < size:
         chunk = control.recv(size - len(received))
         if not chunk:
-            raise NotStarted("", "the parent of this worker has ended; start the gateway again")
+            raise EOFError
         received += chunk
     return bytes(received)

@@ -6,15 +6,13 @@ none lives and none comes up, the gateway ends with an error.
 
 import logging
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -26,7 +24,8 @@ from anyio.abc import TaskGroup
 from ..exits import ExitCode, Failure
 from ..listener import listen, url_of
 from ..reload import compare
-from ..settings import Read, Settings, SettingsError, check
+from ..runtime import runtime_directory
+from ..settings import Read, Settings, check
 from ..signals import received
 from .place import Child
 
@@ -95,22 +94,6 @@ async def supervise(
             failure = error
     if failure is not None:
         raise failure
-
-
-@contextmanager
-def runtime_directory() -> Iterator[Path]:
-    """A directory for sockets and figures, which nobody else can enter.
-
-    Raises:
-        SettingsError: its path is too long for sockets.
-    """
-    made = Path(tempfile.mkdtemp(prefix="trunkline-"))
-    try:
-        if len(str(made)) > 70:
-            raise SettingsError("TMPDIR", f"{made.parent} is too long for the path of a socket; name a shorter one")
-        yield made
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
 
 
 class Supervisor:

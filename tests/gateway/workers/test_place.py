@@ -1,5 +1,6 @@
 """What a worker process gets of its parent, and what they say to each other."""
 
+import fcntl
 import os
 import socket
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 import pytest
+from trunkline.gateway.runtime import LOCK
 from trunkline.gateway.settings import DirectorySection, NotStarted, Server, Settings
 from trunkline.gateway.workers.place import VARIABLE, Child, Command, Place
 
@@ -107,6 +109,30 @@ async def test_a_worker_whose_parent_died_before_does_not_start(listener: socket
     with anyio.fail_after(10):
         with pytest.raises(NotStarted):
             await inherited(child, is_orphan=True)
+
+
+async def test_a_worker_whose_directory_was_swept_does_not_start(listener: socket.socket, tmp_path: Path) -> None:
+    child = Child(listener, tmp_path / "swept", "", SETTINGS)
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(heard_to_the_end, child)
+            with pytest.raises(NotStarted, match="parent of this worker has ended"):
+                await inherited(child)
+    child.close()
+
+
+async def test_a_worker_keeps_its_directory_until_it_ends(listener: socket.socket, tmp_path: Path) -> None:
+    child = Child(listener, tmp_path, "", SETTINGS)
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(heard_to_the_end, child)
+            place = await inherited(child)
+            with (tmp_path / LOCK).open() as lock:
+                with pytest.raises(BlockingIOError):
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                place.close()
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    child.close()
 
 
 def test_a_process_without_a_parent_has_no_place() -> None:

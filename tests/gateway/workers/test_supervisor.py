@@ -14,9 +14,9 @@ import anyio
 import msgspec
 import pytest
 from trunkline.gateway.exits import ExitCode
-from trunkline.gateway.settings import DirectorySection, GatewaySection, Settings, SettingsError
+from trunkline.gateway.settings import DirectorySection, GatewaySection, Settings
 from trunkline.gateway.workers import supervisor as module
-from trunkline.gateway.workers.supervisor import Supervisor, WorkersFailed, runtime_directory, worker_command
+from trunkline.gateway.workers.supervisor import Supervisor, WorkersFailed, worker_command
 
 pytestmark = pytest.mark.anyio
 
@@ -222,25 +222,6 @@ async def test_a_wrong_setting_is_told_once(tmp_path: Path) -> None:
     assert made.failed is not None
     assert made.failed.told == ExitCode.WRONG
     assert len(made.noted("began")) == 1
-
-
-def test_nobody_else_enters_the_directory_of_a_gateway() -> None:
-    with runtime_directory() as runtime:
-        assert runtime.stat().st_mode & 0o777 == 0o700
-        (runtime / "left").touch()
-    assert not runtime.exists()
-
-
-def test_a_directory_whose_sockets_would_have_no_room_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    deep = tmp_path / ("d" * 80)
-    deep.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(deep))
-    with pytest.raises(SettingsError) as refused, runtime_directory():
-        pass
-    assert refused.value.path == "TMPDIR"
-    assert list(deep.iterdir()) == []
 
 
 def test_a_worker_is_run_as_its_parent_was() -> None:
