@@ -16,7 +16,7 @@ from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, Overloaded, Se
 from trunkline.mux.event_log import MAX_EMPTY, Position, Stream
 from trunkline.mux.exchange import Exchange
 from trunkline.mux.limits import EventLogLimits
-from trunkline.mux.placement import CALLS, NAMES, concern_of
+from trunkline.mux.placement import CALLS, NAMES, WHOLE, concern_of
 from trunkline.mux.principal import ANONYMOUS
 from trunkline.mux.streams import Reader
 
@@ -74,6 +74,15 @@ async def test_g4_a_session_of_another_principal_is_unknown_on_every_worker() ->
             for concern in (CALLS, CALLS._replace(are_calls=False)):
                 with pytest.raises(UnknownSession):
                     await worker.find(session_id, concern, BOB)
+
+
+async def test_g4_a_session_on_the_path_of_another_server_is_unknown_on_every_worker() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        for worker in (a, b):
+            for concern in (CALLS, WHOLE):
+                with pytest.raises(UnknownSession):
+                    await worker.pool.lookup.find(ANONYMOUS, "y", session_id, concern)
 
 
 async def test_what_cannot_be_moved_is_served_by_its_holder_alone() -> None:
