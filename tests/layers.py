@@ -11,6 +11,7 @@ PURE = (
     "gateway/differences.py",
     "gateway/known_head.py",
     "gateway/reasons.py",
+    "gateway/settings/spelling.py",
     "gateway/trends.py",
     "mux/account.py",
     "mux/breaker.py",

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 from ...transports.upstream.http import HeaderBlock, host_of
 from .definitions import NAME, STDIO, AuthSection, OAuth, Server, Settings, SettingsError
+from .spelling import fault_in_host, fault_in_origin, fault_in_token
 
 SCHEMES: Final = ("http", "https", "sse+http", "sse+https", "ws", "wss")
 DIRECTORIES: Final = {
@@ -28,22 +29,27 @@ DIRECTORIES: Final = {
 
 SCOPE: Final = re.compile(r"[!#-\[\]-~]+( [!#-\[\]-~]+)*")  # RFC 6749, 3.3
 SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
-HOP_BY_HOP: Final = frozenset(
-    (
-        "accept",
-        "connection",
-        "content-length",
-        "content-type",
-        "keep-alive",
-        "proxy-authenticate",
-        "proxy-authorization",
-        "te",
-        "trailer",
-        "transfer-encoding",
-        "upgrade",
-    )
-)
-RESERVED: Final = frozenset({"authorization", "cookie", "host"})
+FRAMING: Final = frozenset({"content-length", "host", "transfer-encoding", "upgrade"})
+"""Headers that the gateway writes itself, about the connection and the body: a second one breaks the request."""
+
+HOP_BY_HOP: Final = FRAMING | {
+    "accept",
+    "accept-encoding",
+    "connection",
+    "content-encoding",
+    "content-type",
+    "expect",
+    "keep-alive",
+    "proxy-authenticate",
+    "proxy-authorization",
+    "proxy-connection",
+    "te",
+    "trailer",
+}
+RESERVED: Final = frozenset({"authorization", "cookie", "last-event-id"})
+"""A client's secrets."""
+
+OWN_PREFIXES: Final = ("mcp-", "sec-websocket-", "trunkline-")
 
 
 def is_loopback(host: str) -> bool:
@@ -88,6 +94,12 @@ def _check_listener(settings: Settings, *, insecure: bool) -> None:
             raise SettingsError("gateway.tls", told) from None
     if gateway.public_url and not _is_place(gateway.public_url):
         raise SettingsError("gateway.public_url", "expected https://HOST, as clients reach this gateway")
+    if gateway.admin_token and (fault := fault_in_token(gateway.admin_token)):
+        raise SettingsError("gateway.admin_token", fault)
+    for key, fault_in in (("allowed_hosts", fault_in_host), ("allowed_origins", fault_in_origin)):
+        for index, text in enumerate(getattr(gateway, key)):
+            if fault := fault_in(text):
+                raise SettingsError(f"gateway.{key}[{index}]", fault)
     if gateway.trusted_proxies and settings.auth.mode != "proxy":
         raise SettingsError("gateway.trusted_proxies", 'only used with auth.mode = "proxy"; leave it out')
     for index, proxy in enumerate(gateway.trusted_proxies):
@@ -111,9 +123,8 @@ def _is_place(url: str) -> bool:
     """True for the URL of a host."""
     try:
         parts = urlsplit(url)
-        return (
-            parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and parts.path in ("", "/")
-        )
+        is_bare = "@" not in parts.netloc and parts.path in ("", "/") and not parts.query and not parts.fragment
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and is_bare
     except ValueError:
         return False
 
@@ -150,21 +161,40 @@ def _check_auth(settings: Settings) -> None:
     auth = settings.auth
     if auth.mode == "proxy" and not settings.gateway.trusted_proxies:
         raise SettingsError("gateway.trusted_proxies", 'mode "proxy" needs the addresses of the proxy')
+    if auth.mode == "proxy":
+        _check_proxy(auth)
     if auth.mode == "jwt":
         _check_jwt(auth)
     if auth.mode == "tokens" and not auth.tokens:
         raise SettingsError("auth.tokens", 'mode "tokens" needs at least one token')
+    first: dict[str, int] = {}
     for index, token in enumerate(auth.tokens):
         if not SHA256.fullmatch(token.sha256):
             raise SettingsError(f"auth.tokens[{index}].sha256", "expected 64 hexadecimal digits")
         if not token.subject:
             raise SettingsError(f"auth.tokens[{index}].subject", "a token needs a subject")
+        same = first.setdefault(token.sha256.lower(), index)
+        if same != index:
+            raise SettingsError(
+                f"auth.tokens[{index}].sha256", f"auth.tokens[{same}] is the same token, and one stands for one user"
+            )
+
+
+def _check_proxy(auth: AuthSection) -> None:
+    for key in ("subject_header", "tenant_header"):
+        header = getattr(auth, key)
+        if (header or key == "subject_header") and (not _is_header(header) or _is_own(header)):
+            raise SettingsError(f"auth.{key}", "expected a header of the proxy's own, such as X-Auth-Subject")
+    if auth.subject_header.lower() == auth.tenant_header.lower():
+        raise SettingsError("auth.tenant_header", "subject_header names the same; a tenant has a header of its own")
 
 
 def _check_jwt(auth: AuthSection) -> None:
     for key in ("issuer", "audience"):
         if not getattr(auth, key):
             raise SettingsError(f"auth.{key}", 'mode "jwt" needs it')
+    if not auth.subject_claim:
+        raise SettingsError("auth.subject_claim", "a token without subject is nobody's: name its claim")
     if bool(auth.secret) == bool(auth.jwks):
         raise SettingsError("auth.jwks", "give either jwks (public keys) or secret")
     symmetric = [name.startswith("HS") for name in auth.algorithms]
@@ -175,18 +205,29 @@ def _check_jwt(auth: AuthSection) -> None:
     for name in auth.algorithms:
         if name not in jwt.algorithms.get_default_algorithms():
             raise SettingsError("auth.algorithms", f"{name} is none; expected names such as RS256, ES256, HS256")
-    if not auth.jwks or auth.jwks.startswith("https://"):
+    if not auth.jwks:
         return
-    if auth.jwks.startswith("http://"):
-        if not is_loopback(urlsplit(auth.jwks).hostname or ""):
-            raise SettingsError("auth.jwks", "keys are read over https, or from a file")
+    if auth.jwks.startswith(("http://", "https://")):
+        _check_jwks_url(auth.jwks)
         return
     try:
         usable = jwt.PyJWKSet.from_dict(json.loads(Path(auth.jwks).read_text())).keys
-    except (OSError, ValueError, TypeError, AttributeError, jwt.PyJWTError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError, jwt.PyJWTError):
         usable = []
     if not usable:
         raise SettingsError("auth.jwks", "no JSON Web Key Set with a key to use can be read from this file") from None
+
+
+def _check_jwks_url(text: str) -> None:
+    try:
+        url = urlsplit(text)
+        usable = bool(url.hostname) and url.port != 0
+    except ValueError:
+        usable = False
+    if not usable:
+        raise SettingsError("auth.jwks", "expected https://HOST/PATH, or a file")
+    if url.scheme == "http" and not is_loopback(url.hostname or ""):
+        raise SettingsError("auth.jwks", "keys are read over https, or from a file")
 
 
 def _check_address(path: str, server: Server) -> None:
@@ -232,17 +273,50 @@ def _check_server(path: str, server: Server) -> None:
         HeaderBlock(server.headers)
     except ValueError as error:
         raise SettingsError(f"{path}.headers", str(error)) from None
+    names = [name.lower() for name in server.headers]
+    for name in server.headers:
+        if name.lower() in FRAMING:
+            raise SettingsError(f"{path}.headers", f"{name} is written by the gateway itself; leave it out")
+        if names.count(name.lower()) > 1:
+            raise SettingsError(f"{path}.headers", f"{name} is named twice")
     if not server.eras:
         raise SettingsError(f"{path}.eras", 'name "legacy", "modern" or both')
     if "legacy" not in server.eras and not server.url.startswith(("http://", "https://")):
         raise SettingsError(f"{path}.eras", "without legacy, the server needs an http(s) url in this version")
     if server.oauth is not None:
         _check_oauth(f"{path}.oauth", server, server.oauth)
-    for key in ("forward_headers", "session_headers"):
+    _check_passed_on(path, server)
+
+
+def _check_passed_on(path: str, server: Server) -> None:
+    seen: set[str] = set()
+    for key in ("session_headers", "forward_headers"):
         for header in getattr(server, key):
-            low = header.lower()
-            if low in RESERVED or low in HOP_BY_HOP or low.startswith(("mcp-", "trunkline-")):
+            if "*" in header:
+                raise SettingsError(f"{path}.{key}", "there are no wildcards: list each header")
+            if not _is_header(header):
+                raise SettingsError(f"{path}.{key}", f"{header[:64]!r} is no header's name")
+            if _is_own(header):
                 raise SettingsError(f"{path}.{key}", f"{header} is never passed on from a client")
+            if header.lower() in seen:
+                told = "once is enough, and a header is either fixed for a session or copied from each request"
+                raise SettingsError(f"{path}.{key}", f"{header} is named twice: {told}")
+            seen.add(header.lower())
+
+
+def _is_header(name: str) -> bool:
+    """True for what can be the name of a header."""
+    try:
+        HeaderBlock({name: ""})
+    except ValueError:
+        return False
+    return True
+
+
+def _is_own(header: str) -> bool:
+    """True for a header that has a meaning on the connection, or between client and gateway alone."""
+    low = header.lower()
+    return low in RESERVED or low in HOP_BY_HOP or low.startswith(OWN_PREFIXES)
 
 
 def _check_oauth(path: str, server: Server, oauth: OAuth) -> None:

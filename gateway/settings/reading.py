@@ -1,8 +1,8 @@
 """How settings are read: a TOML file, the environment and the command line become one value, or an error with a path.
 
 A key in the environment is `TRUNKLINE_SECTION__KEY` (`TRUNKLINE_GATEWAY__PORT`, `TRUNKLINE_SERVERS__FILES__URL`); a
-server of the file is named there with `_` for `-` and `.`. It wins over the file, and the command line wins over both.
-`${NAME}` in a string is replaced from the environment.
+server of the file, or a header of one, is named there with `_` for `-` and `.`. It wins over the file, and the command
+line wins over both. `${NAME}` in a string is replaced from the environment.
 """
 
 import difflib
@@ -40,9 +40,10 @@ def load(
         settings = _convert(_expanded(tree, "", environ))
         check(settings, insecure=insecure)
     except SettingsError as error:
-        name = PREFIX + error.path.upper().replace("-", "_").replace(".", "__")
+        path_of_key = error.path.partition("[")[0]
+        name = PREFIX + path_of_key.upper().replace("-", "_").replace(".", "__")
         typed = {*(overrides or {}), *(f"servers.{upstream.partition('=')[0]}.url" for upstream in upstreams)}
-        if name not in environ or error.path in typed:
+        if name not in environ or path_of_key in typed:
             raise
         raise SettingsError(error.path, f"{error.message} (it comes from {name})") from None
     return settings
@@ -58,6 +59,8 @@ def _merged(
             keys = [part.lower() for part in name.removeprefix(PREFIX).split("__")]
             if keys[0] == "servers":
                 keys[1] = _as_in_the_file(keys[1], tree.get("servers"))
+                if keys[2:3] == ["headers"] and len(keys) > 3:
+                    keys[3] = _as_in_the_file(keys[3], _at(tree, keys[:3]))
             _put(tree, keys, _value(text, is_text=_is_text(keys)))
     for upstream in upstreams:
         name, found, url = upstream.partition("=")
@@ -69,10 +72,16 @@ def _merged(
     return tree
 
 
-def _as_in_the_file(name: str, servers: object) -> str:
-    """The server of the file that a name in the environment means, where capitals, `-` and `.` cannot be written."""
-    names = list(servers) if isinstance(servers, dict) and name not in servers else []
+def _as_in_the_file(name: str, table: object) -> str:
+    """The key of a table that a name in the environment means, where capitals, `-` and `.` cannot be written."""
+    names = list(table) if isinstance(table, dict) and name not in table else []
     return next((one for one in names if re.sub("[-.]", "_", one).lower() == name), name)
+
+
+def _at(tree: object, keys: Sequence[str]) -> object:
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
 
 
 def _read(path: Path) -> dict[str, Any]:

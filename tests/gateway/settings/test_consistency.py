@@ -83,7 +83,10 @@ def test_an_unknown_key_that_is_near_to_none_lists_what_is_known(read: Read, tex
         ("gateway", "admin_token = 1", "admin_token"),
         ("gateway", "allowed_hosts = 'x'", "allowed_hosts"),
         ("gateway", "allowed_hosts = ['x', 1]", "allowed_hosts[1]"),
+        ("gateway", "allowed_hosts = ['mcp.example', 'https://mcp.example']", "allowed_hosts[1]"),
         ("gateway", "allowed_origins = {}", "allowed_origins"),
+        ("gateway", "allowed_origins = ['https://app.example', '*']", "allowed_origins[1]"),
+        ("gateway", "admin_token = 'two words'", "admin_token"),
         ("gateway", "tls = 'x'", "tls"),
         ("gateway", "tls = { cert = 1 }", "tls.cert"),
         ("directory", "backend = 'etcd'", "backend"),
@@ -97,6 +100,7 @@ def test_an_unknown_key_that_is_near_to_none_lists_what_is_known(read: Read, tex
         ("auth", "tokens = [{ sha256 = 'x', tenant = 't', subject = 's' }]", "tokens[0].sha256"),
         ("auth", f"tokens = [{{ sha256 = '{HASH}0', tenant = 't', subject = 's' }}]", "tokens[0].sha256"),
         ("auth", f"tokens = [{{ {TOKEN} }}, {{ sha256 = '{HASH}', tenant = 't', subject = '' }}]", "tokens[1].subject"),
+        ("auth", f"tokens = [{{ {TOKEN} }}, {{ {TOKEN} }}]", "tokens[1].sha256"),
         ("auth", "mode = 'tokens'", "tokens"),
         ("auth", "algorithms = 'RS256'", "algorithms"),
         ("pooling", "reuse = 'all'", "reuse"),
@@ -141,7 +145,15 @@ def test_a_section_that_is_no_table_is_named(read: Read, section: str) -> None:
         ("headers = 'x'", "headers"),
         ("headers = { X = 'a\\nb' }", "headers"),
         ("headers = { 'X Y' = 'a' }", "headers"),
+        ("headers = { X-A = 'a', x-a = 'b' }", "headers"),
+        *((f"headers = {{ {name} = '1' }}", "headers") for name in ("Content-Length", "host", "Transfer-Encoding")),
         ("forward_headers = 'X'", "forward_headers"),
+        *(
+            (f"{key} = ['X-A', {header!r}]", key)
+            for key in ("forward_headers", "session_headers")
+            for header in ("", "X A", "X-A: b", "X-B,", "*", "X-\u00e4", "x-a")
+        ),
+        ("session_headers = ['X-A']\nforward_headers = ['x-a']", "forward_headers"),
         ("session_headers = [1]", "session_headers[0]"),
         ("ca = '/no/such/file'", "ca"),
         ("ca = '/dev/null'", "ca"),
@@ -251,6 +263,7 @@ def test_annotations_are_not_trusted_where_nothing_is_sent_again(read: Read, whe
     assert read(SERVER + "trust_annotations = true").servers["up"].trust_annotations
 
 
+PROXY = "[gateway]\ntrusted_proxies = ['127.0.0.1']\n[auth]\nmode = 'proxy'\n"
 JWT = "[auth]\nmode = 'jwt'\nissuer = 'i'\naudience = 'a'\n"
 
 
@@ -269,6 +282,15 @@ JWT = "[auth]\nmode = 'jwt'\nissuer = 'i'\naudience = 'a'\n"
         (JWT + "jwks = 'http://h/keys'", "auth.jwks"),
         (JWT + "jwks = '/no/such/file'", "auth.jwks"),
         (JWT + "jwks = 'https://h/keys'\nalgorithms = ['RS999']", "auth.algorithms"),
+        (JWT + "jwks = 'https://'", "auth.jwks"),
+        (JWT + "jwks = 'https://[h/keys'", "auth.jwks"),
+        (JWT + "jwks = 'https://h:0/keys'", "auth.jwks"),
+        (JWT + "jwks = 'https://h/keys'\nsubject_claim = ''", "auth.subject_claim"),
+        (PROXY + "subject_header = ''", "auth.subject_header"),
+        (PROXY + "subject_header = 'X Auth'", "auth.subject_header"),
+        (PROXY + "subject_header = 'Authorization'", "auth.subject_header"),
+        (PROXY + "tenant_header = 'X-Auth-Tenant:'", "auth.tenant_header"),
+        (PROXY + "tenant_header = 'x-auth-subject'", "auth.tenant_header"),
         ("[auth]\nmode = 'proxy'", "gateway.trusted_proxies"),
         ("[gateway]\ntrusted_proxies = ['127.0.0.1']", "gateway.trusted_proxies"),
         ("[auth]\nmode = 'proxy'\n[gateway]\ntrusted_proxies = ['h']", "gateway.trusted_proxies[0]"),
@@ -276,13 +298,34 @@ JWT = "[auth]\nmode = 'jwt'\nissuer = 'i'\naudience = 'a'\n"
         ("[gateway]\npublic_url = 'https://mcp.example/path'", "gateway.public_url"),
         ("[gateway]\npublic_url = 'https://[mcp.example'", "gateway.public_url"),
         ("[gateway]\npublic_url = 'https://mcp.example:99999'", "gateway.public_url"),
+        ("[gateway]\npublic_url = 'https://user:s3cret@mcp.example'", "gateway.public_url"),
+        ("[gateway]\npublic_url = 'https://mcp.example?x=s3cret'", "gateway.public_url"),
+        ("[gateway]\npublic_url = 'https://mcp.example/#s3cret'", "gateway.public_url"),
     ],
 )
 def test_an_auth_mode_needs_what_it_verifies_with(read: Read, text: str, path: str) -> None:
-    assert refusal(read, text).path == path
+    error = refusal(read, text)
+    assert error.path == path
+    assert "s3cret" not in f"{error}"
 
 
-@pytest.mark.parametrize("keys", ['{"keys": []}', '{"keys": [{"kty": "another"}]}', '{"keys": 1}', "[]", "{"])
+def test_a_token_that_stands_twice_is_told_with_where_it_stands_first(read: Read) -> None:
+    entry = "{{ sha256 = '{}', tenant = 't', subject = '{}' }}".format
+    two = f"{entry(HASH, 'alice')}, {entry(HASH.replace('a', 'b'), 'alice')}"
+    assert len(read(f"[auth]\nmode = 'tokens'\ntokens = [{two}]").auth.tokens) == 2, "two tokens of one user are two"
+    error = refusal(read, f"[auth]\nmode = 'tokens'\ntokens = [{two}, {entry(HASH.upper(), 'bob')}]")
+    assert error.path == "auth.tokens[2].sha256"
+    assert "auth.tokens[0] is the same token" in error.message
+
+
+def test_a_proxy_need_not_name_a_tenant(read: Read) -> None:
+    auth = read(PROXY + "subject_header = 'Remote-User'\ntenant_header = ''").auth
+    assert (auth.subject_header, auth.tenant_header) == ("Remote-User", "")
+
+
+@pytest.mark.parametrize(
+    "keys", ['{"keys": []}', '{"keys": [{"kty": "another"}]}', '{"keys": 1}', "[]", "{", "[" * 9999]
+)
 def test_a_file_of_keys_has_one_that_can_be_used(read: Read, tmp_path: Path, keys: str) -> None:
     (tmp_path / "keys.json").write_text(keys)
     assert refusal(read, f"{JWT}jwks = '{tmp_path}/keys.json'").path == "auth.jwks"

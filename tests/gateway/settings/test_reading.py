@@ -129,6 +129,14 @@ def test_a_text_of_the_environment_stays_what_it_is_whatever_it_looks_like(load_
     assert settings.servers["up"].headers["x"] == token
 
 
+def test_a_header_of_the_environment_is_that_of_the_file_however_it_is_spelled(load_text: Load) -> None:
+    text = UP + 'headers = { Authorization = "of the file", X-Api-Key = "of the file", X-Other = "o" }\n'
+    prefix = "TRUNKLINE_SERVERS__UP__HEADERS__"
+    environ = {f"{prefix}AUTHORIZATION": "a", f"{prefix}X_API_KEY": "k", f"{prefix}NEW": "n"}
+    headers = load_text(text, environ).servers["up"].headers
+    assert headers == {"Authorization": "a", "X-Api-Key": "k", "X-Other": "o", "new": "n"}
+
+
 @pytest.mark.parametrize(
     ("name", "value", "path"),
     [
@@ -137,6 +145,7 @@ def test_a_text_of_the_environment_stays_what_it_is_whatever_it_looks_like(load_
         ("TRUNKLINE_NOTHING__PORT", "1", "nothing"),
         ("TRUNKLINE_GATEWAY__PORT__X", "1", "gateway.port.x"),
         ("TRUNKLINE_GATEWAY__ALLOWED_HOSTS", "a.example", "gateway.allowed_hosts"),
+        ("TRUNKLINE_GATEWAY__ALLOWED_ORIGINS", '["*"]', "gateway.allowed_origins[0]"),
         ("TRUNKLINE_SERVERS__UP__URLL", "x", "servers.up.urll"),
     ],
 )
@@ -145,7 +154,7 @@ def test_a_wrong_variable_names_its_path(
 ) -> None:
     error = refused("[gateway]\nport = 1\n", {name: value})
     assert error.path == path
-    assert (name in error.message) is (PREFIX + path.upper().replace(".", "__") == name)
+    assert (name in error.message) is (PREFIX + path.partition("[")[0].upper().replace(".", "__") == name)
 
 
 def test_what_the_command_line_says_is_not_laid_to_the_environment(refused: Callable[..., SettingsError]) -> None:
@@ -234,7 +243,8 @@ def test_a_loopback_listener_needs_neither(load_text: Load, host: str) -> None:
     [
         *("Authorization", "COOKIE", "host", "Mcp-Session-Id", "mcp-anything", "Trunkline-Workflow", "Content-Length"),
         *("Connection", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization", "TE", "Trailer"),
-        *("Transfer-Encoding", "Upgrade", "Accept", "Content-Type"),
+        *("Transfer-Encoding", "Upgrade", "Accept", "Content-Type", "Accept-Encoding", "Content-Encoding", "Expect"),
+        *("Last-Event-ID", "Proxy-Connection", "Sec-WebSocket-Key"),
     ],
 )
 def test_a_header_that_is_the_gateways_own_is_never_passed_on(
