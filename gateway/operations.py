@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from ..mux.pool import Pool
 from ..transports.asgi import Grant
-from ..transports.guard import Guard, Rejected, Unauthorized
+from ..transports.guard import OWN_SITES, Guard, Rejected, Unauthorized
 from .auth import METADATA, Authenticator
 from .events import Events, EventsResponse
 from .metrics import CONTENT_TYPE, InFlight, exposition
@@ -25,9 +25,6 @@ from .workers.overview import Overview
 
 SERVER_PATH: Final = re.compile(rf"/servers/({NAME.pattern})/")
 DOCUMENT: Final = document()
-
-OWN_SITES: Final = ("same-origin", "none")
-"""Who a browser says that it asks for (Sec-Fetch-Site): the gateway's own page, or the user by the address bar."""
 
 PRIVATE: Final = {
     "cache-control": "no-store",

@@ -45,6 +45,12 @@ class Unauthorized(Exception):
         self.challenge = challenge
 
 
+_LAST_SLASH: Final = re.compile(r"(?<=[^/])/$")
+
+OWN_SITES: Final = ("same-origin", "none")
+"""Who a browser says that it asks for (Sec-Fetch-Site): a page of the gateway's own, or the user by the address bar."""
+
+
 class Guard:
     """Checks the Host and the Origin of every request.
 
@@ -57,8 +63,8 @@ class Guard:
         self, *, loopback: bool, allowed_hosts: Sequence[str] = (), allowed_origins: Sequence[str] = ()
     ) -> None:
         self._loopback = loopback
-        self._hosts = frozenset(host.lower() for host in allowed_hosts)
-        self._origins = frozenset(origin.lower().rstrip("/") for origin in allowed_origins)
+        self._hosts = frozenset(_plain(host.lower()) for host in allowed_hosts)
+        self._origins = frozenset(_LAST_SLASH.sub("", origin.lower()) for origin in allowed_origins)
         self._known_hosts: set[str] = set()
 
     def check(self, headers: Mapping[str, str]) -> None:
@@ -76,6 +82,15 @@ class Guard:
         origin = headers.get("origin")
         if origin is not None and not self._origin_is_allowed(origin):
             raise Rejected(403, "origin", "this Origin is not allowed; see gateway.allowed_origins")
+
+    def check_page(self, headers: Mapping[str, str]) -> None:
+        """Refuse what a browser asks for a page of another site without naming its origin, as for an image or a link.
+
+        Raises:
+            Rejected: 403.
+        """
+        if "origin" not in headers and headers.get("sec-fetch-site", "none") not in OWN_SITES:
+            raise Rejected(403, "cross_site", "no page of another site may ask for this")
 
     def cors(self, headers: Mapping[str, str]) -> RawHeaders:
         """What lets a page of a configured origin read the answer; nothing for everybody else."""
@@ -111,6 +126,11 @@ class Guard:
             return True
         is_page = origin.lower().startswith(("http://", "https://"))
         return self._loopback and is_page and _name_of(origin) in LOOPBACK_NAMES
+
+
+def _plain(host: str) -> str:
+    """Without the brackets of an IPv6 address that has no port."""
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
 
 
 def _name_of(url: str) -> str:

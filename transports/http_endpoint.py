@@ -149,6 +149,7 @@ class HTTPEndpoint:
         request = HTTPRequest(headers_of(scope), receive, send, scope)
         try:
             self._config.guard.check(request.headers)
+            self._config.guard.check_page(request.headers)
             request.cors = self._config.guard.cors(request.headers)
             if scope["method"] == "OPTIONS":
                 return await self._preflight(request)

@@ -61,6 +61,14 @@ def test_a_configured_host_is_served_and_one_without_port_on_every_port(host: st
     public().check({"host": host})
 
 
+@pytest.mark.parametrize("listed", ["[FD00::1]", "fd00::1"])
+def test_an_address_without_port_is_served_on_every_port(listed: str) -> None:
+    guard = Guard(loopback=False, allowed_hosts=[listed])
+    for host in ("[fd00::1]", "[fd00::1]:8920", "[FD00::1]:443"):
+        guard.check({"host": host})
+    assert refusal(guard, {"host": "[fd00::2]:8920"}) == (421, "host")
+
+
 @pytest.mark.parametrize("host", ["other.example", "other.example:1", "x.mcp.example", "localhost", "127.0.0.1:8920"])
 def test_other_hosts_are_not_served_where_hosts_are_configured(host: str) -> None:
     assert refusal(public(), {"host": host}) == (421, "host")
@@ -101,8 +109,21 @@ def test_a_foreign_page_is_refused(origin: str) -> None:
     assert refusal(loopback(), {"host": "localhost", "origin": origin}) == (403, "origin")
 
 
+@pytest.mark.parametrize("whose", ["cross-site", "same-site", "", "x"])
+def test_x1_what_a_browser_asks_for_another_page_without_its_origin_is_refused(whose: str) -> None:
+    guard = loopback(allowed_origins=["https://app.example"])
+    with pytest.raises(Rejected) as rejected:
+        guard.check_page({"sec-fetch-site": whose})
+    assert (rejected.value.status, rejected.value.reason) == (403, "cross_site")
+    guard.check_page({"sec-fetch-site": whose, "origin": "https://app.example"})
+    for own in ({}, {"sec-fetch-site": "same-origin"}, {"sec-fetch-site": "none"}):
+        guard.check_page(own)
+
+
 def test_a_configured_page_may_speak() -> None:
-    guard = public("https://App.example/")
+    guard = public("https://App.example/", "file://", "null")
+    for odd in ("file://", "null"):
+        guard.check({**PUBLIC, "origin": odd})
     guard.check({**PUBLIC, "origin": "https://app.example"})
     guard.check({**PUBLIC, "origin": "https://APP.example"})
     for foreign in ("http://app.example", "https://app.example:8443", "https://x.app.example"):

@@ -93,6 +93,20 @@ async def test_x1_a_foreign_origin_is_refused_and_an_allowed_one_may_read() -> N
         assert (stream.status, stream.headers["Access-Control-Allow-Origin"]) == (200, "https://app.example")
 
 
+async def test_x1_a_page_of_another_site_comes_into_no_session_whose_key_it_guesses() -> None:
+    """An image or a script is asked for by GET and without an Origin; but browsers say for whose page."""
+    async with listening() as at, opened(at, query="?workflow=chat") as client, SSEClient(at.base()) as page:
+        for whose in ("cross-site", "same-site"):
+            answer = await page.get("?workflow=chat", {"Sec-Fetch-Site": whose, "Accept": "image/png,*/*"})
+            assert answer.status == 403
+        [workflow] = at.pool.workflows
+        assert workflow.wires == 1
+        assert at.pool.statistics.counts["refused", "cross_site"] == 2
+        assert (await page.get("?workflow=chat", {"Sec-Fetch-Site": "same-origin"})).status == 200
+        await client.send(PING)
+        assert await client.next() == {"jsonrpc": "2.0", "id": "p", "result": {}}
+
+
 @pytest.mark.parametrize(
     ("body", "headers", "status"),
     [
