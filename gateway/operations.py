@@ -10,7 +10,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from ..mux.pool import Pool
-from ..transports.asgi import Grant
+from ..transports.asgi import Grant, headers_of
 from ..transports.guard import OWN_SITES, Guard, Rejected, Unauthorized
 from .auth import METADATA, Authenticator
 from .events import Events, EventsResponse
@@ -85,7 +85,7 @@ def operations_app(
     def guarded(handler: Handler) -> Handler:
         async def checked(request: Request) -> Response:
             try:
-                guard.check(request.headers)
+                guard.check(headers_of(request.scope))
                 return await handler(request)
             except Rejected as rejected:
                 pool.statistics.count("refused", rejected.reason)
@@ -103,7 +103,7 @@ def operations_app(
             Unauthorized: nothing does.
         """
         alone = authenticator.anonymous_grant if _is_alone(request, settings) else None
-        grant = alone or authenticator.admin_grant(request.headers)
+        grant = alone or authenticator.admin_grant(headers_of(request.scope))
         if grant is None:
             raise Unauthorized("send the admin token as a bearer token")
         return grant

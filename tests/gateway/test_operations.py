@@ -198,6 +198,17 @@ async def test_from_elsewhere_or_through_a_proxy_only_the_admin_token_opens_them
     assert ADMIN not in closed.text + wrong.text
 
 
+@pytest.mark.parametrize("path", ["/", *PRIVATE])
+async def test_two_headers_of_one_name_are_not_the_first_of_them(site: Site, path: str) -> None:
+    transport = httpx2.ASGITransport(app=site.app, client=("192.0.2.1", 4711))
+    twice = [("authorization", f"Bearer {ADMIN}"), ("authorization", "Bearer another")]
+    async with httpx2.AsyncClient(transport=transport, base_url="http://mcp.example") as http:
+        for headers in (twice, twice[::-1]):
+            assert (await http.get(path, headers=headers)).status_code == 401
+        hosts = [("host", "mcp.example"), ("host", "evil.example"), twice[0]]
+        assert (await http.get(path, headers=hosts)).status_code == 421
+
+
 @pytest.mark.parametrize("base", ["http://127.0.0.1:8920", "http://localhost:8920", "http://[::1]:8920"])
 @pytest.mark.parametrize("peer", ["127.0.0.1", "::1"])
 async def test_on_one_persons_machine_they_are_open(site: Site, base: str, peer: str) -> None:
