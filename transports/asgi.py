@@ -33,6 +33,9 @@ ASKED: Final = -1
 IDENTITY: Final = "trunkline.identity"
 """The scope's entry for who asks, and until when, where that was verified before: by the worker that forwarded it."""
 
+GRANT: Final = "trunkline.grant"
+"""The scope's entry for by what a request may keep something open, where that is withdrawn by another worker."""
+
 JSON: Final = (b"content-type", b"application/json")
 EVENT_STREAM: Final[RawHeaders] = [
     (b"content-type", b"text/event-stream"),
@@ -127,6 +130,7 @@ def headers_of(scope: Scope, fields: Mapping[str, str] | None = None) -> Request
     read = read_fields(scope["headers"]) if fields is None else fields
     headers = RequestHeaders(client[0] if client else "", scope.get("query_string", b""), read)
     headers.identity = scope.get(IDENTITY)
+    headers.grant = scope.get(GRANT, UNBOUND)
     return headers
 
 

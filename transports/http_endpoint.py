@@ -14,6 +14,7 @@ from ..mux.record import WorkflowState
 from ..mux.workflow import Workflow
 from . import event_stream
 from .asgi import (
+    GRANT,
     BodyTooLarge,
     BodyTooSlow,
     ClientLeft,
@@ -163,6 +164,7 @@ class HTTPEndpoint:
             self._pool.statistics.count("refused", "client_left")
         except Elsewhere as elsewhere:
             elsewhere.identity = request.principal, request.headers.expires
+            scope[GRANT] = request.headers.grant
             raise
         except Exception as error:
             await refuse(self._config, request, error)

@@ -19,7 +19,7 @@ from ..mux.errors import Elsewhere
 from ..mux.limits import MAX_BODY_BYTES
 from ..mux.principal import Principal
 from ..mux.record import WorkflowState
-from .asgi import UNBOUND, RawHeaders, Receive, RequestHeaders, Scope, Send, headers_of
+from .asgi import GRANT, UNBOUND, RawHeaders, Receive, RequestHeaders, Scope, Send, headers_of
 from .endpoint import EndpointConfig, picked
 from .headers import SESSION_ID, WORKFLOW_STATE, asked
 from .link import Link
@@ -86,6 +86,7 @@ class WebSocketEndpoint:
             link, state = await self._open(scope, headers, principal)
         except Elsewhere as elsewhere:
             elsewhere.identity = principal, headers.expires
+            scope[GRANT] = headers.grant
             raise
         except Exception as error:
             await self._refuse(send, scope, error)

@@ -18,7 +18,8 @@ class Frame(msgspec.Struct, array_like=True):
     """One step of a conversation.
 
     `open` begins it: an ASGI scope. `event` is an ASGI event in either direction. `ping` asks the side with the
-    client's socket for a WebSocket ping, `pong` says that its pong came. `end` is the last one.
+    client's socket for a WebSocket ping, `pong` says that its pong came. `withdrawn` says that the request's credential
+    no longer counts. `end` is the last one.
     """
 
     kind: str

@@ -10,6 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import Any, Final
 
 import anyio
@@ -23,8 +24,10 @@ from ...mux.statistics import Statistics
 from ...transports import event_stream
 from ...transports.asgi import (
     EVENT_STREAM,
+    GRANT,
     HOPS,
     JSON,
+    UNBOUND,
     ASGIApp,
     Message,
     Receive,
@@ -258,18 +261,23 @@ async def _converse(
     tape: Tape,
     lives: Callable[[], Awaitable[bool]],
 ) -> None:
-    """The side with the client, until the other one has done, or is taken for dead."""
+    """The side with the client, until the other one has done, or is taken for dead.
+
+    Where the credential of the request is withdrawn here, the other side is told.
+    """
     await conversation.send(Frame("open", opening))
     broken: Broken | None = None
     async with anyio.create_task_group() as tasks:
+        withdrawn = partial(tasks.start_soon, _tell, conversation, Frame("withdrawn"))
         tasks.start_soon(_hand_on, conversation, tape)
         tasks.start_soon(_break_off, conversation, lives)
         try:
-            while (frame := await conversation.receive()).kind != "end":
-                if frame.kind == "event":
-                    await tape.relay(frame.payload)
-                elif frame.kind == "ping":
-                    tasks.start_soon(_ping, conversation, scope)
+            with scope.get(GRANT, UNBOUND).watched(withdrawn):
+                while (frame := await conversation.receive()).kind != "end":
+                    if frame.kind == "event":
+                        await tape.relay(frame.payload)
+                    elif frame.kind == "ping":
+                        tasks.start_soon(_ping, conversation, scope)
         except Broken as error:  # kept out of the task group, which would wrap it
             broken = error
         except OSError:
@@ -296,9 +304,14 @@ async def _hand_on(conversation: Conversation, tape: Tape) -> None:
 
 
 async def _ping(conversation: Conversation, scope: Scope) -> None:
-    with suppress(Broken, OSError):
+    with suppress(OSError):
         await scope["extensions"][PING]()
-        await conversation.send(Frame("pong"))
+        await _tell(conversation, Frame("pong"))
+
+
+async def _tell(conversation: Conversation, frame: Frame) -> None:
+    with suppress(Broken):  # it is found where the answer is awaited
+        await conversation.send(frame)
 
 
 def _is_repeatable(scope: Scope) -> bool:

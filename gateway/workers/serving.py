@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import anyio
 
-from ...transports.asgi import ASGIApp, Message
+from ...transports.asgi import GRANT, ASGIApp, Grant, Message
 from .conversation import Broken, Conversation, Frame, SocketConversation
 from .openings import scope_of
 
@@ -101,6 +101,7 @@ class _Served:
     def __init__(self, conversation: Conversation, opening: dict[str, Any]) -> None:
         self._conversation = conversation
         self.scope = scope_of(opening, self._ping)
+        self._grant = self.scope[GRANT] = Grant()
         self._is_websocket = self.scope["type"] == "websocket"
         self._events: asyncio.Queue[Message] = asyncio.Queue(1)
         self._pongs: deque[asyncio.Future[None]] = deque()
@@ -115,6 +116,8 @@ class _Served:
                     await self._events.put(frame.payload)
                 elif frame.kind == "pong" and self._pongs:
                     self._pongs.popleft().set_result(None)
+                elif frame.kind == "withdrawn":
+                    self._grant.withdraw()
         except Broken:
             self._is_broken = True
             gone = {"type": "websocket.disconnect", "code": 1006} if self._is_websocket else {"type": "http.disconnect"}

@@ -1,18 +1,23 @@
 """Workers that come later have the settings that hold, whatever has become of the file since."""
 
+import hashlib
 import signal
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
+import anyio
 import pytest
 from harness.gateways import until
 from harness.redis_server import RedisServer
 from harness.upstreams import Upstream
+from harness.wire import Wire
 from harness.worker_gateways import WorkerGateway, worker_gateway
 
 pytestmark = pytest.mark.anyio
 
 WORKERS = 2
+STREAMS = 8
 
 
 class Place:
@@ -75,3 +80,29 @@ async def test_what_was_read_again_holds_for_a_worker_that_comes_later(place: Pl
     await place.replace_all()
     for _ in range(8):
         await place.gateway.open("more")
+
+
+async def test_a_token_that_is_taken_out_ends_its_streams_wherever_their_session_lives(
+    place: Place, redis: RedisServer, upstream: Upstream
+) -> None:
+    def text(*tokens: str) -> str:
+        entry = '{{ sha256 = "{}", tenant = "acme", subject = "alice" }}'.format
+        known = ", ".join(entry(hashlib.sha256(token.encode()).hexdigest()) for token in tokens)
+        return f'{settings(upstream, redis.url)}[auth]\nmode = "tokens"\ntokens = [{known}]\n'
+
+    await place.gateway.complete()
+    await place.reload(text("stays", "goes"), "unchanged, auth")
+    async with AsyncExitStack() as stack:
+        streams = []
+        for _ in range(STREAMS):  # on connections of their own: half of them come to the worker that has it not
+            wire = await stack.enter_async_context(Wire(place.gateway.url(), {"Authorization": "Bearer stays"}))
+            await wire.open()
+            other = await stack.enter_async_context(Wire(place.gateway.url(), wire.headers))
+            streams.append((wire, await other.get(headers={"Authorization": "Bearer goes"})))
+        assert all(stream.status == 200 for _, stream in streams)
+        await place.reload(text("stays"), "unchanged, auth")
+        with anyio.fail_after(10):
+            for wire, stream in streams:
+                async for _ in stream.events():
+                    pass
+                assert (await wire.call("counter")).status == 200

@@ -13,7 +13,7 @@ from harness.worker_house import CALL, Client, House, answer, post
 from trunkline.gateway.workers import forwarding
 from trunkline.gateway.workers.forwarding import Tape
 from trunkline.mux.directory import Worker
-from trunkline.transports.asgi import IDENTITY, Receive, Scope, Send
+from trunkline.transports.asgi import GRANT, IDENTITY, Grant, Receive, Scope, Send, headers_of
 from trunkline.transports.websocket import PING
 
 pytestmark = pytest.mark.anyio
@@ -69,6 +69,28 @@ async def test_a_stream_comes_as_it_is_sent_and_ends_when_its_client_leaves(hous
         with anyio.fail_after(10):
             await left.wait()
     assert client.body == b"one"
+
+
+async def test_a_credential_that_is_withdrawn_here_ends_what_is_open_by_it_there(house: House) -> None:
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        with headers_of(scope).held():
+            await anyio.sleep_forever()
+        await send({"type": "http.response.body", "body": b"the end"})
+
+    await house.begins("b", serve)
+    client, grant, other = Client(), Grant(), Grant()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(lambda: house.request(client, method="GET", **{GRANT: grant}))
+        await client.got("http.response.start")
+        other.withdraw()
+        assert client.body == b""
+        grant.withdraw()
+    assert client.body == b"the end"
+    assert house.statistics.counts["forwards", "done"] == 1
+    late = Client()
+    await house.request(late, method="GET", **{GRANT: grant})
+    assert late.body == b"the end", "it was withdrawn before"
 
 
 async def test_a_socket_goes_both_ways_with_its_pings(house: House) -> None:
