@@ -60,6 +60,7 @@ class Authenticator:
             self.jwt = same.jwt
         self.tickets: Tickets = Tickets() if before is None else before.tickets
         self._public_url = settings.gateway.public_url.rstrip("/")
+        self._scheme = "https" if settings.gateway.tls.cert else "http"
 
     def authenticate(self, headers: Mapping[str, str], *, server: str = "", tickets: bool = False) -> Principal:
         """The verified identity behind these headers (lower-case names).
@@ -129,7 +130,7 @@ class Authenticator:
         """With where to learn which issuer gives tokens (RFC 9728), as MCP clients expect it."""
         if self.jwt is None or not server:
             return challenge
-        base = self._public_url or f"http://{headers.get('host', '')}"
+        base = self._public_url or f"{self._scheme}://{headers.get('host', '')}"
         return f'{challenge}{"," if " " in challenge else ""} resource_metadata="{base}{METADATA}/servers/{server}/mcp"'
 
     def _redeem(self, ticket: str, server: str) -> Identity:

@@ -9,8 +9,8 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from msgspec import structs
-from trunkline.gateway.auth import Authenticator
-from trunkline.gateway.settings import AuthSection, GatewaySection, Settings, TokenEntry
+from trunkline.gateway.auth import METADATA, Authenticator
+from trunkline.gateway.settings import TLS, AuthSection, GatewaySection, Settings, TokenEntry
 from trunkline.mux.principal import ANONYMOUS, Principal
 from trunkline.transports.asgi import Grant, headers_of
 from trunkline.transports.guard import Unauthorized
@@ -107,6 +107,23 @@ def test_no_token_is_kept_as_it_was_sent() -> None:
     known.authenticate(bearer(ALICE))
     kept = f"{vars(known)}"
     assert not any(token in kept for token in (ALICE, ROOT, ADMIN))
+
+
+@pytest.mark.parametrize(
+    ("gateway", "base"),
+    [
+        (GatewaySection(), "http://h:1"),
+        (GatewaySection(tls=TLS("cert.pem", "key.pem")), "https://h:1"),
+        (GatewaySection(public_url="https://mcp.example/"), "https://mcp.example"),
+    ],
+)
+def test_where_to_learn_who_gives_tokens_is_told_as_clients_reach_the_listener(
+    gateway: GatewaySection, base: str
+) -> None:
+    auth = AuthSection(mode="jwt", issuer="i", audience="a", secret="s" * 32, algorithms=("HS256",))
+    with pytest.raises(Unauthorized) as refused:
+        Authenticator(Settings(gateway=gateway, auth=auth)).authenticate({"host": "h:1"}, server="up")
+    assert refused.value.challenge == f'Bearer resource_metadata="{base}{METADATA}/servers/up/mcp"'
 
 
 # Settings that change.
