@@ -66,8 +66,8 @@ class Tickets:
 
     def take(self, ticket: str, server: str) -> Identity | None:
         """Whose ticket this is; None for one that is unknown, used, another server's, or worth nothing any longer."""
-        found = self._remove(ticket)
-        if found is None or found.server != server or found.expires <= self._clock():
+        found, now = self._remove(ticket), self._clock()
+        if found is None or found.server != server or min(found.expires, found.identity.expires) <= now:
             return None
         return None if found.identity.grant.is_withdrawn else found.identity
 

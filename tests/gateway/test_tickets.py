@@ -14,6 +14,10 @@ ALICE = Principal("tokens", "acme", "alice")
 BOB = Principal("tokens", "acme", "bob")
 
 
+FAR = 4_000_000_000.0
+"""When an identity ends that lasts longer than any test, by the wall clock."""
+
+
 class Clock:
     now = 1000.0
 
@@ -47,6 +51,14 @@ def test_a_ticket_ends_by_itself() -> None:
     tickets = Tickets(clock=clock)
     ticket = tickets.give(ALICE, "up", 5000.0)
     clock.now += TICKET_SECONDS
+    assert tickets.take(ticket, "up") is None
+
+
+def test_a_ticket_is_worth_nothing_once_the_token_has_expired_that_it_was_given_for() -> None:
+    clock = Clock()
+    tickets = Tickets(clock=clock)
+    ticket = tickets.give(ALICE, "up", clock.now + 1)
+    clock.now += 1
     assert tickets.take(ticket, "up") is None
 
 
@@ -89,15 +101,15 @@ def test_g10_one_user_cannot_take_them_all(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_ticket_stands_for_its_token_only_where_tickets_are_taken() -> None:
     auth = AuthSection(mode="tokens", tokens=(TokenEntry("a" * 64, "acme", "alice"),))
     authenticator = Authenticator(Settings(auth=auth))
-    ticket = authenticator.tickets.give(ALICE, "up", 5000.0)
+    ticket = authenticator.tickets.give(ALICE, "up", FAR)
     headers = headers_of({"headers": [], "query_string": b"workflow=x&ticket=" + ticket.encode()})
     with pytest.raises(Unauthorized):
         authenticator.authenticate(headers, server="up")
     assert authenticator.authenticate(headers, server="up", tickets=True) == ALICE
-    assert headers.expires == 5000.0
+    assert headers.expires == FAR
     with pytest.raises(Unauthorized):
         authenticator.authenticate(headers, server="up", tickets=True)
-    twice = authenticator.tickets.give(ALICE, "up", 5000.0)
+    twice = authenticator.tickets.give(ALICE, "up", FAR)
     doubled = headers_of({"headers": [], "query_string": f"ticket={twice}&ticket=x".encode()})
     with pytest.raises(Unauthorized):
         authenticator.authenticate(doubled, server="up", tickets=True)
