@@ -41,9 +41,9 @@ class TextFormatter(logging.Formatter):
         """See `logging.Formatter.format`."""
         fields = "".join(f" {key}={value}" for key, value in _extra(record).items())
         line = f"{_time(record)} {record.levelname.lower():7} {record.name}: {record.getMessage()}{fields}"
-        line = line.replace("\r", "\\r").replace("\n", "\\n")  # a message cannot pass for a line of its own
+        line = _printable(line)  # a message cannot pass for a line of its own, nor steer the terminal
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
+            line += "\n" + "\n".join(map(_printable, self.formatException(record.exc_info).split("\n")))
         return redacted(line)
 
 
@@ -62,7 +62,7 @@ class JSONFormatter(logging.Formatter):
             entry.setdefault(key, value if value is None or isinstance(value, int | float) else redacted(str(value)))
         if record.exc_info:
             entry["error"] = redacted(self.formatException(record.exc_info))
-        return json.dumps(entry, ensure_ascii=False)
+        return _printable(json.dumps(entry, ensure_ascii=False))
 
 
 class _Held(NamedTuple):
@@ -146,6 +146,11 @@ def configure(format: LogFormat, level: str) -> None:
 
 def _extra(record: logging.LogRecord) -> dict[str, Any]:
     return {key: value for key, value in vars(record).items() if key not in _STANDARD}
+
+
+def _printable(text: str) -> str:
+    """The text with everything escaped, as in JSON, that is no character to be seen."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -63,6 +63,12 @@ def test_g12_a_secret_is_left_out_wherever_it_stands(text: str) -> None:
             assert SECRET not in formatter.format(made)
 
 
+@pytest.mark.parametrize("space", ["\t", "\r\n ", "\u2028"])
+def test_g12_a_secret_is_left_out_before_what_stands_before_it_is_escaped(space: str) -> None:
+    for formatter in (JSONFormatter(), TextFormatter()):
+        assert SECRET not in formatter.format(record(f"authorization: bearer{space}{SECRET}"))
+
+
 @pytest.mark.parametrize("text", ["what is it? a = b", "a & b", "https://host:1/mcp", "me@host", "x=1 y=2", "50 % ?"])
 def test_what_is_no_secret_is_left_as_it_is(text: str) -> None:
     assert redacted(text) == text
@@ -103,6 +109,19 @@ def test_a_message_cannot_pass_for_a_line_of_its_own() -> None:
     line = TextFormatter().format(record("up\r\n2026-01-01 info trunkline: all is well", server="a\nb"))
     assert len(line.splitlines()) == 1
     assert line.endswith("all is well server=a\\nb")
+
+
+STEERING = "\x1b[2J\x1b]0;x\x07\x9b2J\x7f\x00\x85\u2028\u2029\u202e\ud800"
+"""What steers a terminal, ends a line for some, or cannot be encoded."""
+
+
+def test_nothing_that_a_peer_says_steers_a_terminal() -> None:
+    for formatter in (JSONFormatter(), TextFormatter()):
+        for made in (record(STEERING), record("x", said=STEERING)):
+            assert formatter.format(made).isprintable()
+        assert "".join(formatter.format(failed(STEERING)).split("\n")).isprintable()
+    assert json.loads(JSONFormatter().format(record(STEERING, said=STEERING)))["said"] == STEERING
+    assert "caf\xe9 \u5317" in TextFormatter().format(record("caf\xe9 \u5317"))
 
 
 @pytest.fixture
