@@ -43,12 +43,15 @@ class HTTPConnector:
         self.server = server
         self.url = url
         self.http = http or http_client(url, ca, credential)
-        self.headers = HeaderBlock({**(headers or {}), **self.always, "User-Agent": "trunkline"})
+        self.headers = self._with_own(headers or NONE)
         self._statistics = statistics
 
     def rotate(self, headers: Headers) -> None:
         """See `RotatingConnector.rotate`. Open sessions find them here, too."""
-        self.headers = self.headers.with_(headers)
+        self.headers = self._with_own(headers)
+
+    def _with_own(self, headers: Headers) -> HeaderBlock:
+        return HeaderBlock(headers).with_({**self.always, "User-Agent": "trunkline"})
 
     async def close(self) -> None:
         """Close the HTTP client. Idempotent."""

@@ -22,6 +22,15 @@ async def test_its_headers_go_before_those_of_the_settings_and_may_be_rotated() 
     await connector.close()
 
 
+async def test_its_headers_are_its_own_however_the_settings_spell_them() -> None:
+    spelled = {"ACCEPT": "no", "user-agent": "no", "X-Key": "one"}
+    connector = Connector("x", URL, Statistics(), headers=spelled)
+    for _ in range(2):
+        assert connector.headers.headers == {"X-Key": "one", "Accept": "x/y", "User-Agent": "trunkline"}
+        connector.rotate(spelled)
+    await connector.close()
+
+
 async def test_one_client_may_serve_two() -> None:
     first = Connector("x", URL, Statistics())
     assert Connector("x", URL, Statistics(), http=first.http).http is first.http
