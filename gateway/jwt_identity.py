@@ -16,10 +16,11 @@ import aiohttp
 import anyio
 import jwt
 from jwt.types import Options
+from yarl import URL
 
 from ..mux.principal import Principal
 from ..transports.guard import INVALID_CREDENTIAL, Unauthorized
-from .settings import AuthSection
+from .settings import AuthSection, is_loopback
 
 logger = logging.getLogger(__name__)
 
@@ -43,26 +44,25 @@ class KeySource:
     """The keys that tokens may be signed with, by their `kid`. `run` keeps those of a URL fresh."""
 
     def __init__(self, auth: AuthSection) -> None:
+        self._secret = auth.secret
         self._url = auth.jwks if auth.jwks.startswith(("http://", "https://")) else ""
         self._keys: dict[str, Any] = {}
         self._hurry = anyio.Event()
-        if auth.secret:
-            self._keys[""] = auth.secret
-        elif not self._url:
+        if not self._secret and not self._url:
             self._keys = read_keys(Path(auth.jwks).read_text())
 
     @property
     def is_file(self) -> bool:
         """True for the keys of a file, which only another source of the same reads again."""
-        return not self._url and "" not in self._keys
+        return not self._url and not self._secret
 
     def find(self, kid: str | None) -> Any:
         """The key of that name, or the only one there is. Where it is not known, they are read anew."""
-        if "" in self._keys:
-            return self._keys[""]
+        if self._secret:
+            return self._secret
         if kid is None and len(self._keys) == 1:
             return next(iter(self._keys.values()))
-        key = self._keys.get(kid or "")
+        key = None if kid is None else self._keys.get(kid)
         if key is None:
             self._hurry.set()
         return key
@@ -87,14 +87,25 @@ class KeySource:
 
     async def _fetch(self) -> str:
         with anyio.fail_after(FETCH_SECONDS):
-            async with aiohttp.ClientSession() as session, session.get(self._url) as answer:
+            async with (
+                aiohttp.ClientSession(auto_decompress=False) as session,
+                session.get(self._url, headers={"Accept-Encoding": "identity"}) as answer,
+            ):
                 answer.raise_for_status()
+                for hop in (*answer.history, answer):
+                    if not self._may_be_read(hop.url):
+                        raise ValueError("it leads to an address that is neither https nor this machine's")
                 body = bytearray()
                 async for chunk in answer.content.iter_any():
                     body += chunk
                     if len(body) > MAX_KEYS_BYTES:
                         raise ValueError("the key set is too large")
         return body.decode()
+
+    def _may_be_read(self, url: URL) -> bool:
+        """Whether keys from there count: a redirect must not take them out of https."""
+        is_local = self._url.startswith("http://") and is_loopback(url.host or "")
+        return url.scheme == "https" or (url.scheme == "http" and is_local)
 
 
 def read_keys(text: str) -> dict[str, Any]:
@@ -105,7 +116,7 @@ def read_keys(text: str) -> dict[str, Any]:
     """
     try:
         found = jwt.PyJWKSet.from_dict(json.loads(text)).keys
-    except (jwt.PyJWTError, AttributeError, TypeError) as error:
+    except (jwt.PyJWTError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(f"no JSON Web Key Set: {error}") from None
     return {key.key_id if isinstance(key.key_id, str) else f"#{n}": key.key for n, key in enumerate(found)}
 
@@ -159,8 +170,8 @@ class JWTIdentity:
                 options=_OPTIONS,
             )
             return _Known(self._principal(claims), float(claims["exp"]), now + RECHECK_SECONDS)
-        except (jwt.PyJWTError, ValueError, TypeError, OverflowError) as error:
-            logger.info("a token was refused: %s", error)
+        except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:
+            logger.info("a token was refused: %.200s", error)  # some of its words are the token's
             raise Unauthorized("this token is not valid here", challenge=INVALID_CREDENTIAL) from None
 
     def _principal(self, claims: Mapping[str, Any]) -> Principal:
@@ -169,4 +180,6 @@ class JWTIdentity:
             raise ValueError(f"no {self._auth.subject_claim}: a token without subject is nobody's")
         if not isinstance(tenant, str):
             raise ValueError(f"{self._auth.tenant_claim} is no text")
+        for text in (subject, tenant):
+            text.encode()  # JSON can spell what is no text: halves of a character
         return Principal(self._auth.issuer, tenant, subject)

@@ -41,10 +41,10 @@ class TextFormatter(logging.Formatter):
         """See `logging.Formatter.format`."""
         fields = "".join(f" {key}={value}" for key, value in _extra(record).items())
         line = f"{_time(record)} {record.levelname.lower():7} {record.name}: {record.getMessage()}{fields}"
-        line = _printable(line)  # a message cannot pass for a line of its own, nor steer the terminal
+        lines = [redacted(line)]  # a message cannot pass for a line of its own, nor steer the terminal
         if record.exc_info:
-            line += "\n" + "\n".join(map(_printable, self.formatException(record.exc_info).split("\n")))
-        return redacted(line)
+            lines += redacted(self.formatException(record.exc_info)).split("\n")
+        return "\n".join(map(_printable, lines))
 
 
 class JSONFormatter(logging.Formatter):

@@ -1,8 +1,10 @@
 """Identities from tokens: what is checked, whose it is, when it ends, and keys that change."""
 
 import asyncio
+import gzip
 import hashlib
 import json
+import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -104,6 +106,8 @@ def test_a_token_without_tenant_has_none() -> None:
         {"sub": ""},
         {"sub": 7},
         {"tenant": ["acme"]},
+        {"sub": "alice\ud800"},
+        {"tenant": "\udfff"},
         {"key": "another secret that is long enough"},
         {"algorithm": "HS512"},
         {"key": None, "algorithm": "none"},
@@ -141,7 +145,7 @@ def test_a_key_that_was_withdrawn_stops_counting() -> None:
     identity = JWTIdentity(section(), clock=clock)
     text = token(exp=NOW + 10 * RECHECK_SECONDS)
     assert verify(identity, text).subject == "alice"
-    identity.keys._keys = {"": "another secret that is long enough"}
+    identity.keys._secret = "another secret that is long enough"
     assert verify(identity, text).subject == "alice", "it was verified a moment ago"
     clock.now += RECHECK_SECONDS
     with pytest.raises(Unauthorized):
@@ -185,6 +189,65 @@ def test_a_name_that_is_none_is_no_name() -> None:
     keys = json.loads(jwks(one=RSA))
     keys["keys"][0]["kid"] = ["a"]
     assert list(read_keys(json.dumps(keys))) == ["#0"]
+
+
+def test_a_key_whose_name_is_empty_is_one_among_others(tmp_path: Path) -> None:
+    path = tmp_path / "jwks.json"
+    path.write_text(jwks(**{"": RSA, "two": EC}))
+    identity = JWTIdentity(section(secret="", jwks=str(path), algorithms=("RS256", "ES256")), clock=Clock())
+    assert identity.keys.is_file
+    assert verify(identity, token(EC, "ES256", "two")).subject == "alice"
+    with pytest.raises(Unauthorized):
+        verify(identity, token(RSA, "RS256", "three"))
+
+
+def test_what_the_log_says_of_a_token_is_short_whatever_it_holds(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    odd = jwt.encode(claims(), SECRET, "HS256", headers={"crit": ["x" * 50_000], "x" * 50_000: 1})
+    with pytest.raises(Unauthorized):
+        verify(JWTIdentity(section(), clock=Clock()), odd)
+    assert "a token was refused" in caplog.text
+    assert len(caplog.text) < 500
+
+
+async def test_keys_count_only_if_no_redirect_took_them_off_this_machine_or_https() -> None:
+    read: list[str] = []
+
+    async def serve(peer: Peer) -> None:
+        start, headers, _ = await peer.request()
+        read.append(headers["host"])
+        port = headers["host"].rpartition(":")[2]
+        if start.startswith("GET /keys "):
+            body = jwks(one=RSA).encode()
+            await peer.say(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+            return
+        there = {"/here": f"http://localhost:{port}/keys", "/away": f"http://0.0.0.0:{port}/keys"}[start.split()[1]]
+        await peer.say(f"HTTP/1.1 302 Found\r\nLocation: {there}\r\nContent-Length: 0\r\n\r\n".encode())
+
+    async with serving(serve) as server:
+        for path, is_believed in (("/away", False), ("/here", True)):
+            jwks_url = server.url.replace("/mcp", path)
+            identity = JWTIdentity(section(secret="", jwks=jwks_url, algorithms=("RS256",)), clock=Clock())
+            await identity.keys.refresh()
+            assert (identity.keys.find("one") is not None) is is_believed, path
+    assert any(host.startswith("0.0.0.0") for host in read), "it was there to be read"
+
+
+async def test_g10_keys_that_are_more_than_they_look_are_not_unpacked() -> None:
+    bomb = gzip.compress(b" " * 50_000_000 + jwks(one=RSA).encode())
+
+    async def serve(peer: Peer) -> None:
+        _, headers, _ = await peer.request()
+        assert headers.get("accept-encoding") == "identity"
+        head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(bomb)
+        await peer.say(head, bomb)
+
+    async with serving(serve) as server:
+        identity = JWTIdentity(section(secret="", jwks=server.url, algorithms=("RS256",)), clock=Clock())
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        await identity.keys.refresh()
+        assert identity.keys.find("one") is None
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000
 
 
 @asynccontextmanager

@@ -45,6 +45,8 @@ def failed(message: str) -> logging.LogRecord:
     [
         f"Authorization: Bearer {SECRET}",
         f"authorization: bearer   {SECRET} and more",
+        f"authorization: bearer\t{SECRET}",
+        f"authorization: bearer\r\n {SECRET}",
         f"/servers/up/sse?session_id={SECRET}",
         f"GET /servers/up/ws?a=1&workflow={SECRET} HTTP/1.1",
         f"/x?last_event_id={SECRET}&session_id={SECRET}",
