@@ -7,12 +7,21 @@ Bounds: the caller bounds the size (`limit`, bytes); nesting is bounded by the d
 answered with -32700 (rule E27).
 """
 
+import re
 from typing import Final, Literal
 
 import msgspec
 from msgspec import Raw
 
-from .errors import InvalidParams, InvalidRequest, ParseError, TrunklineError, UpstreamFault, UpstreamRefused
+from .errors import (
+    InvalidMessage,
+    InvalidParams,
+    InvalidRequest,
+    ParseError,
+    TrunklineError,
+    UpstreamFault,
+    UpstreamRefused,
+)
 from .limits import MAX_ID_BYTES
 
 Kind = Literal["request", "notification", "response"]
@@ -27,6 +36,15 @@ _decode_array = msgspec.json.Decoder(list[Raw]).decode
 _encode = msgspec.json.Encoder().encode
 
 _VERSION_MEMBER: Final = Raw(b'"2.0"')
+
+_HALF: Final = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
+    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+)
+"""Half of a surrogate pair by itself, in a text without escaped backslashes."""
+
+MAX_MENDED_BYTES: Final = 1_048_576
+"""The largest message of a server in which that is looked for: it takes many times as long as to read it."""
 
 LF, CR, BACKSLASH, UNDERSCORE, BRACE = 0x0A, 0x0D, 0x5C, 0x5F, 0x7B
 """Looked for as integers, which costs a seventh of what it costs as bytes, and a twentieth of a search for two."""
@@ -344,9 +362,43 @@ def parse_upstream(text: bytes, *, limit: int) -> list[Envelope]:
     Raises:
         UpstreamFault: anything that is not JSON-RPC, with the reason.
     """
+    if text[:1] == b"{" or not is_batch(text):
+        return [parse_served(text, limit=limit)]
     try:
-        if text[:1] == b"{" or not is_batch(text):
-            return [parse(text, limit=limit)]
         return parse_batch(text, limit=limit)
-    except (ParseError, InvalidRequest) as error:
-        raise UpstreamFault(f"the server sent what is no JSON-RPC message: {error.message}") from error
+    except InvalidMessage as error:
+        raise _no_message(error) from error
+
+
+def parse_served(text: bytes, *, limit: int) -> Envelope:
+    """Read one message of a server.
+
+    Half of a surrogate pair by itself, which the decoder refuses, is read as U+FFFD: JavaScript writes one wherever a
+    text was cut between the two (ECMA-262, JSON.stringify), and as that once the text is sent as UTF-8.
+
+    Raises:
+        UpstreamFault: anything that is no JSON-RPC message, with the reason.
+    """
+    try:
+        return parse(text, limit=limit)
+    except ParseError as error:
+        whole = _without_halves(text)
+        if whole == text:
+            raise _no_message(error) from error
+    except InvalidRequest as error:
+        raise _no_message(error) from error
+    try:
+        return parse(whole, limit=limit)
+    except InvalidMessage as error:
+        raise _no_message(error) from error
+
+
+def _without_halves(text: bytes) -> bytes:
+    """The text with U+FFFD for each half of a surrogate pair that stands by itself, if it is JSON otherwise."""
+    if len(text) > MAX_MENDED_BYTES or b"\0" in text:
+        return text
+    return _HALF.sub(rb"\\ufffd", text.replace(rb"\\", b"\0")).replace(b"\0", rb"\\")
+
+
+def _no_message(error: InvalidMessage) -> UpstreamFault:
+    return UpstreamFault(f"the server sent what is no JSON-RPC message: {error.message}")

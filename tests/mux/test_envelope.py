@@ -179,6 +179,41 @@ def test_what_a_server_sends_amiss_is_its_fault() -> None:
             parse_upstream(text, limit=LIMIT)
 
 
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [
+        (r"\ud83d", r"\ufffd"),
+        (r"a\uDE00b", r"a\ufffdb"),
+        (r"\uDE00\uD83D", r"\ufffd\ufffd"),
+        (r"\ud83d\ud83d\ude00\ude00", r"\ufffd\ud83d\ude00\ufffd"),
+        (r"\\\ud83d", r"\\\ufffd"),
+        (r"\ud83d\\ude00", r"\ufffd\\ude00"),
+        (r"\ud83d\n\u0041", r"\ufffd\n\u0041"),
+        (r"\ud83d \\ud83d", r"\ufffd \\ud83d"),
+    ],
+)
+def test_half_a_surrogate_pair_of_a_server_is_read_as_no_character(sent: str, read: str) -> None:
+    def result(text: str) -> bytes:
+        return message(id="1", result='{"a":"%s","%s":1}' % (text, text))
+
+    with pytest.raises(ParseError):
+        parse(result(sent), limit=LIMIT)
+    [parsed] = parse_upstream(result(sent), limit=LIMIT)
+    assert parsed.encode() == result(read)
+    for amiss in (result(sent)[:-1], result(sent + "\0"), result(sent + " " * envelope.MAX_MENDED_BYTES)):
+        with pytest.raises(UpstreamFault):
+            parse_upstream(amiss, limit=2 * LIMIT)
+
+
+@given(st.lists(st.sampled_from(["\\", '"', "a", "\ud83d", "\ude00", "\U0001f600", "u", "d83d"])).map("".join))
+def test_what_a_server_sends_is_read_as_javascript_would_send_it(text: str) -> None:
+    escaped = "".join(rf"\u{ord(c):04x}" if "\ud800" <= c <= "\udfff" else json.dumps(c)[1:-1] for c in text)
+    sent = message(id="1", result='{"a":"%s"}' % escaped)
+    [parsed] = parse_upstream(sent, limit=LIMIT)
+    expected = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    assert json.loads(parsed.encode())["result"]["a"] == expected
+
+
 def test_e2_keys_tell_numbers_from_strings_and_know_all_spellings() -> None:
     assert id_key(b"5") == 5
     assert id_key(b'"5"') == "5"

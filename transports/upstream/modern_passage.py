@@ -329,7 +329,4 @@ def message_of(text: bytes) -> Envelope:
     Raises:
         UpstreamFault: it is no message.
     """
-    try:
-        return wire_format.parse(text, limit=MAX_EVENT_BYTES)
-    except InvalidMessage as error:
-        raise UpstreamFault(f"the server sent what is no JSON-RPC message: {error.message}") from error
+    return wire_format.parse_served(text, limit=MAX_EVENT_BYTES)
