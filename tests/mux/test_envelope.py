@@ -194,7 +194,7 @@ def test_what_a_server_sends_amiss_is_its_fault() -> None:
 )
 def test_half_a_surrogate_pair_of_a_server_is_read_as_no_character(sent: str, read: str) -> None:
     def result(text: str) -> bytes:
-        return message(id="1", result='{"a":"%s","%s":1}' % (text, text))
+        return message(id="1", result=f'{{"a":"{text}","{text}":1}}')
 
     with pytest.raises(ParseError):
         parse(result(sent), limit=LIMIT)
@@ -208,7 +208,7 @@ def test_half_a_surrogate_pair_of_a_server_is_read_as_no_character(sent: str, re
 @given(st.lists(st.sampled_from(["\\", '"', "a", "\ud83d", "\ude00", "\U0001f600", "u", "d83d"])).map("".join))
 def test_what_a_server_sends_is_read_as_javascript_would_send_it(text: str) -> None:
     escaped = "".join(rf"\u{ord(c):04x}" if "\ud800" <= c <= "\udfff" else json.dumps(c)[1:-1] for c in text)
-    sent = message(id="1", result='{"a":"%s"}' % escaped)
+    sent = message(id="1", result=f'{{"a":"{escaped}"}}')
     [parsed] = parse_upstream(sent, limit=LIMIT)
     expected = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     assert json.loads(parsed.encode())["result"]["a"] == expected

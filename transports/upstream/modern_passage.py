@@ -16,7 +16,6 @@ from ...mux import modern
 from ...mux.envelope import Envelope
 from ...mux.errors import (
     Cancelled,
-    InvalidMessage,
     SessionLost,
     TimedOut,
     TrunklineError,
