@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Raw
 
 from . import envelope as wire_format
-from .envelope import Envelope, Members, encode_members, members_of, string_of
+from .envelope import Envelope, encode_members, members_of, string_of
 from .errors import InvalidMessage, InvalidParams, InvalidRequest, ParseError, TrunklineError, UnsupportedRevision
 from .limits import MAX_BODY_BYTES
 from .routing import LEGACY, MODERN
@@ -55,6 +55,29 @@ _SENTINEL: Final = re.compile(r"=\?base64\?(.*)\?=")
 _PLAIN: Final = re.compile(r"[\x20-\x7e]*")
 _NO_VERDICT: Final = frozenset({401, 403, 407, 408, 421, 425, 429})
 """Refusals of the request as such: they tell nothing of what the server speaks."""
+
+
+_ABSENT: Final = Raw(b"")
+
+
+class _Params(msgspec.Struct):
+    """What is looked at of a request's `params`; whatever else there is takes neither time nor memory."""
+
+    meta: Raw = msgspec.field(default=_ABSENT, name="_meta")
+    name: Raw = _ABSENT
+    uri: Raw = _ABSENT
+    task_id: Raw = msgspec.field(default=_ABSENT, name="taskId")
+
+
+class _Meta(msgspec.Struct):
+    """What is looked at of `params._meta`."""
+
+    version: Raw = msgspec.field(default=_ABSENT, name=VERSION_KEY)
+    capabilities: Raw = msgspec.field(default=_ABSENT, name=CAPABILITIES_KEY)
+
+
+_decode_params: Final = msgspec.json.Decoder(_Params).decode
+_decode_meta: Final = msgspec.json.Decoder(_Meta).decode
 
 
 class HeaderMismatch(InvalidMessage):
@@ -96,7 +119,9 @@ def claims(body: bytes, revision: str | None) -> bool:
         return False
     try:
         message = read(body)
-        return message.kind == "request" and message.method != "initialize" and VERSION_KEY in _meta(message)
+        if message.kind != "request" or message.method == "initialize":
+            return False
+        return _meta(_params(message)).version is not _ABSENT
     except TrunklineError:
         return False
 
@@ -128,17 +153,19 @@ def checked_headers(message: Envelope, lines: Lines, served: Sequence[str] = REV
         revision = headers.get(VERSION_HEADER, "")
         _check_served(revision, served)
         return {VERSION_HEADER: revision}
-    meta = _meta(message)
-    missing = [key for key in (VERSION_KEY, CAPABILITIES_KEY) if key not in meta]
+    params = _params(message)
+    meta = _meta(params)
+    needed = {VERSION_KEY: meta.version, CAPABILITIES_KEY: meta.capabilities}
+    missing = [key for key, raw in needed.items() if raw is _ABSENT]
     if missing:
         raise InvalidParams(f"params._meta must have {' and '.join(missing)}")
-    found = string_of(meta[VERSION_KEY])
+    found = string_of(meta.version)
     if found is None or headers.get(VERSION_HEADER) != found:
         raise HeaderMismatch(f"MCP-Protocol-Version must be what params._meta has as {VERSION_KEY}")
     if decoded(headers.get(METHOD_HEADER)) != message.method:
         raise HeaderMismatch("Mcp-Method must be the method of the body")
     made = {VERSION_HEADER: found, METHOD_HEADER: encoded(message.method)}
-    name = _checked_name(message, headers.get(NAME_HEADER))
+    name = _checked_name(message.method, params, headers.get(NAME_HEADER))
     if name is not None:
         made[NAME_HEADER] = encoded(name)
     _check_served(found, served)
@@ -154,7 +181,10 @@ def body_of(message: Envelope, body: bytes) -> bytes:
         ParseError: nested too deeply.
     """
     params = message.params() or {}
-    again = message.with_params({**params, "_meta": encode_members(_meta(message))})
+    params["_meta"] = encode_members(members_of(params["_meta"]) or {})
+    again = message.with_params(params)
+    if again == body:
+        return body
     try:
         same = msgspec.json.format(body, indent=-1) == msgspec.json.format(again, indent=-1)
     except RecursionError:
@@ -251,9 +281,21 @@ def error_code(message: Envelope) -> int | None:
     return int(code) if len(code) < 12 else 0
 
 
-def _meta(message: Envelope) -> Members:
-    raw = (message.params() or {}).get("_meta")
-    return (members_of(raw) if raw is not None else None) or {}
+def _params(message: Envelope) -> _Params:
+    """What is looked at of the params: nothing is there where they are no object."""
+    try:
+        return _decode_params(message.members["params"])
+    except (KeyError, msgspec.ValidationError):
+        return _Params()
+    except RecursionError:
+        raise ParseError("the message is nested too deeply") from None
+
+
+def _meta(params: _Params) -> _Meta:
+    try:
+        return _decode_meta(params.meta)
+    except msgspec.DecodeError:
+        return _Meta()
 
 
 def _routing(lines: Lines) -> dict[str, str]:
@@ -267,12 +309,12 @@ def _routing(lines: Lines) -> dict[str, str]:
     return headers
 
 
-def _checked_name(message: Envelope, header: str | None) -> str | None:
-    member = NAMED_BY.get(message.method)
+def _checked_name(method: str, params: _Params, header: str | None) -> str | None:
+    member = NAMED_BY.get(method)
     if member is None:
         return None
-    raw = (message.params() or {}).get(member)
-    if (raw is None or bytes(raw) == b"null") and header is None:
+    raw = {"name": params.name, "uri": params.uri, "taskId": params.task_id}[member]
+    if bytes(raw) in (b"", b"null") and header is None:
         return None  # the server will say what it lacks
     name = string_of(raw)
     if name is None or decoded(header) != name:

@@ -2,11 +2,13 @@
 
 import base64
 import json
+import tracemalloc
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import Raw
 from trunkline.mux import envelope as wire_format
 from trunkline.mux import modern
 from trunkline.mux.envelope import Envelope
@@ -97,6 +99,20 @@ def test_l19_a_request_names_its_revision_and_its_clients_capabilities(meta: obj
 def test_l19_a_request_without_meta_is_refused(params: str) -> None:
     with pytest.raises(InvalidParams):
         checked_headers(read(f'{{"jsonrpc":"2.0","id":1,"method":"tools/list"{params}}}'.encode()), lines())
+
+
+@pytest.mark.parametrize("where", ["params", "_meta"])
+def test_g10_what_nobody_looks_at_takes_no_memory(where: str) -> None:
+    many = {f"k{n}": n for n in range(100_000)}
+    body = request(meta={**META, **many}) if where == "_meta" else request(**many)
+    message = read(body)
+    tracemalloc.start()
+    try:
+        checked_headers(message, lines())
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 100_000
 
 
 # Header and body.
@@ -234,6 +250,7 @@ def test_h2_a_plain_value_is_not_encoded() -> None:
     "body",
     [
         request("tools/call", name="x", arguments={"name": "y", "n": [1, {"a": "b"}]}, requestState="\u00ff"),
+        request("tools/call", name="x").replace(b": ", b":").replace(b", ", b","),
         b' { "jsonrpc" : "2.0",\n "id":123456789012345678901234567890 , "method":"x","vendor":[1.50], "params" : '
         b'{"a":1e400,"_meta":{"io.modelcontextprotocol/protocolVersion" : "2026-07-28","v":"\\u0041"} } }',
     ],
@@ -264,6 +281,9 @@ def test_e26_what_stands_there_twice_is_written_anew(body: bytes, expected: byte
 
 
 def test_e27_a_body_that_is_nested_too_deeply_is_no_message() -> None:
+    deep = Envelope("request", {"params": Raw(b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}")}, id=b"1", method="x")
+    with pytest.raises(ParseError):
+        checked_headers(deep, lines("x"))
     with pytest.raises(ParseError):
         body_of(read(request()), b"[" * 5000 + b"]" * 5000)
 
