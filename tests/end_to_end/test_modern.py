@@ -13,6 +13,9 @@ import httpx2
 import pytest
 from harness.gateways import TOKENS, Gateway, bearer, until
 from harness.gateways import gateway as running_gateway
+from harness.hosts import hosts
+from harness.processes import http_status
+from harness.redis_server import redis_server
 from harness.upstream_scripted import Refuse, Reply, ScriptedUpstream
 from harness.upstreams import Upstream
 from harness.upstreams import upstream as running_upstream
@@ -320,3 +323,38 @@ async def test_l29_a_server_that_has_given_up_sessions_is_found_out_when_none_op
                 with pytest.raises(AssertionError, match="-32022"):
                     await wire.open()
                 assert (await call(wire, "echo")).status == 200
+
+
+async def test_g8_l28_a_worker_that_drains_waits_for_no_subscriptions_that_another_one_serves(
+    upstream: Upstream, settings_file: Callable[[str], Path], key: str
+) -> None:
+    with redis_server() as redis:
+        settings = (
+            f'[directory]\nbackend = "redis"\nurl = "{redis.url}"\n'
+            f"[gateway]\ndrain_timeout = {2 * PATIENCE}\n"
+            f'[servers.up]\nurl = "{upstream.url}"\n'
+        )
+        with hosts(settings_file(settings)) as running:
+            first, _ = running.complete()
+            async with Wire(first.url()) as wire, anyio.create_task_group() as tasks:
+
+                async def hold() -> None:
+                    held = await (await call(wire, "hold", {"gate": key})).response()
+                    assert text_of(held) == f"{key} is open"
+
+                tasks.start_soon(hold)
+                await upstream.saw("mark:holding")
+                assert (await call(wire, "echo", {"value": 1})).status == 200
+                first.process.send_signal(signal.SIGTERM)
+                await until(lambda: http_status(first.port, "/readyz") == 503)
+                params = {"notifications": {"toolsListChanged": True}, "_meta": META}
+                listen = {"jsonrpc": "2.0", "id": 7, "method": "subscriptions/listen", "params": params}
+                headers = {"MCP-Protocol-Version": MODERN, "Mcp-Method": "subscriptions/listen"}
+                listening = await wire.post(listen, headers)
+                event = await listening.next_event()
+                assert event is not None
+                assert "acknowledged" in event.data
+                upstream.open(key)
+                with anyio.fail_after(PATIENCE):
+                    assert await anyio.to_thread.run_sync(first.process.wait, PATIENCE) == 0
+                    assert not [message async for message in listening.messages()]
