@@ -84,6 +84,8 @@ class OneStreamWire(ABC):
 
     def _may_begin(self, request: Request | None) -> bool:
         """Whether a message may go to the server whose turn has come; where it may not, that is told."""
+        if request is not None and request.state == "done":  # its caller was told that it failed
+            return False
         fence = self._receiver.fence
         if fence is None or fence():
             return True

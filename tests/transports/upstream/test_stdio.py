@@ -160,15 +160,18 @@ async def test_small_messages_are_bounded_by_number() -> None:
         assert (await session.lost()).message == "the server does not read what is sent to it"
 
 
+WAITING = """
+import json, os, sys, time
+while not os.path.exists('{gate}'): time.sleep(0.01)
+for line in sys.stdin:
+    print(json.dumps(dict(jsonrpc='2.0', method='m', id=json.loads(line).get('id'))), flush=True)
+"""
+"""Reads nothing until the gate is there; then tells the id of each message."""
+
+
 async def test_g7_what_waits_when_the_fence_closes_is_not_written(tmp_path: Path) -> None:
     gate = tmp_path / "gate"
-    program = (
-        "import json, os, sys, time\n"
-        f"while not os.path.exists({str(gate)!r}): time.sleep(0.01)\n"
-        "for line in sys.stdin: print(json.dumps({'jsonrpc': '2.0', 'method': 'm', 'id': json.loads(line).get('id')}),"
-        " flush=True)"
-    )
-    async with raw(program) as session:
+    async with raw(WAITING.format(gate=gate)) as session:
         may = True
         session.receiver.fence = lambda: may
         begun, held = (session.request(params={"x": "x" * 1_000_000}) for _ in range(2))
@@ -180,6 +183,17 @@ async def test_g7_what_waits_when_the_fence_closes_is_not_written(tmp_path: Path
         may = True
         last = session.request()
         assert [json.loads(text)["id"] for text in await said(session, 2)] == [begun.id, last.id]
+
+
+async def test_g6_a_call_that_failed_while_it_waited_is_not_begun(tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    async with raw(WAITING.format(gate=gate)) as session:
+        begun, failed, abandoned = (session.request(params={"x": "x" * 1_000_000}) for _ in range(3))
+        begun.state = failed.state = "done"
+        abandoned.state = "abandoned"  # its cancellation follows, and names it
+        gate.touch()
+        last = session.request()
+        assert [json.loads(text)["id"] for text in await said(session, 3)] == [begun.id, abandoned.id, last.id]
 
 
 async def test_a_line_that_is_too_long_loses_the_session() -> None:
