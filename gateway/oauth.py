@@ -34,6 +34,7 @@ MAX_BYTES: Final = 262_144
 """The largest answer that is read: metadata, or a token."""
 
 MAX_TOKEN: Final = 16_384
+MAX_PORT: Final = 65_535
 MAX_REQUESTS: Final = 16
 """Requests that one token may take, discovery included."""
 
@@ -87,7 +88,7 @@ class ClientCredentials:
         passage = _Passage(self)
         try:
             await passage.follow(provider.async_auth_flow(request), request, refused)
-        except (OAuthFlowError, ValueError) as error:  # a ValidationError is one
+        except (OAuthFlowError, ValueError, OverflowError, httpx2.InvalidURL) as error:  # a ValidationError is one
             raise NotIssued(passage.explain()) from error
         found = provider.context.current_tokens
         if found is None:
@@ -107,6 +108,8 @@ class ClientCredentials:
 
         if not self._may_ask(request.url):
             raise NotIssued("discovery leads to an address that is neither https nor this machine's")
+        if not 0 < (request.url.port or 1) <= MAX_PORT:
+            raise NotIssued("discovery leads to a port that is none")
         proxy = proxy_of(str(request.url))
         try:
             async with (
@@ -159,6 +162,7 @@ class ClientCredentials:
 
     def _challenge(self, challenge: str) -> str:
         """What the server said, after the scope of the settings: the provider takes the first that it finds."""
+        challenge = challenge if challenge.isascii() else ""
         return f'Bearer scope="{self._oauth.scope}", {challenge}' if self._oauth.scope else challenge or "Bearer"
 
     def _may_ask(self, url: httpx2.URL) -> bool:

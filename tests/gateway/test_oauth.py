@@ -168,6 +168,27 @@ async def test_what_is_no_token_is_told_in_words_of_our_own(pair: Pair, name: st
     assert await refusal(source(pair)) == told
 
 
+@pytest.mark.parametrize("lifetime", [10**400, 10**15, -1, 0])
+async def test_a_token_is_taken_or_not_whatever_its_issuer_says_of_its_end(pair: Pair, lifetime: int) -> None:
+    pair[0].fault = answer(200, {"access_token": "x", "token_type": "bearer", "expires_in": lifetime})
+    if lifetime == 10**400:
+        assert await refusal(source(pair)) == "the authorization server's answer holds no token"
+    else:
+        assert await source(pair).fetch("") == ("x", lifetime)
+
+
+@pytest.mark.parametrize("challenge", ["Bearer \xff", "Bearer \u2603", 'Bearer resource_metadata="http://caf\xe9/"'])
+async def test_a_challenge_that_cannot_be_read_is_none(pair: Pair, challenge: str) -> None:
+    assert (await source(pair).fetch(challenge)).text == "token-1"
+
+
+@pytest.mark.parametrize("address", ["http://[::1", "\x01", "http://127.0.0.1:99999/"])
+async def test_a_challenge_that_leads_to_no_address_is_told(pair: Pair, address: str) -> None:
+    with pytest.raises(NotIssued) as refused:
+        await source(pair).fetch(f'Bearer resource_metadata="{address}"')
+    assert address not in str(refused.value)
+
+
 async def test_an_issuer_that_is_away_is_told() -> None:
     issuer = AuthorizationServer()
     issuer.listener.close()
