@@ -5,6 +5,7 @@ No I/O: `receive` takes what came, `read` reads some of it, and `queue` holds th
 
 from __future__ import annotations
 
+import re
 from typing import Final
 from urllib.parse import unquote
 
@@ -29,6 +30,9 @@ SMALL_BODY_DIGITS: Final = 5
 
 MAX_STRANGERS: Final = 32
 """After so many heads that were not known, none is looked for on a connection: each has something of its own."""
+
+AUTHORITY: Final = re.compile(rb"[^/?#]*//(?:[^/?#]*@)?([^/?#]*)")
+"""Of a whole URL, without what may stand before its host."""
 
 OWN_PARTS: Final = ("http_version", "method", "path", "raw_path", "query_string")
 """Of a scope: what follows from the request line."""
@@ -287,6 +291,7 @@ class RequestReader:
             return
         self._upgrade = b""
         version = parser.get_http_version()
+        self._expects = self._expects and version == "1.1"  # clients of 1.0 know nothing of it (RFC 9110, 10.1.1)
         self.heads += 1
         self.newest = HTTPExchange(
             self._carrier,
@@ -308,13 +313,15 @@ class RequestReader:
             self.newest.came_whole()
 
     def _scope(self, version: str) -> Scope:
-        url, headers = self._url, self._headers
-        if self._length:
-            headers = [*headers, (b"content-length", self._length)]
-        raw_path, query = url, b""
+        url, raw_path, query = self._url, self._url, b""
         if url[:1] != b"/" or b"?" in url or b"#" in url:
             parts = httptools.parse_url(url)
             raw_path, query = parts.path or b"/", parts.query or b""
+            if parts.host is not None:
+                self._headers = _with_host_of(url, self._headers)
+        headers = self._headers
+        if self._length:
+            headers = [*headers, (b"content-length", self._length)]
         path, root = raw_path.decode("ascii"), self._common["root_path"]
         return {
             **self._common,
@@ -325,6 +332,13 @@ class RequestReader:
             "query_string": query,
             "headers": headers,
         }
+
+
+def _with_host_of(url: bytes, headers: RawHeaders) -> RawHeaders:
+    """The headers of a request to a whole URL: its host is what counts, whatever the header says (RFC 9112, 3.2.2)."""
+    host = AUTHORITY.match(url)
+    assert host is not None, "the parser has found one"
+    return [(b"host", host[1]), *[header for header in headers if header[0] != b"host"]]
 
 
 def _without_upgrade(headers: RawHeaders) -> RawHeaders:

@@ -34,6 +34,12 @@ async def test_who_waits_to_be_told_to_go_on_is_told_before_the_body_comes() -> 
         writer.close()
 
 
+async def test_a_client_of_http_1_0_is_not_told_to_go_on() -> None:
+    head = b"POST / HTTP/1.0\r\nContent-Length: 4\r\nExpect: 100-continue\r\n\r\n"
+    async with parts_of(answering(b"body"), head + b"w") as client:
+        assert (await client.parts.get()).startswith(b"HTTP/1.1 200")
+
+
 async def test_the_head_of_a_stream_waits_for_nothing_that_comes_later() -> None:
     go_on = asyncio.Event()
     async with parts_of(answering(b"late", until=go_on), b"GET / HTTP/1.1\r\nHost: h\r\n\r\n") as client:

@@ -55,6 +55,14 @@ def test_a_target_may_be_a_whole_url() -> None:
     assert told(request) == ("GET", "/root/a", b"/root/a", b"b", b"", True)
 
 
+@pytest.mark.parametrize("url", [b"http://h:1/a", b"http://user@h:1", b"HTTP://h:1?x", b"http://user@h:1/@c"])
+@pytest.mark.parametrize("host", [b"Host: other\r\n", b"", b"HOST: h:1\r\nHost: other\r\n"])
+def test_the_host_of_a_whole_url_is_the_one_that_counts(url: bytes, host: bytes) -> None:
+    at = reader()
+    [*_, request] = read(at, *[b"POST %b HTTP/1.1\r\nX: y\r\n%bContent-Length: 1\r\n\r\nz" % (url, host)] * 5)
+    assert at.headers_of(request.scope) == {"host": "h:1", "x": "y"}
+
+
 def test_headers_are_read_once_where_they_are_the_same_but_for_the_length() -> None:
     at = reader()
     [first, second, third] = read(at, POST, POST.replace(b"4", b"2").replace(b"body", b"bo"), POST.replace(b"z", b"y"))
