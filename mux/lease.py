@@ -177,8 +177,11 @@ class Lease:
 
         Raises:
             TrunklineError: there is no result; see the class.
+            RuntimeError, TypeError: as `request`; the name is no text, or the arguments are no dictionary.
         """
-        params = {"name": tool, "arguments": dict(arguments or {})}
+        if not isinstance(tool, str):
+            raise TypeError(f"a tool is called by its name, a text, not {_kind(tool)}")
+        params = {"name": tool, "arguments": fields_of("what a tool is called with", arguments)}
         result = await self.request("tools/call", params, progress=progress, headers=headers)
         content = result.get("content")
         blocks = [block for block in content if isinstance(block, dict)] if isinstance(content, list) else []
@@ -212,14 +215,16 @@ class Lease:
 
         Raises:
             TrunklineError: there is no result; see the class.
-            RuntimeError: the lease was given back.
-            TypeError: the method is no text, or `progress` would have to be awaited.
+            RuntimeError: the lease was given back, or is another event loop's.
+            TypeError: the method is no text, `params` or `headers` are no dictionary, or hold what cannot be written as
+                JSON, or `progress` would have to be awaited.
         """
         self._check()
         if not isinstance(method, str):
             raise TypeError(f"a method is a text, not {method!r}")
         refuse_coroutine("progress", progress)
-        asked = None if params is None else dict(params)
+        asked = None if params is None else fields_of("params", params)
+        headers = fields_of("headers", headers) if headers else NONE
         if progress is not None:
             meta = (asked or {}).get("_meta") or {}
             asked = {**(asked or {}), "_meta": {**meta, "progressToken": next(_IDS)}}
@@ -239,10 +244,13 @@ class Lease:
         """Send a notification; best effort, as notifications are.
 
         Raises:
-            RuntimeError: the lease was given back.
+            RuntimeError: the lease was given back, or is another event loop's.
+            TypeError: the method is no text, or `params` are no dictionary.
         """
         self._check()
-        tell(self._workflow, method, params)
+        if not isinstance(method, str):
+            raise TypeError(f"a method is a text, not {method!r}")
+        tell(self._workflow, method, None if params is None else fields_of("params", params))
 
     def close(self) -> None:
         """Give it back: what the server asked is not answered any more. Idempotent."""
@@ -254,6 +262,7 @@ class Lease:
     def _check(self) -> None:
         if self._is_given_back:
             raise RuntimeError("the lease was given back: take another one")
+        refuse_other_loop(self._workflow.loop)
 
     # What the server sends.
 
@@ -311,10 +320,49 @@ def refuse_coroutine(name: str, function: Callable[..., object] | None) -> None:
     """Raise where this would have to be awaited: messages are handed on by plain calls.
 
     Raises:
-        TypeError: it is a coroutine function.
+        TypeError: it is a coroutine function, or none at all.
     """
+    refuse_no_function(name, function)
     if inspect.iscoroutinefunction(function):
         raise TypeError(f"{name} is called, and not awaited: give a function without `async`")
+
+
+def refuse_other_loop(loop: asyncio.AbstractEventLoop) -> None:
+    """Raise where this does not run on that event loop: what belongs to one is safe on no other.
+
+    Raises:
+        RuntimeError: it runs on another, or on none.
+    """
+    if asyncio.get_running_loop() is not loop:
+        raise RuntimeError(
+            "this belongs to another event loop: from a thread, asyncio.run_coroutine_threadsafe leads there"
+        )
+
+
+def refuse_no_function(name: str, function: object) -> None:
+    """Raise where this is given, and cannot be called.
+
+    Raises:
+        TypeError: it cannot.
+    """
+    if function is not None and not callable(function):
+        raise TypeError(f"{name} is a function, not {_kind(function)}")
+
+
+def fields_of(name: str, given: Mapping[str, Any] | None) -> Params:
+    """What was given as an object: a dictionary of its own.
+
+    Raises:
+        TypeError: it is none. What it is stands there, not what it holds, which may be a secret.
+    """
+    if given is not None and not isinstance(given, Mapping):
+        raise TypeError(f"{name} is a dictionary, not {_kind(given)}")
+    return dict(given or {})
+
+
+def _kind(given: object) -> str:
+    name = type(given).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
 def _object(text: bytes | Raw) -> Params:

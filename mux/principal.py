@@ -6,11 +6,19 @@ import msgspec
 
 
 class Principal(msgspec.Struct, frozen=True):
-    """A verified identity. Two principals are the same only if all three parts are equal."""
+    """A verified identity. Two principals are the same only if all three parts are equal.
+
+    Raises:
+        TypeError: a part is no text.
+    """
 
     issuer: str
     tenant: str
     subject: str
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.issuer, str) and isinstance(self.tenant, str) and isinstance(self.subject, str)):
+            raise TypeError("the parts of a Principal are texts; a tenant that there is not is the empty one")
 
     @property
     def is_anonymous(self) -> bool:

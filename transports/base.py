@@ -36,7 +36,7 @@ class Transport(ABC):
 
         Raises:
             RuntimeError: the transport is not connected.
-            TypeError, ValueError: it cannot be written as JSON; nothing was sent.
+            TypeError, ValueError: it has no `"jsonrpc": "2.0"`, or cannot be written as JSON; nothing was sent.
         """
 
     @abstractmethod

@@ -93,6 +93,10 @@ class _Conversation(Transport):
     async def send_message(self, message: Message, *, request_id: int | None = None) -> None:
         """See `Transport.send_message`."""
         self._check()
+        if not isinstance(message, Mapping):
+            raise TypeError(f"a message is a dictionary, not {type(message).__name__}")
+        if message.get("jsonrpc") != "2.0":
+            raise ValueError('a message has "jsonrpc": "2.0"')
         text = json.dumps(message, ensure_ascii=False, allow_nan=False).encode()
         answers = message.get("id") if "method" not in message else None
         answered = self._requests.pop(answers, None) if isinstance(answers, int) else None
@@ -142,7 +146,8 @@ class _Conversation(Transport):
 
     def _check(self) -> None:
         if not self._is_connected:
-            raise _NotConnected("Transport not connected")
+            why = "the conversation has ended" if self._is_over else "await its connect() first"
+            raise _NotConnected(f"Transport not connected: {why}")
 
 
 class StreamableHTTPTransport(_Conversation):
@@ -189,10 +194,12 @@ class Host:
     `serve` runs for as long as its conversation lives: it is cancelled when that ends, and when it returns or fails the
     conversation ends. `kinds` are served; all of them, if none is named. `authenticate` turns request headers
     (lower-case names) into a verified identity or raises `Unauthorized`; without it everybody is anonymous, and only
-    loopback names pass as Host and Origin unless `allowed_hosts` and `allowed_origins` name others.
+    loopback names pass as Host and Origin unless `allowed_hosts` and `allowed_origins` name others. `pooling` bounds
+    conversations; each has `serve` to itself, so `reuse` is "workflow".
 
     Raises:
-        TypeError: `authenticate` would have to be awaited.
+        TypeError: `authenticate` would have to be awaited, or something is of another kind than it should be.
+        ValueError: another `reuse`.
     """
 
     def __init__(
@@ -204,8 +211,21 @@ class Host:
         allowed_origins: Sequence[str] = (),
         pooling: Pooling | None = None,
     ) -> None:
+        if not callable(serve):
+            raise TypeError(
+                "a Host is given the function that serves a conversation: Host(serve), without a call of it"
+            )
+        if not all(isinstance(kind, type) and issubclass(kind, _Conversation) for kind in kinds):
+            raise TypeError("kinds are StreamableHTTPTransport, SSETransport and WebSocketTransport")
+        for name, given in (("allowed_hosts", allowed_hosts), ("allowed_origins", allowed_origins)):
+            if isinstance(given, str):
+                raise TypeError(f"{name} is a list of texts, not one of them")
         refuse_coroutine("authenticate", authenticate)
+        if pooling is not None and not isinstance(pooling, Pooling):
+            raise TypeError("pooling is a Pooling(…)")
         pooling = pooling or Pooling()
+        if pooling.reuse != "workflow":
+            raise ValueError('each conversation of a Host is served by itself: reuse is "workflow"')
         upstream = Upstream(NAME, _Application(serve, self), pooling)
         self._pool = Pool({NAME: upstream}, MemoryDirectory(), pooling=pooling)
         guard = Guard(loopback=True, allowed_hosts=allowed_hosts, allowed_origins=allowed_origins)
@@ -213,7 +233,7 @@ class Host:
             NAME,
             self._pool,
             guard,
-            authenticate or _anonymous,
+            _anonymous if authenticate is None else _checked(authenticate),
             anonymous_keys=authenticate is None and not allowed_hosts,
         )
         self._endpoints: Endpoints = {}
@@ -313,3 +333,15 @@ class _Application:
 
 def _anonymous(headers: Mapping[str, str]) -> Principal:
     return ANONYMOUS
+
+
+def _checked(authenticate: Authenticate) -> Authenticate:
+    """The same; what it gives is a principal, or nobody is served by it."""
+
+    def checked(headers: Mapping[str, str]) -> Principal:
+        principal = authenticate(headers)
+        if not isinstance(principal, Principal):
+            raise TypeError(f"authenticate returns a Principal, or raises Unauthorized; it gave {principal!r}")
+        return principal
+
+    return checked

@@ -9,6 +9,7 @@ server says `reuse = "user"`, all leases of one principal share a session, whate
 """
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -18,12 +19,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import anyio
 import msgspec
 
 from ..mux.directory.memory import MemoryDirectory
 from ..mux.errors import ServerError, UpstreamRefused
 from ..mux.handshake import own_initialize
-from ..mux.lease import Answer, Hear, Lease, refuse_coroutine
+from ..mux.lease import (
+    Answer,
+    Hear,
+    Lease,
+    fields_of,
+    refuse_coroutine,
+    refuse_no_function,
+    refuse_other_loop,
+)
 from ..mux.limits import Pooling
 from ..mux.pool import Arrival, Begun, Pool
 from ..mux.ports import NONE, Headers
@@ -36,11 +46,15 @@ from .upstream.auto import RotatingConnector, connector_for
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """One MCP server, by `url` or by `command`, and how sessions with it are kept."""
+    """One MCP server, by `url` or by `command`, and how sessions with it are kept.
+
+    Raises:
+        TypeError: one of them is not what it says below.
+    """
 
     url: str = ""
     """`http(s)://`: Streamable HTTP, or HTTP+SSE where the server speaks that; `sse+http(s)://`, `ws(s)://`."""
-    command: Sequence[str] = ()
+    command: Sequence[str | os.PathLike[str]] = ()
     """A server on its standard input and output: the program and its arguments."""
     headers: Headers = field(default_factory=dict)
     """Sent with every request: what the program proves itself with."""
@@ -57,6 +71,19 @@ class Server:
     trust_annotations: bool = False
     """True where a tool that the server calls read-only or idempotent may be called a second time."""
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.url, str):
+            raise TypeError("a url is a text")
+        if not all(isinstance(word, str | os.PathLike) for word in self.command):
+            raise TypeError("a command is a list of texts: the program and its arguments")
+        if not isinstance(self.cwd, str | os.PathLike | None):
+            raise TypeError("cwd is the path of a folder")
+        fields_of("headers", self.headers)
+        env = fields_of("env", self.env)
+        if not all(isinstance(text, str) for pair in env.items() for text in pair):
+            raise TypeError("the environment of a command is a dictionary of texts")
+        _refuse_no_pooling(self.pooling)
+
 
 class Servers:
     """Servers by name, and the sessions with them; between entering and leaving it as a context.
@@ -65,42 +92,72 @@ class Servers:
     what servers are told of the program; trunkline's own without it.
 
     Raises:
+        TypeError: something is of another kind than it says here.
         ValueError: a URL, command, header or file of certificates that cannot be used; or `reuse = "none"`, which keeps
             no session.
     """
 
     def __init__(
         self,
-        servers: Mapping[str, Server | str | Sequence[str]],
+        servers: Mapping[str, Server | str | Sequence[str | os.PathLike[str]]],
         *,
         pooling: Pooling | None = None,
         client_info: Mapping[str, str] | None = None,
     ) -> None:
+        _refuse_no_pooling(pooling)
         self.statistics = Statistics()
         """What happened, counted: pool hits, calls and their seconds, channels closed."""
-        self._client_info = client_info or {"name": "trunkline", "version": version("trunkline")}
+        self._client_info = _client_info(client_info)
         self._pooling = pooling or Pooling()
         self._connectors: list[RotatingConnector] = []
-        upstreams = {name: self._upstream(name, _server(given)) for name, given in servers.items()}
+        if not isinstance(servers, Mapping) or not all(isinstance(name, str) for name in servers):
+            raise TypeError("Servers are made of a dictionary: the name of each, and what it is")
+        upstreams = {name: self._upstream(name, _server(name, given)) for name, given in servers.items()}
         self._pool = Pool(upstreams, MemoryDirectory(), pooling=self._pooling, statistics=self.statistics)
-        self._stack = AsyncExitStack()
+        self._life: asyncio.Task[None] | None = None
+        """Holds the sessions from the beginning to the end, whichever tasks enter and leave."""
+        self._loop: asyncio.AbstractEventLoop
+        self._is_left: asyncio.Event
         self._given_up: set[asyncio.Task[Any]] = set()
 
     def __repr__(self) -> str:
         return f"Servers({', '.join(self._pool.upstreams)}; {self._pool!r})"
 
     async def __aenter__(self) -> "Servers":
-        if self._pool.has_begun:
+        if self._life is not None:
             raise RuntimeError("these Servers were entered before: make new ones")
-        for connector in self._connectors:
-            self._stack.push_async_callback(connector.close)
-        await self._stack.enter_async_context(self._pool.running())
+        try:
+            self._loop = asyncio.get_running_loop()
+        except RuntimeError:  # of trio, for one
+            raise RuntimeError("Servers run on asyncio's event loop, and there is none here") from None
+        self._is_left = asyncio.Event()
+        begun = self._loop.create_future()
+        self._life = self._loop.create_task(self._live(begun))
+        try:
+            await asyncio.wait((self._life, begun), return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            self._is_left.set()
+            raise
+        if self._life.done():
+            self._life.result()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        return await self._stack.__aexit__(kind, error, trace)
+    ) -> None:
+        self._is_left.set()
+        with anyio.CancelScope(shield=True):
+            if self._life is not None:
+                await asyncio.shield(self._life)
+
+    async def _live(self, begun: "asyncio.Future[None]") -> None:
+        """Run the pool until these servers are left, or the event loop ends."""
+        async with AsyncExitStack() as stack:
+            for connector in self._connectors:
+                stack.push_async_callback(connector.close)
+            await stack.enter_async_context(self._pool.running())
+            begun.set_result(None)
+            await self._is_left.wait()
 
     @asynccontextmanager
     async def lease(
@@ -126,13 +183,17 @@ class Servers:
             ServerError: it refused the handshake.
             Overloaded: a cap on workflows or sessions is met.
             InvalidParams: the key is in use with other capabilities or session headers.
-            RuntimeError: these servers were not entered yet, or were left.
-            TypeError: `hear` would have to be awaited, or the principal is none.
+            RuntimeError: these servers were not entered yet, were left, or are another event loop's.
+            TypeError: `hear` would have to be awaited, the principal is none, or something else is of another kind than
+                it should be.
         """
         self._check()
         if not isinstance(principal, Principal):
             raise TypeError(f"a principal is a Principal(issuer, tenant, subject), not {principal!r}")
+        if key is not None and not isinstance(key, str):
+            raise TypeError(f"a key is a text, not {key!r}")
         refuse_coroutine("hear", hear)
+        refuse_no_function("answer", answer)
         begun = await self._begin(server, key, principal, capabilities, session_headers)
         lease = Lease(begun.workflow, begun.state, begun.pool_result, hear=hear, answer=answer)
         try:
@@ -146,7 +207,7 @@ class Servers:
         """End the workflow of this key; nothing where there is none.
 
         Raises:
-            RuntimeError: these servers were not entered yet, or were left.
+            RuntimeError: these servers were not entered yet, were left, or are another event loop's.
         """
         self._check()
         workflow = await self._pool.lookup.find_key(principal, server, key)
@@ -156,10 +217,11 @@ class Servers:
     # Inside.
 
     def _check(self) -> None:
-        if not self._pool.has_begun:
+        if self._life is None:
             raise RuntimeError("these Servers are not entered: use them within `async with Servers(...) as servers:`")
-        if self._pool.draining:
+        if self._is_left.is_set() or self._pool.draining:
             raise RuntimeError("these Servers were left: make new ones")
+        refuse_other_loop(self._loop)
 
     def _upstream(self, name: str, server: Server) -> Upstream:
         pooling = server.pooling or self._pooling
@@ -170,7 +232,9 @@ class Servers:
                 name,
                 self.statistics,
                 url=server.url,
-                command=server.command,
+                command=server.command
+                if isinstance(server.command, str)
+                else [os.fspath(word) for word in server.command],
                 headers=server.headers,
                 ca=server.ca,
                 env=server.env,
@@ -197,8 +261,8 @@ class Servers:
         capabilities: Mapping[str, Any],
         session_headers: Headers,
     ) -> Begun:
-        message = own_initialize(LEGACY[-1], capabilities, self._client_info)
-        arrival = Arrival(key=key, session_headers=session_headers)
+        message = own_initialize(LEGACY[-1], fields_of("capabilities", capabilities), self._client_info)
+        arrival = Arrival(key=key, session_headers=fields_of("session_headers", session_headers))
         beginning = asyncio.get_running_loop().create_task(self._pool.begin(principal, server, message, arrival))
         try:
             return await asyncio.shield(beginning)
@@ -227,7 +291,25 @@ def _forget(tasks: "set[asyncio.Task[Any]]", task: "asyncio.Task[Any]") -> None:
         task.exception()  # nobody waits for it
 
 
-def _server(given: Server | str | Sequence[str]) -> Server:
+def _server(name: str, given: Server | str | Sequence[str | os.PathLike[str]]) -> Server:
     if isinstance(given, Server):
         return given
-    return Server(url=given) if isinstance(given, str) else Server(command=given)
+    if isinstance(given, str):
+        return Server(url=given)
+    if not isinstance(given, Sequence):
+        raise TypeError(f"{name}: a server is a Server(url=…) or Server(command=[…]), a URL, or the list of a command")
+    return Server(command=given)
+
+
+def _client_info(given: Mapping[str, str] | None) -> dict[str, Any]:
+    if given is None:
+        return {"name": "trunkline", "version": version("trunkline")}
+    told = fields_of("client_info", given)
+    if not all(isinstance(told.get(field), str) for field in ("name", "version")):
+        raise TypeError("client_info has a name and a version, both of them texts")
+    return told
+
+
+def _refuse_no_pooling(pooling: object) -> None:
+    if pooling is not None and not isinstance(pooling, Pooling):
+        raise TypeError("pooling is a Pooling(…)")

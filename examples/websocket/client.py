@@ -19,7 +19,7 @@ async def main(url: str) -> None:
     async with Client(websocket_client(url), mode="legacy") as client:
         for _ in range(3):
             result = await client.call_tool("counter", {})
-            print(result.content[0].text)
+            print(*(block.text for block in result.content if block.type == "text"))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +19,7 @@ from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
 from starlette.applications import Starlette
 from starlette.routing import Mount
-from trunkline.mux import Principal
+from trunkline.mux import Pooling, Principal
 from trunkline.mux.workflow import Workflow
 from trunkline.transports import Host, SSETransport, StreamableHTTPTransport, Transport, WebSocketTransport
 from trunkline.transports import host as module
@@ -383,3 +383,69 @@ async def test_what_is_no_json_is_not_sent_and_the_request_can_still_be_answered
         told = [message async for message in (await wire.call("x")).messages()]
     assert [message.get("method") for message in told] == ["notifications/message", None]
     assert refused == [ValueError, TypeError, UnicodeEncodeError] * 2
+
+
+async def nothing(transport: Transport) -> None:
+    """Serve nobody."""
+
+
+WRONG: Any = object()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Host(WRONG),
+        lambda: Host(nothing, "sse"),  # type: ignore[arg-type]
+        lambda: Host(nothing, int),  # type: ignore[arg-type]
+        lambda: Host(nothing, authenticate=WRONG),
+        lambda: Host(nothing, allowed_hosts="gateway.example"),
+        lambda: Host(nothing, allowed_origins="https://app.example"),
+        lambda: Host(nothing, pooling=WRONG),
+    ],
+)
+def test_what_is_of_another_kind_is_refused_at_once(make: Callable[[], object]) -> None:
+    with pytest.raises(TypeError, match=r"\b(is|are)\b"):
+        make()
+
+
+@pytest.mark.parametrize("reuse", ["user", "none"])
+def test_conversations_cannot_be_shared_and_have_to_last(reuse: Any) -> None:
+    with pytest.raises(ValueError, match="reuse"):
+        Host(nothing, pooling=Pooling(reuse=reuse))
+
+
+@pytest.mark.parametrize("given", [None, "alice"])
+async def test_who_is_no_principal_is_not_served_and_the_log_says_why(
+    given: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    host = Host(nothing, authenticate=lambda headers: given)
+    async with listening(mounted(host)) as address, Wire(f"http://{address}/tools/mcp") as wire:
+        assert (await wire.post({"jsonrpc": "2.0", "id": 1, "method": "ping"})).status == 500
+    [told] = [record for record in caplog.records if record.exc_info]
+    assert told.exc_info is not None
+    assert "authenticate returns a Principal" in str(told.exc_info[1])
+
+
+async def test_what_is_no_message_is_not_sent_and_who_did_not_connect_is_told_to() -> None:
+    said: list[str] = []
+
+    async def serve(transport: Transport) -> None:
+        with pytest.raises(RuntimeError, match=r"connect\(\) first"):
+            await transport.send_message({"jsonrpc": "2.0", "method": "notifications/x"})
+        await transport.connect()
+        async for message in transport.receive_message():
+            wrong: Any
+            for wrong in ('{"jsonrpc": "2.0"}', {"id": message["id"], "result": {}}):
+                try:
+                    await transport.send_message(wrong)
+                except (TypeError, ValueError) as error:
+                    said.append(str(error))
+            return
+
+    host = Host(serve)
+    params = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
+    async with listening(mounted(host)) as address, Wire(f"http://{address}/tools/mcp") as wire:
+        initialize = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}
+        assert (await (await wire.post(initialize)).response())["error"]["code"] == -31002
+    assert said == ["a message is a dictionary, not str", 'a message has "jsonrpc": "2.0"']

@@ -1,10 +1,12 @@
 """Sessions with servers, kept for a program of one's own; against real servers of the SDK."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from harness.muxing import patience
 from harness.ports import free_port
@@ -275,3 +277,109 @@ async def test_a_method_that_is_no_text_is_refused(server: Upstream) -> None:
     async with keeping(server) as servers, servers.lease("up") as up:
         with pytest.raises(TypeError, match="a method is a text, not 5"):
             await up.request(method)
+
+
+WRONG: Any = object()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Servers(WRONG),
+        lambda: Servers({5: "http://127.0.0.1/mcp"}),  # type: ignore[dict-item]
+        lambda: Servers({"up": {"command": "python", "args": ["server.py"]}}),  # type: ignore[dict-item]
+        lambda: Servers({"up": ["sleep", 5]}),  # type: ignore[list-item]
+        lambda: Servers({}, pooling={"reuse": "user"}),  # type: ignore[arg-type]
+        lambda: Servers({}, client_info={"name": "without a version"}),
+        lambda: Server(url=5),  # type: ignore[arg-type]
+        lambda: Server(command=["x"], env={"A": 5}),  # type: ignore[dict-item]
+        lambda: Server(command=["x"], cwd=5),  # type: ignore[arg-type]
+        lambda: Server(url="http://127.0.0.1/mcp", headers=["A: b"]),  # type: ignore[arg-type]
+        lambda: Server(url="http://127.0.0.1/mcp", pooling=WRONG),
+    ],
+)
+def test_what_is_of_another_kind_is_refused_at_once(make: Callable[[], object]) -> None:
+    with pytest.raises(TypeError, match=r"\b(is|are|has)\b"):
+        make()
+
+
+async def test_what_is_of_another_kind_fails_its_call_alone(server: Upstream) -> None:
+    async with keeping(server) as servers:
+        for lease in ({"key": 5}, {"capabilities": ["roots"]}, {"session_headers": "A: b"}, {"hear": 5}, {"answer": 5}):
+            with pytest.raises(TypeError, match="is a "):
+                await count(servers, **lease)
+        async with servers.lease("up") as up:
+            for call in (
+                up.call("echo", WRONG),
+                up.call(WRONG),
+                up.call("echo", {"text": WRONG}),
+                up.call("counter", headers=[WRONG]),
+                up.call("counter", progress=WRONG),
+                up.request("ping", WRONG),
+            ):
+                with pytest.raises(TypeError):
+                    await call
+            with pytest.raises(TypeError):
+                up.notify("notifications/x", WRONG)
+            assert (await up.call("counter")).text == "1"
+
+
+async def test_a_program_may_be_given_by_its_path() -> None:
+    (program, *arguments), env = stdio_command("sdk2")
+    given = Server(command=[Path(program), *arguments], env=env)
+    async with patience(30), Servers({"up": given}) as servers, servers.lease("up") as up:
+        assert (await up.call("pid")).text
+
+
+async def test_whoever_enters_and_leaves_the_sessions_end_in_order(server: Upstream) -> None:
+    """As fixtures of tests do, and applications that begin and end by calls: in tasks that are not one another's."""
+    async with patience(30):
+        servers = Servers({"up": server.url})
+        await asyncio.create_task(servers.__aenter__())
+        assert await count(servers, key="a") == "1"
+        await asyncio.create_task(servers.__aexit__(None, None, None))
+        await servers.__aexit__(None, None, None)
+    assert server.counts()["initialize"] == server.counts()["delete"] == 1
+
+
+@pytest.mark.parametrize("leaves", [SystemExit("bye"), KeyboardInterrupt()])
+def test_what_ends_the_program_is_told_as_it_is_and_the_sessions_end_in_order(
+    server: Upstream, leaves: BaseException
+) -> None:
+    async def live() -> None:
+        async with Servers({"up": server.url}) as servers:
+            await count(servers, key="a")
+            raise leaves
+
+    with pytest.raises(type(leaves)):
+        asyncio.run(live())
+    assert server.counts()["initialize"] == server.counts()["delete"] == 1
+
+
+def test_a_program_that_forgets_to_leave_is_told_nothing_and_its_sessions_end_in_order(
+    server: Upstream, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def live() -> None:
+        servers = await Servers({"up": server.url}).__aenter__()
+        await count(servers, key="a")
+
+    asyncio.run(live())
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+    assert server.counts()["initialize"] == server.counts()["delete"] == 1
+
+
+async def test_another_event_loop_is_refused(server: Upstream) -> None:
+    async with keeping(server) as servers, servers.lease("up") as up:
+        for elsewhere in (up.call("counter"), count(servers)):
+            with pytest.raises(RuntimeError, match="another event loop"):
+                await asyncio.to_thread(asyncio.run, elsewhere)
+        assert (await up.call("counter")).text == "1"
+
+
+async def test_who_is_cancelled_while_it_leaves_has_its_sessions_ended_first(server: Upstream) -> None:
+    async with patience(30):
+        with anyio.CancelScope() as scope:
+            async with Servers({"up": server.url}) as servers:
+                await count(servers, key="a")
+                scope.cancel()
+    assert server.counts()["initialize"] == server.counts()["delete"] == 1
