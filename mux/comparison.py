@@ -38,7 +38,9 @@ class Comparison:
             DirectoryUnavailable: nobody can tell.
         """
         if not workflow.is_doubted:
-            return await self._compared(workflow)
+            stored = await self._directory.get(workflow.record.session_id)
+            if stored is not None and not stored.is_behind(workflow.record):
+                return self._judged(workflow, stored)
         return await self._tasks.see_through(self._settle_doubt, workflow)
 
     async def _settle_doubt(self, workflow: Workflow) -> Verdict:
@@ -59,23 +61,30 @@ class Comparison:
             return "removed" if is_beside or not self._may_be_forgotten(workflow) else await self._publish(workflow)
         if not is_beside and stored.is_behind(workflow.record):
             return await self._correct(workflow)
+        return self._judged(workflow, stored)
+
+    def _judged(self, workflow: Workflow, stored: WorkflowRecord) -> Verdict:
+        is_beside = self._residents.stands_beside(workflow)
         if stored.upstream_session != workflow.record.upstream_session if is_beside else not self._is_ours(stored):
             return "taken_over"
         if stored.epoch > workflow.record.epoch or stored.first_id > workflow.record.first_id:
             workflow.record = stored
-        workflow.doubted_since = None
+        return self._same(workflow)
+
+    def _same(self, workflow: Workflow) -> Verdict:
+        workflow.stood_at, workflow.doubted_since = self._clock(), None
         return "same"
 
     def _is_ours(self, record: WorkflowRecord) -> bool:
         return record.worker == self._members.worker.id
 
     def _may_be_forgotten(self, workflow: Workflow) -> bool:
-        """Whether the directory may have lost a record: not one that another worker could not but find in its place.
+        """Whether the directory may have lost a record that is missing: it would know of one that was removed.
 
         For longer than a record lives nobody vouches for it, and a directory does not know of its end any more.
         """
-        since = workflow.doubted_since
-        return since is not None and self._clock() - since < workflow.record.lifetime
+        since = workflow.stood_at if workflow.doubted_since is None else workflow.doubted_since
+        return self._clock() - since < workflow.record.lifetime
 
     async def _correct(self, workflow: Workflow) -> Verdict:
         """The directory has lost what changed of a workflow last, and which ids were drawn: tell it again."""
@@ -101,5 +110,4 @@ class Comparison:
         if standing.epoch >= workflow.record.epoch:  # else it has changed meanwhile
             workflow.record = standing
         self._statistics.count("stale", "published")
-        workflow.doubted_since = None
-        return "same"
+        return self._same(workflow)

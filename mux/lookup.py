@@ -30,6 +30,7 @@ class Lookup:
         self._workflows = premises.residents.by_id
         self._cluster = cluster
         self._ending = ending
+        self._tasks = premises.tasks
         self._statistics = premises.statistics
         self._clock = premises.clock
 
@@ -188,10 +189,21 @@ class Lookup:
             await self._compare(workflow)
 
     def _doubt(self, session_id: str) -> None:
-        """Compare with the directory again, when it is needed next: one workflow, or all without a session id."""
+        """Compare with the directory again, when it is needed next: one workflow.
+
+        Without a session id all, and at once: a directory that comes back may have lost what others look for there.
+        """
         residents = self._residents
         for workflow in residents.served_as(session_id) if session_id else residents.served:
             workflow.checked = -inf
+        if not session_id and self._cluster is not None:
+            self._tasks.spawn(self._compare_unchecked, None)
+
+    async def _compare_unchecked(self, _: None) -> None:
+        """Compare all of which there may be news, the newest first: what was lost is what was recorded last."""
+        for workflow in reversed(self._workflows.copy().values()):
+            if workflow.checked == -inf and workflow.ended is None:
+                await self._check(workflow)
 
     # Inside.
 

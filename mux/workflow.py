@@ -85,6 +85,7 @@ class Workflow:
         "server",
         "stateless",
         "statistics",
+        "stood_at",
         "touched",
         "transport",
         "trust",
@@ -128,8 +129,8 @@ class Workflow:
         self.ended: WorkflowEnded | None = None
         """Why it ended; None while it lives."""
         self._wires = 0
-        self._touched = self.checked = ports.clock()
-        """When it was last in use; and when the record was last compared with the directory's."""
+        self._touched = self.checked = self.stood_at = ports.clock()
+        """When it was last in use; when its record was compared with the directory's; and when it last stood there."""
         self.doubted_since: float | None = None
         """When another worker could take it over: set until the record has been compared."""
         self.touched = self._elsewhere = float("-inf")

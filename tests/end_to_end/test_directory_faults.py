@@ -325,6 +325,33 @@ async def test_g7_what_is_known_goes_on_while_redis_is_away(
     assert len(http.received("known", "initialize")) == 1
 
 
+async def test_g7_what_redis_lost_is_told_to_it_again(tmp_path: Path, redis: RedisServer, http: RawUpstream) -> None:
+    toml = settings_file(tmp_path, "redis", redis.url, http)
+    async with AsyncExitStack() as stack:
+        first, second = await stack.enter_async_context(two_gateways(toml))
+        names = ("before", "after")
+        wires = {name: await stack.enter_async_context(Wire(first.url("http"))) for name in names}
+        for name in names:
+            await wires[name].open("2025-06-18", name=name)
+            await until_answered(wires[name], 1)
+            if name == "before":
+                redis.copy(tmp_path / "copy")
+        redis.go_back(tmp_path / "copy")
+        with anyio.fail_after(RETURN_SECONDS):
+            while len(redis.command("KEYS", "*:record")) < len(names):  # noqa: ASYNC110 - nobody tells of it
+                await anyio.sleep(0.02)
+        for name in names:
+            async with Wire(second.url("http"), wires[name].headers) as elsewhere:
+                await until_answered(elsewhere, 2)
+        first.process.kill()
+        for name in names:
+            async with Wire(second.url("http"), wires[name].headers) as elsewhere:
+                await until_answered(elsewhere, 3)
+                (await elsewhere.get()).cut()
+    assert [arrived(http, name) for name in names] == [[1, 2, 3]] * 2
+    assert [len(http.received(name, "initialize")) for name in names] == [1, 1]
+
+
 async def test_g7_a_connection_to_redis_that_is_cut_in_the_middle_costs_no_session(
     tmp_path: Path, redis: RedisServer, http: RawUpstream
 ) -> None:

@@ -6,6 +6,7 @@ with redis_server() as server:
 They keep an append-only file, written at each command, so that a restart loses nothing.
 """
 
+import os
 import shutil
 import signal
 import time
@@ -83,6 +84,24 @@ class RedisServer:
         """Stop and start it, on the same port with the same data."""
         self.stop()
         self.start()
+
+    def copy(self, to: Path) -> None:
+        """Keep what it has by now."""
+        shutil.copytree(self._data, to)
+
+    def go_back(self, to: Path) -> None:
+        """Restart it with what was kept there: what it was told since is lost."""
+        self.stop()
+        owner = self._data.stat()
+        shutil.rmtree(self._data)
+        shutil.copytree(to, self._data)
+        for path in (self._data, *self._data.iterdir()):
+            os.chown(path, owner.st_uid, owner.st_gid)
+        self.start()
+
+    @property
+    def _data(self) -> Path:
+        return self._place / "appendonlydir"
 
     def command(self, *words: str | int) -> Any:
         """Say something to it, on a connection of its own."""

@@ -867,6 +867,34 @@ async def test_g7_it_is_told_too_where_the_workflow_is_used_before_anybody_knows
         assert await at.directory.get(client.workflow.record.session_id) == client.workflow.record
 
 
+@pytest.mark.parametrize("by", ["use", "news"])
+async def test_g7_a_record_that_was_lost_unnoticed_is_told_again(by: str) -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        workflow = (await a.find(session_id)).workflow
+        at.directory.forget(session_id)
+        if by == "use":
+            at.clock.advance(MAX_STALENESS + 0.1)
+            assert await a.pool.lookup.find(ANONYMOUS, "x", session_id) is workflow
+        else:
+            at.directory._tell("")
+            await settle()
+        assert await at.directory.get(session_id) == workflow.record
+        await b.beat()
+        beside = await b.beside(session_id)
+        assert "result" in await beside.answer(beside.call())
+
+
+async def test_a_record_that_is_missing_for_longer_than_an_end_is_known_is_not_told_again() -> None:
+    async with workers(idle_timeout=10, resume_window=5) as at:
+        a, _, session_id = await two(at)
+        (await a.find(session_id)).workflow.streams.attach_standalone()
+        at.directory.forget(session_id)
+        at.clock.advance(20)
+        with pytest.raises(UnknownSession):
+            await a.find(session_id)
+
+
 async def test_what_ends_is_removed_though_the_directory_lost_its_last_state() -> None:
     async with workers() as at:
         a, b, client = await gone_back(at)
