@@ -14,6 +14,7 @@ import msgspec
 from ..mux.principal import ANONYMOUS, Principal
 from ..transports.asgi import Grant, RequestHeaders
 from ..transports.guard import INVALID_CREDENTIAL, Unauthorized
+from ..transports.headers import MAX_QUERY_FIELDS
 from .proxy_identity import ProxyIdentity
 from .settings import AuthSection, Settings
 from .tickets import Identity, Tickets
@@ -162,7 +163,10 @@ def _ticket(headers: Mapping[str, str]) -> str | None:
     query = getattr(headers, "query", b"")
     if b"ticket=" not in query:
         return None
-    values = parse_qs(query.decode("latin-1")).get("ticket", [])
+    try:
+        values = parse_qs(query.decode("latin-1"), max_num_fields=MAX_QUERY_FIELDS).get("ticket", [])
+    except ValueError:
+        return None
     return values[0] if len(values) == 1 else None
 
 

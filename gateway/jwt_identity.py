@@ -24,6 +24,9 @@ from .settings import AuthSection, is_loopback
 
 logger = logging.getLogger(__name__)
 
+MAX_TOKEN: Final = 16_384
+"""Of characters, in a token: taking a longer one apart costs milliseconds, before anybody knows who sent it."""
+
 REMEMBERED: Final = 10_000
 """Verified tokens that are remembered; the longest unused one goes."""
 
@@ -157,6 +160,8 @@ class JWTIdentity:
     def _verify(self, token: str, now: float) -> _Known:
         auth = self._auth
         try:
+            if len(token) > MAX_TOKEN:
+                raise ValueError(f"it is longer than {MAX_TOKEN}")
             key = self.keys.find(jwt.get_unverified_header(token).get("kid"))
             if key is None:
                 raise jwt.InvalidKeyError("no key of that name is known (yet)")

@@ -78,6 +78,8 @@ WORKFLOW_STATE: Final = "trunkline-workflow-state"
 END: Final = "trunkline-end"
 POOL: Final = "trunkline-pool"
 
+MAX_QUERY_FIELDS: Final = 32
+
 MAX_ACCEPT: Final = 1024
 """A longer Accept header admits nothing: what was decided is kept, and must stay small."""
 
@@ -120,7 +122,7 @@ def asked(headers: Mapping[str, str], query: bytes) -> Asked:
         HTTPRefusal: 400, header and query or two values of one name disagree, or the key is no key.
     """
     try:
-        named = parse_qs(query.decode("ascii"), keep_blank_values=True, max_num_fields=32)
+        named = parse_qs(query.decode("ascii"), keep_blank_values=True, max_num_fields=MAX_QUERY_FIELDS)
     except ValueError:
         raise HTTPRefusal(400, "query", "the query string cannot be read") from None
     session_id = _one(headers.get(SESSION_ID), named.get("session_id", []))

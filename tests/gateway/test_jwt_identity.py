@@ -15,7 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from harness.raw_http import Peer, serving
 from trunkline.gateway import jwt_identity
-from trunkline.gateway.jwt_identity import LEEWAY_SECONDS, RECHECK_SECONDS, JWTIdentity, read_keys
+from trunkline.gateway.jwt_identity import LEEWAY_SECONDS, MAX_TOKEN, RECHECK_SECONDS, JWTIdentity, read_keys
 from trunkline.gateway.settings import AuthSection
 from trunkline.mux.principal import Principal
 from trunkline.transports.guard import Unauthorized
@@ -128,6 +128,16 @@ def test_x6_whatever_is_wrong_with_a_token_is_not_told(
 def test_what_is_no_token_is_refused(text: str) -> None:
     with pytest.raises(Unauthorized):
         verify(JWTIdentity(section(), clock=Clock()), text)
+
+
+def test_g10_a_token_is_looked_at_up_to_a_length_that_none_has() -> None:
+    """Taking one apart costs time by its length, and whoever sent it is not known yet."""
+    identity = JWTIdentity(section(), clock=Clock())
+    longest = token(padding="x" * (MAX_TOKEN * 3 // 4 - 300))
+    assert MAX_TOKEN - 400 < len(longest) <= MAX_TOKEN
+    assert verify(identity, longest).subject == "alice"
+    with pytest.raises(Unauthorized):
+        verify(identity, token(padding="x" * (MAX_TOKEN * 3 // 4)))
 
 
 def test_a_remembered_token_ends_when_it_expires() -> None:

@@ -113,3 +113,16 @@ def test_a_ticket_stands_for_its_token_only_where_tickets_are_taken() -> None:
     doubled = headers_of({"headers": [], "query_string": f"ticket={twice}&ticket=x".encode()})
     with pytest.raises(Unauthorized):
         authenticator.authenticate(doubled, server="up", tickets=True)
+
+
+def test_g10_a_ticket_is_looked_for_among_few_values_of_a_query() -> None:
+    """Nobody knows yet who sends it."""
+    authenticator = Authenticator(Settings(auth=AuthSection(mode="tokens")))
+    for more, is_taken in ((b"&a=b" * 31, True), (b"&a=b" * 32, False)):
+        ticket = authenticator.tickets.give(ALICE, "up", FAR)
+        headers = headers_of({"headers": [], "query_string": b"ticket=" + ticket.encode() + more})
+        if is_taken:
+            assert authenticator.authenticate(headers, server="up", tickets=True) == ALICE
+        else:
+            with pytest.raises(Unauthorized):
+                authenticator.authenticate(headers, server="up", tickets=True)
