@@ -17,6 +17,8 @@ from anyio.abc import TaskGroup
 from ..mux.directory.open import DirectoryAway, DirectoryNotOpened, open_directory, refusal
 from ..mux.errors import DirectoryUnavailable, first_of
 from ..mux.limits import MAX_BODY_BYTES
+from ..transports.upstream.process import GUARDIAN
+from .adopted import reap_adopted
 from .app import Gateway, Shared
 from .garbage import collect, collected_by_schedule
 from .heap import keep_what_large_messages_took
@@ -81,6 +83,7 @@ async def serve(
                 tasks.start_soon(life.obey, place)
             tasks.start_soon(life.reload, read, insecure)
             tasks.start_soon(collect, gateway.pool)
+            tasks.start_soon(reap_adopted, GUARDIAN.processes)
             await server.serve(sockets=[listener])
             tasks.cancel_scope.cancel()
 

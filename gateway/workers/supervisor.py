@@ -21,6 +21,7 @@ import anyio
 import anyio.to_thread
 from anyio.abc import TaskGroup
 
+from ..adopted import reap_adopted
 from ..exits import ExitCode, Failure
 from ..listener import listen, url_of
 from ..reload import compare
@@ -135,6 +136,7 @@ class Supervisor:
         async with anyio.create_task_group() as tasks:
             await tasks.start(self._obey, tasks)
             tasks.start_soon(self._reload_on)
+            tasks.start_soon(reap_adopted, lambda: [process.pid for process in self._children.values()])
             async with anyio.create_task_group() as workers:
                 for number in range(self._settings.gateway.workers):
                     workers.start_soon(self._keep, number == 0)

@@ -29,6 +29,11 @@ class Guardian:
         self._process: subprocess.Popen[bytes] | None = None
         self._input = -1
 
+    def processes(self) -> set[int]:
+        """The processes that are waited for here: its own one, and the leaders of the groups."""
+        with self._lock:
+            return self._groups | ({self._process.pid} if self._process is not None else set())
+
     def take(self, group: int) -> None:
         """Guard this group. Where that is not possible, it is told to the log, and tried again with the next one."""
         with self._lock:

@@ -69,10 +69,12 @@ def test_it_is_there_for_as_long_as_there_are_groups(groups: Callable[[], int]) 
     guardian.take(first)
     guardian.take(second)
     assert len(children() - before) == 1
+    assert guardian.processes() == {first, second} | (children() - before)
     guardian.release(first)
     assert len(children() - before) == 1
     guardian.release(second)
     assert children() == before
+    assert guardian.processes() == set()
     for group in (first, second):
         os.killpg(group, 0)  # they live: nobody took this process for dead
     guardian.release(second)
