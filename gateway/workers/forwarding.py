@@ -26,6 +26,7 @@ from ...transports.asgi import (
     EVENT_STREAM,
     GRANT,
     HOPS,
+    IDENTITY,
     JSON,
     UNBOUND,
     ASGIApp,
@@ -103,6 +104,8 @@ class Forwarder:
                 return await self._app(scope, tape.receive, tape.send)
             except Elsewhere as elsewhere:
                 found = elsewhere
+            if found.identity is not None:
+                scope[IDENTITY] = found.identity  # a ticket is taken once, however often this is asked for
             try:
                 if isinstance(found, Everywhere):
                     found, scope = await self._inquiry.find(found, scope, tape.body)

@@ -11,8 +11,9 @@ import pytest
 from harness.muxing import ALICE
 from harness.worker_house import CALL, Client, House, answer, post
 from trunkline.gateway.workers import forwarding
-from trunkline.gateway.workers.forwarding import Tape
+from trunkline.gateway.workers.forwarding import Forwarder, Tape
 from trunkline.mux.directory import Worker
+from trunkline.mux.errors import Elsewhere
 from trunkline.transports.asgi import GRANT, IDENTITY, Grant, Receive, Scope, Send, headers_of
 from trunkline.transports.websocket import PING
 
@@ -91,6 +92,26 @@ async def test_a_credential_that_is_withdrawn_here_ends_what_is_open_by_it_there
     late = Client()
     await house.request(late, method="GET", **{GRANT: grant})
     assert late.body == b"the end", "it was withdrawn before"
+
+
+async def test_who_was_verified_is_not_asked_again_when_the_worker_it_was_sent_to_has_gone(house: House) -> None:
+    """A ticket is good for one connection, however many workers that asks for."""
+    asked: list[Any] = []
+
+    async def here(scope: Scope, receive: Receive, send: Send) -> None:
+        asked.append(scope.get(IDENTITY))
+        if len(asked) == 1:
+            elsewhere = Elsewhere("gone")
+            elsewhere.identity = ALICE, 12.5
+            raise elsewhere
+        await answer(send, b"here")
+
+    client = Client()
+    forwarder = Forwarder(here, house.member, house._opened, house.statistics)
+    scope = {"type": "http", "method": "GET", "path": "/servers/x/sse", "headers": []}
+    await forwarder(scope, client.receive, client.send)
+    assert client.body == b"here"
+    assert asked == [None, (ALICE, 12.5)]
 
 
 async def test_a_socket_goes_both_ways_with_its_pings(house: House) -> None:
