@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
+from ...mux.limits import Reuse
 from ...mux.principal import Principal
 
 ISSUER: Final = "contextforge"
@@ -15,10 +16,14 @@ NOBODY: Final = frozenset({"", "anonymous", "none", "unknown"})
 """What ContextForge calls a caller whom it has not verified."""
 
 PUBLIC: Final = "public"
-"""The tenant of a token that is limited to no team: it sees what is public, and one without a limit sees more."""
+"""Where a token is limited to no team: it sees what is public, and one without a limit sees more."""
 
-SESSION_HEADERS: Final = ("x-mcp-session-id", "mcp-session-id", "trunkline-workflow")
+SESSION_HEADERS: Final = ("x-mcp-session-id", "mcp-session-id")
 """Where a request names its session, the most trusted first."""
+
+KEY_HEADER: Final = "trunkline-workflow"
+KEY: Final = "\n"
+"""Before a key that a client chose: no header holds it, so that nobody ends a key, or hears it, as a session's id."""
 
 
 class Asked(NamedTuple):
@@ -26,12 +31,29 @@ class Asked(NamedTuple):
 
     principal: Principal
     session: str
-    """The client's session, a secret; empty where it has none."""
+    """The client's session, a secret; a key that the client chose, after `KEY`; empty where it has neither."""
 
     @property
     def is_verified(self) -> bool:
         """True where ContextForge has verified who asks."""
         return self.principal.subject.lower() not in NOBODY
+
+    @property
+    def has_key(self) -> bool:
+        """True where a key of the client's own names its session."""
+        return self.session.startswith(KEY)
+
+    @property
+    def session_id(self) -> str:
+        """The session as ContextForge knows it; empty where it has none of its own."""
+        return "" if self.has_key else self.session
+
+    def may_share(self, reuse: Reuse) -> bool:
+        """Whether what it asks for may meet in a session with what it asks for later: nobody else may then.
+
+        A session's id is a secret. A key, or a user whom ContextForge has not verified, could be anybody's.
+        """
+        return self.is_verified if reuse == "user" or self.has_key else self.session != ""
 
 
 @dataclass(slots=True)
@@ -72,22 +94,24 @@ def read_headers(scope: Mapping[str, Any]) -> dict[str, str]:
 
 
 def session_of(headers: Mapping[str, str] | None) -> str:
-    """The client's session: that of the stream which carries the message, else the one its headers name."""
+    """The client's session: that of the stream which carries the message, else what its headers name."""
     if carried_by.get():
         return carried_by.get()
     lowered = {name.lower(): value for name, value in (headers or {}).items()}
-    return next((lowered[name] for name in SESSION_HEADERS if lowered.get(name)), "")
+    key = lowered.get(KEY_HEADER)
+    return next((lowered[name] for name in SESSION_HEADERS if lowered.get(name)), f"{KEY}{key}" if key else "")
 
 
 def principal_of(email: object, teams: object, headers: Mapping[str, str] | None) -> Principal:
     """The identity that ContextForge has verified for this message.
 
-    The tenant is the teams that the token is limited to; `teams` is None where the gateway does not tell them, and then
-    they are read from the very token that it has verified. Teams can only keep identities apart: the user, who is
-    verified, is always part of it.
+    The tenant is the user with the teams that the token is limited to: no two users have anything in common, since the
+    headers and credentials that a server gets are those of each. `teams` is None where the gateway does not tell them,
+    and then they are read from the very token that it has verified; they can only keep identities apart.
     """
     told = teams if isinstance(teams, list | tuple) else _claims(headers).get("teams")
-    return Principal(ISSUER, _tenant(told), _email(email))
+    user = _email(email)
+    return Principal(ISSUER, f"{user} {_teams(told)}", user)
 
 
 def _email(user: object) -> str:
@@ -96,7 +120,7 @@ def _email(user: object) -> str:
     return str(user or "")
 
 
-def _tenant(teams: object) -> str:
+def _teams(teams: object) -> str:
     if not isinstance(teams, list | tuple):
         return ""
     names = (team.get("id") if isinstance(team, Mapping) else team for team in teams)

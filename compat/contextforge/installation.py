@@ -424,7 +424,7 @@ class Installation:
             notification = types.ServerNotification.model_validate(json.loads(told.message))
         except ValueError:
             return  # one that this version of the SDK does not know
-        handler = make(told.url.removeprefix(SSE), told.gateway_id, downstream_session_id=told.session)
+        handler = make(told.url.removeprefix(SSE), told.gateway_id, downstream_session_id=told.session or None)
         task = asyncio.get_running_loop().create_task(handler(notification))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
@@ -43,8 +43,15 @@ NOT_FORWARDED: Final = frozenset(
 )
 """What a wire says itself, and what names ContextForge's own sessions."""
 
-Name = tuple[Principal, str, str]
-"""Who asks, the server's name, and the client's session."""
+
+class Name(NamedTuple):
+    """What tells sessions apart: those of another generation of a server's settings are others."""
+
+    principal: Principal
+    server: str
+    generation: int
+    session: str
+    """The client's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +61,7 @@ class Told:
     gateway_id: str
     url: str
     session: str
+    """ContextForge's own; empty where there is none."""
     message: bytes
 
 
@@ -100,8 +108,8 @@ class Reuse:
         self._held: dict[Name, _Held] = {}
         self._seen: dict[str, set[Name]] = {}
         """Those of each client session, also while they are opened: one that is missing then was ended meanwhile."""
-        self._opening: dict[tuple[Name, int], asyncio.Task[_Held]] = {}
-        """Handshakes under way, with the generation of the server. No caller's leaving cuts one: it would be lost."""
+        self._opening: dict[Name, asyncio.Task[_Held]] = {}
+        """Handshakes under way. No caller's leaving cuts one: it would be lost."""
         self._ending: set[asyncio.Task[None]] = set()
         self._keeper: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
@@ -112,8 +120,8 @@ class Reuse:
         return self._keeper is not None and not self._keeper.done() and not self.pool.draining
 
     async def start(self) -> None:
-        """Begin; a task of its own holds everything. Idempotent."""
-        if self._keeper is None:
+        """Begin; a task of its own holds everything. Idempotent; once stopped, calls go the old path."""
+        if self._keeper is None and not self.pool.has_begun:
             ready = asyncio.Event()
             self._keeper = asyncio.create_task(self._keep(ready))
             await ready.wait()
@@ -139,26 +147,24 @@ class Reuse:
             upstream = self.gateways.find(gateway_id, url) if self.is_running else None
         except (OSError, ValueError):  # the stock client says what is wrong with it
             upstream = None
-        reuse = upstream.pooling.reuse if upstream is not None else "none"
-        session = asked.session
-        if upstream is None or not (session or (reuse == "user" and asked.is_verified)):
+        if upstream is None or not asked.may_share(upstream.pooling.reuse):
             self.statistics.count("pool_requests", upstream.name if upstream else "", "bypass")
             raise OldPath
         headers = {name: value for name, value in headers.items() if name.lower() not in NOT_FORWARDED}
-        name = asked.principal, upstream.name, session
-        hear = partial(self._note, gateway_id, url, session)
+        name = Name(asked.principal, upstream.name, upstream.generation, asked.session)
+        hear = partial(self._note, gateway_id, url, asked.session_id)
         held = self._held.get(name)
-        if held is None or held.workflow.ended is not None or held.workflow.generation != upstream.generation:
-            opening = partial(self._open, name, upstream, hear, headers, handshake)
-            held = await self._opened((name, upstream.generation), opening)
+        renew = partial(self.lease, asked, gateway_id, url, headers, handshake)
+        if held is None or held.workflow.ended is not None:
+            try:
+                held = await self._opened(name, partial(self._open, name, upstream, hear, headers, handshake))
+            except WorkflowEnded as ended:
+                if ended.cause != "reconfigured":
+                    raise
+                return await renew()  # the record was edited while a session was opened by what it said before
         held.used = self.pool.now()
         opening_headers.set(headers)
-        return Lease(
-            held.workflow,
-            headers,
-            hear=hear,
-            renew=partial(self.lease, asked, gateway_id, url, headers, handshake),
-        )
+        return Lease(held.workflow, headers, hear=hear, renew=renew)
 
     async def end(self, session: str) -> None:
         """The client's session is over: what was open for it is ended."""
@@ -175,7 +181,7 @@ class Reuse:
         """End the session that was unused for longest: one of this user's, else of anybody's. None in use is ended."""
         due = self.pool.now() - UNUSED_SECONDS
         unused = [(name, held) for name, held in self._held.items() if held.used <= due and not held.workflow.inflight]
-        own = [entry for entry in unused if entry[0][0] == principal]
+        own = [entry for entry in unused if entry[0].principal == principal]
         if own or unused:
             name, held = min(own or unused, key=lambda entry: entry[1].used)
             self._forget(name)
@@ -184,23 +190,23 @@ class Reuse:
     def _forget(self, name: Name) -> None:
         """Nothing is kept under this name any longer."""
         self._held.pop(name, None)
-        names = self._seen.get(name[2], set())
+        names = self._seen.get(name.session, set())
         names.discard(name)
         if not names:
-            self._seen.pop(name[2], None)
+            self._seen.pop(name.session, None)
 
     def _note(self, gateway_id: str, url: str, session: str, message: bytes) -> None:
         if self._hear is not None:
             self._hear(Told(gateway_id, url, session, message))
 
-    async def _opened(self, key: tuple[Name, int], begin: Callable[[], Coroutine[Any, Any, _Held]]) -> _Held:
+    async def _opened(self, name: Name, begin: Callable[[], Coroutine[Any, Any, _Held]]) -> _Held:
         """Open a session in a task of its own, once for all calls that meet here."""
-        opening = self._opening.get(key)
+        opening = self._opening.get(name)
         if opening is None:
-            opening = self._opening[key] = asyncio.create_task(begin())
+            opening = self._opening[name] = asyncio.create_task(begin())
 
             def done(task: asyncio.Task[_Held]) -> None:
-                self._opening.pop(key, None)
+                self._opening.pop(name, None)
                 task.cancelled() or task.exception()  # who has left does not ask how it ended
 
             opening.add_done_callback(done)
@@ -214,36 +220,37 @@ class Reuse:
         headers: Headers,
         handshake: Mapping[str, Any],
     ) -> _Held:
-        session = name[2]
-        self._held.pop(name, None)  # it has ended, or ends when its calls have
-        self._seen.setdefault(session, set()).add(name)
+        self._held.pop(name, None)  # it has ended
+        self._seen.setdefault(name.session, set()).add(name)
         try:
             workflow = await self._begin(name, upstream, headers, handshake)
         except BaseException:
             self._forget(name)
             raise
-        if name not in self._seen.get(session, ()):
-            await self.pool.end(workflow, "client_left")
-            raise WorkflowEnded("client_left")
+        is_left = name not in self._seen.get(name.session, ())
+        if is_left or workflow.is_superseded:
+            self._forget(name)
+            cause = "client_left" if is_left else "reconfigured"
+            await self.pool.end(workflow, cause)
+            raise WorkflowEnded(cause)
         reader = workflow.streams.attach_standalone()
         reader.on_wake = partial(_read, reader, hear)
         held = self._held[name] = _Held(workflow, reader, self.pool.now())
         return held
 
     async def _begin(self, name: Name, upstream: Upstream, headers: Headers, handshake: Mapping[str, Any]) -> Workflow:
-        principal, server, session = name
         opening_headers.set(headers)
         message = wire_format.parse(wire_format.request("initialize", handshake, b"0"), limit=MAX_BODY_BYTES)
-        arrival = Arrival(key=f"{upstream.generation}:{session}")
+        arrival = Arrival(key=f"{name.generation}:{name.session}")
         try:
             try:
-                return (await self.pool.begin(principal, server, message, arrival)).workflow
+                return (await self.pool.begin(name.principal, name.server, message, arrival)).workflow
             except Overloaded:
-                await self._give_way(principal)
-                return (await self.pool.begin(principal, server, message, arrival)).workflow
+                await self._give_way(name.principal)
+                return (await self.pool.begin(name.principal, name.server, message, arrival)).workflow
         except Overloaded as error:
             logger.warning("no more sessions are kept: %s", error.message)
-            self.statistics.count("pool_requests", server, "bypass")
+            self.statistics.count("pool_requests", name.server, "bypass")
             raise OldPath from error
         except TrunklineError as error:
             if error.data.get("status") in range(300, 400):  # the stock client follows redirections
@@ -253,7 +260,7 @@ class Reuse:
     def _reconfigure(self, upstreams: Mapping[str, Upstream]) -> None:
         self.pool.reconfigure(upstreams, self.pool.pooling)
         for workflow in self.pool.workflows:
-            if workflow.is_superseded:
+            if workflow.is_superseded and workflow.opened.done():  # one that is being opened would be lost
                 over = workflow.calls.drain()
                 self._end_after(over, workflow)
 

@@ -4,7 +4,7 @@ import base64
 import json
 
 import pytest
-from trunkline.compat.contextforge.asked import Asked, carried_by, principal_of, read_headers, session_of
+from trunkline.compat.contextforge.asked import KEY, Asked, carried_by, principal_of, read_headers, session_of
 
 
 def bearer(**claims: object) -> dict[str, str]:
@@ -19,8 +19,12 @@ def test_two_users_are_two_and_one_in_two_tenants_as_well() -> None:
     assert principal_of("alice@x", ["b", "a"], {}) == principal_of("alice@x", ["a", "b"], {})
 
 
-def test_the_tenant_is_read_from_the_token_where_the_gateway_does_not_tell_it() -> None:
-    assert principal_of("alice@x", None, bearer(teams=["b", {"id": "a"}])).tenant == "a,b"
+def test_two_users_of_one_team_are_of_two_tenants() -> None:
+    assert principal_of("alice@x", ["a"], {}).tenant != principal_of("bob@x", ["a"], {}).tenant
+
+
+def test_the_teams_are_read_from_the_token_where_the_gateway_does_not_tell_it() -> None:
+    assert principal_of("alice@x", None, bearer(teams=["b", {"id": "a"}])) == principal_of("alice@x", ["a", "b"], {})
     assert principal_of("alice@x", [], bearer(teams=["b"])) == principal_of("alice@x", [], {})
 
 
@@ -44,7 +48,7 @@ def test_a_token_that_is_limited_to_no_team_is_told_from_one_without_a_limit() -
     ],
 )
 def test_what_says_nothing_of_teams_has_no_tenant(headers: dict[str, str] | None) -> None:
-    assert principal_of("alice@x", None, headers).tenant == ""
+    assert principal_of("alice@x", None, headers) == principal_of("alice@x", None, None)
 
 
 @pytest.mark.parametrize(
@@ -69,13 +73,18 @@ def test_the_session_is_that_of_the_stream_else_the_one_that_the_headers_name() 
     headers = {"Mcp-Session-Id": "theirs", "Trunkline-Workflow": "key"}
     assert session_of(headers) == "theirs"
     assert session_of({**headers, "X-Mcp-Session-Id": "inside"}) == "inside"
-    assert session_of({"Trunkline-Workflow": "key"}) == "key"
     assert session_of(None) == ""
     token = carried_by.set("stream")
     try:
         assert session_of(headers) == "stream"
     finally:
         carried_by.reset(token)
+
+
+def test_a_key_is_no_session_whatever_the_session_is_called() -> None:
+    assert session_of({"Trunkline-Workflow": "key"}) == KEY + "key"
+    assert session_of({"Trunkline-Workflow": "other"}) != session_of({"Trunkline-Workflow": "key"})
+    assert any(character in KEY for character in "\r\n"), "a header could hold it"
 
 
 def test_headers_are_read_by_lower_case_name() -> None:

@@ -9,11 +9,11 @@ import pytest
 from harness.delay import Delay
 from harness.upstreams import Upstream, upstream
 from trunkline.compat.contextforge import reuse
-from trunkline.compat.contextforge.asked import Asked, principal_of
+from trunkline.compat.contextforge.asked import KEY, Asked, principal_of
 from trunkline.compat.contextforge.gateways import GatewayRecord
 from trunkline.compat.contextforge.reuse import Lease, OldPath, Reuse, Told
 from trunkline.compat.contextforge.settings import ContextForgeSettings
-from trunkline.mux.errors import SessionLost, WorkflowEnded
+from trunkline.mux.errors import SessionLost, UpstreamUnreachable, WorkflowEnded
 
 pytestmark = pytest.mark.anyio
 
@@ -102,6 +102,8 @@ async def test_under_user_all_sessions_of_one_share_and_two_users_do_not(server:
         ({"reuse": "none"}, "alice@x", "a"),
         ({}, "alice@x", ""),
         ({"reuse": "user"}, "anonymous", ""),
+        ({"reuse": "user"}, "anonymous", "a"),
+        ({}, "anonymous", KEY + "chat"),
         ({"max_workflows": 1}, "bob@x", "a"),
     ],
 )
@@ -124,6 +126,22 @@ async def test_the_end_of_a_clients_session_is_the_end_of_its_upstream_session(s
         await server.saw("delete")
         assert await kept.count("alice@x", "b") == "2"
         assert await kept.count("alice@x", "a") == "1"
+
+
+async def test_a_key_is_not_ended_as_a_session_of_that_name(server: Upstream) -> None:
+    async with running(server) as kept:
+        await kept.count("alice@x", KEY + "chat")
+        await kept.reuse.end("chat")
+        assert await kept.count("alice@x", KEY + "chat") == "2"
+
+
+async def test_once_stopped_it_stays_so_and_all_is_left_to_the_old_path(server: Upstream) -> None:
+    async with running(server) as kept:
+        await kept.reuse.stop()
+        async with asyncio.timeout(10):
+            await kept.reuse.start()
+        with pytest.raises(OldPath):
+            await kept.lease("alice@x", "a")
 
 
 @asynccontextmanager
@@ -215,6 +233,43 @@ async def test_an_edited_record_lets_calls_end_and_begins_anew(server: Upstream)
         server.open("edit")
         assert await call == "edit is open"
         await server.saw("delete")
+
+
+async def test_a_call_whose_session_is_being_opened_while_the_record_is_edited_goes_on_in_another(
+    server: Upstream,
+) -> None:
+    async with _opening(server) as (kept, call):
+        kept.fields["auth_value"] = "another"
+        kept.reuse.gateways.forget("gateway1")
+        assert sorted([await kept.count("alice@x", "a"), await call]) == ["1", "2"]
+        assert await kept.count("alice@x", "a") == "3"
+        await kept.reuse.end("a")
+    assert server.counts()["initialize"] == server.counts()["delete"] == 2
+
+
+async def test_what_a_server_refuses_one_user_costs_no_other_of_the_same_teams_anything(server: Upstream) -> None:
+    """Headers and credentials are each user's own, and so may be a limit that the server has."""
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if b"x-quota: spent" in (await reader.readuntil(b"\r\n\r\n")).lower():
+            writer.write(b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        else:
+            writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as limited, running(server) as kept:
+        kept.url = kept.fields["url"] = f"http://127.0.0.1:{limited.sockets[0].getsockname()[1]}/mcp"
+        failures = [await _failure(kept, "alice@x", {"X-Quota": "spent"}) for _ in range(4)]
+        assert [failure.data.get("status") for failure in failures] == [429, 429, 429, None]
+        assert "circuit" in failures[3].message
+        assert (await _failure(kept, "bob@x", {})).data["status"] == 404
+
+
+async def _failure(kept: Kept, user: str, headers: dict[str, str]) -> UpstreamUnreachable:
+    with pytest.raises(UpstreamUnreachable) as caught:
+        await kept.lease(user, "a", headers)
+    return caught.value
 
 
 async def test_a_call_that_meets_a_restarted_server_runs_once_in_a_new_session() -> None:
