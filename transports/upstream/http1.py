@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import ssl
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Final, NamedTuple, cast
 from urllib.parse import urlsplit
@@ -60,6 +62,13 @@ PARSED_BODY: Final = 65_536
 """What follows so much of a body of known length is read without the parser, which copies all that it tells.
 
 But for events: each costs time, and the parser is given one portion at a time.
+"""
+
+
+PROBED: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
+"""A silent connection is probed by the operating system after so many seconds, and is broken after so many probes.
+
+Of a stream that is quiet by nature nothing else tells that its server has vanished without a word.
 """
 
 
@@ -271,6 +280,7 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See `asyncio.Protocol`."""
         self._transport = cast(asyncio.Transport, transport)
+        _probe(transport.get_extra_info("socket"))
 
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
@@ -408,3 +418,11 @@ class _Connection(asyncio.Protocol):
         answer, self._answer = self._answer, None
         if answer is not None:
             answer.ended(error)
+
+
+def _probe(connection: socket.socket) -> None:
+    with suppress(OSError):  # it is broken already, which is told next
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in PROBED.items():
+            if hasattr(socket, name):  # not every system lets a program choose
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

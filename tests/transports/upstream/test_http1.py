@@ -1,6 +1,7 @@
 """The lean client on real sockets: framing, reuse of connections, and answers that are none."""
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -413,6 +414,25 @@ async def test_a_kept_connection_is_dropped_when_it_was_idle_for_long(monkeypatc
         assert await post(client).outcome() is None
         async with asyncio.timeout(PATIENCE):
             await closed.wait()
+
+
+async def test_g9_a_server_that_vanished_without_a_word_is_noticed() -> None:
+    answering = asyncio.Event()
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        answering.set()
+        await peer.closed()
+
+    async with client_of(serve) as (client, _):
+        post(client)
+        await asyncio.wait_for(answering.wait(), PATIENCE)
+        (connection,) = client._open
+        used = connection._transport.get_extra_info("socket")
+        assert used.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        probes = {name: used.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in http1.PROBED}
+        assert probes == http1.PROBED
+        assert probes["TCP_KEEPIDLE"] + probes["TCP_KEEPINTVL"] * probes["TCP_KEEPCNT"] <= 120
 
 
 async def test_a_server_that_is_not_there_got_nothing() -> None:
