@@ -4,12 +4,15 @@ import json
 import random
 
 import pytest
-from harness.memory_wire import Exchange as Upstream
-from harness.memory_wire import echo, message
-from harness.muxing import ALICE, BOB, bench, members, notification
+from harness.memory_wire import Exchange, MemoryServer, echo, message
+from harness.muxing import ALICE, BOB, Client, begin, bench, members, notification
 from trunkline.mux.demux import TOMBSTONE_SECONDS
+from trunkline.mux.directory.memory import MemoryDirectory
 from trunkline.mux.envelope import Envelope
+from trunkline.mux.limits import Pooling
+from trunkline.mux.pool import Pool
 from trunkline.mux.request import EXTENSIONS
+from trunkline.mux.upstream import Upstream
 
 pytestmark = pytest.mark.anyio
 
@@ -20,7 +23,7 @@ def cancel(id: bytes, **params: object) -> Envelope:
     return notification("notifications/cancelled", {"requestId": json.loads(id), **params})
 
 
-def argument(exchange: Upstream) -> int:
+def argument(exchange: Exchange) -> int:
     read: int = exchange.json["params"]["arguments"]["n"]
     return read
 
@@ -117,6 +120,31 @@ async def test_the_calls_of_one_workflow_are_limited() -> None:
 
 
 # Cancellation.
+
+
+async def test_g8_a_workflow_that_drains_takes_no_more_calls_and_those_in_flight_end() -> None:
+    async with bench() as at:
+        client = await at.client()
+        waiting = client.call(id=b"1")
+        quiet = client.workflow.calls.drain()
+        refused = await client.answer(client.call(id=b"2"))
+        assert (refused["error"]["code"], refused["error"]["data"]) == (-31002, {"executed": "no"})
+        assert not quiet.is_set()
+        (await at.server.got("tools/call")).answer({"n": 1})
+        assert (await client.answer(waiting))["result"] == {"n": 1}
+        assert quiet.is_set()
+
+
+async def test_g6_trust_brings_nothing_back_that_was_lost_with_its_session() -> None:
+    server = MemoryServer()
+    server.on_request = echo
+    upstream = Upstream("x", server, trust_annotations=True)
+    async with server.running(), Pool({"x": upstream}, MemoryDirectory(), pooling=Pooling()).running() as pool:
+        client = Client((await begin(pool)).workflow)
+        server.session.forget()
+        lost = await client.answer(client.call())
+        assert lost["error"]["data"] == {"executed": "no"}
+        assert pool.statistics.total("repeated_calls") == 0
 
 
 async def test_e12_a_cancellation_reaches_the_server_under_the_id_that_it_knows() -> None:

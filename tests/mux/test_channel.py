@@ -72,6 +72,17 @@ async def test_the_calls_of_one_channel_are_limited_tombstones_included() -> Non
 # What the server sends.
 
 
+async def test_g9_what_is_nested_to_the_bound_of_the_parser_ends_nothing() -> None:
+    async with bench() as at:
+        client = await at.client()
+        for depth in range(700, 1100):
+            nested = b'{"a":' * depth + b"1" + b"}" * depth
+            at.server.session.tell(b'{"jsonrpc":"2.0","method":"notifications/progress","params":%s}' % nested)
+        assert at.counts["upstream_faults", "x"] > 0
+        at.server.on_request = echo
+        assert "result" in await client.answer(client.call())
+
+
 async def test_a_ping_of_the_server_is_answered_here() -> None:
     async with bench() as at:
         await at.client()

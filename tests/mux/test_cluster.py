@@ -599,6 +599,23 @@ async def test_g5_a_stream_of_a_dead_worker_is_resumed_from_its_log() -> None:
         assert len([text async for _, text in events(whole)]) == 3
 
 
+async def test_g5_a_successor_leaves_the_streams_of_who_lives_to_them() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        c = await at.start()
+        at.server.on_request = None
+        exchange, reader = await streamed(c, await c.beside(session_id))
+        await reader.next(1)
+        await journal(c)
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        held = (await b.find(session_id)).workflow
+        assert exchange.stream is not None
+        assert not held.knows(exchange.stream.number), "its call goes on, and is not told as lost"
+        (await at.server.got("tools/call")).answer({"n": 1})
+        assert [json.loads(text)["result"] async for _, text in events(reader)] == [{"n": 1}]
+
+
 async def test_g5_a_client_that_has_more_than_the_log_is_believed() -> None:
     async with workers() as at:
         a, b, session_id = await two(at)

@@ -56,6 +56,21 @@ async def test_who_was_away_for_longer_than_a_record_lives_holds_nothing_of_it()
         assert await at.directory.get(session_id) is None
 
 
+async def test_what_a_worker_changed_without_hearing_of_it_is_what_it_goes_on_from() -> None:
+    async with workers() as at:
+        a, _, session_id = await two(at)
+        mine = (await a.find(session_id)).workflow
+        changed = await at.directory.replace(mine.record)
+        assert changed is not None
+        at.clock.advance(LEASE_SECONDS)
+        await a.beat()
+        await settle()
+        assert not mine.is_doubted
+        assert mine.record == changed
+        await a.pool.end(mine, "deleted")
+        assert await at.directory.get(session_id) is None
+
+
 async def test_doubts_that_meet_are_as_old_as_the_first() -> None:
     async with workers() as at:
         a, b, session_id = await two(at)

@@ -2,6 +2,7 @@
 
 import json
 import tracemalloc
+from unittest.mock import ANY
 
 import pytest
 from trunkline.mux.demux import (
@@ -262,6 +263,16 @@ def test_e17_progress_extends_a_call_to_an_absolute_maximum(demux: Demux) -> Non
         assert demux.expire(now) == []
         demux.receive(tick, None, now)
     assert demux.expire(TIMEOUT * EXTENSIONS) != []
+
+
+def test_e17_a_question_extends_a_call_no_further_than_progress(demux: Demux) -> None:
+    request = opened(demux, call("1", '{"_meta":{"progressToken":1}}'))
+    latest = TIMEOUT * EXTENSIONS
+    for now in range(5, int(latest), 5):
+        demux.receive(notification("notifications/progress", '{"progressToken":1,"progress":1}'), None, now)
+    asked(demux, asks(), request, latest - 1)
+    assert demux.expire(latest - 0.5) == []
+    assert Failed(request, ANY) in demux.expire(latest)
 
 
 def test_a_failed_exchange_fails_its_caller_once(demux: Demux) -> None:

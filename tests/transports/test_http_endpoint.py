@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio
 import pytest
@@ -11,7 +12,7 @@ from harness.muxing import Bench, bench
 from trunkline.mux.errors import Overloaded, UnknownSession
 from trunkline.mux.limits import MAX_BODY_BYTES
 from trunkline.transports import http_endpoint
-from trunkline.transports.asgi import EVENT_STREAM
+from trunkline.transports.asgi import EVENT_STREAM, HOPS, MEANT, RequestHeaders
 from trunkline.transports.endpoint import EndpointConfig
 from trunkline.transports.guard import Guard
 from trunkline.transports.http_endpoint import HTTPEndpoint, HTTPRequest, check_json, send_events
@@ -33,6 +34,10 @@ async def endpoint(handle: Callable[[HTTPRequest], Awaitable[None]]) -> AsyncIte
 
 async def greet(request: HTTPRequest) -> None:
     await request.respond(200, [], b"hello " + request.principal.subject.encode())
+
+
+async def never(*_: object) -> Any:
+    raise AssertionError("nothing is read or written")
 
 
 def failing(error: Exception) -> Callable[[HTTPRequest], Awaitable[None]]:
@@ -57,6 +62,26 @@ async def test_who_may_not_speak_is_refused_before_anything_else() -> None:
         ):
             assert (await client.post(b"", headers)).status == status
         assert [at.counts["refused", word] for word in ("host", "origin", "unauthorized")] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(("scope", "elsewhere"), [({}, True), ({HOPS: 1}, False), ({MEANT: 1}, False)])
+async def test_g8_a_worker_that_drains_hands_on_what_came_to_it_first_alone(
+    scope: dict[str, int], elsewhere: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with bench() as at:
+        app = HTTPEndpoint(EndpointConfig("x", at.pool, Guard(loopback=True), authenticate), {})
+        handed_on: list[bool] = []
+
+        async def hand_on() -> None:
+            handed_on.append(True)
+
+        monkeypatch.setattr(at.pool, "hand_on", hand_on)
+        request = HTTPRequest(RequestHeaders(), receive=never, send=never, scope=scope)
+        await app.hand_on(request)
+        assert not handed_on
+        at.pool.draining = True
+        await app.hand_on(request)
+        assert bool(handed_on) is elsewhere
 
 
 async def test_another_method_is_refused_with_what_there_is() -> None:
