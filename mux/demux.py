@@ -334,7 +334,7 @@ class Demux:
         request = None if raw is None else self._requests.get(self._minted(bytes(raw)))
         if request is None or not request.token or self._step(request, "progress") == "ignore":
             return Ignored("unknown_progress")
-        request.deadline = min(now + self._timeout, request.latest)
+        request.deadline = now + self._timeout
         return Progressed(request, message.with_params({**params, "progressToken": Raw(request.token)}))
 
     def _receive_cancel(self, message: Envelope, now: float) -> Retracted | Ignored:
@@ -405,7 +405,7 @@ class Demux:
             resumed = iter((asked.origin,))
         for request in resumed:
             if request.state == "pending":
-                request.deadline = min(max(request.deadline, now + self._timeout), request.latest)
+                request.deadline = max(request.deadline, now + self._timeout)
         return effect
 
 

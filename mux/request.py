@@ -62,7 +62,9 @@ class Request:
         self.caller = caller
         self.state: RequestState = "pending"
         self.deadline = now + timeout
+        """When it is over unless something is heard of it, or a client is asked within it."""
         self.latest = now + timeout * EXTENSIONS
+        """When it is over in any case."""
         self.paused = 0
         """Requests of the server's own that wait for a client's answer within this one."""
         self.is_held = False
