@@ -329,6 +329,9 @@ def _check_oauth(path: str, server: Server, oauth: OAuth) -> None:
         is_https = parts.scheme.endswith("https")
         if not parts.hostname or not (is_https or (parts.scheme.endswith("http") and is_loopback(parts.hostname))):
             raise SettingsError(where, "tokens go over https, or stay on this machine")
+    if urlsplit(server.url).username is not None:
+        told = "its user and password would go to the issuer as well; leave them out"
+        raise SettingsError(f"{path.removesuffix('.oauth')}.url", told)
     if not oauth.client_id:
         raise SettingsError(f"{path}.client_id", "the issuer knows its clients by it")
     if oauth.scope and not SCOPE.fullmatch(oauth.scope):

@@ -7,9 +7,10 @@ clients implement it: `http1`, lean, and `http_proxied`, for servers that are re
 import os
 import re
 import ssl
+from base64 import b64encode
 from collections.abc import Callable, Mapping
 from typing import Final, Literal, Protocol
-from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 Headers = Mapping[str, str]
 
@@ -164,6 +165,15 @@ def host_of(parts: SplitResult) -> str:
     except UnicodeError:
         return ""
     return host
+
+
+def proof_in(url: str) -> Headers:
+    """The user and the password in a URL, as the header that proves them (RFC 7617); nothing where there are none."""
+    parts = urlsplit(url)
+    if parts.username is None:
+        return {}
+    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return {"Authorization": f"Basic {b64encode(pair.encode()).decode()}"}
 
 
 def target_within(url: str, reference: str) -> str:

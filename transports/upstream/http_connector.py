@@ -7,7 +7,7 @@ from typing import ClassVar, Final, Literal
 from ...mux.ports import NONE, Headers
 from ...mux.statistics import Statistics
 from .credentials import Credential
-from .http import HeaderBlock, HTTPClient
+from .http import HeaderBlock, HTTPClient, proof_in
 from .http_client import http_client
 
 Kind = Literal["initialize", "initialized", "call", "notification", "response", "get", "delete"]
@@ -51,7 +51,7 @@ class HTTPConnector:
         self.headers = self._with_own(headers)
 
     def _with_own(self, headers: Headers) -> HeaderBlock:
-        return HeaderBlock(headers).with_({**self.always, "User-Agent": "trunkline"})
+        return HeaderBlock(proof_in(self.url)).with_(headers).with_({**self.always, "User-Agent": "trunkline"})
 
     async def close(self) -> None:
         """Close the HTTP client. Idempotent."""

@@ -4,7 +4,6 @@ import asyncio
 import ssl
 from collections.abc import Callable
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import aiohttp
 from yarl import URL
@@ -30,9 +29,8 @@ class ProxiedClient:
     """Implements `HTTPClient` for one URL behind a proxy."""
 
     def __init__(self, url: str, context: ssl.SSLContext, proxy: str) -> None:
-        self._url = URL(url, encoded=True)
-        parts = urlsplit(url)
-        self._origin = f"{parts.scheme}://{parts.netloc}"
+        self._url = URL(url, encoded=True).with_user(None)  # which stands in a header, as without a proxy
+        self._origin = str(self._url.origin())
         self._context = context
         self._proxy = proxy
         self._session: aiohttp.ClientSession | None = None

@@ -85,6 +85,7 @@ def test_what_cannot_be_is_named_by_its_path(tmp_path: Path, text: str, path: st
     [
         ("http://h/mcp", "url"),
         ("sse+http://h/sse", "url"),
+        ("https://user:s3cret@h/mcp", "url"),
         ("wss://h/ws", "oauth"),
         ("stdio:server", "oauth"),
     ],

@@ -31,6 +31,22 @@ async def test_its_headers_are_its_own_however_the_settings_spell_them() -> None
     await connector.close()
 
 
+PROOF = "Basic YTpiOmNAZA=="
+"""Of user `a` with the password `b:c@d` (RFC 7617)."""
+
+
+async def test_a_user_and_a_password_in_its_url_prove_who_the_gateway_is() -> None:
+    address = "http://a:b%3Ac%40d@127.0.0.1:9/mcp"
+    connector = Connector("x", address, Statistics())
+    assert connector.headers.headers["Authorization"] == PROOF
+    connector.rotate({"X-Key": "two"})
+    assert connector.headers.headers["Authorization"] == PROOF
+    connector.rotate({"authorization": "Bearer x"})
+    assert connector.headers.headers["authorization"] == "Bearer x"
+    assert "Authorization" not in connector.headers.headers
+    await connector.close()
+
+
 async def test_one_client_may_serve_two() -> None:
     first = Connector("x", URL, Statistics())
     assert Connector("x", URL, Statistics(), http=first.http).http is first.http

@@ -48,6 +48,28 @@ async def test_the_proxy_is_asked_for_the_whole_url() -> None:
     assert seen[0][1]["content-type"] == "application/json"
 
 
+async def test_a_user_and_a_password_in_the_url_are_nothing_that_a_proxy_is_told() -> None:
+    seen: list[tuple[str, dict[str, str], bytes]] = []
+
+    async def serve(peer: Peer) -> None:
+        while True:
+            seen.append(await peer.request())
+            await peer.say(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n")
+
+    async with serving(serve) as proxy:
+        client = ProxiedClient(FAR.replace("//", "//user:s3cret@"), CONTEXT, proxy.url.removesuffix("/mcp"))
+        for target in (None, "/message?session_id=a%2Fb"):
+            hearer = Hearer()
+            client.send("POST", HeaderBlock({"Authorization": "Bearer x"}), b"{}", hearer, target=target)
+            assert await hearer.outcome() is None
+        await client.close()
+    assert [start for start, _, _ in seen] == [
+        f"POST {FAR} HTTP/1.1",
+        "POST http://mcp.example/message?session_id=a%2Fb HTTP/1.1",
+    ]
+    assert [headers["authorization"] for _, headers, _ in seen] == ["Bearer x"] * 2
+
+
 async def test_another_target_of_the_server_is_asked_of_the_same_proxy() -> None:
     seen: list[str] = []
 
