@@ -1,10 +1,11 @@
 """Is each configured server there, and what does it say of itself: one handshake each, and a DELETE.
 
-A server of which sessions are not offered is asked by `server/discover`, as its clients will.
+A server of which sessions are not offered, or that has none, is asked by `server/discover`, as its clients will.
 """
 
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -142,10 +143,7 @@ async def _probe(settings: Settings, name: str) -> Probe:
     title = revision = fault = ""
     try:
         with anyio.fail_after(PROBE_SECONDS):
-            if "legacy" in server.eras:
-                title, revision = await _shake_hands(settings, name, connector, statistics)
-            else:
-                title, revision = await _discover(name, connector, statistics)
+            title, revision = await _ask(settings, name, connector, statistics)
     except UpstreamRefused as refused:
         fault = f"refused: {refused.raw.decode(errors='replace')[:200]}"
     except TrunklineError as error:
@@ -156,6 +154,24 @@ async def _probe(settings: Settings, name: str) -> Probe:
         await connector.close()
     shown = f"stdio:{server.process[0]}" if server.process else server.url
     return Probe(name, shown, title, revision, time.perf_counter() - started, fault)
+
+
+async def _ask(settings: Settings, name: str, connector: ClosableConnector, statistics: Statistics) -> tuple[str, str]:
+    """What a server says it is, and the revision by which its clients are served: one with sessions where it has them.
+
+    Raises:
+        TrunklineError: it serves nobody, and why.
+    """
+    eras = settings.servers[name].eras
+    if "legacy" not in eras:
+        return await _discover(name, connector, statistics)
+    try:
+        return await _shake_hands(settings, name, connector, statistics)
+    except TrunklineError as error:
+        if "modern" in eras and isinstance(connector, AutoConnector):
+            with suppress(TrunklineError):
+                return await _discover(name, connector, statistics)
+        raise error
 
 
 async def _shake_hands(

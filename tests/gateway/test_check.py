@@ -135,6 +135,20 @@ async def test_a_server_of_which_no_session_is_offered_is_asked_as_its_clients_w
     assert upstream.counts()["initialize"] == initialized
 
 
+@pytest.mark.parametrize("refusal", [answered(error={"code": -32022, "message": "no"}), http(b"no", "404 Not Found")])
+async def test_a_server_that_has_no_sessions_is_no_fault_where_both_are_offered(refusal: bytes) -> None:
+    async def serve(peer: Peer) -> None:
+        while True:
+            _, _, body = await peer.request()
+            spoken = answered(result={"supportedVersions": ["2026-07-28"]})
+            await peer.say(spoken if b"server/discover" in body else refusal)
+
+    async with serving(serve) as server:
+        found = await probe(server.url)
+        assert (found.fault, found.revision) == ("", "2026-07-28")
+        assert (await probe(server.url, eras=("legacy",))).fault
+
+
 async def test_a_server_that_speaks_sessions_only_is_told_what_to_change() -> None:
     async with serving(Script(answered(result=RESULT))) as server:
         found = await probe(server.url, eras=("modern",))
