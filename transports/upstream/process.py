@@ -6,12 +6,13 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
-from typing import IO, Final, Protocol, cast
+from typing import IO, Final, Protocol, TypeVar, cast
 
 import anyio
 
@@ -37,6 +38,9 @@ GUARDIAN: Final = Guardian(END_SECONDS)
 
 GROUP_POLL_SECONDS: Final = 0.02
 """How often a group is looked at whose leader has exited."""
+
+E = TypeVar("E", IO[bytes], socket.socket)
+"""An end of what a process writes to."""
 
 LOG_LINE_BYTES: Final = 4096
 LOG_LINES_PER_SECOND: Final = 100
@@ -121,8 +125,8 @@ class GroupProcess:
     ) -> GroupProcess:
         """Start the command with this environment and no other. Nothing of it is heard before this returns.
 
-        The pipes are our own: event loops give a process other handles on them beside its input and its outputs, by
-        which nobody could tell that it closed one.
+        What it reads and writes is opened here: event loops give a process other handles on that beside its input and
+        its outputs, and nobody could tell that it closed one.
 
         Raises:
             OSError: it cannot be run; `filename` tells the program, or `cwd` where it is that.
@@ -133,11 +137,18 @@ class GroupProcess:
             theirs.callback(os.close, reading)
             process._input = InputPipe(writing, lambda: process._go("the server closed its input"))
             try:
-                output = theirs.enter_context(await process._output.open())
-                stderr = theirs.enter_context(await process._stderr.open())
+                # What is large costs half through a socket. Scripts open `/dev/stderr`, which cannot be one.
+                output = theirs.enter_context(await process._output.open(*socket.socketpair()))
+                stderr = theirs.enter_context(await process._stderr.open(*_pipe()))
                 # From here on nothing waits: a start that was cut half-way would leave a process that nobody knows.
                 process._process = subprocess.Popen(  # noqa: S603, ASYNC220 - what the settings say; it returns at once
-                    command, stdin=reading, stdout=output, stderr=stderr, env=env, cwd=cwd, start_new_session=True
+                    command,
+                    stdin=reading,
+                    stdout=output.fileno(),
+                    stderr=stderr,
+                    env=env,
+                    cwd=cwd,
+                    start_new_session=True,
                 )
             except BaseException:
                 process._close()
@@ -296,13 +307,8 @@ class _Output(asyncio.Protocol):
         self.ended = asyncio.Event()
         """Set once there is no more, and all is read."""
 
-    async def open(self) -> IO[bytes]:
-        """The end for the process. Whoever gets it closes it here, once the process has it.
-
-        Raises:
-            OSError: there are too many files.
-        """
-        reading, writing = (os.fdopen(fd, mode, 0) for fd, mode in zip(os.pipe(), ("rb", "wb"), strict=True))
+    async def open(self, reading: E, writing: E) -> E:
+        """Begin to read; the end for the process. Whoever gets that closes it here, once the process has it."""
         try:
             await asyncio.get_running_loop().connect_read_pipe(lambda: self, reading)
         except BaseException:
@@ -332,6 +338,11 @@ class _Output(asyncio.Protocol):
     def _end(self) -> None:
         self.ended.set()
         self._on_end()
+
+
+def _pipe() -> tuple[IO[bytes], IO[bytes]]:
+    reading, writing = os.pipe()
+    return open(reading, "rb", 0), open(writing, "wb", 0)
 
 
 def when_exited(process: subprocess.Popen[bytes], then: Callable[[], None]) -> None:
