@@ -10,7 +10,7 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 from ..mux.pool import Pool
-from ..transports.asgi import Grant, headers_of
+from ..transports.asgi import Grant, RawHeaders, headers_of
 from ..transports.guard import OWN_SITES, Guard, Rejected, Unauthorized
 from .auth import METADATA, Authenticator
 from .events import Events, EventsResponse
@@ -146,22 +146,25 @@ def operations_app(
         return PlainTextResponse(f"{what}{known}\n", 404)
 
     async def resource(request: Request) -> Response:
-        """What this server's endpoint asks of a token (RFC 9728)."""
+        """What this server's endpoint asks of a token (RFC 9728), for pages that may speak to it as well."""
         name = request.path_params["name"]
         if settings.auth.mode != "jwt" or name not in settings.servers:
             return await unknown(request, KeyError(name))
+        headers = headers_of(request.scope)
+        if request.method == "OPTIONS":
+            granted = guard.preflight(headers)
+            return _with(Response(status_code=204 if granted else 403), granted)
         base = settings.gateway.public_url.rstrip("/") or f"{request.url.scheme}://{request.url.netloc}"
-        return JSONResponse(
-            {
-                "resource": f"{base}/servers/{name}/mcp",
-                "authorization_servers": [settings.auth.issuer],
-                "bearer_methods_supported": ["header"],
-            }
-        )
+        told = {
+            "resource": f"{base}/servers/{name}/mcp",
+            "authorization_servers": [settings.auth.issuer],
+            "bearer_methods_supported": ["header"],
+        }
+        return _with(JSONResponse(told), guard.cors(headers))
 
     routes = [
         Route("/healthz", health),
-        Route(METADATA + "/servers/{name}/mcp", guarded(resource)),
+        Route(METADATA + "/servers/{name}/mcp", guarded(resource), methods=["GET", "OPTIONS"]),
         Route("/readyz", readiness),
         Route("/metrics", guarded(metrics)),
         Route("/", guarded(status_page)),
@@ -172,6 +175,11 @@ def operations_app(
         Route("/api/sessions/{handle}", private(session)),
     ]
     return Starlette(routes=routes, exception_handlers={404: unknown})
+
+
+def _with(response: Response, headers: RawHeaders) -> Response:
+    response.raw_headers.extend(headers)
+    return response
 
 
 def _challenge(unknown: Unauthorized) -> dict[str, str]:

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.anyio
 
 SECRET = "a secret that is long enough for HS256, as a test has it"
 ISSUER = "https://issuer.example"
+PAGE = "https://app.example"
 PATIENCE = 10.0
 
 
@@ -46,7 +47,8 @@ def guarded(upstream_process: Upstream, tmp_path_factory: pytest.TempPathFactory
     path = tmp_path_factory.mktemp("jwt") / "trunkline.toml"
     path.write_text(
         f'[auth]\nmode = "jwt"\nissuer = "{ISSUER}"\naudience = "gateway"\nsecret = "{SECRET}"\n'
-        f'algorithms = ["HS256"]\n[servers.up]\nurl = "{upstream_process.url}"\neras = ["legacy"]\n'
+        f'algorithms = ["HS256"]\n[gateway]\nallowed_origins = ["{PAGE}"]\n'
+        f'[servers.up]\nurl = "{upstream_process.url}"\neras = ["legacy"]\n'
     )
     with running_gateway(toml=path) as process:
         yield process
@@ -67,6 +69,18 @@ async def test_x2_every_request_needs_a_valid_token_and_is_told_where_to_get_one
         "authorization_servers": [ISSUER],
         "bearer_methods_supported": ["header"],
     }
+
+
+async def test_a_page_that_may_speak_here_may_learn_who_gives_tokens(guarded: Gateway) -> None:
+    asking = {"Access-Control-Request-Method": "GET", "Access-Control-Request-Headers": "mcp-protocol-version"}
+    async with Wire(f"{guarded.base}/.well-known/oauth-protected-resource/servers/up/mcp") as wire:
+        for method, headers, status in (("GET", {}, 200), ("OPTIONS", asking, 204)):
+            answer = await wire.request(method, headers={"Origin": PAGE, **headers})
+            assert answer.status == status
+            assert answer.headers["Access-Control-Allow-Origin"] == PAGE
+            assert (await wire.request(method, headers={"Origin": "https://evil.example", **headers})).status == 403
+        assert "MCP-Protocol-Version" in answer.headers["Access-Control-Allow-Headers"]
+        assert "Access-Control-Allow-Origin" not in (await wire.request("GET")).headers
 
 
 async def test_a_refreshed_token_of_the_same_subject_keeps_the_session_and_another_subject_has_none(
