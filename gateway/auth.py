@@ -59,6 +59,8 @@ class Authenticator:
         self.jwt = _jwt_identity(auth) if auth.mode == "jwt" else None
         if same is not None and same.jwt is not None and not same.jwt.keys.is_file:
             self.jwt = same.jwt
+        elif self.jwt is not None and before is not None and before.jwt is not None:
+            self.jwt.keys.follow(before.jwt.keys)
         self.tickets: Tickets = Tickets() if before is None else before.tickets
         self._public_url = settings.gateway.public_url.rstrip("/")
         self._scheme = "https" if settings.gateway.tls.cert else "http"

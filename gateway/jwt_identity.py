@@ -54,6 +54,11 @@ class KeySource:
         if not self._secret and not self._url:
             self._keys = read_keys(Path(auth.jwks).read_text())
 
+    def follow(self, before: "KeySource") -> None:
+        """Begin with the keys of the one that this replaces, where they are of the same URL."""
+        if self._url and self._url == before._url:
+            self._keys = before._keys
+
     @property
     def is_file(self) -> bool:
         """True for the keys of a file, which only another source of the same reads again."""

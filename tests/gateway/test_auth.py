@@ -3,11 +3,13 @@
 import hashlib
 import json
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
+from harness.raw_http import Peer, serving
 from msgspec import structs
 from trunkline.gateway.auth import METADATA, Authenticator
 from trunkline.gateway.settings import TLS, AuthSection, GatewaySection, Settings, TokenEntry
@@ -216,6 +218,30 @@ def test_another_secret_of_the_issuer_counts_alone() -> None:
     with pytest.raises(Unauthorized):
         new.authenticate(bearer(old_token))
     assert new.knows(old.authenticate(bearer(old_token))), "who comes with a token of the new key goes on"
+
+
+@pytest.mark.anyio
+async def test_keys_that_were_read_from_a_url_count_until_they_can_be_read_again() -> None:
+    """Other rules for tokens are no reason to refuse everybody while the issuer does not answer."""
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+    body = json.dumps({"keys": [json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(key.public_key()))]}).encode()
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+
+    async with serving(serve) as issuer:
+        auth = AuthSection(mode="jwt", issuer="i", audience="a", jwks=issuer.url)
+        old = Authenticator(Settings(auth=auth))
+        assert old.jwt is not None
+        await old.jwt.keys.refresh()
+    token = jwt.encode({"iss": "i", "aud": "b", "sub": "alice", "exp": time.time() + 60}, key, "RS256")
+    for change, is_known in (({"audience": "b"}, True), ({"audience": "b", "jwks": "http://127.0.0.1:9/keys"}, False)):
+        new = Authenticator(Settings(auth=structs.replace(auth, **change)), old)
+        assert new.jwt is not None
+        await new.jwt.keys.refresh()
+        with nullcontext() if is_known else pytest.raises(Unauthorized):
+            assert new.authenticate(bearer(token)).subject == "alice"
 
 
 def test_keys_in_a_file_are_read_again_and_those_that_are_gone_no_longer_count(tmp_path: Path) -> None:
