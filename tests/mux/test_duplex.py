@@ -8,7 +8,7 @@ import pytest
 from harness.memory_wire import MemoryServer, message
 from harness.muxing import Client, begin, idle, notification, request, some
 from trunkline.mux.directory.memory import MemoryDirectory
-from trunkline.mux.duplex import Duplex
+from trunkline.mux.duplex import MAX_NAMES, Duplex
 from trunkline.mux.event_log import Trimmed
 from trunkline.mux.limits import Pooling
 from trunkline.mux.pool import Pool
@@ -97,6 +97,15 @@ async def test_over_http_a_cancel_means_a_call_of_a_wire_only_once_that_lost_its
         duplex.detach(reader)
         workflow.notify(notification("notifications/cancelled", {"requestId": 7}), NONE)
         assert await ids_of(duplex.attach(), 1) == [7]
+
+
+async def test_g10_so_many_of_its_connections_are_known_by_name() -> None:
+    async with workflow_of(MemoryServer()) as workflow:
+        duplex = workflow.duplexes.new()
+        for n in range(MAX_NAMES + 1):
+            duplex.name(str(n))
+        found = [workflow.duplexes.named(str(n)) for n in range(MAX_NAMES + 1)]
+        assert found == [None, *[duplex] * MAX_NAMES]
 
 
 async def test_a_connection_goes_on_after_the_count_that_the_client_names() -> None:

@@ -50,6 +50,17 @@ async def three_sessions(at: Bench) -> Client:
 # Which one is taken, and when those that are not needed end.
 
 
+async def test_g10_what_no_workflow_has_come_back_to_for_long_enough_ends() -> None:
+    async with bench(reuse="user", idle_timeout=100) as at:
+        client = await at.client(ALICE)
+        await at.pool.end(client.workflow, "deleted")
+        await later(at, 99)
+        assert len(at.server.live) == 1
+        await later(at, 2)
+        await at.closed()
+        assert at.counts["channels_closed", "x", "idle"] == 1
+
+
 async def test_the_most_recently_used_is_taken_first_and_what_is_not_needed_ends() -> None:
     async with bench(reuse="user", max_inflight_per_channel=1, idle_timeout=100) as at:
         client = await three_sessions(at)

@@ -153,8 +153,11 @@ async def test_a_server_that_asks_before_somebody_came_gets_no_spares() -> None:
         assert await how(at, message=asking) == "miss"
 
 
-async def test_g10_what_is_kept_for_a_client_to_come_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spares, "MAX_HELD", 2)
+@pytest.mark.parametrize(("bound", "most"), [("MAX_HELD", 2), ("MAX_HELD_BYTES", 150)])
+async def test_g10_what_is_kept_for_a_client_to_come_is_bounded(
+    bound: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spares, bound, most)
     async with bench(spares=1) as at:
         await first(at)
         for _ in range(3):

@@ -12,7 +12,8 @@ def test_a_tally_leaves_out_what_is_not_the_wires() -> None:
 
 
 def test_a_tally_that_has_forgotten_places_leads_back_and_never_ahead() -> None:
-    tally = Tally(0)
+    noted: list[bytes] = []
+    tally = Tally(0, 1, lambda kind, n, text: noted.append(text))
     for ordinal in range(1, 2 * MAX_OTHERS, 2):
         tally.add_other(ordinal)
     exact = [tally.position(count) for count in range(2 * MAX_OTHERS)]
@@ -20,6 +21,8 @@ def test_a_tally_that_has_forgotten_places_leads_back_and_never_ahead() -> None:
         tally.add_other(ordinal)
     assert all(tally.position(count) <= exact[count] for count in range(2 * MAX_OTHERS))
     assert tally.position(3 * MAX_OTHERS) == 3 * MAX_OTHERS // 2
+    tally.tell()
+    assert noted[-1].count(b",") == MAX_OTHERS + 2, "no more places are kept"
 
 
 def test_all_that_changes_is_noted_and_read_again() -> None:

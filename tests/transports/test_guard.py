@@ -21,6 +21,13 @@ def refusal(guard: Guard, headers: dict[str, str]) -> tuple[int, str]:
     return rejected.value.status, rejected.value.reason
 
 
+def test_g10_what_is_remembered_of_hosts_is_bounded() -> None:
+    guard = loopback()
+    for port in range(1, 1000):
+        guard.check({"host": f"localhost:{port}"})
+    assert len(guard._known_hosts) == 256
+
+
 @pytest.mark.parametrize("host", ["localhost", "LocalHost:8920", "127.0.0.1:1", "127.0.0.1", "[::1]:8920", "[::1]"])
 def test_a_loopback_listener_is_served_under_its_own_names(host: str) -> None:
     guard = loopback()

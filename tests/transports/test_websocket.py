@@ -15,6 +15,7 @@ from harness.memory_wire import echo, message
 from harness.muxing import bench
 from trunkline.mux.limits import MAX_BODY_BYTES, EventLogLimits
 from trunkline.transports import link, websocket
+from trunkline.transports.admission import Admission
 from trunkline.transports.asgi import Message
 from trunkline.transports.endpoint import EndpointConfig
 from trunkline.transports.guard import Guard
@@ -305,6 +306,18 @@ async def test_g5_a_client_that_returns_and_says_nothing_is_served_after_a_momen
         (await at.server.got("tools/call")).answer({})
         await client.resume()
         assert (await client.next())["id"] == 1
+
+
+@pytest.mark.parametrize("uvicorn_options", [None, {"ws": "websockets-sansio"}], ids=["lent", "by events"])
+async def test_g10_a_socket_has_one_place_for_as_long_as_it_is_there(uvicorn_options: dict[str, Any] | None) -> None:
+    admission = Admission()
+    async with listening(options={"admission": admission}, uvicorn_options=uvicorn_options) as at:
+        async with opened(at) as client:
+            assert admission.connections == 1
+            client.cut()
+            await at.until_detached()
+            assert admission.connections == 0
+        assert admission.connections == 0
 
 
 async def test_a_socket_that_was_closed_in_order_is_not_gone_on_with() -> None:

@@ -29,6 +29,16 @@ from trunkline.transports.upstream import modern_http
 pytestmark = pytest.mark.anyio
 
 
+async def test_g10_headers_that_are_kept_encoded_are_bounded_in_number_and_size() -> None:
+    async with asked(one()) as here:
+        for n in range(2 * modern_http.MAX_KEPT):
+            assert here.upstream._block({"X-N": str(n)}).headers["X-N"] == str(n)
+            assert len(here.upstream._blocks) <= modern_http.MAX_KEPT
+        kept = len(here.upstream._blocks)
+        here.upstream._block({"X-N": "n" * modern_http.MAX_KEPT_HEADERS})
+        assert len(here.upstream._blocks) == kept
+
+
 # What a server speaks.
 
 
