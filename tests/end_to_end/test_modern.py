@@ -216,7 +216,7 @@ async def test_g1_sixty_four_requests_with_one_id_get_each_its_own_answer(
 
     assert answers == {n: (b'"same"', f"{key}/{n}", 64) for n in range(64)}
     report = upstream.report()
-    assert {request["id"] for request in report["requests"] if request["kind"] == "call"} == {'"same"'}
+    assert {request["id"] for request in report["requests"] if request.get("tool") == "barrier"} == {'"same"'}
     assert report["peak"] == 64
 
 
