@@ -94,7 +94,7 @@ def site_of(
 def connector_to(name: str, server: Server, statistics: Statistics, credential: Credential | None) -> RotatingConnector:
     """What opens sessions with a server, by its settings and the credential that they ask for."""
     if server.process:
-        return connector_for(name, statistics, command=server.process)
+        return connector_for(name, statistics, command=server.process, env=server.env)
     return connector_for(name, statistics, url=server.url, headers=server.headers, ca=server.ca, credential=credential)
 
 

@@ -236,13 +236,15 @@ def _check_address(path: str, server: Server) -> None:
     if server.command or server.url.startswith(STDIO):
         _check_process(path, server)
         return
+    if server.env:
+        raise SettingsError(f"{path}.env", "only a command has an environment; leave it out")
     try:
         url = urlsplit(server.url)
         usable = bool(host_of(url)) and url.port != 0
     except ValueError:
         raise SettingsError(f"{path}.url", "its host or its port is none") from None
     if url.scheme not in SCHEMES or not usable:
-        raise SettingsError(f"{path}.url", f"expected {', '.join(SCHEMES[:-1])} or {SCHEMES[-1]}://HOST/PATH")
+        raise SettingsError(f"{path}.url", f"expected {', '.join(SCHEMES)}://HOST/PATH, or {STDIO}COMMAND")
     if server.ca:
         try:
             ssl.create_default_context(cafile=server.ca)
@@ -258,6 +260,9 @@ def _check_process(path: str, server: Server) -> None:
         raise SettingsError(f"{path}.{key}", f"it is no command line: {error}") from None
     if not process or not process[0] or any("\0" in word for word in process):
         raise SettingsError(f"{path}.{key}", "expected a program and its arguments")
+    for name, value in server.env.items():
+        if not name or "=" in name or "\0" in name + value:
+            raise SettingsError(f"{path}.env", "a variable has a name without =, and no NUL")
     for name in ("headers", "ca", "forward_headers", "session_headers", "oauth"):
         if getattr(server, name):
             raise SettingsError(f"{path}.{name}", "a command is no HTTP server; leave it out")

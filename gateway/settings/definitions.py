@@ -177,6 +177,8 @@ class Server(Section, frozen=True):
     """Where it is: `http(s)://` (Streamable HTTP, else HTTP+SSE), `sse+http(s)://`, `ws(s)://` or `stdio:COMMAND`."""
     command: tuple[str, ...] = ()
     """The program and arguments of a stdio server that the gateway starts; in place of `url`."""
+    env: dict[str, str] = {}
+    """Variables for that program, secrets among them, beside PATH, HOME and their like: it inherits no others."""
     headers: dict[str, str] = {}
     """Headers of every request to the server, such as the gateway's own credential; a client's token never is one."""
     forward_headers: tuple[str, ...] = ()

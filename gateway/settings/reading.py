@@ -8,7 +8,7 @@ line wins over both. `${NAME}` in a string is replaced from the environment.
 import difflib
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Final, Literal, get_args, get_origin
@@ -19,6 +19,13 @@ from .consistency import check
 from .definitions import Server, Settings, SettingsError
 
 PREFIX: Final = "TRUNKLINE_"
+ELSEWHERE: Final[Mapping[str, str]] = {
+    "args": 'they belong to command, behind the program: command = ["uvx", "mcp-server-git"]',
+    "type": "url says it by its beginning, and command by being there",
+    "transport": "url says it by its beginning, and command by being there",
+}
+"""What settings of clients call what a server has here by another name."""
+
 VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -56,11 +63,14 @@ def _merged(
     tree = _read(path) if path is not None else {}
     for name, text in environ.items():
         if name.startswith(PREFIX) and "__" in name:
-            keys = [part.lower() for part in name.removeprefix(PREFIX).split("__")]
+            parts = name.removeprefix(PREFIX).split("__")
+            keys = [part.lower() for part in parts]
             if keys[0] == "servers":
                 keys[1] = _as_in_the_file(keys[1], tree.get("servers"))
                 if keys[2:3] == ["headers"] and len(keys) > 3:
                     keys[3] = _as_in_the_file(keys[3], _at(tree, keys[:3]))
+                elif keys[2:3] == ["env"] and len(keys) > 3:
+                    keys[3:] = ["__".join(parts[3:])]  # a variable's name, as it is
             _put(tree, keys, _value(text, is_text=_is_text(keys)))
     for upstream in upstreams:
         name, found, url = upstream.partition("=")
@@ -196,6 +206,14 @@ def _named(path: str, tree: dict[str, Any]) -> str:
     return path
 
 
+def _hint(section: type[msgspec.Struct], key: str, fields: Iterable[str]) -> str:
+    """What somebody meant by a key that is not there."""
+    if section is Server and key in ELSEWHERE:
+        return f"; {ELSEWHERE[key]}"
+    near = difflib.get_close_matches(key, fields, n=1)
+    return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(sorted(fields))}"
+
+
 def _refuse_unknown(section: type[msgspec.Struct], tree: object, path: str) -> None:
     """Name an unknown key with the nearest that exists; types are left to the conversion."""
     if not isinstance(tree, dict):
@@ -204,9 +222,7 @@ def _refuse_unknown(section: type[msgspec.Struct], tree: object, path: str) -> N
     for key, value in tree.items():
         here = f"{path}.{key}" if path else key
         if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=1)
-            hint = f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(sorted(fields))}"
-            raise SettingsError(here, f"unknown key{hint}")
+            raise SettingsError(here, f"unknown key{_hint(section, key, fields)}")
         kind = fields[key]
         if section is Settings and key == "servers" and isinstance(value, dict):
             for name, server in value.items():

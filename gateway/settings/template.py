@@ -21,6 +21,7 @@ EXAMPLES: Final[Mapping[str, str]] = {
     "auth.tokens": '[{ sha256 = "…", tenant = "acme", subject = "alice" }]',
     "servers.NAME.url": '"http://127.0.0.1:9000/mcp"',
     "servers.NAME.command": '["uvx", "mcp-server-git"]',
+    "servers.NAME.env": '{ GITHUB_TOKEN = "${GITHUB_TOKEN}" }',
     "servers.NAME.headers": '{ Authorization = "Bearer ${FILES_TOKEN}" }',
     "servers.NAME.oauth": '{ issuer = "https://login.example/", client_id = "trunkline", client_secret = "${SECRET}" }',
 }

@@ -38,6 +38,10 @@ def pid() -> int:
     return os.getpid()
 
 @server.tool()
+def variable(name: str) -> str:
+    return os.environ.get(name, "none")
+
+@server.tool()
 def hang(told: str) -> str:
     Path(told).write_text(str(os.getpid()))
     sleep(600)
@@ -148,3 +152,18 @@ async def test_each_workflow_has_a_process_of_its_own_and_none_is_left(
         gateway.process.send_signal(signal.SIGTERM)
         assert await anyio.to_thread.run_sync(gateway.process.wait, 15) == 0
     assert all(is_gone(pid) for pid in pids)
+
+
+async def test_a_server_gets_the_variables_of_its_settings_and_none_of_the_gateways_secrets(
+    tmp_path: Path, settings_file: Callable[[str], Path]
+) -> None:
+    program = tmp_path / "server.py"
+    program.write_text(SERVER)
+    command = f"command = [{sys.executable!r}, {str(program)!r}]"
+    toml = settings_file(f"[servers.up]\n{command}\nenv = {{ TOKEN = '${{SECRET}}' }}\n")
+    with running_gateway(toml=toml, within=lambda line: ["env", "SECRET=s3cret", *line]) as gateway:
+        async with Wire(gateway.url()) as wire:
+            await wire.open()
+            asked = [await (await wire.call("variable", {"name": name})).response() for name in ("TOKEN", "SECRET")]
+        assert [text_of(answer) for answer in asked] == ["s3cret", "none"]
+        assert "s3cret" not in gateway.process.log()

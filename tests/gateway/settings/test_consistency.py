@@ -67,6 +67,16 @@ def test_an_unknown_key_that_is_near_to_none_lists_what_is_known(read: Read, tex
     assert "known here: " in error.message
 
 
+@pytest.mark.parametrize("key", ["args", "type", "transport"])
+def test_a_key_of_a_clients_settings_is_told_by_what_it_is_here(read: Read, key: str) -> None:
+    error = refusal(read, SERVER + f"{key} = 'x'")
+    assert (error.path, "command" in error.message, "did you mean" in error.message) == (
+        f"servers.up.{key}",
+        True,
+        False,
+    )
+
+
 @pytest.mark.parametrize(
     ("section", "value", "path"),
     [
@@ -248,6 +258,9 @@ def test_a_shared_directory_serves_several_workers(read: Read, backend: str, url
         ("[servers.up]\nurl = 'stdio:x \"y'", "servers.up.url"),
         ("[servers.up]\ncommand = ['x']\nheaders = { A = 'b' }", "servers.up.headers"),
         ("[servers.up]\ncommand = ['x']\nca = 'x'", "servers.up.ca"),
+        ("[servers.up]\ncommand = ['x']\nenv = { '' = 'x' }", "servers.up.env"),
+        ("[servers.up]\ncommand = ['x']\nenv = { A = \"\\u0000\" }", "servers.up.env"),
+        ("[servers.up]\nurl = 'http://h/mcp'\nenv = { A = 'x' }", "servers.up.env"),
         ("[servers.up]\nurl = 'stdio:x'\nforward_headers = ['X-A']", "servers.up.forward_headers"),
         ("[servers.up]\nurl = 'ftp://h/mcp'", "servers.up.url"),
         ("[servers.up]\nurl = 'sse+ws://h/mcp'", "servers.up.url"),

@@ -68,6 +68,12 @@ def test_the_environment_wins_over_the_file_and_the_command_line_over_both(load_
     assert (gateway.host, gateway.port, gateway.workers) == ("127.0.0.3", 3, 1)
 
 
+def test_a_variable_for_a_program_keeps_its_name_and_is_text(load_text: Load) -> None:
+    environ = {"TRUNKLINE_SERVERS__GIT__ENV__Git__TOKEN": "5", "TRUNKLINE_SERVERS__GIT__COMMAND": '["x"]'}
+    server = load_text("[servers.git.env]\nHERE = '1'\n", environ).servers["git"]
+    assert server.env == {"HERE": "1", "Git__TOKEN": "5"}
+
+
 def test_a_value_of_the_environment_is_toml_where_it_is_one(load_text: Load) -> None:
     environ = {
         "TRUNKLINE_GATEWAY__ALLOWED_HOSTS": '["a.example", "b.example"]',
