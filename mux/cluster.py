@@ -149,6 +149,8 @@ class Cluster:
         """
         for _ in range(MAX_READS):
             record = await read()
+            if record is None:
+                self.members.demand_settled()
             if record is None or record.principal != principal or record.server != server:
                 return None
             if self._ports.has_ended(record):

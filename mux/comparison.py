@@ -57,6 +57,8 @@ class Comparison:
     async def _compared(self, workflow: Workflow) -> Verdict:
         stored = await self._directory.get(workflow.record.session_id)
         is_beside = self._residents.stands_beside(workflow)
+        if stored is None and is_beside:
+            self._members.demand_settled()
         if stored is None:
             return "removed" if is_beside or not self._may_be_forgotten(workflow) else await self._publish(workflow)
         if not is_beside and stored.is_behind(workflow.record):

@@ -33,6 +33,8 @@ class Lookup:
         self._tasks = premises.tasks
         self._statistics = premises.statistics
         self._clock = premises.clock
+        self._is_comparing = False
+        """True while all is compared of which there may be news."""
 
     def at_hand(
         self,
@@ -197,13 +199,19 @@ class Lookup:
         for workflow in residents.served_as(session_id) if session_id else residents.served:
             workflow.checked = -inf
         if not session_id and self._cluster is not None:
-            self._tasks.spawn(self._compare_unchecked, None)
+            self._cluster.members.interrupted()
+            if not self._is_comparing:
+                self._is_comparing = True
+                self._tasks.spawn(self._compare_unchecked, None)
 
     async def _compare_unchecked(self, _: None) -> None:
         """Compare all of which there may be news, the newest first: what was lost is what was recorded last."""
-        for workflow in reversed(self._workflows.copy().values()):
-            if workflow.checked == -inf and workflow.ended is None:
-                await self._check(workflow)
+        try:
+            while unchecked := [workflow for workflow in self._workflows.values() if _is_unchecked(workflow)]:
+                for workflow in filter(_is_unchecked, reversed(unchecked)):
+                    await self._check(workflow)
+        finally:
+            self._is_comparing = False
 
     # Inside.
 
@@ -235,6 +243,11 @@ class Lookup:
         if concern.worker and not live.knows(concern.name):
             await cluster.restore(live, concern)
         return live
+
+
+def _is_unchecked(workflow: Workflow) -> bool:
+    """Whether it lives, and there may be news of it."""
+    return workflow.checked == -inf and workflow.ended is None
 
 
 def _is_theirs(workflow: Workflow, principal: Principal, server: str) -> bool:

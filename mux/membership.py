@@ -61,7 +61,7 @@ class Membership:
         """Set when a heartbeat is due sooner."""
         self._is_away = False
         self._back_at = float("-inf")
-        """When the directory took a heartbeat again after one that it had not taken."""
+        """When the directory took a heartbeat again after one that it had not taken, or was heard again."""
         self._living: dict[str, Worker] = {}
         """All that live, by their ids, as it was when the list was read."""
         self._dead: dict[str, Worker] = {}
@@ -148,7 +148,7 @@ class Membership:
         if found is None and self._listed_by <= before:  # it may have begun since, or have come back
             found = pick(await self._reread(pause))
         if found is None:
-            self._demand_settled()
+            self.demand_settled()
         return found
 
     async def numbers(self) -> Collection[int]:
@@ -158,14 +158,22 @@ class Membership:
             DirectoryUnavailable: nobody can tell, as for `find`.
         """
         living = await self._reread()
-        self._demand_settled()
+        self.demand_settled()
         return {worker.number for worker in living.values()}
 
-    def _demand_settled(self) -> None:
-        """Nobody is called dead before those who live had the time to be heard again."""
+    def interrupted(self) -> None:
+        """The directory's word of what happens was interrupted: it may have lost what it knew."""
+        self._back_at = self._clock()
+
+    def demand_settled(self) -> None:
+        """Nobody is called dead, and nothing unknown, before those who live had the time to be heard again.
+
+        Raises:
+            DirectoryUnavailable: they had not, since the directory was away.
+        """
         now = self._clock()
         if self._is_away or now > self._sent_at + LATE_SECONDS or now < self._back_at + LEASE_SECONDS:
-            raise DirectoryUnavailable("the directory was away, and who lives shows in a moment")
+            raise DirectoryUnavailable("the directory was away, and what lives shows in a moment")
 
     async def settle(self, name: str) -> str:
         """The id of the worker at which what this name stands for lives: another one that has it, else this one.

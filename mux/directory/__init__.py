@@ -100,7 +100,8 @@ class Directory(Protocol):
         """Session ids whose records were changed or removed, by anyone, from entering the context on.
 
         A change of just before may be told as well: the news of it can still be on its way.
-        A watcher that falls behind or loses its connection hears an empty string: everything may have changed.
+        A watcher that falls behind or loses its connection hears an empty string: everything may have changed. It hears
+        one more when it can hear changes again.
         """
 
 

@@ -37,9 +37,10 @@ class _Channel:
         self.was_subscribed = True
 
     def interrupt(self) -> None:
-        """The connection broke."""
+        """The connection broke: something may be missed from now on."""
         if self.is_subscribed.is_set():
             self.is_subscribed = anyio.Event()
+            self.tell(None)
 
     def tell(self, content: bytes | None) -> None:
         for hear in tuple(self.hearers.values()):

@@ -181,6 +181,16 @@ async def test_g5_g6_g7_hold_whatever_happens_to_redis(
         await suffer(toml, server, act, record_property, hits_one=fault in (slow, cut))
 
 
+@pytest.mark.parametrize("transport", ["http", "stdio"])
+async def test_g5_g6_g7_hold_while_a_redis_restarts_that_keeps_nothing(
+    tmp_path: Path, server: RawUpstream, record_property: Callable[[str, object], None]
+) -> None:
+    with redis_server("--appendonly", "no") as redis:
+        async with restarted(redis) as (port, act):
+            toml = settings_file(tmp_path, "redis", redis.url_at(port), server)
+            await suffer(toml, server, act, record_property)
+
+
 @pytest.mark.parametrize("how", ["killed", "mute"])
 @pytest.mark.parametrize("transport", ["http", "stdio"])
 async def test_g5_g6_g7_hold_while_a_replica_takes_the_place_of_redis(

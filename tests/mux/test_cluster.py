@@ -902,6 +902,39 @@ async def test_g7_a_record_that_was_lost_unnoticed_is_told_again(by: str) -> Non
         assert "result" in await beside.answer(beside.call())
 
 
+async def test_g7_nothing_is_unknown_before_those_who_hold_it_can_have_told_it_again() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        keyed = (await a.client(ALICE, key="chat")).workflow
+        beside = await b.beside(session_id)
+        publish = at.directory.publish
+        at.directory.publish = away  # type: ignore[method-assign]
+        for lost in (session_id, keyed.record.session_id):
+            at.directory.forget(lost)
+        at.directory._tell("")
+        await settle()
+        assert (await b.beside(session_id)).workflow is beside.workflow
+        assert "result" in await beside.answer(beside.call())
+        with pytest.raises(DirectoryUnavailable):
+            await b.find(session_id)
+        with pytest.raises(DirectoryUnavailable):
+            await b.client(ALICE, key="chat")
+        at.directory.publish = publish  # type: ignore[method-assign]
+        at.directory._tell("")
+        await settle()
+        with pytest.raises(Elsewhere):
+            await b.find(session_id)
+        with pytest.raises(Elsewhere):
+            await b.client(ALICE, key="chat")
+        await at.pass_time(LEASE_SECONDS)
+        with pytest.raises(UnknownSession):
+            await b.find("unknown")
+
+
+async def away(*asked: object) -> None:
+    raise DirectoryUnavailable("a test has taken the directory away")
+
+
 async def test_a_record_that_is_missing_for_longer_than_an_end_is_known_is_not_told_again() -> None:
     async with workers(idle_timeout=10, resume_window=5) as at:
         a, _, session_id = await two(at)

@@ -372,6 +372,16 @@ async def test_after_the_directory_was_away_nobody_is_dead_before_a_lease_has_pa
         assert await at.member.find("b") is None
 
 
+async def test_g7_nobody_is_dead_right_after_the_directorys_word_was_interrupted(at: At) -> None:
+    async with at.member.running():
+        at.member.interrupted()
+        with pytest.raises(DirectoryUnavailable):
+            await at.member.find("b")
+        at.clock.advance(LEASE_SECONDS)
+        await at.member.beat()
+        assert await at.member.find("b") is None
+
+
 async def test_it_beats_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(membership_module, "BEAT_SECONDS", 0.001)
     directory = SharedMemoryDirectory()
