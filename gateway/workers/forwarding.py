@@ -215,6 +215,8 @@ class Tape:
         self._due: deque[Message] = deque()
         self.has_begun = False
         """True once the client was answered something."""
+        self.is_complete = False
+        """True once it was answered all that there is."""
         self.unanswered: dict[bytes, None] = {}
         """The ids of requests in its body whose answers have not passed by, where they come as a stream."""
         self._parser: event_stream.EventParser | None = None
@@ -232,6 +234,8 @@ class Tape:
         """An event for the client."""
         self.has_begun = True
         self._heard.clear()
+        is_last = message["type"].endswith("response.body") and not message.get("more_body", False)
+        self.is_complete = is_last or message["type"] == "websocket.close"
         await self._send(message)
 
     async def relay(self, message: Message) -> None:
@@ -282,7 +286,7 @@ async def _converse(
                     elif frame.kind == "ping":
                         tasks.start_soon(_ping, conversation, scope)
         except Broken as error:  # kept out of the task group, which would wrap it
-            broken = error
+            broken = error if not tape.is_complete else None
         except OSError:
             logger.debug("the client of a forwarded request has gone")
         tasks.cancel_scope.cancel()

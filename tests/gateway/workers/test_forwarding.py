@@ -135,6 +135,27 @@ async def test_a_socket_goes_both_ways_with_its_pings(house: House) -> None:
     assert (client.sent[1]["text"], pings) == ("HELLO", ["ping"])
 
 
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+async def test_one_that_dies_when_its_answer_is_complete_is_no_failure(house: House, kind: str) -> None:
+    last = {
+        "http": {"type": "http.response.body", "body": b"all"},
+        "websocket": {"type": "websocket.close", "code": 1000, "reason": ""},
+    }[kind]
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        if kind == "http":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send(last)
+        raise ConnectionAbortedError("killed")
+
+    await house.begins("b", serve)
+    client = post()
+    await house.request(client, type=kind)
+    assert [message["type"] for message in client.sent].count(last["type"]) == 1
+    assert client.sent[-1] == last
+    assert house.statistics.counts == {("forwards", "done"): 1}
+
+
 async def dies(scope: Scope, receive: Receive, send: Send) -> None:
     """As a worker that is killed looks to others."""
     raise ConnectionAbortedError("killed")
