@@ -130,6 +130,7 @@ async def test_beside_the_holder_nothing_stays_that_nobody_uses() -> None:
         await beside.answer(beside.call())
         await at.pass_time(BESIDE_SECONDS + 1)
         await until(lambda: b.pool.channels == [])
+        assert b.pool.statistics.counts["beside_ended", "idle"] == 1
         assert at.server.deleted == []
         assert (await at.directory.get(session_id)) is not None
 
@@ -246,6 +247,21 @@ async def test_of_many_that_find_a_dead_holder_one_succeeds() -> None:
         assert len(set(found)) == 1
         assert sum(member.pool.statistics.total("takeovers", "adopted") for member in (b, c)) == 1
         assert len([wire for wire in at.server.live if wire.is_listening]) == 1
+
+
+async def test_g12_a_take_over_that_finds_no_room_is_counted_and_may_be_tried_again() -> None:
+    async with workers(max_workflows=1) as at:
+        a, b, session_id = await two(at)
+        own = await b.client()
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        with pytest.raises(Overloaded) as refused:
+            await b.find(session_id)
+        assert refused.value.limit == "max_workflows"
+        assert b.pool.statistics.counts["takeovers", "refused"] == 1
+        await b.pool.end(own.workflow, "deleted")
+        await b.find(session_id)
+        assert b.pool.statistics.counts["takeovers", "adopted"] == 1
 
 
 async def test_what_died_with_its_worker_is_gone() -> None:

@@ -59,6 +59,7 @@ async def test_g1_the_same_id_twice_in_flight_is_refused_and_the_first_goes_on()
         call(workflow, duplex, b"1", 2)
         refused = json.loads((await some(reader))[0][1])
         assert (refused["id"], refused["error"]["code"]) == (1, -32600)
+        assert workflow.statistics.counts["refused", "duplicate_id"] == 1
         (await server.got("tools/call")).answer({"n": 1})
         assert json.loads((await some(reader))[0][1])["result"] == {"n": 1}
         assert len(server.of("tools/call")) == 1

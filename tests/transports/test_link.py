@@ -170,6 +170,13 @@ async def test_what_cannot_begin_is_refused_and_the_connection_goes_on(said: Any
         await line.begin()
 
 
+@pytest.mark.parametrize(("text", "word"), [(b"{", "parse_error"), (b"[]", "invalid_request")])
+async def test_g12_what_is_no_message_is_counted_by_what_is_wrong_with_it(text: bytes, word: str) -> None:
+    async with lines() as at:
+        await (await at.open()).say(text)
+        assert at.at.counts["refused", word] == 1
+
+
 async def test_a_ping_needs_no_workflow_and_what_has_no_answer_gets_none() -> None:
     async with lines() as at:
         line = await at.open()

@@ -1,7 +1,8 @@
 """URLs of redis, and what is said of those that are none."""
 
 import pytest
-from trunkline.mux.directory.redis_server import Address, parse_address
+import redis
+from trunkline.mux.directory.redis_server import Address, parse_address, unavailable
 
 
 def test_a_plain_url_is_kept() -> None:
@@ -55,3 +56,17 @@ def test_what_is_wrong_is_said_without_secrets(url: str, word: str) -> None:
         parse_address(url)
     assert word in str(refused.value)
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (redis.ResponseError("MISCONF Errors writing to /secret/path"), "ResponseError MISCONF"),
+        (redis.ResponseError("secret of a script"), "ResponseError"),
+        (redis.ResponseError("SECRETSECRETSECRET of a script"), "ResponseError"),
+        (redis.ConnectionError("SECRET refused"), "ConnectionError"),
+        (OSError("SECRET"), "OSError"),
+    ],
+)
+def test_g12_of_what_redis_fails_with_its_kind_and_its_own_word_for_it_are_told(error: Exception, why: str) -> None:
+    assert unavailable(error).message == f"redis does not serve: {why}"
