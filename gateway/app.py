@@ -161,6 +161,8 @@ class Gateway:
             self._tasks = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(self._tasks.cancel_scope.cancel)
             self._tasks.start_soon(self._keep_trends)
+            if self._routes.authenticator.jwt is not None:
+                await self._routes.authenticator.jwt.keys.refresh()
             self._keep_keys(self._routes.authenticator)
             if self._member is not None:
                 await stack.enter_async_context(self._member.running(self))

@@ -73,6 +73,7 @@ class Authenticator:
 
         Raises:
             Unauthorized: no token, more than one, or one that is not known. It is not told which.
+            Overloaded: nobody can tell now.
         """
         if isinstance(headers, RequestHeaders) and headers.identity is not None:
             principal, headers.expires = headers.identity

@@ -18,6 +18,7 @@ import jwt
 from jwt.types import Options
 from yarl import URL
 
+from ..mux.errors import Overloaded
 from ..mux.principal import Principal
 from ..transports.guard import INVALID_CREDENTIAL, Unauthorized
 from .settings import AuthSection, is_loopback
@@ -35,7 +36,8 @@ RECHECK_SECONDS: Final = 300.0
 
 REFRESH_SECONDS: Final = 300.0
 HASTE_SECONDS: Final = 10.0
-"""Keys are read again this often; an unknown key hastens it, at most this often."""
+RETRY_SECONDS: Final = 1.0
+"""Keys are read again this often; at an unknown one, at most this often; while there are none, this often."""
 
 FETCH_SECONDS: Final = 10.0
 MAX_KEYS_BYTES: Final = 262_144
@@ -75,14 +77,19 @@ class KeySource:
             self._hurry.set()
         return key
 
+    @property
+    def are_away(self) -> bool:
+        """True while none of a URL could be read."""
+        return bool(self._url) and not self._keys
+
     async def run(self) -> None:
-        """Read the keys of a URL now and again, for as long as this runs."""
+        """Read the keys of a URL now and again, for as long as this runs; `refresh` them before."""
         while self._url:
-            await self.refresh()
-            with anyio.move_on_after(REFRESH_SECONDS):
-                await anyio.sleep(HASTE_SECONDS if self._keys else 1.0)
+            with anyio.move_on_after(REFRESH_SECONDS if self._keys else RETRY_SECONDS):
+                await anyio.sleep(HASTE_SECONDS)
                 await self._hurry.wait()
             self._hurry = anyio.Event()
+            await self.refresh()
 
     async def refresh(self) -> None:
         """Read the keys of a URL now; where that fails, those that are known go on to count."""
@@ -149,7 +156,10 @@ class JWTIdentity:
 
         Raises:
             Unauthorized: it is not valid here. It is not told why: that is in the log.
+            Overloaded: nobody can tell, since no keys could be read yet.
         """
+        if self.keys.are_away:
+            raise Overloaded("the keys of tokens cannot be read; try again", limit="issuer_keys")
         now = self._clock()
         known = self._known.get(digest)
         if known is None or now >= min(known.expires, known.recheck):

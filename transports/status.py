@@ -17,7 +17,7 @@ PER_PRINCIPAL: Final = frozenset(
     {"max_workflows_per_user", "max_workflows_per_tenant", "max_channels_per_user", "tickets_per_user"}
 )
 AT_ADMISSION: Final = frozenset(
-    {"max_workflows", "draining", "opening", "tickets", "directory", "worker", "reconfigured"}
+    {"max_workflows", "draining", "opening", "tickets", "directory", "worker", "reconfigured", "issuer_keys"}
 )
 
 

@@ -12,8 +12,12 @@ import jwt
 import pytest
 from harness.gateways import Gateway
 from harness.gateways import gateway as running_gateway
+from harness.ports import free_port
+from harness.raw_http import Peer, serving
 from harness.upstreams import Upstream
 from harness.wire import Wire, text_of
+from trunkline.gateway.app import Gateway as App
+from trunkline.gateway.settings import AuthSection, Settings
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
@@ -131,6 +135,45 @@ async def test_a_ticket_opens_one_socket_for_a_browser_and_it_ends_with_its_iden
                 await socket.recv()
         assert closed.value.rcvd is not None
         assert closed.value.rcvd.code == 4401
+
+
+async def test_a_gateway_does_not_serve_before_it_has_asked_for_the_keys_of_tokens() -> None:
+    asked, release, entered, leave = (anyio.Event() for _ in range(4))
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        asked.set()
+        await release.wait()
+        await peer.say(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+
+    async def run(settings: Settings) -> None:
+        async with App(settings).running():
+            entered.set()
+            await leave.wait()
+
+    with anyio.fail_after(PATIENCE):
+        async with serving(serve) as issuer, anyio.create_task_group() as tasks:
+            tasks.start_soon(run, Settings(auth=AuthSection(mode="jwt", issuer="i", audience="a", jwks=issuer.url)))
+            await asked.wait()
+            await anyio.wait_all_tasks_blocked()
+            assert not entered.is_set()
+            release.set()
+            await entered.wait()  # whatever came of it
+            leave.set()
+
+
+async def test_while_the_keys_of_tokens_are_away_a_client_is_asked_to_come_again(
+    upstream: Upstream, settings_file: Callable[[str], Path]
+) -> None:
+    text = (
+        f'[auth]\nmode = "jwt"\nissuer = "{ISSUER}"\naudience = "gateway"\njwks = "http://127.0.0.1:{free_port()}/"\n'
+        f'[servers.up]\nurl = "{upstream.url}"\neras = ["legacy"]\n'
+    )
+    with running_gateway(toml=settings_file(text)) as gateway:
+        async with Wire(gateway.url(), bearer(token())) as wire:
+            for answer in (await wire.post({"jsonrpc": "2.0", "id": 1, "method": "ping"}), await wire.get()):
+                assert (answer.status, answer.headers["Retry-After"]) == (503, "10")
+        assert gateway.metric("trunkline_refused_total", reason="issuer_keys") == 2
 
 
 async def test_a_trusted_proxy_names_the_user(upstream: Upstream, settings_file: Callable[[str], Path]) -> None:

@@ -17,6 +17,7 @@ from harness.raw_http import Peer, serving
 from trunkline.gateway import jwt_identity
 from trunkline.gateway.jwt_identity import LEEWAY_SECONDS, MAX_TOKEN, RECHECK_SECONDS, JWTIdentity, read_keys
 from trunkline.gateway.settings import AuthSection
+from trunkline.mux.errors import Overloaded
 from trunkline.mux.principal import Principal
 from trunkline.transports.guard import Unauthorized
 
@@ -260,6 +261,24 @@ async def test_g10_keys_that_are_more_than_they_look_are_not_unpacked() -> None:
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000
 
 
+async def test_before_keys_could_be_read_nobody_is_told_that_a_token_is_wrong() -> None:
+    """A client that is told so gives up its token, and asks its user for another one."""
+    sets = ["no key set", jwks(one=RSA)]
+    async with key_server(sets, asyncio.Event()) as url:
+        identity = JWTIdentity(section(secret="", jwks=url, algorithms=("RS256",)), clock=Clock())
+        for _ in range(2):
+            with pytest.raises(Overloaded) as refused:
+                verify(identity, token(RSA, "RS256", "one"))
+            assert refused.value.limit == "issuer_keys"
+            await identity.keys.refresh()
+            if not sets[1:]:
+                break
+        await identity.keys.refresh()
+        assert verify(identity, token(RSA, "RS256", "one")).subject == "alice"
+        with pytest.raises(Unauthorized):
+            verify(identity, token(RSA, "RS256", "another"))
+
+
 @asynccontextmanager
 async def key_server(sets: list[str], served: asyncio.Event) -> AsyncIterator[str]:
     async def serve(peer: Peer) -> None:
@@ -280,7 +299,7 @@ async def until_verified(identity: JWTIdentity, text: str) -> Principal:
         while True:
             try:
                 return verify(identity, text)
-            except Unauthorized:
+            except (Overloaded, Unauthorized):
                 await asyncio.sleep(0.01)  # the keys are read by a task that tells nobody
 
 
@@ -292,7 +311,7 @@ async def test_keys_of_a_url_are_read_beside_the_requests_and_anew_for_an_unknow
     async with key_server(["no key set", jwks(one=RSA), jwks(one=RSA, two=EC)], served) as url:
         monkeypatch.setattr(jwt_identity, "REFRESH_SECONDS", 0.05)
         identity = JWTIdentity(section(secret="", jwks=url, algorithms=("RS256", "ES256")), clock=Clock())
-        with pytest.raises(Unauthorized):
+        with pytest.raises(Overloaded):
             verify(identity, token(RSA, "RS256", "one"))
         task = asyncio.create_task(identity.keys.run())
         try:
