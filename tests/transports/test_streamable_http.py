@@ -4,13 +4,15 @@ import json
 from typing import Any
 
 import pytest
-from harness.asgi_client import Answer
-from harness.endpoint_bench import NEWEST, call, opened, shake_hands
+from harness.asgi_client import Answer, asgi_client
+from harness.clustering import workers
+from harness.endpoint_bench import NEWEST, authenticate, call, opened, shake_hands
 from harness.memory_wire import Exchange, echo, message
 from harness.muxing import settle
 from harness.sse import Event
 from trunkline.mux.limits import EventLogLimits
-from trunkline.transports import streamable_request
+from trunkline.transports import EndpointConfig, Guard, StreamableHTTPEndpoint, streamable_request
+from trunkline.transports.asgi import ASKED, MEANT, Receive, Scope, Send
 
 pytestmark = pytest.mark.anyio
 
@@ -285,3 +287,30 @@ async def test_what_the_log_no_longer_holds_is_not_taken_up_with_a_gap() -> None
         assert gone.status == 404
         assert here.counts["resumes", "http", "trimmed"] == here.counts["refused", "event_log_trimmed"] == 1
         await here.bench.ended("event_log_trimmed")
+
+
+# Among several workers.
+
+
+@pytest.mark.parametrize(
+    ("meant", "said", "counted"),
+    [(ASKED, b"1", None), (0, b"", "unknown_cancel"), (1, b"", None), (2, b"", "ambiguous_cancel")],
+)
+async def test_g1_a_cancellation_is_performed_where_it_means_one_call_of_all_workers(
+    meant: int, said: bytes, counted: str | None
+) -> None:
+    async with workers() as at:
+        worker = await at.start()
+        client = await worker.client()
+        client.call(id=b"7")
+        endpoint = StreamableHTTPEndpoint(EndpointConfig("x", worker.pool, Guard(loopback=True), authenticate))
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            await endpoint({**scope, MEANT: meant}, receive, send)
+
+        async with asgi_client(app, mcp_session_id=client.workflow.record.session_id) as http:
+            cancelled = {"jsonrpc": "2.0", "method": "notifications/cancelled", "params": {"requestId": 7}}
+            assert await (await http.post(cancelled)).body() == said
+        assert len(at.server.of("notifications/cancelled")) == (meant == 1)
+        counts = worker.pool.statistics.counts
+        assert {word for word in ("unknown_cancel", "ambiguous_cancel") if counts[word, "x"]} == {counted} - {None}
