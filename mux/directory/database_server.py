@@ -19,6 +19,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from ..errors import DirectoryUnavailable
+from .names import UNREADABLE
 
 OPERATION_SECONDS: Final = 2.5
 """For how long one operation is tried, with its wait for a connection and for the locks of others: a call may wait for
@@ -57,6 +58,8 @@ REMEDIES: Final[Mapping[str, str]] = {
     "ReadOnlySQLTransactionError": "it takes no writes, as a standby does: name the primary",
     "TooManyConnectionsError": "raise its max_connections",
     "DiskFullError": _DISK,
+    "DecodeError": UNREADABLE,
+    "ValidationError": UNREADABLE,
 }
 """What to do, by what a database fails with: an error's class, or the first two words of SQLite's name for it."""
 
@@ -198,7 +201,7 @@ def reaching() -> Iterator[None]:
     except (SQLAlchemyError, OSError, TimeoutError) as error:
         raise _unavailable(error) from error
     except Exception as error:
-        if type(error).__module__.partition(".")[0] not in ("asyncpg", "sqlite3", "aiosqlite"):
+        if type(error).__module__.partition(".")[0] not in ("asyncpg", "sqlite3", "aiosqlite", "msgspec"):
             raise
         raise _unavailable(error) from error
 

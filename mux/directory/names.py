@@ -1,11 +1,15 @@
 """Names under which shared backends store things: digests, so that neither session ids nor keys are readable there."""
 
 import hashlib
+from typing import Final
 
 import msgspec
 
 from ..principal import Principal
 from ..record import WorkflowRecord, derived
+
+UNREADABLE: Final = "another program, or another version of this one, writes there, too: give it a store of its own"
+"""What to do about what cannot be read under these names."""
 
 
 def token_of(session_id: str) -> str:

@@ -159,7 +159,7 @@ class RedisDirectory:
     async def at(self, event_token: str) -> WorkflowRecord | None:
         """See `Directory.at`."""
         stored = await self._again(lambda: self._client.hget(_record(event_token), "record"))
-        return None if stored is None else _record_decoder.decode(stored)
+        return None if stored is None else _read(_record_decoder, stored)
 
     async def find(self, principal: Principal, server: str, key: str) -> WorkflowRecord | None:
         """See `Directory.find`."""
@@ -234,7 +234,9 @@ class RedisDirectory:
     async def watch(self) -> AsyncIterator[AsyncIterator[str]]:
         """See `Directory.watch`."""
         feed = Feed(WATCH_BUFFER, "")
-        async with self.listener.hearing(CHANGES.encode(), lambda told: feed.tell((told or b"").decode())):
+        async with self.listener.hearing(
+            CHANGES.encode(), lambda told: feed.tell((told or b"").decode(errors="replace"))
+        ):
             yield feed
 
     # Logs
@@ -252,7 +254,7 @@ class RedisDirectory:
     async def read(self, session_id: str) -> list[Entry]:
         """See `Logs.read`."""
         kept = await self._again(lambda: self._client.execute_command("XRANGE", _log(token_of(session_id)), "-", "+"))
-        return [_entry_decoder.decode(packed) for _, fields in kept for packed in _values(fields)]
+        return [_read(_entry_decoder, packed) for _, fields in kept for packed in _values(fields)]
 
     # Workers
 
@@ -279,12 +281,12 @@ class RedisDirectory:
     async def worker(self, id: str) -> Worker | None:
         """See `Workers.worker`."""
         packed = await self._again(lambda: self._client.get(_worker(id)))
-        return None if packed is None else _worker_decoder.decode(packed)
+        return None if packed is None else _read(_worker_decoder, packed)
 
     async def workers(self) -> list[Worker]:
         """See `Workers.workers`."""
         living = await self._run(redis_scripts.WORKERS, [f"{WORKERS}ids"], [_worker("")], again=True)
-        return sorted((_worker_decoder.decode(packed) for packed in living), key=lambda worker: worker.number)
+        return sorted((_read(_worker_decoder, packed) for packed in living), key=lambda worker: worker.number)
 
     async def settle(self, name: str, worker: Worker) -> str:
         """See `Workers.settle`."""
@@ -365,6 +367,11 @@ class RedisDirectory:
         with reaching(), anyio.fail_after(OPERATION_SECONDS):
             async with room or self._room:
                 return await work()
+
+
+def _read(decoder: msgspec.msgpack.Decoder[Result], packed: bytes) -> Result:
+    with reaching():
+        return decoder.decode(packed)
 
 
 def _milliseconds(seconds: float) -> int:

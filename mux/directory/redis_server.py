@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import msgspec
 import redis.asyncio
 from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
@@ -31,6 +32,7 @@ from redis.exceptions import (
 )
 
 from ..errors import DirectoryUnavailable
+from .names import UNREADABLE
 
 CONNECT_SECONDS: Final = 1.0
 SOCKET_SECONDS: Final = 1.0
@@ -45,6 +47,8 @@ REMEDIES: Final[Mapping[type[Exception], str]] = {
     OutOfMemoryError: "it is full: raise maxmemory, or make room in it",
     ReadOnlyError: "it is a replica, which takes no writes: name the primary",
     BusyLoadingError: "it reads its data: try again in a moment",
+    msgspec.DecodeError: UNREADABLE,
+    msgspec.ValidationError: UNREADABLE,
 }
 """What to do about some of that."""
 
@@ -71,10 +75,10 @@ class Address:
 
 @contextmanager
 def reaching() -> Iterator[None]:
-    """Errors of redis and of the way to it become `DirectoryUnavailable`."""
+    """Errors of redis and of the way to it become `DirectoryUnavailable`, and so does what cannot be read there."""
     try:
         yield
-    except BROKEN as error:
+    except (*BROKEN, msgspec.DecodeError) as error:
         raise unavailable(error) from error
 
 

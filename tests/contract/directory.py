@@ -535,7 +535,6 @@ PUBLISH_CHECKS: Final[Sequence[Callable[[SharedDirectory], Awaitable[None]]]] = 
     what_was_forgotten_is_published_again,
     what_stands_is_not_published_over,
     what_is_behind_is_published_over,
-    what_is_behind_is_published_over,
     what_has_ended_is_not_published,
     an_end_is_remembered_for_the_life_of_the_record,
 )

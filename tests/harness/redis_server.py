@@ -103,7 +103,7 @@ class RedisServer:
     def _data(self) -> Path:
         return self._place / "appendonlydir"
 
-    def command(self, *words: str | int) -> Any:
+    def command(self, *words: str | bytes | int) -> Any:
         """Say something to it, on a connection of its own."""
         with redis.Redis(port=self.port, socket_timeout=5, protocol=2) as client:
             return client.execute_command(*words)

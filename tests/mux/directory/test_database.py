@@ -10,9 +10,10 @@ from contract.directory import record
 from harness.backends import Backends
 from trunkline.mux.directory import Claimed, Worker
 from trunkline.mux.directory.database import WORKER_MEMORY_SECONDS, DatabaseDirectory, open_database
-from trunkline.mux.directory.database_schema import counters, ended_keys, homes, workers
+from trunkline.mux.directory.database_schema import counters, ended_keys, homes, records, workers
 from trunkline.mux.directory.database_server import Server
 from trunkline.mux.directory.names import name_digest
+from trunkline.mux.errors import DirectoryUnavailable
 
 pytestmark = pytest.mark.anyio
 
@@ -56,6 +57,22 @@ async def test_numbers_of_living_workers_are_not_given_again_by_a_database_that_
             await connection.execute(sa.update(counters).values(next_id=2))
         assert not await directory.beat(old[2])
         assert (await directory.enroll(Worker("new"))).number == old[2].number + 1
+        await server.engine.dispose()
+
+
+async def test_what_another_program_wrote_is_told_as_such(url: str) -> None:
+    one = record()
+    async with open_database(url) as directory:
+        await directory.claim(one)
+        await directory.enroll(Worker("one"))
+        server = Server(url)
+        async with server.writing() as connection:
+            await connection.execute(sa.update(records).values(record=b"foreign"))
+            await connection.execute(sa.update(workers).values(worker=b"foreign"))
+        for work in (lambda: directory.get(one.session_id), directory.workers):
+            with pytest.raises(DirectoryUnavailable) as told:
+                await work()
+            assert "another program" in (told.value.remedy or "")
         await server.engine.dispose()
 
 

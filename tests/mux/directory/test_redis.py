@@ -70,6 +70,26 @@ async def test_what_ends_makes_room_in_a_redis_that_is_full() -> None:
             assert (await directory.claim(record("chat"))).state == "reset"
 
 
+async def test_what_another_program_wrote_is_told_as_such() -> None:
+    one = record()
+    with redis_server() as server:
+        async with open_redis(server.url) as directory, directory.watch() as changes:
+            await directory.claim(one)
+            for key in server.command("KEYS", "*:record"):
+                server.command("HSET", key, "record", "foreign")
+            server.command("SADD", "trunkline1:{workers}:ids", "x")
+            server.command("SET", "trunkline1:{workers}:worker:x", "foreign")
+            for work in (lambda: directory.get(one.session_id), directory.workers, lambda: directory.worker("x")):
+                with pytest.raises(DirectoryUnavailable) as told:
+                    await work()
+                assert "another program" in (told.value.remedy or "")
+            server.command("PUBLISH", "trunkline1:changes", b"\xff")
+            assert await directory.remove(one)
+            with anyio.fail_after(PATIENCE):
+                while await anext(changes) != one.session_id:
+                    pass
+
+
 async def test_a_server_that_is_away_is_unavailable_and_found_again() -> None:
     one = record("chat")
     with redis_server() as server:
