@@ -119,11 +119,21 @@ def claims(body: bytes, revision: str | None) -> bool:
         return False
     try:
         message = read(body)
-        if message.kind != "request" or message.method == "initialize":
-            return False
-        return _meta(_params(message)).version is not _ABSENT
+        return message.kind == "request" and revision_in(message) is not None
     except TrunklineError:
         return False
+
+
+def revision_in(request: Envelope) -> str | None:
+    """The revision that a request names for itself, empty where that is no text; None where it names none.
+
+    An `initialize` names one in its own way.
+
+    Raises:
+        ParseError: nested too deeply.
+    """
+    raw = _ABSENT if request.method == "initialize" else _meta(_params(request)).version
+    return None if raw is _ABSENT else string_of(raw) or ""
 
 
 def read(body: bytes) -> Envelope:

@@ -14,6 +14,7 @@ import anyio
 from msgspec import Raw
 
 from ..mux import envelope as wire_format
+from ..mux import modern
 from ..mux.account import Transport
 from ..mux.duplex import Duplex
 from ..mux.envelope import Envelope
@@ -31,7 +32,7 @@ from ..mux.pool import Arrival, Begun
 from ..mux.ports import NONE
 from ..mux.principal import Principal
 from ..mux.record import WorkflowState, new_session_id
-from ..mux.routing import LEGACY
+from ..mux.routing import LEGACY, MODERN
 from ..mux.streams import Reader
 from ..mux.workflow import Workflow
 from .endpoint import DEFAULT_REVISION, EndpointConfig, admitted_key, begin_unasked, picked, take_call
@@ -46,7 +47,7 @@ HANDSHAKE_SECONDS: Final = 30.0
 MAX_EARLY: Final = 32
 """Refusals that wait for a client which has no workflow yet and reads nothing."""
 
-BEGINNINGS: Final = frozenset({"initialize", "server/discover"})
+BEGINNINGS: Final = frozenset({"initialize", modern.DISCOVER})
 """Requests that no workflow answers."""
 
 HOLD_SECONDS: Final = 1.0
@@ -183,8 +184,8 @@ class Link:
         try:
             await self._wait_for_turn()
             self.meet()
-            if message.kind == "request" and message.method == "server/discover":
-                raise UnsupportedRevision("begin with initialize", supported=list(LEGACY), requested="2026-07-28")
+            if message.kind == "request":
+                self._check_era(message)
             if self._hold is not None and message.method != "initialize":
                 self._release()
             if message.kind == "request" and message.method == "initialize":
@@ -250,6 +251,18 @@ class Link:
     async def _wait_for_turn(self) -> None:
         if not self._config.admission.pass_at_once(in_order=self._transport == "websocket"):
             await self._config.admission.wait(self._principal)
+
+    def _check_era(self, message: Envelope) -> None:
+        """Make sure that a request is not of an era without sessions: its client is to fall back, or to stop.
+
+        Raises:
+            UnsupportedRevision: it is.
+        """
+        asked = MODERN if message.method == modern.DISCOVER else None
+        if asked is None and self._workflow is None:
+            asked = modern.revision_in(message)
+        if asked is not None:
+            raise UnsupportedRevision("begin with initialize", supported=list(LEGACY), requested=asked[:64])
 
     # Which workflow.
 

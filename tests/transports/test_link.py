@@ -15,6 +15,7 @@ from trunkline.mux.event_log import Trimmed
 from trunkline.mux.fairness import Turnstile
 from trunkline.mux.limits import MAX_BODY_BYTES, EventLogLimits
 from trunkline.mux.principal import ANONYMOUS, Principal
+from trunkline.mux.routing import LEGACY
 from trunkline.transports import link as module
 from trunkline.transports.admission import Admission
 from trunkline.transports.endpoint import EndpointConfig
@@ -175,6 +176,20 @@ async def test_g12_what_is_no_message_is_counted_by_what_is_wrong_with_it(text: 
     async with lines() as at:
         await (await at.open()).say(text)
         assert at.at.counts["refused", word] == 1
+
+
+@pytest.mark.parametrize("key", [None, "k"])
+async def test_l20_a_request_without_a_session_is_told_what_is_served_and_begins_nothing(key: str | None) -> None:
+    async with lines() as at:
+        line = await at.open(asked=Asked(None, key, None))
+        for revision, told in (("2026-07-28", "2026-07-28"), ("2027-01-01", "2027-01-01"), (5, "")):
+            meta = {"io.modelcontextprotocol/protocolVersion": revision}
+            await line.say({"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"_meta": meta}})
+            [refused] = await line.hear()
+            assert refused["error"]["code"] == -32022
+            assert refused["error"]["data"] == {"supported": list(LEGACY), "requested": told}
+        assert not at.at.pool.workflows
+        await line.begin()
 
 
 async def test_a_ping_needs_no_workflow_and_what_has_no_answer_gets_none() -> None:
