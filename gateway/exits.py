@@ -54,7 +54,8 @@ def tell(error: BaseException) -> ExitCode:
         error.__suppress_context__ = False
         traceback.print_exception(error)
     line, code = _words(error)
-    sys.stderr.write(f"trunkline: {' '.join(line.split())}\n")
+    shown = "".join(c if c.isprintable() else "?" for c in " ".join(line.split()))  # some of it may be a server's word
+    sys.stderr.write(f"trunkline: {shown}\n")
     return code
 
 

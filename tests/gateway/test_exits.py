@@ -11,6 +11,7 @@ from trunkline.gateway.settings import NotStarted, SettingsError
     ("error", "line", "code"),
     [
         (Failure("a\nb"), "a b", 1),
+        (Failure("a tool \x1b[2J\x9b1m\x07\u202e\ud800"), "a tool ?[2J?1m???", 1),
         (Unavailable("nobody answers"), "nobody answers", 1),
         (WrongArgument("not so"), "not so", 2),
         (SettingsError("gateway.port", "no"), "gateway.port: no", 2),
