@@ -1,5 +1,6 @@
 """Every code block of the pages is run, or says why it is not. What runs a block: see `harness.pages`."""
 
+import json
 import re
 from pathlib import Path
 
@@ -49,6 +50,22 @@ def test_what_a_page_types_shows_what_the_page_says(page: Path, tmp_path: Path) 
                 shell.write(block)
             elif block.language == "console" and not block.is_marked:
                 shell.play(block)
+
+
+CLIENTS = [block for page in PAGES if page.name == "gateway.md" for block in blocks(page) if block.language == "json"]
+
+
+@pytest.mark.parametrize("block", CLIENTS, ids=named)
+def test_settings_of_clients_lead_to_the_server(block: Block) -> None:
+    """As a client reads them: for each server where it is, or the program that leads there; over Streamable HTTP."""
+    [(key, given)] = json.loads(block.text).items()
+    assert key in ("servers", "mcpServers")
+    [(name, server)] = given.items()
+    url = server["url"] if "url" in server else server["args"][-1]
+    assert server.get("type", "http") == "http"
+    served = f"http://127.0.0.1:8920/servers/{name}/mcp"
+    assert url == served
+    assert any(f"trunkline call {served}" in other.text for other in blocks(block.page)), "what the page itself calls"
 
 
 @pytest.mark.parametrize("block", SETTINGS, ids=named)

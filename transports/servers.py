@@ -49,7 +49,7 @@ class Server:
     """One MCP server, by `url` or by `command`, and how sessions with it are kept.
 
     Raises:
-        TypeError: one of them is not what it says below.
+        TypeError: one of them is of another kind than its annotation says.
     """
 
     url: str = ""
