@@ -1,0 +1,345 @@
+"""Streams, questions and cancellations of one workflow at several workers."""
+
+import json
+
+import pytest
+from harness.clustering import Member, Workers, two, until, workers
+from harness.memory_wire import message
+from harness.muxing import ALICE, BOB, Client, events, idle, initialize, position, some
+from trunkline.mux.directory import LEASE_SECONDS
+from trunkline.mux.envelope import parse
+from trunkline.mux.errors import Elsewhere
+from trunkline.mux.event_log import MAX_EMPTY, Position, Stream
+from trunkline.mux.exchange import Exchange
+from trunkline.mux.limits import EventLogLimits
+from trunkline.mux.placement import NAMES, concern_of
+from trunkline.mux.principal import ANONYMOUS
+from trunkline.mux.streams import Reader
+
+pytestmark = pytest.mark.anyio
+
+
+def question(id: str = "q1") -> bytes:
+    return message("sampling/createMessage", {"messages": [], "maxTokens": 1}, id=id)
+
+
+async def sampling(at: Workers) -> tuple[Member, Member, str]:
+    a, b = await at.start(), await at.start()
+    client = await a.client(message=initialize(capabilities={"sampling": {}}))
+    return a, b, client.workflow.record.session_id
+
+
+async def streamed(member: Member, client: Client, id: bytes = b"1") -> tuple[Exchange, Reader]:
+    """A call whose answer is a stream, and who reads it."""
+    exchange = client.call(id=id)
+    exchange.decide_for_stream()
+    outcome = await exchange.ready
+    assert isinstance(outcome, Stream)
+    return exchange, client.workflow.streams.attach(outcome, 0)
+
+
+async def journal(member: Member) -> None:
+    """Wait until what this worker wrote has arrived."""
+    assert member.pool._cluster is not None
+    await until(lambda: not member.pool._cluster.journal._waiting)
+
+
+async def resume(at: Workers, first: Member, event_id: str) -> tuple[Member, Reader]:
+    """Come back to an event, from the worker that is met first."""
+    member = first
+    for _ in range(4):
+        try:
+            workflow = await member.pool.lookup.find_position(ANONYMOUS, "x", position(event_id))
+            await workflow.opened
+            return member, workflow.streams.resume(position(event_id))
+        except Elsewhere as elsewhere:
+            member = next(other for other in at.all if other.members.worker.id == elsewhere.worker)
+    raise AssertionError("a request went round in circles")
+
+
+async def test_names_tell_which_worker_gave_them() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        at.server.on_request = None
+        for member, client in ((a, await a.find(session_id)), (b, await b.beside(session_id))):
+            _, reader = await streamed(member, client)
+            assert reader.stream.number // NAMES == member.number
+            reader.close()
+
+
+async def test_g5_a_stream_beside_the_holder_is_resumed_where_it_is() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        at.server.on_request = None
+        _, reader = await streamed(b, await b.beside(session_id))
+        event_id = reader.event_id((await reader.next(1) or [])[0])
+        reader.close()
+        (await at.server.got("tools/call")).answer({"n": 1})
+        member, again = await resume(at, a, event_id)
+        assert member is b
+        assert [json.loads(text)["result"] async for _, text in events(again)] == [{"n": 1}]
+
+
+async def test_g5_a_stream_of_a_dead_worker_is_resumed_from_its_log() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        at.server.on_request = None
+        _, reader = await streamed(a, await a.find(session_id), b'"mine"')
+        event_id = reader.event_id((await reader.next(1) or [])[0])
+        call = await at.server.got("tools/call")
+        call.say(message("notifications/message", {"level": "info", "data": 1}))
+        call.say(message("notifications/message", {"level": "info", "data": 2}))
+        [first] = (await some(reader, 2))[:1]
+        await journal(a)
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        _, again = await resume(at, b, first[0])
+        told = [json.loads(text) async for _, text in events(again)]
+        assert told[0]["params"]["data"] == 2
+        assert told[1]["id"] == "mine"
+        assert told[1]["error"]["data"] == {"executed": "unknown"}
+        _, whole = await resume(at, b, event_id)
+        assert len([text async for _, text in events(whole)]) == 3
+
+
+async def test_g5_a_successor_leaves_the_streams_of_who_lives_to_them() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        c = await at.start()
+        at.server.on_request = None
+        exchange, reader = await streamed(c, await c.beside(session_id))
+        await reader.next(1)
+        await journal(c)
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        held = (await b.find(session_id)).workflow
+        assert exchange.stream is not None
+        assert not held.knows(exchange.stream.number), "its call goes on, and is not told as lost"
+        (await at.server.got("tools/call")).answer({"n": 1})
+        assert [json.loads(text)["result"] async for _, text in events(reader)] == [{"n": 1}]
+
+
+async def test_g5_a_client_that_has_more_than_the_log_is_believed() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        client = await a.find(session_id)
+        reader = client.workflow.streams.attach_standalone()
+        tell = at.server.session.tell
+        tell(message("notifications/message", {"data": 1}))
+        await some(reader)
+        await journal(a)
+        a.view.is_cut = True
+        tell(message("notifications/message", {"data": 2}))
+        [(event_id, _)] = await some(reader)
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        _, again = await resume(at, b, event_id)
+        at.server.session.tell(message("notifications/message", {"data": 3}))
+        [(newest, text)] = await some(again)
+        assert json.loads(text)["params"]["data"] == 3
+        again.close()
+        _, once_more = await resume(at, b, newest)
+        assert await idle(once_more)
+
+
+async def test_a_stream_that_no_log_tells_of_ends_without_ending_the_workflow() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        at.server.on_request = None
+        a.view.is_cut = True
+        _, reader = await streamed(a, await a.find(session_id))
+        event_id = reader.event_id((await reader.next(1) or [])[0])
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        _, again = await resume(at, b, event_id)
+        assert [text async for _, text in events(again)] == []
+        assert (await b.find(session_id)).workflow.ended is None
+
+
+async def test_g10_streams_that_a_client_makes_up_are_not_kept() -> None:
+    async with workers() as at:
+        a, _, session_id = await two(at)
+        workflow = (await a.find(session_id)).workflow
+        made_up = [a.number * NAMES + n for n in range(1000, 1100)]
+        for number in made_up:
+            found = Position(workflow.record.event_token, number, 0, 1)
+            assert await a.pool.lookup.find_position(ANONYMOUS, "x", found) is workflow
+            reader = workflow.streams.resume(found)
+            assert reader.due() is None
+            reader.close()
+        assert workflow.ended is None
+        assert sum(map(workflow.streams.knows, made_up)) <= MAX_EMPTY + 1
+
+
+def own(n: int) -> bytes:
+    return message("notifications/message", {"data": n})
+
+
+async def counted(at: Workers, member: Member, session_id: str, count: int) -> list[int]:
+    """What a client is sent that comes back to its wire with a count."""
+    duplex = (await member.find(session_id)).workflow.duplexes.newest
+    assert duplex is not None
+    reader = duplex.attach_after(count)
+    try:
+        return [json.loads(event.message)["params"]["data"] for event in reader.due() or ()]
+    finally:
+        duplex.detach(reader)
+
+
+@pytest.mark.parametrize(("count", "missed"), [(2, [1, 2, 3]), (3, [2, 3]), (4, [2, 3]), (5, [3]), (6, [3]), (7, [])])
+async def test_g5_a_count_on_a_socket_that_carried_others_as_well_means_the_same_at_a_successor(
+    count: int, missed: list[int]
+) -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        duplex = (await a.find(session_id)).workflow.duplexes.new()
+        duplex.attach()
+        duplex.tally.skip(2)  # answers to what came before the workflow was known
+        duplex.meet(duplex.tally)
+        for n, ordinal in ((1, 4), (2, 6), (3, None)):  # between them, the stream of an exchange that was resumed here
+            duplex.add(own(n))
+            if ordinal is not None:
+                duplex.tally.add_other(ordinal)
+        await journal(a)
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        assert await counted(at, b, session_id, count) == missed
+
+
+@pytest.mark.parametrize(("count", "missed"), [(1, [2, 3]), (0, [3])])
+async def test_g5_on_a_socket_that_its_client_never_saw_a_count_means_the_one_before(
+    count: int, missed: list[int]
+) -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        duplex = (await a.find(session_id)).workflow.duplexes.new()
+        duplex.attach()
+        duplex.meet(duplex.tally)
+        for n in (1, 2, 3):
+            duplex.add(own(n))
+        duplex.attach_after(2)
+        await journal(a)
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        assert await counted(at, b, session_id, count) == missed
+
+
+async def test_g5_what_a_log_has_to_know_of_is_not_trimmed_with_what_it_held() -> None:
+    async with workers(event_log=EventLogLimits(events=40)) as at:
+        a, b = await at.start(), await at.start()
+        client = await a.client(message=initialize(capabilities={"sampling": {}}))
+        session_id = client.workflow.record.session_id
+        at.server.session.tell(question())
+        duplex = client.workflow.duplexes.new()
+        reader = duplex.attach()
+        duplex.meet(duplex.tally)
+        client.workflow.calls.take(parse(b'{"jsonrpc":"2.0","id":"owed","method":"tools/call"}', limit=100), duplex, {})
+        exchange, other = await streamed(a, client, b'"owed too"')
+        await other.next(1)
+        for n in range(1, 101):
+            duplex.add(own(n))
+            reader.due()
+        await journal(a)
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        workflow = (await b.find(session_id)).workflow
+        assert workflow.duplexes.newest is not None
+        again = workflow.duplexes.newest.attach_after(98)
+        due = [json.loads(event.message) for event in again.due() or ()]
+        assert [one["params"]["data"] for one in due[:-1]] == [99, 100]
+        assert (due[-1]["id"], due[-1]["error"]["data"]) == ("owed", {"executed": "unknown"})
+        assert workflow.knows(a.number * NAMES + 1), "the question"
+        assert exchange.stream is not None
+        assert workflow.knows(exchange.stream.number)
+
+
+async def test_a_question_asked_by_a_dead_worker_is_answered_through_its_successor() -> None:
+    async with workers() as at:
+        a, b, session_id = await sampling(at)
+        reader = (await a.find(session_id)).workflow.streams.attach_standalone()
+        at.server.session.tell(question())
+        [(_, text)] = await some(reader)
+        asked = json.loads(text)["id"]
+        await journal(a)
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        answer = parse(b'{"jsonrpc":"2.0","id":%d,"result":{"n":1}}' % asked, limit=1000)
+        concern = concern_of([answer])
+        assert concern.worker == a.number
+        for _ in range(2):
+            (await b.find(session_id, concern)).workflow.respond(answer)
+        sent = await at.server.got("response")
+        assert sent.json == {"jsonrpc": "2.0", "id": "q1", "result": {"n": 1}}
+        assert len(at.server.of("response")) == 1
+        assert b.pool.statistics.counts["unknown_answers", "x"] == 1
+
+
+async def test_an_answer_goes_to_the_worker_that_asked() -> None:
+    async with workers() as at:
+        a, b, session_id = await sampling(at)
+        beside = await b.beside(session_id)
+        _, reader = await streamed(b, beside)
+        (await at.server.got("tools/call")).say(question())
+        [(_, text)] = await some(reader)
+        answer = parse(b'{"jsonrpc":"2.0","id":%d,"result":{}}' % json.loads(text)["id"], limit=1000)
+        member, workflow = await at.serve(session_id, a, concern_of([answer]))
+        assert member is b
+        workflow.respond(answer)
+        assert (await at.server.got("response")).json["id"] == "q1"
+
+
+async def test_g8_what_was_not_sent_yet_waits_for_the_client_elsewhere() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        client = await a.find(session_id)
+        reader = client.workflow.streams.attach_standalone()
+        at.server.session.tell(message("notifications/message", {"data": 1}))
+        [(event_id, _)] = await some(reader)
+        reader.close()
+        at.server.session.tell(message("notifications/message", {"data": 2}))
+        await a.pool.drain(1)
+        _, again = await resume(at, b, event_id)
+        at.server.session.tell(message("notifications/message", {"data": 3}))
+        assert [json.loads(text)["params"]["data"] for _, text in await some(again, 2)] == [2, 3]
+
+
+async def test_a_cancellation_finds_the_worker_at_which_its_call_is_in_flight() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        at.server.on_request = None
+        beside = await b.beside(session_id)
+        waiting = beside.call(id=b"5")
+        cancelled = parse(b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":5}}', limit=1000)
+        assert a.pool.lookup.find_calls(ANONYMOUS, "x", session_id, None, cancelled) == []
+        assert b.pool.lookup.find_calls(ALICE, "x", session_id, None, cancelled) == []
+        assert b.pool.lookup.find_calls(ANONYMOUS, "x", session_id, "another", cancelled) == []
+        assert b.pool.lookup.find_calls(ANONYMOUS, "x", None, None, cancelled) == []
+        [found] = b.pool.lookup.find_calls(ANONYMOUS, "x", session_id, None, cancelled)
+        assert found is beside.workflow
+        found.notify(cancelled, {})
+        assert "error" in await beside.answer(waiting)
+        await at.server.got("notifications/cancelled")
+
+
+async def test_calls_that_a_cancellation_can_mean_are_found_by_key_and_counted_each() -> None:
+    async with workers() as at:
+        a = await at.start()
+        client = await a.client(ALICE, key="k")
+        for raw in (b"5", b"5", b"6"):
+            client.call(id=raw)
+        cancelled = parse(b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":5}}', limit=1000)
+        assert a.pool.lookup.find_calls(ALICE, "x", None, "k", cancelled) == [client.workflow] * 2
+        assert a.pool.lookup.find_calls(ALICE, "x", None, "other", cancelled) == []
+        assert a.pool.lookup.find_calls(BOB, "x", None, "k", cancelled) == []
+
+
+async def test_what_a_dead_worker_named_is_looked_for_here() -> None:
+    async with workers() as at:
+        a, b, _ = await two(at)
+        with pytest.raises(Elsewhere):
+            await a.pool.send_on(b.number)
+        await a.pool.send_on(a.number)
+        await a.pool.send_on(99)
+        b.kill()
+        await at.pass_time(LEASE_SECONDS)
+        await a.pool.send_on(b.number)

@@ -1,0 +1,401 @@
+"""Who goes on with a workflow after its worker died, was paused or drained, or the directory lost what it was told."""
+
+import anyio
+import pytest
+from harness.clustering import Member, Workers, two, workers
+from harness.memory_wire import echo
+from harness.muxing import ALICE, Client, settle
+from msgspec.structs import replace
+from trunkline.mux.directory import LEASE_SECONDS, MAX_STALENESS
+from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, Overloaded, SessionLost, UnknownSession
+from trunkline.mux.principal import ANONYMOUS
+
+pytestmark = pytest.mark.anyio
+
+
+# Taking over.
+
+
+async def test_g7_a_dead_holder_is_succeeded_with_the_same_upstream_session() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        a.kill()
+        with pytest.raises(Elsewhere):
+            await b.find(session_id)
+        await at.pass_time(LEASE_SECONDS)
+        client = await b.find(session_id)
+        assert "result" in await client.answer(client.call())
+        assert len(at.server.of("initialize")) == 1
+        record = await at.directory.get(session_id)
+        assert record is not None
+        assert record.worker == "worker-2"
+        assert b.pool.statistics.counts["takeovers", "adopted"] == 1
+        assert at.server.session.is_listening
+        [adopted] = b.pool.workflows
+        assert [event.what for event in adopted.account.timeline][:1] == ["taken_over"]
+
+
+async def test_g7_a_session_that_its_successor_cannot_open_yet_is_left_alone() -> None:
+    """The directory fails between the take-over and the first block of ids."""
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+
+        async def fail(*_: object) -> range:
+            raise DirectoryUnavailable("a test")
+
+        b.view.draw_ids = fail  # type: ignore[method-assign]
+        with pytest.raises(DirectoryUnavailable):
+            await b.find(session_id)
+        del b.view.draw_ids
+        await settle()
+        assert at.server.deleted == []
+        client = await b.find(session_id)
+        assert "result" in await client.answer(client.call())
+        assert len(at.server.of("initialize")) == 1
+
+
+async def test_who_served_beside_goes_on_as_the_holder() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        at.server.on_request = None
+        beside = await b.beside(session_id)
+        waiting = beside.call()
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        held = await b.find(session_id)
+        assert held.workflow is beside.workflow
+        (await at.server.got("tools/call")).answer({"n": 7})
+        assert (await beside.answer(waiting))["result"] == {"n": 7}
+        assert at.server.session.is_listening
+        assert b.pool.workflows == [held.workflow]
+
+
+async def test_of_many_that_find_a_dead_holder_one_succeeds() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        c = await at.start()
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        found: list[Member] = []
+
+        async def come(member: Member) -> None:
+            found.append((await at.serve(session_id, member))[0])
+
+        async with anyio.create_task_group() as tasks:
+            for member in (b, c) * 3:
+                tasks.start_soon(come, member)
+        assert len(found) == 6
+        assert len(set(found)) == 1
+        assert sum(member.pool.statistics.total("takeovers", "adopted") for member in (b, c)) == 1
+        assert len([wire for wire in at.server.live if wire.is_listening]) == 1
+
+
+async def test_g12_a_take_over_that_finds_no_room_is_counted_and_may_be_tried_again() -> None:
+    async with workers(max_workflows=1) as at:
+        a, b, session_id = await two(at)
+        own = await b.client()
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        with pytest.raises(Overloaded) as refused:
+            await b.find(session_id)
+        assert refused.value.limit == "max_workflows"
+        assert b.pool.statistics.counts["takeovers", "refused"] == 1
+        await b.pool.end(own.workflow, "deleted")
+        await b.find(session_id)
+        assert b.pool.statistics.counts["takeovers", "adopted"] == 1
+
+
+async def test_what_died_with_its_worker_is_gone() -> None:
+    async with workers(movable=False) as at:
+        a, b, session_id = await two(at)
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        with pytest.raises(UnknownSession):
+            await b.find(session_id)
+        assert await at.directory.get(session_id) is None
+        assert b.pool.statistics.counts["takeovers", "gone"] == 1
+
+
+async def test_a_stateless_server_gets_a_new_session_from_the_successor() -> None:
+    async with workers(movable=False, stateless=True) as at:
+        a, b, session_id = await two(at)
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        client = await b.find(session_id)
+        assert "result" in await client.answer(client.call())
+        assert len(at.server.of("initialize")) == 2
+
+
+# A worker that lost its lease.
+
+
+async def test_g7_who_was_paused_ends_what_others_took_over_and_leaves_it_alone() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        mine = (await a.find(session_id)).workflow
+        at.clock.advance(LEASE_SECONDS)
+        await b.beat()
+        await b.find(session_id)
+        await a.beat()
+        await settle()
+        assert mine.ended is not None
+        assert mine.ended.cause == "taken_over"
+        with pytest.raises(Elsewhere) as elsewhere:
+            await a.find(session_id)
+        assert elsewhere.value.worker == "worker-2"
+        await settle()
+        assert at.server.deleted == []
+
+
+async def test_who_was_paused_and_not_succeeded_goes_on() -> None:
+    async with workers() as at:
+        a, _, session_id = await two(at)
+        at.clock.advance(LEASE_SECONDS * 4)
+        await a.beat()
+        client = await a.find(session_id)
+        assert "result" in await client.answer(client.call())
+        assert not client.workflow.is_doubted
+
+
+async def test_g7_without_a_lease_nothing_is_written_to_what_cannot_be_moved() -> None:
+    async with workers(movable=False) as at:
+        a, _, session_id = await two(at)
+        client = await a.find(session_id)
+        at.clock.advance(LEASE_SECONDS)
+        refused = await client.answer(client.call())
+        assert refused["error"]["data"] == {"limit": "lease", "executed": "no"}
+        client.workflow.line.notify(b'{"jsonrpc":"2.0","method":"notifications/x"}', {})
+        assert at.server.of("tools/call") == at.server.of("notifications/x") == []
+        await a.beat()
+        await settle()
+        assert "result" in await client.answer(client.call())
+
+
+async def test_g7_what_a_wire_held_back_did_not_run() -> None:
+    async with workers(movable=False) as at:
+        a, _, session_id = await two(at)
+        at.server.on_request = None
+        client = await a.find(session_id)
+        waiting = client.call()
+        request = (await at.server.got("tools/call")).request
+        wire = at.server.session.receiver
+        assert wire.fence is not None
+        assert wire.fence()
+        at.clock.advance(LEASE_SECONDS)
+        assert not wire.fence()
+        wire.withheld(request)
+        wire.withheld(None)
+        assert (await client.answer(waiting))["error"]["data"] == {"limit": "lease", "executed": "no"}
+        assert a.pool.statistics.counts["fenced", "x"] == 1
+
+
+async def test_what_any_worker_may_use_has_no_fence() -> None:
+    async with workers() as at:
+        await two(at)
+        assert at.server.session.receiver.fence is None
+
+
+async def test_without_a_lease_http_sessions_go_on() -> None:
+    async with workers() as at:
+        a, _, session_id = await two(at)
+        client = await a.find(session_id)
+        a.view.is_cut = True
+        at.clock.advance(60)
+        await a.beat()
+        again = await a.find(session_id)
+        assert "result" in await again.answer(again.call())
+        assert client.workflow.ended is None
+        with pytest.raises(DirectoryUnavailable):
+            await a.find("unknown")
+        with pytest.raises(DirectoryUnavailable):
+            await a.client()
+
+
+async def test_an_end_in_doubt_leaves_the_upstream_session_alone() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        mine = (await a.find(session_id)).workflow
+        at.clock.advance(LEASE_SECONDS)
+        await b.beat()
+        theirs = await b.find(session_id)
+        await a.pool.end(mine, "evicted")
+        await settle()
+        assert at.server.deleted == []
+        assert "result" in await theirs.answer(theirs.call())
+        assert await at.directory.get(session_id) is not None
+
+
+# Drain.
+
+
+async def test_g8_a_worker_that_drains_lets_go_and_any_other_goes_on() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        at.server.on_request = None
+        client = await a.find(session_id)
+        waiting = client.call()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(a.pool.drain, 5)
+            await settle()
+            (await at.server.got("tools/call")).answer({"n": 1})
+            assert (await client.answer(waiting))["result"] == {"n": 1}
+        await settle()
+        at.server.on_request = echo
+        with pytest.raises(Elsewhere):
+            await a.find(session_id)
+        again = await b.find(session_id)
+        assert "result" in await again.answer(again.call())
+        assert at.server.deleted == []
+        with pytest.raises(Overloaded):
+            await a.client()
+
+
+async def test_a_worker_that_drains_last_says_so() -> None:
+    async with workers() as at:
+        a = await at.start()
+        session_id = (await a.client()).workflow.record.session_id
+        await a.pool.drain(1)
+        await settle()
+        with pytest.raises(SessionLost) as lost:
+            await a.beside(session_id)
+        assert lost.value.data["executed"] == "no"
+        with pytest.raises(Overloaded) as refused:
+            await a.find(session_id)
+        assert refused.value.limit == "draining"
+        b = await at.start()
+        with pytest.raises(Elsewhere):
+            await a.find(session_id)
+        await b.find(session_id)
+
+
+async def test_what_cannot_be_moved_ends_with_its_worker() -> None:
+    async with workers(movable=False) as at:
+        a, b, session_id = await two(at)
+        await a.pool.drain(1)
+        await settle()
+        with pytest.raises(UnknownSession):
+            await b.find(session_id)
+
+
+# A directory that lost what it was told last, as a redis does that fails over to a replica.
+
+
+async def gone_back(at: Workers) -> tuple[Member, Member, Client]:
+    """Two workers, and a client of a workflow of which the directory knows what it knew before it was open."""
+    a, b, session_id = await two(at)
+    client = await a.find(session_id)
+    await client.answer(client.call())
+    record = client.workflow.record
+    at.directory.go_back(replace(record, epoch=0, revision="", result=b"", upstream_session=""))
+    return a, b, client
+
+
+async def test_g7_what_a_directory_lost_of_a_workflow_is_told_to_it_again() -> None:
+    async with workers() as at:
+        a, b, client = await gone_back(at)
+        session_id = client.workflow.record.session_id
+        at.directory._next_id[session_id] = 1
+        at.clock.advance(LEASE_SECONDS)
+        await a.beat()
+        await b.beat()
+        await settle()
+        assert await at.directory.get(session_id) == client.workflow.record
+        beside = await b.beside(session_id)
+        assert "result" in await beside.answer(beside.call())
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        again = await b.find(session_id)
+        assert "result" in await again.answer(again.call())
+        ids = [exchange.id for exchange in at.server.of("tools/call")]
+        assert len(ids) == len(set(ids)) == 3
+        assert len(at.server.of("initialize")) == 1
+
+
+async def test_g7_it_is_told_too_where_the_workflow_is_used_before_anybody_knows_of_a_loss() -> None:
+    async with workers() as at:
+        a, _, client = await gone_back(at)
+        at.clock.advance(MAX_STALENESS + 0.1)
+        assert await a.pool.lookup.find(ANONYMOUS, "x", client.workflow.record.session_id) is client.workflow
+        assert await at.directory.get(client.workflow.record.session_id) == client.workflow.record
+
+
+@pytest.mark.parametrize("by", ["use", "news"])
+async def test_g7_a_record_that_was_lost_unnoticed_is_told_again(by: str) -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        workflow = (await a.find(session_id)).workflow
+        at.directory.forget(session_id)
+        if by == "use":
+            at.clock.advance(MAX_STALENESS + 0.1)
+            assert await a.pool.lookup.find(ANONYMOUS, "x", session_id) is workflow
+        else:
+            at.directory._tell("")
+            await settle()
+        assert await at.directory.get(session_id) == workflow.record
+        await b.beat()
+        beside = await b.beside(session_id)
+        assert "result" in await beside.answer(beside.call())
+
+
+async def test_g7_nothing_is_unknown_before_those_who_hold_it_can_have_told_it_again() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        keyed = (await a.client(ALICE, key="chat")).workflow
+        beside = await b.beside(session_id)
+        publish = at.directory.publish
+        at.directory.publish = away  # type: ignore[method-assign]
+        for lost in (session_id, keyed.record.session_id):
+            at.directory.forget(lost)
+        at.directory._tell("")
+        await settle()
+        assert (await b.beside(session_id)).workflow is beside.workflow
+        assert "result" in await beside.answer(beside.call())
+        with pytest.raises(DirectoryUnavailable):
+            await b.find(session_id)
+        with pytest.raises(DirectoryUnavailable):
+            await b.client(ALICE, key="chat")
+        at.directory.publish = publish  # type: ignore[method-assign]
+        at.directory._tell("")
+        await settle()
+        with pytest.raises(Elsewhere):
+            await b.find(session_id)
+        with pytest.raises(Elsewhere):
+            await b.client(ALICE, key="chat")
+        await at.pass_time(LEASE_SECONDS)
+        with pytest.raises(UnknownSession):
+            await b.find("unknown")
+
+
+async def away(*asked: object) -> None:
+    raise DirectoryUnavailable("a test has taken the directory away")
+
+
+async def test_a_record_that_is_missing_for_longer_than_an_end_is_known_is_not_told_again() -> None:
+    async with workers(idle_timeout=10, resume_window=5) as at:
+        a, _, session_id = await two(at)
+        (await a.find(session_id)).workflow.streams.attach_standalone()
+        at.directory.forget(session_id)
+        at.clock.advance(20)
+        with pytest.raises(UnknownSession):
+            await a.find(session_id)
+
+
+async def test_what_ends_is_removed_though_the_directory_lost_its_last_state() -> None:
+    async with workers() as at:
+        a, b, client = await gone_back(at)
+        await a.pool.end(client.workflow, "deleted")
+        assert await at.directory.get(client.workflow.record.session_id) is None
+        with pytest.raises(UnknownSession):
+            await b.find(client.workflow.record.session_id)
+
+
+async def test_g8_what_is_let_go_goes_on_though_the_directory_lost_its_last_state() -> None:
+    async with workers() as at:
+        a, b, client = await gone_back(at)
+        await a.pool.drain(1)
+        await settle()
+        again = await b.find(client.workflow.record.session_id)
+        assert "result" in await again.answer(again.call())
+        assert (len(at.server.of("initialize")), at.server.deleted) == (1, [])
