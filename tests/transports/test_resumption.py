@@ -1,4 +1,4 @@
-"""Which workflow is meant, and which place in it; test_link has what becomes of the connection."""
+"""Which workflow is meant, and which place in it; test_link_returns has what becomes of the connection."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
