@@ -65,6 +65,7 @@ class HTTPConnection(asyncio.Protocol):
         "_waits_for",
         "answer_heads",
         "due",
+        "has_left",
         "is_leaving",
         "is_lost",
         "is_write_paused",
@@ -77,6 +78,7 @@ class HTTPConnection(asyncio.Protocol):
         self.transport: asyncio.Transport
         self._reader: RequestReader
         self.is_lost = False
+        self.has_left = False
         self.is_leaving = False
         self.is_write_paused = False
         self._drained: asyncio.Future[None] | None = None
@@ -133,6 +135,20 @@ class HTTPConnection(asyncio.Protocol):
         if not self._is_broken and not self.transport.is_closing():
             self._reader.receive(data)
             self._go_on()
+
+    def eof_received(self) -> bool:
+        """The client sends nothing more: it has gone, or waits for an answer behind its half of the connection.
+
+        Nothing tells which, so that it is heard where the answer has not begun and nobody would be told of its leaving.
+        """
+        reader = self._reader
+        waiting = reader.queue if self._active is None else [self._active, *reader.queue]
+        is_whole = not (reader.unread or reader.is_in_head or self._is_broken) and waiting and waiting[-1].is_whole
+        if not is_whole or waiting[0].is_watched or self.transport.get_extra_info("sslcontext") is not None:
+            return False
+        waiting[-1].is_kept = False
+        self.has_left = True
+        return True
 
     def pause_writing(self) -> None:
         """See the base class."""
@@ -269,7 +285,7 @@ class HTTPConnection(asyncio.Protocol):
         reads = not self._is_resting and (not reader.queue or self._hold is not None)
         if newest is not None and not newest.is_whole and newest.is_full:
             reads = False
-        if reads != self._is_reading:
+        if reads != self._is_reading and not self.has_left:
             self._is_reading = reads
             if reads:
                 if self._waits_for != "untaken":

@@ -90,6 +90,8 @@ class Carrier(Protocol):
 
     transport: asyncio.Transport
     is_lost: bool
+    has_left: bool
+    """True once the client sends nothing more: it may have gone, and whoever asks is told so."""
     is_leaving: bool
     """True where the connection is to end with the answers that are due."""
     is_write_paused: bool
@@ -171,6 +173,11 @@ class HTTPExchange:
         """What is still to come of an answer whose length is known."""
 
     # What comes from the client, as the connection tells.
+
+    @property
+    def is_watched(self) -> bool:
+        """True where somebody is told when the client leaves, or its answer has begun."""
+        return self._has_begun or self.left is not None or self._waker is not None
 
     @property
     def is_full(self) -> bool:
@@ -260,6 +267,8 @@ class HTTPExchange:
                 if not self.is_whole:
                     carrier.settle()
                 return {"type": "http.request", "body": body, "more_body": not self.is_whole}
+            if carrier.has_left:
+                break
             self._waker = asyncio.get_running_loop().create_future()
             await self._waker
         return DISCONNECT

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 from harness.gateways import until
-from harness.http_serving import GET, Connected, Parts, answering, echo, said, serving, talking
+from harness.http_serving import GET, Connected, Parts, answering, echo, post, said, serving, talking
 from trunkline.gateway import http_connection, http_listening
 from trunkline.gateway.http_connection import MAX_STEPS, HTTPConnection
 from trunkline.gateway.http_listening import HTTPListening
@@ -534,3 +534,75 @@ async def test_who_takes_its_answer_late_may_be_silent_afterwards_as_long_as_any
         await client.is_over.wait()
         assert asyncio.get_running_loop().time() - began > 0.9
     assert not listening.statistics.counts
+
+
+async def turns_later(scope: Any, receive: Any, send: Any) -> None:
+    """Answers some turns of the loop later, and asks nobody whether its client is still there."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+    await echo(scope, receive, send)
+
+
+@pytest.mark.parametrize("requests", [GET % 1, post(b"what"), GET % 1 + post(b"what") + GET % 2])
+async def test_who_closes_its_half_behind_its_requests_is_answered(requests: bytes) -> None:
+    async with serving(turns_later, HTTPListening(Statistics())) as port, asyncio.timeout(PATIENCE):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(requests)
+        writer.write_eof()
+        answered = await reader.read()
+        assert answered.count(b"HTTP/1.1 200 OK") == requests.count(b"HTTP/1.1")
+        assert answered.count(b"connection: close") == 1
+        writer.close()
+
+
+@pytest.mark.parametrize("half", [b"GET / HTTP/1.1\r\n", post(b"what")[:-1], GET % 1 + b"\r", post(b"what") + b"x"])
+async def test_who_closes_its_half_within_a_request_has_gone(half: bytes) -> None:
+    async with serving(turns_later, HTTPListening(Statistics())) as port, asyncio.timeout(PATIENCE):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(half)
+        writer.write_eof()
+        await reader.read()
+        writer.close()
+
+
+@pytest.mark.parametrize("begins", [False, True])
+async def test_who_asks_whether_its_client_has_gone_is_told_so_when_it_closes_its_half(begins: bool) -> None:
+    asks, told = asyncio.Event(), asyncio.Event()
+
+    async def watching(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        if begins:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        asks.set()
+        assert (await receive())["type"] == "http.disconnect"
+        told.set()
+
+    async with serving(watching, HTTPListening(Statistics())) as port, asyncio.timeout(PATIENCE):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(GET % 1)
+        await asks.wait()
+        writer.write_eof()
+        await told.wait()
+        await reader.read()
+        writer.close()
+
+
+async def test_who_asks_later_is_told_too_and_its_answer_is_heard_no_more() -> None:
+    asks, told = asyncio.Event(), asyncio.Event()
+
+    async def watching(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await asks.wait()
+        assert (await receive())["type"] == "http.disconnect"
+        told.set()
+
+    listening = HTTPListening(Statistics())
+    async with serving(watching, listening) as port, asyncio.timeout(PATIENCE):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(GET % 1)
+        writer.write_eof()
+        await until(lambda: any(connection.has_left for connection in listening._connections))
+        asks.set()
+        await told.wait()
+        assert (await reader.read()).startswith(b"HTTP/1.1 500")  # it gave none
+        writer.close()
