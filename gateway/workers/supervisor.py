@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Final
 
 import anyio
+import anyio.abc
 import anyio.to_thread
-from anyio.abc import TaskGroup
 
 from ..adopted import reap_adopted
 from ..exits import ExitCode, Failure
@@ -134,8 +134,9 @@ class Supervisor:
             WorkersFailed: no worker comes up.
         """
         async with anyio.create_task_group() as tasks:
-            await tasks.start(self._obey, tasks)
+            await tasks.start(self._obey)
             tasks.start_soon(self._reload_on)
+            tasks.start_soon(self._kill_late)
             tasks.start_soon(reap_adopted, lambda: [process.pid for process in self._children.values()])
             async with anyio.create_task_group() as workers:
                 for number in range(self._settings.gateway.workers):
@@ -234,9 +235,7 @@ class Supervisor:
 
     # Signals.
 
-    async def _obey(
-        self, tasks: TaskGroup, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
-    ) -> None:
+    async def _obey(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         with received() as signals:
             task_status.started()
             async for number in signals:
@@ -249,7 +248,6 @@ class Supervisor:
                 else:
                     logger.info("%s: draining %d workers", signal.Signals(number).name, len(self._children))
                     self._stop()
-                    tasks.start_soon(self._kill_late)
 
     async def _reload_on(self) -> None:
         """Have the settings read again whenever that is asked for: for workers that come later, and by those here."""
@@ -269,6 +267,7 @@ class Supervisor:
                 process.terminate()
 
     async def _kill_late(self) -> None:
+        await self._stopping.wait()
         await anyio.sleep(self._settings.gateway.drain_timeout + MARGIN_SECONDS)
         for process in self._children.values():
             logger.error("a worker did not end: it is killed")

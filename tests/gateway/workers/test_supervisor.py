@@ -21,7 +21,7 @@ from trunkline.gateway.workers.supervisor import Supervisor, WorkersFailed, work
 pytestmark = pytest.mark.anyio
 
 WORKER = """
-import asyncio, os, sys, time
+import asyncio, os, signal, sys, time
 from trunkline.gateway.workers.place import Place
 
 place = Place.take(os.environ)
@@ -34,6 +34,17 @@ async def main():
     note("began")
     if sys.argv[1].isdigit():
         sys.exit(int(sys.argv[1]))
+    if sys.argv[1] == "lingers":  # the first one ends when it is told anything, the second one never, others at once
+        number = len((place.runtime / "notes").read_text().splitlines())
+        if number == 2:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            note("lingers")
+            time.sleep(600)
+        if number > 2:
+            sys.exit(7)
+        place.tell_listening("")
+        async for command in place.commands():
+            sys.exit(7)
     place.tell_listening("")
     async for command in place.commands():
         note(command)
@@ -214,6 +225,18 @@ async def test_where_none_comes_up_the_gateway_ends(tmp_path: Path, monkeypatch:
     assert made.failed.told is None
     assert "exit status 7" in str(made.failed)
     assert len(made.noted("began")) == module.MAX_FAILURES
+
+
+async def test_where_the_gateway_gives_up_one_that_does_not_end_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FIRST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(module, "MARGIN_SECONDS", 0.2)
+    async with parent(tmp_path, "lingers", drain=0) as made:
+        await made.until(lambda: made.noted("lingers"))
+        tell(signal.SIGHUP)
+    assert made.failed is not None
+    assert "exit status 7" in str(made.failed)
 
 
 async def test_a_wrong_setting_is_told_once(tmp_path: Path) -> None:
