@@ -261,6 +261,7 @@ async def test_it_is_used_by_keyboard_alone(chromium: Browser, gateway: Gateway,
             await page.press("/", "/")
             assert await page.run(focused) == "q"
             await page.type(handle)
+            await page.until(f"location.hash.includes('{handle}')")
             await page.until(text_of("range", "1.1 of 1"))
             seen = []
             while not seen or seen[-1] != handle:
