@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import Final, Literal, NamedTuple, Protocol
 
@@ -30,6 +31,10 @@ EARLY_SECONDS: Final = 30.0
 
 LONGEST_SECONDS: Final = 86_400.0
 """No token is kept for longer, whatever its issuer says."""
+
+RENEWALS: Final = 10
+RENEWALS_SECONDS: Final = 60.0
+"""So many tokens within this time are renewed because a server refused them, whether it takes the next ones or not."""
 
 UNAUTHORIZED: Final = 401
 STOPPED: Final = "the gateway stopped"
@@ -74,6 +79,8 @@ class Credential:
         self._timer: asyncio.TimerHandle | None = None
         self._outages = Backoff()
         self._refusals = Backoff()
+        self._refused: deque[float] = deque()
+        """When tokens were refused, and renewed for that, of late."""
         self._failure = ""
         self._is_closed = False
 
@@ -92,8 +99,12 @@ class Credential:
         if self.current is not None and self.current is not proof:
             return self.current
         if self._renewal is None:
-            if self._refusals.wait(_now()) > 0:
+            now = _now()
+            while self._refused and self._refused[0] <= now - RENEWALS_SECONDS:
+                self._refused.popleft()
+            if self._refusals.wait(now) > 0 or len(self._refused) >= RENEWALS:
                 return None
+            self._refused.append(now)
             self.count("refused")
         return self._renew(challenge)
 
@@ -109,6 +120,7 @@ class Credential:
         """Ask this source from now on, for the same identity; the token that is there goes on to be carried."""
         self._source = source
         self._outages, self._refusals = Backoff(), Backoff()
+        self._refused.clear()
 
     def count(self, outcome: Outcome) -> None:
         """Something became of a token."""

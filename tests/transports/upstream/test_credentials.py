@@ -189,6 +189,28 @@ async def test_once_a_token_is_taken_again_a_refusal_is_mended_at_once() -> None
         assert (made.issuer.issued, made.counted("refused"), made.counted("rejected")) == (5, 4, 0)
 
 
+class Once(set[str]):
+    """Holds whatever it was not asked for before."""
+
+    def __contains__(self, token: object) -> bool:
+        is_new = not super().__contains__(token)
+        self.add(str(token))
+        return is_new
+
+
+async def test_g9_a_server_that_takes_each_token_once_floods_no_issuer_that_others_need(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with bench() as made:
+        made.valid = Once()
+        outcomes = [await made.post().outcome() for _ in range(4 * credentials.RENEWALS)]
+        assert outcomes[: credentials.RENEWALS + 1] == [None] * (credentials.RENEWALS + 1)
+        assert {str(error) for error in outcomes[credentials.RENEWALS + 1 :]} == {REFUSED}
+        assert made.issuer.issued == credentials.RENEWALS + 1
+        monkeypatch.setattr(credentials, "RENEWALS_SECONDS", 0.0)
+        await made.good()
+
+
 FAULTS: dict[str, tuple[Exception, str]] = {
     "refused": (NotIssued("the issuer said no"), "the issuer said no"),
     "silent": (TimeoutError(), f"no token was issued within {credentials.FETCH_SECONDS:g} s"),
