@@ -167,7 +167,7 @@ async def test_a_server_of_sessions_is_asked_again_after_a_while(monkeypatch: py
         ([STREAM, chunk(encode(json.dumps(OK).encode())), END], False),
         ([answer(failure(-32022), 400)], True),
         ([answer(b"no such session", 404, "text/plain")], True),
-        ([b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n"], True),
+        ([b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n"], True),
     ],
 )
 async def test_l29_after_a_failure_the_server_is_asked_again(pieces: list[bytes], is_asked_again: bool) -> None:

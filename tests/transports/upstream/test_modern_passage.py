@@ -446,6 +446,16 @@ async def test_g6_a_server_that_is_away_ran_nothing() -> None:
             await soon(upstream.revisions())
 
 
+async def test_g8_subscriptions_that_have_not_begun_are_told_why_they_will_not() -> None:
+    serve, said, left = hanging()
+    async with asked(serve) as here:
+        passage = here.send(modern.LISTEN)
+        await soon(said.wait())
+        passage.stop(SessionLost("stopped", executed="unknown"))
+        assert isinstance(await failed(passage), SessionLost)
+        await soon(left.wait())
+
+
 @pytest.mark.parametrize("method", ["tools/call", modern.LISTEN])
 async def test_g8_a_request_is_stopped_from_this_side(method: str) -> None:
     serve, said, left = hanging(STREAM)
