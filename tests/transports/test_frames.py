@@ -1,5 +1,8 @@
 """Frames are read as the library reads them, however they are cut, and written so that it reads them."""
 
+import random
+from itertools import pairwise
+
 import pytest
 from harness.framing import frames_of
 from hypothesis import given
@@ -124,3 +127,70 @@ def test_after_our_own_close_the_library_reads_on() -> None:
     frames = Frames(protocol, LIMIT, is_masked=False)
     protocol.send_close(1000)
     assert frames_of(text_frame(b"late"), frames) == [b"late"]
+
+
+SHAPES = [b"\x81", b"\x81", b"\x01", b"\x00", b"\x80", b"\x82", b"\x02", b"\x88", b"\x89", b"\x8a"]
+ODD = [b"\x08", b"\x09", b"\x83", b"\x8b", b"\xc1", b"\xa1", b"\x91", b"\xf1"]
+CODES = [1000, 1001, 1004, 1005, 1006, 1007, 1015, 1016, 2999, 3000, 4404, 5000, 999, 0]
+SMALL = 300
+
+
+def a_frame(draw: random.Random, *, is_masked: bool) -> bytes:
+    """One frame, mostly legal by itself."""
+    shape = draw.choice([*SHAPES, draw.choice(ODD)])
+    size = draw.choice([0, 1, 2, 3, 125] if shape[0] & 8 and draw.random() < 0.8 else [0, 3, 125, 126, 300, 301])
+    payload = bytes(draw.choice(b'{}"\xc3\xa4' if draw.random() < 0.05 else b"abc") for _ in range(size))
+    if shape == b"\x88" and size > 1:
+        payload = draw.choice(CODES).to_bytes(2) + payload[2:]
+    flag = 0x80 if is_masked is not (draw.random() < 0.04) else 0
+    width = draw.choice([0, 0, 0, 2, 8]) or (2 if size > 125 else 0)
+    head = shape + bytes([flag | {0: size, 2: 126, 8: 127}[width]]) + (size.to_bytes(width) if width else b"")
+    if not flag:
+        return head + payload
+    key = draw.randbytes(4)
+    return head + key + bytes(byte ^ key[at % 4] for at, byte in enumerate(payload))
+
+
+def by_library(text: bytes, *, is_masked: bool) -> tuple[list[object], int | None]:
+    """What the library tells of these frames, up to text that is none, and the code by which it ends."""
+    library = Protocol(SERVER if is_masked else CLIENT, max_size=SMALL)
+    library.receive_data(text)
+    came: list[object] = []
+    parts: bytes | None = None
+    for event in library.events_received():
+        assert isinstance(event, Frame)
+        if event.opcode is TEXT:
+            parts = b""
+        elif event.opcode is not CONT:
+            came.append((event.opcode, bytes(event.data)))
+            continue
+        if parts is None:
+            continue
+        parts += bytes(event.data)
+        if event.fin:
+            try:
+                parts.decode()
+            except UnicodeDecodeError:
+                return came, 1007
+            came.append(parts)
+            parts = None
+    return came, None if library.close_sent is None else library.close_sent.code
+
+
+def test_whatever_frames_come_and_however_they_are_cut_the_library_says_what_they_are() -> None:
+    draw, ended, told_all = random.Random(20261130), 0, 0
+    for _ in range(4_000):
+        is_masked = draw.random() < 0.5
+        text = b"".join(a_frame(draw, is_masked=is_masked) for _ in range(draw.randrange(1, 7)))
+        cuts = sorted(draw.sample(range(len(text) + 1), 2))
+        protocol = Protocol(SERVER if is_masked else CLIENT, max_size=SMALL)
+        frames = Frames(protocol, SMALL, is_masked=is_masked)
+        came: list[object] = []
+        for start, end in pairwise([0, *cuts, len(text)]):
+            came += told(frames_of(text[start:end], frames))
+        expected, code = by_library(text, is_masked=is_masked)
+        assert came == expected, text
+        assert (protocol.close_sent.code if protocol.close_sent else None) == code, text
+        ended += code is not None
+        told_all += code is None
+    assert min(ended, told_all) > 400
