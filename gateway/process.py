@@ -162,17 +162,22 @@ class _Life:
         self._reload = anyio.Event()
 
     async def obey_signals(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        """SIGTERM and SIGINT drain, the second one leaves at once; SIGHUP reloads."""
+        """SIGTERM and SIGINT drain, the second one leaves at once; SIGHUP reloads.
+
+        What the parent has said is no first one: who stops all processes at once signals each of them a single time.
+        """
+        is_first = True
         with received() as signals:
             task_status.started()
             async for number in signals:
                 name = signal.Signals(number).name
                 if number == signal.SIGHUP:
                     self._reload.set()
-                elif self._is_draining:
-                    self._leave(f"{name} again")
-                else:
+                elif is_first:
+                    is_first = False
                     self._drain(name)
+                else:
+                    self._leave(f"{name} again")
 
     async def obey(self, place: Place) -> None:
         """Do what the parent says; it may say what a signal has said before. Where it has died, drain.
@@ -206,12 +211,14 @@ class _Life:
             logger.error("the certificate stays as it was, reload again: gateway.tls: %s", error)
 
     def _drain(self, why: str, *, is_left_to_others: bool = True) -> None:
-        if not self._is_draining:
-            self._is_draining = True
-            logger.info("%s: draining", why)
-            if self._shares_listener and is_left_to_others:
-                self._server.stop_accepting()
-            self._tasks.start_soon(self._drain_and_exit)
+        if self._is_draining:
+            logger.info("%s: draining already", why)
+            return
+        self._is_draining = True
+        logger.info("%s: draining", why)
+        if self._shares_listener and is_left_to_others:
+            self._server.stop_accepting()
+        self._tasks.start_soon(self._drain_and_exit)
 
     async def _drain_and_exit(self) -> None:
         timeout = self._gateway.settings.gateway.drain_timeout

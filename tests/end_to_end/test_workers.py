@@ -6,7 +6,7 @@ import subprocess
 import sys
 import urllib.error
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +205,32 @@ async def test_g8_a_call_in_flight_is_answered_by_the_worker_that_drains(
             await anyio.to_thread.run_sync(upstream.open, key)
     assert len(answers) == 1
     await workers.complete()
+
+
+async def test_g8_a_stop_of_all_processes_at_once_is_no_second_signal_to_the_workers(
+    redis: RedisServer, upstream: Upstream, settings_file: Callable[[str], Path], key: str
+) -> None:
+    """As systemd does it by itself: the parent has told its workers by the time that they are signalled."""
+    directory = f'[directory]\nbackend = "redis"\nurl = "{redis.url}"\n'
+    toml = settings_file(f'{directory}[servers.up]\nurl = "{upstream.url}"\neras = ["legacy"]\n')
+    with worker_gateway(toml, 2) as running, anyio.fail_after(PATIENCE):
+        await running.complete()
+        session, workers, process = await running.open(), running.pids(), running.running.process
+        async with anyio.create_task_group() as tasks:
+
+            async def hold() -> None:
+                assert "result" in await running.call(session, "hold", {"gate": key})
+
+            tasks.start_soon(hold)
+            await upstream.saw("mark:holding")
+            process.send_signal(signal.SIGTERM)
+            await until(lambda: process.output().count("the parent has stopped: draining") == 2)
+            for pid in workers:
+                with suppress(ProcessLookupError):  # the one that has nothing to do may be gone
+                    os.kill(pid, signal.SIGTERM)
+            await until(lambda: "SIGTERM: draining already" in process.output() or not any(map(is_running, workers)))
+            await anyio.to_thread.run_sync(upstream.open, key)
+        assert await anyio.to_thread.run_sync(process.wait, 30) == 0
 
 
 async def test_g7_a_server_that_is_a_process_is_reached_from_every_worker(workers: WorkerGateway) -> None:
