@@ -59,10 +59,20 @@ class TrunklineError(Exception):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.message!r})"
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """What a copy is made of, and what another process is sent: not what a constructor takes, which differs."""
+        return _copied, (type(self), self.args, vars(self))
+
     @property
     def word(self) -> str:
         """The fixed word under which a refusal is counted: the limit that was met, else the `reason`."""
         return self.reason
+
+
+def _copied(kind: type[TrunklineError], args: tuple[object, ...], members: dict[str, object]) -> TrunklineError:
+    copied = kind.__new__(kind, *args)
+    vars(copied).update(members)
+    return copied
 
 
 class InvalidMessage(TrunklineError):

@@ -1,5 +1,9 @@
 """The tree of failures and its codes."""
 
+import copy
+import pickle
+
+import pytest
 from trunkline.mux import errors
 from trunkline.mux.errors import (
     DirectoryUnavailable,
@@ -31,6 +35,24 @@ CODES = {
 
 def test_e17_codes_are_those_of_the_contract() -> None:
     assert {name: getattr(errors, name).code for name in CODES} == CODES
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        SessionLost("gone", executed="unknown"),
+        Overloaded("full", limit="max_waiting"),
+        ServerError({"code": -7, "message": "no", "data": {"why": 1}}),
+        WorkflowEnded("idle"),
+        errors.UnknownServer("files"),
+        errors.TimedOut("late"),
+    ],
+)
+def test_a_failure_can_be_copied_and_sent_to_another_process(made: TrunklineError) -> None:
+    for copied in (copy.copy(made), copy.deepcopy(made), pickle.loads(pickle.dumps(made))):
+        assert type(copied) is type(made)
+        assert (copied.args, vars(copied), repr(copied)) == (made.args, vars(made), repr(made))
+        assert (copied.code, str(copied), copied.word) == (made.code, str(made), made.word)
 
 
 def test_every_failure_has_a_reason_of_its_own() -> None:
