@@ -44,9 +44,9 @@ from ..mux.upstream import Upstream
 from .upstream.auto import RotatingConnector, connector_for
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class Server:
-    """One MCP server, by `url` or by `command`, and how sessions with it are kept.
+    """One MCP server, by `url` or by `command`, and how sessions with it are kept. Its secrets are not shown.
 
     Raises:
         TypeError: one of them is of another kind than its annotation says.
@@ -83,6 +83,15 @@ class Server:
         if not all(isinstance(text, str) for pair in env.items() for text in pair):
             raise TypeError("the environment of a command is a dictionary of texts")
         _refuse_no_pooling(self.pooling)
+
+    def __repr__(self) -> str:
+        scheme, _, rest = self.url.partition("://")
+        where = (
+            f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"
+            if self.url
+            else " ".join(map(str, self.command[:1]))
+        )
+        return f"Server({where})"
 
 
 class Servers:

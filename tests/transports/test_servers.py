@@ -383,3 +383,18 @@ async def test_who_is_cancelled_while_it_leaves_has_its_sessions_ended_first(ser
                 await count(servers, key="a")
                 scope.cancel()
     assert server.counts()["initialize"] == server.counts()["delete"] == 1
+
+
+@pytest.mark.parametrize(
+    ("server", "shown"),
+    [
+        (
+            Server(url="https://me:s3cret@h/mcp?key=s3cret", headers={"Authorization": "s3cret"}),
+            "Server(https://h/mcp)",
+        ),
+        (Server(url="http://[no-url"), "Server(http://[no-url)"),
+        (Server(command=["/bin/x", "--token=s3cret"], env={"TOKEN": "s3cret"}), "Server(/bin/x)"),
+    ],
+)
+def test_g12_what_is_shown_of_a_server_holds_no_secret(server: Server, shown: str) -> None:
+    assert repr(server) == str(server) == shown
