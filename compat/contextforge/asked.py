@@ -58,10 +58,23 @@ class Asked(NamedTuple):
 
 @dataclass(slots=True)
 class Invocation:
-    """One invocation of a service: `asked` is known when it begins, the gateway record a little later."""
+    """One invocation of a service: `asked` is known when it begins, the gateway record a little later.
+
+    `database` is the session with the database that ContextForge holds for it; None where that lets go of it itself.
+    """
 
     asked: Asked
     gateway_id: str = ""
+    database: Any = None
+
+    def let_go_of_database(self) -> None:
+        """Give its connection back before a server is waited for: those who wait would take all that there are.
+
+        What was read stays as it is. What is read or stored afterwards takes a connection again.
+        """
+        if self.database is not None:
+            self.database.expire_on_commit = False
+            self.database.commit()
 
 
 @dataclass(slots=True)

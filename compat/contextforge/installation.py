@@ -282,7 +282,11 @@ class Installation:
             (tools, "sse_client", leasing(self.reuse, tools.sse_client, types, sse=True)),
             (tools, "ClientSession", sessions),
             (tools, "create_span", _noting_gateway(tools.create_span)),
-            (tools.ToolService, "invoke_tool", identified(tools.ToolService.invoke_tool)),
+            (
+                tools.ToolService,
+                "invoke_tool",
+                identified(tools.ToolService.invoke_tool, holds_database=not forge.keeps_sessions),
+            ),
             (metrics, "setup_metrics", self._setting_up(metrics.setup_metrics)),
             (forge["cache.session_registry"], "SessionRegistry", registry),
             (forge["cache"], "SessionRegistry", registry),
@@ -455,8 +459,11 @@ class Entrance:
         await self._app(scope, receive, send)
 
 
-def identified(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """A service's method, which notes who asks and in which session for as long as it runs, and how it ended."""
+def identified(method: Callable[..., Awaitable[Any]], *, holds_database: bool = False) -> Callable[..., Awaitable[Any]]:
+    """A service's method, which notes who asks and in which session for as long as it runs, and how it ended.
+
+    With `holds_database`, it would hold a connection with the database while a server is waited for.
+    """
     signature = inspect.signature(method)
 
     @functools.wraps(method)
@@ -466,7 +473,7 @@ def identified(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable
         headers = given.get("request_headers") or (came.headers if came is not None else None)
         user = given.get("app_user_email") or given.get("user_email") or given.get("user")
         asked = Asked(principal_of(user, given.get("token_teams"), headers), session_of(headers))
-        token = invocation.set(Invocation(asked))
+        token = invocation.set(Invocation(asked, database=given.get("db") if holds_database else None))
         became = outcome.get() or Outcome()
         try:
             result = await method(*args, **kwargs)

@@ -296,6 +296,19 @@ async def _over_http(client: Raw, http: aiohttp.ClientSession, url: str) -> None
 
 
 @pytest.mark.parametrize("way", WAYS)
+async def test_more_calls_than_the_database_has_connections_may_wait_for_a_server(place: Place, way: Way) -> None:
+    """ContextForge 0.9.0 holds one for each, and where there is none left it stands still for half a minute."""
+    async with raw(place, way) as client:
+        for n in range(40):
+            await client.send("tools/call", {"name": "plain-hold", "arguments": {"gate": f"many-{way}"}}, id=n + 5)
+        await place.servers["plain"].saw("mark:holding", 40)
+        place.servers["plain"].open(f"many-{way}")
+        answers = [await client.next() for _ in range(40)]
+    assert {answer["id"] for answer in answers} == set(range(5, 45))
+    assert [answer["result"]["content"][0]["text"] for answer in answers] == [f"many-{way} is open"] * 40
+
+
+@pytest.mark.parametrize("way", WAYS)
 async def test_a_cancelled_call_is_cancelled_at_the_server(place: Place, way: Way) -> None:
     async with raw(place, way) as client:
         await client.send("tools/call", {"name": "plain-hold", "arguments": {"gate": f"c-{way}"}}, id=5)
