@@ -103,7 +103,8 @@ class ModernServer(Protocol):
 class ModernRequests:
     """The requests of this era to one server, of all clients.
 
-    At most `max_inflight` of them are under way for each principal. `headers` are those of clients that go on.
+    At most `max_inflight` of them are under way for each principal, and as many streams of subscriptions. `headers` are
+    those of clients that go on.
     """
 
     def __init__(
@@ -122,7 +123,8 @@ class ModernRequests:
         self._max_inflight = max_inflight
         self._picked = headers
         self._tracer = tracer
-        self._inflight: Counter[Principal] = Counter()
+        self._inflight: Counter[tuple[Principal, bool]] = Counter()
+        """How many are under way for each principal; apart, since they last, how many streams of subscriptions."""
         self._passages: set[Passage] = set()
         self._draining: anyio.Event | None = None
         """Set once nothing is under way, after a drain began."""
@@ -144,7 +146,7 @@ class ModernRequests:
         try:
             message = modern.read(body)
             request.id = message.id
-            with self._admitted(request.principal), _Watch(request) as watch:
+            with self._admitted(request.principal, message), _Watch(request) as watch:
                 return await self._take(request, message, body, watch)
         except TrunklineError as error:
             self._statistics.count("refused", error.word)
@@ -180,7 +182,7 @@ class ModernRequests:
     # Inside.
 
     @contextmanager
-    def _admitted(self, principal: Principal) -> Iterator[None]:
+    def _admitted(self, principal: Principal, message: Envelope) -> Iterator[None]:
         """A place among the requests that are under way.
 
         Raises:
@@ -189,15 +191,16 @@ class ModernRequests:
         """
         if self._draining is not None:
             raise SessionLost("this server is no longer served, or the gateway is shutting down", executed="no")
-        if self._inflight[principal] >= self._max_inflight:
+        kind = (principal, message.method == modern.LISTEN)
+        if self._inflight[kind] >= self._max_inflight:
             raise Overloaded("too many requests in flight", limit="max_inflight_per_workflow")
-        self._inflight[principal] += 1
+        self._inflight[kind] += 1
         try:
             yield
         finally:
-            self._inflight[principal] -= 1
-            if not self._inflight[principal]:
-                del self._inflight[principal]
+            self._inflight[kind] -= 1
+            if not self._inflight[kind]:
+                del self._inflight[kind]
             if self._draining is not None and not self._inflight:
                 self._draining.set()
 

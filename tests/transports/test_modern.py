@@ -433,6 +433,19 @@ async def test_g10_the_requests_of_a_principal_are_bounded() -> None:
         assert (await (await here.call(authorization="alice")).json())["result"] == DONE
 
 
+async def test_g10_streams_of_subscriptions_are_bounded_and_take_no_place_of_a_call() -> None:
+    script: dict[str, Sequence[Play]] = {LISTEN: [[OpenStream(), Send(NOTE), Hang()]]}
+    async with both_eras(script=script, max_inflight=2) as here:
+        listening = [await here.call(LISTEN, n) for n in range(2)]
+        refused = await here.call(LISTEN)
+        assert (await refused.json())["error"]["data"] == {"limit": "max_inflight_per_workflow"}
+        assert (await (await here.call()).json())["result"] == DONE
+        assert here.requests.inflight == 2
+        listening[0].leave()
+        await listening[0].over()
+        assert (await here.call(LISTEN)).is_stream
+
+
 async def test_g1_the_same_id_may_be_under_way_many_times() -> None:
     async with both_eras(
         [Pause("gate"), Json('{"jsonrpc":"2.0","id":$ID,"result":{"resultType":"complete"}}')]
