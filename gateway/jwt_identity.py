@@ -124,16 +124,28 @@ class KeySource:
 
 
 def read_keys(text: str) -> dict[str, Any]:
-    """The keys of a JSON Web Key Set by their `kid`; those of an unknown kind are left out.
+    """The keys of a JSON Web Key Set by their `kid`; those that cannot be used are left out.
 
     Raises:
         ValueError: it is no key set, or holds no key that can be used.
     """
     try:
-        found = jwt.PyJWKSet.from_dict(json.loads(text)).keys
-    except (jwt.PyJWTError, AttributeError, TypeError, RecursionError) as error:
-        raise ValueError(f"no JSON Web Key Set: {error}") from None
-    return {key.key_id if isinstance(key.key_id, str) else f"#{n}": key.key for n, key in enumerate(found)}
+        told = json.loads(text)
+    except RecursionError:
+        told = None
+    listed = told.get("keys") if isinstance(told, dict) else None
+    if not isinstance(listed, list):
+        raise ValueError("it is no JSON Web Key Set")
+    found: dict[str, Any] = {}
+    for number, one in enumerate(listed):
+        try:
+            key = jwt.PyJWK.from_dict(one)
+            found[key.key_id if isinstance(key.key_id, str) else f"#{number}"] = key.key
+        except (jwt.PyJWTError, ValueError, TypeError, AttributeError, LookupError, NotImplementedError):
+            continue  # whatever a key of another kind leads to
+    if not found:
+        raise ValueError("it holds no key that can be used")
+    return found
 
 
 class _Known(NamedTuple):

@@ -196,6 +196,30 @@ def test_what_is_no_key_set_is_refused(text: str) -> None:
         read_keys(text)
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        {"kty": "RSA", "alg": "HS256"},
+        {"kty": "oct", "alg": "HS256", "k": None},
+        {"kty": "oct"},
+        {"kty": "OKP", "crv": "Ed25519", "x": "A" * 43, "alg": "none"},
+        {"kty": "EC", "crv": "P-256", "x": {}, "y": []},
+        {"kty": ["RSA"]},
+        {"kty": "RSA", "n": "AQAB", "e": None},
+        {"kty": "odd"},
+        {},
+        None,
+        7,
+    ],
+    ids=str,
+)
+def test_a_key_that_cannot_be_used_costs_no_other(odd: Any) -> None:
+    keys = json.loads(jwks(one=RSA))["keys"]
+    assert list(read_keys(json.dumps({"keys": [odd, *keys, odd]}))) == ["one"]
+    with pytest.raises(ValueError, match="it holds no key"):
+        read_keys(json.dumps({"keys": [odd]}))
+
+
 def test_a_name_that_is_none_is_no_name() -> None:
     keys = json.loads(jwks(one=RSA))
     keys["keys"][0]["kid"] = ["a"]

@@ -337,7 +337,16 @@ def test_a_proxy_need_not_name_a_tenant(read: Read) -> None:
 
 
 @pytest.mark.parametrize(
-    "keys", ['{"keys": []}', '{"keys": [{"kty": "another"}]}', '{"keys": 1}', "[]", "{", "[" * 9999]
+    "keys",
+    [
+        '{"keys": []}',
+        '{"keys": [{"kty": "another"}]}',
+        '{"keys": 1}',
+        "[]",
+        "{",
+        "[" * 9999,
+        '{"keys": [{"kty": "oct"}]}',
+    ],
 )
 def test_a_file_of_keys_has_one_that_can_be_used(read: Read, tmp_path: Path, keys: str) -> None:
     (tmp_path / "keys.json").write_text(keys)
