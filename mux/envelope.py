@@ -22,7 +22,7 @@ from .errors import (
     UpstreamFault,
     UpstreamRefused,
 )
-from .limits import MAX_ID_BYTES
+from .limits import MAX_BATCH, MAX_ID_BYTES
 
 Kind = Literal["request", "notification", "response"]
 IdKey = int | str
@@ -127,7 +127,7 @@ def parse_batch(text: bytes, *, limit: int) -> list[Envelope]:
 
     Raises:
         ParseError: not JSON.
-        InvalidRequest: an empty batch, or an element that is no message.
+        InvalidRequest: an empty batch, one of more than `MAX_BATCH` messages, or an element that is no message.
     """
     try:
         elements = _decode_array(_checked(text, limit))
@@ -139,6 +139,8 @@ def parse_batch(text: bytes, *, limit: int) -> list[Envelope]:
         raise ParseError("the batch is nested too deeply") from None
     if not elements:
         raise InvalidRequest("an empty batch holds no message")
+    if len(elements) > MAX_BATCH:
+        raise InvalidRequest(f"a batch holds at most {MAX_BATCH} messages")
     return [parse(bytes(element), limit=limit) for element in elements]
 
 

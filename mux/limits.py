@@ -33,6 +33,9 @@ MAX_URI_BYTES = 8 * 1024
 MAX_EVENT_BYTES = 16 * MIB
 """Largest message an upstream may send, as one SSE event or one JSON body."""
 
+MAX_BATCH = 256
+"""Most messages of one batch: each costs much more than its bytes, and they have one turn together."""
+
 MAX_ID_BYTES = 1024
 """Longest spelling of a request id or progress token: it is stored for as long as the request is in flight."""
 

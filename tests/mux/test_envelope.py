@@ -27,6 +27,7 @@ from trunkline.mux.errors import (
     UpstreamFault,
     UpstreamRefused,
 )
+from trunkline.mux.limits import MAX_BATCH
 
 LIMIT = 1 << 20
 IDS = ["1", '"1"', "0", "-1", "-0", str(2**60), "9" * 30, '"\\u0041"', '""', '"ü"']
@@ -169,6 +170,17 @@ def test_e11_a_batch_is_split_and_an_empty_one_refused() -> None:
             parse_batch(text, limit=LIMIT)
     with pytest.raises(ParseError):
         parse_batch(b"[", limit=LIMIT)
+
+
+def test_g10_a_batch_is_bounded_in_number() -> None:
+    """Each of its messages takes much longer than its bytes, and nobody else has a turn before the last."""
+    one = message(method='"n"')
+    assert len(parse_batch(b"[%b]" % b",".join([one] * MAX_BATCH), limit=LIMIT)) == MAX_BATCH
+    for beyond in (b"[%b]" % b",".join([one] * (MAX_BATCH + 1)), b"[%b]" % b",".join([b"{}"] * 100_000)):
+        with pytest.raises(InvalidRequest, match="at most"):
+            parse_batch(beyond, limit=LIMIT)
+        with pytest.raises(UpstreamFault, match="at most"):
+            parse_upstream(beyond, limit=LIMIT)
 
 
 def test_what_a_server_sends_amiss_is_its_fault() -> None:
