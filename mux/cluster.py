@@ -34,7 +34,7 @@ from .placement import NAMES, Concern, decide
 from .premises import Premises
 from .principal import Principal
 from .record import WorkflowRecord
-from .recovery import recover
+from .recovery import Kept, recover
 from .upstream import Upstream
 from .workflow import Workflow
 
@@ -231,8 +231,8 @@ class Cluster:
         record, upstream = what
         try:
             beside = await self._opened_beside(record)
-            kept = recover(await self._directory.read(record.session_id))
             living = await self._living()
+            kept = recover(await self._directory.read(record.session_id))
             await self._ports.admit(record.principal, upstream.pooling)
             self._residents.census.add(record.principal)
             try:
@@ -252,6 +252,7 @@ class Cluster:
             workflow = self._hold(stored, upstream, beside)
             workflow.account.take_over(self._clock())
             kept.stream(0)
+            workflow.survivors = living
             workflow.restore(kept, stored.epoch, lambda name: name // NAMES not in living)
             return workflow
         except TrunklineError:
@@ -270,13 +271,17 @@ class Cluster:
         Raises:
             DirectoryUnavailable: nobody can tell.
         """
-        record = workflow.record
-        with anyio.move_on_after(FLUSH_SECONDS):
-            await self.journal.flush(record.session_id)  # what was settled here is not found open there
-        kept = recover(await self._directory.read(record.session_id))
+        record, kept = workflow.record, Kept()
+        living = workflow.survivors
+        if living is None or concern.worker in living:  # else all that it may have left was read, if there was anything
+            living = await self._living()
+            with anyio.move_on_after(FLUSH_SECONDS):
+                await self.journal.flush(record.session_id)  # what was settled here is not found open there
+            kept = recover(await self._directory.read(record.session_id))
+            workflow.survivors = living
         if concern.is_stream:  # its worker died before it could tell of it
             kept.stream(concern.name)
-        workflow.restore(kept, max(record.epoch, 1), lambda name: name // NAMES == concern.worker)
+        workflow.restore(kept, max(record.epoch, 1), lambda name: name // NAMES not in living)
 
     async def direct(self, number: int) -> None:
         """Send on what names a thing that the worker of this number gave, if that is another one that lives.

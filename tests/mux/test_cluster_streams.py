@@ -6,7 +6,8 @@ import pytest
 from harness.clustering import Member, Workers, two, until, workers
 from harness.memory_wire import message
 from harness.muxing import ALICE, BOB, Client, events, idle, initialize, position, some
-from trunkline.mux.directory import LEASE_SECONDS
+from trunkline.mux import membership as membership_module
+from trunkline.mux.directory import LEASE_SECONDS, Entry
 from trunkline.mux.envelope import parse
 from trunkline.mux.errors import Elsewhere
 from trunkline.mux.event_log import MAX_EMPTY, Position, Stream
@@ -156,11 +157,21 @@ async def test_a_stream_that_no_log_tells_of_ends_without_ending_the_workflow() 
         assert (await b.find(session_id)).workflow.ended is None
 
 
-async def test_g10_streams_that_a_client_makes_up_are_not_kept() -> None:
+async def test_g10_streams_that_a_client_makes_up_are_neither_kept_nor_looked_for_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(membership_module, "DOUBT_SECONDS", 0.0)  # who lives is not what is counted here
     async with workers() as at:
         a, _, session_id = await two(at)
         workflow = (await a.find(session_id)).workflow
-        made_up = [a.number * NAMES + n for n in range(1000, 1100)]
+        reads, read = list[str](), at.directory.read
+
+        async def counted(session_id: str) -> list[Entry]:
+            reads.append(session_id)
+            return await read(session_id)
+
+        monkeypatch.setattr(at.directory, "read", counted)
+        made_up = [worker * NAMES + n for worker in (a.number, 98, 99) for n in range(1000, 1040)]
         for number in made_up:
             found = Position(workflow.record.event_token, number, 0, 1)
             assert await a.pool.lookup.find_position(ANONYMOUS, "x", found) is workflow
@@ -169,6 +180,7 @@ async def test_g10_streams_that_a_client_makes_up_are_not_kept() -> None:
             reader.close()
         assert workflow.ended is None
         assert sum(map(workflow.streams.knows, made_up)) <= MAX_EMPTY + 1
+        assert len(reads) <= 2, "once for this worker, and once for those that are dead"
 
 
 def own(n: int) -> bytes:
