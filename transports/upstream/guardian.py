@@ -1,10 +1,11 @@
 """What this process started ends with it, also where it is killed and can do nothing about that itself.
 
 A server that reads the end of its input ends by itself. One that hangs would be left for good, with all that it
-started: so a small process is told which groups there are, for as long as there are any. It runs `orphans`, which ends
+started: so a small process, begun with the first of them, is told which groups there are. It runs `orphans`, which ends
 them where this one has died. (What Linux signals at the death of a parent would reach none of what a wrapper started.)
 """
 
+import atexit
 import logging
 import os
 import subprocess
@@ -45,10 +46,18 @@ class Guardian:
         """It has ended."""
         with self._lock:
             self._groups.discard(group)
-            if not self._groups:
-                self._end()
+            self._tell(b"-%d\n" % group)
+
+    def close(self) -> None:
+        """End with this process, where that ends in order; groups that are left end as well. Called by itself."""
+        with self._lock:
+            if self._process is None:
+                return
+            if self._groups:
+                os.close(self._input)
+                self._process = None
             else:
-                self._tell(b"-%d\n" % group)
+                self._end()
 
     def _begin(self) -> None:
         try:
@@ -56,6 +65,7 @@ class Guardian:
         except OSError as error:
             logger.warning("servers that hang would outlive this process if it was killed: %s", error.strerror)
             return
+        atexit.register(self.close)
         for group in self._groups:
             self._tell(b"+%d\n" % group)
 
@@ -65,6 +75,7 @@ class Guardian:
             self._process.wait()  # the end of its input would tell it that this process has died
             self._process = None
             os.close(self._input)
+            atexit.unregister(self.close)
 
     def _tell(self, word: bytes) -> bool:
         """Say this; False where nobody hears it."""

@@ -63,21 +63,23 @@ def test_a_process_that_is_killed_takes_what_it_started_with_it() -> None:
         anyio.run(until_gone, pid)
 
 
-def test_it_is_there_for_as_long_as_there_are_groups(groups: Callable[[], int]) -> None:
+def test_one_process_is_begun_with_the_first_group_and_ends_with_this_one(groups: Callable[[], int]) -> None:
     guardian, first, second = Guardian(0.0), groups(), groups()
     before = children()
     guardian.take(first)
     guardian.take(second)
-    assert len(children() - before) == 1
-    assert guardian.processes() == {first, second} | (children() - before)
+    (begun,) = children() - before
+    assert guardian.processes() == {first, second, begun}
     guardian.release(first)
-    assert len(children() - before) == 1
     guardian.release(second)
+    guardian.take(first)
+    guardian.release(first)
+    assert guardian.processes() == children() - before == {begun}
+    guardian.close()
+    guardian.close()
     assert children() == before
-    assert guardian.processes() == set()
     for group in (first, second):
         os.killpg(group, 0)  # they live: nobody took this process for dead
-    guardian.release(second)
 
 
 def test_one_that_was_killed_is_followed_by_another_that_knows_all(groups: Callable[[], int]) -> None:
@@ -90,13 +92,12 @@ def test_one_that_was_killed_is_followed_by_another_that_knows_all(groups: Calla
     second = groups()
     guardian.take(second)
     assert not Path(f"/proc/{victim}").exists()
-    assert guardian._process is not None
-    os.close(guardian._input)  # as if this process had died
-    guardian._process.wait()
-    guardian._process = None
+    another = guardian._process
+    assert another is not None
+    guardian.close()
     for group in (first, second):
         assert os.waitid(os.P_PID, group, os.WEXITED | os.WNOWAIT).si_status == signal.SIGTERM
-        guardian.release(group)
+    assert another.wait() == 0
 
 
 def test_one_that_is_stopped_does_no_harm_when_it_goes_on(groups: Callable[[], int]) -> None:
@@ -110,6 +111,7 @@ def test_one_that_is_stopped_does_no_harm_when_it_goes_on(groups: Callable[[], i
     assert len(children() - before) == 1, "another one"
     os.killpg(group, 0)
     guardian.release(group)
+    guardian.close()
     assert children() == before
 
 
@@ -127,3 +129,4 @@ def test_where_it_cannot_be_started_that_is_told(
     guardian.take(group)
     assert len(children() - before) == 1
     guardian.release(group)
+    guardian.close()
