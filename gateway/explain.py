@@ -91,7 +91,7 @@ def _facts(told: Told) -> Iterator[tuple[str, str]]:
 def _timeline(events: Sequence[Told], console: Console) -> Table:
     table = table_for(console, "when", "ago", "what", "detail")
     for event in events:
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event["at"]))
+        when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(event["at"]))  # as the log says it
         add_row(table, when, _ago(event["at"]), WHAT.get(event["what"], event["what"]), event["detail"])
     return table
 

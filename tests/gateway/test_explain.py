@@ -270,6 +270,7 @@ def test_what_a_gateway_says_neither_steers_the_terminal_nor_is_markup() -> None
     assert "[2J[red]x" in text
     assert "shared with 2 other workflows, one of 2" in text
     assert "days ago" in text
+    assert "1970-01-01T00:00:00Z" in text, "as the log says it, wherever who looks may be"
 
 
 def test_an_account_of_another_version_is_told_in_one_line() -> None:
