@@ -76,12 +76,12 @@ class Guard:
         host = headers.get("host", "")
         if host not in self._known_hosts:
             if not self._host_is_allowed(host.lower()):
-                raise Rejected(421, "host", "this Host is not served here; see gateway.allowed_hosts")
+                raise Rejected(421, "host", "this Host is not served here; see allowed_hosts")
             if len(self._known_hosts) < 256:
                 self._known_hosts.add(host)
         origin = headers.get("origin")
         if origin is not None and not self._origin_is_allowed(origin):
-            raise Rejected(403, "origin", "this Origin is not allowed; see gateway.allowed_origins")
+            raise Rejected(403, "origin", "this Origin is not allowed; see allowed_origins")
 
     def check_page(self, headers: Mapping[str, str]) -> None:
         """Refuse what a browser asks for a page of another site without naming its origin, as for an image or a link.

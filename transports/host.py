@@ -284,7 +284,7 @@ class Host:
         elif scope["type"] == "websocket":
             await not_found(scope, receive, send)
         else:
-            served = b", ".join(name.encode() for name in self._endpoints)
+            served = b", ".join(f"{scope.get('root_path', '')}{name}".encode() for name in self._endpoints)
             await respond(send, 404, [(b"content-type", b"text/plain")], b"MCP is served at " + served)
 
     async def _live(self, receive: Receive, send: Send) -> None:

@@ -392,7 +392,7 @@ async def test_curl_without_rights_is_told_so_and_nothing_else_and_is_counted(cl
         assert told == ("send the admin token as a bearer token\n", "401")
     assert closed.metric("trunkline_refused_total", reason="unauthorized") == before + len(asked)
     told = await anyio.to_thread.run_sync(curl, "-H", "Origin: https://other.example")
-    assert told == ("this Origin is not allowed; see gateway.allowed_origins\n", "403")
+    assert told == ("this Origin is not allowed; see allowed_origins\n", "403")
 
 
 async def test_an_admin_signs_in_with_a_token_that_is_kept_nowhere(

@@ -299,7 +299,8 @@ async def test_only_what_is_named_is_served() -> None:
     application = Application()
     async with listening(mounted(Host(application.serve, SSETransport))) as address:
         async with Wire(f"http://{address}/tools/mcp") as wire:
-            assert (await wire.post({"jsonrpc": "2.0", "id": 1, "method": "ping"})).status == 404
+            answer = await wire.post({"jsonrpc": "2.0", "id": 1, "method": "ping"})
+            assert (answer.status, await answer.body()) == (404, b"MCP is served at /tools/sse, /tools/message")
         with pytest.raises(InvalidStatus):
             async with connect(f"ws://{address}/tools/ws", subprotocols=["mcp"]):
                 pass
