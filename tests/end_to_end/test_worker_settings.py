@@ -13,11 +13,14 @@ from harness.redis_server import RedisServer
 from harness.upstreams import Upstream
 from harness.wire import Wire
 from harness.worker_gateways import WorkerGateway, worker_gateway
+from websockets.asyncio.client import connect
+from websockets.typing import Subprotocol
 
 pytestmark = pytest.mark.anyio
 
 WORKERS = 2
 STREAMS = 8
+MCP = [Subprotocol("mcp")]
 
 
 class Place:
@@ -92,17 +95,24 @@ async def test_a_token_that_is_taken_out_ends_its_streams_wherever_their_session
 
     await place.gateway.complete()
     await place.reload(text("stays", "goes"), "unchanged, auth")
+    going = {"Authorization": "Bearer goes"}
+    address = place.gateway.url().replace("http:", "ws:").replace("/mcp", "/ws")
     async with AsyncExitStack() as stack:
-        streams = []
+        opened = []
         for _ in range(STREAMS):  # on connections of their own: half of them come to the worker that has it not
             wire = await stack.enter_async_context(Wire(place.gateway.url(), {"Authorization": "Bearer stays"}))
             await wire.open()
             other = await stack.enter_async_context(Wire(place.gateway.url(), wire.headers))
-            streams.append((wire, await other.get(headers={"Authorization": "Bearer goes"})))
-        assert all(stream.status == 200 for _, stream in streams)
+            stream = await other.get(headers=going)
+            named = f"{address}?session_id={wire.headers['Mcp-Session-Id']}"
+            socket = await stack.enter_async_context(connect(named, subprotocols=MCP, additional_headers=going))
+            opened.append((wire, stream, socket))
+        assert all(stream.status == 200 for _, stream, _ in opened)
         await place.reload(text("stays"), "unchanged, auth")
         with anyio.fail_after(10):
-            for wire, stream in streams:
+            for wire, stream, socket in opened:
                 async for _ in stream.events():
                     pass
+                await socket.wait_closed()
+                assert socket.close_code == 4401
                 assert (await wire.call("counter")).status == 200
