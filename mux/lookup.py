@@ -163,7 +163,7 @@ class Lookup:
         workflow.checked = self._clock()
         try:
             if self._cluster is not None:
-                return await self._compare(workflow)
+                return await self.compare(workflow)
             stored = await self._directory.get(workflow.record.session_id)
         except BaseException:
             workflow.checked = -inf
@@ -173,8 +173,11 @@ class Lookup:
             raise UnknownSession("no such session; begin anew with initialize")
         return True
 
-    async def _compare(self, workflow: Workflow) -> bool:
-        """The same among several workers. While nobody can tell, it is used as it is, but for what must be certain."""
+    async def compare(self, workflow: Workflow) -> bool:
+        """Compare one, where there are other workers; False where it has ended here by that.
+
+        While nobody can tell, it is used as it is, but for what must be certain.
+        """
         assert self._cluster is not None, "without other workers nothing is compared so"
         try:
             verdict = await self._cluster.comparison.compare(workflow)
@@ -188,7 +191,7 @@ class Lookup:
     async def compare_doubted(self, _: None) -> None:
         """Compare with the directory all that another worker may have taken over."""
         for workflow in [workflow for workflow in self._workflows.values() if workflow.is_doubted]:
-            await self._compare(workflow)
+            await self.compare(workflow)
 
     def _doubt(self, session_id: str) -> None:
         """Compare with the directory again, when it is needed next: one workflow.

@@ -385,7 +385,12 @@ class Pool:
     def _sweeping(self, release: Callable[[Upstream], Coroutine[Any, Any, None]] | None) -> Sweep:
         """What looks after everything here."""
         ports = SweepPorts(
-            lambda: self.pooling, self._ending.soon, self.lookup.compare_doubted, self._ending.remove, release
+            lambda: self.pooling,
+            self._ending.soon,
+            self.lookup.compare,
+            self.lookup.compare_doubted,
+            self._ending.remove,
+            release,
         )
         return Sweep(self._premises, ports, lines=self._lines, cluster=self._cluster)
 

@@ -33,6 +33,8 @@ class SweepPorts(NamedTuple):
     """What bounds the process now."""
     end: Callable[[Workflow, str], None]
     """Ends a workflow, for a cause."""
+    compare: Callable[[Workflow], Coroutine[Any, Any, bool]]
+    """Compares one with its record; it may end by that."""
     compare_doubted: Callable[[None], Coroutine[Any, Any, None]]
     """Compares with the directory what another worker may have taken over."""
     remove: Callable[[WorkflowRecord], Coroutine[Any, Any, None]]
@@ -120,7 +122,7 @@ class Sweep:
             return
         now = self._clock()
         if seconds is None:
-            self._ports.end(workflow, "removed")
+            await self._ports.compare(workflow)  # it was removed, or has to be told again
         elif seconds < patience:
             workflow.touched_elsewhere(now - seconds)
         elif workflow.idle_since is not None and workflow.idle_since + patience <= now:

@@ -244,6 +244,22 @@ async def test_calls_beside_the_holder_keep_a_workflow_in_use() -> None:
         assert (await a.find(session_id)).workflow.ended is None
 
 
+async def test_one_that_is_used_elsewhere_does_not_end_because_its_record_was_lost() -> None:
+    async with workers(idle_timeout=20, resume_window=5) as at:
+        a, b, session_id = await two(at)
+        for _ in range(3):
+            await at.pass_time(TOUCH_SECONDS)
+            beside = await b.beside(session_id)
+            await beside.answer(beside.call())
+        [workflow] = a.pool.workflows
+        at.clock.advance(TOUCH_SECONDS + 0.5)
+        at.directory.forget(session_id)
+        tuple(a.pool._sweep.look_after(at.clock()))
+        await settle()
+        assert (a.pool.workflows, at.server.deleted) == ([workflow], [])
+        assert await at.directory.get(session_id) == workflow.record
+
+
 async def test_a_workflow_that_no_worker_uses_ends() -> None:
     async with workers(idle_timeout=20, resume_window=5) as at:
         a, _, _ = await two(at)
