@@ -170,7 +170,7 @@ def host_of(parts: SplitResult) -> str:
 def proof_in(url: str) -> Headers:
     """The user and the password in a URL, as the header that proves them (RFC 7617); nothing where there are none."""
     parts = urlsplit(url)
-    if parts.username is None:
+    if not parts.username and not parts.password:
         return {}
     pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
     return {"Authorization": f"Basic {b64encode(pair.encode()).decode()}"}

@@ -10,6 +10,8 @@ from trunkline.transports.upstream.http import (
     ExchangeBroken,
     HeaderBlock,
     Withheld,
+    host_of,
+    proof_in,
     target_of,
     target_within,
     words_of,
@@ -131,3 +133,34 @@ def test_a_reference_leads_within_the_server(reference: str, target: str) -> Non
 def test_a_reference_that_leads_elsewhere_is_refused(reference: str) -> None:
     with pytest.raises(ValueError):
         target_within("http://x.example/a/sse", reference)
+
+
+@pytest.mark.parametrize(
+    ("address", "host"),
+    [
+        ("http://x.example:81/m", "x.example"),
+        ("http://user:pass@[fd00::1]/m", "fd00::1"),
+        ("http:///m", ""),
+        ("http://" + "x" * 64 + ".example/m", ""),
+        ("http://x..example/m", ""),
+    ],
+)
+def test_a_host_is_one_that_can_be_asked_for(address: str, host: str) -> None:
+    assert host_of(urlsplit(address)) == host
+
+
+@pytest.mark.parametrize("address", ["http://x.example/m", "http://@x.example/m", "http://:@x.example/m"])
+def test_a_url_without_a_user_proves_nothing(address: str) -> None:
+    assert proof_in(address) == {}
+
+
+@pytest.mark.parametrize(
+    ("address", "pair"),
+    [
+        ("https://Aladdin:open%20sesame@x.example/m", "QWxhZGRpbjpvcGVuIHNlc2FtZQ=="),  # RFC 7617, 2
+        ("https://test:123%C2%A3@x.example/m", "dGVzdDoxMjPCow=="),  # RFC 7617, 2.1
+        ("https://token@x.example/m", "dG9rZW46"),
+    ],
+)
+def test_a_user_and_a_password_in_a_url_are_basic_credentials(address: str, pair: str) -> None:
+    assert proof_in(address) == {"Authorization": f"Basic {pair}"}
