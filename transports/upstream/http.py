@@ -170,9 +170,10 @@ def host_of(parts: SplitResult) -> str:
 def proof_in(url: str) -> Headers:
     """The user and the password in a URL, as the header that proves them (RFC 7617); nothing where there are none."""
     parts = urlsplit(url)
-    if not parts.username and not parts.password:
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    if not user and not password:
         return {}
-    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    pair = f"{user}:{password}"
     return {"Authorization": f"Basic {b64encode(pair.encode()).decode()}"}
 
 
