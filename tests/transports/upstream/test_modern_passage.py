@@ -299,7 +299,8 @@ async def test_l28_a_stream_of_subscriptions_ends_without_a_word() -> None:
 
 
 @pytest.mark.parametrize("pieces", [(), (STREAM,), (STREAM, chunk(encode(NOTE))), (answer(b" " * 99_999)[:-1],)])
-async def test_e13_closing_cuts_the_exchange(pieces: tuple[bytes, ...]) -> None:
+async def test_e13_closing_cuts_the_exchange(pieces: tuple[bytes, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modern_passage, "LINGER_SECONDS", 2 * PATIENCE)
     serve, said, left = hanging(*pieces)
     async with asked(serve) as here:
         passage = here.send()
