@@ -96,6 +96,9 @@ class ModernServer(Protocol):
     def send(self, message: Envelope, body: bytes, headers: Headers) -> Passage:
         """Put one request on its way; raises `ValueError` for headers that cannot be sent."""
 
+    def stop(self, error: TrunklineError) -> None:
+        """No request follows: whoever waits to hear what is spoken is told this."""
+
     async def close(self) -> None:
         """Close what is held between requests. Idempotent."""
 
@@ -170,10 +173,11 @@ class ModernRequests:
             return True
         with anyio.move_on_after(timeout):
             await self._draining.wait()
-        left = list(self._passages)
-        for passage in left:
+        is_complete = not self._inflight
+        self._upstream.stop(SessionLost(cause.message, executed="no"))
+        for passage in list(self._passages):
             passage.stop(cause)
-        return not left
+        return is_complete
 
     async def close(self) -> None:
         """Close what leads to the server. Idempotent."""

@@ -549,6 +549,27 @@ async def test_g8_a_drain_ends_although_a_request_does_not() -> None:
         assert (await running.json())["error"]["code"] == -31002
 
 
+@pytest.mark.parametrize("is_known", [False, True])
+async def test_g8_a_request_that_could_not_be_sent_before_the_end_of_a_drain_is_not_sent(is_known: bool) -> None:
+    discover: Play = [Pause("probe"), *SPOKEN]
+    async with (
+        ScriptedUpstream({"server/discover": [SPOKEN, discover] if is_known else [discover]}) as upstream,
+        requests_to(upstream.url) as (server, requests, _),
+        front(options={"modern": requests}) as ahead,
+    ):
+        if is_known:
+            await server.revisions()
+            server.forget()
+        waiting = ahead.client.start("POST", body_of(), headers_of())
+        await upstream.reached("probe")
+        assert not await requests.drain(0)
+        error = (await waiting.json())["error"]
+        assert (error["code"], error["data"]) == (-31002, {"executed": "no"})
+        await waiting.over()
+        assert await requests.drain(0)
+        assert not upstream.of("tools/call")
+
+
 # Settings that change.
 
 

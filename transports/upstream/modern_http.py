@@ -65,7 +65,7 @@ class ModernHTTPServer:
         self._known_until = 0.0
         self._blocks: dict[tuple[tuple[str, str], ...], HeaderBlock] = {}
         self._probe: _Probe | None = None
-        self._is_closed = False
+        self._is_stopped = False
 
     async def revisions(self) -> tuple[str, ...]:
         """The revisions of ours that the server speaks: asked once, and again when a request has failed.
@@ -73,7 +73,8 @@ class ModernHTTPServer:
         Where it then gives no answer that tells, what it was known to speak still holds.
 
         Raises:
-            UpstreamUnreachable: it never gave one, or the gateway stops.
+            UpstreamUnreachable: it never gave one.
+            TrunklineError: what `stop` was told.
         """
         if self._revisions is None or asyncio.get_running_loop().time() >= self._known_until:
             if self._probe is None:
@@ -81,7 +82,7 @@ class ModernHTTPServer:
             try:
                 return self._offered(await asyncio.shield(self._probe.verdict))
             except UpstreamUnreachable:
-                if self._revisions is None or self._is_closed:
+                if self._revisions is None or self._is_stopped:
                     raise
         return self._revisions
 
@@ -106,11 +107,15 @@ class ModernHTTPServer:
         self._headers = self._headers.with_(headers)
         self._blocks.clear()
 
+    def stop(self, error: TrunklineError) -> None:
+        """No request follows: whoever waits to hear what the server speaks is told this."""
+        self._is_stopped = True
+        if self._probe is not None:
+            self._probe.fail(error)
+
     async def close(self) -> None:
         """Close the HTTP client; what is under way breaks. Idempotent."""
-        self._is_closed = True
-        if self._probe is not None:
-            self._probe.fail(UpstreamUnreachable("the gateway stopped", executed="no"))
+        self.stop(UpstreamUnreachable("the gateway stopped", executed="no"))
         await self._http.close()
 
     def _block(self, headers: Headers) -> HeaderBlock:
