@@ -81,7 +81,9 @@ def read_call(
     """
     try:
         given = json.loads(arguments)
-    except ValueError as error:
+        # What can be spelled and not be sent: NaN, half of a surrogate pair.
+        json.dumps(given, ensure_ascii=False, allow_nan=False).encode()
+    except (ValueError, RecursionError) as error:
         raise WrongArgument(f"the tool's arguments are not JSON: {error}") from None
     if not isinstance(given, dict):
         raise WrongArgument("""the tool's arguments must be a JSON object, like '{"name": "value"}'""")

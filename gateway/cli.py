@@ -73,6 +73,7 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Run the program with these arguments; its exit code."""
     try:
+        _refuse_undecoded(arguments)
         returned = typer.main.get_command(app).main(arguments, prog_name="trunkline", standalone_mode=False)
         sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
@@ -83,6 +84,16 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         return tell(error)
     return returned if isinstance(returned, int) else ExitCode.DONE
+
+
+def _refuse_undecoded(arguments: list[str]) -> None:
+    """Refuse what could be written nowhere: bytes that are no text in the encoding of whoever started the program."""
+    for argument in arguments:
+        try:
+            argument.encode()
+        except UnicodeEncodeError:
+            encoding = sys.getfilesystemencoding()
+            raise WrongArgument(f"{argument!r} is no text in the encoding that is set here, {encoding}") from None
 
 
 def _version(wanted: bool) -> None:

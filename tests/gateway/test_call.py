@@ -88,6 +88,10 @@ def test_what_is_no_url_is_told_with_one_that_is(url: str) -> None:
     [
         ("{", None, "A: b", "are not JSON"),
         ("[1]", None, "A: b", "must be a JSON object"),
+        ('{"a": NaN}', None, "A: b", "are not JSON"),
+        ('{"a": 1e999}', None, "A: b", "are not JSON"),
+        ('{"a": "\\ud800"}', None, "A: b", "are not JSON"),
+        ('{"a": ' + "[" * 100_000, None, "A: b", "are not JSON"),
         ("{}", "smoke", "A: b", "expected http, sse or ws"),
         ("{}", None, "no colon", "expected 'Name: value'"),
         ("{}", None, ": nameless", "expected 'Name: value'"),

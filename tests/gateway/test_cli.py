@@ -126,6 +126,14 @@ def test_a_wrong_argument_is_one_line_that_says_where_to_look(arguments: tuple[s
     assert refused(*arguments) == told
 
 
+@pytest.mark.parametrize(
+    "arguments", [("check",), ("explain",), ("init", "--upstream"), ("call", "http://127.0.0.1:1/mcp")]
+)
+def test_an_argument_that_is_no_text_is_named(arguments: tuple[str, ...]) -> None:
+    told = refused(*arguments, "a\udcff", environ={"LC_ALL": "C.UTF-8"})
+    assert told == "'a\\udcff' is no text in the encoding that is set here, utf-8"
+
+
 def test_where_a_failure_came_from_is_told_to_who_debugs_and_to_nobody_else() -> None:
     arguments = ("check", "/no/such.toml")
     line = refused(*arguments)
