@@ -9,6 +9,7 @@ from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from websockets.frames import BINARY, CLOSE, PING, PONG, Frame
 from websockets.http11 import Request
+from websockets.protocol import OPEN
 
 from ..transports.frames import Frames, text_frame
 from ..transports.portions import Portions
@@ -156,8 +157,8 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
 
     def close(self, code: int, reason: str) -> None:
         """See `Wire.close`."""
-        if self.close_sent or self.transport.is_closing():
-            return
+        if self.close_sent or self.transport.is_closing() or self.conn.state is not OPEN:
+            return  # the last: it is ended by what came behind, which is dealt with next
         self.conn.send_close(code, reason)
         self.transport.write(b"".join(self.conn.data_to_send()))
         self.close_sent = True

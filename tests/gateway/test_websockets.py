@@ -21,7 +21,7 @@ from trunkline.transports.websocket import PING as LENT_PING
 from trunkline.transports.websocket import WIRE
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.frames import PING, Frame
+from websockets.frames import BINARY, CLOSE, PING, Close, Frame
 
 pytestmark = pytest.mark.anyio
 
@@ -297,6 +297,37 @@ async def test_what_is_not_legal_ends_it_with_the_code_that_says_so() -> None:
             await client.recv()
         assert client.close_code == 1007
         await app.until("begun", ("gone", 0), ("gone", 0))
+
+
+class Strict(Told):
+    """Ends a socket on which something comes that is no text."""
+
+    def came_binary(self) -> None:
+        super().came_binary()
+        self.wire.close(1003, "text only")
+
+
+@pytest.mark.parametrize(("behind", "code"), [(b"\x83\x80" + KEY, 1002), (b"", 1003)])
+async def test_what_is_ended_on_both_grounds_at_once_is_ended(behind: bytes, code: int) -> None:
+    app = Strict()
+    app.may_accept.set()
+    async with socket(app) as client:
+        client.transport.write(Frame(BINARY, b"b").serialize(mask=True) + behind)
+        with pytest.raises(ConnectionClosed):
+            await client.recv()
+        assert client.close_code == code
+        await client.wait_closed()
+
+
+async def test_who_says_good_bye_behind_what_is_refused_is_let_go() -> None:
+    app = Strict()
+    app.may_accept.set()
+    async with socket(app) as client:
+        goodbye = Frame(CLOSE, Close(1000, "").serialize()).serialize(mask=True)
+        client.transport.write(Frame(BINARY, b"b").serialize(mask=True) + goodbye)
+        with pytest.raises(ConnectionClosed):
+            await client.recv()
+        await app.until("begun", "binary", ("gone", 1000), ("gone", 0))
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
