@@ -1,15 +1,14 @@
 """A directory that the processes of one gateway have to themselves, for their sockets and figures.
 
-Each of them holds a lock in it for as long as it lives: the kernel lets go of that, however a process ends. So whoever
-starts later tells what gateways left that were killed from what is in use, and removes it.
+Each of them holds a lock on it for as long as it lives: the kernel lets go of that, however a process ends. So whoever
+starts later tells what gateways left that were killed from what is in use, and removes it. (Programs that tidy up after
+some days, such as systemd-tmpfiles, leave alone what is locked.)
 """
 
-import errno
 import fcntl
 import os
 import platform
 import shutil
-import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,13 +19,11 @@ from .settings import NotStarted, SettingsError
 
 PREFIX: Final = "trunkline-"
 
-LOCK: Final = f"{platform.node()}.lock"
-"""Of this host: file systems of several hosts need not tell one of the locks that another holds."""
+MARK: Final = f"{platform.node()}.host"
+"""A file in it: it is a gateway's, of this host. Where hosts share a file system, none need hear of others' locks."""
 
 MAX_PATH_BYTES: Final = 70
 """Longer, and the sockets in it would have no room in their addresses."""
-
-ATTEMPTS: Final = 10
 
 
 @contextmanager
@@ -39,7 +36,9 @@ def runtime_directory() -> Iterator[Path]:
     """
     try:
         _sweep(Path(tempfile.gettempdir()))
-        made, lock = _made()
+        made = Path(tempfile.mkdtemp(prefix=PREFIX))
+        lock = hold(made)
+        (made / MARK).touch()  # only from now on it may be swept
     except OSError as error:
         raise NotStarted("TMPDIR", f"there is no directory for temporary files: {error.strerror}") from error
     try:
@@ -57,10 +56,10 @@ def hold(directory: Path) -> int:
     Raises:
         FileNotFoundError: it was, since nobody who had it lives.
     """
-    lock = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(lock, fcntl.LOCK_SH)
-        if not os.path.samestat(os.fstat(lock), os.stat(directory / LOCK)):
+        if not os.path.samestat(os.fstat(lock), directory.stat()):
             raise FileNotFoundError(f"{directory} was swept")
     except BaseException:
         os.close(lock)
@@ -68,33 +67,24 @@ def hold(directory: Path) -> int:
     return lock
 
 
-def _made() -> tuple[Path, int]:
-    """A new one, and its lock; another one where it was swept before that was held."""
-    for _ in range(ATTEMPTS):
-        with suppress(FileNotFoundError):
-            made = Path(tempfile.mkdtemp(prefix=PREFIX))
-            return made, hold(made)
-    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-
-
 def _sweep(place: Path) -> None:
     """Remove the directories there of gateways that are dead for certain; of this user, and made on this host."""
     for found in place.glob(f"{PREFIX}*"):
         with suppress(OSError):
-            told = found.lstat()
-            if stat.S_ISDIR(told.st_mode) and told.st_uid == os.geteuid():
-                _remove_if_dead(found)
+            _remove_if_dead(found)
 
 
 def _remove_if_dead(found: Path) -> None:
-    """Remove it where nobody holds its lock.
+    """Remove it where nobody has it locked.
 
     Raises:
-        OSError: it is in use, or not known to be a gateway's.
+        OSError: it is in use, or no such directory.
     """
-    lock = os.open(found / LOCK, os.O_RDWR | os.O_NOFOLLOW)
+    lock = os.open(found, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        shutil.rmtree(found, ignore_errors=True)
+        os.stat(MARK, dir_fd=lock)
+        if os.fstat(lock).st_uid == os.geteuid():
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(found, ignore_errors=True)
     finally:
         os.close(lock)

@@ -14,8 +14,7 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 import pytest
-from trunkline.gateway import runtime as module
-from trunkline.gateway.runtime import LOCK, PREFIX, hold, runtime_directory
+from trunkline.gateway.runtime import MARK, PREFIX, hold, runtime_directory
 from trunkline.gateway.settings import NotStarted, SettingsError
 
 OWNER = """
@@ -97,7 +96,7 @@ def dead(place: Path, name: str) -> Path:
     """What a gateway left."""
     made = place / name
     made.mkdir()
-    (made / LOCK).touch()
+    (made / MARK).touch()
     return made
 
 
@@ -105,17 +104,14 @@ def test_what_may_be_somebody_elses_stays(place: Path, tmp_path: Path, monkeypat
     notes = place / f"{PREFIX}notes"
     notes.mkdir()
     elsewhere = dead(place, f"{PREFIX}elsewhere")
-    (elsewhere / LOCK).rename(elsewhere / "another-host.lock")
+    (elsewhere / MARK).rename(elsewhere / "another.host")
     linked = place / f"{PREFIX}linked"
     linked.symlink_to(dead(tmp_path, "target"))
     file = place / f"{PREFIX}file"
     file.touch()
-    lock = place / f"{PREFIX}lock"
-    lock.mkdir()
-    (lock / LOCK).symlink_to(notes / "none")
     other = dead(place, "other-program")
     with runtime_directory():
-        assert all(path.exists() for path in (notes, elsewhere, linked / LOCK, file, lock, other))
+        assert all(path.exists() for path in (notes, elsewhere, linked / MARK, file, other))
     theirs = dead(place, f"{PREFIX}of-another-user")
     monkeypatch.setattr(os, "geteuid", lambda: theirs.stat().st_uid + 1)
     with runtime_directory():
@@ -123,8 +119,7 @@ def test_what_may_be_somebody_elses_stays(place: Path, tmp_path: Path, monkeypat
 
 
 @pytest.mark.anyio
-async def test_who_comes_while_it_is_swept_is_told(place: Path) -> None:
-    """A worker that begins, or a gateway between making and holding it."""
+async def test_a_worker_that_comes_while_it_is_swept_is_told(place: Path) -> None:
     made = dead(place, f"{PREFIX}x")
     told: list[type[Exception]] = []
 
@@ -134,12 +129,12 @@ async def test_who_comes_while_it_is_swept_is_told(place: Path) -> None:
         except Exception as error:
             told.append(type(error))
 
-    lock = os.open(made / LOCK, os.O_RDWR)
+    lock = os.open(made, os.O_RDONLY)
     fcntl.flock(lock, fcntl.LOCK_EX)
     with anyio.fail_after(10):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(anyio.to_thread.run_sync, come)
-            await anyio.to_thread.run_sync(until_someone_waits, made / LOCK)
+            await anyio.to_thread.run_sync(until_someone_waits, made)
             shutil.rmtree(made)
             os.close(lock)
     assert told == [FileNotFoundError]
@@ -152,24 +147,10 @@ def until_someone_waits(path: Path) -> None:
         pass
 
 
-def test_one_that_is_swept_as_soon_as_it_is_made_is_followed_by_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[str] = []
-    make = tempfile.mkdtemp
-
-    def swept_at_first(prefix: str) -> str:
-        made.append(make(prefix=prefix))
-        if len(made) < 3:
-            shutil.rmtree(made[-1])
-        return made[-1]
-
-    monkeypatch.setattr(tempfile, "mkdtemp", swept_at_first)
-    with runtime_directory() as runtime:
-        assert str(runtime) == made[2]
-    monkeypatch.setattr(module, "ATTEMPTS", 2)
-    made.clear()
-    with pytest.raises(NotStarted) as refused, runtime_directory():
-        pass
-    assert refused.value.path == "TMPDIR"
+def test_one_that_is_not_locked_yet_is_left_to_who_makes_it(place: Path) -> None:
+    made = Path(tempfile.mkdtemp(prefix=PREFIX))
+    with runtime_directory():
+        assert made.exists()
 
 
 def test_one_whose_sockets_would_have_no_room_is_refused(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,6 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 import pytest
-from trunkline.gateway.runtime import LOCK
 from trunkline.gateway.settings import DirectorySection, NotStarted, Server, Settings
 from trunkline.gateway.workers.place import VARIABLE, Child, Command, Place
 
@@ -127,11 +126,12 @@ async def test_a_worker_keeps_its_directory_until_it_ends(listener: socket.socke
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(heard_to_the_end, child)
             place = await inherited(child)
-            with (tmp_path / LOCK).open() as lock:
-                with pytest.raises(BlockingIOError):
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                place.close()
+            lock = os.open(tmp_path, os.O_RDONLY)
+            with pytest.raises(BlockingIOError):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            place.close()
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.close(lock)
     child.close()
 
 
