@@ -46,7 +46,7 @@ def sdk_gateway(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPat
 @pytest.fixture(params=UPSTREAM)
 def server(request: pytest.FixtureRequest, sdk_gateway: Gateway) -> Iterator[str]:
     """The URL of one of them, without the path of the client's transport."""
-    yield f"{sdk_gateway.base}/servers/{request.param}"
+    yield sdk_gateway.server_url(request.param)
     if sdk_gateway.process.returncode is not None:
         raise sdk_gateway.process.fail("the gateway ended during a test")
 

@@ -58,7 +58,7 @@ async def open_and_leave(gateway: Gateway, workflows: int) -> None:
 
     async def worker() -> None:
         for _ in numbers:
-            async with raw_client("http", f"{gateway.base}/servers/up", name="leaver") as client:
+            async with raw_client("http", gateway.server_url(), name="leaver") as client:
                 await client.open()
 
     async with anyio.create_task_group() as tasks:

@@ -1,14 +1,15 @@
-"""WebSocket through the gateway process: the clients of two SDKs, the frames that are refused, and how it ends."""
+"""WebSocket through the gateway process: upgrades and frames that are refused, and how it ends.
+
+test_duplex_clients has what it carries.
+"""
 
 import itertools
 import json
 import signal
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
-from harness.clients import Kind, Scenario, play, texts
 from harness.duplex_clients import SocketClient
 from harness.gateways import Gateway, bearer
 from harness.gateways import gateway as running_gateway
@@ -19,20 +20,8 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 pytestmark = pytest.mark.anyio
 
-KINDS: tuple[Kind, ...] = ("sdk1", "typescript")
 PING = {"jsonrpc": "2.0", "id": "p", "method": "ping"}
 MIB = 1024 * 1024
-
-
-def base(gateway: Gateway, name: str = "up") -> str:
-    return gateway.url(name).rpartition("/")[0]
-
-
-def scenario(gateway: Gateway, calls: list[Any], query: str = "", **more: Any) -> Scenario:
-    url = f"{base(gateway)}/ws{query}".replace("http", "ws", 1)
-    made: Scenario = {"url": url, "transport": "websocket", "calls": calls}
-    made.update(more)  # type: ignore[typeddict-item]
-    return made
 
 
 async def refusal(client: SocketClient, query: str = "", headers: dict[str, str] | None = None) -> tuple[int, bytes]:
@@ -42,89 +31,17 @@ async def refusal(client: SocketClient, query: str = "", headers: dict[str, str]
     return refused.value.response.status_code, bytes(refused.value.response.body or b"")
 
 
-@pytest.mark.parametrize("kind", KINDS)
-async def test_a_client_counts_over_one_upstream_session(gateway: Gateway, upstream: Upstream, kind: Kind) -> None:
-    outcome = await play(kind, scenario(gateway, [{"tool": "counter", "times": 20}]))
-    assert texts(outcome) == [str(n) for n in range(1, 21)]
-    counts = upstream.counts()
-    assert counts["initialize"] == counts["initialized"] == 1
-    assert counts["method:tools/call"] == 20
-
-
-@pytest.mark.parametrize("kind", KINDS)
-async def test_sixteen_calls_are_inside_at_once_and_get_their_own_answers(
-    gateway: Gateway, upstream: Upstream, kind: Kind
-) -> None:
-    calls = [
-        {
-            "tool": "barrier",
-            "arguments": {"name": f"ws-{kind}", "parties": 16, "tag": str(n), "place": 15 - n},
-        }
-        for n in range(16)
-    ]
-    outcome = await play(kind, scenario(gateway, calls, concurrent=True))
-    assert [result["structured"]["tag"] for result in outcome["results"]] == [str(n) for n in range(16)]
-    assert upstream.counts()["initialize"] == 1
-
-
-@pytest.mark.parametrize("kind", KINDS)
-async def test_what_a_server_asks_and_tells_reaches_the_client(gateway: Gateway, kind: Kind) -> None:
-    outcome = await play(
-        kind,
-        scenario(
-            gateway,
-            [
-                {"tool": "ask"},
-                {"tool": "sample", "arguments": {"prompt": "on the stream of the call"}},
-                {"tool": "sample", "arguments": {"prompt": "on the other stream", "attributed": False}},
-                {"tool": "roots"},
-                {"tool": "slow"},
-                {"tool": "log", "arguments": {"text": "related", "times": 2}},
-                {"tool": "log", "arguments": {"text": "unrelated", "attributed": False}},
-            ],
-            answers={"elicitation": {"colour": "red"}, "sampling": "hello", "roots": ["file:///project"]},
-            await_notifications=3,
-        ),
-    )
-    assert texts(outcome)[:4] == ["accept red", "hello", "hello", "file:///project"]
-    steps = [[1, 3, "step 1"], [2, 3, "step 2"], [3, 3, "step 3"]]
-    # The TypeScript SDK forgets who wants progress once it has the answer, even where both came in one read.
-    seen = len(outcome["progress"]) if kind == "typescript" else 3
-    assert outcome["progress"] == steps[:seen]
-    told = sorted((params or {})["data"] for _, params in outcome["notifications"])
-    assert told == ["related 1", "related 2", "unrelated 1"]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-async def test_one_key_continues_one_count(gateway: Gateway, upstream: Upstream, kind: Kind, key: str) -> None:
-    for expected in (["1", "2"], ["3", "4"]):
-        made = scenario(gateway, [{"tool": "counter", "times": 2}], f"?workflow={key}")
-        assert texts(await play(kind, made)) == expected
-    assert upstream.counts()["initialize"] == 1
-
-
-async def test_progress_comes_before_the_answer_in_order(gateway: Gateway) -> None:
-    async with SocketClient(base(gateway)) as client:
-        await client.connect()
-        await client.begin()
-        await client.call("slow", token="t")
-        got = await client.hear(4)
-        assert [message.get("params", {}).get("progress") for message in got] == [1, 2, 3, None]
-        assert {message["params"]["progressToken"] for message in got[:3]} == {"t"}
-        assert text_of(got[3]) == "3 steps"
-
-
 # The upgrade, refused.
 
 
 async def test_x1_a_foreign_origin_is_refused_at_the_upgrade(gateway: Gateway) -> None:
-    client = SocketClient(base(gateway))
+    client = SocketClient(gateway.server_url())
     assert (await refusal(client, headers={"Origin": "https://evil.example"}))[0] == 403
 
 
 async def test_w3_the_subprotocol_is_required(gateway: Gateway) -> None:
     with pytest.raises(InvalidStatus) as refused:
-        await connect(f"{base(gateway)}/ws".replace("http", "ws", 1), proxy=None)
+        await connect(f"{gateway.server_url()}/ws".replace("http", "ws", 1), proxy=None)
     assert refused.value.response.status_code == 400
     assert b"Sec-WebSocket-Protocol" in (refused.value.response.body or b"")
 
@@ -132,13 +49,13 @@ async def test_w3_the_subprotocol_is_required(gateway: Gateway) -> None:
 async def test_g4_what_is_another_principals_is_unknown(upstream: Upstream, token_settings: Path) -> None:
     alice, bob = bearer("alice"), bearer("bob")
     with running_gateway(toml=token_settings) as gateway:
-        async with SocketClient(base(gateway), alice) as hers, SocketClient(base(gateway), bob) as his:
+        async with SocketClient(gateway.server_url(), alice) as hers, SocketClient(gateway.server_url(), bob) as his:
             await hers.connect("?workflow=chat")
             await hers.begin()
             answers = {await refusal(his, f"?session_id={name}") for name in (hers.session_id, "unknown")}
             assert len(answers) == 1
             assert answers.pop()[0] == 404
-            assert (await refusal(SocketClient(base(gateway))))[0] == 401
+            assert (await refusal(SocketClient(gateway.server_url())))[0] == 401
             await his.connect("?workflow=chat")
             await his.begin()
             for client in (hers, his):
@@ -147,7 +64,7 @@ async def test_g4_what_is_another_principals_is_unknown(upstream: Upstream, toke
 
 
 async def test_what_disagrees_is_refused(gateway: Gateway, key: str) -> None:
-    async with SocketClient(base(gateway)) as keyed, SocketClient(base(gateway)) as other:
+    async with SocketClient(gateway.server_url()) as keyed, SocketClient(gateway.server_url()) as other:
         await keyed.connect(f"?workflow={key}")
         await keyed.begin()
         await other.connect()
@@ -157,14 +74,14 @@ async def test_what_disagrees_is_refused(gateway: Gateway, key: str) -> None:
             (f"?session_id={other.session_id}&workflow={key}", {}),
             (f"?session_id={other.session_id}", {"Mcp-Session-Id": keyed.session_id}),
         ):
-            assert (await refusal(SocketClient(base(gateway)), query, headers))[0] == 400, (query, headers)
+            assert (await refusal(SocketClient(gateway.server_url()), query, headers))[0] == 400, (query, headers)
 
 
 # Frames.
 
 
 async def test_garbage_is_answered_and_the_socket_goes_on(gateway: Gateway) -> None:
-    async with SocketClient(base(gateway)) as client:
+    async with SocketClient(gateway.server_url()) as client:
         await client.connect()
         await client.send(b"garbage")
         assert (await client.next())["error"]["code"] == -32700
@@ -178,7 +95,7 @@ async def test_garbage_is_answered_and_the_socket_goes_on(gateway: Gateway) -> N
 
 async def test_w3_frames_that_are_no_messages_close_the_socket(gateway: Gateway) -> None:
     for frame, code in ((json.dumps(PING).encode(), 1003), ("." * (4 * MIB + 1), 1009)):
-        async with SocketClient(base(gateway)) as client:
+        async with SocketClient(gateway.server_url()) as client:
             await client.connect()
             await client.begin()
             assert client.socket is not None
@@ -192,7 +109,7 @@ async def test_w3_frames_that_are_no_messages_close_the_socket(gateway: Gateway)
 
 async def test_g8_a_drain_lets_the_call_end_and_closes_with_1001(upstream: Upstream, key: str) -> None:
     with running_gateway(upstreams={"up": upstream.url}) as gateway:
-        async with SocketClient(base(gateway)) as client:
+        async with SocketClient(gateway.server_url()) as client:
             await client.connect()
             await client.begin()
             await client.call("hold", {"gate": key})
@@ -203,7 +120,7 @@ async def test_g8_a_drain_lets_the_call_end_and_closes_with_1001(upstream: Upstr
                 if "error" in (answer := await client.answer(number)):
                     break
             assert answer["error"]["code"] == -31002
-            assert (await refusal(SocketClient(base(gateway))))[0] == 503
+            assert (await refusal(SocketClient(gateway.server_url())))[0] == 503
             upstream.open(key)
             assert text_of(await client.answer(1)) == f"{key} is open"
             assert await client.closed() == (1001, "drained")
@@ -211,7 +128,7 @@ async def test_g8_a_drain_lets_the_call_end_and_closes_with_1001(upstream: Upstr
 
 
 async def test_a_workflow_that_is_gone_closes_with_4404_and_why(gateway: Gateway) -> None:
-    async with SocketClient(base(gateway)) as client, Wire(gateway.url()) as wire:
+    async with SocketClient(gateway.server_url()) as client, Wire(gateway.url()) as wire:
         await client.connect()
         await client.begin()
         assert (await wire.delete({"Mcp-Session-Id": client.session_id})).status == 200

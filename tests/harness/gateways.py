@@ -39,7 +39,11 @@ class Gateway:
 
     def url(self, name: str = "up") -> str:
         """The Streamable HTTP endpoint of a server."""
-        return f"{self.base}/servers/{name}/mcp"
+        return f"{self.server_url(name)}/mcp"
+
+    def server_url(self, name: str = "up") -> str:
+        """Below which all endpoints of a server are."""
+        return f"{self.base}/servers/{name}"
 
     def fetch(self, path: str, headers: Mapping[str, str] | None = None) -> str:
         """The body of a GET that has to succeed."""

@@ -28,7 +28,7 @@ class Pair:
         self, tag: str = "a", *, capabilities: bytes | None = None, revision: str = REVISION
     ) -> AsyncIterator[RawClient]:
         """A client after its handshake; at its end, nothing may have come that the test did not take."""
-        url = f"{self._gateway.base}/servers/{self._up.transport}"
+        url = self._gateway.server_url(self._up.transport)
         async with raw_client(self._down, url, name=f"{self._key}-{tag}") as client:
             await client.open(self._capabilities if capabilities is None else capabilities, revision)
             yield client
