@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -51,22 +52,27 @@ def fitting(
 
     The caption says which: a name that is cut is worth nothing, since it cannot be copied.
     """
+    longest = [max(_words(column, rows, number), key=cell_len, default="") for number, column in enumerate(columns)]
     left_out: list[str] = []
-    spared = iter(spare)
-    while True:
-        kept = [number for number, column in enumerate(columns) if column not in left_out]
-        untold = f"no room for: {', '.join(left_out)}" if left_out else None
-        told = "\n".join(filter(None, (caption, untold)))
-        table = table_for(console, *(columns[number] for number in kept), caption=told or None)
-        for row in rows:
-            add_row(table, *(row[number] for number in kept))
-        wide = console.options.update(width=PLAIN_WIDTH)
-        if not console.is_terminal or Measurement.get(console, wide, table).minimum <= console.width:
-            return table
-        column = next(spared, None)
-        if column is None:
-            return table
+    kept = list(range(len(columns)))
+    for column in spare if console.is_terminal else ():
+        sample = table_for(console, *(longest[number] for number in kept))
+        if Measurement.get(console, console.options.update(width=PLAIN_WIDTH), sample).minimum <= console.width:
+            break
         left_out.append(column)
+        kept = [number for number in kept if columns[number] != column]
+    told = [caption, f"no room for: {', '.join(left_out)}" if left_out else None]
+    table = table_for(console, *(columns[number] for number in kept), caption="\n".join(filter(None, told)) or None)
+    for row in rows:
+        add_row(table, *(row[number] for number in kept))
+    return table
+
+
+def _words(column: str, rows: Sequence[Sequence[object]], number: int) -> Iterator[str]:
+    """What stands in a column, and is not to be broken."""
+    yield from column.split()
+    for row in rows:
+        yield from str(row[number]).split()
 
 
 def show(console: Console, *shown: RenderableType) -> None:
