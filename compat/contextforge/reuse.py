@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ from ...mux.statistics import Statistics
 from ...mux.streams import Reader
 from ...mux.upstream import Upstream
 from ...mux.workflow import Workflow
+from ...transports.upstream.http import ABSENT
 from .asked import Asked
 from .gateways import Gateways, ReadRecord, opening_headers
 from .settings import ContextForgeSettings
@@ -42,6 +43,10 @@ NOT_FORWARDED: Final = frozenset(
     | {"last-event-id", "mcp-session-id", "x-mcp-session-id"}
 )
 """What a wire says itself, and what names ContextForge's own sessions."""
+
+
+MAX_HEADER_NAMES: Final = 256
+"""Names of headers that the calls to one server may come with; one with more goes the old path."""
 
 
 class Name(NamedTuple):
@@ -110,6 +115,8 @@ class Reuse:
         """Those of each client session, also while they are opened: one that is missing then was ended meanwhile."""
         self._opening: dict[Name, asyncio.Task[_Held]] = {}
         """Handshakes under way. No caller's leaving cuts one: it would be lost."""
+        self._header_names: dict[int, set[str]] = {}
+        """By generation, those that calls came with: a session is opened under those of one of them."""
         self._ending: set[asyncio.Task[None]] = set()
         self._keeper: asyncio.Task[None] | None = None
         self._stopping = asyncio.Event()
@@ -147,10 +154,13 @@ class Reuse:
             upstream = self.gateways.find(gateway_id, url) if self.is_running else None
         except (OSError, ValueError):  # the stock client says what is wrong with it
             upstream = None
-        if upstream is None or not asked.may_share(upstream.pooling.reuse):
+        headers = {name: value for name, value in headers.items() if name.lower() not in NOT_FORWARDED}
+        names = self._header_names.setdefault(upstream.generation, set()) if upstream is not None else set()
+        is_named = len(names | {name.lower() for name in headers}) <= MAX_HEADER_NAMES
+        if upstream is None or not is_named or not asked.may_share(upstream.pooling.reuse):
             self.statistics.count("pool_requests", upstream.name if upstream else "", "bypass")
             raise OldPath
-        headers = {name: value for name, value in headers.items() if name.lower() not in NOT_FORWARDED}
+        names.update(name.lower() for name in headers)
         name = Name(asked.principal, upstream.name, upstream.generation, asked.session)
         hear = partial(self._note, gateway_id, url, asked.session_id)
         held = self._held.get(name)
@@ -164,7 +174,7 @@ class Reuse:
                 return await renew()  # the record was edited while a session was opened by what it said before
         held.used = self.pool.now()
         opening_headers.set(headers)
-        return Lease(held.workflow, headers, hear=hear, renew=renew)
+        return Lease(held.workflow, headers, names, hear=hear, renew=renew)
 
     async def end(self, session: str) -> None:
         """The client's session is over: what was open for it is ended."""
@@ -265,6 +275,7 @@ class Reuse:
                 self._end_after(over, workflow)
 
     async def _release(self, upstream: Upstream) -> None:
+        self._header_names.pop(upstream.generation, None)
         await self.gateways.release(upstream)
 
     def _end_after(self, over: asyncio.Event, workflow: Workflow) -> None:
@@ -309,20 +320,28 @@ def _read(reader: Reader, hear: Callable[[bytes], None]) -> None:
 
 
 class Lease:
-    """One call's use of an upstream session."""
+    """One call's use of an upstream session. It goes without those headers of `names` that it has not itself."""
 
     def __init__(
         self,
         workflow: Workflow,
         headers: Headers,
+        names: Collection[str],
         *,
         hear: Callable[[bytes], None],
         renew: Callable[[], Awaitable["Lease"]],
     ) -> None:
         self.workflow = workflow
-        self._headers = headers
+        self._own = headers
+        self._names = names
         self._hear = hear
         self._renew = renew
+
+    @property
+    def _headers(self) -> Headers:
+        """Its own, and none of those under which the session was opened."""
+        own = {name.lower() for name in self._own}
+        return {**{name: ABSENT for name in self._names if name not in own}, **self._own}
 
     @property
     def initialize_result(self) -> Any:

@@ -27,6 +27,9 @@ Method = Literal["POST", "GET", "DELETE"]
 Fence = Callable[[], bool]
 """Whether a request may still be sent."""
 
+ABSENT: Final = "\nabsent"
+"""In place of a value, this very object: a request is to go without a header that others of its session have."""
+
 _TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _VALUE: Final = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
 
@@ -90,12 +93,15 @@ class HeaderBlock:
             return text.encode("utf-8")
 
     def with_(self, headers: Headers) -> "HeaderBlock":
-        """A block with these besides; a name that is there already is replaced, however it is written."""
+        """A block with these besides; a name that is there already is replaced, however it is written.
+
+        One whose value is `ABSENT` is left out.
+        """
         if not headers:
             return self
         replaced = {str(name).lower() for name in headers}
         kept = {name: value for name, value in self.headers.items() if name.lower() not in replaced}
-        return HeaderBlock({**kept, **headers})
+        return HeaderBlock({**kept, **{name: value for name, value in headers.items() if value is not ABSENT}})
 
     def signed(self, signature: "HeaderBlock") -> "HeaderBlock":
         """A block with those of this signature over it. It is made once for as long as the signature stays the same."""

@@ -197,6 +197,31 @@ async def test_headers_are_those_of_each_call(server: Upstream) -> None:
     assert "ours" not in str(server.report()["requests"])
 
 
+async def test_a_call_goes_without_the_headers_of_others_though_the_session_was_opened_under_them(
+    server: Upstream,
+) -> None:
+    async with running(server, reuse="user") as kept:
+        await called(await kept.lease("alice@x", "a", {"Authorization": "Bearer a", "X-Tenant": "a"}), "counter")
+        await called(await kept.lease("alice@x", "b", {"X-TENANT": "b"}), "counter")
+        await called(await kept.lease("alice@x", "b"), "counter")
+    requests = [(entry["kind"], dict(entry["headers"])) for entry in server.report()["requests"]]
+    seen = [(kind, headers.get("authorization"), headers.get("x-tenant")) for kind, headers in requests]
+    assert [one for one in seen if one[0] == "call"] == [
+        ("call", "Bearer a", "a"),
+        ("call", None, "b"),
+        ("call", None, None),
+    ]
+    assert ("delete", "Bearer a", "a") in seen
+
+
+async def test_calls_with_ever_more_headers_are_left_to_the_old_path(server: Upstream) -> None:
+    async with running(server) as kept:
+        await kept.lease("alice@x", "a", {f"X-{n}": "1" for n in range(256)})
+        await kept.lease("alice@x", "a", {"x-0": "1"})
+        with pytest.raises(OldPath):
+            await kept.lease("alice@x", "a", {"X-More": "1"})
+
+
 async def test_what_traces_a_call_goes_with_it_and_leads_to_the_same_session(server: Upstream) -> None:
     traces = [f"00-{n:032x}-{n:016x}-01" for n in (1, 2, 3)]
     async with running(server) as kept:

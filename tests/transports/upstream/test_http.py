@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from trunkline.transports.upstream.http import (
+    ABSENT,
     CredentialFailed,
     ExchangeBroken,
     HeaderBlock,
@@ -58,6 +59,13 @@ def test_a_value_that_would_end_its_header_is_refused_and_not_told(value: str) -
     with pytest.raises(ValueError, match="'A' cannot be sent") as raised:
         HeaderBlock({"A": value})
     assert value not in str(raised.value)
+
+
+def test_a_block_goes_without_what_is_absent_and_no_value_is_taken_for_that() -> None:
+    block = HeaderBlock({"X-Tenant": "a", "X-Other": "b"})
+    assert block.with_({"x-tenant": ABSENT, "x-unknown": ABSENT}).encoded == b"X-Other: b\r\n"
+    with pytest.raises(ValueError, match="x-tenant"):
+        block.with_({"x-tenant": "".join(ABSENT)[:1] + ABSENT[1:]})
 
 
 def test_a_block_with_others_replaces_however_they_are_written() -> None:
