@@ -23,6 +23,8 @@ KEEP_ALIVE_SECONDS: Final = 3.5
 MAX_HEAD_BYTES: Final = 65_536
 """The largest head of an answer that is read."""
 
+ENCODED: Final = "the server encoded its answer in a way that was not asked for"
+
 Method = Literal["POST", "GET", "DELETE"]
 Fence = Callable[[], bool]
 """Whether a request may still be sent."""

@@ -24,6 +24,7 @@ from ..portions import PORTION_BYTES, Portions
 from .answers import STREAM_TYPE, content_type
 from .http import (
     CONNECT_SECONDS,
+    ENCODED,
     KEEP_ALIVE_SECONDS,
     MAX_HEAD_BYTES,
     Answer,
@@ -361,7 +362,7 @@ class _Connection(asyncio.Protocol):
         self._head_left = 0
         coding = self._headers.get("transfer-encoding", "").lower()
         if coding not in ("", "chunked") or self._headers.get("content-encoding", "identity").lower() != "identity":
-            self._break("the server encoded its answer in a way that was not asked for")
+            self._break(ENCODED)
             return
         self._until_close = not coding and "content-length" not in self._headers and status not in (204, 304)
         self._answer.began(status, self._headers)

@@ -11,6 +11,7 @@ from yarl import URL
 from ..portions import PORTION_BYTES
 from .http import (
     CONNECT_SECONDS,
+    ENCODED,
     KEEP_ALIVE_SECONDS,
     MAX_HEAD_BYTES,
     Answer,
@@ -78,12 +79,14 @@ class ProxiedClient:
                 allow_redirects=False,
                 trace_request_ctx=heard,
             ) as response:
+                if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+                    raise ExchangeBroken(ENCODED, sent=True)
                 heard.began(response.status, {name.lower(): value for name, value in response.headers.items()})
                 while chunk := await response.content.read(PORTION_BYTES):
                     heard.came(chunk)
                     if len(chunk) == PORTION_BYTES:
                         await asyncio.sleep(0)  # what has come already is read without one
-        except Withheld as error:
+        except ExchangeBroken as error:
             heard.ended(error)
         except NOT_SENT:
             heard.ended(ExchangeBroken("no connection through the proxy", sent=False))
@@ -102,6 +105,8 @@ class ProxiedClient:
                 trace_configs=[tracing],
                 connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=KEEP_ALIVE_SECONDS, ssl=self._context),
                 cookie_jar=aiohttp.DummyCookieJar(),
+                headers={"Accept-Encoding": "identity"},
+                auto_decompress=False,  # 64 KiB may become 64 MiB, of which all is made before anybody is asked
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
                 max_line_size=MAX_HEAD_BYTES,
                 max_field_size=MAX_HEAD_BYTES,

@@ -1,6 +1,7 @@
 """Requests through a real forward proxy, which a test plays on a socket."""
 
 import asyncio
+import gzip
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -113,6 +114,30 @@ async def test_an_exchange_that_breaks_may_have_been_sent() -> None:
         error = await hearer.outcome()
         assert isinstance(error, ExchangeBroken)
         assert error.sent
+
+
+async def test_g9_an_answer_that_is_encoded_unasked_breaks_before_anything_is_made_of_it() -> None:
+    asked: list[str] = []
+    bomb = gzip.compress(b" " * 50_000_000)
+
+    async def serve(peer: Peer) -> None:
+        _, headers, _ = await peer.request()
+        asked.append(headers["accept-encoding"])
+        await peer.say(
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n"
+            % len(bomb),
+            bomb,
+        )
+
+    async with client_of(serve) as (client, _):
+        hearer = Hearer()
+        client.send("POST", HeaderBlock({}), b"{}", hearer)
+        error = await hearer.outcome()
+        assert error is not None
+        assert error.sent
+        assert "encoded" in str(error)
+        assert (hearer.status, hearer.body) == (0, b"")
+    assert asked == ["identity"]
 
 
 async def test_a_proxy_that_is_not_there_got_nothing() -> None:
