@@ -77,7 +77,7 @@ def site_of(
             timeout=pooling.request_timeout,
             offers=(*LEGACY, *REVISIONS) if "legacy" in server.eras else REVISIONS,
         )
-        connector.when_unopened = modern_server.forget
+        connector.when_unopened = modern_server.doubt_sessions
         modern = ModernRequests(
             name,
             modern_server,

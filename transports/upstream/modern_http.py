@@ -90,6 +90,11 @@ class ModernHTTPServer:
         """Something failed: what the server speaks is asked again when it is needed."""
         self._known_until = 0.0
 
+    def doubt_sessions(self) -> None:
+        """A session did not open: a server that was found to speak sessions alone may have given them up."""
+        if self._revisions is not None and not modern.is_spoken(self._revisions):
+            self.forget()
+
     def send(self, message: Envelope, body: bytes, headers: Headers) -> Passage:
         """Put one request on its way.
 

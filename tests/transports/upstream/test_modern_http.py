@@ -212,6 +212,18 @@ async def test_l29_what_a_server_spoke_holds_until_it_says_otherwise(second: byt
             await failed(here.send(mcp_method="tools/call"))
 
 
+@pytest.mark.parametrize(("spoken", "is_asked_again"), [(answer(SPOKEN), False), (answer(failure(-32601)), True)])
+async def test_l29_that_no_session_opens_tells_something_of_a_server_of_sessions_alone(
+    spoken: bytes, is_asked_again: bool
+) -> None:
+    async with asked(one(spoken)) as here:
+        here.upstream.doubt_sessions()
+        found = await soon(here.upstream.revisions())
+        here.upstream.doubt_sessions()
+        assert await soon(here.upstream.revisions()) == found
+        assert here.counts["upstream_requests", "up", "probe"] == 1 + is_asked_again
+
+
 async def test_l21_only_what_is_offered_of_it_is_told() -> None:
     both = {"jsonrpc": "2.0", "id": 1, "result": {"supportedVersions": ["2025-11-25", MODERN]}}
     async with asked(one(answer(both))) as here:
