@@ -55,7 +55,7 @@ def fitting(
     longest = [max(_words(column, rows, number), key=cell_len, default="") for number, column in enumerate(columns)]
     left_out: list[str] = []
     kept = list(range(len(columns)))
-    for column in spare if console.is_terminal else ():
+    for column in filter(columns.__contains__, spare if console.is_terminal else ()):
         sample = table_for(console, *(longest[number] for number in kept))
         if Measurement.get(console, console.options.update(width=PLAIN_WIDTH), sample).minimum <= console.width:
             break

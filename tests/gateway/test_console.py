@@ -39,7 +39,7 @@ def test_a_terminal_without_room_is_shown_fewer_columns_and_whole_words() -> Non
     for width, left_out in ((80, ""), (36, "no room for: when"), (20, "no room for: when, what"), (5, "what")):
         written = io.StringIO()
         console = Console(file=written, force_terminal=True, width=width, color_system=None)
-        show(console, fitting(console, columns, rows, spare=("when", "what"), caption="one row"))
+        show(console, fitting(console, columns, rows, spare=("when", "who", "what"), caption="one row"))
         assert left_out in " ".join(written.getvalue().split())
         assert ("a-name-to-copy" in written.getvalue()) is (width > 5), "there is no more to leave out"
         assert ("2026-11-30" in written.getvalue()) is (width == 80)
