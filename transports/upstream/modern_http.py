@@ -188,7 +188,8 @@ class _Probe:
                 self._body.add(chunk)
                 return
             for event in self._events.feed(chunk):
-                message = message_of(event.data) if event.data else None
+                is_message = event.data and event.name == "message"
+                message = message_of(event.data) if is_message else None
                 if message is not None and message.kind == "response":
                     self._judge(message)
         except UpstreamFault:

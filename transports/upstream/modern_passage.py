@@ -191,12 +191,18 @@ class Passage:
     # Inside.
 
     def _take_event(self, event: event_stream.ServerEvent) -> None:
-        """One event of the stream; after the response nothing more is passed on (rule H5)."""
+        """One event of the stream; after the response nothing more is passed on (rule H5).
+
+        One of another type than that of messages is none, and passed on as it is.
+        """
         if not event.data or self.is_over:
+            return
+        if event.name != "message":
+            self._put(event_stream.encode(event.data.replace(b"\n", b"\ndata: "), name=event.name))
             return
         message = message_of(event.data)
         text = self._own(message, event.data) if message.kind == "response" else event.data
-        self._put(event_stream.encode(text.replace(b"\n", b"\ndata: "), name=event.name))
+        self._put(event_stream.encode(text.replace(b"\n", b"\ndata: ")))
         if message.kind == "response":
             self._finish("error" if message.is_error else "ok")
         elif message.method == "notifications/progress":

@@ -85,7 +85,13 @@ async def test_whoever_leaves_does_not_take_the_probe_along() -> None:
     [
         ([answer(SPOKEN)], (MODERN,)),
         (
-            [STREAM, chunk(encode(b"", id="1")), chunk(encode(NOTE)), chunk(encode(json.dumps(SPOKEN).encode()))],
+            [
+                STREAM,
+                chunk(encode(b"", id="1")),
+                chunk(encode(NOTE)),
+                chunk(encode(b"soon", name="ping")),
+                chunk(encode(json.dumps(SPOKEN).encode())),
+            ],
             (MODERN,),
         ),
         ([STREAM, chunk(encode(b"{")), END], LEGACY),

@@ -211,13 +211,14 @@ async def test_a_body_that_is_declared_too_large_is_not_begun(monkeypatch: pytes
 async def test_h5_events_are_passed_on_one_by_one_without_ids() -> None:
     go_on = asyncio.Event()
     odd = b'event: vendor\r\nid: 8\r\nretry: 5\r\ndata: {"jsonrpc":"2.0",\r\ndata: "method":"x"}\r\n\r\n'
+    none = b"event: ping\ndata: 2026-11-30\n\n"
     response = b'{"jsonrpc":"2.0", "id":1,"result":{"n":1.50}}'
 
     async def serve(peer: Peer) -> None:
         await peer.request()
         await peer.say(STREAM, chunk(b": hello\n\n"), chunk(encode(b"", id="1")), chunk(encode(NOTE, id="2")))
         await go_on.wait()
-        await peer.say(chunk(odd), chunk(encode(response, id="3") + encode(NOTE)), END)
+        await peer.say(chunk(odd + none), chunk(encode(response, id="3") + encode(NOTE)), END)
 
     async with asked(serve) as here:
         passage = here.send()
@@ -227,6 +228,7 @@ async def test_h5_events_are_passed_on_one_by_one_without_ids() -> None:
         go_on.set()
         assert await all_of(passage) == (
             b'event: vendor\ndata: {"jsonrpc":"2.0",\ndata: "method":"x"}\n\n'
+            b"event: ping\ndata: 2026-11-30\n\n"
             b"event: message\ndata: " + response + b"\n\n"
         )
         assert passage.outcome == "ok"
