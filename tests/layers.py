@@ -44,6 +44,7 @@ PURE = (
     "transports/event_stream.py",
     "transports/guard.py",
     "transports/headers.py",
+    "transports/media.py",
     "transports/parts.py",
     "transports/retries.py",
     "transports/status.py",

@@ -10,10 +10,14 @@ import anyio
 
 from ..mux.limits import MAX_BODY_BYTES
 from ..mux.principal import Principal
+from .media import JSON_TYPE, STREAM_TYPE
 from .parts import keep
 
 BODY_SECONDS: Final = 60.0
 """How long a client may take to send a body."""
+
+SEND_SECONDS: Final = 60.0
+"""A client that takes nothing for this long is treated as gone; it may come back and resume."""
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -36,9 +40,9 @@ IDENTITY: Final = "trunkline.identity"
 GRANT: Final = "trunkline.grant"
 """The scope's entry for by what a request may keep something open, where that is withdrawn by another worker."""
 
-JSON: Final = (b"content-type", b"application/json")
+JSON: Final = (b"content-type", JSON_TYPE.encode())
 EVENT_STREAM: Final[RawHeaders] = [
-    (b"content-type", b"text/event-stream"),
+    (b"content-type", STREAM_TYPE.encode()),
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),
 ]

@@ -19,8 +19,9 @@ from ..mux.workflow import Workflow
 from .asgi import JSON, RequestHeaders, WholeRequest
 from .endpoint import EndpointConfig
 from .guard import Rejected, Unauthorized
-from .headers import PROTOCOL_VERSION, SESSION_ID, WORKFLOW, accepts
-from .http_endpoint import JSON_TYPE, STREAM_TYPE, HTTPRequest, check_json, refusal, refuse
+from .headers import PROTOCOL_VERSION, SESSION_ID, WORKFLOW
+from .http_endpoint import HTTPRequest, check_json, refusal, refuse
+from .media import JSON_TYPE, STREAM_TYPE, accepts
 from .patience import Patience, Waiting
 from .status import HTTPRefusal
 from .streamable_request import (

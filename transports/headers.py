@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Final, NamedTuple
 from urllib.parse import parse_qs
 
@@ -80,9 +79,6 @@ POOL: Final = "trunkline-pool"
 
 MAX_QUERY_FIELDS: Final = 32
 
-MAX_ACCEPT: Final = 1024
-"""A longer Accept header admits nothing: what was decided is kept, and must stay small."""
-
 _KEY: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
@@ -137,22 +133,3 @@ def _one(header: str | None, queried: list[str]) -> str | None:
     if len(values) > 1:
         raise HTTPRefusal(400, "disagree", "header and query name different things")
     return values.pop() if values else None
-
-
-def accepts(headers: Mapping[str, str], *types: str) -> bool:
-    """True if the Accept header admits every one of these media types; absent, it admits all (RFC 9110, 12.5.1)."""
-    accept = headers.get("accept")
-    if accept is None:
-        return True
-    if len(accept) > MAX_ACCEPT:
-        return False
-    for media in types:  # noqa: SIM110 - a generator would cost as much as the look-ups
-        if not _admits(accept, media):
-            return False
-    return True
-
-
-@lru_cache(maxsize=256)
-def _admits(accept: str, media: str) -> bool:
-    ranges = {part.partition(";")[0].strip().lower() for part in accept.split(",")}
-    return not ranges.isdisjoint((media, "*/*", media.partition("/")[0] + "/*"))

@@ -15,6 +15,7 @@ from ..mux.workflow import Workflow
 from . import event_stream
 from .asgi import (
     GRANT,
+    SEND_SECONDS,
     BodyTooLarge,
     BodyTooSlow,
     ClientLeft,
@@ -31,19 +32,14 @@ from .asgi import (
 )
 from .endpoint import EndpointConfig
 from .headers import SESSION_ID, WORKFLOW_STATE
+from .media import JSON_TYPE, content_type
 from .status import Answer, HTTPRefusal, answer_to
 
 logger = logging.getLogger(__name__)
 
 KEEP_ALIVE_SECONDS: Final = 15.0
-SEND_SECONDS: Final = 60.0
-"""A client that takes nothing for this long is treated as gone; it may come back and resume."""
-
 AT_ONCE_BYTES: Final = 16_384
 """An answer up to this size is handed over at once, and needs no time-out."""
-
-JSON_TYPE: Final = "application/json"
-STREAM_TYPE: Final = "text/event-stream"
 
 
 class HTTPRequest:
@@ -120,8 +116,7 @@ def check_json(headers: Mapping[str, str]) -> None:
     Raises:
         HTTPRefusal: 415.
     """
-    declared = headers.get("content-type", "")
-    if declared != JSON_TYPE and declared.partition(";")[0].strip().lower() != JSON_TYPE:
+    if headers.get("content-type") != JSON_TYPE and content_type(headers) != JSON_TYPE:
         raise HTTPRefusal(415, "content_type", "Content-Type must be application/json")
 
 

@@ -23,19 +23,17 @@ from ..mux.ports import Headers
 from ..mux.principal import Principal
 from ..mux.statistics import Statistics, method_label
 from . import event_stream
-from .asgi import EVENT_STREAM, JSON, Scope, until_disconnect
+from .asgi import EVENT_STREAM, JSON, SEND_SECONDS, Scope, until_disconnect
 from .endpoint import EndpointConfig, picked
 from .guard import INVALID_CREDENTIAL, Unauthorized
-from .headers import PROTOCOL_VERSION, SESSION_ID, accepts
+from .headers import PROTOCOL_VERSION, SESSION_ID
 from .http_endpoint import (
-    JSON_TYPE,
     KEEP_ALIVE_SECONDS,
-    SEND_SECONDS,
-    STREAM_TYPE,
     HTTPEndpoint,
     HTTPRequest,
     check_json,
 )
+from .media import JSON_TYPE, STREAM_TYPE, accepts
 from .status import HTTPRefusal
 from .tracing import Tracer, begin_span, context_of
 

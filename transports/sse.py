@@ -13,9 +13,10 @@ from ..mux.limits import MAX_BODY_BYTES
 from . import event_stream
 from .asgi import EVENT_STREAM, RawHeaders, Scope
 from .endpoint import EndpointConfig
-from .headers import SESSION_ID, WORKFLOW_STATE, accepts, asked
-from .http_endpoint import KEEP_ALIVE_SECONDS, STREAM_TYPE, HTTPEndpoint, HTTPRequest, check_json, send_events
+from .headers import SESSION_ID, WORKFLOW_STATE, asked
+from .http_endpoint import KEEP_ALIVE_SECONDS, HTTPEndpoint, HTTPRequest, check_json, send_events
 from .link import Link
+from .media import STREAM_TYPE, accepts
 from .status import HTTPRefusal
 
 ACCEPTED: Final = b"Accepted"

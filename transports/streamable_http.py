@@ -21,8 +21,9 @@ from ..mux.workflow import Workflow
 from . import event_stream
 from .asgi import ASKED, EVENT_STREAM, JSON, MEANT, until_disconnect
 from .endpoint import DEFAULT_REVISION, EndpointConfig, begin_unasked, picked
-from .headers import LAST_EVENT_ID, PROTOCOL_VERSION, SESSION_ID, accepts
-from .http_endpoint import JSON_TYPE, STREAM_TYPE, HTTPEndpoint, HTTPRequest, check_json, id_in
+from .headers import LAST_EVENT_ID, PROTOCOL_VERSION, SESSION_ID
+from .http_endpoint import HTTPEndpoint, HTTPRequest, check_json, id_in
+from .media import JSON_TYPE, STREAM_TYPE, accepts
 from .status import HTTPRefusal
 from .streamable_request import (
     arrival_of,

@@ -19,7 +19,7 @@ from ..mux.errors import Elsewhere
 from ..mux.limits import MAX_BODY_BYTES
 from ..mux.principal import Principal
 from ..mux.record import WorkflowState
-from .asgi import GRANT, UNBOUND, RawHeaders, Receive, RequestHeaders, Scope, Send, headers_of
+from .asgi import GRANT, SEND_SECONDS, UNBOUND, RawHeaders, Receive, RequestHeaders, Scope, Send, headers_of
 from .endpoint import EndpointConfig, picked
 from .headers import SESSION_ID, WORKFLOW_STATE, asked
 from .link import Link
@@ -30,8 +30,6 @@ from .status import Answer, HTTPRefusal, answer_to
 logger = logging.getLogger(__name__)
 
 SUBPROTOCOL: Final = "mcp"
-SEND_SECONDS: Final = 60.0
-"""A client that takes nothing for this long is treated as gone; it may come back and resume."""
 
 PING: Final = "trunkline.ping"
 """The ASGI extension by which the server lends its pings: a coroutine function that returns when the pong came."""

@@ -12,11 +12,9 @@ from ...mux.envelope import members_of, parse, string_of
 from ...mux.errors import InvalidMessage, UpstreamFault
 from ...mux.limits import MAX_EVENT_BYTES
 from ..event_stream import EventParser
+from ..media import STREAM_TYPE, content_type
 from ..parts import keep
 from .http import Answer, ExchangeBroken, Headers
-
-JSON_TYPE: Final = "application/json"
-STREAM_TYPE: Final = "text/event-stream"
 
 ERROR_BODY_BYTES: Final = 65_536
 """What is read of the body of an HTTP error, or of one that nobody needs."""
@@ -45,12 +43,6 @@ NOT_NOW: Final = frozenset({408, 409, 425, 429})
 
 Ask = Callable[[str | None, Answer], Callable[[], None]]
 """Sends a GET for what followed an event, or comes from now on; returns what cuts it. It may raise `UpstreamFault`."""
-
-
-def content_type(headers: Headers) -> str:
-    """The media type, without its parameters."""
-    declared = headers.get("content-type", "")
-    return declared if declared == JSON_TYPE else declared.partition(";")[0].strip().lower()
 
 
 def forgets_session(text: bytes, id: bytes = b"") -> bool:

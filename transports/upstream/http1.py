@@ -20,8 +20,8 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from ..media import STREAM_TYPE, content_type
 from ..portions import PORTION_BYTES, Portions
-from .answers import STREAM_TYPE, content_type
 from .http import (
     CONNECT_SECONDS,
     ENCODED,

@@ -17,15 +17,8 @@ from ...mux.errors import (
 from ...mux.limits import MAX_EVENT_BYTES
 from ...mux.ports import Headers, Receiver
 from ...mux.request import Request
-from .answers import (
-    ERROR_BODY_BYTES,
-    JSON_TYPE,
-    STREAM_TYPE,
-    Body,
-    Events,
-    content_type,
-    forgets_session,
-)
+from ..media import JSON_TYPE, STREAM_TYPE, content_type
+from .answers import ERROR_BODY_BYTES, Body, Events, forgets_session
 from .http import CredentialFailed, ExchangeBroken
 
 LINGER_SECONDS: Final = 1.0

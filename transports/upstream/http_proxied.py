@@ -8,6 +8,7 @@ from typing import Any, Final
 import aiohttp
 from yarl import URL
 
+from ..media import JSON_TYPE
 from ..portions import PORTION_BYTES
 from .http import (
     CONNECT_SECONDS,
@@ -67,7 +68,7 @@ class ProxiedClient:
 
     async def _carry(self, method: Method, url: URL, headers: HeaderBlock, body: bytes, heard: "_Heard") -> None:
         """One exchange, told as it comes."""
-        sent = {**headers.headers, "Content-Type": "application/json"} if method == "POST" else headers.headers
+        sent = {**headers.headers, "Content-Type": JSON_TYPE} if method == "POST" else headers.headers
         data = body if method == "POST" else None
         try:
             async with self._http().request(

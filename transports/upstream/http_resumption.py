@@ -10,7 +10,8 @@ import anyio
 
 from ...mux.errors import SessionLost, TrunklineError, UpstreamFault
 from ...mux.request import Request
-from .answers import STREAM_TYPE, Ask, Events, content_type, nothing
+from ..media import STREAM_TYPE, content_type
+from .answers import Ask, Events, nothing
 from .http import ExchangeBroken, Headers
 
 RESUME_ATTEMPTS: Final = 5

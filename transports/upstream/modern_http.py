@@ -20,7 +20,8 @@ from ...mux.ports import Headers
 from ...mux.routing import LEGACY
 from ...mux.statistics import Statistics
 from ..event_stream import EventParser
-from .answers import STREAM_TYPE, Body, content_type, nothing
+from ..media import STREAM_TYPE, content_type
+from .answers import Body, nothing
 from .http import ExchangeBroken, HeaderBlock, HTTPClient
 from .http_call import failure_of
 from .modern_passage import Passage, message_of

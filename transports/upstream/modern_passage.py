@@ -26,7 +26,8 @@ from ...mux.ports import Headers
 from ...mux.request import EXTENSIONS
 from .. import event_stream
 from ..event_stream import EventParser
-from .answers import ERROR_BODY_BYTES, JSON_TYPE, STREAM_TYPE, Body, content_type, nothing
+from ..media import JSON_TYPE, STREAM_TYPE, content_type
+from .answers import ERROR_BODY_BYTES, Body, nothing
 from .http import ExchangeBroken
 from .http_call import failure_of, refusal
 

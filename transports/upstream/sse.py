@@ -24,7 +24,8 @@ from ...mux.limits import MAX_EVENT_BYTES
 from ...mux.ports import NONE, Headers, Receiver, SendKind, Wire
 from ...mux.request import Request
 from ..event_stream import EventParser
-from .answers import ERROR_BODY_BYTES, STREAM_TYPE, Body, content_type, nothing
+from ..media import STREAM_TYPE, content_type
+from .answers import ERROR_BODY_BYTES, Body, nothing
 from .http import CredentialFailed, ExchangeBroken, HeaderBlock, Withheld, target_within
 from .http_call import failure_of, refusal
 from .http_connector import VERSION_HEADER_SINCE, HTTPConnector

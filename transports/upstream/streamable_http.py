@@ -18,7 +18,8 @@ import anyio
 from ...mux.errors import InvalidRequest, SessionLost, TrunklineError, UpstreamFault
 from ...mux.ports import NONE, Headers, Receiver, SendKind
 from ...mux.request import Request
-from .answers import JSON_TYPE, STREAM_TYPE, Events, Unasked, nothing
+from ..media import JSON_TYPE, STREAM_TYPE
+from .answers import Events, Unasked, nothing
 from .http import Answer, HeaderBlock, HTTPClient
 from .http_call import HTTPCall
 from .http_connector import VERSION_HEADER_SINCE, HTTPConnector
