@@ -327,6 +327,18 @@ def refuse_coroutine(name: str, function: Callable[..., object] | None) -> None:
         raise TypeError(f"{name} is called, and not awaited: give a function without `async`")
 
 
+def running_loop(what: str) -> asyncio.AbstractEventLoop:
+    """The event loop that this runs on.
+
+    Raises:
+        RuntimeError: it is none of asyncio's, but trio's, for one.
+    """
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        raise RuntimeError(f"{what} run on asyncio's event loop, and there is none here") from None
+
+
 def refuse_other_loop(loop: asyncio.AbstractEventLoop) -> None:
     """Raise where this does not run on that event loop: what belongs to one is safe on no other.
 

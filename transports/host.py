@@ -23,7 +23,7 @@ from typing import Any, Final
 from ..mux.channel import Channel
 from ..mux.directory.memory import MemoryDirectory
 from ..mux.errors import Overloaded
-from ..mux.lease import refuse_coroutine
+from ..mux.lease import refuse_coroutine, running_loop
 from ..mux.limits import Pooling
 from ..mux.pool import Pool
 from ..mux.ports import NONE, Headers, Receiver, SendKind, Wire
@@ -250,8 +250,9 @@ class Host:
         """Serve for the length of the context; leaving it ends every conversation.
 
         Raises:
-            RuntimeError: this host was run before.
+            RuntimeError: this host was run before, or there is no event loop of asyncio's.
         """
+        running_loop("conversations")
         async with self._pool.running():
             yield self
 

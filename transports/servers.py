@@ -33,6 +33,7 @@ from ..mux.lease import (
     refuse_coroutine,
     refuse_no_function,
     refuse_other_loop,
+    running_loop,
 )
 from ..mux.limits import Pooling
 from ..mux.pool import Arrival, Begun, Pool
@@ -135,10 +136,7 @@ class Servers:
     async def __aenter__(self) -> "Servers":
         if self._life is not None:
             raise RuntimeError("these Servers were entered before: make new ones")
-        try:
-            self._loop = asyncio.get_running_loop()
-        except RuntimeError:  # of trio, for one
-            raise RuntimeError("Servers run on asyncio's event loop, and there is none here") from None
+        self._loop = running_loop("Servers")
         self._is_left = asyncio.Event()
         begun = self._loop.create_future()
         self._life = self._loop.create_task(self._live(begun))

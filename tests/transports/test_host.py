@@ -450,3 +450,9 @@ async def test_what_is_no_message_is_not_sent_and_who_did_not_connect_is_told_to
         initialize = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}
         assert (await (await wire.post(initialize)).response())["error"]["code"] == -31002
     assert said == ["a message is a dictionary, not str", 'a message has "jsonrpc": "2.0"']
+
+
+def test_without_asyncio_it_is_said_what_is_missing() -> None:
+    entering: Any = Host(nothing).running().__aenter__()
+    with pytest.raises(RuntimeError, match="asyncio's event loop"):
+        entering.send(None)

@@ -398,3 +398,8 @@ async def test_who_is_cancelled_while_it_leaves_has_its_sessions_ended_first(ser
 )
 def test_g12_what_is_shown_of_a_server_holds_no_secret(server: Server, shown: str) -> None:
     assert repr(server) == str(server) == shown
+
+
+def test_without_asyncio_it_is_said_what_is_missing() -> None:
+    with pytest.raises(RuntimeError, match="asyncio's event loop"):
+        Servers({}).__aenter__().send(None)
