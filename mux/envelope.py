@@ -32,7 +32,23 @@ Members = dict[str, Raw]
 
 _decode_members = msgspec.json.Decoder(Members).decode
 _decode_str = msgspec.json.Decoder(str).decode
-_decode_array = msgspec.json.Decoder(list[Raw]).decode
+_decode_batch = msgspec.json.Decoder(
+    msgspec.defstruct(
+        "Batch", [(f"m{n}", Raw, Raw()) for n in range(MAX_BATCH)], array_like=True, forbid_unknown_fields=True
+    )
+).decode
+"""An array of at most so many elements: nothing is made of one that has more."""
+
+_USUAL: Final = ("params", "result", "error", "_meta", "arguments", "data", "content", "messages", "capabilities")
+"""Members that may be large, at whatever level."""
+
+_decode_usual = msgspec.json.Decoder(msgspec.defstruct("Usual", [(name, Raw, Raw()) for name in _USUAL])).decode
+
+MAX_UNUSUAL_BYTES: Final = 1_048_576
+"""What the others of one level may take together: each small one takes 20 times its bytes, and much longer to read."""
+
+MAX_COLONS: Final = 16_384
+"""Where there are no more, whatever they are, not many members are there."""
 _encode = msgspec.json.Encoder().encode
 
 _VERSION_MEMBER: Final = Raw(b'"2.0"')
@@ -130,18 +146,16 @@ def parse_batch(text: bytes, *, limit: int) -> list[Envelope]:
         InvalidRequest: an empty batch, one of more than `MAX_BATCH` messages, or an element that is no message.
     """
     try:
-        elements = _decode_array(_checked(text, limit))
+        elements = [bytes(raw) for raw in msgspec.structs.astuple(_decode_batch(_checked(text, limit)))]
     except msgspec.ValidationError:
-        raise InvalidRequest("a batch is an array of JSON-RPC messages") from None
+        raise InvalidRequest(f"a batch is an array of at most {MAX_BATCH} JSON-RPC messages") from None
     except msgspec.DecodeError as error:
         raise ParseError(f"the batch is not JSON: {error}") from None
     except RecursionError:
         raise ParseError("the batch is nested too deeply") from None
-    if not elements:
+    if not elements[0]:
         raise InvalidRequest("an empty batch holds no message")
-    if len(elements) > MAX_BATCH:
-        raise InvalidRequest(f"a batch holds at most {MAX_BATCH} messages")
-    return [parse(bytes(element), limit=limit) for element in elements]
+    return [parse(element, limit=limit) for element in elements if element]
 
 
 def _checked(text: bytes, limit: int) -> bytes:
@@ -157,9 +171,25 @@ def _checked(text: bytes, limit: int) -> bytes:
             text.decode()
         except UnicodeDecodeError as error:
             raise ParseError(f"the message is not UTF-8 (byte {error.start})") from None
+    if len(text) > MAX_UNUSUAL_BYTES:
+        _check_number(text)
     if LF in text or CR in text:
         return msgspec.json.format(text, indent=-1)
     return text
+
+
+def _check_number(text: bytes) -> None:
+    """Make sure that a large object has no more members at its first level than can be read in short time.
+
+    Raises:
+        ParseError: it has.
+        msgspec.MsgspecError, RecursionError: as its decoder.
+    """
+    if text.count(b":") <= MAX_COLONS or text.lstrip()[:1] != b"{":
+        return
+    usual = sum(memoryview(raw).nbytes for raw in msgspec.structs.astuple(_decode_usual(text)))
+    if len(text) - usual > MAX_UNUSUAL_BYTES:
+        raise ParseError("the message has too many members at one level")
 
 
 def _classify(members: Members) -> Envelope:
@@ -251,9 +281,11 @@ def members_of(raw: Raw) -> Members | None:
     """The first level of a raw JSON value, or None where it is not an object.
 
     Raises:
-        ParseError: nested too deeply.
+        ParseError: nested too deeply, or too many members.
     """
     try:
+        if memoryview(raw).nbytes > MAX_UNUSUAL_BYTES:
+            _check_number(bytes(raw))
         return _decode_members(raw)
     except msgspec.ValidationError:
         return None

@@ -176,11 +176,11 @@ def test_g10_a_batch_is_bounded_in_number() -> None:
     """Each of its messages takes much longer than its bytes, and nobody else has a turn before the last."""
     one = message(method='"n"')
     assert len(parse_batch(b"[%b]" % b",".join([one] * MAX_BATCH), limit=LIMIT)) == MAX_BATCH
-    for beyond in (b"[%b]" % b",".join([one] * (MAX_BATCH + 1)), b"[%b]" % b",".join([b"{}"] * 100_000)):
+    for beyond in (b"[%b]" % b",".join([one] * (MAX_BATCH + 1)), b"[%b]" % b",".join([one] * 50_000)):
         with pytest.raises(InvalidRequest, match="at most"):
-            parse_batch(beyond, limit=LIMIT)
+            parse_batch(beyond, limit=2 * LIMIT)
         with pytest.raises(UpstreamFault, match="at most"):
-            parse_upstream(beyond, limit=LIMIT)
+            parse_upstream(beyond, limit=2 * LIMIT)
 
 
 def test_what_a_server_sends_amiss_is_its_fault() -> None:
@@ -224,6 +224,39 @@ def test_what_a_server_sends_is_read_as_javascript_would_send_it(text: str) -> N
     [parsed] = parse_upstream(sent, limit=LIMIT)
     expected = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     assert json.loads(parsed.encode())["result"]["a"] == expected
+
+
+MANY = ",".join(f'"{n:06x}":1' for n in range(200_000))
+"""Members of two MiB."""
+
+
+def test_g10_members_are_bounded_in_number() -> None:
+    """What is made of each takes much more than its bytes, in memory and in time."""
+    for text in (
+        message(id="1", method='"m"').replace(b"}", b",%b}" % MANY.encode()),
+        message(id="1", error="{" + f'"code":1,{MANY}' + "}"),
+    ):
+        with pytest.raises(ParseError, match="too many members"):
+            parse(text, limit=4 * LIMIT)
+        with pytest.raises(UpstreamFault, match="too many members"):
+            parse_upstream(text, limit=4 * LIMIT)
+
+
+def test_what_is_large_within_is_no_matter_of_number() -> None:
+    for members in (
+        {"method": '"m"', "params": f'{{"arguments":{{{MANY}}},"_meta":{{}}}}'},
+        {"result": f'{{"structuredContent":{{{MANY}}}}}'},
+        {"error": f'{{"code":1,"data":{{{MANY}}}}}'},
+        {"method": '"m"', "params": f"{{{MANY}}}"},
+        {"method": '"m"', "x": '"' + "x" * (2 * LIMIT) + '"'},
+    ):
+        text = message(id="1", **members)
+        parsed = parse(text, limit=4 * LIMIT)
+        assert parsed.encode() == text
+    params = Raw(b'{"arguments":{%b},"_meta":{"progressToken":7}}' % MANY.encode())
+    assert envelope.swap_progress_token(params, b"1")[1] == b"7"
+    with pytest.raises(ParseError, match="too many members"):
+        envelope.swap_progress_token(Raw(b'{"_meta":{"progressToken":1},%b}' % MANY.encode()), b"1")
 
 
 def test_e2_keys_tell_numbers_from_strings_and_know_all_spellings() -> None:
