@@ -455,6 +455,8 @@ async def test_g1_the_same_id_may_be_under_way_many_times() -> None:
         here.upstream.open("gate")
         for answer in answers:
             assert (await answer.json())["id"] == 1
+            await answer.over()
+        assert not here.requests._passages, "nothing is kept of what has ended"
 
 
 @pytest.mark.parametrize(
