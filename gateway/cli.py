@@ -13,6 +13,7 @@ import typer
 
 from .completion import DEFAULT_FILE, handles, server_names, server_urls
 from .exits import DEBUG, MEANINGS, ExitCode, WrongArgument, tell
+from .streams import open_standard_streams
 
 if TYPE_CHECKING:
     from .logs import LogFormat
@@ -64,6 +65,7 @@ Upstream = Annotated[
 
 def main() -> None:
     """The program. What cannot be spelled where its output goes is replaced."""
+    open_standard_streams()
     stream: Any = sys.stdout
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="replace")
