@@ -96,7 +96,7 @@ class Budget:
 class Stream:
     """The events of one stream that are still held, and where its delivery stands."""
 
-    __slots__ = ("covered", "ended", "events", "last", "number", "restored", "sent", "trimmed")
+    __slots__ = ("covered", "ended", "events", "is_read", "last", "number", "restored", "sent", "trimmed")
 
     def __init__(self, number: int, *, covered: bool) -> None:
         self.number = number
@@ -109,6 +109,8 @@ class Stream:
         """Position of the newest event that is no longer held."""
         self.covered = covered
         """True once a client may hold an event id of this stream: from then on losing an event ends the workflow."""
+        self.is_read = False
+        """True while a wire reads it."""
         self.ended = False
         """True after the last event was appended."""
         self.restored = -inf
@@ -118,6 +120,11 @@ class Stream:
     def is_over(self) -> bool:
         """True where nothing is left of it, nor will be; never of what belongs to no request."""
         return self.ended and not self.events and self.number > 0
+
+    @property
+    def is_awaited(self) -> bool:
+        """True where its oldest event is yet to be sent to a client that is there."""
+        return self.is_read and self.events[0].n > self.sent
 
     def after(self, n: int) -> list[Event]:
         """Events that follow position n, oldest first.
@@ -217,8 +224,11 @@ class EventLog:
         return event
 
     def expire(self, before: float) -> None:
-        """Drop events appended before that time, and ended streams of which nothing is left, unless restored since."""
-        while self._order and self._order[0].events[0].at < before:
+        """Drop events appended before that time, and ended streams of which nothing is left, unless restored since.
+
+        What a client that is there was not sent yet stays, and so does what came after it.
+        """
+        while self._order and self._order[0].events[0].at < before and not self._order[0].is_awaited:
             self._drop_oldest(self._order)
         over = [number for number, stream in self._streams.items() if stream.is_over]
         for number in over:

@@ -104,7 +104,7 @@ class Streams:
             self._listened[stream.number] = stream
             for channel in self._workflow.line.channels:
                 channel.listening.attend()
-        stream.covered = True
+        stream.covered = stream.is_read = True
         self._workflow.wire_came()
         return reader
 
@@ -150,7 +150,7 @@ class Streams:
 
     def is_read(self, stream: Stream) -> bool:
         """True while a wire reads this stream."""
-        return stream.number in self._readers
+        return stream.is_read
 
     @property
     def is_held(self) -> bool:
@@ -179,6 +179,7 @@ class Streams:
                 readers[-1].wake()
             else:
                 del self._readers[reader.stream.number]
+            reader.stream.is_read = any(other.stream is reader.stream for other in readers)
         if self.is_over and not self._readers:
             self._log.clear()
 

@@ -174,6 +174,20 @@ def test_places_of_a_later_writer_are_greater() -> None:
     assert Position("a" * 32, 3, 1, 10**14).place < EPOCH * 2
 
 
+def test_g5_what_a_client_that_is_there_was_not_sent_yet_is_kept_however_old_it_is() -> None:
+    made, _ = log()
+    slow, other = made.open(), made.open()
+    slow.is_read = True
+    fill(made, slow, b"a", b"b", at=1.0)
+    fill(made, other, b"c", at=1.0)
+    slow.sent = 1
+    made.expire(10.0)
+    assert [event.message for event in slow.after(1)] == [b"b"]
+    slow.sent = 2
+    made.expire(10.0)
+    assert len(made) == 0
+
+
 def test_g10_of_streams_of_which_nothing_is_left_the_last_ones_are_kept() -> None:
     made, _ = log()
     held = made.restore(1, [(1, b"a")], trimmed=0, last=EPOCH, now=0.0)

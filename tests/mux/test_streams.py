@@ -259,6 +259,21 @@ async def test_a_position_that_is_no_longer_held_ends_the_workflow_with_that_rea
         await at.ended("event_log_trimmed")
 
 
+async def test_g5_a_client_that_takes_its_time_gets_what_is_older_than_the_resume_window() -> None:
+    async with bench(resume_window=5) as at:
+        client = await at.client()
+        _, upstream, reader = await streaming(at, client)
+        for n in (1, 2):
+            upstream.say(log(n))
+            at.clock.advance(6)
+            await at.swept()
+        assert data(await some(reader, 2)) == [1, 2]
+        reader.close()
+        at.clock.advance(6)
+        await at.swept()
+        assert at.held == 0
+
+
 async def test_what_was_sent_is_kept_for_the_resume_window() -> None:
     async with bench(resume_window=50) as at:
         client = await at.client()
