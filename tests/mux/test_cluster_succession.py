@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from trunkline.mux.directory import LEASE_SECONDS, MAX_STALENESS
 from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, Overloaded, SessionLost, UnknownSession
 from trunkline.mux.principal import ANONYMOUS
+from trunkline.mux.record import WorkflowRecord
 
 pytestmark = pytest.mark.anyio
 
@@ -366,6 +367,33 @@ async def test_g7_nothing_is_unknown_before_those_who_hold_it_can_have_told_it_a
         await at.pass_time(LEASE_SECONDS)
         with pytest.raises(UnknownSession):
             await b.find("unknown")
+
+
+async def test_all_is_compared_once_one_after_the_other_for_each_time_that_something_was_missed() -> None:
+    async with workers() as at:
+        a = await at.start()
+        oldest, middle, newest = [(await a.client()).workflow.record.session_id for _ in range(3)]
+        get, asked, answers = at.directory.get, list[str](), anyio.Semaphore(0)
+
+        async def slow(session_id: str) -> WorkflowRecord | None:
+            asked.append(session_id)
+            await answers.acquire()
+            return await get(session_id)
+
+        at.directory.get = slow  # type: ignore[method-assign]
+        at.directory._tell("")
+        await settle()
+        assert asked == [newest]
+        at.directory._tell("")
+        await settle()
+        assert asked == [newest], "it is compared again, but not yet"
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(a.find, middle)
+            await settle()
+            for _ in range(9):
+                answers.release()
+        await settle()
+        assert asked == [newest, middle, oldest, newest]
 
 
 async def away(*asked: object) -> None:

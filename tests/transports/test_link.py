@@ -69,7 +69,12 @@ async def test_g12_what_is_no_message_is_counted_by_what_is_wrong_with_it(text: 
 async def test_l20_a_request_without_a_session_is_told_what_is_served_and_begins_nothing(key: str | None) -> None:
     async with lines() as at:
         line = await at.open(asked=Asked(None, key, None))
-        for revision, told in (("2026-07-28", "2026-07-28"), ("2027-01-01", "2027-01-01"), (5, "")):
+        for revision, told in (
+            ("2026-07-28", "2026-07-28"),
+            ("2027-01-01", "2027-01-01"),
+            ("9" * 65, "9" * 64),
+            (5, ""),
+        ):
             meta = {"io.modelcontextprotocol/protocolVersion": revision}
             await line.say({"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"_meta": meta}})
             [refused] = await line.hear()
@@ -77,6 +82,15 @@ async def test_l20_a_request_without_a_session_is_told_what_is_served_and_begins
             assert refused["error"]["data"] == {"supported": list(LEGACY), "requested": told}
         assert not at.at.pool.workflows
         await line.begin()
+
+
+async def test_a_request_of_a_session_may_name_a_revision_of_its_own_as_well() -> None:
+    async with lines() as at:
+        line = await at.open()
+        await line.begin()
+        meta = {"io.modelcontextprotocol/protocolVersion": "2026-07-28"}
+        await line.say({"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"_meta": meta}})
+        assert "result" in (await line.hear())[0]
 
 
 async def test_a_ping_needs_no_workflow_and_what_has_no_answer_gets_none() -> None:
