@@ -157,6 +157,15 @@ def test_who_reads_only_the_beginning_brings_about_no_traceback() -> None:
         assert program.wait(PATIENCE) in (0, 1)
 
 
+def test_output_that_cannot_be_written_is_no_fault_of_the_program() -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            command("--version"), env=environment(), stdout=full, stderr=subprocess.PIPE, text=True, timeout=PATIENCE
+        )
+    assert ended.returncode == 1
+    assert ended.stderr == "trunkline: No space left on device; --debug shows what was tried\n"
+
+
 @pytest.mark.parametrize("upstream", ["up", "up=", "http://127.0.0.1:9000/mcp"])
 def test_a_malformed_upstream_is_named(upstream: str) -> None:
     says = "--upstream: expected NAME=URL, such as files=http://127.0.0.1:9000/mcp"

@@ -17,6 +17,8 @@ from trunkline.gateway.settings import NotStarted, SettingsError
         (SettingsError("gateway.port", "no"), "gateway.port: no", 2),
         (NotStarted("gateway.port", "taken"), "gateway.port: taken", 3),
         (ExceptionGroup("of tasks", [ExceptionGroup("of tasks", [Failure("inside")])]), "inside", 1),
+        (OSError(28, "No space left on device"), "No space left on device; --debug shows what was tried", 1),
+        (OSError(13, "x", "/etc/x"), "Permission denied: /etc/x; --debug shows what was tried", 1),
         (typer.BadParameter("Is none."), "invalid value: Is none; see `trunkline --help`", 2),
     ],
 )
