@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ...mux.errors import UpstreamFault, UpstreamUnreachable
+from ..media import STREAM_TYPE, content_type
 from .answers import ERROR_BODY_BYTES, Body, nothing
 from .http import Answer, ExchangeBroken, Headers
 from .http_call import failure_of
@@ -32,8 +33,11 @@ class Receipt:
         """Done with the status, or fails with `ExchangeBroken`."""
 
     def began(self, status: int, headers: Headers) -> None:
-        """See `Answer.began`."""
+        """See `Answer.began`. A stream of events, as some servers answer whatever it was, may have no end."""
         self._status = status
+        if content_type(headers) == STREAM_TYPE:
+            self._finish(None)
+            self.cut()
 
     def came(self, chunk: bytes) -> None:
         """See `Answer.came`. A body that nobody needs is read so far that the connection can be used again."""
@@ -44,8 +48,8 @@ class Receipt:
             self.cut()
 
     def ended(self, error: ExchangeBroken | None) -> None:
-        """See `Answer.ended`."""
-        self._finish(error)
+        """See `Answer.ended`. Once there is a status, it makes no difference whether its body broke."""
+        self._finish(None if self._status else error)
 
     def let_go(self) -> None:
         """Cut the exchange if it is not over, and refer to it no longer: it refers to this."""

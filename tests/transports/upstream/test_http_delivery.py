@@ -72,6 +72,21 @@ async def test_a_receipt_that_does_not_end_is_cut() -> None:
     assert cuts
 
 
+async def test_a_receipt_that_is_a_stream_is_not_heard_to_its_end() -> None:
+    receipt, cuts = Receipt(), []
+    receipt.cut = lambda: cuts.append(1)
+    receipt.began(200, {"content-type": "text/event-stream; charset=utf-8"})
+    assert receipt.over.result() == 200
+    assert cuts
+
+
+async def test_a_receipt_whose_body_breaks_is_a_status_all_the_same() -> None:
+    receipt = Receipt()
+    receipt.began(202, {})
+    receipt.ended(ExchangeBroken("cut", sent=True))
+    assert receipt.over.result() == 202
+
+
 async def test_a_receipt_that_did_not_come_fails() -> None:
     receipt = Receipt()
     receipt.ended(ExchangeBroken("cut", sent=True))

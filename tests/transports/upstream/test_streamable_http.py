@@ -1,10 +1,13 @@
 """Streamable HTTP to a server on a real socket: sessions, and what may come for an answer."""
 
+import asyncio
+
 import pytest
 from contract.wire import INITIALIZED, told
 from harness.http_bench import Heard, Hearer, HTTPBench, http_bench
 from harness.ports import free_port
 from harness.upstream_scripted import (
+    PATIENCE,
     Cut,
     Hang,
     OpenStream,
@@ -107,6 +110,12 @@ async def test_the_revision_is_named_after_the_handshake_to_servers_that_know_th
         assert "mcp-protocol-version" not in first.headers
         assert len(rest) == 4
         assert {came.headers.get("mcp-protocol-version") for came in rest} == {named}
+
+
+async def test_a_server_that_takes_the_handshake_with_a_stream_without_end_is_not_waited_for() -> None:
+    script: dict[str, list[Play]] = {"notifications/initialized": [[OpenStream(), Hang()]]}
+    async with http_bench(**script) as bench, asyncio.timeout(PATIENCE), bench.session() as session:
+        await session.answered(session.request())
 
 
 async def test_a_session_that_rested_goes_on_as_what_it_was_with_the_credentials_of_now() -> None:
