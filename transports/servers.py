@@ -152,10 +152,12 @@ class Servers:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        assert self._life is not None, "what is left was entered"
         self._is_left.set()
         with anyio.CancelScope(shield=True):
-            if self._life is not None:
-                await asyncio.shield(self._life)
+            await asyncio.wait((self._life,))
+        if not self._life.cancelled():  # by a program that ends all of its tasks: the sessions have ended then
+            self._life.result()
 
     async def _live(self, begun: "asyncio.Future[None]") -> None:
         """Run the pool until these servers are left, or the event loop ends."""

@@ -403,3 +403,18 @@ def test_g12_what_is_shown_of_a_server_holds_no_secret(server: Server, shown: st
 def test_without_asyncio_it_is_said_what_is_missing() -> None:
     with pytest.raises(RuntimeError, match="asyncio's event loop"):
         Servers({}).__aenter__().send(None)
+
+
+def test_a_program_that_cancels_all_of_its_other_tasks_leaves_in_order(server: Upstream) -> None:
+    async def live() -> None:
+        async with patience(30), Servers({"up": server.url}) as servers:
+            await count(servers, key="a")
+            others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            for task in others:
+                task.cancel()
+            await asyncio.wait(others)
+            with pytest.raises(RuntimeError, match="were left"):
+                await count(servers, key="a")
+
+    asyncio.run(live())
+    assert server.counts()["initialize"] == 1
