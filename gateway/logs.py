@@ -14,7 +14,7 @@ LogFormat = Literal["text", "json"]
 
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 _SECRETS: Final = re.compile(
-    r"(?i)(bearer\s+)\S+"
+    r"(?i)(bearer(?:\s|\\[fnrtv]|\\[ux][0-9a-f]{2,4})+)\S+"  # where that is shown as Python spells it as well
     r"|(://)[^\s/?#@\"']+(?=@)"  # the password of a URL
     r"|(://[^\s?\"']*\?)[^\s\"']+"  # its query
     r"|([?&][^\s?&=\"']+=)[^&\s\"']+"  # the query of a path
