@@ -120,6 +120,24 @@ async def test_g5_a_successor_leaves_the_streams_of_who_lives_to_them() -> None:
         assert [json.loads(text)["result"] async for _, text in events(reader)] == [{"n": 1}]
 
 
+async def test_g5_a_holder_takes_the_streams_of_who_died_and_leaves_those_of_who_lives_to_them() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        c = await at.start()
+        at.server.on_request = None
+        left, living = [await streamed(at_, await at_.beside(session_id)) for at_ in (b, c)]
+        event_id = left[1].event_id((await left[1].next(1) or [])[0])
+        await living[1].next(1)
+        await journal(b)
+        await journal(c)
+        b.kill()
+        await at.pass_time(LEASE_SECONDS)
+        member, _ = await resume(at, c, event_id)
+        assert member is a
+        assert living[0].stream is not None
+        assert not (await a.find(session_id)).workflow.knows(living[0].stream.number)
+
+
 async def test_g5_a_client_that_has_more_than_the_log_is_believed() -> None:
     async with workers() as at:
         a, b, session_id = await two(at)
@@ -181,6 +199,23 @@ async def test_g10_streams_that_a_client_makes_up_are_neither_kept_nor_looked_fo
         assert workflow.ended is None
         assert sum(map(workflow.streams.knows, made_up)) <= MAX_EMPTY + 1
         assert len(reads) <= 2, "once for this worker, and once for those that are dead"
+
+
+async def test_g10_a_successor_looks_for_no_stream_of_the_dead_that_its_log_did_not_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        workflow = (await b.find(session_id)).workflow
+
+        async def read(session_id: str) -> list[Entry]:
+            raise AssertionError("the log was read when this worker took over")
+
+        monkeypatch.setattr(at.directory, "read", read)
+        made_up = Position(workflow.record.event_token, a.number * NAMES + 1000, 0, 1)
+        assert await b.pool.lookup.find_position(ANONYMOUS, "x", made_up) is workflow
 
 
 def own(n: int) -> bytes:

@@ -211,6 +211,19 @@ async def test_g9_a_server_that_takes_each_token_once_floods_no_issuer_that_othe
         await made.good()
 
 
+async def test_another_source_is_asked_however_many_tokens_of_the_one_before_were_refused() -> None:
+    async with bench() as made:
+        made.valid = Once()
+        for _ in range(credentials.RENEWALS + 1):
+            await made.good()
+        assert await made.failed() == REFUSED
+        other = Issuer()
+        other.issued = made.issuer.issued  # what it issues is new
+        made.credential.rotate(other)
+        await made.good()
+        assert len(other.challenges) == 1
+
+
 FAULTS: dict[str, tuple[Exception, str]] = {
     "refused": (NotIssued("the issuer said no"), "the issuer said no"),
     "silent": (TimeoutError(), f"no token was issued within {credentials.FETCH_SECONDS:g} s"),

@@ -251,6 +251,22 @@ async def test_closing_ends_the_waiting() -> None:
             await soon(waiting)
 
 
+async def test_after_the_end_it_does_not_hold_what_a_server_spoke() -> None:
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(answer(SPOKEN))
+        await peer.closed()
+
+    async with asked(serve) as here:
+        assert await soon(here.upstream.revisions()) == (MODERN,)
+        here.upstream.forget()
+        waiting = asyncio.create_task(here.upstream.revisions())
+        await asyncio.sleep(0)
+        await here.upstream.close()
+        with pytest.raises(UpstreamUnreachable):
+            await soon(waiting)
+
+
 # The request.
 
 
