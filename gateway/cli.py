@@ -164,6 +164,10 @@ def serve(
     place = Place.take(os.environ)
     settings = read() if place is None else place.settings
     _configure_logs(log_format, log_level)
+    if place is None and file is None and not settings.servers and Path(DEFAULT_FILE).is_file():
+        sys.stderr.write(
+            f"trunkline: the file {DEFAULT_FILE} that is here is not read; name it: serve {DEFAULT_FILE}\n"
+        )
     # Who has a parent has its demo, if any.
     demo = place is None and (demo or not settings.servers)
 

@@ -231,6 +231,24 @@ def test_a_port_that_is_taken_is_named(demo: bool) -> None:
     assert told == f"gateway.port: cannot listen on 127.0.0.1:{port}: {way_out}"
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+def test_a_file_that_is_there_and_not_read_is_named(is_there: bool, tmp_path: Path) -> None:
+    if is_there:
+        (tmp_path / "trunkline.toml").touch()
+    with bound_socket() as taken:  # so that it ends
+        port = str(taken.getsockname()[1])
+        ended = subprocess.run(
+            command("serve", "--port", port),
+            env=environment(),
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+    assert ended.returncode == 3
+    assert ("the file trunkline.toml that is here is not read" in ended.stderr) is is_there
+
+
 def test_a_directory_that_is_away_is_named(file: Callable[[str], str]) -> None:
     port = free_port()
     text = f'[directory]\nbackend = "redis"\nurl = "redis://me:s3cret@127.0.0.1:{port}/0"\n'
@@ -507,7 +525,7 @@ def test_the_file_of_init_is_taken_as_it_is(tmp_path: Path, upstream: Upstream) 
     assert "--force" in refused("init", path)
     assert run("init", path, "--force").returncode == 0
     assert refused("check", path) == (
-        "servers: there is no server to check; name a file, and add [servers.NAME] with a url to it"
+        "servers: there is no server to check; name the file (check trunkline.toml) that has [servers.NAME] in it"
     )
 
 
