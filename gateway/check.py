@@ -81,7 +81,7 @@ def run(settings: Settings, names: Collection[str], *, as_json: bool, console: C
     wanted = {name: server for name, server in settings.servers.items() if not names or name in names}
     if not wanted:
         raise SettingsError(
-            "servers", "there is no server to check; name the file (check trunkline.toml) that has [servers.NAME] in it"
+            "servers", "there is no server to check; name a file, and add [servers.NAME] with a url to it"
         )
     done = 0
     with meter("servers are asked", len(wanted)).running() as told:

@@ -525,7 +525,7 @@ def test_the_file_of_init_is_taken_as_it_is(tmp_path: Path, upstream: Upstream) 
     assert "--force" in refused("init", path)
     assert run("init", path, "--force").returncode == 0
     assert refused("check", path) == (
-        "servers: there is no server to check; name the file (check trunkline.toml) that has [servers.NAME] in it"
+        "servers: there is no server to check; name a file, and add [servers.NAME] with a url to it"
     )
 
 
