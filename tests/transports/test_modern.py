@@ -26,8 +26,10 @@ from harness.upstream_scripted import (
     Status,
     text_result,
 )
+from trunkline.mux.envelope import Envelope
 from trunkline.mux.fairness import Turnstile
 from trunkline.mux.modern import CAPABILITIES_KEY, DISCOVER, LISTEN, REVISIONS, VERSION_KEY
+from trunkline.mux.ports import Headers, Span
 from trunkline.mux.routing import LEGACY, MODERN
 from trunkline.mux.statistics import Statistics
 from trunkline.transports import EndpointConfig, Guard, asgi
@@ -35,6 +37,7 @@ from trunkline.transports import modern as under_test
 from trunkline.transports.admission import Admission
 from trunkline.transports.asgi import Grant
 from trunkline.transports.modern import ModernEndpoint, ModernRequests
+from trunkline.transports.tracing import Tracer
 from trunkline.transports.upstream.modern_http import ModernHTTPServer
 from trunkline.transports.upstream.streamable_http import StreamableHTTPConnector
 
@@ -86,12 +89,17 @@ class Here:
 
 @asynccontextmanager
 async def requests_to(
-    url: str, *, max_inflight: int = 64, headers: Sequence[str] = (), offers: Sequence[str] = (*LEGACY, *REVISIONS)
+    url: str,
+    *,
+    max_inflight: int = 64,
+    headers: Sequence[str] = (),
+    offers: Sequence[str] = (*LEGACY, *REVISIONS),
+    tracer: Tracer | None = None,
 ) -> AsyncIterator[tuple[ModernHTTPServer, ModernRequests, Any]]:
     statistics = Statistics()
     connector = StreamableHTTPConnector("x", url, statistics, headers={"Authorization": "Bearer ours"})
     upstream = ModernHTTPServer("x", connector.http, connector.headers, statistics, timeout=10, offers=offers)
-    requests = ModernRequests("x", upstream, statistics, max_inflight=max_inflight, headers=headers)
+    requests = ModernRequests("x", upstream, statistics, max_inflight=max_inflight, headers=headers, tracer=tracer)
     try:
         yield upstream, requests, statistics.counts
     finally:
@@ -476,6 +484,29 @@ async def test_g9_an_answer_that_is_none_is_an_error(play: Play, status: int, co
         answer = await here.call(id="i")
         error = await answer.json()
         assert (answer.status, error["id"], error["error"]["code"]) == (status, "i", code)
+
+
+class Traced:
+    """Traces calls, and keeps how each ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[str] = []
+
+    def begin(self, server: str, message: Envelope, context: Headers, *who: object) -> tuple[Span, Headers]:
+        return self, context
+
+    def ended(self, outcome: str) -> None:
+        self.ends.append(outcome)
+
+
+async def test_how_a_request_ended_is_told_to_who_traces_and_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    traced = Traced()
+    async with both_eras(script={"tools/call": [ANSWERED, [Status(404, "gone")]]}, tracer=traced) as here:
+        for _ in range(2):
+            await (await here.call()).over()
+    assert traced.ends == ["ok", "upstream_unreachable"]
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert line == "call ended: upstream_unreachable (the server answered HTTP 404)"
 
 
 async def test_h6_a_broken_stream_ends_with_an_error() -> None:
