@@ -85,7 +85,7 @@ class Ending:
             if self._cluster is not None and self._is_movable(workflow, cause):
                 await self._cluster.hand_back(workflow.record)
             else:
-                await self.remove(workflow.record)
+                await self.remove(workflow.record, is_wanted=cause == "deleted")
         finally:
             self._residents.settle(workflow.record)
 
@@ -97,13 +97,16 @@ class Ending:
         finally:
             self._residents.settle(workflow.record)
 
-    async def remove(self, record: WorkflowRecord) -> None:
-        """Remove the record of a workflow that has ended; where that fails, the sweep tries again, so many times."""
+    async def remove(self, record: WorkflowRecord, *, is_wanted: bool = False) -> None:
+        """Remove the record of a workflow that has ended; where that fails, the sweep tries again, so many times.
+
+        Where the client wanted its end, whatever worker has it by now.
+        """
         try:
             if not await self._directory.remove(record):
                 newer = await self._directory.get(record.session_id)
                 # It was not heard (yet) that this was stored; or the directory has lost what it was told last.
-                if newer is not None and (newer.follows(record) or newer.is_behind(record)):
+                if newer is not None and (is_wanted or newer.follows(record) or newer.is_behind(record)):
                     await self._directory.remove(newer)
         except Exception as error:
             again = self._leftovers.failed(record, self._clock())

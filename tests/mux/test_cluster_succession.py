@@ -2,7 +2,7 @@
 
 import anyio
 import pytest
-from harness.clustering import Member, Workers, two, workers
+from harness.clustering import Member, Workers, two, until, workers
 from harness.memory_wire import echo
 from harness.muxing import ALICE, Client, settle
 from msgspec.structs import replace
@@ -226,6 +226,23 @@ async def test_an_end_in_doubt_leaves_the_upstream_session_alone() -> None:
         assert at.server.deleted == []
         assert "result" in await theirs.answer(theirs.call())
         assert await at.directory.get(session_id) is not None
+
+
+async def test_an_end_in_doubt_that_the_client_wanted_is_the_end_at_the_successor_too() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        mine = (await a.find(session_id)).workflow
+        at.clock.advance(LEASE_SECONDS)
+        await b.beat()
+        theirs = (await b.find(session_id)).workflow
+        await a.pool.end(mine, "deleted")
+        await settle()
+        assert at.server.deleted == [], "it is the successor's to end"
+        for member in (a, b):
+            with pytest.raises(UnknownSession):
+                await member.find(session_id)
+        await until(lambda: at.server.deleted == ["1"])
+        assert theirs.ended is not None
 
 
 # Drain.
