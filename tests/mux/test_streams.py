@@ -274,6 +274,23 @@ async def test_g5_a_client_that_takes_its_time_gets_what_is_older_than_the_resum
         assert at.held == 0
 
 
+async def test_what_nobody_reads_any_longer_is_kept_for_the_resume_window_alone() -> None:
+    async with bench(resume_window=5) as at:
+        client = await at.client()
+        _, upstream, older = await streaming(at, client)
+        newest = client.workflow.streams.attach(older.stream, older.stream.sent)
+        older.close()
+        upstream.say(log(1))
+        at.clock.advance(6)
+        await at.swept()
+        assert data(await some(newest)) == [1], "it is still read"
+        upstream.say(log(2))
+        newest.close()
+        at.clock.advance(6)
+        await at.swept()
+        assert at.held == 0
+
+
 async def test_what_was_sent_is_kept_for_the_resume_window() -> None:
     async with bench(resume_window=50) as at:
         client = await at.client()

@@ -233,6 +233,22 @@ async def test_sessions_that_exit_keep_nobody_from_another_one() -> None:
                 await session.lost()
 
 
+async def test_exits_before_there_was_a_session_are_counted_from_the_last_session_on(tmp_path: Path) -> None:
+    fails = tmp_path / "fails"
+    script = 'if [ -e "$0" ]; then exit; fi; exec "$@"'
+    async with over_stdio() as server:
+        connector = StdioConnector("x", ["/bin/sh", "-c", script, str(fails), *server.address], Statistics())
+        for _ in range(2):
+            fails.touch()
+            receiver = Receiver()
+            async with connector.connect(receiver, NONE, listen=True) as wire:
+                await Session(wire, receiver).lost()
+            fails.unlink()
+            async with opened(connector) as session:
+                server.session.close()
+                await session.lost()
+
+
 async def test_a_server_that_was_ended_may_be_started_again_at_once() -> None:
     async with over_stdio() as server:
         connector = StdioConnector("x", server.address, Statistics())
