@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS: Final = 0.5
 """How often the database is asked for messages that other workers took, once for all streams of this worker."""
 
+RECONNECT_SECONDS: Final = 0.5
+"""How long after redis was lost it is asked again."""
+
 MAX_RELAYED: Final = 1000
 """Messages of other workers that are fetched at once."""
 
@@ -155,18 +158,24 @@ def session_registry(module: ModuleType, services: Services, *, checks_owner: bo
             return None
 
         async def _relay_redis(self, session_id: str) -> None:
-            pubsub = self._redis.pubsub()
-            try:
-                await pubsub.subscribe(session_id)
-                async for event in pubsub.listen():
-                    if event["type"] == "message":
-                        await self._take_relayed(session_id, event["data"])
-            except asyncio.CancelledError:
-                raise
-            except Exception:
-                logger.exception("messages from other workers are no longer heard on a stream")
-            finally:
-                await pubsub.aclose()
+            """Hear other workers for as long as the stream lives; what they say while redis is away is lost."""
+            is_told = False
+            while True:
+                pubsub = self._redis.pubsub()
+                try:
+                    await pubsub.subscribe(session_id)
+                    is_told = False
+                    async for event in pubsub.listen():
+                        if event["type"] == "message":
+                            await self._take_relayed(session_id, event["data"])
+                except Exception as error:
+                    if not is_told:
+                        logger.warning("messages from other workers are not heard on a stream: %r", error)
+                    is_told = True
+                finally:
+                    with suppress(Exception):  # its connection is gone
+                        await pubsub.aclose()
+                await asyncio.sleep(RECONNECT_SECONDS)
 
         async def _relay_database(self) -> None:
             while True:

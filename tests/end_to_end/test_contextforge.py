@@ -644,14 +644,47 @@ async def test_a_message_reaches_the_worker_that_has_its_stream(version: Version
         contextforge(version, Path(folder), workers=2, env=env) as forge,
     ):
         forge.register("plain", server.url)
-        headers = {"Authorization": f"Bearer {token(version)}"}
         async with raw(Place(forge, {"plain": server}), "sse") as client:
             for n in range(1, 21):
-                params = {"name": "plain-counter", "arguments": {}}
-                message = {"jsonrpc": "2.0", "id": n, "method": "tools/call", "params": params}
-                async with (
-                    aiohttp.ClientSession(headers=headers) as http,
-                    http.post(client.endpoint, json=message) as taken,  # type: ignore[attr-defined]
-                ):
-                    assert taken.status == 202
+                await post_apart(version, client, n)
                 assert (await client.answer(n))["result"]["content"][0]["text"] == str(n)
+
+
+async def post_apart(version: Version, client: Raw, id: int) -> None:
+    """Send a call by a connection of its own, which any worker may take."""
+    message = {"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": {"name": "plain-counter", "arguments": {}}}
+    async with (
+        aiohttp.ClientSession(headers={"Authorization": f"Bearer {token(version)}"}) as http,
+        http.post(client.endpoint, json=message) as taken,  # type: ignore[attr-defined]
+    ):
+        assert taken.status == 202
+
+
+@pytest.mark.slow
+async def test_a_stream_hears_other_workers_again_whose_connection_with_redis_was_cut(
+    version: Version, redis: str
+) -> None:
+    env = {"CACHE_TYPE": "redis", "REDIS_URL": redis}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        upstream("sdk2") as server,
+        contextforge(version, Path(folder), workers=2, env=env) as forge,
+    ):
+        forge.register("plain", server.url)
+        async with raw(Place(forge, {"plain": server}), "sse") as client, asyncio.timeout(PATIENCE):
+            session_id = client.endpoint.partition("session_id=")[2]  # type: ignore[attr-defined]
+            assert session_id in await cli(redis, "pubsub", "channels")
+            await cli(redis, "client", "kill", "type", "pubsub")
+            while session_id not in await cli(redis, "pubsub", "channels"):  # noqa: ASYNC110 - redis tells nobody
+                await asyncio.sleep(0.05)
+            for n in range(1, 21):
+                await post_apart(version, client, n)
+                assert (await client.answer(n))["result"]["content"][0]["text"] == str(n)
+
+
+async def cli(redis: str, *command: str) -> list[str]:
+    """The words that redis answers to a command."""
+    port = redis.rpartition(":")[2].partition("/")[0]
+    run = ["redis-cli", "-p", port, *command]
+    ended = await asyncio.to_thread(subprocess.run, run, capture_output=True, text=True, check=True)
+    return ended.stdout.split()
