@@ -42,8 +42,9 @@ def leasing(reuse: Reuse, stock: ClientFunction, types: ModuleType, *, sse: bool
     async def client(url: str, headers: Any = None, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         lease = None
         called = invocation.get()
-        if called is not None and called.gateway_id and reuse.gateways.takes(called.gateway_id):
-            called.let_go_of_database()
+        if called is not None and called.gateway_id:
+            if reuse.gateways.takes(called.gateway_id):
+                called.let_go_of_database()
             try:
                 address = f"{SSE}{url}" if sse else url
                 lease = await reuse.lease(called.asked, called.gateway_id, address, dict(headers or {}), handshake)

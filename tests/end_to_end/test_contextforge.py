@@ -130,13 +130,21 @@ async def test_by_user_every_transport_leads_to_the_same_session(place: Place) -
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_server_that_is_named_keeps_the_old_path(place: Place, way: Way) -> None:
+    before = bypassed(place.forge)
     counted = await place.calls(way, "old", "counter", times=3)
+    assert bypassed(place.forge) == before + 3
     counts = place.servers["old"].counts()
     if way == "http" and place.forge.version != "0.9.0":  # ContextForge 1.0 keeps that session itself
         assert counted == ["1", "2", "3"]
     else:
         assert counted == ["1", "1", "1"]
         assert counts["initialize"] == counts["method:tools/list"] == 3
+
+
+def bypassed(forge: Forge) -> float:
+    """Calls that went the gateway's own way."""
+    lines = [line for line in forge.metrics().splitlines() if line.startswith("trunkline_pool_requests_total")]
+    return sum(float(line.split()[-1]) for line in lines if 'result="bypass"' in line)
 
 
 async def test_what_the_pool_did_is_at_the_prometheus_end_point(place: Place) -> None:
