@@ -80,12 +80,21 @@ def run(arguments: list[str]) -> int:
         sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:  # who read it has gone; what Python flushes at its end would fail again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # who read it has gone
         return ExitCode.FAULT
     except Exception as error:
         return tell(error)
+    finally:
+        _drop_what_cannot_be_written()
     return returned if isinstance(returned, int) else ExitCode.DONE
+
+
+def _drop_what_cannot_be_written() -> None:
+    """What Python flushes at its end would fail again, and change the exit code."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _refuse_undecoded(arguments: list[str]) -> None:

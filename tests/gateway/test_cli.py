@@ -158,9 +158,10 @@ def test_who_reads_only_the_beginning_brings_about_no_traceback() -> None:
 
 
 def test_output_that_cannot_be_written_is_no_fault_of_the_program() -> None:
+    buffered = {name: value for name, value in environment().items() if name != "PYTHONUNBUFFERED"}
     with Path("/dev/full").open("w") as full:
         ended = subprocess.run(
-            command("--version"), env=environment(), stdout=full, stderr=subprocess.PIPE, text=True, timeout=PATIENCE
+            command("--version"), env=buffered, stdout=full, stderr=subprocess.PIPE, text=True, timeout=PATIENCE
         )
     assert ended.returncode == 1
     assert ended.stderr == "trunkline: No space left on device; --debug shows what was tried\n"
