@@ -66,7 +66,7 @@ WORDS = {
     "why": {"not_run", "trusted"},
     "state": {"opening", "active", "idle", "draining", "attached", "detached"},
     "transport": set(get_args(Transport)),
-    "kind": {"initialize", "initialized", "call", "get", "delete", "notification", "response"},
+    "kind": {"initialize", "initialized", "call", "get", "delete", "notification", "response", "probe"},
     "op": {"claim", "get", "at", "find", "replace", "remove", "touch", "untouched", "draw_ids"},
     "le": {*map(str, BUCKETS), "+Inf"},
 }

@@ -10,7 +10,7 @@ from .credentials import Credential
 from .http import HeaderBlock, HTTPClient, proof_in
 from .http_client import http_client
 
-Kind = Literal["initialize", "initialized", "call", "notification", "response", "get", "delete"]
+Kind = Literal["initialize", "initialized", "call", "notification", "response", "get", "delete", "probe"]
 
 
 VERSION_HEADER_SINCE: Final = "2025-06-18"
