@@ -190,7 +190,7 @@ def soak() -> str:
         ],
     ]
     about = (
-        f"`{found['command']}`: {row['calls']:,} calls, {row['workflows_ended']:,} workflows ended, "
+        f"{caption(found)}: {row['calls']:,} calls, {row['workflows_ended']:,} workflows ended, "
         f"{row['errors']} errors, the gateway's core busy for {row['cpu_busy']:.0%}."
     )
     return f"{about}\n\n{table(columns, rows)}"
@@ -308,8 +308,8 @@ def machine(name: str) -> str:
     listed = ", ".join(f"{package} {version}" for package, version in versions.items() if package != "trunkline")
     first = ", and all three go before other processes of the machine" if there.get("goes_first") else ""
     return (
-        f"Measured on {there['cores']} cores ({there['cpu']}), Python {there['python']}, {listed}, at commit "
-        f"{found['commit']}; the gateway has one core, client and server share the other{first}."
+        f"The load was measured on {there['cores']} cores ({there['cpu']}), Python {there['python']}, {listed}, "
+        f"at commit {found['commit']}; the gateway has one core, client and server share the other{first}."
     )
 
 
