@@ -23,6 +23,8 @@ END = b"0\r\n\r\n"
 OK = {"jsonrpc": "2.0", "id": 1, "result": {"resultType": "complete", "n": 1}}
 NOTE = b'{"jsonrpc":"2.0","method":"notifications/message","params":{"data":1}}'
 SPOKEN = {"jsonrpc": "2.0", "id": 1, "result": {"supportedVersions": [MODERN]}}
+MANY = {"jsonrpc": "2.0", "id": 1, "result": {f"{n:064}": 1 for n in range(20_000)}}
+"""A result of more members at one level than are read."""
 
 
 def answer(body: object, status: int = 200, kind: str = "application/json") -> bytes:

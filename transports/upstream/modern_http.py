@@ -14,7 +14,7 @@ from typing import Final
 
 from ...mux import modern
 from ...mux.envelope import Envelope
-from ...mux.errors import TrunklineError, UpstreamFault, UpstreamUnreachable
+from ...mux.errors import TrunklineError, UpstreamUnreachable
 from ...mux.limits import MAX_EVENT_BYTES
 from ...mux.ports import Headers
 from ...mux.routing import LEGACY
@@ -193,7 +193,7 @@ class _Probe:
                 message = message_of(event.data) if is_message else None
                 if message is not None and message.kind == "response":
                     self._judge(message)
-        except UpstreamFault:
+        except TrunklineError:
             self._judge(None)
 
     def ended(self, error: ExchangeBroken | None) -> None:
@@ -204,7 +204,7 @@ class _Probe:
         try:
             message = message_of(self._body.joined())
             self._judge(message if message.kind == "response" else None)
-        except UpstreamFault:
+        except TrunklineError:
             self._judge(None)
 
     def _judge(self, answer: Envelope | None) -> None:

@@ -16,6 +16,7 @@ from ...mux import modern
 from ...mux.envelope import Envelope
 from ...mux.errors import (
     Cancelled,
+    ParseError,
     SessionLost,
     TimedOut,
     TrunklineError,
@@ -240,8 +241,12 @@ class Passage:
         is_same = message.id == asked.id
         if message.kind != "response" or not (is_same or not message.id or _key(message.id) == _key(asked.id)):
             raise _no_response()
-        is_discovery = asked.method == modern.DISCOVER
-        offered = modern.offered(message, self._upstream.offers) if is_discovery else message
+        offered = message
+        if asked.method == modern.DISCOVER:
+            try:
+                offered = modern.offered(message, self._upstream.offers)
+            except ParseError as error:
+                raise UpstreamFault(f"the server's answer cannot be read: {error}") from None
         return text if is_same and offered is message else offered.with_id(asked.id)
 
     def _refusal(self) -> TrunklineError:

@@ -6,6 +6,7 @@ import json
 import pytest
 from harness.modern_bench import (
     END,
+    MANY,
     NOTE,
     OK,
     SPOKEN,
@@ -100,6 +101,8 @@ async def test_whoever_leaves_does_not_take_the_probe_along() -> None:
         ([answer(b"Missing session", 400, "text/plain")], LEGACY),
         ([answer(NOTE)], LEGACY),
         ([answer(b"<html>", 200, "text/html")], LEGACY),
+        ([answer(MANY)], LEGACY),
+        ([STREAM, chunk(encode(json.dumps(MANY).encode())), END], LEGACY),
     ],
 )
 async def test_what_the_answer_to_the_probe_tells(pieces: list[bytes], revisions: tuple[str, ...]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from harness.modern_bench import (
     END,
+    MANY,
     NOTE,
     OK,
     STREAM,
@@ -174,6 +175,15 @@ async def test_l21_a_discovery_names_what_is_served_and_nothing_else() -> None:
             as_it_came = (await soon(here.send("tools/call").form())).whole
             assert as_it_came is not None
             assert reply.endswith(as_it_came)
+
+
+@pytest.mark.parametrize("is_stream", [False, True])
+async def test_g10_a_discovery_of_too_many_members_is_a_fault_of_the_server(is_stream: bool) -> None:
+    pieces = [STREAM, chunk(encode(json.dumps(MANY).encode())), END] if is_stream else [answer(MANY)]
+    async with asked(one(*pieces)) as here:
+        passage = here.send(modern.DISCOVER)
+        with pytest.raises(UpstreamFault, match="too many members"):
+            await all_of(passage)
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
