@@ -50,7 +50,7 @@ class HTTPListening:
     """What the connections of one listener have in common. It is uvicorn's `http`: called, it makes a connection.
 
     With a `tls` context, its connections speak TLS. Who is cut is counted in `statistics`, under `refused`: `head`,
-    `slow_head`, `slow_body`, `untaken`, `connections`, `tls`.
+    `slow_head`, `slow_body`, `untaken`, `connections`, `tls`, `not_http`.
     """
 
     def __init__(

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Final
 
 import anyio
+import anyio.to_thread
 import msgspec
 import uvicorn
 from anyio.abc import TaskGroup
@@ -201,12 +202,12 @@ class _Life:
             await self._reload.wait()
             self._reload = anyio.Event()
             if await self._gateway.reload(read, insecure=insecure):
-                self._renew_certificate()
+                await self._renew_certificate()
 
-    def _renew_certificate(self) -> None:
+    async def _renew_certificate(self) -> None:
         """Read its files again: from the next connection on, what they hold now counts."""
         try:
-            self._listening.tls = server_context(self._gateway.settings.gateway.tls)
+            self._listening.tls = await anyio.to_thread.run_sync(server_context, self._gateway.settings.gateway.tls)
         except OSError as error:  # they have just changed once more
             logger.error("the certificate stays as it was, reload again: gateway.tls: %s", error)
 

@@ -60,16 +60,19 @@ class TLSHandshake(asyncio.Protocol):
 
     def __init__(self, listening: HTTPListening) -> None:
         self._listening = listening
+        self._taken: socket.socket | None = None
+        """Its socket, until the event loop has that."""
         self._task: asyncio.Task[None]
 
     def begin(self, taken: socket.socket, context: ssl.SSLContext) -> None:
         """Make the handshake on this socket, unless there are too many connections: then it is closed."""
+        self._taken = taken
         if self._listening.enter(self):
-            self._task = self._listening.begin(self._make(taken, context))
+            self._task = self._listening.begin(self._make(context))
+            self._task.add_done_callback(self._over)
         else:
-            self._listening.leave(self)
+            self._over()
             self._listening.statistics.count("refused", "connections")
-            taken.close()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """It is done."""
@@ -82,15 +85,20 @@ class TLSHandshake(asyncio.Protocol):
         """See `HTTPConnection.shutdown`: nothing was asked yet."""
         self._task.cancel()
 
-    async def _make(self, taken: socket.socket, context: ssl.SSLContext) -> None:
-        listening = self._listening
+    async def _make(self, context: ssl.SSLContext) -> None:
+        taken, self._taken = self._taken, None
+        assert taken is not None, "it has begun"
         try:
-            await listening.loop.connect_accepted_socket(
+            await self._listening.loop.connect_accepted_socket(
                 lambda: self, taken, ssl=context, ssl_handshake_timeout=HANDSHAKE_SECONDS
             )
         except (ssl.SSLError, ConnectionAbortedError):  # it is no TLS, or takes too long
-            listening.statistics.count("refused", "tls")
+            self._listening.statistics.count("refused", "tls")
         except OSError:  # the client has gone
             pass
-        finally:
-            listening.leave(self)
+
+    def _over(self, task: asyncio.Task[None] | None = None) -> None:
+        """It is done or given up, perhaps before its task had a turn."""
+        self._listening.leave(self)
+        if self._taken is not None:
+            self._taken.close()

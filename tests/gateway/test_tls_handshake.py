@@ -1,6 +1,7 @@
 """TLS on the listener: who is in a handshake counts as a connection, and has so long."""
 
 import asyncio
+import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -13,7 +14,7 @@ from harness.http_serving import GET, PATIENCE, Connected, echo, said, serving
 from trunkline.gateway import tls_handshake
 from trunkline.gateway.http_listening import HTTPListening
 from trunkline.gateway.settings import TLS
-from trunkline.gateway.tls_handshake import server_context
+from trunkline.gateway.tls_handshake import TLSHandshake, server_context
 from trunkline.mux.statistics import Statistics
 
 pytestmark = pytest.mark.anyio
@@ -175,6 +176,22 @@ async def test_a_server_that_ends_does_not_wait_for_handshakes(certified: Certif
         with suppress(ConnectionResetError):  # either is an end
             assert await reader.read() == b""
         writer.close()
+
+
+async def test_a_handshake_that_is_given_up_before_it_began_leaves_nothing(certified: Certificate) -> None:
+    at = Secured(certified)
+    ours, theirs = socket.socketpair()
+    async with serving(echo, at.listening) as port:
+        async with asyncio.timeout(PATIENCE):
+            (await asyncio.open_connection("127.0.0.1", port))[1].close()  # from then on it knows its loop
+            await until(lambda: at.held == 0)
+        handshake = TLSHandshake(at.listening)
+        handshake.begin(theirs, server_context(TLS(str(certified.cert), str(certified.key))))
+        assert at.held == 1
+        handshake.shutdown()
+        await until(lambda: at.held == 0)
+        assert theirs.fileno() == -1
+    ours.close()
 
 
 def test_the_key_of_another_certificate_is_refused(certified: Certificate, tmp_path: Path) -> None:
