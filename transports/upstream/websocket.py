@@ -309,7 +309,7 @@ class _WebSocketWire(OneStreamWire, asyncio.Protocol):
         for text, request in self._queue:
             taken += 1
             self._queued -= len(text) + MESSAGE_COST
-            if has_fence and not self._may_begin(request):
+            if not self._may_begin(request):
                 continue
             at = 4 * len(frames)
             frames.append(text_frame(text, keys[at : at + 4]))

@@ -264,6 +264,24 @@ async def test_g7_what_waits_when_the_fence_closes_is_not_sent() -> None:
         assert not session.receiver.of("lost")
 
 
+async def test_g6_a_call_that_failed_while_it_waited_is_not_begun() -> None:
+    async with session_with() as (session, server, _):
+        session.request()
+        await server.got("tools/call")
+        server.session.stall()
+        for _ in range(12):
+            session.request(params={"x": "x" * 1_000_000})
+            await anyio.wait_all_tasks_blocked()
+        failed, abandoned = (session.request() for _ in range(2))
+        failed.state = "done"
+        abandoned.state = "abandoned"  # its cancellation follows, and names it
+        server.session.go_on()
+        last = session.request()
+        await server.until(lambda: json.loads(server.messages[-1].text).get("id") == last.id)
+        ids = [json.loads(message.text).get("id") for message in server.messages]
+        assert ids[-3:] == [failed.id - 1, abandoned.id, last.id]
+
+
 async def test_small_messages_are_bounded_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
     async with session_with() as (session, _, _):
         requests = [session.request() for _ in range(MAX_UNSENT + 1)]
