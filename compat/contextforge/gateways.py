@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -53,6 +53,9 @@ CONNECT_FIELDS: Final = (
     "tags",
 )
 """All that decides how, or for whom, a connection is made. A version that lacks one of them has no such setting."""
+
+MAX_LEFT: Final = 16
+"""URLs that one server may have been moved on from while its record stays as it is."""
 
 SSE: Final = "sse+"
 """Before the URL of a server that is called over HTTP+SSE: the gateway knows that by the tool, not by the record."""
@@ -136,6 +139,8 @@ class _Known:
     read: float
     url: str = ""
     fingerprint: str = ""
+    left: set[str] = field(default_factory=set)
+    """Where the server was before, by the record as it is now: ContextForge remembers such URLs for a while."""
     settles: float = 0.0
     """Until then, what is read may be what was stored before an edit."""
 
@@ -185,6 +190,10 @@ class Gateways:
             is_another = known.url != "" and known.url.startswith(SSE) != url.startswith(SSE)
             if is_another or not record.is_at(url):  # not by the record as it is now: of what ContextForge remembers
                 return None
+            if url in known.left or len(known.left) == MAX_LEFT:  # two that take turns would end each other's sessions
+                return None
+            if known.url:
+                known.left.add(known.url)
             known.url, known.fingerprint = url, record.fingerprint(url)
             self._build(record, url)
         return self._upstreams.get(record.label)
@@ -248,6 +257,7 @@ class Gateways:
             del self._known[gateway_id]
         if record is None or record.fingerprint(known.url) != known.fingerprint:
             known.url = ""  # the next call says where the server is now
+            known.left.clear()
             if before is not None:
                 self._drop(before.label)
         return known

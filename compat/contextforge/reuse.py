@@ -142,9 +142,18 @@ class Reuse:
             await keeper
 
     async def lease(
-        self, asked: Asked, gateway_id: str, url: str, headers: Headers, handshake: Mapping[str, Any]
+        self,
+        asked: Asked,
+        gateway_id: str,
+        url: str,
+        headers: Headers,
+        handshake: Mapping[str, Any],
+        *,
+        may_renew: bool = True,
     ) -> "Lease":
         """The upstream session for one call, opened if need be with this `handshake` (the params of initialize).
+
+        With `may_renew`, it is opened once more where the record was edited meanwhile.
 
         Raises:
             OldPath: the call is not for trunkline; why was counted.
@@ -171,7 +180,10 @@ class Reuse:
             except WorkflowEnded as ended:
                 if ended.cause != "reconfigured":
                     raise
-                return await renew()  # the record was edited while a session was opened by what it said before
+                if may_renew:  # the record was edited while a session was opened by what it said before
+                    return await renew(may_renew=False)
+                self.statistics.count("pool_requests", upstream.name, "bypass")
+                raise OldPath from ended
         held.used = self.pool.now()
         opening_headers.set(headers)
         return Lease(held.workflow, headers, names, hear=hear, renew=renew)

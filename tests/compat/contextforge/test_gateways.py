@@ -207,6 +207,29 @@ def test_another_credential_in_the_url_begins_anew() -> None:
     assert after.generation > before.generation
 
 
+def test_of_two_credentials_in_urls_that_calls_come_with_in_turn_the_later_one_stays() -> None:
+    """ContextForge's cache of tools holds the old URL for a minute after an edit in another worker."""
+    records = Records()
+    records.add("g1")
+    old, new = URL + "?key=old", URL + "?key=new"
+    for value in ("rotated", "rotated again"):
+        records.rows["g1"]["auth_query_params"] = value
+        records.later()
+        found = [records.gateways.find("g1", url) for url in (old, new, old, new, old)]
+        assert [one is not None for one in found] == [True, True, False, True, False]
+        assert found[3] is found[1]
+        records.later()
+        assert records.gateways.find("g1", old) is None
+        assert records.gateways.find("g1", new) is found[1]
+
+
+def test_a_server_whose_credential_in_the_url_never_stays_the_same_is_left_to_the_old_path() -> None:
+    records = Records()
+    records.add("g1")
+    found = [records.gateways.find("g1", f"{URL}?key={n}") for n in range(30)]
+    assert [one is not None for one in found] == [True] * 17 + [False] * 13
+
+
 @pytest.mark.parametrize("settings", [{}, {"reuse_user": ("renamed",)}])
 def test_a_record_that_was_renamed_is_a_server_by_its_new_name(settings: dict[str, Any]) -> None:
     records = Records(**settings)

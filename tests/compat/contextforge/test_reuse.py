@@ -272,6 +272,20 @@ async def test_a_call_whose_session_is_being_opened_while_the_record_is_edited_g
     assert server.counts()["initialize"] == server.counts()["delete"] == 2
 
 
+async def test_a_call_whose_session_is_superseded_twice_while_it_is_opened_is_left_to_the_old_path(
+    server: Upstream,
+) -> None:
+    async with _opening(server) as (kept, call):
+        for n in (1, 2):
+            await server.saw("initialize", n)
+            kept.fields["auth_value"] = f"edited {n}"
+            kept.reuse.gateways.forget("gateway1")
+            await kept.reuse.gateways.refresh()
+        with pytest.raises(OldPath):
+            await call
+        assert await kept.count("alice@x", "a") == "1"
+
+
 async def test_what_a_server_refuses_one_user_costs_no_other_of_the_same_teams_anything(server: Upstream) -> None:
     """Headers and credentials are each user's own, and so may be a limit that the server has."""
 
