@@ -180,7 +180,7 @@ class Lease:
             RuntimeError, TypeError: as `request`; the name is no text, or the arguments are no dictionary.
         """
         if not isinstance(tool, str):
-            raise TypeError(f"a tool is called by its name, a text, not {_kind(tool)}")
+            raise TypeError(f"a tool is called by its name, a text, not {kind_of(tool)}")
         params = {"name": tool, "arguments": fields_of("what a tool is called with", arguments)}
         result = await self.request("tools/call", params, progress=progress, headers=headers)
         content = result.get("content")
@@ -358,7 +358,7 @@ def refuse_no_function(name: str, function: object) -> None:
         TypeError: it cannot.
     """
     if function is not None and not callable(function):
-        raise TypeError(f"{name} is a function, not {_kind(function)}")
+        raise TypeError(f"{name} is a function, not {kind_of(function)}")
 
 
 def fields_of(name: str, given: Mapping[str, Any] | None) -> Params:
@@ -368,11 +368,12 @@ def fields_of(name: str, given: Mapping[str, Any] | None) -> Params:
         TypeError: it is none. What it is stands there, not what it holds, which may be a secret.
     """
     if given is not None and not isinstance(given, Mapping):
-        raise TypeError(f"{name} is a dictionary, not {_kind(given)}")
+        raise TypeError(f"{name} is a dictionary, not {kind_of(given)}")
     return dict(given or {})
 
 
-def _kind(given: object) -> str:
+def kind_of(given: object) -> str:
+    """What this is, for people, without what it holds, which may be a secret."""
     name = type(given).__name__
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 

@@ -23,7 +23,7 @@ from typing import Any, Final
 from ..mux.channel import Channel
 from ..mux.directory.memory import MemoryDirectory
 from ..mux.errors import Overloaded
-from ..mux.lease import refuse_coroutine, running_loop
+from ..mux.lease import kind_of, refuse_coroutine, running_loop
 from ..mux.limits import Pooling
 from ..mux.pool import Pool
 from ..mux.ports import NONE, Headers, Receiver, SendKind, Wire
@@ -342,7 +342,7 @@ def _checked(authenticate: Authenticate) -> Authenticate:
     def checked(headers: Mapping[str, str]) -> Principal:
         principal = authenticate(headers)
         if not isinstance(principal, Principal):
-            raise TypeError(f"authenticate returns a Principal, or raises Unauthorized; it gave {principal!r}")
+            raise TypeError(f"authenticate returns a Principal, or raises Unauthorized; it gave {kind_of(principal)}")
         return principal
 
     return checked

@@ -30,6 +30,7 @@ from ..mux.lease import (
     Hear,
     Lease,
     fields_of,
+    kind_of,
     refuse_coroutine,
     refuse_no_function,
     refuse_other_loop,
@@ -198,9 +199,9 @@ class Servers:
         """
         self._check()
         if not isinstance(principal, Principal):
-            raise TypeError(f"a principal is a Principal(issuer, tenant, subject), not {principal!r}")
+            raise TypeError(f"a principal is a Principal(issuer, tenant, subject), not {kind_of(principal)}")
         if key is not None and not isinstance(key, str):
-            raise TypeError(f"a key is a text, not {key!r}")
+            raise TypeError(f"a key is a text, not {kind_of(key)}")
         refuse_coroutine("hear", hear)
         refuse_no_function("answer", answer)
         begun = await self._begin(server, key, principal, capabilities, session_headers)

@@ -416,16 +416,16 @@ def test_conversations_cannot_be_shared_and_have_to_last(reuse: Any) -> None:
         Host(nothing, pooling=Pooling(reuse=reuse))
 
 
-@pytest.mark.parametrize("given", [None, "alice"])
-async def test_who_is_no_principal_is_not_served_and_the_log_says_why(
-    given: Any, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(("given", "kind"), [(None, "a NoneType"), ("s3cret", "a str")])
+async def test_g12_who_is_no_principal_is_not_served_and_the_log_says_why(
+    given: Any, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     host = Host(nothing, authenticate=lambda headers: given)
     async with listening(mounted(host)) as address, Wire(f"http://{address}/tools/mcp") as wire:
         assert (await wire.post({"jsonrpc": "2.0", "id": 1, "method": "ping"})).status == 500
     [told] = [record for record in caplog.records if record.exc_info]
     assert told.exc_info is not None
-    assert "authenticate returns a Principal" in str(told.exc_info[1])
+    assert str(told.exc_info[1]) == f"authenticate returns a Principal, or raises Unauthorized; it gave {kind}"
 
 
 async def test_what_is_no_message_is_not_sent_and_who_did_not_connect_is_told_to() -> None:

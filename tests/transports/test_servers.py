@@ -266,10 +266,12 @@ async def test_a_header_that_cannot_be_sent_fails_its_call_alone(server: Upstrea
             await count(servers, session_headers=headers)
 
 
-async def test_a_principal_that_is_none_is_refused(server: Upstream) -> None:
+async def test_g12_a_principal_or_key_that_is_none_is_refused_without_what_it_holds(server: Upstream) -> None:
     async with keeping(server) as servers:
-        with pytest.raises(TypeError, match="not 'alice'"):
-            await count(servers, principal="alice")
+        with pytest.raises(TypeError, match=r"not a str$"):
+            await count(servers, principal="s3cret")
+        with pytest.raises(TypeError, match=r"a key is a text, not a bytes$"):
+            await count(servers, key=b"s3cret")
 
 
 async def test_a_method_that_is_no_text_is_refused(server: Upstream) -> None:
