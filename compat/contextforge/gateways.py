@@ -240,7 +240,9 @@ class Gateways:
             record = self._read(gateway_id)
         except Exception:
             logger.exception("the record of a server could not be read")
-            return known or _Known(None, now)
+            known = self._known.setdefault(gateway_id, _Known(None, now))
+            known.read = now  # it holds as long as what was read: a database that is away is not asked for each call
+            return known
         return self._take(gateway_id, record, now)
 
     def _is_due(self, known: _Known, now: float) -> bool:

@@ -258,7 +258,35 @@ def test_records_that_cannot_be_read_leave_what_is_known_as_it_is_and_the_rest_t
     assert records.gateways.find("g2", URL) is None
     records.reading = lambda: None
     records.add("g2")
+    records.later()
     assert records.gateways.find("g2", URL) is not None
+
+
+@pytest.mark.anyio
+async def test_a_database_that_is_away_is_asked_once_in_a_while_and_not_for_each_call(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    records = Records()
+    records.add("known")
+    before = records.gateways.find("known", URL)
+    records.later()
+
+    def fail() -> None:
+        raise RuntimeError("the database is away")
+
+    records.reading, records.read = fail, 0
+    for _ in range(3):
+        for _ in range(5):
+            assert records.gateways.find("known", URL) is before
+            assert records.gateways.find("unknown", URL) is None
+            assert not records.gateways.takes("unknown")
+        records.later()
+    assert records.read == 6
+    assert len(caplog.records) == 6
+    records.reading = lambda: None
+    await records.gateways.refresh()
+    assert records.gateways.find("unknown", URL) is None
+    assert records.gateways.find("known", URL) is before
 
 
 @pytest.mark.anyio
