@@ -22,6 +22,7 @@ from ...mux.statistics import Statistics
 from ..event_stream import EventParser
 from ..media import STREAM_TYPE, content_type
 from .answers import Body, nothing
+from .backoff import Backoff
 from .http import ExchangeBroken, HeaderBlock, HTTPClient
 from .http_call import failure_of
 from .modern_passage import Passage, message_of
@@ -64,6 +65,8 @@ class ModernHTTPServer:
         self._headers = headers
         self._revisions: tuple[str, ...] | None = None
         self._known_until = 0.0
+        self._backoff = Backoff()
+        """Of probes, while what the server spoke still holds."""
         self._blocks: dict[tuple[tuple[str, str], ...], HeaderBlock] = {}
         self._probe: _Probe | None = None
         self._is_stopped = False
@@ -71,13 +74,14 @@ class ModernHTTPServer:
     async def revisions(self) -> tuple[str, ...]:
         """The revisions of ours that the server speaks: asked once, and again when a request has failed.
 
-        Where it then gives no answer that tells, what it was known to speak still holds.
+        Where it then gives no answer that tells, what it was known to speak still holds, and it is asked ever later.
 
         Raises:
             UpstreamUnreachable: it never gave one.
             TrunklineError: what `stop` was told.
         """
-        if self._revisions is None or asyncio.get_running_loop().time() >= self._known_until:
+        now = asyncio.get_running_loop().time()
+        if self._revisions is None or (now >= self._known_until and not self._backoff.wait(now)):
             if self._probe is None:
                 self._probe = self._ask()
             try:
@@ -139,7 +143,7 @@ class ModernHTTPServer:
     def _ask(self) -> _Probe:
         body, headers = modern.probe()
         probe = _Probe()
-        probe.verdict.add_done_callback(self._learn)
+        probe.verdict.add_done_callback(partial(self._learn, asyncio.get_running_loop().time()))
         self.statistics.count("upstream_requests", self.server, "probe")
         probe.cut = self._http.send("POST", self._headers.with_(headers), body, probe)
         return probe
@@ -147,13 +151,17 @@ class ModernHTTPServer:
     def _offered(self, spoken: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(revision for revision in spoken if revision in self.offers)
 
-    def _learn(self, verdict: asyncio.Future[tuple[str, ...]]) -> None:
+    def _learn(self, began: float, verdict: asyncio.Future[tuple[str, ...]]) -> None:
         self._probe = None
+        now = asyncio.get_running_loop().time()
         if verdict.exception() is None:
+            self._backoff.succeeded(began)
             self._revisions = self._offered(verdict.result())
             kept = float("inf") if modern.is_spoken(self._revisions) else LEGACY_SECONDS
-            self._known_until = asyncio.get_running_loop().time() + kept
+            self._known_until = now + kept
             logger.info("speaks %s", ", ".join(verdict.result()), extra={"server": self.server})
+        elif self._revisions is not None:
+            self._backoff.failed(began, now)
 
 
 class _Probe:

@@ -25,7 +25,7 @@ from harness.raw_http import Peer
 from trunkline.mux.errors import SessionLost, TrunklineError, UpstreamUnreachable
 from trunkline.mux.routing import LEGACY, MODERN
 from trunkline.transports.event_stream import encode
-from trunkline.transports.upstream import modern_http
+from trunkline.transports.upstream import backoff, modern_http
 
 pytestmark = pytest.mark.anyio
 
@@ -219,6 +219,25 @@ async def test_l29_what_a_server_spoke_holds_until_it_says_otherwise(second: byt
         for found in ((MODERN,), (MODERN,), LEGACY):
             assert await soon(here.upstream.revisions()) == found
             await failed(here.send(mcp_method="tools/call"))
+
+
+async def test_l29_what_a_server_spoke_is_used_without_asking_for_a_while_where_it_does_not_say_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(backoff, "FIRST_SECONDS", backoff.LAST_SECONDS)
+    discoveries = [answer(SPOKEN)]
+
+    async def serve(peer: Peer) -> None:
+        while True:
+            _, headers, _ = await peer.request()
+            is_first = headers["mcp-method"] == "server/discover" and discoveries
+            await peer.say(discoveries.pop() if is_first else answer(b"busy", 429))
+
+    async with asked(serve) as here:
+        for _ in range(20):
+            assert await soon(here.upstream.revisions()) == (MODERN,)
+            await failed(here.send(mcp_method="tools/call"))
+        assert here.counts["upstream_requests", "up", "probe"] == 3, "the first, and two that failed"
 
 
 @pytest.mark.parametrize(("spoken", "is_asked_again"), [(answer(SPOKEN), False), (answer(failure(-32601)), True)])
