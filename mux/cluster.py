@@ -34,7 +34,7 @@ from .placement import NAMES, Concern, decide
 from .premises import Premises
 from .principal import Principal
 from .record import WorkflowRecord
-from .recovery import Kept, recover
+from .recovery import Kept, Survivors, recover
 from .upstream import Upstream
 from .workflow import Workflow
 
@@ -252,7 +252,7 @@ class Cluster:
             workflow = self._hold(stored, upstream, beside)
             workflow.account.take_over(self._clock())
             kept.stream(0)
-            workflow.survivors = living
+            workflow.survivors = Survivors(living, self.members.newest)
             workflow.restore(kept, stored.epoch, lambda name: name // NAMES not in living)
             return workflow
         except TrunklineError:
@@ -268,20 +268,25 @@ class Cluster:
     async def restore(self, workflow: Workflow, concern: Concern) -> None:
         """Make a stream or a question known to a workflow that its worker left behind, or this one.
 
+        What other dead workers left comes with it; what lives here stays as it is, what ended here does not come back.
+
         Raises:
             DirectoryUnavailable: nobody can tell.
         """
-        record, kept = workflow.record, Kept()
-        living = workflow.survivors
-        if living is None or concern.worker in living:  # else all that it may have left was read, if there was anything
+        record, kept, survivors = workflow.record, Kept(), workflow.survivors
+        is_own = concern.worker == self.number
+        if survivors is None or survivors.may_have_left(concern.worker, self.members.newest):
+            is_known = is_own or (survivors is not None and self.number not in survivors.numbers)
             living = await self._living()
             with anyio.move_on_after(FLUSH_SECONDS):
                 await self.journal.flush(record.session_id)  # what was settled here is not found open there
             kept = recover(await self._directory.read(record.session_id))
-            workflow.survivors = living
+            survivors = Survivors(living if is_known else living | {self.number}, self.members.newest)
+            workflow.survivors = survivors
         if concern.is_stream:  # its worker died before it could tell of it
             kept.stream(concern.name)
-        workflow.restore(kept, max(record.epoch, 1), lambda name: name // NAMES not in living)
+        others = {0, *survivors.numbers} if is_own else {0, self.number, *survivors.numbers}
+        workflow.restore(kept, max(record.epoch, 1), lambda name: name // NAMES not in others)
 
     async def direct(self, number: int) -> None:
         """Send on what names a thing that the worker of this number gave, if that is another one that lives.

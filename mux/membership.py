@@ -80,6 +80,8 @@ class Membership:
         """How many have begun."""
         self._listed_by = 0
         """Which of them `_living` is from."""
+        self.newest = 0
+        """The highest number that was ever listed: whoever has a higher one was never heard of."""
         self._began_at = float("-inf")
         """When the last one began."""
         self._is_running = False
@@ -331,6 +333,7 @@ class Membership:
         listed = {worker.id: worker for worker in await self._workers.workers()}
         self._dead = {worker.id: worker for worker in self._dead.values() if worker.id in listed}
         self._living = {worker.id: worker for worker in listed.values() if worker.id not in self._dead}
+        self.newest = max(self.newest, *(worker.number for worker in listed.values()), 0)
         self._read_at, self._listed_by, self._is_doubted = self._began_at, self._readings, False
 
 

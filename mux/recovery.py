@@ -4,8 +4,9 @@ Pure. A log may hold an entry twice, or one that a worker wrote after it had bee
 missing tells as well: what came before a gap cannot be replayed.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import msgspec
 
@@ -62,6 +63,21 @@ class Kept:
         if number not in self.streams:
             self.streams[number] = KeptStream(number)
         return self.streams[number]
+
+
+class Survivors(NamedTuple):
+    """Whose part of an event log was not read for good when it was read: who went on, and who was yet to begin."""
+
+    numbers: Collection[int]
+    newest: int
+    """The highest number of a worker that was listed by then."""
+
+    def may_have_left(self, number: int, newest: int) -> bool:
+        """Whether the worker of this number may have left more than was read; `newest` is the highest one listed since.
+
+        Clients make numbers up: for one that no worker had, nothing is to be read.
+        """
+        return number in self.numbers or self.newest < number <= newest
 
 
 def recover(entries: Iterable[Entry]) -> Kept:

@@ -9,7 +9,7 @@ was last in use, and how it ends.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import inf
 from typing import NamedTuple
 
@@ -27,7 +27,7 @@ from .journal import Journal, KeptLog
 from .ports import Answerable, Caller, Headers, Line, Opened
 from .questions import Questions
 from .record import WorkflowRecord
-from .recovery import Kept
+from .recovery import Kept, Survivors
 from .request import ServerRequest
 from .routing import place
 from .statistics import Statistics
@@ -137,9 +137,9 @@ class Workflow:
         self.touched = self._elsewhere = float("-inf")
         """When the directory was told last that it is in use; and when another worker served its client last, as far as
         that is known here."""
-        self.survivors: Collection[int] | None = None
-        """The other workers that lived when its event log was read: what those left who did not is known here. None
-        where it was not read."""
+        self.survivors: Survivors | None = None
+        """Who may leave more than was there when its event log was read: what all others left is known here. None where
+        it was not read."""
         self.calls = Calls(self, ports.clock, ports.stir)
         """What its client asked and is not answered yet."""
         self._questions: Questions | None = None

@@ -138,6 +138,79 @@ async def test_g5_a_holder_takes_the_streams_of_who_died_and_leaves_those_of_who
         assert not (await a.find(session_id)).workflow.knows(living[0].stream.number)
 
 
+async def test_g5_what_waits_for_the_client_stays_where_it_is_when_a_stream_of_the_dead_is_taken() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        at.server.on_request = None
+        standalone = (await a.find(session_id)).workflow.streams.attach_standalone()
+        tell = at.server.session.tell
+        tell(message("notifications/message", {"data": 1}))
+        [(event_id, _)] = await some(standalone)
+        _, left = await streamed(b, await b.beside(session_id))
+        left_id = left.event_id((await left.next(1) or [])[0])
+        await journal(a)
+        await journal(b)
+        b.kill()
+        await at.pass_time(LEASE_SECONDS)
+        await resume(at, a, left_id)
+        standalone.close()
+        for n in (2, 3):
+            tell(message("notifications/message", {"data": n}))
+        _, again = await resume(at, a, event_id)
+        assert [json.loads(text)["params"]["data"] for _, text in await some(again, 2)] == [2, 3]
+
+
+async def test_g5_a_stream_of_a_worker_that_began_since_and_died_is_resumed_from_its_log() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        at.server.on_request = None
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        await b.find(session_id)
+        c = await at.start()
+        await b.members.numbers()
+        _, reader = await streamed(c, await c.beside(session_id), b'"mine"')
+        event_id = reader.event_id((await reader.next(1) or [])[0])
+        await journal(c)
+        c.kill()
+        await at.pass_time(LEASE_SECONDS)
+        member, again = await resume(at, b, event_id)
+        assert member is b
+        [told] = [json.loads(text) async for _, text in events(again)]
+        assert told["id"] == "mine"
+        assert told["error"]["data"] == {"executed": "unknown"}
+
+
+async def test_what_ended_here_does_not_come_back_with_a_stream_of_the_dead() -> None:
+    async with workers(resume_window=1) as at:
+        a, b, session_id = await two(at)
+        held = (await a.find(session_id)).workflow
+        wire = held.duplexes.new()
+        reader = wire.attach()
+        wire.meet(wire.tally)
+        wire.add(own(1))
+        exchange, answered = await streamed(a, await a.find(session_id))
+        assert len([text async for _, text in events(answered) if text]) == 1
+        assert exchange.stream is not None
+        mine = (exchange.stream.number, wire.stream.number)
+        reader.due()
+        wire.detach(reader)
+        answered.close()
+        at.server.on_request = None
+        _, left = await streamed(b, await b.beside(session_id))
+        event_id = left.event_id((await left.next(1) or [])[0])
+        await journal(a)
+        await journal(b)
+        b.kill()
+        await at.pass_time(LEASE_SECONDS)
+        held.stir()
+        await at.pass_time(LEASE_SECONDS)
+        assert ([*map(held.knows, mine)], held.duplexes.newest) == ([False, False], None)
+        member, _ = await resume(at, a, event_id)
+        assert member is a
+        assert ([*map(held.knows, mine)], held.duplexes.newest) == ([False, False], None)
+
+
 async def test_g5_a_client_that_has_more_than_the_log_is_believed() -> None:
     async with workers() as at:
         a, b, session_id = await two(at)
