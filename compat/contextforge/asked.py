@@ -3,13 +3,17 @@
 import base64
 import binascii
 import json
+import logging
 from collections.abc import Mapping
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from ...mux.limits import Reuse
 from ...mux.principal import Principal
+
+logger = logging.getLogger(__name__)
 
 ISSUER: Final = "contextforge"
 NOBODY: Final = frozenset({"", "anonymous", "none", "unknown"})
@@ -70,11 +74,19 @@ class Invocation:
     def let_go_of_database(self) -> None:
         """Give its connection back before a server is waited for: those who wait would take all that there are.
 
-        What was read stays as it is. What is read or stored afterwards takes a connection again.
+        What was read stays as it is. What is read or stored afterwards takes a connection again. Where something is to
+        be stored yet, the connection is kept. A failure is logged: the call may need no database any more.
         """
-        if self.database is not None:
-            self.database.expire_on_commit = False
-            self.database.commit()
+        database = self.database
+        if database is None or database.new or database.dirty or database.deleted:
+            return
+        try:
+            database.expire_on_commit = False
+            database.commit()
+        except Exception:
+            logger.exception("a connection with the database was not given back in order")
+            with suppress(Exception):
+                database.close()
 
 
 @dataclass(slots=True)

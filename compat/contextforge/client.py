@@ -43,11 +43,15 @@ def leasing(reuse: Reuse, stock: ClientFunction, types: ModuleType, *, sse: bool
         lease = None
         called = invocation.get()
         if called is not None and called.gateway_id:
-            if reuse.gateways.takes(called.gateway_id):
-                called.let_go_of_database()
             try:
-                address = f"{SSE}{url}" if sse else url
-                lease = await reuse.lease(called.asked, called.gateway_id, address, dict(headers or {}), handshake)
+                lease = await reuse.lease(
+                    called.asked,
+                    called.gateway_id,
+                    f"{SSE}{url}" if sse else url,
+                    dict(headers or {}),
+                    handshake,
+                    taken=called.let_go_of_database,
+                )
             except OldPath:
                 lease = None
         if lease is None:

@@ -149,11 +149,14 @@ class Reuse:
         headers: Headers,
         handshake: Mapping[str, Any],
         *,
+        taken: Callable[[], None] = lambda: None,
         may_renew: bool = True,
     ) -> "Lease":
         """The upstream session for one call, opened if need be with this `handshake` (the params of initialize).
 
-        With `may_renew`, it is opened once more where the record was edited meanwhile.
+        `taken` is called once the call is trunkline's, before the server is waited for; where that shows that it cannot
+        be, the call is left to ContextForge nevertheless. With `may_renew`, a session is opened once more where the
+        record was edited meanwhile.
 
         Raises:
             OldPath: the call is not for trunkline; why was counted.
@@ -169,6 +172,7 @@ class Reuse:
         if upstream is None or not is_named or not asked.may_share(upstream.pooling.reuse):
             self.statistics.count("pool_requests", upstream.name if upstream else "", "bypass")
             raise OldPath
+        taken()
         names.update(name.lower() for name in headers)
         name = Name(asked.principal, upstream.name, upstream.generation, asked.session)
         hear = partial(self._note, gateway_id, url, asked.session_id)
