@@ -11,10 +11,13 @@ import os
 import subprocess
 import sys
 import threading
+from typing import Final
 
 from . import orphans
 
 logger = logging.getLogger(__name__)
+
+UNGUARDED: Final = "servers that hang would outlive this process if it was killed: %s"
 
 
 class Guardian:
@@ -29,6 +32,8 @@ class Guardian:
         self._groups = set[int]()
         self._process: subprocess.Popen[bytes] | None = None
         self._input = -1
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._leave)
 
     def processes(self) -> set[int]:
         """The processes that are waited for here: its own one, and the leaders of the groups."""
@@ -46,7 +51,8 @@ class Guardian:
         """It has ended."""
         with self._lock:
             self._groups.discard(group)
-            self._tell(b"-%d\n" % group)
+            if not self._tell(b"-%d\n" % group) and self._groups:
+                self._begin()
 
     def close(self) -> None:
         """End with this process, where that ends in order; groups that are left end as well. Called by itself."""
@@ -63,11 +69,21 @@ class Guardian:
         try:
             self._process, self._input = _started(self._seconds)
         except OSError as error:
-            logger.warning("servers that hang would outlive this process if it was killed: %s", error.strerror)
+            logger.warning(UNGUARDED, error.strerror)
             return
         atexit.register(self.close)
-        for group in self._groups:
-            self._tell(b"+%d\n" % group)
+        if not all(self._tell(b"+%d\n" % group) for group in self._groups):
+            logger.warning(UNGUARDED, "what ends them does not hear of them")
+
+    def _leave(self) -> None:
+        """In a fork of this process: all is the parent's, whose end would not be heard of as long as this one lives."""
+        self._lock = threading.Lock()
+        self._groups.clear()
+        if self._process is not None:
+            self._process.poll()  # finds that it is no child here
+            self._process = None
+            os.close(self._input)
+            atexit.unregister(self.close)
 
     def _end(self) -> None:
         if self._process is not None:

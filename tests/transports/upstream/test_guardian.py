@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import anyio
@@ -29,6 +30,17 @@ for number in range(3):
         child.kill()
         child.wait()
         guardian.release(child.pid)
+sys.stdin.read()
+"""
+
+FORKING = """
+import os, subprocess, sys
+from trunkline.transports.upstream.guardian import Guardian
+guardian = Guardian(0.0)
+group = subprocess.Popen(["sleep", "600"], process_group=0)
+guardian.take(group.pid)
+if os.fork():
+    print(group.pid, flush=True)
 sys.stdin.read()
 """
 
@@ -61,6 +73,19 @@ def test_a_process_that_is_killed_takes_what_it_started_with_it() -> None:
         owner.kill()
     for pid in pids:
         anyio.run(until_gone, pid)
+
+
+def test_a_fork_that_lives_on_does_not_hide_that_its_parent_was_killed() -> None:
+    command = [sys.executable, "-c", FORKING]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as owner:
+        assert owner.stdout is not None
+        group = int(owner.stdout.readline())
+        try:
+            owner.kill()
+            anyio.run(until_gone, group)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGKILL)
 
 
 def test_one_process_is_begun_with_the_first_group_and_ends_with_this_one(groups: Callable[[], int]) -> None:
@@ -100,6 +125,23 @@ def test_one_that_was_killed_is_followed_by_another_that_knows_all(groups: Calla
     assert another.wait() == 0
 
 
+def test_one_that_was_killed_is_followed_by_another_also_where_a_group_has_ended(groups: Callable[[], int]) -> None:
+    guardian, first, second = Guardian(0.0), groups(), groups()
+    before = children()
+    guardian.take(first)
+    guardian.take(second)
+    (victim,) = children() - before
+    os.kill(victim, signal.SIGKILL)
+    os.waitid(os.P_PID, victim, os.WEXITED | os.WNOWAIT)
+    guardian.release(first)
+    (another,) = children() - before
+    assert another != victim
+    os.kill(another, signal.SIGKILL)
+    os.waitid(os.P_PID, another, os.WEXITED | os.WNOWAIT)
+    guardian.release(second)
+    assert children() == before, "nothing is left to guard"
+
+
 def test_one_that_is_stopped_does_no_harm_when_it_goes_on(groups: Callable[[], int]) -> None:
     guardian, group = Guardian(0.0), groups()
     before = children()
@@ -125,6 +167,29 @@ def test_where_it_cannot_be_started_that_is_told(
         guardian.take(group)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert module.__name__ in caplog.text
+    assert children() == before
+    guardian.take(group)
+    assert len(children() - before) == 1
+    guardian.release(group)
+    guardian.close()
+
+
+def test_where_it_hears_nothing_that_is_told(
+    groups: Callable[[], int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def start(seconds: float) -> tuple[subprocess.Popen[bytes], int]:
+        process, writing = started(seconds)
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        return process, writing
+
+    started = module._started
+    guardian, group = Guardian(0.0), groups()
+    before = children()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_started", start)
+        guardian.take(group)
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert children() == before
     guardian.take(group)
     assert len(children() - before) == 1
