@@ -103,15 +103,27 @@ class Ending:
         Where the client wanted its end, whatever worker has it by now.
         """
         try:
-            if not await self._directory.remove(record):
-                newer = await self._directory.get(record.session_id)
-                # It was not heard (yet) that this was stored; or the directory has lost what it was told last.
-                if newer is not None and (is_wanted or newer.follows(record) or newer.is_behind(record)):
-                    await self._directory.remove(newer)
+            is_gone = await self._directory.remove(record) or await self._remove_newer(record, is_wanted=is_wanted)
+            why = "" if is_gone else "it changes"
         except Exception as error:
-            again = self._leftovers.failed(record, self._clock())
-            self._statistics.count("leftovers", "kept" if again else "given_up")
-            about = {"server": record.server, "handle": record.handle}
-            logger.warning("a record could not be removed: %s", type(error).__name__, extra=about)
-        else:
+            why = type(error).__name__
+        if not why:
             self._leftovers.removed(record)
+            return
+        again = self._leftovers.failed(record, self._clock(), is_wanted=is_wanted)
+        self._statistics.count("leftovers", "kept" if again else "given_up")
+        about = {"server": record.server, "handle": record.handle}
+        logger.warning("a record could not be removed: %s", why, extra=about)
+
+    async def remove_again(self, leftover: tuple[WorkflowRecord, bool]) -> None:
+        """Try once more to remove the record of a workflow that has ended, which its client wanted or not."""
+        record, is_wanted = leftover
+        await self.remove(record, is_wanted=is_wanted)
+
+    async def _remove_newer(self, record: WorkflowRecord, *, is_wanted: bool) -> bool:
+        """Remove what is stored instead of a record, where that is to end as well; False where it changed meanwhile."""
+        newer = await self._directory.get(record.session_id)
+        # It was not heard (yet) that this was stored; or the directory has lost what it was told last.
+        if newer is not None and (is_wanted or newer.follows(record) or newer.is_behind(record)):
+            return await self._directory.remove(newer)
+        return True

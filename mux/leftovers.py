@@ -19,6 +19,8 @@ MAX_LEFTOVERS: Final = 10_000
 @dataclass(slots=True)
 class _Leftover:
     record: WorkflowRecord
+    is_wanted: bool
+    """Whether its client wanted the end."""
     attempts: int
     due: float
 
@@ -32,13 +34,13 @@ class Leftovers:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def failed(self, record: WorkflowRecord, now: float) -> bool:
-        """A removal has failed; False where it is not tried again."""
+    def failed(self, record: WorkflowRecord, now: float, *, is_wanted: bool = False) -> bool:
+        """A removal has failed, of what its client wanted to end or of another; False where it is not tried again."""
         kept = self._kept.get(record.session_id)
         if kept is None:
             if len(self._kept) >= MAX_LEFTOVERS:
                 return False
-            kept = self._kept[record.session_id] = _Leftover(record, 0, now)
+            kept = self._kept[record.session_id] = _Leftover(record, is_wanted, 0, now)
         kept.attempts += 1
         if kept.attempts >= MAX_ATTEMPTS:
             del self._kept[record.session_id]
@@ -58,9 +60,9 @@ class Leftovers:
         before = kept.record
         return record.epoch == before.epoch or record.follows(before) or record.is_behind(before)
 
-    def due(self, now: float) -> list[WorkflowRecord]:
-        """Whose removal is to be tried now; each is named once until it has failed again."""
+    def due(self, now: float) -> list[tuple[WorkflowRecord, bool]]:
+        """Whose removal is to be tried now, and whether its client wanted it; each once until it has failed again."""
         due = [kept for kept in self._kept.values() if kept.due <= now]
         for kept in due:
             kept.due = float("inf")
-        return [kept.record for kept in due]
+        return [(kept.record, kept.is_wanted) for kept in due]

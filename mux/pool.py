@@ -389,7 +389,7 @@ class Pool:
             self._ending.soon,
             self.lookup.compare,
             self.lookup.compare_doubted,
-            self._ending.remove,
+            self._ending.remove_again,
             release,
         )
         return Sweep(self._premises, ports, lines=self._lines, cluster=self._cluster)

@@ -37,8 +37,8 @@ class SweepPorts(NamedTuple):
     """Compares one with its record; it may end by that."""
     compare_doubted: Callable[[None], Coroutine[Any, Any, None]]
     """Compares with the directory what another worker may have taken over."""
-    remove: Callable[[WorkflowRecord], Coroutine[Any, Any, None]]
-    """Removes the record of a workflow that has ended."""
+    remove: Callable[[tuple[WorkflowRecord, bool]], Coroutine[Any, Any, None]]
+    """Removes the record of a workflow that has ended, which its client wanted or not."""
     release: Callable[[Upstream], Coroutine[Any, Any, None]] | None
     """Hears of settings that serve nobody any longer."""
 
@@ -90,8 +90,8 @@ class Sweep:
             self._cluster.expire(now)
             if any(workflow.is_doubted for workflow in self._residents.by_id.values()):
                 self._tasks.spawn(self._ports.compare_doubted, None)
-        for record in self._leftovers.due(now):
-            self._tasks.spawn(self._ports.remove, record)
+        for leftover in self._leftovers.due(now):
+            self._tasks.spawn(self._ports.remove, leftover)
         self._release_superseded()
 
     def _expire(self, workflow: Workflow, now: float) -> float:

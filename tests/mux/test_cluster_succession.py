@@ -8,6 +8,7 @@ from harness.muxing import ALICE, Client, settle
 from msgspec.structs import replace
 from trunkline.mux.directory import LEASE_SECONDS, MAX_STALENESS
 from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, Overloaded, SessionLost, UnknownSession
+from trunkline.mux.leftovers import FIRST_SECONDS
 from trunkline.mux.principal import ANONYMOUS
 from trunkline.mux.record import WorkflowRecord
 
@@ -241,6 +242,41 @@ async def test_an_end_in_doubt_that_the_client_wanted_is_the_end_at_the_successo
         for member in (a, b):
             with pytest.raises(UnknownSession):
                 await member.find(session_id)
+        await until(lambda: at.server.deleted == ["1"])
+        assert theirs.ended is not None
+
+
+@pytest.mark.parametrize("fails", [True, False])
+async def test_an_end_that_the_client_wanted_is_tried_again_as_such(
+    fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        mine = (await a.find(session_id)).workflow
+        at.clock.advance(LEASE_SECONDS)
+        await b.beat()
+        theirs = (await b.find(session_id)).workflow
+        get = at.directory.get
+
+        async def changes(session_id: str) -> WorkflowRecord | None:
+            """The successor records something meanwhile."""
+            monkeypatch.setattr(at.directory, "get", get)
+            read = await get(session_id)
+            assert read is not None
+            theirs.record = await at.directory.replace(read) or theirs.record
+            return read
+
+        if fails:
+            a.view.fails_at = a.view.calls + 1
+        else:
+            monkeypatch.setattr(at.directory, "get", changes)
+        await a.pool.end(mine, "deleted")
+        assert await get(session_id) == theirs.record
+        assert a.pool.statistics.counts["leftovers", "kept"] == 1
+        await at.pass_time(FIRST_SECONDS)
+        assert await get(session_id) is None
+        with pytest.raises(UnknownSession):
+            await b.find(session_id)
         await until(lambda: at.server.deleted == ["1"])
         assert theirs.ended is not None
 

@@ -19,7 +19,7 @@ def test_each_pause_is_twice_the_one_before_up_to_a_bound_and_there_is_a_last_at
         due = min(kept.due for kept in leftovers._kept.values())
         pauses.append(due - now)
         now = due
-        assert leftovers.due(now) == [record()]
+        assert leftovers.due(now) == [(record(), False)]
     assert pauses[:4] == [FIRST_SECONDS * factor for factor in (1, 2, 4, 8)]
     assert max(pauses) == pauses[-1] == LAST_SECONDS
     assert len(pauses) == MAX_ATTEMPTS - 1
@@ -29,11 +29,19 @@ def test_each_pause_is_twice_the_one_before_up_to_a_bound_and_there_is_a_last_at
 def test_what_is_under_way_is_not_begun_twice() -> None:
     leftovers = Leftovers()
     leftovers.failed(record(), 0)
-    assert leftovers.due(1) == [record()]
+    assert leftovers.due(1) == [(record(), False)]
     assert leftovers.due(1000) == []
     leftovers.removed(record())
     leftovers.removed(record())
     assert len(leftovers) == 0
+
+
+def test_what_a_client_wanted_is_wanted_in_each_attempt() -> None:
+    leftovers = Leftovers()
+    leftovers.failed(record(), 0, is_wanted=True)
+    for now in (1.0, 10.0):
+        assert leftovers.due(now) == [(record(), True)]
+        leftovers.failed(record(), now, is_wanted=True)
 
 
 def test_g10_only_so_many_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,7 +50,7 @@ def test_g10_only_so_many_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert leftovers.failed(record(), 0)
     assert not leftovers.failed(record("two"), 0)
     assert leftovers.failed(record(), 1)
-    assert leftovers.due(10) == [record()]
+    assert leftovers.due(10) == [(record(), False)]
 
 
 def test_a_record_is_left_as_it_was_when_its_workflow_ended() -> None:
