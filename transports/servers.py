@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 import msgspec
@@ -87,13 +88,7 @@ class Server:
         _refuse_no_pooling(self.pooling)
 
     def __repr__(self) -> str:
-        scheme, _, rest = self.url.partition("://")
-        where = (
-            f"{scheme}://{rest.partition('?')[0].rpartition('@')[2]}"
-            if self.url
-            else " ".join(map(str, self.command[:1]))
-        )
-        return f"Server({where})"
+        return f"Server({_shown(self.url) if self.url else ' '.join(map(str, self.command[:1]))})"
 
 
 class Servers:
@@ -293,6 +288,15 @@ class Servers:
     def _see_through(self, task: "asyncio.Task[Any]") -> None:
         self._given_up.add(task)
         task.add_done_callback(partial(_forget, self._given_up))
+
+
+def _shown(url: str) -> str:
+    """Scheme and host of a URL: each other part may hold a secret, or a piece of one that is not escaped."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "no URL"
+    return f"{parts.scheme}://{parts.hostname}" if parts.hostname else "no URL"
 
 
 def _forget(tasks: "set[asyncio.Task[Any]]", task: "asyncio.Task[Any]") -> None:

@@ -392,9 +392,13 @@ async def test_who_is_cancelled_while_it_leaves_has_its_sessions_ended_first(ser
     [
         (
             Server(url="https://me:s3cret@h/mcp?key=s3cret", headers={"Authorization": "s3cret"}),
-            "Server(https://h/mcp)",
+            "Server(https://h)",
         ),
-        (Server(url="http://[no-url"), "Server(http://[no-url)"),
+        (Server(url="https://h/@acme/s3cret/mcp"), "Server(https://h)"),
+        (Server(url="https://me:s3?cret@h/mcp"), "Server(https://me)"),
+        (Server(url="https://me:s3/cret@h/mcp"), "Server(https://me)"),
+        (Server(url="http://[s3cret"), "Server(no URL)"),
+        (Server(url="s3cret"), "Server(no URL)"),
         (Server(command=["/bin/x", "--token=s3cret"], env={"TOKEN": "s3cret"}), "Server(/bin/x)"),
     ],
 )
