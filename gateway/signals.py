@@ -1,6 +1,7 @@
 """Signals to a program: they wait until it can obey them, and afterwards end nothing, so that it ends in order."""
 
 import asyncio
+import atexit
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ def hold() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
     for number in HELD:  # beside the main thread, which holds them, others may run that do not
         signal.signal(number, _ignore)
+    atexit.register(_ignore_all)
 
 
 @contextmanager
@@ -50,3 +52,9 @@ async def _each(waiting: asyncio.Queue[signal.Signals]) -> AsyncIterator[signal.
 
 def _ignore(number: int, frame: FrameType | None) -> None:
     """Whoever says it has been heard."""
+
+
+def _ignore_all() -> None:
+    """Have the kernel do the same: handlers of its own Python takes away before all threads have ended."""
+    for number in HELD:
+        signal.signal(number, signal.SIG_IGN)
