@@ -72,7 +72,7 @@ async def test_g1_what_could_mean_several_calls_or_none_is_counted_and_nothing_e
 
 
 async def test_g1_a_worker_that_does_not_say_may_have_the_call(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cancelling, "TELL_SECONDS", 0.05)
+    monkeypatch.setattr(cancelling, "TELL_SECONDS", 1.0)
     (b, c), _ = await cancel(house, 0, 1, None)
     assert (len(b.heard), len(c.heard)) == (1, 1)
     assert house.meant == [ASKED, 3]
