@@ -109,7 +109,10 @@ class BoundedHandler(logging.StreamHandler[TextIO]):
         if self._timer is None:
             self._timer = threading.Timer(self._until - now, self._tell)
             self._timer.daemon = True
-            self._timer.start()
+            try:
+                self._timer.start()
+            except RuntimeError:  # no thread can be made: the next line, or the end, tells what is held
+                self._timer = None
 
     def close(self) -> None:
         """See the base class; what is held is written first."""

@@ -226,6 +226,23 @@ def test_in_the_next_second_lines_are_written_again() -> None:
     assert stream.getvalue().split() == 3 * ["0", "1", "3"]
 
 
+def test_a_line_is_no_failure_of_who_says_it_where_no_thread_can_be_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(timer: threading.Timer) -> None:
+        raise RuntimeError("can't start new thread")
+
+    seconds, stream = 0.0, Lines()
+    handler = BoundedHandler(stream, most=1, clock=lambda: seconds)
+    handler.setFormatter(JSONFormatter())
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Timer, "start", fail)
+        for number in range(4):
+            handler.handle(record("%d", number))
+    seconds = 0.9
+    handler.handle(record("4"))
+    assert [line["message"] for line in stream.first(2)] == ["0", "4"]
+    handler.close()
+
+
 def test_who_debugs_gets_every_line(root: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
     configure("json", "debug")
     for number in range(LINES_PER_SECOND + 10):
