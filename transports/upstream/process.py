@@ -189,17 +189,19 @@ class GroupProcess:
                     self._signal(signal.SIGTERM)
                     is_gone = await self._gone_within(END_SECONDS)
         finally:
-            with anyio.CancelScope(shield=True):
-                if not is_gone:
-                    self._signal(signal.SIGKILL)
-                    with anyio.move_on_after(REAP_SECONDS):
-                        await self._exited.wait()
-                        while self._is_left_to_us():  # noqa: ASYNC110 - as above
-                            await anyio.sleep(GROUP_POLL_SECONDS)
-                with anyio.move_on_after(DRAIN_SECONDS):
-                    await self._stderr.ended.wait()
-            self._close()
-            GUARDIAN.release(self.pid)
+            try:
+                with anyio.CancelScope(shield=True):
+                    if not is_gone:
+                        self._signal(signal.SIGKILL)
+                        with anyio.move_on_after(REAP_SECONDS):
+                            await self._exited.wait()
+                            while self._is_left_to_us():  # noqa: ASYNC110 - as above
+                                await anyio.sleep(GROUP_POLL_SECONDS)
+                    with anyio.move_on_after(DRAIN_SECONDS):
+                        await self._stderr.ended.wait()
+            finally:  # no scope is a shield against the cancellation of a task
+                self._close()
+                GUARDIAN.release(self.pid)
 
     def _close(self) -> None:
         self._is_over = True

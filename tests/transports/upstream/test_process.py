@@ -202,6 +202,32 @@ async def test_a_cancelled_end_leaves_nothing(monkeypatch: pytest.MonkeyPatch) -
     assert not is_there(pids[0])
 
 
+async def test_a_task_that_is_cancelled_while_it_waits_for_the_last_words_leaves_nothing_open(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(process, "DRAIN_SECONDS", 2 * PATIENCE)
+    before = await start_and_end(["true"])
+    elsewhere = "import time; time.sleep(600)"
+    program = (
+        "import subprocess, sys; other = subprocess.Popen("
+        f"[sys.executable, '-c', {elsewhere!r}], stdout=subprocess.DEVNULL, start_new_session=True);"
+        "print(other.pid, flush=True); sys.stdin.read()"
+    )
+    heard = Heard()
+    started = await GroupProcess.start("x", [sys.executable, "-c", program], {}, None, heard)
+    await heard.until(lambda: heard.lines)
+    ending = asyncio.create_task(started.end())
+    await until_gone(started.pid)
+    await anyio.wait_all_tasks_blocked()
+    ending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await ending
+    os.kill(int(heard.lines[0]), signal.SIGKILL)
+    await anyio.wait_all_tasks_blocked()
+    assert set(os.listdir("/proc/self/fd")) == before
+    assert started.pid not in process.GUARDIAN.processes()
+
+
 @pytest.mark.parametrize(
     ("program", "why"),
     [
