@@ -321,14 +321,18 @@ class Cluster:
         beside.listen()
         return beside
 
-    async def hand_back(self, record: WorkflowRecord) -> None:
-        """Let go of a workflow: any worker may take it over; where nobody can be told, once this one is dead."""
+    async def hand_back(self, record: WorkflowRecord, highest_id: int = 0) -> None:
+        """Let go of a workflow: any worker may take it over; where nobody can be told, once this one is dead.
+
+        `highest_id` is the highest request id that was drawn for it here.
+        """
         with anyio.move_on_after(FLUSH_SECONDS):
             await self.journal.flush(record.session_id)
         try:
             if await self._directory.replace(msgspec.structs.replace(record, worker="")) is None:
                 newer = await self._directory.get(record.session_id)
                 if newer is not None and newer.is_behind(record):  # it has lost what it was told last
+                    record = await self.comparison.renumbered(record, highest_id)
                     newer = await self._directory.publish(record)
                 # Else it was not heard (yet) that something was stored.
                 if newer is not None and (newer == record or newer.follows(record)):

@@ -60,7 +60,9 @@ class Comparison:
         if stored is None and is_beside:
             self._members.demand_settled()
         if stored is None:
-            return "removed" if is_beside or not self._may_be_forgotten(workflow) else await self._publish(workflow)
+            if is_beside or not self._may_be_forgotten(workflow):
+                return "removed"
+            return await self._publish(workflow, _renumbered(workflow.record, workflow.highest_id))
         if not is_beside and stored.is_behind(workflow.record):
             return await self._correct(workflow)
         return self._judged(workflow, stored)
@@ -88,19 +90,22 @@ class Comparison:
         since = workflow.stood_at if workflow.doubted_since is None else workflow.doubted_since
         return self._clock() - since < workflow.record.lifetime
 
+    async def renumbered(self, record: WorkflowRecord, highest: int) -> WorkflowRecord:
+        """The record as a directory is told of it again that has lost which ids were drawn: none is drawn once more.
+
+        `highest` is the highest one that is known here. What stands of the record is numbered so at once.
+        """
+        told = _renumbered(record, highest)
+        with suppress(KeyError):  # it may be removed already
+            await self._directory.draw_ids(told.session_id, told.first_id - 1)
+        return told
+
     async def _correct(self, workflow: Workflow) -> Verdict:
         """The directory has lost what changed of a workflow last, and which ids were drawn: tell it again."""
-        verdict = await self._publish(workflow)
-        if verdict == "same":
-            with suppress(KeyError):  # it may be removed already
-                await self._directory.draw_ids(workflow.record.session_id, workflow.record.first_id - 1)
-        return verdict
+        return await self._publish(workflow, await self.renumbered(workflow.record, workflow.highest_id))
 
-    async def _publish(self, workflow: Workflow) -> Verdict:
+    async def _publish(self, workflow: Workflow, told: WorkflowRecord) -> Verdict:
         """The directory has forgotten a workflow that lives here, or its last state: tell it again."""
-        highest = max((channel.ids.highest for channel in workflow.line.channels), default=0)
-        first_id = (max(highest, workflow.record.first_id) // ID_RANGE + 1) * ID_RANGE
-        told = msgspec.structs.replace(workflow.record, first_id=first_id)
         standing = await self._directory.publish(told)
         if standing is None:
             return "removed"
@@ -113,3 +118,8 @@ class Comparison:
             workflow.record = standing
         self._statistics.count("stale", "published")
         return self._same(workflow)
+
+
+def _renumbered(record: WorkflowRecord, highest: int) -> WorkflowRecord:
+    first_id = (max(highest, record.first_id) // ID_RANGE + 1) * ID_RANGE
+    return msgspec.structs.replace(record, first_id=first_id)

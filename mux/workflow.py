@@ -456,6 +456,11 @@ class Workflow:
         """What another worker needs to go on with the upstream session, a secret; empty where it cannot."""
         return next((channel.session for channel in self.line.channels), "")
 
+    @property
+    def highest_id(self) -> int:
+        """The highest request id that was drawn here for it; 0 where none was."""
+        return max((channel.ids.highest for channel in self.line.channels), default=0)
+
     def listen(self) -> None:
         """From now on what the server tells unasked comes here."""
         for channel in self._own_channels():

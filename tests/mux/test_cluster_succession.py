@@ -367,6 +367,26 @@ async def test_g7_what_a_directory_lost_of_a_workflow_is_told_to_it_again() -> N
         assert len(at.server.of("initialize")) == 1
 
 
+async def test_e4_which_ids_were_drawn_is_told_again_though_that_fails_at_first() -> None:
+    async with workers() as at:
+        a, b, client = await gone_back(at)
+        session_id = client.workflow.record.session_id
+        at.directory._next_id[session_id] = 1
+        draw_ids = at.directory.draw_ids
+        at.directory.draw_ids = away  # type: ignore[method-assign]
+        at.clock.advance(LEASE_SECONDS)
+        await a.beat()
+        await settle()
+        at.directory.draw_ids = draw_ids  # type: ignore[method-assign]
+        await at.pass_time(LEASE_SECONDS)
+        assert await at.directory.get(session_id) == client.workflow.record
+        beside = await b.beside(session_id)
+        for _ in range(3):
+            assert "result" in await beside.answer(beside.call())
+        ids = [exchange.id for exchange in at.server.of("tools/call")]
+        assert len(ids) == len(set(ids)) == 4
+
+
 async def test_g7_it_is_told_too_where_the_workflow_is_used_before_anybody_knows_of_a_loss() -> None:
     async with workers() as at:
         a, _, client = await gone_back(at)
@@ -475,8 +495,12 @@ async def test_what_ends_is_removed_though_the_directory_lost_its_last_state() -
 async def test_g8_what_is_let_go_goes_on_though_the_directory_lost_its_last_state() -> None:
     async with workers() as at:
         a, b, client = await gone_back(at)
+        at.directory._next_id[client.workflow.record.session_id] = 1
         await a.pool.drain(1)
         await settle()
         again = await b.find(client.workflow.record.session_id)
-        assert "result" in await again.answer(again.call())
+        for _ in range(3):
+            assert "result" in await again.answer(again.call())
         assert (len(at.server.of("initialize")), at.server.deleted) == (1, [])
+        ids = [exchange.id for exchange in at.server.of("tools/call")]
+        assert len(ids) == len(set(ids)) == 4
