@@ -176,9 +176,9 @@ class Lines(io.StringIO):
 
 @pytest.fixture
 def lines(root: logging.Logger) -> Iterator[Lines]:
-    """What is written of two lines of a kind in a second."""
+    """What is written of two lines of a kind in a second, by a clock that stands still in it."""
     stream = Lines()
-    handler = BoundedHandler(stream, most=2)
+    handler = BoundedHandler(stream, most=2, clock=lambda: 0.0)
     handler.setFormatter(JSONFormatter())
     root.addHandler(handler)
     root.setLevel(logging.INFO)

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -143,8 +144,9 @@ async def test_a_worker_that_comes_while_it_is_swept_is_told(place: Path) -> Non
 def until_someone_waits(path: Path) -> None:
     """Until a lock of this file is waited for."""
     inode = str(path.stat().st_ino)
+    deadline = time.monotonic() + 10
     while not any("->" in line and f":{inode} " in line for line in Path("/proc/locks").read_text().splitlines()):
-        pass
+        assert time.monotonic() < deadline, "nobody waits for it"
 
 
 def test_one_that_is_not_locked_yet_is_left_to_who_makes_it(place: Path) -> None:

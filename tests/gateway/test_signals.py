@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,7 +77,9 @@ def test_one_that_is_told_again_and_again_ends_in_order(toml: Path, place: Path,
     port = free_port()
     with starting(toml, port, workers, place) as process:
         wait_for_status(process, port, "/readyz")
+        deadline = time.monotonic() + 60
         while process.returncode is None:
+            assert time.monotonic() < deadline, process.log()
             process.send_signal(signal.SIGTERM)
         assert process.returncode == 0, process.log()
         assert [path.name for path in place.glob("trunkline-*")] == []
