@@ -11,7 +11,7 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -32,22 +32,21 @@ def runtime_directory() -> Iterator[Path]:
 
     Raises:
         SettingsError: its path is too long for sockets.
-        NotStarted: none can be made.
+        NotStarted: none can be made, or held.
     """
-    try:
-        _sweep(Path(tempfile.gettempdir()))
-        made = Path(tempfile.mkdtemp(prefix=PREFIX))
-        lock = hold(made)
-        (made / MARK).touch()  # only from now on it may be swept
-    except OSError as error:
-        raise NotStarted("TMPDIR", f"there is no directory for temporary files: {error.strerror}") from error
-    try:
+    with ExitStack() as ours:
+        try:
+            _sweep(Path(tempfile.gettempdir()))
+            made = Path(tempfile.mkdtemp(prefix=PREFIX))
+            ours.callback(shutil.rmtree, made, ignore_errors=True)
+            ours.callback(os.close, hold(made))
+            (made / MARK).touch()  # only from now on it may be swept
+        except OSError as error:
+            why = error.strerror or error
+            raise NotStarted("TMPDIR", f"no directory can be had among the temporary files: {why}") from error
         if len(os.fsencode(made)) > MAX_PATH_BYTES:
             raise SettingsError("TMPDIR", f"{made.parent} is too long for the path of a socket; name a shorter one")
         yield made
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-        os.close(lock)
 
 
 def hold(directory: Path) -> int:

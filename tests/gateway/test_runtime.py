@@ -1,5 +1,6 @@
 """The directory of a gateway's processes: theirs alone, in use for as long as one of them lives, and then gone."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 import pytest
+from trunkline.gateway import runtime as module
 from trunkline.gateway.runtime import MARK, PREFIX, hold, runtime_directory
 from trunkline.gateway.settings import NotStarted, SettingsError
 
@@ -170,3 +172,19 @@ def test_where_none_can_be_made_that_is_told(place: Path, monkeypatch: pytest.Mo
     with pytest.raises(NotStarted, match="No such file") as refused, runtime_directory():
         pass
     assert refused.value.path == "TMPDIR"
+
+
+@pytest.mark.parametrize("step", ["locked", "marked"])
+def test_of_one_that_cannot_be_held_nothing_is_left(place: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+    def no_locks(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    if step == "locked":
+        monkeypatch.setattr(fcntl, "flock", no_locks)
+    else:
+        monkeypatch.setattr(module, "MARK", "none/mark")
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(NotStarted, match=r"No locks available|No such file"), runtime_directory():
+        pass
+    assert list(place.iterdir()) == []
+    assert os.listdir("/proc/self/fd") == before
