@@ -65,9 +65,12 @@ def _words(error: BaseException) -> tuple[str, ExitCode]:
     # Typer's own, which have been classes of click in some of its versions, and of typer in others.
     if callable(format_message := getattr(error, "format_message", None)):
         return _usage(error, str(format_message())), ExitCode.WRONG
-    if isinstance(error, OSError) and error.errno is not None:  # the system's word: a full disk, too many files
+    if isinstance(error, OSError) and error.errno is not None:
+        # The system's word: a full disk, too many files. These two number what they say in ways of their own.
+        has_own_words = type(error).__module__ in ("socket", "ssl")
+        word = error.strerror if has_own_words else os.strerror(error.errno)
         file = f": {error.filename}" if isinstance(error.filename, str) else ""
-        return f"{os.strerror(error.errno)}{file}; --debug shows what was tried", ExitCode.FAULT
+        return f"{word}{file}; --debug shows what was tried", ExitCode.FAULT
     # What it says may hold anything, a secret as well.
     return f"unexpected {type(error).__name__}: run it again with --debug, and report what it shows", (
         ExitCode.UNEXPECTED

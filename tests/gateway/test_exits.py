@@ -1,10 +1,19 @@
 """How the program ends: one line, and an exit code that says what kind of end it is."""
 
+import socket
+import ssl
+
 import pytest
 import typer
 from trunkline.gateway.exits import MEANINGS, ExitCode, Failure, WrongArgument, tell
 from trunkline.gateway.sessions import Unavailable
 from trunkline.gateway.settings import NotStarted, SettingsError
+
+
+def unknown_host() -> OSError:
+    with pytest.raises(socket.gaierror) as caught:
+        socket.getaddrinfo("-", None, flags=socket.AI_NUMERICHOST)
+    return caught.value
 
 
 @pytest.mark.parametrize(
@@ -19,6 +28,9 @@ from trunkline.gateway.settings import NotStarted, SettingsError
         (ExceptionGroup("of tasks", [ExceptionGroup("of tasks", [Failure("inside")])]), "inside", 1),
         (OSError(28, "No space left on device"), "No space left on device; --debug shows what was tried", 1),
         (OSError(13, "x", "/etc/x"), "Permission denied: /etc/x; --debug shows what was tried", 1),
+        (unknown_host(), "Name or service not known; --debug shows what was tried", 1),
+        (ssl.SSLError(1, "[SSL] no good"), "[SSL] no good; --debug shows what was tried", 1),
+        (ssl.SSLCertVerificationError(1, "not so"), "not so; --debug shows what was tried", 1),
         (typer.BadParameter("Is none."), "invalid value: Is none; see `trunkline --help`", 2),
     ],
 )
