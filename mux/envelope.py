@@ -8,7 +8,8 @@ answered with -32700 (rule E27).
 """
 
 import re
-from typing import Final, Literal
+from collections.abc import Callable
+from typing import Final, Literal, TypeVar
 
 import msgspec
 from msgspec import Raw
@@ -29,6 +30,8 @@ IdKey = int | str
 """A request id for look-up: `5` and `"5"` are different keys (rule E2)."""
 
 Members = dict[str, Raw]
+
+T = TypeVar("T")
 
 _decode_members = msgspec.json.Decoder(Members).decode
 _decode_str = msgspec.json.Decoder(str).decode
@@ -393,7 +396,7 @@ def failure(id: bytes, error: TrunklineError) -> bytes:
 
 
 def parse_upstream(text: bytes, *, limit: int) -> list[Envelope]:
-    """Read what a server sent as one frame: one message, or an array that is split (rule E11).
+    """Read what a server sent as one frame: one message, or an array that is split (rule E11), as `parse_served`.
 
     Raises:
         UpstreamFault: anything that is not JSON-RPC, with the reason.
@@ -403,7 +406,7 @@ def parse_upstream(text: bytes, *, limit: int) -> list[Envelope]:
     try:
         return parse_batch(text, limit=limit)
     except InvalidMessage as error:
-        raise _no_message(error) from error
+        return _mended(lambda whole: parse_batch(whole, limit=limit), text, error)
 
 
 def parse_served(text: bytes, *, limit: int) -> Envelope:
@@ -417,16 +420,19 @@ def parse_served(text: bytes, *, limit: int) -> Envelope:
     """
     try:
         return parse(text, limit=limit)
-    except ParseError as error:
-        whole = _without_halves(text)
-        if whole == text:
-            raise _no_message(error) from error
-    except InvalidRequest as error:
+    except InvalidMessage as error:
+        return _mended(lambda whole: parse(whole, limit=limit), text, error)
+
+
+def _mended(read: Callable[[bytes], T], text: bytes, error: InvalidMessage) -> T:
+    """What is read of a text without halves of surrogate pairs, which was refused for this error."""
+    whole = _without_halves(text) if isinstance(error, ParseError) else text
+    if whole == text:
         raise _no_message(error) from error
     try:
-        return parse(whole, limit=limit)
-    except InvalidMessage as error:
-        raise _no_message(error) from error
+        return read(whole)
+    except InvalidMessage as amiss:
+        raise _no_message(amiss) from amiss
 
 
 def _without_halves(text: bytes) -> bytes:

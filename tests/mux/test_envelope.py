@@ -212,9 +212,14 @@ def test_half_a_surrogate_pair_of_a_server_is_read_as_no_character(sent: str, re
         parse(result(sent), limit=LIMIT)
     [parsed] = parse_upstream(result(sent), limit=LIMIT)
     assert parsed.encode() == result(read)
+    others = message(id="2", result="{}"), message(id="3", result="{}")
+    batch = parse_upstream(b"[%b,%b,%b]" % (others[0], result(sent), others[1]), limit=LIMIT)
+    assert [one.encode() for one in batch] == [others[0], result(read), others[1]]
     for amiss in (result(sent)[:-1], result(sent + "\0"), result(sent + " " * envelope.MAX_MENDED_BYTES)):
         with pytest.raises(UpstreamFault):
             parse_upstream(amiss, limit=2 * LIMIT)
+        with pytest.raises(UpstreamFault):
+            parse_upstream(b"[%b]" % amiss, limit=2 * LIMIT)
 
 
 @given(st.lists(st.sampled_from(["\\", '"', "a", "\ud83d", "\ude00", "\U0001f600", "u", "d83d"])).map("".join))
