@@ -407,9 +407,7 @@ class Cluster:
     async def _note(self, workflow: Workflow) -> None:
         try:
             while workflow.has_changed and self.holds(workflow):
-                session = workflow.upstream_session or workflow.record.upstream_session
-                changed = msgspec.structs.replace(workflow.record, upstream_session=session, wish=workflow.wish)
-                stored = await self._directory.replace(changed)
+                stored = await self._directory.replace(workflow.changed_record)
                 if stored is None or stored.epoch <= workflow.record.epoch:
                     return  # another worker has it, or changes it: that will be heard
                 workflow.record = stored

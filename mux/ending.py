@@ -54,6 +54,8 @@ class Ending:
         self._statistics.count("workflows_closed", cause)
         self._residents.note_end(workflow, cause, self._clock())
         self._residents.unsettle(workflow.record)
+        if workflow.has_changed and self._is_movable(workflow, cause):  # else it names a session that ends by now
+            workflow.record = workflow.changed_record
         try:
             workflow.end(cause, release=self._is_released(workflow, cause))
         except Exception:  # of who waited for one of its calls: its record and its key must not stay for that

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 from math import inf
 from typing import NamedTuple
 
+import msgspec
+
 from .account import Account, Transport, What
 from .annotations import Trust
 from .calls import Calls
@@ -237,6 +239,12 @@ class Workflow:
         """True where its record does not say what another worker would have to know."""
         is_moved = self.upstream_session not in ("", self.record.upstream_session)
         return bool(self.record.revision) and (is_moved or self.wish != self.record.wish)
+
+    @property
+    def changed_record(self) -> WorkflowRecord:
+        """Its record with what another worker would have to know."""
+        session = self.upstream_session or self.record.upstream_session
+        return msgspec.structs.replace(self.record, upstream_session=session, wish=self.wish)
 
     def about(self) -> dict[str, str]:
         """What log lines say of it."""

@@ -289,6 +289,29 @@ async def test_g8_a_drain_lets_go_of_shared_sessions() -> None:
         assert (len(at.server.of("initialize")), at.server.deleted) == (1, [])
 
 
+async def test_g8_a_drain_lets_go_of_the_session_that_just_took_the_place_of_an_aged_one() -> None:
+    async with workers(reuse="user", max_channel_age=100, idle_timeout=1e6) as at:
+        a, b = await at.start(), await at.start()
+        at.server.on_request = echo
+        client = await a.client(ALICE)
+        await client.answer(client.call())
+        await at.pass_time(1)
+        aged = at.server.session
+        at.clock.advance(101)
+        for member in (a, b):
+            await member.beat()
+        tuple(a.pool._sweep.look_after(at.clock()))
+        await until(lambda: aged.is_closed)
+        assert at.server.session is not aged
+        assert client.workflow.record.upstream_session == f":{aged.id}"
+        await a.pool.drain(1)
+        await settle()
+        again = await b.find(client.workflow.record.session_id, WHOLE, ALICE)
+        assert "result" in await again.answer(again.call())
+        assert at.server.session is not aged
+        assert (len(at.server.of("initialize")), at.server.deleted) == (2, [aged.id])
+
+
 async def test_a_drain_ends_the_sessions_that_no_other_worker_would_go_on_with() -> None:
     async with workers(reuse="user", max_inflight_per_channel=1) as at:
         a, _ = await at.start(), await at.start()
