@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import signal
@@ -129,7 +130,8 @@ class GroupProcess:
         its outputs, and nobody could tell that it closed one.
 
         Raises:
-            OSError: it cannot be run; `filename` tells the program, or `cwd` where it is that.
+            OSError: it cannot be run; `filename` tells the program, or `cwd` where it is that. Or its exit could not be
+                heard of.
         """
         process = cls(server, hearer)
         reading, writing = os.pipe()
@@ -154,7 +156,14 @@ class GroupProcess:
                 process._close()
                 raise
         GUARDIAN.take(process.pid)
-        when_exited(process._process, process._has_exited)
+        try:
+            when_exited(process._process, process._has_exited)
+        except BaseException:  # nobody would hear of its end
+            process._signal(signal.SIGKILL)
+            process._process.wait()
+            process._close()
+            GUARDIAN.release(process.pid)
+            raise
         return process
 
     @property
@@ -348,14 +357,21 @@ def _pipe() -> tuple[IO[bytes], IO[bytes]]:
 
 
 def when_exited(process: subprocess.Popen[bytes], then: Callable[[], None]) -> None:
-    """Reap a process once it has exited, and call `then` from the event loop."""
+    """Reap a process once it has exited, and call `then` from the event loop.
+
+    Raises:
+        OSError: that is not possible.
+    """
     loop = asyncio.get_running_loop()
     try:
         if sys.platform != "linux":
             raise OSError("no descriptor stands for a process here")
         descriptor = os.pidfd_open(process.pid)
     except OSError:
-        threading.Thread(target=_wait, args=(process, loop, then), daemon=True).start()
+        try:
+            threading.Thread(target=_wait, args=(process, loop, then), daemon=True).start()
+        except RuntimeError as error:
+            raise OSError(errno.EAGAIN, str(error)) from None
         return
 
     def reap() -> None:

@@ -2,11 +2,13 @@
 
 import ast
 import asyncio
+import errno
 import logging
 import os
 import resource
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -305,6 +307,30 @@ async def test_where_a_process_has_no_descriptor_its_exit_is_told_all_the_same(m
         await heard.until(lambda: heard.why)
         assert heard.why == [("the server exited (status 7)", False)]
         assert not is_there(started.pid)
+
+
+async def test_a_process_whose_exit_cannot_be_heard_of_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = await start_and_end(["true"])
+    started: list[int] = []
+
+    def take(group: int) -> None:
+        started.append(group)
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOSYS, "None here")
+
+    def make_none(*arguments: object) -> None:
+        raise RuntimeError("No room")
+
+    monkeypatch.setattr(process.GUARDIAN, "take", take)
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    monkeypatch.setattr(threading.Thread, "start", make_none)
+    with pytest.raises(OSError, match="No room"):
+        await GroupProcess.start("x", ["sleep", "600"], dict(os.environ), None, Heard())
+    monkeypatch.undo()
+    assert not is_there(started[0])
+    await anyio.wait_all_tasks_blocked()
+    assert set(os.listdir("/proc/self/fd")) == before
 
 
 async def start_and_end(command: list[str], cwd: str | None = None) -> set[str]:
