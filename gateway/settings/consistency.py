@@ -31,7 +31,7 @@ SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
 FRAMING: Final = frozenset({"content-length", "host", "transfer-encoding", "upgrade"})
 """Headers that the gateway writes itself, about the connection and the body: a second one breaks the request."""
 
-HOP_BY_HOP: Final = FRAMING | {
+OF_ONE_MESSAGE: Final = FRAMING | {
     "accept",
     "accept-encoding",
     "connection",
@@ -45,6 +45,8 @@ HOP_BY_HOP: Final = FRAMING | {
     "te",
     "trailer",
 }
+"""Headers about one connection, one body or what may answer it: another message, on another connection, has its own."""
+
 RESERVED: Final = frozenset({"authorization", "cookie", "last-event-id"})
 """A client's secrets."""
 
@@ -318,9 +320,9 @@ def _is_header(name: str) -> bool:
 
 
 def _is_own(header: str) -> bool:
-    """True for a header that has a meaning on the connection, or between client and gateway alone."""
+    """True for a header that has a meaning in one message, or between client and gateway alone."""
     low = header.lower()
-    return low in RESERVED or low in HOP_BY_HOP or low.startswith(OWN_PREFIXES)
+    return low in RESERVED or low in OF_ONE_MESSAGE or low.startswith(OWN_PREFIXES)
 
 
 def _check_oauth(path: str, server: Server, oauth: OAuth) -> None:
