@@ -28,7 +28,7 @@ MAX_ENDED: Final = 10_000
 """Ended sessions that are answered with 404; older ones as ContextForge answers unknown ones."""
 
 ANSWER_SECONDS: Final = 5.0
-"""How long a session that is deleted waits for calls to be answered, where the SDK would cut them."""
+"""How long a session that is deleted waits for its calls to be answered, before they are cut."""
 
 SPARE_OWNERS: Final = 64
 """Owners of sessions that the SDK has let go of, which may be remembered beside as many as it keeps, twice."""
@@ -118,9 +118,7 @@ def session_manager(
 
             if scope["method"] == "DELETE" and cuts_calls and session_id in self._owners:
                 await services.ended(session_id)  # which fails the calls, and says why
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(ANSWER_SECONDS):
-                        await self._answered(session_id)
+                await self._answered(session_id)
             is_asked = scope["method"] == "POST" and session_id != ""
             async with self._exchange(session_id) if is_asked else nullcontext():
                 await super().handle_streamable_http(scope, receive, watched)
@@ -139,10 +137,12 @@ def session_manager(
                     exchanges.over.set()
 
         async def _answered(self, session_id: str) -> None:
-            """Wait until every request of a session is answered."""
+            """Wait until every request of a session is answered, or for as long as that may take."""
             exchanges = self._exchanges.get(session_id)
             if exchanges is not None:
-                await exchanges.over.wait()
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(ANSWER_SECONDS):
+                        await exchanges.over.wait()
 
         async def _note(self, method: str, session_id: str, event: Mapping[str, Any], user: str) -> None:
             status = event["status"]
@@ -156,7 +156,7 @@ def session_manager(
                 await services.ended(session_id)
 
         def _end(self, session_id: str) -> None:
-            """Let go of a session that has ended, and of all that the SDK keeps of it once its calls are answered.
+            """Let go of a session that has ended, and of what the SDK keeps of it when its calls are answered or cut.
 
             ContextForge 1.0 answers DELETE itself, so that the SDK's server task would wait for the next message for
             ever; 0.9 leaves the transport in the SDK's table.

@@ -14,6 +14,7 @@ import mcp_types as types
 import pytest
 from mcp.server.lowlevel import Server
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+from trunkline.compat.contextforge import streamable_http as module
 from trunkline.compat.contextforge.streamable_http import SPARE_OWNERS, session_manager
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
@@ -62,11 +63,11 @@ class Installed:
         self.over: list[str] = []
         self.when_over: Callable[[], object] = lambda: None
         self.user: ContextVar[dict[str, str]] = ContextVar("user")
-        module = ModuleType("transport")
-        module.SessionManagerWrapper = type("Own", (Wrapper,), about)  # type: ignore[attr-defined]
-        module.user_context_var = self.user  # type: ignore[attr-defined]
+        transport = ModuleType("transport")
+        transport.SessionManagerWrapper = type("Own", (Wrapper,), about)  # type: ignore[attr-defined]
+        transport.user_context_var = self.user  # type: ignore[attr-defined]
         own = session_manager(
-            module, self, reads_context=False, keeps_events=False, cuts_calls=not about.get("answers_delete", True)
+            transport, self, reads_context=False, keeps_events=False, cuts_calls=not about.get("answers_delete", True)
         )
         self.manager: Any = own()
         self.texts: list[str] = []
@@ -163,6 +164,31 @@ async def test_a_call_under_way_in_a_session_that_is_deleted_is_told_what_became
         assert (await forge.ask("POST", message, session))[0] == 404
         assert (await calling)[0] == 200
         assert any("it was ended" in text for text in forge.texts)
+        await gone(transport)
+
+
+@pytest.mark.parametrize("answers_delete", [True, False])
+async def test_a_call_that_is_never_answered_keeps_no_session_that_was_deleted(
+    answers_delete: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ANSWER_SECONDS", 0.01)
+    began = asyncio.Event()
+
+    async def call(self: Any, context: Any, params: Any) -> types.CallToolResult:
+        began.set()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async with installed(answers_delete=answers_delete, calls=call) as forge:
+        session = await forge.begin()
+        transport = weakref.ref(forge.manager.session_manager._server_instances[session])
+        message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "hold", "arguments": {}}}
+        calling = asyncio.create_task(forge.ask("POST", message, session))
+        await began.wait()
+        assert (await forge.ask("DELETE", session=session))[0] == 200
+        async with asyncio.timeout(10):
+            await asyncio.gather(calling, return_exceptions=True)
+        del calling
         await gone(transport)
 
 
