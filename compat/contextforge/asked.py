@@ -3,17 +3,12 @@
 import base64
 import binascii
 import json
-import logging
 from collections.abc import Mapping
-from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
 from ...mux.limits import Reuse
 from ...mux.principal import Principal
-
-logger = logging.getLogger(__name__)
 
 ISSUER: Final = "contextforge"
 NOBODY: Final = frozenset({"", "anonymous", "none", "unknown"})
@@ -60,42 +55,6 @@ class Asked(NamedTuple):
         return self.is_verified if reuse == "user" or self.has_key else self.session != ""
 
 
-@dataclass(slots=True)
-class Invocation:
-    """One invocation of a service: `asked` is known when it begins, the gateway record a little later.
-
-    `database` is the session with the database that ContextForge holds for it; None where that lets go of it itself.
-    """
-
-    asked: Asked
-    gateway_id: str = ""
-    database: Any = None
-
-    def let_go_of_database(self) -> None:
-        """Give its connection back before a server is waited for: those who wait would take all that there are.
-
-        What was read stays as it is. What is read or stored afterwards takes a connection again. Where something is to
-        be stored yet, the connection is kept. A failure is logged: the call may need no database any more.
-        """
-        database = self.database
-        if database is None or database.new or database.dirty or database.deleted:
-            return
-        try:
-            database.expire_on_commit = False
-            database.commit()
-        except Exception:
-            logger.exception("a connection with the database was not given back in order")
-            with suppress(Exception):
-                database.close()
-
-
-@dataclass(slots=True)
-class Outcome:
-    """What became of the call of a tool that a message asked for; of the outermost, where one calls another."""
-
-    error: Exception | None = None
-
-
 class Incoming(NamedTuple):
     """The HTTP request or socket that a message came on."""
 
@@ -106,8 +65,6 @@ class Incoming(NamedTuple):
     """True where it has come through the application's middleware, with this message alone."""
 
 
-invocation: ContextVar[Invocation | None] = ContextVar("trunkline.contextforge.invocation", default=None)
-outcome: ContextVar[Outcome | None] = ContextVar("trunkline.contextforge.outcome", default=None)
 incoming: ContextVar[Incoming | None] = ContextVar("trunkline.contextforge.incoming", default=None)
 carried_by: ContextVar[str] = ContextVar("trunkline.contextforge.carried_by", default="")
 """The session id of the stream or socket that carries this message; empty over plain HTTP."""

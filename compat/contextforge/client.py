@@ -14,8 +14,8 @@ from types import ModuleType
 from typing import Any, Final
 
 from ...mux.errors import TrunklineError
-from .asked import invocation
 from .gateways import SSE
+from .invocations import invocation
 from .reuse import Lease, OldPath, Reuse
 
 CLIENT_INFO: Final = {"name": "mcp", "version": "0.1.0"}

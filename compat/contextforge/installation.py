@@ -3,10 +3,9 @@
 import asyncio
 import functools
 import importlib
-import inspect
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import ModuleType, SimpleNamespace
@@ -15,21 +14,11 @@ from typing import Any, Final
 from starlette.websockets import WebSocket
 
 from ...transports.asgi import ASGIApp, Receive, Scope, Send
-from .asked import (
-    Asked,
-    Incoming,
-    Invocation,
-    Outcome,
-    incoming,
-    invocation,
-    outcome,
-    principal_of,
-    read_headers,
-    session_of,
-)
+from .asked import Incoming, incoming, read_headers
 from .client import OutputSchemas, handshake_of, leased_sessions, leasing, types_of
 from .direct import shorten
 from .gateways import CONNECT_FIELDS, SSE, GatewayRecord
+from .invocations import identified, invocation, noting_gateway
 from .leaving import Leave, Leaving
 from .metrics import expose
 from .registry import session_registry
@@ -281,7 +270,7 @@ class Installation:
             (tools, "streamablehttp_client", leasing(self.reuse, tools.streamablehttp_client, types, sse=False)),
             (tools, "sse_client", leasing(self.reuse, tools.sse_client, types, sse=True)),
             (tools, "ClientSession", sessions),
-            (tools, "create_span", _noting_gateway(tools.create_span)),
+            (tools, "create_span", noting_gateway(tools.create_span)),
             (
                 tools.ToolService,
                 "invoke_tool",
@@ -457,49 +446,6 @@ class Entrance:
         if scope["type"] == "http":
             incoming.set(Incoming(scope, read_headers(scope)))
         await self._app(scope, receive, send)
-
-
-def identified(method: Callable[..., Awaitable[Any]], *, holds_database: bool = False) -> Callable[..., Awaitable[Any]]:
-    """A service's method, which notes who asks and in which session for as long as it runs, and how it ended.
-
-    With `holds_database`, it would hold a connection with the database while a server is waited for.
-    """
-    signature = inspect.signature(method)
-
-    @functools.wraps(method)
-    async def invoke(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind_partial(*args, **kwargs).arguments
-        came = incoming.get()
-        headers = given.get("request_headers") or (came.headers if came is not None else None)
-        user = given.get("app_user_email") or given.get("user_email") or given.get("user")
-        asked = Asked(principal_of(user, given.get("token_teams"), headers), session_of(headers))
-        token = invocation.set(Invocation(asked, database=given.get("db") if holds_database else None))
-        became = outcome.get() or Outcome()
-        try:
-            result = await method(*args, **kwargs)
-        except Exception as error:
-            became.error = error
-            raise
-        else:
-            became.error = None
-            return result
-        finally:
-            invocation.reset(token)
-
-    return invoke
-
-
-def _noting_gateway(stock: Callable[..., Any]) -> Callable[..., Any]:
-    """ContextForge opens this span with the gateway record's id, before it connects."""
-
-    @functools.wraps(stock)
-    def create_span(name: str, attributes: Mapping[str, Any] | None = None, *args: Any, **kwargs: Any) -> Any:
-        called = invocation.get()
-        if name == "tool.invoke" and called is not None and attributes:
-            called.gateway_id = str(attributes.get("tool.gateway_id") or "")
-        return stock(name, attributes, *args, **kwargs)
-
-    return create_span
 
 
 def _has(module: ModuleType, path: str) -> bool:

@@ -10,8 +10,9 @@ from types import ModuleType
 from typing import Any, Final, Protocol
 
 from ...transports.asgi import Receive, Scope, Send, respond
-from .asked import Incoming, Outcome, incoming, outcome, read_headers
+from .asked import Incoming, incoming, read_headers
 from .event_store import SessionEventStore
+from .invocations import Outcome, outcome
 
 logger = logging.getLogger(__name__)
 

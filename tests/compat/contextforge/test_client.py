@@ -10,9 +10,10 @@ import pytest
 from harness.upstreams import Upstream, upstream
 from sqlalchemy import create_engine, event
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
-from trunkline.compat.contextforge.asked import Asked, Invocation, invocation, principal_of
+from trunkline.compat.contextforge.asked import Asked, principal_of
 from trunkline.compat.contextforge.client import leasing
 from trunkline.compat.contextforge.gateways import GatewayRecord
+from trunkline.compat.contextforge.invocations import Invocation, invocation
 from trunkline.compat.contextforge.reuse import Lease, Reuse
 from trunkline.compat.contextforge.settings import ContextForgeSettings
 
