@@ -122,7 +122,7 @@ class _Messages(HTTPEndpoint):
 def _worker_of(name: str) -> int:
     """The number of the worker that gave a connection its name; 0 where it stands alone, or gave none."""
     number, dot, _ = name.partition(".")
-    return int(number, 16) if dot and len(number) <= MAX_HEX and set(number) <= HEX else 0
+    return int(number, 16) if dot and 0 < len(number) <= MAX_HEX and set(number) <= HEX else 0
 
 
 def _message_url(scope: Scope, query: str) -> str:

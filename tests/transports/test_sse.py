@@ -72,6 +72,12 @@ async def test_t5_the_message_of_another_principal_gets_the_404_of_an_unknown_se
         assert await refused(await his.get(headers={"Last-Event-ID": hers.last_event_id}), 404)
 
 
+@pytest.mark.parametrize("name", [".", ".x", "x.x", "100000000.x", "ffffffff.x", "unknown"])
+async def test_t5_a_stream_that_there_is_not_is_an_unknown_session_whatever_its_name(name: str) -> None:
+    async with listening() as at, SSEClient(at.base()) as client:
+        await refused(await client.post(PING, endpoint=f"/servers/x/message?session_id=none&stream={name}"), 404)
+
+
 async def test_x2_every_request_is_authenticated() -> None:
     async with listening() as at, opened(at) as client, SSEClient(at.base(), {"Authorization": "wrong"}) as nobody:
         for answer in (await nobody.get(), await nobody.post(PING, endpoint=client.endpoint)):
