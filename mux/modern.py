@@ -48,6 +48,9 @@ NAMED_BY: Final[Mapping[str, str]] = {
 
 MISSING_CAPABILITY: Final = -32021
 
+MAX_LIST_BYTES: Final = 65_536
+"""What a server's list of revisions may take: each short text takes 20 times its bytes, and much longer to read."""
+
 Lines = Iterable[tuple[str, str]]
 """Header lines as they came: a name in lower case, and its value. A name may come twice."""
 
@@ -238,6 +241,9 @@ def revisions_of(status: int, answer: Envelope | None) -> tuple[str, ...] | None
 
     `answer` is the response that it gave, if it gave one. Whatever is not positively of this era is a server of
     sessions, except refusals and failures that any server may give to any request. No single code decides.
+
+    Raises:
+        ParseError: nested too deeply, or too many members or revisions.
     """
     if answer is None:
         is_verdict = 200 <= status < 300 or (400 <= status < 500 and status not in _NO_VERDICT)
@@ -257,7 +263,11 @@ def revisions_of(status: int, answer: Envelope | None) -> tuple[str, ...] | None
 
 
 def offered(answer: Envelope, offers: Collection[str]) -> Envelope:
-    """The response to a `server/discover` without the revisions that are not served here (rule L21)."""
+    """The response to a `server/discover` without the revisions that are not served here (rule L21).
+
+    Raises:
+        ParseError: nested too deeply, or too many members or revisions.
+    """
     result = members_of(answer.members.get("result", Raw(b"null")))
     named = _strings((result or {}).get("supportedVersions"))
     served = [revision for revision in named if revision in offers]
@@ -338,7 +348,11 @@ def _check_served(revision: str, served: Sequence[str]) -> None:
 
 
 def _strings(raw: Raw | None) -> list[str]:
+    if raw is None:
+        return []
+    if memoryview(raw).nbytes > MAX_LIST_BYTES:
+        raise ParseError("the list of revisions is too long")
     try:
-        return [] if raw is None else msgspec.json.decode(raw, type=list[str])
+        return msgspec.json.decode(raw, type=list[str])
     except msgspec.DecodeError:
         return []

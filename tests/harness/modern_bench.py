@@ -25,6 +25,8 @@ NOTE = b'{"jsonrpc":"2.0","method":"notifications/message","params":{"data":1}}'
 SPOKEN = {"jsonrpc": "2.0", "id": 1, "result": {"supportedVersions": [MODERN]}}
 MANY = {"jsonrpc": "2.0", "id": 1, "result": {f"{n:064}": 1 for n in range(20_000)}}
 """A result of more members at one level than are read."""
+LONG = {"jsonrpc": "2.0", "id": 1, "result": {"supportedVersions": [MODERN] * 20_000}}
+"""A result that names more revisions than are read."""
 
 
 def answer(body: object, status: int = 200, kind: str = "application/json") -> bytes:

@@ -304,7 +304,7 @@ def test_e20_the_status_is_part_of_the_contract(code: int, status: int) -> None:
 
 
 def response(**members: Any) -> Envelope:
-    return wire_format.parse(json.dumps({"jsonrpc": "2.0", "id": 1, **members}).encode(), limit=10_000)
+    return wire_format.parse(json.dumps({"jsonrpc": "2.0", "id": 1, **members}).encode(), limit=1_000_000)
 
 
 def test_the_code_of_an_error() -> None:
@@ -396,6 +396,21 @@ def test_l21_a_discovery_is_without_what_is_not_served(versions: object, kept: l
     else:
         expected = {"jsonrpc": "2.0", "id": 1, "result": {"a": 1, "supportedVersions": kept, "b": 2}}
         assert json.loads(found.encode()) == expected
+
+
+def test_g10_a_list_of_revisions_is_bounded() -> None:
+    """Each small text in it takes many times its bytes, and there are few revisions."""
+    longest = ["2025-11-25"] * (modern.MAX_LIST_BYTES // 14) + [MODERN]
+    assert revisions_of(200, response(result={"supportedVersions": longest[1:]})) == ("2025-11-25", MODERN)
+    for versions in (longest, ["x"] * modern.MAX_LIST_BYTES):
+        answer = response(result={"supportedVersions": versions})
+        refused = response(error={"code": -32022, "message": "", "data": {"supported": versions}})
+        with pytest.raises(ParseError, match="list"):
+            revisions_of(200, answer)
+        with pytest.raises(ParseError, match="list"):
+            revisions_of(400, refused)
+        with pytest.raises(ParseError, match="list"):
+            modern.offered(answer, REVISIONS)
 
 
 def test_an_error_is_no_discovery() -> None:

@@ -6,6 +6,7 @@ import json
 import pytest
 from harness.modern_bench import (
     END,
+    LONG,
     MANY,
     NOTE,
     OK,
@@ -102,6 +103,7 @@ async def test_whoever_leaves_does_not_take_the_probe_along() -> None:
         ([answer(NOTE)], LEGACY),
         ([answer(b"<html>", 200, "text/html")], LEGACY),
         ([answer(MANY)], LEGACY),
+        ([answer(LONG)], LEGACY),
         ([STREAM, chunk(encode(json.dumps(MANY).encode())), END], LEGACY),
     ],
 )

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from harness.modern_bench import (
     END,
+    LONG,
     MANY,
     NOTE,
     OK,
@@ -178,11 +179,14 @@ async def test_l21_a_discovery_names_what_is_served_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("is_stream", [False, True])
-async def test_g10_a_discovery_of_too_many_members_is_a_fault_of_the_server(is_stream: bool) -> None:
-    pieces = [STREAM, chunk(encode(json.dumps(MANY).encode())), END] if is_stream else [answer(MANY)]
+@pytest.mark.parametrize(("told", "why"), [(MANY, "too many members"), (LONG, "too long")])
+async def test_g10_a_discovery_of_too_much_is_a_fault_of_the_server(
+    told: dict[str, Any], why: str, is_stream: bool
+) -> None:
+    pieces = [STREAM, chunk(encode(json.dumps(told).encode())), END] if is_stream else [answer(told)]
     async with asked(one(*pieces)) as here:
         passage = here.send(modern.DISCOVER)
-        with pytest.raises(UpstreamFault, match="too many members"):
+        with pytest.raises(UpstreamFault, match=why):
             await all_of(passage)
 
 
