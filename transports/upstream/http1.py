@@ -168,6 +168,9 @@ class HTTP1Client:
                 )
         except OSError as error:
             request.answer.ended(ExchangeBroken(words_of(error), sent=False))
+        except Exception as error:  # no thread that asks for the host: whatever it is, who waits must hear of it
+            logger.error("no connection could be opened", exc_info=error)
+            request.answer.ended(ExchangeBroken("no connection", sent=False))
         else:
             connection = protocol
             self._open.add(connection)

@@ -1,6 +1,7 @@
 """HTTP to servers that are reached through a proxy: with aiohttp."""
 
 import asyncio
+import logging
 import ssl
 from collections.abc import Callable
 from typing import Any, Final
@@ -23,6 +24,8 @@ from .http import (
     Method,
     Withheld,
 )
+
+logger = logging.getLogger(__name__)
 
 NOT_SENT: Final = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
 
@@ -92,6 +95,9 @@ class ProxiedClient:
         except NOT_SENT:
             heard.ended(ExchangeBroken("no connection through the proxy", sent=False))
         except (aiohttp.ClientError, OSError) as error:
+            heard.ended(ExchangeBroken(type(error).__name__, sent=True))
+        except Exception as error:  # no thread that asks for the host: whatever it is, who waits must hear of it
+            logger.error("an exchange through the proxy failed", exc_info=error)
             heard.ended(ExchangeBroken(type(error).__name__, sent=True))
         else:
             heard.ended(None)

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -468,6 +469,22 @@ async def test_a_connection_that_does_not_come_about_is_given_up(monkeypatch: py
         await client.close()
     assert error is not None
     assert not error.sent
+
+
+async def test_where_no_thread_can_be_made_that_asks_for_a_host_the_request_fails(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    client = HTTP1Client("http://localhost:9/mcp", CONTEXT)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", fail)
+        error = await post(client).outcome()
+    await client.close()
+    assert error is not None
+    assert not error.sent
+    assert [record.getMessage() for record in caplog.records] == ["no connection could be opened"]
 
 
 async def test_a_cut_exchange_tells_nothing_and_closes_its_connection() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import ssl
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -150,6 +151,22 @@ async def test_a_proxy_that_is_not_there_got_nothing() -> None:
     await client.close()
     assert error is not None
     assert not error.sent
+
+
+async def test_where_no_thread_can_be_made_that_asks_for_the_proxy_the_request_fails(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    client, hearer = ProxiedClient(FAR, CONTEXT, "http://localhost:9"), Hearer()
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", fail)
+        client.send("POST", HeaderBlock({}), b"{}", hearer)
+        error = await hearer.outcome()
+    await client.close()
+    assert error is not None
+    assert [record.getMessage() for record in caplog.records] == ["an exchange through the proxy failed"]
 
 
 async def test_a_cut_exchange_tells_nothing() -> None:
