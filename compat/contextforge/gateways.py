@@ -195,7 +195,11 @@ class Gateways:
             if known.url:
                 known.left.add(known.url)
             known.url, known.fingerprint = url, record.fingerprint(url)
-            self._build(record, url)
+            try:
+                self._build(record, url)
+            except (OSError, ValueError):
+                self._drop(record.label)  # a call by this URL is not one by the URL before
+                raise
         return self._upstreams.get(record.label)
 
     def takes(self, gateway_id: str) -> bool:

@@ -223,6 +223,17 @@ def test_of_two_credentials_in_urls_that_calls_come_with_in_turn_the_later_one_s
         assert records.gateways.find("g1", new) is found[1]
 
 
+def test_a_url_that_cannot_be_used_is_not_answered_with_the_one_before() -> None:
+    records = Records()
+    records.add("g1")
+    assert records.gateways.find("g1", URL + "?key=old") is not None
+    with pytest.raises(ValueError, match="encode"):
+        records.gateways.find("g1", URL + "?key=\u2713")
+    assert records.changes[-1] == {}
+    assert records.gateways.find("g1", URL + "?key=\u2713") is None
+    assert records.gateways.find("g1", URL + "?key=new") is not None
+
+
 def test_a_server_whose_credential_in_the_url_never_stays_the_same_is_left_to_the_old_path() -> None:
     records = Records()
     records.add("g1")
