@@ -115,14 +115,18 @@ class _Served:
                 if frame.kind == "event":
                     await self._events.put(frame.payload)
                 elif frame.kind == "pong" and self._pongs:
-                    self._pongs.popleft().set_result(None)
+                    pong = self._pongs.popleft()
+                    if not pong.done():  # somebody still waits for it
+                        pong.set_result(None)
                 elif frame.kind == "withdrawn":
                     self._grant.withdraw()
         except Broken:
             self._is_broken = True
             gone = {"type": "websocket.disconnect", "code": 1006} if self._is_websocket else {"type": "http.disconnect"}
-            while self._pongs:
-                self._pongs.popleft().set_exception(ConnectionResetError("the client has gone"))
+            for pong in self._pongs:
+                if not pong.done():
+                    pong.set_exception(ConnectionResetError("the client has gone"))
+            self._pongs.clear()
             while True:
                 await self._events.put(gone)
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import anyio
 import pytest
-from harness.worker_house import House, answer, post
+from harness.worker_house import Client, House, answer, post
 from trunkline.transports.asgi import Receive, Scope, Send
+from trunkline.transports.websocket import PING
 
 pytestmark = pytest.mark.anyio
 
@@ -51,3 +52,27 @@ async def test_a_defect_in_one_request_leaves_the_others_alone(house: House, cap
     client = post(b"good")
     await house.request(client)
     assert client.body == b"good"
+
+
+async def test_a_pong_that_nobody_waits_for_any_longer_is_none_of_the_next_ping(house: House) -> None:
+    asked, goes_on = anyio.Event(), anyio.Event()
+    client = Client({"type": "websocket.connect"})
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        ping = scope["extensions"][PING]
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ping)
+            await asked.wait()
+            tasks.cancel_scope.cancel()
+        await ping()
+        await send({"type": "websocket.close", "code": 1000})
+
+    async def pong() -> None:
+        if not asked.is_set():
+            asked.set()
+            await goes_on.wait()
+        goes_on.set()
+
+    await house.begins("b", serve)
+    await house.request(client, type="websocket", extensions={PING: pong})
+    assert client.sent == [{"type": "websocket.close", "code": 1000}]
