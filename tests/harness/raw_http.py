@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Final, cast
 
 from trunkline.transports.upstream.http import ExchangeBroken
 
@@ -11,6 +11,7 @@ PATIENCE: Final = 10.0
 """Seconds after which waiting fails the test."""
 
 Serve = Callable[["Peer"], Awaitable[None]]
+Accept = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 
 class Peer:
@@ -60,9 +61,15 @@ class RawServer:
     def __init__(self, serve: Serve) -> None:
         self._serve = serve
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_over = False
         self.failures: list[AssertionError] = []
         self.connections = 0
         self.url = ""
+
+    def protocol(self) -> asyncio.Protocol:
+        """What serves one connection; one that comes when the test is over is cut."""
+        reader = asyncio.StreamReader()
+        return _Connection(reader, self._accept, lambda: self._is_over)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
@@ -70,6 +77,8 @@ class RawServer:
         assert task is not None
         self._tasks.add(task)
         try:
+            if self._is_over:
+                return
             await self._serve(Peer(reader, writer))
         except AssertionError as error:
             self.failures.append(error)
@@ -79,15 +88,28 @@ class RawServer:
             writer.close()
 
 
+class _Connection(asyncio.StreamReaderProtocol):
+    def __init__(self, reader: asyncio.StreamReader, accept: Accept, is_over: Callable[[], bool]) -> None:
+        super().__init__(reader, accept)
+        self._is_over = is_over
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if self._is_over():
+            cast(asyncio.Transport, transport).abort()
+        else:
+            super().connection_made(transport)
+
+
 @asynccontextmanager
 async def serving(serve: Serve) -> AsyncIterator[RawServer]:
     """A server for the length of the context."""
     server = RawServer(serve)
-    listener = await asyncio.start_server(server._accept, "127.0.0.1", 0)
+    listener = await asyncio.get_running_loop().create_server(server.protocol, "127.0.0.1", 0)
     server.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/mcp"
     try:
         yield server
     finally:
+        server._is_over = True
         listener.close()
         for task in server._tasks:
             task.cancel()
