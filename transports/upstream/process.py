@@ -380,7 +380,11 @@ def when_exited(process: subprocess.Popen[bytes], then: Callable[[], None]) -> N
         process.wait()  # it has exited: this returns at once
         then()
 
-    loop.add_reader(descriptor, reap)
+    try:
+        loop.add_reader(descriptor, reap)
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def _wait(process: subprocess.Popen[bytes], loop: asyncio.AbstractEventLoop, then: Callable[[], None]) -> None:

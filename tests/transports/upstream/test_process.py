@@ -309,12 +309,17 @@ async def test_where_a_process_has_no_descriptor_its_exit_is_told_all_the_same(m
         assert not is_there(started.pid)
 
 
-async def test_a_process_whose_exit_cannot_be_heard_of_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("has_descriptor", [False, True])
+async def test_a_process_whose_exit_cannot_be_heard_of_is_ended(
+    monkeypatch: pytest.MonkeyPatch, has_descriptor: bool
+) -> None:
     before = await start_and_end(["true"])
     started: list[int] = []
 
     def take(group: int) -> None:
         started.append(group)
+        if has_descriptor:
+            monkeypatch.setattr(asyncio.get_running_loop(), "add_reader", watch_none)
 
     def refuse(*arguments: object) -> None:
         raise OSError(errno.ENOSYS, "None here")
@@ -322,8 +327,12 @@ async def test_a_process_whose_exit_cannot_be_heard_of_is_ended(monkeypatch: pyt
     def make_none(*arguments: object) -> None:
         raise RuntimeError("No room")
 
+    def watch_none(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No room")
+
     monkeypatch.setattr(process.GUARDIAN, "take", take)
-    monkeypatch.setattr(os, "pidfd_open", refuse)
+    if not has_descriptor:
+        monkeypatch.setattr(os, "pidfd_open", refuse)
     monkeypatch.setattr(threading.Thread, "start", make_none)
     with pytest.raises(OSError, match="No room"):
         await GroupProcess.start("x", ["sleep", "600"], dict(os.environ), None, Heard())
