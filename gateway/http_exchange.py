@@ -331,7 +331,8 @@ class HTTPExchange:
                 body += b"0\r\n\r\n"
         head, self._head = self._head, b""
         if head and len(body) > SMALL_BODY:
-            transport.writelines((head, body))
+            transport.write(head)  # not with `writelines`, which tells nobody that too much waits (CVE-2024-12254)
+            transport.write(body)
         elif head or body:
             transport.write(head + body if head else body)
         if is_last:

@@ -266,7 +266,8 @@ class _Connection(asyncio.Protocol):
         if len(request.body) <= SMALL_BODY:
             self._transport.write(request.head + request.body)
         else:
-            self._transport.writelines((request.head, request.body))
+            self._transport.write(request.head)  # not with `writelines`, which does not say that too much waits
+            self._transport.write(request.body)
 
     def cut(self, answer: Answer) -> None:
         """Cut this exchange; nothing more is told of it. Does nothing once its answer is complete."""
