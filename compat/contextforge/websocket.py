@@ -56,7 +56,11 @@ class WebSocketTransport(Transport):
         """See `Transport.send_message`. Of one socket there is nothing to choose, so `request_id` changes nothing."""
         if not self._is_connected:
             raise RuntimeError("Transport not connected")
-        await self._websocket.send_text(json.dumps(message))
+        try:
+            await self._websocket.send_text(json.dumps(message))
+        except WebSocketDisconnect:
+            self._is_connected = False
+            raise RuntimeError("Transport not connected") from None
 
     async def receive_message(self) -> AsyncIterator[dict[str, Any]]:
         """See `Transport.receive_message`. What is no JSON is answered as such, and the socket goes on."""
@@ -71,7 +75,7 @@ class WebSocketTransport(Transport):
                     await self.send_message(failure(None, PARSE_ERROR, "Parse error"))
                     continue
                 yield message
-        except (WebSocketDisconnect, KeyError):  # a binary frame has no text
+        except (WebSocketDisconnect, RuntimeError, KeyError):  # it has gone; or a binary frame, which has no text
             self._is_connected = False
 
     async def is_connected(self) -> bool:

@@ -1,7 +1,9 @@
 """The relay at `/ws`, over a real socket, before an application that stands where `/rpc` is."""
 
 import asyncio
+import gc
 import json
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from typing import Any
@@ -106,6 +108,19 @@ async def test_a_binary_frame_ends_the_socket() -> None:
         await socket.send(b"\x00")
         await asyncio.wait_for(socket.wait_closed(), 10)
         assert await asyncio.wait_for(gateway.ended.get(), 10)
+
+
+@pytest.mark.parametrize("text", [PING, "no json"])
+async def test_who_leaves_before_its_answers_is_nothing_to_log(text: str, caplog: pytest.LogCaptureFixture) -> None:
+    gateway = Gateway()
+    async with relayed(gateway) as url:
+        for _ in range(3):
+            async with connect(url + "?token=alice", proxy=None) as socket:
+                for _ in range(20):
+                    await socket.send(text)
+            assert await asyncio.wait_for(gateway.ended.get(), 10)
+    gc.collect()  # as tasks whose failure nobody heard of are told
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 async def test_the_shape_is_the_one_that_contextforge_has() -> None:
