@@ -34,7 +34,7 @@ from .placement import NAMES, Concern, decide
 from .premises import Premises
 from .principal import Principal
 from .record import WorkflowRecord
-from .recovery import Kept, Survivors, recover
+from .recovery import Kept, Known, recover
 from .upstream import Upstream
 from .workflow import Workflow
 
@@ -231,7 +231,7 @@ class Cluster:
         record, upstream = what
         try:
             beside = await self._opened_beside(record)
-            living = await self._living()
+            living, reading = await self._living(), self.members.reading
             kept = recover(await self._directory.read(record.session_id))
             await self._ports.admit(record.principal, upstream.pooling)
             self._residents.census.add(record.principal)
@@ -252,7 +252,7 @@ class Cluster:
             workflow = self._hold(stored, upstream, beside)
             workflow.account.take_over(self._clock())
             kept.stream(0)
-            workflow.survivors = Survivors(living, self.members.newest)
+            workflow.known = Known(reading, is_own=True)
             workflow.restore(kept, stored.epoch, lambda name: name // NAMES not in living)
             return workflow
         except TrunklineError:
@@ -268,25 +268,39 @@ class Cluster:
     async def restore(self, workflow: Workflow, concern: Concern) -> None:
         """Make a stream or a question known to a workflow that its worker left behind, or this one.
 
-        What other dead workers left comes with it; what lives here stays as it is, what ended here does not come back.
+        Where it is held, what other dead workers left since its event log was read comes with it; what lives here stays
+        as it is, what ended here does not come back.
 
         Raises:
+            Elsewhere: its worker lives after all.
             DirectoryUnavailable: nobody can tell.
         """
-        record, kept, survivors = workflow.record, Kept(), workflow.survivors
-        is_own = concern.worker == self.number
-        if survivors is None or survivors.may_have_left(concern.worker, self.members.newest):
-            is_known = is_own or (survivors is not None and self.number not in survivors.numbers)
-            living = await self._living()
+        record, kept, before = workflow.record, Kept(), workflow.known
+        is_own, living = concern.worker == self.number, set[int]()
+        if self._may_have_left(concern.worker, before):
+            living, reading = await self._living(), self.members.reading
+            if concern.worker in living:
+                await self.direct(concern.worker)
             with anyio.move_on_after(FLUSH_SECONDS):
                 await self.journal.flush(record.session_id)  # what was settled here is not found open there
             kept = recover(await self._directory.read(record.session_id))
-            survivors = Survivors(living if is_known else living | {self.number}, self.members.newest)
-            workflow.survivors = survivors
+            workflow.known = Known(reading, is_own=is_own or (before is not None and before.is_own))
         if concern.is_stream:  # its worker died before it could tell of it
             kept.stream(concern.name)
-        others = {0, *survivors.numbers} if is_own else {0, self.number, *survivors.numbers}
-        workflow.restore(kept, max(record.epoch, 1), lambda name: name // NAMES not in others)
+
+        def is_left(name: int) -> bool:
+            worker = name // NAMES
+            if worker == self.number or not self.holds(workflow):
+                return is_own and worker == self.number
+            return bool(worker) and worker not in living and self._may_have_left(worker, before)
+
+        workflow.restore(kept, max(record.epoch, 1), lambda name: name == concern.name or is_left(name))
+
+    def _may_have_left(self, number: int, known: Known | None) -> bool:
+        """Whether the worker of this number may have left more of a workflow than is known of it."""
+        if known is None:
+            return True
+        return not known.is_own if number == self.number else self.members.has_lived(number, known.reading)
 
     async def direct(self, number: int) -> None:
         """Send on what names a thing that the worker of this number gave, if that is another one that lives.

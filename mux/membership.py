@@ -34,6 +34,9 @@ DOUBT_SECONDS: Final = 0.2
 
 RETIRE_SECONDS: Final = 2.0
 
+MAX_LISTED: Final = 1024
+"""Workers of which it is known when they were listed last."""
+
 
 class Membership:
     """The part of one worker among `workers`. It counts between entering and leaving `running`.
@@ -80,8 +83,10 @@ class Membership:
         """How many have begun."""
         self._listed_by = 0
         """Which of them `_living` is from."""
-        self.newest = 0
-        """The highest number that was ever listed: whoever has a higher one was never heard of."""
+        self._listed_last: dict[int, int] = {}
+        """By number, in which reading each of those who lived was listed last; the `MAX_LISTED` that were lately."""
+        self._unseen = 0
+        """Up to which reading workers may have lived that none has listed: this one stood still."""
         self._began_at = float("-inf")
         """When the last one began."""
         self._is_running = False
@@ -163,6 +168,18 @@ class Membership:
         self.demand_settled()
         return {worker.number for worker in living.values()}
 
+    @property
+    def reading(self) -> int:
+        """Which reading of those who live is the newest; the one that `numbers` has just told from."""
+        return self._listed_by
+
+    def has_lived(self, number: int, since: int) -> bool:
+        """Whether the worker of this number was listed in that reading or a later one, or may have been.
+
+        Clients make numbers up: of one that no worker had this is not true for long.
+        """
+        return self._listed_last.get(number, self._unseen) >= since
+
     def interrupted(self) -> None:
         """The directory's word of what happens was interrupted: it may have lost what it knew."""
         self._back_at = self._clock()
@@ -243,6 +260,7 @@ class Membership:
             logger.info("the directory takes heartbeats again", extra={"worker": self.worker.id})
         self._is_away = False
         if not was_alive or not self.holds_lease:
+            self._unseen = self._listed_by
             self._on_lapse(self._deadline - LEASE_SECONDS)
         self._deadline = sent + LEASE_SECONDS
 
@@ -333,7 +351,11 @@ class Membership:
         listed = {worker.id: worker for worker in await self._workers.workers()}
         self._dead = {worker.id: worker for worker in self._dead.values() if worker.id in listed}
         self._living = {worker.id: worker for worker in listed.values() if worker.id not in self._dead}
-        self.newest = max(self.newest, *(worker.number for worker in listed.values()), 0)
+        for worker in self._living.values():
+            self._listed_last.pop(worker.number, None)
+            self._listed_last[worker.number] = self._readings
+        for number in [*self._listed_last][:-MAX_LISTED]:
+            del self._listed_last[number]
         self._read_at, self._listed_by, self._is_doubted = self._began_at, self._readings, False
 
 

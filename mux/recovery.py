@@ -4,7 +4,7 @@ Pure. A log may hold an entry twice, or one that a worker wrote after it had bee
 missing tells as well: what came before a gap cannot be replayed.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -65,19 +65,14 @@ class Kept:
         return self.streams[number]
 
 
-class Survivors(NamedTuple):
-    """Whose part of an event log was not read for good when it was read: who went on, and who was yet to begin."""
+class Known(NamedTuple):
+    """How much of an event log is known where a workflow lives."""
 
-    numbers: Collection[int]
-    newest: int
-    """The highest number of a worker that was listed by then."""
-
-    def may_have_left(self, number: int, newest: int) -> bool:
-        """Whether the worker of this number may have left more than was read; `newest` is the highest one listed since.
-
-        Clients make numbers up: for one that no worker had, nothing is to be read.
-        """
-        return number in self.numbers or self.newest < number <= newest
+    reading: int
+    """The reading of who lives that came before: whoever did not live then has left what was found, if not more since.
+    """
+    is_own: bool
+    """Whether that holds for what its own worker had left, too."""
 
 
 def recover(entries: Iterable[Entry]) -> Kept:

@@ -29,7 +29,7 @@ from .journal import Journal, KeptLog
 from .ports import Answerable, Caller, Headers, Line, Opened
 from .questions import Questions
 from .record import WorkflowRecord
-from .recovery import Kept, Survivors
+from .recovery import Kept, Known
 from .request import ServerRequest
 from .routing import place
 from .statistics import Statistics
@@ -78,6 +78,7 @@ class Workflow:
         "handle",
         "is_superseded",
         "kept_log",
+        "known",
         "line",
         "loop",
         "opened",
@@ -88,7 +89,6 @@ class Workflow:
         "stateless",
         "statistics",
         "stood_at",
-        "survivors",
         "touched",
         "transport",
         "trust",
@@ -139,9 +139,8 @@ class Workflow:
         self.touched = self._elsewhere = float("-inf")
         """When the directory was told last that it is in use; and when another worker served its client last, as far as
         that is known here."""
-        self.survivors: Survivors | None = None
-        """Who may leave more than was there when its event log was read: what all others left is known here. None where
-        it was not read."""
+        self.known: Known | None = None
+        """How much of its event log is known here; None where it was not read."""
         self.calls = Calls(self, ports.clock, ports.stir)
         """What its client asked and is not answered yet."""
         self._questions: Questions | None = None

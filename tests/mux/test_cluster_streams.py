@@ -1,11 +1,15 @@
 """Streams, questions and cancellations of one workflow at several workers."""
 
+import asyncio
 import json
+from collections.abc import Collection
+from typing import Any
 
+import anyio
 import pytest
 from harness.clustering import Member, Workers, two, until, workers
 from harness.memory_wire import message
-from harness.muxing import ALICE, BOB, Client, events, idle, initialize, position, some
+from harness.muxing import ALICE, BOB, Client, events, idle, initialize, position, settle, some
 from trunkline.mux import membership as membership_module
 from trunkline.mux.directory import LEASE_SECONDS, Entry
 from trunkline.mux.envelope import parse
@@ -179,6 +183,147 @@ async def test_g5_a_stream_of_a_worker_that_began_since_and_died_is_resumed_from
         [told] = [json.loads(text) async for _, text in events(again)]
         assert told["id"] == "mine"
         assert told["error"]["data"] == {"executed": "unknown"}
+
+
+async def told_of(at: Workers, member: Member, session_id: str, met: Member) -> dict[str, Any]:
+    """What a client hears of a call that its worker carried until it was killed, at the worker that it meets then."""
+    _, reader = await streamed(member, await member.beside(session_id), b'"mine"')
+    event_id = reader.event_id((await reader.next(1) or [])[0])
+    await journal(member)
+    member.kill()
+    await at.pass_time(LEASE_SECONDS)
+    served_by, again = await resume(at, met, event_id)
+    assert served_by is met
+    [told] = [json.loads(text) async for _, text in events(again)]
+    assert told["id"] == "mine"
+    answer: dict[str, Any] = told
+    return answer
+
+
+async def test_g5_so_is_one_of_a_worker_that_began_while_the_log_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        at.server.on_request = None
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        read, is_read, goes_on = at.directory.read, anyio.Event(), anyio.Event()
+
+        async def slow(session_id: str) -> list[Entry]:
+            entries = await read(session_id)
+            is_read.set()
+            await goes_on.wait()
+            return entries
+
+        monkeypatch.setattr(at.directory, "read", slow)
+        finding = asyncio.create_task(b.find(session_id))
+        await is_read.wait()
+        c = await at.start()
+        await b.members.numbers()
+        goes_on.set()
+        await finding
+        assert (await told_of(at, c, session_id, b))["error"]["data"] == {"executed": "unknown"}
+
+
+async def test_g5_so_is_one_of_a_worker_that_was_paused_while_the_log_was_read() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        c = await at.start()
+        await b.members.numbers()
+        at.server.on_request = None
+        a.kill()
+        at.clock.advance(LEASE_SECONDS)
+        await b.beat()
+        await b.find(session_id)
+        await c.beat()
+        await b.members.numbers()
+        assert (await told_of(at, c, session_id, b))["error"]["data"] == {"executed": "unknown"}
+
+
+async def test_g5_so_is_one_of_a_worker_that_came_and_went_while_this_one_was_paused() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        at.server.on_request = None
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        await b.find(session_id)
+        c = await at.start()
+        _, reader = await streamed(c, await c.beside(session_id), b'"mine"')
+        event_id = reader.event_id((await reader.next(1) or [])[0])
+        await journal(c)
+        c.kill()
+        at.clock.advance(LEASE_SECONDS)
+        await b.beat()
+        await settle()
+        _, again = await resume(at, b, event_id)
+        [told] = [json.loads(text) async for _, text in events(again)]
+        assert (told["id"], told["error"]["data"]) == ("mine", {"executed": "unknown"})
+
+
+async def test_a_worker_that_lives_after_all_keeps_its_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        at.server.on_request = None
+        _, reader = await streamed(b, await b.beside(session_id))
+        event_id = reader.event_id((await reader.next(1) or [])[0])
+        at.clock.advance(LEASE_SECONDS)
+        await a.beat()
+        numbers = a.members.numbers
+
+        async def late() -> Collection[int]:
+            await b.beat()
+            return await numbers()
+
+        monkeypatch.setattr(a.members, "numbers", late)
+        member, again = await resume(at, a, event_id)
+        assert member is b
+        (await at.server.got("tools/call")).answer({"n": 1})
+        assert [json.loads(text)["result"] async for _, text in events(again)] == [{"n": 1}]
+
+
+async def test_what_ended_here_that_was_another_ones_does_not_come_back_with_a_stream_of_a_third_one() -> None:
+    async with workers(resume_window=1) as at:
+        a, b, session_id = await two(at)
+        c = await at.start()
+        at.server.on_request = None
+        wire = (await a.find(session_id)).workflow.duplexes.new()
+        reader = wire.attach()
+        wire.meet(wire.tally)
+        wire.add(own(1))
+        reader.due()
+        _, left = await streamed(c, await c.beside(session_id))
+        event_id = left.event_id((await left.next(1) or [])[0])
+        await journal(a)
+        await journal(c)
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        held = (await b.find(session_id)).workflow
+        assert held.knows(wire.stream.number)
+        held.stir()
+        await at.pass_time(2)
+        assert (held.knows(wire.stream.number), held.duplexes.newest) == (False, None)
+        c.kill()
+        await at.pass_time(LEASE_SECONDS)
+        member, _ = await resume(at, b, event_id)
+        assert member is b
+        assert (held.knows(wire.stream.number), held.duplexes.newest) == (False, None)
+
+
+async def test_who_serves_calls_beside_the_holder_takes_nothing_of_the_dead_with_a_stream_of_its_own() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        c = await at.start()
+        at.server.on_request = None
+        _, left = await streamed(c, await c.beside(session_id))
+        await left.next(1)
+        await journal(c)
+        c.kill()
+        await at.pass_time(LEASE_SECONDS)
+        beside = (await b.beside(session_id)).workflow
+        made_up = Position(beside.record.event_token, b.number * NAMES + 1000, 0, 1)
+        assert await b.pool.lookup.find_position(ANONYMOUS, "x", made_up) is beside
+        assert not beside.knows(left.stream.number)
+        member, _ = await resume(at, b, left.event_id(left.stream.events[0]))
+        assert member is a
 
 
 async def test_what_ended_here_does_not_come_back_with_a_stream_of_the_dead() -> None:

@@ -493,3 +493,26 @@ async def test_one_that_has_just_begun_is_found_by_its_number_in_a_moment(at: At
         async with (third := at.made("c")).running():
             with anyio.fail_after(10):
                 assert await at.member.numbered(third.worker.number) == third.worker
+
+
+async def test_it_is_known_who_has_lived_since_a_reading(at: At, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(membership_module, "MAX_LISTED", 2)
+    async with at.member.running():
+        async with at.made("b").running():
+            await at.member.numbers()
+            first = at.member.reading
+            await at.member.numbers()
+            assert at.member.has_lived(2, at.member.reading)
+        await at.member.numbers()
+        assert at.member.has_lived(2, first)
+        assert not at.member.has_lived(2, at.member.reading)
+        assert not at.member.has_lived(3, first), "nobody has this number"
+        async with at.made("c").running():
+            await at.member.numbers()
+            assert at.member.has_lived(3, at.member.reading)
+            assert not at.member.has_lived(2, first), "forgotten: others were listed later"
+        at.clock.advance(LEASE_SECONDS)
+        await at.member.beat()
+        assert at.member.has_lived(99, at.member.reading), "it may have come and gone while this one stood still"
+        await at.member.numbers()
+        assert not at.member.has_lived(99, at.member.reading)

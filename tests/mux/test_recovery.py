@@ -3,7 +3,7 @@
 import pytest
 from trunkline.mux.directory import Entry
 from trunkline.mux.event_log import EPOCH
-from trunkline.mux.recovery import Survivors, recover
+from trunkline.mux.recovery import recover
 
 
 def event(n: int, message: bytes = b"", *, stream: int = 7, last: bool = False) -> Entry:
@@ -74,9 +74,3 @@ def test_questions_that_wait() -> None:
 def test_what_is_no_answer_answers_nothing(message: bytes) -> None:
     kept = recover([Entry("opened", 7, 0, b"[1]"), event(1, message)])
     assert list(kept.streams[7].waiting.values()) == [b"1"]
-
-
-def test_who_may_have_left_more_than_was_read_went_on_or_was_listed_since() -> None:
-    survivors = Survivors({2}, 3)
-    assert [number for number in range(7) if survivors.may_have_left(number, 5)] == [2, 4, 5]
-    assert [number for number in range(7) if survivors.may_have_left(number, 3)] == [2]
