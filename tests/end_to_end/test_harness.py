@@ -5,7 +5,9 @@ import json
 import aiohttp
 import anyio
 import pytest
+from harness import ports
 from harness.clients import KINDS, Kind, play, texts
+from harness.ports import free_port
 from harness.sse import Event, Parser
 from harness.upstream_scripted import (
     Cut,
@@ -28,6 +30,13 @@ from harness.upstreams import upstream as running_upstream
 from harness.wire import Wire, text_of
 
 pytestmark = pytest.mark.anyio
+
+
+def test_a_port_is_given_once_and_to_one_of_the_processes_that_run_at_once() -> None:
+    given = [free_port() for _ in range(200)]
+    assert len(set(given)) == len(given)
+    processes = [ports.own_ports({"PYTEST_XDIST_WORKER_COUNT": "3", "PYTEST_XDIST_WORKER": f"gw{n}"}) for n in range(3)]
+    assert sorted(port for each in processes for port in each) == list(ports.own_ports({}))
 
 
 @pytest.mark.parametrize("line", ["sdk1", "sdk2"])

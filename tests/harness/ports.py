@@ -3,14 +3,35 @@ connections use.
 
 A probe of a port in the ephemeral range (from 32768 on Linux) can connect to itself, and would then report a server
 that is not there.
+
+A port that was given is free until somebody binds it, and some servers bind late, or never: nobody else is given it
+meanwhile. Processes of tests that run at once each have ports of their own, and each goes through all of its.
 """
 
+import os
 import random
 import socket
+from collections.abc import Iterator, Mapping
+from itertools import cycle
 
 LOOPBACK = "127.0.0.1"
 LOWEST = 20_000
 HIGHEST = 32_000
+
+
+def own_ports(environment: Mapping[str, str]) -> range:
+    """Those of one of the processes that pytest-xdist runs at once, or all of them."""
+    count, name = int(environment.get("PYTEST_XDIST_WORKER_COUNT", "1")), environment.get("PYTEST_XDIST_WORKER", "gw0")
+    return range(LOWEST + int(name.removeprefix("gw")) % count, HIGHEST + 1, count)
+
+
+def _in_turn(own: range) -> Iterator[int]:
+    """All of them again and again; from a random one on, as another run of tests may have the same."""
+    first = random.randrange(len(own))
+    return cycle([*own[first:], *own[:first]])
+
+
+_ports = _in_turn(own_ports(os.environ))
 
 
 def bound_socket(port: int = 0, host: str = LOOPBACK) -> socket.socket:
@@ -26,7 +47,7 @@ def bound_socket(port: int = 0, host: str = LOOPBACK) -> socket.socket:
         candidate = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            candidate.bind((host, port or random.randint(LOWEST, HIGHEST)))
+            candidate.bind((host, port or next(_ports)))
             candidate.listen(1024)
         except OSError:
             candidate.close()
@@ -39,6 +60,6 @@ def bound_socket(port: int = 0, host: str = LOOPBACK) -> socket.socket:
 
 
 def free_port() -> int:
-    """A port that was free a moment ago, for a server that has to bind by itself."""
+    """A port that is free, for a server that has to bind by itself, or for one that is away."""
     with bound_socket() as candidate:
         return int(candidate.getsockname()[1])
