@@ -1,5 +1,6 @@
 """Calls and streams outlive the connection that they came over (guarantee G5, rules E14 and T7 to T9)."""
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,8 +11,11 @@ from harness.gateways import Gateway, bearer, until
 from harness.gateways import gateway as running_gateway
 from harness.upstreams import Upstream
 from harness.wire import Answer, Wire, raw_members, text_of
+from trunkline.transports.streamable_request import DECIDE_SECONDS
 
 pytestmark = pytest.mark.anyio
+
+PATIENCE = 20.0
 
 
 async def primed(answer: Answer) -> str:
@@ -148,9 +152,17 @@ async def test_an_older_client_gets_no_priming_event_and_its_call_goes_on_withou
         params = {"name": "hold", "arguments": {"gate": key}}
         call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params}
         # Nothing may be said before the answer is there, so that it can still be plain JSON.
-        with pytest.raises(TimeoutError):
-            await wire.post(call, timeout=0.5)
-        await upstream.saw("mark:holding")
+        async with anyio.create_task_group() as tasks:
+            answers: list[Answer] = []
+
+            async def post() -> None:
+                answers.append(await wire.post(call))
+
+            tasks.start_soon(post)
+            await upstream.saw("mark:holding")
+            await anyio.sleep(0.5)
+            tasks.cancel_scope.cancel()
+        assert not answers
         upstream.open(key)
         await upstream.saw("mark:held")
         answer = await wire.call("counter")
@@ -165,9 +177,14 @@ async def test_an_older_client_gets_no_priming_event_and_its_call_goes_on_withou
 async def test_a_fast_call_is_answered_in_json(gateway: Gateway, upstream: Upstream) -> None:
     async with Wire(gateway.url()) as wire:
         await wire.open()
-        answer = await wire.call("counter")
+        with anyio.fail_after(PATIENCE):
+            for n in itertools.count(1):  # until one was fast, as a loaded machine's calls are not
+                began = anyio.current_time()
+                answer = await wire.call("counter")
+                assert text_of(await answer.response()) == str(n)
+                if anyio.current_time() - began < DECIDE_SECONDS:
+                    break
         assert not answer.is_stream
-        assert text_of(await answer.response()) == "1"
 
 
 async def test_an_event_id_opens_nothing_for_another_principal(

@@ -97,9 +97,11 @@ async def test_fifty_calls_are_inside_the_server_at_once_on_one_session(server: 
 
 async def test_a_call_whose_task_is_cancelled_is_cancelled_at_the_server(server: Upstream) -> None:
     async with keeping(server) as servers, servers.lease("up") as up:
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.2):
-                await up.call("forever")
+        calling = asyncio.create_task(up.call("forever"))
+        await server.saw("mark:started")
+        calling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await calling
         await server.saw("mark:cancelled")
         assert (await up.call("counter")).text == "1"
 
