@@ -350,7 +350,7 @@ class Cluster:
                     newer = await self._directory.publish(record)
                 # Else it was not heard (yet) that something was stored.
                 if newer is not None and (newer == record or newer.follows(record)):
-                    await self._directory.replace(msgspec.structs.replace(newer, worker=""))
+                    await self._directory.replace(msgspec.structs.replace(newer, worker="", wish=record.wish))
         except DirectoryUnavailable:
             logger.warning("a workflow could not be let go", extra={"server": record.server, "handle": record.handle})
 
@@ -422,8 +422,8 @@ class Cluster:
         try:
             while workflow.has_changed and self.holds(workflow):
                 stored = await self._directory.replace(workflow.changed_record)
-                if stored is None or stored.epoch <= workflow.record.epoch:
-                    return  # another worker has it, or changes it: that will be heard
+                if stored is None or stored.epoch <= workflow.record.epoch or not self.holds(workflow):
+                    return  # another worker has it, or changes it: that will be heard; or it has ended as it is
                 workflow.record = stored
         except DirectoryUnavailable:
             self._statistics.count("stale", "note")  # the sweep tries again

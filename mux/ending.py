@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import Final
 
+import msgspec
+
 from .cluster import Cluster
 from .errors import WorkflowEnded
 from .lines import Lines
@@ -95,7 +97,8 @@ class Ending:
         """The session that it shares is another worker's: whoever is asked for it next goes on with it there."""
         try:
             if self._cluster is not None:
-                await self._cluster.hand_back(workflow.record, workflow.highest_id)
+                record = msgspec.structs.replace(workflow.record, wish=workflow.wish)
+                await self._cluster.hand_back(record, workflow.highest_id)
         finally:
             self._residents.settle(workflow.record)
 

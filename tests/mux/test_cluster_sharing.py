@@ -3,6 +3,7 @@
 import asyncio
 import json
 
+import anyio
 import pytest
 from harness.clustering import orphaned, until, workers
 from harness.memory_wire import echo, message
@@ -310,6 +311,36 @@ async def test_g8_a_drain_lets_go_of_the_session_that_just_took_the_place_of_an_
         assert "result" in await again.answer(again.call())
         assert at.server.session is not aged
         assert (len(at.server.of("initialize")), at.server.deleted) == (2, [aged.id])
+
+
+@pytest.mark.parametrize("is_late", [True, False])
+async def test_g8_a_drain_tells_what_a_workflow_wants_though_what_it_wanted_before_is_being_noted(
+    is_late: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with workers(reuse="user") as at:
+        a, b = await at.start(), await at.start()
+        at.server.on_request = lambda exchange: exchange.answer({})
+        client = await a.client(ALICE)
+        replace, is_noted, is_heard = at.directory.replace, anyio.Event(), anyio.Event()
+
+        async def slow(record: WorkflowRecord) -> WorkflowRecord | None:
+            stored = await replace(record)
+            if record.worker == "worker-1":
+                is_noted.set()
+                await is_heard.wait()
+            return stored
+
+        monkeypatch.setattr(at.directory, "replace", slow)
+        await client.answer(ask(client, "resources/subscribe", uri="file:///a"))
+        await is_noted.wait()
+        await client.answer(ask(client, "resources/subscribe", uri="file:///b"))
+        await a.pool.drain(1)
+        if is_late:
+            await settle()
+        is_heard.set()
+        await settle()
+        found = await b.find(client.workflow.record.session_id, WHOLE, ALICE)
+        assert found.workflow.record.wish.subscriptions == ("file:///a", "file:///b")
 
 
 async def test_a_drain_ends_the_sessions_that_no_other_worker_would_go_on_with() -> None:
