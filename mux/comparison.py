@@ -115,7 +115,8 @@ class Comparison:
         if standing.session_id != told.session_id or not self._is_ours(standing):
             return "taken_over"
         if workflow.ended is not None:  # meanwhile: there was no record to be removed
-            await self._directory.remove(standing)
+            if workflow.ended.cause != "drained":  # else another worker is to go on with it
+                await self._directory.remove(standing)
             return "removed"
         if standing.epoch >= workflow.record.epoch:  # else it has changed meanwhile
             workflow.record = standing

@@ -1,5 +1,9 @@
 """Who goes on with a workflow after its worker died, was paused or drained, or the directory lost what it was told."""
 
+import asyncio
+from contextlib import suppress
+from typing import Any
+
 import anyio
 import pytest
 from harness.clustering import Member, Workers, two, until, workers
@@ -506,3 +510,38 @@ async def test_g8_what_is_let_go_goes_on_though_the_directory_lost_its_last_stat
         assert (len(at.server.of("initialize")), at.server.deleted) == (1, [])
         ids = [exchange.id for exchange in at.server.of("tools/call")]
         assert len(ids) == len(set(ids)) == 4
+
+
+async def test_g8_what_is_let_go_while_it_is_told_again_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with workers() as at:
+        a, b, client = await gone_back(at)
+        session_id = client.workflow.record.session_id
+        publish, append = at.directory.publish, at.directory.append
+        is_told, is_heard, is_written = anyio.Event(), anyio.Event(), anyio.Event()
+
+        async def told(record: WorkflowRecord) -> WorkflowRecord | None:
+            standing = await publish(record)
+            is_told.set()
+            await is_heard.wait()
+            return standing
+
+        async def written(*what: Any) -> None:
+            await is_written.wait()
+            await append(*what)
+
+        monkeypatch.setattr(at.directory, "publish", told)
+        monkeypatch.setattr(at.directory, "append", written)
+        client.workflow.streams.attach_standalone()  # an event, which is on its way when the worker lets go
+        at.clock.advance(MAX_STALENESS + 0.1)
+        await b.beat()
+        comparing = asyncio.create_task(a.find(session_id))
+        await is_told.wait()
+        await a.pool.drain(1)
+        is_heard.set()
+        with suppress(DirectoryUnavailable, UnknownSession, SessionLost, Elsewhere, Overloaded):
+            await comparing
+        is_written.set()
+        await settle()
+        again = await b.find(session_id)
+        assert "result" in await again.answer(again.call())
+        assert (len(at.server.of("initialize")), at.server.deleted) == (1, [])
