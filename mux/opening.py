@@ -64,6 +64,7 @@ class Opening:
         self._directory = premises.directory
         self._residents = premises.residents
         self._census = premises.residents.census
+        self._leftovers = premises.leftovers
         self._lines = lines
         self._generations = premises.generations
         self._budget = budget
@@ -109,6 +110,7 @@ class Opening:
             if claimed.state == "resumed":
                 self._census.remove(record.principal)
                 return claimed, None
+            self._leftovers.removed(record)  # of one before it, which had this session id
             workflow = self.make(record, upstream, transport=transport)
             self._residents.add(workflow)
             self._tasks.spawn(self.open, workflow)

@@ -8,7 +8,7 @@ import anyio
 import pytest
 from harness.clustering import Member, Workers, two, until, workers
 from harness.memory_wire import echo
-from harness.muxing import ALICE, Client, settle
+from harness.muxing import ALICE, Client, begin, initialize, settle
 from msgspec.structs import replace
 from trunkline.mux.directory import LEASE_SECONDS, MAX_STALENESS
 from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, Overloaded, SessionLost, UnknownSession
@@ -545,3 +545,19 @@ async def test_g8_what_is_let_go_while_it_is_told_again_goes_on(monkeypatch: pyt
         again = await b.find(session_id)
         assert "result" in await again.answer(again.call())
         assert (len(at.server.of("initialize")), at.server.deleted) == (1, [])
+
+
+async def test_what_begins_anew_under_its_session_id_is_not_ended_for_what_was_left_of_the_one_before() -> None:
+    async with workers() as at:
+        a, _, session_id = await two(at)
+        a.view.fails_at, a.view.is_done = a.view.calls + 2, True  # looks, removes, and does not hear that it did
+        message = initialize("2025-06-18")
+        begun = await begin(a.pool, session_id=session_id, new_id=session_id, message=message)
+        assert begun.state == "reset"
+        assert a.pool.statistics.counts["leftovers", "kept"] == 1
+        await at.pass_time(FIRST_SECONDS)
+        client = await a.find(session_id)
+        assert client.workflow is begun.workflow
+        assert "result" in await client.answer(client.call())
+        at.clock.advance(MAX_STALENESS + 0.1)
+        assert (await a.find(session_id)).workflow is begun.workflow
