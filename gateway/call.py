@@ -2,6 +2,7 @@
 
 import json
 import re
+import ssl
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from ..transports.upstream.http import HeaderBlock
 from ..transports.upstream.proxy import proxy_of
 from .console import Meter, add_row, meter, printable, table_for, write_json
 from .console import show as print_shown
-from .exits import Failure, WrongArgument
+from .exits import Failure, WrongArgument, of_tls
 
 if TYPE_CHECKING:
     from mcp import types
@@ -178,6 +179,7 @@ async def _transport(call: Call, statuses: list[int], stack: AsyncExitStack) -> 
             headers=headers,
             auth=auth,
             timeout=httpx2.Timeout(CONNECT_SECONDS, read=ANSWER_SECONDS),
+            verify=ssl.create_default_context(),  # as for WebSocket
             trust_env=proxy_of(call.url) is not None,
             event_hooks={"response": [note]},
         )
@@ -234,6 +236,8 @@ def _words(url: str, cause: BaseException, told: str, statuses: list[int]) -> st
         return f"{where} answered: {_line(told)}"
     if isinstance(cause, ValueError):
         return _line(str(cause))
+    if tls := of_tls(cause):
+        return f"{where}: {tls}"
     if isinstance(cause, OSError | httpx2.ConnectError | httpx2.ConnectTimeout):
         return f"nobody answers at {where}: is the gateway running there? `trunkline serve` starts one"
     return f"{where} is not understood ({_line(str(cause)) or type(cause).__name__}): {_IS_IT}"

@@ -59,6 +59,20 @@ def tell(error: BaseException) -> ExitCode:
     return code
 
 
+def of_tls(error: BaseException | None) -> str:
+    """What is wrong with TLS, and what to do, where that is what this error came from; else empty."""
+    import ssl
+
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return f"its certificate is not trusted here ({error.verify_message}): SSL_CERT_FILE names others to trust"
+        if isinstance(error, ssl.SSLError):
+            return "no TLS is spoken there that is understood here: does its URL begin with http, or ws?"
+        reason = getattr(error, "reason", None)  # urllib's
+        error = reason if isinstance(reason, OSError) else error.__cause__ or error.__context__
+    return ""
+
+
 def _words(error: BaseException) -> tuple[str, ExitCode]:
     if isinstance(error, Failure):
         return str(error), error.exit

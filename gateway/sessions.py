@@ -7,7 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from http.client import HTTPException, HTTPMessage
+from http.client import HTTPException, HTTPMessage, RemoteDisconnected
 from typing import IO, Any, Final
 from urllib.parse import urlsplit
 
@@ -19,7 +19,7 @@ from rich.text import Text
 from ..transports.upstream.proxy import proxy_of
 from .console import Meter, fitting, meter, out, printable, write_json
 from .console import show as print_shown
-from .exits import Failure, WrongArgument
+from .exits import Failure, WrongArgument, of_tls
 
 DEFAULT_URL: Final = "http://127.0.0.1:8920"
 REFRESH_SECONDS: Final = 1.0
@@ -90,7 +90,11 @@ class Source:
         except urllib.error.HTTPError as refused:
             with refused:
                 raise Unavailable(self._refused(refused.code, refused.read(MAX_ERROR_BYTES))) from None
-        except (OSError, HTTPException):
+        except RemoteDisconnected:
+            raise Unavailable(self._no_gateway()) from None
+        except (OSError, HTTPException) as error:
+            if tls := of_tls(error):
+                raise Unavailable(f"{self.url}: {tls}") from None
             raise Unavailable(f"nobody answers at {self.url}: is the gateway running there?") from None
         except ValueError:
             raise Unavailable(self._no_gateway()) from None

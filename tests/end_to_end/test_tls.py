@@ -21,6 +21,8 @@ from harness.upstreams import Upstream
 from mcp import Client
 from mcp.client.sse import sse_client
 from mcp.client.streamable_http import streamable_http_client
+from trunkline.gateway.call import CallFailed, Outcome, perform, read_call
+from trunkline.gateway.sessions import Unavailable, source_of
 
 pytestmark = pytest.mark.anyio
 
@@ -107,6 +109,28 @@ async def test_a_session_goes_on_over_a_secured_websocket(gateway: TLSGateway) -
                 assert answer["id"] == message["id"]
                 if message["id"]:
                     assert answer["result"]["content"][0]["text"] == str(message["id"])
+
+
+async def test_commands_say_that_a_certificate_is_not_trusted_and_take_another_to_trust(
+    gateway: TLSGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = f"https://127.0.0.1:{gateway.port}"
+
+    async def count(kind: str) -> Outcome:
+        return await perform(
+            read_call(f"{base}/servers/up/mcp", "counter", "{}", kind=kind, headers=(), workflow="one")
+        )
+
+    for kind in ("http", "sse", "ws"):
+        with pytest.raises(CallFailed, match=r"up/\w+: its certificate is not trusted here \(.*SSL_CERT_FILE"):
+            await count(kind)
+    with pytest.raises(Unavailable, match=rf"^{base}: its certificate is not trusted here \(.*SSL_CERT_FILE"):
+        source_of(base, None).fetch()
+    with pytest.raises(Unavailable, match="is no gateway of trunkline: give the URL"):
+        source_of(base.replace("https:", "http:"), None).fetch()
+    monkeypatch.setenv("SSL_CERT_FILE", str(gateway.certificate.cert))
+    assert [(await count(kind)).texts for kind in ("http", "sse", "ws")] == [["1"], ["2"], ["3"]]
+    assert len(source_of(base, None).fetch()) == 1
 
 
 async def test_a_stop_does_not_wait_for_a_client_that_never_says_anything(gateway: TLSGateway) -> None:

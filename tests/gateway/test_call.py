@@ -147,6 +147,13 @@ async def test_an_unknown_tool_is_told_with_those_that_are_known(gateway: Gatewa
 
 
 @pytest.mark.parametrize("kind", KINDS)
+async def test_a_url_of_tls_that_is_none_is_told_as_that(gateway: Gateway, kind: str) -> None:
+    line = await failure(call(gateway.url().replace("http:", "https:"), "counter", kind=kind))
+    assert "no TLS is spoken there" in line
+    assert "nobody answers" not in line
+
+
+@pytest.mark.parametrize("kind", KINDS)
 async def test_a_server_that_is_away_is_told_with_what_starts_one(kind: str) -> None:
     line = await failure(call(f"http://user:secret@127.0.0.1:{free_port()}/servers/x/mcp", "counter", kind=kind))
     assert "nobody answers at " in line

@@ -151,6 +151,11 @@ def test_piped_it_is_printed_once_and_in_full(gateway: Gateway) -> None:
     assert "\x1b" not in ended.stdout
 
 
+def test_a_url_of_tls_that_is_none_is_told_as_that(gateway: Gateway) -> None:
+    with pytest.raises(Unavailable, match="no TLS is spoken there"):
+        source_of(gateway.base.replace("http:", "https:"), None).fetch()
+
+
 def test_nobody_there_is_one_line() -> None:
     ended = subprocess.run(
         command("sessions", f"http://127.0.0.1:{free_port()}"),
