@@ -118,24 +118,23 @@ def leased_sessions(stock: type, types: ModuleType, schemas: "OutputSchemas") ->
 
         async def _validate_tool_result(self, name: str, result: Any) -> None:
             known = schemas.of(self._lease)
-            if name not in known:
+            if not known.tells_of(name):
                 await self._learn(known, name)
-            elif known[name] is not None:
-                self._tool_output_schemas = known
+            elif known.listed.get(name) is not None:
+                self._tool_output_schemas = known.listed
                 try:
                     await super()._validate_tool_result(name, result)
                     return
                 except RuntimeError:  # by a schema that was learned before; the server may have another by now
                     await self._learn(known, name)
-            self._tool_output_schemas = known
-            if known[name] is not None:
+            self._tool_output_schemas = known.listed
+            if known.listed.get(name) is not None:
                 await super()._validate_tool_result(name, result)
 
-        async def _learn(self, known: dict[str, Any], name: str) -> None:
+        async def _learn(self, known: KnownSchemas, name: str) -> None:
             self._tool_output_schemas = {}
             await self.list_tools()
-            known.update(self._tool_output_schemas)
-            known[name] = self._tool_output_schemas.get(name)
+            known.learn(name, self._tool_output_schemas)
 
     def _failure(code: int, message: str, data: Any) -> Exception:
         failure: Exception = error_of(types.ErrorData(code=code, message=message, data=data or None))
@@ -144,20 +143,39 @@ def leased_sessions(stock: type, types: ModuleType, schemas: "OutputSchemas") ->
     return LeasableSession
 
 
+class KnownSchemas:
+    """The output schemas of one server's tools, under one generation of its settings."""
+
+    def __init__(self, generation: int) -> None:
+        self.generation = generation
+        self.listed: dict[str, Any] = {}
+        """Those of its last list of tools; None for a tool without one."""
+        self._asked: set[str] = set()
+        """Tools for whose calls a list was asked for: one that is not in it has none, as far as that tells."""
+
+    def tells_of(self, name: str) -> bool:
+        """Whether it is known if this tool has a schema."""
+        return name in self.listed or name in self._asked
+
+    def learn(self, name: str, listed: dict[str, Any]) -> None:
+        """A list has come, for a call of this tool: it takes the place of the one before, whatever was in that."""
+        self.listed = listed
+        self._asked.add(name)
+
+
 class OutputSchemas:
-    """The output schemas of each server's tools, asked for once: the SDK asks anew in every session.
+    """What is known of the output schemas of each server's tools, asked for once: the SDK asks anew in every session.
 
     They are forgotten with the generation of the server's settings.
     """
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[int, dict[str, Any]]] = {}
+        self._known: dict[str, KnownSchemas] = {}
 
-    def of(self, lease: Lease) -> dict[str, Any]:
-        """The schemas of a lease's server, by tool; None for a tool without one."""
+    def of(self, lease: Lease) -> KnownSchemas:
+        """What is known of a lease's server."""
         workflow = lease.workflow
-        generation, known = self._known.get(workflow.server, (-1, {}))
-        if generation != workflow.generation:
-            known = {}
-            self._known[workflow.server] = workflow.generation, known
+        known = self._known.get(workflow.server)
+        if known is None or known.generation != workflow.generation:
+            known = self._known[workflow.server] = KnownSchemas(workflow.generation)
         return known

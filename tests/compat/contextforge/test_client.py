@@ -11,7 +11,7 @@ from harness.upstreams import Upstream, upstream
 from sqlalchemy import create_engine, event
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from trunkline.compat.contextforge.asked import Asked, principal_of
-from trunkline.compat.contextforge.client import leasing
+from trunkline.compat.contextforge.client import KnownSchemas, leasing
 from trunkline.compat.contextforge.gateways import GatewayRecord
 from trunkline.compat.contextforge.invocations import Invocation, invocation
 from trunkline.compat.contextforge.reuse import Lease, Reuse
@@ -127,3 +127,12 @@ async def test_a_call_does_not_fail_for_a_database_that_is_away(
     event.remove(service.engine, "commit", fail)
     service.database.add(Tool(id=2, name="metric"))
     service.database.commit()
+
+
+def test_g10_of_the_schemas_that_a_server_lists_the_last_ones_are_kept_alone() -> None:
+    known = KnownSchemas(1)
+    assert not known.tells_of("called")
+    for number in range(100):
+        known.learn("called", {f"tool {number}": {"type": "object"}})
+    assert known.listed == {"tool 99": {"type": "object"}}
+    assert [known.tells_of(name) for name in ("called", "tool 99", "tool 98")] == [True, True, False]
