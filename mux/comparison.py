@@ -7,7 +7,6 @@ import anyio
 import msgspec
 
 from .directory import SharedDirectory
-from .errors import DirectoryUnavailable
 from .membership import Membership
 from .premises import Premises
 from .record import WorkflowRecord
@@ -63,8 +62,6 @@ class Comparison:
         if stored is None:
             if is_beside or not self._may_be_forgotten(workflow):
                 return "removed"
-            if not self._members.holds_lease:  # who took it over tells it again
-                raise DirectoryUnavailable("another worker may have what the directory has forgotten")
             return await self._publish(workflow, _renumbered(workflow.record, workflow.highest_id))
         if not is_beside and stored.is_behind(workflow.record):
             return await self._correct(workflow)

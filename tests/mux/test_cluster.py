@@ -253,8 +253,6 @@ async def test_one_that_is_used_elsewhere_does_not_end_because_its_record_was_lo
             await beside.answer(beside.call())
         [workflow] = a.pool.workflows
         at.clock.advance(TOUCH_SECONDS + 0.5)
-        await a.beat()
-        await settle()
         at.directory.forget(session_id)
         tuple(a.pool._sweep.look_after(at.clock()))
         await settle()

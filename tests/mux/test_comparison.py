@@ -185,22 +185,6 @@ async def test_e4_a_successor_gets_no_ids_that_a_shared_session_had_before_the_d
         assert len(at.server.of("initialize")) == 1
 
 
-async def test_g7_who_took_over_keeps_it_though_who_was_paused_is_first_to_hear_that_the_directory_lost_it() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
-        mine = (await a.find(session_id)).workflow
-        at.clock.advance(LEASE_SECONDS)
-        await b.beat()
-        theirs = (await b.find(session_id)).workflow
-        at.directory.forget(session_id)
-        for member, workflow in ((a, mine), (b, theirs)):
-            await member.pool.lookup.compare(workflow)
-        await a.beat()
-        await settle()
-        assert (theirs.ended, await at.directory.get(session_id)) == (None, theirs.record)
-        assert mine.ended is not None
-
-
 async def test_who_has_the_key_meanwhile_keeps_it() -> None:
     async with workers() as at:
         a, b = await at.start(), await at.start()
