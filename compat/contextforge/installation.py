@@ -1,6 +1,5 @@
 """Puts trunkline into ContextForge: which names it needs there, and what stands in their place. All, or none."""
 
-import asyncio
 import functools
 import importlib
 import json
@@ -18,6 +17,7 @@ from .asked import Incoming, incoming, read_headers
 from .client import OutputSchemas, handshake_of, leased_sessions, leasing, types_of
 from .direct import shorten
 from .gateways import CONNECT_FIELDS, SSE, GatewayRecord
+from .hearing import Hearing
 from .invocations import identified, invocation, noting_gateway
 from .leaving import Leave, Leaving
 from .metrics import expose
@@ -194,11 +194,10 @@ class Installation:
             settings,
             self._read_record,
             verifies_tls=not (getattr(theirs, "skip_ssl_verify", False) or theirs.enable_ed25519_signing),
-            hear=self._hear if forge.keeps_sessions else None,
+            hear=Hearing(self._hand_on).hear if forge.keeps_sessions else None,
         )
         self._rpc: RPC | None = None
         self._leaving = Leaving()
-        self._tasks: set[asyncio.Task[None]] = set()
 
     # Services
 
@@ -407,7 +406,7 @@ class Installation:
         for kind in ("after_update", "after_delete"):
             events.listen(self._forge["db"].Gateway, kind, edited)
 
-    def _hear(self, told: Told) -> None:
+    async def _hand_on(self, told: Told) -> None:
         """Hand what a server says to ContextForge's own handler, as it would hear it from a session of its own."""
         make = getattr(self._forge[REGISTRY_MODULE]._registry, "_message_handler_factory", None)
         if make is None:
@@ -418,9 +417,7 @@ class Installation:
         except ValueError:
             return  # one that this version of the SDK does not know
         handler = make(told.url.removeprefix(SSE), told.gateway_id, downstream_session_id=told.session or None)
-        task = asyncio.get_running_loop().create_task(handler(notification))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        await handler(notification)
 
 
 class Entrance:
