@@ -12,10 +12,12 @@ from starlette.background import BackgroundTask
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from ...mux.limits import MAX_EVENT_BYTES
 from ...transports.base import Message, Transport
 
 MAX_UNSENT: Final = 1024
-"""Messages that wait for a client that does not read. Over it, the stream is ended."""
+MAX_UNSENT_BYTES: Final = MAX_EVENT_BYTES
+"""So many messages, and so much of them, wait for a client that does not read. Over it, the stream is ended."""
 
 OnDisconnect = Callable[[], Awaitable[None]]
 
@@ -38,7 +40,8 @@ class SSETransport(Transport):
     def __init__(self, base_url: str | None = None) -> None:
         self._base_url = (base_url or self.settings.base_url).rstrip("/")
         self._session_id = secrets.token_urlsafe(24)
-        self._unsent: asyncio.Queue[Message | None] = asyncio.Queue(MAX_UNSENT + 1)
+        self._unsent: asyncio.Queue[str | None] = asyncio.Queue(MAX_UNSENT + 1)
+        self._unsent_bytes = 0
         self._is_connected = False
         self.gone = asyncio.Event()
         """Set once the stream is over."""
@@ -65,10 +68,13 @@ class SSETransport(Transport):
         """See `Transport.send_message`. Of one stream there is nothing to choose, so `request_id` changes nothing."""
         if not self._is_connected:
             raise RuntimeError("Transport not connected")
-        if self._unsent.qsize() >= MAX_UNSENT:
+        text = json.dumps(message, default=_spelled)
+        size = self._unsent_bytes + len(text)
+        if self._unsent.qsize() >= MAX_UNSENT or (self._unsent_bytes and size > MAX_UNSENT_BYTES):
             await self.disconnect()
             raise RuntimeError("the client does not read")
-        self._unsent.put_nowait(message)
+        self._unsent_bytes = size
+        self._unsent.put_nowait(text)
 
     async def receive_message(self) -> AsyncIterator[dict[str, Any]]:
         """See `Transport.receive_message`: over SSE they come by POST, so this only waits for the end."""
@@ -105,13 +111,14 @@ class SSETransport(Transport):
         while True:
             try:
                 async with asyncio.timeout(settings.keepalive):
-                    message = await self._unsent.get()
+                    text = await self._unsent.get()
             except TimeoutError:
                 yield _event("keepalive", "{}", settings.retry)
                 continue
-            if message is None:
+            if text is None:
                 return
-            yield _event("message", json.dumps(message, default=_spelled), settings.retry)
+            self._unsent_bytes -= len(text)
+            yield _event("message", text, settings.retry)
 
 
 class SSEResponse(Response):

@@ -128,12 +128,26 @@ async def test_a_quiet_stream_is_kept_alive() -> None:
         assert [(await client.next()).event for _ in range(3)] == ["endpoint", "keepalive", "keepalive"]
 
 
-async def test_a_client_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "MAX_UNSENT", 2)
+@pytest.mark.parametrize(("name", "most"), [("MAX_UNSENT", 3), ("MAX_UNSENT_BYTES", 300)])
+async def test_a_client_that_does_not_read_is_given_up(name: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, name, most)
     transport = Quick()
     await transport.connect()
-    await transport.send_message({})
-    await transport.send_message({})
-    with pytest.raises(RuntimeError, match="does not read"):
-        await transport.send_message({})
-    assert not await transport.is_connected()
+    async with Client(transport) as client:
+        await transport.send_message({"text": "x" * 1000})  # however long, one by itself
+        assert [(await client.next()).event, (await client.next()).event] == ["endpoint", "message"]
+        for _ in range(3):
+            await transport.send_message({"text": "x" * 80})
+        with pytest.raises(RuntimeError, match="does not read"):
+            await transport.send_message({"text": "x" * 80})
+        assert not await transport.is_connected()
+
+
+async def test_a_message_that_cannot_be_spelled_is_the_fault_of_who_sends_it() -> None:
+    transport = Quick()
+    await transport.connect()
+    async with Client(transport) as client:
+        with pytest.raises(TypeError, match="object cannot be sent"):
+            await transport.send_message({"x": object()})
+        await transport.send_message({"n": 1})
+        assert [(await client.next()).event, (await client.next()).data] == ["endpoint", '{"n": 1}']
