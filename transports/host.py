@@ -24,7 +24,7 @@ from ..mux.channel import Channel
 from ..mux.directory.memory import MemoryDirectory
 from ..mux.errors import Overloaded
 from ..mux.lease import kind_of, refuse_coroutine, running_loop
-from ..mux.limits import Pooling
+from ..mux.limits import MAX_EVENT_BYTES, Pooling
 from ..mux.pool import Pool
 from ..mux.ports import NONE, Headers, Receiver, SendKind, Wire
 from ..mux.principal import ANONYMOUS, Principal
@@ -43,7 +43,8 @@ logger = logging.getLogger(__name__)
 
 NAME: Final = "application"
 MAX_UNREAD: Final = 1024
-"""Messages that the application has not taken yet; over it, requests are refused and notifications dropped."""
+MAX_UNREAD_BYTES: Final = MAX_EVENT_BYTES
+"""So many messages, and so much of them, wait for the application: more requests are refused, the rest is dropped."""
 
 END_SECONDS: Final = 5.0
 """How long an application may take to end with its conversation."""
@@ -64,6 +65,8 @@ class _Conversation(Transport):
         self._receiver = receiver
         self._end = end
         self._inbox: asyncio.Queue[bytes | None] = asyncio.Queue(MAX_UNREAD + 1)
+        self._unread = 0
+        """What waits there, in bytes."""
         self._requests: dict[int, Request] = {}
         """The client's requests that wait for an answer, by the id that the application knows."""
         self._is_connected = False
@@ -107,6 +110,7 @@ class _Conversation(Transport):
         """See `Transport.receive_message`."""
         self._check()
         while (text := await self._inbox.get()) is not None:
+            self._unread -= len(text)
             yield json.loads(text)
 
     async def is_connected(self) -> bool:
@@ -127,13 +131,15 @@ class _Conversation(Transport):
         self, text: bytes, *, kind: SendKind = "notification", request: Request | None = None, headers: Headers = NONE
     ) -> None:
         """See `Wire.send`."""
-        if self._inbox.qsize() >= MAX_UNREAD:
+        size = self._unread + len(text)
+        if self._inbox.qsize() >= MAX_UNREAD or (self._unread and size > MAX_UNREAD_BYTES):
             if request is not None:
                 refusal = Overloaded("the application takes no more messages", limit="unread_messages")
                 asyncio.get_running_loop().call_soon(self._receiver.failed, request, refusal)
             return
         if request is not None:
             self._requests[request.id] = request
+        self._unread = size
         self._inbox.put_nowait(text)
 
     def abandon(self, request: Request) -> None:

@@ -109,8 +109,11 @@ async def test_the_example_of_the_documentation_runs() -> None:
                         assert content.text == str(n)
 
 
-async def test_g10_an_application_that_takes_nothing_is_sent_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_UNREAD", 2)
+@pytest.mark.parametrize(("name", "most"), [("MAX_UNREAD", 2), ("MAX_UNREAD_BYTES", 120)])
+async def test_g10_an_application_that_takes_nothing_is_sent_no_more(
+    name: str, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, name, most)
 
     async def serve(transport: Transport) -> None:
         await transport.connect()
@@ -133,6 +136,20 @@ async def test_g10_an_application_that_takes_nothing_is_sent_no_more(monkeypatch
             refused = json.loads(await socket.recv())
     assert (refused["id"], refused["error"]["code"]) == (2, -31003)
     assert refused["error"]["data"]["limit"] == "unread_messages"
+
+
+async def test_what_an_application_has_taken_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_UNREAD_BYTES", 60)
+
+    async def end(_: object) -> None:
+        raise AssertionError("nothing ends")
+
+    conversation = WebSocketTransport(cast(Workflow, None), Receiver(), end)
+    await conversation.connect()
+    messages = conversation.receive_message()
+    for n in range(3):
+        conversation.send(json.dumps({"n": n, "x": "x" * 100}).encode())  # however long, one by itself
+        assert (await anext(messages))["n"] == n
 
 
 async def test_g10_a_refusal_does_not_come_from_within_what_asks(monkeypatch: pytest.MonkeyPatch) -> None:
