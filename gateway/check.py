@@ -32,6 +32,9 @@ from .settings import Settings, SettingsError
 from .site import connector_to
 
 PROBE_SECONDS: Final = 10.0
+MAX_TITLE: Final = 100
+"""Characters of what a server calls itself that are shown: a long one would put those of others out of sight."""
+
 PARAMS: Final = {
     "protocolVersion": "2025-11-25",
     "capabilities": {},
@@ -216,4 +219,4 @@ def _server_info(answer: bytes) -> object:
 
 def _title(info: object) -> str:
     named = info if isinstance(info, dict) else {}
-    return f"{named.get('name', '?')} {named.get('version', '')}".strip()
+    return f"{named.get('name', '?')} {named.get('version', '')}".strip()[:MAX_TITLE]

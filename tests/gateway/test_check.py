@@ -113,6 +113,11 @@ async def test_a_server_that_does_not_say_who_it_is_is_no_fault(info: object) ->
     assert (found.fault, found.revision) == ("", "2025-06-18")
 
 
+async def test_a_name_that_has_no_end_is_cut() -> None:
+    async with serving(Script(answered(result={**RESULT, "serverInfo": {"name": "x" * 10_000}}))) as server:
+        assert (await probe(server.url)).name == "x" * check.MAX_TITLE
+
+
 async def test_a_server_that_says_nothing_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "PROBE_SECONDS", 0.05)
 
