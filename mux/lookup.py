@@ -75,6 +75,8 @@ class Lookup:
     async def find_position(self, principal: Principal, server: str, position: Position) -> Workflow:
         """The workflow that an event id belongs to, under the same rule as `find`."""
         workflow = self._residents.by_token.get(position.token)
+        if workflow is not None and position.epoch > workflow.record.epoch:
+            workflow.checked = -inf  # whoever wrote that came after this worker
         if self._cluster is not None and (workflow is None or position.stream):
             known = workflow or self._residents.beside_by_token.get(position.token)
             session_id = "" if known is None else known.record.session_id

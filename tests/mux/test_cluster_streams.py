@@ -379,6 +379,26 @@ async def test_g5_a_client_that_has_more_than_the_log_is_believed() -> None:
         assert await idle(once_more)
 
 
+async def test_g5_who_was_paused_sends_a_client_on_that_has_heard_its_successor_already() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        mine = (await a.find(session_id)).workflow
+        at.clock.advance(LEASE_SECONDS)
+        await b.beat()
+        watchers = set(at.directory._watchers)
+        at.directory._watchers.clear()  # the news is on its way
+        reader = (await b.find(session_id)).workflow.streams.attach_standalone()
+        at.directory._watchers |= watchers
+        at.server.session.tell(message("notifications/message", {"data": 1}))
+        [(event_id, _)] = await some(reader)
+        reader.close()
+        member, again = await resume(at, a, event_id)
+        assert member is b
+        assert await idle(again)
+        assert mine.ended is not None
+        assert mine.ended.cause == "taken_over"
+
+
 async def test_a_stream_that_no_log_tells_of_ends_without_ending_the_workflow() -> None:
     async with workers() as at:
         a, b, session_id = await two(at)
