@@ -26,6 +26,18 @@ ELSEWHERE: Final[Mapping[str, str]] = {
 }
 """What settings of clients call what a server has here by another name."""
 
+MISSING: Final = re.compile("Object missing required field `(.+)`")
+GOT: Final = re.compile("got `(.+)`")
+KINDS: Final[Mapping[str, str]] = {
+    "array": "list",
+    "bool": "true or false",
+    "float": "number",
+    "int": "whole number",
+    "object": "table",
+    "str": "text",
+}
+"""What msgspec calls by another name than the reference."""
+
 VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -190,7 +202,27 @@ def _convert(tree: dict[str, Any]) -> Settings:
         wrong = message.removeprefix("Invalid enum value ")
         if wrong != message and (choices := _choices(path)):
             raise SettingsError(path, f"expected {' or '.join(choices)}, got {wrong}") from None
-        raise SettingsError(path, message[:1].lower() + message[1:]) from None
+        if missing := MISSING.fullmatch(message):
+            raise SettingsError(path, f"{missing[1]} has to be given") from None
+        raise SettingsError(path, _expected(path, message)) from None
+
+
+def _expected(path: str, message: str) -> str:
+    """What a value is to be and what it is, as msgspec says it, in the words that people know the settings by."""
+    from .reference import named
+    from .template import EXAMPLES
+
+    got = GOT.search(message)
+    given = f", got {KINDS.get(got[1], got[1])}" if got else ""
+    setting = named(path)
+    if setting is None:
+        return (
+            f"expected table{given}" if message.startswith("Expected `object`") else message[:1].lower() + message[1:]
+        )
+    if path.endswith("]"):  # one of a list, or of a table
+        return f"expected {setting.kind.partition(' of ')[2].removesuffix('s')}{given}"
+    example = EXAMPLES.get(setting.path, '["…", "…"]' if setting.kind == "list of texts" else "")
+    return f"expected {setting.kind}{f', such as {example}' if example else ''}{given}"
 
 
 def _named(path: str, tree: dict[str, Any]) -> str:
@@ -214,6 +246,11 @@ def _hint(section: type[msgspec.Struct], key: str, fields: Iterable[str]) -> str
     return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(sorted(fields))}"
 
 
+def _section_in(kind: Any) -> type[msgspec.Struct] | None:
+    """The table that a list of this type is made of; None where it is made of none."""
+    return next((_section(one) for one in get_args(kind)), None) if get_origin(kind) is tuple else None
+
+
 def _refuse_unknown(section: type[msgspec.Struct], tree: object, path: str) -> None:
     """Name an unknown key with the nearest that exists; types are left to the conversion."""
     if not isinstance(tree, dict):
@@ -229,3 +266,6 @@ def _refuse_unknown(section: type[msgspec.Struct], tree: object, path: str) -> N
                 _refuse_unknown(Server, server, f"{here}.{name}")
         elif (table := _section(kind)) is not None:
             _refuse_unknown(table, value, here)
+        elif (table := _section_in(kind)) is not None and isinstance(value, list):
+            for index, entry in enumerate(value):
+                _refuse_unknown(table, entry, f"{here}[{index}]")

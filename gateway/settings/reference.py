@@ -3,6 +3,7 @@
 import ast
 import inspect
 import json
+import re
 import textwrap
 from collections.abc import Iterator
 from functools import cache
@@ -61,6 +62,15 @@ def every() -> Iterator[Setting]:
     """Every setting."""
     for table in tables():
         yield from table.settings
+
+
+def named(path: str) -> Setting | None:
+    """The setting whose value, or a part of it, an error's path names; None where that is no setting."""
+    known = re.sub(rf"^{SERVERS}\.[^.]+\.", f"{ANY_SERVER}.", path).replace(
+        f"{ANY_SERVER}.event_log.", "pooling.event_log."
+    )
+    known = re.sub(r"\[\d+\]", "[]", known.removesuffix("[...]"))
+    return next((setting for setting in every() if setting.path == known.removesuffix("[]")), None)
 
 
 def as_toml(value: object) -> str:

@@ -193,7 +193,7 @@ def test_a_wrong_setting_of_the_command_line_is_named(arguments: tuple[str, ...]
 
 def test_a_wrong_setting_of_the_environment_is_named() -> None:
     told = refused("serve", environ={"TRUNKLINE_GATEWAY__PORT": "x"})
-    assert told == "gateway.port: expected `int`, got `str` (it comes from TRUNKLINE_GATEWAY__PORT)"
+    assert told == "gateway.port: expected whole number, 0 to 65535, got text (it comes from TRUNKLINE_GATEWAY__PORT)"
 
 
 @pytest.mark.parametrize("program", ["serve", "check"])

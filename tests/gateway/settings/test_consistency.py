@@ -104,7 +104,7 @@ def test_a_key_of_a_clients_settings_is_told_by_what_it_is_here(read: Read, key:
         ("auth", "mode = 'basic'", "mode"),
         ("auth", "tokens = 'x'", "tokens"),
         ("auth", "tokens = ['x']", "tokens[0]"),
-        ("auth", f"tokens = [{{ {TOKEN}, admn = true }}]", "tokens[0]"),
+        ("auth", f"tokens = [{{ {TOKEN}, admn = true }}]", "tokens[0].admn"),
         ("auth", f"tokens = [{{ {TOKEN} }}, {{ tenant = 't', subject = 's' }}]", "tokens[1]"),
         ("auth", f"tokens = [{{ {TOKEN}, admin = 1 }}]", "tokens[0].admin"),
         ("auth", "tokens = [{ sha256 = 'x', tenant = 't', subject = 's' }]", "tokens[0].sha256"),

@@ -127,6 +127,46 @@ def test_a_choice_that_is_none_is_told_with_those_there_are(
     assert (error.path, error.message) == (path, message)
 
 
+@pytest.mark.parametrize(
+    ("text", "path", "message"),
+    [
+        (
+            '[servers.up]\ncommand = "python x.py"\n',
+            "servers.up.command",
+            'expected list of texts, such as ["uvx", "mcp-server-git"], got text',
+        ),
+        ('[gateway]\nport = "1"\n', "gateway.port", "expected whole number, 0 to 65535, got text"),
+        ("[gateway]\nport = 65536\n", "gateway.port", "expected whole number, 0 to 65535"),
+        (
+            "[gateway]\nallowed_hosts = 1\n",
+            "gateway.allowed_hosts",
+            'expected list of texts, such as ["…", "…"], got whole number',
+        ),
+        ("[gateway]\nallowed_hosts = ['a', 1.5]\n", "gateway.allowed_hosts[1]", "expected text, got number"),
+        ("[gateway]\ndrain_timeout = '30s'\n", "gateway.drain_timeout", "expected seconds, 0 or more, got text"),
+        ("[gateway]\ntls = 'c.pem'\n", "gateway.tls", "expected table, got text"),
+        ("[compat]\nsdk_habits = 'yes'\n", "compat.sdk_habits", "expected true or false, got text"),
+        ("gateway = 1\n", "gateway", "expected table, got whole number"),
+        ("[servers]\nurl = 'http://h/'\n", "servers.url", "expected table, got text"),
+        (f"{UP}headers = {{ a = 1 }}\n", "servers.up.headers[...]", "expected text, got whole number"),
+        (f"{UP}event_log = {{ events = 0 }}\n", "servers.up.event_log.events", "expected whole number, 1 or more"),
+        ("[auth]\ntokens = ['t']\n", "auth.tokens[0]", "expected table, got text"),
+        ("[auth]\ntokens = [{ sha256 = '0', subject = 'me' }]\n", "auth.tokens[0]", "tenant has to be given"),
+        (
+            "[auth]\ntokens = [{ token = '0' }]\n",
+            "auth.tokens[0].token",
+            "unknown key; known here: admin, sha256, subject, tenant",
+        ),
+        (f"{UP}oauth = {{ issuer = 'https://h/' }}\n", "servers.up.oauth", "client_id has to be given"),
+    ],
+)
+def test_a_value_of_another_kind_is_told_in_the_words_of_the_reference(
+    refused: Callable[..., SettingsError], text: str, path: str, message: str
+) -> None:
+    error = refused(text, {})
+    assert (error.path, error.message) == (path, message)
+
+
 @pytest.mark.parametrize("token", ["12345", "true", "1979-05-27", "12#3", "0x1F", "[1]", "s3cret", "${X"])
 def test_a_text_of_the_environment_stays_what_it_is_whatever_it_looks_like(load_text: Load, token: str) -> None:
     environ = {"TRUNKLINE_GATEWAY__ADMIN_TOKEN": token, "TRUNKLINE_SERVERS__UP__HEADERS__X": token}
