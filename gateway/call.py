@@ -40,6 +40,7 @@ _HINTS: Final = {
     403: "this token, or this address, may not",
     404: "there is no MCP server at this URL; those of a gateway are at /servers/NAME/mcp",
     405: "no MCP server speaks this transport here: try another --transport, or the URL that `trunkline serve` printed",
+    426: "a proxy between here and the gateway does not pass the WebSocket's Upgrade on",
     429: "too many sessions: try again later",
     503: "the gateway takes no new session now: try again later",
 }

@@ -23,6 +23,7 @@ from .worker_metrics import WorkerMetrics
 from .workers.member import Member
 from .workers.overview import Overview
 
+NO_UPGRADE: Final = "a WebSocket is served here: ask for one, and let a proxy before the gateway pass Upgrade on"
 SERVER_PATH: Final = re.compile(rf"/servers/({NAME.pattern})/")
 DOCUMENT: Final = document()
 
@@ -140,9 +141,13 @@ def operations_app(
     async def unknown(request: Request, error: Exception) -> Response:
         names = ", ".join(f"/servers/{name}/mcp" for name in settings.servers) if _is_alone(request, settings) else ""
         known = f"; served here: {names}" if names else "; MCP endpoints are /servers/NAME/mcp"
-        asked = SERVER_PATH.match(request.url.path)
-        absent = asked is not None and asked[1] not in settings.servers
-        what = f"there is no server {asked[1]}" if asked is not None and absent else "nothing at this path"
+        what = "nothing at this path"
+        if asked := SERVER_PATH.match(request.url.path):
+            server = settings.servers.get(asked[1])
+            if server is None:
+                what = f"there is no server {asked[1]}"
+            elif "legacy" in server.eras and request.url.path == f"{asked[0]}ws":
+                return PlainTextResponse(f"{NO_UPGRADE}\n", 426, {"upgrade": "websocket"})
         return PlainTextResponse(f"{what}{known}\n", 404)
 
     async def resource(request: Request) -> Response:

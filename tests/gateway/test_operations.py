@@ -233,6 +233,13 @@ async def test_an_unknown_path_tells_what_is_served_to_whom_it_concerns(site: Si
     assert "/servers/x/" not in far.text
 
 
+async def test_a_websocket_that_is_not_asked_for_as_one_is_told_from_what_is_not_there(site: Site) -> None:
+    found, absent = await site.get("/servers/x/ws"), await site.get("/servers/y/ws")
+    assert (found.status_code, found.headers["upgrade"], absent.status_code) == (426, "websocket", 404)
+    assert "Upgrade" in found.text
+    assert (await site.get("/servers/x/ws/")).status_code == 404
+
+
 @pytest.mark.parametrize("path", ["/", "/healthz", "/readyz", "/metrics", "/api/events", *PRIVATE])
 async def test_pages_are_only_read(site: Site, path: str) -> None:
     transport = httpx2.ASGITransport(app=site.app, client=("127.0.0.1", 4711))
