@@ -1,6 +1,7 @@
 """Header blocks and targets: what may stand in a request, and what would end a header early or lead elsewhere."""
 
 import errno
+import socket
 import ssl
 from urllib.parse import urlsplit
 
@@ -26,6 +27,7 @@ from trunkline.transports.upstream.http import (
         (ssl.SSLCertVerificationError("of 10.0.0.1"), "its certificate does not verify"),
         (ssl.SSLError("10.0.0.1"), "TLS could not be set up"),
         (ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed ('10.0.0.1', 80)"), "Connection refused"),
+        (socket.gaierror(socket.EAI_NONAME, "inner.example"), "no address could be found for its name"),
         (OSError("10.0.0.1"), "no connection"),
         (OSError(-2, "10.0.0.1"), "no connection"),
     ],
