@@ -155,6 +155,8 @@ async def _probe(settings: Settings, name: str) -> Probe:
         fault = f"no answer within {PROBE_SECONDS:g} s"
     finally:
         await connector.close()
+    if fault and server.process:
+        fault += "; run its command by hand to see why"
     shown = f"stdio:{server.process[0]}" if server.process else server.url
     return Probe(name, shown, title, revision, time.perf_counter() - started, fault)
 

@@ -81,6 +81,11 @@ async def test_a_server_that_is_away_is_a_fault() -> None:
     assert (found.name, found.revision) == ("", "")
 
 
+async def test_a_program_that_ends_is_a_fault_that_says_where_to_look() -> None:
+    [found] = await probe_all(Settings(servers={"up": Server(command=("false",))}))
+    assert found.fault == "the server exited (status 1); run its command by hand to see why"
+
+
 async def test_g12_a_fault_shows_no_secret() -> None:
     found = await probe(f"http://user:s3cret@127.0.0.1:{free_port()}/mcp?key=s3cret", headers={"X-Key": "s3cret"})
     assert found.fault
