@@ -35,6 +35,8 @@ class Lookup:
         self._clock = premises.clock
         self._is_comparing = False
         """True while all is compared of which there may be news."""
+        self._must_compare = False
+        """True until all of it was."""
 
     def at_hand(
         self,
@@ -180,12 +182,20 @@ class Lookup:
 
         While nobody can tell, it is used as it is, but for what must be certain.
         """
-        assert self._cluster is not None, "without other workers nothing is compared so"
         try:
-            verdict = await self._cluster.comparison.compare(workflow)
+            return await self._stands(workflow)
         except DirectoryUnavailable:
             self._statistics.count("stale", "check")
             return True
+
+    async def _stands(self, workflow: Workflow) -> bool:
+        """As `compare`.
+
+        Raises:
+            DirectoryUnavailable: nobody can tell.
+        """
+        assert self._cluster is not None, "without other workers nothing is compared so"
+        verdict = await self._cluster.comparison.compare(workflow)
         if verdict != "same":
             self._ending.soon(workflow, verdict)
         return verdict == "same"
@@ -205,16 +215,28 @@ class Lookup:
             workflow.checked = -inf
         if not session_id and self._cluster is not None:
             self._cluster.members.interrupted()
-            if not self._is_comparing:
-                self._is_comparing = True
-                self._tasks.spawn(self._compare_unchecked, None)
+            self._must_compare = True
+            self.go_on()
+
+    def go_on(self) -> None:
+        """Compare what was left when nobody could tell, unless that is under way; nothing where nothing was."""
+        if self._must_compare and not self._is_comparing:
+            self._is_comparing = True
+            self._tasks.spawn(self._compare_unchecked, None)
 
     async def _compare_unchecked(self, _: None) -> None:
         """Compare all of which there may be news, the newest first: what was lost is what was recorded last."""
         try:
             while unchecked := [workflow for workflow in self._workflows.values() if _is_unchecked(workflow)]:
                 for workflow in filter(_is_unchecked, reversed(unchecked)):
-                    await self._check(workflow)
+                    workflow.checked = self._clock()
+                    try:
+                        await self._stands(workflow)
+                    except DirectoryUnavailable:
+                        workflow.checked = -inf
+                        self._statistics.count("stale", "check")
+                        return
+            self._must_compare = False
         finally:
             self._is_comparing = False
 

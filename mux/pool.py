@@ -389,6 +389,7 @@ class Pool:
             self._ending.soon,
             self.lookup.compare,
             self.lookup.compare_doubted,
+            self.lookup.go_on,
             self._ending.remove_again,
             release,
         )

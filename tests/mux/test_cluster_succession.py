@@ -417,6 +417,20 @@ async def test_g7_a_record_that_was_lost_unnoticed_is_told_again(by: str) -> Non
         assert "result" in await beside.answer(beside.call())
 
 
+async def test_g7_it_is_told_again_though_that_fails_at_first_and_nobody_uses_it_there() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        await at.pass_time(1)
+        at.directory.forget(session_id)
+        a.view.fails_at = a.view.calls + 1
+        at.directory._tell("")
+        await settle()
+        await at.pass_time(LEASE_SECONDS + 1)
+        beside = await b.beside(session_id)
+        assert "result" in await beside.answer(beside.call())
+        assert not (await a.find(session_id)).workflow.is_doubted
+
+
 async def test_g7_nothing_is_unknown_before_those_who_hold_it_can_have_told_it_again() -> None:
     async with workers() as at:
         a, b, session_id = await two(at)
