@@ -345,7 +345,7 @@ class Cluster:
         try:
             if await self._directory.replace(msgspec.structs.replace(record, worker="")) is None:
                 newer = await self._directory.get(record.session_id)
-                if newer is not None and newer.is_behind(record):  # it has lost what it was told last
+                if newer is None or newer.is_behind(record):  # it has lost it, or what it was told last
                     record = await self.comparison.renumbered(record, highest_id)
                     newer = await self._directory.publish(record)
                 # Else it was not heard (yet) that something was stored.

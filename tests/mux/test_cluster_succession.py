@@ -524,6 +524,32 @@ async def test_g8_what_is_let_go_goes_on_though_the_directory_lost_its_last_stat
         assert len(ids) == len(set(ids)) == 4
 
 
+async def test_g8_what_is_let_go_goes_on_though_the_directory_has_just_forgotten_it() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        at.directory.forget(session_id)
+        await a.pool.drain(1)
+        await settle()
+        again = await b.find(session_id)
+        assert "result" in await again.answer(again.call())
+        assert (len(at.server.of("initialize")), at.server.deleted) == (1, [])
+
+
+async def test_what_ended_elsewhere_is_not_brought_back_by_a_worker_that_drains() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        at.clock.advance(LEASE_SECONDS)
+        await b.beat()
+        theirs = (await b.find(session_id)).workflow
+        watchers = set(at.directory._watchers)
+        at.directory._watchers.clear()  # the news is on its way
+        await b.pool.end(theirs, "deleted")
+        at.directory._watchers |= watchers
+        await a.pool.drain(1)
+        await settle()
+        assert await at.directory.get(session_id) is None
+
+
 async def test_g8_what_is_let_go_while_it_is_told_again_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     async with workers() as at:
         a, b, client = await gone_back(at)
