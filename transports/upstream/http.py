@@ -6,7 +6,6 @@ clients implement it: `http1`, lean, and `http_proxied`, for servers that are re
 
 import os
 import re
-import socket
 import ssl
 from base64 import b64encode
 from collections.abc import Callable, Mapping
@@ -158,7 +157,7 @@ def words_of(error: OSError) -> str:
         return "its certificate does not verify"
     if isinstance(error, ssl.SSLError):
         return "TLS could not be set up"
-    if isinstance(error, socket.gaierror):
+    if type(error).__module__ == "socket":  # what looked its name up
         return "no address could be found for its name"
     return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else "no connection"
 
