@@ -154,10 +154,10 @@ class DedicatedLine:
                     raise error or SessionLost("the upstream session is gone", executed="no")
                 self._channel.request(message, caller, headers)
             except TrunklineError as refused:
-                caller.failed(_not_run(refused))
+                caller.failed(not_run(refused))
 
 
-def _not_run(error: TrunklineError) -> TrunklineError:
+def not_run(error: TrunklineError) -> TrunklineError:
     """The same failure for a call that was never sent: whatever became of the session, it did not run (G6)."""
     if error.data.get("executed", "no") == "no":
         return error

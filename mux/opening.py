@@ -17,6 +17,7 @@ from .ending import Ending
 from .errors import Overloaded, SessionLost, TrunklineError, UnknownSession, WorkflowEnded
 from .event_log import Budget
 from .limits import Pooling
+from .line import not_run
 from .lines import Lines, Place
 from .policy import cap_reached, give_way
 from .ports import Opened
@@ -190,7 +191,7 @@ class Opening:
                 raise SessionLost("the upstream session was lost as soon as it was open", executed="no")
         except TrunklineError as error:
             workflow.account.opened = refusal(error)
-            workflow.settle(error)
+            workflow.settle(not_run(error) if isinstance(error, SessionLost) else error)
             await self._ending.end(workflow, cause)
             return
         except Exception:

@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 import pytest
-from harness.memory_wire import MemoryServer, echo
+from harness.memory_wire import Exchange, MemoryServer, echo
 from harness.muxing import ALICE, BOB, CAROL, Bench, begin, bench
 from trunkline.compat.per_request import PerRequestLine
 from trunkline.mux.breaker import MAX_FAILURES
@@ -45,6 +45,21 @@ async def refused(at: Bench, **options: Any) -> TrunklineError:
     except TrunklineError as error:
         return error
     raise AssertionError("a session was opened")
+
+
+@pytest.mark.parametrize("how", ["lost", "cut"])
+async def test_g6_a_session_that_ends_before_it_is_open_has_run_no_call(how: str) -> None:
+    def end(exchange: Exchange) -> None:
+        if how == "lost":
+            exchange.session.receiver.lost(SessionLost("the server exited", executed="unknown"))
+        else:
+            exchange.cut()
+
+    async with bench() as at:
+        at.server.answers_initialize = end
+        error = await refused(at)
+        assert isinstance(error, SessionLost)
+        assert error.data["executed"] == "no"
 
 
 async def test_a_server_that_is_away_is_not_tried_again_by_everybody_and_comes_back_by_a_probe() -> None:
