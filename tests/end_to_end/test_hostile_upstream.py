@@ -62,23 +62,25 @@ PLAYS: dict[str, tuple[list[Step], int, str | None]] = {
 }
 
 
-HUGE = {play: f"huge{n}" for n, play in enumerate(play for play in PLAYS if play.startswith("a huge"))}
-"""What takes its time to come, on servers that are given it."""
-
-BAD = tuple(f"bad{n}" for n in range(len(PLAYS) + 20))
-"""Names of the hostile server, one for each test: what it does in one opens no circuit for the next."""
+NAMES = len(PLAYS) + 20
 
 
 @pytest.fixture(scope="module")
-def names() -> Iterator[str]:
+def numbers() -> Iterator[int]:
     """Those that no test has used."""
-    return iter(BAD)
+    return iter(range(NAMES))
 
 
 @pytest.fixture
-def name(names: Iterator[str]) -> str:
-    """What the hostile server is called in this test."""
-    return next(names)
+def name(numbers: Iterator[int]) -> str:
+    """What the hostile server is called in this test: what it does in one opens no circuit for the next."""
+    return f"bad{next(numbers)}"
+
+
+@pytest.fixture
+def hasty(name: str) -> str:
+    """The same, where its calls have little time."""
+    return f"hasty-{name}"
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +98,9 @@ def both(
     settings.write_text(
         f'[servers.up]\nurl = "{upstream_process.url}"\n'
         + "".join(
-            f'[servers.{name}]\nurl = "http://127.0.0.1:{ports[0]}/mcp"\nrequest_timeout = {seconds}\n'
-            for names, seconds in ((BAD, 0.5), (HUGE.values(), 30))
-            for name in names
+            f'[servers.{kind}{n}]\nurl = "http://127.0.0.1:{ports[0]}/mcp"\nrequest_timeout = {seconds}\n'
+            for kind, seconds in (("bad", 30), ("hasty-bad", 1))
+            for n in range(NAMES)
         )
         + f'[servers.away]\nurl = "http://127.0.0.1:{ports[1]}/mcp"\n'
     )
@@ -115,11 +117,11 @@ async def bad(ports: tuple[int, int]) -> AsyncIterator[ScriptedUpstream]:
 
 @pytest.mark.parametrize("play", PLAYS)
 async def test_g9_costs_its_own_call_a_clear_error_and_nobody_else_anything(
-    both: Gateway, bad: ScriptedUpstream, name: str, play: str
+    both: Gateway, bad: ScriptedUpstream, name: str, hasty: str, play: str
 ) -> None:
     steps, code, executed = PLAYS[play]
     bad.script = {"tools/call": [steps, GOOD]}
-    async with Wire(both.url(HUGE.get(play, name))) as hostile, Wire(both.url()) as good:
+    async with Wire(both.url(hasty if code == TIMED_OUT else name)) as hostile, Wire(both.url()) as good:
         await hostile.open()
         await good.open()
         pending = await hostile.call("anything", id=b'"mine"')
@@ -136,10 +138,10 @@ async def test_g9_costs_its_own_call_a_clear_error_and_nobody_else_anything(
 
 
 async def test_g9_calls_beside_it_in_the_same_session_are_answered(
-    both: Gateway, bad: ScriptedUpstream, name: str
+    both: Gateway, bad: ScriptedUpstream, hasty: str
 ) -> None:
     bad.script = {"tools/call": [[Hang()], [Status(500)], [OpenStream(), Cut()], GOOD]}
-    async with Wire(both.url(name)) as wire:
+    async with Wire(both.url(hasty)) as wire:
         await wire.open()
         pending = []
         for n in range(3):
@@ -178,11 +180,11 @@ async def test_g9_a_session_that_the_server_forgot_is_unknown_from_then_on(
     ids=["500", "HTML", "a revision of its own", "no object", "a session id that is none", "silence", "cut"],
 )
 async def test_g9_a_handshake_that_fails_leaves_nothing(
-    both: Gateway, bad: ScriptedUpstream, name: str, steps: list[Step]
+    both: Gateway, bad: ScriptedUpstream, hasty: str, steps: list[Step]
 ) -> None:
     bad.script = {"initialize": [steps]}
-    before = both.metric("trunkline_workflows", server=name)
-    async with Wire(both.url(name)) as wire:
+    before = both.metric("trunkline_workflows", server=hasty)
+    async with Wire(both.url(hasty)) as wire:
         answer = await wire.post(INITIALIZE)
         assert (await answer.response())["error"]["code"] in (UNREACHABLE, LOST, FAULT, TIMED_OUT)
         assert "Mcp-Session-Id" not in answer.headers
@@ -190,7 +192,7 @@ async def test_g9_a_handshake_that_fails_leaves_nothing(
         await wire.open()
         assert text_of(await (await wire.call("anything")).response()) == "good"
         await wire.delete()
-    assert both.metric("trunkline_workflows", server=name) == before
+    assert both.metric("trunkline_workflows", server=hasty) == before
 
 
 async def test_g9_a_server_that_is_not_there_is_told_at_once(both: Gateway) -> None:
