@@ -284,9 +284,7 @@ async def test_g12_a_gateway_that_says_all_it_can_says_no_secret() -> None:
 async def test_lines_about_a_call_name_its_server_workflow_principal_and_ids(tmp_path: Path, format: str) -> None:
     settings, long_id = tmp_path / "trunkline.toml", '"' + "x" * 100 + '"'
     with running_upstream() as upstream:
-        settings.write_text(
-            f'[pooling]\nrequest_timeout = 2\n[servers.up]\nurl = "{upstream.url}"\neras = ["legacy"]'
-        )
+        settings.write_text(f'[pooling]\nrequest_timeout = 2\n[servers.up]\nurl = "{upstream.url}"\neras = ["legacy"]')
         with running_gateway("--log-format", format, "--log-level", "debug", toml=settings) as gateway:
             async with Wire(gateway.url()) as wire:
                 await wire.open()
