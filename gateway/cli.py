@@ -171,6 +171,8 @@ def serve(
     from .workers.place import Place
 
     place = Place.take(os.environ)
+    if place is None:
+        _tell_unread()
     settings = read() if place is None else place.settings
     _configure_logs(log_format, log_level)
     if place is None and file is None and not settings.servers and Path(DEFAULT_FILE).is_file():
@@ -226,6 +228,7 @@ def check(
     """Validate the settings, probe each server, and print a table. Exit 1 on any fault."""
     from .settings import load
 
+    _tell_unread()
     settings = load(file, environ=os.environ)
     from .check import run as run_check
     from .console import out
@@ -345,6 +348,13 @@ def _supervise(settings: "Settings", read: "Read", demo: bool, insecure: bool, o
         if error.told is None:
             raise
         raise typer.Exit(error.told) from None
+
+
+def _tell_unread() -> None:
+    from .settings import unread
+
+    for name, meant in unread(os.environ).items():
+        sys.stderr.write(f"trunkline: {name} is not read; it is {meant}, with two underscores\n")
 
 
 def _configure_logs(log_format: str, log_level: str) -> None:

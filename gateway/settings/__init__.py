@@ -15,7 +15,7 @@ from .definitions import (
     SettingsError,
     TokenEntry,
 )
-from .reading import load
+from .reading import load, unread
 
 __all__ = [
     "NAME",
@@ -33,4 +33,5 @@ __all__ = [
     "check",
     "is_loopback",
     "load",
+    "unread",
 ]

@@ -68,6 +68,16 @@ def load(
     return settings
 
 
+def unread(environ: Mapping[str, str]) -> dict[str, str]:
+    """Names in the environment that are a setting's but for its two underscores, and what that is called."""
+    if not any(name.startswith(PREFIX) and "__" not in name for name in environ):
+        return {}
+    from .reference import every
+
+    names = [PREFIX + setting.path.upper().replace(".", "__") for setting in every()]
+    return {found: name for name in names if (found := name.replace("__", "_")) in environ}
+
+
 def _merged(
     path: Path | None, environ: Mapping[str, str], upstreams: Sequence[str], overrides: Mapping[str, object]
 ) -> dict[str, Any]:

@@ -197,6 +197,19 @@ def test_a_wrong_setting_of_the_environment_is_named() -> None:
 
 
 @pytest.mark.parametrize("program", ["serve", "check"])
+def test_a_setting_of_the_environment_with_one_underscore_is_named(program: str, file: Callable[[str], str]) -> None:
+    ended = subprocess.run(
+        command(program, file("[gateway]\nport = -1\n")),  # so that it ends
+        env={**environment(), "TRUNKLINE_POOLING_REUSE": "user"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    told = "trunkline: TRUNKLINE_POOLING_REUSE is not read; it is TRUNKLINE_POOLING__REUSE, with two underscores"
+    assert (ended.returncode, ended.stderr.splitlines()[0]) == (2, told)
+
+
+@pytest.mark.parametrize("program", ["serve", "check"])
 def test_a_wrong_setting_of_a_file_is_named(program: str, file: Callable[[str], str]) -> None:
     text = '[servers.up]\nurl = "http://h/"\nheaders = { Authorization = "Bearer ${NO_SUCH_TOKEN}" }\n'
     told = refused(program, file(text))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
-from trunkline.gateway.settings import Settings, SettingsError, is_loopback, load
+from trunkline.gateway.settings import Settings, SettingsError, is_loopback, load, unread
 from trunkline.gateway.settings.reading import PREFIX
 
 Load = Callable[..., Settings]
@@ -201,6 +201,15 @@ def test_a_wrong_variable_names_its_path(
     error = refused("[gateway]\nport = 1\n", {name: value})
     assert error.path == path
     assert (name in error.message) is (PREFIX + path.partition("[")[0].upper().replace(".", "__") == name)
+
+
+def test_a_variable_with_one_underscore_is_told_by_what_it_was_meant_to_be() -> None:
+    assert unread({"TRUNKLINE_POOLING__REUSE": "user", "TRUNKLINE_DEBUG": "1", "TRUNKLINE_GATEWAY_SERVICE": "x"}) == {}
+    environ = {"TRUNKLINE_POOLING_REUSE": "", "TRUNKLINE_POOLING_EVENT_LOG_BYTES": "", "TRUNKLINE_GATEWAY__PORT": ""}
+    assert unread(environ) == {
+        "TRUNKLINE_POOLING_REUSE": "TRUNKLINE_POOLING__REUSE",
+        "TRUNKLINE_POOLING_EVENT_LOG_BYTES": "TRUNKLINE_POOLING__EVENT_LOG__BYTES",
+    }
 
 
 def test_what_the_command_line_says_is_not_laid_to_the_environment(refused: Callable[..., SettingsError]) -> None:
