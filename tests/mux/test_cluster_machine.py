@@ -1,8 +1,14 @@
-"""Workers that die, stall, drain and come in any order, under a client that calls, listens and comes back."""
+"""Workers that die, stall, drain and come in any order, and a directory that loses data, under a client of theirs.
 
+It calls, leaves calls behind and comes back for their answers, listens, comes back, ends its session and begins anew.
+"""
+
+import asyncio
 import itertools
 import json
 from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
@@ -12,7 +18,8 @@ from harness.muxing import Client, position, settle
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trunkline.mux.directory import LEASE_SECONDS
-from trunkline.mux.errors import Elsewhere
+from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, SessionLost, UnknownSession
+from trunkline.mux.event_log import Stream
 from trunkline.mux.placement import CALLS, WHOLE, Concern
 from trunkline.mux.principal import ANONYMOUS
 from trunkline.mux.streams import Reader
@@ -21,31 +28,68 @@ from trunkline.mux.workflow import Workflow
 HOPS = 4
 
 STEPS = st.one_of(
-    st.tuples(st.sampled_from(["call", "kill", "stall", "wake", "drain", "come_back"]), st.integers(0, 3)),
-    st.tuples(st.sampled_from(["tell", "read", "pass"]), st.just(0)),
+    st.tuples(
+        st.sampled_from(["call", "ask", "fetch", "kill", "stall", "wake", "drain", "cut", "come_back", "delete"]),
+        st.integers(0, 3),
+    ),
+    st.tuples(st.sampled_from(["tell", "read", "pass", "answer", "save", "go_back", "empty"]), st.just(0)),
 )
 
 
+@dataclass
+class Talk:
+    """One session of the client, and everything that it was told."""
+
+    session_id: str
+    upstream: str
+    told: list[int] = field(default_factory=list)
+    read: list[int] = field(default_factory=list)
+    last_id: str = ""
+    reader: Reader | None = None
+    reads_at: Member | None = None
+    has_ended: bool = False
+
+
+@dataclass
+class Asked:
+    """A call whose client left before its answer, and comes back for it."""
+
+    number: int
+    talk: Talk
+    at: Member
+    event_id: str
+    may_fail: bool
+    may_vanish: bool = False
+    """True once the logs were lost that another worker would need to tell of it."""
+    outcome: dict[str, Any] | None = None
+
+
 class World:
-    """One client's workflow, and everything that it was told."""
+    """One client, and what becomes of its sessions."""
 
     def __init__(self, at: Workers) -> None:
         self.at = at
         self.executed: Counter[int] = Counter()
         self.numbers = itertools.count()
-        self.told: list[int] = []
-        self.read_so_far: list[int] = []
         self.stalled: set[Member] = set()
-        self.session_id = ""
-        self.last_id = ""
-        self.reader: Reader | None = None
-        self.reads_at: Member | None = None
+        self.have_stalled: set[Member] = set()
+        self.talks: list[Talk] = []
+        self.asked: list[Asked] = []
+        self.open: list[Exchange] = []
+        self.saved: Any = None
         at.server.on_request = self._execute
 
+    @property
+    def talk(self) -> Talk:
+        return self.talks[-1]
+
     def _execute(self, exchange: Exchange) -> None:
-        number = exchange.json["params"]["arguments"]["n"]
-        self.executed[number] += 1
-        exchange.answer({"n": number})
+        arguments = exchange.json["params"]["arguments"]
+        self.executed[arguments["n"]] += 1
+        if arguments.get("slow"):
+            self.open.append(exchange)
+        else:
+            exchange.answer({"n": arguments["n"]})
 
     @property
     def living(self) -> list[Member]:
@@ -54,24 +98,27 @@ class World:
     def one(self, which: int) -> Member:
         return self.living[which % len(self.living)]
 
-    async def begin(self) -> None:
-        for _ in range(3):
-            await self.at.start()
-        client = await self.at.all[0].client()
-        self.session_id = client.workflow.record.session_id
-        self.reader, self.reads_at = client.workflow.streams.attach_standalone(), self.at.all[0]
+    async def begin(self, which: int = 0) -> None:
+        member = self.one(which)
+        client = await member.client()
+        record = client.workflow.record
+        talk = Talk(record.session_id, record.upstream_session[1:])
+        self.talks.append(talk)
+        talk.reader, talk.reads_at = client.workflow.streams.attach_standalone(), member
         await self.tell(0)
         await self.read(0)
-        assert self.last_id
+        assert talk.last_id
 
-    async def serve(self, first: Member, concern: Concern) -> Workflow | None:
-        """Where a request is served; None where that worker is dead, and not yet known to be."""
+    async def serve(self, first: Member, concern: Concern) -> tuple[Member, Workflow] | None:
+        """Where a request is served; None where that worker is dead and not yet known to be, or nobody can tell."""
         member = first
         for _ in range(HOPS):
             try:
-                return (await member.find(self.session_id, concern)).workflow
+                return member, (await member.find(self.talk.session_id, concern)).workflow
             except Elsewhere as elsewhere:
                 member = next(other for other in self.at.all if other.members.worker.id == elsewhere.worker)
+            except DirectoryUnavailable:
+                return None
             if member.is_dead:
                 return None
         raise AssertionError("a request went round in circles")
@@ -79,12 +126,57 @@ class World:
     # What happens.
 
     async def call(self, which: int) -> None:
-        workflow = await self.serve(self.one(which), CALLS)
-        if workflow is None:
+        served = await self.serve(self.one(which), CALLS)
+        if served is None:
             return
-        client, number = Client(workflow), next(self.numbers)
+        client, number = Client(served[1]), next(self.numbers)
         answer = await client.answer(client.call({"arguments": {"n": number}}, id=b"%d" % number))
-        assert answer.get("result") == {"n": number}
+        assert (answer["id"], answer.get("result")) == (number, {"n": number})
+
+    async def ask(self, which: int) -> None:
+        """A call that takes long: its answer is a stream, which the client leaves."""
+        served = await self.serve(self.one(which), CALLS)
+        if served is None:
+            return
+        member, workflow = served
+        client, number = Client(workflow), next(self.numbers)
+        exchange = client.call({"arguments": {"n": number, "slow": True}}, id=b"%d" % number)
+        exchange.decide_for_stream()
+        outcome = await exchange.ready
+        assert isinstance(outcome, Stream)
+        reader = workflow.streams.attach(outcome, 0)
+        [primed] = reader.due() or []
+        asked = Asked(number, self.talk, member, reader.event_id(primed), may_fail=member in self.have_stalled)
+        asked.may_vanish = member in self.stalled  # who is paused serves nobody
+        self.asked.append(asked)
+        reader.close()
+        client.leave()
+        await settle()
+
+    async def answer(self, _: int) -> None:
+        for exchange in self.open:
+            if not exchange.is_over:
+                exchange.answer({"n": exchange.json["params"]["arguments"]["n"]})
+        self.open.clear()
+        await settle()
+
+    async def fetch(self, which: int) -> None:
+        for asked in self.asked:
+            if asked.outcome is None and not asked.talk.has_ended:
+                await self._fetch(asked, self.one(which))
+
+    async def _fetch(self, asked: Asked, first: Member) -> None:
+        found = await self._resume(first, asked.event_id)
+        if found is None:
+            return
+        reader, _ = found
+        due = reader.due()
+        for event in due or ():
+            if event.message:
+                asked.outcome = json.loads(event.message)
+        if due is None or (asked.outcome is None and reader.due() is None):
+            asked.outcome = asked.outcome or {}
+        reader.close()
 
     async def kill(self, which: int) -> None:
         member = self.one(which)
@@ -93,12 +185,15 @@ class World:
         await until(lambda: not journal._waiting)
         member.kill()
         self.leave(member)
-        await self.at.start()
+        await self.start()
 
     async def stall(self, which: int) -> None:
         """This worker is paused for longer than its lease."""
         member = self.one(which)
         self.stalled.add(member)
+        self.have_stalled.add(member)
+        for asked in self.asked:
+            asked.may_fail |= asked.at is member
         await self.pass_(LEASE_SECONDS)
 
     async def wake(self, which: int) -> None:
@@ -107,59 +202,167 @@ class World:
         await settle()
 
     async def drain(self, which: int) -> None:
+        """A worker is to end, and the calls in flight there are answered before it does."""
         member = self.one(which)
-        if member in self.stalled:
-            return
-        await member.pool.drain(1)
+        if member not in self.stalled:
+            draining = asyncio.create_task(member.pool.drain(5))
+            await settle()
+            await self.call_at_its_end(member)
+            await self.answer(0)
+            await draining
+            await self._drained(member)
+
+    async def cut(self, which: int) -> None:
+        """A worker is to end, and waits for nothing."""
+        member = self.one(which)
+        if member not in self.stalled:
+            await member.pool.drain(0)
+            await self._drained(member)
+
+    async def _drained(self, member: Member) -> None:
         await settle()
         await self.read(0)
         member.is_dead = True
-        self.leave(member)
-        await self.at.start()
+        self.leave(member, may_fail=bool(self.open))
+        await self.start()
 
-    def leave(self, member: Member) -> None:
-        """The client's connection goes with its worker."""
-        if self.reads_at is member and self.reader is not None:
-            self.reader.close()
-            self.reader = None
+    async def call_at_its_end(self, member: Member) -> None:
+        """A call that comes to a worker which is to end: it runs, here or elsewhere, or it surely does not."""
+        served = None
+        with suppress(SessionLost):  # it was not begun
+            served = await self.serve(member, CALLS)
+        if served is None:
+            return
+        client, number = Client(served[1]), next(self.numbers)
+        answer = await client.answer(client.call({"arguments": {"n": number}}, id=b"%d" % number))
+        assert answer["id"] == number
+        if "error" in answer:
+            assert (answer["error"]["data"]["executed"], self.executed[number]) == ("no", 0)
+
+    def leave(self, member: Member, *, may_fail: bool = True) -> None:
+        """The client's connection goes with its worker, and so do the calls in flight there."""
+        for asked in self.asked:
+            asked.may_fail |= may_fail and asked.at is member
+        if self.talk.reads_at is member and self.talk.reader is not None:
+            self.talk.reader.close()
+            self.talk.reader = None
 
     async def tell(self, _: int) -> None:
-        """The server tells something on the newest of its streams."""
-        wires = [wire for wire in self.at.server.live if wire.is_listening]
+        """The server tells something on the newest of its streams; who is paused hears nothing."""
+        deaf = [wire for member in self.stalled for wire in member.reach["x"].wires]
+        live = [wire for wire in self.at.server.live if wire.is_listening and wire.id == self.talk.upstream]
+        wires = [wire for wire in live if wire not in deaf]
         if wires:
             number = next(self.numbers)
-            self.told.append(number)
+            self.talk.told.append(number)
             wires[-1].tell(message("notifications/message", {"data": number}))
         await settle()
 
     async def read(self, _: int) -> None:
-        if self.reader is None:
+        talk = self.talk
+        if talk.reader is None:
             return
-        due = self.reader.due()
+        due = talk.reader.due()
         for event in due or ():
-            self.last_id = self.reader.event_id(event)
+            talk.last_id = talk.reader.event_id(event)
             if event.message:
-                self.read_so_far.append(json.loads(event.message)["params"]["data"])
+                talk.read.append(json.loads(event.message)["params"]["data"])
         if due is None:
-            self.reader.close()
-            self.reader = None
+            talk.reader.close()
+            talk.reader = None
 
     async def come_back(self, which: int) -> None:
         await self.read(0)
-        if self.reader is not None:
-            self.reader.close()
-            self.reader = None
-        member, found = self.one(which), position(self.last_id)
+        talk = self.talk
+        if talk.reader is not None:
+            talk.reader.close()
+            talk.reader = None
+        found = await self._resume(self.one(which), talk.last_id)
+        if found is not None:
+            talk.reader, talk.reads_at = found
+
+    async def _resume(self, first: Member, event_id: str) -> tuple[Reader, Member] | None:
+        member, found = first, position(event_id)
         for _ in range(HOPS):
             try:
                 workflow = await member.pool.lookup.find_position(ANONYMOUS, "x", found)
                 await workflow.opened
-                self.reader, self.reads_at = workflow.streams.resume(found), member
-                return
+                return workflow.streams.resume(found), member
             except Elsewhere as elsewhere:
                 member = next(other for other in self.at.all if other.members.worker.id == elsewhere.worker)
+            except DirectoryUnavailable:
+                return None
             if member.is_dead:
-                return
+                return None
+        raise AssertionError("a request went round in circles")
+
+    async def delete(self, which: int) -> None:
+        """The client ends its session, wherever it is held, and begins another one."""
+        await self.read(0)
+        served = await self.serve(self.one(which), WHOLE)
+        if served is None:
+            return
+        member, workflow = served
+        await member.pool.end(workflow, "deleted")
+        await settle()
+        talk = self.talk
+        talk.has_ended = True
+        if talk.reader is not None:
+            talk.reader.close()
+            talk.reader = None
+        for other in self.living:
+            try:
+                await other.find(talk.session_id)
+            except (UnknownSession, DirectoryUnavailable):
+                continue
+            raise AssertionError("a session goes on that its client has ended")
+        self.saved = None
+        await self.begin(which)
+
+    # A directory that loses data.
+
+    async def save(self, _: int) -> None:
+        """What the directory has now is what it may go back to."""
+        directory, session_id = self.at.directory, self.talk.session_id
+        record = await directory.get(session_id)
+        self.saved = record, directory._next_id.get(session_id), list(directory.logs.get(session_id, ()))
+
+    async def go_back(self, _: int) -> None:
+        """The directory has what it had before, under the same holder."""
+        directory, session_id = self.at.directory, self.talk.session_id
+        stored = await directory.get(session_id)
+        await self.read(0)
+        if self.saved is None or stored is None or self.saved[0] is None or self.talk.read != self.talk.told:
+            return
+        record, next_id, log = self.saved
+        if record.worker != stored.worker or record.worker not in self._ids_of_living():
+            return
+        directory.go_back(record)
+        if record.epoch < stored.epoch:  # else nobody knows of the loss, and ids of that moment may be drawn again
+            directory._next_id[session_id] = next_id
+        directory.logs[session_id] = log
+        await self._hear_of_a_loss()
+
+    async def empty(self, _: int) -> None:
+        """The directory has nothing any more; who holds the session lives, and no other one thinks that it does."""
+        directory, session_id = self.at.directory, self.talk.session_id
+        stored = await directory.get(session_id)
+        await self.read(0)
+        holders = [member.members.worker.id for member in self.living if session_id in member.pool._workflows]
+        if stored is None or holders != [stored.worker] or self.talk.read != self.talk.told:
+            return
+        directory.forget(session_id)
+        self.saved = None
+        await self._hear_of_a_loss()
+
+    def _ids_of_living(self) -> set[str]:
+        return {member.members.worker.id for member in self.living}
+
+    async def _hear_of_a_loss(self) -> None:
+        for asked in self.asked:
+            asked.may_vanish = asked.may_fail = True
+        self.at.directory._tell("")
+        await settle(40)
 
     async def pass_(self, seconds: float) -> None:
         while seconds > 0:
@@ -168,7 +371,20 @@ class World:
             for member in self.living:
                 if member not in self.stalled:
                     await member.beat()
+            await self._look()
             await settle(5)
+
+    async def start(self) -> None:
+        """One worker more, of which the others know."""
+        await self.at.start()
+        await self._look()
+
+    async def _look(self) -> None:
+        """Who lives is read now and then."""
+        for member in self.living:
+            if member not in self.stalled:
+                with suppress(DirectoryUnavailable):
+                    await member.members.numbers()
 
     async def end(self) -> None:
         """All that live beat again; then nothing may be missing."""
@@ -177,34 +393,56 @@ class World:
             if not member.is_dead:
                 await member.beat()
         await self.pass_(LEASE_SECONDS)
+        await self.answer(0)
         assert await self.serve(self.one(0), WHOLE) is not None
         await self.come_back(0)
-        assert self.reader is not None
+        assert self.talk.reader is not None
         await self.call(0)
         await self.call(1)
         await self.tell(0)
         await self.read(0)
+        await self.fetch(0)
 
-    def check(self) -> None:
-        sent = [exchange.id for exchange in self.at.server.of("tools/call")]
+    async def check(self) -> None:
+        sent = [(exchange.session.id, exchange.id) for exchange in self.at.server.of("tools/call")]
         assert len(set(sent)) == len(sent), "ids on one upstream session are given once"
         assert all(count == 1 for count in self.executed.values()), "each call is executed once"
-        assert self.read_so_far == self.told, "nothing is lost, nothing is doubled"
-        assert len(self.at.server.of("initialize")) == 1
-        assert self.at.server.deleted == []
-        holders = [member for member in self.living if member.pool.workflows]
-        assert len(holders) == 1
+        assert self.talk.read == self.talk.told, "nothing is lost, nothing is doubled"
+        for asked in self.asked:
+            self._check_outcome(asked)
+        assert len(self.at.server.of("initialize")) == len(self.talks)
+        assert set(self.at.server.deleted) <= {talk.upstream for talk in self.talks if talk.has_ended}
+        for talk in self.talks:
+            holders = [member for member in self.living if talk.session_id in member.pool._workflows]
+            assert len(holders) == (not talk.has_ended)
+            assert (await self.at.directory.get(talk.session_id) is None) == talk.has_ended
+
+    def _check_outcome(self, asked: Asked) -> None:
+        told = asked.outcome
+        if asked.talk.has_ended and told is None:
+            return
+        assert told is not None
+        assert told or asked.may_vanish, "its client waits for what nobody will tell"
+        if told:
+            assert told["id"] == asked.number
+            if "result" in told:
+                assert told["result"] == {"n": asked.number}
+            else:
+                assert asked.may_fail or asked.talk.has_ended, told
+                assert told["error"]["code"] == -31002
 
 
 async def play(steps: list[tuple[str, int]]) -> None:
     async with workers() as at:
         world = World(at)
+        for _ in range(3):
+            await world.start()
         await world.begin()
         for name, which in steps:
             step: Any = getattr(world, name) if name != "pass" else world.pass_
             await step(which if name != "pass" else LEASE_SECONDS)
         await world.end()
-        world.check()
+        await world.check()
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
