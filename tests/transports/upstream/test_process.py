@@ -315,8 +315,10 @@ async def test_a_process_whose_exit_cannot_be_heard_of_is_ended(
 ) -> None:
     before = await start_and_end(["true"])
     started: list[int] = []
+    guard = process.GUARDIAN.take
 
     def take(group: int) -> None:
+        guard(group)
         started.append(group)
         if has_descriptor:
             monkeypatch.setattr(asyncio.get_running_loop(), "add_reader", watch_none)
@@ -338,6 +340,7 @@ async def test_a_process_whose_exit_cannot_be_heard_of_is_ended(
         await GroupProcess.start("x", ["sleep", "600"], dict(os.environ), None, Heard())
     monkeypatch.undo()
     assert not is_there(started[0])
+    assert started[0] not in process.GUARDIAN.processes()
     await anyio.wait_all_tasks_blocked()
     assert set(os.listdir("/proc/self/fd")) == before
 
