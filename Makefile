@@ -71,7 +71,7 @@ clean:
 
 # A fresh Debian has a python3 that cannot make virtual environments; its package for that is small.
 define make_venv
-	@test -n "$(PYTHON)" || { echo "trunkline needs Python 3.11 or newer as python3" >&2; exit 1; }
+	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "trunkline needs Python 3.11 or newer as python3; another one is named by PYTHON=python3.12" >&2; exit 1; }
 	@echo "a virtual environment in $(1)"
 	@$(PYTHON) -m venv $(1) 2>/dev/null \
 	  || { rm -rf $(1); $(PYTHON) -m virtualenv -q $(1) 2>/dev/null; } \

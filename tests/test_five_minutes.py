@@ -6,6 +6,7 @@ out, since they install something.
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,6 +71,16 @@ def test_the_readme(shell: Transcript) -> None:
     shell.play(curl)
     shell.play(_of(curl, curl.text.replace('"text":"1"', '"text":"2"')))
     shell.play(_of(run_and_test, "$ make test ARGS='-q tests/mux/test_demux.py'\n…\n… passed…\n"))
+
+
+def test_a_python_that_is_too_old_is_named_before_anything_is_made_with_it(clone: Path) -> None:
+    old = clone / "python3.9"
+    old.write_text(f'#!/bin/sh\nexec {sys.executable} -c "$(echo "$2" | sed "s/sys.version_info/(3, 9, 18)/")"\n')
+    old.chmod(0o755)
+    made = subprocess.run(["make", "run", f"PYTHON={old}"], cwd=clone, capture_output=True, text=True, timeout=60)
+    assert made.returncode == 2
+    assert "trunkline needs Python 3.11 or newer" in made.stderr
+    assert not (clone / ".venv").exists()
 
 
 def _of(block: Block, text: str) -> Block:
