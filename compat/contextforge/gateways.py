@@ -208,11 +208,20 @@ class Gateways:
         return record is not None and self._why_old_path(record, str(record.fields.get("url", ""))) is None
 
     async def refresh(self) -> None:
-        """Look at every record that is in use again, while calls go on: one that is gone must not keep its sessions."""
+        """Look at every record that is in use again, while calls go on: one that is gone must not keep its sessions.
+
+        One that cannot be read ends it, and is the last to be looked at the next time.
+        """
         for gateway_id, known in list(self._known.items()):
             now, before = self._clock(), known.read
             if self._is_due(known, now):
-                record = await asyncio.to_thread(self._read, gateway_id)
+                try:
+                    record = await asyncio.to_thread(self._read, gateway_id)
+                except Exception:
+                    latest = self._known.pop(gateway_id, None)  # a call may have read it meanwhile
+                    if latest is not None:
+                        self._known[gateway_id] = latest
+                    raise
                 if self._known.get(gateway_id) is known and known.read == before:  # no call has read it meanwhile
                     self._take(gateway_id, record, now)
 

@@ -24,6 +24,8 @@ class Records:
         self.rows: dict[str, dict[str, Any]] = {}
         self.now = 0.0
         self.read = 0
+        self.asked = ""
+        """The record that is being read."""
         self.changes: list[Mapping[str, Upstream]] = []
         self.reading: Callable[[], None] = lambda: None
         """What happens while a row is read."""
@@ -44,6 +46,7 @@ class Records:
 
     def _read(self, gateway_id: str) -> GatewayRecord | None:
         self.read += 1
+        self.asked = gateway_id
         row = self.rows.get(gateway_id)
         if row is not None:
             row = dict(row)
@@ -271,6 +274,26 @@ def test_records_that_cannot_be_read_leave_what_is_known_as_it_is_and_the_rest_t
     records.add("g2")
     records.later()
     assert records.gateways.find("g2", URL) is not None
+
+
+@pytest.mark.anyio
+async def test_a_record_that_can_never_be_read_keeps_no_other_from_being_looked_at() -> None:
+    records = Records()
+    for gateway_id in ("broken", "gone"):
+        records.add(gateway_id, name=gateway_id)
+        assert records.gateways.find(gateway_id, URL) is not None
+    del records.rows["gone"]
+    records.later()
+
+    def fail() -> None:
+        if records.asked == "broken":
+            raise RuntimeError("it cannot be decrypted")
+
+    records.reading = fail
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="decrypted"):
+            await records.gateways.refresh()
+    assert list(records.changes[-1]) == ["broken-broken"]
 
 
 @pytest.mark.anyio
