@@ -281,8 +281,7 @@ class Cluster:
             living, reading = await self._living(), self.members.reading
             if concern.worker in living:
                 await self.direct(concern.worker)
-            with anyio.move_on_after(FLUSH_SECONDS):
-                await self.journal.flush(record.session_id)  # what was settled here is not found open there
+            await self._write_out(record.session_id)  # what was settled here is not found open there
             kept = recover(await self._directory.read(record.session_id))
             workflow.known = Known(reading, is_own=is_own or (before is not None and before.is_own))
         if concern.is_stream:  # its worker died before it could tell of it
@@ -340,8 +339,7 @@ class Cluster:
 
         `highest_id` is the highest request id that was drawn for it here.
         """
-        with anyio.move_on_after(FLUSH_SECONDS):
-            await self.journal.flush(record.session_id)
+        await self._write_out(record.session_id)
         try:
             if await self._directory.replace(msgspec.structs.replace(record, worker="")) is None:
                 newer = await self._directory.get(record.session_id)
@@ -353,6 +351,11 @@ class Cluster:
                     await self._directory.replace(msgspec.structs.replace(newer, worker="", wish=record.wish))
         except DirectoryUnavailable:
             logger.warning("a workflow could not be let go", extra={"server": record.server, "handle": record.handle})
+
+    async def _write_out(self, session_id: str) -> None:
+        """Wait until what is on its way to the event log of a workflow has arrived there, a little."""
+        with anyio.move_on_after(FLUSH_SECONDS):
+            await self.journal.flush(session_id)
 
     # Beside the holder.
 
@@ -384,6 +387,8 @@ class Cluster:
         self._statistics.count("beside_ended", cause)
         workflow.end(cause, release=True)
         workflow.settle(WorkflowEnded(cause))
+        if cause == "drained":  # the process stays until that is done
+            self._tasks.spawn(self._write_out, workflow.record.session_id)
         if cause in ("upstream_lost", "event_log_overflow", "event_log_trimmed"):
             self._tasks.spawn(self._withdraw, workflow.record)
         elif workflow.was_used_since(workflow.touched):

@@ -588,6 +588,34 @@ async def test_g8_what_was_not_sent_yet_waits_for_the_client_elsewhere() -> None
         assert [json.loads(text)["params"]["data"] for _, text in await some(again, 2)] == [2, 3]
 
 
+async def test_g8_an_answer_that_came_beside_the_holder_is_kept_before_its_worker_has_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with workers() as at:
+        _, b, session_id = await two(at)
+        at.server.on_request = None
+        append = at.directory.append
+
+        async def slow(*what: Any) -> None:
+            await settle(100)
+            await append(*what)
+
+        c = Member(at, "worker-3")
+        at.all.append(c)
+        async with c.members.running(), c.pool.running():
+            _, reader = await streamed(c, await c.beside(session_id), b'"mine"')
+            event_id = reader.event_id((await reader.next(1) or [])[0])
+            reader.close()
+            await journal(c)
+            monkeypatch.setattr(at.directory, "append", slow)
+            (await at.server.got("tools/call")).answer({"n": 1})
+            assert await c.pool.drain(1)
+        c.is_dead = True
+        await at.pass_time(LEASE_SECONDS)
+        _, again = await resume(at, b, event_id)
+        assert [json.loads(text)["result"] async for _, text in events(again)] == [{"n": 1}]
+
+
 async def test_a_cancellation_finds_the_worker_at_which_its_call_is_in_flight() -> None:
     async with workers() as at:
         a, b, session_id = await two(at)
