@@ -242,6 +242,25 @@ async def test_l29_what_a_server_spoke_is_used_without_asking_for_a_while_where_
         assert here.counts["upstream_requests", "up", "probe"] == 3, "the first, and two that failed"
 
 
+async def test_l29_a_server_that_says_what_it_speaks_again_is_asked_as_soon_as_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(backoff, "FIRST_SECONDS", backoff.LAST_SECONDS)
+    busy = answer(b"busy", 429)
+    discoveries = [answer(SPOKEN), busy, answer(SPOKEN), busy, busy]
+
+    async def serve(peer: Peer) -> None:
+        while True:
+            _, headers, _ = await peer.request()
+            await peer.say(discoveries.pop(0) if headers["mcp-method"] == "server/discover" else busy)
+
+    async with asked(serve) as here:
+        for _ in range(10):
+            assert await soon(here.upstream.revisions()) == (MODERN,)
+            await failed(here.send(mcp_method="tools/call"))
+        assert here.counts["upstream_requests", "up", "probe"] == 5
+
+
 @pytest.mark.parametrize(("spoken", "is_asked_again"), [(answer(SPOKEN), False), (answer(failure(-32601)), True)])
 async def test_l29_that_no_session_opens_tells_something_of_a_server_of_sessions_alone(
     spoken: bytes, is_asked_again: bool
