@@ -5,7 +5,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from ..mux.envelope import request
@@ -16,7 +16,7 @@ MODULE: Final = "trunkline.gateway.cli"
 KEY: Final = "my-chat"
 """The workflow of all that it says to try: each of it goes on with the session of what was tried before."""
 
-INITIALIZE: Final = {
+INITIALIZE: Final[Mapping[str, Any]] = {
     "protocolVersion": "2025-11-25",
     "capabilities": {},
     "clientInfo": {"name": "curl", "version": "0"},
@@ -73,10 +73,11 @@ def _tried(settings: Settings, url: str, name: str, *, demo: bool) -> list[str]:
     if not _has_sessions(settings, name):
         return [*first, "Try this:", _curl(url, *probe(), named)]
     if settings.auth.mode == "none" and not is_loopback(settings.gateway.host):  # where nobody has keys
-        begin = _curl(url, request("initialize", INITIALIZE, b"1"), {}, named, options="-si")
+        begin = _curl(url, request("initialize", dict(INITIALIZE), b"1"), {}, named, options="-si")
         call = [f"  {program()} call {url} counter"] if demo else []
         return ["Try this: it begins a session, by the id in Mcp-Session-Id.", *call, begin]
-    key = {"Trunkline-Workflow": KEY}
+    # By the revision that `call` speaks: another one would begin the workflow of the key anew.
+    key = {"Trunkline-Workflow": KEY, "MCP-Protocol-Version": INITIALIZE["protocolVersion"]}
     if not demo:
         twice = "Try this twice: the second time, the session is open already."
         return [*first, twice, _curl(url, request("tools/list", {}, b"1"), key, named)]

@@ -326,7 +326,7 @@ async def test_without_arguments_it_is_the_demo_and_says_what_to_try() -> None:
         assert [text_of(await tried(welcome)) for _ in range(2)] == ["1", "2"]
         assert f"http://127.0.0.1:{port}/servers/demo/mcp" in welcome
         [call] = re.findall(r"^  (.* call .*)$", welcome, re.MULTILINE)
-        assert await anyio.to_thread.run_sync(in_a_shell, [call, call]) == ["1\n", "2\n"]
+        assert await anyio.to_thread.run_sync(in_a_shell, [call, call]) == ["3\n", "4\n"]
         [look] = re.findall(r"^Look into it: (.*)$", welcome, re.MULTILINE)
         [looked] = await anyio.to_thread.run_sync(in_a_shell, [look])
         assert "demo" in looked
