@@ -10,7 +10,7 @@ import contextlib
 import time
 import urllib.parse
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -26,6 +26,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from harness.in_process import InProcessServer
 from harness.ports import bound_socket
 
 App = Callable[[MutableMapping[str, Any], Callable[[], Any], Callable[[Any], Any]], Awaitable[None]]
@@ -35,12 +36,6 @@ SECRET = "s3cret/of the gateway"
 """Needs encoding before it goes into Basic credentials (RFC 6749, 2.3.1)."""
 
 PATIENCE = 10.0
-
-
-class _Server(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
 
 
 class _Served:
@@ -55,7 +50,7 @@ class _Served:
 
     async def __aenter__(self) -> Self:
         config = uvicorn.Config(self.app(), log_config=None, log_level="critical", ws="none", lifespan="on")
-        self._server = _Server(config)
+        self._server = InProcessServer(config)
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
         self._tasks.start_soon(self._server.serve, [self.listener])

@@ -15,7 +15,7 @@ In every text, `$ID` stands for the id of the request, as it was spelled.
 import contextlib
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -25,6 +25,7 @@ import anyio.lowlevel
 import msgspec
 import uvicorn
 
+from harness.in_process import InProcessServer
 from harness.ports import bound_socket
 from harness.sse import Event
 
@@ -172,14 +173,6 @@ class _CutHere(Exception):
     """Raised through the server, which then drops the connection."""
 
 
-class _Server(uvicorn.Server):
-    """uvicorn without signal handlers: the test's process has its own."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
 class ScriptedUpstream:
     """Serves a script on loopback for as long as it is entered."""
 
@@ -246,7 +239,7 @@ class ScriptedUpstream:
             ws="none",
             timeout_keep_alive=60,
         )
-        self._server = _Server(config)
+        self._server = InProcessServer(config)
         self._tasks = anyio.create_task_group()
         await self._tasks.__aenter__()
         self._tasks.start_soon(self._server.serve, [listener])

@@ -1,0 +1,23 @@
+"""uvicorn in a test's own process: it leaves the signals to the tests, and nothing of its connections behind."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+
+
+class InProcessServer(uvicorn.Server):
+    """Drops at its end the connections that are left, such as those whose peer takes nothing."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        while connections := list(self.server_state.connections):
+            for connection in connections:
+                connection.transport.abort()
+            await asyncio.sleep(0)
