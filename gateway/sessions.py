@@ -91,7 +91,8 @@ class Source:
             with refused:
                 raise Unavailable(self._refused(refused.code, refused.read(MAX_ERROR_BYTES))) from None
         except RemoteDisconnected:
-            raise Unavailable(self._no_gateway()) from None
+            told = f"{self.url} closed the connection without an answer: does its URL begin with https, or is it ending?"
+            raise Unavailable(told) from None
         except (OSError, HTTPException) as error:
             if tls := of_tls(error):
                 raise Unavailable(f"{self.url}: {tls}") from None
