@@ -39,7 +39,7 @@ class Comparison:
         """
         if not workflow.is_doubted:
             stored = await self._directory.get(workflow.record.session_id)
-            if stored is not None and not stored.is_behind(workflow.record):
+            if stored is not None and stored.epoch >= workflow.record.epoch:
                 return self._judged(workflow, stored)
         return await self._tasks.see_through(self._settle_doubt, workflow)
 
@@ -65,7 +65,13 @@ class Comparison:
             return await self._publish(workflow, _renumbered(workflow.record, workflow.highest_id))
         if not is_beside and stored.is_behind(workflow.record):
             return await self._correct(workflow)
+        if not is_beside and stored.epoch < workflow.record.epoch and self._is_sure_of(workflow):
+            return await self._take_back(workflow, stored)
         return self._judged(workflow, stored)
+
+    def _is_sure_of(self, workflow: Workflow) -> bool:
+        """Whether nobody else can have taken it over since it was certain that it lives here."""
+        return self._members.holds_lease and not workflow.is_doubted
 
     def _judged(self, workflow: Workflow, stored: WorkflowRecord) -> Verdict:
         is_beside = self._residents.stands_beside(workflow)
@@ -103,6 +109,14 @@ class Comparison:
     async def _correct(self, workflow: Workflow) -> Verdict:
         """The directory has lost what changed of a workflow last, and which ids were drawn: tell it again."""
         return await self._publish(workflow, await self.renumbered(workflow.record, workflow.highest_id))
+
+    async def _take_back(self, workflow: Workflow, stored: WorkflowRecord) -> Verdict:
+        """The directory has lost that this worker took a workflow over from who is said there to hold it."""
+        told = await self.renumbered(workflow.record, workflow.highest_id)
+        standing = await self._directory.replace(msgspec.structs.replace(told, epoch=stored.epoch))
+        if standing is None:
+            return await self._compared(workflow)  # it has changed meanwhile
+        return await self._publish(workflow, told)
 
     async def _publish(self, workflow: Workflow, told: WorkflowRecord) -> Verdict:
         """The directory has forgotten a workflow that lives here, or its last state: tell it again."""

@@ -1,6 +1,7 @@
 """What lives at a worker is compared with its record: another worker's is let go, a forgotten one told again."""
 
 import anyio
+import msgspec
 import pytest
 from harness.clustering import Member, Workers, two, until, workers
 from harness.memory_wire import echo
@@ -183,6 +184,68 @@ async def test_e4_a_successor_gets_no_ids_that_a_shared_session_had_before_the_d
         sent = [exchange.id for exchange in at.server.of("tools/call")]
         assert len(set(sent)) == len(sent) == 6
         assert len(at.server.of("initialize")) == 1
+
+
+async def test_g7_who_took_over_keeps_it_though_who_was_paused_is_first_to_hear_that_the_directory_lost_it() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        mine = (await a.find(session_id)).workflow
+        at.clock.advance(LEASE_SECONDS)
+        await b.beat()
+        theirs = (await b.find(session_id)).workflow
+        at.directory.forget(session_id)
+        for member, workflow in ((a, mine), (b, theirs)):
+            await member.pool.lookup.compare(workflow)
+        await a.beat()
+        await settle()
+        assert (theirs.ended, await at.directory.get(session_id)) == (None, theirs.record)
+        assert mine.ended is not None
+
+
+@pytest.mark.parametrize("changes", [0, 2])
+async def test_g5_g7_who_took_over_keeps_it_though_the_directory_lost_that(changes: int) -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        before = await at.directory.get(session_id)
+        assert before is not None
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        client = await b.find(session_id)
+        for _ in range(changes):
+            client.workflow.record = await at.directory.replace(client.workflow.record) or client.workflow.record
+        await client.answer(client.call())
+        known = client.workflow.record
+        at.directory.go_back(before)
+        at.directory._next_id[session_id] = 1
+        at.directory._tell("")
+        await settle()
+        record = await at.directory.get(session_id)
+        assert record == client.workflow.record
+        assert (record.worker, record.epoch, client.workflow.ended) == (known.worker, known.epoch, None)
+        c = await at.start()
+        beside = await c.beside(session_id)
+        for each in (client, beside, beside):
+            assert "result" in await each.answer(each.call())
+        sent = [exchange.id for exchange in at.server.of("tools/call")]
+        assert len(set(sent)) == len(sent) == 4
+
+
+async def test_g7_who_was_paused_takes_nothing_back_though_the_directory_lost_something() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        mine = (await a.find(session_id)).workflow
+        for _ in range(3):
+            mine.record = await at.directory.replace(mine.record) or mine.record
+        at.clock.advance(LEASE_SECONDS)
+        await b.beat()
+        at.directory.go_back(msgspec.structs.replace(mine.record, epoch=1))
+        theirs = (await b.find(session_id)).workflow
+        assert theirs.record.epoch < mine.record.epoch
+        await a.pool.lookup.compare(mine)
+        await a.beat()
+        await settle()
+        assert (theirs.ended, await at.directory.get(session_id)) == (None, theirs.record)
+        assert mine.ended is not None
 
 
 async def test_who_has_the_key_meanwhile_keeps_it() -> None:
