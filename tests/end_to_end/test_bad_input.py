@@ -47,7 +47,7 @@ BODIES = {
     "two messages": Bad(400, -32700, CALL + CALL),
     "not UTF-8": Bad(400, -32700, CALL.replace(b"counter", b"count\xff")),
     "NaN": Bad(400, -32700, CALL.replace(b"{}}", b'{"n":NaN}}')),
-    "nested too deeply": Bad(400, -32700, CALL.replace(b"{}}", b'{"n":' + b"[" * 5000 + b"]" * 5000 + b"}}")),
+    "nested too deeply": Bad(400, -32700, CALL.replace(b"{}}", b'{"n":' + b"[" * 12_000 + b"]" * 12_000 + b"}}")),
     "a number": Bad(400, -32600, b"1"),
     "a string": Bad(400, -32600, b'"hello"'),
     "an empty object": Bad(400, -32600, b"{}"),

@@ -16,6 +16,7 @@ class InProcessServer(uvicorn.Server):
         yield
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.config.timeout_graceful_shutdown = 1  # from Python 3.12 on, uvicorn waits for what is left, forced or not
         await super().shutdown(sockets)
         while connections := list(self.server_state.connections):
             for connection in connections:

@@ -110,6 +110,8 @@ async def serving(serve: Serve) -> AsyncIterator[RawServer]:
         yield server
     finally:
         server._is_over = True
+        for _ in range(3):  # asyncio loses a connection whose listener is closed while it is being made
+            await asyncio.sleep(0)
         listener.close()
         for task in server._tasks:
             task.cancel()

@@ -4,6 +4,7 @@ import asyncio
 import json
 from typing import Any
 
+import anyio
 import pytest
 from trunkline.compat.contextforge.asked import Incoming, carried_by
 from trunkline.compat.contextforge.conversation import Conversation
@@ -100,6 +101,7 @@ async def test_calls_run_side_by_side() -> None:
     assert (await bench.answer())["id"] == 2
     bench.gateway.gate.set()
     assert (await bench.answer())["id"] == 1
+    await anyio.wait_all_tasks_blocked()
     assert bench.conversation.inflight == 0
 
 
