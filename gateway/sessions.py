@@ -91,7 +91,7 @@ class Source:
             with refused:
                 raise Unavailable(self._refused(refused.code, refused.read(MAX_ERROR_BYTES))) from None
         except RemoteDisconnected:
-            told = f"{self.url} closed the connection without an answer: does its URL begin with https? Or it ends"
+            told = f"{self.url} closed the connection without an answer: it may want https, or be ending"
             raise Unavailable(told) from None
         except (OSError, HTTPException) as error:
             if tls := of_tls(error):

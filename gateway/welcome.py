@@ -108,8 +108,9 @@ def _identity(settings: Settings) -> tuple[str, str, list[str]]:
 def _curl(url: str, body: bytes, headers: Mapping[str, str], named: str, *, options: str = "-s") -> str:
     """One MCP request. Where a key names the session, the gateway does the handshake."""
     more = "".join(f" -H '{header}: {value}'" for header, value in headers.items())
+    own = f"   {more}{named} \\\n" if more or named else ""
     return (
-        f"  curl {options} {url}{more}{named} \\\n"
+        f"  curl {options} {url} \\\n{own}"
         "    -H 'Content-Type: application/json' -H 'Accept: application/json, text/event-stream' \\\n"
         f"    -d '{body.decode()}'"
     )
