@@ -55,6 +55,11 @@ class Portions:
         """Goes on with what waits, where that is held."""
         self._lost: Callable[[], None] | None = None
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether reading goes on in the turns that follow."""
+        return self._is_resting
+
     def take(self, data: bytes, read: Read, source: Source) -> None:
         """Have it read, now or in the turns that follow."""
         if self._is_resting:

@@ -264,6 +264,23 @@ async def test_what_it_said_last_is_heard_before() -> None:
         assert heard.lines == [b"x"] * 20000
 
 
+def hold_up_until_exited(pid: int) -> None:
+    """The event loop does nothing meanwhile."""
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        pass
+
+
+async def test_what_has_come_is_heard_where_the_loop_is_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "DRAIN_SECONDS", 0.01)
+    program = "import os, sys; sys.stdin.read(1); os.write(1, b'x\\n' * 20000); os._exit(1)"
+    async with running(program) as (started, heard):
+        started.write(b"")
+        hold_up_until_exited(started.pid)
+        await heard.until(lambda: heard.why)
+        assert heard.lines == [b"x"] * 20000
+        assert heard.why == [("the server exited (status 1)", False)]
+
+
 async def test_an_exit_is_told_although_a_child_holds_the_output(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process, "END_SECONDS", 0.1)
     program = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])"
