@@ -19,8 +19,8 @@ from websockets.frames import CONT, PING, PONG, TEXT, Frame
 pytestmark = pytest.mark.anyio
 
 CALLS = 20
-SECONDS = 6.0
-"""In which they are answered beside a flood; a single one took longer while connections were read to their end."""
+SECONDS = 10.0
+"""In which they are answered beside a flood; they took longer while connections were read to their end."""
 
 UPGRADE = (
     b"GET /servers/up/ws HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
