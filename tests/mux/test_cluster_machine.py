@@ -7,6 +7,7 @@ import asyncio
 import itertools
 import json
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ import anyio
 from harness.clustering import Member, Workers, until, workers
 from harness.memory_wire import Exchange, message
 from harness.muxing import Client, position, settle
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from trunkline.mux.directory import LEASE_SECONDS
 from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, SessionLost, UnknownSession
@@ -328,14 +329,15 @@ class World:
         self.saved = record, directory._next_id.get(session_id), list(directory.logs.get(session_id, ()))
 
     async def go_back(self, _: int) -> None:
-        """The directory has what it had before, under the same holder."""
+        """The directory has what it had before; who holds the session lives, and has a lease where a take-over is lost."""
         directory, session_id = self.at.directory, self.talk.session_id
         stored = await directory.get(session_id)
         await self.read(0)
         if self.saved is None or stored is None or self.saved[0] is None or self.talk.read != self.talk.told:
             return
         record, next_id, log = self.saved
-        if record.worker != stored.worker or record.worker not in self._ids_of_living():
+        is_same = record.worker == stored.worker
+        if stored.worker not in self._ids_of(m for m in self.living if is_same or m not in self.stalled):
             return
         directory.go_back(record)
         if record.epoch < stored.epoch:  # else nobody knows of the loss, and ids of that moment may be drawn again
@@ -348,15 +350,15 @@ class World:
         directory, session_id = self.at.directory, self.talk.session_id
         stored = await directory.get(session_id)
         await self.read(0)
-        holders = [member.members.worker.id for member in self.living if session_id in member.pool._workflows]
-        if stored is None or holders != [stored.worker] or self.talk.read != self.talk.told:
+        holders = self._ids_of(member for member in self.living if session_id in member.pool._workflows)
+        if stored is None or holders != {stored.worker} or self.talk.read != self.talk.told:
             return
         directory.forget(session_id)
         self.saved = None
         await self._hear_of_a_loss()
 
-    def _ids_of_living(self) -> set[str]:
-        return {member.members.worker.id for member in self.living}
+    def _ids_of(self, members: Iterable[Member]) -> set[str]:
+        return {member.members.worker.id for member in members}
 
     async def _hear_of_a_loss(self) -> None:
         for asked in self.asked:
@@ -445,6 +447,18 @@ async def play(steps: list[tuple[str, int]]) -> None:
         await world.check()
 
 
+PAUSED_WHILE_ANOTHER_TOOK_OVER = [
+    *(("stall", 2), ("kill", 0), ("pass", 0), ("come_back", 0)),
+    *(("wake", 1), ("ask", 1), ("kill", 1), ("pass", 0), ("fetch", 0)),
+]
+ENDED_WHILE_PAUSED = [("ask", 1), ("stall", 0), ("delete", 1), ("wake", 0), ("ask", 0), ("drain", 0), ("fetch", 1)]
+LOST_WHILE_ANSWERS_ARE_DUE = [("save", 0), ("ask", 1), ("kill", 0), ("pass", 0), ("come_back", 0), ("save", 0)]
+
+
+@example(PAUSED_WHILE_ANOTHER_TOOK_OVER)
+@example(ENDED_WHILE_PAUSED)
+@example([*LOST_WHILE_ANSWERS_ARE_DUE, ("tell", 0), ("go_back", 0), ("drain", 0), ("fetch", 1)])
+@example([*LOST_WHILE_ANSWERS_ARE_DUE, ("empty", 0), ("tell", 0), ("kill", 1), ("pass", 0), ("fetch", 1)])
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(STEPS, max_size=14))
 def test_g5_g6_g7_whatever_becomes_of_workers(steps: list[tuple[str, int]]) -> None:
