@@ -329,7 +329,7 @@ class World:
         self.saved = record, directory._next_id.get(session_id), list(directory.logs.get(session_id, ()))
 
     async def go_back(self, _: int) -> None:
-        """The directory has what it had before; who holds the session lives, and has a lease where a take-over is lost."""
+        """The directory has what it had before; who holds the session lives, with a lease where a take-over is lost."""
         directory, session_id = self.at.directory, self.talk.session_id
         stored = await directory.get(session_id)
         await self.read(0)
