@@ -13,6 +13,7 @@ from msgspec import Raw
 
 from . import call_log
 from . import envelope as wire_format
+from .burden import LARGE_BYTES, Burden
 from .duplex import Duplex
 from .envelope import Envelope
 from .errors import InvalidRequest, Overloaded, SessionLost, TrunklineError
@@ -29,12 +30,25 @@ WORST_FIRST: Final = ("bypass", "miss", "spare", "hit")
 class Calls:
     """The calls of one workflow in flight: taken, handed to its line, counted when they end."""
 
-    __slots__ = ("_clock", "_exchanges", "_in_flight", "_quiet", "_stir", "_workflow", "had_exchange", "last_end")
+    __slots__ = (
+        "_burden",
+        "_clock",
+        "_exchanges",
+        "_in_flight",
+        "_quiet",
+        "_stir",
+        "_workflow",
+        "had_exchange",
+        "last_end",
+    )
 
-    def __init__(self, workflow: Workflow, clock: Callable[[], float], stir: Callable[[Workflow], None]) -> None:
+    def __init__(
+        self, workflow: Workflow, clock: Callable[[], float], stir: Callable[[Workflow], None], burden: Burden
+    ) -> None:
         self._workflow = workflow
         self._clock = clock
         self._stir = stir
+        self._burden = burden
         self._in_flight: InFlight[Call] = InFlight()
         self._exchanges: dict[Exchange, None] = {}
         """Those that owe an answer, oldest first."""
@@ -97,6 +111,9 @@ class Calls:
                 raise SessionLost("the gateway is shutting down", executed="no")
             if len(self._in_flight) > workflow.pooling.max_inflight_per_workflow:
                 raise Overloaded("too many calls in flight in this session", limit="max_inflight_per_workflow")
+            if message.size > LARGE_BYTES and not call.burden:
+                self._burden.take_up(workflow.principal, message.size)
+                call.burden = message.size
             done = workflow.line.request(message, call, headers)
         except TrunklineError as error:
             workflow.account.refuse(error)
@@ -125,6 +142,8 @@ class Calls:
         now = self._clock()
         self.last_end = now
         self._in_flight.leave(call.id, call)
+        if call.burden:
+            self._burden.lay_down(self._workflow.principal, call.burden)
         if self._quiet is not None and not len(self._in_flight):
             self._quiet.set()
         statistics, server = self._workflow.statistics, self._workflow.server

@@ -73,16 +73,17 @@ class Envelope:
     """One JSON-RPC message whose members are still raw.
 
     `id` is the raw spelling of the id, empty for a notification and for an error response whose request could not be
-    read (rule E8). `method` is empty for a response.
+    read (rule E8). `method` is empty for a response. `size` is that of the text that was read, in bytes.
     """
 
-    __slots__ = ("id", "kind", "members", "method")
+    __slots__ = ("id", "kind", "members", "method", "size")
 
     def __init__(self, kind: Kind, members: Members, *, id: bytes = b"", method: str = "") -> None:
         self.kind: Kind = kind
         self.members = members
         self.id = id
         self.method = method
+        self.size = 0
 
     def __repr__(self) -> str:
         return f"Envelope({self.kind}, id={self.id!r}, method={self.method!r})"
@@ -125,15 +126,18 @@ def parse(text: bytes, *, limit: int) -> Envelope:
         ParseError: not JSON, not UTF-8, too large or nested too deeply.
         InvalidRequest: JSON, but no JSON-RPC 2.0 message with a legal id (rules E1, E7).
     """
+    size = len(text)
     try:
-        members = _decode_members(_checked(text, limit))
+        members = _decode_members(_checked(text, size, limit))
     except msgspec.ValidationError:
         raise InvalidRequest("a JSON-RPC message is an object") from None
     except msgspec.DecodeError as error:
         raise ParseError(f"the message is not JSON: {error}") from None
     except RecursionError:
         raise ParseError("the message is nested too deeply") from None
-    return _classify(members)
+    message = _classify(members)
+    message.size = size
+    return message
 
 
 def is_batch(text: bytes) -> bool:
@@ -149,7 +153,7 @@ def parse_batch(text: bytes, *, limit: int) -> list[Envelope]:
         InvalidRequest: an empty batch, one of more than `MAX_BATCH` messages, or an element that is no message.
     """
     try:
-        elements = [bytes(raw) for raw in msgspec.structs.astuple(_decode_batch(_checked(text, limit)))]
+        elements = [bytes(raw) for raw in msgspec.structs.astuple(_decode_batch(_checked(text, len(text), limit)))]
     except msgspec.ValidationError:
         raise InvalidRequest(f"a batch is an array of at most {MAX_BATCH} JSON-RPC messages") from None
     except msgspec.DecodeError as error:
@@ -161,20 +165,20 @@ def parse_batch(text: bytes, *, limit: int) -> list[Envelope]:
     return [parse(element, limit=limit) for element in elements if element]
 
 
-def _checked(text: bytes, limit: int) -> bytes:
+def _checked(text: bytes, size: int, limit: int) -> bytes:
     """The text, known to be UTF-8 and free of line breaks (rules E24, E25).
 
     The decoder keeps raw parts unread, so both are checked here, once, for the whole message. A line break between
     two tokens would end a line-delimited frame or an SSE event early: one message would become two.
     """
-    if len(text) > limit:
+    if size > limit:
         raise ParseError(f"the message is larger than {limit} bytes")
     if not text.isascii():
         try:
             text.decode()
         except UnicodeDecodeError as error:
             raise ParseError(f"the message is not UTF-8 (byte {error.start})") from None
-    if len(text) > MAX_UNUSUAL_BYTES:
+    if size > MAX_UNUSUAL_BYTES:
         _check_number(text)
     if LF in text or CR in text:
         return msgspec.json.format(text, indent=-1)

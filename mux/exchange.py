@@ -186,7 +186,20 @@ class Asker(Protocol):
 class Call:
     """One request of a client. Implements `Caller`."""
 
-    __slots__ = ("_done", "_first", "_sent", "_span", "again", "asker", "id", "listing", "method", "owner", "started")
+    __slots__ = (
+        "_done",
+        "_first",
+        "_sent",
+        "_span",
+        "again",
+        "asker",
+        "burden",
+        "id",
+        "listing",
+        "method",
+        "owner",
+        "started",
+    )
 
     def __init__(
         self, owner: Workflow, asker: Asker, id: bytes, method: str, started: float, span: Span | None = None
@@ -200,6 +213,8 @@ class Call:
         """What may be sent once more: set where the server is stateless, or its annotations are trusted (G6)."""
         self.listing: Listing | None = None
         """The list of tools that it asks for, where that is to be remembered."""
+        self.burden = 0
+        """What it has of the pool's `Burden`, in bytes."""
         self._first: TrunklineError | None = None
         """What became of it when it may have run and was sent once more."""
         self._span = span

@@ -74,6 +74,7 @@ class Opening:
         self._ending = ending
         self._statistics = premises.statistics
         self._clock = premises.clock
+        self._burden = premises.burden
         self._numbers = itertools.count(1)
 
     async def begin(self, new: Newcomer) -> tuple[Claimed, Workflow | None]:
@@ -169,6 +170,7 @@ class Opening:
             clock=self._clock,
             end=self._ending.soon,
             stir=self._residents.rota.stir,
+            burden=self._burden,
             journal=None if cluster is None else cluster.journal,
             names=None if cluster is None else cluster.names,
         )

@@ -16,6 +16,7 @@ import anyio
 
 from .account import MAX_ENDED, RETURNED, Ended, Origin, Transport, handshake_differences
 from .breaker import Circuit
+from .burden import Burden
 from .channel import Channel
 from .channels import Channels
 from .cluster import Cluster, ClusterPorts
@@ -117,8 +118,17 @@ class Pool:
         self._budget = Budget(pooling.event_log.total_bytes)
         self._workflows = self._residents.by_id
         self._tasks = Tasks()
+        self.burden = Burden()
+        """What clients' large messages take here."""
         premises = self._premises = Premises(
-            directory, self._residents, self._generations, Leftovers(), self._tasks, self.statistics, clock
+            directory,
+            self._residents,
+            self._generations,
+            Leftovers(),
+            self._tasks,
+            self.statistics,
+            clock,
+            self.burden,
         )
         self._cluster = None if members is None or shared is None else self._clustering(members, shared)
         self._channels = Channels(premises)

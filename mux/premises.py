@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+from .burden import Burden
 from .directory import Directory
 from .generations import Generations
 from .leftovers import Leftovers
@@ -13,7 +14,7 @@ from .upstream import Upstream
 
 
 class Premises(NamedTuple):
-    """Where workflows are recorded, and what is known of those that live in one process."""
+    """Where workflows are recorded, what is known of those that live in one process, and what they take of it."""
 
     directory: Directory
     residents: Residents
@@ -22,3 +23,4 @@ class Premises(NamedTuple):
     tasks: Tasks
     statistics: Statistics
     clock: Callable[[], float]
+    burden: Burden

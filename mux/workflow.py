@@ -17,6 +17,7 @@ import msgspec
 
 from .account import Account, Transport, What
 from .annotations import Trust
+from .burden import Burden
 from .calls import Calls
 from .channel import Channel
 from .duplex import Duplex
@@ -48,6 +49,8 @@ class WorkflowPorts(NamedTuple):
     """Ends one, with its record and everything, for a cause that arose within."""
     stir: Callable[[Workflow], None]
     """Hears that something happened to one, which has to be looked after."""
+    burden: Burden
+    """What clients' large messages may take together."""
     journal: Journal | None = None
     """The way to where their event logs are kept for other workers; None where there are none."""
     names: Iterator[int] | None = None
@@ -141,7 +144,7 @@ class Workflow:
         that is known here."""
         self.known: Known | None = None
         """How much of its event log is known here; None where it was not read."""
-        self.calls = Calls(self, ports.clock, ports.stir)
+        self.calls = Calls(self, ports.clock, ports.stir, ports.burden)
         """What its client asked and is not answered yet."""
         self._questions: Questions | None = None
         self._streams: Streams | None = None

@@ -15,6 +15,7 @@ PURE = (
     "gateway/trends.py",
     "mux/account.py",
     "mux/breaker.py",
+    "mux/burden.py",
     "mux/demux.py",
     "mux/envelope.py",
     "mux/errors.py",
@@ -77,6 +78,7 @@ MUX_ORDER = (
     {
         "account",
         "breaker",
+        "burden",
         "envelope",
         "event_log",
         "failures",

@@ -179,8 +179,8 @@ class WholeRequest(Protocol):
         """Leave it to the application after all, as one that nobody took; nothing was done."""
 
 
-async def read_body(receive: Receive, declared: str | None) -> bytes:
-    """The whole body.
+async def read_body(receive: Receive, declared: str | None, note: Callable[[int], None]) -> bytes:
+    """The whole body; `note` hears how much of it has come, and may refuse it by what it raises.
 
     Raises:
         BodyTooLarge: declared or found to be larger than allowed; nothing of it is kept.
@@ -198,10 +198,12 @@ async def read_body(receive: Receive, declared: str | None) -> bytes:
     if not message.get("more_body", False):
         if len(body) > MAX_BODY_BYTES:
             raise BodyTooLarge
+        note(len(body))
         return body
     parts: list[bytes | bytearray] = []
     keep(parts, body)
     size = len(body)
+    note(size)
     with anyio.move_on_after(BODY_SECONDS):
         while message.get("more_body", False):
             message = await receive()
@@ -212,6 +214,7 @@ async def read_body(receive: Receive, declared: str | None) -> bytes:
             size += len(body)
             if size > MAX_BODY_BYTES:
                 raise BodyTooLarge
+            note(size)
         return b"".join(parts)
     raise BodyTooSlow
 

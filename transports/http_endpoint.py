@@ -7,6 +7,7 @@ from typing import Final
 import anyio
 
 from ..mux import envelope as wire_format
+from ..mux.burden import LARGE_BYTES
 from ..mux.errors import Elsewhere, Overloaded, TrunklineError
 from ..mux.limits import MAX_BODY_BYTES
 from ..mux.principal import Principal
@@ -45,7 +46,19 @@ AT_ONCE_BYTES: Final = 16_384
 class HTTPRequest:
     """One HTTP request of a client, and the state of its answer."""
 
-    __slots__ = ("_send", "began", "cors", "extra", "headers", "id", "principal", "receive", "scope", "started")
+    __slots__ = (
+        "_send",
+        "began",
+        "burden",
+        "cors",
+        "extra",
+        "headers",
+        "id",
+        "principal",
+        "receive",
+        "scope",
+        "started",
+    )
 
     def __init__(self, headers: RequestHeaders, receive: Receive, send: Send, scope: Scope) -> None:
         self.headers = headers
@@ -53,6 +66,8 @@ class HTTPRequest:
         self.receive = receive
         self._send = send
         self.principal: Principal
+        self.burden = 0
+        """What its body has of the pool's `Burden`, in bytes."""
         self.began = False
         """Set when this request opened the session that it was then carried over."""
         self.id = b""
@@ -67,20 +82,6 @@ class HTTPRequest:
             self.extra.append((SESSION_ID.encode(), workflow.record.session_id.encode()))
         if state is not None:
             self.extra.append((WORKFLOW_STATE.encode(), state.encode()))
-
-    async def body(self) -> bytes:
-        """The whole body.
-
-        Raises:
-            HTTPRefusal: 413, 408.
-            ClientLeft: it did not come to its end.
-        """
-        try:
-            return await read_body(self.receive, self.headers.get("content-length"))
-        except BodyTooLarge:
-            raise HTTPRefusal(413, "body", f"the body is larger than {MAX_BODY_BYTES} bytes") from None
-        except BodyTooSlow:
-            raise HTTPRefusal(408, "slow_body", "the body took too long to come") from None
 
     def head(self, headers: RawHeaders) -> RawHeaders:
         """These headers, and what the answer has besides."""
@@ -162,7 +163,37 @@ class HTTPEndpoint:
             scope[GRANT] = request.headers.grant
             raise
         except Exception as error:
+            self.lay_down(request)
             await refuse(self._config, request, error)
+        finally:
+            self.lay_down(request)
+
+    async def body(self, request: HTTPRequest) -> bytes:
+        """The whole body. A large one counts as far as it has come, until `lay_down`, or the end of its request.
+
+        Raises:
+            HTTPRefusal: 413, 408.
+            Overloaded: there is too much of large messages.
+            ClientLeft: it did not come to its end.
+        """
+
+        def note(size: int) -> None:
+            if size > LARGE_BYTES:
+                self._pool.burden.take_up(request.principal, size - request.burden)
+                request.burden = size
+
+        try:
+            return await read_body(request.receive, request.headers.get("content-length"), note)
+        except BodyTooLarge:
+            raise HTTPRefusal(413, "body", f"the body is larger than {MAX_BODY_BYTES} bytes") from None
+        except BodyTooSlow:
+            raise HTTPRefusal(408, "slow_body", "the body took too long to come") from None
+
+    def lay_down(self, request: HTTPRequest) -> None:
+        """The body of a request counts no longer: it is let go of, or its calls count. Idempotent."""
+        if request.burden:
+            self._pool.burden.lay_down(request.principal, request.burden)
+            request.burden = 0
 
     async def await_turn(self, request: HTTPRequest, body: bytes) -> None:
         """Let a message wait where more have come than are taken at once: users take turns.

@@ -319,7 +319,7 @@ class ModernEndpoint(HTTPEndpoint):
         check_json(request.headers)
         if not accepts(request.headers, JSON_TYPE, STREAM_TYPE):
             raise HTTPRefusal(406, "accept", "Accept must list application/json and text/event-stream")
-        body = await request.body()
+        body = await self.body(request)
         await self.await_turn(request, body)
         await self.hand_on(request)
         if await self._requests.answer(request, body):

@@ -94,7 +94,7 @@ class _Messages(HTTPEndpoint):
     async def _post(self, request: HTTPRequest) -> None:
         check_json(request.headers)
         link = await self._link(request)
-        text = await request.body()
+        text = await self.body(request)
         message = wire_format.parse(text, limit=MAX_BODY_BYTES)
         headers: RawHeaders = [(b"content-type", b"text/plain; charset=utf-8")]
         await request.respond(202, headers, ACCEPTED)

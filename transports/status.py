@@ -14,10 +14,26 @@ from .guard import Rejected, Unauthorized
 
 RETRY_AFTER: Final = (b"retry-after", b"10")
 PER_PRINCIPAL: Final = frozenset(
-    {"max_workflows_per_user", "max_workflows_per_tenant", "max_channels_per_user", "tickets_per_user"}
+    {
+        "max_channels_per_user",
+        "max_large_bytes_per_user",
+        "max_workflows_per_tenant",
+        "max_workflows_per_user",
+        "tickets_per_user",
+    }
 )
 AT_ADMISSION: Final = frozenset(
-    {"max_workflows", "draining", "opening", "tickets", "directory", "worker", "reconfigured", "issuer_keys"}
+    {
+        "directory",
+        "draining",
+        "issuer_keys",
+        "max_large_bytes",
+        "max_workflows",
+        "opening",
+        "reconfigured",
+        "tickets",
+        "worker",
+    }
 )
 
 

@@ -54,7 +54,7 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         check_json(headers)
         if not accepts(headers, JSON_TYPE, STREAM_TYPE):
             raise HTTPRefusal(406, "accept", "Accept must list application/json and text/event-stream")
-        body = await request.body()
+        body = await self.body(request)
         await self.await_turn(request, body)
         await self.hand_on(request)
         modern = self._config.modern
@@ -79,6 +79,7 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         await self.hand_on(request)
         if is_batch and workflow.revision != BATCHES:
             raise InvalidRequest(f"revision {workflow.revision} has no batches")
+        self.lay_down(request)  # its calls take it up
         exchange = take(self._config, request, workflow, messages)
         if exchange is None:
             await request.respond(202, [])

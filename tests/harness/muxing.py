@@ -365,6 +365,7 @@ class Bench:
         census = pool._residents.census
         assert (census.total, census.users, census.tenants) == (0, {}, {})
         assert (pool._residents.by_token, self.directory.records, self.held) == ({}, [], 0)
+        assert pool.burden.held == 0
         assert [server.live for server in servers] == [[], []]
         assert all(opener == closer for server in servers for opener, closer in server.owners)
 

@@ -9,8 +9,9 @@ from harness.muxing import ALICE, BOB, Client, begin, bench, members, notificati
 from trunkline.mux.demux import TOMBSTONE_SECONDS
 from trunkline.mux.directory.memory import MemoryDirectory
 from trunkline.mux.envelope import Envelope
-from trunkline.mux.limits import Pooling
+from trunkline.mux.limits import MAX_BODY_BYTES, Pooling
 from trunkline.mux.pool import Pool
+from trunkline.mux.ports import NONE
 from trunkline.mux.request import EXTENSIONS
 from trunkline.mux.upstream import Upstream
 
@@ -117,6 +118,28 @@ async def test_the_calls_of_one_workflow_are_limited() -> None:
         for exchange in exchanges:
             assert "result" in await client.answer(exchange)
         assert "result" in await client.answer(client.call(id=b"9"))
+
+
+async def test_g10_the_large_calls_of_one_user_are_limited_by_their_bytes_until_they_end() -> None:
+    async with bench() as at:
+        client, other = await at.client(ALICE), await at.client(BOB)
+        largest = {"arguments": {"pad": "x" * (MAX_BODY_BYTES - 200)}}
+        exchanges = [client.call(largest, id=b"%d" % n) for n in range(16)]
+        refused = await client.answer(client.call(largest, id=b"16"))
+        assert refused["error"]["code"] == -31003
+        assert refused["error"]["data"] == {"limit": "max_large_bytes_per_user"}
+        small, theirs = client.call(id=b"17"), other.call(largest)
+        client.workflow.notify(cancel(b"0"), NONE)
+        assert (await client.answer(exchanges[0]))["error"]["message"] == "Request cancelled"
+        again = client.call(largest, id=b"18")
+        await at.server.got("tools/call", 19)
+        for upstream in at.server.of("tools/call")[1:]:
+            upstream.answer()
+        for exchange in [*exchanges[1:], small, again]:
+            assert "result" in await client.answer(exchange)
+        assert "result" in await other.answer(theirs)
+        assert at.pool.burden.held == 0
+        at.server.of("tools/call")[0].answer()
 
 
 # Cancellation.

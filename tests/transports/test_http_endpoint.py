@@ -1,14 +1,15 @@
 """What every HTTP endpoint does around its own part: guard, identity, refusals, bodies, streams."""
 
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import anyio
 import pytest
 from harness.asgi_client import ASGIClient, asgi_client
 from harness.endpoint_bench import authenticate
-from harness.muxing import Bench, bench
+from harness.muxing import Bench, bench, settle
 from trunkline.mux.errors import Overloaded, UnknownSession
 from trunkline.mux.limits import MAX_BODY_BYTES
 from trunkline.transports import http_endpoint
@@ -22,14 +23,31 @@ pytestmark = pytest.mark.anyio
 ORIGIN = "https://app.example"
 
 
+class Reading(HTTPEndpoint):
+    """Answers a body with itself."""
+
+    def __init__(self, config: EndpointConfig) -> None:
+        super().__init__(config, {"POST": self._post})
+
+    async def _post(self, request: HTTPRequest) -> None:
+        check_json(request.headers)
+        await request.respond(200, [], await self.body(request))
+
+
 @asynccontextmanager
-async def endpoint(handle: Callable[[HTTPRequest], Awaitable[None]]) -> AsyncIterator[tuple[ASGIClient, Bench]]:
-    """A client of an endpoint that answers POST."""
+async def served(make: Callable[[EndpointConfig], HTTPEndpoint]) -> AsyncIterator[tuple[ASGIClient, Bench]]:
+    """A client of such an endpoint."""
     async with bench() as at:
         guard = Guard(loopback=True, allowed_origins=[ORIGIN])
-        app = HTTPEndpoint(EndpointConfig("x", at.pool, guard, authenticate), {"POST": handle})
-        async with asgi_client(app) as client:
+        async with asgi_client(make(EndpointConfig("x", at.pool, guard, authenticate))) as client:
             yield client, at
+
+
+def endpoint(
+    handle: Callable[[HTTPRequest], Awaitable[None]],
+) -> AbstractAsyncContextManager[tuple[ASGIClient, Bench]]:
+    """A client of an endpoint that answers POST."""
+    return served(lambda config: HTTPEndpoint(config, {"POST": handle}))
 
 
 async def greet(request: HTTPRequest) -> None:
@@ -145,25 +163,37 @@ async def test_a_page_of_an_allowed_origin_may_read_what_it_is_told_even_a_refus
     ],
 )
 async def test_a_body_is_whole_bounded_and_json(parts: list[bytes], headers: dict[str, str], status: int) -> None:
-    async def read(request: HTTPRequest) -> None:
-        check_json(request.headers)
-        await request.respond(200, [], await request.body())
-
-    async with endpoint(read) as (client, _):
+    async with served(Reading) as (client, _):
         answer = await client.ask("POST", b"", headers, parts=parts)
         assert answer.status == status
         assert status != 200 or await answer.body() == b"".join(parts)
 
 
 async def test_a_client_that_leaves_in_the_middle_of_its_body_is_counted() -> None:
-    async def read(request: HTTPRequest) -> None:
-        await request.body()
-
-    async with endpoint(read) as (client, at):
+    async with served(Reading) as (client, at):
         answer = client.start("POST", b"", parts=[b"a"], endless=True)
         answer.leave()
         await answer.over()
         assert (answer.status, at.counts["refused", "client_left"]) == (0, 1)
+
+
+async def test_g10_the_large_bodies_of_one_user_are_limited_as_they_come() -> None:
+    largest = b"a" * MAX_BODY_BYTES
+    async with served(Reading) as (client, at):
+        coming = [client.start("POST", b"", parts=[largest], endless=True) for _ in range(16)]
+        await settle()
+        refused = await client.ask("POST", b"", parts=[b"a" * 65_536, b"a"])
+        assert (refused.status, refused.headers["retry-after"]) == (429, "10")
+        assert json.loads(await refused.body())["error"]["data"] == {"limit": "max_large_bytes_per_user"}
+        assert at.counts["refused", "max_large_bytes_per_user"] == 1
+        assert (await client.post(b"a" * 65_536)).status == 200
+        assert (await client.post(largest, {"authorization": "bob"})).status == 200
+        coming[0].leave()
+        await coming[0].over()
+        assert (await client.post(largest)).status == 200
+        for answer in coming[1:]:
+            answer.leave()
+            await answer.over()
 
 
 # Streams.
