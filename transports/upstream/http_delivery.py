@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Final
 
 from ...mux.errors import UpstreamFault, UpstreamUnreachable
+from ...mux.limits import MIB
 from ..media import STREAM_TYPE, content_type
 from .answers import ERROR_BODY_BYTES, Body, nothing
 from .http import Answer, ExchangeBroken, Headers
@@ -18,8 +19,16 @@ DELIVER_SECONDS: Final = 30.0
 MAX_DELIVERIES: Final = 256
 """Messages without an answer that a server has not taken yet, for each session; more are dropped and counted."""
 
+MAX_DELIVERY_BYTES: Final = 16 * MIB
+"""What they may take together."""
+
 Send = Callable[[Answer], Callable[[], None]]
 """Puts a message on its way, and returns what cuts its exchange."""
+
+
+def has_room(sizes: Collection[int], size: int) -> bool:
+    """Whether one more of this size may be under way, beside messages of those."""
+    return len(sizes) < MAX_DELIVERIES and sum(sizes) + size <= MAX_DELIVERY_BYTES
 
 
 class Receipt:
@@ -72,21 +81,22 @@ class Deliveries:
     __slots__ = ("_receipts",)
 
     def __init__(self) -> None:
-        self._receipts: dict[Receipt, None] = {}
+        self._receipts: dict[Receipt, int] = {}
+        """Each with the size of its message."""
 
     def __len__(self) -> int:
         return len(self._receipts)
 
-    def put(self, send: Send, over: Callable[[asyncio.Future[int]], None]) -> bool:
-        """Send one message, never twice: it may have arrived. False where too many are under way: it was not sent.
+    def put(self, size: int, send: Send, over: Callable[[asyncio.Future[int]], None]) -> bool:
+        """Send one message, never twice: it may have arrived. False where too much is under way: it was not sent.
 
         `over` is given the status, or `ExchangeBroken`; cancelled where the server took too long, or all were cut.
         """
-        if len(self._receipts) >= MAX_DELIVERIES:  # a server that asks faster than it takes answers
+        if not has_room(self._receipts.values(), size):  # a server that asks faster than it takes answers
             return False
         receipt = Receipt()
         receipt.cut = send(receipt)
-        self._receipts[receipt] = None
+        self._receipts[receipt] = size
         patience = asyncio.get_running_loop().call_later(DELIVER_SECONDS, receipt.over.cancel)
 
         def delivered(status: asyncio.Future[int]) -> None:

@@ -29,7 +29,7 @@ from .answers import ERROR_BODY_BYTES, Body, nothing
 from .http import CredentialFailed, ExchangeBroken, HeaderBlock, Withheld, target_within
 from .http_call import failure_of, refusal
 from .http_connector import VERSION_HEADER_SINCE, HTTPConnector
-from .http_delivery import DELIVER_SECONDS, MAX_DELIVERIES, announce
+from .http_delivery import DELIVER_SECONDS, announce, has_room
 from .loss import Loss
 
 logger = logging.getLogger(__name__)
@@ -114,14 +114,14 @@ class _SSEWire:
                 self._soon(self._fail, request, InvalidRequest(str(error)))
             return
         if request is None:
-            if self._undelivered >= MAX_DELIVERIES:
+            if not has_room(self._undelivered, len(text)):
                 self._connector.count_dropped()
                 return
             self._connector.count(kind)
         else:
             self._connector.count("call" if self._is_established else "initialize")
             self._loss.unanswered[request] = None
-        post = _Post(self, kind)
+        post = _Post(self, kind, len(text))
         self._posts[post] = request
         post.cut = self._connector.http.send("POST", block, text, post, target=self._target, fence=self._receiver.fence)
 
@@ -209,9 +209,9 @@ class _SSEWire:
         return self._made[1]
 
     @property
-    def _undelivered(self) -> int:
-        """Messages that the server has not taken yet, and for whose answer nobody waits."""
-        return sum(request is None for request in self._posts.values())
+    def _undelivered(self) -> list[int]:
+        """The sizes of the messages that the server has not taken yet, and for whose answer nobody waits."""
+        return [post.size for post, request in self._posts.items() if request is None]
 
     def _receive(self, text: bytes) -> None:
         if not self._is_closed:
@@ -312,14 +312,15 @@ class _Stream:
 class _Post:
     """The answer to one POST: a status that accepts its message, or refuses it. Implements `Answer`."""
 
-    __slots__ = ("_body", "_patience", "_status", "_wire", "cut", "kind")
+    __slots__ = ("_body", "_patience", "_status", "_wire", "cut", "kind", "size")
 
-    def __init__(self, wire: _SSEWire, kind: SendKind) -> None:
+    def __init__(self, wire: _SSEWire, kind: SendKind, size: int) -> None:
         self._wire = wire
         self._status = 0
         self._body = Body(ERROR_BODY_BYTES)
         self._patience = asyncio.get_running_loop().call_later(DELIVER_SECONDS, self._late)
         self.kind = kind
+        self.size = size
         self.cut: Callable[[], None] = nothing
 
     def began(self, status: int, headers: Headers) -> None:

@@ -352,7 +352,7 @@ class HTTPWire:
             self._connector.count(kind)
             return self._http.send("POST", headers, text, answer)
 
-        if not self._traffic.deliveries.put(send, partial(self._delivered, kind)):
+        if not self._traffic.deliveries.put(len(text), send, partial(self._delivered, kind)):
             self._connector.count_dropped()
 
     def _delivered(self, kind: SendKind, over: asyncio.Future[int]) -> None:

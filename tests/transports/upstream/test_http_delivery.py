@@ -3,8 +3,10 @@
 import asyncio
 from collections.abc import Callable
 
+import anyio
 import pytest
 from trunkline.mux.errors import SessionLost, UpstreamUnreachable
+from trunkline.mux.limits import MIB
 from trunkline.transports.upstream import http_delivery as module
 from trunkline.transports.upstream.answers import ERROR_BODY_BYTES
 from trunkline.transports.upstream.http import Answer, ExchangeBroken
@@ -119,7 +121,7 @@ async def test_a_handshake_needs_a_server_that_takes_it() -> None:
 
 async def test_what_was_delivered_makes_room() -> None:
     deliveries, line = Deliveries(), Line(status=202)
-    assert deliveries.put(line.send, line.over)
+    assert deliveries.put(9, line.send, line.over)
     assert len(deliveries) == 1
     assert (await line.told()).result() == 202
     assert (len(deliveries), line.cuts) == (0, 1)
@@ -128,27 +130,38 @@ async def test_what_was_delivered_makes_room() -> None:
 async def test_only_so_many_are_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_DELIVERIES", 2)
     deliveries, line = Deliveries(), Line()
-    assert [deliveries.put(line.send, line.over) for _ in range(3)] == [True, True, False]
+    assert [deliveries.put(9, line.send, line.over) for _ in range(3)] == [True, True, False]
     assert len(line.answers) == 2
+
+
+async def test_g10_only_so_many_bytes_are_under_way() -> None:
+    deliveries, line = Deliveries(), Line()
+    sizes = [4 * MIB, 4 * MIB, 4 * MIB, 3 * MIB, 2 * MIB, MIB, 1]
+    assert [deliveries.put(size, line.send, line.over) for size in sizes] == [True] * 4 + [False, True, False]
+    deliveries.cut()
+    await anyio.wait_all_tasks_blocked()
+    await asyncio.sleep(0)
+    assert (len(deliveries), len(line.news)) == (0, 5)
+    assert deliveries.put(4 * MIB, line.send, line.over)
 
 
 async def test_a_server_that_does_not_acknowledge_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "DELIVER_SECONDS", 0.01)
     deliveries, line = Deliveries(), Line()
-    deliveries.put(line.send, line.over)
+    deliveries.put(9, line.send, line.over)
     assert (await line.told()).cancelled()
     assert (len(deliveries), line.cuts) == (0, 1)
 
 
 async def test_what_breaks_is_told() -> None:
     deliveries, line = Deliveries(), Line(broken=ExchangeBroken("cut", sent=True))
-    deliveries.put(line.send, line.over)
+    deliveries.put(9, line.send, line.over)
     assert isinstance((await line.told()).exception(), ExchangeBroken)
 
 
 async def test_all_can_be_cut() -> None:
     deliveries, line = Deliveries(), Line()
-    deliveries.put(line.send, line.over)
+    deliveries.put(9, line.send, line.over)
     deliveries.cut()
     assert (await line.told()).cancelled()
     assert (len(deliveries), line.cuts) == (0, 1)

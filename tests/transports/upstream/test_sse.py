@@ -14,7 +14,7 @@ from harness.stream_peers import Line, sdk_over_sse
 from trunkline.mux.errors import InvalidRequest, SessionLost, TrunklineError, UpstreamFault, UpstreamUnreachable
 from trunkline.mux.limits import MAX_EVENT_BYTES
 from trunkline.mux.statistics import Statistics
-from trunkline.transports.upstream import sse
+from trunkline.transports.upstream import http_delivery, sse
 from trunkline.transports.upstream.sse import SSEConnector
 
 pytestmark = pytest.mark.anyio
@@ -338,8 +338,11 @@ async def test_a_body_that_nobody_needs_is_not_read_to_its_end() -> None:
         assert not session.receiver.reports
 
 
-async def test_g10_only_so_many_messages_wait_for_a_server_that_takes_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "MAX_DELIVERIES", 2)
+@pytest.mark.parametrize(("bound", "value"), [("MAX_DELIVERIES", 2), ("MAX_DELIVERY_BYTES", 2 * len(told(0)))])
+async def test_g10_only_so_many_messages_wait_for_a_server_that_takes_none(
+    monkeypatch: pytest.MonkeyPatch, bound: str, value: int
+) -> None:
+    monkeypatch.setattr(http_delivery, bound, value)
     arrived = anyio.Semaphore(0)
 
     async def hang(peer: Peer) -> None:
