@@ -28,6 +28,9 @@ ELSEWHERE: Final[Mapping[str, str]] = {
 
 MISSING: Final = re.compile("Object missing required field `(.+)`")
 GOT: Final = re.compile("got `(.+)`")
+LONGER: Final = re.compile("Expected `float` <= (.+)")
+"""A time that is too long: how long it may be stands in no kind of the reference."""
+
 KINDS: Final[Mapping[str, str]] = {
     "array": "list",
     "bool": "true or false",
@@ -231,6 +234,8 @@ def _expected(path: str, message: str) -> str:
         )
     if path.endswith("]"):  # one of a list, or of a table
         return f"expected {setting.kind.partition(' of ')[2].removesuffix('s')}{given}"
+    if longer := LONGER.match(message):
+        return f"expected {setting.kind}, at most {float(longer[1]):.0f}"
     example = EXAMPLES.get(setting.path, '["…", "…"]' if setting.kind == "list of texts" else "")
     return f"expected {setting.kind}{f', such as {example}' if example else ''}{given}"
 

@@ -144,6 +144,12 @@ def test_a_choice_that_is_none_is_told_with_those_there_are(
         ),
         ("[gateway]\nallowed_hosts = ['a', 1.5]\n", "gateway.allowed_hosts[1]", "expected text, got number"),
         ("[gateway]\ndrain_timeout = '30s'\n", "gateway.drain_timeout", "expected seconds, 0 or more, got text"),
+        (
+            "[gateway]\ndrain_timeout = 999_999_999\n",
+            "gateway.drain_timeout",
+            "expected seconds, 0 or more, at most 315360000",
+        ),
+        (f"{UP}idle_timeout = inf\n", "servers.up.idle_timeout", "expected seconds, more than 0, at most 315360000"),
         ("[gateway]\ntls = 'c.pem'\n", "gateway.tls", "expected table, got text"),
         ("[compat]\nsdk_habits = 'yes'\n", "compat.sdk_habits", "expected true or false, got text"),
         ("gateway = 1\n", "gateway", "expected table, got whole number"),
