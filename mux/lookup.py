@@ -4,6 +4,7 @@ What lives here is believed for `MAX_STALENESS`, or until the directory tells of
 record when it is used next. It is found by its own principal alone, on its own server (guarantee G4).
 """
 
+from collections import OrderedDict
 from contextlib import suppress
 from math import inf
 
@@ -34,9 +35,9 @@ class Lookup:
         self._statistics = premises.statistics
         self._clock = premises.clock
         self._is_comparing = False
-        """True while all is compared of which there may be news."""
-        self._must_compare = False
-        """True until all of it was."""
+        """True while what is left is compared."""
+        self._left: OrderedDict[Workflow, None] = OrderedDict()
+        """What is to be compared in its turn, whether it is used or not: there may be news of it."""
 
     def at_hand(
         self,
@@ -157,6 +158,7 @@ class Lookup:
             if workflow.doubted_since is None:
                 workflow.doubted_since = since
             workflow.checked = -inf
+        self._compare_all()
 
     async def _check(self, workflow: Workflow) -> bool:
         """Compare a workflow with its record; False where it has ended here by that, and may be found elsewhere.
@@ -192,18 +194,18 @@ class Lookup:
         """As `compare`.
 
         Raises:
-            DirectoryUnavailable: nobody can tell.
+            DirectoryUnavailable: nobody can tell; it is compared again in its turn.
         """
         assert self._cluster is not None, "without other workers nothing is compared so"
-        verdict = await self._cluster.comparison.compare(workflow)
+        self._left.pop(workflow, None)  # news that comes meanwhile puts it there again
+        try:
+            verdict = await self._cluster.comparison.compare(workflow)
+        except BaseException:
+            self._left[workflow] = None
+            raise
         if verdict != "same":
             self._ending.soon(workflow, verdict)
         return verdict == "same"
-
-    async def compare_doubted(self, _: None) -> None:
-        """Compare with the directory all that another worker may have taken over."""
-        for workflow in [workflow for workflow in self._workflows.values() if workflow.is_doubted]:
-            await self.compare(workflow)
 
     def _doubt(self, session_id: str) -> None:
         """Compare with the directory again, when it is needed next: one workflow.
@@ -215,28 +217,31 @@ class Lookup:
             workflow.checked = -inf
         if not session_id and self._cluster is not None:
             self._cluster.members.interrupted()
-            self._must_compare = True
-            self.go_on()
+            self._compare_all()
+
+    def _compare_all(self) -> None:
+        """Compare all that is held here, the newest first: what was lost is what was recorded last."""
+        for workflow in reversed(self._workflows.values()):
+            self._left[workflow] = None
+        self.go_on()
 
     def go_on(self) -> None:
-        """Compare what was left when nobody could tell, unless that is under way; nothing where nothing was."""
-        if self._must_compare and not self._is_comparing:
+        """Compare what is left, unless that is under way; nothing where nothing is."""
+        if self._left and not self._is_comparing:
+            self._tasks.spawn(self._compare_left, None)
             self._is_comparing = True
-            self._tasks.spawn(self._compare_unchecked, None)
 
-    async def _compare_unchecked(self, _: None) -> None:
-        """Compare all of which there may be news, the newest first: what was lost is what was recorded last."""
+    async def _compare_left(self, _: None) -> None:
+        """One after the other, until all that is left was compared, or nobody can tell."""
         try:
-            while unchecked := [workflow for workflow in self._workflows.values() if _is_unchecked(workflow)]:
-                for workflow in filter(_is_unchecked, reversed(unchecked)):
+            while self._left:
+                workflow, _ = self._left.popitem(last=False)
+                if workflow.ended is None:
                     workflow.checked = self._clock()
-                    try:
-                        await self._stands(workflow)
-                    except DirectoryUnavailable:
-                        workflow.checked = -inf
-                        self._statistics.count("stale", "check")
-                        return
-            self._must_compare = False
+                    await self._stands(workflow)
+        except DirectoryUnavailable:
+            workflow.checked = -inf
+            self._statistics.count("stale", "check")
         finally:
             self._is_comparing = False
 
@@ -270,11 +275,6 @@ class Lookup:
         if concern.worker and not live.knows(concern.name):
             await cluster.restore(live, concern)
         return live
-
-
-def _is_unchecked(workflow: Workflow) -> bool:
-    """Whether it lives, and there may be news of it."""
-    return workflow.checked == -inf and workflow.ended is None
 
 
 def _is_theirs(workflow: Workflow, principal: Principal, server: str) -> bool:

@@ -248,7 +248,6 @@ class Pool:
         """Others may have taken over what lives here since then: compare it with the directory before it is used."""
         self.lookup.lapse(since)
         self._lines.lapse()
-        self._tasks.spawn(self.lookup.compare_doubted, None)
 
     # Beginning workflows, and coming back to them.
 
@@ -398,7 +397,6 @@ class Pool:
             lambda: self.pooling,
             self._ending.soon,
             self.lookup.compare,
-            self.lookup.compare_doubted,
             self.lookup.go_on,
             self._ending.remove_again,
             release,

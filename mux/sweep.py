@@ -35,10 +35,8 @@ class SweepPorts(NamedTuple):
     """Ends a workflow, for a cause."""
     compare: Callable[[Workflow], Coroutine[Any, Any, bool]]
     """Compares one with its record; it may end by that."""
-    compare_doubted: Callable[[None], Coroutine[Any, Any, None]]
-    """Compares with the directory what another worker may have taken over."""
     go_on: Callable[[], None]
-    """Goes on to compare what the directory may have forgotten."""
+    """Goes on to compare what another worker may have taken over, or the directory forgotten."""
     remove: Callable[[tuple[WorkflowRecord, bool]], Coroutine[Any, Any, None]]
     """Removes the record of a workflow that has ended, which its client wanted or not."""
     release: Callable[[Upstream], Coroutine[Any, Any, None]] | None
@@ -90,8 +88,6 @@ class Sweep:
         self._lines.expire(now)
         if self._cluster is not None:
             self._cluster.expire(now)
-            if any(workflow.is_doubted for workflow in self._residents.by_id.values()):
-                self._tasks.spawn(self._ports.compare_doubted, None)
             self._ports.go_on()
         for leftover in self._leftovers.due(now):
             self._tasks.spawn(self._ports.remove, leftover)

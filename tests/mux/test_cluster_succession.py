@@ -431,6 +431,47 @@ async def test_g7_it_is_told_again_though_that_fails_at_first_and_nobody_uses_it
         assert not (await a.find(session_id)).workflow.is_doubted
 
 
+async def test_g7_it_is_told_again_though_it_was_used_while_the_directory_was_away() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        await at.pass_time(1)
+        at.directory.forget(session_id)
+        a.view.is_cut = True
+        at.directory._tell("")
+        await settle()
+        await a.find(session_id)
+        a.view.is_cut = False
+        await at.pass_time(LEASE_SECONDS + 1)
+        beside = await b.beside(session_id)
+        assert "result" in await beside.answer(beside.call())
+
+
+async def test_g10_doubts_are_settled_by_one_task_however_long_the_directory_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        mine = (await a.find(session_id)).workflow
+        get, answers = at.directory.get, anyio.Event()
+
+        async def slow(name: str) -> WorkflowRecord | None:
+            await answers.wait()
+            return await get(name)
+
+        monkeypatch.setattr(at.directory, "get", slow)
+        at.clock.advance(LEASE_SECONDS)
+        await b.beat()
+        await a.beat()
+        numbers = list[int]()
+        for _ in range(5):
+            tuple(a.pool._sweep.look_after(at.clock()))
+            await settle()
+            numbers.append(len(a.pool._tasks._running))
+        assert len(set(numbers)) == 1
+        answers.set()
+        await until(lambda: not mine.is_doubted)
+
+
 async def test_g7_nothing_is_unknown_before_those_who_hold_it_can_have_told_it_again() -> None:
     async with workers() as at:
         a, b, session_id = await two(at)
