@@ -32,10 +32,12 @@ class _Waiting:
         return len(self._messages)
 
     def put(self, told: Told) -> None:
-        """Let it wait, or leave it out."""
+        """Let it wait, or leave it out; of the first that is, the log tells at once: it may go on for ever."""
         size = self._size + len(told.message)
         if self._messages and (len(self._messages) >= MAX_WAITING or size > MAX_WAITING_BYTES):
             self.left_out += 1
+            if self.left_out == 1:
+                logger.warning("the server of gateway %s says more than is taken: it is left out", told.gateway_id)
         else:
             self._messages.append(told)
             self._size = size
@@ -68,12 +70,13 @@ class Hearing:
         waiting.put(told)
 
     async def _hand_on(self, source: tuple[str, str], waiting: _Waiting) -> None:
-        while waiting:
-            told = waiting.take()
-            try:
-                await self._handle(told)
-            except Exception:
-                logger.exception("what a server said could not be handed on")
-        del self._waiting[source]
-        if waiting.left_out:
-            logger.warning("a server said more than is taken: %d of its messages were left out", waiting.left_out)
+        try:
+            while waiting:
+                try:
+                    await self._handle(waiting.take())
+                except Exception:
+                    logger.exception("what a server said could not be handed on")
+        finally:  # also where it is cancelled: what comes later has a task of its own
+            del self._waiting[source]
+            if waiting.left_out:
+                logger.warning("%d messages of the server of gateway %s were left out", waiting.left_out, source[0])

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
+import anyio
 import pytest
 from trunkline.compat.contextforge import hearing as module
 from trunkline.compat.contextforge.hearing import Hearing
@@ -37,6 +38,8 @@ class Handler:
             await self.goes_on.wait()
         if told.message == b"fail":
             raise RuntimeError("a failure")
+        if told.message == b"cancel":
+            raise asyncio.CancelledError
         self.done.append(told.message)
         self._changed.set()
 
@@ -65,11 +68,23 @@ async def test_g10_a_server_that_says_more_than_is_taken_has_no_more_of_it_kept(
     await handler.until(lambda: len(handler.begun) == 1)
     for _ in range(1000):
         handler.hear(b"y" * size)
+    [told] = caplog.records  # also of one that goes on for ever
+    assert "gateway1" in told.getMessage()
     handler.goes_on.set()
     await handler.until(lambda: any("997" in record.getMessage() for record in caplog.records))
     assert handler.done == [b"x" * 10 * size, *3 * [b"y" * size]]
     handler.hear(b"z")
     await handler.until(lambda: handler.done[-1] == b"z")
+
+
+async def test_where_handing_on_is_cancelled_later_messages_are_heard() -> None:
+    handler = Handler()
+    handler.goes_on.set()
+    handler.hear(b"cancel")
+    await handler.until(lambda: handler.begun == [b"cancel"])
+    await anyio.wait_all_tasks_blocked()
+    handler.hear(b"later")
+    await handler.until(lambda: handler.done == [b"later"])
 
 
 async def test_a_message_that_cannot_be_taken_holds_up_no_other(caplog: pytest.LogCaptureFixture) -> None:
