@@ -114,10 +114,6 @@ class Cluster:
         """True for a workflow that is held here, and not served beside another worker."""
         return self._residents.by_id.get(workflow.record.session_id) is workflow
 
-    def is_sure_of(self, workflow: Workflow) -> bool:
-        """True while no other worker can have taken this workflow over."""
-        return self.members.holds_lease and not workflow.is_doubted
-
     def own(self, record: WorkflowRecord, pooling: Pooling) -> WorkflowRecord:
         """The record of a workflow that begins here."""
         return msgspec.structs.replace(
@@ -235,6 +231,7 @@ class Cluster:
             kept = recover(await self._directory.read(record.session_id))
             await self._ports.admit(record.principal, upstream.pooling)
             self._residents.census.add(record.principal)
+            lapses = self.members.lapses
             try:
                 stored = await self._directory.replace(msgspec.structs.replace(record, worker=self.me))
             except BaseException:
@@ -244,7 +241,8 @@ class Cluster:
                 self._residents.census.remove(record.principal)
                 self._statistics.count("takeovers", "overtaken")
                 return None
-            if self._ports.is_draining() or not self._generations.is_current(upstream.name, upstream.generation):
+            is_current = self._generations.is_current(upstream.name, upstream.generation)
+            if self._ports.is_draining() or not is_current or lapses != self.members.lapses:
                 self._residents.census.remove(record.principal)
                 await self.hand_back(stored)  # who asked for it meets what holds by now
                 return None

@@ -37,11 +37,22 @@ class Comparison:
         Raises:
             DirectoryUnavailable: nobody can tell.
         """
+        lapses = self._members.lapses
+        verdict = await self._verdict(workflow)
+        if verdict == "same" and lapses == self._members.lapses:  # else it says nothing of what came after
+            workflow.stood_at, workflow.doubted_since = self._clock(), None
+        return verdict
+
+    async def _verdict(self, workflow: Workflow) -> Verdict:
         if not workflow.is_doubted:
             stored = await self._directory.get(workflow.record.session_id)
             if stored is not None and stored.epoch >= workflow.record.epoch:
                 return self._judged(workflow, stored)
         return await self._tasks.see_through(self._settle_doubt, workflow)
+
+    def is_sure_of(self, workflow: Workflow) -> bool:
+        """True while no other worker can have taken this workflow over."""
+        return self._members.holds_lease and not workflow.is_doubted
 
     async def _settle_doubt(self, workflow: Workflow) -> Verdict:
         """One at a time: a record that is told again while its key is claimed must not be taken for one that stands."""
@@ -65,13 +76,9 @@ class Comparison:
             return await self._publish(workflow, _renumbered(workflow.record, workflow.highest_id))
         if not is_beside and stored.is_behind(workflow.record):
             return await self._correct(workflow)
-        if not is_beside and stored.epoch < workflow.record.epoch and self._is_sure_of(workflow):
+        if not is_beside and stored.epoch < workflow.record.epoch and self.is_sure_of(workflow):
             return await self._take_back(workflow, stored)
         return self._judged(workflow, stored)
-
-    def _is_sure_of(self, workflow: Workflow) -> bool:
-        """Whether nobody else can have taken it over since it was certain that it lives here."""
-        return self._members.holds_lease and not workflow.is_doubted
 
     def _judged(self, workflow: Workflow, stored: WorkflowRecord) -> Verdict:
         is_beside = self._residents.stands_beside(workflow)
@@ -79,10 +86,6 @@ class Comparison:
             return "taken_over"
         if stored.epoch > workflow.record.epoch or stored.first_id > workflow.record.first_id:
             workflow.record = stored
-        return self._same(workflow)
-
-    def _same(self, workflow: Workflow) -> Verdict:
-        workflow.stood_at, workflow.doubted_since = self._clock(), None
         return "same"
 
     def _is_ours(self, record: WorkflowRecord) -> bool:
@@ -132,7 +135,7 @@ class Comparison:
         if standing.epoch >= workflow.record.epoch:  # else it has changed meanwhile
             workflow.record = standing
         self._statistics.count("stale", "published")
-        return self._same(workflow)
+        return "same"
 
 
 def _renumbered(record: WorkflowRecord, highest: int) -> WorkflowRecord:

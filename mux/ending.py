@@ -72,7 +72,8 @@ class Ending:
 
     def _is_elsewhere(self, workflow: Workflow, cause: str) -> bool:
         """Whether another worker may have its session: none has where this one was sure of what was removed."""
-        return self._cluster is not None and (cause == "taken_over" or not self._cluster.is_sure_of(workflow))
+        cluster = self._cluster
+        return cluster is not None and (cause == "taken_over" or not cluster.comparison.is_sure_of(workflow))
 
     def _is_movable(self, workflow: Workflow, cause: str) -> bool:
         """Whether another worker may go on after this end."""

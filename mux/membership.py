@@ -58,6 +58,8 @@ class Membership:
         self._on_lapse = on_lapse
         self._clock = clock
         self._deadline = float("-inf")
+        self.lapses = 0
+        """How often others may have taken over what this worker held."""
         self._sent_at = float("inf")
         """When the heartbeat that is on its way was sent."""
         self._must_beat = asyncio.Event()
@@ -261,6 +263,7 @@ class Membership:
         self._is_away = False
         if not was_alive or not self.holds_lease:
             self._unseen = self._listed_by
+            self.lapses += 1
             self._on_lapse(self._deadline - LEASE_SECONDS)
         self._deadline = sent + LEASE_SECONDS
 

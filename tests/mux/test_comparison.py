@@ -1,14 +1,17 @@
 """What lives at a worker is compared with its record: another worker's is let go, a forgotten one told again."""
 
+import asyncio
+
 import anyio
 import msgspec
 import pytest
-from harness.clustering import Member, Workers, two, until, workers
+from harness.clustering import Member, Workers, orphaned, two, until, workers
 from harness.memory_wire import echo
 from harness.muxing import ALICE, initialize, settle
 from trunkline.mux.directory import ID_BLOCK, LEASE_SECONDS
 from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, UnknownSession
 from trunkline.mux.placement import CALLS, WHOLE
+from trunkline.mux.record import WorkflowRecord
 
 pytestmark = pytest.mark.anyio
 
@@ -246,6 +249,65 @@ async def test_g7_who_was_paused_takes_nothing_back_though_the_directory_lost_so
         await settle()
         assert (theirs.ended, await at.directory.get(session_id)) == (None, theirs.record)
         assert mine.ended is not None
+
+
+async def test_g7_what_was_asked_before_a_lapse_makes_nobody_sure(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        mine = (await a.find(session_id)).workflow
+        get, answers, asked = at.directory.get, [anyio.Event(), anyio.Event()], list[str]()
+
+        async def slow(name: str) -> WorkflowRecord | None:
+            stored, answer = await get(name), answers[len(asked)]
+            asked.append(name)
+            await answer.wait()
+            return stored
+
+        with monkeypatch.context() as patched:
+            patched.setattr(at.directory, "get", slow)
+            comparing = asyncio.create_task(a.pool.lookup.compare(mine))
+            await until(lambda: asked)
+            patched.undo()
+            watchers = set(at.directory._watchers)
+            at.directory._watchers.clear()  # the news is on its way
+            at.clock.advance(LEASE_SECONDS)
+            await b.beat()
+            theirs = (await b.find(session_id)).workflow
+            at.directory._watchers |= watchers
+            patched.setattr(at.directory, "get", slow)
+            await a.beat()
+            answers[0].set()
+            assert await comparing
+            assert mine.is_doubted
+            answers[1].set()
+            await until(lambda: mine.ended is not None)
+        assert (mine.ended.cause, theirs.ended) == ("taken_over", None)
+
+
+async def test_g7_who_was_cut_off_while_it_took_over_leaves_it_to_who_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with workers() as at:
+        b, c, session_id = await orphaned(at)
+        replace, is_stored, is_heard = at.directory.replace, anyio.Event(), anyio.Event()
+
+        async def slow(record: WorkflowRecord) -> WorkflowRecord | None:
+            stored = await replace(record)
+            if record.worker == b.members.worker.id:
+                is_stored.set()
+                await is_heard.wait()
+            return stored
+
+        monkeypatch.setattr(at.directory, "replace", slow)
+        finding = asyncio.create_task(b.find(session_id))
+        await is_stored.wait()
+        at.clock.advance(LEASE_SECONDS)
+        await c.beat()
+        theirs = (await c.find(session_id)).workflow
+        await b.beat()
+        is_heard.set()
+        with pytest.raises(Elsewhere):
+            await finding
+        assert (b.pool.workflows, c.pool.workflows, theirs.ended) == ([], [theirs], None)
+        assert await at.directory.get(session_id) == theirs.record
 
 
 async def test_who_has_the_key_meanwhile_keeps_it() -> None:
