@@ -150,6 +150,8 @@ class _Served:
         self._pongs.append(pong)
         try:
             await self._conversation.send(Frame("ping"))
+            await pong
         except Broken as error:
             raise ConnectionResetError("the client has gone") from error
-        await pong
+        finally:
+            pong.cancel()  # nobody waits for it any longer

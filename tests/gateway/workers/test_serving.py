@@ -1,5 +1,9 @@
 """The side that serves what other workers hand on."""
 
+import asyncio
+import gc
+import logging
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -7,6 +11,9 @@ from pathlib import Path
 import anyio
 import pytest
 from harness.worker_house import Client, House, answer, post
+from trunkline.gateway.workers.conversation import Frame, SocketConversation
+from trunkline.gateway.workers.openings import opening
+from trunkline.gateway.workers.serving import serve as served
 from trunkline.transports.asgi import Receive, Scope, Send
 from trunkline.transports.websocket import PING
 
@@ -76,3 +83,22 @@ async def test_a_pong_that_nobody_waits_for_any_longer_is_none_of_the_next_ping(
     await house.begins("b", serve)
     await house.request(client, type="websocket", extensions={PING: pong})
     assert client.sent == [{"type": "websocket.close", "code": 1000}]
+
+
+async def test_of_a_ping_that_could_not_be_sent_nothing_is_left(caplog: pytest.LogCaptureFixture) -> None:
+    here, there = [SocketConversation(*await asyncio.open_connection(sock=end)) for end in socket.socketpair()]
+    await there.send(Frame("open", opening({"type": "websocket", "extensions": {PING: None}})))
+    for _ in range(3):  # more than is taken before somebody asks
+        await there.send(Frame("event", {"type": "websocket.receive"}))
+    there.close()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        with pytest.raises(ConnectionResetError):
+            await scope["extensions"][PING]()
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+
+    with anyio.fail_after(10):
+        await served(here, app)
+    gc.collect()  # as failures that nobody heard of are told
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
