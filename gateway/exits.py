@@ -10,6 +10,9 @@ from typing import ClassVar, Final
 DEBUG: Final = "TRUNKLINE_DEBUG"
 """The variable of the environment that is as good as `--debug`."""
 
+UNKNOWN_ISSUER: Final = frozenset({2, 18, 19, 20, 21})
+"""OpenSSL's codes (x509_vfy.h) of a certificate whose issuer, or itself, nobody said to trust."""
+
 
 class ExitCode(IntEnum):
     """What the shell, a service manager or a script is told."""
@@ -65,7 +68,10 @@ def of_tls(error: BaseException | None) -> str:
 
     while error is not None:
         if isinstance(error, ssl.SSLCertVerificationError):
-            return f"its certificate is not trusted here ({error.verify_message}): SSL_CERT_FILE names others to trust"
+            why = error.verify_message.rstrip(".")
+            if error.verify_code in UNKNOWN_ISSUER:
+                return f"its certificate is not trusted here ({why}): SSL_CERT_FILE names others to trust"
+            return f"its certificate does not verify: {why}"
         if isinstance(error, ssl.SSLError):
             return "no TLS is spoken there that is understood here: does its URL begin with http, or ws?"
         reason = getattr(error, "reason", None)  # urllib's

@@ -1,6 +1,8 @@
 """A gateway that speaks HTTPS itself: each transport over it, and a stop that waits for no handshake."""
 
+import asyncio
 import json
+import re
 import signal
 import socket
 import ssl
@@ -131,6 +133,20 @@ async def test_commands_say_that_a_certificate_is_not_trusted_and_take_another_t
     monkeypatch.setenv("SSL_CERT_FILE", str(gateway.certificate.cert))
     assert [(await count(kind)).texts for kind in ("http", "sse", "ws")] == [["1"], ["2"], ["3"]]
     assert len(source_of(base, None).fetch()) == 1
+
+
+async def test_of_a_certificate_for_another_name_nobody_is_told_to_trust_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = certificate(tmp_path)
+    monkeypatch.setenv("SSL_CERT_FILE", str(made.cert))
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(made.cert, made.key)
+    async with await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.2", 0, ssl=serving) as server:
+        base = f"https://127.0.0.2:{server.sockets[0].getsockname()[1]}"
+        with pytest.raises(Unavailable) as told:
+            await asyncio.to_thread(source_of(base, None).fetch)
+    assert re.fullmatch(rf"{base}: its certificate does not verify: .* '127\.0\.0\.2'", str(told.value))
 
 
 async def test_a_stop_does_not_wait_for_a_client_that_never_says_anything(gateway: TLSGateway) -> None:
