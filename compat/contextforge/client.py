@@ -158,7 +158,12 @@ class KnownSchemas:
         return name in self.listed or name in self._asked
 
     def learn(self, name: str, listed: dict[str, Any]) -> None:
-        """A list has come, for a call of this tool: it takes the place of the one before, whatever was in that."""
+        """A list has come, for a call of this tool: it takes the place of the one before, whatever was in that.
+
+        Where it is another, as a server may have one for each user, no other call knows its tool from it.
+        """
+        if listed != self.listed:
+            self._asked.clear()
         self.listed = listed
         self._asked.add(name)
 

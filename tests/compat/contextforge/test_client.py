@@ -136,3 +136,12 @@ def test_g10_of_the_schemas_that_a_server_lists_the_last_ones_are_kept_alone() -
         known.learn("called", {f"tool {number}": {"type": "object"}})
     assert known.listed == {"tool 99": {"type": "object"}}
     assert [known.tells_of(name) for name in ("called", "tool 99", "tool 98")] == [True, True, False]
+
+
+def test_a_tool_that_is_listed_for_some_alone_is_asked_for_again_where_others_had_another_list() -> None:
+    known = KnownSchemas(1)
+    known.learn("hers", {"hers": {"type": "object"}})
+    known.learn("unlisted", {"hers": {"type": "object"}})
+    assert [known.tells_of(name) for name in ("hers", "unlisted")] == [True, True]
+    known.learn("his", {"his": None})
+    assert [known.tells_of(name) for name in ("hers", "unlisted", "his")] == [False, False, True]
