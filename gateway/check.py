@@ -144,19 +144,18 @@ async def _probe(settings: Settings, name: str) -> Probe:
     connector = connector_to(name, server, statistics, credential_for(name, server, statistics))
     started = time.perf_counter()
     title = revision = fault = ""
+    by_hand = "; run its command by hand to see why" if server.process else ""
     try:
         with anyio.fail_after(PROBE_SECONDS):
             title, revision = await _ask(settings, name, connector, statistics)
     except UpstreamRefused as refused:
         fault = f"refused: {refused.raw.decode(errors='replace')[:200]}"
     except TrunklineError as error:
-        fault = error.message
+        fault = f"{error.message}{by_hand}"
     except TimeoutError:
-        fault = f"no answer within {PROBE_SECONDS:g} s"
+        fault = f"no answer within {PROBE_SECONDS:g} s{by_hand}"
     finally:
         await connector.close()
-    if fault and server.process:
-        fault += "; run its command by hand to see why"
     shown = f"stdio:{server.process[0]}" if server.process else server.url
     return Probe(name, shown, title, revision, time.perf_counter() - started, fault)
 

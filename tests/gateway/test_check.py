@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -84,6 +85,13 @@ async def test_a_server_that_is_away_is_a_fault() -> None:
 async def test_a_program_that_ends_is_a_fault_that_says_where_to_look() -> None:
     [found] = await probe_all(Settings(servers={"up": Server(command=("false",))}))
     assert found.fault == "the server exited (status 1); run its command by hand to see why"
+
+
+async def test_a_program_that_refuses_has_said_why() -> None:
+    refusal = '{"jsonrpc":"2.0","id":%s,"error":{"code":-32602,"message":"no"}}'
+    program = f"import json; print({refusal!r} % json.loads(input())['id'], flush=True); input()"
+    [found] = await probe_all(Settings(servers={"up": Server(command=(sys.executable, "-c", program))}))
+    assert re.fullmatch(r"refused: \{.*\}", found.fault)
 
 
 async def test_g12_a_fault_shows_no_secret() -> None:
