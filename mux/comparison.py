@@ -67,6 +67,8 @@ class Comparison:
 
     async def _compared(self, workflow: Workflow) -> Verdict:
         stored = await self._directory.get(workflow.record.session_id)
+        if workflow.ended is not None:  # meanwhile: by its session id, another one may have begun
+            return "removed"
         is_beside = self._residents.stands_beside(workflow)
         if stored is None and is_beside:
             self._members.demand_settled()
@@ -129,7 +131,7 @@ class Comparison:
         if standing.session_id != told.session_id or not self._is_ours(standing):
             return "taken_over"
         if workflow.ended is not None:  # meanwhile: there was no record to be removed
-            if workflow.ended.cause != "drained":  # else another worker is to go on with it
+            if standing == told and workflow.ended.cause != "drained":  # else another worker is to go on with it
                 await self._directory.remove(standing)
             return "removed"
         if standing.epoch >= workflow.record.epoch:  # else it has changed meanwhile

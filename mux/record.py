@@ -69,11 +69,15 @@ class WorkflowRecord(msgspec.Struct, frozen=True):
 
     def follows(self, before: "WorkflowRecord") -> bool:
         """True for what the worker that held it made of the one `before`: no other one has had it in between."""
-        return self.worker == before.worker != "" and self.epoch == before.epoch + 1
+        return self._is_of(before) and self.epoch == before.epoch + 1
 
     def is_behind(self, known: "WorkflowRecord") -> bool:
         """True for an older state of `known` under the same worker: what a directory has that lost the last changes."""
-        return self.worker == known.worker != "" and self.epoch < known.epoch
+        return self._is_of(known) and self.epoch < known.epoch
+
+    def _is_of(self, other: "WorkflowRecord") -> bool:
+        """True for a state of the same workflow, as the same worker holds it: by its id, another one may have begun."""
+        return self.worker == other.worker != "" and self.handshake == other.handshake
 
 
 def new_session_id() -> str:

@@ -640,3 +640,37 @@ async def test_what_begins_anew_under_its_session_id_is_not_ended_for_what_was_l
         assert "result" in await client.answer(client.call())
         at.clock.advance(MAX_STALENESS + 0.1)
         assert (await a.find(session_id)).workflow is begun.workflow
+
+
+@pytest.mark.parametrize("late", ["get", "publish"])
+async def test_what_begins_anew_under_its_session_id_is_no_older_state_of_the_one_before(
+    late: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with workers() as at:
+        a, _, session_id = await two(at)
+        mine = (await a.find(session_id)).workflow
+        for _ in range(3):
+            mine.record = await at.directory.replace(mine.record) or mine.record
+        await settle()
+        assert (await a.find(session_id)).workflow is mine
+        do, is_asked, may_be_done = getattr(at.directory, late), anyio.Event(), anyio.Event()
+
+        async def slow(what: Any) -> WorkflowRecord | None:
+            is_asked.set()
+            await may_be_done.wait()
+            return await do(what)  # type: ignore[no-any-return]
+
+        if late == "publish":
+            at.directory.forget(session_id)
+        with monkeypatch.context() as patched:
+            patched.setattr(at.directory, late, slow)
+            comparing = asyncio.create_task(a.pool.lookup.compare(mine))
+            await is_asked.wait()
+        message = initialize("2025-06-18")
+        begun = await begin(a.pool, session_id=session_id, new_id=session_id, message=message)
+        assert begun.workflow is not mine
+        may_be_done.set()
+        await comparing
+        await settle()
+        assert begun.workflow.ended is None
+        assert await at.directory.get(session_id) == begun.workflow.record

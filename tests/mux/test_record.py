@@ -1,5 +1,6 @@
 """Names that follow from a session id, and do not lead back to it."""
 
+import msgspec
 from trunkline.mux.principal import ANONYMOUS
 from trunkline.mux.record import Handshake, WorkflowRecord, new_session_id
 
@@ -21,3 +22,16 @@ def test_handle_and_event_token_follow_from_the_id_and_hide_it() -> None:
     assert one.event_token == same.event_token != other.event_token
     assert len(one.event_token) == 32
     assert one.handle not in one.event_token
+
+
+def test_only_states_of_one_workflow_follow_each_other() -> None:
+    one = msgspec.structs.replace(record("a" * 32), worker="w", epoch=2)
+    later = msgspec.structs.replace(one, epoch=3)
+    assert later.follows(one)
+    assert one.is_behind(later)
+    for other in (
+        msgspec.structs.replace(later, worker="v"),
+        msgspec.structs.replace(later, handshake=Handshake("2025-06-18", b"{}", b"{}")),
+    ):
+        assert not other.follows(one)
+        assert not one.is_behind(other)
