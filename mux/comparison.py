@@ -15,6 +15,9 @@ from .workflow import Workflow
 ID_RANGE: Final = 1 << 24
 """Request ids that are given out before a directory may forget which: where it has, those of the next range follow."""
 
+GONE_ON: Final = frozenset({"drained", "not_opened", "taken_over"})
+"""Causes of an end after which another worker goes on, or may: its record is to stay."""
+
 Verdict = Literal["same", "removed", "taken_over"]
 
 
@@ -131,7 +134,7 @@ class Comparison:
         if standing.session_id != told.session_id or not self._is_ours(standing):
             return "taken_over"
         if workflow.ended is not None:  # meanwhile: there was no record to be removed
-            if standing == told and workflow.ended.cause != "drained":  # else another worker is to go on with it
+            if standing == told and workflow.ended.cause not in GONE_ON:
                 await self._directory.remove(standing)
             return "removed"
         if standing.epoch >= workflow.record.epoch:  # else it has changed meanwhile

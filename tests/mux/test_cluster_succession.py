@@ -591,7 +591,8 @@ async def test_what_ended_elsewhere_is_not_brought_back_by_a_worker_that_drains(
         assert await at.directory.get(session_id) is None
 
 
-async def test_g8_what_is_let_go_while_it_is_told_again_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cause", ["drained", "not_opened", "taken_over"])
+async def test_g8_what_is_let_go_while_it_is_told_again_goes_on(cause: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with workers() as at:
         a, b, client = await gone_back(at)
         session_id = client.workflow.record.session_id
@@ -615,13 +616,16 @@ async def test_g8_what_is_let_go_while_it_is_told_again_goes_on(monkeypatch: pyt
         await b.beat()
         comparing = asyncio.create_task(a.find(session_id))
         await is_told.wait()
-        await a.pool.drain(1)
+        if cause == "drained":
+            await a.pool.drain(1)
+        else:
+            a.pool.lookup._ending.soon(client.workflow, cause)
         is_heard.set()
         with suppress(DirectoryUnavailable, UnknownSession, SessionLost, Elsewhere, Overloaded):
             await comparing
         is_written.set()
         await settle()
-        again = await b.find(session_id)
+        again = Client((await at.serve(session_id, b))[1])
         assert "result" in await again.answer(again.call())
         assert (len(at.server.of("initialize")), at.server.deleted) == (1, [])
 
