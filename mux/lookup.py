@@ -76,10 +76,14 @@ class Lookup:
         return await self._live(workflow, principal, server)
 
     async def find_position(self, principal: Principal, server: str, position: Position) -> Workflow:
-        """The workflow that an event id belongs to, under the same rule as `find`."""
+        """The workflow that an event id belongs to, under the same rule as `find`.
+
+        Raises:
+            DirectoryUnavailable: who wrote that came after this worker, and nobody can tell who it was.
+        """
         workflow = self._residents.by_token.get(position.token)
-        if workflow is not None and position.epoch > workflow.record.epoch:
-            workflow.checked = -inf  # whoever wrote that came after this worker
+        if workflow is not None and self._cluster is not None and position.epoch > workflow.record.epoch:
+            workflow = workflow if await self._stands(workflow) else None
         if self._cluster is not None and (workflow is None or position.stream):
             known = workflow or self._residents.beside_by_token.get(position.token)
             session_id = "" if known is None else known.record.session_id

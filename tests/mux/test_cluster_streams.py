@@ -13,7 +13,7 @@ from harness.muxing import ALICE, BOB, Client, events, idle, initialize, positio
 from trunkline.mux import membership as membership_module
 from trunkline.mux.directory import LEASE_SECONDS, Entry
 from trunkline.mux.envelope import parse
-from trunkline.mux.errors import Elsewhere
+from trunkline.mux.errors import DirectoryUnavailable, Elsewhere
 from trunkline.mux.event_log import MAX_EMPTY, Position, Stream
 from trunkline.mux.exchange import Exchange
 from trunkline.mux.limits import EventLogLimits
@@ -392,6 +392,11 @@ async def test_g5_who_was_paused_sends_a_client_on_that_has_heard_its_successor_
         at.server.session.tell(message("notifications/message", {"data": 1}))
         [(event_id, _)] = await some(reader)
         reader.close()
+        a.view.is_cut = True
+        with pytest.raises(DirectoryUnavailable):
+            await resume(at, a, event_id)
+        assert mine.ended is None
+        a.view.is_cut = False
         member, again = await resume(at, a, event_id)
         assert member is b
         assert await idle(again)
