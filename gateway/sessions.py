@@ -7,7 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from http.client import HTTPException, HTTPMessage, RemoteDisconnected
+from http.client import HTTPException, HTTPMessage
 from typing import IO, Any, Final
 from urllib.parse import urlsplit
 
@@ -90,7 +90,7 @@ class Source:
         except urllib.error.HTTPError as refused:
             with refused:
                 raise Unavailable(self._refused(refused.code, refused.read(MAX_ERROR_BYTES))) from None
-        except RemoteDisconnected:
+        except ConnectionResetError:  # where it was closed in order, as http.client has it, as well
             told = f"{self.url} closed the connection without an answer: it may want https, or be ending"
             raise Unavailable(told) from None
         except (OSError, HTTPException) as error:

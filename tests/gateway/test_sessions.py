@@ -2,6 +2,8 @@
 
 import io
 import json
+import socket
+import struct
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping
@@ -14,7 +16,7 @@ import anyio
 import pytest
 from harness.gateways import Gateway, command, environment
 from harness.gateways import gateway as running_gateway
-from harness.ports import free_port
+from harness.ports import bound_socket, free_port
 from harness.terminal import on_terminal
 from harness.wire import Wire
 from rich.console import Console
@@ -154,6 +156,23 @@ def test_piped_it_is_printed_once_and_in_full(gateway: Gateway) -> None:
 def test_a_url_of_tls_that_is_none_is_told_as_that(gateway: Gateway) -> None:
     with pytest.raises(Unavailable, match="no TLS is spoken there"):
         source_of(gateway.base.replace("http:", "https:"), None).fetch()
+
+
+@pytest.mark.parametrize("is_reset", [False, True])
+def test_a_connection_that_is_closed_without_an_answer_is_told_as_that(is_reset: bool) -> None:
+    def close(listener: socket.socket) -> None:
+        peer, _ = listener.accept()
+        peer.recv(65_536)
+        if is_reset:
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.close()
+
+    with bound_socket() as listener:
+        thread = threading.Thread(target=close, args=(listener,))
+        thread.start()
+        with pytest.raises(Unavailable, match="closed the connection without an answer"):
+            source_of(f"http://127.0.0.1:{listener.getsockname()[1]}", None).fetch()
+        thread.join()
 
 
 def test_nobody_there_is_one_line() -> None:
