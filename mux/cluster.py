@@ -346,7 +346,8 @@ class Cluster:
                     newer = await self._directory.publish(record)
                 # Else it was not heard (yet) that something was stored.
                 if newer is not None and (newer == record or newer.follows(record)):
-                    await self._directory.replace(msgspec.structs.replace(newer, worker="", wish=record.wish))
+                    last = {"upstream_session": record.upstream_session, "wish": record.wish}
+                    await self._directory.replace(msgspec.structs.replace(newer, worker="", **last))
         except DirectoryUnavailable:
             logger.warning("a workflow could not be let go", extra={"server": record.server, "handle": record.handle})
 

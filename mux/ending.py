@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from typing import Final
 
-import msgspec
-
 from .cluster import Cluster
 from .errors import WorkflowEnded
 from .lines import Lines
@@ -56,7 +54,7 @@ class Ending:
         self._statistics.count("workflows_closed", cause)
         self._residents.note_end(workflow, cause, self._clock())
         self._residents.unsettle(workflow.record)
-        if workflow.has_changed and self._is_movable(workflow, cause):  # else it names a session that ends by now
+        if workflow.has_changed and self._is_released(workflow, cause):  # else it names a session that ends by now
             workflow.record = workflow.changed_record
         try:
             workflow.end(cause, release=self._is_released(workflow, cause))
@@ -98,8 +96,7 @@ class Ending:
         """The session that it shares is another worker's: whoever is asked for it next goes on with it there."""
         try:
             if self._cluster is not None:
-                record = msgspec.structs.replace(workflow.record, wish=workflow.wish)
-                await self._cluster.hand_back(record, workflow.highest_id)
+                await self._cluster.hand_back(workflow.record, workflow.highest_id)
         finally:
             self._residents.settle(workflow.record)
 

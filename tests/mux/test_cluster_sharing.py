@@ -343,6 +343,39 @@ async def test_g8_a_drain_tells_what_a_workflow_wants_though_what_it_wanted_befo
         assert found.workflow.record.wish.subscriptions == ("file:///a", "file:///b")
 
 
+async def test_g8_a_drain_tells_which_session_there_is_though_the_one_before_is_being_noted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with workers(reuse="user", max_channel_age=100, idle_timeout=1e6) as at:
+        a, b = await at.start(), await at.start()
+        at.server.on_request = lambda exchange: exchange.answer({})
+        client = await a.client(ALICE)
+        await at.pass_time(1)
+        replace, is_noted, is_heard = at.directory.replace, anyio.Event(), anyio.Event()
+
+        async def slow(record: WorkflowRecord) -> WorkflowRecord | None:
+            stored = await replace(record)
+            if record.worker == "worker-1":
+                is_noted.set()
+                await is_heard.wait()
+            return stored
+
+        monkeypatch.setattr(at.directory, "replace", slow)
+        await client.answer(ask(client, "resources/subscribe", uri="file:///a"))
+        await is_noted.wait()
+        aged = at.server.session
+        await at.pass_time(101)
+        await until(lambda: aged.is_closed)
+        await a.pool.drain(1)
+        await settle()
+        is_heard.set()
+        await settle()
+        again = await b.find(client.workflow.record.session_id, WHOLE, ALICE)
+        assert "result" in await again.answer(again.call())
+        assert again.workflow.record.upstream_session not in ("", f":{aged.id}")
+        assert (len(at.server.of("initialize")), at.server.deleted) == (2, [aged.id])
+
+
 async def test_a_drain_ends_the_sessions_that_no_other_worker_would_go_on_with() -> None:
     async with workers(reuse="user", max_inflight_per_channel=1) as at:
         a, _ = await at.start(), await at.start()
