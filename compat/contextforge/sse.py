@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from starlette.types import Receive, Scope, Send
 
 from ...mux.limits import MAX_EVENT_BYTES
 from ...transports.base import Message, Transport
+
+logger = logging.getLogger(__name__)
 
 MAX_UNSENT: Final = 1024
 MAX_UNSENT_BYTES: Final = MAX_EVENT_BYTES
@@ -71,6 +74,7 @@ class SSETransport(Transport):
         text = json.dumps(message, default=_spelled)
         size = self._unsent_bytes + len(text)
         if self._unsent.qsize() >= MAX_UNSENT or (self._unsent_bytes and size > MAX_UNSENT_BYTES):
+            logger.warning("a client does not read: its stream is ended")
             await self.disconnect()
             raise RuntimeError("the client does not read")
         self._unsent_bytes = size

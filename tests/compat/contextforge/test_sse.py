@@ -129,7 +129,9 @@ async def test_a_quiet_stream_is_kept_alive() -> None:
 
 
 @pytest.mark.parametrize(("name", "most"), [("MAX_UNSENT", 3), ("MAX_UNSENT_BYTES", 300)])
-async def test_a_client_that_does_not_read_is_given_up(name: str, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_client_that_does_not_read_is_given_up(
+    name: str, most: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(sse, name, most)
     transport = Quick()
     await transport.connect()
@@ -141,6 +143,7 @@ async def test_a_client_that_does_not_read_is_given_up(name: str, most: int, mon
         with pytest.raises(RuntimeError, match="does not read"):
             await transport.send_message({"text": "x" * 80})
         assert not await transport.is_connected()
+    assert [record.getMessage() for record in caplog.records] == ["a client does not read: its stream is ended"]
 
 
 async def test_a_message_that_cannot_be_spelled_is_the_fault_of_who_sends_it() -> None:
