@@ -99,10 +99,10 @@ class Comparison:
     def _may_be_forgotten(self, workflow: Workflow) -> bool:
         """Whether the directory may have lost a record that is missing: it would know of one that was removed.
 
-        For longer than a record lives nobody vouches for it, and a directory does not know of its end any more.
+        It does not know of an end any more where this worker was not sure of a workflow for longer than a record lives.
         """
         since = workflow.stood_at if workflow.doubted_since is None else workflow.doubted_since
-        return self._clock() - since < workflow.record.lifetime
+        return self.is_sure_of(workflow) or self._clock() - since < workflow.record.lifetime
 
     async def renumbered(self, record: WorkflowRecord, highest: int) -> WorkflowRecord:
         """The record as a directory is told of it again that has lost which ids were drawn: none is drawn once more.

@@ -60,6 +60,18 @@ async def test_who_was_away_for_longer_than_a_record_lives_holds_nothing_of_it()
         assert await at.directory.get(session_id) is None
 
 
+async def test_who_had_a_lease_ever_since_tells_again_also_what_was_compared_long_ago() -> None:
+    async with workers(idle_timeout=10, resume_window=5) as at:
+        a, _, session_id = await two(at)
+        mine = (await a.find(session_id)).workflow
+        mine.streams.attach_standalone()  # and nothing more comes of its client
+        await at.pass_time(mine.record.lifetime + 1)
+        at.directory.forget(session_id)
+        at.directory._tell("")
+        await settle()
+        assert (mine.ended, await at.directory.get(session_id)) == (None, mine.record)
+
+
 async def test_what_a_worker_changed_without_hearing_of_it_is_what_it_goes_on_from() -> None:
     async with workers() as at:
         a, _, session_id = await two(at)
