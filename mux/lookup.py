@@ -7,6 +7,7 @@ record when it is used next. It is found by its own principal alone, on its own 
 from collections import OrderedDict
 from contextlib import suppress
 from math import inf
+from typing import Final
 
 import anyio
 
@@ -21,6 +22,9 @@ from .premises import Premises
 from .principal import Principal
 from .workflow import Workflow
 
+COMPARED_AT_ONCE: Final = 16
+"""Workflows that are compared at a time where all are: the directory may be far, and others look there meanwhile."""
+
 
 class Lookup:
     """Finds the workflows of a pool. `cluster` is None where there is no other worker."""
@@ -34,8 +38,8 @@ class Lookup:
         self._tasks = premises.tasks
         self._statistics = premises.statistics
         self._clock = premises.clock
-        self._is_comparing = False
-        """True while what is left is compared."""
+        self._comparing = 0
+        """How many tasks compare what is left."""
         self._left: OrderedDict[Workflow, None] = OrderedDict()
         """What is to be compared in its turn, whether it is used or not: there may be news of it."""
 
@@ -230,10 +234,10 @@ class Lookup:
         self.go_on()
 
     def go_on(self) -> None:
-        """Compare what is left, unless that is under way; nothing where nothing is."""
-        if self._left and not self._is_comparing:
+        """Compare what is left, `COMPARED_AT_ONCE` at a time; nothing where nothing is."""
+        for _ in range(self._comparing, min(len(self._left), COMPARED_AT_ONCE)):
+            self._comparing += 1
             self._tasks.spawn(self._compare_left, None)
-            self._is_comparing = True
 
     async def _compare_left(self, _: None) -> None:
         """One after the other, until all that is left was compared, or nobody can tell."""
@@ -247,7 +251,7 @@ class Lookup:
             workflow.checked = -inf
             self._statistics.count("stale", "check")
         finally:
-            self._is_comparing = False
+            self._comparing -= 1
 
     # Inside.
 

@@ -10,9 +10,11 @@ from harness.clustering import Member, Workers, two, until, workers
 from harness.memory_wire import echo
 from harness.muxing import ALICE, Client, begin, initialize, settle
 from msgspec.structs import replace
+from trunkline.mux import lookup
 from trunkline.mux.directory import LEASE_SECONDS, MAX_STALENESS
 from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, Overloaded, SessionLost, UnknownSession
 from trunkline.mux.leftovers import FIRST_SECONDS
+from trunkline.mux.lookup import COMPARED_AT_ONCE
 from trunkline.mux.principal import ANONYMOUS
 from trunkline.mux.record import WorkflowRecord
 
@@ -472,6 +474,36 @@ async def test_g10_doubts_are_settled_by_one_task_however_long_the_directory_tak
         await until(lambda: not mine.is_doubted)
 
 
+async def test_g7_what_was_lost_is_told_again_many_at_a_time_and_not_all_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with workers(max_workflows_per_user=100) as at:
+        a = await at.start()
+        await at.start()
+        mine = [(await a.client()).workflow for _ in range(COMPARED_AT_ONCE + 5)]
+        get, answers, asked = at.directory.get, anyio.Event(), 0
+
+        async def slow(name: str) -> WorkflowRecord | None:
+            nonlocal asked
+            asked += 1
+            await answers.wait()
+            return await get(name)
+
+        monkeypatch.setattr(at.directory, "get", slow)
+        for workflow in mine:
+            at.directory.forget(workflow.record.session_id)
+        at.directory._tell("")
+        await settle()
+        at.directory._tell("")
+        tuple(a.pool._sweep.look_after(at.clock()))
+        await settle()
+        assert asked == COMPARED_AT_ONCE
+        answers.set()
+        await settle(200)
+        for workflow in mine:
+            assert await get(workflow.record.session_id) is not None
+
+
 async def test_g7_nothing_is_unknown_before_those_who_hold_it_can_have_told_it_again() -> None:
     async with workers() as at:
         a, b, session_id = await two(at)
@@ -501,7 +533,10 @@ async def test_g7_nothing_is_unknown_before_those_who_hold_it_can_have_told_it_a
             await b.find("unknown")
 
 
-async def test_all_is_compared_once_one_after_the_other_for_each_time_that_something_was_missed() -> None:
+async def test_all_is_compared_once_the_newest_first_for_each_time_that_something_was_missed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lookup, "COMPARED_AT_ONCE", 1)
     async with workers() as at:
         a = await at.start()
         oldest, middle, newest = [(await a.client()).workflow.record.session_id for _ in range(3)]
