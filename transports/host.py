@@ -32,6 +32,7 @@ from ..mux.request import Request
 from ..mux.upstream import Upstream
 from ..mux.workflow import Workflow
 from .asgi import ASGIApp, Receive, Scope, Send, respond
+from .backlog import Backlog
 from .base import Message, Transport
 from .endpoint import Authenticate, EndpointConfig
 from .guard import Guard
@@ -64,9 +65,7 @@ class _Conversation(Transport):
         self._workflow = workflow
         self._receiver = receiver
         self._end = end
-        self._inbox: asyncio.Queue[bytes | None] = asyncio.Queue(MAX_UNREAD + 1)
-        self._unread = 0
-        """What waits there, in bytes."""
+        self._inbox = Backlog[bytes](MAX_UNREAD, MAX_UNREAD_BYTES)
         self._requests: dict[int, Request] = {}
         """The client's requests that wait for an answer, by the id that the application knows."""
         self._is_connected = False
@@ -109,8 +108,7 @@ class _Conversation(Transport):
     async def receive_message(self) -> AsyncIterator[dict[str, Any]]:
         """See `Transport.receive_message`."""
         self._check()
-        while (text := await self._inbox.get()) is not None:
-            self._unread -= len(text)
+        while (text := await self._inbox.take()) is not None:
             yield json.loads(text)
 
     async def is_connected(self) -> bool:
@@ -121,9 +119,7 @@ class _Conversation(Transport):
         """The conversation has ended."""
         if not self._is_over:
             self._is_over, self._is_connected = True, False
-            while self._inbox.qsize() > MAX_UNREAD:
-                self._inbox.get_nowait()
-            self._inbox.put_nowait(None)
+            self._inbox.end()
 
     # Wire
 
@@ -131,16 +127,13 @@ class _Conversation(Transport):
         self, text: bytes, *, kind: SendKind = "notification", request: Request | None = None, headers: Headers = NONE
     ) -> None:
         """See `Wire.send`."""
-        size = self._unread + len(text)
-        if self._inbox.qsize() >= MAX_UNREAD or (self._unread and size > MAX_UNREAD_BYTES):
-            if request is not None:
-                refusal = Overloaded("the application takes no more messages", limit="unread_messages")
-                asyncio.get_running_loop().call_soon(self._receiver.failed, request, refusal)
-            return
-        if request is not None:
+        if request is None:
+            self._inbox.put(text)
+        elif self._inbox.put(text):
             self._requests[request.id] = request
-        self._unread = size
-        self._inbox.put_nowait(text)
+        else:
+            refusal = Overloaded("the application takes no more messages", limit="unread_messages")
+            asyncio.get_running_loop().call_soon(self._receiver.failed, request, refusal)
 
     def abandon(self, request: Request) -> None:
         """See `Wire.abandon`."""

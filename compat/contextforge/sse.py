@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ...mux.limits import MAX_EVENT_BYTES
+from ...transports.backlog import Backlog
 from ...transports.base import Message, Transport
 
 logger = logging.getLogger(__name__)
@@ -43,8 +44,7 @@ class SSETransport(Transport):
     def __init__(self, base_url: str | None = None) -> None:
         self._base_url = (base_url or self.settings.base_url).rstrip("/")
         self._session_id = secrets.token_urlsafe(24)
-        self._unsent: asyncio.Queue[str | None] = asyncio.Queue(MAX_UNSENT + 1)
-        self._unsent_bytes = 0
+        self._unsent = Backlog[str](MAX_UNSENT, MAX_UNSENT_BYTES)
         self._is_connected = False
         self.gone = asyncio.Event()
         """Set once the stream is over."""
@@ -63,22 +63,16 @@ class SSETransport(Transport):
         self._is_connected = False
         if not self.gone.is_set():
             self.gone.set()
-            while self._unsent.qsize() > MAX_UNSENT:
-                self._unsent.get_nowait()
-            self._unsent.put_nowait(None)
+            self._unsent.end()
 
     async def send_message(self, message: Message, *, request_id: int | None = None) -> None:
         """See `Transport.send_message`. Of one stream there is nothing to choose, so `request_id` changes nothing."""
         if not self._is_connected:
             raise RuntimeError("Transport not connected")
-        text = json.dumps(message, default=_spelled)
-        size = self._unsent_bytes + len(text)
-        if self._unsent.qsize() >= MAX_UNSENT or (self._unsent_bytes and size > MAX_UNSENT_BYTES):
+        if not self._unsent.put(json.dumps(message, default=_spelled)):
             logger.warning("a client does not read: its stream is ended")
             await self.disconnect()
             raise RuntimeError("the client does not read")
-        self._unsent_bytes = size
-        self._unsent.put_nowait(text)
 
     async def receive_message(self) -> AsyncIterator[dict[str, Any]]:
         """See `Transport.receive_message`: over SSE they come by POST, so this only waits for the end."""
@@ -115,13 +109,12 @@ class SSETransport(Transport):
         while True:
             try:
                 async with asyncio.timeout(settings.keepalive):
-                    text = await self._unsent.get()
+                    text = await self._unsent.take()
             except TimeoutError:
                 yield _event("keepalive", "{}", settings.retry)
                 continue
             if text is None:
                 return
-            self._unsent_bytes -= len(text)
             yield _event("message", text, settings.retry)
 
 
