@@ -43,10 +43,10 @@ class Source(Protocol):
 class Portions:
     """Of one connection: what came, and waits for its turn. It refers to nobody while nothing waits."""
 
-    __slots__ = ("_go_on", "_is_held", "_is_resting", "_lost", "_rest")
+    __slots__ = ("_go_on", "_is_held", "_lost", "_rest", "is_resting")
 
     def __init__(self) -> None:
-        self._is_resting = False
+        self.is_resting = False
         """True while reading rests, whether something that came waits or not."""
         self._is_held = False
         """True while who reads wants nothing."""
@@ -55,14 +55,9 @@ class Portions:
         """Goes on with what waits, where that is held."""
         self._lost: Callable[[], None] | None = None
 
-    @property
-    def is_behind(self) -> bool:
-        """Whether reading goes on in the turns that follow."""
-        return self._is_resting
-
     def take(self, data: bytes, read: Read, source: Source) -> None:
         """Have it read, now or in the turns that follow."""
-        if self._is_resting:
+        if self.is_resting:
             self._rest += data
         elif (size := len(data)) > SMALL or self._is_held:
             self._take(data, 0, read, source)
@@ -80,15 +75,15 @@ class Portions:
         if self._go_on is not None:
             asyncio.get_running_loop().call_soon(self._go_on)
             self._go_on = None
-        elif not self._is_resting and not source.is_closing():
+        elif not self.is_resting and not source.is_closing():
             source.resume_reading()
 
     def lost(self, then: Callable[[], None]) -> None:
         """Nothing more comes: do this once all is read, or at once where that is held."""
-        if self._is_resting and not self._is_held:
+        if self.is_resting and not self._is_held:
             self._lost = then
         else:
-            self._is_resting, self._rest, self._go_on = False, b"", None
+            self.is_resting, self._rest, self._go_on = False, b"", None
             then()
 
     def _take(self, data: bytes, at: int, read: Read, source: Source) -> None:
@@ -100,18 +95,18 @@ class Portions:
         else:
             if at >= size:
                 return
-        self._is_resting, self._rest = True, data[at:]
+        self.is_resting, self._rest = True, data[at:]
         if self._lost is None and not source.is_closing():
             source.pause_reading()
         asyncio.get_running_loop().call_soon(self._next_turn, read, source)
 
     def _next_turn(self, read: Read, source: Source) -> None:
-        if not self._is_resting:  # it was held, and lost
+        if not self.is_resting:  # it was held, and lost
             return
         if self._is_held and self._lost is None:
             self._go_on = partial(self._next_turn, read, source)
             return
-        rest, self._rest, self._is_resting = self._rest, b"", False
+        rest, self._rest, self.is_resting = self._rest, b"", False
         try:
             if not self._is_held:
                 self._take(rest, 0, read, source)
@@ -122,7 +117,7 @@ class Portions:
             self._end_turn(source)
 
     def _end_turn(self, source: Source) -> None:
-        if self._is_resting:
+        if self.is_resting:
             return
         if self._lost is not None:
             lost, self._lost = self._lost, None

@@ -264,7 +264,7 @@ class GroupProcess:
 
     def _give_up(self, turn: int) -> None:
         """Tell it although an output has not ended; what came by now is heard before, where the loop was late."""
-        if turn < 2 or (self._output.is_behind and turn < LATE_TURNS):  # some loops look at timers before what came
+        if turn < 2 or (self._output.is_resting and turn < LATE_TURNS):  # some loops look at timers before what came
             self._drain = asyncio.get_running_loop().call_soon(self._give_up, turn + 1)
         else:
             self._tell(self._why)
@@ -339,9 +339,9 @@ class _Output(asyncio.Protocol):
         return writing
 
     @property
-    def is_behind(self) -> bool:
-        """Whether something has come that is not read yet."""
-        return self._portions.is_behind
+    def is_resting(self) -> bool:
+        """See `Portions.is_resting`."""
+        return self._portions.is_resting
 
     def close(self) -> None:
         """Read no more."""
