@@ -172,13 +172,11 @@ def serve(
 
     place = Place.take(os.environ)
     if place is None:
-        _tell_unread()
+        _tell_unread_variables()
     settings = read() if place is None else place.settings
     _configure_logs(log_format, log_level)
-    if place is None and file is None and not settings.servers and Path(DEFAULT_FILE).is_file():
-        sys.stderr.write(
-            f"trunkline: the file {DEFAULT_FILE} that is here is not read; name it: serve {DEFAULT_FILE}\n"
-        )
+    if place is None and file is None and not settings.servers:
+        _tell_unread_file()
     # Who has a parent has its demo, if any.
     demo = place is None and (demo or not settings.servers)
 
@@ -228,7 +226,7 @@ def check(
     """Validate the settings, probe each server, and print a table. Exit 1 on any fault."""
     from .settings import load
 
-    _tell_unread()
+    _tell_unread_variables()
     settings = load(file, environ=os.environ)
     from .check import run as run_check
     from .console import out
@@ -350,7 +348,14 @@ def _supervise(settings: "Settings", read: "Read", demo: bool, insecure: bool, o
         raise typer.Exit(error.told) from None
 
 
-def _tell_unread() -> None:
+def _tell_unread_file() -> None:
+    if Path(DEFAULT_FILE).is_file():
+        sys.stderr.write(
+            f"trunkline: the file {DEFAULT_FILE} that is here is not read; name it: serve {DEFAULT_FILE}\n"
+        )
+
+
+def _tell_unread_variables() -> None:
     from .settings import unread
 
     for name, meant in unread(os.environ).items():

@@ -163,7 +163,6 @@ class HTTPEndpoint:
             scope[GRANT] = request.headers.grant
             raise
         except Exception as error:
-            self.lay_down(request)
             await refuse(self._config, request, error)
         finally:
             self.lay_down(request)
