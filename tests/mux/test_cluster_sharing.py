@@ -5,7 +5,7 @@ import json
 
 import anyio
 import pytest
-from harness.clustering import orphaned, until, workers
+from harness.clustering import Workers, orphaned, until, workers
 from harness.memory_wire import echo, message
 from harness.muxing import ALICE, BOB, Client, begin, idle, settle, some
 from trunkline.mux import leftovers
@@ -313,6 +313,21 @@ async def test_g8_a_drain_lets_go_of_the_session_that_just_took_the_place_of_an_
         assert (len(at.server.of("initialize")), at.server.deleted) == (2, [aged.id])
 
 
+def noting_slowly(at: Workers, monkeypatch: pytest.MonkeyPatch) -> tuple[anyio.Event, anyio.Event]:
+    """The first worker does not hear that what it changed is stored, once the first is set, before the second is."""
+    replace, is_noted, is_heard = at.directory.replace, anyio.Event(), anyio.Event()
+
+    async def slow(record: WorkflowRecord) -> WorkflowRecord | None:
+        stored = await replace(record)
+        if record.worker == "worker-1":
+            is_noted.set()
+            await is_heard.wait()
+        return stored
+
+    monkeypatch.setattr(at.directory, "replace", slow)
+    return is_noted, is_heard
+
+
 @pytest.mark.parametrize("is_late", [True, False])
 async def test_g8_a_drain_tells_what_a_workflow_wants_though_what_it_wanted_before_is_being_noted(
     is_late: bool, monkeypatch: pytest.MonkeyPatch
@@ -321,16 +336,7 @@ async def test_g8_a_drain_tells_what_a_workflow_wants_though_what_it_wanted_befo
         a, b = await at.start(), await at.start()
         at.server.on_request = lambda exchange: exchange.answer({})
         client = await a.client(ALICE)
-        replace, is_noted, is_heard = at.directory.replace, anyio.Event(), anyio.Event()
-
-        async def slow(record: WorkflowRecord) -> WorkflowRecord | None:
-            stored = await replace(record)
-            if record.worker == "worker-1":
-                is_noted.set()
-                await is_heard.wait()
-            return stored
-
-        monkeypatch.setattr(at.directory, "replace", slow)
+        is_noted, is_heard = noting_slowly(at, monkeypatch)
         await client.answer(ask(client, "resources/subscribe", uri="file:///a"))
         await is_noted.wait()
         await client.answer(ask(client, "resources/subscribe", uri="file:///b"))
@@ -351,16 +357,7 @@ async def test_g8_a_drain_tells_which_session_there_is_though_the_one_before_is_
         at.server.on_request = lambda exchange: exchange.answer({})
         client = await a.client(ALICE)
         await at.pass_time(1)
-        replace, is_noted, is_heard = at.directory.replace, anyio.Event(), anyio.Event()
-
-        async def slow(record: WorkflowRecord) -> WorkflowRecord | None:
-            stored = await replace(record)
-            if record.worker == "worker-1":
-                is_noted.set()
-                await is_heard.wait()
-            return stored
-
-        monkeypatch.setattr(at.directory, "replace", slow)
+        is_noted, is_heard = noting_slowly(at, monkeypatch)
         await client.answer(ask(client, "resources/subscribe", uri="file:///a"))
         await is_noted.wait()
         aged = at.server.session
