@@ -57,7 +57,10 @@ class Conversation(Protocol):
         """
 
     def close(self) -> None:
-        """The end, for both sides. Idempotent."""
+        """The end, for both sides, which the other one hears after all that was sent. Idempotent."""
+
+    def cut(self) -> None:
+        """The end at once: who waits here does not wait for the other side to take what was sent. Idempotent."""
 
 
 Open = Callable[[Worker], Awaitable[Conversation]]
@@ -112,6 +115,10 @@ class SocketConversation:
     def close(self) -> None:
         """See `Conversation.close`."""
         self._writer.close()
+
+    def cut(self) -> None:
+        """See `Conversation.cut`."""
+        self._writer.transport.abort()
 
 
 def encode(frame: Frame) -> bytes:

@@ -87,7 +87,8 @@ class Forwarder:
             while self._calls:
                 await self._has_ended.wait()
         is_complete = not self._calls
-        _close(self._calls)
+        for conversation in tuple(self._calls):
+            conversation.cut()
         return is_complete
 
     @property
@@ -299,7 +300,7 @@ async def _break_off(conversation: Conversation, lives: Callable[[], Awaitable[b
     while True:
         await anyio.sleep(BEAT_SECONDS)
         if not await lives():
-            conversation.close()
+            conversation.cut()
 
 
 async def _hand_on(conversation: Conversation, tape: Tape) -> None:

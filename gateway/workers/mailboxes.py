@@ -102,6 +102,10 @@ class MailboxConversation:
             self._mailboxes.leave(self, tell=not self._broken)
             self.break_off("the conversation was closed here")
 
+    def cut(self) -> None:
+        """See `Conversation.cut`."""
+        self.close()
+
     def hear(self, part: _Part) -> None:
         """What the other side has sent."""
         if part.kind == "taken":

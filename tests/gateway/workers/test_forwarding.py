@@ -1,5 +1,6 @@
 """A request that another worker serves: what its client sees, and what is done once."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -14,6 +15,7 @@ from trunkline.gateway.workers import forwarding
 from trunkline.gateway.workers.forwarding import Forwarder, Tape
 from trunkline.mux.directory import Worker
 from trunkline.mux.errors import Elsewhere
+from trunkline.mux.membership import Membership
 from trunkline.transports.asgi import GRANT, IDENTITY, Grant, Receive, Scope, Send, headers_of
 from trunkline.transports.websocket import PING
 
@@ -441,3 +443,47 @@ async def test_g7_a_call_is_told_at_once_that_its_worker_was_taken_for_dead(
             tasks.start_soon(die)
             await house.request(client)
     assert b"-31002" in client.body
+
+
+LARGE = CALL.replace(b'"x"', b'"%b"' % (b"x" * 1024 * 1024))
+
+
+@pytest.fixture
+async def deaf(house: House, tmp_path: Path) -> AsyncIterator[Membership]:
+    """A worker that takes connections and reads none of them to its end, as one that is stopped."""
+    writers: list[asyncio.StreamWriter] = []
+    worker = Worker("b", "host", str(tmp_path / "b"))
+    async with (
+        await asyncio.start_unix_server(lambda _, writer: writers.append(writer), worker.address),
+        Membership(house.directory, worker, on_lapse=lambda since: None).running() as member,
+    ):
+        yield member
+        for writer in writers:
+            writer.transport.abort()
+
+
+async def test_g7_a_large_call_is_told_at_once_that_its_worker_was_taken_for_dead(
+    house: House, deaf: Membership, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is stopped takes nothing of what waits for it."""
+    client = post(LARGE)
+
+    async def missed(worker: Worker) -> bool:
+        return True
+
+    monkeypatch.setattr(house.directory, "beat", missed)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(house.request, client)
+        await anyio.wait_all_tasks_blocked()
+        await house.directory.retire(deaf.worker)
+    told = json.loads(client.body)
+    assert (told["id"], told["error"]["data"]["executed"]) == ("mine", "unknown")
+
+
+async def test_g8_who_leaves_waits_for_no_worker_that_takes_nothing(house: House, deaf: Membership) -> None:
+    client = post(LARGE)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(house.request, client)
+        await anyio.wait_all_tasks_blocked()
+        assert not await house.forwarder.leave(0)
+    assert json.loads(client.body)["error"]["code"] == -31002
