@@ -263,7 +263,7 @@ class Lines:
         adopted = Adopted(record.upstream_session, Opened(record.revision, record.result))
         may_adopt = place == "held" and bool(record.upstream_session)
         why = self._why_none(key)
-        self._make_room(workflow.principal, upstream.pooling)
+        self._make_room(workflow.principal, upstream)
         newest: Channel | None = None
 
         def make_channel(group: ChannelGroup, is_primary: bool, recipients: Recipients) -> Channel:
@@ -286,7 +286,7 @@ class Lines:
 
         ports = GroupPorts(
             make_channel,
-            may_open=lambda: self._has_room_for_channel(key.principal, upstream.pooling),
+            may_open=lambda: self._has_room_for_channel(key.principal, upstream),
             on_changed=self._end_changed,
             clock=self._clock,
         )
@@ -305,22 +305,26 @@ class Lines:
 
     def _why_none(self, key: ChannelKey) -> Decision:
         """Why a session of this key has to be opened: how the user's own differ, else some of the newest."""
-        own = [other for other in self._groups_of.get(key.principal, {}) if other.server == key.server]
+        own = [group.key for group in self._groups_on(key.principal, key.server)]
         return missed(key, own or itertools.islice(reversed(self._groups), MAX_COMPARED))
 
-    def _make_room(self, principal: Principal, limits: Pooling) -> None:
+    def _make_room(self, principal: Principal, upstream: Upstream) -> None:
         """End the sessions of this user that no workflow uses, the longest unused first, until one may be opened."""
-        unused = [key for key, group in self._groups_of.get(principal, {}).items() if not group.owners]
+        unused = [group.key for group in self._groups_on(principal, upstream.name) if not group.owners]
         for key in unused:
-            if self._has_room_for_channel(principal, limits):
+            if self._has_room_for_channel(principal, upstream):
                 return
             self._end_group(key, WorkflowEnded("evicted"))
 
-    def _has_room_for_channel(self, principal: Principal, limits: Pooling) -> bool:
+    def _has_room_for_channel(self, principal: Principal, upstream: Upstream) -> bool:
         if principal.is_anonymous:
             return True
-        own = self._groups_of.get(principal, {}).values()
-        return sum(group.sessions for group in own) < limits.max_channels_per_user
+        sessions = sum(group.sessions for group in self._groups_on(principal, upstream.name))
+        return sessions < upstream.pooling.max_channels_per_user
+
+    def _groups_on(self, principal: Principal, server: str) -> list[ChannelGroup]:
+        """What this user's workflows share on one server, of whatever settings."""
+        return [group for key, group in self._groups_of.get(principal, {}).items() if key.server == server]
 
     def _end_changed(self, owner: Owner) -> None:
         if isinstance(owner, Workflow):

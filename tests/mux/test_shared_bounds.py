@@ -5,6 +5,7 @@ import pytest
 from harness.memory_wire import message
 from harness.muxing import ALICE, PATIENCE, begin, bench, initialize, notification, settle
 from trunkline.mux.envelope import parse
+from trunkline.mux.errors import Overloaded
 from trunkline.mux.limits import MAX_BODY_BYTES, EventLogLimits
 
 pytestmark = pytest.mark.anyio
@@ -20,6 +21,20 @@ async def test_g10_one_users_sessions_are_bounded_whatever_they_are_opened_with(
             client = await at.client(ALICE, message=initialize(capabilities=capabilities))
             await at.pool.end(client.workflow, "deleted")
         await at.server.until(lambda: len(at.server.live) <= 2)
+
+
+async def test_g10_what_one_user_shares_on_another_server_takes_no_room() -> None:
+    async with bench(reuse="user", max_channels_per_user=1) as at:
+        there = await at.client(ALICE, server="y")
+        await at.pool.end(there.workflow, "deleted")
+        client = await at.client(ALICE)
+        call = client.call()
+        (await at.server.got(CALLS)).answer()
+        assert "result" in await client.answer(call)
+        assert len(at.other.live) == 1, "it waits there for the next one"
+        with pytest.raises(Overloaded) as refused:
+            await at.client(ALICE, message=initialize(capabilities={"experimental": {"other": {}}}))
+        assert refused.value.limit == "max_channels_per_user"
 
 
 async def test_a_workflow_ends_in_order_though_its_session_is_full() -> None:
