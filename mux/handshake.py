@@ -4,7 +4,6 @@ The same handshake is met on two sides: a client's `initialize` is read, and one
 """
 
 from collections.abc import Mapping
-from sys import intern
 from typing import Final
 
 from msgspec import Raw
@@ -17,6 +16,9 @@ from .own import own_request
 from .ports import Headers, Opened
 from .record import Handshake, WorkflowRecord
 from .routing import LEGACY
+
+REVISIONS: Final = {revision: revision for revision in LEGACY}
+"""One object of each for all that hold it. `sys.intern` would keep what clients make up, with Python 3.12 for good."""
 
 ANSWERS_ONLY: Final = frozenset({"completions", "prompts", "resources", "tools"})
 """Capabilities of servers that are for answering alone, as far as all their flags are false."""
@@ -41,7 +43,7 @@ def read_handshake(message: Envelope, session_headers: Headers) -> Handshake:
     if capabilities[:1] != b"{":
         raise InvalidParams("initialize: capabilities must be an object")
     fixed = tuple(sorted(session_headers.items()))
-    return Handshake(intern(revision), bytes(message.members["params"]), capabilities, fixed)
+    return Handshake(REVISIONS.get(revision, revision), bytes(message.members["params"]), capabilities, fixed)
 
 
 def initialize(handshake: Handshake) -> Envelope:
@@ -73,9 +75,9 @@ def read_answer(response: bytes) -> Opened:
         raise UpstreamRefused(bytes(answer.members["error"]))
     result = answer.members["result"]
     revision = wire_format.string_of((wire_format.members_of(result) or {}).get("protocolVersion"))
-    if revision not in LEGACY:
+    if revision not in REVISIONS:
         raise UpstreamFault(f"the server chose a protocol revision that is not served here: {str(revision)[:32]}")
-    return Opened(intern(revision), bytes(result))
+    return Opened(REVISIONS[revision], bytes(result))
 
 
 def difference(record: WorkflowRecord, handshake: Handshake) -> str | None:

@@ -1,5 +1,6 @@
 """What an `initialize` fixes, what a later one may not change while its session is in use, what a server may say."""
 
+import sys
 from typing import Any
 
 import msgspec
@@ -32,6 +33,16 @@ def test_g10_what_is_kept_of_it_is_bounded() -> None:
     assert read_handshake(initialize(vendor="x" * 65_000), {})
     with pytest.raises(InvalidParams, match="larger than 65536 bytes"):
         read_handshake(initialize(vendor="x" * 65_536), {})
+
+
+def test_g10_nothing_that_a_client_makes_up_is_kept_for_good() -> None:
+    revision = "banana " * 3
+    held = read_handshake(initialize(revision), {})
+    copy = "".join((*revision,))
+    assert sys.intern(copy) is copy, "what is interned is never freed by Python 3.12"
+    assert held.revision == revision
+    one, two = (read_handshake(initialize("2025-06-18"), {}).revision for _ in range(2))
+    assert one is two, "thousands of workflows hold the few that there are"
 
 
 def test_the_server_is_told_what_the_client_said() -> None:
