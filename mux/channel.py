@@ -37,8 +37,9 @@ from .statistics import Statistics, method_label
 
 logger = logging.getLogger(__name__)
 
-Recipients = Callable[[Envelope, Owner | None, Sequence[Owner]], Sequence[Owner]]
-"""A server's notification, the workflow on whose call's stream it came, and all that share the channel: who is told."""
+Recipients = Callable[[Envelope, Owner | None, Sequence[Owner]], Sequence[Owner] | None]
+"""A server's notification, the workflow on whose call's stream it came, and all that share the channel: who is told, or
+None where it cannot be attributed."""
 
 ChannelState = Literal["opening", "active", "idle", "draining", "closed"]
 
@@ -417,13 +418,15 @@ class Channel:
 
     def _tell_owner(self, notification: Envelope, origin: Caller | None) -> None:
         asker = origin.owner if origin is not None else None
+        told: Sequence[Owner] | None
         if self._config.recipients is not None:
             told = self._config.recipients(notification, asker, self._owners)
         else:
             owner = attribute(asker, self._owners)
-            told = () if owner is None else (owner,)
-        if not told:
+            told = None if owner is None else (owner,)
+        if told is None:
             self._config.statistics.count("unattributed", method_label(notification.method))
+            return
         for owner in tuple(told):
             owner.told(notification, origin if owner is asker else None)
 

@@ -230,11 +230,13 @@ class ChannelGroup:
         return line
 
     def _make_line(self, *, is_primary: bool, why: Decision) -> DedicatedLine:
-        def recipients(message: Envelope, origin: Owner | None, owners: Sequence[Owner]) -> Sequence[Owner]:
+        def recipients(message: Envelope, origin: Owner | None, owners: Sequence[Owner]) -> Sequence[Owner] | None:
             """Who is told: by the primary session all whom it concerns, by others the call on whose stream it came."""
             if self._lines and self._lines[0] is line:
                 return self.wishes.recipients(message, origin, owners)
-            return () if origin is None else (origin,)
+            if origin is not None:
+                return (origin,) if self.wishes.hears(origin, message) else ()
+            return () if message.method.endswith("/list_changed") else None  # which the primary session brings
 
         line = DedicatedLine(
             lambda: self._ports.make_channel(self, is_primary, recipients),

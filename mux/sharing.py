@@ -165,7 +165,11 @@ class Wishes(Generic[Owner]):
     def _level_of(self, owner: Owner) -> str:
         return self._levels[owner][-1] if owner in self._levels else ""
 
-    def _hears(self, owner: Owner, level: str | None) -> bool:
+    def hears(self, owner: Owner, message: Envelope) -> bool:
+        """Whether a message that concerns this workflow is of a level that it wants; what is no log is."""
+        if message.method != "notifications/message":
+            return True
+        level = wire_format.string_of((message.params() or {}).get("level"))
         wanted = self._level_of(owner) or (USUAL if self.level is not None else "")
         return not wanted or level is None or level not in LEVELS or LEVELS[level] >= LEVELS[wanted]
 
@@ -202,20 +206,21 @@ class Wishes(Generic[Owner]):
         watched = [uri for uri, subscribers in self._subscribers.items() if owner in subscribers]
         return [uri for uri in watched if self.unsubscribe(owner, uri)]
 
-    def recipients(self, message: Envelope, origin: Owner | None, owners: Sequence[Owner]) -> Sequence[Owner]:
-        """Who is told what the server tells; nobody where it cannot be attributed (rule R1, table 3.2)."""
+    def recipients(self, message: Envelope, origin: Owner | None, owners: Sequence[Owner]) -> Sequence[Owner] | None:
+        """Who is told what the server tells; None where it cannot be attributed (rule R1, table 3.2).
+
+        Nobody where it is of a level that its workflow does not hear.
+        """
         params = message.params() or {}
         if message.method.endswith("/list_changed"):
             return tuple(owners)
         if message.method == "notifications/resources/updated":
             uri = wire_format.string_of(params.get("uri")) or ""
-            return [owner for owner in owners if self._watches(owner, uri)]
+            return [owner for owner in owners if self._watches(owner, uri)] or None
         alone = origin if origin is not None else owners[0] if len(owners) == 1 else None
         if alone is None:
-            return ()
-        if message.method == "notifications/message":
-            return [alone] if self._hears(alone, wire_format.string_of(params.get("level"))) else ()
-        return [alone]
+            return None
+        return [alone] if self.hears(alone, message) else ()
 
     def _watches(self, owner: Owner, uri: str) -> bool:
         """A server may tell of a resource below the one that was subscribed to."""

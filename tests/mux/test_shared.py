@@ -258,6 +258,7 @@ async def test_r6_the_server_hears_the_most_verbose_level_and_each_workflow_its_
             for client, exchange in zip((one, two), exchanges, strict=True)
         ]
         assert heard == [["error"], ["debug", "error"]]
+        assert not at.counts["unattributed", "notifications/message"], "it is known whose that is"
 
 
 @pytest.mark.parametrize("params", [{}, {"level": "loud"}, {"level": 3}])

@@ -86,6 +86,34 @@ async def test_a_session_beside_the_first_brings_nothing_twice_and_has_its_log_l
             await client.answer(call)
 
 
+async def test_r6_a_session_beside_the_first_tells_each_workflow_from_its_own_level_on() -> None:
+    async with bench(reuse="user", max_inflight_per_channel=2) as at:
+        at.server.on_request = lambda exchange: exchange.kind == "logging/setLevel" and exchange.answer()
+        verbose, calm = await at.client(ALICE), await at.client(ALICE)
+        for client, level in ((verbose, "debug"), (calm, "error")):
+            await client.answer(client.call({"level": level}, method="logging/setLevel"))
+        full = [verbose.call(id=b"%d" % n) for n in range(2)]
+        call = calm.call()
+        upstream = await at.server.got(CALLS, 3)
+        beside = at.server.sessions[1]
+        assert upstream.session is beside
+        for level in ("debug", "error"):
+            upstream.say(message("notifications/message", {"level": level, "data": level}))
+        upstream.answer()
+        told = [one for one in await calm.answers(call) if "method" in one]
+        assert [one["params"]["level"] for one in told] == ["error"]
+        beside.deliver(message("notifications/tools/list_changed"), None)
+        assert not at.counts["unattributed", "notifications/tools/list_changed"], (
+            "the first one brings that as well"
+        )
+        beside.deliver(message("notifications/message", {"level": "error", "data": "whose?"}), None)
+        assert at.counts["unattributed", "notifications/message"] == 1
+        for exchange in at.server.of(CALLS)[:2]:
+            exchange.answer()
+        for client_call in full:
+            await verbose.answer(client_call)
+
+
 async def test_what_is_told_to_a_session_anew_is_no_workflows_own() -> None:
     async with bench(reuse="user") as at:
         at.server.on_request = lambda exchange: exchange.answer()
