@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from . import envelope as wire_format
-from .demux import Abandon, Answered, Asked, Demux, Due, Failed, Progressed, Retracted, Told, ToServer
+from .demux import Abandon, Answered, Asked, Demux, Due, Failed, Ignored, Progressed, Retracted, Told, ToServer
 from .envelope import Envelope
 from .errors import (
     InvalidMessage,
@@ -388,6 +388,8 @@ class Channel:
         event = self._demux.receive(message, origin, self._config.clock())
         if isinstance(event, Answered):  # nearly always, and cheaper to find so
             event.request.caller.answered(event.message, is_error=event.is_error)
+            if event.request is not origin and self._movable is not None:
+                self._let_go(event.request)
             return
         if origin is None and isinstance(event, (Asked, Told, ToServer)):
             self.listening.told()
@@ -403,8 +405,15 @@ class Channel:
                     owner.retracted(asked, notification)
             case Told(notification, source):
                 self._tell_owner(notification, source.caller if source is not None else None)
-            case _:
-                self._config.statistics.count(event.reason, self._config.server)
+            case Ignored(reason, request):
+                self._config.statistics.count(reason, self._config.server)
+                if request is not None and request is not origin:
+                    self._let_go(request)
+
+    def _let_go(self, request: Request) -> None:
+        """The answer to a request came another way than on its own exchange, which may have no end."""
+        if self._movable is not None and self._movable.session:
+            self._movable.abandon(request)
 
     def _ask(self, asked: ServerRequest, question: Envelope) -> None:
         origin = asked.origin.caller.owner if asked.origin is not None else None

@@ -98,6 +98,8 @@ class Ignored(NamedTuple):
     """Nothing to do; the reason is counted."""
 
     reason: Literal["late_response", "unknown_response", "unknown_progress", "unknown_cancel", "duplicate_server_id"]
+    request: Request | None = None
+    """The request that is over by it."""
 
 
 FromServer = Answered | Progressed | ToServer | Asked | Retracted | Told | Ignored
@@ -306,7 +308,7 @@ class Demux:
         if request is None or request.state == "done":
             return Ignored("unknown_response")
         if self._step(request, "answer") == "swallow":
-            return Ignored("late_response")
+            return Ignored("late_response", request)
         return Answered(request, message.with_id(request.client_id), message.is_error)
 
     def _receive_request(self, message: Envelope, origin: Request | None, now: float) -> ToServer | Asked | Ignored:

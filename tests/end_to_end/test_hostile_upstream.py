@@ -7,6 +7,7 @@ from harness.gateways import Gateway
 from harness.gateways import gateway as running_gateway
 from harness.ports import free_port
 from harness.upstream_scripted import (
+    AwaitMessage,
     Cut,
     Forever,
     Hang,
@@ -216,3 +217,20 @@ async def test_g9_a_flood_before_the_answer_arrives_whole_and_in_order(
         answer = await wire.call("anything")
         told = [message["params"]["data"] async for message in answer.messages() if "method" in message]
     assert told == list(range(500))
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+async def test_g10_what_carries_a_call_ends_with_its_answer_whatever_way_that_comes(
+    both: Gateway, bad: ScriptedUpstream, hasty: str, is_late: bool
+) -> None:
+    answer = '{"jsonrpc":"2.0","id":2,"result":{"content":[{"type":"text","text":"good"}]}}'
+    awaited = AwaitMessage("notifications/cancelled" if is_late else "tools/call")
+    bad.script = {"GET": [[OpenStream(), awaited, Send(answer), Hang()]], "tools/call": [[Hang()]]}
+    async with Wire(both.url(hasty)) as wire:
+        await wire.open()
+        answered = await (await wire.call("anything")).response()
+        if is_late:
+            assert answered["error"]["code"] == TIMED_OUT
+        else:
+            assert text_of(answered) == "good"
+        await bad.until(lambda: bad.disconnects == 1)

@@ -199,7 +199,7 @@ def test_e12_e15_a_cancel_is_translated_and_its_late_answer_swallowed(demux: Dem
     assert isinstance(failed, Failed)
     assert isinstance(failed.error, Cancelled)
     assert demux.cancel(request, None, 0) == []
-    assert demux.receive(answer(str(request.id)), None, 0) == Ignored("late_response")
+    assert demux.receive(answer(str(request.id)), None, 0) == Ignored("late_response", request)
     assert demux.cancel(request, None, 0) == []
     assert demux.is_idle
 
@@ -215,7 +215,7 @@ def test_a_workflow_that_ends_withdraws_what_it_asked_for_and_nothing_else(demux
     assert isinstance(failed, Failed)
     assert failed.request is first
     assert isinstance(failed.error, SessionLost)
-    assert demux.receive(answer(str(first.id)), None, 6) == Ignored("late_response")
+    assert demux.receive(answer(str(first.id)), None, 6) == Ignored("late_response", first)
     assert isinstance(demux.receive(answer(str(kept.id)), None, 6), Answered)
     assert demux.withdraw(ending, cause, 7) == []  # type: ignore[arg-type]
 

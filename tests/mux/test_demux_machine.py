@@ -98,7 +98,7 @@ class DemuxMachine(RuleBasedStateMachine):
         if client is None:
             assert event == Ignored("unknown_response")
         elif client.outcome is not None:
-            assert event == Ignored("late_response")
+            assert event == Ignored("late_response", request)
             del self.live[request]
         else:
             assert isinstance(event, Answered)
