@@ -202,11 +202,6 @@ class Gateways:
                 raise
         return self._upstreams.get(record.label)
 
-    def takes(self, gateway_id: str) -> bool:
-        """Whether calls to this server are for trunkline, as far as its record tells."""
-        record = self._refreshed(gateway_id).record
-        return record is not None and self._why_old_path(record, str(record.fields.get("url", ""))) is None
-
     async def refresh(self) -> None:
         """Look at every record that is in use again, while calls go on: one that is gone must not keep its sessions.
 

@@ -95,7 +95,6 @@ NEEDED_SINCE_1: Final[Mapping[str, tuple[str, ...]]] = {
         "UpstreamSessionRegistry.evict_gateway",
         "UpstreamSessionRegistry.evict_session",
     ),
-    "services.tool_service": ("_downstream_session_id_from_request",),
     "services.resource_service": ("ResourceService.read_resource",),
     "services.prompt_service": ("PromptService.get_prompt",),
 }
@@ -290,20 +289,9 @@ class Installation:
 
     def _replacements_since_1(self, sessions: type, types: ModuleType) -> list[tuple[Any, str, object]]:
         forge = self._forge
-        tools, resources = forge["services.tool_service"], forge["services.resource_service"].ResourceService
+        resources = forge["services.resource_service"].ResourceService
         prompts, registry = forge["services.prompt_service"].PromptService, forge[REGISTRY_MODULE]
-        stock_session_id = tools._downstream_session_id_from_request
-
-        def session_id() -> str | None:
-            """None where the call is for trunkline: then it goes the way without ContextForge's own registry."""
-            called = invocation.get()
-            if called is not None and called.gateway_id and self.reuse.gateways.takes(called.gateway_id):
-                return None
-            found: str | None = stock_session_id()
-            return found
-
         return [
-            (tools, "_downstream_session_id_from_request", session_id),
             (resources, "read_resource", identified(resources.read_resource)),
             (prompts, "get_prompt", identified(prompts.get_prompt)),
             (registry, "UpstreamSessionRegistry", self._registry_class(registry, sessions, types)),

@@ -494,6 +494,25 @@ async def test_a_gateway_that_is_told_to_stop_ends_its_streams_and_its_sessions_
         assert server.report()["earlier"]["delete"] == 1
 
 
+async def test_a_session_for_which_there_is_no_room_is_kept_as_the_gateway_itself_keeps_it(version: Version) -> None:
+    if version == "0.9.0":
+        pytest.skip("it keeps none")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        upstream("sdk2") as server,
+        contextforge(version, Path(folder), env={"TRUNKLINE_MAX_WORKFLOWS_PER_USER": "1"}) as forge,
+    ):
+        forge.register("plain", server.url)
+        server.reset()
+        place = Place(forge, {"plain": server})
+        async with raw(place, "http") as first, raw(place, "http") as second:
+            for client in (first, second):
+                for n in (1, 2):
+                    await client.send("tools/call", {"name": "plain-counter", "arguments": {}}, id=n)
+                    assert (await client.answer(n))["result"]["content"][0]["text"] == str(n)
+        assert server.counts()["initialize"] == 2
+
+
 def test_a_wrong_setting_is_told_once_and_no_worker_is_started(version: Version) -> None:
     python = python_of(version)
     assert python is not None

@@ -111,7 +111,6 @@ async def test_a_record_that_is_gone_or_disabled_takes_its_server_with_it(change
     await records.gateways.refresh()
     assert records.changes[-1] == {}
     assert records.gateways.find("g1", URL) is None
-    assert not records.gateways.takes("g1")
 
 
 @pytest.mark.anyio
@@ -157,7 +156,6 @@ def test_the_policy_of_a_server(settings: dict[str, Any], tags: list[Any], reuse
     records.add("g1", tags=tags)
     found = records.gateways.find("g1", URL)
     assert (found.pooling.reuse if found else "none") == reuse
-    assert records.gateways.takes("g1") is (reuse != "none")
 
 
 @pytest.mark.parametrize(
@@ -313,7 +311,6 @@ async def test_a_database_that_is_away_is_asked_once_in_a_while_and_not_for_each
         for _ in range(5):
             assert records.gateways.find("known", URL) is before
             assert records.gateways.find("unknown", URL) is None
-            assert not records.gateways.takes("unknown")
         records.later()
     assert records.read == 6
     assert len(caplog.records) == 6
