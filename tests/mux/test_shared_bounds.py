@@ -103,9 +103,7 @@ async def test_r6_a_session_beside_the_first_tells_each_workflow_from_its_own_le
         told = [one for one in await calm.answers(call) if "method" in one]
         assert [one["params"]["level"] for one in told] == ["error"]
         beside.deliver(message("notifications/tools/list_changed"), None)
-        assert not at.counts["unattributed", "notifications/tools/list_changed"], (
-            "the first one brings that as well"
-        )
+        assert not at.counts["unattributed", "notifications/tools/list_changed"], "the first one brings that as well"
         beside.deliver(message("notifications/message", {"level": "error", "data": "whose?"}), None)
         assert at.counts["unattributed", "notifications/message"] == 1
         for exchange in at.server.of(CALLS)[:2]:
