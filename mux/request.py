@@ -4,11 +4,16 @@ Pure: what may happen to a client's request is the table `REQUESTS`, to one of t
 `SERVER_REQUESTS`. Whoever takes a move that a table does not hold raises `IllegalMove`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from .envelope import Envelope
 from .ports import Caller
+
+if TYPE_CHECKING:
+    from .exchange import Asker
 
 EXTENSIONS: Final = 12
 """Progress may extend a call to at most this many times `request_timeout` (rule E17: an absolute maximum)."""
@@ -77,7 +82,7 @@ class Request:
 class ServerRequest:
     """A request of the server's own: sampling, elicitation, roots."""
 
-    __slots__ = ("deadline", "id", "method", "origin", "state", "token")
+    __slots__ = ("deadline", "id", "method", "origin", "place", "state", "token")
 
     def __init__(self, message: Envelope, origin: Request | None, deadline: float) -> None:
         self.id = message.id
@@ -85,6 +90,8 @@ class ServerRequest:
         self.method = message.method
         self.origin = origin
         """The client's request on whose stream it came, where the transport tells (rule R1.1)."""
+        self.place: Asker | None = None
+        """What carried it to its client; None for the stream that listens, or while it was not carried."""
         self.state: ServerRequestState = "open"
         self.token = b""
         """The server's progress token as it was spelled, where the downstream side minted another for it."""

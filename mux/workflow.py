@@ -284,14 +284,16 @@ class Workflow:
             channel.refuse(request, refused)
             return
         self._ports.stir(self)
-        origin = asker_of(request.origin.caller if request.origin is not None else None)
-        self._deliver(text, place(origin, self.calls.newest_exchange, is_listening=self.is_listening))
+        request.place = self._place(asker_of(request.origin.caller if request.origin is not None else None))
+        self._deliver(text, request.place)
 
     def retracted(self, request: ServerRequest, message: Envelope) -> None:
         """See `Owner.retracted`."""
         text = self.questions.retract(request, message)
         if text is not None:
-            self._deliver(text, asker_of(request.origin.caller if request.origin is not None else None))
+            asker = request.place
+            is_over = asker is not None and (asker.is_lost or not asker.is_open)
+            self._deliver(text, self._place(None) if is_over else asker)
 
     def told(self, message: Envelope, origin: Caller | None) -> None:
         """See `Owner.told`."""
@@ -482,6 +484,10 @@ class Workflow:
     def _refuse_questions(self, why: str) -> None:
         if self._questions is not None:
             self._questions.refuse(SessionLost(why, executed="unknown"))
+
+    def _place(self, origin: Asker | None) -> Asker | None:
+        """What carries a server's request to the client (R2)."""
+        return place(origin, self.calls.newest_exchange, is_listening=self.is_listening)
 
     def _deliver(self, text: bytes, asker: Asker | None) -> None:
         if asker is not None:

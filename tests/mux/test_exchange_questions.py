@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from harness.memory_wire import Exchange as Upstream
 from harness.memory_wire import message
-from harness.muxing import Bench, Client, bench, idle, initialize, notification, response, some
+from harness.muxing import Bench, Client, bench, idle, initialize, notification, patience, response, some
 from trunkline.mux.event_log import Stream
 from trunkline.mux.exchange import Exchange
 from trunkline.mux.request import EXTENSIONS
@@ -26,7 +26,8 @@ QUESTIONS = {
 
 
 async def stream_of(exchange: Exchange) -> Stream:
-    stream = await exchange.ready
+    async with patience():
+        stream = await exchange.ready
     assert isinstance(stream, Stream)
     return stream
 
@@ -196,6 +197,47 @@ async def test_what_a_server_retracts_is_retracted_where_it_was_asked() -> None:
         assert told["params"] == {"requestId": asked["id"], "reason": "late"}
         client.workflow.respond(response(asked["id"]))
         assert at.server.of("response") == []
+        await finish(at, client, [reader])
+
+
+async def test_what_a_server_retracts_of_no_call_is_retracted_where_it_was_asked() -> None:
+    async with bench() as at:
+        client = await at.client(message=ASKS)
+        exchange = client.call(id=b"1")
+        at.server.session.tell(message("roots/list", id="s"))
+        reader = client.workflow.streams.attach(await stream_of(exchange), 0)
+        asked = await asked_on(reader)
+        later = client.call(id=b"2")
+        at.server.session.tell(message("notifications/cancelled", {"requestId": "s"}))
+        assert (await asked_on(reader))["params"] == {"requestId": asked["id"]}
+        assert not later.ready.done()
+        await finish(at, client, [reader])
+
+
+async def test_what_a_server_retracts_after_its_call_reaches_the_client_all_the_same() -> None:
+    async with bench() as at:
+        client = await at.client(message=ASKS)
+        over, later = client.call(id=b"1"), client.call(id=b"2")
+        [upstream, _] = at.server.of("tools/call")
+        upstream.say(message("roots/list", id="s"))
+        upstream.answer()
+        asked, _ = await client.answers(over)
+        at.server.session.tell(message("notifications/cancelled", {"requestId": "s"}))
+        reader = client.workflow.streams.attach(await stream_of(later), 0)
+        assert (await asked_on(reader))["params"] == {"requestId": asked["id"]}
+        await finish(at, client, [reader])
+
+
+async def test_what_a_server_retracts_before_the_client_came_stands_behind_its_question() -> None:
+    async with bench() as at:
+        client = await at.client(message=ASKS)
+        at.server.session.tell(message("roots/list", id="s"))
+        exchange = client.call()
+        at.server.session.tell(message("notifications/cancelled", {"requestId": "s"}))
+        assert not exchange.ready.done()
+        reader = client.workflow.streams.attach_standalone()
+        methods = [json.loads(text)["method"] for _, text in await some(reader, 2)]
+        assert methods == ["roots/list", "notifications/cancelled"]
         await finish(at, client, [reader])
 
 
