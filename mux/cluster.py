@@ -60,8 +60,8 @@ class ClusterPorts(NamedTuple):
 
     make: Callable[[WorkflowRecord, Upstream, Place], Workflow]
     """Makes a workflow of a record, which lives nowhere yet."""
-    admit: Callable[[Principal, Pooling], Awaitable[None]]
-    """Finds room for one more; raises `Overloaded`."""
+    admit: Callable[[Principal, str], Awaitable[None]]
+    """Finds room for one more on a server; raises `Overloaded`."""
     open: Callable[[Workflow], Coroutine[Any, Any, None]]
     """Opens one that lives here."""
     is_draining: Callable[[], bool]
@@ -229,21 +229,21 @@ class Cluster:
             beside = await self._opened_beside(record)
             living, reading = await self._living(), self.members.reading
             kept = recover(await self._directory.read(record.session_id))
-            await self._ports.admit(record.principal, upstream.pooling)
-            self._residents.census.add(record.principal)
+            await self._ports.admit(record.principal, record.server)
+            self._residents.census.add(record.principal, record.server)
             lapses = self.members.lapses
             try:
                 stored = await self._directory.replace(msgspec.structs.replace(record, worker=self.me))
             except BaseException:
-                self._residents.census.remove(record.principal)
+                self._residents.census.remove(record.principal, record.server)
                 raise
             if stored is None:
-                self._residents.census.remove(record.principal)
+                self._residents.census.remove(record.principal, record.server)
                 self._statistics.count("takeovers", "overtaken")
                 return None
             is_current = self._generations.is_current(upstream.name, upstream.generation)
             if self._ports.is_draining() or not is_current or lapses != self.members.lapses:
-                self._residents.census.remove(record.principal)
+                self._residents.census.remove(record.principal, record.server)
                 await self.hand_back(stored)  # who asked for it meets what holds by now
                 return None
             self._statistics.count("takeovers", "adopted" if record.upstream_session else "reopened")

@@ -17,7 +17,6 @@ from .generations import Version
 from .group import ChannelGroup, GroupPorts
 from .id_supply import DrawIds
 from .initialization import Adopted
-from .limits import Pooling
 from .line import DedicatedLine
 from .membership import Membership
 from .policy import Cap, cap_reached
@@ -77,6 +76,7 @@ class Lines:
         self._members = members
         self._channels = channels
         self._census = premises.residents.census
+        self._caps = premises.caps
         self._spares = Spares(
             premises.directory,
             may_open=self._may_open_spare,
@@ -97,7 +97,7 @@ class Lines:
         """The line of a workflow that begins, or that another worker has begun."""
         shelf = self._shelf(workflow, upstream) if place == "new" else None
         if shelf is None:
-            self._spares.make_room(workflow.principal, upstream.pooling)
+            self._spares.make_room(workflow.principal, upstream.name)
         if upstream.pooling.reuse == "user":
             group = self._group(workflow, upstream, place)
             if upstream.trust_annotations:
@@ -235,14 +235,14 @@ class Lines:
 
         return self._spares.shelf(key, upstream.pooling, make_spare)
 
-    def _cap(self, principal: Principal, limits: Pooling, *, more: int) -> Cap | None:
-        """The cap that so many more workflows would break, spares counted."""
-        return cap_reached(self._census, principal, limits, spares=self._spares.census, more=more)
+    def _cap(self, principal: Principal, server: str, *, more: int) -> Cap | None:
+        """The cap that so many more workflows on a server would break, spares counted."""
+        return cap_reached(self._census, principal, server, self._caps, spares=self._spares.census, more=more)
 
-    def _may_open_spare(self, key: SpareKey, limits: Pooling) -> bool:
+    def _may_open_spare(self, key: SpareKey) -> bool:
         is_wanted = not self._is_closed and self._generations.is_current(key.server, key.generation)
         is_reached = self._channels.is_let(key.server, key.principal)
-        return is_wanted and is_reached and self._cap(key.principal, limits, more=1) is None
+        return is_wanted and is_reached and self._cap(key.principal, key.server, more=1) is None
 
     def _group(self, workflow: Workflow, upstream: Upstream, place: Place) -> ChannelGroup:
         """The upstream sessions that this workflow shares with others of its principal."""

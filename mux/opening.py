@@ -16,7 +16,6 @@ from .directory import Claimed
 from .ending import Ending
 from .errors import Overloaded, SessionLost, TrunklineError, UnknownSession, WorkflowEnded
 from .event_log import Budget
-from .limits import Pooling
 from .line import not_run
 from .lines import Lines, Place
 from .policy import cap_reached, give_way
@@ -65,6 +64,7 @@ class Opening:
         self._directory = premises.directory
         self._residents = premises.residents
         self._census = premises.residents.census
+        self._caps = premises.caps
         self._leftovers = premises.leftovers
         self._lines = lines
         self._generations = premises.generations
@@ -98,8 +98,8 @@ class Opening:
             upstream = self._generations.find(record.server, generation)
             if self._cluster is not None and upstream.pooling.reuse == "user":
                 await self._cluster.settle(record.principal, record.server)
-            await self.admit(record.principal, upstream.pooling)
-            self._census.add(record.principal)
+            await self.admit(record.principal, record.server)
+            self._census.add(record.principal, record.server)
             if self._cluster is not None:
                 record = self._cluster.own(record, upstream.pooling)
             try:
@@ -107,10 +107,10 @@ class Opening:
                 if claimed.state != "resumed":
                     await self._check_still_open(record, upstream.generation)
             except BaseException:
-                self._census.remove(record.principal)
+                self._census.remove(record.principal, record.server)
                 raise
             if claimed.state == "resumed":
-                self._census.remove(record.principal)
+                self._census.remove(record.principal, record.server)
                 return claimed, None
             self._leftovers.removed(record)  # of one before it, which had this session id
             workflow = self.make(record, upstream, transport=transport)
@@ -130,14 +130,14 @@ class Opening:
             await self._ending.remove(record)
             raise
 
-    async def admit(self, principal: Principal, limits: Pooling) -> None:
-        """Find room for one more workflow: one that nobody uses gives way.
+    async def admit(self, principal: Principal, server: str) -> None:
+        """Find room for one more workflow on a server: one that nobody uses gives way.
 
         Raises:
             Overloaded: there is none, or the gateway is draining.
         """
         while not self._ports.is_draining():
-            cap = cap_reached(self._census, principal, limits)
+            cap = cap_reached(self._census, principal, server, self._caps)
             if cap is None:
                 return
             await self._ending.end(give_way(cap, self._residents.by_id.values(), self._clock()), "evicted")

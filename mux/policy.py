@@ -1,8 +1,8 @@
 """What the pool may keep: admission at the caps, and who gives way. Pure and synchronous; it returns decisions."""
 
 from collections import Counter
-from collections.abc import Iterable
-from typing import Final, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final, Literal, NamedTuple, Protocol, TypeVar, get_args
 
 from .errors import Overloaded
 from .limits import Pooling
@@ -10,6 +10,11 @@ from .principal import Principal
 
 EVICTABLE_AFTER: Final = 60.0
 """Seconds for which a workflow must be detached and idle before it may give way to a newcomer (guarantee G10)."""
+
+
+Limit = Literal["max_workflows_per_user", "max_workflows_per_tenant", "max_workflows"]
+LIMITS: Final[tuple[Limit, ...]] = get_args(Limit)
+"""In the order in which a newcomer meets them."""
 
 
 class Resident(Protocol):
@@ -20,6 +25,10 @@ class Resident(Protocol):
         """Whose it is."""
 
     @property
+    def server(self) -> str:
+        """On which server it is."""
+
+    @property
     def idle_since(self) -> float | None:
         """When its last response ended or its last wire left; None while it has a wire or a call in flight."""
 
@@ -28,26 +37,82 @@ K = TypeVar("K")
 R = TypeVar("R", bound=Resident)
 
 
-class Census:
-    """How many workflows each user and each tenant has, kept by the pool as they come and go."""
+class Scope(NamedTuple):
+    """Which workflows a cap counts."""
+
+    server: str | None = None
+    """The one whose own cap it is; None for that of the process."""
+    apart: frozenset[str] = frozenset()
+    """All servers that have one of their own: what is on them, that of the process does not count."""
+
+    def has(self, server: str) -> bool:
+        """Whether what is on this server counts."""
+        return server not in self.apart if self.server is None else server == self.server
+
+
+EVERYWHERE: Final = Scope()
+
+
+class Caps:
+    """How many workflows there may be: by the limits of the process, or by those that a server has of its own."""
+
+    def __init__(self, common: Pooling, servers: Mapping[str, Pooling] | None = None) -> None:
+        self.replace(common, servers or {})
+
+    def replace(self, common: Pooling, servers: Mapping[str, Pooling]) -> None:
+        """From now on these hold. A limit of a server that differs from that of the process is its own."""
+        self._common, self._servers = common, dict(servers)
+        self._apart: dict[Limit, frozenset[str]] = {
+            limit: frozenset(name for name, own in servers.items() if getattr(own, limit) != getattr(common, limit))
+            for limit in LIMITS
+        }
+
+    def of(self, server: str, limit: Limit) -> tuple[int, Scope]:
+        """How many there may be for a newcomer on this server, and which are counted."""
+        most: int = getattr(self._servers.get(server, self._common), limit)
+        apart = self._apart[limit]
+        return most, Scope(server if server in apart else None, apart)
+
+
+class _Count:
+    """How many workflows each user and each tenant has."""
 
     def __init__(self) -> None:
         self.total = 0
         self.users: Counter[Principal] = Counter()
         self.tenants: Counter[tuple[str, str]] = Counter()
 
-    def add(self, principal: Principal) -> None:
-        """A workflow came."""
-        self._change(principal, 1)
-
-    def remove(self, principal: Principal) -> None:
-        """A workflow went."""
-        self._change(principal, -1)
-
-    def _change(self, principal: Principal, by: int) -> None:
+    def change(self, principal: Principal, by: int) -> None:
+        """So many more."""
         self.total += by
         _add(self.users, principal, by)
         _add(self.tenants, _tenant(principal), by)
+
+
+class Census(_Count):
+    """The same, together and on each server, kept by the pool as they come and go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._on: dict[str, _Count] = {}
+
+    def add(self, principal: Principal, server: str) -> None:
+        """A workflow came to a server."""
+        self.change(principal, 1)
+        self._on.setdefault(server, _Count()).change(principal, 1)
+
+    def remove(self, principal: Principal, server: str) -> None:
+        """A workflow went."""
+        self.change(principal, -1)
+        self._on[server].change(principal, -1)
+        if not self._on[server].total:
+            del self._on[server]
+
+    def within(self, scope: Scope, number: Callable[[_Count], int]) -> int:
+        """How many of them count, by such a number of all."""
+        if scope.server is not None:
+            return number(self._on[scope.server]) if scope.server in self._on else 0
+        return number(self) - sum(number(self._on[server]) for server in scope.apart if server in self._on)
 
 
 NOBODY: Final = Census()
@@ -62,31 +127,48 @@ def _add(counter: Counter[K], key: K, by: int) -> None:
 class Cap(NamedTuple):
     """A cap that a newcomer meets: its name, and whose workflows it counts."""
 
-    limit: str
+    limit: Limit
     principal: Principal | None = None
     tenant: tuple[str, str] | None = None
+    scope: Scope = EVERYWHERE
 
     def counts(self, resident: Resident) -> bool:
         """True if this workflow is one of those that the cap counts."""
+        if not self.scope.has(resident.server):
+            return False
         if self.principal is not None:
             return resident.principal == self.principal
         return self.tenant is None or _tenant(resident.principal) == self.tenant
 
 
 def cap_reached(
-    census: Census, principal: Principal, limits: Pooling, *, spares: Census = NOBODY, more: int = 1
+    census: Census,
+    principal: Principal,
+    server: str,
+    caps: Caps,
+    *,
+    spares: Census = NOBODY,
+    more: int = 1,
+    times: int = 1,
 ) -> Cap | None:
-    """The first cap that so many `more` workflows of this principal would break; anonymous has only the total.
+    """The first cap that so many `more` workflows of this principal on a server would break; each may be had `times`.
 
-    With `spares`, those count as well: sessions that wait for workflows.
+    Anonymous has only the total. With `spares`, those count as well: sessions that wait for workflows.
     """
     tenant = _tenant(principal)
+
+    def is_reached(limit: Limit, number: Callable[[_Count], int]) -> Scope | None:
+        most, scope = caps.of(server, limit)
+        there = census.within(scope, number) + spares.within(scope, number)
+        return scope if there + more > most * times else None
+
     if not principal.is_anonymous:
-        if census.users[principal] + spares.users[principal] + more > limits.max_workflows_per_user:
-            return Cap("max_workflows_per_user", principal=principal)
-        if census.tenants[tenant] + spares.tenants[tenant] + more > limits.max_workflows_per_tenant:
-            return Cap("max_workflows_per_tenant", tenant=tenant)
-    return Cap("max_workflows") if census.total + spares.total + more > limits.max_workflows else None
+        if scope := is_reached("max_workflows_per_user", lambda count: count.users[principal]):
+            return Cap("max_workflows_per_user", principal=principal, scope=scope)
+        if scope := is_reached("max_workflows_per_tenant", lambda count: count.tenants[tenant]):
+            return Cap("max_workflows_per_tenant", tenant=tenant, scope=scope)
+    scope = is_reached("max_workflows", lambda count: count.total)
+    return Cap("max_workflows", scope=scope) if scope else None
 
 
 def give_way(cap: Cap, residents: Iterable[R], now: float) -> R:

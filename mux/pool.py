@@ -34,6 +34,7 @@ from .lines import Lines
 from .lookup import Lookup
 from .membership import Membership
 from .opening import Newcomer, Opening, OpeningPorts
+from .policy import Caps
 from .ports import Headers, PoolResult
 from .premises import Premises
 from .principal import Principal
@@ -120,6 +121,8 @@ class Pool:
         self._tasks = Tasks()
         self.burden = Burden()
         """What clients' large messages take here."""
+        self.caps = Caps(pooling, _pooling_of(upstreams))
+        """How many workflows there may be."""
         premises = self._premises = Premises(
             directory,
             self._residents,
@@ -129,6 +132,7 @@ class Pool:
             self.statistics,
             clock,
             self.burden,
+            self.caps,
         )
         self._cluster = None if members is None or shared is None else self._clustering(members, shared)
         self._channels = Channels(premises)
@@ -230,6 +234,7 @@ class Pool:
         before = self.upstreams
         self._generations.replace(upstreams)
         self.pooling = pooling
+        self.caps.replace(pooling, _pooling_of(upstreams))
         self._budget.limit = pooling.event_log.total_bytes
         for workflow in self._residents.served:
             workflow.is_superseded = not self._generations.is_current(workflow.server, workflow.generation)
@@ -368,7 +373,7 @@ class Pool:
         """How the workers that share the directory meet here."""
         ports = ClusterPorts(
             lambda record, upstream, place: self._opening.make(record, upstream, place),
-            lambda principal, limits: self._opening.admit(principal, limits),
+            lambda principal, server: self._opening.admit(principal, server),
             lambda workflow: self._opening.open(workflow),
             lambda: self.draining,
             self._premises.leftovers.has,
@@ -448,6 +453,10 @@ class Pool:
     def _note(self, workflow: Workflow) -> None:
         if self._cluster is not None:
             self._cluster.note(workflow)
+
+
+def _pooling_of(upstreams: Mapping[str, Upstream]) -> dict[str, Pooling]:
+    return {name: upstream.pooling for name, upstream in upstreams.items()}
 
 
 def _named_by(arrival: Arrival) -> str:

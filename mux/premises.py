@@ -7,6 +7,7 @@ from .burden import Burden
 from .directory import Directory
 from .generations import Generations
 from .leftovers import Leftovers
+from .policy import Caps
 from .residents import Residents
 from .statistics import Statistics
 from .tasks import Tasks
@@ -24,3 +25,4 @@ class Premises(NamedTuple):
     statistics: Statistics
     clock: Callable[[], float]
     burden: Burden
+    caps: Caps

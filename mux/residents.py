@@ -59,7 +59,7 @@ class Residents:
         del self.by_id[workflow.record.session_id], self.by_token[workflow.record.event_token]
         if self.by_key.get(name := _name_of(workflow.record)) is workflow:
             del self.by_key[name]
-        self.census.remove(workflow.principal)
+        self.census.remove(workflow.principal, workflow.server)
         self.rota.remove(workflow)
         return True
 

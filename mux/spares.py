@@ -71,8 +71,9 @@ class Spare:
     whether every other spare of its kind would be asked the same.
     """
 
-    def __init__(self, principal: Principal, directory: Directory, on_spoilt: "Callable[[Spare, bool], None]") -> None:
-        self.principal = principal
+    def __init__(self, key: SpareKey, directory: Directory, on_spoilt: "Callable[[Spare, bool], None]") -> None:
+        self.principal = key.principal
+        self.server = key.server
         self.channel: Channel
         """Set by who makes it, at once."""
         self.owners: list[Owner] = [self]
@@ -212,9 +213,9 @@ class Shelf:
         is_due = self.users and self._is_proven and not self._is_asked and self._opening is None
         if not is_due or len(self._live) >= self.limits.spares or self._backoff.until > now:
             return
-        if not self._spares.may_open(self.key, self.limits):
+        if not self._spares.may_open(self.key):
             return
-        spare = Spare(self.key.principal, self._spares.directory, self._spoil)
+        spare = Spare(self.key, self._spares.directory, self._spoil)
         try:
             spare.channel = self._make(spare.owners, spare.draw_ids, self._perform)
         except TrunklineError:
@@ -222,7 +223,7 @@ class Shelf:
         else:
             self._opening = spare
             self._live[spare] = None
-            self._spares.census.add(self.key.principal)
+            self._spares.census.add(self.key.principal, self.key.server)
 
     def expire(self, now: float) -> None:
         """Close those that have waited too long, and open what is missing."""
@@ -244,7 +245,7 @@ class Shelf:
 
     def make_room(self) -> None:
         """A workflow of this key opens a session of its own."""
-        self._spares.make_room(self.key.principal, self.limits)
+        self._spares.make_room(self.key.principal, self.key.server)
 
     def evict(self, spare: Spare) -> None:
         """Close this one: a workflow needs its place."""
@@ -300,7 +301,7 @@ class Shelf:
             self._opening = None
         if spare in self._live:
             del self._live[spare]
-            self._spares.census.remove(self.key.principal)
+            self._spares.census.remove(self.key.principal, self.key.server)
 
 
 class Spares:
@@ -314,8 +315,8 @@ class Spares:
         self,
         directory: Directory,
         *,
-        may_open: Callable[[SpareKey, Pooling], bool],
-        exceeded: Callable[[Principal, Pooling], Cap | None],
+        may_open: Callable[[SpareKey], bool],
+        exceeded: Callable[[Principal, str], Cap | None],
         clock: Callable[[], float],
     ) -> None:
         self.directory = directory
@@ -334,9 +335,9 @@ class Spares:
             self._shelves[key] = Shelf(key, limits, self, make)
         return self._shelves[key]
 
-    def make_room(self, principal: Principal, limits: Pooling) -> None:
-        """Close as many as a workflow of this principal needs that opens a session: the longest waiting first."""
-        while self.census.total and (cap := self._exceeded(principal, limits)):
+    def make_room(self, principal: Principal, server: str) -> None:
+        """Close as many as a workflow of this principal needs on a server: the longest waiting first."""
+        while self.census.total and (cap := self._exceeded(principal, server)):
             counted = [(spare, shelf) for shelf in self._shelves.values() for spare in shelf.idle if cap.counts(spare)]
             if not counted:
                 return

@@ -10,12 +10,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Final
 
-import msgspec
-
 from ..mux.errors import Overloaded
 from ..mux.fairness import Turnstile
-from ..mux.limits import Pooling
-from ..mux.policy import Census, cap_reached
+from ..mux.policy import Caps, Census, cap_reached
 from ..mux.principal import Principal
 
 logger = logging.getLogger(__name__)
@@ -87,28 +84,28 @@ class Admission:
         self._turnstile.withdraw(principal, go_on)
 
     @contextmanager
-    def place(self, principal: Principal, limits: Pooling) -> Iterator[None]:
+    def place(self, principal: Principal, server: str, caps: Caps) -> Iterator[None]:
         """Hold a place while this is entered. Raises as `take_place`."""
-        self.take_place(principal, limits)
+        self.take_place(principal, server, caps)
         try:
             yield
         finally:
-            self.give_up_place(principal)
+            self.give_up_place(principal, server)
 
-    def take_place(self, principal: Principal, limits: Pooling) -> None:
+    def take_place(self, principal: Principal, server: str, caps: Caps) -> None:
         """Take a place for a stream or a socket: of one user and tenant, and in all, twice as many as workflows.
 
         Raises:
             Overloaded: there is none; `limit` names the cap that it follows from.
         """
-        cap = cap_reached(self._connections, principal, _for_connections(limits))
+        cap = cap_reached(self._connections, principal, server, caps, times=CONNECTIONS_PER_WORKFLOW)
         if cap is not None:
             raise Overloaded("too many connections are open", limit=cap.limit)
-        self._connections.add(principal)
+        self._connections.add(principal, server)
 
-    def give_up_place(self, principal: Principal) -> None:
+    def give_up_place(self, principal: Principal, server: str) -> None:
         """Somebody else may have it."""
-        self._connections.remove(principal)
+        self._connections.remove(principal, server)
 
     def _await_round(self) -> None:
         self._is_round_due = True
@@ -130,12 +127,3 @@ class Admission:
 def _has_come(turn: asyncio.Future[None]) -> None:
     if not turn.done():
         turn.set_result(None)
-
-
-def _for_connections(limits: Pooling) -> Pooling:
-    return msgspec.structs.replace(
-        limits,
-        max_workflows=limits.max_workflows * CONNECTIONS_PER_WORKFLOW,
-        max_workflows_per_user=limits.max_workflows_per_user * CONNECTIONS_PER_WORKFLOW,
-        max_workflows_per_tenant=limits.max_workflows_per_tenant * CONNECTIONS_PER_WORKFLOW,
-    )

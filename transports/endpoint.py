@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Final, Protocol
 from ..mux.envelope import Envelope
 from ..mux.exchange import Asker
 from ..mux.handshake import own_initialize
-from ..mux.limits import Pooling
 from ..mux.pool import Arrival, Begun, Pool
 from ..mux.ports import NONE, Headers
 from ..mux.principal import Principal
@@ -66,12 +65,6 @@ class EndpointConfig:
     """One for all servers of a gateway."""
     tracer: Tracer | None = None
     """None where nobody traces."""
-
-    @property
-    def limits(self) -> Pooling:
-        """What bounds the sessions of the server; of one that is gone, those of all."""
-        upstream = self.pool.upstreams.get(self.server)
-        return upstream.pooling if upstream is not None else self.pool.pooling
 
 
 def picked(headers: Mapping[str, str], names: Sequence[str]) -> Headers:

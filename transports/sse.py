@@ -47,7 +47,7 @@ class _Stream(HTTPEndpoint):
         if self._pool.draining:
             await request.respond(200, EVENT_STREAM, event_stream.RECONNECT)
             return
-        with self._config.admission.place(request.principal, self._config.limits):
+        with self._config.admission.place(request.principal, self._config.server, self._pool.caps):
             await self._open(request)
 
     async def _open(self, request: HTTPRequest) -> None:

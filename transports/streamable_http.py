@@ -161,7 +161,7 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         self._check_revision(request, b"")
         if not accepts(request.headers, STREAM_TYPE):
             raise HTTPRefusal(406, "accept", "Accept must list text/event-stream")
-        with self._config.admission.place(request.principal, self._config.limits):
+        with self._config.admission.place(request.principal, self._config.server, self._pool.caps):
             await self._listen(request)
 
     async def _listen(self, request: HTTPRequest) -> None:

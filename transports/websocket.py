@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
+from functools import partial
 from math import inf
 from typing import Final, Protocol
 
@@ -79,8 +80,8 @@ class WebSocketEndpoint:
         headers = headers_of(scope)
         try:
             principal = self._admit(scope, headers)
-            self._config.admission.take_place(principal, self._config.limits)
-            held.callback(self._config.admission.give_up_place, principal)
+            self._config.admission.take_place(principal, self._config.server, self._config.pool.caps)
+            held.callback(self._config.admission.give_up_place, principal, self._config.server)
             link, state = await self._open(scope, headers, principal)
         except Elsewhere as elsewhere:
             elsewhere.identity = principal, headers.expires
@@ -172,10 +173,10 @@ class Socket:
     """
 
     __slots__ = (
-        "_admission",
         "_deadline",
         "_expires",
         "_expiry",
+        "_give_up_place",
         "_grant",
         "_headers",
         "_is_flush_due",
@@ -204,7 +205,7 @@ class Socket:
         self._expires = headers.expires
         self._grant = headers.grant
         self._watch: AbstractContextManager[None] | None = None
-        self._admission = config.admission
+        self._give_up_place = partial(config.admission.give_up_place, link.principal, config.server)
         self._loop = asyncio.get_running_loop()
         self._waiting: list[bytes] | None = None
         """What came behind a message that has to wait; None while none has to."""
@@ -311,7 +312,7 @@ class Socket:
 
     def _leave(self) -> None:
         self._link.close(goodbye=self._said_goodbye)
-        self._admission.give_up_place(self._link.principal)
+        self._give_up_place()
         if self._watch is not None:
             # Not at once: it may be withdrawn just as it is entered.
             self._loop.call_soon(self._watch.__exit__, None, None, None)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import pytest
 from trunkline.mux.limits import Pooling
-from trunkline.mux.policy import Cap, Census, cap_reached, give_way
+from trunkline.mux.policy import Cap, Caps, Census, cap_reached, give_way
 from trunkline.mux.principal import Principal
 
 from bench.micro.measuring import Measure
@@ -15,6 +15,7 @@ RESIDENTS = (10, 1_000, 10_000)
 class Resident(NamedTuple):
     principal: Principal
     idle_since: float | None
+    server: str = "x"
 
 
 def user(n: int) -> Principal:
@@ -24,18 +25,18 @@ def user(n: int) -> Principal:
 def counted(residents: int) -> Census:
     census = Census()
     for n in range(residents):
-        census.add(user(n))
+        census.add(user(n), "x")
     return census
 
 
 @pytest.mark.parametrize("residents", RESIDENTS)
 def test_admit_a_workflow(measured: Measure, residents: int) -> None:
-    census, newcomer, limits = counted(residents), user(0), Pooling(max_workflows=100_000)
+    census, newcomer, caps = counted(residents), user(0), Caps(Pooling(max_workflows=100_000))
 
     def once() -> Cap | None:
-        cap = cap_reached(census, newcomer, limits)
-        census.add(newcomer)
-        census.remove(newcomer)
+        cap = cap_reached(census, newcomer, "x", caps)
+        census.add(newcomer, "x")
+        census.remove(newcomer, "x")
         return cap
 
     assert measured(once) is None

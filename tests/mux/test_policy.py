@@ -5,52 +5,54 @@ from dataclasses import dataclass
 import pytest
 from trunkline.mux.errors import Overloaded
 from trunkline.mux.limits import Pooling
-from trunkline.mux.policy import EVICTABLE_AFTER, Cap, Census, cap_reached, give_way
+from trunkline.mux.policy import EVICTABLE_AFTER, Cap, Caps, Census, Scope, cap_reached, give_way
 from trunkline.mux.principal import ANONYMOUS, Principal
 
 ALICE, BOB, EVE = (
     Principal("i", tenant, name) for tenant, name in (("acme", "alice"), ("acme", "bob"), ("evil", "eve"))
 )
-LIMITS = Pooling(max_workflows=5, max_workflows_per_user=2, max_workflows_per_tenant=3)
+CAPS = Caps(Pooling(max_workflows=5, max_workflows_per_user=2, max_workflows_per_tenant=3))
 
 
 @dataclass(frozen=True)
 class Guest:
     principal: Principal
     idle_since: float | None
+    server: str = "x"
 
 
 def census(*principals: Principal) -> Census:
     made = Census()
     for principal in principals:
-        made.add(principal)
+        made.add(principal, "x")
     return made
 
 
 def test_g10_each_cap_counts_its_own() -> None:
-    assert cap_reached(census(), ALICE, LIMITS) is None
-    assert cap_reached(census(ALICE, ALICE), ALICE, LIMITS) == Cap("max_workflows_per_user", principal=ALICE)
-    assert cap_reached(census(ALICE, ALICE), BOB, LIMITS) is None
+    assert cap_reached(census(), ALICE, "x", CAPS) is None
+    assert cap_reached(census(ALICE, ALICE), ALICE, "x", CAPS) == Cap("max_workflows_per_user", principal=ALICE)
+    assert cap_reached(census(ALICE, ALICE), BOB, "x", CAPS) is None
     full = census(ALICE, ALICE, BOB)
-    assert cap_reached(full, BOB, LIMITS) == Cap("max_workflows_per_tenant", tenant=("i", "acme"))
-    assert cap_reached(full, EVE, LIMITS) is None
-    assert cap_reached(census(*[ANONYMOUS] * 4), ANONYMOUS, LIMITS) is None, "anonymous has no cap of its own"
-    assert cap_reached(census(*[ANONYMOUS] * 5), ANONYMOUS, LIMITS) == Cap("max_workflows")
+    assert cap_reached(full, BOB, "x", CAPS) == Cap("max_workflows_per_tenant", tenant=("i", "acme"))
+    assert cap_reached(full, EVE, "x", CAPS) is None
+    assert cap_reached(census(*[ANONYMOUS] * 4), ANONYMOUS, "x", CAPS) is None, "anonymous has no cap of its own"
+    assert cap_reached(census(*[ANONYMOUS] * 5), ANONYMOUS, "x", CAPS) == Cap("max_workflows")
 
 
 def test_spares_count_beside_workflows_and_what_is_there_may_be_weighed_without_a_newcomer() -> None:
-    assert cap_reached(census(ALICE), ALICE, LIMITS, spares=census(BOB)) is None
-    assert cap_reached(census(ALICE), ALICE, LIMITS, spares=census(ALICE)) == Cap("max_workflows_per_user", ALICE)
-    assert cap_reached(census(ALICE), ALICE, LIMITS, spares=census(ALICE), more=0) is None
-    assert cap_reached(census(ALICE, BOB), BOB, LIMITS, spares=census(ALICE, BOB), more=0) == Cap(
+    assert cap_reached(census(ALICE), ALICE, "x", CAPS, spares=census(BOB)) is None
+    assert cap_reached(census(ALICE), ALICE, "x", CAPS, spares=census(ALICE)) == Cap("max_workflows_per_user", ALICE)
+    assert cap_reached(census(ALICE), ALICE, "x", CAPS, spares=census(ALICE), more=0) is None
+    assert cap_reached(census(ALICE, BOB), BOB, "x", CAPS, spares=census(ALICE, BOB), more=0) == Cap(
         "max_workflows_per_tenant", tenant=("i", "acme")
     )
-    assert cap_reached(census(*[EVE] * 3), ANONYMOUS, LIMITS, spares=census(*[EVE] * 3), more=0) == Cap("max_workflows")
+    three = census(*[EVE] * 3)
+    assert cap_reached(three, ANONYMOUS, "x", CAPS, spares=three, more=0) == Cap("max_workflows")
 
 
 def test_who_went_is_not_counted() -> None:
     made = census(ALICE, BOB)
-    made.remove(ALICE)
+    made.remove(ALICE, "x")
     assert (made.total, dict(made.users), dict(made.tenants)) == (1, {BOB: 1}, {("i", "acme"): 1})
 
 
@@ -69,3 +71,41 @@ def test_g10_where_none_is_idle_long_enough_the_newcomer_is_refused() -> None:
         give_way(Cap("max_workflows"), [Guest(ALICE, None), Guest(ALICE, 950.0)], 1000.0)
     assert refused.value.limit == "max_workflows"
     assert refused.value.data == {"limit": "max_workflows"}
+
+
+@pytest.mark.parametrize(
+    ("limit", "resident", "newcomer"),
+    [("max_workflows_per_user", ALICE, ALICE), ("max_workflows_per_tenant", BOB, ALICE), ("max_workflows", EVE, ALICE)],
+)
+def test_g10_a_cap_of_a_servers_own_counts_what_is_on_it_and_no_other_counts_that(
+    limit: str, resident: Principal, newcomer: Principal
+) -> None:
+    common = Pooling(**{limit: 2})
+    caps = Caps(common, {"x": common, "y": Pooling(**{limit: 3}), "z": Pooling(**{limit: 1})})
+    there = Census()
+    for server, number in (("x", 1), ("y", 2), ("gone", 1)):
+        for _ in range(number):
+            there.add(resident, server)
+    apart = frozenset("yz")
+    full = cap_reached(there, newcomer, "x", caps)
+    assert full is not None
+    assert (full.limit, full.scope) == (limit, Scope(None, apart)), "of one that is gone, those of all hold"
+    assert cap_reached(there, newcomer, "y", caps) is None
+    assert cap_reached(there, newcomer, "y", caps, times=2, more=4) is None
+    assert cap_reached(there, newcomer, "z", caps) is None
+    there.add(resident, "y")
+    own = cap_reached(there, newcomer, "y", caps)
+    assert own is not None
+    assert own.scope == Scope("y", apart)
+    on = {server: Guest(resident, 0.0, server) for server in ("x", "y", "z", "gone")}
+    assert [server for server, guest in on.items() if full.counts(guest)] == ["x", "gone"]
+    assert [server for server, guest in on.items() if own.counts(guest)] == ["y"]
+    there.remove(resident, "x")
+    assert cap_reached(there, newcomer, "x", caps) is None
+
+
+def test_other_caps_hold_from_when_they_are_told() -> None:
+    caps = Caps(Pooling(), {"x": Pooling(max_workflows=1)})
+    assert caps.of("x", "max_workflows") == (1, Scope("x", frozenset("x")))
+    caps.replace(Pooling(max_workflows=1), {"x": Pooling(max_workflows=1)})
+    assert caps.of("x", "max_workflows") == (1, Scope())

@@ -1,10 +1,12 @@
 """What the pool may keep, and for how long: caps, the drain."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from harness.muxing import ALICE, BOB, CAROL, begin, bench, settle
 from trunkline.mux.errors import Overloaded, WorkflowEnded
+from trunkline.mux.limits import Pooling
 from trunkline.mux.policy import EVICTABLE_AFTER
 from trunkline.mux.principal import ANONYMOUS, Principal
 
@@ -64,6 +66,41 @@ async def test_a_cap_of_others_evicts_none_of_theirs() -> None:
         assert sorted(w.principal.subject for w in at.pool.workflows) == ["alice", "carol", "dave"]
         assert bobs.ended is not None
         assert bobs.ended.cause == "evicted"
+
+
+@pytest.mark.parametrize("limit", CAPS)
+async def test_g10_a_cap_that_a_server_has_of_its_own_counts_what_is_on_it_alone(limit: str) -> None:
+    async with bench() as at:
+        own = replace(at.pool.upstreams["y"], pooling=Pooling(**{limit: 2}), generation=1)
+        at.pool.reconfigure({"x": at.pool.upstreams["x"], "y": own}, at.pool.pooling)
+        residents, newcomer = CAPS[limit]
+        others = [(await begin(at.pool, residents)).workflow for _ in range(4)]
+        at.clock.advance(EVICTABLE_AFTER)
+        oldest = (await begin(at.pool, residents, "y")).workflow
+        await begin(at.pool, residents, "y")
+        with pytest.raises(Overloaded) as refused:
+            await begin(at.pool, newcomer, "y")
+        assert refused.value.limit == limit
+        at.clock.advance(EVICTABLE_AFTER)
+        await begin(at.pool, newcomer, "y")
+        await at.ended("evicted")
+        assert oldest.ended is not None
+        assert all(workflow.ended is None for workflow in others)
+
+
+@pytest.mark.parametrize("limit", CAPS)
+async def test_g10_what_is_on_a_server_with_a_cap_of_its_own_is_not_counted_on_others(limit: str) -> None:
+    async with bench(**{limit: 2}) as at:
+        many = replace(at.pool.upstreams["y"], pooling=Pooling(**{limit: 4}), generation=1)
+        at.pool.reconfigure({"x": at.pool.upstreams["x"], "y": many}, Pooling(**{limit: 2}))
+        residents, newcomer = CAPS[limit]
+        others = [(await begin(at.pool, residents, "y")).workflow for _ in range(4)]
+        at.clock.advance(EVICTABLE_AFTER)
+        for _ in range(2):
+            await begin(at.pool, residents)
+        with pytest.raises(Overloaded):
+            await begin(at.pool, newcomer)
+        assert all(workflow.ended is None for workflow in others)
 
 
 async def test_anonymous_has_no_cap_of_its_own() -> None:

@@ -94,5 +94,5 @@ async def test_what_is_served_beside_its_holder_is_served_but_is_none_of_those_t
         assert residents.step_aside(beside)
         assert not residents.step_aside(beside)
         assert (residents.served, residents.served_as(session_id), residents.beside_by_token) == ([held], [], {})
-        residents.census.add(beside.principal)
+        residents.census.add(beside.principal, beside.server)
         residents.add(beside)

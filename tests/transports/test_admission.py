@@ -1,6 +1,7 @@
 """What all pass on their way in: turns for messages, and places for connections that stay."""
 
 import asyncio
+from contextlib import ExitStack
 
 import pytest
 from harness.endpoint_bench import call, front, initialize, shake_hands
@@ -8,6 +9,7 @@ from harness.muxing import ALICE, BOB, CAROL
 from trunkline.mux.errors import Overloaded
 from trunkline.mux.fairness import Turnstile
 from trunkline.mux.limits import Pooling
+from trunkline.mux.policy import Caps
 from trunkline.mux.principal import ANONYMOUS, Principal
 from trunkline.transports.admission import Admission
 
@@ -127,22 +129,34 @@ async def test_g10_messages_that_wait_are_bounded_and_refused_inside_the_session
 def test_g10_connections_are_bounded_by_user_by_tenant_and_in_all(
     limit: str, residents: Principal, newcomer: Principal
 ) -> None:
-    admission, limits = Admission(), Pooling(**{limit: 1})
-    with admission.place(residents, limits):
-        with admission.place(residents, limits), pytest.raises(Overloaded) as refused:
-            admission.place(newcomer, limits).__enter__()
+    admission, where = Admission(), ("x", Caps(Pooling(**{limit: 1})))
+    with admission.place(residents, *where):
+        with admission.place(residents, *where), pytest.raises(Overloaded) as refused:
+            admission.place(newcomer, *where).__enter__()
         assert refused.value.limit == limit
-        with admission.place(newcomer, limits):
+        with admission.place(newcomer, *where):
             assert admission.connections == 2
     assert admission.connections == 0
 
 
 def test_anonymous_has_no_share_of_its_own() -> None:
-    admission, limits = Admission(), Pooling(max_workflows_per_user=1, max_workflows_per_tenant=1)
-    places = [admission.place(ANONYMOUS, limits) for _ in range(5)]
+    admission, caps = Admission(), Caps(Pooling(max_workflows_per_user=1, max_workflows_per_tenant=1))
+    places = [admission.place(ANONYMOUS, "x", caps) for _ in range(5)]
     for place in places:
         place.__enter__()
     assert admission.connections == 5
+
+
+def test_g10_where_a_server_has_a_cap_of_its_own_connections_to_others_take_no_place_of_it() -> None:
+    admission, caps = Admission(), Caps(Pooling(), {"y": Pooling(max_workflows=1)})
+    with ExitStack() as held:
+        for _ in range(4):
+            held.enter_context(admission.place(ALICE, "x", caps))
+        for _ in range(2):
+            held.enter_context(admission.place(ALICE, "y", caps))
+        with pytest.raises(Overloaded):
+            held.enter_context(admission.place(ALICE, "y", caps))
+    assert admission.connections == 0
 
 
 async def test_g10_get_streams_count_as_connections() -> None:

@@ -39,13 +39,6 @@ async def test_a_key_of_anonymous_is_admitted_where_it_is_one_persons() -> None:
         assert (refused.value.status, refused.value.word) == (400, "anonymous_key")
 
 
-async def test_a_server_that_is_gone_has_the_limits_of_all() -> None:
-    async with bench(max_workflows=3) as at:
-        assert config(at.pool).limits is at.pool.upstreams["x"].pooling
-        gone = EndpointConfig("gone", at.pool, Guard(loopback=True), lambda _: ANONYMOUS)
-        assert gone.limits is at.pool.pooling
-
-
 async def test_a_keyed_client_that_calls_without_a_handshake_gets_one_without_capabilities() -> None:
     async with bench() as at:
         begun = await begin_unasked(config(at.pool), ANONYMOUS, DEFAULT_REVISION, Arrival(key="k"))
