@@ -242,6 +242,8 @@ class _Connection(asyncio.Protocol):
         """The answer ends where the connection does."""
         self._came = 0
         """Bytes of the body that the parser has told."""
+        self._around = 0
+        """Bytes that came since then and are none of it: of trailers, and of extensions of chunks."""
         self._left = 0
         """Bytes of the body that are still to come, where no parser reads them."""
         self._is_complete = False
@@ -261,7 +263,7 @@ class _Connection(asyncio.Protocol):
     def start(self, request: _Request) -> None:
         """Write a request; what comes from now on is its answer."""
         self._answer = request.answer
-        self._head_left, self._came = MAX_HEAD_BYTES, 0
+        self._head_left, self._came, self._around = MAX_HEAD_BYTES, 0, 0
         self._is_complete = self._until_close = False
         if len(request.body) <= SMALL_BODY:
             self._transport.write(request.head + request.body)
@@ -309,7 +311,7 @@ class _Connection(asyncio.Protocol):
         return stop
 
     def _parse(self, data: bytes) -> None:
-        head_left = self._head_left
+        head_left, came = self._head_left, self._came
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserCallbackError:
@@ -324,10 +326,15 @@ class _Connection(asyncio.Protocol):
             self._is_spoilt = True
         if self._is_complete:
             self._complete()
-        elif self._came > PARSED_BODY:
-            self._leave_rest_unparsed()
-        elif head_left and self._head_left == head_left:  # not one header line was completed by all of this
-            self._take_head(len(data))
+        elif self._head_left:
+            if self._head_left == head_left:  # not one header line was completed by all of this
+                self._take_head(len(data))
+        elif self._came == came and not head_left:
+            self._take_around(len(data))
+        else:
+            self._around = 0
+            if self._came > PARSED_BODY:
+                self._leave_rest_unparsed()
 
     def _end(self, exc: Exception | None) -> None:
         self._gone(self)
@@ -372,8 +379,10 @@ class _Connection(asyncio.Protocol):
         self._answer.began(status, self._headers)
 
     def on_body(self, body: bytes) -> None:
-        """Some of the body."""
-        if self._answer is not None and not self._is_complete:
+        """Some of the body, which an informational answer has not."""
+        if self._head_left:
+            self._break(NO_HTTP)
+        elif self._answer is not None and not self._is_complete:
             self._came += len(body)
             self._answer.came(body)
 
@@ -414,6 +423,12 @@ class _Connection(asyncio.Protocol):
         self._head_left = max(1, self._head_left - size)
         if self._head_left == 1:
             self._break("the head of the server's answer is too large")
+
+    def _take_around(self, size: int) -> None:
+        """The parser keeps a trailer until it is complete."""
+        self._around += size
+        if self._around > MAX_HEAD_BYTES:
+            self._break("too much of the server's answer is none of its body")
 
     def _break(self, why: str) -> None:
         self._finish(ExchangeBroken(why, sent=True))

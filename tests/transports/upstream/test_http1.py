@@ -203,6 +203,56 @@ async def test_what_is_no_clear_answer_breaks(text: bytes) -> None:
         assert hearer.body == b""
 
 
+@pytest.mark.parametrize(
+    ("begin", "more"),
+    [
+        (b"0\r\nX: ", b"y" * 10_000),
+        (b"0\r\n", b"X: y\r\n" * 1_000),
+        (b"2;x=", b"y" * 10_000),
+    ],
+    ids=["a trailer", "trailers", "an extension"],
+)
+async def test_g10_what_stands_around_a_body_has_a_bound(begin: bytes, more: bytes) -> None:
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n" + begin)
+        for _ in range(100):
+            await peer.say(more)
+        await peer.closed()
+
+    async with client_of(serve) as (client, _):
+        hearer = post(client)
+        assert await hearer.outcome() is not None
+        assert hearer.body == b"ok"
+
+
+async def test_what_stands_around_a_body_is_no_matter_while_that_goes_on() -> None:
+    count = 2 * MAX_HEAD_BYTES // 1_000
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(count):
+            await peer.say(b"2;x=" + b"y" * 1_000 + b"\r\n", b"ok\r\n")
+        await peer.say(b"0\r\n\r\n")
+        await peer.closed()
+
+    async with client_of(serve) as (client, _):
+        hearer = post(client)
+        assert await hearer.outcome() is None
+        assert hearer.body == b"ok" * count
+
+
+async def test_an_informational_answer_with_a_body_is_none() -> None:
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(b"HTTP/1.1 110 x\r\nContent-Length: 5\r\n\r\nhello" + PLAIN)
+        await peer.closed()
+
+    async with client_of(serve) as (client, _):
+        assert str(await post(client).outcome()) == http1.NO_HTTP
+
+
 async def test_endless_informational_answers_break() -> None:
     async def serve(peer: Peer) -> None:
         await peer.request()
