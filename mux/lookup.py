@@ -127,6 +127,10 @@ class Lookup:
                 return await self._live(known, principal, server)
         return await cluster.find(lambda: self._directory.find(principal, server, key), principal, server, concern)
 
+    async def has_ended(self, principal: Principal, server: str, key: str) -> bool:
+        """Whether a key that names nothing (`find_key`) named a workflow before."""
+        return await self._directory.has_ended(principal, server, key)
+
     async def find_named(
         self, principal: Principal, server: str, session_id: str | None, key: str | None
     ) -> Workflow | None:

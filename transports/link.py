@@ -132,12 +132,17 @@ class Link:
         if workflow is None:
             self._pool.check_open(self._config.server, self._config.generation)
             self.session_id = new_session_id()
-            return "created" if self._key is not None else None
+            return None if self._key is None else await self._state_of(self._key)
         if not workflow.opened.done():
             await asyncio.shield(workflow.opened)
         self._key = workflow.record.key
         self._return(workflow, asked)
         return "resumed" if asked.key is not None else None
+
+    async def _state_of(self, key: str) -> WorkflowState:
+        """How a workflow that is to begin comes to its key: the client is told before it does."""
+        has_ended = await self._pool.lookup.has_ended(self._principal, self._config.server, key)
+        return "reset" if has_ended else "created"
 
     def check_agreement(self, asked: Asked) -> None:
         """Make sure that a message for this connection names no other workflow's key.

@@ -68,6 +68,9 @@ class Directory(Protocol):
     async def find(self, principal: Principal, server: str, key: str) -> WorkflowRecord | None:
         """The record that this principal's key names on this server."""
 
+    async def has_ended(self, principal: Principal, server: str, key: str) -> bool:
+        """Whether this key named a workflow that has ended, and none now: what `claim` tells as `reset`."""
+
     async def replace(self, record: WorkflowRecord) -> WorkflowRecord | None:
         """Store a changed record if the stored one still has its epoch; the new record, or None if it was overtaken."""
 

@@ -153,6 +153,20 @@ class DatabaseDirectory:
         """See `Directory.find`."""
         return await self._found(records.c.key == key_digest(principal, server, key))
 
+    async def has_ended(self, principal: Principal, server: str, key: str) -> bool:
+        """See `Directory.has_ended`."""
+        digest = key_digest(principal, server, key)
+
+        async def ask() -> bool:
+            now = self._server.now()
+            expires = sa.select(records.c.expires > now).where(records.c.key == digest)
+            ended = sa.select(ended_keys.c.key).where(ended_keys.c.key == digest, ended_keys.c.expires > now)
+            async with self._server.reading() as connection:
+                lives = await connection.scalar(expires)
+                return not lives and (lives is not None or await connection.scalar(ended) is not None)
+
+        return await _again(ask)
+
     async def _found(self, condition: sa.ColumnElement[bool]) -> WorkflowRecord | None:
         async def find() -> WorkflowRecord | None:
             async with self._server.reading() as connection:

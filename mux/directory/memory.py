@@ -63,6 +63,10 @@ class MemoryDirectory:
         session_id = self._by_key.get((principal, server, key))
         return None if session_id is None else self._records[session_id]
 
+    async def has_ended(self, principal: Principal, server: str, key: str) -> bool:
+        """See `Directory.has_ended`."""
+        return (principal, server, key) in self._ended
+
     async def replace(self, record: WorkflowRecord) -> WorkflowRecord | None:
         """See `Directory.replace`."""
         stored = self._records.get(record.session_id)

@@ -163,8 +163,18 @@ class RedisDirectory:
 
     async def find(self, principal: Principal, server: str, key: str) -> WorkflowRecord | None:
         """See `Directory.find`."""
-        token = await self._again(lambda: self._client.get(_pointer(key_digest(principal, server, key))))
+        token = await self._named(principal, server, key)
         return None if token in (None, b"ended") else await self.at(token.decode())
+
+    async def has_ended(self, principal: Principal, server: str, key: str) -> bool:
+        """See `Directory.has_ended`."""
+        token = await self._named(principal, server, key)
+        return token is not None and (token == b"ended" or await self.at(token.decode()) is None)
+
+    async def _named(self, principal: Principal, server: str, key: str) -> bytes | None:
+        """What a pointer names: the token of a record, which may be gone; or that it has ended."""
+        token: bytes | None = await self._again(lambda: self._client.get(_pointer(key_digest(principal, server, key))))
+        return token
 
     async def replace(self, record: WorkflowRecord) -> WorkflowRecord | None:
         """See `Directory.replace`."""

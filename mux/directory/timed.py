@@ -38,6 +38,11 @@ class TimedDirectory:
         with self._timing("find"):
             return await self._inner.find(principal, server, key)
 
+    async def has_ended(self, principal: Principal, server: str, key: str) -> bool:
+        """See `Directory.has_ended`."""
+        with self._timing("has_ended"):
+            return await self._inner.has_ended(principal, server, key)
+
     async def replace(self, record: WorkflowRecord) -> WorkflowRecord | None:
         """See `Directory.replace`."""
         with self._timing("replace"):

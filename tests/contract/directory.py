@@ -73,10 +73,16 @@ async def a_key_that_names_a_record_resumes_it(directory: Directory) -> None:
 
 async def a_key_that_named_a_record_is_reset(directory: Directory) -> None:
     first = record("chat")
+    assert not await directory.has_ended(ALICE, "x", "chat")
     await directory.claim(first)
+    assert not await directory.has_ended(ALICE, "x", "chat")
     assert await directory.remove(first)
+    assert await directory.has_ended(ALICE, "x", "chat")
+    assert not await directory.has_ended(BOB, "x", "chat")
+    assert not await directory.has_ended(ALICE, "y", "chat")
     second = record("chat")
     assert await directory.claim(second) == Claimed(second, "reset")
+    assert not await directory.has_ended(ALICE, "x", "chat"), "it names another one"
     assert await directory.remove(second)
     third = record("chat")
     assert await directory.claim(third) == Claimed(third, "reset"), "each time anew"
@@ -434,7 +440,9 @@ async def records_live_for_their_lifetime(directory: Directory) -> None:
     else:
         raise AssertionError("ids were drawn for no session")
     again = record("chat")
+    assert await directory.has_ended(ALICE, "x", "chat")
     assert await directory.claim(again) == Claimed(again, "reset")
+    assert not await directory.has_ended(ALICE, "x", "chat")
 
 
 async def a_lifetime_can_be_changed(directory: Directory) -> None:

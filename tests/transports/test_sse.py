@@ -177,6 +177,11 @@ async def test_a_key_tells_how_the_workflow_came_and_needs_no_handshake() -> Non
             assert again.stream is not None
             assert again.stream.headers["Trunkline-Workflow-State"] == "resumed"
             assert again.session_id == client.session_id
+        await at.pool.end(at.pool.workflows[0], "idle")
+        async with SSEClient(at.base(), {"Trunkline-Workflow": "k"}) as late:
+            await late.connect()
+            assert late.stream is not None
+            assert late.stream.headers["Trunkline-Workflow-State"] == "reset", "what it knew is gone"
 
 
 # Cut, and taken up.

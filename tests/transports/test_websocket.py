@@ -90,6 +90,11 @@ async def test_a_key_tells_how_the_workflow_came() -> None:
         assert two.socket.response is not None
         assert two.socket.response.headers["Trunkline-Workflow-State"] == "resumed"
         assert two.session_id == one.session_id
+        await at.pool.end(at.pool.workflows[0], "idle")
+        async with opened(at, query="?workflow=k") as late:
+            assert late.socket is not None
+            assert late.socket.response is not None
+            assert late.socket.response.headers["Trunkline-Workflow-State"] == "reset", "what it knew is gone"
 
 
 # The upgrade, refused.
