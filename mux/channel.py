@@ -299,9 +299,10 @@ class Channel:
         self._perform(self._demux.refuse(request, error, self._config.clock()))
 
     def expire(self, now: float) -> None:
-        """Time out what is due."""
-        self._perform(self._demux.expire(now))
-        self._close_if_drained()
+        """Time out what is due. A handshake has a time of its own, and may not be cancelled (rule E12)."""
+        if self.opened.done():
+            self._perform(self._demux.expire(now))
+            self._close_if_drained()
 
     def drain(self, cause: TrunklineError) -> None:
         """Close, for this cause, as soon as no call waits for an answer."""

@@ -175,10 +175,9 @@ async def test_g9_a_session_that_the_server_forgot_is_unknown_from_then_on(
         [Json('{"jsonrpc":"2.0","id":$ID,"result":{"protocolVersion":"1999-01-01","capabilities":{}}}')],
         [Json('{"jsonrpc":"2.0","id":$ID,"result":7}')],
         [Json('{"jsonrpc":"2.0","id":$ID,"result":{}}', headers={"mcp-session-id": "x" * 2000})],
-        [Hang()],
         [Cut()],
     ],
-    ids=["500", "HTML", "a revision of its own", "no object", "a session id that is none", "silence", "cut"],
+    ids=["500", "HTML", "a revision of its own", "no object", "a session id that is none", "cut"],
 )
 async def test_g9_a_handshake_that_fails_leaves_nothing(
     both: Gateway, bad: ScriptedUpstream, hasty: str, steps: list[Step]
@@ -187,7 +186,7 @@ async def test_g9_a_handshake_that_fails_leaves_nothing(
     before = both.metric("trunkline_workflows", server=hasty)
     async with Wire(both.url(hasty)) as wire:
         answer = await wire.post(INITIALIZE)
-        assert (await answer.response())["error"]["code"] in (UNREACHABLE, LOST, FAULT, TIMED_OUT)
+        assert (await answer.response())["error"]["code"] in (UNREACHABLE, LOST, FAULT)
         assert "Mcp-Session-Id" not in answer.headers
         bad.script = {"tools/call": [GOOD]}
         await wire.open()

@@ -1,5 +1,6 @@
 """How an upstream session is begun: what is said, what is agreed on, and that it takes no longer than it may."""
 
+import asyncio
 import json
 
 import pytest
@@ -39,3 +40,15 @@ async def test_g9_an_open_that_takes_too_long_fails(stage: Stage, monkeypatch: p
         assert told.value.data == {"executed": "no"}
         at.server.let(stage)
         await at.closed()
+
+
+async def test_e12_a_handshake_has_its_own_time_and_is_not_cancelled_as_a_call_is() -> None:
+    async with bench(request_timeout=5) as at:
+        at.server.pause("initialize")
+        beginning = asyncio.create_task(begin(at.pool))
+        await at.server.reached("initialize")
+        at.clock.advance(20)
+        await at.swept()
+        at.server.let("initialize")
+        assert (await beginning).workflow.opened.done()
+        assert not at.server.of("notifications/cancelled")
