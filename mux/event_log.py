@@ -9,7 +9,8 @@ Pure: no clock, no waiting. The caller wakes its readers after `append`.
 
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from heapq import heapify, heappop, heappush
 from itertools import count, takewhile
 from math import inf
 from typing import Final, NamedTuple
@@ -83,14 +84,50 @@ class Event(msgspec.Struct, frozen=True, gc=False):
     at: float
 
 
+SLACK: Final = 64
+"""Above the bound of all logs, room is made for this part of it: to find who gives way, all are looked at."""
+
+
 class Budget:
     """Bytes that all logs of one process hold together, against one bound."""
 
-    __slots__ = ("held", "limit")
+    __slots__ = ("_logs", "held", "limit")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.held = 0
+        self._logs: dict[EventLog, None] = {}
+
+    def enter(self, log: "EventLog") -> None:
+        """From now on it holds something."""
+        self._logs[log] = None
+
+    def leave(self, log: "EventLog") -> None:
+        """It holds nothing any longer."""
+        del self._logs[log]
+
+    def make_room(self, newcomer: "EventLog") -> bool:
+        """Let logs give way until all of them are within the bound; True where the newcomer has lost something.
+
+        Who holds most gives way, so that nobody pays for others; one that would lose by it, where nobody who would not
+        holds half as much. The newest event of the newcomer stays.
+        """
+        is_lost, enough = False, self.limit - self.limit // SLACK
+        ranked = [(-log.weight, number, log) for number, log in enumerate(self._logs) if log.bytes]
+        heapify(ranked)
+        while self.held > enough and ranked:
+            _, number, log = heappop(ranked)
+            keep = 1 if log is newcomer else 0
+            if len(log) <= keep:
+                continue
+            if log.give_way(self.held - enough, keep=keep):
+                if log is newcomer:
+                    is_lost = True
+                else:
+                    log.on_overflow()
+            if log.bytes:
+                heappush(ranked, (-log.weight, number, log))
+        return is_lost
 
 
 class Stream:
@@ -149,6 +186,8 @@ class EventLog:
         """The streams of all events, oldest first; None while there are none, as in most logs at most times."""
         self._names = names or count(1)
         """The numbers of streams to come."""
+        self.on_overflow: Callable[[], None] = _nothing
+        """Called where something is lost that was not delivered, since all logs hold too much and this one most."""
         self.bytes = 0
         self.dropped = 0
         """Events that were trimmed undelivered from a stream that no client had opened yet."""
@@ -191,7 +230,7 @@ class EventLog:
         self._streams[number] = stream
         for n, message in events:
             self._queue(stream, Event(n, message, now))
-        self._trim()
+        self._bound()
         return stream
 
     def find(self, number: int) -> Stream:
@@ -219,8 +258,8 @@ class EventLog:
         event = Event(stream.last, message, now)
         stream.ended = stream.ended or last
         self._queue(stream, event)
-        if self._is_over():
-            self._trim()
+        if self._is_over() or self._budget.held > self._budget.limit:
+            self._bound()
         return event
 
     def expire(self, before: float) -> None:
@@ -247,35 +286,71 @@ class EventLog:
             self._drop_oldest(self._order)
         self._streams.clear()
 
+    @property
+    def would_lose(self) -> bool:
+        """True where its oldest event was not delivered, and a client may come for it."""
+        stream = self._oldest_first[0]
+        return stream.covered and stream.events[0].n > stream.sent
+
+    @property
+    def weight(self) -> float:
+        """How much it has to give way before others: its bytes, by half where it would lose."""
+        return self.bytes / 2 if self.would_lose else self.bytes
+
+    def give_way(self, size: int, *, keep: int) -> bool:
+        """Drop the oldest, of this size or half of all, but so many events; True where one was lost, the last.
+
+        Nothing more is dropped then: who is told ends the workflow.
+        """
+        least = max(self.bytes - size, self.bytes // 2)
+        while self.bytes > least and len(self) > keep:
+            if self._give_up_oldest():
+                return True
+        return False
+
     def _queue(self, stream: Stream, event: Event) -> None:
         stream.events.append(event)
         if self._order is None:
             self._order = deque()
+            self._budget.enter(self)
         self._order.append(stream)
         size = len(event.message)
         self.bytes += size
         self._budget.held += size
 
-    def _trim(self) -> None:
-        lost = False
+    @property
+    def _oldest_first(self) -> deque[Stream]:
+        assert self._order is not None, "it holds something"
+        return self._order
+
+    def _bound(self) -> None:
+        """Trim it to its own bounds, and all logs to theirs.
+
+        Raises:
+            Overflow: it has lost what was not delivered.
+        """
+        is_lost = False
         while self._is_over():
-            assert self._order is not None, "a log that is over its bounds has events"
-            stream = self._order[0]
-            if stream.events[0].n > stream.sent:
-                if stream.covered:
-                    lost = True
-                else:
-                    self.dropped += 1
-            self._drop_oldest(self._order)
-        if lost:
+            is_lost = self._give_up_oldest() or is_lost
+        if self._budget.held > self._budget.limit:
+            is_lost = self._budget.make_room(self) or is_lost
+        if is_lost:
             raise Overflow("the client did not read what was sent to it")
 
+    def _give_up_oldest(self) -> bool:
+        """Drop the oldest event; True where that is a loss."""
+        order = self._oldest_first
+        stream, is_lost = order[0], self.would_lose
+        self.dropped += stream.events[0].n > stream.sent and not is_lost
+        self._drop_oldest(order)
+        return is_lost
+
     def _is_over(self) -> bool:
-        """True while there is something to trim: never the newest event."""
-        order, limits, budget = self._order, self._limits, self._budget
+        """True while there is something to trim for its own bounds: never the newest event."""
+        order, limits = self._order, self._limits
         if order is None or len(order) < 2:
             return False
-        return len(order) > limits.events or self.bytes > limits.bytes or budget.held > budget.limit
+        return len(order) > limits.events or self.bytes > limits.bytes
 
     def _drop_oldest(self, order: deque[Stream]) -> None:
         stream = order.popleft()
@@ -286,3 +361,8 @@ class EventLog:
         self._budget.held -= size
         if not order:
             self._order = None
+            self._budget.leave(self)
+
+
+def _nothing() -> None:
+    """Nobody is told."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from . import envelope as wire_format
@@ -24,6 +25,7 @@ class Streams:
     def __init__(self, workflow: Workflow, log: EventLog) -> None:
         self._workflow = workflow
         self._log = log
+        log.on_overflow = partial(workflow.fail, Overflow.reason)
         self._readers: dict[int, list[Reader]] = {}
         self._listened: dict[int, Stream] = {}
         """Streams that carry what belongs to no request, the one that a wire came to last at the end."""

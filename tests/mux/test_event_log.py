@@ -97,7 +97,92 @@ def test_bytes_are_bounded_for_one_log_and_for_all() -> None:
     crowded = other.open()
     crowded.sent = 10**6
     fill(other, crowded, b"z" * 4, b"w" * 4)
-    assert (len(other), budget.held) == (1, 10)
+    assert (len(made), len(other), budget.held) == (0, 2, 8)
+
+
+class House:
+    """The logs of one process, whose clients have gone: nothing was delivered unless it is `taken`."""
+
+    def __init__(self, total: int) -> None:
+        self.budget = Budget(total)
+        self.overflowed: list[str] = []
+        self.logs: dict[str, EventLog] = {}
+
+    def hold(self, name: str, *sizes: int, taken: bool = False) -> EventLog:
+        made = self.logs[name] = EventLog(EventLogLimits(bytes=100, total_bytes=self.budget.limit), self.budget)
+
+        def overflow() -> None:
+            self.overflowed.append(name)
+            made.clear()
+
+        made.on_overflow = overflow
+        stream = made.open()
+        for size in sizes:
+            made.append(stream, b"x" * size, 0.0)
+            stream.sent = stream.last if taken else 0
+        return made
+
+    @property
+    def held(self) -> dict[str, int]:
+        return {name: one.bytes for name, one in self.logs.items()}
+
+
+def test_g10_where_all_hold_too_much_it_is_not_paid_by_who_comes_next() -> None:
+    house = House(200)
+    for name in ("a", "b"):
+        house.hold(name, 50, 50)
+    small = house.hold("small", 5, 5)
+    assert house.overflowed == ["a"]
+    assert house.held == {"a": 0, "b": 100, "small": 10}
+    assert len(small) == 2, "what its client was not sent yet"
+
+
+def test_g10_one_event_of_each_is_no_way_round_the_bound_of_all() -> None:
+    house = House(200)
+    for number in range(4):
+        house.hold(f"{number}", 90)
+    assert house.budget.held == 180
+    assert house.overflowed == ["0", "1"]
+    house.hold("large", 300)
+    assert house.held["large"] == house.budget.held == 300, "what comes is delivered live, whatever its size"
+
+
+def test_g10_who_loses_nothing_by_it_gives_way_before_who_does() -> None:
+    house = House(200)
+    house.hold("away", 80)
+    house.hold("there", *[10] * 8, taken=True)
+    house.hold("next", 70)
+    assert house.overflowed == []
+    assert house.held == {"away": 80, "there": 40, "next": 70}
+
+
+def test_g10_nobody_keeps_what_was_delivered_to_others_from_them_by_what_he_does_not_take() -> None:
+    house = House(200)
+    house.hold("there", 30, 10, taken=True)
+    house.hold("away", 100)
+    house.hold("next", 70)
+    assert house.overflowed == ["away"]
+    assert house.held == {"there": 40, "away": 0, "next": 70}
+
+
+def test_g10_who_comes_next_gives_way_itself_where_it_holds_most() -> None:
+    house = House(100)
+    house.hold("small", 20)
+    with pytest.raises(Overflow):
+        house.hold("much", 50, 40)
+    assert house.overflowed == []
+    assert house.held == {"small": 20, "much": 40}
+    crowd = House(100)
+    crowd.hold("taken", 50, 40, 30, taken=True)
+    assert crowd.held == {"taken": 70}
+
+
+def test_what_only_primes_a_stream_is_no_room_to_be_won() -> None:
+    house = House(10)
+    house.hold("primed", 0)
+    house.hold("large", 50)
+    assert house.held == {"primed": 0, "large": 50}
+    assert house.overflowed == []
 
 
 def test_an_event_larger_than_the_log_is_delivered_live_and_goes_with_the_next() -> None:

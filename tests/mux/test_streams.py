@@ -205,6 +205,23 @@ async def test_g10_the_byte_bound_of_a_workflow_holds_too() -> None:
         reader.close()
 
 
+async def test_g10_what_one_client_leaves_untaken_ends_no_workflow_of_another() -> None:
+    async with bench(total_bytes=4000) as at:
+        greedy, client = await at.client(), await at.client()
+        _, flood, away = await streaming(at, greedy)
+        away.close()
+        for n in range(5):
+            flood.say(log(n, size=600))
+        _, upstream, reader = await streaming(at, client)
+        for n in range(3):
+            upstream.say(log(n, size=100))
+        assert data(await some(reader, 3)) == [0, 1, 2]
+        await at.ended("event_log_overflow")
+        assert greedy.workflow.ended
+        assert not client.workflow.ended
+        reader.close()
+
+
 async def test_what_was_delivered_is_trimmed_without_harm() -> None:
     async with bench(event_log=EventLogLimits(events=4)) as at:
         client = await at.client()
