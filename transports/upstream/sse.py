@@ -38,6 +38,10 @@ ENDPOINT_SECONDS: Final = 10.0
 """How long a server may take to say where messages go, connecting included."""
 
 
+MAX_ENDPOINT_BYTES: Final = 4_096
+"""Where messages go is kept for as long as the session, and stands in each POST, of which few servers take more."""
+
+
 class SSEConnector(HTTPConnector):
     """Opens sessions with one server by HTTP+SSE. Implements `RotatingConnector`."""
 
@@ -303,6 +307,8 @@ class _Stream:
             self._over(error.message, is_fault=True)
 
     def _target_of(self, reference: bytes) -> str:
+        if len(reference) > MAX_ENDPOINT_BYTES:
+            raise UpstreamFault(f"the server's endpoint is longer than {MAX_ENDPOINT_BYTES} bytes")
         try:
             return target_within(self._url, reference.decode())
         except ValueError as error:

@@ -123,6 +123,15 @@ async def test_an_endpoint_elsewhere_is_refused(endpoint: str) -> None:
         assert server.messages == []
 
 
+async def test_g10_an_endpoint_has_a_bound() -> None:
+    async with over_sse() as server:
+        server.endpoint = "/m?".ljust(sse.MAX_ENDPOINT_BYTES + 1, "x")
+        error, statistics = await refused(server.address)
+        assert isinstance(error, UpstreamFault)
+        assert str(sse.MAX_ENDPOINT_BYTES) in error.message
+        assert statistics.total("upstream_faults", "x") == 1
+
+
 async def test_an_endpoint_that_does_not_come_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sse, "ENDPOINT_SECONDS", 0.1)
     async with over_sse() as server:
