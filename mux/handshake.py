@@ -11,7 +11,7 @@ from msgspec import Raw
 from . import envelope as wire_format
 from .envelope import Envelope
 from .errors import InvalidParams, ParseError, UpstreamFault, UpstreamRefused
-from .limits import MAX_EVENT_BYTES, MAX_HANDSHAKE_BYTES
+from .limits import MAX_GREETING_BYTES, MAX_HANDSHAKE_BYTES
 from .own import own_request
 from .ports import Headers, Opened
 from .record import Handshake, WorkflowRecord
@@ -68,9 +68,11 @@ def read_answer(response: bytes) -> Opened:
 
     Raises:
         UpstreamRefused: it begins none.
-        UpstreamFault: it chose a revision that is not served here.
+        UpstreamFault: it chose a revision that is not served here, or said more than `MAX_GREETING_BYTES`.
     """
-    answer = wire_format.parse(response, limit=MAX_EVENT_BYTES)
+    if len(response) > MAX_GREETING_BYTES:
+        raise UpstreamFault(f"the server answered initialize with more than {MAX_GREETING_BYTES} bytes")
+    answer = wire_format.parse(response, limit=MAX_GREETING_BYTES)
     if answer.is_error:
         raise UpstreamRefused(bytes(answer.members["error"]))
     result = answer.members["result"]

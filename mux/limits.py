@@ -27,6 +27,9 @@ MAX_BODY_BYTES = 4 * MIB
 MAX_HANDSHAKE_BYTES = 64 * 1024
 """Longest `params` of an `initialize`: they are kept for as long as the session, and stored with its record."""
 
+MAX_GREETING_BYTES = 256 * 1024
+"""Longest answer of a server to an `initialize`: it is kept for as long as the session, and stored with its record."""
+
 MAX_URI_BYTES = 8 * 1024
 """Longest URI that a shared session watches: it is kept for as long as somebody subscribes to it."""
 

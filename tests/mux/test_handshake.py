@@ -1,5 +1,6 @@
 """What an `initialize` fixes, what a later one may not change while its session is in use, what a server may say."""
 
+import contextlib
 import sys
 from typing import Any
 
@@ -9,6 +10,7 @@ from harness.muxing import initialize, request
 from trunkline.mux import handshake
 from trunkline.mux.errors import InvalidParams, TrunklineError, UpstreamFault, UpstreamRefused
 from trunkline.mux.handshake import difference, is_mute, read_answer, read_handshake
+from trunkline.mux.limits import MAX_GREETING_BYTES
 from trunkline.mux.principal import ANONYMOUS
 from trunkline.mux.record import WorkflowRecord
 
@@ -80,6 +82,24 @@ def test_what_the_server_says_is_kept_as_it_was_spelled() -> None:
 def test_what_begins_no_session(said: bytes, error: type[TrunklineError]) -> None:
     with pytest.raises(error):
         read_answer(said)
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_g10_what_the_server_says_is_bounded(begins: bool) -> None:
+    def said(size: int) -> bytes:
+        text = "x" * (size - len(answer(**({"result": result("")} if begins else {"error": error("")}))))
+        return answer(result=result(text)) if begins else answer(error=error(text))
+
+    def result(text: str) -> dict[str, Any]:
+        return {"protocolVersion": "2025-11-25", "instructions": text}
+
+    def error(text: str) -> dict[str, Any]:
+        return {"code": 5, "message": text}
+
+    with contextlib.suppress(UpstreamRefused):
+        assert read_answer(said(MAX_GREETING_BYTES)).revision == "2025-11-25"
+    with pytest.raises(UpstreamFault):
+        read_answer(said(MAX_GREETING_BYTES + 1))
 
 
 @pytest.mark.parametrize(
