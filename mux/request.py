@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 EXTENSIONS: Final = 12
 """Progress may extend a call to at most this many times `request_timeout` (rule E17: an absolute maximum)."""
 
+SHOWN: Final = 64
+"""Characters of a server's own words that are kept."""
+
 RequestState = Literal["pending", "abandoned", "done"]
 RequestInput = Literal["answer", "progress", "cancel", "expire", "fail"]
 RequestEffect = Literal["deliver", "deliver_progress", "withdraw", "time_out", "report", "swallow", "ignore", "forget"]
@@ -87,7 +90,8 @@ class ServerRequest:
     def __init__(self, message: Envelope, origin: Request | None, deadline: float) -> None:
         self.id = message.id
         """The server's id, as it was spelled."""
-        self.method = message.method
+        self.method = message.method[:SHOWN]
+        """Its beginning, for people: a server may make it as long as a message, and let it wait for an hour."""
         self.origin = origin
         """The client's request on whose stream it came, where the transport tells (rule R1.1)."""
         self.place: Asker | None = None

@@ -440,3 +440,10 @@ def test_what_is_given_back_while_idle_is_nothing_that_is_in_flight(demux: Demux
     assert isinstance(demux.receive(answer(str(request.id)), request, 1.0), Answered)
     demux.trim()
     assert (demux.is_idle, opened(demux).id) == (True, request.id + 1)
+
+
+def test_g10_the_method_of_what_a_server_asks_is_not_kept_whole(demux: Demux) -> None:
+    event = demux.receive(read(f'{{"jsonrpc":"2.0","id":1,"method":"{"x" * 100_000}"}}'), None, 0)
+    assert isinstance(event, Asked)
+    assert len(event.message.method) == 100_000
+    assert len(event.request.method) < 100
