@@ -88,10 +88,11 @@ class Member:
         """
         async with AsyncExitStack() as stack:
             begin = await stack.enter_async_context(serving(app))
-            # For as long as others know this worker, its socket is there: one that is not tells of its death.
+            # For as long as others know this worker, its socket is there: one that is not tells of its death. And so is
+            # its mailbox: what was put there before nobody would hear, and who sent it would wait for ever.
             await stack.enter_async_context(listening(self.membership.worker.address, begin))
-            await stack.enter_async_context(self.membership.running())
             await stack.enter_async_context(self._mailboxes.running(begin))
+            await stack.enter_async_context(self.membership.running())
             yield self
 
     def drain(self) -> None:

@@ -240,3 +240,28 @@ async def test_g7_one_who_begins_or_ends_is_reached_for_as_long_as_others_know_i
     async with AsyncExitStack() as short:
         await house.joins("b", short)
     monkeypatch.undo()
+
+
+async def test_who_is_known_to_others_hears_what_they_send(
+    house: House, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[bool] = []
+    enroll, retire = house.directory.enroll, house.directory.retire
+
+    async def write(worker: Worker) -> None:
+        heard.append(await house.directory.send(worker.id, b""))
+
+    async def enroll_and_write(worker: Worker) -> Worker:
+        enrolled = await enroll(worker)
+        await write(enrolled)
+        return enrolled
+
+    async def write_and_retire(worker: Worker) -> None:
+        await write(worker)
+        await retire(worker)
+
+    monkeypatch.setattr(house.directory, "enroll", enroll_and_write)
+    monkeypatch.setattr(house.directory, "retire", write_and_retire)
+    async with AsyncExitStack() as life:
+        await house.joins("a", life)
+    assert heard == [True, True]
