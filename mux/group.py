@@ -180,7 +180,8 @@ class ChannelGroup:
         That is the one which records name; of the others nobody else knows.
         """
         now = self._ports.clock()
-        for line in self.lines():
+        lines, self._coming = self.lines(), None  # none of them takes the place of another any longer
+        for line in lines:
             if line.channel is not None:
                 line.channel.life.step("dismissed", now)
                 if release:

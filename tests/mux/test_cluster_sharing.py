@@ -85,6 +85,25 @@ async def test_those_who_share_a_session_that_was_taken_over_go_on_where_it_is()
         assert (len(at.server.of("initialize")), at.server.deleted) == (1, [])
 
 
+async def test_a_session_that_is_given_up_while_it_is_replaced_is_given_up_whole() -> None:
+    async with workers(reuse="user", max_channel_age=100, idle_timeout=1e6) as at:
+        a, b = await at.start(), await at.start()
+        asked_for, other = [await a.client(ALICE) for _ in range(2)]
+        waiting = other.call({"uri": "file:///a"}, method="resources/subscribe")
+        await at.server.got("resources/subscribe")
+        at.clock.advance(101)
+        await a.beat()
+        await until(lambda: len(other.workflow.line.channels) == 2 and other.workflow.line.channels[1].is_open)
+        await settle()
+        at.clock.advance(LEASE_SECONDS)
+        await b.beat()
+        await b.find(asked_for.workflow.record.session_id, WHOLE, ALICE)
+        await a.beat()
+        await until(lambda: other.workflow.ended)
+        assert "error" in await other.answer(waiting)
+        await settle()
+
+
 async def test_a_record_that_is_removed_takes_nothing_from_those_who_share_its_session() -> None:
     async with workers(reuse="user") as at:
         a = await at.start()
