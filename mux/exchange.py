@@ -15,7 +15,7 @@ from . import call_log
 from . import envelope as wire_format
 from .annotations import Listing
 from .envelope import Envelope
-from .errors import Overloaded, SessionLost, TrunklineError
+from .errors import Overloaded, SessionLost, TrunklineError, UpstreamFault
 from .event_log import Stream
 from .ports import Caller, Headers, PoolResult, Span
 from .statistics import method_label
@@ -247,6 +247,8 @@ class Call:
                 self._first = error if error.data["executed"] == "unknown" else None
                 self.owner.calls.carry(self, message, headers)
                 return
+        if isinstance(error, UpstreamFault):  # what came does not say what became of it
+            error.data.setdefault("executed", "unknown" if self._sent else "no")
         if self._first is not None and (error.data.get("executed") == "no" or isinstance(error, Overloaded)):
             error = self._first  # the first time it may have run, which is what its client has to know
         if self._close(error.reason, error.message):

@@ -125,12 +125,14 @@ class Lease:
     the server; the session stays as it is. A call fails with one of:
 
         ServerError           the server answered with an error of its own
-        SessionLost           the session is gone; `data["executed"]` says whether the call may have run
-        UpstreamUnreachable   the server cannot be reached, and the call did not run
-        Overloaded            a limit was met, which `limit` names; the call did not run
+        SessionLost           the session is gone
+        UpstreamUnreachable   the server cannot be reached, or answered with an HTTP error
+        UpstreamFault         the server answered with what is no response
         TimedOut              neither answer nor progress within `request_timeout`
+        Overloaded            a limit was met, which `limit` names; the call did not run
 
-    all of them `TrunklineError`.
+    all of them `TrunklineError`. What the call may have done at the server, `data["executed"]` of the first four says:
+    "no", or "unknown".
     """
 
     def __init__(
@@ -201,7 +203,7 @@ class Lease:
             if not page.get("nextCursor"):
                 return found
             params = {"cursor": page["nextCursor"]}
-        raise UpstreamFault(f"the server's list of tools has more than {MAX_PAGES} pages")
+        raise UpstreamFault(f"the server's list of tools has more than {MAX_PAGES} pages", executed="unknown")
 
     async def request(
         self,
@@ -237,7 +239,7 @@ class Lease:
             raise ServerError(response["error"])
         result: dict[str, Any] = response["result"]
         if not isinstance(result, dict):
-            raise UpstreamFault("the server sent a result that is no object")
+            raise UpstreamFault("the server sent a result that is no object", executed="unknown")
         return result
 
     def notify(self, method: str, params: Mapping[str, Any] | None = None) -> None:
@@ -387,7 +389,7 @@ def _object(text: bytes | Raw) -> Params:
     try:
         value = msgspec.json.decode(text)
     except (msgspec.DecodeError, RecursionError):
-        raise UpstreamFault("the server sent what cannot be read") from None
+        raise UpstreamFault("the server sent what cannot be read", executed="unknown") from None
     if not isinstance(value, dict):
-        raise UpstreamFault("the server sent something else than an object")
+        raise UpstreamFault("the server sent something else than an object", executed="unknown")
     return value

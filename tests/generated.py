@@ -33,13 +33,17 @@ PROCESS_WIDE: Final = {"pooling.event_log.total_bytes"}
 NOT_RUN: Final = "<!-- not run: it is an example; tests/gateway/test_cli.py holds that the program would take it -->"
 RULES: Final = re.compile(r" \((rule|guarantee|HTTP)[^)]*\)")
 MADE: Final[Mapping[type[TrunklineError], TrunklineError]] = {
+    errors.UpstreamFault: errors.UpstreamFault("no response", executed="unknown"),
     errors.UpstreamRefused: errors.UpstreamRefused(b"{}"),
+    errors.UpstreamUnreachable: errors.UpstreamUnreachable("away", executed="no"),
+    errors.HandshakeTimedOut: errors.HandshakeTimedOut("late", executed="no"),
     errors.CredentialRefused: errors.CredentialRefused("refused"),
     errors.CircuitOpen: errors.CircuitOpen("files", 1.0),
     errors.SessionLost: errors.SessionLost("lost", executed="unknown"),
     errors.Overloaded: errors.Overloaded("full", limit="max_inflight_per_workflow"),
     errors.DirectoryUnavailable: errors.DirectoryUnavailable("away"),
     errors.LeaseEnded: errors.LeaseEnded(),
+    errors.TimedOut: errors.TimedOut("late", executed="unknown"),
     errors.UnknownServer: errors.UnknownServer("files"),
     errors.WorkflowEnded: errors.WorkflowEnded("idle"),
 }

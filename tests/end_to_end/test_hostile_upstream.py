@@ -35,31 +35,35 @@ MIB = 1024 * 1024
 TIMED_OUT, UNREACHABLE, LOST, FAULT = -31004, -31001, -31002, -32603
 GOOD = [Reply({"content": [{"type": "text", "text": "good"}]})]
 
-PLAYS: dict[str, tuple[list[Step], int, str | None]] = {
+PLAYS: dict[str, tuple[list[Step], int, str]] = {
     "silence": ([Hang()], TIMED_OUT, "unknown"),
     "a stream of comments": ([OpenStream(), *[Raw(b": still here\n\n")] * 50, Hang()], TIMED_OUT, "unknown"),
     "half an event": ([OpenStream(), Raw(b'data: {"jsonrpc":"2.0",'), Hang()], TIMED_OUT, "unknown"),
     "an endless stream": ([OpenStream(), Forever(b": still here\n\n")], TIMED_OUT, "unknown"),
-    "an endless event": ([OpenStream(), Forever(b"data: " + b"x" * 1000 + b"\n")], FAULT, None),
+    "an endless event": ([OpenStream(), Forever(b"data: " + b"x" * 1000 + b"\n")], FAULT, "unknown"),
     "500": ([Status(500, "oops")], UNREACHABLE, "unknown"),
     "503": ([Status(503)], UNREACHABLE, "unknown"),
     "401": ([Status(401, headers={"WWW-Authenticate": "Bearer"})], UNREACHABLE, "no"),
     "403": ([Status(403)], UNREACHABLE, "no"),
     "307": ([Status(307, headers={"Location": "http://127.0.0.1:1/mcp"})], UNREACHABLE, "unknown"),
-    "202": ([Status(202)], FAULT, None),
+    "202": ([Status(202)], FAULT, "unknown"),
     "cut within the stream": ([OpenStream(), Raw(b"data: x"), Cut()], LOST, "unknown"),
     "the stream ends early": ([OpenStream(), Raw(b": bye\n\n")], LOST, "unknown"),
-    "no JSON": ([Json("{nope")], FAULT, None),
-    "no JSON-RPC": ([Json({"hello": "world"})], FAULT, None),
-    "no UTF-8": ([OpenStream(), Raw(b"data: \xff\xfe\n\n"), Hang()], FAULT, None),
+    "no JSON": ([Json("{nope")], FAULT, "unknown"),
+    "no JSON-RPC": ([Json({"hello": "world"})], FAULT, "unknown"),
+    "no UTF-8": ([OpenStream(), Raw(b"data: \xff\xfe\n\n"), Hang()], FAULT, "unknown"),
     "HTML": ([Status(200, "<html>", "text/html")], UNREACHABLE, "unknown"),
-    "another id": ([Json({"jsonrpc": "2.0", "id": 2**40, "result": {}})], FAULT, None),
-    "an id of null": ([Json({"jsonrpc": "2.0", "id": None, "result": {}})], FAULT, None),
-    "result and error": ([Json('{"jsonrpc":"2.0","id":$ID,"result":{},"error":{"code":1,"message":""}}')], FAULT, None),
-    "nested without end": ([Json("[" * 200_000)], FAULT, None),
-    "a huge body": ([Status(200, b" " * (17 * MIB), "application/json")], FAULT, None),
-    "a huge event": ([OpenStream(), *[Raw(b"data: " + b"x" * MIB + b"\n")] * 17, Hang()], FAULT, None),
-    "a huge line": ([OpenStream(), Raw(b"data: "), *[Raw(b"x" * MIB)] * 17, Hang()], FAULT, None),
+    "another id": ([Json({"jsonrpc": "2.0", "id": 2**40, "result": {}})], FAULT, "unknown"),
+    "an id of null": ([Json({"jsonrpc": "2.0", "id": None, "result": {}})], FAULT, "unknown"),
+    "result and error": (
+        [Json('{"jsonrpc":"2.0","id":$ID,"result":{},"error":{"code":1,"message":""}}')],
+        FAULT,
+        "unknown",
+    ),
+    "nested without end": ([Json("[" * 200_000)], FAULT, "unknown"),
+    "a huge body": ([Status(200, b" " * (17 * MIB), "application/json")], FAULT, "unknown"),
+    "a huge event": ([OpenStream(), *[Raw(b"data: " + b"x" * MIB + b"\n")] * 17, Hang()], FAULT, "unknown"),
+    "a huge line": ([OpenStream(), Raw(b"data: "), *[Raw(b"x" * MIB)] * 17, Hang()], FAULT, "unknown"),
 }
 
 
@@ -130,7 +134,7 @@ async def test_g9_costs_its_own_call_a_clear_error_and_nobody_else_anything(
         answer = await pending.response()
         assert answer["id"] == "mine"
         assert answer["error"]["code"] == code, answer
-        assert answer["error"].get("data", {}).get("executed") == executed
+        assert answer["error"]["data"]["executed"] == executed
         assert "127.0.0.1" not in answer["error"]["message"]
         # The session goes on, and so does everybody else's.
         assert text_of(await (await hostile.call("anything")).response()) == "good"

@@ -9,6 +9,7 @@ from harness.muxing import ALICE, BOB, Client, begin, bench, members, notificati
 from trunkline.mux.demux import TOMBSTONE_SECONDS
 from trunkline.mux.directory.memory import MemoryDirectory
 from trunkline.mux.envelope import Envelope
+from trunkline.mux.errors import SessionLost
 from trunkline.mux.limits import MAX_BODY_BYTES, Pooling
 from trunkline.mux.pool import Pool
 from trunkline.mux.ports import NONE
@@ -168,6 +169,15 @@ async def test_g6_trust_brings_nothing_back_that_was_lost_with_its_session() -> 
         lost = await client.answer(client.call())
         assert lost["error"]["data"] == {"executed": "no"}
         assert pool.statistics.total("repeated_calls") == 0
+
+
+async def test_g6_a_call_that_waited_for_a_server_which_speaks_nonsense_did_not_run() -> None:
+    async with bench(stateless=True) as at:
+        client = await at.client()
+        at.server.answers_initialize = lambda exchange: exchange.answer({"protocolVersion": "1999-01-01"})
+        at.server.session.receiver.lost(SessionLost("gone", executed="unknown"))
+        error = (await client.answer(client.call()))["error"]
+        assert (error["code"], error["data"]) == (-32603, {"executed": "no"})
 
 
 async def test_e12_a_cancellation_reaches_the_server_under_the_id_that_it_knows() -> None:

@@ -99,7 +99,8 @@ async def test_g9_what_is_no_message_fails_the_call_on_whose_stream_it_came_and_
         at.server.session.tell(text)
         first.say(text)
         second.answer()
-        assert (await client.answer(hit))["error"]["code"] == -32603
+        error = (await client.answer(hit))["error"]
+        assert (error["code"], error["data"]) == (-32603, {"executed": "unknown"})
         assert "result" in await client.answer(other)
         assert at.counts["upstream_faults", "x"] == 2
 

@@ -270,6 +270,8 @@ class Passage:
 
     def _fail(self, error: TrunklineError) -> None:
         if not self.is_over:
+            if isinstance(error, (UpstreamFault, TimedOut)):
+                error.data.setdefault("executed", "unknown")
             self._error = error
             self._finish(error.reason)
             if not self._has_ended:

@@ -88,6 +88,7 @@ async def test_e21_what_is_no_response_is_an_error_of_its_own(
         error = await failed(here.send())
         assert isinstance(error, kind)
         assert error.code == code
+        assert error.data["executed"] == ("no" if b"HTTP/1.1 40" in reply and kind is not UpstreamFault else "unknown")
 
 
 async def test_a_large_body_is_as_whole_as_a_small_one() -> None:
@@ -350,6 +351,7 @@ async def test_e17_a_silent_server_is_cut_but_not_a_quiet_subscription() -> None
         assert await soon(listening.next(PATIENCE))
         error = await failed(here.send(mcp_method="tools/call"))
         assert isinstance(error, TimedOut)
+        assert error.data == {"executed": "unknown"}
         assert not listening.is_over
         listening.close()
 
