@@ -330,8 +330,9 @@ class Channel:
             messages = wire_format.parse_upstream(text, limit=MAX_EVENT_BYTES)
         except UpstreamFault as fault:
             self._config.statistics.count("upstream_faults", self._config.server)
-            if origin is not None:
-                self._perform(self._demux.fail(origin, fault))
+            request = origin or self._demux.named(wire_format.answered(text, limit=MAX_EVENT_BYTES))
+            if request is not None:
+                self._perform(self._demux.fail(request, fault))
             return
         for message in messages:
             try:

@@ -227,6 +227,10 @@ class Demux:
         """The request of this caller that waits for an answer."""
         return next((r for r in self._requests.values() if r.caller is caller and r.state == "pending"), None)
 
+    def named(self, id: bytes) -> Request | None:
+        """The request that a server means by this raw id."""
+        return self._requests.get(self._minted(id))
+
     def cancel(self, request: Request, params: wire_format.Members | None, now: float) -> list[Due]:
         """The caller withdraws its request: tell the server, answer the caller, keep a tombstone (rules E12-E16).
 

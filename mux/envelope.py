@@ -428,6 +428,16 @@ def parse_served(text: bytes, *, limit: int) -> Envelope:
         return _mended(lambda whole: parse(whole, limit=limit), text, error)
 
 
+def answered(text: bytes, *, limit: int) -> bytes:
+    """The raw id that a server's text names, which is no message, but meant for a response; empty where it is none."""
+    try:
+        members = _decode_members(_checked(text, len(text), limit))
+    except (msgspec.MsgspecError, RecursionError, ParseError):
+        return b""
+    is_response = "method" not in members and not members.keys().isdisjoint(("result", "error"))
+    return bytes(members.get("id", b"")) if is_response else b""
+
+
 def _mended(read: Callable[[bytes], T], text: bytes, error: InvalidMessage) -> T:
     """What is read of a text without halves of surrogate pairs, which was refused for this error."""
     whole = _without_halves(text) if isinstance(error, ParseError) else text

@@ -105,6 +105,36 @@ async def test_g9_what_is_no_message_fails_the_call_on_whose_stream_it_came_and_
         assert at.counts["upstream_faults", "x"] == 2
 
 
+@pytest.mark.parametrize(
+    "members",
+    [b'"jsonrpc":"2.0","result":null', b'"jsonrpc":"2.0","result":[],"error":{}', b'"result":{}'],
+)
+@pytest.mark.parametrize("spelled", [b"%s", b'"%s"'])
+async def test_e7_an_answer_that_is_no_response_fails_the_call_that_it_names(members: bytes, spelled: bytes) -> None:
+    """Where nothing else tells whose answer it is."""
+    async with bench() as at:
+        client = await at.client()
+        hit, other = client.call(id=b"1"), client.call(id=b"2")
+        first, second = at.server.of("tools/call")
+        at.server.session.tell(b'{"id":%s,%s}' % (spelled % first.id, members))
+        assert (await client.answer(hit))["error"]["code"] == -32603
+        assert at.counts["upstream_faults", "x"] == 1
+        first.answer()
+        assert at.counts["unknown_response", "x"] == 1
+        second.answer()
+        assert "result" in await client.answer(other)
+
+
+async def test_e7_a_server_whose_question_is_no_message_fails_no_call_of_its_id() -> None:
+    async with bench() as at:
+        client = await at.client()
+        exchange = client.call()
+        [upstream] = at.server.of("tools/call")
+        at.server.session.tell(b'{"id":%s,"method":"roots/list"}' % upstream.id)
+        upstream.answer()
+        assert "result" in await client.answer(exchange)
+
+
 STRAY: dict[str, tuple[Callable[[], bytes], str]] = {
     "a response to nothing": (lambda: b'{"jsonrpc":"2.0","id":4711,"result":{}}', "unknown_response"),
     "progress of nothing": (lambda: message("notifications/progress", {"progressToken": 4711}), "unknown_progress"),

@@ -133,6 +133,12 @@ def test_e2_an_id_echoed_as_a_string_is_accepted(demux: Demux) -> None:
     assert isinstance(demux.receive(answer(f'"{request.id}"'), None, 0), Answered)
 
 
+def test_e7_a_request_is_found_by_the_id_that_its_server_names(demux: Demux) -> None:
+    request = opened(demux)
+    assert [demux.named(b"%d" % request.id), demux.named(b'"%d"' % request.id)] == [request] * 2
+    assert [demux.named(raw) for raw in (b"", b"null", b"{}", b'"x"', b"99")] == [None] * 5
+
+
 def test_e8_an_error_without_an_id_belongs_to_the_request_of_its_stream(demux: Demux) -> None:
     request = opened(demux, call('"x"'))
     error = read('{"jsonrpc":"2.0","error":{"code":-1,"message":"m"}}')

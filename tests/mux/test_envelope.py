@@ -85,6 +85,14 @@ def test_e7_an_error_has_an_integer_code(error: str) -> None:
         parse(message(id="1", error=error), limit=LIMIT)
 
 
+def test_e7_what_is_no_response_may_still_name_its_request() -> None:
+    for text in (b'{"id":7,"result":1}', b' {"result":null,\n"id":7}', b'{"id":7,"error":{},"result":{}}'):
+        assert envelope.answered(text, limit=LIMIT) == b"7"
+    none = (b"", b"{", b"[7]", b"7", b'{"id":7}', b'{"result":1}', b'{"id":7,"result":1,"method":1}')
+    for text in (*none, b'{"id":7,"result":"\xff"}', b"[" * 20_000, b'{"id":7,"result":"%b"}' % (b"x" * LIMIT)):
+        assert envelope.answered(text, limit=LIMIT) == b""
+
+
 def test_e8_an_error_may_come_without_an_id() -> None:
     for members in ({}, {"id": "null"}):
         parsed = parse(message(error='{"code":-32700,"message":"x"}', **members), limit=LIMIT)
