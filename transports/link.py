@@ -233,8 +233,14 @@ class Link:
         if self._duplex is not None:
             self._duplex.acknowledge(position)
 
+    def run_out(self) -> None:
+        """Its client has taken nothing for too long, and is treated as gone."""
+        self._pool.statistics.count("slow_clients", self._config.server)
+
     def close(self, *, goodbye: bool = False) -> None:
         """The connection has gone; the workflow goes on. With `goodbye`, the client closed it in order."""
+        if self._is_late and not self._is_closed:
+            self._pool.statistics.count("refused", self.end_reason)
         self._is_closed = True
         self.outgoing.on_change = None
         if self._hold is not None:

@@ -79,7 +79,7 @@ class _Stream(HTTPEndpoint):
 
         await request.start(200, EVENT_STREAM)
         if not await send_events(request, chunk):
-            self._pool.statistics.count("slow_clients", self._config.server)
+            link.run_out()
             return
         if link.end_reason == "drained":
             await request.send_chunk(event_stream.RECONNECT)

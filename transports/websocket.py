@@ -281,6 +281,8 @@ class Socket:
 
     def run_out(self) -> None:
         """The client has taken nothing for too long."""
+        if not self._is_over:
+            self._link.run_out()
         self.finish(SLOW, "nothing was read for too long")
 
     def gone(self, code: int = 0) -> None:

@@ -177,6 +177,8 @@ async def test_a_connection_without_a_handshake_ends_although_its_client_speaks(
                 assert due
                 await line.say({"jsonrpc": "2.0", "id": 1, "method": "ping"})
         assert line.link.end_reason == "no_handshake"
+        line.link.close()
+        assert at.at.counts["refused", "no_handshake"] == 1
 
 
 async def test_a_server_may_take_longer_to_open_than_a_client_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:

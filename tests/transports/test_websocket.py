@@ -381,6 +381,7 @@ async def test_a_socket_without_a_handshake_is_closed(monkeypatch: pytest.Monkey
     async with listening() as at, SocketClient(at.base()) as client:
         await client.connect()
         assert await client.closed() == (1008, "no_handshake")
+        assert at.counts["refused", "no_handshake"] == 1
 
 
 async def test_g10_a_client_that_takes_nothing_is_cut_and_may_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,6 +397,7 @@ async def test_g10_a_client_that_takes_nothing_is_cut_and_may_come_back(monkeypa
         client.socket.transport.resume_reading()
         await client.over()
         assert client.socket.close_code == 4408
+        assert at.counts["slow_clients", "x"] == 1
         await client.resume()
         await client.answer(2)
         assert [answer["id"] for answer in client.heard] == ["open", 0, 1, 2]
