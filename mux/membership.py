@@ -183,7 +183,8 @@ class Membership:
         return self._listed_last.get(number, self._unseen) >= since
 
     def interrupted(self) -> None:
-        """The directory's word of what happens was interrupted: it may have lost what it knew."""
+        """The directory may have lost what it knew: its word of what happens was interrupted, or does not fit a lease.
+        """
         self._back_at = self._clock()
 
     def demand_settled(self) -> None:
@@ -261,6 +262,8 @@ class Membership:
             self._back_at = self._clock()
             logger.info("the directory takes heartbeats again", extra={"worker": self.worker.id})
         self._is_away = False
+        if not was_alive and self.holds_lease:  # its clock went forth, or it lost whom it knew: others as well
+            self.interrupted()
         if not was_alive or not self.holds_lease:
             self._unseen = self._listed_by
             self.lapses += 1
@@ -351,7 +354,10 @@ class Membership:
         return self._clock() - self._read_at >= believed
 
     async def _read(self) -> None:
+        deadline = self._deadline
         listed = {worker.id: worker for worker in await self._workers.workers()}
+        if self.worker.id not in listed and self._clock() < deadline:  # nor need others be dead who are not there
+            self.interrupted()
         self._dead = {worker.id: worker for worker in self._dead.values() if worker.id in listed}
         self._living = {worker.id: worker for worker in listed.values() if worker.id not in self._dead}
         for worker in self._living.values():

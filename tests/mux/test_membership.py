@@ -382,6 +382,39 @@ async def test_g7_nobody_is_dead_right_after_the_directorys_word_was_interrupted
         assert await at.member.find("b") is None
 
 
+async def test_g7_nobody_is_dead_where_the_directory_does_not_know_who_asks(at: At) -> None:
+    """Its clock went forth, or all was deleted: nobody is known there whose last heartbeat was before."""
+    lapses: list[float] = []
+    one = Membership(at.directory, Worker("one"), on_lapse=lapses.append, clock=at.clock)
+    async with one.running(), (other := at.made("b")).running():
+        for worker in (one.worker, other.worker):
+            await at.directory.retire(worker)
+        with pytest.raises(DirectoryUnavailable):
+            await one.find("b")
+        at.clock.advance(LEASE_SECONDS * 0.9)
+        for worker in (one.worker, other.worker):
+            await at.directory.retire(worker)
+        await one.beat()
+        assert len(lapses) == 1
+        with pytest.raises(DirectoryUnavailable):
+            await one.numbers()
+        await at.directory.beat(other.worker)
+        assert await one.find("b") == other.worker
+        at.clock.advance(LEASE_SECONDS * 0.9)
+        await one.beat()
+        at.clock.advance(LEASE_SECONDS * 0.1)
+        assert await one.find("b") is None, "it had a lease to be heard again"
+
+
+async def test_who_was_late_itself_calls_dead_who_is_not_heard(at: At) -> None:
+    """Where its own lease has ended, the directory is right not to know of it."""
+    async with at.member.running(), at.made("b").running():
+        at.clock.advance(LEASE_SECONDS)
+        assert await at.member.find("b") is None
+        await at.member.beat()
+        assert await at.member.find("b") is None
+
+
 async def test_it_beats_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(membership_module, "BEAT_SECONDS", 0.001)
     directory = SharedMemoryDirectory()
