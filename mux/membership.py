@@ -183,8 +183,7 @@ class Membership:
         return self._listed_last.get(number, self._unseen) >= since
 
     def interrupted(self) -> None:
-        """The directory may have lost what it knew: its word of what happens was interrupted, or does not fit a lease.
-        """
+        """The directory may have lost what it knew: its word was interrupted, or does not fit a lease."""
         self._back_at = self._clock()
 
     def demand_settled(self) -> None:
