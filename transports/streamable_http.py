@@ -166,7 +166,7 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
 
     async def _listen(self, request: HTTPRequest) -> None:
         event_id = request.headers.get(LAST_EVENT_ID)
-        if event_id is None:
+        if not event_id:
             workflow = await self._workflow(request, create=False)
             if self._pool.draining:
                 await request.respond(200, EVENT_STREAM, event_stream.RECONNECT)

@@ -147,6 +147,12 @@ async def test_a_clients_answer_reaches_the_server_that_asked() -> None:
         assert (await here.server.got("response")).json == {**reply, "id": "s-1"}
 
 
+async def test_an_event_id_that_is_empty_names_none() -> None:
+    async with opened() as here:
+        assert (await here.client.get("")).status == 200, "as an EventSource has it before its first event"
+        assert (await here.client.get("nonsense")).status == 404
+
+
 # Batches, of one revision only.
 
 
