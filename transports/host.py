@@ -276,15 +276,15 @@ class Host:
             return
         if not self._pool.has_begun:
             raise RuntimeError("this Host does not run: give the application `lifespan=host.lifespan`")
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        endpoint = self._endpoints.get(path)
-        is_socket = path == "/ws"
+        root, name = scope.get("root_path", ""), _name_below(scope)
+        endpoint = self._endpoints.get(name)
+        is_socket = name == "/ws"
         if endpoint is not None and (scope["type"] == "websocket") == is_socket:
-            await endpoint(scope, receive, send)
+            await endpoint({**scope, "path": f"{root}{name}"}, receive, send)
         elif scope["type"] == "websocket":
             await not_found(scope, receive, send)
         else:
-            served = b", ".join(f"{scope.get('root_path', '')}{name}".encode() for name in self._endpoints)
+            served = b", ".join(f"{root}{name}".encode() for name in self._endpoints)
             await respond(send, 404, [(b"content-type", b"text/plain")], b"MCP is served at " + served)
 
     async def _live(self, receive: Receive, send: Send) -> None:
@@ -329,6 +329,16 @@ class _Application:
             if not (isinstance(error, _NotConnected) and conversation.is_over):  # it could not know that it has ended
                 logger.exception("the application failed")
         await conversation.disconnect()  # an end like any other, which says nothing of the next conversation
+
+
+def _name_below(scope: Scope) -> str:
+    """What is asked for, below the path that the host is mounted at.
+
+    The path begins with the root path, as ASGI has it; or with a part of it, where a proxy has taken the rest away.
+    """
+    path: str = scope["path"]
+    above, _, last = path.rpartition("/")
+    return f"/{last}" if scope.get("root_path", "").endswith(above) else path
 
 
 def _anonymous(headers: Mapping[str, str]) -> Principal:

@@ -323,6 +323,28 @@ async def test_only_what_is_named_is_served() -> None:
                 pass
 
 
+async def test_a_root_path_that_is_not_in_the_path_changes_nothing() -> None:
+    """As behind a proxy that takes its prefix away: FastAPI's `root_path`, or that of hypercorn."""
+    application = Application()
+    app = mounted(Host(application.serve))
+
+    async def below(scope: Any, receive: Any, send: Any) -> None:
+        await app({**scope, "root_path": "/api"}, receive, send)
+
+    async with listening(below) as address:
+        async with Wire(f"http://{address}/tools/mcp") as wire:
+            await wire.open()
+            assert text_of(await (await wire.call("x")).response()) == "StreamableHTTPTransport 1"
+        async with sse_client(f"http://{address}/tools/sse") as (read, write), ClientSession(read, write) as session:
+            with anyio.fail_after(PATIENCE):
+                await session.initialize()
+        async with connect(f"ws://{address}/tools/ws", subprotocols=["mcp"]):
+            pass
+        async with Wire(f"http://{address}/tools/other/mcp") as wire:
+            answer = await wire.post({"jsonrpc": "2.0", "id": 1, "method": "ping"})
+            assert (answer.status, (await answer.body())[:31]) == (404, b"MCP is served at /api/tools/mcp")
+
+
 async def test_a_foreign_page_is_refused() -> None:
     async with listening(mounted(Host(Application().serve))) as address:
         url = f"http://{address}/tools/mcp"
