@@ -328,7 +328,8 @@ class _Application:
         except Exception as error:
             if not (isinstance(error, _NotConnected) and conversation.is_over):  # it could not know that it has ended
                 logger.exception("the application failed")
-        await conversation.disconnect()  # an end like any other, which says nothing of the next conversation
+        finally:  # also where it was cancelled by what it waited for
+            await conversation.disconnect()  # an end like any other, which says nothing of the next conversation
 
 
 def _name_below(scope: Scope) -> str:

@@ -265,13 +265,17 @@ async def test_an_application_that_returns_or_fails_ends_its_conversation_alone(
                     raise ValueError("a defect of the application")
                 if message["params"]["name"] == "leave":
                     return
+                if message["params"]["name"] == "await what was cancelled":
+                    given_up = asyncio.get_running_loop().create_future()
+                    given_up.cancel()
+                    await given_up
                 await transport.send_message({"jsonrpc": "2.0", "id": message["id"], "result": {"content": []}})
 
     host = Host(serve)
     async with listening(mounted(host)) as address, Wire(f"http://{address}/tools/mcp") as other:
         await other.open("2025-06-18")
-        for how in ("fail", "leave"):
-            async with Wire(f"http://{address}/tools/mcp") as wire:
+        for how in ("fail", "leave", "await what was cancelled"):
+            async with Wire(f"http://{address}/tools/mcp") as wire, asyncio.timeout(PATIENCE):
                 await wire.open("2025-06-18")
                 assert (await (await wire.call(how)).response())["error"]["code"] == -31002
                 assert (await wire.call("x")).status == 404
