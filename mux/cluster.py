@@ -115,7 +115,7 @@ class Cluster:
         return self._residents.by_id.get(workflow.record.session_id) is workflow
 
     def own(self, record: WorkflowRecord, pooling: Pooling) -> WorkflowRecord:
-        """The record of a workflow that begins here."""
+        """The record of a workflow that begins here, or is taken over."""
         return msgspec.structs.replace(
             record, worker=self.me, lifetime=max(pooling.idle_timeout + pooling.resume_window, TOUCH_SECONDS * 4)
         )
@@ -233,7 +233,7 @@ class Cluster:
             self._residents.census.add(record.principal, record.server)
             lapses = self.members.lapses
             try:
-                stored = await self._directory.replace(msgspec.structs.replace(record, worker=self.me))
+                stored = await self._directory.replace(self.own(record, upstream.pooling))
             except BaseException:
                 self._residents.census.remove(record.principal, record.server)
                 raise

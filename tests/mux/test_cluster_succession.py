@@ -14,6 +14,7 @@ from trunkline.mux import lookup
 from trunkline.mux.directory import LEASE_SECONDS, MAX_STALENESS
 from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, Overloaded, SessionLost, UnknownSession
 from trunkline.mux.leftovers import FIRST_SECONDS
+from trunkline.mux.limits import Pooling
 from trunkline.mux.lookup import COMPARED_AT_ONCE
 from trunkline.mux.principal import ANONYMOUS
 from trunkline.mux.record import WorkflowRecord
@@ -41,6 +42,21 @@ async def test_g7_a_dead_holder_is_succeeded_with_the_same_upstream_session() ->
         assert at.server.session.is_listening
         [adopted] = b.pool.workflows
         assert [event.what for event in adopted.account.timeline][:1] == ["taken_over"]
+
+
+async def test_a_record_is_kept_for_as_long_as_the_settings_of_who_has_it_say() -> None:
+    """As in a rolling restart with other settings: else it is unknown elsewhere before it is idle for so long here."""
+    async with workers(idle_timeout=100) as at:
+        a = await at.start()
+        session_id = (await a.client()).workflow.record.session_id
+        at.settings = {**at.settings, "pooling": Pooling(idle_timeout=5000)}
+        b = await at.start()
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        held = (await b.find(session_id)).workflow
+        record = await at.directory.get(session_id)
+        assert record is not None
+        assert record.lifetime == held.record.lifetime == 5000 + held.pooling.resume_window
 
 
 async def test_g7_a_session_that_its_successor_cannot_open_yet_is_left_alone() -> None:
