@@ -179,6 +179,19 @@ def _check_auth(settings: Settings) -> None:
             raise SettingsError(
                 f"auth.tokens[{index}].sha256", f"auth.tokens[{same}] is the same token, and one stands for one user"
             )
+    if auth.mode == "none":
+        _check_nobody_is_asked(auth)
+
+
+def _check_nobody_is_asked(auth: AuthSection) -> None:
+    """Whoever gives what clients are to prove themselves with means that they do."""
+    given = {"tokens": [token for token in auth.tokens if not token.admin]}
+    for key, value in (given | {key: getattr(auth, key) for key in ("secret", "jwks", "issuer", "audience")}).items():
+        if value:
+            mode = "tokens" if key == "tokens" else "jwt"
+            raise SettingsError(
+                f"auth.{key}", f'without mode = "{mode}" nobody is asked for it; name that, or leave it out'
+            )
 
 
 def _check_proxy(auth: AuthSection) -> None:

@@ -322,6 +322,32 @@ def test_an_auth_mode_needs_what_it_verifies_with(read: Read, text: str, path: s
     assert "s3cret" not in f"{error}"
 
 
+TOKEN = f"sha256 = '{HASH}', tenant = 't', subject = 's'"
+
+
+@pytest.mark.parametrize(
+    ("given", "path", "mode"),
+    [
+        (f"tokens = [{{ {TOKEN} }}]", "auth.tokens", "tokens"),
+        (f"tokens = [{{ {TOKEN}, admin = true }}, {{ {TOKEN.replace(HASH, 'b' * 64)} }}]", "auth.tokens", "tokens"),
+        ("secret = 's3cret'", "auth.secret", "jwt"),
+        ("jwks = 'https://h/keys'", "auth.jwks", "jwt"),
+        ("issuer = 'i'", "auth.issuer", "jwt"),
+        ("audience = 'a'", "auth.audience", "jwt"),
+    ],
+)
+def test_who_is_to_be_asked_for_a_credential_is_so_or_it_is_refused(
+    read: Read, given: str, path: str, mode: str
+) -> None:
+    error = refusal(read, f"[auth]\n{given}")
+    assert error.path == path
+    assert f'mode = "{mode}"' in error.message
+
+
+def test_an_operators_token_needs_no_mode(read: Read) -> None:
+    assert read(f"[auth]\ntokens = [{{ {TOKEN}, admin = true }}]").auth.mode == "none"
+
+
 def test_a_token_that_stands_twice_is_told_with_where_it_stands_first(read: Read) -> None:
     entry = "{{ sha256 = '{}', tenant = 't', subject = '{}' }}".format
     two = f"{entry(HASH, 'alice')}, {entry(HASH.replace('a', 'b'), 'alice')}"
