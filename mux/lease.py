@@ -312,7 +312,10 @@ class Lease:
             text = wire_format.result(message.id, wire_format.encoded(await self._answer(message.method, params)))
         except TrunklineError as error:
             text = wire_format.failure(message.id, error)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise  # nobody wants it any longer; else it was cancelled by what it waited for
             logger.exception("what answers %s failed", message.method)
             text = wire_format.failure(message.id, TrunklineError(f"no answer: {type(error).__name__}"))
         self._workflow.respond(wire_format.parse(text, limit=MAX_EVENT_BYTES))

@@ -180,11 +180,12 @@ async def test_r1_what_the_server_asks_is_answered_by_the_program() -> None:
     [
         (InvalidParams("not so"), {"code": -32602, "message": "not so"}),
         (KeyError("secret"), {"code": -32603, "message": "no answer: KeyError"}),
+        (asyncio.CancelledError(), {"code": -32603, "message": "no answer: CancelledError"}),
         (None, {"code": -32601, "message": "elicitation/create is not answered here"}),
     ],
 )
 async def test_what_the_program_cannot_answer_is_told_as_an_error(
-    raised: Exception | None, error: dict[str, Any]
+    raised: BaseException | None, error: dict[str, Any]
 ) -> None:
     async with bench() as at:
 
