@@ -55,7 +55,7 @@ HEADERS: Final = (
     ),
     Header(
         "Trunkline-Pool",
-        "answers to `initialize` and to calls over HTTP",
+        "answers over HTTP to `initialize` and to calls of a session",
         "",
         "What the pool did: `hit`, a session was open; `miss`, one was opened; `spare`, one was waiting; `bypass`, one "
         'was opened for this call alone (`reuse = "none"`).',
