@@ -212,6 +212,8 @@ class Demux:
         token = b""
         if params is not None:
             swapped, token = wire_format.swap_progress_token(params, spelled)
+            if token and wire_format.begins_task(params):
+                swapped, _ = wire_format.swap_progress_token(params, wire_format.lasting_token(number, token))
             if swapped is not params:
                 members = {**members, "params": swapped}
         request = Request(number, message.id, token, caller, now, self._timeout)
@@ -261,7 +263,7 @@ class Demux:
         if message.kind == "request":
             return self._receive_request(message, origin, now)
         if message.method == "notifications/progress":
-            return self._receive_progress(message, now)
+            return self._receive_progress(message, origin, now)
         if message.method == "notifications/cancelled":
             return self._receive_cancel(message, now)
         return Told(message, origin)
@@ -334,10 +336,17 @@ class Demux:
             origin.paused += 1
         return Asked(asked, message)
 
-    def _receive_progress(self, message: Envelope, now: float) -> Progressed | Ignored:
+    def _receive_progress(self, message: Envelope, origin: Request | None, now: float) -> Progressed | Told | Ignored:
         params = message.params() or {}
-        raw = params.get("progressToken")
-        request = None if raw is None else self._requests.get(self._minted(bytes(raw)))
+        raw, token = params.get("progressToken", Raw(b"")), b""
+        number = self._minted(bytes(raw))
+        if not number:
+            number, token = wire_format.read_lasting_token(raw)
+        request = self._requests.get(number)
+        if request is None and token:  # a task goes on whose call was answered
+            told = {**params, "progressToken": Raw(token)}
+            members = {**message.members, "params": wire_format.encode_members(told)}
+            return Told(Envelope("notification", members, method=message.method), origin)
         if request is None or not request.token or self._step(request, "progress") == "ignore":
             return Ignored("unknown_progress")
         request.deadline = now + self._timeout

@@ -35,6 +35,7 @@ T = TypeVar("T")
 
 _decode_members = msgspec.json.Decoder(Members).decode
 _decode_str = msgspec.json.Decoder(str).decode
+_decode_raw = msgspec.json.Decoder(Raw).decode
 _decode_batch = msgspec.json.Decoder(
     msgspec.defstruct(
         "Batch", [(f"m{n}", Raw, Raw()) for n in range(MAX_BATCH)], array_like=True, forbid_unknown_fields=True
@@ -55,6 +56,11 @@ MAX_COLONS: Final = 16_384
 _encode = msgspec.json.Encoder().encode
 
 _VERSION_MEMBER: Final = Raw(b'"2.0"')
+
+_TOKEN_BEGINS: Final = b'"-0123456789'
+"""A progress token is a string or a number."""
+
+_NUMBER: Final = re.compile(r"[1-9][0-9]{0,15}")
 
 _HALF: Final = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
@@ -341,11 +347,35 @@ def swap_progress_token(params: Raw, token: bytes) -> tuple[Raw, bytes]:
         outer["_meta"] = encode_members(meta)
         return encode_members(outer), b""
     original = bytes(meta["progressToken"])
-    if len(original) > MAX_ID_BYTES or original[:1] not in b'"-0123456789':
+    if len(original) > MAX_ID_BYTES or original[:1] not in _TOKEN_BEGINS:
         raise InvalidParams("a progress token must be a string or a number of at most 1024 bytes")
     meta["progressToken"] = Raw(token)
     outer["_meta"] = encode_members(meta)
     return encode_members(outer), original
+
+
+def begins_task(params: Raw) -> bool:
+    """Whether a request with these params asks for a task: its progress goes on once it is answered (rule E18)."""
+    text = bytes(params)
+    return (b"task" in text or b"\\u" in text) and "task" in (members_of(params) or {})
+
+
+def lasting_token(number: int, token: bytes) -> bytes:
+    """A progress token that brings the caller's own along: whoever gets it back can tell, however much later."""
+    return _encode(f"{number}:{token.decode()}")
+
+
+def read_lasting_token(raw: Raw) -> tuple[int, bytes]:
+    """The number and the caller's token that a lasting token was made of; 0 and nothing where it is none."""
+    number, _, text = (string_of(raw) or "").partition(":")
+    token = text.encode()
+    if not _NUMBER.fullmatch(number) or token[:1] not in _TOKEN_BEGINS or not token or len(token) > MAX_ID_BYTES:
+        return 0, b""
+    try:
+        is_value = bytes(_decode_raw(token)) == token
+    except msgspec.DecodeError:
+        return 0, b""
+    return (int(number), token) if is_value else (0, b"")
 
 
 def canonical(raw: Raw | None) -> bytes:

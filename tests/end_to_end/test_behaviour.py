@@ -419,6 +419,27 @@ async def test_tasks_go_through_as_they_are(pair: Pair) -> None:
         assert raw_members(raw_members(ended["a"])["result"])["_meta"] == related
 
 
+async def test_e18_progress_of_a_task_comes_under_the_token_of_its_call(pair: Pair) -> None:
+    task = b'{"task":{"taskId":"t","status":"working","ttl":null,"createdAt":"2025-11-25T00:00:00Z"}}'
+    progress = b'{"progressToken":%s,"progress":%s,"x-odd":%s}'
+    async with pair.client("a") as client, pair.client("b"):
+        for token in (b'"\\u0074:\\\\1"', b"7", b"1.50"):
+            told = [notification("notifications/progress", progress % (b'"$TOKEN"', n, ODD)) for n in (b"1", b"2.0")]
+            begun = play(
+                b"1",
+                say(told[0]),
+                reply(b'{"result":%s}' % task),
+                say(told[1], unasked=True),
+                method="tools/call",
+                beside=b'"task":{"ttl":null},"_meta":{"progressToken":%s}' % token,
+            )
+            assert raw_members(raw_members(await client.request(begun))["result"]) == raw_members(task)
+            came = [raw_members(await client.told("notifications/progress"))["params"] for _ in told]
+            assert [raw_members(params) for params in came] == [
+                raw_members(progress % (token, n, ODD)) for n in (b"1", b"2.0")
+            ]
+
+
 async def test_tasks_of_the_client_go_through_as_they_are(pair: Pair) -> None:
     async with pair.client() as client:
         task = b'{"taskId":"t\\u002d1","status":"completed","x-odd":%s}' % ODD

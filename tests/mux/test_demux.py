@@ -178,6 +178,34 @@ def test_progress_comes_back_under_the_callers_own_token(demux: Demux) -> None:
         demux.receive(answer(str(request.id)), None, 1)
 
 
+def test_e18_progress_of_a_task_comes_back_after_the_answer_too_whoever_takes_it(demux: Demux) -> None:
+    request, text = demux.open(call("1", '{"task":{},"_meta":{"progressToken":"mine"}}'), Waiting(), 0)  # type: ignore[arg-type]
+    token = json.dumps(json.loads(text)["params"]["_meta"]["progressToken"])
+    progress = notification("notifications/progress", f'{{"progressToken":{token},"progress":1}}')
+    event = demux.receive(progress, None, 1)
+    assert isinstance(event, Progressed)
+    assert json.loads(event.message)["params"] == {"progressToken": "mine", "progress": 1}
+    demux.receive(answer(str(request.id)), request, 1)
+    beside = Demux(max_inflight=1, timeout=10)
+    for other in (demux, beside):
+        told = other.receive(progress, request, 1)
+        assert isinstance(told, Told)
+        assert json.loads(told.message.encode()) == {
+            "jsonrpc": "2.0",
+            "method": "notifications/progress",
+            "params": {"progressToken": "mine", "progress": 1},
+        }
+        assert told.origin is request
+
+
+def test_e18_progress_of_a_task_whose_call_was_cancelled_is_dropped(demux: Demux) -> None:
+    request, text = demux.open(call("1", '{"task":{},"_meta":{"progressToken":1}}'), Waiting(), 0)  # type: ignore[arg-type]
+    token = json.dumps(json.loads(text)["params"]["_meta"]["progressToken"])
+    demux.cancel(request, None, 0)
+    progress = notification("notifications/progress", f'{{"progressToken":{token},"progress":1}}')
+    assert demux.receive(progress, None, 0) == Ignored("unknown_progress")
+
+
 def test_e18_progress_for_nothing_is_dropped(demux: Demux) -> None:
     request = opened(demux)  # asked for no progress
     dropped = ["{}", '{"progressToken":null}', '{"progressToken":77}', f'{{"progressToken":{request.id}}}', "[]"]

@@ -307,6 +307,29 @@ def test_an_escaped_key_hides_no_progress_token() -> None:
     assert (json.loads(params), token) == ({"_meta": {"progressToken": 42}}, "7")
 
 
+@pytest.mark.parametrize("token", ["7", "-1.50", '""', '"\\u0061\\"\\\\:é"', f'"{"x" * 1022}"'])
+def test_e18_a_lasting_token_brings_the_callers_own_along(token: str) -> None:
+    lasting = envelope.lasting_token(42, token.encode())
+    assert isinstance(json.loads(lasting), str)
+    assert envelope.read_lasting_token(Raw(lasting)) == (42, token.encode())
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["x", "", ":", "42", "42:", ":7", "42:x", "42: 7", "42:7 ", '42:"\n"', "42:{}", "42:null", "-1:7", "9" * 17 + ":7"],
+)
+def test_what_no_lasting_token_is_brings_nothing(text: str) -> None:
+    assert envelope.read_lasting_token(Raw(json.dumps(text).encode())) == (0, b"")
+    assert envelope.read_lasting_token(Raw(b"42")) == (0, b"")
+
+
+def test_a_call_that_begins_a_task_is_told_from_others() -> None:
+    for params in (b'{"task":{}}', b'{"a":1,"\\u0074ask":null}'):
+        assert envelope.begins_task(Raw(params))
+    for params in (b"{}", b'{"a":"task"}', b'["task"]', b'{"a":{"task":1}}', b'{"a":"\\u0074ask"}'):
+        assert not envelope.begins_task(Raw(params))
+
+
 @pytest.mark.parametrize("params", ["[1]", "{}", '{"_meta":1}', '{"_meta":{}}', '{"a":"_meta"}', '["\\u0041"]', "null"])
 def test_params_without_a_progress_token_are_not_touched(params: str) -> None:
     assert swapped(params) == (params, "")
