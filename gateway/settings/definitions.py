@@ -12,7 +12,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from ...mux.limits import Count, EventLogLimits, Pooling, Reuse, Seconds, Wait
+from ...mux.limits import Bytes, Count, EventLogLimits, Pooling, Reuse, Seconds, Wait
 from ..exits import ExitCode, Failure
 
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -143,6 +143,13 @@ class PoolingSection(Pooling, frozen=True, forbid_unknown_fields=True):
     event_log: EventLogSection = EventLogSection()
 
 
+class ServerEventLog(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`event_log` of a server: what is kept for one of its workflows, where that differs from `[pooling]`."""
+
+    events: Count | None = None
+    bytes: Bytes | None = None
+
+
 TokenEndpointAuthMethod = Literal["client_secret_basic", "client_secret_post", "private_key_jwt"]
 
 
@@ -207,7 +214,7 @@ class Server(Section, frozen=True):
     max_channels_per_user: Count | None = None
     max_inflight_per_workflow: Count | None = None
     max_inflight_per_channel: Count | None = None
-    event_log: EventLogSection | None = None
+    event_log: ServerEventLog | None = None
 
     @property
     def process(self) -> tuple[str, ...]:
@@ -236,4 +243,10 @@ class Settings(Section, frozen=True):
         """The pooling of one server: the default with its own keys over it."""
         server = self.servers[name]
         own = {field: getattr(server, field) for field in Pooling.__struct_fields__}
+        if server.event_log is not None:
+            own["event_log"] = msgspec.structs.replace(self.pooling.event_log, **_given(server.event_log))
         return msgspec.structs.replace(self.pooling, **{k: v for k, v in own.items() if v is not None})
+
+
+def _given(section: msgspec.Struct) -> dict[str, object]:
+    return {key: value for key, value in msgspec.structs.asdict(section).items() if value is not None}

@@ -16,15 +16,16 @@ from typing import Any, Final, Literal, get_args, get_origin
 import msgspec
 
 from .consistency import check
-from .definitions import Server, Settings, SettingsError
+from .definitions import Server, ServerEventLog, Settings, SettingsError
 
 PREFIX: Final = "TRUNKLINE_"
-ELSEWHERE: Final[Mapping[str, str]] = {
-    "args": 'they belong to command, behind the program: command = ["uvx", "mcp-server-git"]',
-    "type": "url says it by its beginning, and command by being there",
-    "transport": "url says it by its beginning, and command by being there",
+ELSEWHERE: Final[Mapping[tuple[type[msgspec.Struct], str], str]] = {
+    (Server, "args"): 'they belong to command, behind the program: command = ["uvx", "mcp-server-git"]',
+    (Server, "type"): "url says it by its beginning, and command by being there",
+    (Server, "transport"): "url says it by its beginning, and command by being there",
+    (ServerEventLog, "total_bytes"): "it bounds the process: pooling.event_log has it",
 }
-"""What settings of clients call what a server has here by another name."""
+"""What settings of clients call what a server has here by another name, and what is said at another place."""
 
 MISSING: Final = re.compile("Object missing required field `(.+)`")
 GOT: Final = re.compile("got `(.+)`")
@@ -255,8 +256,8 @@ def _named(path: str, tree: dict[str, Any]) -> str:
 
 def _hint(section: type[msgspec.Struct], key: str, fields: Iterable[str]) -> str:
     """What somebody meant by a key that is not there."""
-    if section is Server and key in ELSEWHERE:
-        return f"; {ELSEWHERE[key]}"
+    if told := ELSEWHERE.get((section, key)):
+        return f"; {told}"
     near = difflib.get_close_matches(key, fields, n=1)
     return f"; did you mean {near[0]}?" if near else f"; known here: {', '.join(sorted(fields))}"
 

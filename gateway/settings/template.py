@@ -5,6 +5,8 @@ import textwrap
 from collections.abc import Iterator, Mapping
 from typing import Final
 
+from ...mux.limits import EventLogLimits
+from .definitions import ServerEventLog
 from .reference import ANY_SERVER, Setting, Table, as_toml, every, tables
 
 WIDTH: Final = 100
@@ -56,6 +58,8 @@ def _servers(table: Table, servers: Mapping[str, str]) -> Iterator[str]:
     yield ""
     yield from _comment("Any key of [pooling] may stand there too, and counts for that server alone.")
     defaults = {setting.path: setting.default for setting in every()}
+    log = EventLogLimits()
+    defaults["pooling.event_log"] = as_toml({key: getattr(log, key) for key in ServerEventLog.__struct_fields__})
     for setting in table.settings:
         if setting.is_inherited:
             yield f"#{setting.key} = {defaults[f'pooling.{setting.key}']}"

@@ -1,7 +1,7 @@
 """What the program can be told: the defaults, and what a server's own keys are worth."""
 
 from trunkline.gateway.settings import AuthSection, GatewaySection, Server, Settings, TokenEntry
-from trunkline.gateway.settings.definitions import EventLogSection, PoolingSection
+from trunkline.gateway.settings.definitions import PoolingSection, ServerEventLog
 from trunkline.mux.limits import Pooling
 
 HASH = "a" * 64
@@ -26,7 +26,7 @@ def test_what_is_not_said_is_as_the_library_has_it() -> None:
 def test_a_server_has_the_default_pooling_with_its_own_keys_over_it() -> None:
     settings = Settings(
         pooling=PoolingSection(idle_timeout=5, request_timeout=7),
-        servers={"up": Server(url=URL, reuse="none", idle_timeout=9, event_log=EventLogSection(events=3))},
+        servers={"up": Server(url=URL, reuse="none", idle_timeout=9, event_log=ServerEventLog(events=3))},
     )
     pooling = settings.pooling_for("up")
     assert (pooling.reuse, pooling.idle_timeout, pooling.request_timeout, pooling.event_log.events) == ("none", 9, 7, 3)

@@ -334,6 +334,25 @@ def test_every_transport_has_its_scheme(load_text: Load, scheme: str) -> None:
     assert load_text(f'[servers.up]\nurl = "{scheme}://h:1/mcp"\n')
 
 
+def test_a_server_has_what_it_does_not_say_of_its_log_from_all(load_text: Load) -> None:
+    log = (
+        load_text(
+            UP + "event_log = { events = 5000 }\n[pooling.event_log]\nbytes = 67108864\ntotal_bytes = 1073741824\n"
+        )
+        .pooling_for("up")
+        .event_log
+    )
+    assert (log.events, log.bytes, log.total_bytes) == (5000, 67108864, 1073741824)
+
+
+def test_a_bound_of_the_process_is_no_servers(refused: Callable[..., SettingsError]) -> None:
+    error = refused(UP + "event_log = { total_bytes = 1000 }\n")
+    assert (error.path, error.message) == (
+        "servers.up.event_log.total_bytes",
+        "unknown key; it bounds the process: pooling.event_log has it",
+    )
+
+
 def test_a_file_that_begins_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
     path = tmp_path / "trunkline.toml"
     path.write_text("[gateway]\nport = 1", encoding="utf-8-sig")
