@@ -56,6 +56,8 @@ class Sweep:
         self._tasks = premises.tasks
         self._cluster = cluster
         self._clock = premises.clock
+        self._asking: set[Workflow] = set()
+        """Those of which the directory is being asked whether another worker has touched them."""
 
     async def run(self) -> None:
         """Look for what is due, and do it."""
@@ -108,7 +110,8 @@ class Sweep:
             return min(workflow.due(), inf if idle_since is None else idle_since + patience)
         if self._cluster is None:
             self._ports.end(workflow, cause)
-        elif not workflow.is_doubted:
+        elif not (workflow.is_doubted or workflow in self._asking or self._cluster.members.is_away):
+            self._asking.add(workflow)
             self._tasks.spawn(self._end_if_unused, (workflow, patience, cause))
         return now
 
@@ -119,6 +122,8 @@ class Sweep:
             seconds = await self._directory.untouched(workflow.record.session_id)
         except DirectoryUnavailable:
             return
+        finally:
+            self._asking.discard(workflow)
         now = self._clock()
         if seconds is None:
             await self._ports.compare(workflow)  # it was removed, or has to be told again

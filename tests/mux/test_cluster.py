@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 
+import anyio
 import pytest
 from harness.clustering import two, until, workers
 from harness.muxing import ALICE, BOB, settle
@@ -232,6 +233,32 @@ async def test_one_that_is_used_at_any_worker_is_never_idle_and_one_that_is_not_
         await at.pass_time(60 + touch_interval(a.pool.workflows[0].pooling) + TOUCH_SECONDS + 2)
         await until(lambda: a.pool.workflows == [])
         assert a.pool.statistics.counts["workflows_closed", "idle"] == 1
+
+
+async def test_a_directory_that_is_away_or_slow_is_not_asked_again_and_again_for_what_is_idle() -> None:
+    async with workers(idle_timeout=60) as at:
+        a, _, _ = await two(at)
+        asked, go_on = 0, anyio.Event()
+
+        async def slow(session_id: str) -> float | None:
+            nonlocal asked
+            asked += 1
+            if a.view.is_cut:
+                raise DirectoryUnavailable("a test has cut the network")
+            await go_on.wait()
+            return await at.directory.untouched(session_id)
+
+        await at.pass_time(TOUCH_SECONDS * 2)
+        a.view.untouched = slow  # type: ignore[attr-defined]
+        a.view.is_cut = True
+        await a.beat()
+        await at.pass_time(100)
+        a.view.is_cut = False
+        assert (asked, len(a.pool.workflows)) == (0, 1)
+        await at.pass_time(5)
+        assert (asked, len(a.pool.workflows)) == (1, 1), "one is asked for once at a time"
+        go_on.set()
+        await until(lambda: a.pool.workflows == [])
 
 
 async def test_calls_beside_the_holder_keep_a_workflow_in_use() -> None:
