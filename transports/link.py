@@ -32,7 +32,7 @@ from ..mux.pool import Arrival, Begun
 from ..mux.ports import NONE
 from ..mux.principal import Principal
 from ..mux.record import WorkflowState, new_session_id
-from ..mux.routing import LEGACY, MODERN
+from ..mux.routing import BATCHES, LEGACY, MODERN
 from ..mux.streams import Reader
 from ..mux.workflow import Workflow
 from .endpoint import DEFAULT_REVISION, EndpointConfig, admitted_key, begin_unasked, picked, take_call
@@ -165,6 +165,21 @@ class Link:
             self._say(wire_format.failure(b"", error))
             return
         await self.receive(message, headers)
+
+    def read(self, text: bytes) -> list[Envelope]:
+        """The messages that a client sent at once: a batch is split where the session's revision has them (rule E11).
+
+        Raises:
+            InvalidMessage: it is no message, or no batch that may be sent here.
+        """
+        if not wire_format.is_batch(text):
+            return [wire_format.parse(text, limit=MAX_BODY_BYTES)]
+        if self._workflow is None or self._workflow.revision != BATCHES:
+            raise InvalidRequest("this revision has no batches")
+        messages = wire_format.parse_batch(text, limit=MAX_BODY_BYTES)
+        if any(message.kind == "request" and message.method == "initialize" for message in messages):
+            raise InvalidRequest("initialize must not be part of a batch")
+        return messages
 
     def take_at_once(self, text: bytes, headers: Mapping[str, str]) -> bool:
         """The same, without waiting. False where there is something to wait for: nothing was done then."""

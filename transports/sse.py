@@ -7,9 +7,7 @@ by the session id. Its calls go on meanwhile.
 from typing import Final
 from urllib.parse import parse_qs, quote
 
-from ..mux import envelope as wire_format
 from ..mux.errors import UnknownSession
-from ..mux.limits import MAX_BODY_BYTES
 from . import event_stream
 from .asgi import EVENT_STREAM, RawHeaders, Scope
 from .endpoint import EndpointConfig
@@ -94,11 +92,11 @@ class _Messages(HTTPEndpoint):
     async def _post(self, request: HTTPRequest) -> None:
         check_json(request.headers)
         link = await self._link(request)
-        text = await self.body(request)
-        message = wire_format.parse(text, limit=MAX_BODY_BYTES)
+        messages = link.read(await self.body(request))
         headers: RawHeaders = [(b"content-type", b"text/plain; charset=utf-8")]
         await request.respond(202, headers, ACCEPTED)
-        await link.receive(message, request.headers)
+        for message in messages:
+            await link.receive(message, request.headers)
 
     async def _link(self, request: HTTPRequest) -> Link:
         """The connection that this message belongs to, if it is the same principal's (rule T5)."""

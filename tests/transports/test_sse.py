@@ -54,6 +54,31 @@ async def test_t1_a_stream_begins_with_the_place_for_messages_and_brings_their_a
         assert (event.event, json.loads(event.data)["id"]) == ("message", 7)
 
 
+async def test_e10_a_batch_is_split_where_the_session_has_batches() -> None:
+    async with listening(revision="2025-03-26") as at, SSEClient(at.base()) as client:
+        at.server.on_request = echo
+        await client.connect()
+        calls = [
+            {"jsonrpc": "2.0", "id": n, "method": "tools/call", "params": {"name": "x", "arguments": {"n": n}}}
+            for n in range(2)
+        ]
+        batch = json.dumps([*calls, {"jsonrpc": "2.0", "method": "notifications/roots/list_changed"}]).encode()
+        await refused(await client.post(batch), 400)
+        await client.begin(revision="2025-03-26")
+        await client.send(batch)
+        answers = {answer["id"]: answer["result"]["structuredContent"] for answer in await client.hear(2)}
+        assert answers == {0: {"n": 0}, 1: {"n": 1}}
+        await at.server.got("notifications/roots/list_changed")
+        for amiss in ([], [*calls, initialize()], [*calls, {"id": 1}]):
+            await refused(await client.post(json.dumps(amiss).encode()), 400)
+        assert len(at.server.of("tools/call")) == 2
+
+
+async def test_e11_other_revisions_have_no_batches() -> None:
+    async with listening() as at, opened(at) as client:
+        assert "no batches" in await refused(await client.post(json.dumps([PING]).encode()), 400)
+
+
 async def test_t2_the_place_for_messages_is_below_the_root_path() -> None:
     async with listening(uvicorn_options={"root_path": "/a b"}) as at, SSEClient(at.base()) as client:
         await client.connect()
