@@ -10,7 +10,7 @@ import asyncio
 
 from ..mux import envelope as wire_format
 from ..mux.envelope import Envelope
-from ..mux.errors import Everywhere, InvalidRequest, TrunklineError, UnknownSession, UnsupportedRevision
+from ..mux.errors import Everywhere, InvalidRequest, Overloaded, TrunklineError, UnknownSession, UnsupportedRevision
 from ..mux.event_log import Position
 from ..mux.exchange import Exchange, Outcome
 from ..mux.limits import MAX_BODY_BYTES
@@ -162,7 +162,12 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         if not accepts(request.headers, STREAM_TYPE):
             raise HTTPRefusal(406, "accept", "Accept must list text/event-stream")
         with self._config.admission.place(request.principal, self._config.server, self._pool.caps):
-            await self._listen(request)
+            try:
+                await self._listen(request)
+            except Overloaded as error:
+                if error.limit != "draining":
+                    raise
+                await request.respond(200, EVENT_STREAM, event_stream.RECONNECT)  # whoever gets a 503 gives up
 
     async def _listen(self, request: HTTPRequest) -> None:
         event_id = request.headers.get(LAST_EVENT_ID)

@@ -11,6 +11,7 @@ from harness.memory_wire import Exchange, echo, message
 from harness.muxing import settle
 from harness.sse import Event
 from trunkline.mux.limits import EventLogLimits
+from trunkline.mux.principal import ANONYMOUS
 from trunkline.transports import EndpointConfig, Guard, StreamableHTTPEndpoint, streamable_request
 from trunkline.transports.asgi import ASKED, MEANT, Receive, Scope, Send
 
@@ -279,6 +280,23 @@ async def test_a_stream_that_begins_while_draining_only_asks_to_come_back() -> N
         answer = await here.client.get()
         assert (answer.status, answer.is_stream) == (200, True)
         assert await answer.body() == b"retry: 1000\n\n"
+
+
+async def test_g8_a_stream_that_was_let_go_is_to_be_asked_for_once_more() -> None:
+    async with workers() as at:
+        draining = await at.start()
+        workflow = (await draining.client(key="k")).workflow
+        reader = workflow.streams.attach_standalone()
+        [event] = await reader.next(0) or []
+        event_id = reader.event_id(event)
+        reader.close()
+        await draining.pool.drain(0)
+        await settle()
+        config = EndpointConfig("x", draining.pool, Guard(loopback=True), lambda _: ANONYMOUS)
+        async with asgi_client(StreamableHTTPEndpoint(config)) as client:
+            for headers in ({"last-event-id": event_id}, {"mcp-session-id": workflow.record.session_id}):
+                answer = await client.ask("GET", b"", headers)
+                assert (answer.status, await answer.body()) == (200, b"retry: 1000\n\n"), "nobody can go on with it yet"
 
 
 async def test_what_the_log_no_longer_holds_is_not_taken_up_with_a_gap() -> None:
