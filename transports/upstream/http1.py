@@ -22,6 +22,7 @@ import httptools
 
 from ..media import STREAM_TYPE, content_type
 from ..portions import PORTION_BYTES, Portions
+from .addresses import Addresses
 from .http import (
     CONNECT_SECONDS,
     ENCODED,
@@ -97,6 +98,7 @@ class HTTP1Client:
         if parts.scheme not in ("http", "https") or not self._host:
             raise ValueError("the URL must be http:// or https:// with a host")
         self._port = parts.port or (443 if parts.scheme == "https" else 80)
+        self._addresses = Addresses(self._host, self._port)
         self._tls = context if parts.scheme == "https" else None
         authority = f"[{self._host}]" if ":" in self._host else self._host
         host = authority if parts.port is None else f"{authority}:{parts.port}"
@@ -160,19 +162,16 @@ class HTTP1Client:
 
     async def _connect(self, request: _Request, cut: _Cut) -> None:
         """Open a connection for a request and start it there."""
-        loop = self._loop = asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                _, protocol = await loop.create_connection(
-                    lambda: _Connection(self._free, self._gone), self._host, self._port, ssl=self._tls
-                )
+                connection = await self._reach()
         except OSError as error:
             request.answer.ended(ExchangeBroken(words_of(error), sent=False))
         except Exception as error:  # no thread that asks for the host: whatever it is, who waits must hear of it
             logger.error("no connection could be opened", exc_info=error)
             request.answer.ended(ExchangeBroken("no connection", sent=False))
         else:
-            connection = protocol
             self._open.add(connection)
             if request.is_withheld:
                 self._free(connection)
@@ -182,6 +181,28 @@ class HTTP1Client:
                 connection.start(request)
             else:
                 request.answer.ended(ExchangeBroken("the connection was closed at once", sent=False))
+
+    async def _reach(self) -> _Connection:
+        """A connection to the first address that takes one.
+
+        Raises:
+            OSError: none does; why the first did not.
+        """
+        failures: list[OSError] = []
+        for address in await self._addresses.find():
+            try:
+                _, connection = await self._loop.create_connection(
+                    lambda: _Connection(self._free, self._gone),
+                    address,
+                    self._port,
+                    ssl=self._tls,
+                    server_hostname=self._host if self._tls is not None else None,
+                )
+            except OSError as error:
+                failures.append(error)
+            else:
+                return connection
+        raise failures[0]
 
     def _connected(self, request: _Request, cut: _Cut, task: asyncio.Task[None]) -> None:
         self._connecting.discard(task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import ssl
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.typing import Subprotocol
 
 from ...mux.limits import MAX_EVENT_BYTES
+from .addresses import Addresses
 from .http import HeaderBlock, host_of
 from .proxy import proxy_of
 
@@ -26,6 +28,8 @@ PING_SECONDS: Final = 20.0
 
 _TAKES_PROXY: Final = "proxy" in signature(connect.__init__).parameters
 """Older versions of the library know no proxies."""
+
+_PORTS: Final = {"ws": 80, "wss": 443}
 
 quiet: Final = logging.getLogger(f"{__name__}.frames")
 quiet.setLevel(logging.WARNING)  # the library's debug lines hold headers and messages
@@ -46,14 +50,17 @@ class Upgrade:
 
     def __init__(self, url: str, context: Callable[[], ssl.SSLContext]) -> None:
         parts = urlsplit(url)
-        if parts.scheme not in ("ws", "wss") or not host_of(parts) or parts.fragment:
+        host = host_of(parts)
+        if parts.scheme not in _PORTS or not host or parts.fragment:
             raise ValueError("the URL must be ws:// or wss:// with a host and without a fragment")
         self._url = url
         self._options: dict[str, Any] = {}
         if parts.scheme == "wss":
-            self._options["ssl"] = context()
+            self._options |= {"ssl": context(), "server_hostname": host}
+        proxy = proxy_of(parts._replace(scheme=parts.scheme.replace("ws", "http")).geturl()) if _TAKES_PROXY else None
         if _TAKES_PROXY:
-            self._options["proxy"] = proxy_of(parts._replace(scheme=parts.scheme.replace("ws", "http")).geturl())
+            self._options["proxy"] = proxy
+        self._addresses = None if proxy is not None else Addresses(host, parts.port or _PORTS[parts.scheme])
 
     async def open(
         self, headers: HeaderBlock, kind: type[Connection], *, patience: float, ping_seconds: float | None
@@ -64,6 +71,37 @@ class Upgrade:
             OtherProtocol: the server does not speak MCP.
             OSError, WebSocketException: it did not come about.
         """
+        async with asyncio.timeout(patience):
+            connection = await self._reach(headers, kind, patience, ping_seconds)
+        if connection.subprotocol != SUBPROTOCOL:
+            connection.transport.abort()
+            raise OtherProtocol(f"does not speak the subprotocol {SUBPROTOCOL}")
+        return connection
+
+    async def _reach(
+        self, headers: HeaderBlock, kind: type[Connection], patience: float, ping_seconds: float | None
+    ) -> Connection:
+        """A connection to the first address that takes one, or by the proxy, which looks for it itself."""
+        if self._addresses is None:
+            return await self._connect(headers, kind, patience, ping_seconds)
+        failures: list[OSError] = []
+        for address in await self._addresses.find():
+            try:
+                return await self._connect(headers, kind, patience, ping_seconds, host=address)
+            except OSError as error:
+                if error.errno is None:  # it was reached, and refused; or the time is over
+                    raise
+                failures.append(error)
+        raise failures[0]
+
+    async def _connect(
+        self,
+        headers: HeaderBlock,
+        kind: type[Connection],
+        patience: float,
+        ping_seconds: float | None,
+        **where: Any,
+    ) -> Connection:
         connection = await connect(
             self._url,
             additional_headers=headers.headers,
@@ -78,8 +116,6 @@ class Upgrade:
             create_connection=kind,
             logger=quiet,
             **self._options,
+            **where,
         )
-        if connection.subprotocol != SUBPROTOCOL:
-            connection.transport.abort()
-            raise OtherProtocol(f"does not speak the subprotocol {SUBPROTOCOL}")
         return cast(Connection, connection)

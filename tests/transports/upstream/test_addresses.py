@@ -1,0 +1,175 @@
+"""Where a server is: each name is looked up by itself, however long another one takes."""
+
+import asyncio
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from harness.ports import free_port
+from harness.raw_http import PATIENCE, Hearer, Peer, serving
+from trunkline.transports.upstream.addresses import Addresses
+from trunkline.transports.upstream.http import HeaderBlock
+from trunkline.transports.upstream.http1 import HTTP1Client
+from trunkline.transports.upstream.upgrade import SUBPROTOCOL, Upgrade
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.server import ServerConnection
+from websockets.asyncio.server import serve as ws_serve
+
+pytestmark = pytest.mark.anyio
+
+EMPTY = b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n"
+
+
+class Resolver:
+    """Asks for names in place of the system; those in `slow` are answered once `go` is set."""
+
+    def __init__(self, names: dict[str, list[str]]) -> None:
+        self.names = names
+        self.slow: set[str] = set()
+        self.go = threading.Event()
+        self.asked: list[str] = []
+        self._real = socket.getaddrinfo
+
+    def __call__(self, host: str, port: int, *arguments: Any, **options: Any) -> list[Any]:
+        self.asked.append(host)
+        if host in self.slow:
+            assert self.go.wait(2 * PATIENCE)
+        if host not in self.names:
+            raise socket.gaierror(socket.EAI_NONAME, "no such name")
+        return [one for address in self.names[host] for one in self._real(address, port, *arguments, **options)]
+
+
+@pytest.fixture
+def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
+    made = Resolver({"slow.test": ["127.0.0.1"], "good.test": ["127.0.0.1"]})
+    monkeypatch.setattr(socket, "getaddrinfo", made)
+    yield made
+    made.go.set()
+
+
+async def serve(peer: Peer) -> None:
+    while True:
+        await peer.request()
+        await peer.say(EMPTY)
+
+
+def post(client: HTTP1Client) -> Hearer:
+    hearer = Hearer()
+    client.send("POST", HeaderBlock({}), b"{}", hearer)
+    return hearer
+
+
+async def test_g9_a_name_that_is_not_answered_keeps_nobody_from_another_server(resolver: Resolver) -> None:
+    resolver.slow.add("slow.test")
+    async with serving(serve) as server:
+        away, good = (
+            HTTP1Client(server.url.replace("127.0.0.1", name), ssl.create_default_context())
+            for name in ("slow.test", "good.test")
+        )
+        waiting = [post(away) for _ in range(50)]
+        assert await post(good).outcome() is None
+        assert resolver.asked == ["slow.test", "good.test"], "once for all who wait"
+        resolver.go.set()
+        assert [await hearer.outcome() for hearer in waiting] == [None] * 50
+        await good.close()
+        await away.close()
+
+
+async def test_g9_the_same_for_websockets(resolver: Resolver) -> None:
+    resolver.slow.add("slow.test")
+    resolver.names["good.test"] = ["127.0.0.2", "127.0.0.1"]
+
+    async def handle(connection: ServerConnection) -> None:
+        await connection.wait_closed()
+
+    async def dial(name: str, port: int) -> None:
+        upgrade = Upgrade(f"ws://{name}:{port}/", ssl.create_default_context)
+        opening = upgrade.open(HeaderBlock({}), ClientConnection, patience=PATIENCE, ping_seconds=None)
+        await (await opening).close()
+
+    async with ws_serve(handle, "127.0.0.1", 0, subprotocols=[SUBPROTOCOL]) as server:
+        port = server.sockets[0].getsockname()[1]
+        waiting = [asyncio.ensure_future(dial("slow.test", port)) for _ in range(50)]
+        await asyncio.sleep(0)
+        await dial("good.test", port)
+        assert not any(one.done() for one in waiting)
+        resolver.go.set()
+        await asyncio.gather(*waiting)
+        with pytest.raises(ConnectionRefusedError):
+            await dial("good.test", free_port())
+
+
+async def test_the_first_address_that_takes_a_connection_is_used(resolver: Resolver) -> None:
+    async with serving(serve) as server:
+        port = int(server.url.split(":")[2].split("/")[0])
+        resolver.names["two.test"] = ["127.0.0.2", "127.0.0.1"]
+        resolver.names["none.test"] = ["127.0.0.2", "127.0.0.3"]
+        client = HTTP1Client(f"http://two.test:{port}/mcp", ssl.create_default_context())
+        assert await post(client).outcome() is None
+        await client.close()
+        client = HTTP1Client(f"http://none.test:{port}/mcp", ssl.create_default_context())
+        error = await post(client).outcome()
+        assert error is not None
+        assert (str(error), error.sent) == ("Connection refused", False)
+        await client.close()
+
+
+async def test_a_name_without_an_address_is_told_and_asked_for_anew(resolver: Resolver) -> None:
+    made = Addresses("nowhere.test", 80)
+    for _ in range(2):
+        with pytest.raises(socket.gaierror):
+            await made.find()
+    assert resolver.asked == ["nowhere.test"] * 2
+
+
+async def test_an_address_needs_no_look_up(resolver: Resolver) -> None:
+    for literal in ("127.0.0.1", "::1", "fe80::1%lo"):
+        assert await Addresses(literal, 80).find() == [literal]
+    assert resolver.asked == []
+
+
+async def test_a_zone_belongs_to_an_address(resolver: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(*_: Any, **__: Any) -> list[Any]:
+        return [
+            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("fe80::1", 80, 0, 2)),
+            (socket.AF_INET6, socket.SOCK_STREAM, 6, "", ("2001:db8::1", 80, 0, 0)),
+        ]
+
+    monkeypatch.setattr(socket, "getaddrinfo", told)
+    assert await Addresses("good.test", 80).find() == ["fe80::1%2", "2001:db8::1"]
+
+
+async def test_who_leaves_takes_nothing_from_those_who_wait(resolver: Resolver) -> None:
+    resolver.slow.add("slow.test")
+    made = Addresses("slow.test", 80)
+    leaving, staying = (asyncio.ensure_future(made.find()) for _ in range(2))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    await asyncio.wait([leaving])
+    resolver.go.set()
+    async with asyncio.timeout(PATIENCE):
+        assert await staying == ["127.0.0.1"]
+    assert resolver.asked == ["slow.test"]
+
+
+async def test_what_is_told_to_a_loop_that_has_ended_is_dropped(
+    resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed: list[threading.ExceptHookArgs] = []
+    monkeypatch.setattr(threading, "excepthook", failed.append)
+    resolver.slow.add("slow.test")
+
+    async def ask() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await Addresses("slow.test", 80).find()
+
+    await asyncio.get_running_loop().run_in_executor(None, asyncio.run, ask())
+    resolver.go.set()
+    for thread in [thread for thread in threading.enumerate() if thread.name.endswith("(_ask)")]:
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+    assert failed == []
