@@ -119,8 +119,8 @@ COUNTERS: Final[dict[str, Family]] = {
     "takeovers": Family(
         "trunkline_takeovers",
         ("outcome",),
-        "Sessions taken over from a worker that ended.",
-        (("adopted", "gone", "overtaken", "refused", "reopened"),),
+        "Sessions taken over from a worker that ended; let_go are those of one that drained.",
+        (("adopted", "gone", "let_go", "overtaken", "refused", "reopened"),),
     ),
     "reloads": Family(
         "trunkline_reloads",

@@ -246,7 +246,8 @@ class Cluster:
                 self._residents.census.remove(record.principal, record.server)
                 await self.hand_back(stored)  # who asked for it meets what holds by now
                 return None
-            self._statistics.count("takeovers", "adopted" if record.upstream_session else "reopened")
+            opened = "adopted" if record.upstream_session else "reopened"
+            self._statistics.count("takeovers", opened if record.worker else "let_go")
             workflow = self._hold(stored, upstream, beside)
             workflow.account.take_over(self._clock())
             kept.stream(0)

@@ -96,7 +96,7 @@ def test_an_expression_asks_for_what_a_gateway_tells(
 
 REASONS = {kind.reason for kind in vars(errors).values() if isinstance(kind, type) and hasattr(kind, "reason")}
 VALUES = {
-    "outcome": {"ok", "error", "refused", *REASONS},
+    "outcome": {"ok", "error", "refused", *REASONS, *(COUNTERS["takeovers"].fixed or ((),))[0]},
     "reason": {*ENDS, *FAULTS, *REASONS, "unauthorized", "listeners"},
     "result": {"hit", "miss", "spare", "bypass"},
     "state": {"opening", "active", "idle", "draining"},

@@ -60,7 +60,7 @@ WORDS = {
     "method": {*METHODS, "other"},
     "outcome": {
         *("ok", "error", "resumed", "trimmed", "applied", "refused"),
-        *("adopted", "gone", "overtaken", "reopened"),
+        *("adopted", "gone", "let_go", "overtaken", "reopened"),
     },
     "result": {"hit", "miss", "spare", "bypass"},
     "why": {"not_run", "trusted"},

@@ -59,6 +59,18 @@ async def test_a_record_is_kept_for_as_long_as_the_settings_of_who_has_it_say() 
         assert record.lifetime == held.record.lifetime == 5000 + held.pooling.resume_window
 
 
+async def test_g8_what_a_drained_worker_let_go_of_is_taken_on_and_counted_as_such() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        await a.pool.drain(1)
+        await settle()
+        client = await b.find(session_id)
+        assert "result" in await client.answer(client.call())
+        assert b.pool.workflows == [client.workflow]
+        counts = b.pool.statistics.counts
+        assert (b.pool.statistics.total("takeovers"), counts["takeovers", "let_go"]) == (1, 1)
+
+
 async def test_g7_a_session_that_its_successor_cannot_open_yet_is_left_alone() -> None:
     """The directory fails between the take-over and the first block of ids."""
     async with workers() as at:
