@@ -37,7 +37,7 @@ from .feed import Feed
 from .names import key_digest, key_digest_of, name_digest, token_of
 from .redis_listener import Listener
 from .redis_scripts import Script
-from .redis_server import Server, parse_address, reaching
+from .redis_server import Server, parse_address, reaching, takes_no_writes
 
 PREFIX: Final = "trunkline1:"
 """How all keys begin; the number is that of their layout."""
@@ -374,9 +374,15 @@ class RedisDirectory:
         return await self._bounded(work)
 
     async def _bounded(self, work: Callable[[], Awaitable[Result]], room: anyio.Semaphore | None = None) -> Result:
-        with reaching(), anyio.fail_after(OPERATION_SECONDS):
-            async with room or self._room:
-                return await work()
+        departures = self._server.departures
+        try:
+            with reaching(), anyio.fail_after(OPERATION_SECONDS):
+                async with room or self._room:
+                    return await work()
+        except DirectoryUnavailable as failed:
+            if takes_no_writes(failed.__cause__):
+                await self._server.leave_replica(departures)
+            raise
 
 
 def _read(decoder: msgspec.msgpack.Decoder[Result], packed: bytes) -> Result:

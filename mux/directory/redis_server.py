@@ -87,7 +87,13 @@ def unavailable(error: Exception) -> DirectoryUnavailable:
     word = str(error).partition(" ")[0]
     is_code = isinstance(error, redis.ResponseError) and word.isascii() and word.isupper() and len(word) <= 16
     why = f"{type(error).__name__} {word}" if is_code else type(error).__name__
-    return DirectoryUnavailable(f"redis does not serve: {why}", remedy=REMEDIES.get(type(error)))
+    kind = ReadOnlyError if takes_no_writes(error) else type(error)
+    return DirectoryUnavailable(f"redis does not serve: {why}", remedy=REMEDIES.get(kind))
+
+
+def takes_no_writes(error: BaseException | None) -> bool:
+    """Whether redis failed with this for being a replica. Before redis 7, a script has its own words around it."""
+    return isinstance(error, ReadOnlyError) or (isinstance(error, redis.ResponseError) and "-READONLY " in str(error))
 
 
 def parse_address(url: str) -> Address:
@@ -172,6 +178,8 @@ class Server:
     def __init__(self, address: Address) -> None:
         self.address = address
         self.is_cluster = address.kind == "cluster"
+        self.departures = 0
+        """How often all connections were given up."""
         self._sentinel: Sentinel | None = None
         self.client: redis.asyncio.Redis | redis.asyncio.RedisCluster = self._client()
 
@@ -203,6 +211,16 @@ class Server:
             ),
         )
         return client
+
+    async def leave_replica(self, since: int) -> None:
+        """Connect anew, those who listen as well: this one takes no writes, and its name may lead elsewhere by now.
+
+        Nothing where that was done since `departures` was so many.
+        """
+        if since == self.departures and not isinstance(self.client, redis.asyncio.RedisCluster):
+            self.departures += 1
+            with suppress(*BROKEN):
+                await self.client.connection_pool.disconnect(inuse_connections=True)
 
     async def listening(self) -> redis.asyncio.Redis:
         """A client whose connections can subscribe. The caller closes it.

@@ -8,9 +8,9 @@ import pytest
 from contract.directory import ALICE, changed, record
 from contract.workers import worker
 from harness.cutter import Cutter
-from harness.redis_server import redis_server
+from harness.redis_server import RedisServer, redis_server
 from trunkline.mux.directory import Entry, SharedDirectory
-from trunkline.mux.directory.redis import open_redis
+from trunkline.mux.directory.redis import MAX_CONCURRENCY, open_redis
 from trunkline.mux.errors import DirectoryUnavailable
 from trunkline.mux.limits import EventLogLimits
 
@@ -201,3 +201,42 @@ async def test_keys_name_neither_sessions_nor_principals() -> None:
                 assert secret not in names
             for name in names.split():
                 assert server.command("PTTL", name) > 0 or "{workers}" in name, "all that grows expires"
+
+
+async def test_a_primary_that_was_made_a_replica_is_left_for_who_has_its_name_by_now() -> None:
+    """As where a failover moves a name or an address, and the old primary keeps its connections."""
+    one, frames = record(), list[bytes]()
+
+    async def sent(directory: SharedDirectory, worker: str) -> None:
+        frames.append(b"%d" % len(frames))
+        if not await directory.send(worker, frames[-1]):
+            raise DirectoryUnavailable("nobody hears it")
+
+    with redis_server() as first, redis_server("--replicaof", "127.0.0.1", str(first.port)) as second:
+        async with Cutter(first.port) as cutter, open_redis(f"redis://127.0.0.1:{cutter.port}") as directory:
+            me = await directory.enroll(worker())
+            async with directory.watch() as changes, directory.mailbox(me) as mailbox:
+                await directory.claim(one)
+                await eventually(lambda: linked(second))
+                second.command("REPLICAOF", "NO", "ONE")
+                first.command("REPLICAOF", "127.0.0.1", second.port)
+                cutter.lead_to(second.port)
+                await eventually(lambda: linked(first))
+                for _ in range(MAX_CONCURRENCY):
+                    with suppress(DirectoryUnavailable):
+                        await directory.draw_ids(one.session_id)
+                await eventually(lambda: directory.beat(me))
+                for lost in (changes, mailbox):
+                    with anyio.fail_after(PATIENCE):
+                        assert not await anext(lost), "something may have been missed"
+                await eventually(lambda: sent(directory, me.id))
+                with anyio.fail_after(PATIENCE):
+                    while not (heard := await anext(mailbox)):
+                        pass
+                assert heard == frames[-1], "what nobody hears is heard by nobody"
+                assert await directory.get(one.session_id) == one
+
+
+async def linked(replica: RedisServer) -> None:
+    if replica.command("INFO", "replication")["master_link_status"] != "up":
+        raise DirectoryUnavailable("it has not what its primary has")

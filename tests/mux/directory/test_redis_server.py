@@ -2,7 +2,7 @@
 
 import pytest
 import redis
-from trunkline.mux.directory.redis_server import Address, parse_address, unavailable
+from trunkline.mux.directory.redis_server import Address, parse_address, takes_no_writes, unavailable
 
 
 def test_a_plain_url_is_kept() -> None:
@@ -70,3 +70,21 @@ def test_what_is_wrong_is_said_without_secrets(url: str, word: str) -> None:
 )
 def test_g12_of_what_redis_fails_with_its_kind_and_its_own_word_for_it_are_told(error: Exception, why: str) -> None:
     assert unavailable(error).message == f"redis does not serve: {why}"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        redis.ReadOnlyError("You can't write against a read only replica."),
+        redis.ResponseError("Error running script (call to f_1): @user_script:1: -READONLY You can't write"),
+    ],
+)
+def test_a_replica_is_told_as_such(error: Exception) -> None:
+    assert takes_no_writes(error)
+    assert "name the primary" in (unavailable(error).remedy or "")
+
+
+def test_what_else_redis_fails_with_does_not_make_it_a_replica() -> None:
+    assert not takes_no_writes(redis.ResponseError("MISCONF"))
+    assert not takes_no_writes(OSError("-READONLY "))
+    assert not takes_no_writes(None)
