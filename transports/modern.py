@@ -134,8 +134,8 @@ class ModernRequests:
 
     @property
     def inflight(self) -> int:
-        """How many requests are under way."""
-        return self._inflight.total()
+        """How many calls wait for an answer; a stream of subscriptions has its own, and lasts as its client likes."""
+        return sum(count for (_, is_listening), count in self._inflight.items() if not is_listening)
 
     async def answer(self, request: HTTPRequest, body: bytes) -> bool:
         """Answer a POST of this era. False for others, and where the server speaks sessions only: nothing was done."""
