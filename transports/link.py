@@ -6,8 +6,8 @@ due on it. The bytes are theirs.
 
 import asyncio
 import secrets
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import anyio
@@ -75,6 +75,8 @@ class Link:
         """What the client is due."""
         self._beginning = asyncio.Lock()
         """Held while the handshake is under way: what comes meanwhile waits for its outcome."""
+        self._waiting = 0
+        """What holds that, and what waits for it."""
         self.deadline = asyncio.get_running_loop().time() + HANDSHAKE_SECONDS
         """When it is over unless its client has begun a workflow, by the loop's clock."""
         self._is_late = False
@@ -356,8 +358,26 @@ class Link:
 
     # What the client sends.
 
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        """Begin, or find what has begun: one message at a time.
+
+        Raises:
+            Overloaded: so many wait as may be in flight on one session; over HTTP+SSE nothing else bounds them.
+        """
+        upstream = self._pool.upstreams.get(self._config.server)
+        limits = self._pool.pooling if upstream is None else upstream.pooling
+        if self._waiting > limits.max_inflight_per_workflow:
+            raise Overloaded("too many messages wait for this session to begin", limit="max_inflight_per_workflow")
+        self._waiting += 1
+        try:
+            async with self._beginning:
+                yield
+        finally:
+            self._waiting -= 1
+
     async def _initialize(self, message: Envelope, headers: Mapping[str, str]) -> None:
-        async with self._beginning:
+        async with self._alone():
             known = self._workflow
             arrival = self._arrival(headers, known)
             try:
@@ -374,7 +394,7 @@ class Link:
         if message.kind == "request" and message.method == "ping":
             self._say(wire_format.result(message.id, Raw(b"{}")))
             return None
-        async with self._beginning:
+        async with self._alone():
             if self._workflow is None and self._key is None:
                 raise InvalidRequest("begin with initialize")
             if self._workflow is None:

@@ -209,6 +209,28 @@ async def test_two_handshakes_at_once_open_one_session() -> None:
         assert len(at.at.server.sessions) == 1
 
 
+@pytest.mark.parametrize("key", [None, "k"])
+async def test_g10_so_many_messages_wait_for_a_session_to_begin_as_may_be_in_flight_on_it(key: str | None) -> None:
+    async with lines(max_inflight_per_workflow=3) as at, anyio.create_task_group() as tasks:
+        at.at.server.pause("initialize")
+        line = await at.open("sse", Asked(None, key, None), principal=ALICE)
+        tasks.start_soon(line.say, initialize("begins"))
+        await at.at.server.reached("initialize")
+        for number in range(3):
+            tasks.start_soon(line.say, initialize(number))
+        await settle()
+        for name in ("once", "more"):
+            await line.say(initialize(name))
+            [refused] = await line.hear()
+            assert (refused["id"], refused["error"]["code"]) == (name, -31003)
+            assert refused["error"]["data"] == {"limit": "max_inflight_per_workflow"}
+        await line.say({"jsonrpc": "2.0", "method": "notifications/initialized"})
+        assert at.at.counts["refused", "max_inflight_per_workflow"] == 3
+        at.at.server.let("initialize")
+        assert [await line.ids() for _ in range(4)] == [["begins"], [0], [1], [2]]
+        assert await line.begin(id="later")
+
+
 async def test_a_server_that_cannot_be_reached_is_told_and_may_be_asked_again() -> None:
     async with lines() as at:
         at.at.server.unreachable = TrunklineError("away")
