@@ -8,13 +8,12 @@ import asyncio
 import hashlib
 import json
 import logging
-import tempfile
+import ssl
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 from ...mux.limits import Reuse
@@ -115,6 +114,8 @@ def is_tls(url: str) -> bool:
 ReadRecord = Callable[[str], GatewayRecord | None]
 """Reads one record by its id; None where it is gone."""
 
+MakeContext = Callable[[], ssl.SSLContext]
+
 
 class OpeningConnector:
     """A connector whose sessions are opened under the headers of the call that needs them. Implements `Connector`."""
@@ -148,7 +149,8 @@ class _Known:
 class Gateways:
     """The servers of the pool, made from records as calls meet them.
 
-    `changed` hears of all servers when one of them has changed.
+    `changed` hears of all servers when one of them has changed. `trusted` makes what verifies a server whose record has
+    no certificates.
     """
 
     def __init__(
@@ -159,6 +161,7 @@ class Gateways:
         changed: Callable[[Mapping[str, Upstream]], None],
         *,
         verifies_tls: bool,
+        trusted: MakeContext = ssl.create_default_context,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._read = read
@@ -166,6 +169,7 @@ class Gateways:
         self._statistics = statistics
         self._changed = changed
         self._verifies_tls = verifies_tls
+        self._trusted = trusted
         self._clock = clock
         self._known: dict[str, _Known] = {}
         self._upstreams: dict[str, Upstream] = {}
@@ -173,7 +177,6 @@ class Gateways:
         self._connectors: dict[int, OpeningConnector] = {}
         """By the generation that they were made for."""
         self._told: set[str] = set()
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def find(self, gateway_id: str, url: str) -> Upstream | None:
         """The server for a call to this URL, which begins with `sse+` for HTTP+SSE; None where it goes the old path.
@@ -230,8 +233,6 @@ class Gateways:
         """Give up what is held for coming sessions, after all have ended. Idempotent."""
         while self._connectors:
             await self._connectors.popitem()[1].close()
-        if self._folder is not None:
-            self._folder.cleanup()
 
     def forget(self, gateway_id: str) -> None:
         """The record is being edited here: calls read it again, for as long as it may take to be stored."""
@@ -274,7 +275,7 @@ class Gateways:
 
     def _build(self, record: GatewayRecord, url: str) -> None:
         self._generation += 1
-        ca = self._stored_ca(record) if is_tls(url) else ""
+        ca = self._trusting(record) if is_tls(url) else ""
         connector = self._connectors[self._generation] = OpeningConnector(
             connector_for(record.label, self._statistics, url=url, ca=ca)
         )
@@ -311,14 +312,18 @@ class Gateways:
             logger.warning("server %s keeps a session for each call: %s", record.name, why)
         return why
 
-    def _stored_ca(self, record: GatewayRecord) -> str:
-        """A file with the certificates that the record trusts; empty where it names none. They are no secret."""
+    def _trusting(self, record: GatewayRecord) -> ssl.SSLContext:
+        """Whose certificates count for it. As ContextForge has it: those of the record beside the system's.
+
+        Raises:
+            OSError, ValueError: the record's cannot be read.
+        """
         text = record.fields.get("ca_certificate")
         if not text:
-            return ""
-        if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="trunkline-", ignore_cleanup_errors=True)
-        pem = text.encode() if isinstance(text, str) else bytes(text)
-        path = Path(self._folder.name) / f"{hashlib.sha256(pem).hexdigest()}.pem"
-        path.write_bytes(pem)
-        return str(path)
+            return self._trusted()
+        context = ssl.create_default_context()
+        pem = text if isinstance(text, str) else bytes(text).decode()
+        if not pem.isascii():
+            raise ValueError("the certificates are no PEM")
+        context.load_verify_locations(cadata=pem)
+        return context

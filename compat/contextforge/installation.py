@@ -193,6 +193,7 @@ class Installation:
             settings,
             self._read_record,
             verifies_tls=not (getattr(theirs, "skip_ssl_verify", False) or theirs.enable_ed25519_signing),
+            trusted=importlib.import_module("httpx").create_ssl_context,
             hear=Hearing(self._hand_on).hear if forge.keeps_sessions else None,
         )
         self._rpc: RPC | None = None

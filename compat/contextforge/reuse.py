@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from ...mux.upstream import Upstream
 from ...mux.workflow import Workflow
 from ...transports.upstream.http import ABSENT
 from .asked import Asked
-from .gateways import Gateways, ReadRecord, opening_headers
+from .gateways import Gateways, MakeContext, ReadRecord, opening_headers
 from .settings import ContextForgeSettings
 
 logger = logging.getLogger(__name__)
@@ -96,6 +97,7 @@ class Reuse:
         read_record: ReadRecord,
         *,
         verifies_tls: bool,
+        trusted: MakeContext = ssl.create_default_context,
         hear: Hear | None = None,
     ) -> None:
         self.settings = settings
@@ -109,7 +111,9 @@ class Reuse:
             release=self._release,
             max_ended=MAX_ENDED,
         )
-        self.gateways = Gateways(read_record, settings, self.statistics, self._reconfigure, verifies_tls=verifies_tls)
+        self.gateways = Gateways(
+            read_record, settings, self.statistics, self._reconfigure, verifies_tls=verifies_tls, trusted=trusted
+        )
         self._held: dict[Name, _Held] = {}
         self._seen: dict[str, set[Name]] = {}
         """Those of each client session, also while they are opened: one that is missing then was ended meanwhile."""

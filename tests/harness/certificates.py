@@ -27,10 +27,10 @@ class Certificate(NamedTuple):
         return ssl.create_default_context(cafile=str(self.cert))
 
 
-def certificate(folder: Path) -> Certificate:
+def certificate(folder: Path, subject: str = "test") -> Certificate:
     """One for 127.0.0.1 and localhost, written to `cert.pem` and `key.pem`."""
     made = Certificate(folder / "cert.pem", folder / "key.pem", ec.generate_private_key(ec.SECP256R1()))
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, subject)])
     now = datetime.datetime.now(datetime.UTC)
     names = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")]
     builder = x509.CertificateBuilder(

@@ -20,6 +20,7 @@ from ...mux.statistics import Statistics
 from .answers import nothing
 from .credentials import Credential
 from .http import Answer, ExchangeBroken, Fence, HeaderBlock, HTTPClient, Method
+from .http_client import Trusted
 from .sse import SSEConnector
 from .stdio import StdioConnector
 from .streamable_http import HTTPWire, StreamableHTTPConnector
@@ -58,7 +59,7 @@ def connector_for(
     url: str = "",
     command: Sequence[str] = (),
     headers: Headers | None = None,
-    ca: str = "",
+    ca: Trusted = "",
     credential: Credential | None = None,
     env: Mapping[str, str] | None = None,
     cwd: str | Path | None = None,
@@ -102,7 +103,7 @@ class AutoConnector:
         statistics: Statistics,
         *,
         headers: Headers | None = None,
-        ca: str = "",
+        ca: Trusted = "",
         credential: Credential | None = None,
     ) -> None:
         self.server = server

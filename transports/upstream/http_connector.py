@@ -8,7 +8,7 @@ from ...mux.ports import NONE, Headers
 from ...mux.statistics import Statistics
 from .credentials import Credential
 from .http import HeaderBlock, HTTPClient, proof_in
-from .http_client import http_client
+from .http_client import Trusted, http_client
 
 Kind = Literal["initialize", "initialized", "call", "notification", "response", "get", "delete", "probe"]
 
@@ -36,7 +36,7 @@ class HTTPConnector:
         statistics: Statistics,
         *,
         headers: Headers | None = None,
-        ca: str = "",
+        ca: Trusted = "",
         credential: Credential | None = None,
         http: HTTPClient | None = None,
     ) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
@@ -26,6 +25,7 @@ from ...mux.statistics import Statistics
 from ..frames import Frames, text_frame
 from ..portions import Portions
 from .http import CONNECT_SECONDS, HeaderBlock, words_of
+from .http_client import Trusted, trusting
 from .one_stream import MAX_UNSENT, MAX_UNSENT_BYTES, OneStreamWire
 from .pipe import when_writable
 from .upgrade import CLOSE_SECONDS, PING_SECONDS, OtherProtocol, Upgrade, quiet
@@ -55,10 +55,10 @@ class WebSocketConnector:
     """
 
     def __init__(
-        self, server: str, url: str, statistics: Statistics, *, headers: Headers | None = None, ca: str = ""
+        self, server: str, url: str, statistics: Statistics, *, headers: Headers | None = None, ca: Trusted = ""
     ) -> None:
         self.server = server
-        self._upgrade = Upgrade(url, lambda: ssl.create_default_context(cafile=ca or None))
+        self._upgrade = Upgrade(url, lambda: trusting(ca))
         self._headers = HeaderBlock(headers or {})
         self._statistics = statistics
 

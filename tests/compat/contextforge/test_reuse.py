@@ -1,11 +1,14 @@
 """Upstream sessions kept for calls, against a real server of the SDK."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.certificates import Certificate, certificate
 from harness.delay import Delay
 from harness.upstreams import Upstream, upstream
 from trunkline.compat.contextforge import reuse
@@ -39,7 +42,14 @@ class Kept:
         self.url = server.url
         self.fields: dict[str, Any] = {"url": server.url, "enabled": True}
         self.told: list[Told] = []
-        self.reuse = Reuse(ContextForgeSettings(**settings), self._read, verifies_tls=True, hear=self.told.append)
+        self.trusted = ssl.create_default_context
+        self.reuse = Reuse(
+            ContextForgeSettings(**settings),
+            self._read,
+            verifies_tls=True,
+            trusted=lambda: self.trusted(),
+            hear=self.told.append,
+        )
 
     def _read(self, gateway_id: str) -> GatewayRecord | None:
         return GatewayRecord("gateway1", "up", "STREAMABLEHTTP", dict(self.fields))
@@ -234,6 +244,47 @@ async def test_what_traces_a_call_goes_with_it_and_leads_to_the_same_session(ser
     calls = [dict(entry["headers"]) for entry in server.report()["requests"] if entry["kind"] == "call"]
     assert [headers["traceparent"] for headers in calls] == traces
     assert [headers["x-correlation-id"] for headers in calls] == traces
+
+
+@asynccontextmanager
+async def behind_tls(server: Upstream, shown: Certificate) -> AsyncIterator[str]:
+    """The server's URL behind what speaks TLS, and shows this certificate."""
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while chunk := await reader.read(65_536):
+            writer.write(chunk)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there = await asyncio.open_connection("127.0.0.1", server.port)
+        await asyncio.gather(pump(reader, there[1]), pump(there[0], writer), return_exceptions=True)
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(shown.cert, shown.key)
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as listening:
+        yield f"https://127.0.0.1:{listening.sockets[0].getsockname()[1]}/mcp"
+
+
+@pytest.mark.parametrize("trusting", ["the system", "the record", "ContextForge", "nobody"])
+async def test_a_certificate_counts_where_it_counts_for_contextforge(
+    server: Upstream, trusting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = [tmp_path / name for name in ("shown", "other")]
+    for folder in folders:
+        folder.mkdir()
+    shown, other = (certificate(folder, folder.name) for folder in folders)
+    monkeypatch.setenv("SSL_CERT_FILE", str((shown if trusting == "the system" else other).cert))
+    async with behind_tls(server, shown) as url, running(server) as kept:
+        kept.url = kept.fields["url"] = url
+        if trusting == "ContextForge":
+            kept.trusted = shown.trusting
+        else:
+            kept.fields["ca_certificate"] = (shown if trusting == "the record" else other).cert.read_text()
+        if trusting == "nobody":
+            with pytest.raises(UpstreamUnreachable, match="certificate does not verify"):
+                await kept.count("alice@x", "a")
+        else:
+            assert await kept.count("alice@x", "a") == "1"
 
 
 async def test_a_caller_that_gives_up_is_told_to_the_server(server: Upstream) -> None:
