@@ -380,7 +380,8 @@ class Cluster:
     def dismiss(self, workflow: Workflow, cause: str) -> bool:
         """End a workflow that lives beside its holder; False where it is none.
 
-        What ends all of it (the server has forgotten the session, the log is full) is told to the holder by the record.
+        What ends all of it (the server has forgotten the session or become another, the log is full) is told to the
+        holder by the record.
         """
         if not self._residents.step_aside(workflow):
             return False
@@ -389,7 +390,7 @@ class Cluster:
         workflow.settle(WorkflowEnded(cause))
         if cause == "drained":  # the process stays until that is done
             self._tasks.spawn(self._write_out, workflow.record.session_id)
-        if cause in ("upstream_lost", "event_log_overflow", "event_log_trimmed"):
+        if cause in ("upstream_lost", "upstream_changed", "event_log_overflow", "event_log_trimmed"):
             self._tasks.spawn(self._withdraw, workflow.record)
         elif workflow.was_used_since(workflow.touched):
             self._tasks.spawn(self._touch, [workflow])

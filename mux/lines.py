@@ -1,5 +1,6 @@
 """What carries workflows to their servers: lines, built by the reuse of each server, and what they share."""
 
+import asyncio
 import hashlib
 import itertools
 from collections.abc import Callable, Collection, Sequence
@@ -218,8 +219,16 @@ class Lines:
             adopted=adopted,
             may_write=self._may_write([workflow]) if is_pooled else None,
         )
-        is_guarded = is_pooled and adopted is None
-        return self._channels.start(config, [workflow], workflow.principal, is_guarded=is_guarded)
+        is_new = is_pooled and adopted is None
+        channel = self._channels.start(config, [workflow], workflow.principal, is_guarded=is_new)
+        if is_new and record.revision:
+            channel.opened.add_done_callback(partial(self._compare, workflow))
+        return channel
+
+    def _compare(self, workflow: Workflow, opened: asyncio.Future[Opened]) -> None:
+        """A session was opened anew: its client keeps to a revision that the server may not have chosen again (L13)."""
+        if opened.exception() is None and opened.result().revision != workflow.record.revision:
+            self._end(workflow, "upstream_changed")
 
     def _shelf(self, workflow: Workflow, upstream: Upstream) -> Shelf | None:
         """Where spares for workflows like this one are found; None where its server keeps none."""

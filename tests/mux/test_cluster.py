@@ -150,6 +150,19 @@ async def test_a_session_that_the_server_forgot_is_over_for_all() -> None:
             await a.find(session_id)
 
 
+async def test_l13_a_session_opened_anew_in_another_revision_ends_the_workflow_for_all() -> None:
+    async with workers(stateless=True) as at:
+        a, b, session_id = await two(at)
+        beside = await b.beside(session_id)
+        at.server.result = {**at.server.result, "protocolVersion": "2025-06-18"}
+        at.server.session.forget()
+        assert (await beside.answer(beside.call()))["error"]["data"] == {"executed": "no"}
+        await settle()
+        with pytest.raises(UnknownSession):
+            await a.find(session_id)
+        assert b.pool.statistics.counts["beside_ended", "upstream_changed"] == 1
+
+
 async def test_what_ends_beside_its_holder_for_want_of_room_is_ended_at_the_server() -> None:
     async with workers() as at:
         a, b, session_id = await two(at)

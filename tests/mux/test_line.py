@@ -63,6 +63,21 @@ async def test_the_new_session_has_the_handshake_of_the_old_and_ids_of_its_own()
         assert not ids[0] & ids[1]
 
 
+async def test_l13_a_session_that_is_opened_anew_in_another_revision_ends_what_was_agreed_in_the_old_one() -> None:
+    async with bench(stateless=True) as at:
+        at.server.on_request = echo
+        client = await at.client()
+        await lose(at)
+        at.server.result = {**at.server.result, "instructions": "the same revision"}
+        assert "result" in await client.answer(client.call())
+        await lose(at)
+        at.server.result = {**at.server.result, "protocolVersion": "2025-06-18"}
+        error = (await client.answer(client.call()))["error"]
+        assert (error["code"], error["data"]) == (-31002, {"executed": "no"})
+        await at.ended("upstream_changed")
+        assert len(at.server.of("tools/call")) == 1
+
+
 async def test_g6_only_calls_that_surely_did_not_run_are_sent_again() -> None:
     async with bench(stateless=True) as at:
         client = await at.client()
