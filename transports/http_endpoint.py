@@ -1,13 +1,14 @@
 """What every HTTP endpoint does with a request before and after its own part: guard, identity, refusals, streams."""
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 import anyio
 
 from ..mux import envelope as wire_format
 from ..mux.burden import LARGE_BYTES
+from ..mux.envelope import Envelope
 from ..mux.errors import Elsewhere, Overloaded, TrunklineError
 from ..mux.limits import MAX_BODY_BYTES
 from ..mux.principal import Principal
@@ -48,6 +49,7 @@ class HTTPRequest:
 
     __slots__ = (
         "_send",
+        "batch",
         "began",
         "burden",
         "cors",
@@ -72,6 +74,8 @@ class HTTPRequest:
         """Set when this request opened the session that it was then carried over."""
         self.id = b""
         """The raw id of its JSON-RPC request, once it was read, so that a refusal can name it."""
+        self.batch: Sequence[bytes] = ()
+        """The raw ids of its requests, where it is a batch: each of them waits for an answer."""
         self.cors: RawHeaders = []
         self.extra: RawHeaders = []
         self.started = False
@@ -119,6 +123,11 @@ def check_json(headers: Mapping[str, str]) -> None:
     """
     if headers.get("content-type") != JSON_TYPE and content_type(headers) != JSON_TYPE:
         raise HTTPRefusal(415, "content_type", "Content-Type must be application/json")
+
+
+def requests_in(messages: Iterable[Envelope]) -> list[bytes]:
+    """The ids of the requests among messages."""
+    return [message.id for message in messages if message.kind == "request"]
 
 
 def id_in(body: bytes) -> bytes:
@@ -208,6 +217,8 @@ class HTTPEndpoint:
         except Overloaded as error:
             self._pool.statistics.count("refused", error.word)
             request.id = id_in(body)
+            if wire_format.is_batch(body):
+                request.batch = requests_in(wire_format.parse_batch(body, limit=MAX_BODY_BYTES))
             raise
 
     async def hand_on(self, request: HTTPRequest) -> None:
@@ -228,6 +239,9 @@ class HTTPEndpoint:
 def refusal(config: EndpointConfig, request: HTTPRequest, error: Exception) -> Answer:
     """The answer that says what went wrong, which is counted."""
     answer = answer_to(error, request.id)
+    if request.batch and answer.status == 200 and isinstance(error, TrunklineError):
+        failures = [wire_format.failure(one, error) for one in request.batch]
+        answer = answer._replace(body=b"[%b]" % b",".join(failures))
     if answer.refused:
         config.pool.statistics.count("refused", answer.refused)
     if answer.status == 500:

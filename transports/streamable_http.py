@@ -22,7 +22,7 @@ from . import event_stream
 from .asgi import ASKED, EVENT_STREAM, JSON, MEANT, until_disconnect
 from .endpoint import DEFAULT_REVISION, EndpointConfig, begin_unasked, picked
 from .headers import LAST_EVENT_ID, PROTOCOL_VERSION, SESSION_ID
-from .http_endpoint import HTTPEndpoint, HTTPRequest, check_json, id_in
+from .http_endpoint import HTTPEndpoint, HTTPRequest, check_json, id_in, requests_in
 from .media import JSON_TYPE, STREAM_TYPE, accepts
 from .status import HTTPRefusal
 from .streamable_request import (
@@ -66,6 +66,7 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
             messages = wire_format.parse_batch(body, limit=MAX_BODY_BYTES)
             if any(is_opening(message) for message in messages):
                 raise InvalidRequest("initialize must not be part of a batch")
+            request.batch = requests_in(messages)
         else:
             message = wire_format.parse(body, limit=MAX_BODY_BYTES)
             messages, request.id = [message], message.id

@@ -6,13 +6,16 @@ from typing import Any
 import pytest
 from harness.asgi_client import Answer, asgi_client
 from harness.clustering import workers
-from harness.endpoint_bench import NEWEST, authenticate, call, opened, shake_hands
+from harness.endpoint_bench import NEWEST, authenticate, call, front, opened, shake_hands
 from harness.memory_wire import Exchange, echo, message
 from harness.muxing import settle
 from harness.sse import Event
+from trunkline.mux.errors import UpstreamUnreachable
+from trunkline.mux.fairness import Turnstile
 from trunkline.mux.limits import EventLogLimits
 from trunkline.mux.principal import ANONYMOUS
 from trunkline.transports import EndpointConfig, Guard, StreamableHTTPEndpoint, streamable_request
+from trunkline.transports.admission import Admission
 from trunkline.transports.asgi import ASKED, MEANT, Receive, Scope, Send
 
 pytestmark = pytest.mark.anyio
@@ -166,6 +169,31 @@ async def test_a_batch_is_answered_as_an_array() -> None:
         assert results == {"1": {"n": 1}, "'1'": {"n": 2}}
         assert len(await (await here.client.post([call(1)])).json()) == 1, "an array, also of one"
         assert all(b"[" not in exchange.text[:1] for exchange in here.server.of("tools/call"))
+
+
+async def test_each_call_of_a_batch_hears_why_there_is_no_session_for_it() -> None:
+    async with front() as here:
+        here.server.unreachable = UpstreamUnreachable("connection refused", executed="no")
+        answer = await here.client.post([call(1), CHANGED, call("b")], {"trunkline-workflow": "k"})
+        assert answer.status == 200
+        assert [(one["id"], one["error"]["code"]) for one in await answer.json()] == [(1, -31001), ("b", -31001)]
+
+
+async def test_each_call_of_a_batch_hears_that_too_many_messages_wait() -> None:
+    async with front(
+        revision=BATCHING, options={"admission": Admission(Turnstile(per_round=1, max_waiting=1))}
+    ) as here:
+        await shake_hands(here.client, BATCHING)
+        answers = [here.client.start("POST", [call(n), call(-n)]) for n in (1, 2, 3)]
+        refused = await answers[2].json()
+        assert [(one["id"], one["error"]["data"]["limit"]) for one in refused] == [
+            (3, "max_waiting"),
+            (-3, "max_waiting"),
+        ]
+        await here.server.got("tools/call", 4)
+        for upstream in here.server.of("tools/call"):
+            upstream.answer({})
+        assert [len(await answer.json()) for answer in answers[:2]] == [2, 2]
 
 
 async def test_a_batch_without_a_request_is_accepted() -> None:
