@@ -35,7 +35,7 @@ class Asked(NamedTuple):
     @property
     def is_verified(self) -> bool:
         """True where ContextForge has verified who asks."""
-        return self.principal.subject.lower() not in NOBODY
+        return self.principal.subject != ""
 
     @property
     def has_key(self) -> bool:
@@ -97,9 +97,11 @@ def principal_of(email: object, teams: object, headers: Mapping[str, str] | None
 
 
 def _email(user: object) -> str:
+    """Empty for whoever is not verified, by whatever name: it differs between a tool, a resource and a prompt."""
     if isinstance(user, Mapping):
         user = user.get("email") or user.get("sub") or ""
-    return str(user or "")
+    name = str(user or "")
+    return "" if name.lower() in NOBODY else name
 
 
 def _teams(teams: object) -> str:

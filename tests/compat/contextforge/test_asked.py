@@ -57,8 +57,8 @@ def test_what_says_nothing_of_teams_has_no_tenant(headers: dict[str, str] | None
         ("alice@x", "alice@x", True),
         ({"email": "alice@x"}, "alice@x", True),
         ({"sub": "alice@x"}, "alice@x", True),
-        ("anonymous", "anonymous", False),
-        ("unknown", "unknown", False),
+        ("anonymous", "", False),
+        ("unknown", "", False),  # as ContextForge 1.0 calls for a tool whom it calls None for a resource
         (None, "", False),
         ({}, "", False),
     ],
