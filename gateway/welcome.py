@@ -42,6 +42,8 @@ def _as_clients_name_it(settings: Settings, url: str) -> str:
     if gateway.public_url or is_loopback(gateway.host):
         return gateway.public_url.rstrip("/") or url
     name = gateway.allowed_hosts[0]
+    if name.count(":") > 1 and not name.startswith("["):  # an IPv6 address, which may be listed so
+        name = f"[{name}]"
     port = "" if urlsplit(f"//{name}").port else f":{urlsplit(url).port}"
     return f"{urlsplit(url).scheme}://{name}{port}"
 

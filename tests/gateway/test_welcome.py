@@ -40,6 +40,7 @@ def test_the_demo_has_tools_to_try() -> None:
         ),
         (GatewaySection(host="::", allowed_hosts=("mcp.example:443",)), "https://[::]:8920", "https://mcp.example:443"),
         (GatewaySection(host="::", allowed_hosts=("[fd00::1]",)), "http://[::]:8920", "http://[fd00::1]:8920"),
+        (GatewaySection(host="::", allowed_hosts=("fd00::1",)), "http://[::]:8920", "http://[fd00::1]:8920"),
     ],
 )
 def test_clients_are_given_a_url_that_they_can_reach(gateway: GatewaySection, url: str, base: str) -> None:
