@@ -122,7 +122,10 @@ def _at(tree: object, keys: Sequence[str]) -> object:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        text = path.read_text(encoding="utf-8-sig")
+        if not text.strip():  # whoever writes it has emptied it first
+            raise SettingsError("", f"{path} is empty: it is being written, or holds no settings yet")
+        return tomllib.loads(text)
     except FileNotFoundError:
         raise SettingsError("", f"there is no file {path}; `trunkline init {path}` writes one") from None
     except OSError as error:

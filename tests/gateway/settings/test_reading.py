@@ -18,7 +18,7 @@ def load_text(tmp_path: Path) -> Load:
 
     def read(text: str, environ: Mapping[str, str] | None = None, **options: object) -> Settings:
         path = tmp_path / "trunkline.toml"
-        path.write_text(text)
+        path.write_text(f"{text}\n# its end\n")
         return load(path, environ=environ or {}, **options)  # type: ignore[arg-type]
 
     return read
@@ -351,6 +351,17 @@ def test_a_bound_of_the_process_is_no_servers(refused: Callable[..., SettingsErr
         "servers.up.event_log.total_bytes",
         "unknown key; it bounds the process: pooling.event_log has it",
     )
+
+
+@pytest.mark.parametrize("text", ["", "\n", "\ufeff"])
+def test_a_file_that_holds_nothing_yet_is_refused(tmp_path: Path, text: str) -> None:
+    """Whoever writes a file empties it first: read then, it would take out every server and let everybody in."""
+    path = tmp_path / "trunkline.toml"
+    path.write_text(text)
+    with pytest.raises(SettingsError, match="is empty"):
+        load(path, environ={})
+    path.write_text("# nothing is given\n")
+    assert load(path, environ={}) == Settings()
 
 
 def test_a_file_that_begins_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
