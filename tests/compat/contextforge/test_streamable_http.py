@@ -83,11 +83,13 @@ class Installed:
         self.over.append(session_id)
         self.when_over()
 
-    async def ask(self, method: str, body: Any = None, session: str = "", user: str = "alice") -> tuple[int, str]:
-        """The status, and the session that the answer names."""
+    async def ask(
+        self, method: str, body: Any = None, session: str = "", user: str = "alice", *, also: str = ""
+    ) -> tuple[int, str]:
+        """The status, and the session that the answer names. `also` is a second session that the request names."""
         text = b"" if body is None else json.dumps(body).encode()
-        headers = {**HEADERS, **({"mcp-session-id": session} if session else {})}
-        pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+        sessions = [("mcp-session-id", named) for named in (session, also) if named]
+        pairs = [(name.encode(), value.encode()) for name, value in (*HEADERS.items(), *sessions)]
         scope = {"type": "http", "method": method, "path": "/mcp", "query_string": b"", "headers": pairs}
         sent = [{"type": "http.request", "body": text, "more_body": False}]
         status, named = 0, ""
@@ -109,8 +111,8 @@ class Installed:
         await self.manager.handle_streamable_http(scope, receive, send)
         return status, named
 
-    async def begin(self) -> str:
-        status, session = await self.ask("POST", INITIALIZE)
+    async def begin(self, user: str = "alice") -> str:
+        status, session = await self.ask("POST", INITIALIZE, user=user)
         assert status == 200
         return session
 
@@ -199,6 +201,18 @@ async def test_the_session_of_another_user_looks_unknown_and_goes_on() -> None:
             assert (await forge.ask(method, {"jsonrpc": "2.0", "id": 1, "method": "ping"}, session, "bob"))[0] == 404
         assert forge.over == []
         assert (await forge.ask("POST", {"jsonrpc": "2.0", "id": 1, "method": "ping"}, session))[0] == 200
+
+
+async def test_the_session_of_another_user_is_not_had_by_naming_ones_own_beside_it() -> None:
+    """The SDK takes the first of two headers of one name."""
+    async with installed() as forge:
+        theirs, own = await forge.begin(), await forge.begin("bob")
+        for first, second in ((theirs, own), (own, theirs)):
+            ping = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+            assert (await forge.ask("POST", ping, first, "bob", also=second))[0] == 404
+        for session, user in ((theirs, "alice"), (own, "bob")):
+            assert (await forge.ask("POST", ping, session, user, also=session))[0] == 200
+        assert forge.over == []
 
 
 async def test_who_names_a_session_that_was_not_begun_here_ends_nothing() -> None:
