@@ -445,8 +445,13 @@ class Link:
     def _say(self, message: bytes) -> None:
         if self._duplex is not None and self._hold is None:
             self._duplex.add(message)
-        else:
+        elif not self._is_flooded:
             self.outgoing.say(message)
+
+    @property
+    def _is_flooded(self) -> bool:
+        """True where more waits than may: the connection ends as soon as its client takes something."""
+        return len(self.outgoing.early) > MAX_EARLY
 
     @property
     def _is_early(self) -> bool:
@@ -457,7 +462,7 @@ class Link:
         """What is due now; None when the connection is over. What is returned counts as sent."""
         is_alone = self._workflow is None
         self._is_late = is_alone and self._is_early and asyncio.get_running_loop().time() >= self.deadline
-        if self._is_late or len(self.outgoing.early) > MAX_EARLY:
+        if self._is_late or self._is_flooded:
             return None
         own = self._duplex.stream if self._duplex is not None else None
         is_held = self._hold is not None or not (self._is_met or is_alone)

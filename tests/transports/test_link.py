@@ -160,8 +160,9 @@ async def test_g10_a_limit_that_a_connection_meets_is_counted_by_its_name(transp
 async def test_a_client_that_reads_nothing_is_not_told_more_than_a_few_refusals() -> None:
     async with lines() as at:
         line = await at.open()
-        for _ in range(MAX_EARLY + 1):
+        for _ in range(MAX_EARLY * 10):
             await line.say(b"{")
+        assert len(line.link.outgoing.early) == MAX_EARLY + 1, "nobody looks as long as it takes nothing"
         assert await line.over() == "overloaded"
 
 
