@@ -37,11 +37,12 @@ RETRY_SECONDS: Final = 0.2
 class _Waiting:
     """What waits for one workflow."""
 
-    __slots__ = ("entries", "is_written", "keep")
+    __slots__ = ("bytes", "entries", "is_written", "keep")
 
     def __init__(self, keep: EventLogLimits) -> None:
         self.keep = keep
         self.entries: deque[Entry] = deque()
+        self.bytes = 0
         self.is_written = anyio.Event()
         """Set when nothing waits any longer."""
 
@@ -66,7 +67,7 @@ class Journal:
         if waiting is None:
             waiting = self._waiting[session_id] = _Waiting(keep)
         waiting.entries.append(entry)
-        self._bytes += len(entry.message) + ENTRY_BYTES
+        self._count(waiting, _size(entry))
         while self._bytes > MAX_WAITING_BYTES:
             self._drop()
         if session_id not in self._written:
@@ -84,7 +85,7 @@ class Journal:
         """The workflow has ended: what waits of it is of no use."""
         waiting = self._waiting.pop(session_id, None)
         if waiting is not None:
-            self._bytes -= sum(len(entry.message) + ENTRY_BYTES for entry in waiting.entries)
+            self._count(waiting, -waiting.bytes)
             waiting.entries.clear()
             waiting.is_written.set()
 
@@ -117,26 +118,34 @@ class Journal:
     def _arrived(self, session_id: str, waiting: _Waiting, batch: tuple[Entry, ...]) -> None:
         for entry in batch:
             if waiting.entries and waiting.entries[0] is entry:  # else it was dropped meanwhile
-                self._bytes -= len(waiting.entries.popleft().message) + ENTRY_BYTES
+                self._count(waiting, -_size(waiting.entries.popleft()))
         if not waiting.entries and self._waiting.get(session_id) is waiting:
             del self._waiting[session_id]
             waiting.is_written.set()
 
     def _drop(self) -> None:
         """Make room: by an entry of the workflow of which the most waits."""
-        session_id, waiting = max(self._waiting.items(), key=lambda item: len(item[1].entries))
-        self._bytes -= len(waiting.entries.popleft().message) + ENTRY_BYTES
+        session_id, waiting = max(self._waiting.items(), key=lambda item: item[1].bytes)
+        self._count(waiting, -_size(waiting.entries.popleft()))
         self._statistics.count("journal", "dropped")
         if not waiting.entries:
             del self._waiting[session_id]
             waiting.is_written.set()
+
+    def _count(self, waiting: _Waiting, size: int) -> None:
+        waiting.bytes += size
+        self._bytes += size
+
+
+def _size(entry: Entry) -> int:
+    return len(entry.message) + ENTRY_BYTES
 
 
 def _batch_of(entries: Iterable[Entry]) -> tuple[Entry, ...]:
     batch, size = list[Entry](), 0
     for entry in entries:
         batch.append(entry)
-        size += len(entry.message) + ENTRY_BYTES
+        size += _size(entry)
         if size >= BATCH_BYTES:
             break
     return tuple(batch)

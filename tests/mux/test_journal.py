@@ -119,6 +119,21 @@ async def test_g10_what_waits_is_bounded_and_the_oldest_gives_way(at: At, monkey
     assert at.statistics.counts["journal", "dropped"] == 15
 
 
+async def test_g10_who_writes_most_pays_for_it_however_few_entries_that_are(
+    at: At, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_module, "MAX_WAITING_BYTES", 10 * (ENTRY_BYTES + 1))
+    greedy, other = await at.logs.begin(), await at.logs.begin()
+    at.logs.is_away = True
+    for n in range(4):
+        at.journal.write(other, event(n), KEEP)
+    for n in range(2):
+        at.journal.write(greedy, event(n, 500), KEEP)
+    at.logs.is_away = False
+    assert await flushed(at, other) == [0, 1, 2, 3]
+    assert await flushed(at, greedy) == [1]
+
+
 async def test_one_entry_that_is_larger_than_all_that_may_wait_is_dropped(
     at: At, monkeypatch: pytest.MonkeyPatch
 ) -> None:
