@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Final, Literal, NamedTuple
 
-from .errors import CircuitOpen, SessionLost, TimedOut, UpstreamFault, UpstreamRefused
+from .errors import CircuitOpen, RevisionNotServed, SessionLost, TimedOut, UpstreamFault, UpstreamRefused
 from .errors import UpstreamUnreachable as Unreachable
 from .principal import Principal
 
@@ -185,7 +185,7 @@ class Permit:
 
 def verdict(error: BaseException | None) -> Literal["failed", "answered", "unknown"]:
     """What it says of a server that a session could not be opened: one that refuses one client is there for others."""
-    if isinstance(error, UpstreamRefused):
+    if isinstance(error, UpstreamRefused | RevisionNotServed):
         return "answered"
     status = error.data.get("status") if isinstance(error, Unreachable) else None
     if isinstance(status, int) and 400 <= status < 500 and status not in (408, 429):

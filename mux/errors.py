@@ -11,6 +11,7 @@ Codes below -32000 are JSON-RPC's own. trunkline's own codes lie outside the ran
     │   ├── InvalidParams       -32602
     │   └── UnsupportedRevision -32022
     ├── UpstreamFault           -32603  the server's answer is not one
+    │   └── RevisionNotServed
     ├── UpstreamRefused         the server's own error to the handshake, word for word
     ├── ServerError             the server's own error to a request of this process
     ├── UpstreamUnreachable     -31001
@@ -119,6 +120,10 @@ class UpstreamFault(TrunklineError):
 
     code = -32603
     reason = "upstream_fault"
+
+
+class RevisionNotServed(UpstreamFault):
+    """The server began a session in a revision that is not served here: it may be what its client asked for."""
 
 
 class UpstreamRefused(TrunklineError):

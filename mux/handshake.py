@@ -10,7 +10,7 @@ from msgspec import Raw
 
 from . import envelope as wire_format
 from .envelope import Envelope
-from .errors import InvalidParams, ParseError, UpstreamFault, UpstreamRefused
+from .errors import InvalidParams, ParseError, RevisionNotServed, UpstreamFault, UpstreamRefused
 from .limits import MAX_GREETING_BYTES, MAX_HANDSHAKE_BYTES
 from .own import own_request
 from .ports import Headers, Opened
@@ -68,7 +68,8 @@ def read_answer(response: bytes) -> Opened:
 
     Raises:
         UpstreamRefused: it begins none.
-        UpstreamFault: it chose a revision that is not served here, or said more than `MAX_GREETING_BYTES`.
+        RevisionNotServed: it chose one that is not served here.
+        UpstreamFault: it named no revision, or said more than `MAX_GREETING_BYTES`.
     """
     if len(response) > MAX_GREETING_BYTES:
         raise UpstreamFault(f"the server answered initialize with more than {MAX_GREETING_BYTES} bytes")
@@ -77,8 +78,10 @@ def read_answer(response: bytes) -> Opened:
         raise UpstreamRefused(bytes(answer.members["error"]))
     result = answer.members["result"]
     revision = wire_format.string_of((wire_format.members_of(result) or {}).get("protocolVersion"))
+    if revision is None:
+        raise UpstreamFault("the server named no protocol revision")
     if revision not in REVISIONS:
-        raise UpstreamFault(f"the server chose a protocol revision that is not served here: {str(revision)[:32]}")
+        raise RevisionNotServed(f"the server chose a protocol revision that is not served here: {revision[:32]}")
     return Opened(REVISIONS[revision], bytes(result))
 
 

@@ -20,6 +20,7 @@ from trunkline.mux.breaker import (
 from trunkline.mux.errors import (
     CircuitOpen,
     Overloaded,
+    RevisionNotServed,
     SessionLost,
     TimedOut,
     TrunklineError,
@@ -203,6 +204,7 @@ def test_waits_grow_up_to_a_bound_and_are_drawn_from_their_upper_half() -> None:
         (SessionLost("gone", executed="unknown"), "failed"),
         (TimedOut("late"), "failed"),
         (UpstreamRefused(b"{}"), "answered"),
+        (RevisionNotServed("1.0"), "answered"),
         (Overloaded("full", limit="directory"), "unknown"),
         (WorkflowEnded("deleted"), "unknown"),
         (None, "unknown"),

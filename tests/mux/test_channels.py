@@ -5,11 +5,18 @@ from typing import Any
 
 import pytest
 from harness.memory_wire import Exchange, MemoryServer, echo
-from harness.muxing import ALICE, BOB, CAROL, Bench, begin, bench
+from harness.muxing import ALICE, BOB, CAROL, Bench, begin, bench, initialize
 from trunkline.compat.per_request import PerRequestLine
 from trunkline.mux.breaker import MAX_FAILURES
 from trunkline.mux.directory.memory import MemoryDirectory
-from trunkline.mux.errors import CircuitOpen, SessionLost, TrunklineError, UpstreamRefused, UpstreamUnreachable
+from trunkline.mux.errors import (
+    CircuitOpen,
+    SessionLost,
+    TrunklineError,
+    UpstreamFault,
+    UpstreamRefused,
+    UpstreamUnreachable,
+)
 from trunkline.mux.limits import Pooling
 from trunkline.mux.pool import Pool
 from trunkline.mux.upstream import Upstream
@@ -117,6 +124,20 @@ async def test_a_server_that_refuses_or_whose_client_leaves_is_not_away() -> Non
                 await beginning
         at.server.let("connect")
         await at.client(ALICE)
+        assert at.pool.circuits == []
+
+
+async def test_g9_who_asks_for_a_revision_that_there_is_not_holds_nobody_back_from_a_server_that_agrees() -> None:
+    def agree(exchange: Exchange) -> None:
+        asked = exchange.json["params"]["protocolVersion"]
+        exchange.answer({**at.server.result, "protocolVersion": asked})
+
+    async with bench() as at:
+        at.server.answers_initialize = agree
+        for _ in range(5):
+            assert isinstance(await refused(at, message=initialize("1.0")), UpstreamFault)
+        assert at.pool.failures["x"].stage == "handshake"
+        await at.client(BOB)
         assert at.pool.circuits == []
 
 

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from harness.muxing import initialize, request
 from trunkline.mux import handshake
-from trunkline.mux.errors import InvalidParams, TrunklineError, UpstreamFault, UpstreamRefused
+from trunkline.mux.errors import InvalidParams, RevisionNotServed, TrunklineError, UpstreamFault, UpstreamRefused
 from trunkline.mux.handshake import difference, is_mute, read_answer, read_handshake
 from trunkline.mux.limits import MAX_GREETING_BYTES
 from trunkline.mux.principal import ANONYMOUS
@@ -74,7 +74,7 @@ def test_what_the_server_says_is_kept_as_it_was_spelled() -> None:
     ("said", "error"),
     [
         (answer(error={"code": 5, "message": "no"}), UpstreamRefused),
-        (answer(result={"protocolVersion": "1999-01-01"}), UpstreamFault),
+        (answer(result={"protocolVersion": "1999-01-01"}), RevisionNotServed),
         (answer(result={"protocolVersion": 1}), UpstreamFault),
         (answer(result={}), UpstreamFault),
     ],
