@@ -40,8 +40,8 @@ UNUSED_SECONDS: Final = 60.0
 """Where there is no room, a session that no call has used for so long gives way."""
 
 NOT_FORWARDED: Final = frozenset(
-    {"accept", "connection", "content-length", "content-type", "host", "mcp-protocol-version", "transfer-encoding"}
-    | {"last-event-id", "mcp-session-id", "x-mcp-session-id"}
+    {"accept", "accept-encoding", "connection", "content-length", "content-type", "host", "transfer-encoding"}
+    | {"last-event-id", "mcp-protocol-version", "mcp-session-id", "x-mcp-session-id"}
 )
 """What a wire says itself, and what names ContextForge's own sessions."""
 

@@ -198,13 +198,14 @@ async def test_an_end_does_not_wait_for_sessions_that_are_being_opened(server: U
 async def test_headers_are_those_of_each_call(server: Upstream) -> None:
     async with running(server) as kept:
         for value in ("first", "second"):
-            lease = await kept.lease("alice@x", "a", {"Authorization": value, "Mcp-Session-Id": "ours"})
-            await called(lease, "counter")
+            headers = {"Authorization": value, "Mcp-Session-Id": "ours", "Accept-Encoding": "gzip"}
+            await called(await kept.lease("alice@x", "a", headers), "counter")
     sent = {entry["kind"]: dict(entry["headers"]) for entry in server.report()["requests"]}
     assert [sent[kind]["authorization"] for kind in ("initialize", "initialized")] == ["first", "first"]
     calls = [dict(entry["headers"]) for entry in server.report()["requests"] if entry["kind"] == "call"]
     assert [headers["authorization"] for headers in calls] == ["first", "second"]
     assert "ours" not in str(server.report()["requests"])
+    assert not any("accept-encoding" in headers for headers in calls), "what is encoded could not be read"
 
 
 async def test_a_call_goes_without_the_headers_of_others_though_the_session_was_opened_under_them(
