@@ -27,7 +27,7 @@ async def work(lease: Lease, number: int) -> str:
     except TimeoutError:
         return f"call {number} took too long"
     except TrunklineError as error:
-        return f"call {number} failed: {error.message} (did it run? {error.data.get('executed', 'yes')})"
+        return f"call {number} failed: {error.message} (did it run? {error.data.get('executed', 'unknown')})"
     return result.text
 
 
