@@ -335,7 +335,7 @@ class DatabaseDirectory:
 
     async def beat(self, worker: Worker) -> bool:
         """See `Workers.beat`."""
-        async with self._server.writing() as connection:
+        async with self._server.beating() as connection:
             was_alive = await self._lives(connection, name_digest(worker.id))
             if not was_alive:  # a database that was restored from a copy learns which numbers were given
                 await self._count(connection, NUMBER, 0, None, worker.number)

@@ -31,6 +31,8 @@ WORK_SECONDS: Final = 5.0
 SERVER_SECONDS: Final = 2.0
 RETRY_SECONDS: Final = 0.02
 MAX_CONNECTIONS: Final = 10
+"""For all that goes on; there is one more for heartbeats."""
+
 DRIVERS: Final = ("sqlite+aiosqlite", "postgresql+asyncpg")
 CACHE: Final = "prepared_statement_cache_size"
 OPTIONS: Final = ("host", "port", "ssl", "passfile", "krbsrvname", "target_session_attrs", CACHE)
@@ -82,11 +84,15 @@ class Server:
             raise ValueError("the URL has three slashes before a relative path, four before an absolute one")
         self.is_sqlite = parsed.drivername == DRIVERS[0]
         self._url = parsed if self.is_sqlite else _with_options(parsed)
-        self._writer = anyio.Semaphore(1 if self.is_sqlite else MAX_CONNECTIONS)
+        self._turns = anyio.Semaphore(MAX_CONNECTIONS)
+        """Of whoever reads; on PostgreSQL, of whoever writes as well."""
+        self._writers = anyio.Semaphore(1) if self.is_sqlite else self._turns
+        self._places = anyio.Semaphore(1 if self.is_sqlite else MAX_CONNECTIONS + 1)
+        """Of whoever writes, heartbeats among them: these need no turn, and go before whoever has none yet."""
         self.engine = self._made()
 
     def _made(self) -> AsyncEngine:
-        options: dict[str, Any] = {"pool_size": MAX_CONNECTIONS, "max_overflow": 0, "pool_timeout": SERVER_SECONDS}
+        options: dict[str, Any] = {"pool_size": MAX_CONNECTIONS + 1, "max_overflow": 0, "pool_timeout": SERVER_SECONDS}
         if not self.is_sqlite:
             times = {"timeout": SERVER_SECONDS, "command_timeout": SERVER_SECONDS}
             return create_async_engine(self._url, connect_args=times, **options)
@@ -128,7 +134,18 @@ class Server:
             DirectoryUnavailable: the database cannot be reached, or failed.
         """
         with reaching(), self._in_time(within):
-            async with self._writer, self.engine.begin() as connection:
+            async with self._writers, self._places, self.engine.begin() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def beating(self) -> AsyncIterator[AsyncConnection]:
+        """A transaction for a heartbeat, as `writing`: of what else goes on here, it waits for one that writes at most.
+
+        Raises:
+            DirectoryUnavailable: the database cannot be reached, or failed.
+        """
+        with reaching(), self._in_time(OPERATION_SECONDS):
+            async with self._places, self.engine.begin() as connection:
                 yield connection
 
     @asynccontextmanager
@@ -139,7 +156,7 @@ class Server:
             DirectoryUnavailable: the database cannot be reached, or failed.
         """
         with reaching(), self._in_time(OPERATION_SECONDS):
-            async with self.engine.connect() as connection:
+            async with self._turns, self.engine.connect() as connection:
                 yield await connection.execution_options(**READS)
 
     def _in_time(self, seconds: float) -> AbstractContextManager[object]:

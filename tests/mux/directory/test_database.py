@@ -1,8 +1,9 @@
 """The database directory forgets what has expired, and keeps what has not."""
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import anyio
+import anyio.lowlevel
 import msgspec
 import pytest
 import sqlalchemy as sa
@@ -11,7 +12,7 @@ from harness.backends import Backends
 from trunkline.mux.directory import Claimed, Worker
 from trunkline.mux.directory.database import WORKER_MEMORY_SECONDS, DatabaseDirectory, open_database
 from trunkline.mux.directory.database_schema import counters, ended_keys, homes, records, workers
-from trunkline.mux.directory.database_server import Server
+from trunkline.mux.directory.database_server import MAX_CONNECTIONS, Server
 from trunkline.mux.directory.names import name_digest
 from trunkline.mux.errors import DirectoryUnavailable
 
@@ -166,3 +167,49 @@ async def test_a_sweep_takes_no_more_steps_for_many_that_expired_than_for_one(ur
             assert await connection.scalar(sa.select(sa.func.count()).select_from(ended_keys)) == 41
         await server.engine.dispose()
     assert steps[0] == steps[1]
+
+
+async def test_g7_a_heartbeat_waits_for_no_other_operation(url: str) -> None:
+    """Else who has much to do would be taken for dead."""
+    ended = list[str]()
+    async with open_database(url) as directory, anyio.create_task_group() as tasks:
+        me = await directory.enroll(Worker("me"))
+
+        async def claim(n: int) -> None:
+            await directory.claim(record(f"{n}"))
+            ended.append("claim")
+
+        async def beat() -> None:
+            assert await directory.beat(me)
+            ended.append("beat")
+
+        for n in range(60):
+            tasks.start_soon(claim, n)
+        await anyio.lowlevel.checkpoint()
+        tasks.start_soon(beat)
+    assert ended.index("beat") < 30, "it was the last to come"
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+async def test_g7_a_heartbeat_is_taken_while_everything_else_hangs(url: str) -> None:
+    refused = list[Exception]()
+    one, server = record(), Server(url)
+    async with open_database(url) as directory, anyio.create_task_group() as tasks:
+        await directory.claim(one)
+        me = await directory.enroll(Worker("me"))
+
+        async def use(work: Callable[[], Awaitable[object]]) -> None:
+            try:
+                await work()
+            except DirectoryUnavailable as error:
+                refused.append(error)
+
+        async with server.writing() as connection:
+            await connection.execute(sa.text("LOCK TABLE trunkline_records"))
+            for _ in range(MAX_CONNECTIONS):
+                tasks.start_soon(use, lambda: directory.get(one.session_id))
+                tasks.start_soon(use, lambda: directory.draw_ids(one.session_id))
+            await anyio.wait_all_tasks_blocked()
+            assert await directory.beat(me)
+            assert not refused
+    await server.engine.dispose()
