@@ -22,11 +22,16 @@ from trunkline.gateway.call import CallFailed, perform, read_call
 from trunkline.gateway.process import GRACE_SECONDS
 from trunkline.gateway.settings import Settings, load
 from trunkline.gateway.workers.supervisor import MARGIN_SECONDS
+from trunkline.transports.guard import Guard
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 ENVIRONMENT = {"TOKEN_SHA256": "0" * 64}
+POD = "10.1.2.3"
 END_SECONDS = GRACE_SECONDS + MARGIN_SECONDS
 """After a drain: connections end, and workers that did not are killed."""
+
+STARTS, STARTS_SECONDS = 5, 10
+"""Over so many in so many seconds, systemd gives up a unit that does not say otherwise."""
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +135,7 @@ def grace(text: str) -> int:
 def kubernetes_settings(tmp_path: Path) -> Settings:
     [config] = [document for document in manifests("kubernetes/trunkline.yaml") if document["kind"] == "ConfigMap"]
     (tmp_path / "trunkline.toml").write_text(config["data"]["trunkline.toml"])
-    return load(tmp_path / "trunkline.toml", environ={})
+    return load(tmp_path / "trunkline.toml", environ={"POD_IP": POD})
 
 
 def test_settings_of_the_containers_are_read() -> None:
@@ -152,7 +157,10 @@ def test_pods_have_longer_to_stop_than_a_drain_takes(kubernetes_settings: Settin
     documents = manifests("kubernetes/trunkline.yaml")
     [deployment] = [document for document in documents if document["kind"] == "Deployment"]
     pod = deployment["spec"]["template"]["spec"]
-    assert pod["terminationGracePeriodSeconds"] > kubernetes_settings.gateway.drain_timeout + END_SECONDS
+    told, seconds = container(documents)["lifecycle"]["preStop"]["exec"]["command"]
+    assert told == "sleep", "a pod is called for a moment longer, and one without a call under way ends at once"
+    end = int(seconds) + kubernetes_settings.gateway.drain_timeout + END_SECONDS
+    assert pod["terminationGracePeriodSeconds"] > end
     assert deployment["spec"]["replicas"] > 1
     assert kubernetes_settings.directory.backend == "redis"
 
@@ -162,6 +170,17 @@ def test_probes_ask_what_the_gateway_answers(kubernetes_settings: Settings) -> N
     assert found["livenessProbe"]["httpGet"]["path"] == "/healthz"
     assert found["readinessProbe"]["httpGet"]["path"] == "/readyz"
     assert found["ports"] == [{"name": "http", "containerPort": kubernetes_settings.gateway.port}]
+
+
+def test_a_pod_may_be_scraped_where_its_annotations_say(kubernetes_settings: Settings) -> None:
+    documents = manifests("kubernetes/trunkline.yaml")
+    [deployment] = [document for document in documents if document["kind"] == "Deployment"]
+    annotations = deployment["spec"]["template"]["metadata"]["annotations"]
+    assert annotations["prometheus.io/scrape"] == "true"
+    [address] = container(documents)["env"]
+    assert (address["name"], address["valueFrom"]["fieldRef"]["fieldPath"]) == ("POD_IP", "status.podIP")
+    guard = Guard(loopback=False, allowed_hosts=kubernetes_settings.gateway.allowed_hosts)
+    guard.check({"host": f"{POD}:{annotations['prometheus.io/port']}"})
 
 
 def test_what_is_named_in_the_manifests_is_there() -> None:
@@ -184,6 +203,9 @@ def test_the_unit_reloads_and_drains() -> None:
     unit.read(EXAMPLES / "systemd/trunkline.service")
     service = unit["Service"]
     assert service["ExecReload"] == "/bin/kill -HUP $MAINPID"
+    assert int(service["RestartSec"]) * STARTS > STARTS_SECONDS, (
+        "it is started again for as long as its directory is away"
+    )
     assert int(service["TimeoutStopSec"]) > Settings().gateway.drain_timeout + END_SECONDS
     assert service["ExecStart"].split()[1:3] == ["serve", "/etc/trunkline/trunkline.toml"]
 
