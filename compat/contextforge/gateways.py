@@ -21,6 +21,7 @@ from ...mux.ports import NONE, Headers, Receiver, Wire
 from ...mux.statistics import Statistics
 from ...mux.upstream import Upstream
 from ...transports.upstream.auto import ClosableConnector, connector_for
+from ...transports.upstream.proxy import is_proxied_otherwise
 from .settings import ContextForgeSettings
 
 logger = logging.getLogger(__name__)
@@ -307,6 +308,8 @@ class Gateways:
             why = "it is in direct-proxy mode"
         elif is_tls(url) and not self._verifies_tls:
             why = "TLS certificates are not verified here, or signed ones are asked for"
+        elif is_proxied_otherwise(url.removeprefix(SSE)):
+            why = "the proxy before it is named by ALL_PROXY, or is another than HTTP"
         if why is not None and record.id not in self._told:
             self._told.add(record.id)
             logger.warning("server %s keeps a session for each call: %s", record.name, why)

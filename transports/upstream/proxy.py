@@ -10,7 +10,19 @@ def proxy_of(url: str) -> str | None:
     parts = urlsplit(url)
     host = parts.hostname or ""
     proxy = getproxies().get(parts.scheme)
-    return None if proxy is None or _is_loopback(host) or proxy_bypass(host) else proxy
+    return None if proxy is None or _is_direct(host) else proxy
+
+
+def is_proxied_otherwise(url: str) -> bool:
+    """Whether a proxy is named for this URL that is not used here: by `ALL_PROXY`, or another than one of HTTP."""
+    parts, proxies = urlsplit(url), getproxies()
+    own = proxies.get(parts.scheme)
+    is_used = "all" not in proxies if own is None else own.startswith(("http://", "https://"))
+    return not is_used and not _is_direct(parts.hostname or "")
+
+
+def _is_direct(host: str) -> bool:
+    return _is_loopback(host) or bool(proxy_bypass(host))
 
 
 def _is_loopback(host: str) -> bool:

@@ -330,6 +330,31 @@ async def test_certificates_that_cannot_be_used_leave_the_server_to_the_old_path
     await records.gateways.close()
 
 
+@pytest.mark.parametrize(
+    ("name", "proxy", "is_used"),
+    [
+        ("http_proxy", "http://proxy:3128", True),
+        ("http_proxy", "socks5://proxy:1080", False),
+        ("http_proxy", "proxy:3128", False),
+        ("all_proxy", "http://proxy:3128", False),
+    ],
+)
+def test_a_server_behind_a_proxy_that_is_not_used_here_is_left_to_the_old_path(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str, proxy: str, is_used: bool
+) -> None:
+    for other in ("http_proxy", "all_proxy", "no_proxy", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, proxy)
+    records, far = Records(), "http://mcp.example/mcp"
+    records.add("far", url=far)
+    records.add("near")
+    assert (records.gateways.find("far", far) is not None) is is_used
+    assert records.gateways.find("near", URL) is not None
+    assert ("proxy" in caplog.text) is not is_used
+    monkeypatch.setenv("no_proxy", "mcp.example")
+    assert records.gateways.find("far", far) is not None
+
+
 def test_a_server_that_is_called_over_sse_is_reached_so_whatever_the_record_says() -> None:
     records = Records()
     records.add("g1")
