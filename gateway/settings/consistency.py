@@ -308,6 +308,9 @@ def _check_server(path: str, server: Server) -> None:
 
 
 def _check_passed_on(path: str, server: Server) -> None:
+    if server.forward_headers and urlsplit(server.url).scheme in ("ws", "wss"):
+        told = "a WebSocket has no headers for a call; those of session_headers go with its opening"
+        raise SettingsError(f"{path}.forward_headers", told)
     seen: set[str] = set()
     for key in ("session_headers", "forward_headers"):
         for header in getattr(server, key):

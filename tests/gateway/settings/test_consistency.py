@@ -262,12 +262,19 @@ def test_a_shared_directory_serves_several_workers(read: Read, backend: str, url
         ("[servers.up]\ncommand = ['x']\nenv = { A = \"\\u0000\" }", "servers.up.env"),
         ("[servers.up]\nurl = 'http://h/mcp'\nenv = { A = 'x' }", "servers.up.env"),
         ("[servers.up]\nurl = 'stdio:x'\nforward_headers = ['X-A']", "servers.up.forward_headers"),
+        ("[servers.up]\nurl = 'wss://h/mcp'\nforward_headers = ['X-A']", "servers.up.forward_headers"),
         ("[servers.up]\nurl = 'ftp://h/mcp'", "servers.up.url"),
         ("[servers.up]\nurl = 'sse+ws://h/mcp'", "servers.up.url"),
     ],
 )
 def test_a_server_that_cannot_be_started_or_reached_is_refused(read: Read, text: str, path: str) -> None:
     assert refusal(read, text).path == path
+
+
+def test_headers_of_a_session_go_with_the_opening_of_a_websocket(read: Read) -> None:
+    assert read("[servers.up]\nurl = 'wss://h/mcp'\nsession_headers = ['X-A']").servers["up"].session_headers == (
+        "X-A",
+    )
 
 
 @pytest.mark.parametrize("where", [SERVER + "reuse = 'none'\n", "[pooling]\nreuse = 'none'\n" + SERVER])
