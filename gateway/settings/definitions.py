@@ -79,7 +79,7 @@ class GatewaySection(Section, frozen=True):
     allowed_origins: tuple[str, ...] = ()
     """Origins of web pages that may use the gateway from a browser: `https://app.example`."""
     trusted_proxies: tuple[str, ...] = ()
-    """Addresses or networks of the proxy whose identity headers and X-Forwarded-* count, with `auth.mode = "proxy"`."""
+    """Addresses or networks of the proxy whose identity headers count, with `auth.mode = "proxy"`."""
     tls: TLS = TLS()
     """The listener's certificate; without one, plain HTTP."""
 
