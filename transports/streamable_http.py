@@ -10,7 +10,15 @@ import asyncio
 
 from ..mux import envelope as wire_format
 from ..mux.envelope import Envelope
-from ..mux.errors import Everywhere, InvalidRequest, Overloaded, TrunklineError, UnknownSession, UnsupportedRevision
+from ..mux.errors import (
+    Everywhere,
+    InvalidRequest,
+    Overloaded,
+    SessionLost,
+    TrunklineError,
+    UnknownSession,
+    UnsupportedRevision,
+)
 from ..mux.event_log import Position
 from ..mux.exchange import Exchange, Outcome
 from ..mux.limits import MAX_BODY_BYTES
@@ -165,10 +173,10 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         with self._config.admission.place(request.principal, self._config.server, self._pool.caps):
             try:
                 await self._listen(request)
-            except Overloaded as error:
-                if error.limit != "draining":
+            except (Overloaded, UnknownSession):
+                if not self._pool.draining:
                     raise
-                await request.respond(200, EVENT_STREAM, event_stream.RECONNECT)  # whoever gets a 503 gives up
+                await request.respond(200, EVENT_STREAM, event_stream.RECONNECT)  # who gets another status gives up
 
     async def _listen(self, request: HTTPRequest) -> None:
         event_id = request.headers.get(LAST_EVENT_ID)
@@ -208,10 +216,7 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         session_id = request.headers.get(SESSION_ID)
         state: WorkflowState = "resumed"
         if session_id is not None:
-            pool, principal, server = self._pool, request.principal, self._config.server
-            workflow = pool.lookup.at_hand(principal, server, session_id, key, concern) or await pool.lookup.find(
-                principal, server, session_id, concern
-            )
+            workflow = await self._named(request, session_id, key, concern)
         elif key is not None:
             found = await self._pool.lookup.find_key(request.principal, self._config.server, key, concern)
             if found is None and not create:
@@ -226,6 +231,19 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         check_agreement(request.headers, workflow)
         request.name(workflow, state if key is not None else None)
         return workflow
+
+    async def _named(self, request: HTTPRequest, session_id: str, key: str | None, concern: Concern) -> Workflow:
+        """The workflow of that session id; where the drain may have ended it, calls are told so (G8)."""
+        lookup, principal, server = self._pool.lookup, request.principal, self._config.server
+        workflow = lookup.at_hand(principal, server, session_id, key, concern)
+        if workflow is not None:
+            return workflow
+        try:
+            return await lookup.find(principal, server, session_id, concern)
+        except UnknownSession:
+            if self._pool.draining and concern.are_calls:
+                raise SessionLost("the gateway is shutting down", executed="no") from None
+            raise
 
     async def _begin_unasked(self, request: HTTPRequest) -> tuple[Workflow, WorkflowState]:
         revision = request.headers.get(PROTOCOL_VERSION, DEFAULT_REVISION)

@@ -310,6 +310,20 @@ async def test_a_stream_that_begins_while_draining_only_asks_to_come_back() -> N
         assert await answer.body() == b"retry: 1000\n\n"
 
 
+async def test_g8_what_comes_when_a_drain_has_ended_its_session_is_told_of_the_drain() -> None:
+    async with opened() as here:
+        event = await event_of(await here.client.get())
+        await here.bench.pool.drain(0)
+        answer = await here.client.post(call("late"))
+        late = await answer.json()
+        assert (answer.status, late["id"]) == (200, "late")
+        assert (late["error"]["code"], late["error"]["data"]) == (-31002, {"executed": "no"})
+        for event_id in (None, event.id):
+            stream = await here.client.get(event_id)
+            assert (stream.status, await stream.body()) == (200, b"retry: 1000\n\n")
+        assert (await here.client.delete()).status == 404
+
+
 async def test_g8_a_stream_that_was_let_go_is_to_be_asked_for_once_more() -> None:
     async with workers() as at:
         draining = await at.start()
