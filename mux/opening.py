@@ -18,7 +18,7 @@ from .errors import Overloaded, SessionLost, TrunklineError, UnknownSession, Wor
 from .event_log import Budget
 from .line import not_run
 from .lines import Lines, Place
-from .policy import cap_reached, give_way
+from .policy import GivingWay, cap_reached
 from .ports import Opened
 from .premises import Premises
 from .principal import Principal
@@ -65,6 +65,7 @@ class Opening:
         self._residents = premises.residents
         self._census = premises.residents.census
         self._caps = premises.caps
+        self._giving_way = GivingWay()
         self._leftovers = premises.leftovers
         self._lines = lines
         self._generations = premises.generations
@@ -140,7 +141,8 @@ class Opening:
             cap = cap_reached(self._census, principal, server, self._caps)
             if cap is None:
                 return
-            await self._ending.end(give_way(cap, self._residents.by_id.values(), self._clock()), "evicted")
+            leaves = self._giving_way.next(cap, self._residents.by_id, self._clock())
+            await self._ending.end(leaves, "evicted")
         raise Overloaded("the gateway is shutting down", limit="draining")
 
     def make(

@@ -1,7 +1,8 @@
 """What the pool may keep: admission at the caps, and who gives way. Pure and synchronous; it returns decisions."""
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from heapq import nsmallest
 from typing import Final, Literal, NamedTuple, Protocol, TypeVar, get_args
 
 from .errors import Overloaded
@@ -10,6 +11,12 @@ from .principal import Principal
 
 EVICTABLE_AFTER: Final = 60.0
 """Seconds for which a workflow must be detached and idle before it may give way to a newcomer (guarantee G10)."""
+
+FOUND_AT_ONCE: Final = 32
+"""Workflows that give way, one after the other, that are found by looking at all of them once."""
+
+MAX_LOOKS: Final = 256
+"""Caps for which that is remembered; the one that was looked at first is forgotten."""
 
 
 Limit = Literal["max_workflows_per_user", "max_workflows_per_tenant", "max_workflows"]
@@ -171,21 +178,73 @@ def cap_reached(
     return Cap("max_workflows", scope=scope) if scope else None
 
 
-def give_way(cap: Cap, residents: Iterable[R], now: float) -> R:
-    """The workflow that ends so that a newcomer fits under this cap: the least recently used that may be evicted.
+class _Look(NamedTuple):
+    """What a look at all workflows has found for a cap."""
 
-    Raises:
-        Overloaded: none may; `limit` names the cap.
+    following: deque[tuple[float, str]]
+    """Those that give way next, by their names, and since when they are idle."""
+    again: float
+    """When to look again, once none of them is left: nobody else can be idle for long enough before."""
+
+
+class GivingWay:
+    """Who ends so that a newcomer fits under a cap: the least recently used that may be evicted.
+
+    All are looked at for `FOUND_AT_ONCE` of them, or until somebody else can be idle for long enough: newcomers at a
+    cap come in crowds, and those that are refused come again.
     """
-    evictable = (
-        (resident.idle_since, index, resident)
-        for index, resident in enumerate(residents)
-        if cap.counts(resident) and resident.idle_since is not None and resident.idle_since <= now - EVICTABLE_AFTER
-    )
-    oldest = min(evictable, default=None, key=lambda entry: entry[:2])
-    if oldest is None:
-        raise Overloaded(f"no further session: {cap.limit} is reached, and none of them is idle", limit=cap.limit)
-    return oldest[2]
+
+    def __init__(self) -> None:
+        self._looks: dict[Cap, _Look] = {}
+
+    def next(self, cap: Cap, residents: Mapping[str, R], now: float) -> R:
+        """The one that is next; it is to leave the `residents`. Nobody who was in use since was idle before.
+
+        Raises:
+            Overloaded: none may; `limit` names the cap.
+        """
+        look = self._looks.get(cap)
+        while True:
+            found = None if look is None else _first_idle(look.following, residents)
+            if found is not None:
+                return found
+            if look is not None and now < look.again:
+                raise Overloaded(
+                    f"no further session: {cap.limit} is reached, and none of them is idle", limit=cap.limit
+                )
+            look = self._keep(cap, _look(cap, residents, now))
+
+    def _keep(self, cap: Cap, look: _Look) -> _Look:
+        self._looks.pop(cap, None)
+        self._looks[cap] = look
+        if len(self._looks) > MAX_LOOKS:
+            del self._looks[next(iter(self._looks))]
+        return look
+
+
+def _first_idle(following: deque[tuple[float, str]], residents: Mapping[str, R]) -> R | None:
+    """The first of these that is there, and has been idle all the time."""
+    while following:
+        since, name = following.popleft()
+        resident = residents.get(name)
+        if resident is not None and resident.idle_since == since:
+            return resident
+    return None
+
+
+def _look(cap: Cap, residents: Mapping[str, Resident], now: float) -> _Look:
+    before, again = now - EVICTABLE_AFTER, now + EVICTABLE_AFTER
+    idle: list[tuple[float, int, str]] = []
+    for index, (name, resident) in enumerate(residents.items()):
+        since = resident.idle_since if cap.counts(resident) else None
+        if since is None:
+            continue
+        if since <= before:
+            idle.append((since, index, name))
+        else:
+            again = min(again, since + EVICTABLE_AFTER)
+    first = nsmallest(FOUND_AT_ONCE, idle)
+    return _Look(deque((since, name) for since, _, name in first), again if len(first) == len(idle) else now)
 
 
 def _tenant(principal: Principal) -> tuple[str, str]:

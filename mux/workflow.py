@@ -405,6 +405,7 @@ class Workflow:
             self.opened.set_exception(outcome)
             self.opened.exception()  # the client may have left
         else:
+            self._touched = self._ports.clock()
             self.opened.set_result(outcome)
 
     def end(self, cause: str, *, release: bool = False) -> bool:

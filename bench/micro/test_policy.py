@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import pytest
 from trunkline.mux.limits import Pooling
-from trunkline.mux.policy import Cap, Caps, Census, cap_reached, give_way
+from trunkline.mux.policy import Cap, Caps, Census, GivingWay, cap_reached
 from trunkline.mux.principal import Principal
 
 from bench.micro.measuring import Measure
@@ -44,5 +44,5 @@ def test_admit_a_workflow(measured: Measure, residents: int) -> None:
 
 @pytest.mark.parametrize("residents", RESIDENTS)
 def test_find_who_gives_way(measured: Measure, residents: int) -> None:
-    there = [Resident(user(n), float(n % 97) if n % 3 else None) for n in range(residents)]
-    assert measured(lambda: give_way(Cap("max_workflows"), there, 1_000.0)).idle_since is not None
+    there = {str(n): Resident(user(n), float(n % 97) if n % 3 else None) for n in range(residents)}
+    assert measured(lambda: GivingWay().next(Cap("max_workflows"), there, 1_000.0)).idle_since is not None

@@ -1,11 +1,23 @@
 """Admission at the caps, and who gives way."""
 
+import random
+from collections.abc import ItemsView
 from dataclasses import dataclass
 
 import pytest
 from trunkline.mux.errors import Overloaded
 from trunkline.mux.limits import Pooling
-from trunkline.mux.policy import EVICTABLE_AFTER, Cap, Caps, Census, Scope, cap_reached, give_way
+from trunkline.mux.policy import (
+    EVICTABLE_AFTER,
+    FOUND_AT_ONCE,
+    MAX_LOOKS,
+    Cap,
+    Caps,
+    Census,
+    GivingWay,
+    Scope,
+    cap_reached,
+)
 from trunkline.mux.principal import ANONYMOUS, Principal
 
 ALICE, BOB, EVE = (
@@ -56,21 +68,94 @@ def test_who_went_is_not_counted() -> None:
     assert (made.total, dict(made.users), dict(made.tenants)) == (1, {BOB: 1}, {("i", "acme"): 1})
 
 
+class House(dict[str, Guest]):
+    """Guests by their names, and how often all of them were looked at."""
+
+    def __init__(self, *guests: Guest) -> None:
+        super().__init__({f"{number}": guest for number, guest in enumerate(guests)})
+        self.looks = 0
+
+    def items(self) -> ItemsView[str, Guest]:
+        self.looks += 1
+        return super().items()
+
+    def leave(self, guest: Guest) -> float | None:
+        """This one goes; since when it was idle."""
+        del self[next(name for name, one in super().items() if one is guest)]
+        return guest.idle_since
+
+
+ALL = Cap("max_workflows")
+
+
+def refused(giving_way: GivingWay, house: House, now: float, cap: Cap = ALL) -> Overloaded:
+    """Why nobody gives way."""
+    with pytest.raises(Overloaded) as error:
+        giving_way.next(cap, house, now)
+    return error.value
+
+
 def test_g10_the_least_recently_used_that_is_idle_gives_way() -> None:
     now = 1000.0
     old, older = Guest(ALICE, now - EVICTABLE_AFTER - 1), Guest(BOB, now - EVICTABLE_AFTER - 2)
     oldest_of_all = Guest(EVE, 1.0)
-    guests = [old, older, oldest_of_all, Guest(ALICE, None), Guest(ALICE, now - 1)]
-    assert give_way(Cap("max_workflows"), guests, now) is oldest_of_all
-    assert give_way(Cap("max_workflows_per_tenant", tenant=("i", "acme")), guests, now) is older
-    assert give_way(Cap("max_workflows_per_user", principal=ALICE), guests, now) is old
+    house = House(old, older, oldest_of_all, Guest(ALICE, None), Guest(ALICE, now - 1))
+    giving_way = GivingWay()
+    assert giving_way.next(ALL, house, now) is oldest_of_all
+    assert giving_way.next(Cap("max_workflows_per_tenant", tenant=("i", "acme")), house, now) is older
+    assert giving_way.next(Cap("max_workflows_per_user", principal=ALICE), house, now) is old
 
 
 def test_g10_where_none_is_idle_long_enough_the_newcomer_is_refused() -> None:
-    with pytest.raises(Overloaded) as refused:
-        give_way(Cap("max_workflows"), [Guest(ALICE, None), Guest(ALICE, 950.0)], 1000.0)
-    assert refused.value.limit == "max_workflows"
-    assert refused.value.data == {"limit": "max_workflows"}
+    error = refused(GivingWay(), House(Guest(ALICE, None), Guest(ALICE, 950.0)), 1000.0)
+    assert error.limit == "max_workflows"
+    assert error.data == {"limit": "max_workflows"}
+
+
+def test_g10_newcomers_that_are_refused_again_and_again_cost_one_look_until_somebody_may_give_way() -> None:
+    house = House(Guest(ALICE, None), Guest(BOB, 950.0), Guest(EVE, 940.5))
+    giving_way = GivingWay()
+    for tenth in range(5):
+        refused(giving_way, house, 1000.0 + tenth / 10)
+    assert house.looks == 1
+    assert giving_way.next(ALL, house, 1000.5) is house["2"]
+    busy = House(Guest(ALICE, None))
+    refused(giving_way, busy, 2000.0)
+    busy["0"] = Guest(ALICE, 2000.0)
+    refused(giving_way, busy, 2000.0 + EVICTABLE_AFTER - 0.1)
+    assert busy.looks == 1
+    assert giving_way.next(ALL, busy, 2000.0 + EVICTABLE_AFTER) is busy["0"]
+
+
+def test_g10_those_that_give_way_one_after_the_other_are_found_by_few_looks_and_in_their_order() -> None:
+    idle = [float(one) for one in random.Random(7).sample(range(500), FOUND_AT_ONCE * 3)]
+    house, giving_way = House(*(Guest(ALICE, since) for since in idle)), GivingWay()
+    gone = [house.leave(giving_way.next(ALL, house, 1000.0)) for _ in idle]
+    assert gone == sorted(idle)
+    assert house.looks == 3
+    refused(giving_way, house, 1000.0)
+
+
+def test_g10_who_was_in_use_since_or_has_gone_is_passed_over() -> None:
+    house, giving_way = House(*(Guest(ALICE, float(number)) for number in range(5))), GivingWay()
+    assert giving_way.next(ALL, house, 100.0) is house.pop("0")
+    house["1"] = Guest(ALICE, None)
+    house["2"] = Guest(ALICE, 99.0)
+    del house["3"]
+    assert giving_way.next(ALL, house, 100.0) is house.pop("4")
+    assert house.looks == 1
+    refused(giving_way, house, 100.0)
+
+
+def test_g10_for_how_many_caps_it_is_remembered_is_bounded() -> None:
+    house, giving_way = House(Guest(ALICE, None)), GivingWay()
+    caps = [Cap("max_workflows_per_user", Principal("i", "t", f"{number}")) for number in range(MAX_LOOKS + 1)]
+    for _ in range(2):
+        for cap in reversed(caps):
+            refused(giving_way, house, 0.0, cap)
+    assert house.looks == 2 * len(caps), "each was forgotten for another"
+    refused(giving_way, house, 0.0, caps[0])
+    assert house.looks == 2 * len(caps)
 
 
 @pytest.mark.parametrize(
