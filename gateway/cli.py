@@ -58,6 +58,10 @@ AdminToken = Annotated[
     typer.Option(help="The gateway's admin token.", envvar="TRUNKLINE_GATEWAY__ADMIN_TOKEN", show_default=False),
 ]
 File = Annotated[Path | None, typer.Argument(metavar="FILE", help="Settings, as TOML.", show_default=False)]
+Insecure = Annotated[
+    bool,
+    typer.Option("--insecure", help="Allow a listener beyond loopback without authentication.", show_default=False),
+]
 Upstream = Annotated[
     list[str] | None, typer.Option(metavar="NAME=URL", help="A server to stand before; may be repeated.")
 ]
@@ -138,10 +142,7 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default=False)] = None,
     port: Annotated[int | None, typer.Option(help="Port to listen on.", show_default=False)] = None,
     workers: Annotated[int | None, typer.Option(help="Worker processes.", show_default=False)] = None,
-    insecure: Annotated[
-        bool,
-        typer.Option("--insecure", help="Allow a listener beyond loopback without authentication.", show_default=False),
-    ] = False,
+    insecure: Insecure = False,
     log_format: Annotated[str, typer.Option(help="text or json.")] = "text",
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
     debug: Debug = False,
@@ -220,6 +221,7 @@ def check(
             autocompletion=_complete_server,
         ),
     ] = None,
+    insecure: Insecure = False,
     as_json: AsJSON = False,
     debug: Debug = False,
 ) -> None:
@@ -227,7 +229,7 @@ def check(
     from .settings import load
 
     _tell_unread_variables()
-    settings = load(file, environ=os.environ)
+    settings = load(file, environ=os.environ, insecure=insecure)
     from .check import run as run_check
     from .console import out
 

@@ -228,6 +228,13 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(file: Callable[[str
     assert refused("check", str(tmp_path / "latin.toml")).endswith("it is not UTF-8; save it as UTF-8")
 
 
+def test_a_file_for_a_gateway_that_lets_everybody_in_is_checked_as_it_is_served(file: Callable[[str], str]) -> None:
+    text = '[gateway]\nhost = "0.0.0.0"\nallowed_hosts = ["h"]\n'
+    assert "give --insecure if you mean it" in refused("check", file(text))
+    told = refused("check", file(text), "--insecure")
+    assert told == "servers: there is no server to check; name a file, and add [servers.NAME] with a url to it"
+
+
 def test_a_file_of_another_user_is_named() -> None:
     if os.geteuid() == 0:
         pytest.skip("root may read everything")
