@@ -76,10 +76,16 @@ def unread(environ: Mapping[str, str]) -> dict[str, str]:
     """Names in the environment that are a setting's but for its two underscores, and what that is called."""
     if not any(name.startswith(PREFIX) and "__" not in name for name in environ):
         return {}
-    from .reference import every
+    from .reference import ANY_SERVER, every
 
     names = [PREFIX + setting.path.upper().replace(".", "__") for setting in every()]
-    return {found: name for name in names if (found := name.replace("__", "_")) in environ}
+    keys = [setting.key.upper() for setting in every() if setting.section == ANY_SERVER]
+    of_a_server = re.compile(f"({PREFIX}SERVERS)_(.+?)_({'|'.join(keys)})")
+    servers = [match for name in environ if "__" not in name and (match := of_a_server.fullmatch(name))]
+    return {
+        **{found: name for name in names if (found := name.replace("__", "_")) in environ},
+        **{match[0]: "__".join(match.groups()) for match in servers},
+    }
 
 
 def _merged(

@@ -218,6 +218,15 @@ def test_a_variable_with_one_underscore_is_told_by_what_it_was_meant_to_be() -> 
     }
 
 
+def test_so_is_one_of_a_server_whose_name_nobody_knows_beforehand() -> None:
+    named = {"TRUNKLINE_SERVERS_MY_FILES_URL": "", "TRUNKLINE_SERVERS_A_MAX_WORKFLOWS_PER_USER": ""}
+    others = {"TRUNKLINE_SERVERS_SERVICE_HOST": "", "TRUNKLINE_SERVERS_URL": "", "TRUNKLINE_SERVERS__A__URL": ""}
+    assert unread(named | others) == {
+        "TRUNKLINE_SERVERS_MY_FILES_URL": "TRUNKLINE_SERVERS__MY_FILES__URL",
+        "TRUNKLINE_SERVERS_A_MAX_WORKFLOWS_PER_USER": "TRUNKLINE_SERVERS__A__MAX_WORKFLOWS_PER_USER",
+    }
+
+
 def test_what_the_command_line_says_is_not_laid_to_the_environment(refused: Callable[..., SettingsError]) -> None:
     environ = {"TRUNKLINE_GATEWAY__PORT": "1", "TRUNKLINE_SERVERS__UP__URL": "http://h/"}
     for options in ({"overrides": {"gateway.port": 65536}}, {"upstreams": ["up=ftp://h/"]}):
