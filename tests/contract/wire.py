@@ -224,11 +224,11 @@ class Session:
         assert report.error.data == {"executed": "unknown"}
         return report.error
 
-    async def shake_hands(self) -> None:
+    async def shake_hands(self, revision: str = REVISION) -> None:
         """What a channel does first."""
-        params = {"protocolVersion": REVISION, "capabilities": {}, "clientInfo": {"name": "contract", "version": "1"}}
+        params = {"protocolVersion": revision, "capabilities": {}, "clientInfo": {"name": "contract", "version": "1"}}
         await self.answered(self.request("initialize", params))
-        await self.wire.establish(REVISION, INITIALIZED)
+        await self.wire.establish(revision, INITIALIZED)
 
 
 @asynccontextmanager

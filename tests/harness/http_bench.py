@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from contract.wire import Receiver, Report, Session
+from contract.wire import REVISION, Receiver, Report, Session
 from trunkline.mux.errors import SessionLost, TrunklineError
 from trunkline.mux.ports import NONE
 from trunkline.mux.request import Request
@@ -76,10 +76,10 @@ class HTTPBench:
         receiver.left = True
 
     @asynccontextmanager
-    async def session(self) -> AsyncIterator[Heard]:
+    async def session(self, revision: str = REVISION) -> AsyncIterator[Heard]:
         """A session after its handshake."""
         async with self.wire() as session:
-            await session.shake_hands()
+            await session.shake_hands(revision)
             yield session
 
 

@@ -11,17 +11,20 @@ import anyio
 from ...mux.errors import SessionLost, TrunklineError, UpstreamFault
 from ...mux.request import Request
 from ..media import STREAM_TYPE, content_type
-from .answers import Ask, Events, nothing
+from .answers import NOT_NOW, Ask, Events, nothing
 from .http import ExchangeBroken, Headers
 
 RESUME_ATTEMPTS: Final = 5
 """Attempts to take up a broken stream that bring no event, before its request is given up."""
 
 
-async def resume(request: Request, events: Events, ask: Ask, hand_on: Callable[[bytes], None]) -> TrunklineError | None:
+async def resume(
+    request: Request, events: Events, ask: Ask, hand_on: Callable[[bytes], None], *, may_end: bool
+) -> TrunklineError | None:
     """Hear the rest of a stream until its request is answered; why it will not be, else.
 
-    `events` is what was heard of it, and `ask` sends the GET that goes on after an event id.
+    `events` is what was heard of it, and `ask` sends the GET that goes on after an event id. Where the server `may_end`
+    a stream to be asked again (rule T7), it is, for as long as the request waits.
     """
 
     def take(text: bytes) -> None:
@@ -38,12 +41,12 @@ async def resume(request: Request, events: Events, ask: Ask, hand_on: Callable[[
             return None
         if isinstance(heard.error, UpstreamFault):
             return heard.error
-        if heard.events is None and heard.status:
+        if heard.events is None and heard.status and heard.status not in NOT_NOW:
             break
         attempts += 1
         if heard.events is not None:
-            attempts = 0 if heard.events.last_id != events.last_id else attempts
-            events = heard.events
+            is_well = heard.events.last_id != events.last_id or (may_end and heard.error is None)
+            attempts, events = 0 if is_well else attempts, heard.events
     return SessionLost("the server's stream ended before its answer and cannot be taken up", executed="unknown")
 
 

@@ -18,6 +18,7 @@ import anyio
 from ...mux.errors import InvalidRequest, SessionLost, TrunklineError, UpstreamFault
 from ...mux.ports import NONE, Headers, Receiver, SendKind
 from ...mux.request import Request
+from ...mux.routing import PRIMING
 from ..media import JSON_TYPE, STREAM_TYPE
 from .answers import Events, Unasked, nothing
 from .http import Answer, HeaderBlock, HTTPClient
@@ -377,7 +378,8 @@ class HTTPWire:
         def hand_on(text: bytes) -> None:
             self.receiver.received(text, request)
 
-        self.is_over(request, await resume(request, events, self._ask_for_stream, hand_on))
+        may_end = self._revision >= PRIMING
+        self.is_over(request, await resume(request, events, self._ask_for_stream, hand_on, may_end=may_end))
 
     def _have_none(self) -> None:
         """The server offers no stream: nothing of it is kept."""

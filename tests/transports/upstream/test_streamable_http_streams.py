@@ -89,13 +89,41 @@ async def test_a_server_that_does_not_take_a_stream_up_has_lost_the_call(status:
         assert not session.receiver.of("lost"), "the session lives on"
 
 
-@ENDS
-async def test_a_stream_that_brings_nothing_new_is_given_up_after_some_attempts(end: list[Step]) -> None:
+@pytest.mark.parametrize(("end", "revision"), [([], "2025-06-18"), ([Cut()], "2025-11-25")], ids=["ends", "breaks"])
+async def test_a_stream_that_brings_nothing_new_is_given_up_after_some_attempts(end: list[Step], revision: str) -> None:
     plays = [[OpenStream(), Send(told(1), event_id="1", retry=SOON), *end]]
     again = [[OpenStream(), Raw(b"retry: 1\n\n"), *end]]
-    async with http_bench(call=plays, resume=again) as bench, bench.session() as session:
+    async with http_bench(call=plays, resume=again) as bench, bench.session(revision) as session:
         assert await is_lost(session, session.request())
         assert resumed(bench) == ["1"] * RESUME_ATTEMPTS
+
+
+async def test_t7_a_server_that_has_itself_asked_again_and_again_is() -> None:
+    """From 2025-11-25 on a server may end a stream at any time, to be asked for the rest."""
+    count = RESUME_ATTEMPTS * 3
+    plays = [[OpenStream(), Send("", event_id="0", retry=SOON)]]
+    again: list[Play] = [[OpenStream(), Raw(b"retry: 1\n\n")]] * count
+    last: Play = [OpenStream(), Send('{"jsonrpc":"2.0","id":2,"result":{}}')]
+    async with http_bench(call=plays, resume=[*again, last]) as bench, bench.session() as session:
+        await session.answered(session.request())
+        assert resumed(bench) == ["0"] * (count + 1)
+
+
+@pytest.mark.parametrize("status", [409, 429])
+async def test_a_server_that_does_not_take_a_stream_up_now_is_asked_again(status: int) -> None:
+    """It may not have noticed yet that the stream broke."""
+    plays = [[OpenStream(), Send("", event_id="0", retry=SOON), Cut()]]
+    again = [[Status(status)], [Status(status)], [OpenStream(), Send('{"jsonrpc":"2.0","id":2,"result":{}}')]]
+    async with http_bench(call=plays, resume=again) as bench, bench.session() as session:
+        await session.answered(session.request())
+        assert resumed(bench) == ["0"] * 3
+
+
+async def test_a_server_that_takes_a_stream_up_at_no_time_is_asked_so_often() -> None:
+    plays = [[OpenStream(), Send("", event_id="0", retry=SOON), Cut()]]
+    async with http_bench(call=plays, resume=[[Status(409)]]) as bench, bench.session() as session:
+        assert await is_lost(session, session.request())
+        assert resumed(bench) == ["0"] * RESUME_ATTEMPTS
 
 
 async def test_attempts_that_bring_something_are_not_counted() -> None:
