@@ -15,7 +15,7 @@ MAX_HOST: Final = 261
 ALLOWED_METHODS: Final = b"GET, POST, DELETE, OPTIONS"
 ALLOWED_HEADERS: Final = (
     b"Content-Type, Accept, Authorization, Mcp-Session-Id, MCP-Protocol-Version, Last-Event-ID, "
-    b"Trunkline-Workflow, Trunkline-End, Mcp-Method, Mcp-Name"
+    b"Trunkline-Workflow, Trunkline-End, Mcp-Method, Mcp-Name, Traceparent, Tracestate"
 )
 _PARAM: Final = re.compile(r"mcp-param-[a-z0-9!#$%&'*+.^_`|~-]+", re.IGNORECASE)
 """A header that repeats an argument of a call: a tool names it as it likes (rule H3)."""
@@ -103,13 +103,16 @@ class Guard:
             (b"vary", b"Origin"),
         ]
 
-    def preflight(self, headers: Mapping[str, str]) -> RawHeaders:
-        """The answer to a CORS preflight from a configured origin; empty for everybody else."""
+    def preflight(self, headers: Mapping[str, str], passed_on: Sequence[str] = ()) -> RawHeaders:
+        """The answer to a CORS preflight from a configured origin; empty for everybody else.
+
+        `passed_on` names the headers that the server is sent besides: a page that may speak may set them.
+        """
         granted = self.cors(headers)
         if not granted:
             return []
         asked = [name.strip() for name in headers.get("access-control-request-headers", "").split(",")]
-        params = [name.encode("ascii") for name in asked if _PARAM.fullmatch(name)]
+        params = [name.encode("ascii") for name in (*passed_on, *filter(_PARAM.fullmatch, asked))]
         return [
             *granted,
             (b"access-control-allow-methods", ALLOWED_METHODS),

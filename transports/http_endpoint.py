@@ -231,7 +231,8 @@ class HTTPEndpoint:
             await self._pool.hand_on()
 
     async def _preflight(self, request: HTTPRequest) -> None:
-        granted = self._config.guard.preflight(request.headers)
+        passed_on = (*self._config.forward_headers, *self._config.session_headers)
+        granted = self._config.guard.preflight(request.headers, passed_on)
         request.cors = []
         await request.respond(204 if granted else 403, granted)
 

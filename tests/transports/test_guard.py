@@ -170,6 +170,16 @@ def test_h3_a_preflight_admits_the_headers_that_repeat_arguments_and_no_others()
     assert b"x-other" not in allowed
 
 
+def test_a_preflight_admits_the_headers_that_go_on_to_the_server() -> None:
+    cases: list[dict[str, str]] = [{}, {"access-control-request-headers": "x-tenant, mcp-param-region"}]
+    for headers in cases:
+        asking = {"origin": "https://app.example", **headers}
+        granted = dict(public("https://app.example").preflight(asking, ["x-tenant", "x-class"]))
+        allowed = granted[b"access-control-allow-headers"].split(b", ")
+        assert {b"x-tenant", b"x-class", b"Traceparent", b"Tracestate"} <= set(allowed)
+        assert (b"mcp-param-region" in allowed) == bool(headers)
+
+
 def test_who_is_unauthorized_is_told_what_is_wanted() -> None:
     assert (Unauthorized("no token").message, Unauthorized("no token").challenge) == ("no token", "Bearer")
     assert Unauthorized("no", challenge='Bearer error="invalid_token"').challenge == 'Bearer error="invalid_token"'

@@ -288,3 +288,13 @@ async def test_a_preflight_is_answered_without_identity_and_only_for_configured_
         refused = await here.client.ask("OPTIONS", headers={**asking, "origin": "http://localhost:3000"})
         assert (refused.status, "access-control-allow-methods" in refused.headers) == (403, False)
         assert (await here.client.ask("OPTIONS", headers={**asking, "origin": "https://evil.example"})).status == 403
+
+
+async def test_a_preflight_admits_the_headers_that_are_configured_to_go_on() -> None:
+    options = {"forward_headers": ["x-class"], "session_headers": ["x-tenant"]}
+    async with front(guard=Guard(loopback=True, allowed_origins=[PAGE]), options=options) as here:
+        asking = {"origin": PAGE, "access-control-request-method": "POST"}
+        granted = await here.client.ask("OPTIONS", headers={**asking, "access-control-request-headers": "x-class,x-no"})
+        allowed = granted.headers["access-control-allow-headers"].split(", ")
+        assert {"x-class", "x-tenant"} <= set(allowed)
+        assert "x-no" not in allowed
