@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import partial
 
 from ..mux import envelope as wire_format
+from ..mux.burden import LARGE_BYTES
 from ..mux.envelope import Envelope
 from ..mux.errors import TrunklineError
 from ..mux.event_log import Stream
@@ -97,6 +98,8 @@ class AtOnce:
         admission = self._config.admission
         if admission.pass_at_once():
             self._answer(whole, request, workflow, message)
+        elif message.size > LARGE_BYTES:
+            return False  # there it counts as a large one, while it waits
         else:
             go_on = partial(self._turn_came, whole, request, message)
             admission.queue(request.principal, go_on)

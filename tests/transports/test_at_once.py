@@ -11,6 +11,7 @@ from harness.endpoint_bench import Front, authenticate, call, front, initialize,
 from harness.gateways import until
 from harness.http_serving import PATIENCE, Connection, connecting, serving
 from trunkline.gateway.http_listening import HTTPListening
+from trunkline.mux.burden import LARGE_BYTES
 from trunkline.mux.fairness import Turnstile
 from trunkline.mux.statistics import Statistics
 from trunkline.transports import EndpointConfig, Guard, StreamableHTTPEndpoint
@@ -305,3 +306,11 @@ async def test_who_leaves_before_its_turn_takes_none_and_asks_nothing() -> None:
         here.connection.writer.close()
         await until(lambda: not here.admission.waiting)
         assert not here.front.server.of("tools/call")
+
+
+async def test_g10_a_large_message_that_waits_for_its_turn_counts_as_one() -> None:
+    async with session(per_round=0) as here:
+        burden = here.front.bench.pool.burden
+        here.connection.post(call(padding="x" * LARGE_BYTES), here.headers)
+        await until(lambda: here.admission.waiting)
+        assert burden.held > LARGE_BYTES
