@@ -14,7 +14,7 @@ from ..transports.asgi import Grant, RawHeaders, headers_of
 from ..transports.guard import OWN_SITES, Guard, Rejected, Unauthorized
 from .auth import METADATA, Authenticator
 from .events import Events, EventsResponse
-from .metrics import CONTENT_TYPE, InFlight, exposition
+from .metrics import CONTENT_TYPE, Expositions, InFlight, exposition
 from .rows import NotTold
 from .settings import NAME, Settings, is_loopback
 from .status_page.document import document
@@ -57,6 +57,7 @@ def operations_app(
     """
     events = events or Events(pool, Overview(pool, Trends(pool.statistics), member, beside))
     overview = events.overview
+    expositions = Expositions(lambda: exposition(pool, beside, workers))
 
     async def health(request: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -69,7 +70,7 @@ def operations_app(
         return PlainTextResponse("ready\n")
 
     async def metrics(request: Request) -> Response:
-        return Response(exposition(pool, beside, workers), media_type=CONTENT_TYPE)
+        return Response(await expositions.text(), media_type=CONTENT_TYPE)
 
     async def gateway(request: Request) -> Response:
         return JSONResponse(await overview.gateway(request.scope))

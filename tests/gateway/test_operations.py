@@ -10,7 +10,9 @@ import httpx2
 import pytest
 from harness.memory_wire import MemoryServer
 from harness.muxing import ALICE, Client, begin, settle
+from trunkline.gateway import operations
 from trunkline.gateway.auth import Authenticator
+from trunkline.gateway.metrics import exposition
 from trunkline.gateway.operations import operations_app
 from trunkline.gateway.settings import AuthSection, GatewaySection, Server, Settings
 from trunkline.mux.directory.memory import MemoryDirectory
@@ -88,6 +90,26 @@ async def test_g8_while_it_drains_it_lives_and_is_not_ready(site: Site) -> None:
     site.server.of("tools/call")[0].answer()
     await client.answer(exchange)
     assert await draining
+
+
+async def test_g10_a_crowd_that_asks_for_metrics_costs_what_one_does(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = 0
+
+    def counted(*args: Any) -> bytes:
+        nonlocal made
+        made += 1
+        return exposition(*args)
+
+    monkeypatch.setattr(operations, "exposition", counted)
+    for number in range(1, 4):
+        made = 0
+        site.pool.statistics.count("refused", "body")
+        answers = await asyncio.gather(*(site.get("/metrics") for _ in range(50)))
+        assert made < 10
+        for answer in answers:
+            assert f'trunkline_refused_total{{reason="body"}} {number}.0' in answer.text, "as it was when it was asked"
 
 
 async def test_metrics_are_in_prometheus_text_format(site: Site) -> None:
