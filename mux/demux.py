@@ -344,6 +344,8 @@ class Demux:
             number, token = wire_format.read_lasting_token(raw)
         request = self._requests.get(number)
         if request is None and token:  # a task goes on whose call was answered
+            if origin is not None and origin.state == "pending":
+                origin.deadline = now + self._timeout
             told = {**params, "progressToken": Raw(token)}
             members = {**message.members, "params": wire_format.encode_members(told)}
             return Told(Envelope("notification", members, method=message.method), origin)

@@ -198,6 +198,20 @@ def test_e18_progress_of_a_task_comes_back_after_the_answer_too_whoever_takes_it
         assert told.origin is request
 
 
+def test_e17_progress_of_a_task_extends_what_waits_for_its_result(demux: Demux) -> None:
+    _, text = demux.open(call("1", '{"task":{},"_meta":{"progressToken":1}}'), Waiting(), 0)  # type: ignore[arg-type]
+    token = json.dumps(json.loads(text)["params"]["_meta"]["progressToken"])
+    progress = notification("notifications/progress", f'{{"progressToken":{token},"progress":1}}')
+    demux.receive(answer("1"), None, 0)
+    waiting, cancelled = opened(demux), opened(demux)
+    demux.cancel(cancelled, None, 0)
+    before = cancelled.deadline
+    for origin in (waiting, cancelled):
+        assert isinstance(demux.receive(progress, origin, 7), Told)
+    assert (waiting.deadline, cancelled.deadline) == (17, before)
+    assert demux.expire(16) == []
+
+
 def test_e18_progress_of_a_task_whose_call_was_cancelled_is_dropped(demux: Demux) -> None:
     request, text = demux.open(call("1", '{"task":{},"_meta":{"progressToken":1}}'), Waiting(), 0)  # type: ignore[arg-type]
     token = json.dumps(json.loads(text)["params"]["_meta"]["progressToken"])
