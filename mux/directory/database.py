@@ -25,6 +25,9 @@ from .database_server import WORK_SECONDS, Server
 from .names import key_digest, key_digest_of, name_digest, token_of
 
 SWEEP_SECONDS: Final = 30.0
+SWEEP_BATCH: Final = 50
+"""Records that are swept up at once: each has a log, and nobody else writes to a SQLite file meanwhile."""
+
 BATCH: Final = 500
 NUMBER: Final = "worker-number"
 
@@ -94,7 +97,7 @@ class DatabaseDirectory:
                     return standing
                 if await connection.scalar(sa.select(ends.c.token).where(ended, ends.c.expires > self._server.now())):
                     return None
-                await connection.execute(sa.delete(records).where(mine))  # expired
+                await self._forget(connection, mine)  # it has expired
                 claimed = await self._claim(connection, record, key_digest_of(record) or None)
             if claimed is not None:
                 return claimed.record
@@ -102,10 +105,9 @@ class DatabaseDirectory:
     async def _claim(self, connection: AsyncConnection, record: WorkflowRecord, key: str | None) -> Claimed | None:
         """None where a record stood in the way that is gone already."""
         now, state = self._server.now(), "created"
-        if key is not None:
-            expired = sa.delete(records).where(records.c.key == key, records.c.expires <= now)
-            if (await connection.execute(expired)).rowcount:
-                state = "reset"
+        expired = sa.and_(records.c.key == key, records.c.expires <= now)
+        if key is not None and await self._forget(connection, expired):
+            state = "reset"
         stored = self._server.insert(records).values(
             token=record.event_token,
             key=key,
@@ -202,9 +204,8 @@ class DatabaseDirectory:
     async def remove(self, record: WorkflowRecord) -> bool:
         """See `Directory.remove`."""
         async with self._server.writing() as connection:
-            if not (await connection.execute(sa.delete(records).where(self._is(record)))).rowcount:
+            if not await self._forget(connection, self._is(record)):
                 return False
-            await connection.execute(sa.delete(log).where(log.c.token == record.event_token))
             until = self._server.now() + record.lifetime
             ended = self._server.insert(ends).values(token=record.event_token, expires=until)
             await connection.execute(ended.on_conflict_do_nothing())
@@ -423,17 +424,31 @@ class DatabaseDirectory:
 
     async def sweep(self) -> None:
         """Forget what has expired."""
+        while await self._sweep_records() == SWEEP_BATCH:
+            pass
         async with self._server.writing(WORK_SECONDS) as connection:
             now = self._server.now()
-            expired = sa.delete(records).where(records.c.expires <= now).returning(records.c.key)
-            keys = [key for key in await connection.scalars(expired) if key is not None]
-            await self._remember(connection, keys)
             await self._forget_homes(connection)
             await connection.execute(sa.delete(workers).where(workers.c.expires <= now - WORKER_MEMORY_SECONDS))
             for table in (ends, ended_keys, counters):
                 await connection.execute(sa.delete(table).where(table.c.expires <= now))
-            await connection.execute(sa.delete(log).where(log.c.token.not_in(sa.select(records.c.token))))
             await self.news.sweep(connection)
+
+    async def _sweep_records(self) -> int:
+        """Forget some records that have expired, which nobody is about to use; how many."""
+        async with self._server.writing(WORK_SECONDS) as connection:
+            some = sa.select(records.c.token).where(records.c.expires <= self._server.now()).limit(SWEEP_BATCH)
+            expired = await self._forget(connection, records.c.token.in_(some.with_for_update(skip_locked=True)))
+            await self._remember(connection, [key for key in expired.values() if key is not None])
+        return len(expired)
+
+    async def _forget(self, connection: AsyncConnection, condition: sa.ColumnElement[bool]) -> dict[str, str | None]:
+        """Delete records with their logs: the keys of those that there were, by their tokens."""
+        deleted = sa.delete(records).where(condition).returning(records.c.token, records.c.key)
+        gone = {record.token: record.key for record in await connection.execute(deleted)}
+        if gone:
+            await connection.execute(sa.delete(log).where(log.c.token.in_(gone)))
+        return gone
 
     async def _forget_homes(self, connection: AsyncConnection) -> None:
         """Nothing lives any more at workers that are forgotten. Homes are read first: who settles is known before."""

@@ -9,12 +9,14 @@ import pytest
 import sqlalchemy as sa
 from contract.directory import record
 from harness.backends import Backends
-from trunkline.mux.directory import Claimed, Worker
+from trunkline.mux.directory import Claimed, Entry, Worker
 from trunkline.mux.directory.database import WORKER_MEMORY_SECONDS, DatabaseDirectory, open_database
-from trunkline.mux.directory.database_schema import counters, ended_keys, homes, records, workers
+from trunkline.mux.directory.database_schema import counters, ended_keys, homes, log, records, workers
 from trunkline.mux.directory.database_server import MAX_CONNECTIONS, Server
 from trunkline.mux.directory.names import name_digest
 from trunkline.mux.errors import DirectoryUnavailable
+from trunkline.mux.limits import EventLogLimits
+from trunkline.mux.record import WorkflowRecord
 
 pytestmark = pytest.mark.anyio
 
@@ -212,4 +214,59 @@ async def test_g7_a_heartbeat_is_taken_while_everything_else_hangs(url: str) -> 
             await anyio.wait_all_tasks_blocked()
             assert await directory.beat(me)
             assert not refused
+    await server.engine.dispose()
+
+
+async def lines_of(server: Server) -> int | None:
+    """How many lines all logs have."""
+    async with server.reading() as connection:
+        return await connection.scalar(sa.select(sa.func.count()).select_from(log))
+
+
+async def test_a_log_is_forgotten_with_its_record(url: str) -> None:
+    keep, line = EventLogLimits(), Entry("event", 1, 1, b"{}")
+    server = Server(url)
+    async with open_database(url) as directory:
+
+        async def expired(key: str) -> WorkflowRecord:
+            one = record(key)
+            await directory.claim(one)
+            await directory.append(one.session_id, [line] * 3, keep)
+            async with server.writing() as connection:
+                mine = sa.update(records).where(records.c.token == one.event_token)
+                await connection.execute(mine.values(expires=server.now() - 1))
+            return one
+
+        await expired("swept")
+        await directory.sweep()
+        assert await lines_of(server) == 0
+        await expired("claimed")
+        await directory.claim(record("claimed"))
+        assert await lines_of(server) == 0
+        again = await expired("published")
+        await directory.publish(again)
+        assert (await lines_of(server), await directory.read(again.session_id)) == (0, [])
+    await server.engine.dispose()
+
+
+async def test_g10_a_sweep_forgets_all_that_has_expired_and_looks_at_no_log_of_what_lives(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many lines there are: a sweep that took too long would never forget anything."""
+    monkeypatch.setattr("trunkline.mux.directory.database.SWEEP_BATCH", 2)
+    server, said = Server(url), list[str]()
+    async with open_database(url):
+        directory = DatabaseDirectory(server)
+        for n in range(5):
+            await directory.claim(msgspec.structs.replace(record(f"{n}"), lifetime=-1))
+        await directory.sweep()
+        async with server.reading() as connection:
+            assert await connection.scalar(sa.select(sa.func.count()).select_from(records)) == 0
+        await directory.claim(record("lives"))
+        told = server.engine.sync_engine, "before_cursor_execute", lambda *what: said.append(what[2])
+        sa.event.listen(*told)
+        await directory.sweep()
+        sa.event.remove(*told)
+        assert said
+        assert not any("trunkline_log" in statement for statement in said)
     await server.engine.dispose()
