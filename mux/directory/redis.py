@@ -8,6 +8,7 @@ One claim moves a pointer; the loser removes the record that it had stored.
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager
+from itertools import islice
 from typing import Any, Final, TypeVar
 
 import anyio
@@ -50,6 +51,9 @@ OPERATION_SECONDS: Final = 2.5
 """For how long one operation is tried, with its wait for a connection."""
 
 MAX_CONCURRENCY: Final = 32
+BATCH: Final = 500
+"""Records that are touched at once: to write and to read what that says takes the loop some 25 ms."""
+
 SETTLED_SECONDS: Final = 30 * 86400
 """For how long a name that nobody settles keeps its home."""
 
@@ -202,7 +206,11 @@ class RedisDirectory:
 
     async def touch(self, session_ids: Collection[str]) -> None:
         """See `Directory.touch`."""
-        tokens = [token_of(session_id) for session_id in session_ids]
+        tokens = map(token_of, session_ids)
+        while batch := list(islice(tokens, BATCH)):
+            await self._touch(batch)
+
+    async def _touch(self, tokens: list[str]) -> None:
         pointers: dict[str, int] = {}
         for known in await self._run_all(redis_scripts.TOUCH, [[_record(token), _log(token)] for token in tokens]):
             if known is not None and known[1]:

@@ -9,6 +9,7 @@ from contract.directory import ALICE, changed, record
 from contract.workers import worker
 from harness.cutter import Cutter
 from harness.redis_server import RedisServer, redis_server
+from redis.asyncio.client import Pipeline
 from trunkline.mux.directory import Entry, SharedDirectory
 from trunkline.mux.directory.redis import MAX_CONCURRENCY, open_redis
 from trunkline.mux.errors import DirectoryUnavailable
@@ -240,3 +241,26 @@ async def test_a_primary_that_was_made_a_replica_is_left_for_who_has_its_name_by
 async def linked(replica: RedisServer) -> None:
     if replica.command("INFO", "replication")["master_link_status"] != "up":
         raise DirectoryUnavailable("it has not what its primary has")
+
+
+async def test_many_are_touched_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory that was away is told of all at once: one operation for them would hold up the loop, or not end."""
+    monkeypatch.setattr("trunkline.mux.directory.redis.BATCH", 4)
+    ones, sizes = [record(f"{n}") for n in range(9)], list[int]()
+    execute = Pipeline.execute
+
+    async def noted(pipeline: Pipeline, *options: object, **more: bool) -> object:
+        sizes.append(len(pipeline))
+        return await execute(pipeline, *options, **more)
+
+    with redis_server() as server:
+        async with open_redis(server.url) as directory:
+            for one in ones:
+                await directory.claim(one)
+            for key in server.command("KEYS", "*"):
+                server.command("PEXPIRE", key, 60_000)
+            monkeypatch.setattr(Pipeline, "execute", noted)
+            await directory.touch([one.session_id for one in ones])
+            assert (sum(sizes), max(sizes)) == (18, 4), "each record, and its key"
+            for key in (*server.command("KEYS", "*:record"), *server.command("KEYS", "*:key")):
+                assert server.command("PTTL", key) > 60_000
