@@ -146,12 +146,15 @@ class Lookup:
 
         The client names its workflow by the session id, the key, or both.
         """
-        found, residents = [], self._residents
-        for workflow in residents.served if session_id is None else residents.served_as(session_id):
+        named: list[Workflow] = []
+        if session_id is not None:
+            named = self._residents.served_as(session_id)
+        elif key is not None:
+            named = self._residents.served_by(principal, server, key)
+        found: list[Workflow] = []
+        for workflow in named:
             record = workflow.record
-            is_theirs = record.principal == principal and record.server == server
-            is_named = key == record.key if session_id is None else key in (None, record.key)
-            if is_theirs and is_named and (session_id, key) != (None, None):
+            if record.principal == principal and record.server == server and key in (None, record.key):
                 found += [workflow] * workflow.calls.meant(cancelled)
         return found
 

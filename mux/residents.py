@@ -40,6 +40,7 @@ class Residents:
         self.beside: dict[str, Workflow] = {}
         """Those that are served beside the workers that hold them, by session id; none of them is in the others."""
         self.beside_by_token: dict[str, Workflow] = {}
+        self._beside_by_key: dict[_Key, Workflow] = {}
         self.ended: deque[Ended] = deque(maxlen=max_ended)
         """Those that ended last, so that it can be told why; the newest at the end."""
         self._unsettled: dict[_Key, _Unsettled] = {}
@@ -72,10 +73,17 @@ class Residents:
         """Those of this session id, the one that is held here first."""
         return [workflows[session_id] for workflows in (self.by_id, self.beside) if session_id in workflows]
 
+    def served_by(self, principal: Principal, server: str, key: str) -> list[Workflow]:
+        """Those that this key names, the one that is held here first."""
+        name = (principal, server, key)
+        return [workflows[name] for workflows in (self.by_key, self._beside_by_key) if name in workflows]
+
     def stand_beside(self, workflow: Workflow) -> None:
         """A workflow is served here from now on beside the worker that holds it."""
         self.beside[workflow.record.session_id] = workflow
         self.beside_by_token[workflow.record.event_token] = workflow
+        if workflow.record.key is not None:
+            self._beside_by_key[_name_of(workflow.record)] = workflow
 
     def stands_beside(self, workflow: Workflow) -> bool:
         """True for one that is served here beside the worker that holds it."""
@@ -86,6 +94,8 @@ class Residents:
         if not self.stands_beside(workflow):
             return False
         del self.beside[workflow.record.session_id], self.beside_by_token[workflow.record.event_token]
+        if self._beside_by_key.get(name := _name_of(workflow.record)) is workflow:
+            del self._beside_by_key[name]
         return True
 
     def note_end(self, workflow: Workflow, cause: str, now: float) -> None:

@@ -9,7 +9,7 @@ import anyio
 import pytest
 from harness.clustering import Member, Workers, two, until, workers
 from harness.memory_wire import message
-from harness.muxing import ALICE, BOB, Client, events, idle, initialize, position, settle, some
+from harness.muxing import ALICE, Client, events, idle, initialize, position, settle, some
 from trunkline.mux import membership as membership_module
 from trunkline.mux.directory import LEASE_SECONDS, Entry
 from trunkline.mux.envelope import parse
@@ -19,6 +19,7 @@ from trunkline.mux.exchange import Exchange
 from trunkline.mux.limits import EventLogLimits
 from trunkline.mux.placement import NAMES, concern_of
 from trunkline.mux.principal import ANONYMOUS
+from trunkline.mux.residents import Residents
 from trunkline.mux.streams import Reader
 
 pytestmark = pytest.mark.anyio
@@ -639,16 +640,23 @@ async def test_a_cancellation_finds_the_worker_at_which_its_call_is_in_flight() 
         await at.server.got("notifications/cancelled")
 
 
-async def test_calls_that_a_cancellation_can_mean_are_found_by_key_and_counted_each() -> None:
+async def test_calls_that_a_cancellation_can_mean_are_found_by_key_and_counted_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with workers() as at:
-        a = await at.start()
-        client = await a.client(ALICE, key="k")
+        a, b = await at.start(), await at.start()
+        client = await a.client(key="k")
         for raw in (b"5", b"5", b"6"):
             client.call(id=raw)
         cancelled = parse(b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":5}}', limit=1000)
-        assert a.pool.lookup.find_calls(ALICE, "x", None, "k", cancelled) == [client.workflow] * 2
-        assert a.pool.lookup.find_calls(ALICE, "x", None, "other", cancelled) == []
-        assert a.pool.lookup.find_calls(BOB, "x", None, "k", cancelled) == []
+        beside = await b.beside(client.workflow.record.session_id)
+        beside.call(id=b"5")
+        with monkeypatch.context() as patched:  # each client that cancels would have all looked at, at each worker
+            patched.setattr(Residents, "served", property(lambda _: pytest.fail("all are looked at")))
+            found = [one.pool.lookup.find_calls(ANONYMOUS, "x", None, "k", cancelled) for one in (a, b)]
+        assert found == [[client.workflow] * 2, [beside.workflow]]
+        assert a.pool.lookup.find_calls(ANONYMOUS, "x", None, "other", cancelled) == []
+        assert a.pool.lookup.find_calls(ALICE, "x", None, "k", cancelled) == []
 
 
 async def test_what_a_dead_worker_named_is_looked_for_here() -> None:

@@ -1,8 +1,11 @@
 """Who lives here, which keys are in motion, and what pages show."""
 
+from functools import partial
+
 import anyio
 import pytest
 from harness.muxing import ALICE, BOB, bench, initialize, settle
+from trunkline.mux.principal import ANONYMOUS
 from trunkline.mux.record import Handshake, WorkflowRecord
 from trunkline.mux.residents import Residents, row_of
 
@@ -91,7 +94,11 @@ async def test_what_is_served_beside_its_holder_is_served_but_is_none_of_those_t
         session_id, token = beside.record.session_id, beside.record.event_token
         assert residents.served_as(session_id) == [beside] == [residents.beside_by_token[token]]
         assert (session_id in residents.by_id, residents.census.total) == (False, 1)
+        of_key = partial(residents.served_by, ANONYMOUS, "x")
+        assert (of_key("held"), of_key("beside"), of_key("other")) == ([held], [beside], [])
+        assert residents.served_by(ALICE, "x", "held") == residents.served_by(ANONYMOUS, "y", "beside") == []
         assert residents.step_aside(beside)
+        assert of_key("beside") == []
         assert not residents.step_aside(beside)
         assert (residents.served, residents.served_as(session_id), residents.beside_by_token) == ([held], [], {})
         residents.census.add(beside.principal, beside.server)
