@@ -139,7 +139,7 @@ def operations_app(
             return HTMLResponse(DOCUMENT.html, 401, headers | _challenge(unknown))
         return HTMLResponse(DOCUMENT.html, 200, headers)
 
-    async def unknown(request: Request, error: Exception) -> Response:
+    async def unknown(request: Request) -> Response:
         names = ", ".join(f"/servers/{name}/mcp" for name in settings.servers) if _is_alone(request, settings) else ""
         known = f"; served here: {names}" if names else "; MCP endpoints are /servers/NAME/mcp"
         what = "nothing at this path"
@@ -151,11 +151,14 @@ def operations_app(
                 return PlainTextResponse(f"{NO_UPGRADE}\n", 426, {"upgrade": "websocket"})
         return PlainTextResponse(f"{what}{known}\n", 404)
 
+    async def not_found(request: Request, error: Exception) -> Response:
+        return await guarded(unknown)(request)
+
     async def resource(request: Request) -> Response:
         """What this server's endpoint asks of a token (RFC 9728), for pages that may speak to it as well."""
         name = request.path_params["name"]
         if settings.auth.mode != "jwt" or name not in settings.servers:
-            return await unknown(request, KeyError(name))
+            return await unknown(request)
         headers = headers_of(request.scope)
         if request.method == "OPTIONS":
             granted = guard.preflight(headers)
@@ -180,7 +183,7 @@ def operations_app(
         Route("/api/sessions", private(sessions)),
         Route("/api/sessions/{handle}", private(session)),
     ]
-    return Starlette(routes=routes, exception_handlers={404: unknown})
+    return Starlette(routes=routes, exception_handlers={404: not_found})
 
 
 def _with(response: Response, headers: RawHeaders) -> Response:

@@ -334,6 +334,12 @@ async def test_g12_who_may_not_see_them_is_counted_with_the_reason(site: Site, p
     assert site.pool.statistics.total("refused") == sum(counts["refused", reason] for reason in refused)
 
 
+@pytest.mark.parametrize("host", ["[", "evil.example", "127.0.0.1/servers/x/ws?", "[::1"])
+async def test_x1_nothing_is_told_of_a_path_that_is_none_to_who_asks_for_another_host(site: Site, host: str) -> None:
+    answer = await site.get("/servers/y/mcp", host=host)
+    assert (answer.status_code, site.pool.statistics.counts["refused", "host"]) == (421, 1)
+
+
 async def test_g12_who_may_not_see_the_figures_is_counted_with_the_reason(site: Site) -> None:
     assert (await site.get("/metrics", base="http://evil.example")).status_code == 421
     assert site.pool.statistics.counts["refused", "host"] == 1
