@@ -28,6 +28,10 @@ CHANGES_SECONDS: Final = 60
 """How long SQLite keeps a change for those who ask."""
 
 
+_LAST: Final = sa.text("SELECT seq FROM sqlite_sequence WHERE name = :name")
+"""The number that was given last in a table of SQLite, though nothing of that may be left."""
+
+
 class News:
     """The news of one database. On PostgreSQL, `listen` must run beside it. Workers go by the digests of their ids."""
 
@@ -53,7 +57,7 @@ class News:
         feed = Feed(WATCH_BUFFER, "")
         if self._server.is_sqlite:
             async with self._server.reading() as connection:
-                last = await connection.scalar(sa.select(sa.func.max(changes.c.seq))) or 0
+                last = await connection.scalar(_LAST, {"name": changes.name}) or 0
             async with beside(lambda: self._poll_changes(feed, last)):
                 yield feed
             return

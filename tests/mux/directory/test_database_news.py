@@ -62,6 +62,22 @@ async def test_changes_are_forgotten_when_all_have_heard_of_them(
     assert await count(server, changes) == 0
 
 
+async def test_who_begins_to_hear_has_lost_nothing_that_was_forgotten_before(
+    at: tuple[DatabaseDirectory, Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is lost has all that lives doubted, and nobody called dead for a lease."""
+    directory, server = at
+    async with server.writing() as connection:
+        await directory.news.tell(connection, "before")
+    monkeypatch.setattr(module, "CHANGES_SECONDS", -1)
+    await directory.sweep()
+    async with directory.watch() as told:
+        async with server.writing() as connection:
+            await directory.news.tell(connection, "one")
+        with anyio.fail_after(PATIENCE):
+            assert await anext(told) == "one"
+
+
 async def test_the_mail_of_a_worker_that_is_forgotten_is_forgotten(at: tuple[DatabaseDirectory, Server]) -> None:
     directory, server = at
     living = await directory.enroll(Worker("living"))
