@@ -22,7 +22,7 @@ from .invocations import identified, invocation, noting_gateway
 from .leaving import Leave, Leaving
 from .metrics import expose
 from .registry import session_registry
-from .reuse import Lease, OldPath, Reuse, Told
+from .reuse import Lease, NoRoom, OldPath, Reuse, Told
 from .rpc import RPC
 from .settings import ContextForgeSettings
 from .sse import SSETransport, StreamSettings
@@ -305,18 +305,25 @@ class Installation:
         class UpstreamSessionRegistry(base):  # type: ignore[misc]
             """ContextForge's registry; what it is asked for is a kept session of trunkline's where one may be."""
 
+            def __init__(self, *args: Any, **kwargs: Any) -> None:
+                super().__init__(*args, **kwargs)
+                self._left: set[tuple[str, str]] = set()
+                """A client's session and a server, where there was no room: what is kept here by now stays here."""
+
             @asynccontextmanager
             async def acquire(self, **wanted: Any) -> AsyncIterator[Any]:
                 lease: Lease | None = None
-                called = invocation.get()
-                if called is not None:
+                called, place = invocation.get(), (wanted["downstream_session_id"], wanted["gateway_id"])
+                if called is not None and place not in self._left:
                     try:
                         is_sse = wanted["transport_type"].value == "sse"
                         url = f"{SSE}{wanted['url']}" if is_sse else wanted["url"]
                         headers = wanted.get("headers") or {}
                         lease = await reuse.lease(called.asked, wanted["gateway_id"], url, headers, handshake)
+                    except NoRoom:
+                        self._left.add(place)
                     except OldPath:
-                        lease = None
+                        pass
                 if lease is None:
                     async with super().acquire(**wanted) as upstream:
                         yield upstream
@@ -325,12 +332,14 @@ class Installation:
 
             async def evict_session(self, downstream_session_id: str) -> int:
                 await reuse.end(downstream_session_id)
+                self._left = {place for place in self._left if place[0] != downstream_session_id}
                 evicted: int = await super().evict_session(downstream_session_id)
                 return evicted
 
             async def evict_gateway(self, gateway_id: str) -> int:
                 reuse.gateways.forget(gateway_id)
                 await reuse.gateways.refresh()
+                self._left = {place for place in self._left if place[1] != gateway_id}
                 evicted: int = await super().evict_gateway(gateway_id)
                 return evicted
 

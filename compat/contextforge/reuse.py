@@ -88,6 +88,10 @@ class OldPath(Exception):
     """A call is left to ContextForge's own code."""
 
 
+class NoRoom(OldPath):
+    """No more sessions are kept, and none gives way."""
+
+
 class Reuse:
     """All upstream sessions of this worker, between `start` and `stop`."""
 
@@ -281,7 +285,7 @@ class Reuse:
         except Overloaded as error:
             logger.warning("no more sessions are kept: %s", error.message)
             self.statistics.count("pool_requests", name.server, "bypass")
-            raise OldPath from error
+            raise NoRoom from error
         except TrunklineError as error:
             if error.data.get("status") in range(300, 400):  # the stock client follows redirections
                 raise OldPath from error

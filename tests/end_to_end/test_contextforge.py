@@ -506,10 +506,16 @@ async def test_a_session_for_which_there_is_no_room_is_kept_as_the_gateway_itsel
         server.reset()
         place = Place(forge, {"plain": server})
         async with raw(place, "http") as first, raw(place, "http") as second:
-            for client in (first, second):
-                for n in (1, 2):
-                    await client.send("tools/call", {"name": "plain-counter", "arguments": {}}, id=n)
-                    assert (await client.answer(n))["result"]["content"][0]["text"] == str(n)
+
+            async def count(client: Raw, n: int) -> str:
+                await client.send("tools/call", {"name": "plain-counter", "arguments": {}}, id=n)
+                text: str = (await client.answer(n))["result"]["content"][0]["text"]
+                return text
+
+            assert [await count(first, n) for n in (1, 2)] == ["1", "2"]
+            assert [await count(second, n) for n in (1, 2)] == ["1", "2"]
+            assert await first.leave() in (200, 204)
+            assert await count(second, 3) == "3", "now there is room, but its session is where it was"
         assert server.counts()["initialize"] == 2
 
 
