@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable, Collection
 from typing import Final
 
@@ -22,6 +23,9 @@ MAX_DELIVERIES: Final = 256
 MAX_DELIVERY_BYTES: Final = 16 * MIB
 """What they may take together."""
 
+MAX_AT_ONCE: Final = 16
+"""So many of them are on their way, each on a connection of its own; the others wait for their turn."""
+
 Send = Callable[[Answer], Callable[[], None]]
 """Puts a message on its way, and returns what cuts its exchange."""
 
@@ -38,6 +42,8 @@ class Receipt:
         self._status = 0
         self._body = Body(ERROR_BODY_BYTES)
         self.cut: Callable[[], None] = nothing
+        self.is_sent = False
+        """True once its message is on its way, where that has its turn."""
         self.over: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         """Done with the status, or fails with `ExchangeBroken`."""
 
@@ -78,24 +84,26 @@ class Receipt:
 class Deliveries:
     """What is on its way to one server, for one session."""
 
-    __slots__ = ("_receipts",)
+    __slots__ = ("_receipts", "_under_way", "_waiting")
 
     def __init__(self) -> None:
         self._receipts: dict[Receipt, int] = {}
         """Each with the size of its message."""
+        self._waiting: deque[tuple[Receipt, Send]] = deque()
+        """Those whose turn has not come."""
+        self._under_way = 0
 
     def __len__(self) -> int:
         return len(self._receipts)
 
     def put(self, size: int, send: Send, over: Callable[[asyncio.Future[int]], None]) -> bool:
-        """Send one message, never twice: it may have arrived. False where too much is under way: it was not sent.
+        """Send one message in its turn, never twice: it may have arrived. False where too much waits: it is not sent.
 
         `over` is given the status, or `ExchangeBroken`; cancelled where the server took too long, or all were cut.
         """
         if not has_room(self._receipts.values(), size):  # a server that asks faster than it takes answers
             return False
         receipt = Receipt()
-        receipt.cut = send(receipt)
         self._receipts[receipt] = size
         patience = asyncio.get_running_loop().call_later(DELIVER_SECONDS, receipt.over.cancel)
 
@@ -104,14 +112,30 @@ class Deliveries:
             receipt.let_go()
             self._receipts.pop(receipt, None)
             over(status)
+            self._leave(receipt)
 
         receipt.over.add_done_callback(delivered)
+        self._waiting.append((receipt, send))
+        self._send_next()
         return True
 
     def cut(self) -> None:
         """Wait for none of them any longer."""
+        self._waiting.clear()
         for receipt in self._receipts:
             receipt.over.cancel()
+
+    def _send_next(self) -> None:
+        while self._waiting and self._under_way < MAX_AT_ONCE:
+            receipt, send = self._waiting.popleft()
+            if not receipt.over.done():
+                self._under_way += 1
+                receipt.is_sent = True
+                receipt.cut = send(receipt)
+
+    def _leave(self, receipt: Receipt) -> None:
+        self._under_way -= receipt.is_sent
+        self._send_next()
 
 
 async def acknowledged(send: Send) -> int:

@@ -26,10 +26,10 @@ from ...mux.request import Request
 from ..event_stream import EventParser
 from ..media import STREAM_TYPE, content_type
 from .answers import ERROR_BODY_BYTES, Body, nothing
-from .http import CredentialFailed, ExchangeBroken, HeaderBlock, Withheld, target_within
+from .http import Answer, CredentialFailed, ExchangeBroken, HeaderBlock, Withheld, target_within
 from .http_call import failure_of, refusal
 from .http_connector import VERSION_HEADER_SINCE, HTTPConnector
-from .http_delivery import DELIVER_SECONDS, announce, has_room
+from .http_delivery import Deliveries, announce
 from .loss import Loss
 
 logger = logging.getLogger(__name__)
@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 ENDPOINT_SECONDS: Final = 10.0
 """How long a server may take to say where messages go, connecting included."""
 
+
+LATE_SECONDS: Final = 1.0
+"""How often it is looked whether anybody still waits for what a POST carries that is not over."""
 
 MAX_ENDPOINT_BYTES: Final = 4_096
 """Where messages go is kept for as long as the session, and stands in each POST, of which few servers take more."""
@@ -75,8 +78,10 @@ class _SSEWire:
         self._target: str | None = None
         """Where messages go, once the stream has said it."""
         self._cut_stream: Callable[[], None] = nothing
+        self._deliveries = Deliveries()
+        """Messages without an answer."""
         self._posts: dict[_Post, Request | None] = {}
-        """What was POSTed and is not over; a request until it is abandoned."""
+        """Requests that were POSTed, and whose POST is not over; None for one that was abandoned."""
         self._loss = Loss()
         self._is_established = False
         self._is_closed = False
@@ -118,16 +123,13 @@ class _SSEWire:
                 self._soon(self._fail, request, InvalidRequest(str(error)))
             return
         if request is None:
-            if not has_room(self._undelivered, len(text)):
-                self._connector.count_dropped()
-                return
-            self._connector.count(kind)
-        else:
-            self._connector.count("call" if self._is_established else "initialize")
-            self._loss.unanswered[request] = None
-        post = _Post(self, kind, len(text))
+            self._deliver(text, kind, block)
+            return
+        self._connector.count("call" if self._is_established else "initialize")
+        self._loss.unanswered[request] = None
+        post = _Post(self)
         self._posts[post] = request
-        post.cut = self._connector.http.send("POST", block, text, post, target=self._target, fence=self._receiver.fence)
+        post.cut = self._post(block, text, post)
 
     def abandon(self, request: Request) -> None:
         """See `Wire.abandon`. The message has its way: the server is told of the cancellation by another."""
@@ -136,6 +138,40 @@ class _SSEWire:
                 self._posts[post] = None
                 break
         self._loss.settle(request)
+
+    def _deliver(self, text: bytes, kind: SendKind, headers: HeaderBlock) -> None:
+        """One message without an answer."""
+
+        def send(answer: Answer) -> Callable[[], None]:
+            self._connector.count(kind)
+            return self._post(headers, text, answer)
+
+        if not self._deliveries.put(len(text), send, partial(self._delivered, kind)):
+            self._connector.count_dropped()
+
+    def _delivered(self, kind: SendKind, over: asyncio.Future[int]) -> None:
+        if self._is_closed or self._loss.cause is not None:
+            return
+        if over.cancelled():
+            logger.info("a %s was not acknowledged", kind, extra=self._about)
+        elif isinstance(over.exception(), Withheld):
+            self._withhold(None)
+        elif over.exception() is not None:
+            self._connector.count_dropped()
+            logger.warning("a %s did not reach the server", kind, extra=self._about)
+        elif over.result() == 404:
+            self._forget(None)
+        elif not 200 <= over.result() < 300:
+            logger.warning("the server answered a %s with HTTP %d", kind, over.result(), extra=self._about)
+
+    def _forget(self, request: Request | None) -> None:
+        """The server no longer knows the session, and did not run this request."""
+        cause = SessionLost("the server no longer knows the session", executed="unknown")
+        self._loss.come(cause, self._tell_lost, request)
+
+    def _post(self, headers: HeaderBlock, text: bytes, answer: Answer) -> Callable[[], None]:
+        fence = self._receiver.fence
+        return self._connector.http.send("POST", headers, text, answer, target=self._target, fence=fence)
 
     async def establish(self, revision: str, initialized: bytes) -> None:
         """See `Wire.establish`."""
@@ -160,12 +196,9 @@ class _SSEWire:
         """The server accepted this message, or refused it."""
         request = self._posts[post]
         if status == 404:
-            cause = SessionLost("the server no longer knows the session", executed="unknown")
-            self._loss.come(cause, self._tell_lost, request)
+            self._forget(request)
         elif not 200 <= status < 300 and request is not None:
             self._fail(request, refusal(status))
-        elif not 200 <= status < 300:
-            logger.warning("the server answered a %s with HTTP %d", post.kind, status, extra=self._about)
         if request is not None:
             self._loss.settle(request)
 
@@ -176,9 +209,6 @@ class _SSEWire:
             self._withhold(request)
         elif request is not None:
             self._fail(request, failure_of(error))
-        else:
-            self._connector.count_dropped()
-            logger.warning("a %s did not reach the server", post.kind, extra=self._about)
 
     def is_over(self, post: _Post) -> None:
         """Nothing more comes of this POST."""
@@ -187,11 +217,7 @@ class _SSEWire:
     def is_late(self, post: _Post) -> bool:
         """Whether a POST that was not answered for so long can be given up: nobody waits for what it carries."""
         request = self._posts[post]
-        if request is not None and request.state != "done":
-            return False
-        if request is None:
-            logger.info("a %s was not acknowledged", post.kind, extra=self._about)
-        return True
+        return request is None or request.state == "done"
 
     def stream_over(self, why: str, *, is_fault: bool) -> None:
         """The stream has ended, broke, or went wrong."""
@@ -211,11 +237,6 @@ class _SSEWire:
         if self._made[0] is not base:
             self._made = base, base.with_(self._fixed)
         return self._made[1]
-
-    @property
-    def _undelivered(self) -> list[int]:
-        """The sizes of the messages that the server has not taken yet, and for whose answer nobody waits."""
-        return [post.size for post, request in self._posts.items() if request is None]
 
     def _receive(self, text: bytes) -> None:
         if not self._is_closed:
@@ -239,6 +260,7 @@ class _SSEWire:
     def _cut(self) -> None:
         """Cut the stream, and all that is under way beside it."""
         self._cut_stream()
+        self._deliveries.cut()
         for post in self._posts:
             post.stop()
         self._posts.clear()
@@ -316,17 +338,15 @@ class _Stream:
 
 
 class _Post:
-    """The answer to one POST: a status that accepts its message, or refuses it. Implements `Answer`."""
+    """The answer to the POST of a request: a status that accepts it, or refuses it. Implements `Answer`."""
 
-    __slots__ = ("_body", "_patience", "_status", "_wire", "cut", "kind", "size")
+    __slots__ = ("_body", "_patience", "_status", "_wire", "cut")
 
-    def __init__(self, wire: _SSEWire, kind: SendKind, size: int) -> None:
+    def __init__(self, wire: _SSEWire) -> None:
         self._wire = wire
         self._status = 0
         self._body = Body(ERROR_BODY_BYTES)
-        self._patience = asyncio.get_running_loop().call_later(DELIVER_SECONDS, self._late)
-        self.kind = kind
-        self.size = size
+        self._patience = asyncio.get_running_loop().call_later(LATE_SECONDS, self._late)
         self.cut: Callable[[], None] = nothing
 
     def began(self, status: int, headers: Headers) -> None:
@@ -357,7 +377,7 @@ class _Post:
         if self._status or self._wire.is_late(self):
             self._end()
         else:
-            self._patience = asyncio.get_running_loop().call_later(DELIVER_SECONDS, self._late)
+            self._patience = asyncio.get_running_loop().call_later(LATE_SECONDS, self._late)
 
     def _end(self) -> None:
         self.stop()

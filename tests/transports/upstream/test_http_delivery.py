@@ -145,6 +145,22 @@ async def test_g10_only_so_many_bytes_are_under_way() -> None:
     assert deliveries.put(4 * MIB, line.send, line.over)
 
 
+async def test_g9_a_server_that_takes_none_has_few_connections_of_them() -> None:
+    deliveries, line = Deliveries(), Line()
+    count = module.MAX_AT_ONCE + 3
+    assert all(deliveries.put(1, line.send, line.over) for _ in range(count))
+    assert (len(deliveries), len(line.answers)) == (count, module.MAX_AT_ONCE)
+    for n in (0, 1):
+        line.answers[n].began(202, {})
+        line.answers[n].ended(None)
+    await anyio.wait_all_tasks_blocked()
+    assert (len(deliveries), len(line.answers)) == (count - 2, module.MAX_AT_ONCE + 2)
+    deliveries.cut()
+    await anyio.wait_all_tasks_blocked()
+    assert (len(deliveries), len(line.answers)) == (0, module.MAX_AT_ONCE + 2), "what waits is not sent any longer"
+    assert sum(news.cancelled() for news in line.news) == count - 2
+
+
 async def test_a_server_that_does_not_acknowledge_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "DELIVER_SECONDS", 0.01)
     deliveries, line = Deliveries(), Line()

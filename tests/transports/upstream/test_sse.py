@@ -369,6 +369,26 @@ async def test_g10_only_so_many_messages_wait_for_a_server_that_takes_none(
         assert statistics.total("undelivered") == 3
 
 
+async def test_g9_a_server_that_takes_no_messages_has_few_connections_of_them() -> None:
+    arrived, count = anyio.Semaphore(0), 0
+
+    async def hang(peer: Peer) -> None:
+        nonlocal count
+        count += 1
+        arrived.release()
+        await peer.closed()
+
+    async with posting(hang) as session:
+        for n in range(100):
+            session.send(told(n))
+        session.request()
+        with anyio.fail_after(10):
+            for _ in range(http_delivery.MAX_AT_ONCE + 1):
+                await arrived.acquire()
+        await anyio.wait_all_tasks_blocked()
+        assert count == http_delivery.MAX_AT_ONCE + 1
+
+
 async def test_what_does_not_reach_the_server_is_counted() -> None:
     was_cut = anyio.Event()
 
@@ -387,7 +407,8 @@ async def test_what_does_not_reach_the_server_is_counted() -> None:
 
 
 async def test_a_post_that_is_never_answered_is_given_up_when_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "DELIVER_SECONDS", 0.05)
+    monkeypatch.setattr(http_delivery, "DELIVER_SECONDS", 0.05)
+    monkeypatch.setattr(sse, "LATE_SECONDS", 0.05)
     given_up: list[int] = []
     arrived, one, both = anyio.Event(), anyio.Event(), anyio.Event()
 
