@@ -95,7 +95,8 @@ class Server:
         options: dict[str, Any] = {"pool_size": MAX_CONNECTIONS + 1, "max_overflow": 0, "pool_timeout": SERVER_SECONDS}
         if not self.is_sqlite:
             times = {"timeout": SERVER_SECONDS, "command_timeout": SERVER_SECONDS}
-            return create_async_engine(self._url, connect_args=times, **options)
+            # What conflicts waits: by what a database may isolate with instead, one of two operations would fail.
+            return create_async_engine(self._url, connect_args=times, isolation_level="READ COMMITTED", **options)
         engine = create_async_engine(self._url, connect_args={"timeout": SERVER_SECONDS}, **options)
         sa.event.listen(engine.sync_engine, "connect", _prepare_sqlite)
         sa.event.listen(engine.sync_engine, "begin", _begin_sqlite)

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from contract.directory import record
 from harness.backends import Backends
-from trunkline.mux.directory import Claimed, Entry, Worker
+from trunkline.mux.directory import ID_BLOCK, Claimed, Entry, Worker
 from trunkline.mux.directory.database import WORKER_MEMORY_SECONDS, DatabaseDirectory, open_database
 from trunkline.mux.directory.database_schema import counters, ended_keys, homes, log, records, workers
 from trunkline.mux.directory.database_server import MAX_CONNECTIONS, Server
@@ -270,3 +270,28 @@ async def test_g10_a_sweep_forgets_all_that_has_expired_and_looks_at_no_log_of_w
         assert said
         assert not any("trunkline_log" in statement for statement in said)
     await server.engine.dispose()
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("isolation", ["repeatable read", "serializable"])
+async def test_operations_do_not_fail_by_each_other_whatever_a_database_isolates_by_default(
+    url: str, isolation: str
+) -> None:
+    one, server = record("chat"), Server(url)
+    async with server.writing() as connection:
+        name = await connection.scalar(sa.func.current_database())
+        await connection.execute(sa.text(f"ALTER DATABASE {name} SET default_transaction_isolation TO '{isolation}'"))
+    await server.engine.dispose()
+    drawn: list[int] = []
+
+    async with open_database(url) as directory:
+        await directory.claim(one)
+
+        async def draw() -> None:
+            drawn.extend(await directory.draw_ids(one.session_id))
+
+        for _ in range(5):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(8):
+                    tasks.start_soon(draw)
+    assert len(set(drawn)) == len(drawn) == 40 * ID_BLOCK
