@@ -199,7 +199,10 @@ class Lease:
         params: Params = {}
         for _ in range(MAX_PAGES):
             page = await self.request("tools/list", params)
-            found += page.get("tools") or []
+            listed = page.get("tools") or []
+            if not isinstance(listed, list) or not all(isinstance(tool, dict) for tool in listed):
+                raise UpstreamFault("the server sent no list of tools")
+            found += listed
             if not page.get("nextCursor"):
                 return found
             params = {"cursor": page["nextCursor"]}

@@ -284,6 +284,14 @@ async def test_tools_are_listed_over_all_pages() -> None:
         assert [tool["name"] for tool in await lease.tools()] == ["a", "b", "c"]
 
 
+@pytest.mark.parametrize("listed", [7, "abc", {"name": "a"}, [{"name": "a"}, "b"], [None]])
+async def test_a_list_that_is_none_is_told(listed: Any) -> None:
+    async with bench() as at, leased(at) as lease:
+        at.server.on_request = lambda exchange: exchange.answer({"tools": listed})
+        with pytest.raises(UpstreamFault, match="no list of tools"):
+            await lease.tools()
+
+
 async def test_a_list_without_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leasing, "MAX_PAGES", 3)
     async with bench() as at, leased(at) as lease:
