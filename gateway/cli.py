@@ -184,7 +184,10 @@ def serve(
     def on_ready(url: str) -> None:
         from .welcome import welcome
 
-        print(welcome(settings, url, demo=demo), flush=True)
+        try:
+            print(welcome(settings, url, demo=demo), flush=True)
+        except OSError:  # nobody reads it, and a gateway is there for others
+            _drop_what_cannot_be_written()
 
     if place is None and settings.gateway.workers > 1:
         _supervise(settings, read, demo, insecure, on_ready)

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -322,6 +322,19 @@ async def tried(welcome: str) -> dict[str, Any]:
     async with Wire(url) as wire:
         answer = await wire.request("POST", body.encode(), headers)
         return await answer.response()
+
+
+@pytest.mark.parametrize("own", [(), ("-u", "PYTHONUNBUFFERED")], ids=["at once", "buffered"])
+async def test_a_gateway_serves_though_nobody_reads_what_it_says(own: tuple[str, ...]) -> None:
+    def unread(command: Sequence[str]) -> list[str]:
+        return ["env", *own, "sh", "-c", 'exec "$0" "$@" > /dev/full', *command]
+
+    with running_gateway("--demo", within=unread) as gateway:
+        async with Wire(gateway.url("demo")) as wire:
+            await wire.open()
+        gateway.process.send_signal(signal.SIGTERM)
+        await until(lambda: gateway.process.returncode is not None)
+        assert gateway.process.returncode == 0
 
 
 async def test_without_arguments_it_is_the_demo_and_says_what_to_try() -> None:
