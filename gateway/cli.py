@@ -152,7 +152,9 @@ def serve(
 
     hold()
     from .settings import Settings, SettingsError, load
+    from .workers.place import Place
 
+    place = Place.take(os.environ)
     given = {"gateway.host": host, "gateway.port": port, "gateway.workers": workers}
 
     def read() -> Settings:
@@ -163,15 +165,12 @@ def serve(
             overrides={path: value for path, value in given.items() if value is not None},
             insecure=insecure,
         )
-        if demo and "demo" in settings.servers:
+        if (demo or (place is not None and place.demo)) and "demo" in settings.servers:
             raise SettingsError(
                 "servers.demo", "this name is the built-in demo server's; choose another, or leave --demo out"
             )
         return settings
 
-    from .workers.place import Place
-
-    place = Place.take(os.environ)
     if place is None:
         _tell_unread_variables()
     settings = read() if place is None else place.settings

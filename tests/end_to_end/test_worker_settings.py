@@ -64,6 +64,18 @@ async def test_a_file_with_a_fault_keeps_no_worker_from_coming_up(place: Place) 
     assert "result" in await place.gateway.call(session, "counter")
 
 
+async def test_no_worker_takes_a_server_by_the_name_of_the_demo(
+    redis: RedisServer, upstream: Upstream, tmp_path: Path
+) -> None:
+    """The parent refuses it: what holds for those that come later would be other than what holds here."""
+    toml = tmp_path / "trunkline.toml"
+    toml.write_text(settings(upstream, redis.url))
+    with worker_gateway(toml, WORKERS, "--demo") as gateway:
+        await gateway.complete()
+        text = f'{toml.read_text()}[servers.demo]\nurl = "{upstream.url}"\n'
+        await Place(toml, gateway).reload(text, "not reloaded, everything stays as it is: servers.demo")
+
+
 async def test_what_only_a_restart_changes_is_the_same_for_a_worker_that_comes_later(
     place: Place, redis: RedisServer, upstream: Upstream
 ) -> None:
