@@ -8,6 +8,7 @@ away for so long that too much waits, the oldest is dropped and counted: a gap i
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
+from heapq import nlargest
 from typing import Final
 
 import anyio
@@ -30,6 +31,9 @@ BATCH_BYTES: Final = MIB
 
 WRITERS: Final = 16
 """Workflows whose entries are written at the same time."""
+
+HEAVIEST: Final = 64
+"""Workflows of which it is known that much waits for the directory, where too much does."""
 
 RETRY_SECONDS: Final = 0.2
 
@@ -59,6 +63,10 @@ class Journal:
         self._begun: deque[str] = deque()
         """Those of them whose writer is to begin."""
         self._bytes = 0
+        self._drops = 0
+        """How many entries were dropped."""
+        self._heaviest: list[str] = []
+        """The workflows of which the most waited when that was looked at last."""
         self._news = anyio.Event()
 
     def write(self, session_id: str, entry: Entry, keep: EventLogLimits) -> None:
@@ -69,7 +77,7 @@ class Journal:
         waiting.entries.append(entry)
         self._count(waiting, _size(entry))
         while self._bytes > MAX_WAITING_BYTES:
-            self._drop()
+            self._drop(session_id)
         if session_id not in self._written:
             self._written.add(session_id)
             self._begun.append(session_id)
@@ -123,14 +131,26 @@ class Journal:
             del self._waiting[session_id]
             waiting.is_written.set()
 
-    def _drop(self) -> None:
-        """Make room: by an entry of the workflow of which the most waits."""
-        session_id, waiting = max(self._waiting.items(), key=lambda item: item[1].bytes)
+    def _drop(self, writer: str) -> None:
+        """Make room: by an entry of the workflow of which the most waits, the one that has just written or another.
+
+        Who that may be is looked for among all once in `HEAVIEST` times: there may be thousands, and each event drops.
+        """
+        self._heaviest = [name for name in self._heaviest if name in self._waiting]
+        if not self._heaviest or not self._drops % HEAVIEST:
+            self._heaviest = nlargest(HEAVIEST, self._waiting, key=self._bytes_of)
+        self._drops += 1
+        session_id = max((writer, *self._heaviest), key=self._bytes_of)
+        waiting = self._waiting[session_id]
         self._count(waiting, -_size(waiting.entries.popleft()))
         self._statistics.count("journal", "dropped")
         if not waiting.entries:
             del self._waiting[session_id]
             waiting.is_written.set()
+
+    def _bytes_of(self, session_id: str) -> int:
+        waiting = self._waiting.get(session_id)
+        return 0 if waiting is None else waiting.bytes
 
     def _count(self, waiting: _Waiting, size: int) -> None:
         waiting.bytes += size

@@ -1,13 +1,13 @@
 """Entries of event logs on their way to the directory: in order, in batches, bounded."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, ItemsView, Iterator, Sequence
 
 import anyio
 import pytest
 from harness.shared_memory import SharedMemoryDirectory
 from trunkline.mux import journal as journal_module
 from trunkline.mux.directory import Entry
-from trunkline.mux.journal import ENTRY_BYTES, Journal, KeptLog
+from trunkline.mux.journal import ENTRY_BYTES, HEAVIEST, Journal, KeptLog
 from trunkline.mux.limits import EventLogLimits
 from trunkline.mux.principal import ANONYMOUS
 from trunkline.mux.record import Handshake, WorkflowRecord, new_session_id
@@ -132,6 +132,41 @@ async def test_g10_who_writes_most_pays_for_it_however_few_entries_that_are(
     at.logs.is_away = False
     assert await flushed(at, other) == [0, 1, 2, 3]
     assert await flushed(at, greedy) == [1]
+
+
+class Looked(dict[str, object]):
+    """Counts how often all that waits is looked at."""
+
+    looks = 0
+
+    def __iter__(self) -> Iterator[str]:
+        self.looks += 1
+        return super().__iter__()
+
+    def items(self) -> ItemsView[str, object]:
+        self.looks += 1
+        return super().items()
+
+
+async def test_who_has_most_waiting_is_not_looked_for_with_each_event(at: At, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory that is away is no reason to be slow, however many workflows wait for it."""
+    monkeypatch.setattr(journal_module, "MAX_WAITING_BYTES", 200 * (ENTRY_BYTES + 1))
+    waiting = Looked()
+    at.logs.is_away, at.journal._waiting = True, waiting  # type: ignore[assignment]
+    names = [await at.logs.begin() for _ in range(200)]
+    for session_id in names:
+        at.journal.write(session_id, event(0), KEEP)
+    assert waiting.looks == 0
+    for n in range(1, HEAVIEST + 1):
+        at.journal.write(names[n], event(n), KEEP)
+    assert waiting.looks == 1
+    for session_id in names:  # among them all of which most waited
+        if session_id != names[-1]:
+            at.journal.forget(session_id)
+    for n in range(1, 202):
+        at.journal.write(names[-1], event(n), KEEP)
+    at.logs.is_away = False
+    assert await flushed(at, names[-1]) == list(range(2, 202))
 
 
 async def test_one_entry_that_is_larger_than_all_that_may_wait_is_dropped(
