@@ -68,7 +68,7 @@ class Events:
             listener = _Listener(self, request.scope, query)
             await listener.look()
             await request.start(200, [*EVENT_STREAM, *headers])
-            if await send_events(request, listener.next):
+            if await send_events(request, listener.next, self._pool.statistics):
                 await request.send_chunk(event_stream.RECONNECT)
                 await request.finish()
         finally:

@@ -213,10 +213,11 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
                 socket.gone(self.conn.close_rcvd.code)
             elif one.opcode is BINARY:
                 socket.came_binary()
-        failed = self.conn.close_sent is not None and self.conn.close_rcvd is None and not self.close_sent
-        if failed:  # by the library: the client sent what is not legal
+        told = self.conn.close_sent
+        if told is not None and self.conn.close_rcvd is None and not self.close_sent:
+            # By the library: the client sent what is not legal.
             self.handle_parser_exception()
-            socket.gone()
+            socket.broke_off(told.code)
 
     def _go_on(self) -> None:
         early, self._early = self._early, b""

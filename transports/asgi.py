@@ -94,6 +94,9 @@ class Grant:
 
 NO_FIELDS: Final[Mapping[str, str]] = {}
 
+IDENTITY_ENDED: Final = "identity_ended"
+"""The word by which streams and sockets are counted that end with the identity that opened them."""
+
 UNBOUND: Final = Grant()
 """Of requests whose identity is verified by somebody who withdraws nothing."""
 
@@ -121,11 +124,11 @@ class RequestHeaders(dict[str, str]):
         """The session with which they were found to agree."""
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """What is inside is cancelled when the identity expires, or what it came by is withdrawn."""
+    def held(self) -> Iterator[anyio.CancelScope]:
+        """What is inside is cancelled when the identity expires, or what it came by is withdrawn: the scope tells."""
         deadline = anyio.current_time() + self.expires - time.time()
         with anyio.CancelScope(deadline=deadline) as scope, self.grant.watched(scope.cancel):
-            yield
+            yield scope
 
 
 def headers_of(scope: Scope, fields: Mapping[str, str] | None = None) -> RequestHeaders:

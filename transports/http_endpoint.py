@@ -13,10 +13,12 @@ from ..mux.errors import Elsewhere, Overloaded, TrunklineError
 from ..mux.limits import MAX_BODY_BYTES
 from ..mux.principal import Principal
 from ..mux.record import WorkflowState
+from ..mux.statistics import Statistics
 from ..mux.workflow import Workflow
 from . import event_stream
 from .asgi import (
     GRANT,
+    IDENTITY_ENDED,
     SEND_SECONDS,
     BodyTooLarge,
     BodyTooSlow,
@@ -257,14 +259,16 @@ async def refuse(config: EndpointConfig, request: HTTPRequest, error: Exception)
         await request.respond(answer.status, answer.headers, answer.body)
 
 
-async def send_events(request: HTTPRequest, chunk: Callable[[], Awaitable[bytes | None]]) -> bool:
-    """Send the chunks of a stream until there are no more, the client leaves, or its identity ends.
+async def send_events(
+    request: HTTPRequest, chunk: Callable[[], Awaitable[bytes | None]], statistics: Statistics
+) -> bool:
+    """Send the chunks of a stream until there are no more, the client leaves, or its identity ends (which is counted).
 
     An empty chunk is a keep-alive.
 
     False where the client took nothing for `SEND_SECONDS`.
     """
-    with request.headers.held():
+    with request.headers.held() as identity:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(_cancel_at_disconnect, request.receive, tasks.cancel_scope)
             while (text := await chunk()) is not None:
@@ -274,6 +278,8 @@ async def send_events(request: HTTPRequest, chunk: Callable[[], Awaitable[bytes 
                     tasks.cancel_scope.cancel()
                     return False
             tasks.cancel_scope.cancel()
+    if identity.cancelled_caught:
+        statistics.count("refused", IDENTITY_ENDED)
     return True
 
 

@@ -23,7 +23,7 @@ from ..mux.ports import Headers
 from ..mux.principal import Principal
 from ..mux.statistics import Statistics, method_label
 from . import event_stream
-from .asgi import EVENT_STREAM, JSON, SEND_SECONDS, Scope, until_disconnect
+from .asgi import EVENT_STREAM, IDENTITY_ENDED, JSON, SEND_SECONDS, Scope, until_disconnect
 from .endpoint import EndpointConfig, picked
 from .guard import INVALID_CREDENTIAL, Unauthorized
 from .headers import PROTOCOL_VERSION, SESSION_ID
@@ -268,6 +268,7 @@ class ModernRequests:
             return
         if not request.started:
             raise Unauthorized("the identity has ended", challenge=INVALID_CREDENTIAL)
+        self._statistics.count("refused", IDENTITY_ENDED)
         with anyio.move_on_after(SEND_SECONDS):
             await request.finish()
 

@@ -76,7 +76,7 @@ class _Stream(HTTPEndpoint):
             return b"".join([event_stream.encode(one.message, id=one.event_id or None) for one in due])
 
         await request.start(200, EVENT_STREAM)
-        if not await send_events(request, chunk):
+        if not await send_events(request, chunk, self._config.pool.statistics):
             link.run_out()
             return
         if link.end_reason == "drained":

@@ -133,7 +133,7 @@ async def give_events(config: EndpointConfig, request: HTTPRequest, reader: Read
 
     try:
         await request.start(200, EVENT_STREAM)
-        is_over = await send_events(request, chunks)
+        is_over = await send_events(request, chunks, config.pool.statistics)
     finally:
         reader.close()
     if is_over:

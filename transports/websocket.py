@@ -20,7 +20,18 @@ from ..mux.errors import Elsewhere
 from ..mux.limits import MAX_BODY_BYTES
 from ..mux.principal import Principal
 from ..mux.record import WorkflowState
-from .asgi import GRANT, SEND_SECONDS, UNBOUND, RawHeaders, Receive, RequestHeaders, Scope, Send, headers_of
+from .asgi import (
+    GRANT,
+    IDENTITY_ENDED,
+    SEND_SECONDS,
+    UNBOUND,
+    RawHeaders,
+    Receive,
+    RequestHeaders,
+    Scope,
+    Send,
+    headers_of,
+)
 from .endpoint import EndpointConfig, picked
 from .headers import SESSION_ID, WORKFLOW_STATE, asked
 from .link import Link
@@ -173,6 +184,7 @@ class Socket:
     """
 
     __slots__ = (
+        "_count_refused",
         "_deadline",
         "_expires",
         "_expiry",
@@ -205,6 +217,7 @@ class Socket:
         self._expires = headers.expires
         self._grant = headers.grant
         self._watch: AbstractContextManager[None] | None = None
+        self._count_refused = partial(config.pool.statistics.count, "refused")
         self._give_up_place = partial(config.admission.give_up_place, link.principal, config.server)
         self._loop = asyncio.get_running_loop()
         self._waiting: list[bytes] | None = None
@@ -232,7 +245,7 @@ class Socket:
     def begin(self) -> None:
         """The connection is open."""
         if self._expires < inf:
-            self._expiry = self._loop.call_later(self._expires - time.time(), self.finish, *ENDED)
+            self._expiry = self._loop.call_later(self._expires - time.time(), self._withdraw)
         if self._grant is not UNBOUND:
             self._watch = self._grant.watched(self._withdraw)
             self._watch.__enter__()
@@ -250,7 +263,7 @@ class Socket:
         if self._is_over:
             return
         if len(text) > MAX_BODY_BYTES:
-            self.finish(TOO_BIG, f"a message may have {MAX_BODY_BYTES} bytes")
+            self._refuse("body", TOO_BIG, f"a message may have {MAX_BODY_BYTES} bytes")
         elif self._waiting is not None:
             self._waiting.append(text)
         elif not self._link.take_at_once(text, self._headers):
@@ -260,7 +273,11 @@ class Socket:
 
     def came_binary(self) -> None:
         """A message that is no text."""
-        self.finish(BINARY, "text frames only")
+        self._refuse("frame", BINARY, "text frames only")
+
+    def broke_off(self, code: int) -> None:
+        """The client sent what is not legal or too long, and was told so by this code; it is treated as gone."""
+        self._refuse("body" if code == TOO_BIG else "frame", code, "")
 
     def ponged(self, payload: bytes) -> None:
         """A pong of the client."""
@@ -310,7 +327,12 @@ class Socket:
     # Inside.
 
     def _withdraw(self) -> None:
-        self.finish(*ENDED)
+        self._refuse(IDENTITY_ENDED, *ENDED)
+
+    def _refuse(self, word: str, code: int, reason: str) -> None:
+        if not self._is_over:
+            self._count_refused(word)
+        self.finish(code, reason)
 
     def _leave(self) -> None:
         self._link.close(goodbye=self._said_goodbye)

@@ -237,6 +237,7 @@ async def test_a_token_that_is_taken_out_ends_its_streams_and_sessions_and_no_ot
                     await her_socket.recv()
             assert closed.value.rcvd is not None
             assert closed.value.rcvd.code == 4401
+            assert gateway.metric("trunkline_refused_total", reason="identity_ended") == 3
             assert (await hers.call("counter")).status == 401
             assert await counted(his) == "2"
             await his_socket.send(json.dumps(INITIALIZE))

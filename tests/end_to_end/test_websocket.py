@@ -93,8 +93,10 @@ async def test_garbage_is_answered_and_the_socket_goes_on(gateway: Gateway) -> N
         assert text_of(await client.next()) == "1"
 
 
-async def test_w3_frames_that_are_no_messages_close_the_socket(gateway: Gateway) -> None:
-    for frame, code in ((json.dumps(PING).encode(), 1003), ("." * (4 * MIB + 1), 1009)):
+async def test_w3_frames_that_are_no_messages_close_the_socket_and_are_counted(gateway: Gateway) -> None:
+    cases = (json.dumps(PING).encode(), 1003, "frame"), ("." * (4 * MIB + 1), 1009, "body")
+    for frame, code, word in cases:
+        before = gateway.metric("trunkline_refused_total", reason=word)
         async with SocketClient(gateway.server_url()) as client:
             await client.connect()
             await client.begin()
@@ -102,6 +104,7 @@ async def test_w3_frames_that_are_no_messages_close_the_socket(gateway: Gateway)
             with suppress(ConnectionClosed):  # it may be closed while the frame is under way
                 await client.socket.send(frame)
             assert (await client.closed())[0] == code
+        assert gateway.metric("trunkline_refused_total", reason=word) == before + 1
 
 
 # Ends.

@@ -183,6 +183,9 @@ class Told:
     def gone(self, code: int = 0) -> None:
         self.note(("gone", code))
 
+    def broke_off(self, code: int) -> None:
+        self.note(("broke off", code))
+
     def note(self, what: object) -> None:
         self.told.append(what)
         self.changed.set()
@@ -296,7 +299,7 @@ async def test_what_is_not_legal_ends_it_with_the_code_that_says_so() -> None:
         with pytest.raises(ConnectionClosed):
             await client.recv()
         assert client.close_code == 1007
-        await app.until("begun", ("gone", 0), ("gone", 0))
+        await app.until("begun", ("broke off", 1007), ("gone", 0))
 
 
 class Strict(Told):
@@ -349,7 +352,7 @@ def test_what_is_not_legal_is_so_also_where_the_connection_was_cut_before_it_was
             while b"0" not in app.told:
                 await app.changed.wait()
             client.transport.abort()
-            await app.until("begun", *[b"%d" % n for n in range(count)], ("gone", 0), ("gone", 0))
+            await app.until("begun", *[b"%d" % n for n in range(count)], ("broke off", 1007), ("gone", 0))
         assert not failed
 
     run(live())

@@ -12,8 +12,9 @@ from harness.endpoint_bench import authenticate
 from harness.muxing import Bench, bench, settle
 from trunkline.mux.errors import Overloaded, UnknownSession
 from trunkline.mux.limits import MAX_BODY_BYTES
+from trunkline.mux.statistics import Statistics
 from trunkline.transports import http_endpoint
-from trunkline.transports.asgi import EVENT_STREAM, HOPS, MEANT, RequestHeaders
+from trunkline.transports.asgi import EVENT_STREAM, HOPS, MEANT, Grant, RequestHeaders
 from trunkline.transports.endpoint import EndpointConfig
 from trunkline.transports.guard import Guard
 from trunkline.transports.http_endpoint import HTTPEndpoint, HTTPRequest, check_json, send_events
@@ -209,7 +210,7 @@ def streaming(chunks: list[bytes | None], told: list[bool]) -> Callable[[HTTPReq
             return chunks.pop(0)
 
         await request.start(200, EVENT_STREAM)
-        told.append(await send_events(request, chunk))
+        told.append(await send_events(request, chunk, Statistics()))
         await request.finish()
 
     return stream
@@ -231,6 +232,25 @@ async def test_a_stream_ends_when_its_client_leaves() -> None:
         answer.leave()
         await answer.over()
         assert told == [True]
+
+
+async def test_g12_a_stream_that_ends_with_its_identity_is_counted() -> None:
+    statistics, grant = Statistics(), Grant()
+
+    async def stream(request: HTTPRequest) -> None:
+        async def chunk() -> bytes | None:
+            grant.withdraw()
+            await anyio.sleep_forever()
+            return None
+
+        request.headers.grant = grant
+        await request.start(200, EVENT_STREAM)
+        assert await send_events(request, chunk, statistics)
+        await request.finish()
+
+    async with endpoint(stream) as (client, _):
+        assert await (await client.post(b"")).body() == b""
+        assert dict(statistics.counts) == {("refused", "identity_ended"): 1}
 
 
 async def test_a_client_that_takes_nothing_is_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

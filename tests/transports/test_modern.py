@@ -644,6 +644,7 @@ async def test_a_stream_of_subscriptions_ends_with_the_identity_that_opened_it(m
         await here.upstream.reached("gate")
         grant.withdraw()
         assert await listening.messages() == []
+        assert here.counts["refused", "identity_ended"] == 1
         await here.upstream.until(lambda: here.upstream.disconnects == 1)
         here.upstream.open("gate")
         assert (await running.json())["result"] == DONE

@@ -14,10 +14,11 @@ from harness.listening import Served, listening
 from harness.memory_wire import echo, message
 from harness.muxing import bench
 from trunkline.mux.limits import MAX_BODY_BYTES, EventLogLimits
-from trunkline.transports import link, websocket
+from trunkline.transports import asgi, link, websocket
 from trunkline.transports.admission import Admission
-from trunkline.transports.asgi import Message
+from trunkline.transports.asgi import Grant, Message
 from trunkline.transports.endpoint import EndpointConfig
+from trunkline.transports.frames import text_frame
 from trunkline.transports.guard import Guard
 from trunkline.transports.websocket import WebSocketEndpoint
 from websockets.asyncio.client import connect
@@ -212,6 +213,7 @@ async def test_w3_a_binary_frame_is_refused_with_1003() -> None:
         assert client.socket is not None
         await client.socket.send(b'{"jsonrpc":"2.0","id":1,"method":"ping"}')
         assert (await client.closed())[0] == 1003
+        assert at.counts["refused", "frame"] == 1
 
 
 async def test_w3_a_frame_over_the_limit_is_refused_with_1009() -> None:
@@ -220,6 +222,23 @@ async def test_w3_a_frame_over_the_limit_is_refused_with_1009() -> None:
         with suppress(ConnectionClosed):  # it may be closed while the frame is under way
             await client.socket.send("." * (MAX_BODY_BYTES + 1))
         assert (await client.closed())[0] == 1009
+        assert at.counts["refused", "body"] == 1
+
+
+async def test_g12_text_that_is_none_and_an_identity_that_ends_close_the_socket_and_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    grant = Grant()
+    monkeypatch.setattr(asgi, "UNBOUND", grant)
+    async with listening() as at, opened(at) as client:
+        assert client.socket is not None
+        client.socket.transport.write(text_frame(b"\xff", b"mask"))
+        assert (await client.closed())[0] == 1007
+        assert at.counts["refused", "frame"] == 1
+        await client.resume()
+        grant.withdraw()
+        assert (await client.closed())[0] == 4401
+        assert at.counts["refused", "identity_ended"] == 1
 
 
 async def test_a_message_of_nearly_the_largest_size_in_fragments_is_taken() -> None:
