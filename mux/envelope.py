@@ -82,7 +82,7 @@ class Envelope:
     read (rule E8). `method` is empty for a response. `size` is that of the text that was read, in bytes.
     """
 
-    __slots__ = ("id", "kind", "members", "method", "size")
+    __slots__ = ("_text", "id", "kind", "members", "method", "size")
 
     def __init__(self, kind: Kind, members: Members, *, id: bytes = b"", method: str = "") -> None:
         self.kind: Kind = kind
@@ -90,6 +90,7 @@ class Envelope:
         self.id = id
         self.method = method
         self.size = 0
+        self._text = b""
 
     def __repr__(self) -> str:
         return f"Envelope({self.kind}, id={self.id!r}, method={self.method!r})"
@@ -105,8 +106,10 @@ class Envelope:
         return None if raw is None else members_of(raw)
 
     def encode(self) -> bytes:
-        """The message as one line of JSON."""
-        return _encode(self.members)
+        """The message as one line of JSON: written once, however many are told it."""
+        if not self._text:
+            self._text = _encode(self.members)
+        return self._text
 
     def with_id(self, id: bytes) -> bytes:
         """The message as one line of JSON, under another id; this envelope keeps its own.

@@ -3,7 +3,7 @@
 import anyio
 import pytest
 from harness.memory_wire import message
-from harness.muxing import ALICE, PATIENCE, begin, bench, initialize, notification, settle
+from harness.muxing import ALICE, PATIENCE, begin, bench, initialize, notification, settle, some
 from trunkline.mux.envelope import parse
 from trunkline.mux.errors import Overloaded
 from trunkline.mux.limits import MAX_BODY_BYTES, EventLogLimits
@@ -172,3 +172,16 @@ async def test_g10_a_uri_to_watch_is_bounded() -> None:
         assert refused["error"]["code"] == -32602
         assert "longer than 8192 bytes" in refused["error"]["message"]
         assert not at.server.of(SUBSCRIBE)
+
+
+async def test_g9_what_is_told_to_all_who_share_a_session_is_written_once() -> None:
+    async with bench(reuse="user") as at:
+        readers = [(await at.client(ALICE)).workflow.streams.attach_standalone() for _ in range(3)]
+        for reader in readers:
+            await reader.next(0)
+        at.server.session.tell(message("notifications/tools/list_changed", {"of": "all"}))
+        [first], *others = [[text for _, text in await some(reader)] for reader in readers]
+        assert b'"of"' in first
+        assert all(text is first for [text] in others), "each of them costs what a message of 16 MiB takes to write"
+        for reader in readers:
+            reader.close()
