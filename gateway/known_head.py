@@ -128,6 +128,12 @@ def head_of(data: bytes) -> HeadBytes | None:
     return HeadBytes(data[:start], data[start:stop], data[stop:end])
 
 
+def may_be_kept(headers: RawHeaders) -> bool:
+    """Whether headers are so few and short that a connection may keep the last ones."""
+    size = sum([len(name) + len(value) for name, value in headers])
+    return len(headers) <= MAX_KNOWN_HEADERS and size <= MAX_KNOWN_BYTES
+
+
 def _is_certain(head: HeadBytes) -> bool:
     """Whether nobody could take other bytes for the head, or for the length."""
     text = (head.before + head.after).lower()

@@ -13,7 +13,7 @@ import httptools
 
 from ..transports.asgi import RawHeaders, RequestHeaders, Scope, headers_of, read_fields
 from .http_exchange import Carrier, HTTPExchange
-from .known_head import HeadBytes, KnownHead, KnownHeads, head_of
+from .known_head import HeadBytes, KnownHead, KnownHeads, head_of, may_be_kept
 
 MAX_HEAD_BYTES: Final = 131_072
 """The request line and the headers together."""
@@ -150,11 +150,13 @@ class RequestReader:
         raw = scope["headers"]
         if raw and raw[-1][0] == b"content-length":
             raw = raw[:-1]
-        if self._last_headers is None or self._last_headers[0] != raw:
+        last = self._last_headers
+        if last is None or last[0] != raw:
             known = self._known_head
-            fields = known.fields if known is not None and known.has(raw) else read_fields(raw)
-            self._last_headers = raw, headers_of(scope, fields)
-        headers = self._last_headers[1]
+            is_known = known is not None and known.has(raw)
+            last = raw, headers_of(scope, known.fields if known is not None and is_known else read_fields(raw))
+            self._last_headers = last if is_known or may_be_kept(raw) else None
+        headers = last[1]
         headers.query = scope["query_string"]
         return headers
 
@@ -194,6 +196,8 @@ class RequestReader:
                     raise HeadTooLong
         elif new_head is not None and len(self.queue) == queued + 1 and not self.is_in_head:
             self._learn_head(self.queue[-1], new_head)
+        if not self.is_in_head:  # nothing but the next one needs them
+            self._headers, self._url = [], b""
 
     def _learn_head(self, exchange: HTTPExchange, head: HeadBytes) -> None:
         """Know the head that was read, once it came again and again."""

@@ -1,5 +1,6 @@
 """Bytes become requests, whatever pieces they come in; nothing here has a socket."""
 
+import tracemalloc
 from typing import Any, cast
 
 import pytest
@@ -71,6 +72,30 @@ def test_headers_are_read_once_where_they_are_the_same_but_for_the_length() -> N
     assert headers.query == b"c=d"
     assert at.headers_of(second.scope) is headers
     assert at.headers_of(third.scope) is not headers
+
+
+@pytest.mark.parametrize("body", [b"", b"content-length: 2\r\n"])
+@pytest.mark.parametrize("headers", [1, 200])
+def test_g10_of_a_large_head_that_was_answered_nothing_is_kept(headers: int, body: bytes) -> None:
+    many = b"".join(b"x-%d: %b\r\n" % (number, b"a" * (100_000 // headers)) for number in range(headers))
+    head = b"POST /%b HTTP/1.1\r\nhost: h\r\n%b%b\r\n" % (b"p" * 20_000, body, many)
+    idle, known = [], KnownHeads()
+    tracemalloc.start()
+    try:
+        for _ in range(20):
+            at = RequestReader(cast(Carrier, object()), COMMON, known)
+            [exchange] = read(at, head, b"{}" if body else b"")
+            assert len(at.headers_of(exchange.scope)) == headers + 1
+            at.newest = None
+            at.queue.clear()
+            idle.append(at)
+        del exchange
+        assert tracemalloc.get_traced_memory()[0] < 20 * 20_000
+        for at in idle:
+            [again] = read(at, b"GET / HTTP/1.1\r\nhost: h\r\n\r\n")
+            assert at.headers_of(again.scope) == {"host": "h"}
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
