@@ -75,8 +75,9 @@ class Calls:
 
     @property
     def newest_exchange(self) -> Exchange | None:
-        """The newest exchange on which other messages can still come."""
-        return next((exchange for exchange in reversed(self._exchanges) if not exchange.is_lost), None)
+        """The newest exchange on which other messages can still come: one that its client waits for, if any is."""
+        newest = [exchange for exchange in reversed(self._exchanges) if not exchange.is_lost]
+        return next((exchange for exchange in newest if exchange.is_awaited), newest[0] if newest else None)
 
     # From the request to its end.
 

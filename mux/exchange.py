@@ -97,6 +97,11 @@ class Exchange:
         """True where no client can ever see what is added: it left while it held no event id."""
         return self.cut and self.stream is None
 
+    @property
+    def is_awaited(self) -> bool:
+        """True where its client is there, as far as is known."""
+        return self.stream is None or self.stream.is_read
+
     def add(self, message: bytes) -> None:
         """A message that comes before the last answer: it turns the exchange into a stream, unless that is lost."""
         if self.is_lost:

@@ -126,6 +126,27 @@ async def test_r2_else_it_comes_on_the_newest_exchange() -> None:
         await finish(at, client, [reader])
 
 
+async def test_r2_an_exchange_that_its_client_has_left_is_not_the_newest_while_another_is_waited_for() -> None:
+    async with bench() as at:
+        client = await at.client(message=ASKS)
+        older, left = client.call(id=b"1"), client.call(id=b"2")
+        at.server.of("tools/call")[1].say(LOG)
+        client.workflow.streams.attach(await stream_of(left), 0).close()
+        client.leave()
+        at.server.session.tell(message("roots/list", id=1))
+        reader = client.workflow.streams.attach(await stream_of(older), 0)
+        assert (await asked_on(reader))["method"] == "roots/list"
+        reader.close()
+        client.leave()
+        at.server.session.tell(message("roots/list", id=2))
+        again = client.workflow.streams.attach(await stream_of(left), 0)
+        methods = [json.loads(text)["method"] for _, text in await some(again, 2)]
+        assert methods == ["notifications/message", "roots/list"]
+        again.close()
+        for upstream in at.server.of("tools/call"):
+            upstream.answer()
+
+
 async def test_r2_else_it_waits_for_the_client_to_come() -> None:
     async with bench() as at:
         client = await at.client(message=ASKS)
