@@ -159,7 +159,9 @@ class Overview:
                     following = following or f"{one.worker}.{at[1] if one.worker == at[0] else 0}"
                     one.body["sessions"] = []
                 elif len(one.body["sessions"]) > room:
-                    one = next(cut for cut in await ask(room) if cut.worker == one.worker)
+                    gone = Told(one.worker, 0, None)
+                    one = next((cut for cut in await ask(room) if cut.worker == one.worker), gone)
+            if one.status == 200:
                 room -= len(one.body["sessions"])
                 if room == 0 and one.body["next"] is not None:
                     following = following or f"{one.worker}.{one.body['next']}"

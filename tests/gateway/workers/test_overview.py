@@ -1,6 +1,6 @@
 """What operators ask one worker, answered for all: two pools, one directory."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,14 @@ from harness.shared_memory import SharedMemoryDirectory
 from trunkline.gateway.auth import Authenticator
 from trunkline.gateway.operations import operations_app
 from trunkline.gateway.settings import Settings
-from trunkline.gateway.workers.member import Member
+from trunkline.gateway.workers.member import Answer, Member
 from trunkline.mux.directory import Worker
 from trunkline.mux.directory.memory import MemoryDirectory
 from trunkline.mux.limits import Pooling
 from trunkline.mux.pool import Pool
 from trunkline.mux.statistics import Statistics
 from trunkline.mux.upstream import Upstream
+from trunkline.transports.asgi import HOPS, Scope
 from trunkline.transports.guard import Guard
 
 pytestmark = pytest.mark.anyio
@@ -102,6 +103,25 @@ async def test_pages_go_over_all_workers_and_tell_each_workflow_once(house: Hous
         assert len(told["sessions"]) == limit
         after = told["next"]
     assert seen == [workflow.handle for pool in house.pools for workflow in pool.workflows]
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_a_worker_that_is_gone_in_the_middle_of_a_page_is_told(
+    house: House, monkeypatch: pytest.MonkeyPatch, is_known: bool
+) -> None:
+    """One that answered with too much is asked once more for less."""
+    ask, asked = Member.ask_others, 0
+
+    async def ask_others(member: Member, scope: Scope, query: Callable[[int], bytes]) -> list[Answer]:
+        nonlocal asked
+        asked += not scope.get(HOPS)
+        if asked < 2:
+            return await ask(member, scope, query)
+        return [Answer(2)] if is_known else []
+
+    monkeypatch.setattr(Member, "ask_others", ask_others)
+    told = await house.get("/api/sessions?limit=7")
+    assert (asked, len(told["sessions"]), told["missing_workers"]) == (2, EACH, [2])
 
 
 async def test_a_page_of_what_matches_nothing_is_empty(house: House) -> None:
