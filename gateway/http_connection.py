@@ -340,6 +340,11 @@ class HTTPConnection(asyncio.Protocol):
         """How much of its answers the client has not taken, in bytes."""
         return self.transport.get_write_buffer_size()
 
+    @property
+    def unfinished(self) -> int:
+        """How much of a head has come that has not come to its end, in bytes."""
+        return 0 if self.is_lost else self._reader.unfinished
+
     def cut(self, why: str) -> None:
         """End it at once, and count why."""
         self._listening.statistics.count("refused", why)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import ssl
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final, cast
 
 import uvicorn
@@ -27,6 +27,9 @@ LOOK_SECONDS: Final = 1.0
 
 MAX_UNTAKEN_BYTES: Final = 268_435_456
 """Of answers, on all connections together: as much as is kept for resumption. Above it, who leaves most is cut."""
+
+MAX_UNFINISHED_BYTES: Final = 67_108_864
+"""Of heads that have not come to their end: nobody is authenticated before. Above it, the longest are cut."""
 
 HOLD_SECONDS: Final = 0.2
 """How long a small body is waited for before its request is told of: many clients send it in a second packet."""
@@ -119,14 +122,15 @@ class HTTPListening:
         task.add_done_callback(self.state.tasks.discard)
         return task
 
-    def _bound_untaken(self) -> None:
-        """End the connections of who leaves most untaken, until what all leave is no longer too much."""
-        untaken = {connection: connection.untaken for connection in self._connections if connection.is_write_paused}
-        total = sum(untaken.values())
-        while total > MAX_UNTAKEN_BYTES:
-            most = max(untaken, key=untaken.__getitem__)
-            total -= untaken.pop(most)
-            most.cut("untaken")
+    def _bound(self, held: Mapping[HTTPConnection, int], limit: int, why: str) -> None:
+        """End the connections of who holds most, until what all hold is no longer too much."""
+        total = sum(held.values())
+        if total > limit:
+            for connection in sorted(held, key=held.__getitem__, reverse=True):
+                if total <= limit:
+                    break
+                total -= held[connection]
+                connection.cut(why)
 
     def _look(self) -> None:
         """End what takes too long; and take over what uvicorn says of headers, the date among them."""
@@ -136,7 +140,11 @@ class HTTPListening:
         now = self.loop.time()
         for connection in [one for one in self._connections if one.due <= now]:
             connection.end_overdue()
-        self._bound_untaken()
+        all_of_them = self._connections
+        untaken = {connection: connection.untaken for connection in all_of_them if connection.is_write_paused}
+        self._bound(untaken, MAX_UNTAKEN_BYTES, "untaken")
+        unfinished = {connection: size for connection in all_of_them if (size := connection.unfinished)}
+        self._bound(unfinished, MAX_UNFINISHED_BYTES, "head")
         self._is_looking = bool(self._connections)
         if self._is_looking:
             self.loop.call_later(LOOK_SECONDS, self._look)

@@ -61,6 +61,7 @@ class RequestReader:
     """Reads what comes for a carrier. `common` is what the scopes of its requests have in common; `heads` are known."""
 
     __slots__ = (
+        "_begun",
         "_body_left",
         "_carrier",
         "_common",
@@ -100,6 +101,8 @@ class RequestReader:
         self._is_body = False
         """Whether what was read last held some of a body."""
         self._head_bytes = 0
+        self._begun = 0
+        """How much came with the begin of a head that has not come to its end."""
         self._url = b""
         self._headers: RawHeaders = []
         """But for the length."""
@@ -139,6 +142,11 @@ class RequestReader:
         """Nothing is read any longer; nor does anything here lead to the carrier, which leads here."""
         self.unread, self.queue, self.newest = b"", [], None
         del self._parser, self._carrier
+
+    @property
+    def unfinished(self) -> int:
+        """How much has come of a head that has not come to its end; a part of what came with its begin is not its."""
+        return self._begun + self._head_bytes if self.is_in_head else 0
 
     @property
     def has_small_body(self) -> bool:
@@ -194,7 +202,9 @@ class RequestReader:
                 self._head_bytes += len(data)  # of a head that is long, or of what stands round a body
                 if self._head_bytes > MAX_HEAD_BYTES:
                     raise HeadTooLong
-        elif new_head is not None and len(self.queue) == queued + 1 and not self.is_in_head:
+        elif self.is_in_head:
+            self._begun = len(data)
+        elif new_head is not None and len(self.queue) == queued + 1:
             self._learn_head(self.queue[-1], new_head)
         if not self.is_in_head:  # nothing but the next one needs them
             self._headers, self._url = [], b""

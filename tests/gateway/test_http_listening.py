@@ -2,6 +2,7 @@
 
 import asyncio
 import resource
+from contextlib import suppress
 from typing import Any, cast
 
 import pytest
@@ -71,6 +72,34 @@ async def test_g10_sockets_of_both_kinds_count_to_the_limit() -> None:
 
 def held(listening: HTTPListening) -> list[HTTPConnection]:
     return [cast(HTTPConnection, one) for one in listening.state.connections] if hasattr(listening, "state") else []
+
+
+async def test_g10_the_longest_heads_are_cut_when_all_that_do_not_end_are_too_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_listening, "LOOK_SECONDS", 0.02)
+    listening = HTTPListening(Statistics())
+    async with serving(echo, listening) as port, asyncio.timeout(PATIENCE):
+        clients = []
+        for size in (20_000, 60_000, 30_000, 10, 0):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /1 HTTP/1.1\r\nhost: h\r\nx: " + b"a" * size if size else GET % 1)
+            clients.append((reader, writer))
+        await until(lambda: sum(one.unfinished > 20_000 for one in held(listening)) == 3)
+        assert not listening.statistics.counts
+        monkeypatch.setattr(http_listening, "MAX_UNFINISHED_BYTES", 50_000)
+        await until(lambda: listening.statistics.counts["refused", "head"] == 2)
+        for cut in (1, 2):
+            reader, writer = clients[cut]
+            with suppress(ConnectionResetError):
+                assert await reader.read() == b""
+            writer.close()
+        for left in (0, 3, 4):
+            reader, writer = clients[left]
+            if left != 4:
+                writer.write(b"\r\n\r\n")
+            assert await said(reader) == b"GET /1 "
+            writer.close()
 
 
 async def test_g10_who_leaves_most_untaken_is_cut_when_all_leave_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
