@@ -104,10 +104,14 @@ def _merged(
                 elif keys[2:3] == ["env"] and len(keys) > 3:
                     keys[3:] = ["__".join(parts[3:])]  # a variable's name, as it is
             _put(tree, keys, _value(text, is_text=_is_text(keys)))
+    named = set[str]()
     for upstream in upstreams:
         name, found, url = upstream.partition("=")
         if not found or not url:
             raise SettingsError("--upstream", "expected NAME=URL, such as files=http://127.0.0.1:9000/mcp")
+        if name in named:
+            raise SettingsError("--upstream", f"{name} is named twice; give each server a name of its own")
+        named.add(name)
         _put(tree, ["servers", name, "url"], url)
     for dotted, value in overrides.items():
         _put(tree, dotted.split("."), value)

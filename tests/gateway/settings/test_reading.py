@@ -256,6 +256,11 @@ def test_a_malformed_upstream_is_refused(refused: Callable[..., SettingsError], 
 # Variables.
 
 
+def test_of_two_servers_of_one_name_none_is_left_out_without_a_word(refused: Callable[..., SettingsError]) -> None:
+    error = refused("", upstreams=["a=http://h/", "b=http://h/", "a=http://i/"])
+    assert (error.path, error.message) == ("--upstream", "a is named twice; give each server a name of its own")
+
+
 def test_a_variable_is_replaced_wherever_a_text_stands(load_text: Load) -> None:
     text = UP + 'headers = { Authorization = "Bearer ${A}-${B}" }\nforward_headers = ["X-${B}"]\n'
     server = load_text(text, {"A": "1${B}", "B": "2"}).servers["up"]
