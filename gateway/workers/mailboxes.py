@@ -28,6 +28,9 @@ PART_BYTES: Final = 60 * 1024
 WINDOW: Final = 16
 """Parts that one side has sent and the other one has not taken."""
 
+TRIES: Final = 4
+"""How often it is tried to tell another worker that a conversation is closed."""
+
 Name = tuple[str, int]
 """A conversation: the id of the worker that opened it, and its number there."""
 
@@ -66,6 +69,8 @@ class MailboxConversation:
         self._begun: list[bytes] = []
         """The parts of a frame that has not come to its end."""
         self._broken = ""
+        self._is_known_there = False
+        """True where the other side knows, or will, that it does not go on."""
         self._is_closed = False
         self._changed = anyio.Event()
 
@@ -99,7 +104,7 @@ class MailboxConversation:
         """See `Conversation.close`."""
         if not self._is_closed:
             self._is_closed = True
-            self._mailboxes.leave(self, tell=not self._broken)
+            self._mailboxes.leave(self, tell=not self._is_known_there)
             self.break_off("the conversation was closed here")
 
     def cut(self) -> None:
@@ -111,7 +116,7 @@ class MailboxConversation:
         if part.kind == "taken":
             self._taken = part.number
         elif part.kind == "closed":
-            self.break_off("the other worker has closed the conversation")
+            self.break_off("the other worker has closed the conversation", is_known_there=True)
         elif part.number != self._received + 1 or len(self._parts) >= WINDOW:
             self.break_off("a part of the conversation was lost")
         else:
@@ -119,9 +124,10 @@ class MailboxConversation:
             self._parts.append(part)
         self._wake()
 
-    def break_off(self, reason: str) -> None:
+    def break_off(self, reason: str, *, is_known_there: bool = False) -> None:
         """It does not go on: whoever waits for it is told. The first reason counts."""
         self._broken = self._broken or reason
+        self._is_known_there = self._is_known_there or is_known_there
         self._wake()
 
     async def _send_part(self, piece: bytes, *, is_last: bool) -> None:
@@ -131,7 +137,7 @@ class MailboxConversation:
             raise Broken(self._broken)
         self._sent += 1
         if not await self._post(self._part("part", self._sent, piece, is_last=is_last)):
-            self.break_off("the worker has no mailbox")
+            self.break_off("the worker has no mailbox", is_known_there=True)
             raise Unreachable(self._broken) if self._sent == 1 else Broken(self._broken)
 
     async def _take(self, part: _Part) -> bytes | None:
@@ -271,11 +277,20 @@ class Mailboxes:
     def _break_all(self, reason: str, peer: str | None = None) -> None:
         for conversation in list(self._conversations.values()):
             if peer is None or conversation.peer == peer:
-                conversation.break_off(reason)
+                conversation.break_off(reason, is_known_there=True)
 
     async def _tell_closed(self, name: Name, peer: str) -> None:
-        with suppress(DirectoryUnavailable):
-            await self.post(peer, _Part(self.me, name, "closed"))
+        """Tell another worker that a conversation is closed: it may wait for what could not be sent.
+
+        Where that cannot be said for a while, all are told that what they wait for may be lost.
+        """
+        for _ in range(TRIES):
+            with suppress(DirectoryUnavailable):
+                await self.post(peer, _Part(self.me, name, "closed"))
+                return
+            await anyio.sleep(BEAT_SECONDS)
+        self._break_all("the directory was away")
+        self._was_away.set()
 
 
 _ENCODER: Final = msgspec.msgpack.Encoder()

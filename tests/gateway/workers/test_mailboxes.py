@@ -278,6 +278,44 @@ async def test_a_directory_that_is_away_breaks_who_sends(post: Post) -> None:
     post.directory.inner.is_away = False  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("directory", ["memory"], indirect=True)
+@pytest.mark.parametrize("failures", [1, 3, 50])
+async def test_who_waits_is_told_where_the_other_side_could_not_send(
+    post: Post, monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    """Nothing tells of it else: the mailbox of the one is there, and the other lives."""
+    monkeypatch.setattr(module, "BEAT_SECONDS", 0.02)
+    near, far = await post.pair()
+    send = post.directory.send
+
+    async def send_in_vain(worker: str, frame: bytes) -> bool:
+        nonlocal failures
+        failures -= 1
+        if failures >= 0:
+            raise DirectoryUnavailable("a test has cut the connection")
+        return await send(worker, frame)
+
+    monkeypatch.setattr(post.directory, "send", send_in_vain)
+    with pytest.raises(Broken):
+        await far.send(Frame("event", 1))
+    far.close()
+    with anyio.fail_after(10), pytest.raises(Broken):
+        await near.receive()
+
+
+@pytest.mark.parametrize("directory", ["memory"], indirect=True)
+async def test_who_waits_is_told_where_the_other_side_lost_a_part(post: Post) -> None:
+    near, far = await post.pair()
+    post.directory.lost.add(len(post.directory.sizes) + 1)
+    for n in range(2):
+        await near.send(Frame("event", n))
+    with pytest.raises(Broken):
+        await far.receive()
+    far.close()
+    with anyio.fail_after(10), pytest.raises(Broken):
+        await near.receive()
+
+
 async def test_who_sends_on_what_the_other_side_does_not_know_is_told(post: Post) -> None:
     near, far = await post.pair()
     post.boxes["b"].leave(far, tell=False)  # type: ignore[arg-type] # as after a mailbox that was lost
