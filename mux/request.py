@@ -81,6 +81,10 @@ class Request:
     def __repr__(self) -> str:
         return f"Request({self.id}, {self.state})"
 
+    def is_wanted(self) -> bool:
+        """True while somebody waits for its answer."""
+        return self.state == "pending"
+
 
 class ServerRequest:
     """A request of the server's own: sampling, elicitation, roots."""

@@ -239,9 +239,11 @@ def test_an_illegal_token_uses_no_place(demux: Demux) -> None:
 
 def test_e12_e15_a_cancel_is_translated_and_its_late_answer_swallowed(demux: Demux) -> None:
     request = opened(demux)
+    assert request.is_wanted()
     told, failed = demux.cancel(
         request, read('{"jsonrpc":"2.0","method":"n","params":{"requestId":1,"reason":"r"}}').params(), 0
     )
+    assert not request.is_wanted()
     assert isinstance(told, ToServer)
     assert json.loads(told.message)["params"] == {"requestId": request.id, "reason": "r"}
     assert isinstance(failed, Failed)

@@ -26,7 +26,7 @@ from ...mux.request import Request
 from ..event_stream import EventParser
 from ..media import STREAM_TYPE, content_type
 from .answers import ERROR_BODY_BYTES, Body, nothing
-from .http import Answer, CredentialFailed, ExchangeBroken, HeaderBlock, Withheld, target_within
+from .http import Answer, CredentialFailed, ExchangeBroken, Fence, HeaderBlock, Withheld, target_within
 from .http_call import failure_of, refusal
 from .http_connector import VERSION_HEADER_SINCE, HTTPConnector
 from .http_delivery import Deliveries, announce
@@ -129,7 +129,7 @@ class _SSEWire:
         self._loss.unanswered[request] = None
         post = _Post(self)
         self._posts[post] = request
-        post.cut = self._post(block, text, post)
+        post.cut = self._post(block, text, post, request)
 
     def abandon(self, request: Request) -> None:
         """See `Wire.abandon`. The message has its way: the server is told of the cancellation by another."""
@@ -169,8 +169,10 @@ class _SSEWire:
         cause = SessionLost("the server no longer knows the session", executed="unknown")
         self._loss.come(cause, self._tell_lost, request)
 
-    def _post(self, headers: HeaderBlock, text: bytes, answer: Answer) -> Callable[[], None]:
-        fence = self._receiver.fence
+    def _post(
+        self, headers: HeaderBlock, text: bytes, answer: Answer, request: Request | None = None
+    ) -> Callable[[], None]:
+        fence = self._receiver.fence if request is None else partial(_may_go, request, self._receiver.fence)
         return self._connector.http.send("POST", headers, text, answer, target=self._target, fence=fence)
 
     async def establish(self, revision: str, initialized: bytes) -> None:
@@ -268,6 +270,11 @@ class _SSEWire:
     def _tell_lost(self, cause: SessionLost, refused: list[Request]) -> None:
         self._cut()
         self._receiver.lost(cause, refused)
+
+
+def _may_go(request: Request, fence: Fence | None) -> bool:
+    """Whether a request may still be sent: one that was cancelled meanwhile is not."""
+    return request.is_wanted() and (fence is None or fence())
 
 
 class _Stream:

@@ -176,7 +176,8 @@ class HTTPWire:
         else:
             traffic.loss.unanswered[request] = None
             self._connector.count("call" if self.is_established else "initialize")
-            traffic.exchanges[request] = self._http.send("POST", block, text, HTTPCall(self, request))
+            answer, fence = HTTPCall(self, request), request.is_wanted  # what was cancelled meanwhile is not sent
+            traffic.exchanges[request] = self._http.send("POST", block, text, answer, fence=fence)
 
     def _send_held(self, text: bytes, request: Request, headers: Headers) -> None:
         """Send what wants progress, now that it would be heard.

@@ -232,6 +232,20 @@ async def test_g7_what_waits_for_a_connection_when_the_fence_closes_is_not_sent(
         assert (server.came("tools/call"), server.came("notifications/message")) == (2, 0)
 
 
+async def test_e12_a_call_that_was_cancelled_before_there_was_a_connection_for_it_is_not_sent() -> None:
+    async with session_with() as (session, server, _):
+        begun, cancelled = session.request(), session.request()  # the second one needs a connection of its own
+        cancelled.state = "abandoned"
+        await session.receiver.until(lambda: session.receiver.of("withheld"))
+        assert [report.request for report in session.receiver.of("withheld")] == [cancelled]
+        (await server.got("tools/call")).finish(answer(begun))
+        await session.answered(begun)
+        last = session.request()
+        (await server.got("tools/call", 2)).finish(answer(last))
+        await session.answered(last)
+        assert server.came("tools/call") == 2
+
+
 async def test_a_notification_can_find_that_the_session_is_gone() -> None:
     async with session_with() as (session, server, _):
         server.forget()

@@ -32,6 +32,21 @@ NEVER = 3600.0
 JSON_BEGINS = OpenStream({"Content-Type": "application/json"})
 
 
+# Requests.
+
+
+async def test_e12_a_call_that_was_cancelled_before_there_was_a_connection_for_it_is_not_sent() -> None:
+    """Its cancellation may go out on another one, and come before it."""
+    async with http_bench(call=[GOOD]) as bench, bench.session() as session:
+        begun, cancelled = session.request(), session.request()  # the second one needs a connection of its own
+        cancelled.state = "abandoned"
+        error = await session.failure(cancelled)
+        assert (type(error), error.data) == (UpstreamUnreachable, {"executed": "no"})
+        await session.answered(begun)
+        await session.answered(session.request())
+        assert len(bench.upstream.of("tools/call")) == 2
+
+
 # Sessions.
 
 
