@@ -95,7 +95,10 @@ COUNTERS: Final[dict[str, Family]] = {
     "channels_closed": Family("trunkline_channels_closed", ("server", "reason"), "Upstream sessions that ended."),
     "workflows_closed": Family("trunkline_workflows_closed", ("reason",), "Workflows that ended.", (ENDS,)),
     "upstream_requests": Family(
-        "trunkline_upstream_requests", ("server", "kind"), "HTTP requests to servers.", (SERVERS, get_args(Kind))
+        "trunkline_upstream_requests",
+        ("server", "kind"),
+        "What was sent to servers: requests of HTTP, or messages on a WebSocket or to a program.",
+        (SERVERS, get_args(Kind)),
     ),
     "upstream_credentials": Family(
         "trunkline_upstream_credentials",
