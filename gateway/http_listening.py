@@ -26,7 +26,7 @@ LOOK_SECONDS: Final = 1.0
 """How often it is looked who takes too long."""
 
 MAX_UNTAKEN_BYTES: Final = 268_435_456
-"""Of answers, on all connections together: as much as is kept for resumption. Above it, who leaves most is cut."""
+"""Of answers, on all connections together: as much as is kept for resumption. Above it, who takes longest is cut."""
 
 MAX_UNFINISHED_BYTES: Final = 67_108_864
 """Of heads that have not come to their end: nobody is authenticated before. Above it, the longest are cut."""
@@ -71,6 +71,8 @@ class HTTPListening:
         """Headers of every answer, encoded."""
         self._defaults: list[tuple[bytes, bytes]] = []
         self._connections: dict[HTTPConnection, None] = {}
+        self._untaken: dict[HTTPConnection, int] = {}
+        """What of their answers clients had not taken when they were looked at last."""
         self._is_looking = False
         self.config: uvicorn.Config
         self.state: ServerState
@@ -122,15 +124,29 @@ class HTTPListening:
         task.add_done_callback(self.state.tasks.discard)
         return task
 
-    def _bound(self, held: Mapping[HTTPConnection, int], limit: int, why: str) -> None:
-        """End the connections of who holds most, until what all hold is no longer too much."""
+    def _bound(
+        self, held: Mapping[HTTPConnection, int], limit: int, why: str, rank: Mapping[HTTPConnection, float]
+    ) -> None:
+        """End connections, the one of the highest rank first, until what all hold is no longer too much."""
         total = sum(held.values())
         if total > limit:
-            for connection in sorted(held, key=held.__getitem__, reverse=True):
+            for connection in sorted(held, key=rank.__getitem__, reverse=True):
                 if total <= limit:
                     break
                 total -= held[connection]
                 connection.cut(why)
+
+    def _bound_untaken(self) -> None:
+        """End the connections of who would take longest for what is left, as they went on since they were looked at."""
+        untaken = {connection: connection.untaken for connection in self._connections if connection.is_write_paused}
+        before, self._untaken = self._untaken, untaken
+        seconds = {one: size / max(1, before.get(one, 2 * size) - size) for one, size in untaken.items()}
+        self._bound(untaken, MAX_UNTAKEN_BYTES, "untaken", seconds)
+
+    def _bound_unfinished(self) -> None:
+        """End the connections of the longest heads that have not come to their end."""
+        unfinished = {connection: size for connection in self._connections if (size := connection.unfinished)}
+        self._bound(unfinished, MAX_UNFINISHED_BYTES, "head", unfinished)
 
     def _look(self) -> None:
         """End what takes too long; and take over what uvicorn says of headers, the date among them."""
@@ -140,11 +156,8 @@ class HTTPListening:
         now = self.loop.time()
         for connection in [one for one in self._connections if one.due <= now]:
             connection.end_overdue()
-        all_of_them = self._connections
-        untaken = {connection: connection.untaken for connection in all_of_them if connection.is_write_paused}
-        self._bound(untaken, MAX_UNTAKEN_BYTES, "untaken")
-        unfinished = {connection: size for connection in all_of_them if (size := connection.unfinished)}
-        self._bound(unfinished, MAX_UNFINISHED_BYTES, "head")
+        self._bound_untaken()
+        self._bound_unfinished()
         self._is_looking = bool(self._connections)
         if self._is_looking:
             self.loop.call_later(LOOK_SECONDS, self._look)

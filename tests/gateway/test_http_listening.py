@@ -12,6 +12,7 @@ from trunkline.gateway import http_listening
 from trunkline.gateway.http_connection import HTTPConnection
 from trunkline.gateway.http_listening import HTTPListening, connection_limit
 from trunkline.mux.statistics import Statistics
+from uvicorn.server import ServerState
 
 pytestmark = pytest.mark.anyio
 
@@ -100,6 +101,49 @@ async def test_g10_the_longest_heads_are_cut_when_all_that_do_not_end_are_too_lo
                 writer.write(b"\r\n\r\n")
             assert await said(reader) == b"GET /1 "
             writer.close()
+
+
+class Taking:
+    """A connection of a client that takes so much of its answer from one look to the next."""
+
+    due, unfinished, is_write_paused = float("inf"), 0, True
+
+    def __init__(self, left: int, rate: int) -> None:
+        self.left = left
+        self.rate = rate
+        self.why = ""
+
+    @property
+    def untaken(self) -> int:
+        self.left -= self.rate
+        return self.left
+
+    def cut(self, why: str) -> None:
+        self.why = why
+        self.is_write_paused = False
+
+
+async def test_g10_who_takes_a_large_answer_is_not_cut_for_those_who_leave_theirs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_listening, "LOOK_SECONDS", 0.001)
+    monkeypatch.setattr(http_listening, "MAX_UNTAKEN_BYTES", 100_000)
+    listening = HTTPListening(Statistics())
+    listening.loop, listening.state = asyncio.get_running_loop(), ServerState()
+    left, sipped, taken = Taking(10_000, 0), Taking(20_000, 1), Taking(69_000, 100)
+    clients = [left, sipped, taken]
+    for one in clients:
+        listening.add(cast(HTTPConnection, one))
+    async with asyncio.timeout(PATIENCE):
+        await until(lambda: taken.left < 68_000)
+        assert [one.why for one in clients] == ["", "", ""]
+        late = Taking(11_000, 10)
+        listening.add(cast(HTTPConnection, late))
+        await until(lambda: any(one.why for one in clients))
+    assert [one.why for one in (*clients, late)] == ["", "untaken", "", ""]
+    for one in (*clients, late):
+        listening.remove(cast(HTTPConnection, one))
+    await until(lambda: not listening._is_looking)
 
 
 async def test_g10_who_leaves_most_untaken_is_cut_when_all_leave_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
