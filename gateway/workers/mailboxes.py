@@ -266,9 +266,14 @@ class Mailboxes:
                 await anyio.sleep(BEAT_SECONDS)
 
     async def _look(self) -> None:
-        """Break the conversations with workers that have died."""
+        """Break the conversations with workers that have died, and all once others may have taken this one for dead."""
+        lapses = self._membership.lapses
         while True:
             await anyio.sleep(BEAT_SECONDS)
+            if lapses != self._membership.lapses:
+                lapses = self._membership.lapses
+                self._break_all("others may have taken this worker for dead")
+                self._was_away.set()
             for peer in {conversation.peer for conversation in self._conversations.values()}:
                 with suppress(DirectoryUnavailable):  # whoever sends is told
                     if await self._membership.find(peer) is None:

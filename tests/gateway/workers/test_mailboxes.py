@@ -258,6 +258,26 @@ async def test_the_death_of_a_worker_breaks_its_conversations(post: Post) -> Non
             await conversation.receive()
 
 
+async def test_a_worker_that_was_taken_for_dead_does_not_wait_for_who_has_given_it_up(post: Post) -> None:
+    near, far = await post.pair()
+    beat, is_back = post.directory.beat, anyio.Event()
+
+    async def beat_late(worker: Worker) -> bool:
+        if worker.id == "a":
+            await is_back.wait()
+        alive: bool = await beat(worker)
+        return alive
+
+    post.directory.beat = beat_late  # type: ignore[method-assign]
+    await post.directory.retire(post.members["a"].worker)
+    with pytest.raises(Broken, match="died"):
+        await far.receive()
+    far.close()
+    is_back.set()
+    with anyio.fail_after(10), pytest.raises(Broken):
+        await near.receive()
+
+
 async def test_the_end_of_a_worker_in_order_breaks_its_conversations(directory: SharedDirectory) -> None:
     made = Post(directory)
     async with await made.joins("a"):
