@@ -7,6 +7,7 @@ line wins over both. `${NAME}` in a string is replaced from the environment.
 
 import difflib
 import re
+import sys
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -216,7 +217,13 @@ def _expanded(value: Any, path: str, environ: Mapping[str, str]) -> Any:
             raise SettingsError(path, f"the environment has no {match[1]}; set it, or take ${{{match[1]}}} out")
         return environ[match[1]]
 
-    return VARIABLE.sub(replace, value)
+    text = VARIABLE.sub(replace, value)
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # nobody could be sent it, nor another process be told
+        told = "what the environment holds for it is no text in the encoding that is set here"
+        raise SettingsError(path, f"{told}, {sys.getfilesystemencoding()}") from None
+    return text
 
 
 def _convert(tree: dict[str, Any]) -> Settings:

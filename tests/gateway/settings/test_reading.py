@@ -1,5 +1,6 @@
 """Settings: the file, the environment and the command line become one value, or an error that names a path."""
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -254,6 +255,18 @@ def test_a_malformed_upstream_is_refused(refused: Callable[..., SettingsError], 
 
 
 # Variables.
+
+
+@pytest.mark.parametrize(
+    ("text", "name"), [(UP + 'headers = { X-Key = "${KEY}" }', "KEY"), (UP, "TRUNKLINE_SERVERS__UP__HEADERS__X-KEY")]
+)
+def test_bytes_of_the_environment_that_are_no_text_are_refused_and_not_shown(
+    refused: Callable[..., SettingsError], text: str, name: str
+) -> None:
+    error = refused(text, {name: os.fsdecode(b"s3cret-\xff")})
+    assert error.path.lower() == "servers.up.headers.x-key"
+    assert "is no text in the encoding that is set here" in error.message
+    assert "s3cret" not in error.message
 
 
 def test_of_two_servers_of_one_name_none_is_left_out_without_a_word(refused: Callable[..., SettingsError]) -> None:
