@@ -51,6 +51,7 @@ class Authenticator:
             self._tokens[digest] = known if known is not None and known.principal == identity.principal else identity
             if token.admin:
                 self._admins[digest] = Grant()
+        self._known = frozenset(identity.principal for identity in self._tokens.values())
         if settings.gateway.admin_token:
             self._admins[_digest(settings.gateway.admin_token)] = Grant()
         if before is not None:
@@ -90,7 +91,7 @@ class Authenticator:
     def knows(self, principal: Principal) -> bool:
         """False where no credential could stand for this identity (any longer), whoever brings it."""
         if self._mode == "tokens":
-            return any(identity.principal == principal for identity in self._tokens.values())
+            return principal in self._known
         return principal.is_anonymous if self._mode == "none" else principal.issuer == self._issuer
 
     def give_way(self, after: Authenticator) -> None:

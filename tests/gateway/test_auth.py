@@ -44,6 +44,24 @@ def test_a_token_is_known_by_its_sha256() -> None:
     assert known.authenticate(bearer(ROOT)) == Principal("tokens", "acme", "root")
 
 
+def test_whether_somebody_is_known_costs_the_same_however_many_are() -> None:
+    class Stranger:
+        compared = 0
+
+        def __eq__(self, other: object) -> bool:
+            self.compared += 1
+            return False
+
+        def __hash__(self) -> int:
+            return 0
+
+    tokens = tuple(TokenEntry(sha256(f"{number}"), "acme", f"user-{number}") for number in range(1000))
+    known, stranger = Authenticator(Settings(auth=AuthSection(mode="tokens", tokens=tokens))), Stranger()
+    assert known.knows(Principal("tokens", "acme", "user-999"))
+    assert not known.knows(stranger)  # type: ignore[arg-type]
+    assert stranger.compared < 10, "of each of ten thousand workflows it is asked, in one go, when settings change"
+
+
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
 def test_the_scheme_is_read_in_any_case(scheme: str) -> None:
     assert authenticator().authenticate({"authorization": f"{scheme} {ALICE}"}).subject == "alice"
