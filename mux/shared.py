@@ -71,6 +71,7 @@ class SharedLine:
             raise InvalidRequest("a member differs from one of JSON-RPC by case alone")
         if message.method.startswith("tasks/"):
             raise MethodNotFound("tasks are not offered on a shared session")
+        message = _without_task(message)
         if message.method == "logging/setLevel":
             return self._set_level(message, caller, headers)
         if message.method in ("resources/subscribe", "resources/unsubscribe"):
@@ -207,6 +208,17 @@ class _Waiter:
         """See `Caller.failed`."""
         self._ended(True)
         self._caller.failed(error)
+
+
+def _without_task(message: Envelope) -> Envelope:
+    """A request that asks for a task, as one that does not: nobody could be given its result (rule R15)."""
+    raw = message.members.get("params")
+    if raw is None or not wire_format.begins_task(raw):
+        return message
+    params = message.params() or {}
+    del params["task"]
+    members = {**message.members, "params": wire_format.encode_members(params)}
+    return Envelope("request", members, id=message.id, method=message.method)
 
 
 def _answer(message: Envelope, caller: Caller) -> PoolResult:

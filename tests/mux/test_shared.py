@@ -301,6 +301,21 @@ async def test_tasks_are_not_offered_and_roots_are_nobodys() -> None:
         assert not at.server.of("notifications/roots/list_changed")
 
 
+async def test_r15_a_call_that_asks_for_a_task_is_an_ordinary_one_where_tasks_are_not_offered() -> None:
+    """Who declares no tasks ignores that one is asked for (Tasks, "Capability Negotiation")."""
+    async with bench(reuse="user") as at:
+        at.server.on_request = echo
+        client = await at.client(ALICE)
+        asked = {"name": "x", "task": {"ttl": 1}, "arguments": {"task": 1}, "_meta": {"progressToken": "mine"}}
+        assert (await client.answer(client.call(asked)))["result"]["structuredContent"] == {"task": 1}
+        [came] = at.server.of("tools/call")
+        assert came.json["params"] == {
+            "name": "x",
+            "arguments": {"task": 1},
+            "_meta": {"progressToken": int(came.id)},
+        }
+
+
 async def test_progress_reaches_its_call_whatever_tokens_others_use() -> None:
     async with bench(reuse="user") as at:
         one, two = await at.client(ALICE), await at.client(ALICE)
