@@ -47,6 +47,7 @@ STREAMS = {
     "lines": b"\n" * 100_000,
     "comments": b": c\n\n" * 20_000,
     "ids": b"id: 1\n\n" * 20_000,
+    "nonsense": b"data:[1]\n\n" * 20_000,
 }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 import ssl
 from collections import deque
@@ -21,7 +22,7 @@ from urllib.parse import urlsplit
 import httptools
 
 from ..media import STREAM_TYPE, content_type
-from ..portions import PORTION_BYTES, Portions
+from ..portions import PORTION_BYTES, PORTION_ITEMS, SMALL, Portions
 from .addresses import Addresses
 from .http import (
     CONNECT_SECONDS,
@@ -56,6 +57,9 @@ NAMES: Final = {spelled.encode(): name for name in COMMON for spelled in (name, 
 """Headers that most answers have, by how they are spelled."""
 
 NO_HTTP: Final = "the server's answer is no HTTP/1.1"
+
+MAX_LINES: Final = 2 * PORTION_ITEMS
+SOME_LINES: Final = re.compile(rb"(?:[^\r\n]*+[\r\n]){%d}" % MAX_LINES)
 
 SMALL_BODY: Final = 65_536
 """Up to this size a body is copied behind its head, so that both go out in one write."""
@@ -326,10 +330,21 @@ class _Connection(asyncio.Protocol):
             self._is_more = False
             self._take_body(self._answer, data[at:])
             return len(data)
-        stop = at + PORTION_BYTES
+        stop = self._end_of_some(data, at)
         self._is_more = data[stop : stop + 1] != b""
         self._parse(data[at:stop])
         return stop
+
+    def _end_of_some(self, data: bytes, at: int) -> int:
+        """Where a portion ends: of events no more than some, each of which ends by an empty line."""
+        stop = at + PORTION_BYTES
+        if len(data) - at <= SMALL or not (self._head_left or content_type(self._headers) == STREAM_TYPE):
+            return stop
+        if data.count(b"\n", at, stop) + data.count(b"\r", at, stop) < MAX_LINES:  # much faster than to look for them
+            return stop
+        some = SOME_LINES.match(data, at, stop)
+        assert some is not None, "so many lines end here"
+        return some.end()
 
     def _parse(self, data: bytes) -> None:
         head_left, came = self._head_left, self._came

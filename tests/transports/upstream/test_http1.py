@@ -721,3 +721,26 @@ async def test_g10_events_come_in_portions_whether_the_length_of_their_stream_is
         assert await hearer.outcome() is None
         assert hearer.body == body
         assert max(hearer.sizes) <= portions.PORTION_BYTES
+
+
+@pytest.mark.parametrize("event", [b"data:1\n\n", b"data:1\r\r", b"id:1\r\n\r\n"])
+async def test_g9_few_events_are_read_before_others_have_their_turn(event: bytes) -> None:
+    body = event * 20_000
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + body)
+
+    class Count(Hearer):
+        most = 0
+
+        def came(self, chunk: bytes) -> None:
+            self.most = max(self.most, len(chunk) // len(event))
+            super().came(chunk)
+
+    async with client_of(serve) as (client, _):
+        hearer = Count()
+        client.send("POST", NONE, b"{}", hearer)
+        assert await hearer.outcome() is None
+        assert hearer.body == body
+        assert hearer.most <= max(portions.PORTION_ITEMS, portions.SMALL // len(event))
