@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import socket
 import ssl
 from collections import deque
@@ -59,7 +58,7 @@ NAMES: Final = {spelled.encode(): name for name in COMMON for spelled in (name, 
 NO_HTTP: Final = "the server's answer is no HTTP/1.1"
 
 MAX_LINES: Final = 2 * PORTION_ITEMS
-SOME_LINES: Final = re.compile(rb"(?:[^\r\n]*+[\r\n]){%d}" % MAX_LINES)
+"""Of a stream of events that are read at once: each of these ends by an empty one."""
 
 SMALL_BODY: Final = 65_536
 """Up to this size a body is copied behind its head, so that both go out in one write."""
@@ -340,11 +339,7 @@ class _Connection(asyncio.Protocol):
         stop = at + PORTION_BYTES
         if len(data) - at <= SMALL or not (self._head_left or content_type(self._headers) == STREAM_TYPE):
             return stop
-        if data.count(b"\n", at, stop) + data.count(b"\r", at, stop) < MAX_LINES:  # much faster than to look for them
-            return stop
-        some = SOME_LINES.match(data, at, stop)
-        assert some is not None, "so many lines end here"
-        return some.end()
+        return min(_end_of_some(data, b"\n", at, stop), _end_of_some(data, b"\r", at, stop))
 
     def _parse(self, data: bytes) -> None:
         head_left, came = self._head_left, self._came
@@ -474,6 +469,15 @@ class _Connection(asyncio.Protocol):
         answer, self._answer = self._answer, None
         if answer is not None:
             answer.ended(error)
+
+
+def _end_of_some(data: bytes, mark: bytes, at: int, stop: int) -> int:
+    """Where so many lines end, by the mark that ends them; the stop where that comes before."""
+    for _ in range(MAX_LINES):
+        at = data.find(mark, at, stop) + 1
+        if not at:
+            return stop
+    return at
 
 
 def _probe(connection: socket.socket) -> None:
