@@ -188,6 +188,8 @@ class Installation:
     def __init__(self, forge: ContextForge, settings: ContextForgeSettings) -> None:
         self._forge = forge
         self.settings = settings
+        self._types = types_of(forge["services.tool_service"].ClientSession)
+        """The SDK's message types: looked for before that class is replaced."""
         theirs = forge["config"].settings
         self.reuse = Reuse(
             settings,
@@ -252,7 +254,7 @@ class Installation:
         """Every name with what stands in its place; nothing is replaced yet."""
         forge = self._forge
         tools, http = forge["services.tool_service"], forge["transports.streamablehttp_transport"]
-        types = types_of(tools.ClientSession)
+        types = self._types
         sessions = leased_sessions(tools.ClientSession, types, OutputSchemas())
         manager = session_manager(
             http,
@@ -409,9 +411,8 @@ class Installation:
         make = getattr(self._forge[REGISTRY_MODULE]._registry, "_message_handler_factory", None)
         if make is None:
             return
-        types = types_of(self._forge["services.tool_service"].ClientSession)
         try:
-            notification = types.ServerNotification.model_validate(json.loads(told.message))
+            notification = self._types.ServerNotification.model_validate(json.loads(told.message))
         except ValueError:
             return  # one that this version of the SDK does not know
         handler = make(told.url.removeprefix(SSE), told.gateway_id, downstream_session_id=told.session or None)

@@ -177,6 +177,8 @@ class Raw:
 
     def __init__(self) -> None:
         self.received: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self.session = ""
+        """Over Streamable HTTP, the id of its session."""
 
     async def send(self, method: str, params: Any = None, *, id: int | None = None) -> None:
         message: dict[str, Any] = {"jsonrpc": "2.0", "method": method}
@@ -278,7 +280,7 @@ async def _over_http(client: Raw, http: aiohttp.ClientSession, url: str) -> None
                 client.received.put_nowait({"id": message.get("id"), "error": {"code": answer.status}})
                 return
             if "Mcp-Session-Id" in answer.headers:
-                http.headers["Mcp-Session-Id"] = answer.headers["Mcp-Session-Id"]
+                client.session = http.headers["Mcp-Session-Id"] = answer.headers["Mcp-Session-Id"]
             if answer.content_type == "application/json":
                 if (found := await answer.json()) is not None:
                     client.received.put_nowait(found)
@@ -301,6 +303,32 @@ async def _over_http(client: Raw, http: aiohttp.ClientSession, url: str) -> None
 
     client.post, client.leave = write, leave  # type: ignore[method-assign]
     await client.begin()
+
+
+@asynccontextmanager
+async def listening(place: Place, session: str) -> AsyncIterator[asyncio.Queue[dict[str, Any]]]:
+    """What comes on the GET stream of a session over Streamable HTTP."""
+    heard: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+    headers = {
+        "Authorization": f"Bearer {token(place.forge.version)}",
+        "Accept": "text/event-stream",
+        "Mcp-Session-Id": session,
+    }
+
+    async def read(stream: aiohttp.ClientResponse) -> None:
+        parser = Parser()
+        async for chunk in stream.content.iter_any():
+            for event in parser.feed(chunk):
+                if event.data:
+                    heard.put_nowait(json.loads(event.data))
+
+    async with aiohttp.ClientSession() as http, http.get(place.forge.url("plain", "http"), headers=headers) as stream:
+        assert stream.status == 200
+        reading = asyncio.create_task(read(stream))
+        try:
+            yield heard
+        finally:
+            reading.cancel()
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -431,6 +459,22 @@ async def test_a_call_under_way_in_a_session_that_its_client_deletes_is_told_wha
         assert result["isError"]
         assert "client_left" in result["content"][0]["text"]
         await place.servers["plain"].saw("delete")
+
+
+async def test_what_a_server_says_beside_its_answers_comes_on_the_stream_of_its_client(place: Place) -> None:
+    if place.forge.version == "0.9.0":
+        pytest.skip("it hands nothing on")
+    async with raw(place, "http") as client, listening(place, client.session) as heard, asyncio.timeout(PATIENCE):
+        for n, tool, arguments in (
+            (5, "log", {"text": "said"}),
+            (6, "log", {"text": "unasked", "attributed": False}),
+            (7, "notify", {"what": "prompts"}),
+        ):
+            await client.send("tools/call", {"name": f"plain-{tool}", "arguments": arguments}, id=n)
+            await client.answer(n)
+        said = [await heard.get() for _ in range(3)]
+    assert [message["params"]["data"] for message in said[:2]] == ["said 1", "unasked 1"]
+    assert said[2]["method"] == "notifications/prompts/list_changed"
 
 
 async def test_a_call_that_fails_over_http_is_answered_as_one_that_did(place: Place) -> None:
