@@ -5,7 +5,7 @@ import re
 import ssl
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from ...transports.upstream.http import HeaderBlock, host_of
 from .definitions import NAME, STDIO, AuthSection, OAuth, Server, Settings, SettingsError
@@ -25,6 +25,9 @@ DIRECTORIES: Final = {
     "database": ("sqlite+aiosqlite://", "postgresql+asyncpg://"),
 }
 """How the URLs of shared directories begin."""
+
+WIRE: Final = re.compile("[!-~]*")
+"""What stands in a request as it is."""
 
 SCOPE: Final = re.compile(r"[!#-\[\]-~]+( [!#-\[\]-~]+)*")  # RFC 6749, 3.3
 SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
@@ -259,11 +262,20 @@ def _check_address(path: str, server: Server) -> None:
         raise SettingsError(f"{path}.url", "its host or its port is none") from None
     if url.scheme not in SCHEMES or not usable:
         raise SettingsError(f"{path}.url", f"expected {', '.join(SCHEMES)}://HOST/PATH, or {STDIO}COMMAND")
+    if not _is_sent_as_it_is(url):
+        raise SettingsError(
+            f"{path}.url", "it goes over the wire in ASCII, without spaces: write xn--… in its host, %… else"
+        )
     if server.ca:
         try:
             ssl.create_default_context(cafile=server.ca)
         except (OSError, ValueError) as error:
             raise SettingsError(f"{path}.ca", f"no certificates can be read from it: {_reason(error)}") from None
+
+
+def _is_sent_as_it_is(url: SplitResult) -> bool:
+    """True where host, path and query are spelled as they are in a request."""
+    return WIRE.fullmatch(f"{url.hostname}{url.path}{url.query}") is not None
 
 
 def _check_process(path: str, server: Server) -> None:
@@ -347,7 +359,13 @@ def _check_oauth(path: str, server: Server, oauth: OAuth) -> None:
     if "http" not in server.url.partition("://")[0]:
         raise SettingsError(path, "tokens are only renewed over HTTP; give a WebSocket its headers")
     for where, url in ((f"{path.removesuffix('.oauth')}.url", server.url), (f"{path}.issuer", oauth.issuer)):
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+            usable = parts.port != 0 and _is_sent_as_it_is(parts)
+        except ValueError:
+            usable = False
+        if not usable:
+            raise SettingsError(where, "expected https://HOST, as it is spelled in a request")
         is_https = parts.scheme.endswith("https")
         if not parts.hostname or not (is_https or (parts.scheme.endswith("http") and is_loopback(parts.hostname))):
             raise SettingsError(where, "tokens go over https, or stay on this machine")

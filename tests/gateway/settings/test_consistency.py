@@ -196,6 +196,9 @@ def test_a_wrong_value_of_a_server_is_named_with_the_server(read: Read, value: s
         "http://[::1/",
         "x",
         "http://a..b/",
+        "http://é.example/mcp",
+        "http://h/é",
+        "wss://h/a b",
     ],
 )
 def test_a_url_that_leads_nowhere_is_named(read: Read, url: str) -> None:

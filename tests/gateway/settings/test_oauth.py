@@ -94,6 +94,12 @@ def test_a_token_goes_nowhere_else(tmp_path: Path, url: str, path: str) -> None:
     assert refusal(tmp_path, f"oauth = {{ {OAUTH} }}", url).path == f"servers.up.{path}"
 
 
+@pytest.mark.parametrize("issuer", ["https://[", "https://é.example/", "https://h:99999/"])
+def test_an_issuer_that_is_no_url_is_named(tmp_path: Path, issuer: str) -> None:
+    error = refusal(tmp_path, f"oauth = {{ issuer = '{issuer}', client_id = 'c', client_secret = 's' }}")
+    assert error.path == "servers.up.oauth.issuer"
+
+
 def test_the_key_that_signs_is_read_at_once(tmp_path: Path) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
     good, public = tmp_path / "key.pem", tmp_path / "public.pem"
