@@ -228,5 +228,6 @@ class Wishes(Generic[Owner]):
 
 
 def _is_below(uri: str, watched: str) -> bool:
-    rest = uri.removeprefix(watched)
-    return uri == watched or (rest != uri and (watched.endswith("/") or rest[0] in "/?#"))
+    if not 0 < len(watched) < len(uri):
+        return uri == watched
+    return uri.startswith(watched) and (watched.endswith("/") or uri[len(watched)] in "/?#")

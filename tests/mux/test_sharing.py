@@ -1,6 +1,7 @@
 """What workflows share of an upstream session: masks, counted subscriptions, filtered logs, and who is told."""
 
 import json
+import tracemalloc
 
 import pytest
 from trunkline.mux.envelope import Envelope, parse
@@ -195,6 +196,24 @@ def test_r5_what_begins_alike_is_not_below(uri: str, is_heard: bool) -> None:
     wishes.subscribe(BOB, "dir://")
     assert (wishes.recipients(told("notifications/resources/updated", uri=uri), None, BOTH) == [ALICE]) is is_heard
     assert wishes.recipients(told("notifications/resources/updated", uri="dir://x"), None, BOTH) == [BOB]
+
+
+def test_g9_a_long_uri_is_not_copied_for_each_that_is_watched() -> None:
+    """Of 16 MiB that took milliseconds, for each subscription of each workflow that shares the session."""
+    wishes: Wishes[str] = Wishes()
+    for owner in BOTH:
+        wishes.subscribe(owner, "mem://")
+    message = told("notifications/resources/updated", uri="mem://" + "x" * 1_000_000)
+    tracemalloc.start()
+    try:
+        assert wishes.recipients(message, None, BOTH) == [ALICE, BOB]
+        assert tracemalloc.get_traced_memory()[1] < 1_500_000, "it is read, and no more"
+    finally:
+        tracemalloc.stop()
+    assert not wishes.recipients(told("notifications/resources/updated", uri=""), None, BOTH)
+    wishes.subscribe(ALICE, "")
+    assert wishes.recipients(told("notifications/resources/updated", uri=""), None, BOTH) == [ALICE]
+    assert not wishes.recipients(told("notifications/resources/updated", uri="/x"), None, BOTH)
 
 
 def test_g10_only_so_many_subscriptions_are_held() -> None:
