@@ -108,7 +108,10 @@ def endpoint_of(url: str, kind: Kind | None) -> tuple[str, Kind]:
     Raises:
         WrongArgument: no URL of HTTP or WebSocket.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # brackets round what is no address
+        parts = urlsplit("")
     if parts.scheme not in ("http", "https", "ws", "wss") or not parts.hostname:
         raise WrongArgument("that is no URL of a server; give one like http://127.0.0.1:8920/servers/demo/mcp")
     if kind is None:

@@ -146,7 +146,10 @@ def source_of(url: str, token: str | None) -> Source:
     Raises:
         WrongArgument: no URL of HTTP.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # brackets round what is no address
+        parts = urlsplit("")
     scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
     if scheme not in ("http", "https") or not parts.hostname:
         raise WrongArgument(f"that is no URL of a gateway; give one like {DEFAULT_URL}")

@@ -77,7 +77,7 @@ def test_a_url_of_a_server_names_its_three_endpoints(url: str, kind: Kind | None
     assert endpoint_of(url, kind) == (endpoint, chosen)
 
 
-@pytest.mark.parametrize("url", ["", "nonsense", "ftp://h/x", "http://", "127.0.0.1:8920"])
+@pytest.mark.parametrize("url", ["http://[", "", "nonsense", "ftp://h/x", "http://", "127.0.0.1:8920"])
 def test_what_is_no_url_is_told_with_one_that_is(url: str) -> None:
     with pytest.raises(WrongArgument, match="give one like http:"):
         endpoint_of(url, None)

@@ -118,7 +118,7 @@ def test_any_url_of_a_gateway_names_it(url: str, base: str) -> None:
     assert source_of(url, None).url == base
 
 
-@pytest.mark.parametrize("url", ["", "nonsense", "ftp://h", "http://"])
+@pytest.mark.parametrize("url", ["http://[", "", "nonsense", "ftp://h", "http://"])
 def test_what_is_no_url_is_told_with_one_that_is(url: str) -> None:
     with pytest.raises(WrongArgument, match="give one like http:"):
         source_of(url, None)
