@@ -368,7 +368,7 @@ def lasting_token(number: int, token: bytes) -> bytes:
     return _encode(f"{number}:{token.decode()}")
 
 
-def read_lasting_token(raw: Raw) -> tuple[int, bytes]:
+def read_lasting_token(raw: Raw | None) -> tuple[int, bytes]:
     """The number and the caller's token that a lasting token was made of; 0 and nothing where it is none."""
     number, _, text = (string_of(raw) or "").partition(":")
     token = text.encode()

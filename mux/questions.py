@@ -15,7 +15,16 @@ from msgspec import Raw
 
 from . import envelope as wire_format
 from .directory import Entry
-from .envelope import Envelope, id_key, key_or_none, members_of, swap_progress_token
+from .envelope import (
+    Envelope,
+    begins_task,
+    id_key,
+    key_or_none,
+    lasting_token,
+    members_of,
+    read_lasting_token,
+    swap_progress_token,
+)
 from .errors import TrunklineError
 from .ports import NONE, Answerable, Line
 from .request import ServerRequest
@@ -67,6 +76,8 @@ class Questions:
             text = message.with_id(spelled)
         else:
             params, request.token = swap_progress_token(params, spelled)
+            if request.token and begins_task(params):
+                params, _ = swap_progress_token(params, lasting_token(number, request.token))
             text = Envelope("request", {**message.members, "params": params}).with_id(spelled)
         self._open[number] = _Question(request, via)
         self._note(number, request)
@@ -83,13 +94,21 @@ class Questions:
         question.via.respond(question.request, message)
         return True
 
-    def progress(self, message: Envelope) -> None:
-        """Send on a client's progress, under the server's own token; nothing where it names no question."""
+    def progress(self, message: Envelope) -> bytes | None:
+        """Send on a client's progress, under the server's own token; nothing where it names no question.
+
+        What is returned is for the server, too: a task goes on in the client when the question is answered (rule E18).
+        """
         params = message.params() or {}
-        key = key_or_none(params.get("progressToken"))
-        question = self._open.get(key) if isinstance(key, int) else None
+        raw = params.get("progressToken")
+        key, token = key_or_none(raw), b""
+        if not isinstance(key, int):
+            key, token = read_lasting_token(raw)
+        question = self._open.get(key)
         if question is not None and question.request.token:
             question.via.tell(message.with_params({**params, "progressToken": Raw(question.request.token)}))
+            return None
+        return message.with_params({**params, "progressToken": Raw(token)}) if token else None
 
     # What else settles them.
 

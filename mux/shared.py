@@ -23,6 +23,10 @@ NAMES: Final = frozenset({"jsonrpc", "id", "method", "params", "result", "error"
 """Some servers read names in any case: by another spelling, one workflow could name the request of another (E26)."""
 
 
+NOT_SHARED: Final = frozenset({"notifications/roots/list_changed", "notifications/progress"})
+"""What a client tells its server that would be taken for the word of all, or name what another one was asked."""
+
+
 class SharedLine:
     """One workflow's part in a group. Implements `Line`."""
 
@@ -86,7 +90,7 @@ class SharedLine:
 
     def notify(self, message: bytes, headers: Headers) -> None:
         """See `Line.notify`; what a server would take for the word of all of its clients is dropped."""
-        if wire_format.parse(message, limit=MAX_BODY_BYTES).method != "notifications/roots/list_changed":
+        if wire_format.parse(message, limit=MAX_BODY_BYTES).method not in NOT_SHARED:
             self._group.primary.notify(message, headers)
 
     def expire(self, now: float) -> None:

@@ -263,7 +263,9 @@ class Workflow:
         if message.method == "notifications/cancelled":
             self.calls.cancel(message, via)
         elif message.method == "notifications/progress":
-            self.questions.progress(message)
+            of_task = self.questions.progress(message)
+            if of_task is not None:
+                self.line.notify(of_task, headers)
         elif message.method != "notifications/initialized":  # sent upstream once, by the channel (rule L6)
             self.line.notify(message.encode(), headers)
 

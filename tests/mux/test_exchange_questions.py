@@ -273,6 +273,18 @@ async def test_a_clients_progress_reaches_the_server_under_its_own_token() -> No
         await finish(at, client, [reader])
 
 
+async def test_e18_a_clients_progress_reaches_the_server_after_it_was_told_of_a_task_too() -> None:
+    async with bench() as at:
+        client = await at.client(message=ASKS)
+        _, reader, asked = await ask(at, client, {"task": {}, "_meta": {"progressToken": 7}})
+        client.workflow.respond(response(asked["id"], {"task": {"taskId": "t"}}))
+        token = asked["params"]["_meta"]["progressToken"]
+        client.workflow.notify(notification("notifications/progress", {"progressToken": token, "progress": 1}), {})
+        told = await at.server.got("notifications/progress")
+        assert told.json["params"] == {"progressToken": 7, "progress": 1}
+        await finish(at, client, [reader])
+
+
 async def test_a_question_pauses_the_clock_of_the_call_that_asked() -> None:
     async with bench(request_timeout=10) as at:
         client = await at.client(message=ASKS)

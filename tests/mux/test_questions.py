@@ -111,6 +111,20 @@ def test_the_servers_progress_token_is_mirrored() -> None:
     assert len(via.told) == 1
 
 
+def test_e18_progress_of_a_clients_task_goes_on_when_the_question_is_answered() -> None:
+    questions, via = Questions(ALL), Via()
+    _, text = ask(questions, via, asks("sampling/createMessage", '{"task":{},"_meta":{"progressToken":"tok"}}'))
+    token = json.loads(text)["params"]["_meta"]["progressToken"]
+    progress = notification("notifications/progress", {"progressToken": token, "progress": 5})
+    assert questions.progress(progress) is None
+    assert [json.loads(told)["params"] for told in via.told] == [{"progressToken": "tok", "progress": 5}]
+    assert questions.answer(response(1, {"task": {}}))
+    told = questions.progress(progress)
+    assert told is not None
+    assert json.loads(told)["params"] == {"progressToken": "tok", "progress": 5}
+    assert len(via.told) == 1
+
+
 def test_a_question_that_was_taken_back_names_this_clients_id() -> None:
     questions = Questions(ALL)
     ask(questions, Via())

@@ -296,9 +296,11 @@ async def test_tasks_are_not_offered_and_roots_are_nobodys() -> None:
         assert beside.workflow.record.result is client.workflow.record.result, "it may be large, and is held once"
         assert (await client.answer(client.call(method="tasks/list")))["error"]["code"] == -32601
         client.workflow.notify(notification("notifications/roots/list_changed"), {})
+        client.workflow.notify(notification("notifications/progress", {"progressToken": "1:7", "progress": 1}), {})
         client.workflow.notify(notification("notifications/other"), {})
         await at.server.got("notifications/other")
         assert not at.server.of("notifications/roots/list_changed")
+        assert not at.server.of("notifications/progress")
 
 
 async def test_r15_a_call_that_asks_for_a_task_is_an_ordinary_one_where_tasks_are_not_offered() -> None:
