@@ -9,9 +9,9 @@ from harness.muxing import ALICE, BOB, Bench, Client, begin, bench, initialize, 
 from trunkline.mux.errors import (
     InvalidParams,
     Overloaded,
+    RevisionNotServed,
     TrunklineError,
     UnknownSession,
-    UpstreamFault,
     UpstreamRefused,
     UpstreamUnreachable,
 )
@@ -193,7 +193,7 @@ async def open_fails(at: Bench, how: str) -> type[TrunklineError]:
             return UpstreamRefused
         case "revision not served":
             at.server.result["protocolVersion"] = "1999-01-01"
-            return UpstreamFault
+            return RevisionNotServed
         case _:
             at.server.refuses_initialized = True
             return UpstreamUnreachable
