@@ -428,3 +428,10 @@ def test_what_parses_is_written_back_equal(id: int | str, extra: dict[str, objec
     assert b"\n" not in encoded
     assert b"\r" not in encoded
     assert json.loads(parsed.id) == id
+
+
+def test_a_message_is_written_once() -> None:
+    parsed = parse(b'{"jsonrpc":"2.0", "method":"m", "n":1.0}', limit=LIMIT)
+    text = parsed.encode()
+    assert text == b'{"jsonrpc":"2.0","method":"m","n":1.0}'
+    assert parsed.encode() is text
