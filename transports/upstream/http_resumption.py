@@ -18,6 +18,10 @@ RESUME_ATTEMPTS: Final = 5
 """Attempts to take up a broken stream that bring no event, before its request is given up."""
 
 
+LATER: Final = NOT_NOW | {502, 503, 504}
+"""Refusals after which it is tried again: those that pass, and those of what stands before a server."""
+
+
 async def resume(
     request: Request, events: Events, ask: Ask, hand_on: Callable[[bytes], None], *, may_end: bool
 ) -> TrunklineError | None:
@@ -41,7 +45,7 @@ async def resume(
             return None
         if isinstance(heard.error, UpstreamFault):
             return heard.error
-        if heard.events is None and heard.status and heard.status not in NOT_NOW:
+        if heard.events is None and heard.status and heard.status not in LATER:
             break
         attempts += 1
         if heard.events is not None:

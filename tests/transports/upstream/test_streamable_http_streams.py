@@ -109,9 +109,9 @@ async def test_t7_a_server_that_has_itself_asked_again_and_again_is() -> None:
         assert resumed(bench) == ["0"] * (count + 1)
 
 
-@pytest.mark.parametrize("status", [409, 429])
+@pytest.mark.parametrize("status", [409, 429, 502, 503, 504])
 async def test_a_server_that_does_not_take_a_stream_up_now_is_asked_again(status: int) -> None:
-    """It may not have noticed yet that the stream broke."""
+    """It may not have noticed yet that the stream broke, or what stands before it has none at this moment."""
     plays = [[OpenStream(), Send("", event_id="0", retry=SOON), Cut()]]
     again = [[Status(status)], [Status(status)], [OpenStream(), Send('{"jsonrpc":"2.0","id":2,"result":{}}')]]
     async with http_bench(call=plays, resume=again) as bench, bench.session() as session:
