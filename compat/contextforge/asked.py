@@ -31,6 +31,8 @@ class Asked(NamedTuple):
     principal: Principal
     session: str
     """The client's session, a secret; a key that the client chose, after `KEY`; empty where it has neither."""
+    is_carried: bool = False
+    """True where a stream or socket carries the message, which is its session then."""
 
     @property
     def is_verified(self) -> bool:
@@ -44,8 +46,8 @@ class Asked(NamedTuple):
 
     @property
     def session_id(self) -> str:
-        """The session as ContextForge knows it; empty where it has none of its own."""
-        return "" if self.has_key else self.session
+        """The session over Streamable HTTP, where its client may listen by a GET; empty where there is none."""
+        return "" if self.has_key or self.is_carried else self.session
 
     def may_share(self, reuse: Reuse) -> bool:
         """Whether what it asks for may meet in a session with what it asks for later: nobody else may then.

@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
-from .asked import Asked, incoming, principal_of, session_of
+from .asked import Asked, carried_by, incoming, principal_of, session_of
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +67,8 @@ def identified(method: Callable[..., Awaitable[Any]], *, holds_database: bool = 
         came = incoming.get()
         headers = given.get("request_headers") or (came.headers if came is not None else None)
         user = given.get("app_user_email") or given.get("user_email") or given.get("user")
-        asked = Asked(principal_of(user, given.get("token_teams"), headers), session_of(headers))
+        principal = principal_of(user, given.get("token_teams"), headers)
+        asked = Asked(principal, session_of(headers), bool(carried_by.get()))
         token = invocation.set(Invocation(asked, database=given.get("db") if holds_database else None))
         became = outcome.get() or Outcome()
         try:

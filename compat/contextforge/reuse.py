@@ -67,7 +67,7 @@ class Told:
     gateway_id: str
     url: str
     session: str
-    """ContextForge's own; empty where there is none."""
+    """See `Asked.session_id`."""
     message: bytes
 
 

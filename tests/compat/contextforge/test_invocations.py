@@ -6,7 +6,7 @@ from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import pytest
-from trunkline.compat.contextforge.asked import Asked, Incoming, incoming, principal_of
+from trunkline.compat.contextforge.asked import Asked, Incoming, carried_by, incoming, principal_of
 from trunkline.compat.contextforge.invocations import (
     Invocation,
     Outcome,
@@ -71,9 +71,19 @@ async def test_who_asks_is_noted_for_as_long_as_it_runs() -> None:
     assert await tools.invoke_tool(object(), "echo", **told) == "echo"
     (called,) = tools.called
     assert called is not None
-    assert called.asked == (principal_of("alice@x", ["a"], headers), "s1")
+    assert called.asked == (principal_of("alice@x", ["a"], headers), "s1", False)
     assert called.database is None
     assert invocation.get() is None
+
+
+async def test_a_message_that_a_stream_carries_is_told_from_one_of_a_session() -> None:
+    tools = Tools()
+    with where(carried_by, "stream"):
+        await tools.invoke_tool(object(), "echo", app_user_email="alice@x", token_teams=["a"])
+    (called,) = tools.called
+    assert called is not None
+    assert called.asked == (principal_of("alice@x", ["a"], None), "stream", True)
+    assert called.asked.session_id == ""
 
 
 async def test_without_headers_of_its_own_those_of_the_message_count() -> None:

@@ -397,6 +397,14 @@ async def test_what_a_server_says_beside_its_answers_is_heard(server: Upstream) 
         assert [told.session for told in kept.told if b"hello" in told.message] == ["a"]
 
 
+async def test_what_a_server_says_in_the_session_of_a_stream_is_kept_for_nobody(server: Upstream) -> None:
+    """ContextForge keeps for good what it has for a session, for whoever listens by a GET: none of a stream does."""
+    async with running(server) as kept:
+        asked = Asked(principal_of("alice@x", [], None), "stream", is_carried=True)
+        await called(await kept.reuse.lease(asked, "gateway1", kept.url, {}, HANDSHAKE), "log", text="hello")
+        assert [told.session for told in kept.told if b"hello" in told.message] == [""]
+
+
 async def test_where_there_is_no_room_the_longest_unused_gives_way(
     server: Upstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
