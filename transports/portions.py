@@ -17,6 +17,9 @@ PORTION_BYTES: Final = 16_384
 PORTION_ITEMS: Final = 64
 """So much, or so many messages, are read before it is looked at the clock."""
 
+MAX_LINES: Final = 2 * PORTION_ITEMS
+"""The same of a stream of events, each of which ends by an empty line."""
+
 SMALL: Final = 1_024
 """What is not longer is read at once: whoever waits for answers sends no more, and the clock need not be asked."""
 
@@ -124,3 +127,17 @@ class Portions:
             lost()
         elif not self._is_held and not source.is_closing():
             source.resume_reading()
+
+
+def end_of_events(data: bytes, at: int, stop: int) -> int:
+    """Where a portion ends that begins there, of a stream of events: at the stop, or before."""
+    return min(_end_of_lines(data, b"\n", at, stop), _end_of_lines(data, b"\r", at, stop))
+
+
+def _end_of_lines(data: bytes, mark: bytes, at: int, stop: int) -> int:
+    """Where `MAX_LINES` end by this mark."""
+    for _ in range(MAX_LINES):
+        at = data.find(mark, at, stop) + 1
+        if not at:
+            return stop
+    return at

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import httptools
 
 from ..media import STREAM_TYPE, content_type
-from ..portions import PORTION_BYTES, PORTION_ITEMS, SMALL, Portions
+from ..portions import PORTION_BYTES, SMALL, Portions, end_of_events
 from .addresses import Addresses
 from .http import (
     CONNECT_SECONDS,
@@ -56,9 +56,6 @@ NAMES: Final = {spelled.encode(): name for name in COMMON for spelled in (name, 
 """Headers that most answers have, by how they are spelled."""
 
 NO_HTTP: Final = "the server's answer is no HTTP/1.1"
-
-MAX_LINES: Final = 2 * PORTION_ITEMS
-"""Of a stream of events that are read at once: each of these ends by an empty one."""
 
 SMALL_BODY: Final = 65_536
 """Up to this size a body is copied behind its head, so that both go out in one write."""
@@ -339,7 +336,7 @@ class _Connection(asyncio.Protocol):
         stop = at + PORTION_BYTES
         if len(data) - at <= SMALL or not (self._head_left or content_type(self._headers) == STREAM_TYPE):
             return stop
-        return min(_end_of_some(data, b"\n", at, stop), _end_of_some(data, b"\r", at, stop))
+        return end_of_events(data, at, stop)
 
     def _parse(self, data: bytes) -> None:
         head_left, came = self._head_left, self._came
@@ -469,15 +466,6 @@ class _Connection(asyncio.Protocol):
         answer, self._answer = self._answer, None
         if answer is not None:
             answer.ended(error)
-
-
-def _end_of_some(data: bytes, mark: bytes, at: int, stop: int) -> int:
-    """Where so many lines end, by the mark that ends them; the stop where that comes before."""
-    for _ in range(MAX_LINES):
-        at = data.find(mark, at, stop) + 1
-        if not at:
-            return stop
-    return at
 
 
 def _probe(connection: socket.socket) -> None:

@@ -10,7 +10,7 @@ import aiohttp
 from yarl import URL
 
 from ..media import JSON_TYPE
-from ..portions import PORTION_BYTES
+from ..portions import PORTION_BYTES, end_of_events
 from .http import (
     CONNECT_SECONDS,
     ENCODED,
@@ -87,9 +87,13 @@ class ProxiedClient:
                     raise ExchangeBroken(ENCODED, sent=True)
                 heard.began(response.status, {name.lower(): value for name, value in response.headers.items()})
                 while chunk := await response.content.read(PORTION_BYTES):
-                    heard.came(chunk)
-                    if len(chunk) == PORTION_BYTES:
-                        await asyncio.sleep(0)  # what has come already is read without one
+                    at = 0
+                    while at < len(chunk):
+                        stop = end_of_events(chunk, at, len(chunk))
+                        heard.came(chunk[at:stop])
+                        at = stop
+                        if at < len(chunk) or at == PORTION_BYTES:
+                            await asyncio.sleep(0)  # what has come already is read without one
         except ExchangeBroken as error:
             heard.ended(error)
         except NOT_SENT:
