@@ -116,9 +116,8 @@ class Cluster:
 
     def own(self, record: WorkflowRecord, pooling: Pooling) -> WorkflowRecord:
         """The record of a workflow that begins here, or is taken over."""
-        return msgspec.structs.replace(
-            record, worker=self.me, lifetime=max(pooling.idle_timeout + pooling.resume_window, TOUCH_SECONDS * 4)
-        )
+        lifetime = max(pooling.idle_timeout + pooling.resume_window, TOUCH_SECONDS * 4)
+        return msgspec.structs.replace(record, worker=self.me, reuse=pooling.reuse, lifetime=lifetime)
 
     async def settle(self, principal: Principal, server: str) -> None:
         """Make sure that what a principal's workflows share on a server lives here, from now on if nowhere yet.

@@ -69,12 +69,14 @@ def decide(
 
     `holder_lives` tells whether the worker that the record names is another one that lives. `is_call` is true for
     requests that the server answers by themselves; `stateless` where a lost session may be begun anew in silence. With
-    the reuse `none` there is no session that could be lost.
+    the reuse `none` there is no session that could be lost. What began under another reuse ends with who has it: its
+    session is not what others would take it for.
     """
     is_open = record.revision != ""
+    is_alike = record.reuse == reuse
     is_movable = record.upstream_session != "" or reuse == "none"
     if record.worker and holder_lives:
-        return "beside" if is_call and is_open and is_movable and reuse != "user" else "forward"
-    if is_open and (is_movable or stateless):
+        return "beside" if is_call and is_open and is_movable and is_alike and reuse != "user" else "forward"
+    if is_open and is_alike and (is_movable or stateless):
         return "take_over"
     return "gone"

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from .limits import Reuse
 from .principal import Principal
 
 WorkflowState = Literal["created", "resumed", "reset"]
@@ -54,6 +55,8 @@ class WorkflowRecord(msgspec.Struct, frozen=True):
     """For the worker that comes after its holder: the session itself does not tell for whom it has what."""
     first_id: int = 1
     """Where its request ids begin: above all that a directory may have given out which has forgotten them."""
+    reuse: Reuse = "workflow"
+    """How far its upstream session is shared: who has other settings by now can do nothing with that."""
     lifetime: float = 86400
     """Seconds after which a record is forgotten that no worker has touched."""
 

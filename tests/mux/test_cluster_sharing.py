@@ -8,11 +8,13 @@ import pytest
 from harness.clustering import Workers, orphaned, until, workers
 from harness.memory_wire import echo, message
 from harness.muxing import ALICE, BOB, Client, begin, idle, settle, some
+from trunkline.compat.per_request import PerRequestLine
 from trunkline.mux import leftovers
 from trunkline.mux.directory import LEASE_SECONDS
 from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, SessionLost, UnknownSession
 from trunkline.mux.event_log import Stream
 from trunkline.mux.exchange import Exchange
+from trunkline.mux.limits import Pooling, Reuse
 from trunkline.mux.placement import CALLS, WHOLE
 from trunkline.mux.record import WorkflowRecord
 
@@ -461,3 +463,29 @@ async def test_a_stateless_server_that_forgot_a_session_gets_another_one_for_all
         beside = await b.beside(session_id)
         assert "result" in await beside.answer(beside.call())
         assert len(at.server.of("initialize")) == 2
+
+
+@pytest.mark.parametrize(("before", "after"), [("user", "workflow"), ("workflow", "user"), ("workflow", "none")])
+async def test_g1_g4_a_session_is_not_taken_for_one_of_another_reuse_by_workers_with_other_settings(
+    before: Reuse, after: Reuse
+) -> None:
+    """As in a rolling restart: two workflows that shared a session would both take it for their own."""
+    async with workers(reuse=before) as at:
+        a = await at.start()
+        at.server.on_request = echo
+        ids = [(await a.client(ALICE)).workflow.record.session_id for _ in range(2)]
+        make_line = PerRequestLine if after == "none" else None
+        at.settings = {**at.settings, "pooling": Pooling(reuse=after), "make_line": make_line}
+        b = await at.start()
+        for session_id in ids:
+            for concern in (CALLS, WHOLE):
+                with pytest.raises(Elsewhere):
+                    await b.find(session_id, concern, ALICE)
+        a.pool.draining = True
+        for workflow in a.pool.workflows:
+            await a.pool.end(workflow, "drained")
+        await settle()
+        for session_id in ids:
+            with pytest.raises(UnknownSession):
+                await b.find(session_id, CALLS, ALICE)
+        assert b.pool.channels == []

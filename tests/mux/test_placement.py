@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 import pytest
 from trunkline.mux.envelope import parse
+from trunkline.mux.limits import Reuse
 from trunkline.mux.placement import CALLS, NAMES, WHOLE, Concern, Decision, concern_of, decide
 from trunkline.mux.principal import ANONYMOUS
 from trunkline.mux.record import Handshake, WorkflowRecord
@@ -53,15 +54,29 @@ def test_a_released_one_is_taken_over_whoever_seems_to_live() -> None:
 
 def test_a_session_that_workflows_share_is_used_by_one_worker() -> None:
     told: dict[str, Any] = {"is_call": True, "stateless": False, "reuse": "user"}
-    assert decide(MOVABLE, holder_lives=True, **told) == "forward"
-    assert decide(MOVABLE, holder_lives=False, **told) == "take_over"
+    shared = msgspec.structs.replace(MOVABLE, reuse="user")
+    assert decide(shared, holder_lives=True, **told) == "forward"
+    assert decide(shared, holder_lives=False, **told) == "take_over"
+
+
+@pytest.mark.parametrize("reuse", ["none", "workflow", "user"])
+@pytest.mark.parametrize("began", ["none", "workflow", "user"])
+@pytest.mark.parametrize("is_call", [False, True])
+def test_what_began_under_another_reuse_ends_with_its_holder(began: Reuse, reuse: Reuse, is_call: bool) -> None:
+    """Workflows that shared a session would each take it for their own, with the same ids; or a call for its own."""
+    record = msgspec.structs.replace(MOVABLE, reuse=began)
+    told: dict[str, Any] = {"is_call": is_call, "stateless": True, "reuse": reuse}
+    if began != reuse:
+        assert decide(record, holder_lives=True, **told) == "forward"
+    assert (decide(record, holder_lives=False, **told) == "gone") is (began != reuse)
 
 
 @pytest.mark.parametrize(("is_call", "expected"), [(True, "beside"), (False, "forward")])
 def test_where_each_call_has_a_session_of_its_own_any_worker_serves_it(is_call: bool, expected: Decision) -> None:
     told: dict[str, Any] = {"is_call": is_call, "stateless": False, "reuse": "none"}
-    assert decide(OWNED, holder_lives=True, **told) == expected
-    assert decide(OWNED, holder_lives=False, **told) == "take_over"
+    record = msgspec.structs.replace(OWNED, reuse="none")
+    assert decide(record, holder_lives=True, **told) == expected
+    assert decide(record, holder_lives=False, **told) == "take_over"
 
 
 @pytest.mark.parametrize(
