@@ -235,6 +235,14 @@ class Gateways:
         while self._connectors:
             await self._connectors.popitem()[1].close()
 
+    def renew(self) -> None:
+        """What verifies servers is to be made anew: each has another generation from its next call on."""
+        for known in self._known.values():
+            known.url = ""
+            known.left.clear()
+        self._upstreams.clear()
+        self._changed(self._upstreams)
+
     def forget(self, gateway_id: str) -> None:
         """The record is being edited here: calls read it again, for as long as it may take to be stored."""
         if gateway_id in self._known:

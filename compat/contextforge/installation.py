@@ -92,6 +92,7 @@ REGISTRY_MODULE: Final = "services.upstream_session_registry"
 NEEDED_SINCE_1: Final[Mapping[str, tuple[str, ...]]] = {
     REGISTRY_MODULE: (
         "UpstreamSessionRegistry.acquire",
+        "UpstreamSessionRegistry.close_all",
         "UpstreamSessionRegistry.evict_gateway",
         "UpstreamSessionRegistry.evict_session",
     ),
@@ -337,6 +338,12 @@ class Installation:
                 self._left = {place for place in self._left if place[0] != downstream_session_id}
                 evicted: int = await super().evict_session(downstream_session_id)
                 return evicted
+
+            async def close_all(self) -> None:
+                """End every session: ContextForge does so on SIGHUP, and when it stops."""
+                reuse.gateways.renew()
+                self._left.clear()
+                await super().close_all()
 
             async def evict_gateway(self, gateway_id: str) -> int:
                 reuse.gateways.forget(gateway_id)

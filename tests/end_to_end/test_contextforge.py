@@ -506,6 +506,22 @@ async def test_an_edited_record_ends_its_sessions_and_the_next_call_has_the_new_
         assert dict(call["headers"]).get("authorization") == ("Bearer edited" if can_edit_auth else None)
 
 
+async def test_sighup_ends_the_sessions_so_that_renewed_certificates_count(place: Place) -> None:
+    if place.forge.version == "0.9.0":
+        pytest.skip("it has no such signal")
+    async with raw(place, "http") as client, asyncio.timeout(PATIENCE):
+
+        async def count(n: int) -> str:
+            await client.send("tools/call", {"name": "plain-counter", "arguments": {}}, id=n)
+            text: str = (await client.answer(n))["result"]["content"][0]["text"]
+            return text
+
+        assert [await count(n) for n in (5, 6)] == ["1", "2"]
+        place.forge.process.send_signal(signal.SIGHUP)
+        await place.servers["plain"].saw("delete")
+        assert [await count(n) for n in (7, 8)] == ["1", "2"]
+
+
 async def test_a_server_that_was_restarted_is_met_again_by_the_next_call(version: Version, built: Place) -> None:
     with upstream("sdk2") as first:
         name = f"again-{first.port}"

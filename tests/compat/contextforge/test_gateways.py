@@ -2,12 +2,13 @@
 
 import asyncio
 import logging
+import ssl
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
-from trunkline.compat.contextforge.gateways import CONNECT_FIELDS, FRESH_SECONDS, GatewayRecord, Gateways
+from trunkline.compat.contextforge.gateways import CONNECT_FIELDS, FRESH_SECONDS, GatewayRecord, Gateways, MakeContext
 from trunkline.compat.contextforge.settings import ContextForgeSettings
 from trunkline.mux.statistics import Statistics
 from trunkline.mux.upstream import Upstream
@@ -20,7 +21,7 @@ UNLIKE = {"enabled", "url", "tags", "client_cert"}
 class Records:
     """The gateway's table, and a clock."""
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, trusted: MakeContext = ssl.create_default_context, **settings: Any) -> None:
         self.rows: dict[str, dict[str, Any]] = {}
         self.now = 0.0
         self.read = 0
@@ -35,6 +36,7 @@ class Records:
             Statistics(),
             lambda upstreams: self.changes.append(dict(upstreams)),
             verifies_tls=True,
+            trusted=trusted,
             clock=lambda: self.now,
         )
 
@@ -318,6 +320,28 @@ async def test_a_database_that_is_away_is_asked_once_in_a_while_and_not_for_each
     await records.gateways.refresh()
     assert records.gateways.find("unknown", URL) is None
     assert records.gateways.find("known", URL) is before
+
+
+@pytest.mark.anyio
+async def test_renewed_certificates_count_from_the_next_call_on() -> None:
+    trusted: list[ssl.SSLContext] = []
+
+    def trust() -> ssl.SSLContext:
+        trusted.append(ssl.create_default_context())
+        return trusted[-1]
+
+    records, url = Records(trusted=trust), "https://127.0.0.1:9/mcp"
+    records.add("g1", url=url)
+    before = records.gateways.find("g1", url)
+    assert records.gateways.find("g1", url) is before
+    records.gateways.renew()
+    assert records.changes[-1] == {}
+    after = records.gateways.find("g1", url)
+    assert before is not None
+    assert after is not None
+    assert after.generation > before.generation
+    assert len(trusted) == 2
+    await records.gateways.close()
 
 
 @pytest.mark.anyio
