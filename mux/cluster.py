@@ -401,6 +401,19 @@ class Cluster:
         except DirectoryUnavailable:
             logger.warning("a record could not be removed", extra={"server": record.server, "handle": record.handle})
 
+    async def may_be_used_elsewhere(self, workflow: Workflow) -> bool:
+        """Whether another worker may have served its client lately; then it counts as used until that is known.
+
+        Raises:
+            DirectoryUnavailable: nobody can tell.
+        """
+        seconds = await self._directory.untouched(workflow.record.session_id)
+        # Who serves it tells the directory so often, and of what begins to be used at the next look.
+        if seconds is None or seconds >= touch_interval(workflow.pooling) + 2 * TOUCH_SECONDS:
+            return False
+        workflow.touched_elsewhere(self._clock())
+        return True
+
     # As time passes.
 
     def expire(self, now: float) -> None:

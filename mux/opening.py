@@ -6,7 +6,7 @@ import itertools
 import logging
 from collections.abc import Callable
 from functools import cached_property
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -27,6 +27,10 @@ from .upstream import Upstream
 from .workflow import Workflow, WorkflowPorts
 
 logger = logging.getLogger(__name__)
+
+
+MAX_ASKED: Final = 8
+"""Workflows that seem idle here and of which the directory is asked for one newcomer: who is refused may come again."""
 
 
 class Newcomer(NamedTuple):
@@ -137,12 +141,19 @@ class Opening:
         Raises:
             Overloaded: there is none, or the gateway is draining.
         """
+        asked = 0
         while not self._ports.is_draining():
             cap = cap_reached(self._census, principal, server, self._caps)
             if cap is None:
                 return
             leaves = self._giving_way.next(cap, self._residents.by_id, self._clock())
-            await self._ending.end(leaves, "evicted")
+            since = leaves.idle_since
+            if self._cluster is not None and await self._cluster.may_be_used_elsewhere(leaves):
+                asked += 1
+                if asked == MAX_ASKED:
+                    raise Overloaded(f"no further session: {cap.limit} is reached", limit=cap.limit)
+            elif leaves.idle_since == since:  # else it was used meanwhile
+                await self._ending.end(leaves, "evicted")
         raise Overloaded("the gateway is shutting down", limit="draining")
 
     def make(

@@ -5,9 +5,11 @@ from collections.abc import Collection
 import anyio
 import pytest
 from harness.clustering import two, until, workers
+from harness.memory_wire import echo
 from harness.muxing import ALICE, BOB, settle
 from trunkline.mux.cluster import BESIDE_SECONDS, TOUCH_SECONDS, touch_interval
-from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, UnknownSession
+from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, Overloaded, UnknownSession
+from trunkline.mux.opening import MAX_ASKED
 from trunkline.mux.placement import CALLS, WHOLE
 from trunkline.mux.principal import ANONYMOUS
 
@@ -324,3 +326,65 @@ async def test_a_record_that_could_not_be_removed_brings_nothing_back() -> None:
         with pytest.raises(UnknownSession):
             await at.serve(session_id, b)
         assert a.pool.workflows == b.pool.workflows == []
+
+
+async def test_g10_what_is_in_use_at_another_worker_does_not_give_way_to_a_newcomer() -> None:
+    async with workers(max_workflows_per_user=2) as at:
+        a, b = await at.start(), await at.start()
+        at.server.on_request = echo
+        used, left = [(await a.client(ALICE)).workflow for _ in range(2)]
+        interval = touch_interval(used.pooling)
+        for _ in range(30):
+            beside = await b.find(used.record.session_id, CALLS, ALICE)
+            await beside.answer(beside.call())
+            await at.pass_time(10)
+        [newcomer] = [(await a.client(ALICE)).workflow]
+        assert (used.ended, left.ended is not None) == (None, True), "by what is known here, either was idle"
+        with pytest.raises(Overloaded, match="max_workflows_per_user"):
+            await a.client(ALICE)
+        assert (used.ended, newcomer.ended) == (None, None)
+        await at.pass_time(interval + 2 * TOUCH_SECONDS + BESIDE_SECONDS)
+        await a.client(ALICE)
+        assert used.ended is not None
+        assert a.pool.statistics.counts["workflows_closed", "evicted"] == 2
+
+
+async def test_g10_what_is_used_while_the_directory_is_asked_of_it_does_not_give_way() -> None:
+    async with workers(max_workflows_per_user=1) as at:
+        a = await at.start()
+        client = await a.client(ALICE)
+        await at.pass_time(touch_interval(client.workflow.pooling) * 3)
+        untouched = a.view.untouched
+
+        async def late(session_id: str) -> float | None:
+            client.call()
+            seconds: float | None = await untouched(session_id)
+            return seconds
+
+        a.view.untouched = late  # type: ignore[attr-defined]
+        with pytest.raises(Overloaded):
+            await a.client(ALICE)
+        assert client.workflow.ended is None
+
+
+async def test_g10_a_newcomer_asks_of_a_few_that_may_be_in_use_elsewhere() -> None:
+    async with workers(max_workflows_per_user=MAX_ASKED + 2, idle_timeout=1e6) as at:
+        a = await at.start()
+        for _ in range(MAX_ASKED + 2):
+            await a.client(ALICE)
+        at.clock.advance(70)
+        await a.beat()
+        asked, untouched = 0, a.view.untouched
+
+        async def counted(session_id: str) -> float | None:
+            nonlocal asked
+            asked += 1
+            seconds: float | None = await untouched(session_id)
+            return seconds
+
+        a.view.untouched = counted  # type: ignore[attr-defined]
+        for sum_of_all in (MAX_ASKED, MAX_ASKED + 2):
+            with pytest.raises(Overloaded):
+                await a.client(ALICE)
+            assert asked == sum_of_all
+        assert len(a.pool.workflows) == MAX_ASKED + 2
