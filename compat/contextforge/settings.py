@@ -36,6 +36,8 @@ MEANINGLESS: Final = {
 }
 """Names of the pool that ContextForge had, and why they change nothing."""
 
+REQUEST_SECONDS: Final = 300.0
+
 _POOL: Final = "MCP_SESSION_POOL_"
 _MEANT: Final = frozenset(_POOL + name for name in ("ENABLED", "IDLE_EVICTION", "MAX_PER_KEY", "TTL"))
 
@@ -56,7 +58,7 @@ class ContextForgeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=Tr
     """Names of gateway records for which `none` holds."""
     idle_timeout: float = 1800.0
     """An upstream session that no call has used for this long is ended."""
-    request_timeout: float = 300.0
+    request_timeout: float = REQUEST_SECONDS
     """A call without answer or progress for this long is cancelled; ContextForge's own time-outs hold beside it."""
     max_workflows: int = 10_000
     """Client sessions with an upstream session, in one worker. Over it, calls go the gateway's own way."""
@@ -119,6 +121,7 @@ def read_settings(environ: Mapping[str, str], **options: object) -> ContextForge
         max_sessions_per_user=("TRUNKLINE_MAX_SESSIONS_PER_USER", _POOL + "MAX_PER_KEY"),
         max_inflight=("TRUNKLINE_MAX_INFLIGHT",),
     )
+    found.setdefault("request_timeout", max(REQUEST_SECONDS, _tool_timeout(environ)))
     if found.get("reuse", "workflow") not in get_args(Reuse):
         raise SettingError("TRUNKLINE_REUSE: must be none, workflow or user")
     try:
@@ -134,6 +137,12 @@ def tell_meaningless(environ: Mapping[str, str]) -> None:
             logger.warning("%s has no meaning with trunkline: %s", name, MEANINGLESS[name])
         elif name.startswith(_POOL) and name not in _MEANT:
             logger.warning("%s has no meaning with trunkline: it is not known", name)
+
+
+def _tool_timeout(environ: Mapping[str, str]) -> float:
+    """How long ContextForge lets a tool take, where that is set: a call for which it waits is not cancelled before."""
+    text = environ.get("TOOL_TIMEOUT", "").strip()
+    return float(text) if text.isdecimal() else 0.0
 
 
 def _names(environ: Mapping[str, str], variable: str) -> tuple[str, ...]:

@@ -37,6 +37,10 @@ def test_nothing_set_is_one_upstream_session_for_each_session_of_a_client() -> N
         ({"TRUNKLINE_MAX_WORKFLOWS": "6"}, "max_workflows", 6),
         ({"TRUNKLINE_MAX_WORKFLOWS_PER_USER": "7"}, "max_workflows_per_user", 7),
         ({"TRUNKLINE_REQUEST_TIMEOUT": "7.5"}, "request_timeout", 7.5),
+        ({"TRUNKLINE_REQUEST_TIMEOUT": "7.5", "TOOL_TIMEOUT": "900"}, "request_timeout", 7.5),
+        ({"TOOL_TIMEOUT": "900"}, "request_timeout", 900.0),
+        ({"TOOL_TIMEOUT": "60"}, "request_timeout", 300.0),
+        ({"TOOL_TIMEOUT": "long"}, "request_timeout", 300.0),
     ],
 )
 def test_a_name_has_its_meaning(environ: dict[str, str], field: str, value: object) -> None:
