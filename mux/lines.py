@@ -104,7 +104,8 @@ class Lines:
             if upstream.trust_annotations:
                 workflow.trust = Trust(self._annotations, group.key, is_own=False)
             return SharedLine(group, workflow, workflow.record.wish, partial(self._note_wish, workflow))
-        if upstream.trust_annotations and upstream.make_line is None:  # the old path sends nothing again
+        # The old path sends nothing again; and who serves it beside its holder does not hear that tools have changed.
+        if upstream.trust_annotations and upstream.make_line is None and place != "beside":
             workflow.trust = Trust(self._annotations, workflow.record.session_id, is_own=True)
         return self._dedicated(workflow, upstream, shelf, place)
 

@@ -5,7 +5,7 @@ from collections.abc import Collection
 import anyio
 import pytest
 from harness.clustering import two, until, workers
-from harness.memory_wire import echo
+from harness.memory_wire import echo, message
 from harness.muxing import ALICE, BOB, settle
 from trunkline.mux.cluster import BESIDE_SECONDS, TOUCH_SECONDS, touch_interval
 from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, Overloaded, UnknownSession
@@ -388,3 +388,24 @@ async def test_g10_a_newcomer_asks_of_a_few_that_may_be_in_use_elsewhere() -> No
                 await a.client(ALICE)
             assert asked == sum_of_all
         assert len(a.pool.workflows) == MAX_ASKED + 2
+
+
+async def test_g6_of_tools_that_a_server_may_have_changed_no_call_is_sent_again() -> None:
+    """That is told where the conversation is held: who serves it beside does not hear it."""
+    async with workers() as at:
+        at.settings["trust_annotations"] = True
+        a, b, session_id = await two(at)
+        at.server.on_request = None
+        tools = {"tools": [{"name": "t", "annotations": {"idempotentHint": True}}]}
+        for member in (a, b):
+            client = await member.find(session_id, CALLS)
+            listed = client.call(method="tools/list")
+            (await at.server.got("tools/list", 1 + (member is b))).answer(tools)  # of several, the newest
+            await client.answer(listed)
+        a.reach["x"].wires[0].tell(message("notifications/tools/list_changed"))
+        for number, member in enumerate((a, b), 1):
+            client = await member.find(session_id, CALLS)
+            cut = client.call({"name": "t"})
+            (await at.server.got("tools/call", number)).cut()
+            assert (await client.answer(cut))["error"]["data"] == {"executed": "unknown"}
+        assert len(at.server.of("tools/call")) == 2
