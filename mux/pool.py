@@ -321,6 +321,17 @@ class Pool:
             raise Overloaded("the gateway is shutting down", limit="draining")
         return self._generations.find(server, generation)
 
+    async def come_to_begin(self, principal: Principal, server: str, generation: int | None = None) -> None:
+        """A client has a connection here on which a workflow is to begin: make sure that it may, and here.
+
+        Raises:
+            Elsewhere: what it will share with others of its principal lives at another worker.
+            TrunklineError: as `check_open`; nobody can tell where that lives.
+        """
+        upstream = self.check_open(server, generation)
+        if self._cluster is not None and upstream.pooling.reuse == "user":
+            await self._cluster.settle(principal, server)
+
     async def end(self, workflow: Workflow, cause: str) -> None:
         """End a workflow: its calls fail, its upstream session is closed, its record is removed. Idempotent."""
         await self._ending.end(workflow, cause)

@@ -19,6 +19,7 @@ from ..mux.account import Transport
 from ..mux.duplex import Duplex
 from ..mux.envelope import Envelope
 from ..mux.errors import (
+    Elsewhere,
     InvalidMessage,
     InvalidRequest,
     Overloaded,
@@ -132,7 +133,7 @@ class Link:
         self._key = admitted_key(self._config, self._principal, asked.key)
         workflow = await find(self._config, self._principal, asked)
         if workflow is None:
-            self._pool.check_open(self._config.server, self._config.generation)
+            await self._pool.come_to_begin(self._principal, self._config.server, self._config.generation)
             self.session_id = new_session_id()
             return None if self._key is None else await self._state_of(self._key)
         if not workflow.opened.done():
@@ -215,12 +216,19 @@ class Link:
                 return
             workflow = self._workflow or await self._begin_unasked(message, headers)
         except TrunklineError as error:
-            self._pool.statistics.count("refused", error.word)
-            if message.kind == "request":
-                self._say(wire_format.failure(message.id, error))
+            self._refuse(message, error)
+            return
+        except Elsewhere:  # it came about since the connection did, which cannot be moved
+            gone = Overloaded("this session is served by another worker by now; connect again", limit="worker")
+            self._refuse(message, gone)
             return
         if workflow is not None and self._duplex is not None:
             self._dispatch(workflow, self._duplex, message, headers)
+
+    def _refuse(self, message: Envelope, error: TrunklineError) -> None:
+        self._pool.statistics.count("refused", error.word)
+        if message.kind == "request":
+            self._say(wire_format.failure(message.id, error))
 
     async def next(self, patience: float) -> list[Due] | None:
         """What is due; empty after `patience` seconds without anything; None when the connection is over.

@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import pytest
 from aiohttp import ClientError
-from harness.duplex_clients import DuplexClient, SocketClient, SSEClient
+from harness.duplex_clients import DuplexClient, SocketClient, SSEClient, initialize
 from harness.gateways import Gateway, gateway, until
 from harness.hosts import Hosts, elsewhere, hosts, is_kept, kill, pause, resume
 from harness.raw_upstreams import RawUpstream, Transport, raw_upstream
@@ -70,6 +70,7 @@ def settings(directory: str, upstream: Upstream, owned: dict[Transport, RawUpstr
             f'[directory]\nbackend = "redis"\nurl = "{directory}"',
             "[gateway]\ndrain_timeout = 10",
             f'[servers.up]\nurl = "{upstream.url}"\neras = ["legacy"]',
+            f'[servers.shared]\nurl = "{upstream.url}"\neras = ["legacy"]\nreuse = "user"',
             *(f'{server.settings(name)}eras = ["legacy"]' for name, server in owned.items()),
         ]
     )
@@ -358,6 +359,40 @@ async def test_g5_a_client_with_one_connection_goes_on_at_another_worker(
         assert [message["id"] for message in fresh.heard] == [1, 2, 3]
     assert upstream.counts()["initialize"] == 1
     assert upstream.counts()["method:tools/call"] == 4
+
+
+@pytest.mark.parametrize("transport", [SSEClient, SocketClient])
+async def test_g7_who_shares_a_session_begins_on_a_connection_to_any_worker(
+    pair: tuple[Gateway, Gateway], upstream: Upstream, transport: type[DuplexClient]
+) -> None:
+    async with AsyncExitStack() as stack:
+        for n, host in enumerate((*pair, *pair)):
+            client = await stack.enter_async_context(transport(host.server_url("shared")))  # type: ignore[call-arg]
+            await client.connect()
+            await client.begin()
+            await client.call("echo", {"value": str(n)}, id=n)
+            assert (await client.answer(n))["result"]["structuredContent"] == {"value": str(n)}
+    assert upstream.counts().get("initialize", 0) <= 1, "all of them are one user's"
+
+
+@pytest.mark.parametrize("transport", [SSEClient, SocketClient])
+async def test_g7_what_began_elsewhere_since_a_client_connected_is_told_to_it(
+    pair: tuple[Gateway, Gateway], key: str, transport: type[DuplexClient]
+) -> None:
+    bases = [host.server_url("up") for host in pair]
+    named = {"Trunkline-Workflow": key}
+    async with transport(bases[0], named) as client, transport(bases[1], named) as late:  # type: ignore[call-arg]
+        await client.connect()
+        await late.connect()
+        await client.begin()
+        await late.send(initialize(id="late"))
+        refused = await late.answer("late")
+        assert refused["error"]["code"] == -31003
+        assert refused["error"]["data"] == {"limit": "worker"}
+        await late.connect()
+        await late.begin()
+        await late.call("echo", {"value": "x"})
+        assert (await late.answer(1))["result"]["structuredContent"] == {"value": "x"}
 
 
 def remember(client: DuplexClient, fresh: DuplexClient) -> None:
