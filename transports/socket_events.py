@@ -109,7 +109,11 @@ class EventsWire:
             self._has_pings.clear()
             while self._due_pings:
                 payload = self._due_pings.pop(0)
-                await self._ping()
+                try:
+                    await self._ping()
+                except OSError:  # the client has gone
+                    socket.gone()
+                    return
                 socket.ponged(payload)
 
     async def _close(self, code: int, reason: str) -> None:

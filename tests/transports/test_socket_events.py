@@ -133,6 +133,16 @@ async def test_a_ping_goes_out_behind_what_was_written_and_its_pong_is_told() ->
     assert sent_before == [1]
 
 
+async def test_a_client_that_goes_while_its_pong_is_waited_for_has_gone() -> None:
+    async def ping() -> None:
+        raise ConnectionResetError
+
+    server, told = Server(text("go")), Told()
+    told.react[b"go"] = lambda: told.wire.write([b"1"], b"payload")
+    await run(server, told, ping)
+    assert ("gone", 0) in told.told
+
+
 async def test_binary_and_a_client_that_takes_nothing_end_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket_events, "CLOSE_SECONDS", 0.01)
     server, told = Server({"type": "websocket.receive", "bytes": b"x"}), Told()
