@@ -407,6 +407,9 @@ class Cluster:
         Raises:
             DirectoryUnavailable: nobody can tell.
         """
+        reuse = workflow.pooling.reuse
+        if decide(workflow.record, holder_lives=True, is_call=True, stateless=False, reuse=reuse) != "beside":
+            return False
         seconds = await self._directory.untouched(workflow.record.session_id)
         # Who serves it tells the directory so often, and of what begins to be used at the next look.
         if seconds is None or seconds >= touch_interval(workflow.pooling) + 2 * TOUCH_SECONDS:

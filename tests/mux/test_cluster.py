@@ -11,6 +11,7 @@ from trunkline.mux.cluster import BESIDE_SECONDS, TOUCH_SECONDS, touch_interval
 from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, Overloaded, UnknownSession
 from trunkline.mux.opening import MAX_ASKED
 from trunkline.mux.placement import CALLS, WHOLE
+from trunkline.mux.policy import EVICTABLE_AFTER
 from trunkline.mux.principal import ANONYMOUS
 
 pytestmark = pytest.mark.anyio
@@ -409,3 +410,13 @@ async def test_g6_of_tools_that_a_server_may_have_changed_no_call_is_sent_again(
             (await at.server.got("tools/call", number)).cut()
             assert (await client.answer(cut))["error"]["data"] == {"executed": "unknown"}
         assert len(at.server.of("tools/call")) == 2
+
+
+async def test_g10_what_no_other_worker_serves_gives_way_as_soon_as_it_is_idle_here() -> None:
+    async with workers(movable=False, max_workflows_per_user=1) as at:
+        a = await at.start()
+        left = (await a.client(ALICE)).workflow
+        at.clock.advance(EVICTABLE_AFTER)
+        await a.beat()
+        await a.client(ALICE)
+        assert left.ended is not None
