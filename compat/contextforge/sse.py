@@ -23,6 +23,9 @@ MAX_UNSENT: Final = 1024
 MAX_UNSENT_BYTES: Final = MAX_EVENT_BYTES
 """So many messages, and so much of them, wait for a client that does not read. Over it, the stream is ended."""
 
+LEAVE_SECONDS: Final = 5.0
+"""How long what is left may take to be sent once a stream is over: a client that takes nothing would keep it."""
+
 OnDisconnect = Callable[[], Awaitable[None]]
 
 
@@ -132,18 +135,25 @@ class SSEResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve it."""
-        watch = asyncio.create_task(self._watch(receive))
+        patience = asyncio.timeout(None)
+        watchers = [asyncio.create_task(self._watch(receive)), asyncio.create_task(self._limit(patience))]
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            async for event in self._transport.events():
-                await send({"type": "http.response.body", "body": event, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            async with patience:
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                async for event in self._transport.events():
+                    await send({"type": "http.response.body", "body": event, "more_body": True})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
         except OSError:
-            pass  # the client has gone, and the transport goes with it
+            pass  # the client has gone, or takes nothing, and the transport goes with it
         finally:
-            watch.cancel()
+            for watcher in watchers:
+                watcher.cancel()
             await self._transport.disconnect()
             await asyncio.shield(self._clean_up())
+
+    async def _limit(self, patience: asyncio.Timeout) -> None:
+        await self._transport.gone.wait()
+        patience.reschedule(asyncio.get_running_loop().time() + LEAVE_SECONDS)
 
     async def _watch(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":

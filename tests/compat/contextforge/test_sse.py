@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -29,6 +30,7 @@ class Client:
         self.status = 0
         self.headers: dict[str, str] = {}
         self.background = asyncio.Event()
+        self.takes = True
         self._parser = Parser()
 
     async def __aenter__(self) -> "Client":
@@ -56,6 +58,8 @@ class Client:
             self.status = event["status"]
             self.headers = {name.decode(): value.decode() for name, value in event["headers"]}
             return
+        if not self.takes:
+            await asyncio.Event().wait()
         for parsed in self._parser.feed(event["body"]):
             self.events.put_nowait(parsed)
 
@@ -144,6 +148,21 @@ async def test_a_client_that_does_not_read_is_given_up(
             await transport.send_message({"text": "x" * 80})
         assert not await transport.is_connected()
     assert [record.getMessage() for record in caplog.records] == ["a client does not read: its stream is ended"]
+
+
+async def test_a_client_that_takes_nothing_keeps_nothing_of_its_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its connection is open, so that nobody says that it has left, and what it is sent first is never taken."""
+    monkeypatch.setattr(sse, "MAX_UNSENT", 3)
+    monkeypatch.setattr(sse, "LEAVE_SECONDS", 0.01)
+    transport, left = Quick(), asyncio.Event()
+    await transport.connect()
+    async with Client(transport, callback=lambda: asyncio.sleep(0, left.set())) as client:
+        client.takes = False
+        while await transport.is_connected():
+            with suppress(RuntimeError):  # the client does not read
+                await transport.send_message({"text": "x"})
+        await asyncio.wait_for(left.wait(), 10)
+        await asyncio.wait_for(client.background.wait(), 10)
 
 
 async def test_a_message_that_cannot_be_spelled_is_the_fault_of_who_sends_it() -> None:
