@@ -300,10 +300,10 @@ class EventLog:
     def give_way(self, size: int, *, keep: int) -> bool:
         """Drop the oldest, of this size or half of all, but so many events; True where one was lost, the last.
 
-        Nothing more is dropped then: who is told ends the workflow.
+        Nothing more is dropped then: who is told ends the workflow. Nor is anything lost after what was not lost.
         """
-        least = max(self.bytes - size, self.bytes // 2)
-        while self.bytes > least and len(self) > keep:
+        least, would_lose = max(self.bytes - size, self.bytes // 2), self.would_lose
+        while self.bytes > least and len(self) > keep and self.would_lose == would_lose:
             if self._give_up_oldest():
                 return True
         return False

@@ -156,6 +156,16 @@ def test_g10_who_loses_nothing_by_it_gives_way_before_who_does() -> None:
     assert house.held == {"away": 80, "there": 40, "next": 70}
 
 
+def test_g10_who_gives_way_does_not_lose_where_others_would_not() -> None:
+    house = House(200)
+    half = house.hold("half", 10, taken=True)
+    half.append(half.find(1), b"x" * 80, 0.0)
+    house.hold("there", *[5] * 17, taken=True)
+    house.hold("next", 70)
+    assert house.overflowed == []
+    assert house.held == {"half": 80, "there": 45, "next": 70}
+
+
 def test_g10_nobody_keeps_what_was_delivered_to_others_from_them_by_what_he_does_not_take() -> None:
     house = House(200)
     house.hold("there", 30, 10, taken=True)
