@@ -18,7 +18,7 @@ from ..mux.placement import WHOLE, Concern, concern_of
 from ..mux.routing import LEGACY, PRIMING
 from ..mux.workflow import Workflow
 from .asgi import JSON, RequestHeaders, WholeRequest
-from .endpoint import EndpointConfig
+from .endpoint import EndpointConfig, is_opening
 from .guard import Rejected, Unauthorized
 from .headers import PROTOCOL_VERSION, SESSION_ID, WORKFLOW
 from .http_endpoint import HTTPRequest, check_json, refusal, refuse
@@ -32,7 +32,6 @@ from .streamable_request import (
     give_events,
     greet,
     is_good_bye,
-    is_opening,
     key_of,
     take,
     undecided,

@@ -6,9 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
+from ..mux import envelope as wire_format
 from ..mux.envelope import Envelope
+from ..mux.errors import InvalidRequest
 from ..mux.exchange import Asker
 from ..mux.handshake import own_initialize
+from ..mux.limits import MAX_BODY_BYTES
 from ..mux.pool import Arrival, Begun, Pool
 from ..mux.ports import NONE, Headers
 from ..mux.principal import Principal
@@ -70,6 +73,23 @@ class EndpointConfig:
 def picked(headers: Mapping[str, str], names: Sequence[str]) -> Headers:
     """Those of the headers that are configured to go on to the server."""
     return {name: headers[name] for name in names if name in headers} if names else NONE
+
+
+def is_opening(message: Envelope) -> bool:
+    """Whether a message begins a session, or comes back to one."""
+    return message.method == "initialize" and message.kind == "request"
+
+
+def read_batch(text: bytes) -> list[Envelope]:
+    """The messages that a client sent as one array.
+
+    Raises:
+        InvalidMessage: it is none, or holds what must stand alone (rule E10).
+    """
+    messages = wire_format.parse_batch(text, limit=MAX_BODY_BYTES)
+    if any(is_opening(message) for message in messages):
+        raise InvalidRequest("initialize must not be part of a batch")
+    return messages
 
 
 def take_call(

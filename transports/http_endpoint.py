@@ -140,6 +140,16 @@ def id_in(body: bytes) -> bytes:
         return b""
 
 
+def ids_in(body: bytes) -> list[bytes]:
+    """The ids of the requests in a body that is a batch, where it can be read."""
+    if not wire_format.is_batch(body):
+        return []
+    try:
+        return requests_in(wire_format.parse_batch(body, limit=MAX_BODY_BYTES))
+    except TrunklineError:
+        return []
+
+
 Handle = Callable[[HTTPRequest], Awaitable[None]]
 
 
@@ -218,9 +228,7 @@ class HTTPEndpoint:
             await admission.wait(request.principal)
         except Overloaded as error:
             self._pool.statistics.count("refused", error.word)
-            request.id = id_in(body)
-            if wire_format.is_batch(body):
-                request.batch = requests_in(wire_format.parse_batch(body, limit=MAX_BODY_BYTES))
+            request.id, request.batch = id_in(body), ids_in(body)
             raise
 
     async def hand_on(self, request: HTTPRequest) -> None:

@@ -36,7 +36,16 @@ from ..mux.record import WorkflowState, new_session_id
 from ..mux.routing import BATCHES, LEGACY, MODERN
 from ..mux.streams import Reader
 from ..mux.workflow import Workflow
-from .endpoint import DEFAULT_REVISION, EndpointConfig, admitted_key, begin_unasked, picked, take_call
+from .endpoint import (
+    DEFAULT_REVISION,
+    EndpointConfig,
+    admitted_key,
+    begin_unasked,
+    is_opening,
+    picked,
+    read_batch,
+    take_call,
+)
 from .headers import Asked
 from .outgoing import Due, Outgoing
 from .resumption import Place, find, place_after, place_left
@@ -179,10 +188,7 @@ class Link:
             return [wire_format.parse(text, limit=MAX_BODY_BYTES)]
         if self._workflow is None or self._workflow.revision != BATCHES:
             raise InvalidRequest("this revision has no batches")
-        messages = wire_format.parse_batch(text, limit=MAX_BODY_BYTES)
-        if any(message.kind == "request" and message.method == "initialize" for message in messages):
-            raise InvalidRequest("initialize must not be part of a batch")
-        return messages
+        return read_batch(text)
 
     def take_at_once(self, text: bytes, headers: Mapping[str, str]) -> bool:
         """The same, without waiting. False where there is something to wait for: nothing was done then."""
@@ -211,7 +217,7 @@ class Link:
                 self._check_era(message)
             if self._hold is not None and message.method != "initialize":
                 self._release()
-            if message.kind == "request" and message.method == "initialize":
+            if is_opening(message):
                 await self._initialize(message, headers)
                 return
             workflow = self._workflow or await self._begin_unasked(message, headers)

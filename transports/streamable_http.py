@@ -28,7 +28,7 @@ from ..mux.routing import BATCHES, LEGACY, PRIMING
 from ..mux.workflow import Workflow
 from . import event_stream
 from .asgi import ASKED, EVENT_STREAM, JSON, MEANT, until_disconnect
-from .endpoint import DEFAULT_REVISION, EndpointConfig, begin_unasked, picked
+from .endpoint import DEFAULT_REVISION, EndpointConfig, begin_unasked, is_opening, picked, read_batch
 from .headers import LAST_EVENT_ID, PROTOCOL_VERSION, SESSION_ID
 from .http_endpoint import HTTPEndpoint, HTTPRequest, check_json, id_in, requests_in
 from .media import JSON_TYPE, STREAM_TYPE, accepts
@@ -41,7 +41,6 @@ from .streamable_request import (
     give_events,
     greet,
     is_good_bye,
-    is_opening,
     key_of,
     take,
     undecided,
@@ -71,9 +70,7 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         self._check_revision(request, body)
         is_batch = wire_format.is_batch(body)
         if is_batch:
-            messages = wire_format.parse_batch(body, limit=MAX_BODY_BYTES)
-            if any(is_opening(message) for message in messages):
-                raise InvalidRequest("initialize must not be part of a batch")
+            messages = read_batch(body)
             request.batch = requests_in(messages)
         else:
             message = wire_format.parse(body, limit=MAX_BODY_BYTES)

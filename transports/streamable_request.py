@@ -73,11 +73,6 @@ def check_agreement(headers: RequestHeaders, workflow: Workflow) -> None:
         )
 
 
-def is_opening(message: Envelope) -> bool:
-    """Whether a message begins a session, or comes back to one."""
-    return message.method == "initialize" and message.kind == "request"
-
-
 def is_good_bye(headers: RequestHeaders, workflow: Workflow) -> bool:
     """Whether a DELETE leaves the workflow to come back to: it has a key, and its end is not asked for."""
     return workflow.record.key is not None and headers.get(END, "").strip().lower() != "workflow"

@@ -196,6 +196,18 @@ async def test_each_call_of_a_batch_hears_that_too_many_messages_wait() -> None:
         assert [len(await answer.json()) for answer in answers[:2]] == [2, 2]
 
 
+async def test_a_batch_that_cannot_be_read_hears_that_too_many_messages_wait() -> None:
+    async with front(
+        revision=BATCHING, options={"admission": Admission(Turnstile(per_round=1, max_waiting=1))}
+    ) as here:
+        await shake_hands(here.client, BATCHING)
+        answers = [here.client.start("POST", body) for body in (CHANGED, CHANGED, [call(1), "no message"])]
+        assert (await answers[2].json())["error"]["data"]["limit"] == "max_waiting"
+        for answer in answers[:2]:
+            await answer.over()
+            assert answer.status == 202
+
+
 async def test_a_batch_without_a_request_is_accepted() -> None:
     async with opened(BATCHING) as here:
         answer = await here.client.post([CHANGED, {"jsonrpc": "2.0", "id": 4711, "result": {}}, CHANGED])
