@@ -13,7 +13,7 @@ import msgspec
 
 from ...mux import envelope as wire_format
 from ...mux.directory.memory import MemoryDirectory
-from ...mux.errors import Overloaded, SessionLost, TrunklineError, WorkflowEnded
+from ...mux.errors import Overloaded, SessionLost, TrunklineError, UnknownServer, WorkflowEnded
 from ...mux.lease import ask, tell
 from ...mux.limits import MAX_BODY_BYTES
 from ...mux.pool import Arrival, Pool
@@ -189,8 +189,8 @@ class Reuse:
         if held is None or held.workflow.ended is not None:
             try:
                 held = await self._opened(name, partial(self._open, name, upstream, hear, headers, handshake))
-            except WorkflowEnded as ended:
-                if ended.cause != "reconfigured":
+            except (UnknownServer, WorkflowEnded) as ended:
+                if isinstance(ended, WorkflowEnded) and ended.cause != "reconfigured":
                     raise
                 if may_renew:  # the record was edited while a session was opened by what it said before
                     return await renew(may_renew=False)

@@ -324,6 +324,14 @@ async def test_a_call_whose_session_is_being_opened_while_the_record_is_edited_g
     assert server.counts()["initialize"] == server.counts()["delete"] == 2
 
 
+async def test_a_call_that_meets_the_end_of_all_sessions_goes_on_in_another(server: Upstream) -> None:
+    async with running(server) as kept:
+        calling = asyncio.create_task(kept.count("alice@x", "a"))
+        await asyncio.sleep(0)  # the server is found, and nothing is opened yet
+        kept.reuse.gateways.renew()
+        assert await calling == "1"
+
+
 async def test_a_call_whose_session_is_superseded_twice_while_it_is_opened_is_left_to_the_old_path(
     server: Upstream,
 ) -> None:
