@@ -106,13 +106,13 @@ class Budget:
         """It holds nothing any longer."""
         del self._logs[log]
 
-    def make_room(self, newcomer: "EventLog") -> bool:
-        """Let logs give way until all of them are within the bound; True where the newcomer has lost something.
+    def make_room(self, newcomer: "EventLog") -> list["EventLog"]:
+        """Let logs give way until all of them are within the bound; those that have lost something by it.
 
         Who holds most gives way, so that nobody pays for others; one that would lose by it, where nobody who would not
-        holds half as much. The newest event of the newcomer stays.
+        holds half as much; before all, what has lost something already. The newest event of the newcomer stays.
         """
-        is_lost, enough = False, self.limit - self.limit // SLACK
+        lost, enough = list[EventLog](), self.limit - self.limit // SLACK
         ranked = [(-log.weight, number, log) for number, log in enumerate(self._logs) if log.bytes]
         heapify(ranked)
         while self.held > enough and ranked:
@@ -121,13 +121,10 @@ class Budget:
             if len(log) <= keep:
                 continue
             if log.give_way(self.held - enough, keep=keep):
-                if log is newcomer:
-                    is_lost = True
-                else:
-                    log.on_overflow()
+                lost.append(log)
             if log.bytes:
                 heappush(ranked, (-log.weight, number, log))
-        return is_lost
+        return lost
 
 
 class Stream:
@@ -189,6 +186,8 @@ class EventLog:
         self.on_overflow: Callable[[], None] = _nothing
         """Called where something is lost that was not delivered, since all logs hold too much and this one most."""
         self.bytes = 0
+        self.has_lost = False
+        """True once something was lost, and its workflow ends: nothing more can be, and nobody makes room for it."""
         self.dropped = 0
         """Events that were trimmed undelivered from a stream that no client had opened yet."""
 
@@ -290,11 +289,13 @@ class EventLog:
     def would_lose(self) -> bool:
         """True where its oldest event was not delivered, and a client may come for it."""
         stream = self._oldest_first[0]
-        return stream.covered and stream.events[0].n > stream.sent
+        return stream.covered and stream.events[0].n > stream.sent and not self.has_lost
 
     @property
     def weight(self) -> float:
-        """How much it has to give way before others: its bytes, by half where it would lose."""
+        """How much it has to give way before others: its bytes, by half where it would lose; at most where it has."""
+        if self.has_lost:
+            return inf
         return self.bytes / 2 if self.would_lose else self.bytes
 
     def give_way(self, size: int, *, keep: int) -> bool:
@@ -329,19 +330,22 @@ class EventLog:
         Raises:
             Overflow: it has lost what was not delivered.
         """
-        is_lost = False
+        had_lost = self.has_lost
         while self._is_over():
-            is_lost = self._give_up_oldest() or is_lost
-        if self._budget.held > self._budget.limit:
-            is_lost = self._budget.make_room(self) or is_lost
-        if is_lost:
+            self._give_up_oldest()
+        if self._budget.held > self._budget.limit and not self.has_lost:
+            for log in self._budget.make_room(self):
+                if log is not self:
+                    log.on_overflow()
+        if self.has_lost and not had_lost:
             raise Overflow("the client did not read what was sent to it")
 
     def _give_up_oldest(self) -> bool:
         """Drop the oldest event; True where that is a loss."""
         order = self._oldest_first
         stream, is_lost = order[0], self.would_lose
-        self.dropped += stream.events[0].n > stream.sent and not is_lost
+        self.dropped += stream.events[0].n > stream.sent and not stream.covered
+        self.has_lost = self.has_lost or is_lost
         self._drop_oldest(order)
         return is_lost
 

@@ -187,6 +187,24 @@ def test_g10_who_comes_next_gives_way_itself_where_it_holds_most() -> None:
     assert crowd.held == {"taken": 70}
 
 
+def test_g10_what_is_said_of_a_loss_takes_no_room_from_others() -> None:
+    house = House(200)
+    ends = house.hold("ends", 50, 50)
+
+    def overflow() -> None:
+        house.overflowed.append("ends")
+        for _ in range(2):
+            ends.append(ends.open(), b"lost", 0.0, last=True)
+
+    ends.on_overflow = overflow
+    house.hold("large", 300)
+    assert house.overflowed == ["ends"]
+    assert house.held == {"ends": 8, "large": 300}
+    house.hold("next", 10)
+    assert house.overflowed == ["ends", "large"], "of what has ended nothing can be lost"
+    assert house.held == {"ends": 0, "large": 0, "next": 10}
+
+
 def test_what_only_primes_a_stream_is_no_room_to_be_won() -> None:
     house = House(10)
     house.hold("primed", 0)

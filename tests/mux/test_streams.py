@@ -222,6 +222,22 @@ async def test_g10_what_one_client_leaves_untaken_ends_no_workflow_of_another() 
         reader.close()
 
 
+async def test_g10_what_a_client_is_told_at_the_end_of_its_workflow_ends_no_other() -> None:
+    async with bench(total_bytes=4000) as at:
+        greedy, client = await at.client(), await at.client()
+        _, flood, there = await streaming(at, greedy)
+        for n in range(1, 6):
+            flood.say(log(n, size=600))
+        _, upstream, reader = await streaming(at, client)
+        upstream.say(log(1, size=5000))
+        assert data(await some(reader)) == [1]
+        await at.ended("event_log_overflow")
+        assert (greedy.workflow.ended is not None, client.workflow.ended) == (True, None)
+        assert json.loads((await rest(there))[-1])["error"]["data"] == {"executed": "unknown"}
+        for one in (there, reader):
+            one.close()
+
+
 async def test_what_was_delivered_is_trimmed_without_harm() -> None:
     async with bench(event_log=EventLogLimits(events=4)) as at:
         client = await at.client()
