@@ -90,6 +90,8 @@ class Link:
         self.deadline = asyncio.get_running_loop().time() + HANDSHAKE_SECONDS
         """When it is over unless its client has begun a workflow, by the loop's clock."""
         self._is_late = False
+        self._is_elsewhere = False
+        """True once what it asks for was found at another worker."""
         self._is_closed = False
         self._is_met = transport != "websocket"
         self._hold: asyncio.TimerHandle | None = None
@@ -227,6 +229,8 @@ class Link:
         except Elsewhere:  # it came about since the connection did, which cannot be moved
             gone = Overloaded("this session is served by another worker by now; connect again", limit="worker")
             self._refuse(message, gone)
+            self._is_elsewhere = True
+            self.outgoing.change()
             return
         if workflow is not None and self._duplex is not None:
             self._dispatch(workflow, self._duplex, message, headers)
@@ -476,7 +480,7 @@ class Link:
         """What is due now; None when the connection is over. What is returned counts as sent."""
         is_alone = self._workflow is None
         self._is_late = is_alone and self._is_early and asyncio.get_running_loop().time() >= self.deadline
-        if self._is_late or self._is_flooded:
+        if self._is_late or self._is_flooded or (is_alone and self._is_elsewhere and not self.outgoing.early):
             return None
         own = self._duplex.stream if self._duplex is not None else None
         is_held = self._hold is not None or not (self._is_met or is_alone)

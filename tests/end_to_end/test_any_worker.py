@@ -389,6 +389,8 @@ async def test_g7_what_began_elsewhere_since_a_client_connected_is_told_to_it(
         refused = await late.answer("late")
         assert refused["error"]["code"] == -31003
         assert refused["error"]["data"] == {"limit": "worker"}
+        await late.over()  # and is not kept for the handshake that cannot come about there
+        assert not isinstance(late, SocketClient) or (await late.closed())[0] == 1013
         await late.connect()
         await late.begin()
         await late.call("echo", {"value": "x"})
