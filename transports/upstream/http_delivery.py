@@ -15,7 +15,7 @@ from .http import Answer, ExchangeBroken, Headers
 from .http_call import failure_of
 
 DELIVER_SECONDS: Final = 30.0
-"""How long a server may take to acknowledge a notification."""
+"""How long a server may take to acknowledge a notification, the wait for its turn included."""
 
 MAX_DELIVERIES: Final = 256
 """Messages without an answer that a server has not taken yet, for each session; more are dropped and counted."""
@@ -66,6 +66,13 @@ class Receipt:
         """See `Answer.ended`. Once there is a status, it makes no difference whether its body broke."""
         self._finish(None if self._status else error)
 
+    def late(self) -> None:
+        """Wait no longer: what its server has may have arrived, and what waits for its turn is not sent."""
+        if self.is_sent:
+            self.over.cancel()
+        else:
+            self._finish(ExchangeBroken("its turn did not come in time", sent=False))
+
     def let_go(self) -> None:
         """Cut the exchange if it is not over, and refer to it no longer: it refers to this."""
         cut, self.cut = self.cut, nothing
@@ -99,13 +106,14 @@ class Deliveries:
     def put(self, size: int, send: Send, over: Callable[[asyncio.Future[int]], None]) -> bool:
         """Send one message in its turn, never twice: it may have arrived. False where too much waits: it is not sent.
 
-        `over` is given the status, or `ExchangeBroken`; cancelled where the server took too long, or all were cut.
+        `over` is given the status, or `ExchangeBroken`, as where its turn did not come in time; cancelled where the
+        server took too long, or all were cut.
         """
         if not has_room(self._receipts.values(), size):  # a server that asks faster than it takes answers
             return False
         receipt = Receipt()
         self._receipts[receipt] = size
-        patience = asyncio.get_running_loop().call_later(DELIVER_SECONDS, receipt.over.cancel)
+        patience = asyncio.get_running_loop().call_later(DELIVER_SECONDS, receipt.late)
 
         def delivered(status: asyncio.Future[int]) -> None:
             patience.cancel()

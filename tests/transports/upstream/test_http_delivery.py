@@ -169,6 +169,22 @@ async def test_a_server_that_does_not_acknowledge_is_not_waited_for(monkeypatch:
     assert (len(deliveries), line.cuts) == (0, 1)
 
 
+async def test_what_waited_too_long_for_its_turn_is_told_and_never_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_AT_ONCE", 1)
+    deliveries, hanging, waiting = Deliveries(), Line(), Line()
+    deliveries.put(9, hanging.send, hanging.over)
+    monkeypatch.setattr(module, "DELIVER_SECONDS", 0.01)
+    deliveries.put(9, waiting.send, waiting.over)
+    broken = (await waiting.told()).exception()
+    assert isinstance(broken, ExchangeBroken)
+    assert not broken.sent
+    assert len(deliveries) == 1
+    hanging.answers[0].began(202, {})
+    hanging.answers[0].ended(None)
+    assert (await hanging.told()).result() == 202
+    assert (len(deliveries), waiting.answers) == (0, [])
+
+
 async def test_what_breaks_is_told() -> None:
     deliveries, line = Deliveries(), Line(broken=ExchangeBroken("cut", sent=True))
     deliveries.put(9, line.send, line.over)

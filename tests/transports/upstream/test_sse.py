@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 import pytest
 from contract.wire import NONE, Receiver, Session, answer, opened, told
+from harness.gateways import until
 from harness.one_stream import STREAM_HEAD, OneStreamServer, over_sse
 from harness.raw_http import Peer, serving
 from harness.stream_peers import Line, sdk_over_sse
@@ -401,6 +402,20 @@ async def test_g9_a_server_that_takes_no_messages_has_few_connections_of_them() 
                 await arrived.acquire()
         await anyio.wait_all_tasks_blocked()
         assert count == http_delivery.MAX_AT_ONCE + 1
+
+
+async def test_what_waits_too_long_behind_others_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_delivery, "MAX_AT_ONCE", 1)
+
+    async def hang(peer: Peer) -> None:
+        await peer.closed()
+
+    statistics = Statistics()
+    async with posting(hang, statistics) as session:
+        session.send(told(1))
+        monkeypatch.setattr(http_delivery, "DELIVER_SECONDS", 0.01)
+        session.send(told(2))
+        await until(lambda: statistics.total("undelivered"))
 
 
 async def test_what_does_not_reach_the_server_is_counted() -> None:

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from contract.wire import INITIALIZED, told
+from harness.gateways import until
 from harness.http_bench import Heard, Hearer, HTTPBench, http_bench
 from harness.ports import free_port
 from harness.upstream_scripted import (
@@ -256,3 +257,13 @@ async def test_g10_only_so_many_answers_wait_for_a_server_that_takes_none(monkey
             session.wire.send(b'{"jsonrpc":"2.0","id":%d,"result":{}}' % n, kind="response")
         await bench.upstream.saw("response", 2)
         assert bench.statistics.total("undelivered") == 3
+
+
+async def test_what_waits_too_long_behind_others_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_delivery, "MAX_AT_ONCE", 1)
+    async with http_bench(told=[[Hang()]]) as bench, bench.session() as session:
+        session.send(told(1))
+        monkeypatch.setattr(http_delivery, "DELIVER_SECONDS", 0.01)
+        session.send(told(2))
+        await until(lambda: bench.statistics.total("undelivered"))
+        assert len(await bench.upstream.saw("notifications/message")) == 1
