@@ -28,9 +28,6 @@ PART_BYTES: Final = 60 * 1024
 WINDOW: Final = 16
 """Parts that one side has sent and the other one has not taken."""
 
-TRIES: Final = 4
-"""How often it is tried to tell another worker that a conversation is closed."""
-
 Name = tuple[str, int]
 """A conversation: the id of the worker that opened it, and its number there."""
 
@@ -285,17 +282,12 @@ class Mailboxes:
                 conversation.break_off(reason, is_known_there=True)
 
     async def _tell_closed(self, name: Name, peer: str) -> None:
-        """Tell another worker that a conversation is closed: it may wait for what could not be sent.
-
-        Where that cannot be said for a while, all are told that what they wait for may be lost.
-        """
-        for _ in range(TRIES):
+        """Tell another worker, once that can be said, that a conversation is closed: it may wait for it."""
+        while True:
             with suppress(DirectoryUnavailable):
                 await self.post(peer, _Part(self.me, name, "closed"))
                 return
             await anyio.sleep(BEAT_SECONDS)
-        self._break_all("the directory was away")
-        self._was_away.set()
 
 
 _ENCODER: Final = msgspec.msgpack.Encoder()

@@ -324,6 +324,34 @@ async def test_who_waits_is_told_where_the_other_side_could_not_send(
 
 
 @pytest.mark.parametrize("directory", ["memory"], indirect=True)
+async def test_an_end_that_cannot_be_told_for_long_breaks_nothing_else(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BEAT_SECONDS", 0.02)
+    ending, waiting = await post.pair()
+    near, far = await post.pair()
+    is_back, send = anyio.Event(), post.directory.send
+    failures = 50
+
+    async def send_in_vain(worker: str, frame: bytes) -> bool:
+        nonlocal failures
+        failures -= 1
+        if failures >= 0:
+            raise DirectoryUnavailable("a test has cut the connection")
+        is_back.set()
+        return await send(worker, frame)
+
+    monkeypatch.setattr(post.directory, "send", send_in_vain)
+    ending.close()
+    await is_back.wait()
+    with anyio.fail_after(10), pytest.raises(Broken):
+        await waiting.receive()
+    for speaker, listener in ((near, far), (far, near)):
+        await speaker.send(Frame("event", 1))
+        assert await listener.receive() == Frame("event", 1)
+
+
+@pytest.mark.parametrize("directory", ["memory"], indirect=True)
 async def test_who_waits_is_told_where_the_other_side_lost_a_part(post: Post) -> None:
     near, far = await post.pair()
     post.directory.lost.add(len(post.directory.sizes) + 1)
