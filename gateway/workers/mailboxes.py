@@ -240,7 +240,8 @@ class Mailboxes:
                 continue
             conversation = self._conversations.get((part.name, part.sender))
             if part.kind == "away":
-                self._break_all("the mailbox of the other worker was away", part.sender)
+                # What it began since then it does not know to be broken.
+                self._break_all("the mailbox of the other worker was away", part.sender, is_known_there=False)
             elif conversation is not None:
                 conversation.hear(part)
             elif part.kind == "part" and part.number == 1 and part.name[0] == part.sender:
@@ -276,10 +277,10 @@ class Mailboxes:
                     if await self._membership.find(peer) is None:
                         self._break_all("the other worker has died", peer)
 
-    def _break_all(self, reason: str, peer: str | None = None) -> None:
+    def _break_all(self, reason: str, peer: str | None = None, *, is_known_there: bool = True) -> None:
         for conversation in list(self._conversations.values()):
             if peer is None or conversation.peer == peer:
-                conversation.break_off(reason, is_known_there=True)
+                conversation.break_off(reason, is_known_there=is_known_there)
 
     async def _tell_closed(self, name: Name, peer: str) -> None:
         """Tell another worker, once that can be said, that a conversation is closed: it may wait for it."""

@@ -222,6 +222,29 @@ async def test_who_began_with_what_a_mailbox_lost_is_told(post: Post) -> None:
     assert post.came == []
 
 
+async def test_what_began_before_others_heard_that_a_mailbox_was_away_breaks_on_both_sides(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = post.members["a"].others
+    is_due, goes_on = anyio.Event(), anyio.Event()
+
+    async def others_late() -> list[Worker]:
+        is_due.set()
+        await goes_on.wait()
+        return await others()
+
+    monkeypatch.setattr(post.members["a"], "others", others_late)
+    await post.directory.send("a", b"")
+    await is_due.wait()
+    near, far = await post.pair()
+    goes_on.set()
+    with anyio.fail_after(10), pytest.raises(Broken, match="away"):
+        await far.receive()
+    far.close()
+    with anyio.fail_after(10), pytest.raises(Broken):
+        await near.receive()
+
+
 @pytest.mark.parametrize("directory", ["memory"], indirect=True)
 async def test_that_a_mailbox_was_away_is_told_once_the_directory_is_back(
     post: Post, monkeypatch: pytest.MonkeyPatch
