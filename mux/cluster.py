@@ -193,7 +193,7 @@ class Cluster:
                     await self._settle_for(record)
                 return await self._take_over(record, upstream)
             case "gone":
-                self._statistics.count("takeovers", "gone")
+                self._statistics.count("takeovers", "gone" if record.worker else "let_go")
                 await self._directory.remove(record)
                 return None
 

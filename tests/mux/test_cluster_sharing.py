@@ -529,3 +529,5 @@ async def test_g1_g4_a_session_is_not_taken_for_one_of_another_reuse_by_workers_
             with pytest.raises(UnknownSession):
                 await b.find(session_id, CALLS, ALICE)
         assert b.pool.channels == []
+        counts = b.pool.statistics.counts
+        assert (b.pool.statistics.total("takeovers"), counts["takeovers", "let_go"]) == (2, 2)
