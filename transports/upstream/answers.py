@@ -97,15 +97,18 @@ class Body:
 
 
 class Events:
-    """The messages of one event stream, and where to take it up when it breaks."""
+    """The messages of one event stream, and where and when to take it up when it breaks.
+
+    One that goes on after another has of that the event id and the `retry`, which hold until the server gives others.
+    """
 
     __slots__ = ("_hand_on", "_parser", "retry")
 
-    def __init__(self, hand_on: Callable[[bytes], None], last_id: str | None) -> None:
+    def __init__(self, hand_on: Callable[[bytes], None], last_id: str | None, retry: float | None = None) -> None:
         self._hand_on = hand_on
         self._parser = EventParser(limit=MAX_EVENT_BYTES)
         self._parser.last_id = last_id
-        self.retry = FIRST_RETRY_SECONDS
+        self.retry = FIRST_RETRY_SECONDS if retry is None else retry
         """Seconds to wait before it is taken up again."""
 
     @property
@@ -235,7 +238,8 @@ class Unasked:
         """See `Answer.began`."""
         self._is_stream = status == 200 and content_type(headers) == STREAM_TYPE
         if self._is_stream:
-            self._heard, self._events = self._events.last_id, Events(self._hand_on, self._events.last_id)
+            before = self._events
+            self._heard, self._events = before.last_id, Events(self._hand_on, before.last_id, before.retry)
             self.let_go()
             return
         # 405: the server offers none; what else there is a POST will tell.

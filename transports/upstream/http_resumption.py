@@ -39,7 +39,7 @@ async def resume(
     attempts = 0
     while events.last_id is not None and attempts < RESUME_ATTEMPTS:
         await anyio.sleep(events.retry)
-        resumed = ResumedStream(take, events.last_id)
+        resumed = ResumedStream(take, events.last_id, events.retry)
         heard = await _heard(resumed, ask, events.last_id)
         if request.state == "done":
             return None
@@ -78,8 +78,8 @@ class Heard(NamedTuple):
 class ResumedStream:
     """A stream that is taken up where it broke, by a GET: its messages are handed on. Implements `Answer`."""
 
-    def __init__(self, hand_on: Callable[[bytes], None], last_id: str | None) -> None:
-        self._events = Events(hand_on, last_id)
+    def __init__(self, hand_on: Callable[[bytes], None], last_id: str | None, retry: float | None = None) -> None:
+        self._events = Events(hand_on, last_id, retry)
         self._status = 0
         self._is_stream = False
         self.cut: Callable[[], None] = nothing
