@@ -326,14 +326,12 @@ class Channel:
         """See `Receiver.received`."""
         if self._closing:
             return
+        messages: Sequence[Envelope] = ()
         try:
             messages = wire_format.parse_upstream(text, limit=MAX_EVENT_BYTES)
         except UpstreamFault as fault:
             self._config.statistics.count("upstream_faults", self._config.server)
-            request = origin or self._demux.named(wire_format.answered(text, limit=MAX_EVENT_BYTES))
-            if request is not None:
-                self._perform(self._demux.fail(request, fault))
-            return
+            self._fail_named(text, origin, fault)
         for message in messages:
             try:
                 self._receive(message, origin)
@@ -411,6 +409,14 @@ class Channel:
                 self._config.statistics.count(reason, self._config.server)
                 if request is not None and request is not origin:
                     self._let_go(request)
+
+    def _fail_named(self, text: bytes, origin: Request | None, fault: UpstreamFault) -> None:
+        """What is no message ends the call that it names, as its answer would; else the one on whose stream it came."""
+        request = self._demux.named(wire_format.answered(text, limit=MAX_EVENT_BYTES)) or origin
+        if request is not None:
+            self._perform(self._demux.fail(request, fault))
+            if request is not origin:
+                self._let_go(request)
 
     def _let_go(self, request: Request) -> None:
         """The answer to a request came another way than on its own exchange, which may have no end."""

@@ -222,11 +222,12 @@ async def test_g9_a_flood_before_the_answer_arrives_whole_and_in_order(
     assert told == list(range(500))
 
 
-@pytest.mark.parametrize("is_late", [False, True])
+@pytest.mark.parametrize(("is_late", "is_response"), [(False, True), (True, True), (False, False)])
 async def test_g10_what_carries_a_call_ends_with_its_answer_whatever_way_that_comes(
-    both: Gateway, bad: ScriptedUpstream, hasty: str, is_late: bool
+    both: Gateway, bad: ScriptedUpstream, hasty: str, is_late: bool, is_response: bool
 ) -> None:
-    answer = '{"jsonrpc":"2.0","id":2,"result":{"content":[{"type":"text","text":"good"}]}}'
+    result = '{"content":[{"type":"text","text":"good"}]}' if is_response else "null"
+    answer = f'{{"jsonrpc":"2.0","id":2,"result":{result}}}'
     awaited = AwaitMessage("notifications/cancelled" if is_late else "tools/call")
     bad.script = {"GET": [[OpenStream(), awaited, Send(answer), Hang()]], "tools/call": [[Hang()]]}
     async with Wire(both.url(hasty)) as wire:
@@ -234,6 +235,8 @@ async def test_g10_what_carries_a_call_ends_with_its_answer_whatever_way_that_co
         answered = await (await wire.call("anything")).response()
         if is_late:
             assert answered["error"]["code"] == TIMED_OUT
-        else:
+        elif is_response:
             assert text_of(answered) == "good"
+        else:
+            assert answered["error"]["code"] == FAULT
         await bad.until(lambda: bad.disconnects == 1)

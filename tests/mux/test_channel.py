@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from harness.memory_wire import Exchange as Upstream
 from harness.memory_wire import echo, message
-from harness.muxing import ALICE, Bench, Client, begin, bench
+from harness.muxing import ALICE, Bench, Client, begin, bench, notification
 from trunkline.mux.channel import Channel
 from trunkline.mux.errors import SessionLost, UpstreamFault, UpstreamUnreachable
 
@@ -125,6 +125,33 @@ async def test_e7_an_answer_that_is_no_response_fails_the_call_that_it_names(mem
         assert "result" in await client.answer(other)
 
 
+async def test_e7_an_answer_that_is_no_response_goes_by_its_id_and_not_by_the_stream_on_which_it_came() -> None:
+    async with bench() as at:
+        at.server.is_movable = True
+        client = await at.client()
+        hit, other = client.call(id=b"1"), client.call(id=b"2")
+        first, second = at.server.of("tools/call")
+        second.say(b'{"jsonrpc":"2.0","id":%s,"result":null}' % first.id)
+        assert (await client.answer(hit))["error"]["code"] == -32603
+        assert (first.is_cut, second.is_cut) == (True, False)
+        second.answer()
+        assert "result" in await client.answer(other)
+
+
+async def test_g10_an_answer_that_is_no_response_cuts_what_carries_its_call_also_where_that_was_given_up() -> None:
+    async with bench() as at:
+        at.server.is_movable = True
+        client = await at.client()
+        client.call(id=b"1")
+        client.workflow.notify(notification("notifications/cancelled", {"requestId": 1}), {})
+        await at.server.got("notifications/cancelled")
+        [upstream] = at.server.of("tools/call")
+        assert not upstream.is_cut
+        at.server.session.tell(b'{"jsonrpc":"2.0","id":%s,"result":null}' % upstream.id)
+        assert upstream.is_cut
+        client.leave()
+
+
 async def test_e7_a_server_whose_question_is_no_message_fails_no_call_of_its_id() -> None:
     async with bench() as at:
         client = await at.client()
@@ -217,6 +244,18 @@ async def test_a_drained_channel_takes_nothing_new_and_closes_after_its_last_ans
         assert (await client.answer(exchange))["result"] == {"n": 1}
         await at.closed()
         assert channel.is_closing
+
+
+async def test_a_drained_channel_closes_also_where_its_last_answer_is_no_response() -> None:
+    async with bench() as at:
+        client = await at.client()
+        channel = only(at)
+        exchange = client.call()
+        channel.drain(SessionLost("drained", executed="unknown"))
+        at.server.of("tools/call")[0].say(b"no json")
+        assert (await client.answer(exchange))["error"]["code"] == -32603
+        assert channel.is_closing
+        await at.closed()
 
 
 async def test_nothing_reaches_a_session_that_is_closing() -> None:
