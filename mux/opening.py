@@ -14,11 +14,11 @@ from .account import SPARE, Account, Transport, refusal
 from .cluster import Cluster
 from .directory import Claimed
 from .ending import Ending
-from .errors import Overloaded, SessionLost, TrunklineError, UnknownSession, WorkflowEnded
+from .errors import DirectoryUnavailable, Overloaded, SessionLost, TrunklineError, UnknownSession, WorkflowEnded
 from .event_log import Budget
 from .line import not_run
 from .lines import Lines, Place
-from .policy import GivingWay, cap_reached
+from .policy import Cap, GivingWay, cap_reached
 from .ports import Opened
 from .premises import Premises
 from .principal import Principal
@@ -148,13 +148,22 @@ class Opening:
                 return
             leaves = self._giving_way.next(cap, self._residents.by_id, self._clock())
             since = leaves.idle_since
-            if self._cluster is not None and await self._cluster.may_be_used_elsewhere(leaves):
+            if await self._may_be_used_elsewhere(leaves, cap):
                 asked += 1
                 if asked == MAX_ASKED:
                     raise Overloaded(f"no further session: {cap.limit} is reached", limit=cap.limit)
             elif leaves.idle_since == since:  # else it was used meanwhile
                 await self._ending.end(leaves, "evicted")
         raise Overloaded("the gateway is shutting down", limit="draining")
+
+    async def _may_be_used_elsewhere(self, workflow: Workflow, cap: Cap) -> bool:
+        """Whether another worker may serve one that is to give way; where nobody can tell, it stays the next one."""
+        since = workflow.idle_since
+        try:
+            return self._cluster is not None and await self._cluster.may_be_used_elsewhere(workflow)
+        except DirectoryUnavailable:
+            self._giving_way.put_back(cap, workflow.record.session_id, since)
+            raise
 
     def make(
         self, record: WorkflowRecord, upstream: Upstream, place: Place = "new", *, transport: Transport = "http"

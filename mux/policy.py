@@ -198,7 +198,7 @@ class GivingWay:
         self._looks: dict[Cap, _Look] = {}
 
     def next(self, cap: Cap, residents: Mapping[str, R], now: float) -> R:
-        """The one that is next; it is to leave the `residents`. Nobody who was in use since was idle before.
+        """The one that is next, to leave the `residents` or be put back. Nobody who was in use since was idle before.
 
         Raises:
             Overloaded: none may; `limit` names the cap.
@@ -213,6 +213,12 @@ class GivingWay:
                     f"no further session: {cap.limit} is reached, and none of them is idle", limit=cap.limit
                 )
             look = self._keep(cap, _look(cap, residents, now))
+
+    def put_back(self, cap: Cap, name: str, since: float | None) -> None:
+        """The one of this name that was next, idle since then, has not left: it is next once more."""
+        look = self._looks.get(cap)
+        if look is not None and since is not None:  # else all are looked at again, or it is in use
+            look.following.appendleft((since, name))
 
     def _keep(self, cap: Cap, look: _Look) -> _Look:
         self._looks.pop(cap, None)

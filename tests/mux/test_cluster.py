@@ -368,6 +368,19 @@ async def test_g10_what_is_used_while_the_directory_is_asked_of_it_does_not_give
         assert client.workflow.ended is None
 
 
+async def test_g10_who_would_have_given_way_does_once_the_directory_answers_again() -> None:
+    async with workers(max_workflows_per_user=1) as at:
+        a = await at.start()
+        left = (await a.client(ALICE)).workflow
+        await at.pass_time(touch_interval(left.pooling) * 3)
+        a.view.fails_at = a.view.calls + 1
+        with pytest.raises(DirectoryUnavailable):
+            await a.client(ALICE)
+        assert left.ended is None
+        await a.client(ALICE)
+        assert left.ended is not None
+
+
 async def test_g10_a_newcomer_asks_of_a_few_that_may_be_in_use_elsewhere() -> None:
     async with workers(max_workflows_per_user=MAX_ASKED + 2, idle_timeout=1e6) as at:
         a = await at.start()

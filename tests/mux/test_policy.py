@@ -147,6 +147,20 @@ def test_g10_who_was_in_use_since_or_has_gone_is_passed_over() -> None:
     refused(giving_way, house, 100.0)
 
 
+def test_g10_who_was_to_give_way_and_could_not_is_next_once_more() -> None:
+    house, giving_way = House(*(Guest(ALICE, float(number)) for number in range(2))), GivingWay()
+    for _ in range(2):
+        assert giving_way.next(ALL, house, 100.0) is house["0"]
+        giving_way.put_back(ALL, "0", 0.0)
+    giving_way.put_back(Cap("max_workflows_per_user", ALICE), "0", 0.0)
+    assert giving_way.next(ALL, house, 100.0) is house.pop("0")
+    assert giving_way.next(ALL, house, 100.0) is house["1"]
+    giving_way.put_back(ALL, "1", 1.0)
+    house["1"] = Guest(ALICE, None)
+    refused(giving_way, house, 100.0)
+    assert house.looks == 1
+
+
 def test_g10_for_how_many_caps_it_is_remembered_is_bounded() -> None:
     house, giving_way = House(Guest(ALICE, None)), GivingWay()
     caps = [Cap("max_workflows_per_user", Principal("i", "t", f"{number}")) for number in range(MAX_LOOKS + 1)]
