@@ -158,6 +158,7 @@ class HTTPConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """See the base class."""
         self.is_write_paused = False
+        self._listening.took(self)
         if self._waits_for == "untaken" and not self.transport.is_closing():
             self.due, self._waits_for = inf, None
             self.settle()

@@ -72,7 +72,7 @@ class HTTPListening:
         self._defaults: list[tuple[bytes, bytes]] = []
         self._connections: dict[HTTPConnection, None] = {}
         self._untaken: dict[HTTPConnection, int] = {}
-        """What of their answers clients had not taken when they were looked at last."""
+        """What of their answers clients had not taken when they were looked at last, and have not taken since."""
         self._is_looking = False
         self.config: uvicorn.Config
         self.state: ServerState
@@ -116,6 +116,10 @@ class HTTPListening:
         """It has gone, or is no longer HTTP."""
         self.leave(connection)
         self._connections.pop(connection, None)
+
+    def took(self, connection: HTTPConnection) -> None:
+        """Its client has taken what was left: how long it takes for what comes next is not known."""
+        self._untaken.pop(connection, None)
 
     def begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run this in a task, for which the end of the server waits."""

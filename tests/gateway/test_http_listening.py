@@ -179,3 +179,42 @@ async def test_g10_who_leaves_most_untaken_is_cut_when_all_leave_too_much(monkey
             while came < sizes[b"/%d" % number]:
                 came += len(await client.parts.get())
             transport.close()
+
+
+async def test_g10_who_takes_answer_after_answer_is_not_cut_for_those_who_leave_theirs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is left of one answer at a look, and of the next one at another, does not tell how fast it is taken."""
+    monkeypatch.setattr(http_listening, "LOOK_SECONDS", 3600)
+    sizes = {b"/1": 30_000_000, b"/2": 20_000_000, b"/3": 40_000_000}
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        body = b"x" * sizes[scope["raw_path"]]
+        length = (b"content-length", b"%d" % len(body))
+        await send({"type": "http.response.start", "status": 200, "headers": [length]})
+        await send({"type": "http.response.body", "body": body})
+
+    listening = HTTPListening(Statistics())
+    async with serving(application, listening) as port, asyncio.timeout(PATIENCE):
+        left, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, "127.0.0.1", port)
+        taking, taker = await asyncio.get_running_loop().create_connection(Parts, "127.0.0.1", port)
+        for number, transport in ((1, left), (2, taking)):
+            transport.pause_reading()
+            transport.write(GET % number)
+        await until(lambda: sum(one.is_write_paused for one in held(listening)) == 2)
+        listening._look()
+        taking.resume_reading()
+        came = 0
+        while came < sizes[b"/2"]:
+            came += len(await taker.parts.get())
+        taking.pause_reading()
+        taking.write(GET % 3)
+        await until(lambda: sum(one.untaken > 15_000_000 for one in held(listening)) == 2)
+        most = max(held(listening), key=lambda one: one.untaken)
+        monkeypatch.setattr(http_listening, "MAX_UNTAKEN_BYTES", 50_000_000)
+        listening._look()
+        await until(lambda: len(held(listening)) == 1)
+        assert held(listening) == [most]
+        assert listening.statistics.counts["refused", "untaken"] == 1
+        for transport in (left, taking):
+            transport.abort()
