@@ -6,9 +6,14 @@ the resolver is patient, which nobody can cut short: the connections to all othe
 
 import asyncio
 import socket
+import ssl
 import threading
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from ipaddress import ip_address
+from typing import TypeVar
+
+Connection = TypeVar("Connection")
 
 
 class Addresses:
@@ -20,6 +25,23 @@ class Addresses:
         self._is_literal = _is_literal(host)
         self._asked: asyncio.Future[list[str]] | None = None
         """What those who come wait for, while it is asked."""
+
+    async def first(self, connect: Callable[[str], Awaitable[Connection]]) -> Connection:
+        """A connection to the first address that takes one.
+
+        Raises:
+            OSError: none does, and why the first did not; or why it failed with one that was reached.
+            RuntimeError: see `find`.
+        """
+        failures: list[OSError] = []
+        for address in await self.find():
+            try:
+                return await connect(address)
+            except OSError as error:
+                if error.errno is None or isinstance(error, ssl.SSLError):  # it was reached; or the time is over
+                    raise
+                failures.append(error)
+        raise failures[0]
 
     async def find(self) -> list[str]:
         """The addresses, at least one; the best one first. Whoever waits may leave.

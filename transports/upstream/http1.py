@@ -165,7 +165,7 @@ class HTTP1Client:
         self._loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                connection = await self._reach()
+                connection = await self._addresses.first(self._reach)
         except OSError as error:
             request.answer.ended(ExchangeBroken(words_of(error), sent=False))
         except Exception as error:  # no thread that asks for the host: whatever it is, who waits must hear of it
@@ -182,27 +182,16 @@ class HTTP1Client:
             else:
                 request.answer.ended(ExchangeBroken("the connection was closed at once", sent=False))
 
-    async def _reach(self) -> _Connection:
-        """A connection to the first address that takes one.
-
-        Raises:
-            OSError: none does; why the first did not.
-        """
-        failures: list[OSError] = []
-        for address in await self._addresses.find():
-            try:
-                _, connection = await self._loop.create_connection(
-                    lambda: _Connection(self._free, self._gone),
-                    address,
-                    self._port,
-                    ssl=self._tls,
-                    server_hostname=self._host if self._tls is not None else None,
-                )
-            except OSError as error:
-                failures.append(error)
-            else:
-                return connection
-        raise failures[0]
+    async def _reach(self, address: str) -> _Connection:
+        """A connection to one address."""
+        _, connection = await self._loop.create_connection(
+            lambda: _Connection(self._free, self._gone),
+            address,
+            self._port,
+            ssl=self._tls,
+            server_hostname=self._host if self._tls is not None else None,
+        )
+        return connection
 
     def _connected(self, request: _Request, cut: _Cut, task: asyncio.Task[None]) -> None:
         self._connecting.discard(task)

@@ -84,15 +84,9 @@ class Upgrade:
         """A connection to the first address that takes one, or by the proxy, which looks for it itself."""
         if self._addresses is None:
             return await self._connect(headers, kind, patience, ping_seconds)
-        failures: list[OSError] = []
-        for address in await self._addresses.find():
-            try:
-                return await self._connect(headers, kind, patience, ping_seconds, host=address)
-            except OSError as error:
-                if error.errno is None:  # it was reached, and refused; or the time is over
-                    raise
-                failures.append(error)
-        raise failures[0]
+        return await self._addresses.first(
+            lambda address: self._connect(headers, kind, patience, ping_seconds, host=address)
+        )
 
     async def _connect(
         self,

@@ -5,9 +5,11 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from harness.certificates import certificate
 from harness.ports import free_port
 from harness.raw_http import PATIENCE, Hearer, Peer, serving
 from trunkline.transports.upstream.addresses import Addresses
@@ -115,6 +117,29 @@ async def test_the_first_address_that_takes_a_connection_is_used(resolver: Resol
         assert error is not None
         assert (str(error), error.sent) == ("Connection refused", False)
         await client.close()
+
+
+@pytest.mark.parametrize("reached", ["127.0.0.2 127.0.0.1", "127.0.0.1 127.0.0.2"])
+async def test_a_server_that_cannot_be_trusted_is_told_and_not_an_address_that_takes_no_connection(
+    resolver: Resolver, tmp_path: Path, reached: str
+) -> None:
+    async def never(connection: ServerConnection) -> None:
+        raise AssertionError("nobody comes so far")
+
+    own = certificate(tmp_path)
+    serving_tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    serving_tls.load_cert_chain(own.cert, own.key)
+    resolver.names["two.test"] = reached.split()
+    async with ws_serve(never, "127.0.0.1", 0, ssl=serving_tls) as server:
+        at = f"two.test:{server.sockets[0].getsockname()[1]}/"
+        client = HTTP1Client(f"https://{at}", ssl.create_default_context())
+        error = await post(client).outcome()
+        assert error is not None
+        assert (str(error), error.sent) == ("its certificate does not verify", False)
+        await client.close()
+        upgrade = Upgrade(f"wss://{at}", ssl.create_default_context)
+        with pytest.raises(ssl.SSLCertVerificationError):
+            await upgrade.open(HeaderBlock({}), ClientConnection, patience=PATIENCE, ping_seconds=None)
 
 
 async def test_a_name_without_an_address_is_told_and_asked_for_anew(resolver: Resolver) -> None:
