@@ -79,7 +79,7 @@ class Cluster:
         self._directory = directory
         self.journal = Journal(directory, premises.statistics)
         """What is on its way to the event logs."""
-        self.comparison = Comparison(premises, members, directory, self.settle)
+        self.comparison = Comparison(premises, members, directory)
         self._ports = ports
         self._residents = premises.residents
         self._generations = premises.generations

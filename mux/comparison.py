@@ -1,6 +1,5 @@
 """What lives here, compared with its record: whether another worker has it, or the directory has forgotten it."""
 
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final, Literal
 
@@ -8,10 +7,8 @@ import anyio
 import msgspec
 
 from .directory import SharedDirectory
-from .errors import Elsewhere
 from .membership import Membership
 from .premises import Premises
-from .principal import Principal
 from .record import WorkflowRecord
 from .workflow import Workflow
 
@@ -23,16 +20,12 @@ GONE_ON: Final = frozenset({"drained", "not_opened", "taken_over"})
 
 Verdict = Literal["same", "removed", "taken_over"]
 
-Settle = Callable[[Principal, str], Awaitable[None]]
-"""Makes sure that what a principal's workflows share on a server lives here; raises `Elsewhere` where it does not."""
-
 
 class Comparison:
     """Compares the workflows of one worker with what the directory says of them."""
 
-    def __init__(self, premises: Premises, members: Membership, directory: SharedDirectory, settle: Settle) -> None:
+    def __init__(self, premises: Premises, members: Membership, directory: SharedDirectory) -> None:
         self._members = members
-        self._settle = settle
         self._directory = directory
         self._residents = premises.residents
         self._tasks = premises.tasks
@@ -49,8 +42,6 @@ class Comparison:
         """
         lapses = self._members.lapses
         verdict = await self._verdict(workflow)
-        if verdict == "same" and workflow.is_doubted and not await self._is_at_home(workflow):
-            verdict = "taken_over"
         if verdict == "same" and lapses == self._members.lapses:  # else it says nothing of what came after
             workflow.stood_at, workflow.doubted_since = self._clock(), None
         return verdict
@@ -61,21 +52,6 @@ class Comparison:
             if stored is not None and stored.epoch >= workflow.record.epoch:
                 return self._judged(workflow, stored)
         return await self._tasks.see_through(self._settle_doubt, workflow)
-
-    async def _is_at_home(self, workflow: Workflow) -> bool:
-        """False where its user's session with the server lives at another worker by now, which began it anew.
-
-        It goes on there: its record is let go.
-        """
-        if workflow.pooling.reuse != "user" or self._members.drains:  # who is to end goes on for what is under way
-            return True
-        try:
-            await self._settle(workflow.principal, workflow.server)
-        except Elsewhere:
-            record = workflow.changed_record if workflow.has_changed else workflow.record
-            await self._directory.replace(msgspec.structs.replace(record, worker=""))
-            return False
-        return True
 
     def is_sure_of(self, workflow: Workflow) -> bool:
         """True while no other worker can have taken this workflow over."""

@@ -190,14 +190,12 @@ class Workers:
                     tuple(member.pool._sweep.look_after(self.clock()))
             await settle()
 
-    async def serve(
-        self, session_id: str, first: Member, concern: Concern = WHOLE, *, principal: Principal = ANONYMOUS
-    ) -> tuple[Member, Workflow]:
+    async def serve(self, session_id: str, first: Member, concern: Concern = WHOLE) -> tuple[Member, Workflow]:
         """Where a request is served that comes to this worker, as forwarding finds it."""
         member = first
         for _ in range(4):
             try:
-                return member, (await member.find(session_id, concern, principal)).workflow
+                return member, (await member.find(session_id, concern)).workflow
             except Elsewhere as elsewhere:
                 member = next(other for other in self.all if other.members.worker.id == elsewhere.worker)
         raise AssertionError("a request went round in circles")

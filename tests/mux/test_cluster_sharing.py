@@ -87,46 +87,6 @@ async def test_those_who_share_a_session_that_was_taken_over_go_on_where_it_is()
         assert (len(at.server.of("initialize")), at.server.deleted) == (1, [])
 
 
-async def test_who_was_taken_for_dead_joins_the_session_that_its_user_has_elsewhere_by_now() -> None:
-    """Else one user has two of them, with a state each, for as long as what began before lasts."""
-    async with workers(reuse="user") as at:
-        a, b = await at.start(), await at.start()
-        at.server.on_request = echo
-        before, other = [(await a.client(ALICE)).workflow for _ in range(2)]
-        bobs = (await a.client(BOB)).workflow
-        at.clock.advance(LEASE_SECONDS)
-        await b.beat()
-        await b.client(ALICE)
-        await a.beat()
-        await until(lambda: before.ended and other.ended)
-        await settle()
-        assert bobs.ended is None
-        [channel] = b.pool.channels
-        for workflow in (before, other):
-            member, held = await at.serve(workflow.record.session_id, b, principal=ALICE)
-            assert member is b
-            assert list(held.line.channels) == [channel[1]]
-        assert len(a.pool.workflows) == 1
-        assert at.server.deleted == []
-
-
-async def test_g8_who_drains_goes_on_with_what_is_under_way_where_its_user_has_begun_anew() -> None:
-    async with workers(reuse="user") as at:
-        a, b = await at.start(), await at.start()
-        client = await a.client(ALICE)
-        waiting = client.call()
-        await at.server.got("tools/call")
-        a.members.drain()
-        at.clock.advance(LEASE_SECONDS)
-        await b.beat()
-        await b.client(ALICE)
-        await a.beat()
-        await until(lambda: not client.workflow.is_doubted)
-        assert client.workflow.ended is None
-        (await at.server.got("tools/call")).answer()
-        assert "result" in await client.answer(waiting)
-
-
 async def test_a_session_that_is_given_up_while_it_is_replaced_is_given_up_whole() -> None:
     async with workers(reuse="user", max_channel_age=100, idle_timeout=1e6) as at:
         a, b = await at.start(), await at.start()

@@ -108,6 +108,24 @@ async def test_g5_a_stream_of_a_dead_worker_is_resumed_from_its_log() -> None:
         assert len([text async for _, text in events(whole)]) == 3
 
 
+async def test_g5_a_call_goes_on_at_who_was_taken_for_dead_though_its_user_has_begun_anew_elsewhere() -> None:
+    async with workers(reuse="user") as at:
+        a, b = await at.start(), await at.start()
+        before = await a.client()
+        _, reader = await streamed(a, before)
+        event_id = reader.event_id((await reader.next(1) or [])[0])
+        reader.close()
+        at.clock.advance(LEASE_SECONDS)
+        await b.beat()
+        await b.client()
+        await a.beat()
+        await until(lambda: before.workflow.ended or not before.workflow.is_doubted)
+        (await at.server.got("tools/call")).answer({"n": 1})
+        member, again = await resume(at, b, event_id)
+        assert member is a
+        assert [json.loads(text)["result"] async for _, text in events(again)] == [{"n": 1}]
+
+
 async def test_g5_a_successor_leaves_the_streams_of_who_lives_to_them() -> None:
     async with workers() as at:
         a, b, session_id = await two(at)
