@@ -17,8 +17,8 @@ from .burden import LARGE_BYTES, Burden
 from .duplex import Duplex
 from .envelope import Envelope
 from .errors import InvalidRequest, Overloaded, SessionLost, TrunklineError
-from .exchange import Asker, Call, Exchange
-from .ports import Headers, Span
+from .exchange import Call, Exchange
+from .ports import Asker, Headers, Span
 from .routing import InFlight
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from . import call_log
 from . import envelope as wire_format
@@ -17,7 +17,7 @@ from .annotations import Listing
 from .envelope import Envelope
 from .errors import Overloaded, SessionLost, TrunklineError, UpstreamFault
 from .event_log import Stream
-from .ports import Caller, Headers, PoolResult, Span
+from .ports import Asker, Caller, Headers, PoolResult, Span
 from .statistics import method_label
 
 if TYPE_CHECKING:
@@ -159,33 +159,6 @@ class Exchange:
     def fail(self, error: TrunklineError, id: bytes) -> None:
         """One of the answers: why there is none of the server's."""
         self.answer(wire_format.failure(id, error), id)
-
-
-class Asker(Protocol):
-    """What a client's request came on, and its answer goes to: an `Exchange`, or a `Duplex`."""
-
-    pool_result: PoolResult
-    """The worst that the pool had to do for a request of it."""
-
-    @property
-    def is_open(self) -> bool:
-        """True while other messages may come on it."""
-
-    @property
-    def is_lost(self) -> bool:
-        """True where no client can ever see what is added."""
-
-    def admit(self, id: bytes) -> bool:
-        """Take a request's id; False where it must be refused."""
-
-    def add(self, message: bytes) -> None:
-        """A message that is no answer."""
-
-    def answer(self, message: bytes, id: bytes) -> None:
-        """The answer to the request of this id."""
-
-    def fail(self, error: TrunklineError, id: bytes) -> None:
-        """There is no answer of the server's to the request of this id; why."""
 
 
 class Call:

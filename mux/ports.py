@@ -47,6 +47,33 @@ class Caller(Protocol):
         """There will be no response from the server; why. Nothing follows."""
 
 
+class Asker(Protocol):
+    """What a client's request came on, and its answer goes to: an `Exchange`, or a `Duplex`."""
+
+    pool_result: PoolResult
+    """The worst that the pool had to do for a request of it."""
+
+    @property
+    def is_open(self) -> bool:
+        """True while other messages may come on it."""
+
+    @property
+    def is_lost(self) -> bool:
+        """True where no client can ever see what is added."""
+
+    def admit(self, id: bytes) -> bool:
+        """Take a request's id; False where it must be refused."""
+
+    def add(self, message: bytes) -> None:
+        """A message that is no answer."""
+
+    def answer(self, message: bytes, id: bytes) -> None:
+        """The answer to the request of this id."""
+
+    def fail(self, error: TrunklineError, id: bytes) -> None:
+        """There is no answer of the server's to the request of this id; why."""
+
+
 class Span(Protocol):
     """What is told to those who trace, of one call."""
 

@@ -26,7 +26,7 @@ from .envelope import (
     swap_progress_token,
 )
 from .errors import TrunklineError
-from .ports import NONE, Answerable, Line
+from .ports import NONE, Answerable, Asker, Line
 from .request import ServerRequest
 from .routing import refusal
 
@@ -35,6 +35,8 @@ class _Question(NamedTuple):
     request: ServerRequest
     via: Answerable
     """Where the answer goes."""
+    asker: Asker | None
+    """What carried it to the client; None for the stream that listens."""
 
 
 class Questions:
@@ -59,8 +61,10 @@ class Questions:
     def __len__(self) -> int:
         return len(self._open)
 
-    def ask(self, request: ServerRequest, message: Envelope, via: Answerable) -> bytes:
+    def ask(self, request: ServerRequest, message: Envelope, via: Answerable, asker: Asker | None = None) -> bytes:
         """The server's request under an id minted for this client (rule E5), its progress token too.
+
+        `asker` is what will carry it to the client; None for the stream that listens.
 
         Raises:
             MethodNotFound: the client cannot be asked this; nothing was asked.
@@ -79,7 +83,7 @@ class Questions:
             if request.token and begins_task(params):
                 params, _ = swap_progress_token(params, lasting_token(number, request.token))
             text = Envelope("request", {**message.members, "params": params}).with_id(spelled)
-        self._open[number] = _Question(request, via)
+        self._open[number] = _Question(request, via, asker)
         self._note(number, request)
         return text
 
@@ -112,12 +116,16 @@ class Questions:
 
     # What else settles them.
 
-    def retract(self, request: ServerRequest, message: Envelope) -> bytes | None:
-        """The server's `notifications/cancelled` in this client's ids, or None where it has been answered."""
+    def retract(self, request: ServerRequest, message: Envelope) -> tuple[bytes, Asker | None] | None:
+        """The server's `notifications/cancelled` in this client's ids, and what carried the question.
+
+        None where it has been answered.
+        """
         for number, question in self._open.items():
             if question.request is request:
                 self._settle(number)
-                return message.with_params({**(message.params() or {}), "requestId": Raw(b"%d" % number)})
+                told = {**(message.params() or {}), "requestId": Raw(b"%d" % number)}
+                return message.with_params(told), question.asker
         return None
 
     def void(self, via: Answerable) -> None:
@@ -145,7 +153,7 @@ class Questions:
     def restore(self, number: int, id: bytes, line: Line) -> None:
         """What another worker asked this client under this number: of it, the server's own id is known."""
         request = ServerRequest(Envelope("request", {}, id=id, method=""), None, inf)
-        self._open[number] = _Question(request, Inherited(line))
+        self._open[number] = _Question(request, Inherited(line), None)
 
     def repeat(self) -> None:
         """Note once more what is open."""

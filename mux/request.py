@@ -7,13 +7,10 @@ Pure: what may happen to a client's request is the table `REQUESTS`, to one of t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 from .envelope import Envelope
 from .ports import Caller
-
-if TYPE_CHECKING:
-    from .exchange import Asker
 
 EXTENSIONS: Final = 12
 """Progress may extend a call to at most this many times `request_timeout` (rule E17: an absolute maximum)."""
@@ -89,7 +86,7 @@ class Request:
 class ServerRequest:
     """A request of the server's own: sampling, elicitation, roots."""
 
-    __slots__ = ("deadline", "id", "method", "origin", "place", "state", "token")
+    __slots__ = ("deadline", "id", "method", "origin", "state", "token")
 
     def __init__(self, message: Envelope, origin: Request | None, deadline: float) -> None:
         self.id = message.id
@@ -98,8 +95,6 @@ class ServerRequest:
         """Its beginning, for people: a server may make it as long as a message, and let it wait for an hour."""
         self.origin = origin
         """The client's request on whose stream it came, where the transport tells (rule R1.1)."""
-        self.place: Asker | None = None
-        """What carried it to its client; None for the stream that listens, or while it was not carried."""
         self.state: ServerRequestState = "open"
         self.token = b""
         """The server's progress token as it was spelled, where the downstream side minted another for it."""

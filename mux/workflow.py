@@ -25,9 +25,9 @@ from .duplexes import Duplexes
 from .envelope import Envelope
 from .errors import SessionLost, TrunklineError, WorkflowEnded
 from .event_log import Budget, EventLog
-from .exchange import Asker, asker_of
+from .exchange import asker_of
 from .journal import Journal, KeptLog
-from .ports import Answerable, Caller, Headers, Line, Opened
+from .ports import Answerable, Asker, Caller, Headers, Line, Opened
 from .questions import Questions
 from .record import WorkflowRecord
 from .recovery import Kept, Known
@@ -279,21 +279,21 @@ class Workflow:
 
     def asked(self, channel: Answerable, request: ServerRequest, message: Envelope) -> None:
         """See `Owner.asked`."""
+        asker = self._place(asker_of(request.origin.caller if request.origin is not None else None))
         try:
-            text = self.questions.ask(request, message, channel)
+            text = self.questions.ask(request, message, channel, asker)
         except TrunklineError as refused:
             self.statistics.count("refused_server_requests", self.server)
             channel.refuse(request, refused)
             return
         self._ports.stir(self)
-        request.place = self._place(asker_of(request.origin.caller if request.origin is not None else None))
-        self._deliver(text, request.place)
+        self._deliver(text, asker)
 
     def retracted(self, request: ServerRequest, message: Envelope) -> None:
         """See `Owner.retracted`."""
-        text = self.questions.retract(request, message)
-        if text is not None:
-            asker = request.place
+        retracted = self.questions.retract(request, message)
+        if retracted is not None:
+            text, asker = retracted
             is_over = asker is not None and (asker.is_lost or not asker.is_open)
             self._deliver(text, self._place(None) if is_over else asker)
 

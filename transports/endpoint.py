@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Final, Protocol
 from ..mux import envelope as wire_format
 from ..mux.envelope import Envelope
 from ..mux.errors import InvalidRequest
-from ..mux.exchange import Asker
 from ..mux.handshake import own_initialize
 from ..mux.limits import MAX_BODY_BYTES
 from ..mux.pool import Arrival, Begun, Pool
-from ..mux.ports import NONE, Headers
+from ..mux.ports import NONE, Asker, Headers
 from ..mux.principal import Principal
 from ..mux.workflow import Workflow
 from .admission import Admission

@@ -129,8 +129,10 @@ def test_a_question_that_was_taken_back_names_this_clients_id() -> None:
     questions = Questions(ALL)
     ask(questions, Via())
     request, _ = ask(questions, Via())
-    text = questions.retract(request, cancel('{"requestId":"s","reason":"r"}'))
-    assert text is not None
+    retracted = questions.retract(request, cancel('{"requestId":"s","reason":"r"}'))
+    assert retracted is not None
+    text, carried = retracted
+    assert carried is None
     assert json.loads(text)["params"] == {"requestId": 2, "reason": "r"}
     assert questions.retract(request, cancel("[]")) is None
     request, _ = ask(questions, Via())
