@@ -97,7 +97,8 @@ def _check_listener(settings: Settings, *, insecure: bool) -> None:
             told = f"cert and key cannot be used: {_reason(error)}; give a pair in PEM, the key without a passphrase"
             raise SettingsError("gateway.tls", told) from None
     if gateway.public_url and not _is_place(gateway.public_url):
-        raise SettingsError("gateway.public_url", "expected https://HOST, as clients reach this gateway")
+        told = "expected https://HOST, as clients reach this gateway; it goes over the wire in ASCII: write xn--…"
+        raise SettingsError("gateway.public_url", told)
     if gateway.admin_token and (fault := fault_in_token(gateway.admin_token)):
         raise SettingsError("gateway.admin_token", fault)
     for key, fault_in in (("allowed_hosts", fault_in_host), ("allowed_origins", fault_in_origin)):
@@ -124,7 +125,9 @@ def _check_listener(settings: Settings, *, insecure: bool) -> None:
 
 
 def _is_place(url: str) -> bool:
-    """True for the URL of a host."""
+    """True for the URL of a host, spelled as it goes over the wire."""
+    if not WIRE.fullmatch(url):
+        return False
     try:
         parts = urlsplit(url)
         is_bare = "@" not in parts.netloc and parts.path in ("", "/") and not parts.query and not parts.fragment

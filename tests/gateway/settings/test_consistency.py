@@ -324,6 +324,9 @@ JWT = "[auth]\nmode = 'jwt'\nissuer = 'i'\naudience = 'a'\n"
         ("[gateway]\npublic_url = 'https://user:s3cret@mcp.example'", "gateway.public_url"),
         ("[gateway]\npublic_url = 'https://mcp.example?x=s3cret'", "gateway.public_url"),
         ("[gateway]\npublic_url = 'https://mcp.example/#s3cret'", "gateway.public_url"),
+        ("[gateway]\npublic_url = 'https://名.example'", "gateway.public_url"),
+        ("[gateway]\npublic_url = 'https://mcp .example'", "gateway.public_url"),
+        ('[gateway]\npublic_url = "https://mcp\\n.example"', "gateway.public_url"),
     ],
 )
 def test_an_auth_mode_needs_what_it_verifies_with(read: Read, text: str, path: str) -> None:
