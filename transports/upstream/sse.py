@@ -217,7 +217,10 @@ class _SSEWire:
         self._posts.pop(post, None)
 
     def is_late(self, post: _Post) -> bool:
-        """Whether a POST that was not answered for so long can be given up: nobody waits for what it carries."""
+        """Whether a POST that is not over after so long can be given up: nobody waits for what it carries.
+
+        Its status is no reason: a server may keep it open while a tool runs, and take its end for a cancellation.
+        """
         request = self._posts[post]
         return request is None or request.state == "done"
 
@@ -381,7 +384,7 @@ class _Post:
         self.cut()
 
     def _late(self) -> None:
-        if self._status or self._wire.is_late(self):
+        if self._wire.is_late(self):
             self._end()
         else:
             self._patience = asyncio.get_running_loop().call_later(LATE_SECONDS, self._late)

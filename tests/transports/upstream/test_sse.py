@@ -1,5 +1,6 @@
 """HTTP+SSE to servers that do it right, and to servers that do not; the contract holds the rest."""
 
+import itertools
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -435,16 +436,21 @@ async def test_what_does_not_reach_the_server_is_counted() -> None:
         assert statistics.total("undelivered") == 1
 
 
-async def test_a_post_that_is_never_answered_is_given_up_when_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("begun", [b"", b"HTTP/1.1 202 Accepted\r\nContent-Length: 2\r\n\r\n"])
+async def test_a_post_that_does_not_end_is_given_up_when_nobody_waits(
+    monkeypatch: pytest.MonkeyPatch, begun: bytes
+) -> None:
     monkeypatch.setattr(http_delivery, "DELIVER_SECONDS", 0.05)
     monkeypatch.setattr(sse, "LATE_SECONDS", 0.05)
-    given_up: list[int] = []
+    posts, given_up = itertools.count(1), list[int]()
     arrived, one, both = anyio.Event(), anyio.Event(), anyio.Event()
 
     async def hang(peer: Peer) -> None:
+        post = next(posts)
+        await peer.say(begun)
         arrived.set()
         await peer.closed()
-        given_up.append(1)
+        given_up.append(post)
         (one if len(given_up) == 1 else both).set()
 
     async with posting(hang) as session:
@@ -454,7 +460,7 @@ async def test_a_post_that_is_never_answered_is_given_up_when_nobody_waits(monke
         with anyio.fail_after(10):
             await one.wait()  # the notification; the request was as late before it, but somebody waits for its answer
             assert request.state == "pending"
-            assert len(given_up) == 1
+            assert given_up == [2]
             request.state = "done"
             await both.wait()
         assert not session.receiver.reports
