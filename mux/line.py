@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from .account import FIRST, Decision, lost
 from .channel import Channel
 from .envelope import Envelope
-from .errors import Cancelled, Overloaded, SessionLost, TrunklineError, UpstreamUnreachable
+from .errors import Cancelled, Overloaded, SessionLost, TrunklineError, UpstreamFault, UpstreamUnreachable
 from .ports import Caller, Headers, Opened, Owner, PoolResult
 from .upstream import ChannelMaker
 
@@ -159,7 +159,8 @@ class DedicatedLine:
 
 def not_run(error: TrunklineError) -> TrunklineError:
     """The same failure for a call that was never sent: whatever became of the session, it did not run (G6)."""
-    if error.data.get("executed", "no") == "no":
+    is_fault = isinstance(error, UpstreamFault)  # which says nothing of a call
+    if not is_fault and error.data.get("executed", "no") == "no":
         return error
-    kind = UpstreamUnreachable if isinstance(error, UpstreamUnreachable) else SessionLost
+    kind = UpstreamFault if is_fault else UpstreamUnreachable if isinstance(error, UpstreamUnreachable) else SessionLost
     return kind(error.message, executed="no")

@@ -206,6 +206,22 @@ async def test_g6_calls_that_waited_for_a_session_that_was_lost_again_surely_did
         at.server.let("initialize")
 
 
+async def test_g6_no_call_that_waited_in_vain_is_told_what_became_of_another_one() -> None:
+    async with bench(stateless=True) as at:
+        client = await at.client()
+        at.server.session.forget()
+        at.server.answers_initialize = lambda exchange: exchange.answer({"protocolVersion": "1999-01-01"})
+        at.server.pause("initialize")
+        refused = client.call(id=b"1")
+        await at.server.reached("initialize", 2)
+        waiting = client.call(id=b"2")
+        at.server.let("initialize")
+        for exchange in (refused, waiting):
+            error = (await client.answer(exchange))["error"]
+            assert (error["code"], error["data"]) == (-32603, {"executed": "no"})
+        assert at.server.of("tools/call") == []
+
+
 async def test_what_the_old_session_asked_is_forgotten_with_it() -> None:
     async with bench(stateless=True) as at:
         client = await at.client(ALICE, message=initialize(capabilities={"sampling": {}}))
