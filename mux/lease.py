@@ -131,7 +131,7 @@ class Lease:
         TimedOut              neither answer nor progress within `request_timeout`
         Overloaded            a limit was met, which `limit` names; the call did not run
 
-    all of them `TrunklineError`. What the call may have done at the server, `data["executed"]` of the first four says:
+    all of them `TrunklineError`. Whether the call may have run, `data["executed"]` of the second to the fifth says:
     "no", or "unknown".
     """
 
@@ -201,7 +201,7 @@ class Lease:
             page = await self.request("tools/list", params)
             listed = page.get("tools") or []
             if not isinstance(listed, list) or not all(isinstance(tool, dict) for tool in listed):
-                raise UpstreamFault("the server sent no list of tools")
+                raise UpstreamFault("the server sent no list of tools", executed="unknown")
             found += listed
             if not page.get("nextCursor"):
                 return found

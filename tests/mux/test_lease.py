@@ -288,8 +288,9 @@ async def test_tools_are_listed_over_all_pages() -> None:
 async def test_a_list_that_is_none_is_told(listed: Any) -> None:
     async with bench() as at, leased(at) as lease:
         at.server.on_request = lambda exchange: exchange.answer({"tools": listed})
-        with pytest.raises(UpstreamFault, match="no list of tools"):
+        with pytest.raises(UpstreamFault, match="no list of tools") as raised:
             await lease.tools()
+        assert raised.value.data == {"executed": "unknown"}
 
 
 async def test_a_list_without_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
