@@ -14,7 +14,8 @@ from .record import WorkflowRecord
 
 Decision = Literal["beside", "forward", "take_over", "gone"]
 """`beside`: serve it here, beside the worker that holds it. `forward`: hand it to that worker. `take_over`: become the
-one that holds it. `gone`: the upstream session died with its worker, and may not be begun anew in silence (L18)."""
+one that holds it. `gone`: nobody holds it, and none may: the upstream session died with its worker and may not be begun
+anew in silence (L18), it never opened, or it began under another reuse."""
 
 
 NAMES: Final = 1 << 32
