@@ -414,6 +414,9 @@ class Cluster:
         # Who serves it tells the directory so often, and of what begins to be used at the next look.
         if seconds is None or seconds >= touch_interval(workflow.pooling) + 2 * TOUCH_SECONDS:
             return False
+        # Among several, that the last word was this worker's own says nothing: the next one of others is yet to come.
+        if self._clock() - seconds <= workflow.touched + TOUCH_SECONDS and not await self._living():
+            return False
         workflow.touched_elsewhere(self._clock())
         return True
 

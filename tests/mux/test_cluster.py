@@ -8,6 +8,7 @@ from harness.clustering import two, until, workers
 from harness.memory_wire import echo, message
 from harness.muxing import ALICE, BOB, settle
 from trunkline.mux.cluster import BESIDE_SECONDS, TOUCH_SECONDS, touch_interval
+from trunkline.mux.directory import LEASE_SECONDS
 from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, Overloaded, UnknownSession
 from trunkline.mux.opening import MAX_ASKED
 from trunkline.mux.placement import CALLS, WHOLE
@@ -383,7 +384,7 @@ async def test_g10_who_would_have_given_way_does_once_the_directory_answers_agai
 
 async def test_g10_a_newcomer_asks_of_a_few_that_may_be_in_use_elsewhere() -> None:
     async with workers(max_workflows_per_user=MAX_ASKED + 2, idle_timeout=1e6) as at:
-        a = await at.start()
+        a, _ = await at.start(), await at.start()
         for _ in range(MAX_ASKED + 2):
             await a.client(ALICE)
         at.clock.advance(70)
@@ -423,6 +424,56 @@ async def test_g6_of_tools_that_a_server_may_have_changed_no_call_is_sent_again(
             (await at.server.got("tools/call", number)).cut()
             assert (await client.answer(cut))["error"]["data"] == {"executed": "unknown"}
         assert len(at.server.of("tools/call")) == 2
+
+
+async def test_g10_where_no_other_worker_lives_its_own_touch_keeps_nothing_from_giving_way() -> None:
+    async with workers(max_workflows_per_user=1) as at:
+        a = await at.start()
+        at.server.on_request = echo
+        client = await a.client(ALICE)
+        interval = touch_interval(client.workflow.pooling)
+        await at.pass_time(interval)
+        await client.answer(client.call())
+        await at.pass_time(EVICTABLE_AFTER)
+        seconds = await at.directory.untouched(client.workflow.record.session_id)
+        assert seconds is not None
+        assert seconds < EVICTABLE_AFTER + TOUCH_SECONDS
+        await a.client(ALICE)
+        assert client.workflow.ended is not None
+
+
+async def test_g10_what_was_used_here_last_and_is_in_use_at_another_worker_does_not_give_way() -> None:
+    async with workers(max_workflows_per_user=1) as at:
+        a, b = await at.start(), await at.start()
+        at.server.on_request = echo
+        client = await a.client(ALICE)
+        session_id, interval = client.workflow.record.session_id, touch_interval(client.workflow.pooling)
+        await at.pass_time(interval - 10)
+        beside = await b.find(session_id, CALLS, ALICE)
+        await beside.answer(beside.call())
+        await at.pass_time(5)
+        await client.answer(client.call())
+        for _ in range(8):
+            await beside.answer(beside.call())
+            await at.pass_time(10)
+        assert await at.directory.untouched(session_id) > EVICTABLE_AFTER, "the last word was that of who holds it"
+        with pytest.raises(Overloaded):
+            await a.client(ALICE)
+
+
+async def test_g10_what_another_worker_served_that_has_just_died_does_not_give_way() -> None:
+    async with workers(max_workflows_per_user=1) as at:
+        a, b = await at.start(), await at.start()
+        at.server.on_request = echo
+        session_id = (await a.client(ALICE)).workflow.record.session_id
+        await at.pass_time(EVICTABLE_AFTER)
+        beside = await b.find(session_id, CALLS, ALICE)
+        await beside.answer(beside.call())
+        await at.pass_time(TOUCH_SECONDS)
+        b.kill()
+        await at.pass_time(LEASE_SECONDS)
+        with pytest.raises(Overloaded):
+            await a.client(ALICE)
 
 
 async def test_g10_what_no_other_worker_serves_gives_way_as_soon_as_it_is_idle_here() -> None:
