@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Collection
 from typing import Final
 
@@ -96,8 +95,8 @@ class Deliveries:
     def __init__(self) -> None:
         self._receipts: dict[Receipt, int] = {}
         """Each with the size of its message."""
-        self._waiting: deque[tuple[Receipt, Send]] = deque()
-        """Those whose turn has not come."""
+        self._waiting: list[tuple[Receipt, Send]] = []
+        """Those whose turn has not come. A deque takes ten times the room while there are none."""
         self._under_way = 0
 
     def __len__(self) -> int:
@@ -135,7 +134,7 @@ class Deliveries:
 
     def _send_next(self) -> None:
         while self._waiting and self._under_way < MAX_AT_ONCE:
-            receipt, send = self._waiting.popleft()
+            receipt, send = self._waiting.pop(0)
             if not receipt.over.done():
                 self._under_way += 1
                 receipt.is_sent = True

@@ -1,6 +1,7 @@
 """What is answered by a status alone is sent once, is bounded, and says what became of it."""
 
 import asyncio
+import tracemalloc
 from collections.abc import Callable
 
 import anyio
@@ -132,6 +133,18 @@ async def test_only_so_many_are_under_way(monkeypatch: pytest.MonkeyPatch) -> No
     deliveries, line = Deliveries(), Line()
     assert [deliveries.put(9, line.send, line.over) for _ in range(3)] == [True, True, False]
     assert len(line.answers) == 2
+
+
+def test_g10_a_session_of_which_nothing_is_under_way_keeps_little_for_it() -> None:
+    """There are many that rest."""
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        kept = [Deliveries() for _ in range(1000)]
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (after - before) / len(kept) < 512
 
 
 async def test_g10_only_so_many_bytes_are_under_way() -> None:
