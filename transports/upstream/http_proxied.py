@@ -9,7 +9,7 @@ from typing import Any, Final
 import aiohttp
 from yarl import URL
 
-from ..media import JSON_TYPE
+from ..media import JSON_TYPE, STREAM_TYPE, content_type
 from ..portions import PORTION_BYTES, end_of_events
 from .http import (
     CONNECT_SECONDS,
@@ -85,11 +85,13 @@ class ProxiedClient:
             ) as response:
                 if response.headers.get("Content-Encoding", "identity").lower() != "identity":
                     raise ExchangeBroken(ENCODED, sent=True)
-                heard.began(response.status, {name.lower(): value for name, value in response.headers.items()})
+                told = {name.lower(): value for name, value in response.headers.items()}
+                heard.began(response.status, told)
+                is_stream = content_type(told) == STREAM_TYPE
                 while chunk := await response.content.read(PORTION_BYTES):
                     at = 0
                     while at < len(chunk):
-                        stop = end_of_events(chunk, at, len(chunk))
+                        stop = end_of_events(chunk, at, len(chunk)) if is_stream else len(chunk)
                         heard.came(chunk[at:stop])
                         at = stop
                         if at < len(chunk) or at == PORTION_BYTES:

@@ -223,3 +223,23 @@ async def test_g10_others_have_their_turn_between_portions_of_an_answer(event: b
         assert hearer.body == body
         assert max(hearer.sizes) <= min(PORTION_BYTES, MAX_LINES * len(event))
         assert not hearer.without_a_turn
+
+
+async def test_an_answer_that_is_no_stream_is_read_by_its_size_and_not_by_its_lines() -> None:
+    """Each portion costs a turn of the event loop."""
+    line = b"1,\n"
+    body = line * 20_000
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body), body
+        )
+
+    async with client_of(serve) as (client, _):
+        hearer = Turns()
+        client.send("POST", HeaderBlock({}), b"{}", hearer)
+        assert await hearer.outcome() is None
+        assert hearer.body == body
+        assert MAX_LINES * len(line) < max(hearer.sizes) <= PORTION_BYTES
+        assert not hearer.without_a_turn
