@@ -82,6 +82,7 @@ class Cluster:
         self.comparison = Comparison(premises, members, directory)
         self._ports = ports
         self._residents = premises.residents
+        self._caps = premises.caps
         self._generations = premises.generations
         self._tasks = premises.tasks
         self._statistics = premises.statistics
@@ -179,9 +180,8 @@ class Cluster:
             stateless=upstream.stateless or upstream.pooling.reuse == "user",
             reuse=upstream.pooling.reuse,
         )
-        has_room = len(self._residents.beside) < upstream.pooling.max_workflows
         match decision:
-            case "beside" if has_room and not self._ports.is_draining():
+            case "beside" if self._has_room_beside(record.server) and not self._ports.is_draining():
                 return await self._stand_beside(record, upstream)
             case "beside" | "forward":
                 raise Elsewhere(holder)
@@ -357,6 +357,11 @@ class Cluster:
             await self.journal.flush(session_id)
 
     # Beside the holder.
+
+    def _has_room_beside(self, server: str) -> bool:
+        """Whether one more on a server may live here beside its holder: there may be as many as of those held here."""
+        most, scope = self._caps.of(server, "max_workflows")
+        return self._residents.census_beside.within(scope, lambda count: count.total) < most
 
     async def _stand_beside(self, record: WorkflowRecord, upstream: Upstream) -> Workflow:
         workflow = self._residents.beside.get(record.session_id)

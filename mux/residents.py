@@ -39,6 +39,8 @@ class Residents:
         """Those that a key names."""
         self.beside: dict[str, Workflow] = {}
         """Those that are served beside the workers that hold them, by session id; none of them is in the others."""
+        self.census_beside = Census()
+        """How many of those there are."""
         self.beside_by_token: dict[str, Workflow] = {}
         self._beside_by_key: dict[_Key, Workflow] = {}
         self.ended: deque[Ended] = deque(maxlen=max_ended)
@@ -80,6 +82,7 @@ class Residents:
 
     def stand_beside(self, workflow: Workflow) -> None:
         """A workflow is served here from now on beside the worker that holds it."""
+        self.census_beside.add(workflow.principal, workflow.server)
         self.beside[workflow.record.session_id] = workflow
         self.beside_by_token[workflow.record.event_token] = workflow
         if workflow.record.key is not None:
@@ -93,6 +96,7 @@ class Residents:
         """It is served beside its holder no longer; False where it was not."""
         if not self.stands_beside(workflow):
             return False
+        self.census_beside.remove(workflow.principal, workflow.server)
         del self.beside[workflow.record.session_id], self.beside_by_token[workflow.record.event_token]
         if self._beside_by_key.get(name := _name_of(workflow.record)) is workflow:
             del self._beside_by_key[name]

@@ -167,6 +167,22 @@ async def test_l13_a_session_opened_anew_in_another_revision_ends_the_workflow_f
         assert b.pool.statistics.counts["beside_ended", "upstream_changed"] == 1
 
 
+async def test_g10_a_number_of_a_servers_own_bounds_what_is_served_of_it_beside_holders() -> None:
+    async with workers(max_workflows=1) as at:
+        a, b, c = [await at.start() for _ in range(3)]
+        first, second, other = [
+            (await member.client(server=server)).workflow.record.session_id
+            for member, server in ((a, "x"), (c, "x"), (a, "y"))
+        ]
+        await b.beside(first)
+        with pytest.raises(Elsewhere):
+            await b.beside(second)
+        workflow = await b.pool.lookup.find(ANONYMOUS, "y", other, CALLS)
+        assert workflow.record.session_id == other
+        await at.pass_time(BESIDE_SECONDS + 1)
+        await b.beside(second)
+
+
 async def test_what_ends_beside_its_holder_for_want_of_room_is_ended_at_the_server() -> None:
     async with workers() as at:
         a, b, session_id = await two(at)
