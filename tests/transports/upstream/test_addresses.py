@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from harness.certificates import certificate
+from harness.gateways import until
 from harness.ports import free_port
 from harness.raw_http import PATIENCE, Hearer, Peer, serving
 from trunkline.transports.upstream.addresses import Addresses
@@ -95,7 +96,7 @@ async def test_g9_the_same_for_websockets(resolver: Resolver) -> None:
     async with ws_serve(handle, "127.0.0.1", 0, subprotocols=[SUBPROTOCOL]) as server:
         port = server.sockets[0].getsockname()[1]
         waiting = [asyncio.ensure_future(dial("slow.test", port)) for _ in range(50)]
-        await asyncio.sleep(0)
+        await until(lambda: len(resolver.asked) == len(waiting))
         await dial("good.test", port)
         assert not any(one.done() for one in waiting)
         resolver.go.set()
