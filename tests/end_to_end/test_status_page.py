@@ -177,7 +177,7 @@ async def test_it_goes_on_where_no_server_is_left(
             assert "result" in await (await wire.call("counter")).response()
             await page.until(there("#servers tbody"))
             await page.until(f"{cell('up', 'Calls/s')} !== '0'")
-            await Operator(gateway, toml).reload("")
+            await Operator(gateway, toml).reload("# none\n")
             await page.until(f"!({there('#servers tbody')})")
             figures = (
                 "['rate', 'median', 'tail', 'hits'].map((id) => document.getElementById(`total-${id}`).textContent)"
