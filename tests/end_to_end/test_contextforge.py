@@ -463,7 +463,7 @@ async def test_a_call_under_way_in_a_session_that_its_client_deletes_is_told_wha
 
 async def test_what_a_server_says_beside_its_answers_comes_on_the_stream_of_its_client(place: Place) -> None:
     if place.forge.version == "0.9.0":
-        pytest.skip("it hands nothing on")
+        pytest.skip("ContextForge 0.9.0 hands nothing on")
     async with raw(place, "http") as client, listening(place, client.session) as heard, asyncio.timeout(PATIENCE):
         for n, tool, arguments in (
             (5, "log", {"text": "said"}),
@@ -508,7 +508,7 @@ async def test_an_edited_record_ends_its_sessions_and_the_next_call_has_the_new_
 
 async def test_sighup_ends_the_sessions_so_that_renewed_certificates_count(place: Place) -> None:
     if place.forge.version == "0.9.0":
-        pytest.skip("it has no such signal")
+        pytest.skip("ContextForge 0.9.0 has no such signal")
     async with raw(place, "http") as client, asyncio.timeout(PATIENCE):
 
         async def count(n: int) -> str:
@@ -556,7 +556,7 @@ async def test_a_gateway_that_is_told_to_stop_ends_its_streams_and_its_sessions_
 
 async def test_a_session_for_which_there_is_no_room_is_kept_as_the_gateway_itself_keeps_it(version: Version) -> None:
     if version == "0.9.0":
-        pytest.skip("it keeps none")
+        pytest.skip("ContextForge 0.9.0 keeps no session itself")
     with (
         tempfile.TemporaryDirectory() as folder,
         upstream("sdk2") as server,
