@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -53,6 +53,8 @@ Debug = Annotated[
 ]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.", show_default=False)]
 URL = Annotated[str, typer.Argument(metavar="URL", help="The gateway's URL.")]
+DEMO_TAKEN: Final = "this name is the built-in demo server's; choose another, or leave --demo out"
+
 AdminToken = Annotated[
     str | None,
     typer.Option(help="The gateway's admin token.", envvar="TRUNKLINE_GATEWAY__ADMIN_TOKEN", show_default=False),
@@ -166,9 +168,7 @@ def serve(
             insecure=insecure,
         )
         if (demo or (place is not None and place.demo)) and "demo" in settings.servers:
-            raise SettingsError(
-                "servers.demo", "this name is the built-in demo server's; choose another, or leave --demo out"
-            )
+            raise SettingsError("servers.demo", DEMO_TAKEN)
         return settings
 
     if place is None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import resource
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from trunkline.gateway import http_listening
 from trunkline.gateway.http_connection import HTTPConnection
 from trunkline.gateway.http_listening import HTTPListening, connection_limit
 from trunkline.mux.statistics import Statistics
+from trunkline.transports.asgi import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
 pytestmark = pytest.mark.anyio
@@ -146,18 +148,24 @@ async def test_g10_who_takes_a_large_answer_is_not_cut_for_those_who_leave_their
     await until(lambda: not listening._is_looking)
 
 
-async def test_g10_who_leaves_most_untaken_is_cut_when_all_leave_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_listening, "LOOK_SECONDS", 0.02)
-    sizes = {b"/1": 20_000_000, b"/2": 30_000_000, b"/3": 24_000_000}
+def answering(sizes: Mapping[bytes, int]) -> ASGIApp:
+    """An application whose answers are so large, by their paths."""
 
-    async def application(scope: Any, receive: Any, send: Any) -> None:
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
         body = b"x" * sizes[scope["raw_path"]]
         length = (b"content-length", b"%d" % len(body))
         await send({"type": "http.response.start", "status": 200, "headers": [length]})
         await send({"type": "http.response.body", "body": body})
 
+    return application
+
+
+async def test_g10_who_leaves_most_untaken_is_cut_when_all_leave_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_listening, "LOOK_SECONDS", 0.02)
+    sizes = {b"/1": 20_000_000, b"/2": 30_000_000, b"/3": 24_000_000}
+
     listening = HTTPListening(Statistics())
-    async with serving(application, listening) as port, asyncio.timeout(PATIENCE):
+    async with serving(answering(sizes), listening) as port, asyncio.timeout(PATIENCE):
         clients = []
         for number in (1, 2, 3):
             transport, client = await asyncio.get_running_loop().create_connection(Parts, "127.0.0.1", port)
@@ -188,14 +196,8 @@ async def test_g10_who_takes_answer_after_answer_is_not_cut_for_those_who_leave_
     monkeypatch.setattr(http_listening, "LOOK_SECONDS", 3600)
     sizes = {b"/1": 30_000_000, b"/2": 20_000_000, b"/3": 40_000_000}
 
-    async def application(scope: Any, receive: Any, send: Any) -> None:
-        body = b"x" * sizes[scope["raw_path"]]
-        length = (b"content-length", b"%d" % len(body))
-        await send({"type": "http.response.start", "status": 200, "headers": [length]})
-        await send({"type": "http.response.body", "body": body})
-
     listening = HTTPListening(Statistics())
-    async with serving(application, listening) as port, asyncio.timeout(PATIENCE):
+    async with serving(answering(sizes), listening) as port, asyncio.timeout(PATIENCE):
         left, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, "127.0.0.1", port)
         taking, taker = await asyncio.get_running_loop().create_connection(Parts, "127.0.0.1", port)
         for number, transport in ((1, left), (2, taking)):

@@ -1,7 +1,7 @@
 """Workers that know of each other: what one sends on unseen, how it asks the others, by socket and by mailbox."""
 
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -217,26 +217,32 @@ async def test_g7_one_whose_socket_nobody_listens_on_is_dead_at_once(house: Hous
     assert await house.directory.worker("killed") is None
 
 
-async def test_g7_one_who_begins_or_ends_is_reached_for_as_long_as_others_know_it(
-    house: House, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    a = await house.joins("a", stack)
+def as_known(house: House, monkeypatch: pytest.MonkeyPatch, do: Callable[[Worker], Awaitable[None]]) -> None:
+    """Do this with each worker as soon as others can know it, and as long as they just still can."""
     enroll, retire = house.directory.enroll, house.directory.retire
-
-    async def reached(worker: Worker) -> None:
-        (await a.member.open(worker)).close()
 
     async def enrolled(worker: Worker) -> Worker:
         noted = await enroll(worker)
-        await reached(noted)
+        await do(noted)
         return noted
 
     async def retired(worker: Worker) -> None:
-        await reached(worker)
+        await do(worker)
         await retire(worker)
 
     monkeypatch.setattr(house.directory, "enroll", enrolled)
     monkeypatch.setattr(house.directory, "retire", retired)
+
+
+async def test_g7_one_who_begins_or_ends_is_reached_for_as_long_as_others_know_it(
+    house: House, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = await house.joins("a", stack)
+
+    async def reached(worker: Worker) -> None:
+        (await a.member.open(worker)).close()
+
+    as_known(house, monkeypatch, reached)
     async with AsyncExitStack() as short:
         await house.joins("b", short)
     monkeypatch.undo()
@@ -246,22 +252,11 @@ async def test_who_is_known_to_others_hears_what_they_send(
     house: House, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[bool] = []
-    enroll, retire = house.directory.enroll, house.directory.retire
 
     async def write(worker: Worker) -> None:
         heard.append(await house.directory.send(worker.id, b""))
 
-    async def enroll_and_write(worker: Worker) -> Worker:
-        enrolled = await enroll(worker)
-        await write(enrolled)
-        return enrolled
-
-    async def write_and_retire(worker: Worker) -> None:
-        await write(worker)
-        await retire(worker)
-
-    monkeypatch.setattr(house.directory, "enroll", enroll_and_write)
-    monkeypatch.setattr(house.directory, "retire", write_and_retire)
+    as_known(house, monkeypatch, write)
     async with AsyncExitStack() as life:
         await house.joins("a", life)
     assert heard == [True, True]
