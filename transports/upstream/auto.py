@@ -19,7 +19,6 @@ from ...mux.request import Request
 from ...mux.statistics import Statistics
 from .answers import nothing
 from .credentials import Credential
-from .http import Answer, ExchangeBroken, Fence, HeaderBlock, HTTPClient, Method
 from .http_client import Trusted
 from .sse import SSEConnector
 from .stdio import StdioConnector
@@ -186,6 +185,23 @@ class _Known(HTTPWire):
         await super().__aexit__(*raised)
 
 
+class _First(HTTPWire):
+    """The wire by which a session begins of which it is to be found out how the server speaks."""
+
+    __slots__ = ("status",)
+
+    def __init__(
+        self, connector: StreamableHTTPConnector, receiver: Receiver, headers: Headers, *, listen: bool
+    ) -> None:
+        super().__init__(connector, receiver, headers, listen=listen)
+        self.status = 0
+        """Of the answer to the `initialize`; 0 before it."""
+
+    def _opens(self, status: int, headers: Headers) -> None:
+        self.status = status
+        super()._opens(status, headers)
+
+
 class _Opening:
     """A session that begins by Streamable HTTP, and goes on by what the server speaks.
 
@@ -197,8 +213,8 @@ class _Opening:
         self._connector = connector
         self._receiver = receiver
         self._session = (headers, listen)
-        self._wire: Wire
-        self._watch = _Watch(connector.streamable.http)
+        self._http = _First(connector.streamable, self, headers, listen=listen)
+        self._wire: Wire = self._http
         self._tasks: asyncio.TaskGroup
         self._is_left = self._is_established = False
         self._first: tuple[bytes, Request, Headers] | None = None
@@ -211,9 +227,7 @@ class _Opening:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Wire]:
         """The wire, for the length of the context."""
-        headers, listen = self._session
-        first = HTTPWire(self._connector.streamable, self, headers, listen=listen, http=self._watch)
-        async with asyncio.TaskGroup() as self._tasks, first as self._wire:
+        async with asyncio.TaskGroup() as self._tasks, self._http:
             try:
                 yield self
             finally:
@@ -241,9 +255,7 @@ class _Opening:
         """See `Wire.establish`."""
         await self._wire.establish(revision, initialized)
         self._is_established = True
-        if isinstance(self._wire, HTTPWire):
-            # What there was to find out is known.
-            self._wire.go_on_with(self._receiver, self._connector.streamable.http)
+        self._http.receiver = self._receiver  # what there was to find out is known
         self._connector.kind = "streamable_http" if self._second is None else "sse"
 
     # MovableWire
@@ -304,7 +316,7 @@ class _Opening:
         return (
             self._first is not None
             and request is self._first[1]
-            and self._watch.status in FALL_BACK
+            and self._http.status in FALL_BACK
             and self._second is None
             and not self._is_left
         )
@@ -324,54 +336,6 @@ class _Opening:
                 self._receiver.received(self._refusal, request)
             if request.state != "done":
                 self._receiver.failed(request, error)
-
-
-class _Watch:
-    """An HTTP client that notes how its first request was answered. Implements `HTTPClient`."""
-
-    def __init__(self, http: HTTPClient) -> None:
-        self._http = http
-        self._is_first = True
-        self.status = 0
-        """Of the answer to the first request; 0 before it."""
-
-    def send(
-        self,
-        method: Method,
-        headers: HeaderBlock,
-        body: bytes,
-        answer: Answer,
-        *,
-        target: str | None = None,
-        fence: Fence | None = None,
-    ) -> Callable[[], None]:
-        """See `HTTPClient.send`."""
-        if self._is_first:
-            self._is_first = False
-            answer = _Watched(answer, self)
-        return self._http.send(method, headers, body, answer, target=target, fence=fence)
-
-    async def close(self) -> None:
-        """See `HTTPClient.close`."""
-        await self._http.close()
-
-
-class _Watched:
-    """An answer whose status is noted. Implements `Answer`."""
-
-    def __init__(self, answer: Answer, watch: _Watch) -> None:
-        self._answer = answer
-        self._watch = watch
-        self.came = answer.came
-
-    def began(self, status: int, headers: Headers) -> None:
-        """See `Answer.began`."""
-        self._watch.status = status
-        self._answer.began(status, headers)
-
-    def ended(self, error: ExchangeBroken | None) -> None:
-        """See `Answer.ended`."""
-        self._answer.ended(error)
 
 
 class _Data(msgspec.Struct):

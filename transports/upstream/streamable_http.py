@@ -21,7 +21,7 @@ from ...mux.request import Request
 from ...mux.routing import PRIMING
 from ..media import JSON_TYPE, STREAM_TYPE
 from .answers import Events, Unasked, nothing
-from .http import Answer, HeaderBlock, HTTPClient
+from .http import Answer, HeaderBlock
 from .http_call import HTTPCall
 from .http_connector import VERSION_HEADER_SINCE, HTTPConnector
 from .http_delivery import Deliveries, acknowledged, announce
@@ -79,14 +79,13 @@ class HTTPWire:
     """One session, for the length of its context. Implements `MovableWire`.
 
     There are many, and most of them idle: nothing is kept before it is needed, nor once it rests, no task and no stack
-    of contexts. `http` is the client that it sends by, where that is not the connector's.
+    of contexts.
     """
 
     __slots__ = (
         "_blocks",
         "_connector",
         "_fixed",
-        "_http",
         "_is_released",
         "_listen",
         "_offers_stream",
@@ -106,10 +105,8 @@ class HTTPWire:
         *,
         listen: bool,
         adopted: tuple[str, str] | None = None,
-        http: HTTPClient | None = None,
     ) -> None:
         self._connector = connector
-        self._http = http or connector.http
         self.receiver = receiver
         self._fixed = headers
         self._blocks: tuple[HeaderBlock, HeaderBlock] | None = None
@@ -145,7 +142,7 @@ class HTTPWire:
             if self._session_id is not None and self._traffic.loss.cause is None and not self._is_released:
                 with anyio.move_on_after(CLOSE_SECONDS, shield=True):
                     self._connector.count("delete")
-                    await acknowledged(partial(self._http.send, "DELETE", self._block(), b""))
+                    await acknowledged(partial(self._connector.http.send, "DELETE", self._block(), b""))
         except TrunklineError as error:
             logger.info("the server did not take the DELETE: %s", error.message, extra=self._about)
         finally:
@@ -177,7 +174,7 @@ class HTTPWire:
             traffic.loss.unanswered[request] = None
             self._connector.count("call" if self.is_established else "initialize")
             answer, fence = HTTPCall(self, request), request.is_wanted  # what was cancelled meanwhile is not sent
-            traffic.exchanges[request] = self._http.send("POST", block, text, answer, fence=fence)
+            traffic.exchanges[request] = self._connector.http.send("POST", block, text, answer, fence=fence)
 
     def _send_held(self, text: bytes, request: Request, headers: Headers) -> None:
         """Send what wants progress, now that it would be heard.
@@ -204,7 +201,7 @@ class HTTPWire:
         """See `Wire.establish`."""
         self._revision, self._blocks = revision, None
         self._connector.count("initialized")
-        await announce(partial(self._http.send, "POST", self._block(), initialized))
+        await announce(partial(self._connector.http.send, "POST", self._block(), initialized))
         self._begin_calls()
 
     # MovableWire
@@ -263,10 +260,6 @@ class HTTPWire:
         if traffic.running:
             await asyncio.wait(tuple(traffic.running))
 
-    def go_on_with(self, receiver: Receiver, http: HTTPClient) -> None:
-        """Report there, and send by that, from now on."""
-        self.receiver, self._http = receiver, http
-
     # What becomes of a request, as its answer tells.
 
     def begins(self, request: Request, status: int, headers: Headers) -> bool:
@@ -277,7 +270,7 @@ class HTTPWire:
         """
         self._traffic.loss.settle(request)
         if not self.is_established:
-            self._take_session(headers.get("mcp-session-id"))
+            self._opens(status, headers)
         elif status == 404 and self.has_session:
             self.forgot(request)
             return False
@@ -352,7 +345,7 @@ class HTTPWire:
 
         def send(answer: Answer) -> Callable[[], None]:
             self._connector.count(kind)
-            return self._http.send("POST", headers, text, answer)
+            return self._connector.http.send("POST", headers, text, answer)
 
         if not self._traffic.deliveries.put(len(text), send, partial(self._delivered, kind)):
             self._connector.count_dropped()
@@ -367,6 +360,10 @@ class HTTPWire:
             self._lose()
         elif over.result() >= 300:
             logger.warning("the server answered a %s with HTTP %d", kind, over.result(), extra=self._about)
+
+    def _opens(self, status: int, headers: Headers) -> None:
+        """The server begins to answer the `initialize`. Raises as `begins`."""
+        self._take_session(headers.get("mcp-session-id"))
 
     def _take_session(self, session_id: str | None) -> None:
         if session_id is None:
@@ -408,7 +405,7 @@ class HTTPWire:
             headers = self._block().with_(asked)
         except ValueError as error:
             raise UpstreamFault(f"the server gave an event id that cannot be sent back: {error}") from None
-        return self._http.send("GET", headers, b"", answer)
+        return self._connector.http.send("GET", headers, b"", answer)
 
     def _lose(self, refused: Request | None = None) -> None:
         """The server no longer knows the session, and did not run this request."""
