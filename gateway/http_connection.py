@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from math import inf
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
@@ -46,6 +46,13 @@ REFUSED: Final = (
 ASGI: Final = {"version": "3.0", "spec_version": "2.3"}
 
 Overdue = Literal["slow_head", "slow_body", "idle", "untaken"]
+
+UNASKED: Final[Mapping[Overdue | None, float]] = {
+    "idle": IDLE_SECONDS,
+    "slow_head": HEAD_SECONDS,
+    "slow_body": BODY_SECONDS,
+}
+"""How long is waited for what a client has to send before there is something to do for it."""
 
 
 class HTTPConnection(asyncio.Protocol):
@@ -345,6 +352,13 @@ class HTTPConnection(asyncio.Protocol):
     def unfinished(self) -> int:
         """How much of a head has come that has not come to its end, in bytes."""
         return 0 if self.is_lost else self._reader.unfinished
+
+    @property
+    def waits_since(self) -> float:
+        """Since when it waits for its client, and nothing is done for that; infinite while something is."""
+        reader, patience = self._reader, UNASKED.get(self._waits_for)
+        is_busy = self._active is not None or reader.queue or reader.unread or self.transport.get_write_buffer_size()
+        return inf if patience is None or is_busy or self.transport.is_closing() else self.due - patience
 
     def cut(self, why: str) -> None:
         """End it at once, and count why."""

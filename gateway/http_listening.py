@@ -9,6 +9,7 @@ import asyncio
 import resource
 import ssl
 from collections.abc import Callable, Coroutine, Mapping
+from operator import itemgetter
 from typing import Any, Final, cast
 
 import uvicorn
@@ -30,6 +31,9 @@ MAX_UNTAKEN_BYTES: Final = 268_435_456
 
 MAX_UNFINISHED_BYTES: Final = 67_108_864
 """Of heads that have not come to their end: nobody is authenticated before. Above it, the longest are cut."""
+
+GIVE_WAY_SECONDS: Final = 1.0
+"""A connection that has waited so long for its client gives way to one that comes, where there are too many."""
 
 HOLD_SECONDS: Final = 0.2
 """How long a small body is waited for before its request is told of: many clients send it in a second packet."""
@@ -53,7 +57,7 @@ class HTTPListening:
     """What the connections of one listener have in common. It is uvicorn's `http`: called, it makes a connection.
 
     With a `tls` context, its connections speak TLS. Who is cut is counted in `statistics`, under `refused`: `head`,
-    `slow_head`, `slow_body`, `untaken`, `connections`, `tls`, `not_http`.
+    `slow_head`, `slow_body`, `untaken`, `connections`, `gave_way`, `tls`, `not_http`.
     """
 
     def __init__(
@@ -74,6 +78,10 @@ class HTTPListening:
         self._untaken: dict[HTTPConnection, int] = {}
         """What of their answers clients had not taken when they were looked at last, and have not taken since."""
         self._is_looking = False
+        self._waiting: list[tuple[float, HTTPConnection | TLSHandshake]] = []
+        """Those that may give way, and since when they wait, as they were found: the one that waits longest is last."""
+        self._is_none_waiting = False
+        """True where none was found, until the next look."""
         self.config: uvicorn.Config
         self.state: ServerState
         self.loop: asyncio.AbstractEventLoop
@@ -96,9 +104,12 @@ class HTTPListening:
         return HTTPConnection(self) if self.tls is None else Accepted(self, self.tls)
 
     def enter(self, connection: HTTPConnection | TLSHandshake) -> bool:
-        """Count a connection; False where there are too many, those of WebSocket among them."""
+        """Count a connection; False where there are too many, those of WebSocket among them, and none gives way."""
         self.state.connections.add(cast("Any", connection))
-        return len(self.state.connections) <= self.max_connections
+        if not self._is_looking:
+            self._is_looking = True
+            self._look()
+        return len(self.state.connections) <= self.max_connections or self._make_room()
 
     def leave(self, connection: HTTPConnection | TLSHandshake) -> None:
         """It has gone, or became another."""
@@ -107,9 +118,6 @@ class HTTPListening:
     def add(self, connection: HTTPConnection) -> bool:
         """Count a connection, and look after it; False as `enter` says."""
         self._connections[connection] = None
-        if not self._is_looking:
-            self._is_looking = True
-            self._look()
         return self.enter(connection)
 
     def remove(self, connection: HTTPConnection) -> None:
@@ -127,6 +135,25 @@ class HTTPListening:
         self.state.tasks.add(task)
         task.add_done_callback(self.state.tasks.discard)
         return task
+
+    def _make_room(self) -> bool:
+        """End the connection that waits longest for its client: between two requests, in a head, in a handshake."""
+        while not self._is_none_waiting:
+            while self._waiting:
+                since, longest = self._waiting.pop()
+                if longest.waits_since == since and cast("Any", longest) in self.state.connections:
+                    longest.cut("gave_way")
+                    return True
+            self._find_waiting()
+        return False
+
+    def _find_waiting(self) -> None:
+        """Not for each that comes: where there are very many connections, it takes milliseconds."""
+        latest = self.loop.time() - GIVE_WAY_SECONDS
+        open_ones: set[Any] = self.state.connections
+        ranked = [(one.waits_since, one) for one in open_ones if isinstance(one, HTTPConnection | TLSHandshake)]
+        self._waiting = sorted((pair for pair in ranked if pair[0] <= latest), key=itemgetter(0), reverse=True)
+        self._is_none_waiting = not self._waiting
 
     def _bound(
         self, held: Mapping[HTTPConnection, int], limit: int, why: str, rank: Mapping[HTTPConnection, float]
@@ -162,6 +189,7 @@ class HTTPListening:
             connection.end_overdue()
         self._bound_untaken()
         self._bound_unfinished()
-        self._is_looking = bool(self._connections)
+        self._waiting, self._is_none_waiting = [], False
+        self._is_looking = bool(self.state.connections)
         if self._is_looking:
             self.loop.call_later(LOOK_SECONDS, self._look)

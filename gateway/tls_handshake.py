@@ -10,6 +10,7 @@ import asyncio
 import os
 import socket
 import ssl
+from math import inf
 from typing import TYPE_CHECKING, Final, cast
 
 from .http_connection import HTTPConnection
@@ -62,6 +63,8 @@ class TLSHandshake(asyncio.Protocol):
         self._listening = listening
         self._taken: socket.socket | None = None
         """Its socket, until the event loop has that."""
+        self.waits_since = listening.loop.time()
+        """As of an `HTTPConnection`."""
         self._task: asyncio.Task[None]
 
     def begin(self, taken: socket.socket, context: ssl.SSLContext) -> None:
@@ -83,6 +86,12 @@ class TLSHandshake(asyncio.Protocol):
 
     def shutdown(self) -> None:
         """See `HTTPConnection.shutdown`: nothing was asked yet."""
+        self._task.cancel()
+
+    def cut(self, why: str) -> None:
+        """See `HTTPConnection.cut`."""
+        self._listening.statistics.count("refused", why)
+        self.waits_since = inf
         self._task.cancel()
 
     async def _make(self, context: ssl.SSLContext) -> None:

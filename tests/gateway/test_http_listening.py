@@ -37,6 +37,77 @@ async def test_g10_a_connection_over_the_limit_is_refused_with_503() -> None:
         assert await said(reader) == b"GET /2 "
 
 
+HALF_A_HEAD = b"GET /1 HTTP/1.1\r\nHost: h\r\n"
+UNREAD_BODY = b"POST /1 HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n"
+
+
+async def refusing(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers without a look at the body, as who is not let in is answered; `/2` is not, before it has gone."""
+    if scope["path"] == "/2":
+        await receive()
+        await receive()
+        return
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"no"})
+
+
+@pytest.mark.parametrize(
+    ("sent", "is_answered"),
+    [(b"", False), (HALF_A_HEAD, False), (GET % 1, True), (UNREAD_BODY, True)],
+    ids=["nothing", "half a head", "a request before", "no body"],
+)
+async def test_g10_who_waits_longest_for_its_client_gives_way_to_one_that_comes(
+    sent: bytes, is_answered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_listening, "GIVE_WAY_SECONDS", 0.0)
+    listening = HTTPListening(Statistics())
+    listening.max_connections = 3
+    async with serving(refusing, listening) as port, asyncio.timeout(PATIENCE):
+        clients = []
+        for request in (GET % 2, sent, sent):  # the first one is at work for longest, and does not wait
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(request)
+            clients.append((reader, writer))
+            if is_answered and request == sent:
+                assert await said(reader) == b"no"
+        await until(lambda: len(held(listening)) == 3 and (sent != HALF_A_HEAD or all_in_head(listening, 2)))
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(GET % 1)
+        assert await said(reader) == b"no"
+        assert listening.statistics.counts == {("refused", "gave_way"): 1}
+        with suppress(ConnectionResetError):
+            assert await clients[1][0].read() == b""
+        assert len(held(listening)) == 3
+        for _, one in [*clients, (reader, writer)]:
+            one.close()
+
+
+def all_in_head(listening: HTTPListening, count: int) -> bool:
+    return sum(one.unfinished > 0 for one in held(listening)) == count
+
+
+async def test_g10_who_has_not_waited_for_long_does_not_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_listening, "LOOK_SECONDS", 0.02)
+    listening = HTTPListening(Statistics())
+    listening.max_connections = 1
+    async with talking(echo, listening) as (reader, writer):
+        writer.write(GET % 1)
+        assert await said(reader) == b"GET /1 "
+        port = writer.get_extra_info("peername")[1]
+        late, other = await asyncio.open_connection("127.0.0.1", port)
+        assert (await late.read()).startswith(b"HTTP/1.1 503")
+        other.close()
+        monkeypatch.setattr(http_listening, "GIVE_WAY_SECONDS", 0.0)
+        answer = b""
+        while not answer.startswith(b"HTTP/1.1 200"):  # it is looked for again from the next look on
+            late, other = await asyncio.open_connection("127.0.0.1", port)
+            other.write(GET % 2)
+            answer = await late.read(4096)
+            other.close()
+        assert await reader.read() == b""
+        assert listening.statistics.counts["refused", "gave_way"] == 1
+
+
 async def test_half_of_the_files_of_the_process_are_for_clients(monkeypatch: pytest.MonkeyPatch) -> None:
     for files, connections in ((1000, 500), (1, 1), (resource.RLIM_INFINITY, 1_000_000)):
         monkeypatch.setattr(resource, "getrlimit", lambda _, files=files: (files, files))

@@ -11,7 +11,7 @@ import pytest
 from harness.certificates import Certificate, certificate
 from harness.gateways import until
 from harness.http_serving import GET, PATIENCE, Connected, echo, said, serving
-from trunkline.gateway import tls_handshake
+from trunkline.gateway import http_listening, tls_handshake
 from trunkline.gateway.http_listening import HTTPListening
 from trunkline.gateway.settings import TLS
 from trunkline.gateway.tls_handshake import TLSHandshake, server_context
@@ -128,6 +128,21 @@ async def test_g10_a_connection_in_its_handshake_counts_to_the_limit(secured: Se
     async with secured.connected() as (reader, writer):
         writer.write(GET % 1)
         assert await said(reader) == b"GET /1 "
+
+
+async def test_g10_who_is_longest_in_its_handshake_gives_way(secured: Secured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_listening, "GIVE_WAY_SECONDS", 0.0)
+    secured.listening.max_connections = 2
+    async with secured.bare() as (first, _):
+        await until(lambda: secured.held == 1)
+        async with secured.bare():
+            await until(lambda: secured.held == 2)
+            async with secured.connected() as (reader, writer):
+                writer.write(GET % 1)
+                assert await said(reader) == b"GET /1 "
+                assert await first.read() == b""
+                assert secured.statistics.counts == {("refused", "gave_way"): 1}
+                assert secured.held == 2
 
 
 async def test_g10_over_the_limit_of_secured_ones_is_told_nothing(secured: Secured) -> None:
