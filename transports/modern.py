@@ -1,7 +1,7 @@
 """Requests of 2026-07-28 over HTTP: each POST is an exchange of its own, without a session.
 
 What a request must hold, and which status an error has, is decided in `mux.modern`; whom it goes to is behind
-`ModernServer`. Here it is admitted, its answer is sent as JSON or as a stream as it comes, and a client that leaves
+`ModernHTTPServer`. Here it is admitted, its answer is sent as JSON or as a stream as it comes, and a client that leaves
 cancels it (rule E13).
 """
 
@@ -11,7 +11,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
@@ -19,7 +19,6 @@ from ..mux import call_log, modern
 from ..mux import envelope as wire_format
 from ..mux.envelope import Envelope
 from ..mux.errors import Cancelled, InvalidRequest, Overloaded, SessionLost, TrunklineError, UnsupportedRevision
-from ..mux.ports import Headers
 from ..mux.principal import Principal
 from ..mux.statistics import Statistics, method_label
 from . import event_stream
@@ -37,68 +36,12 @@ from .media import JSON_TYPE, STREAM_TYPE, accepts
 from .status import HTTPRefusal
 from .tracing import Tracer, begin_span, context_of
 
+if TYPE_CHECKING:
+    from .upstream.modern_http import ModernHTTPServer
+    from .upstream.modern_passage import Passage
+
 WATCH_SECONDS: Final = 0.05
 """A client is taken to stay for this long: whoever leaves sooner is noticed then."""
-
-
-class Form(Protocol):
-    """The form of an answer, once it is decided."""
-
-    @property
-    def status(self) -> int:
-        """The HTTP status."""
-
-    @property
-    def whole(self) -> bytes | None:
-        """The body, which is JSON; None for a stream of events, whose pieces follow."""
-
-
-class Passage(Protocol):
-    """One request on its way, and its answer as it comes."""
-
-    @property
-    def is_listening(self) -> bool:
-        """True for a stream of subscriptions, whose end needs no response."""
-
-    @property
-    def outcome(self) -> str:
-        """How it ended: `ok`, `error`, or the reason why there is no response."""
-
-    @property
-    def why(self) -> str:
-        """What went wrong, for people; empty where nothing did."""
-
-    async def form(self) -> Form:
-        """Wait for the form of the answer; raises `TrunklineError` where there will be none."""
-
-    async def next(self, patience: float) -> bytes | None:
-        """The events of a stream that have come; empty if none did for so long, None at its end.
-
-        Raises:
-            TrunklineError: it broke, and why.
-        """
-
-    def close(self) -> None:
-        """Nobody takes any more of it; what has not come to its end is cancelled, and who waits for it is told."""
-
-    def stop(self, error: TrunklineError) -> None:
-        """End it from this side."""
-
-
-class ModernServer(Protocol):
-    """Whoever answers requests of this era."""
-
-    async def revisions(self) -> Sequence[str]:
-        """The revisions that are spoken; raises `TrunklineError` where that cannot be told now."""
-
-    def send(self, message: Envelope, body: bytes, headers: Headers) -> Passage:
-        """Put one request on its way; raises `ValueError` for headers that cannot be sent."""
-
-    def stop(self, error: TrunklineError) -> None:
-        """No request follows: whoever waits to hear what is spoken is told this."""
-
-    async def close(self) -> None:
-        """Close what is held between requests. Idempotent."""
 
 
 class ModernRequests:
@@ -111,7 +54,7 @@ class ModernRequests:
     def __init__(
         self,
         server: str,
-        upstream: ModernServer,
+        upstream: ModernHTTPServer,
         statistics: Statistics,
         *,
         max_inflight: int,

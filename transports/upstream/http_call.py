@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from ...mux.envelope import parse
 from ...mux.errors import (
@@ -15,39 +15,17 @@ from ...mux.errors import (
     UpstreamUnreachable,
 )
 from ...mux.limits import MAX_EVENT_BYTES
-from ...mux.ports import Headers, Receiver
+from ...mux.ports import Headers
 from ...mux.request import Request
 from ..media import JSON_TYPE, STREAM_TYPE, content_type
 from .answers import ERROR_BODY_BYTES, Body, Events, forgets_session
 from .http import CredentialFailed, ExchangeBroken
 
+if TYPE_CHECKING:
+    from .streamable_http import HTTPWire
+
 LINGER_SECONDS: Final = 1.0
 """How long a stream may stay open after its answer, before its connection is cut."""
-
-
-class CallingWire(Protocol):
-    """The session that a request belongs to, as its answer sees it."""
-
-    receiver: Receiver
-
-    @property
-    def has_session(self) -> bool:
-        """True where requests name a session, which the server may forget."""
-
-    def begins(self, request: Request, status: int, headers: Headers) -> bool:
-        """The server begins to answer; False where it `forgot` the session. Raises `UpstreamFault`."""
-
-    def forgot(self, request: Request) -> None:
-        """The server no longer knows the session, and did not run this request: its exchange is cut."""
-
-    def cut(self, request: Request) -> None:
-        """Nothing more is needed of this exchange. Does nothing once it is over."""
-
-    def is_over(self, request: Request, error: TrunklineError | None = None) -> None:
-        """The exchange is over, for this reason where the answer did not come."""
-
-    def take_up(self, request: Request, events: Events) -> None:
-        """The stream broke before the answer."""
 
 
 class HTTPCall:
@@ -58,7 +36,7 @@ class HTTPCall:
 
     __slots__ = ("_body", "_events", "_linger", "_request", "_status", "_wire")
 
-    def __init__(self, wire: CallingWire, request: Request) -> None:
+    def __init__(self, wire: HTTPWire, request: Request) -> None:
         self._wire = wire
         self._request = request
         self._status = 0

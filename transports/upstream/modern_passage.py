@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Collection
-from typing import Final, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ...mux import envelope as wire_format
 from ...mux import modern
@@ -32,6 +32,9 @@ from .answers import ERROR_BODY_BYTES, Body, nothing
 from .http import ExchangeBroken
 from .http_call import failure_of, refusal
 
+if TYPE_CHECKING:
+    from .modern_http import ModernHTTPServer
+
 UNREAD_BYTES: Final = MAX_EVENT_BYTES
 """What may wait for a client that takes it more slowly than the server sends; over it the exchange is cut."""
 
@@ -47,25 +50,13 @@ class Form(NamedTuple):
     """The body; None for a stream, whose pieces follow."""
 
 
-class Asked(Protocol):
-    """The server that a request goes to."""
-
-    timeout: float
-    """Seconds that a request waits for its answer, or for progress."""
-    offers: Collection[str]
-    """The revisions that clients may be told of."""
-
-    def forget(self) -> None:
-        """Something failed: what the server speaks is asked again when it is needed."""
-
-
 class Passage:
     """One request on its way, and its answer as it comes. Implements `Answer`; one reader takes the pieces of a stream.
 
     The pieces are whole events, without ids of their own.
     """
 
-    def __init__(self, upstream: Asked, message: Envelope) -> None:
+    def __init__(self, upstream: ModernHTTPServer, message: Envelope) -> None:
         self._upstream = upstream
         self._asked = message
         self._loop = asyncio.get_running_loop()
@@ -81,6 +72,7 @@ class Passage:
         self._error: TrunklineError | None = None
         self.cut: Callable[[], None] = nothing
         self.is_listening = message.method == modern.LISTEN
+        """True for a stream of subscriptions, whose end needs no response."""
         self.outcome = ""
         """How it ended, once it did: `ok`, `error`, or the reason why there is no response."""
         now = self._loop.time()
