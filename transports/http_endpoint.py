@@ -1,7 +1,8 @@
 """What every HTTP endpoint does with a request before and after its own part: guard, identity, refusals, streams."""
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Final
 
 import anyio
@@ -19,6 +20,7 @@ from . import event_stream
 from .asgi import (
     GRANT,
     IDENTITY_ENDED,
+    MEANT,
     SEND_SECONDS,
     BodyTooLarge,
     BodyTooSlow,
@@ -239,6 +241,22 @@ class HTTPEndpoint:
         """
         if self._pool.draining and not is_settled(request.scope):
             await self._pool.hand_on()
+
+    @asynccontextmanager
+    async def looking(self, request: HTTPRequest) -> AsyncIterator[None]:
+        """What a request is about is found, or begun: where that fails, a drain that began meanwhile may be why.
+
+        It has ended what was being opened, also for who was handed on to this worker, and nothing was done.
+
+        Raises:
+            Elsewhere: as `hand_on`.
+        """
+        try:
+            yield
+        except TrunklineError:
+            if self._pool.draining and request.scope.get(MEANT) is None:
+                await self._pool.hand_on()
+            raise
 
     async def _preflight(self, request: HTTPRequest) -> None:
         passed_on = (*self._config.forward_headers, *self._config.session_headers)

@@ -81,7 +81,8 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         if self._pool.number and messages[0].method == "notifications/cancelled" and not is_batch:
             await self._cancel(request, messages[0])
             return
-        workflow = await self._workflow(request, concern=concern_of(messages))
+        async with self.looking(request):
+            workflow = await self._workflow(request, concern=concern_of(messages))
         await self.hand_on(request)
         if is_batch and workflow.revision != BATCHES:
             raise InvalidRequest(f"revision {workflow.revision} has no batches")
@@ -122,9 +123,10 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
 
     async def _initialize(self, request: HTTPRequest, message: Envelope) -> None:
         principal, server, arrival = request.principal, self._config.server, arrival_of(self._config, request)
-        if arrival.session_id is not None and arrival.key is not None:
-            check_names(request.headers, await self._pool.lookup.find(principal, server, arrival.session_id))
-        begun = await self._pool.begin(principal, server, message, arrival)
+        async with self.looking(request):
+            if arrival.session_id is not None and arrival.key is not None:
+                check_names(request.headers, await self._pool.lookup.find(principal, server, arrival.session_id))
+            begun = await self._pool.begin(principal, server, message, arrival)
         await request.respond(200, [JSON], greet(request, message, begun))
 
     async def _answer(self, request: HTTPRequest, workflow: Workflow, exchange: Exchange, *, is_batch: bool) -> None:
@@ -201,7 +203,8 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
 
     async def _delete(self, request: HTTPRequest) -> None:
         self._check_revision(request, b"")
-        workflow = await self._workflow(request, create=False)
+        async with self.looking(request):
+            workflow = await self._workflow(request, create=False)
         if not is_good_bye(request.headers, workflow):
             await self._pool.end(workflow, "deleted")
         await request.respond(200, [])
