@@ -10,7 +10,7 @@ import anyio
 from ..mux import envelope as wire_format
 from ..mux.burden import LARGE_BYTES
 from ..mux.envelope import Envelope
-from ..mux.errors import Elsewhere, Overloaded, TrunklineError
+from ..mux.errors import Elsewhere, Overloaded, TrunklineError, UnknownSession, WorkflowEnded
 from ..mux.limits import MAX_BODY_BYTES
 from ..mux.principal import Principal
 from ..mux.record import WorkflowState
@@ -18,6 +18,7 @@ from ..mux.statistics import Statistics
 from ..mux.workflow import Workflow
 from . import event_stream
 from .asgi import (
+    EVENT_STREAM,
     GRANT,
     IDENTITY_ENDED,
     MEANT,
@@ -257,6 +258,16 @@ class HTTPEndpoint:
             if self._pool.draining and request.scope.get(MEANT) is None:
                 await self._pool.hand_on()
             raise
+
+    @asynccontextmanager
+    async def coming_back(self, request: HTTPRequest) -> AsyncIterator[None]:
+        """Who asks for a stream that a drain has ended is to ask once more: who gets another status gives up (G8)."""
+        try:
+            yield
+        except (Overloaded, UnknownSession, WorkflowEnded):
+            if not self._pool.draining or request.started:
+                raise
+            await request.respond(200, EVENT_STREAM, event_stream.RECONNECT)
 
     async def _preflight(self, request: HTTPRequest) -> None:
         passed_on = (*self._config.forward_headers, *self._config.session_headers)

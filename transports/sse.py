@@ -45,8 +45,9 @@ class _Stream(HTTPEndpoint):
         if self._pool.draining:
             await request.respond(200, EVENT_STREAM, event_stream.RECONNECT)
             return
-        with self._config.admission.place(request.principal, self._config.server, self._pool.caps):
-            await self._open(request)
+        async with self.coming_back(request):
+            with self._config.admission.place(request.principal, self._config.server, self._pool.caps):
+                await self._open(request)
 
     async def _open(self, request: HTTPRequest) -> None:
         link = Link(self._config, request.principal, "sse")

@@ -13,7 +13,6 @@ from ..mux.envelope import Envelope
 from ..mux.errors import (
     Everywhere,
     InvalidRequest,
-    Overloaded,
     SessionLost,
     TrunklineError,
     UnknownSession,
@@ -169,13 +168,9 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         self._check_revision(request, b"")
         if not accepts(request.headers, STREAM_TYPE):
             raise HTTPRefusal(406, "accept", "Accept must list text/event-stream")
-        with self._config.admission.place(request.principal, self._config.server, self._pool.caps):
-            try:
+        async with self.coming_back(request):
+            with self._config.admission.place(request.principal, self._config.server, self._pool.caps):
                 await self._listen(request)
-            except (Overloaded, UnknownSession):
-                if not self._pool.draining:
-                    raise
-                await request.respond(200, EVENT_STREAM, event_stream.RECONNECT)  # who gets another status gives up
 
     async def _listen(self, request: HTTPRequest) -> None:
         event_id = request.headers.get(LAST_EVENT_ID)

@@ -10,10 +10,9 @@ from harness.clustering import Member, Workers, orphaned, until, workers
 from harness.endpoint_bench import call, initialize
 from harness.memory_wire import echo
 from harness.muxing import settle
-from trunkline.mux.directory import Worker
 from trunkline.mux.errors import Elsewhere
 from trunkline.mux.principal import ANONYMOUS
-from trunkline.transports import EndpointConfig, Guard, StreamableHTTPEndpoint
+from trunkline.transports import EndpointConfig, Guard, SSEEndpoint, StreamableHTTPEndpoint
 from trunkline.transports.asgi import HOPS, ASGIApp, Receive, Scope, Send
 
 pytestmark = pytest.mark.anyio
@@ -149,3 +148,26 @@ async def test_g8_what_names_a_session_by_its_key_that_its_drained_holder_has_en
             assert "result" in await answer.json()
         assert app.served_by == [b, a, b]
         assert answer.headers["trunkline-workflow-state"] == "reset"
+
+
+ENDPOINTS: dict[str, Make] = {"http": StreamableHTTPEndpoint, "sse": lambda config: SSEEndpoint(config).stream}
+
+
+@pytest.mark.parametrize("transport", ENDPOINTS)
+async def test_g8_a_stream_whose_session_a_drain_takes_meanwhile_is_to_be_asked_for_once_more(
+    transport: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An EventSource that gets another status stops for good."""
+    async with workers() as at:
+        b, c, session_id = await orphaned(at)
+        await c.pool.drain(0)
+        del at.all[0]
+        app = Anywhere(at, ENDPOINTS[transport])
+        async with asgi_client(app) as client:
+            held = Held(b, "read", monkeypatch)
+            answer = client.start("GET", b"", {"mcp-session-id": session_id})
+            await held.reached.wait()
+            await b.pool.drain(0)
+            held.goes_on.set()
+            assert (await answer.body(), answer.status) == (b"retry: 1000\n\n", 200)
+        assert app.served_by == [b]
