@@ -391,7 +391,7 @@ class Cluster:
             return False
         self._statistics.count("beside_ended", cause)
         workflow.end(cause, release=True)
-        workflow.settle(WorkflowEnded(cause))
+        workflow.settle(WorkflowEnded(cause, executed="no"))
         if cause == "drained":  # the process stays until that is done
             self._tasks.spawn(self._write_out, workflow.record.session_id)
         if cause in ("upstream_lost", "upstream_changed", "event_log_overflow", "event_log_trimmed"):

@@ -60,7 +60,7 @@ class Ending:
             workflow.end(cause, release=self._is_released(workflow, cause))
         except Exception:  # of who waited for one of its calls: its record and its key must not stay for that
             logger.exception("a workflow did not end in order", extra=workflow.about())
-        workflow.settle(WorkflowEnded(cause))
+        workflow.settle(WorkflowEnded(cause, executed="no"))
         logger.info("workflow ended: %s", cause, extra=workflow.about())
         return True
 

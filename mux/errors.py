@@ -283,8 +283,8 @@ class WorkflowEnded(TrunklineError):
     code = -31002
     reason = "workflow_ended"
 
-    def __init__(self, cause: str) -> None:
-        super().__init__(f"the workflow ended: {cause}", executed="unknown")
+    def __init__(self, cause: str, *, executed: Executed = "unknown") -> None:
+        super().__init__(f"the workflow ended: {cause}", executed=executed)
         self.cause = cause
 
 

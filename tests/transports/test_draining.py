@@ -171,3 +171,16 @@ async def test_g8_a_stream_whose_session_a_drain_takes_meanwhile_is_to_be_asked_
             held.goes_on.set()
             assert (await answer.body(), answer.status) == (b"retry: 1000\n\n", 200)
         assert app.served_by == [b]
+
+
+async def test_g6_a_call_that_waits_for_a_session_which_a_drain_ends_is_told_that_it_did_not_run() -> None:
+    async with workers() as at:
+        a = await at.start()
+        at.server.pause("initialize")
+        async with asgi_client(Anywhere(at)) as client:
+            answer = client.start("POST", call(), KEYED)
+            await at.server.reached("initialize")
+            await a.pool.drain(0)
+            error = (await answer.json())["error"]
+        at.server.let("initialize")
+        assert (error["code"], error["data"]) == (-31002, {"executed": "no"})
