@@ -27,10 +27,10 @@ from .errors import (
     WorkflowEnded,
 )
 from .journal import Journal
-from .limits import Pooling
+from .limits import Pooling, Reuse
 from .lines import Place
 from .membership import Membership
-from .placement import NAMES, Concern, decide
+from .placement import NAMES, Concern, decide, may_have_parts
 from .premises import Premises
 from .principal import Principal
 from .record import WorkflowRecord
@@ -226,7 +226,7 @@ class Cluster:
         record, upstream = what
         try:
             beside = await self._opened_beside(record)
-            living, reading = await self._living(), self.members.reading
+            living, reading = await self._partners(record, upstream.pooling.reuse)
             kept = recover(await self._directory.read(record.session_id))
             await self._ports.admit(record.principal, record.server)
             self._residents.census.add(record.principal, record.server)
@@ -263,6 +263,12 @@ class Cluster:
         """The numbers of the other workers that live."""
         return {number for number in await self.members.numbers() if number != self.number}
 
+    async def _partners(self, record: WorkflowRecord, reuse: Reuse) -> tuple[set[int], int]:
+        """The numbers of those who live and may have parts of a workflow; since which reading others may leave more."""
+        if may_have_parts(record, reuse):
+            return await self._living(), self.members.reading
+        return set(), self.members.reading + 1
+
     async def restore(self, workflow: Workflow, concern: Concern) -> None:
         """Make a stream or a question known to a workflow that its worker left behind, or this one.
 
@@ -276,7 +282,7 @@ class Cluster:
         record, kept, before = workflow.record, Kept(), workflow.known
         is_own, living = concern.worker == self.number, set[int]()
         if self._may_have_left(concern.worker, before):
-            living, reading = await self._living(), self.members.reading
+            living, reading = await self._partners(record, workflow.pooling.reuse)
             if concern.worker in living:
                 await self.direct(concern.worker)
             await self._write_out(record.session_id)  # what was settled here is not found open there
@@ -289,7 +295,7 @@ class Cluster:
             worker = name // NAMES
             if worker == self.number or not self.holds(workflow):
                 return is_own and worker == self.number
-            return bool(worker) and worker not in living and self._may_have_left(worker, before)
+            return worker not in (0, *living) and self._may_have_left(worker, before)
 
         workflow.restore(kept, max(record.epoch, 1), lambda name: name == concern.name or is_left(name))
 
@@ -298,6 +304,13 @@ class Cluster:
         if known is None:
             return True
         return not known.is_own if number == self.number else self.members.has_lived(number, known.reading)
+
+    async def seek(self, concern: Concern, server: str, workflow: Workflow | None) -> None:
+        """As `direct`, unless no other one may have parts of what lives here as `workflow`: it would be sent back."""
+        upstream = self._generations.current.get(server)
+        reuse = workflow.pooling.reuse if workflow else upstream.pooling.reuse if upstream else "workflow"
+        if reuse != "user" and (workflow is None or may_have_parts(workflow.record, reuse)):
+            await self.direct(concern.worker)
 
     async def direct(self, number: int) -> None:
         """Send on what names a thing that the worker of this number gave, if that is another one that lives.
@@ -412,8 +425,7 @@ class Cluster:
         Raises:
             DirectoryUnavailable: nobody can tell.
         """
-        reuse = workflow.pooling.reuse
-        if decide(workflow.record, holder_lives=True, is_call=True, stateless=False, reuse=reuse) != "beside":
+        if not may_have_parts(workflow.record, workflow.pooling.reuse):
             return False
         seconds = await self._directory.untouched(workflow.record.session_id)
         # Who serves it tells the directory so often, and of what begins to be used at the next look.

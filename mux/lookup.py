@@ -283,7 +283,7 @@ class Lookup:
         here = [found for found in self._residents.served_as(session_id) if found.opened.done()]
         known = next((found for found in here if concern.name and found.knows(concern.name)), None)
         if known is None and concern.name:
-            await cluster.direct(concern.worker)
+            await cluster.seek(concern, server, next(iter(here), None))
         fit = (found for found in here if concern.are_calls or concern.worker == cluster.number or cluster.holds(found))
         found = known or next(fit, None) or await cluster.find(read, principal, server, concern)
         live = await self._live(found, principal, server)

@@ -73,11 +73,17 @@ def decide(
     the reuse `none` there is no session that could be lost. What began under another reuse ends with who has it: its
     session is not what others would take it for.
     """
-    is_open = record.revision != ""
-    is_alike = record.reuse == reuse
-    is_movable = record.upstream_session != "" or reuse == "none"
     if record.worker and holder_lives:
-        return "beside" if is_call and is_open and is_movable and is_alike and reuse != "user" else "forward"
-    if is_open and is_alike and (is_movable or stateless):
+        return "beside" if is_call and may_have_parts(record, reuse) else "forward"
+    if record.revision and record.reuse == reuse and (_is_movable(record, reuse) or stateless):
         return "take_over"
     return "gone"
+
+
+def may_have_parts(record: WorkflowRecord, reuse: Reuse) -> bool:
+    """Whether others may serve calls beside the worker that holds it; else it has all, whoever named it before."""
+    return bool(record.revision) and record.reuse == reuse != "user" and _is_movable(record, reuse)
+
+
+def _is_movable(record: WorkflowRecord, reuse: Reuse) -> bool:
+    return record.upstream_session != "" or reuse == "none"

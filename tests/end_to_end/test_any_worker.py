@@ -30,6 +30,9 @@ LEASE = 1.5
 OWNED: tuple[Transport, ...] = ("stdio", "sse", "ws")
 """What servers speak whose sessions belong to one worker."""
 
+SHARED = ("shared", "parted")
+"""Servers whose sessions a user shares; what one user has on one of them is at one worker."""
+
 PAUSE = 2 * LEASE
 LONG_PAUSE = 10.0
 TOLD_AT_ONCE = 5.0
@@ -70,7 +73,7 @@ def settings(directory: str, upstream: Upstream, owned: dict[Transport, RawUpstr
             f'[directory]\nbackend = "redis"\nurl = "{directory}"',
             "[gateway]\ndrain_timeout = 10",
             f'[servers.up]\nurl = "{upstream.url}"\neras = ["legacy"]',
-            f'[servers.shared]\nurl = "{upstream.url}"\neras = ["legacy"]\nreuse = "user"',
+            *(f'[servers.{name}]\nurl = "{upstream.url}"\neras = ["legacy"]\nreuse = "user"' for name in SHARED),
             *(f'{server.settings(name)}eras = ["legacy"]' for name, server in owned.items()),
         ]
     )
@@ -449,6 +452,37 @@ async def test_g6_a_call_that_died_with_its_worker_is_told_so_where_its_stream_i
             assert messages[1]["error"]["data"]["executed"] == "unknown"
             assert text_of(await (await fresh.call("counter")).response()) == "1"
     assert upstream.counts()["initialize"] == 1
+    assert upstream.counts()["method:tools/call"] == 2
+
+
+async def test_g5_g6_a_call_of_a_shared_session_that_went_to_another_worker_is_told_as_lost_by_whoever_is_asked(
+    pair: tuple[Gateway, Gateway], upstream: Upstream, key: str
+) -> None:
+    """Its worker was paused, and had two sessions of one user: the other one was asked for first."""
+    first, second = pair
+    taken_over = 'trunkline_workflows_closed_total{reason="taken_over"}'
+    async with AsyncExitStack() as stack:
+        one, other = [await stack.enter_async_context(Wire(first.url("parted"))) for _ in range(2)]
+        await one.open()
+        await other.open()
+        answer = await other.call("hold", {"gate": key})
+        assert await answer.next_event() is not None
+        last = answer.last_event_id
+        answer.cut()
+        before = first.metrics().get(taken_over, 0)
+        pause(first)
+        try:
+            await anyio.sleep(PAUSE)
+            fresh = await stack.enter_async_context(elsewhere(second, one, "parted"))
+            assert text_of(await (await fresh.call("counter")).response()) == "1"
+        finally:
+            resume(first)
+        await until(lambda: first.metrics().get(taken_over, 0) == before + 2)
+        upstream.open(key)
+        for host in (second, first):
+            resumed = await (await stack.enter_async_context(elsewhere(host, other, "parted"))).get(last)
+            [told] = [message async for message in resumed.messages()]
+            assert (told["error"]["code"], told["error"]["data"]["executed"]) == (-31002, "unknown")
     assert upstream.counts()["method:tools/call"] == 2
 
 

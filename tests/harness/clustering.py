@@ -21,17 +21,20 @@ from trunkline.compat.per_request import PerRequestLine
 from trunkline.mux import membership as membership_module
 from trunkline.mux.directory import LEASE_SECONDS, Worker
 from trunkline.mux.errors import DirectoryUnavailable, Elsewhere
+from trunkline.mux.event_log import Stream
+from trunkline.mux.exchange import Exchange
 from trunkline.mux.limits import Pooling
 from trunkline.mux.membership import Membership
 from trunkline.mux.placement import CALLS, WHOLE, Concern
 from trunkline.mux.pool import Pool
 from trunkline.mux.ports import Headers, Receiver, Wire
 from trunkline.mux.principal import ANONYMOUS, Principal
+from trunkline.mux.streams import Reader
 from trunkline.mux.upstream import Upstream
 from trunkline.mux.workflow import Workflow
 
 from harness.memory_wire import MemoryServer, Session, echo
-from harness.muxing import PATIENCE, Client, Clock, begin, settle
+from harness.muxing import PATIENCE, Client, Clock, begin, position, settle
 from harness.shared_memory import SharedMemoryDirectory
 
 
@@ -216,6 +219,34 @@ async def orphaned(at: Workers, principal: Principal = ANONYMOUS) -> tuple[Membe
     a.kill()
     await at.pass_time(LEASE_SECONDS)
     return b, c, session_id
+
+
+async def streamed(member: Member, client: Client, id: bytes = b"1") -> tuple[Exchange, Reader]:
+    """A call whose answer is a stream, and who reads it."""
+    exchange = client.call(id=id)
+    exchange.decide_for_stream()
+    outcome = await exchange.ready
+    assert isinstance(outcome, Stream)
+    return exchange, client.workflow.streams.attach(outcome, 0)
+
+
+async def journal(member: Member) -> None:
+    """Wait until what this worker wrote has arrived."""
+    assert member.pool._cluster is not None
+    await until(lambda: not member.pool._cluster.journal._waiting)
+
+
+async def resume(at: Workers, first: Member, event_id: str, principal: Principal = ANONYMOUS) -> tuple[Member, Reader]:
+    """Come back to an event, from the worker that is met first."""
+    member = first
+    for _ in range(4):
+        try:
+            workflow = await member.pool.lookup.find_position(principal, "x", position(event_id))
+            await workflow.opened
+            return member, workflow.streams.resume(position(event_id))
+        except Elsewhere as elsewhere:
+            member = next(other for other in at.all if other.members.worker.id == elsewhere.worker)
+    raise AssertionError("a request went round in circles")
 
 
 async def until(condition: Callable[[], object]) -> None:

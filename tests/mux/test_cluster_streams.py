@@ -7,20 +7,18 @@ from typing import Any
 
 import anyio
 import pytest
-from harness.clustering import Member, Workers, two, until, workers
+from harness.clustering import Member, Workers, journal, resume, streamed, two, until, workers
 from harness.memory_wire import message
-from harness.muxing import ALICE, Client, events, idle, initialize, position, settle, some
+from harness.muxing import ALICE, events, idle, initialize, settle, some
 from trunkline.mux import membership as membership_module
 from trunkline.mux.directory import LEASE_SECONDS, Entry
 from trunkline.mux.envelope import parse
 from trunkline.mux.errors import DirectoryUnavailable, Elsewhere
-from trunkline.mux.event_log import MAX_EMPTY, Position, Stream
-from trunkline.mux.exchange import Exchange
+from trunkline.mux.event_log import MAX_EMPTY, Position
 from trunkline.mux.limits import EventLogLimits
 from trunkline.mux.placement import NAMES, concern_of
 from trunkline.mux.principal import ANONYMOUS
 from trunkline.mux.residents import Residents
-from trunkline.mux.streams import Reader
 
 pytestmark = pytest.mark.anyio
 
@@ -33,34 +31,6 @@ async def sampling(at: Workers) -> tuple[Member, Member, str]:
     a, b = await at.start(), await at.start()
     client = await a.client(message=initialize(capabilities={"sampling": {}}))
     return a, b, client.workflow.record.session_id
-
-
-async def streamed(member: Member, client: Client, id: bytes = b"1") -> tuple[Exchange, Reader]:
-    """A call whose answer is a stream, and who reads it."""
-    exchange = client.call(id=id)
-    exchange.decide_for_stream()
-    outcome = await exchange.ready
-    assert isinstance(outcome, Stream)
-    return exchange, client.workflow.streams.attach(outcome, 0)
-
-
-async def journal(member: Member) -> None:
-    """Wait until what this worker wrote has arrived."""
-    assert member.pool._cluster is not None
-    await until(lambda: not member.pool._cluster.journal._waiting)
-
-
-async def resume(at: Workers, first: Member, event_id: str) -> tuple[Member, Reader]:
-    """Come back to an event, from the worker that is met first."""
-    member = first
-    for _ in range(4):
-        try:
-            workflow = await member.pool.lookup.find_position(ANONYMOUS, "x", position(event_id))
-            await workflow.opened
-            return member, workflow.streams.resume(position(event_id))
-        except Elsewhere as elsewhere:
-            member = next(other for other in at.all if other.members.worker.id == elsewhere.worker)
-    raise AssertionError("a request went round in circles")
 
 
 async def test_names_tell_which_worker_gave_them() -> None:

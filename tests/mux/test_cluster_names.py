@@ -1,0 +1,95 @@
+"""Who is asked for what a worker gave a name to: a stream, a question, a wire; wherever the workflow is by then."""
+
+import json
+
+import pytest
+from harness.clustering import Member, Workers, journal, resume, streamed, until, workers
+from harness.muxing import ALICE, events, settle
+from trunkline.mux.directory import LEASE_SECONDS, Entry
+from trunkline.mux.event_log import Position
+from trunkline.mux.placement import NAMES
+from trunkline.mux.workflow import Workflow
+
+pytestmark = pytest.mark.anyio
+
+
+async def paused(at: Workers, member: Member, other: Member, session_id: str) -> Workflow:
+    """A worker stands still for so long that another one takes a workflow over, and goes on then."""
+    await journal(member)
+    at.clock.advance(LEASE_SECONDS)
+    await other.beat()
+    taken = (await other.find(session_id, principal=ALICE)).workflow
+    await member.beat()
+    return taken
+
+
+async def test_g5_g6_a_call_of_a_session_that_went_with_another_one_is_told_as_lost_where_that_is() -> None:
+    async with workers(reuse="user") as at:
+        a, b, c = [await at.start() for _ in range(3)]
+        taken, other = await a.client(ALICE), await a.client(ALICE)
+        _, reader = await streamed(a, other, b'"mine"')
+        event_id = reader.event_id((await reader.next(1) or [])[0])
+        reader.close()
+        await paused(at, a, b, taken.workflow.record.session_id)
+        await until(lambda: other.workflow.ended)
+        await settle()
+        (await at.server.got("tools/call")).answer({"n": 1})
+        for first in (c, a, b):
+            member, again = await resume(at, first, event_id, ALICE)
+            assert member is b
+            [told] = [json.loads(text) async for _, text in events(again)]
+            assert (told["id"], told["error"]["data"]) == ("mine", {"executed": "unknown"})
+            again.close()
+        assert len(at.server.of("tools/call")) == 1
+
+
+async def test_g5_what_a_paused_worker_wrote_late_is_told_where_its_session_is() -> None:
+    """As one that was cut from the directory: it served a call meanwhile, and nobody could read of it."""
+    async with workers(reuse="user") as at:
+        a, b = await at.start(), await at.start()
+        client = await a.client(ALICE)
+        a.view.is_cut = True
+        _, reader = await streamed(a, client, b'"mine"')
+        event_id = reader.event_id((await reader.next(1) or [])[0])
+        reader.close()
+        (await at.server.got("tools/call")).answer({"n": 1})
+        at.clock.advance(LEASE_SECONDS)
+        await b.beat()
+        await b.find(client.workflow.record.session_id, principal=ALICE)
+        a.view.is_cut = False
+        await journal(a)
+        await a.beat()
+        await until(lambda: client.workflow.ended)
+        await at.pass_time(LEASE_SECONDS)
+        await b.members.numbers()
+        member, again = await resume(at, a, event_id, ALICE)
+        assert member is b
+        assert [json.loads(text)["result"] async for _, text in events(again)] == [{"n": 1}]
+
+
+@pytest.mark.parametrize("reuse", ["user", "workflow"])
+async def test_g10_names_that_a_client_makes_up_of_who_was_paused_send_it_in_no_circle(
+    reuse: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a session can be served by its holder alone: one that is shared, or one on stdio that may begin anew."""
+    async with workers(reuse=reuse, movable=reuse == "user", stateless=True) as at:
+        a, b = await at.start(), await at.start()
+        session_id = (await a.client(ALICE)).workflow.record.session_id
+        token = (await paused(at, a, b, session_id)).record.event_token
+        await settle()
+        await b.members.numbers()
+        reads, read = list[str](), at.directory.read
+
+        async def counted(session_id: str) -> list[Entry]:
+            reads.append(session_id)
+            return await read(session_id)
+
+        monkeypatch.setattr(at.directory, "read", counted)
+        for n in range(1000, 1040):
+            for first in (a, b):
+                made_up = Position(token, a.number * NAMES + n, 1, 1).spell()
+                member, again = await resume(at, first, made_up, ALICE)
+                assert member is b
+                assert [text async for _, text in events(again)] == []
+                again.close()
+        assert len(reads) <= 1, "not for each of them"
