@@ -6,6 +6,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Callable
+from functools import partial
 from inspect import signature
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import urlsplit
@@ -71,30 +72,19 @@ class Upgrade:
             OtherProtocol: the server does not speak MCP.
             OSError, WebSocketException: it did not come about.
         """
+        reach = partial(self._connect, headers, kind, ping_seconds)
         async with asyncio.timeout(patience):
-            connection = await self._reach(headers, kind, patience, ping_seconds)
+            if self._addresses is None:  # the proxy looks for it itself
+                connection = await reach()
+            else:
+                connection = await self._addresses.first(lambda address: reach(host=address))
         if connection.subprotocol != SUBPROTOCOL:
             connection.transport.abort()
             raise OtherProtocol(f"does not speak the subprotocol {SUBPROTOCOL}")
         return connection
 
-    async def _reach(
-        self, headers: HeaderBlock, kind: type[Connection], patience: float, ping_seconds: float | None
-    ) -> Connection:
-        """A connection to the first address that takes one, or by the proxy, which looks for it itself."""
-        if self._addresses is None:
-            return await self._connect(headers, kind, patience, ping_seconds)
-        return await self._addresses.first(
-            lambda address: self._connect(headers, kind, patience, ping_seconds, host=address)
-        )
-
     async def _connect(
-        self,
-        headers: HeaderBlock,
-        kind: type[Connection],
-        patience: float,
-        ping_seconds: float | None,
-        **where: Any,
+        self, headers: HeaderBlock, kind: type[Connection], ping_seconds: float | None, **where: Any
     ) -> Connection:
         connection = await connect(
             self._url,
@@ -103,7 +93,7 @@ class Upgrade:
             subprotocols=[SUBPROTOCOL],
             compression=None,
             max_size=MAX_EVENT_BYTES,
-            open_timeout=patience,
+            open_timeout=None,  # `open` bounds it
             close_timeout=CLOSE_SECONDS,
             ping_interval=ping_seconds,
             ping_timeout=ping_seconds,
