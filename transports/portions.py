@@ -131,12 +131,12 @@ class Portions:
 
 def end_of_events(data: bytes, at: int, stop: int) -> int:
     """Where a portion ends that begins there, of a stream of events: at the stop, or before."""
-    return min(_end_of_lines(data, b"\n", at, stop), _end_of_lines(data, b"\r", at, stop))
+    return min(end_of_lines(data, at, stop, MAX_LINES), end_of_lines(data, at, stop, MAX_LINES, b"\r"))
 
 
-def _end_of_lines(data: bytes, mark: bytes, at: int, stop: int) -> int:
-    """Where `MAX_LINES` end by this mark."""
-    for _ in range(MAX_LINES):
+def end_of_lines(data: bytes, at: int, stop: int, most: int = PORTION_ITEMS, mark: bytes = b"\n") -> int:
+    """The same of lines: where so many end by this mark."""
+    for _ in range(most):
         at = data.find(mark, at, stop) + 1
         if not at:
             return stop

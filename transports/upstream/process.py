@@ -19,7 +19,7 @@ import anyio
 
 from ...mux.limits import MAX_EVENT_BYTES
 from ..parts import keep
-from ..portions import PORTION_ITEMS, Portions, Read
+from ..portions import Portions, Read, end_of_lines
 from .guardian import Guardian
 from .pipe import InputPipe, MayBegin, always
 
@@ -94,15 +94,6 @@ class Lines:
         if part:
             keep(self._parts, part)
             self._held += len(part)
-
-
-def end_of_some(chunk: bytes, at: int) -> int:
-    """Where no more lines than make a portion end, from there on."""
-    for _ in range(PORTION_ITEMS):
-        at = chunk.find(b"\n", at) + 1
-        if not at:
-            return len(chunk)
-    return at
 
 
 class GroupProcess:
@@ -239,7 +230,7 @@ class GroupProcess:
         """Some lines of its output; where they end."""
         if self._is_over:
             return len(data)
-        stop = end_of_some(data, at)
+        stop = end_of_lines(data, at, len(data))
         for line in self._lines.feed(data[at:stop]):
             if self._lines.overlong or self._is_over:
                 break
@@ -423,7 +414,7 @@ class _ErrorLog:
         """Some lines more of it; where they end. Dropped where it is closed."""
         if self._is_closed:
             return len(chunk)
-        stop = end_of_some(chunk, at)
+        stop = end_of_lines(chunk, at, len(chunk))
         for line in self._lines.feed(chunk[at:stop]):
             self._tell(line)
         return stop
