@@ -22,7 +22,7 @@ from ..mux.errors import Cancelled, InvalidRequest, Overloaded, SessionLost, Tru
 from ..mux.principal import Principal
 from ..mux.statistics import Statistics, method_label
 from . import event_stream
-from .asgi import EVENT_STREAM, IDENTITY_ENDED, JSON, SEND_SECONDS, Scope, until_disconnect
+from .asgi import EVENT_STREAM, IDENTITY_ENDED, JSON, SEND_SECONDS, until_disconnect
 from .endpoint import EndpointConfig, picked
 from .guard import INVALID_CREDENTIAL, Unauthorized
 from .headers import PROTOCOL_VERSION, SESSION_ID
@@ -167,7 +167,8 @@ class ModernRequests:
         if watch.has_left:  # while it was found out what the server speaks
             self._count(request, message, Cancelled.reason, started, "")
             return True
-        headers = modern.checked_headers(message, _lines(request.scope), revisions)
+        lines = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.scope["headers"]]
+        headers = modern.checked_headers(message, lines, revisions)
         if message.kind == "notification":  # nothing here could act on it, and a cancel could mean anybody's (rule E13)
             await request.respond(202, [])
             return True
@@ -315,11 +316,6 @@ class _Watch:
         self.has_left = True
         if self.passage is not None:
             self.passage.close()
-
-
-def _lines(scope: Scope) -> Iterator[tuple[str, str]]:
-    for name, value in scope["headers"]:
-        yield name.decode("latin-1"), value.decode("latin-1")
 
 
 def _asked(body: bytes) -> tuple[bytes, str | None]:

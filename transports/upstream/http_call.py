@@ -60,7 +60,7 @@ class HTTPCall:
             else:
                 raise refusal(status)
         except TrunklineError as error:
-            self._fail(error)
+            self._leave(error)
 
     def came(self, chunk: bytes) -> None:
         """See `Answer.came`."""
@@ -69,7 +69,7 @@ class HTTPCall:
             try:
                 part.add(chunk)
             except UpstreamFault as fault:
-                self._fail(fault if self._status == 200 else refusal(self._status))
+                self._leave(fault if self._status == 200 else refusal(self._status))
 
     def ended(self, error: ExchangeBroken | None) -> None:
         """See `Answer.ended`."""
@@ -107,12 +107,8 @@ class HTTPCall:
         if self._request.state == "done" and self._linger is None:
             self._linger = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._leave)
 
-    def _leave(self) -> None:
-        self._events = None
-        self._wire.cut(self._request)
-        self._wire.is_over(self._request)
-
-    def _fail(self, error: TrunklineError) -> None:
+    def _leave(self, error: TrunklineError | None = None) -> None:
+        """Nothing more is needed of the exchange, for this reason where its answer did not come."""
         self._body = self._events = None
         self._wire.cut(self._request)
         self._wire.is_over(self._request, error)

@@ -290,9 +290,6 @@ class Passage:
         """Wait until something has come, at most so many seconds."""
         self._waiter = self._loop.create_future()
         try:
-            if patience is None:
-                await self._waiter
-                return
             async with asyncio.timeout(patience):
                 await self._waiter
         except TimeoutError:
