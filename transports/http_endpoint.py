@@ -92,6 +92,14 @@ class HTTPRequest:
         if state is not None:
             self.extra.append((WORKFLOW_STATE.encode(), state.encode()))
 
+    def identify(self, body: bytes) -> None:
+        """Note whom a refusal is to name: the requests in the body, where it can be read."""
+        messages = messages_in(body)
+        if wire_format.is_batch(body):
+            self.batch = requests_in(messages)
+        elif messages:
+            self.id = messages[0].id
+
     def head(self, headers: RawHeaders) -> RawHeaders:
         """These headers, and what the answer has besides."""
         return [*headers, *self.extra, *self.cors]
@@ -135,20 +143,12 @@ def requests_in(messages: Iterable[Envelope]) -> list[bytes]:
     return [message.id for message in messages if message.kind == "request"]
 
 
-def id_in(body: bytes) -> bytes:
-    """The id of the request in a body, where there is one that can be read."""
+def messages_in(body: bytes, limit: int = MAX_BODY_BYTES) -> list[Envelope]:
+    """The messages in a body, one or a batch, where it can be read."""
     try:
-        return wire_format.parse(body, limit=MAX_BODY_BYTES).id
-    except TrunklineError:
-        return b""
-
-
-def ids_in(body: bytes) -> list[bytes]:
-    """The ids of the requests in a body that is a batch, where it can be read."""
-    if not wire_format.is_batch(body):
-        return []
-    try:
-        return requests_in(wire_format.parse_batch(body, limit=MAX_BODY_BYTES))
+        if wire_format.is_batch(body):
+            return wire_format.parse_batch(body, limit=limit)
+        return [wire_format.parse(body, limit=limit)]
     except TrunklineError:
         return []
 
@@ -231,7 +231,7 @@ class HTTPEndpoint:
             await admission.wait(request.principal)
         except Overloaded as error:
             self._pool.statistics.count("refused", error.word)
-            request.id, request.batch = id_in(body), ids_in(body)
+            request.identify(body)
             raise
 
     async def hand_on(self, request: HTTPRequest) -> None:

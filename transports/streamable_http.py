@@ -29,7 +29,7 @@ from . import event_stream
 from .asgi import ASKED, EVENT_STREAM, JSON, MEANT, until_disconnect
 from .endpoint import DEFAULT_REVISION, EndpointConfig, begin_unasked, is_opening, picked, read_batch
 from .headers import LAST_EVENT_ID, PROTOCOL_VERSION, SESSION_ID
-from .http_endpoint import HTTPEndpoint, HTTPRequest, check_json, id_in, requests_in
+from .http_endpoint import HTTPEndpoint, HTTPRequest, check_json, requests_in
 from .media import JSON_TYPE, STREAM_TYPE, accepts
 from .status import HTTPRefusal
 from .streamable_request import (
@@ -113,7 +113,7 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         if revision is not None and revision not in LEGACY:
             if self._config.modern is not None and request.scope["method"] != "POST":
                 raise HTTPRefusal(405, "method", "without a session, use POST", headers=[(b"allow", b"POST")])
-            request.id = id_in(body)
+            request.identify(body)
             raise UnsupportedRevision(
                 "this server is served by sessions: begin with initialize, in one of the supported revisions",
                 supported=list(LEGACY),

@@ -37,6 +37,7 @@ from ...transports.asgi import (
     read_fields,
     respond,
 )
+from ...transports.http_endpoint import messages_in, requests_in
 from ...transports.status import answer_to
 from ...transports.websocket import PING
 from .cancelling import Inquiry
@@ -243,11 +244,11 @@ class Tape:
         """An event for the client that comes from another worker."""
         if message["type"] == "http.response.start":
             if any(value.startswith(b"text/event-stream") for _, value in message["headers"]):
-                self.unanswered = dict.fromkeys(_requests_in(self.body))
+                self.unanswered = dict.fromkeys(requests_in(messages_in(self.body, MAX_FRAME_BYTES)))
                 self._parser = event_stream.EventParser(limit=MAX_FRAME_BYTES)
         elif self.unanswered and self._parser is not None and message["type"] == "http.response.body":
             for event in self._parser.feed(message.get("body", b"")):
-                for answer in _messages_in(event.data):
+                for answer in messages_in(event.data, MAX_FRAME_BYTES):
                     if answer.kind == "response":
                         self.unanswered.pop(answer.id, None)
         await self.send(message)
@@ -354,27 +355,12 @@ async def _tell_broken(scope: Scope, tape: Tape) -> None:
 
 
 async def _answer_broken(tape: Tape) -> None:
-    answers = [wire_format.failure(request, BROKEN) for request in _requests_in(tape.body)]
+    answers = [wire_format.failure(request, BROKEN) for request in requests_in(messages_in(tape.body, MAX_FRAME_BYTES))]
     if answers:
         is_batch = wire_format.is_batch(tape.body)
         await respond(tape.send, 200, [JSON], b"[%b]" % b",".join(answers) if is_batch else answers[0])
     else:
         await respond(tape.send, 202, [])
-
-
-def _requests_in(text: bytes) -> list[bytes]:
-    """The ids of the requests in a body."""
-    return [message.id for message in _messages_in(text) if message.kind == "request"]
-
-
-def _messages_in(text: bytes) -> list[wire_format.Envelope]:
-    """The messages in a text, as far as it holds any."""
-    try:
-        if wire_format.is_batch(text):
-            return wire_format.parse_batch(text, limit=MAX_FRAME_BYTES)
-        return [wire_format.parse(text, limit=MAX_FRAME_BYTES)]
-    except TrunklineError:
-        return []
 
 
 async def _refuse(error: TrunklineError, scope: Scope, tape: Tape) -> None:
