@@ -113,7 +113,7 @@ class Calls:
             if len(self._in_flight) > workflow.pooling.max_inflight_per_workflow:
                 raise Overloaded("too many calls in flight in this session", limit="max_inflight_per_workflow")
             if message.size > LARGE_BYTES and not call.burden:
-                self._burden.take_up(workflow.principal, message.size)
+                self._burden.take_up(workflow.principal, workflow.server, message.size)
                 call.burden = message.size
             done = workflow.line.request(message, call, headers)
         except TrunklineError as error:
@@ -144,7 +144,7 @@ class Calls:
         self.last_end = now
         self._in_flight.leave(call.id, call)
         if call.burden:
-            self._burden.lay_down(self._workflow.principal, call.burden)
+            self._burden.lay_down(self._workflow.principal, self._workflow.server, call.burden)
         if self._quiet is not None and not len(self._in_flight):
             self._quiet.set()
         statistics, server = self._workflow.statistics, self._workflow.server

@@ -202,7 +202,7 @@ class HTTPEndpoint:
 
         def note(size: int) -> None:
             if size > LARGE_BYTES:
-                self._pool.burden.take_up(request.principal, size - request.burden)
+                self._pool.burden.take_up(request.principal, self._config.server, size - request.burden)
                 request.burden = size
 
         try:
@@ -215,7 +215,7 @@ class HTTPEndpoint:
     def lay_down(self, request: HTTPRequest) -> None:
         """The body of a request counts no longer: it is let go of, or its calls count. Idempotent."""
         if request.burden:
-            self._pool.burden.lay_down(request.principal, request.burden)
+            self._pool.burden.lay_down(request.principal, self._config.server, request.burden)
             request.burden = 0
 
     async def await_turn(self, request: HTTPRequest, body: bytes) -> None:

@@ -28,6 +28,7 @@ AT_ADMISSION: Final = frozenset(
         "draining",
         "issuer_keys",
         "max_large_bytes",
+        "max_large_bytes_per_server",
         "max_workflows",
         "opening",
         "reconfigured",
