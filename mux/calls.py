@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from msgspec import Raw
@@ -14,15 +15,19 @@ from msgspec import Raw
 from . import call_log
 from . import envelope as wire_format
 from .burden import LARGE_BYTES, Burden
+from .demux import TOMBSTONE_SECONDS
 from .duplex import Duplex
 from .envelope import Envelope
-from .errors import InvalidRequest, Overloaded, SessionLost, TrunklineError
+from .errors import Cancelled, InvalidRequest, Overloaded, SessionLost, TimedOut, TrunklineError
 from .exchange import Call, Exchange
 from .ports import Asker, Headers, Span
 from .routing import InFlight
 
 if TYPE_CHECKING:
     from .workflow import Workflow
+
+TAKEN_BACK: Final = (Cancelled.reason, TimedOut.reason)
+"""How calls end whose message may still wait for a server that does not read it."""
 
 WORST_FIRST: Final = ("bypass", "miss", "spare", "hit")
 
@@ -144,12 +149,22 @@ class Calls:
         self.last_end = now
         self._in_flight.leave(call.id, call)
         if call.burden:
-            self._burden.lay_down(self._workflow.principal, self._workflow.server, call.burden)
+            self._lay_down(call.burden, outcome)
         if self._quiet is not None and not len(self._in_flight):
             self._quiet.set()
         statistics, server = self._workflow.statistics, self._workflow.server
         statistics.count("calls", server, call.method, outcome)
         statistics.observe("call_seconds", now - call.started, server)
+
+    def _lay_down(self, size: int, outcome: str) -> None:
+        """A large message counts no longer; one that was taken back, once its tombstone is over (see `Demux`)."""
+        workflow = self._workflow
+        lay_down = partial(self._burden.lay_down, workflow.principal, workflow.server, size)
+        is_session_shared = workflow.pooling.reuse == "user"  # it goes on where the workflow ends
+        if outcome in TAKEN_BACK or (is_session_shared and workflow.ended is not None):
+            workflow.loop.call_later(TOMBSTONE_SECONDS, lay_down)
+        else:
+            lay_down()
 
     # What its client takes back.
 

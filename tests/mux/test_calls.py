@@ -3,15 +3,19 @@
 import json
 import random
 
+import anyio
 import pytest
 from harness.memory_wire import Exchange, MemoryServer, echo, message
-from harness.muxing import ALICE, BOB, Client, begin, bench, members, notification
+from harness.muxing import ALICE, BOB, PATIENCE, Client, begin, bench, members, notification
+from trunkline.mux import calls
+from trunkline.mux.burden import LARGE_BYTES
 from trunkline.mux.demux import TOMBSTONE_SECONDS
 from trunkline.mux.directory.memory import MemoryDirectory
 from trunkline.mux.envelope import Envelope
 from trunkline.mux.errors import SessionLost
 from trunkline.mux.limits import MAX_BODY_BYTES, Pooling
 from trunkline.mux.pool import Pool
+from trunkline.mux.ports import NONE
 from trunkline.mux.principal import Principal
 from trunkline.mux.request import EXTENSIONS
 from trunkline.mux.upstream import Upstream
@@ -140,6 +144,28 @@ async def test_g10_the_large_calls_of_one_user_are_limited_by_their_bytes_until_
             assert "result" in await client.answer(exchange)
         assert "result" in await other.answer(theirs)
         assert at.pool.burden.held == 0
+
+
+@pytest.mark.parametrize("how", ["cancelled", "timed out", "ended"])
+async def test_g10_what_is_taken_back_counts_until_its_tombstone_is_over(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "TOMBSTONE_SECONDS", 0.05)
+    async with bench(reuse="user" if how == "ended" else "workflow") as at:
+        client = await at.client(ALICE)
+        exchange = client.call({"arguments": {"pad": "x" * LARGE_BYTES}}, id=b"1")
+        await at.server.got("tools/call")
+        if how == "cancelled":
+            client.workflow.notify(cancel(b"1"), NONE)
+        elif how == "timed out":
+            at.clock.advance(300)
+        else:
+            await at.pool.end(client.workflow, "deleted")
+        assert "error" in await client.answer(exchange)
+        assert at.pool.burden.held > LARGE_BYTES
+        with anyio.fail_after(PATIENCE):
+            while at.pool.burden.held:
+                await anyio.lowlevel.checkpoint()
 
 
 async def test_g9_a_server_that_does_not_answer_large_calls_leaves_room_for_those_to_others() -> None:
