@@ -251,7 +251,7 @@ class Cluster:
             workflow.account.take_over(self._clock())
             kept.stream(0)
             workflow.known = Known(reading, is_own=True)
-            workflow.restore(kept, stored.epoch, lambda name: name // NAMES not in living)
+            workflow.restore(kept, stored.epoch, lambda name: name // NAMES not in living or kept.is_wire(name))
             return workflow
         except TrunklineError:
             self._statistics.count("takeovers", "refused")
@@ -295,7 +295,7 @@ class Cluster:
             worker = name // NAMES
             if worker == self.number or not self.holds(workflow):
                 return is_own and worker == self.number
-            return worker not in (0, *living) and self._may_have_left(worker, before)
+            return worker not in (0, *living) and not kept.is_wire(name) and self._may_have_left(worker, before)
 
         workflow.restore(kept, max(record.epoch, 1), lambda name: name == concern.name or is_left(name))
 

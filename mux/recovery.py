@@ -64,6 +64,10 @@ class Kept:
             self.streams[number] = KeptStream(number)
         return self.streams[number]
 
+    def is_wire(self, number: int) -> bool:
+        """True for the stream of a wire that carries everything: whoever holds the workflow has all of those."""
+        return number in self.streams and self.streams[number].is_wire
+
 
 class Known(NamedTuple):
     """How much of an event log is known where a workflow lives."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from harness.duplex_clients import SocketClient
 from harness.gateways import Gateway, until
 from harness.hosts import Hosts, draining, hosts
 from harness.processes import http_status
@@ -103,6 +104,27 @@ async def test_g8_a_worker_that_drains_says_so_first_and_loses_no_call(
     assert f"{key} is open" in done
     assert upstream.counts()["initialize"] == 5
     assert upstream.counts()["method:tools/call"] == 4 * 21 + 1
+
+
+async def test_g5_g8_a_socket_goes_on_at_another_worker_before_its_own_is_quite_gone(
+    three: list[Gateway], upstream: Upstream, key: str
+) -> None:
+    first, second, _ = three
+    async with SocketClient(first.server_url("up")) as client, SocketClient(second.server_url("up")) as fresh:
+        await client.connect()
+        await client.begin()
+        for n in range(3):
+            await client.call("echo", {"value": f"{key}-{n}"}, id=n)
+            await client.answer(n)
+            if n == 0:
+                fresh.session_id, fresh.count = client.session_id, client.count
+        first.process.send_signal(signal.SIGTERM)
+        await client.over()
+        await fresh.resume()
+        missed = await fresh.hear(2)
+        assert [message["id"] for message in missed] == [1, 2]
+    assert await ended(first) == 0
+    assert upstream.counts()["initialize"] == 1
 
 
 async def test_g8_a_call_whose_body_comes_after_the_drain_has_begun_is_another_workers(

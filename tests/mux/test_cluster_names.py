@@ -4,6 +4,7 @@ import json
 
 import pytest
 from harness.clustering import Member, Workers, journal, resume, streamed, until, workers
+from harness.memory_wire import message
 from harness.muxing import ALICE, events, settle
 from trunkline.mux.directory import LEASE_SECONDS, Entry
 from trunkline.mux.event_log import Position
@@ -93,3 +94,58 @@ async def test_g10_names_that_a_client_makes_up_of_who_was_paused_send_it_in_no_
                 assert [text async for _, text in events(again)] == []
                 again.close()
         assert len(reads) <= 1, "not for each of them"
+
+
+def numbered(n: int) -> bytes:
+    return message("notifications/message", {"data": n})
+
+
+async def carried(member: Member, session_id: str, count: int) -> list[int]:
+    """What a client is sent that comes back, with a count, to the wire which carries everything."""
+    duplex = (await member.find(session_id)).workflow.duplexes.newest
+    assert duplex is not None, "its client is refused"
+    reader = duplex.attach_after(count)
+    try:
+        return [json.loads(event.message)["params"]["data"] for event in reader.due() or ()]
+    finally:
+        duplex.detach(reader)
+
+
+async def wired(member: Member) -> str:
+    """The session id of a workflow with a wire, of which its client was sent three messages."""
+    workflow = (await member.client()).workflow
+    duplex = workflow.duplexes.new()
+    reader = duplex.attach()
+    duplex.meet(duplex.tally)
+    for n in (1, 2, 3):
+        duplex.add(numbered(n))
+    reader.due()
+    duplex.detach(reader)
+    return workflow.record.session_id
+
+
+async def test_g5_g8_who_was_drained_leaves_its_wires_though_it_lives() -> None:
+    async with workers() as at:
+        a, b, c = [await at.start() for _ in range(3)]
+        session_id = await wired(a)
+        for before, after in ((a, b), (b, c)):
+            await before.pool.drain(1)
+            await settle()
+            assert await carried(after, session_id, 1) == [2, 3]
+
+
+async def test_a_wire_that_was_left_does_not_come_back_with_a_stream_of_who_has_gone_since() -> None:
+    async with workers(resume_window=1) as at:
+        a, b = await at.start(), await at.start()
+        session_id = await wired(a)
+        await a.pool.drain(1)
+        await settle()
+        assert await carried(b, session_id, 1) == [2, 3]
+        await at.pass_time(2)
+        held = (await b.find(session_id)).workflow
+        assert held.duplexes.newest is None
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        member, _ = await resume(at, b, Position(held.record.event_token, a.number * NAMES + 1000, 1, 1).spell())
+        assert member is b
+        assert held.duplexes.newest is None
