@@ -15,7 +15,7 @@ from anyio.abc import TaskGroup
 
 from ..mux.directory import SharedDirectory
 from ..mux.directory.memory import MemoryDirectory
-from ..mux.directory.timed import TimedDirectory, TimedSharedDirectory
+from ..mux.directory.timed import timed
 from ..mux.errors import Overloaded
 from ..mux.pool import Pool
 from ..mux.statistics import Statistics
@@ -108,13 +108,13 @@ class Gateway:
         if shared is None:
             self.pool = Pool(
                 upstreams,
-                TimedDirectory(MemoryDirectory(), self.statistics),
+                timed(MemoryDirectory(), self.statistics),
                 pooling=settings.pooling,
                 statistics=self.statistics,
                 release=self._release,
             )
         else:
-            directory = TimedSharedDirectory(shared.directory, self.statistics)
+            directory = timed(shared.directory, self.statistics)
             self._member = Member(directory, shared.runtime, self.statistics, on_lapse=self._lapse)
             self._workers = WorkerMetrics(shared.runtime, self._member.id)
             self._enter = self._member.entrance(self._serve)

@@ -9,7 +9,7 @@ import pytest
 from harness.muxing import SlowDirectory
 from trunkline.mux.directory import Claimed, Directory
 from trunkline.mux.directory.memory import MemoryDirectory
-from trunkline.mux.directory.timed import TimedDirectory
+from trunkline.mux.directory.timed import timed
 from trunkline.mux.record import WorkflowRecord
 from trunkline.mux.statistics import Statistics
 
@@ -24,8 +24,8 @@ async def memory() -> AsyncIterator[Directory]:
 
 
 @asynccontextmanager
-async def timed() -> AsyncIterator[Directory]:
-    yield TimedDirectory(MemoryDirectory(), Statistics())
+async def timing() -> AsyncIterator[Directory]:
+    yield timed(MemoryDirectory(), Statistics())
 
 
 @asynccontextmanager
@@ -34,7 +34,7 @@ async def slow() -> AsyncIterator[Directory]:
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("maker", [memory, timed, slow], ids=lambda maker: maker.__name__)
+@pytest.mark.parametrize("maker", [memory, timing, slow], ids=lambda maker: maker.__name__)
 async def test_a_directory_keeps_the_contract(maker: Maker, check: Check) -> None:
     async with maker() as directory:
         with anyio.fail_after(10):

@@ -9,7 +9,7 @@ from harness.backends import Backends
 from harness.directory_processes import SMALL_BUFFER, DirectoryProcess, directory_process
 from harness.shared_memory import SharedMemoryDirectory
 from trunkline.mux.directory import SharedDirectory
-from trunkline.mux.directory.timed import TimedSharedDirectory
+from trunkline.mux.directory.timed import timed
 from trunkline.mux.statistics import Statistics
 
 from contract.directory import CHECKS, EXPIRY_CHECKS, PUBLISH_CHECKS
@@ -30,11 +30,11 @@ async def in_memory() -> AsyncIterator[SharedDirectory]:
 
 
 @asynccontextmanager
-async def timed() -> AsyncIterator[SharedDirectory]:
-    yield TimedSharedDirectory(SharedMemoryDirectory(), Statistics())
+async def timing() -> AsyncIterator[SharedDirectory]:
+    yield timed(SharedMemoryDirectory(), Statistics())
 
 
-@pytest.mark.parametrize("maker", [in_memory, timed], ids=lambda maker: maker.__name__)
+@pytest.mark.parametrize("maker", [in_memory, timing], ids=lambda maker: maker.__name__)
 @pytest.mark.parametrize("check", SHARED_CHECKS, ids=lambda check: check.__name__)
 async def test_the_one_in_memory_keeps_it(maker: Callable[[], object], check: Check) -> None:
     async with maker() as directory:  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ from contract.directory import check_directory, record
 from harness.muxing import ALICE, SlowDirectory
 from trunkline.mux.directory import Directory
 from trunkline.mux.directory.memory import MemoryDirectory
-from trunkline.mux.directory.timed import TimedDirectory
+from trunkline.mux.directory.timed import timed
 from trunkline.mux.statistics import Statistics
 
 pytestmark = pytest.mark.anyio
@@ -18,7 +18,7 @@ OPERATIONS = ("claim", "get", "find", "replace", "draw_ids", "remove")
 
 @asynccontextmanager
 async def maker() -> AsyncIterator[Directory]:
-    yield TimedDirectory(MemoryDirectory(), Statistics())
+    yield timed(MemoryDirectory(), Statistics())
 
 
 async def test_it_keeps_the_contract() -> None:
@@ -44,7 +44,7 @@ async def use(directory: Directory, op: str) -> object:
 @pytest.mark.parametrize("op", OPERATIONS)
 async def test_every_operation_is_timed_under_its_name_though_it_fails(op: str) -> None:
     inner, statistics = SlowDirectory(), Statistics()
-    directory = TimedDirectory(inner, statistics)
+    directory = timed(inner, statistics)
     inner.failing[op] = ConnectionError("the directory is away")
     for _ in range(2):
         with pytest.raises(ConnectionError):
@@ -60,7 +60,7 @@ async def test_the_watch_is_not_timed_since_it_lasts() -> None:
     inner = MemoryDirectory()
     one = record()
     await inner.claim(one)
-    async with TimedDirectory(inner, statistics).watch() as changes:
+    async with timed(inner, statistics).watch() as changes:
         await inner.remove(one)
         assert await anext(changes) == one.session_id
     assert statistics.seconds == {}
