@@ -24,6 +24,7 @@ from .errors import (
     UpstreamRefused,
 )
 from .limits import MAX_BATCH, MAX_ID_BYTES
+from .long_strings import LONG_BYTES, members_beside
 
 Kind = Literal["request", "notification", "response"]
 IdKey = int | str
@@ -137,7 +138,9 @@ def parse(text: bytes, *, limit: int) -> Envelope:
     """
     size = len(text)
     try:
-        members = _decode_members(_checked(text, size, limit))
+        members = members_beside(text, lambda rest: _members(rest, limit)) if LONG_BYTES < size <= limit else None
+        if members is None:
+            members = _decode_members(_checked(text, size, limit))
     except msgspec.ValidationError:
         raise InvalidRequest("a JSON-RPC message is an object") from None
     except msgspec.DecodeError as error:
@@ -172,6 +175,10 @@ def parse_batch(text: bytes, *, limit: int) -> list[Envelope]:
     if not elements[0]:
         raise InvalidRequest("an empty batch holds no message")
     return [parse(element, limit=limit) for element in elements if element]
+
+
+def _members(text: bytes, limit: int) -> Members:
+    return _decode_members(_checked(text, len(text), limit))
 
 
 def _checked(text: bytes, size: int, limit: int) -> bytes:
@@ -464,7 +471,7 @@ def parse_served(text: bytes, *, limit: int) -> Envelope:
 def answered(text: bytes, *, limit: int) -> bytes:
     """The raw id that a server's text names, which is no message, but meant for a response; empty where it is none."""
     try:
-        members = _decode_members(_checked(text, len(text), limit))
+        members = _members(text, limit)
     except (msgspec.MsgspecError, RecursionError, ParseError):
         return b""
     is_response = "method" not in members and not members.keys().isdisjoint(("result", "error"))

@@ -27,6 +27,7 @@ PURE = (
     "mux/leftovers.py",
     "mux/lifecycle.py",
     "mux/limits.py",
+    "mux/long_strings.py",
     "mux/modern.py",
     "mux/placement.py",
     "mux/policy.py",
@@ -75,6 +76,7 @@ IO_MODULES = frozenset(
 
 MUX_ORDER = (
     {"errors", "limits", "principal", "statistics"},
+    {"long_strings"},
     {
         "account",
         "breaker",
