@@ -5,6 +5,7 @@ record when it is used next. It is found by its own principal alone, on its own 
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from contextlib import suppress
 from math import inf
 from typing import Final
@@ -76,7 +77,8 @@ class Lookup:
         """
         workflow = self._workflows.get(session_id)
         if self._cluster is not None and (workflow is None or concern.name):
-            return await self._found(lambda: self._directory.get(session_id), principal, server, session_id, concern)
+            here = self._residents.served_as(session_id)
+            return await self._found(lambda: self._directory.get(session_id), principal, server, here, concern)
         return await self._live(workflow, principal, server)
 
     async def find_position(self, principal: Principal, server: str, position: Position) -> Workflow:
@@ -90,10 +92,10 @@ class Lookup:
             workflow = workflow if await self._stands(workflow) else None
         if self._cluster is not None and (workflow is None or position.stream):
             known = workflow or self._residents.beside_by_token.get(position.token)
-            session_id = "" if known is None else known.record.session_id
+            here = [] if known is None else self._residents.served_as(known.record.session_id)
             concern = Concern(name=position.stream, is_stream=True)
             token = position.token
-            return await self._found(lambda: self._directory.at(token), principal, server, session_id, concern)
+            return await self._found(lambda: self._directory.at(token), principal, server, here, concern)
         return await self._live(workflow, principal, server)
 
     async def find_key(self, principal: Principal, server: str, key: str, concern: Concern = WHOLE) -> Workflow | None:
@@ -121,6 +123,12 @@ class Lookup:
         self, cluster: Cluster, principal: Principal, server: str, key: str, concern: Concern
     ) -> Workflow | None:
         """As `find_key`, among several workers: what lives here is believed for `MAX_STALENESS`, as by its id."""
+        if concern.name:
+            here = self._residents.served_by(principal, server, key)
+            with suppress(UnknownSession):
+                return await self._found(
+                    lambda: self._directory.find(principal, server, key), principal, server, here, concern
+                )
         known = self._residents.by_key.get((principal, server, key))
         if known is not None:
             with suppress(UnknownSession):
@@ -272,15 +280,16 @@ class Lookup:
         if self._cluster is None:  # it ended meanwhile
             raise UnknownSession("no such session; begin anew with initialize")
         session_id = workflow.record.session_id
-        return await self._found(lambda: self._directory.get(session_id), principal, server, session_id, WHOLE)
+        here = self._residents.served_as(session_id)
+        return await self._found(lambda: self._directory.get(session_id), principal, server, here, WHOLE)
 
     async def _found(
-        self, read: Read, principal: Principal, server: str, session_id: str, concern: Concern
+        self, read: Read, principal: Principal, server: str, here: Sequence[Workflow], concern: Concern
     ) -> Workflow:
-        """What does not live here, where it may be used here."""
+        """What does not live here, or not all of it, where it may be used here; `here` is what does."""
         cluster = self._cluster
         assert cluster is not None, "without other workers all that there is lives here"
-        here = [found for found in self._residents.served_as(session_id) if found.opened.done()]
+        here = [found for found in here if found.opened.done()]
         known = next((found for found in here if concern.name and found.knows(concern.name)), None)
         if known is None and concern.name:
             await cluster.seek(concern, server, next(iter(here), None))

@@ -523,21 +523,25 @@ async def test_g3_what_was_asked_at_one_worker_is_answered_through_another(
     assert upstream.counts()["response"] == 1
 
 
+@pytest.mark.parametrize("names", ["session", "key"])
 async def test_g3_what_was_asked_on_the_stream_of_a_call_is_answered_through_another_worker(
-    pair: tuple[Gateway, Gateway], upstream: Upstream
+    pair: tuple[Gateway, Gateway], upstream: Upstream, key: str, names: str
 ) -> None:
     first, second = pair
-    async with Wire(first.url()) as wire:
+    keyed = {"Trunkline-Workflow": key} if names == "key" else {}
+    async with Wire(first.url(), keyed) as wire, AsyncExitStack() as stack:
         await wire.open(capabilities={"elicitation": {}})
-        async with elsewhere(second, wire) as fresh:
-            answer = await wire.call("ask")
-            async for message in answer.messages():
-                if message.get("method") == "elicitation/create":
-                    content = {"action": "accept", "content": {"colour": "red"}}
-                    reply = {"jsonrpc": "2.0", "id": message["id"], "result": content}
-                    assert (await fresh.post(reply)).status == 202
-                else:
-                    assert text_of(message) == "accept red"
+        caller, other = [
+            await stack.enter_async_context(Wire(host.url(), keyed or wire.headers)) for host in (second, first)
+        ]
+        answer = await caller.call("ask")
+        async for message in answer.messages():
+            if message.get("method") == "elicitation/create":
+                content = {"action": "accept", "content": {"colour": "red"}}
+                reply = {"jsonrpc": "2.0", "id": message["id"], "result": content}
+                assert (await other.post(reply)).status == 202
+            else:
+                assert text_of(message) == "accept red"
     assert upstream.counts()["response"] == 1
 
 

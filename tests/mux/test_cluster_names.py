@@ -5,10 +5,13 @@ import json
 import pytest
 from harness.clustering import Member, Workers, journal, resume, streamed, until, workers
 from harness.memory_wire import message
-from harness.muxing import ALICE, events, settle
+from harness.muxing import ALICE, events, initialize, settle, some
 from trunkline.mux.directory import LEASE_SECONDS, Entry
+from trunkline.mux.envelope import parse
+from trunkline.mux.errors import Elsewhere
 from trunkline.mux.event_log import Position
-from trunkline.mux.placement import NAMES
+from trunkline.mux.placement import NAMES, Concern, concern_of
+from trunkline.mux.principal import ANONYMOUS
 from trunkline.mux.workflow import Workflow
 
 pytestmark = pytest.mark.anyio
@@ -149,3 +152,23 @@ async def test_a_wire_that_was_left_does_not_come_back_with_a_stream_of_who_has_
         member, _ = await resume(at, b, Position(held.record.event_token, a.number * NAMES + 1000, 1, 1).spell())
         assert member is b
         assert held.duplexes.newest is None
+
+
+async def test_g3_an_answer_of_who_names_a_key_goes_to_the_worker_that_asked() -> None:
+    async with workers() as at:
+        a, b = await at.start(), await at.start()
+        client = await a.client(message=initialize(capabilities={"sampling": {}}), key="k")
+        _, reader = await streamed(b, await b.beside(client.workflow.record.session_id))
+        sampling = {"messages": [], "maxTokens": 1}
+        (await at.server.got("tools/call")).say(message("sampling/createMessage", sampling, id="q1"))
+        [(_, text)] = await some(reader)
+        answer = parse(b'{"jsonrpc":"2.0","id":%d,"result":{}}' % json.loads(text)["id"], limit=1000)
+        concern = concern_of([answer])
+        with pytest.raises(Elsewhere) as elsewhere:
+            await a.pool.lookup.find_key(ANONYMOUS, "x", "k", concern)
+        assert elsewhere.value.worker == b.members.worker.id
+        found = await b.pool.lookup.find_key(ANONYMOUS, "x", "k", concern)
+        assert found is not None
+        found.respond(answer)
+        assert (await at.server.got("response")).json["id"] == "q1"
+        assert await a.pool.lookup.find_key(ALICE, "x", "k", Concern(name=1)) is None
