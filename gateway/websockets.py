@@ -11,6 +11,7 @@ from websockets.frames import BINARY, CLOSE, PING, PONG, Frame
 from websockets.http11 import Request
 from websockets.protocol import OPEN
 
+from ..mux.burden import LARGE_BYTES
 from ..transports.frames import Frames, text_frame
 from ..transports.portions import Portions
 from ..transports.websocket import PING as LENT_PING
@@ -194,8 +195,13 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
     def _read(self, data: bytes, at: int) -> int:
         came: list[bytes | Frame] = []
         stop = self._frames.feed(data, at, came)
-        if self._socket is not None:
-            self._take(self._socket, came)
+        socket, unfinished = self._socket, self._frames.unfinished
+        if socket is not None:
+            if socket.burden and any(isinstance(one, bytes) for one in came):
+                socket.comes(0)  # whoever takes it counts it
+            self._take(socket, came)
+            if unfinished > LARGE_BYTES:
+                socket.comes(unfinished)
         return stop
 
     def _take(self, socket: Socket, came: list[bytes | Frame]) -> None:

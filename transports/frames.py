@@ -50,7 +50,19 @@ class Frames:
     The protocol must have the same limit. Its answers are left in its `data_to_send`.
     """
 
-    __slots__ = ("_held", "_in_fragments", "_is_over", "_left", "_limit", "_mask", "_parts", "_protocol")
+    __slots__ = (
+        "_gathered",
+        "_held",
+        "_in_fragments",
+        "_is_over",
+        "_left",
+        "_limit",
+        "_mask",
+        "_parts",
+        "_protocol",
+        "_size",
+        "unfinished",
+    )
 
     def __init__(self, protocol: Protocol, limit: int, *, is_masked: bool) -> None:
         self._protocol = protocol
@@ -60,11 +72,17 @@ class Frames:
         """The beginning of a head that is not complete: less than 14 bytes."""
         self._left = 0
         """Bytes that are still to come of a frame that the library reads."""
+        self._size = 0
+        """How long that is."""
         self._in_fragments = False
         self._is_over = False
         """True once the connection is closing: where frames end makes no difference any longer."""
         self._parts: list[bytes | bytearray] | None = None
         """Of a text message in fragments."""
+        self._gathered = 0
+        """Bytes of those."""
+        self.unfinished = 0
+        """Bytes that have come of a message that is not complete."""
 
     def feed(self, data: bytes, at: int, got: list[bytes | Frame]) -> int:
         """Read some of what comes, from there on: little more than `PORTION_ITEMS` frames. Where that ends.
@@ -115,7 +133,7 @@ class Frames:
 
     def _leave(self, first: int, size: int) -> None:
         """Leave a frame to the library."""
-        self._left = size
+        self._left = self._size = size
         if not first & 0x8:  # no control frame, which may stand between fragments
             self._in_fragments = not first & FIN
 
@@ -135,9 +153,11 @@ class Frames:
             if self._parts is None:
                 continue
             keep(self._parts, bytes(event.data))
+            self._gathered += len(event.data)
             if event.fin:
-                message, self._parts = b"".join(self._parts), None
+                message, self._parts, self._gathered = b"".join(self._parts), None, 0
                 self._add(message, got)
+        self.unfinished = self._gathered + (self._size - self._left if self._left else 0)
         self._is_over = self._protocol.state is not OPEN
         return stop, len(events)
 

@@ -16,11 +16,13 @@ from typing import Final, Protocol
 
 import anyio
 
-from ..mux.errors import Elsewhere
+from ..mux.burden import LARGE_BYTES
+from ..mux.errors import Elsewhere, Overloaded
 from ..mux.limits import MAX_BODY_BYTES
 from ..mux.principal import Principal
 from ..mux.record import WorkflowState
 from .asgi import (
+    BODY_SECONDS,
     GRANT,
     IDENTITY_ENDED,
     SEND_SECONDS,
@@ -180,10 +182,12 @@ class LentWire(Wire, Protocol):
 class Socket:
     """One connection: what comes is taken, what is due is written, until one side ends it. Told by its `Wire`.
 
-    It has a place of its principal, and gives it up at its end.
+    It has a place of its principal, and gives it up at its end. A large message counts to the pool's `Burden` while it
+    comes, and while it waits to be taken.
     """
 
     __slots__ = (
+        "_burdens",
         "_count_refused",
         "_deadline",
         "_expires",
@@ -193,6 +197,7 @@ class Socket:
         "_headers",
         "_is_flush_due",
         "_is_over",
+        "_late",
         "_link",
         "_loop",
         "_ping",
@@ -200,13 +205,16 @@ class Socket:
         "_rest",
         "_said_goodbye",
         "_sent",
+        "_server",
         "_slow",
         "_unwritten",
         "_waiting",
+        "_waits",
         "_watch",
         "_wire",
         "_work",
         "_work_scope",
+        "burden",
     )
 
     def __init__(self, link: Link, wire: Wire, headers: RequestHeaders, config: EndpointConfig) -> None:
@@ -219,9 +227,17 @@ class Socket:
         self._watch: AbstractContextManager[None] | None = None
         self._count_refused = partial(config.pool.statistics.count, "refused")
         self._give_up_place = partial(config.admission.give_up_place, link.principal, config.server)
+        self._burdens = config.pool.burden
+        self._server = config.server
+        self.burden = 0
+        """What a large message that is not complete has of the pool's `Burden`, in bytes."""
+        self._late: asyncio.TimerHandle | None = None
+        """Of its end."""
         self._loop = asyncio.get_running_loop()
         self._waiting: list[bytes] | None = None
         """What came behind a message that has to wait; None while none has to."""
+        self._waits = 0
+        """What large messages among them, and the one that has to wait, have of the pool's `Burden`."""
         self._work: asyncio.Task[None] | None = None
         self._work_scope: anyio.CancelScope | None = None
         self._unwritten: list[Due] = []
@@ -265,11 +281,25 @@ class Socket:
         if len(text) > MAX_BODY_BYTES:
             self._refuse("body", TOO_BIG, f"a message may have {MAX_BODY_BYTES} bytes")
         elif self._waiting is not None:
-            self._waiting.append(text)
+            self._wait(text, self._waiting)
         elif not self._link.take_at_once(text, self._headers):
-            self._waiting = [text]
+            self._waiting = []
+            self._wait(text, self._waiting)
             self._wire.pause_reading()
             self._work = self._loop.create_task(self._take_waiting(self._waiting))
+
+    def comes(self, size: int) -> None:
+        """So much has come of a large message that is not complete; 0 once it is."""
+        if self._is_over or (size > self.burden and not self._take_up(size - self.burden)):
+            return
+        if size < self.burden:
+            self._lay_down(self.burden - size)
+        self.burden = size
+        if not size and self._late is not None:
+            self._late.cancel()
+            self._late = None
+        elif size and self._late is None:
+            self._late = self._loop.call_later(BODY_SECONDS, self._lose_patience)
 
     def came_binary(self) -> None:
         """A message that is no text."""
@@ -312,7 +342,7 @@ class Socket:
         if self._is_over:
             return
         self._is_over = True
-        for timer in (self._slow, self._deadline, self._expiry, self._rest):
+        for timer in (self._slow, self._deadline, self._expiry, self._rest, self._late):
             if timer is not None:
                 timer.cancel()
         self._unwritten.clear()
@@ -326,8 +356,28 @@ class Socket:
 
     # Inside.
 
+    def _wait(self, text: bytes, waiting: list[bytes]) -> None:
+        if len(text) > LARGE_BYTES and self._take_up(len(text)):
+            self._waits += len(text)
+        waiting.append(text)
+
     def _withdraw(self) -> None:
         self._refuse(IDENTITY_ENDED, *ENDED)
+
+    def _lose_patience(self) -> None:
+        self._refuse("slow_body", POLICY, "the message took too long to come")
+
+    def _take_up(self, size: int) -> bool:
+        """False where that is too much: then the connection is over."""
+        try:
+            self._burdens.take_up(self._link.principal, self._server, size)
+        except Overloaded as error:
+            self._refuse(error.word, TRY_AGAIN, f"{error.limit}: {error.message}")
+            return False
+        return True
+
+    def _lay_down(self, size: int) -> None:
+        self._burdens.lay_down(self._link.principal, self._server, size)
 
     def _refuse(self, word: str, code: int, reason: str) -> None:
         if not self._is_over:
@@ -337,6 +387,7 @@ class Socket:
     def _leave(self) -> None:
         self._link.close(goodbye=self._said_goodbye)
         self._give_up_place()
+        self._lay_down(self.burden + self._waits)
         if self._watch is not None:
             # Not at once: it may be withdrawn just as it is entered.
             self._loop.call_soon(self._watch.__exit__, None, None, None)
@@ -348,7 +399,11 @@ class Socket:
                 if self._is_over:
                     return
                 while waiting:
-                    await self._link.take(waiting.pop(0), self._headers)
+                    text = waiting.pop(0)
+                    await self._link.take(text, self._headers)
+                    if len(text) > LARGE_BYTES:
+                        self._lay_down(len(text))
+                        self._waits -= len(text)
                 self._waiting = None
                 self._wire.resume_reading()
         except Exception:

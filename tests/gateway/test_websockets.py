@@ -150,6 +150,8 @@ async def test_g10_a_client_that_pings_and_takes_no_pong_is_cut(monkeypatch: pyt
 class Told:
     """Accepts a socket when it may, takes it over, and keeps what it is told."""
 
+    burden = 0
+
     def __init__(self) -> None:
         self.is_asked = anyio.Event()
         self.may_accept = anyio.Event()
@@ -173,6 +175,9 @@ class Told:
 
     def came_binary(self) -> None:
         self.note("binary")
+
+    def comes(self, size: int) -> None:
+        """Of no interest."""
 
     def ponged(self, payload: bytes) -> None:
         self.note(("pong", payload))

@@ -1,0 +1,124 @@
+"""G10: what large messages take while they come on sockets, and while they wait there, is bounded as bodies are."""
+
+import json
+
+import anyio
+import pytest
+from harness.duplex_clients import SocketClient, initialize
+from harness.listening import Served, listening
+from harness.memory_wire import Exchange, echo
+from harness.muxing import PATIENCE
+from trunkline.mux.burden import Burden
+from trunkline.transports import websocket
+from trunkline.transports.frames import text_frame
+
+pytestmark = pytest.mark.anyio
+
+KEY = b"\x01\x80\xff\x00"
+ALICE, BOB = {"Authorization": "alice"}, {"Authorization": "bob"}
+FULL = "max_large_bytes_per_user: too much of one user's large messages is not answered yet"
+CALL = json.dumps(
+    {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "t", "arguments": {"pad": "x" * 100_000}}}
+).encode()
+
+
+FRAME = 10_008
+"""Bytes of a fragment, with its head."""
+
+
+def whole() -> bytes:
+    return text_frame(CALL, KEY)
+
+
+def in_fragments() -> bytes:
+    """The same, by 10,000 bytes."""
+    parts = [CALL[at : at + 10_000] for at in range(0, len(CALL), 10_000)]
+    frames = []
+    for n, part in enumerate(parts):
+        first = (0x80 if n == len(parts) - 1 else 0) | (0 if n else 1)
+        frames.append(bytes((first,)) + text_frame(part, KEY)[1:])
+    return b"".join(frames)
+
+
+def write(client: SocketClient, data: bytes) -> None:
+    assert client.socket is not None
+    client.socket.transport.write(data)
+
+
+async def until_held(at: Served, least: int, most: int) -> None:
+    with anyio.fail_after(PATIENCE):
+        while not least <= at.pool.burden.held <= most:
+            await anyio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize("sent", [whole(), in_fragments()], ids=["whole", "in fragments"])
+async def test_g10_messages_that_are_not_complete_count_to_what_their_user_may_have(sent: bytes) -> None:
+    async with (
+        listening() as at,
+        SocketClient(at.base(), ALICE) as one,
+        SocketClient(at.base(), ALICE) as two,
+        SocketClient(at.base(), BOB) as three,
+    ):
+        at.pool.burden = Burden(total=1_000_000, per_user=150_000)
+        at.server.on_request = echo
+        for client in (one, two, three):
+            await client.connect()
+            await client.begin()
+        write(one, sent[:-1])
+        await until_held(at, 100_000, 101_000)
+        write(three, sent[:-1])
+        await until_held(at, 200_000, 202_000)
+        write(two, sent[:-1])
+        assert await two.closed() == (1013, FULL)
+        assert at.counts["refused", "max_large_bytes_per_user"] == 1
+        for client in (one, three):
+            write(client, sent[-1:])
+            assert "result" in await client.answer(1)
+        assert at.pool.burden.held == 0
+        write(one, sent + sent[:-1])
+        assert "result" in await one.answer(1)
+        await until_held(at, 100_000, 101_000)
+        one.cut()
+        await until_held(at, 0, 0)
+
+
+async def test_g10_a_large_message_that_does_not_come_to_its_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(websocket, "BODY_SECONDS", 0.2)
+    async with listening() as at, SocketClient(at.base(), ALICE) as client:
+        await client.connect()
+        await client.begin()
+        at.server.on_request = echo
+        write(client, whole())
+        assert "result" in await client.answer(1)
+        write(client, in_fragments()[: 9 * FRAME])
+        await until_held(at, 90_000, 90_000)
+        write(client, b"\x89\x80" + KEY)  # a ping between fragments is no progress
+        assert await client.closed() == (1008, "the message took too long to come")
+        assert at.counts["refused", "slow_body"] == 1
+        await until_held(at, 0, 0)
+
+
+async def test_g10_large_messages_that_wait_for_their_session_count_as_well() -> None:
+    held: list[Exchange] = []
+    async with (
+        listening() as at,
+        SocketClient(at.base(), ALICE) as one,
+        SocketClient(at.base(), ALICE) as two,
+    ):
+        at.pool.burden = Burden(total=1_000_000, per_user=150_000)
+        at.server.answers_initialize = held.append
+        at.server.on_request = echo
+        await one.connect()
+        await one.send(initialize())
+        write(one, whole())
+        await until_held(at, 100_000, 101_000)
+        await two.connect()
+        await two.send(initialize())
+        write(two, whole())
+        assert await two.closed() == (1013, FULL)
+        for exchange in held:
+            exchange.answer(
+                {"protocolVersion": "2025-11-25", "capabilities": {}, "serverInfo": {"name": "s", "version": "1"}}
+            )
+        assert "result" in await one.answer(1)
+        await until_held(at, 0, 0)
