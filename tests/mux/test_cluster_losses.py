@@ -1,0 +1,393 @@
+"""A directory that lost what it was told last, as a redis does that fails over to a replica: it is told again."""
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+import anyio
+import pytest
+from harness.clustering import Member, Workers, two, until, workers
+from harness.muxing import ALICE, Client, begin, initialize, settle
+from msgspec.structs import replace
+from trunkline.mux import lookup
+from trunkline.mux.directory import LEASE_SECONDS, MAX_STALENESS
+from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, Overloaded, SessionLost, UnknownSession
+from trunkline.mux.leftovers import FIRST_SECONDS
+from trunkline.mux.lookup import COMPARED_AT_ONCE
+from trunkline.mux.principal import ANONYMOUS
+from trunkline.mux.record import WorkflowRecord
+
+pytestmark = pytest.mark.anyio
+
+
+async def gone_back(at: Workers) -> tuple[Member, Member, Client]:
+    """Two workers, and a client of a workflow of which the directory knows what it knew before it was open."""
+    a, b, session_id = await two(at)
+    client = await a.find(session_id)
+    await client.answer(client.call())
+    record = client.workflow.record
+    at.directory.go_back(replace(record, epoch=0, revision="", result=b"", upstream_session=""))
+    return a, b, client
+
+
+async def away(*asked: object) -> None:
+    raise DirectoryUnavailable("a test has taken the directory away")
+
+
+async def test_g7_what_a_directory_lost_of_a_workflow_is_told_to_it_again() -> None:
+    async with workers() as at:
+        a, b, client = await gone_back(at)
+        session_id = client.workflow.record.session_id
+        at.directory._next_id[session_id] = 1
+        at.clock.advance(LEASE_SECONDS)
+        await a.beat()
+        await b.beat()
+        await settle()
+        assert await at.directory.get(session_id) == client.workflow.record
+        beside = await b.beside(session_id)
+        assert "result" in await beside.answer(beside.call())
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        again = await b.find(session_id)
+        assert "result" in await again.answer(again.call())
+        ids = [exchange.id for exchange in at.server.of("tools/call")]
+        assert len(ids) == len(set(ids)) == 3
+        assert len(at.server.of("initialize")) == 1
+
+
+async def test_e4_which_ids_were_drawn_is_told_again_though_that_fails_at_first() -> None:
+    async with workers() as at:
+        a, b, client = await gone_back(at)
+        session_id = client.workflow.record.session_id
+        at.directory._next_id[session_id] = 1
+        draw_ids = at.directory.draw_ids
+        at.directory.draw_ids = away  # type: ignore[method-assign]
+        at.clock.advance(LEASE_SECONDS)
+        await a.beat()
+        await settle()
+        at.directory.draw_ids = draw_ids  # type: ignore[method-assign]
+        await at.pass_time(LEASE_SECONDS)
+        assert await at.directory.get(session_id) == client.workflow.record
+        beside = await b.beside(session_id)
+        for _ in range(3):
+            assert "result" in await beside.answer(beside.call())
+        ids = [exchange.id for exchange in at.server.of("tools/call")]
+        assert len(ids) == len(set(ids)) == 4
+
+
+async def test_g7_it_is_told_too_where_the_workflow_is_used_before_anybody_knows_of_a_loss() -> None:
+    async with workers() as at:
+        a, _, client = await gone_back(at)
+        at.clock.advance(MAX_STALENESS + 0.1)
+        assert await a.pool.lookup.find(ANONYMOUS, "x", client.workflow.record.session_id) is client.workflow
+        assert await at.directory.get(client.workflow.record.session_id) == client.workflow.record
+
+
+@pytest.mark.parametrize("by", ["use", "news"])
+async def test_g7_a_record_that_was_lost_unnoticed_is_told_again(by: str) -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        workflow = (await a.find(session_id)).workflow
+        at.directory.forget(session_id)
+        if by == "use":
+            at.clock.advance(MAX_STALENESS + 0.1)
+            assert await a.pool.lookup.find(ANONYMOUS, "x", session_id) is workflow
+        else:
+            at.directory._tell("")
+            await settle()
+        assert await at.directory.get(session_id) == workflow.record
+        await b.beat()
+        beside = await b.beside(session_id)
+        assert "result" in await beside.answer(beside.call())
+
+
+async def test_g7_it_is_told_again_though_that_fails_at_first_and_nobody_uses_it_there() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        await at.pass_time(1)
+        at.directory.forget(session_id)
+        a.view.fails_at = a.view.calls + 1
+        at.directory._tell("")
+        await settle()
+        await at.pass_time(LEASE_SECONDS + 1)
+        beside = await b.beside(session_id)
+        assert "result" in await beside.answer(beside.call())
+        assert not (await a.find(session_id)).workflow.is_doubted
+
+
+async def test_g7_it_is_told_again_though_it_was_used_while_the_directory_was_away() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        await at.pass_time(1)
+        at.directory.forget(session_id)
+        a.view.is_cut = True
+        at.directory._tell("")
+        await settle()
+        await a.find(session_id)
+        a.view.is_cut = False
+        await at.pass_time(LEASE_SECONDS + 1)
+        beside = await b.beside(session_id)
+        assert "result" in await beside.answer(beside.call())
+
+
+async def test_g10_doubts_are_settled_by_one_task_however_long_the_directory_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        mine = (await a.find(session_id)).workflow
+        get, answers = at.directory.get, anyio.Event()
+
+        async def slow(name: str) -> WorkflowRecord | None:
+            await answers.wait()
+            return await get(name)
+
+        monkeypatch.setattr(at.directory, "get", slow)
+        at.clock.advance(LEASE_SECONDS)
+        await b.beat()
+        await a.beat()
+        numbers = list[int]()
+        for _ in range(5):
+            tuple(a.pool._sweep.look_after(at.clock()))
+            await settle()
+            numbers.append(len(a.pool._tasks._running))
+        assert len(set(numbers)) == 1
+        answers.set()
+        await until(lambda: not mine.is_doubted)
+
+
+async def test_g7_what_was_lost_is_told_again_many_at_a_time_and_not_all_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with workers(max_workflows_per_user=100) as at:
+        a = await at.start()
+        await at.start()
+        mine = [(await a.client()).workflow for _ in range(COMPARED_AT_ONCE + 5)]
+        get, answers, asked = at.directory.get, anyio.Event(), 0
+
+        async def slow(name: str) -> WorkflowRecord | None:
+            nonlocal asked
+            asked += 1
+            await answers.wait()
+            return await get(name)
+
+        monkeypatch.setattr(at.directory, "get", slow)
+        for workflow in mine:
+            at.directory.forget(workflow.record.session_id)
+        at.directory._tell("")
+        await settle()
+        at.directory._tell("")
+        tuple(a.pool._sweep.look_after(at.clock()))
+        await settle()
+        assert asked == COMPARED_AT_ONCE
+        answers.set()
+        await settle(200)
+        for workflow in mine:
+            assert await get(workflow.record.session_id) is not None
+
+
+async def test_g7_nothing_is_unknown_before_those_who_hold_it_can_have_told_it_again() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        keyed = (await a.client(ALICE, key="chat")).workflow
+        beside = await b.beside(session_id)
+        publish = at.directory.publish
+        at.directory.publish = away  # type: ignore[method-assign]
+        for lost in (session_id, keyed.record.session_id):
+            at.directory.forget(lost)
+        at.directory._tell("")
+        await settle()
+        assert (await b.beside(session_id)).workflow is beside.workflow
+        assert "result" in await beside.answer(beside.call())
+        with pytest.raises(DirectoryUnavailable):
+            await b.find(session_id)
+        with pytest.raises(DirectoryUnavailable):
+            await b.client(ALICE, key="chat")
+        at.directory.publish = publish  # type: ignore[method-assign]
+        at.directory._tell("")
+        await settle()
+        with pytest.raises(Elsewhere):
+            await b.find(session_id)
+        with pytest.raises(Elsewhere):
+            await b.client(ALICE, key="chat")
+        await at.pass_time(LEASE_SECONDS)
+        with pytest.raises(UnknownSession):
+            await b.find("unknown")
+
+
+async def test_all_is_compared_once_the_newest_first_for_each_time_that_something_was_missed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lookup, "COMPARED_AT_ONCE", 1)
+    async with workers() as at:
+        a = await at.start()
+        oldest, middle, newest = [(await a.client()).workflow.record.session_id for _ in range(3)]
+        get, asked, answers = at.directory.get, list[str](), anyio.Semaphore(0)
+
+        async def slow(session_id: str) -> WorkflowRecord | None:
+            asked.append(session_id)
+            await answers.acquire()
+            return await get(session_id)
+
+        at.directory.get = slow  # type: ignore[method-assign]
+        at.directory._tell("")
+        await settle()
+        assert asked == [newest]
+        at.directory._tell("")
+        await settle()
+        assert asked == [newest], "it is compared again, but not yet"
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(a.find, middle)
+            await settle()
+            for _ in range(9):
+                answers.release()
+        await settle()
+        assert asked == [newest, middle, oldest, newest]
+
+
+async def test_a_record_that_is_missing_for_longer_than_an_end_is_known_is_not_told_again() -> None:
+    async with workers(idle_timeout=10, resume_window=5) as at:
+        a, _, session_id = await two(at)
+        (await a.find(session_id)).workflow.streams.attach_standalone()
+        at.directory.forget(session_id)
+        at.clock.advance(20)
+        with pytest.raises(UnknownSession):
+            await a.find(session_id)
+
+
+async def test_what_ends_is_removed_though_the_directory_lost_its_last_state() -> None:
+    async with workers() as at:
+        a, b, client = await gone_back(at)
+        await a.pool.end(client.workflow, "deleted")
+        assert await at.directory.get(client.workflow.record.session_id) is None
+        with pytest.raises(UnknownSession):
+            await b.find(client.workflow.record.session_id)
+
+
+async def test_g8_what_is_let_go_goes_on_though_the_directory_lost_its_last_state() -> None:
+    async with workers() as at:
+        a, b, client = await gone_back(at)
+        at.directory._next_id[client.workflow.record.session_id] = 1
+        await a.pool.drain(1)
+        await settle()
+        again = await b.find(client.workflow.record.session_id)
+        for _ in range(3):
+            assert "result" in await again.answer(again.call())
+        assert (len(at.server.of("initialize")), at.server.deleted) == (1, [])
+        ids = [exchange.id for exchange in at.server.of("tools/call")]
+        assert len(ids) == len(set(ids)) == 4
+
+
+async def test_g8_what_is_let_go_goes_on_though_the_directory_has_just_forgotten_it() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        at.directory.forget(session_id)
+        await a.pool.drain(1)
+        await settle()
+        again = await b.find(session_id)
+        assert "result" in await again.answer(again.call())
+        assert (len(at.server.of("initialize")), at.server.deleted) == (1, [])
+
+
+async def test_what_ended_elsewhere_is_not_brought_back_by_a_worker_that_drains() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        at.clock.advance(LEASE_SECONDS)
+        await b.beat()
+        theirs = (await b.find(session_id)).workflow
+        watchers = set(at.directory._watchers)
+        at.directory._watchers.clear()  # the news is on its way
+        await b.pool.end(theirs, "deleted")
+        at.directory._watchers |= watchers
+        await a.pool.drain(1)
+        await settle()
+        assert await at.directory.get(session_id) is None
+
+
+@pytest.mark.parametrize("cause", ["drained", "not_opened", "taken_over"])
+async def test_g8_what_is_let_go_while_it_is_told_again_goes_on(cause: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with workers() as at:
+        a, b, client = await gone_back(at)
+        session_id = client.workflow.record.session_id
+        publish, append = at.directory.publish, at.directory.append
+        is_told, is_heard, is_written = anyio.Event(), anyio.Event(), anyio.Event()
+
+        async def told(record: WorkflowRecord) -> WorkflowRecord | None:
+            standing = await publish(record)
+            is_told.set()
+            await is_heard.wait()
+            return standing
+
+        async def written(*what: Any) -> None:
+            await is_written.wait()
+            await append(*what)
+
+        monkeypatch.setattr(at.directory, "publish", told)
+        monkeypatch.setattr(at.directory, "append", written)
+        client.workflow.streams.attach_standalone()  # an event, which is on its way when the worker lets go
+        at.clock.advance(MAX_STALENESS + 0.1)
+        await b.beat()
+        comparing = asyncio.create_task(a.find(session_id))
+        await is_told.wait()
+        if cause == "drained":
+            await a.pool.drain(1)
+        else:
+            a.pool.lookup._ending.soon(client.workflow, cause)
+        is_heard.set()
+        with suppress(DirectoryUnavailable, UnknownSession, SessionLost, Elsewhere, Overloaded):
+            await comparing
+        is_written.set()
+        await settle()
+        again = Client((await at.serve(session_id, b))[1])
+        assert "result" in await again.answer(again.call())
+        assert (len(at.server.of("initialize")), at.server.deleted) == (1, [])
+
+
+async def test_what_begins_anew_under_its_session_id_is_not_ended_for_what_was_left_of_the_one_before() -> None:
+    async with workers() as at:
+        a, _, session_id = await two(at)
+        a.view.fails_at, a.view.is_done = a.view.calls + 2, True  # looks, removes, and does not hear that it did
+        message = initialize("2025-06-18")
+        begun = await begin(a.pool, session_id=session_id, new_id=session_id, message=message)
+        assert begun.state == "reset"
+        assert a.pool.statistics.counts["leftovers", "kept"] == 1
+        await at.pass_time(FIRST_SECONDS)
+        client = await a.find(session_id)
+        assert client.workflow is begun.workflow
+        assert "result" in await client.answer(client.call())
+        at.clock.advance(MAX_STALENESS + 0.1)
+        assert (await a.find(session_id)).workflow is begun.workflow
+
+
+@pytest.mark.parametrize("late", ["get", "publish"])
+async def test_what_begins_anew_under_its_session_id_is_no_older_state_of_the_one_before(
+    late: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with workers() as at:
+        a, _, session_id = await two(at)
+        mine = (await a.find(session_id)).workflow
+        for _ in range(3):
+            mine.record = await at.directory.replace(mine.record) or mine.record
+        await settle()
+        assert (await a.find(session_id)).workflow is mine
+        do, is_asked, may_be_done = getattr(at.directory, late), anyio.Event(), anyio.Event()
+
+        async def slow(what: Any) -> WorkflowRecord | None:
+            is_asked.set()
+            await may_be_done.wait()
+            return await do(what)  # type: ignore[no-any-return]
+
+        if late == "publish":
+            at.directory.forget(session_id)
+        with monkeypatch.context() as patched:
+            patched.setattr(at.directory, late, slow)
+            comparing = asyncio.create_task(a.pool.lookup.compare(mine))
+            await is_asked.wait()
+        message = initialize("2025-06-18")
+        begun = await begin(a.pool, session_id=session_id, new_id=session_id, message=message)
+        assert begun.workflow is not mine
+        may_be_done.set()
+        await comparing
+        await settle()
+        assert begun.workflow.ended is None
+        assert await at.directory.get(session_id) == begun.workflow.record
