@@ -379,7 +379,6 @@ class Demux:
         self, request: Request, error: TrunklineError, params: wire_format.Members | None, now: float
     ) -> list[Due]:
         request.deadline = now + TOMBSTONE_SECONDS
-        request.paused = 0
         if request.is_held:
             not_run = SessionLost(error.message, executed="no") if isinstance(error, SessionLost) else error
             return [Failed(request, not_run)]
@@ -418,7 +417,7 @@ class Demux:
             self._unbound -= 1
             resumed: Iterator[Request] = iter(self._requests.values())
         else:
-            asked.origin.paused = max(0, asked.origin.paused - 1)
+            asked.origin.paused -= 1
             resumed = iter((asked.origin,))
         for request in resumed:
             if request.state == "pending":

@@ -110,7 +110,8 @@ def test_e4_blocks_follow_one_another(demux: Demux) -> None:
         opened(small)
     assert refused.value.limit == "upstream_ids"
     small.feed(range(20, 21))
-    assert opened(small).id == 20
+    small.feed(range(2**53 - 1, 2**53))
+    assert [opened(small).id for _ in range(2)] == [20, 2**53 - 1]
     for wrong in (range(3), range(5, 2**53 + 1), range(5, 5)):
         with pytest.raises(ValueError, match="ids must lie"):
             small.feed(wrong)
@@ -187,15 +188,15 @@ def test_e18_progress_of_a_task_comes_back_after_the_answer_too_whoever_takes_it
     assert json.loads(event.message)["params"] == {"progressToken": "mine", "progress": 1}
     demux.receive(answer(str(request.id)), request, 1)
     beside = Demux(max_inflight=1, timeout=10)
-    for other in (demux, beside):
-        told = other.receive(progress, request, 1)
+    for other, origin in ((demux, request), (beside, request), (demux, None)):
+        told = other.receive(progress, origin, 1)
         assert isinstance(told, Told)
         assert json.loads(told.message.encode()) == {
             "jsonrpc": "2.0",
             "method": "notifications/progress",
             "params": {"progressToken": "mine", "progress": 1},
         }
-        assert told.origin is request
+        assert told.origin is origin
 
 
 def test_e17_progress_of_a_task_extends_what_waits_for_its_result(demux: Demux) -> None:
@@ -223,6 +224,7 @@ def test_e18_progress_of_a_task_whose_call_was_cancelled_is_dropped(demux: Demux
 def test_e18_progress_for_nothing_is_dropped(demux: Demux) -> None:
     request = opened(demux)  # asked for no progress
     dropped = ["{}", '{"progressToken":null}', '{"progressToken":77}', f'{{"progressToken":{request.id}}}', "[]"]
+    dropped.append(f'{{"progressToken":{"9" * 5000}}}')  # more digits than Python reads
     for params in dropped:
         assert demux.receive(notification("notifications/progress", params), None, 0) == Ignored("unknown_progress")
     asked = opened(demux, call("1", '{"_meta":{"progressToken":1}}'))
@@ -258,6 +260,8 @@ def test_a_workflow_that_ends_withdraws_what_it_asked_for_and_nothing_else(demux
     ending, other = Waiting("ending"), Waiting("other")
     first = demux.open(call("1"), ending, 0)[0]  # type: ignore[arg-type]
     kept = demux.open(call("2"), other, 0)[0]  # type: ignore[arg-type]
+    cancelled = demux.open(call("3"), ending, 0)[0]  # type: ignore[arg-type]
+    demux.cancel(cancelled, None, 0)
     cause = WorkflowEnded("deleted")
     told, failed = demux.withdraw(ending, cause, 5)  # type: ignore[arg-type]
     assert isinstance(told, ToServer)
@@ -357,6 +361,7 @@ def asked(demux: Demux, message: Envelope, origin: Request | None = None, now: f
 
 def test_e5_r4_a_servers_request_is_answered_under_its_own_id_and_once(demux: Demux) -> None:
     question = asked(demux, asks('"s1"'))
+    assert not demux.is_idle
     assert demux.receive(asks('"s1"'), None, 0) == Ignored("duplicate_server_id")
     assert demux.respond(question, answer("4", '{"ok":1}'), 0) == [
         ToServer(b'{"jsonrpc":"2.0","id":"s1","result":{"ok":1}}', "response")
@@ -443,7 +448,7 @@ def test_the_load_counts_what_was_given_up_and_is_not_over(demux: Demux) -> None
 def test_close_tells_every_caller_the_first_cause_and_takes_nothing_more(demux: Demux) -> None:
     first, second, tomb = opened(demux), opened(demux), opened(demux)
     demux.cancel(tomb, None, 0)
-    asked(demux, asks())
+    question = asked(demux, asks())
     cause = WorkflowEnded("deleted")
     failed = demux.close(cause)
     assert [event.request for event in failed] == [first, second]
@@ -451,6 +456,7 @@ def test_close_tells_every_caller_the_first_cause_and_takes_nothing_more(demux: 
     assert demux.close(SessionLost("other", executed="no")) == []
     assert demux.cause is cause
     assert demux.is_idle
+    assert demux.respond(question, answer("1"), 0) == demux.refuse(question, cause, 0) == [], "nobody waits for it"
     with pytest.raises(WorkflowEnded):
         opened(demux)
 
@@ -490,6 +496,20 @@ def test_what_is_given_back_while_idle_is_nothing_that_is_in_flight(demux: Demux
     assert isinstance(demux.receive(answer(str(request.id)), request, 1.0), Answered)
     demux.trim()
     assert (demux.is_idle, opened(demux).id) == (True, request.id + 1)
+
+
+def test_g10_the_room_of_what_was_in_flight_is_given_back() -> None:
+    made = Demux(max_inflight=1000, timeout=TIMEOUT)
+    made.feed(range(1, 2000))
+    tracemalloc.start()
+    try:
+        caller = Waiting()
+        for request in [made.open(call(), caller, 0)[0] for _ in range(1000)]:  # type: ignore[arg-type]
+            made.receive(answer(str(request.id)), None, 0)
+        made.trim()
+        assert tracemalloc.get_traced_memory()[0] < 8192
+    finally:
+        tracemalloc.stop()
 
 
 def test_g10_the_method_of_what_a_server_asks_is_not_kept_whole(demux: Demux) -> None:

@@ -1,5 +1,7 @@
 """Who gets what: attribution, placement, capabilities, and the call that a cancellation means."""
 
+import tracemalloc
+
 import pytest
 from msgspec import Raw
 from trunkline.mux.envelope import Envelope, Members, members_of, parse
@@ -93,6 +95,19 @@ def test_calls_in_flight_outlast_a_trim() -> None:
     calls.trim()
     assert calls.withdraw(cancel('{"requestId":1}'), lambda call: True).call is None
     assert len(calls) == 0
+
+
+def test_g10_the_room_of_calls_that_ended_is_given_back() -> None:
+    calls: InFlight[str] = InFlight()
+    tracemalloc.start()
+    try:
+        for act in (calls.enter, calls.leave):
+            for n in range(1000):
+                act(b"%d" % n, "call")
+        calls.trim()
+        assert tracemalloc.get_traced_memory()[0] < 8192
+    finally:
+        tracemalloc.stop()
 
 
 def test_g1_a_cancel_that_could_mean_either_means_neither() -> None:
