@@ -282,7 +282,8 @@ class Pool:
             differing = difference(known.record, handshake)
             if differing is None:
                 return await self._return_to(known, _named_by(arrival))
-            if known.wires > arrival.own_wires or known.inflight or not known.opened.done():
+            own = arrival.own_wires + known.streams.by_key
+            if known.wires > own or known.inflight or not known.opened.done():
                 raise InvalidParams(f"the session is in use and was opened with another {differing}")
             self._generations.find(server, arrival.generation)  # nothing ends for what cannot begin
             await self.end(known, "reset")

@@ -94,9 +94,9 @@ class Streams:
 
     # Readers.
 
-    def attach(self, stream: Stream, after: int, *, listens: bool = False) -> Reader:
+    def attach(self, stream: Stream, after: int, *, listens: bool = False, by_key: bool = False) -> Reader:
         """A reader of this stream from a position on. With `listens`, what belongs to no request goes there, too."""
-        reader = Reader(self, stream, after)
+        reader = Reader(self, stream, after, by_key=by_key)
         readers = self._readers.setdefault(stream.number, [])
         readers.append(reader)
         for older in readers:
@@ -110,14 +110,19 @@ class Streams:
         self._workflow.wire_came()
         return reader
 
-    def attach_standalone(self) -> Reader:
-        """A reader of what belongs to no request, from where the last one stopped."""
+    def attach_standalone(self, *, by_key: bool = False) -> Reader:
+        """A reader of what belongs to no request, from where the last one stopped. See `by_key`."""
         stream = self._log.standalone()
         after = max(stream.sent, stream.trimmed)
         if self._workflow.revision >= PRIMING:
             self.append(stream, b"")
         self._workflow.note("attached")
-        return self.attach(stream, after, listens=True)
+        return self.attach(stream, after, listens=True, by_key=by_key)
+
+    @property
+    def by_key(self) -> int:
+        """Readers whose wires named the key alone: their clients may be about to begin, with another handshake."""
+        return sum(reader.by_key for readers in self._readers.values() for reader in readers)
 
     def resume(self, position: Position) -> Reader:
         """A reader that first repeats what followed this position, then goes on live.
@@ -220,12 +225,13 @@ class Streams:
 class Reader:
     """One wire's view of one stream: what follows a position, then what comes, as long as it is the live reader."""
 
-    def __init__(self, streams: Streams, stream: Stream, position: int) -> None:
+    def __init__(self, streams: Streams, stream: Stream, position: int, *, by_key: bool = False) -> None:
         self._streams = streams
         self._position = position
         self._passive = False
         self._waiter: asyncio.Future[None] | None = None
         self.stream = stream
+        self.by_key = by_key
         self.on_wake: Callable[[], None] | None = None
         """Called when something may have changed: for a wire that waits for more than this reader."""
 

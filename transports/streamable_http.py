@@ -179,7 +179,8 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
             if self._pool.draining:
                 await request.respond(200, EVENT_STREAM, event_stream.RECONNECT)
             else:
-                await give_events(self._config, request, workflow.streams.attach_standalone())
+                by_key = SESSION_ID not in request.headers
+                await give_events(self._config, request, workflow.streams.attach_standalone(by_key=by_key))
             return
         position = Position.read(event_id)
         if position is None:

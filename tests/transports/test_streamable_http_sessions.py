@@ -125,7 +125,7 @@ async def test_another_handshake_begins_a_keyed_workflow_anew_unless_it_is_in_us
     async with front() as here:
         here.client.headers[KEY] = "chat-1"
         first = await here.client.post(initialize())
-        stream = await here.client.get()
+        stream = await here.client.get(headers={SESSION: first.headers[SESSION]})
         refused = await here.client.post(initialize(capabilities={"roots": {}}))
         assert refused.status == 200
         error = (await refused.json())["error"]
@@ -136,6 +136,19 @@ async def test_another_handshake_begins_a_keyed_workflow_anew_unless_it_is_in_us
         anew = await here.client.post(initialize(capabilities={"roots": {}}))
         assert (anew.headers[STATE], anew.headers[POOL]) == ("reset", "miss")
         assert anew.headers[SESSION] != first.headers[SESSION]
+
+
+async def test_a_stream_of_the_key_alone_does_not_keep_its_client_from_beginning() -> None:
+    """The AI SDK asks for its stream before it sends `initialize`: that was taken for another client's."""
+    async with front() as here:
+        here.client.headers[KEY] = "chat-1"
+        first = await here.client.post(initialize())
+        stream = await here.client.get()
+        anew = await here.client.post(initialize(capabilities={"roots": {}}))
+        assert (anew.headers.get(STATE), anew.headers.get(POOL)) == ("reset", "miss")
+        assert anew.headers[SESSION] != first.headers[SESSION]
+        await stream.over()
+        assert (await here.client.post(initialize(capabilities={"roots": {}}))).headers[STATE] == "resumed"
 
 
 async def test_a_key_of_anonymous_is_refused_where_everybody_would_share_it() -> None:
