@@ -25,6 +25,7 @@ def test_g10_no_user_has_more_than_its_part_and_none_more_than_all() -> None:
     burden.lay_down(ALICE, "x", 2)
     burden.take_up(CAROL, "x", 2)
     assert burden.held == 10
+    assert refused(burden, ALICE, 3) == "max_large_bytes_per_user", "what was not laid down counts"
 
 
 def test_g9_of_one_server_is_not_more_than_its_part_whoever_asks_it() -> None:
@@ -37,6 +38,7 @@ def test_g9_of_one_server_is_not_more_than_its_part_whoever_asks_it() -> None:
     burden.lay_down(BOB, "x", 1)
     burden.take_up(CAROL, "x", 1)
     assert burden.held == 10
+    assert refused(burden, CAROL, 1) == "max_large_bytes_per_server", "what was not laid down counts"
 
 
 def test_of_who_has_nothing_nothing_is_kept() -> None:

@@ -76,7 +76,7 @@ def test_who_has_gone_takes_no_turn() -> None:
     for name in ("1", "2"):
         at.wait(ALICE, name)
     at.wait(BOB, "bob")
-    for principal, name in ((ALICE, "1"), (BOB, "bob"), (BOB, "bob"), (CAROL, "never")):
+    for principal, name in ((ALICE, "1"), (ALICE, "1"), (BOB, "bob"), (BOB, "bob"), (CAROL, "never")):
         at.withdraw(principal, name)
     assert at.begin_round() == ["2"]
     assert len(at) == 0
