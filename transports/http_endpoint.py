@@ -39,7 +39,7 @@ from .asgi import (
 )
 from .endpoint import EndpointConfig
 from .headers import SESSION_ID, WORKFLOW_STATE
-from .media import JSON_TYPE, content_type
+from .media import JSON_TYPE, STREAM_TYPE, accepts, content_type
 from .status import Answer, HTTPRefusal, answer_to
 
 logger = logging.getLogger(__name__)
@@ -191,6 +191,28 @@ class HTTPEndpoint:
         finally:
             self.lay_down(request)
 
+    async def message(self, request: HTTPRequest) -> bytes:
+        """The body of a POST that is a message, or a batch, once it is its turn.
+
+        Raises:
+            HTTPRefusal: 415, 406; or as `body`.
+            Overloaded: too many of its user wait; or as `body`.
+            Elsewhere: this worker drains.
+        """
+        check_json(request.headers)
+        if not accepts(request.headers, JSON_TYPE, STREAM_TYPE):
+            raise HTTPRefusal(406, "accept", "Accept must list application/json and text/event-stream")
+        body = await self.body(request)
+        if not self._config.admission.pass_at_once():  # more have come than are taken at once: users take turns
+            try:
+                await self._config.admission.wait(request.principal)
+            except Overloaded as error:
+                self._pool.statistics.count("refused", error.word)
+                request.identify(body)
+                raise
+        await self.hand_on(request)
+        return body
+
     async def body(self, request: HTTPRequest) -> bytes:
         """The whole body. A large one counts as far as it has come, until `lay_down`, or the end of its request.
 
@@ -217,22 +239,6 @@ class HTTPEndpoint:
         if request.burden:
             self._pool.burden.lay_down(request.principal, self._config.server, request.burden)
             request.burden = 0
-
-    async def await_turn(self, request: HTTPRequest, body: bytes) -> None:
-        """Let a message wait where more have come than are taken at once: users take turns.
-
-        Raises:
-            Overloaded: too many of its user wait.
-        """
-        admission = self._config.admission
-        if admission.pass_at_once():
-            return
-        try:
-            await admission.wait(request.principal)
-        except Overloaded as error:
-            self._pool.statistics.count("refused", error.word)
-            request.identify(body)
-            raise
 
     async def hand_on(self, request: HTTPRequest) -> None:
         """A drain may have begun while something was waited for: what was not begun before is another worker's (G8).

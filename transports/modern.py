@@ -30,10 +30,7 @@ from .http_endpoint import (
     KEEP_ALIVE_SECONDS,
     HTTPEndpoint,
     HTTPRequest,
-    check_json,
 )
-from .media import JSON_TYPE, STREAM_TYPE, accepts
-from .status import HTTPRefusal
 from .tracing import Tracer, begin_span, context_of
 
 if TYPE_CHECKING:
@@ -261,12 +258,7 @@ class ModernEndpoint(HTTPEndpoint):
         self._requests = requests
 
     async def _post(self, request: HTTPRequest) -> None:
-        check_json(request.headers)
-        if not accepts(request.headers, JSON_TYPE, STREAM_TYPE):
-            raise HTTPRefusal(406, "accept", "Accept must list application/json and text/event-stream")
-        body = await self.body(request)
-        await self.await_turn(request, body)
-        await self.hand_on(request)
+        body = await self.message(request)
         if await self._requests.answer(request, body):
             return
         revision = request.headers.get(PROTOCOL_VERSION)

@@ -29,8 +29,8 @@ from . import event_stream
 from .asgi import ASKED, EVENT_STREAM, JSON, MEANT, until_disconnect
 from .endpoint import DEFAULT_REVISION, EndpointConfig, begin_unasked, is_opening, picked, read_batch
 from .headers import LAST_EVENT_ID, PROTOCOL_VERSION, SESSION_ID
-from .http_endpoint import HTTPEndpoint, HTTPRequest, check_json, requests_in
-from .media import JSON_TYPE, STREAM_TYPE, accepts
+from .http_endpoint import HTTPEndpoint, HTTPRequest, requests_in
+from .media import STREAM_TYPE, accepts
 from .status import HTTPRefusal
 from .streamable_request import (
     arrival_of,
@@ -56,15 +56,9 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
     # POST: a message, or a batch.
 
     async def _post(self, request: HTTPRequest) -> None:
-        headers = request.headers
-        check_json(headers)
-        if not accepts(headers, JSON_TYPE, STREAM_TYPE):
-            raise HTTPRefusal(406, "accept", "Accept must list application/json and text/event-stream")
-        body = await self.body(request)
-        await self.await_turn(request, body)
-        await self.hand_on(request)
-        modern = self._config.modern
-        if modern is not None and headers.get(PROTOCOL_VERSION) not in LEGACY and await modern.answer(request, body):
+        body = await self.message(request)
+        modern, revision = self._config.modern, request.headers.get(PROTOCOL_VERSION)
+        if modern is not None and revision not in LEGACY and await modern.answer(request, body):
             return
         self._check_revision(request, body)
         is_batch = wire_format.is_batch(body)
