@@ -105,28 +105,21 @@ class Gateway:
         self._member: Member | None = None
         self._workers: WorkerMetrics | None = None
         self._enter: ASGIApp = self._serve
-        if shared is None:
-            self.pool = Pool(
-                upstreams,
-                timed(MemoryDirectory(), self.statistics),
-                pooling=settings.pooling,
-                statistics=self.statistics,
-                release=self._release,
-            )
-        else:
+        directory = None
+        if shared is not None:
             directory = timed(shared.directory, self.statistics)
             self._member = Member(directory, shared.runtime, self.statistics, on_lapse=self._lapse)
             self._workers = WorkerMetrics(shared.runtime, self._member.id)
             self._enter = self._member.entrance(self._serve)
-            self.pool = Pool(
-                upstreams,
-                directory,
-                pooling=settings.pooling,
-                statistics=self.statistics,
-                release=self._release,
-                members=self._member.membership,
-                shared=directory,
-            )
+        self.pool = Pool(
+            upstreams,
+            directory or timed(MemoryDirectory(), self.statistics),
+            pooling=settings.pooling,
+            statistics=self.statistics,
+            release=self._release,
+            members=self._member.membership if self._member is not None else None,
+            shared=directory,
+        )
         self._events = Events(self.pool, Overview(self.pool, self._trends, self._member, self._beside))
         self._routes = self._routed(settings, Authenticator(settings), sites, {})
         self._tasks: TaskGroup
