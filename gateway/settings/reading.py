@@ -104,7 +104,7 @@ def _merged(
                     keys[3] = _as_in_the_file(keys[3], _at(tree, keys[:3]))
                 elif keys[2:3] == ["env"] and len(keys) > 3:
                     keys[3:] = ["__".join(parts[3:])]  # a variable's name, as it is
-            _put(tree, keys, _value(text, is_text=_is_text(keys)))
+            _put(tree, keys, _value(text, is_text=_kind_at(keys) is str))
     named = set[str]()
     for upstream in upstreams:
         name, found, url = upstream.partition("=")
@@ -154,11 +154,6 @@ def _value(text: str, *, is_text: bool) -> object:
     except tomllib.TOMLDecodeError:
         return text
     return text if is_text and not isinstance(value, str) else value
-
-
-def _is_text(keys: Sequence[str]) -> bool:
-    """True where these keys lead to a value that is text."""
-    return _kind_at(keys) is str
 
 
 def _kind_at(keys: Sequence[str]) -> Any:

@@ -133,7 +133,7 @@ class MailboxConversation:
         if self._broken:
             raise Broken(self._broken)
         self._sent += 1
-        if not await self._post(self._part("part", self._sent, piece, is_last=is_last)):
+        if not await self._post(_Part(self._mailboxes.me, self.name, "part", self._sent, piece, is_last)):
             self.break_off("the worker has no mailbox", is_known_there=True)
             raise Unreachable(self._broken) if self._sent == 1 else Broken(self._broken)
 
@@ -149,7 +149,7 @@ class MailboxConversation:
         if part.number - self._told >= WINDOW // 2:
             self._told = part.number
             with suppress(Broken):  # it is found where something is waited for
-                await self._post(self._part("taken", part.number))
+                await self._post(_Part(self._mailboxes.me, self.name, "taken", part.number))
         return text
 
     async def _post(self, part: _Part) -> bool:
@@ -158,11 +158,6 @@ class MailboxConversation:
         except DirectoryUnavailable as error:
             self.break_off(str(error))
             raise Broken(self._broken) from error
-
-    def _part(
-        self, kind: Literal["part", "taken", "closed"], number: int = 0, text: bytes = b"", *, is_last: bool = False
-    ) -> _Part:
-        return _Part(self._mailboxes.me, self.name, kind, number, text, is_last)
 
     def _wake(self) -> None:
         self._changed.set()
