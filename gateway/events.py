@@ -43,15 +43,11 @@ class Events:
     def __init__(self, pool: Pool, overview: Overview) -> None:
         self.overview = overview
         self._pool = pool
-        self._listeners = 0
+        self.listeners = 0
+        """Streams that are open."""
         self._all: Seen = {}
         self._all_until = float("-inf")
         self._looking = anyio.Lock()
-
-    @property
-    def listeners(self) -> int:
-        """Streams that are open."""
-        return self._listeners
 
     async def serve(self, request: HTTPRequest, query: Mapping[str, str], headers: RawHeaders) -> None:
         """Send what the query asks for until the listener leaves, or what let it in no longer counts.
@@ -60,10 +56,10 @@ class Events:
             HTTPRefusal: 503, too many are listening. Nothing was sent then.
             NotTold: 400, the query asks for what there is not. Nothing was sent then.
         """
-        if self._listeners >= MAX_LISTENERS:
+        if self.listeners >= MAX_LISTENERS:
             self._pool.statistics.count("refused", "listeners")
             raise HTTPRefusal(503, "listeners", f"{MAX_LISTENERS} listen already: close a page that shows this gateway")
-        self._listeners += 1
+        self.listeners += 1
         try:
             listener = _Listener(self, request.scope, query)
             await listener.look()
@@ -72,7 +68,7 @@ class Events:
                 await request.send_chunk(event_stream.RECONNECT)
                 await request.finish()
         finally:
-            self._listeners -= 1
+            self.listeners -= 1
 
     @property
     def is_ending(self) -> bool:

@@ -127,7 +127,6 @@ class HTTPExchange:
     __slots__ = (
         "_body",
         "_carrier",
-        "_has_begun",
         "_head",
         "_is_bodyless",
         "_is_end_told",
@@ -135,6 +134,7 @@ class HTTPExchange:
         "_untaken",
         "_waits_to_go_on",
         "_waker",
+        "has_begun",
         "headers",
         "is_kept",
         "is_over",
@@ -165,7 +165,8 @@ class HTTPExchange:
         self._is_end_told = False
         self._waker: asyncio.Future[None] | None = None
         """While `receive` waits."""
-        self._has_begun = False
+        self.has_begun = False
+        """True once the head of the answer is given."""
         self._is_bodyless = False
         self._head = b""
         """The head of the answer, while it waits for its body."""
@@ -177,7 +178,7 @@ class HTTPExchange:
     @property
     def is_watched(self) -> bool:
         """True where somebody is told when the client leaves, or its answer has begun."""
-        return self._has_begun or self.left is not None or self._waker is not None
+        return self.has_begun or self.left is not None or self._waker is not None
 
     @property
     def is_full(self) -> bool:
@@ -238,14 +239,9 @@ class HTTPExchange:
             if not self.is_over and not self._carrier.is_lost:
                 self.fail()
 
-    @property
-    def has_begun(self) -> bool:
-        """True once the head of the answer is given."""
-        return self._has_begun
-
     def fail(self) -> None:
         """There is no answer, or not all of it."""
-        if self._has_begun:
+        if self.has_begun:
             self._carrier.transport.close()
             self._carrier.settle()
         else:
@@ -294,7 +290,7 @@ class HTTPExchange:
                 raise RuntimeError(f"an HTTP answer has no {other}")
 
     def _start(self, head: AnswerHead, length: int | None) -> None:
-        if self._has_begun:
+        if self.has_begun:
             raise RuntimeError("the answer has begun before")
         if self._carrier.is_leaving or head.says_close or (self._waits_to_go_on and not self.is_whole):
             self.is_kept = False  # the server ends; or nobody knows whether the body will come
@@ -309,14 +305,14 @@ class HTTPExchange:
                 self.is_kept = False
         if not self.is_kept and not head.says_close:
             end = b"connection: close\r\n" + end
-        self._has_begun, self._waits_to_go_on = True, False
+        self.has_begun, self._waits_to_go_on = True, False
         self._head = b"".join((head.lines, self._carrier.default_head, end))
         if is_streamed:
             self._carrier.transport.write(self._head)
             self._head = b""
 
     def _add(self, body: bytes, *, is_last: bool) -> None:
-        if not self._has_begun or self.is_over:
+        if not self.has_begun or self.is_over:
             raise RuntimeError("the answer has not begun, or is complete")
         transport = self._carrier.transport
         if self._is_bodyless:

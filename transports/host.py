@@ -69,12 +69,8 @@ class _Conversation(Transport):
         self._requests: dict[int, Request] = {}
         """The client's requests that wait for an answer, by the id that the application knows."""
         self._is_connected = False
-        self._is_over = False
-
-    @property
-    def is_over(self) -> bool:
+        self.is_over = False
         """True once the conversation has ended."""
-        return self._is_over
 
     @property
     def session_id(self) -> str:
@@ -83,12 +79,12 @@ class _Conversation(Transport):
 
     async def connect(self) -> None:
         """See `Transport.connect`."""
-        self._is_connected = not self._is_over
+        self._is_connected = not self.is_over
 
     async def disconnect(self) -> None:
         """See `Transport.disconnect`."""
         self._is_connected = False
-        if not self._is_over:
+        if not self.is_over:
             self.over()
             await self._end(self._workflow)
 
@@ -117,8 +113,8 @@ class _Conversation(Transport):
 
     def over(self) -> None:
         """The conversation has ended."""
-        if not self._is_over:
-            self._is_over, self._is_connected = True, False
+        if not self.is_over:
+            self.is_over, self._is_connected = True, False
             self._inbox.end()
 
     # Wire
@@ -145,7 +141,7 @@ class _Conversation(Transport):
 
     def _check(self) -> None:
         if not self._is_connected:
-            why = "the conversation has ended" if self._is_over else "await its connect() first"
+            why = "the conversation has ended" if self.is_over else "await its connect() first"
             raise _NotConnected(f"Transport not connected: {why}")
 
 

@@ -74,7 +74,8 @@ class Link:
     ) -> None:
         self._config = config
         self._pool = config.pool
-        self._principal = principal
+        self.principal = principal
+        """Whose connection it is."""
         self._transport: Transport = transport
         self._pings = pings
         """Whether `meet` will be called when a pong of the client has come."""
@@ -99,11 +100,6 @@ class Link:
         """What its client may call it by, with each message: for a transport whose messages come beside it."""
         self.session_id = ""
         """The workflow's, known to the client from the start: the workflow that begins here will have it."""
-
-    @property
-    def principal(self) -> Principal:
-        """Whose connection it is."""
-        return self._principal
 
     @property
     def is_met(self) -> bool:
@@ -141,10 +137,10 @@ class Link:
             HTTPRefusal: what it names disagrees.
             TrunklineError: it names what is unknown or no longer held, or nothing may begin here.
         """
-        self._key = admitted_key(self._config, self._principal, asked.key)
-        workflow = await find(self._config, self._principal, asked)
+        self._key = admitted_key(self._config, self.principal, asked.key)
+        workflow = await find(self._config, self.principal, asked)
         if workflow is None:
-            await self._pool.come_to_begin(self._principal, self._config.server, self._config.generation)
+            await self._pool.come_to_begin(self.principal, self._config.server, self._config.generation)
             self.session_id = new_session_id()
             return None if self._key is None else await self._state_of(self._key)
         if not workflow.opened.done():
@@ -155,7 +151,7 @@ class Link:
 
     async def _state_of(self, key: str) -> WorkflowState:
         """How a workflow that is to begin comes to its key: the client is told before it does."""
-        has_ended = await self._pool.lookup.has_ended(self._principal, self._config.server, key)
+        has_ended = await self._pool.lookup.has_ended(self.principal, self._config.server, key)
         return "reset" if has_ended else "created"
 
     def check_agreement(self, asked: Asked) -> None:
@@ -296,7 +292,7 @@ class Link:
 
     async def _wait_for_turn(self) -> None:
         if not self._config.admission.pass_at_once(in_order=self._transport == "websocket"):
-            await self._config.admission.wait(self._principal)
+            await self._config.admission.wait(self.principal)
 
     def _check_era(self, message: Envelope) -> None:
         """Make sure that a request is not of an era without sessions: its client is to fall back, or to stop.
@@ -401,7 +397,7 @@ class Link:
             try:
                 # Seen through although the client leaves: what begins must be somebody's. The channel bounds it.
                 with anyio.CancelScope(shield=True):
-                    begun = await self._pool.begin(self._principal, self._config.server, message, arrival)
+                    begun = await self._pool.begin(self.principal, self._config.server, message, arrival)
                     self._move(begun)
             finally:
                 self.outgoing.change()
@@ -418,7 +414,7 @@ class Link:
             if self._workflow is None:
                 arrival = self._arrival(headers, None)
                 with anyio.CancelScope(shield=True):
-                    self._move(await begin_unasked(self._config, self._principal, DEFAULT_REVISION, arrival))
+                    self._move(await begin_unasked(self._config, self.principal, DEFAULT_REVISION, arrival))
             return self._workflow
 
     def _arrival(self, headers: Mapping[str, str], known: Workflow | None) -> Arrival:

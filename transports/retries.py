@@ -21,13 +21,9 @@ class Retries:
         self._attempts = attempts
         self._seconds = seconds
         self._draw = draw
-        self._made = 0
-        self._until: float | None = None
-
-    @property
-    def made(self) -> int:
+        self.made = 0
         """Tries since the last success."""
-        return self._made
+        self._until: float | None = None
 
     def next(self, now: float, at_least: float = 0.0) -> float | None:
         """Seconds to wait before the next try; None where there is none left.
@@ -37,11 +33,11 @@ class Retries:
         """
         if self._until is None:
             self._until = now + self._seconds
-        full = min(FIRST_SECONDS * 2.0 ** min(self._made, 16), LAST_SECONDS)
+        full = min(FIRST_SECONDS * 2.0 ** min(self.made, 16), LAST_SECONDS)
         wait = max(full * (0.5 + 0.5 * self._draw()), at_least)
-        if self._made >= self._attempts or now + wait > self._until:
+        if self.made >= self._attempts or now + wait > self._until:
             return None
-        self._made += 1
+        self.made += 1
         return wait
 
     def left(self, now: float) -> float:
@@ -50,5 +46,5 @@ class Retries:
 
     def succeeded(self) -> None:
         """What is tried next has nothing to do with these."""
-        self._made = 0
+        self.made = 0
         self._until = None
