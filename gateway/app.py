@@ -34,7 +34,7 @@ from .auth import Authenticator
 from .events import Events
 from .metrics import gauges
 from .oauth import ClientCredentials
-from .operations import operations_app
+from .operations import Operations
 from .reload import Changes, compare
 from .settings import Settings, SettingsError, check, is_loopback
 from .site import Site, site_of
@@ -356,7 +356,7 @@ class Gateway:
             http[f"{path}/sse"] = sse.stream
             http[f"{path}/message"] = sse.messages
             websocket[f"{path}/ws"] = WebSocketEndpoint(streams)
-        operations = operations_app(
+        operations = Operations(
             self.pool,
             settings,
             guard,

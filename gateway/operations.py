@@ -39,82 +39,80 @@ PAGE: Final = {"referrer-policy": "no-referrer", "cross-origin-opener-policy": "
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def operations_app(
-    pool: Pool,
-    settings: Settings,
-    guard: Guard,
-    authenticator: Authenticator,
-    *,
-    beside: InFlight = lambda server: 0,
-    member: Member | None = None,
-    workers: WorkerMetrics | None = None,
-    events: Events | None = None,
-) -> Starlette:
+class Operations(Starlette):
     """The application for everything that is not an MCP endpoint; `beside` and `workers` as in `exposition`.
 
     `events` are what is listened to, where they are to outlive this application; `member` is this worker among others,
     where there are any.
     """
-    events = events or Events(pool, Overview(pool, Trends(pool.statistics), member, beside))
-    overview = events.overview
-    expositions = Expositions(lambda: exposition(pool, beside, workers))
 
-    async def health(request: Request) -> Response:
-        return PlainTextResponse("ok\n")
+    def __init__(
+        self,
+        pool: Pool,
+        settings: Settings,
+        guard: Guard,
+        authenticator: Authenticator,
+        *,
+        beside: InFlight = lambda server: 0,
+        member: Member | None = None,
+        workers: WorkerMetrics | None = None,
+        events: Events | None = None,
+    ) -> None:
+        self._pool = pool
+        self._settings = settings
+        self._guard = guard
+        self._authenticator = authenticator
+        self._member = member
+        self._expositions = Expositions(lambda: exposition(pool, beside, workers))
+        self._events = events or Events(pool, Overview(pool, Trends(pool.statistics), member, beside))
+        seen = self._events.overview
+        routes = [
+            Route("/healthz", self._health),
+            Route(METADATA + "/servers/{name}/mcp", self._guarded(self._resource), methods=["GET", "OPTIONS"]),
+            Route("/readyz", self._readiness),
+            Route("/metrics", self._guarded(self._metrics)),
+            Route("/", self._guarded(self._status_page)),
+            Route("/api/events", self._private(self._stream)),
+            Route("/api/gateway", self._told(lambda asked: seen.gateway(asked.scope))),
+            Route("/api/servers", self._told(lambda asked: seen.servers(asked.scope))),
+            Route("/api/sessions", self._told(lambda asked: seen.sessions(asked.scope, asked.query_params))),
+            Route("/api/sessions/{handle}", self._told(lambda asked: seen.session(asked.scope, **asked.path_params))),
+        ]
+        super().__init__(routes=routes, exception_handlers={404: self._not_found})
 
-    async def readiness(request: Request) -> Response:
-        if pool.draining:
-            return PlainTextResponse("draining\n", 503)
-        if member is not None and member.membership.is_away:
-            return PlainTextResponse("the directory is away\n", 503)
-        return PlainTextResponse("ready\n")
+    # Who may ask.
 
-    async def metrics(request: Request) -> Response:
-        return Response(await expositions.text(), media_type=CONTENT_TYPE)
-
-    async def gateway(request: Request) -> Response:
-        return JSONResponse(await overview.gateway(request.scope))
-
-    async def servers(request: Request) -> Response:
-        return JSONResponse(await overview.servers(request.scope))
-
-    async def sessions(request: Request) -> Response:
-        return JSONResponse(await overview.sessions(request.scope, request.query_params))
-
-    async def session(request: Request) -> Response:
-        return JSONResponse(await overview.session(request.scope, request.path_params["handle"]))
-
-    def guarded(handler: Handler) -> Handler:
+    def _guarded(self, handler: Handler) -> Handler:
         async def checked(request: Request) -> Response:
             try:
-                guard.check(headers_of(request.scope))
+                self._guard.check(headers_of(request.scope))
                 return await handler(request)
             except Rejected as rejected:
-                pool.statistics.count("refused", rejected.reason)
+                self._pool.statistics.count("refused", rejected.reason)
                 return PlainTextResponse(f"{rejected.message}\n", rejected.status)
             except Unauthorized as unknown:
-                pool.statistics.count("refused", "unauthorized")
+                self._pool.statistics.count("refused", "unauthorized")
                 return PlainTextResponse(f"{unknown.message}\n", 401, _challenge(unknown))
 
         return checked
 
-    def admit(request: Request) -> Grant:
+    def _admit(self, request: Request) -> Grant:
         """What lets this request see what only operators see.
 
         Raises:
             Unauthorized: nothing does.
         """
-        alone = authenticator.anonymous_grant if _is_alone(request, settings) else None
-        grant = alone or authenticator.admin_grant(headers_of(request.scope))
+        alone = self._authenticator.anonymous_grant if _is_alone(request, self._settings) else None
+        grant = alone or self._authenticator.admin_grant(headers_of(request.scope))
         if grant is None:
             raise Unauthorized("send the admin token as a bearer token")
         return grant
 
-    def private(handler: Handler) -> Handler:
+    def _private(self, handler: Handler) -> Handler:
         async def checked(request: Request) -> Response:
             if request.headers.get("sec-fetch-site", "none") not in OWN_SITES:
                 raise Rejected(403, "cross_site", "no page of another site may ask for this")
-            admit(request)
+            self._admit(request)
             try:
                 response = await handler(request)
             except NotTold as error:
@@ -122,46 +120,68 @@ def operations_app(
             response.headers.update(PRIVATE)
             return response
 
-        return guarded(checked)
+        return self._guarded(checked)
 
-    async def stream(request: Request) -> Response:
-        return EventsResponse(events, admit(request)) if request.method == "GET" else Response()
+    # What is answered.
 
-    async def status_page(request: Request) -> Response:
+    async def _health(self, request: Request) -> Response:
+        return PlainTextResponse("ok\n")
+
+    async def _readiness(self, request: Request) -> Response:
+        if self._pool.draining:
+            return PlainTextResponse("draining\n", 503)
+        if self._member is not None and self._member.membership.is_away:
+            return PlainTextResponse("the directory is away\n", 503)
+        return PlainTextResponse("ready\n")
+
+    async def _metrics(self, request: Request) -> Response:
+        return Response(await self._expositions.text(), media_type=CONTENT_TYPE)
+
+    def _told(self, tell: Callable[[Request], Awaitable[object]]) -> Handler:
+        async def handler(request: Request) -> Response:
+            return JSONResponse(await tell(request))
+
+        return self._private(handler)
+
+    async def _stream(self, request: Request) -> Response:
+        return EventsResponse(self._events, self._admit(request)) if request.method == "GET" else Response()
+
+    async def _status_page(self, request: Request) -> Response:
         """The page; to a browser that may see nothing here it is the form for the admin token."""
         headers = {**PRIVATE, **PAGE, "content-security-policy": DOCUMENT.policy}
         try:
-            admit(request)
+            self._admit(request)
         except Unauthorized as unknown:
             if "text/html" not in request.headers.get("accept", ""):
                 raise
-            pool.statistics.count("refused", "unauthorized")
+            self._pool.statistics.count("refused", "unauthorized")
             return HTMLResponse(DOCUMENT.html, 401, headers | _challenge(unknown))
         return HTMLResponse(DOCUMENT.html, 200, headers)
 
-    async def unknown(request: Request) -> Response:
-        names = ", ".join(f"/servers/{name}/mcp" for name in settings.servers) if _is_alone(request, settings) else ""
+    async def _unknown(self, request: Request) -> Response:
+        servers = self._settings.servers
+        names = ", ".join(f"/servers/{name}/mcp" for name in servers) if _is_alone(request, self._settings) else ""
         known = f"; served here: {names}" if names else "; MCP endpoints are /servers/NAME/mcp"
         what = "nothing at this path"
         if asked := SERVER_PATH.match(request.url.path):
-            server = settings.servers.get(asked[1])
+            server = servers.get(asked[1])
             if server is None:
                 what = f"there is no server {asked[1]}"
             elif "legacy" in server.eras and request.url.path == f"{asked[0]}ws":
                 return PlainTextResponse(f"{NO_UPGRADE}\n", 426, {"upgrade": "websocket"})
         return PlainTextResponse(f"{what}{known}\n", 404)
 
-    async def not_found(request: Request, error: Exception) -> Response:
-        return await guarded(unknown)(request)
+    async def _not_found(self, request: Request, error: Exception) -> Response:
+        return await self._guarded(self._unknown)(request)
 
-    async def resource(request: Request) -> Response:
+    async def _resource(self, request: Request) -> Response:
         """What this server's endpoint asks of a token (RFC 9728), for pages that may speak to it as well."""
-        name = request.path_params["name"]
+        name, settings = request.path_params["name"], self._settings
         if settings.auth.mode != "jwt" or name not in settings.servers:
-            return await unknown(request)
+            return await self._unknown(request)
         headers = headers_of(request.scope)
         if request.method == "OPTIONS":
-            granted = guard.preflight(headers)
+            granted = self._guard.preflight(headers)
             return _with(Response(status_code=204 if granted else 403), granted)
         base = settings.gateway.public_url.rstrip("/") or f"{request.url.scheme}://{request.url.netloc}"
         told = {
@@ -169,21 +189,7 @@ def operations_app(
             "authorization_servers": [settings.auth.issuer],
             "bearer_methods_supported": ["header"],
         }
-        return _with(JSONResponse(told), guard.cors(headers))
-
-    routes = [
-        Route("/healthz", health),
-        Route(METADATA + "/servers/{name}/mcp", guarded(resource), methods=["GET", "OPTIONS"]),
-        Route("/readyz", readiness),
-        Route("/metrics", guarded(metrics)),
-        Route("/", guarded(status_page)),
-        Route("/api/events", private(stream)),
-        Route("/api/gateway", private(gateway)),
-        Route("/api/servers", private(servers)),
-        Route("/api/sessions", private(sessions)),
-        Route("/api/sessions/{handle}", private(session)),
-    ]
-    return Starlette(routes=routes, exception_handlers={404: not_found})
+        return _with(JSONResponse(told), self._guard.cors(headers))
 
 
 def _with(response: Response, headers: RawHeaders) -> Response:

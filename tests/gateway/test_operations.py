@@ -13,7 +13,7 @@ from harness.muxing import ALICE, Client, begin, settle
 from trunkline.gateway import operations
 from trunkline.gateway.auth import Authenticator
 from trunkline.gateway.metrics import exposition
-from trunkline.gateway.operations import operations_app
+from trunkline.gateway.operations import Operations
 from trunkline.gateway.settings import AuthSection, GatewaySection, Server, Settings
 from trunkline.mux.directory.memory import MemoryDirectory
 from trunkline.mux.errors import SessionLost, TrunklineError, UpstreamUnreachable
@@ -42,7 +42,7 @@ class Site:
         upstreams = {"x": Upstream("x", self.server, Pooling())}
         self.pool = Pool(upstreams, MemoryDirectory(), pooling=Pooling())
         guard = Guard(loopback=host == "127.0.0.1", allowed_hosts=["mcp.example"])
-        self.app = operations_app(self.pool, self.settings, guard, Authenticator(self.settings))
+        self.app = Operations(self.pool, self.settings, guard, Authenticator(self.settings))
 
     async def get(
         self, path: str, *, peer: str = "127.0.0.1", base: str = "http://127.0.0.1:8920", **headers: str

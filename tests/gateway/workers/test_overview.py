@@ -12,7 +12,7 @@ from harness.memory_wire import MemoryServer
 from harness.muxing import ALICE, begin
 from harness.shared_memory import SharedMemoryDirectory
 from trunkline.gateway.auth import Authenticator
-from trunkline.gateway.operations import operations_app
+from trunkline.gateway.operations import Operations
 from trunkline.gateway.settings import Settings
 from trunkline.gateway.workers.member import Answer, Member
 from trunkline.mux.directory import Worker
@@ -46,7 +46,7 @@ class House:
         pool = Pool({"x": Upstream("x", server, Pooling())}, MemoryDirectory(), pooling=Pooling())
         member = Member(self.directory, path, Statistics(), on_lapse=lambda since: None)
         settings = Settings()
-        app = operations_app(pool, settings, Guard(loopback=True), Authenticator(settings), member=member)
+        app = Operations(pool, settings, Guard(loopback=True), Authenticator(settings), member=member)
         await stack.enter_async_context(member.running(app))
         await stack.enter_async_context(pool.running())
         self.pools.append(pool)
