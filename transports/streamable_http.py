@@ -18,7 +18,7 @@ from ..mux.errors import (
     UnknownSession,
     UnsupportedRevision,
 )
-from ..mux.event_log import Position
+from ..mux.event_log import Position, Stream
 from ..mux.exchange import Exchange, Outcome
 from ..mux.limits import MAX_BODY_BYTES
 from ..mux.placement import WHOLE, Concern, concern_of
@@ -36,7 +36,6 @@ from .streamable_request import (
     arrival_of,
     check_agreement,
     check_names,
-    give,
     give_events,
     greet,
     is_good_bye,
@@ -126,7 +125,11 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         workflow.wire_came()
         try:
             outcome = await self._decided(request, workflow, exchange)
-            await give(self._config, request, workflow, outcome, is_batch=is_batch)
+            if isinstance(outcome, Stream):
+                await give_events(self._config, request, workflow.streams.attach(outcome, 0))
+            else:
+                body = b"[%b]" % b",".join(outcome) if is_batch else outcome[0]
+                await request.respond(200, [JSON], body)
         finally:
             workflow.wire_left()
 

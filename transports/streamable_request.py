@@ -11,13 +11,12 @@ from msgspec import Raw
 
 from ..mux import envelope as wire_format
 from ..mux.envelope import Envelope
-from ..mux.event_log import Stream
-from ..mux.exchange import Exchange, Outcome
+from ..mux.exchange import Exchange
 from ..mux.pool import Arrival, Begun
 from ..mux.streams import Reader
 from ..mux.workflow import Workflow
 from . import event_stream
-from .asgi import EVENT_STREAM, JSON, RequestHeaders
+from .asgi import EVENT_STREAM, RequestHeaders
 from .endpoint import EndpointConfig, admitted_key, picked, take_call
 from .headers import END, POOL, PROTOCOL_VERSION, SESSION_ID, WORKFLOW, workflow_key
 from .http_endpoint import KEEP_ALIVE_SECONDS, HTTPRequest, send_events
@@ -104,17 +103,6 @@ def take(config: EndpointConfig, request: HTTPRequest, workflow: Workflow, messa
         done = "miss" if request.began else exchange.pool_result
         request.extra.append((POOL.encode(), done.encode()))
     return exchange
-
-
-async def give(
-    config: EndpointConfig, request: HTTPRequest, workflow: Workflow, outcome: Outcome, *, is_batch: bool = False
-) -> None:
-    """Send an answer in the form that was decided for."""
-    if isinstance(outcome, Stream):
-        await give_events(config, request, workflow.streams.attach(outcome, 0))
-    else:
-        body = b"[%b]" % b",".join(outcome) if is_batch else outcome[0]
-        await request.respond(200, [JSON], body)
 
 
 async def give_events(config: EndpointConfig, request: HTTPRequest, reader: Reader) -> None:
