@@ -13,8 +13,8 @@ import msgspec
 
 from ..mux.principal import ANONYMOUS, Principal
 from ..transports.asgi import Grant, RequestHeaders
-from ..transports.guard import INVALID_CREDENTIAL, Unauthorized
 from ..transports.headers import MAX_QUERY_FIELDS
+from ..transports.status import INVALID_CREDENTIAL, Unauthorized
 from .proxy_identity import ProxyIdentity
 from .settings import AuthSection, Settings
 from .tickets import Identity, Tickets

@@ -20,7 +20,7 @@ from yarl import URL
 
 from ..mux.errors import Overloaded
 from ..mux.principal import Principal
-from ..transports.guard import INVALID_CREDENTIAL, Unauthorized
+from ..transports.status import INVALID_CREDENTIAL, Unauthorized
 from .settings import AuthSection, is_loopback
 
 logger = logging.getLogger(__name__)

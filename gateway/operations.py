@@ -11,7 +11,8 @@ from starlette.routing import Route
 
 from ..mux.pool import Pool
 from ..transports.asgi import Grant, RawHeaders, headers_of
-from ..transports.guard import OWN_SITES, Guard, Rejected, Unauthorized
+from ..transports.guard import OWN_SITES, Guard
+from ..transports.status import HTTPRefusal, Unauthorized
 from .auth import METADATA, Authenticator
 from .events import Events, EventsResponse
 from .metrics import CONTENT_TYPE, Expositions, InFlight, exposition
@@ -87,9 +88,9 @@ class Operations(Starlette):
             try:
                 self._guard.check(headers_of(request.scope))
                 return await handler(request)
-            except Rejected as rejected:
-                self._pool.statistics.count("refused", rejected.reason)
-                return PlainTextResponse(f"{rejected.message}\n", rejected.status)
+            except HTTPRefusal as refusal:
+                self._pool.statistics.count("refused", refusal.word)
+                return PlainTextResponse(f"{refusal.message}\n", refusal.status)
             except Unauthorized as unknown:
                 self._pool.statistics.count("refused", "unauthorized")
                 return PlainTextResponse(f"{unknown.message}\n", 401, _challenge(unknown))
@@ -111,7 +112,7 @@ class Operations(Starlette):
     def _private(self, handler: Handler) -> Handler:
         async def checked(request: Request) -> Response:
             if request.headers.get("sec-fetch-site", "none") not in OWN_SITES:
-                raise Rejected(403, "cross_site", "no page of another site may ask for this")
+                raise HTTPRefusal(403, "cross_site", "no page of another site may ask for this")
             self._admit(request)
             try:
                 response = await handler(request)

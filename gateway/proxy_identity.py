@@ -4,7 +4,7 @@ import ipaddress
 from collections.abc import Mapping, Sequence
 
 from ..mux.principal import Principal
-from ..transports.guard import Unauthorized
+from ..transports.status import Unauthorized
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 

@@ -156,7 +156,7 @@ def refusals_as_markdown() -> str:
     """Every refusal of HTTP itself, with its message."""
     rows = set()
     for node in _calls():
-        if _name(node) in ("HTTPRefusal", "Rejected") and len(node.args) == 3:
+        if _name(node) == "HTTPRefusal" and len(node.args) == 3:
             status, word, message = node.args
             assert isinstance(status, ast.Constant)
             assert isinstance(word, ast.Constant)

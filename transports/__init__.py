@@ -5,10 +5,11 @@ For a program of one's own: `Host` serves MCP in an ASGI application, `Servers` 
 
 from .base import Transport
 from .endpoint import EndpointConfig
-from .guard import Guard, Unauthorized
+from .guard import Guard
 from .host import Host, SSETransport, StreamableHTTPTransport, WebSocketTransport
 from .servers import Server, Servers
 from .sse import SSEEndpoint
+from .status import Unauthorized
 from .streamable_http import StreamableHTTPEndpoint
 from .upstream.streamable_http import StreamableHTTPConnector
 from .websocket import WebSocketEndpoint

@@ -19,12 +19,11 @@ from ..mux.routing import LEGACY, PRIMING
 from ..mux.workflow import Workflow
 from .asgi import JSON, RequestHeaders, WholeRequest
 from .endpoint import EndpointConfig, is_opening
-from .guard import Rejected, Unauthorized
 from .headers import PROTOCOL_VERSION, SESSION_ID, WORKFLOW
 from .http_endpoint import HTTPRequest, check_json, refusal, refuse
 from .media import JSON_TYPE, STREAM_TYPE, accepts
 from .patience import Patience, Waiting
-from .status import HTTPRefusal
+from .status import HTTPRefusal, Unauthorized
 from .streamable_request import (
     arrival_of,
     check_agreement,
@@ -70,7 +69,7 @@ class AtOnce:
         except Unauthorized as error:
             self._refuse(whole, request, error)
             return True
-        except (Rejected, TrunklineError):
+        except TrunklineError:
             return False
 
     # POST
@@ -83,7 +82,7 @@ class AtOnce:
         try:
             self._config.guard.check(headers)
             check_json(headers)
-        except (Rejected, HTTPRefusal):
+        except HTTPRefusal:
             return False
         if accepts(headers, JSON_TYPE, STREAM_TYPE):
             headers.checked = self

@@ -6,6 +6,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from .asgi import RawHeaders
+from .status import HTTPRefusal
 
 LOOPBACK_NAMES: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -20,29 +21,7 @@ ALLOWED_HEADERS: Final = (
 _PARAM: Final = re.compile(r"mcp-param-[a-z0-9!#$%&'*+.^_`|~-]+", re.IGNORECASE)
 """A header that repeats an argument of a call: a tool names it as it likes (rule H3)."""
 
-INVALID_CREDENTIAL: Final = 'Bearer error="invalid_token"'
-"""The challenge to a credential that was sent and does not count (RFC 6750, 3.1)."""
-
 EXPOSED_HEADERS: Final = b"Mcp-Session-Id, Trunkline-Workflow-State, Trunkline-Pool, WWW-Authenticate"
-
-
-class Rejected(Exception):
-    """The request is not for this listener, or not from an allowed page."""
-
-    def __init__(self, status: int, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.reason = reason
-        self.message = message
-
-
-class Unauthorized(Exception):
-    """No verified identity came with the request: 401, with the `WWW-Authenticate` value that says what is wanted."""
-
-    def __init__(self, message: str, *, challenge: str = "Bearer") -> None:
-        super().__init__(message)
-        self.message = message
-        self.challenge = challenge
 
 
 _LAST_SLASH: Final = re.compile(r"(?<=[^/])/$")
@@ -71,26 +50,26 @@ class Guard:
         """Let a request pass, or say why not.
 
         Raises:
-            Rejected: 421 for a foreign Host, 403 for a foreign Origin.
+            HTTPRefusal: 421 for a foreign Host, 403 for a foreign Origin.
         """
         host = headers.get("host", "")
         if host not in self._known_hosts:
             if not self._host_is_allowed(host.lower()):
-                raise Rejected(421, "host", "this Host is not served here; see allowed_hosts")
+                raise HTTPRefusal(421, "host", "this Host is not served here; see allowed_hosts")
             if len(self._known_hosts) < 256:
                 self._known_hosts.add(host)
         origin = headers.get("origin")
         if origin is not None and not self._origin_is_allowed(origin):
-            raise Rejected(403, "origin", "this Origin is not allowed; see allowed_origins")
+            raise HTTPRefusal(403, "origin", "this Origin is not allowed; see allowed_origins")
 
     def check_page(self, headers: Mapping[str, str]) -> None:
         """Refuse what a browser asks for a page of another site without naming its origin, as for an image or a link.
 
         Raises:
-            Rejected: 403.
+            HTTPRefusal: 403.
         """
         if "origin" not in headers and headers.get("sec-fetch-site", "none") not in OWN_SITES:
-            raise Rejected(403, "cross_site", "no page of another site may ask for this")
+            raise HTTPRefusal(403, "cross_site", "no page of another site may ask for this")
 
     def cors(self, headers: Mapping[str, str]) -> RawHeaders:
         """What lets a page of a configured origin read the answer; nothing for everybody else."""

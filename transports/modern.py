@@ -24,13 +24,13 @@ from ..mux.statistics import Statistics, method_label
 from . import event_stream
 from .asgi import EVENT_STREAM, IDENTITY_ENDED, JSON, SEND_SECONDS, until_disconnect
 from .endpoint import EndpointConfig, picked
-from .guard import INVALID_CREDENTIAL, Unauthorized
 from .headers import PROTOCOL_VERSION, SESSION_ID
 from .http_endpoint import (
     KEEP_ALIVE_SECONDS,
     HTTPEndpoint,
     HTTPRequest,
 )
+from .status import INVALID_CREDENTIAL, Unauthorized
 from .tracing import Tracer, begin_span, context_of
 
 if TYPE_CHECKING:

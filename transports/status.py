@@ -10,7 +10,9 @@ from ..mux import envelope as wire_format
 from ..mux.errors import InvalidRequest, Overloaded, ParseError, TrunklineError, UnknownSession, UnsupportedRevision
 from ..mux.event_log import Trimmed
 from .asgi import JSON, RawHeaders
-from .guard import Rejected, Unauthorized
+
+INVALID_CREDENTIAL: Final = 'Bearer error="invalid_token"'
+"""The challenge to a credential that was sent and does not count (RFC 6750, 3.1)."""
 
 RETRY_AFTER: Final = (b"retry-after", b"10")
 PER_PRINCIPAL: Final = frozenset(
@@ -38,8 +40,17 @@ AT_ADMISSION: Final = frozenset(
 )
 
 
+class Unauthorized(Exception):
+    """No verified identity came with the request: 401, with the `WWW-Authenticate` value that says what is wanted."""
+
+    def __init__(self, message: str, *, challenge: str = "Bearer") -> None:
+        super().__init__(message)
+        self.message = message
+        self.challenge = challenge
+
+
 class HTTPRefusal(TrunklineError):
-    """A request that HTTP itself refuses: wrong method, type, length, or header."""
+    """A request that HTTP itself refuses: wrong method, type, length, or header; or not for this listener."""
 
     code = -32600
 
@@ -69,8 +80,6 @@ def answer_to(error: Exception, id: bytes = b"") -> Answer:
     if isinstance(error, Unauthorized):
         headers = [JSON, (b"www-authenticate", error.challenge.encode("latin-1"))]
         return Answer(401, headers, _body(error.message, id), "unauthorized")
-    if isinstance(error, Rejected):
-        return Answer(error.status, [JSON], _body(error.message, id), error.reason)
     if isinstance(error, HTTPRefusal):
         return Answer(error.status, [JSON, *error.headers], wire_format.failure(id, error), error.word)
     if not isinstance(error, TrunklineError):

@@ -16,7 +16,7 @@ from trunkline.gateway.settings import TLS, AuthSection, GatewaySection, Setting
 from trunkline.mux.errors import Overloaded
 from trunkline.mux.principal import ANONYMOUS, Principal
 from trunkline.transports.asgi import Grant, headers_of
-from trunkline.transports.guard import Unauthorized
+from trunkline.transports.status import Unauthorized
 
 ALICE, ROOT, ADMIN = "token-of-alice", "token-of-root", "the-admin-token"
 

@@ -18,7 +18,7 @@ from trunkline.gateway.jwt_identity import LEEWAY_SECONDS, MAX_TOKEN, RECHECK_SE
 from trunkline.gateway.settings import AuthSection
 from trunkline.mux.errors import Overloaded
 from trunkline.mux.principal import Principal
-from trunkline.transports.guard import Unauthorized
+from trunkline.transports.status import Unauthorized
 
 pytestmark = pytest.mark.anyio
 

@@ -6,7 +6,7 @@ from trunkline.gateway.proxy_identity import ProxyIdentity
 from trunkline.gateway.settings import AuthSection, GatewaySection, Settings
 from trunkline.mux.principal import Principal
 from trunkline.transports.asgi import headers_of
-from trunkline.transports.guard import Unauthorized
+from trunkline.transports.status import Unauthorized
 
 IDENTITY = ProxyIdentity(["10.0.0.1", "192.168.0.0/24", "fd00::/8"], "X-Auth-Subject", "X-Auth-Tenant")
 ALICE = {"x-auth-subject": "alice", "x-auth-tenant": "acme"}

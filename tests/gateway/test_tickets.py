@@ -8,7 +8,7 @@ from trunkline.gateway.tickets import TICKET_SECONDS, Tickets
 from trunkline.mux.errors import Overloaded
 from trunkline.mux.principal import Principal
 from trunkline.transports.asgi import UNBOUND, Grant, headers_of
-from trunkline.transports.guard import Unauthorized
+from trunkline.transports.status import Unauthorized
 
 ALICE = Principal("tokens", "acme", "alice")
 BOB = Principal("tokens", "acme", "bob")

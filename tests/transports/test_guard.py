@@ -1,7 +1,8 @@
 """Who may speak to the listener: hosts, origins, and what pages may read."""
 
 import pytest
-from trunkline.transports.guard import Guard, Rejected, Unauthorized
+from trunkline.transports.guard import Guard
+from trunkline.transports.status import HTTPRefusal, Unauthorized
 
 PUBLIC = {"host": "mcp.example"}
 
@@ -15,10 +16,10 @@ def public(*origins: str) -> Guard:
 
 
 def refusal(guard: Guard, headers: dict[str, str]) -> tuple[int, str]:
-    with pytest.raises(Rejected) as rejected:
+    with pytest.raises(HTTPRefusal) as rejected:
         guard.check(headers)
     assert str(rejected.value) == rejected.value.message
-    return rejected.value.status, rejected.value.reason
+    return rejected.value.status, rejected.value.word
 
 
 def test_g10_what_is_remembered_of_hosts_is_bounded() -> None:
@@ -119,9 +120,9 @@ def test_a_foreign_page_is_refused(origin: str) -> None:
 @pytest.mark.parametrize("whose", ["cross-site", "same-site", "", "x"])
 def test_x1_what_a_browser_asks_for_another_page_without_its_origin_is_refused(whose: str) -> None:
     guard = loopback(allowed_origins=["https://app.example"])
-    with pytest.raises(Rejected) as rejected:
+    with pytest.raises(HTTPRefusal) as rejected:
         guard.check_page({"sec-fetch-site": whose})
-    assert (rejected.value.status, rejected.value.reason) == (403, "cross_site")
+    assert (rejected.value.status, rejected.value.word) == (403, "cross_site")
     guard.check_page({"sec-fetch-site": whose, "origin": "https://app.example"})
     for own in ({}, {"sec-fetch-site": "same-origin"}, {"sec-fetch-site": "none"}):
         guard.check_page(own)

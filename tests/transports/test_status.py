@@ -22,8 +22,7 @@ from trunkline.mux.errors import (
     WorkflowEnded,
 )
 from trunkline.mux.event_log import Overflow, Trimmed
-from trunkline.transports.guard import Rejected, Unauthorized
-from trunkline.transports.status import HTTPRefusal, answer_to
+from trunkline.transports.status import HTTPRefusal, Unauthorized, answer_to
 
 IN_JSON: list[TrunklineError] = [
     InvalidParams("no such parameter"),
@@ -96,13 +95,6 @@ def test_a_refusal_of_the_transport_keeps_its_status_and_headers() -> None:
     assert answer.headers == [(b"content-type", b"application/json"), (b"allow", b"POST")]
     assert json.loads(answer.body) == {"jsonrpc": "2.0", "id": None, "error": {"code": -32600, "message": "use POST"}}
     assert answer_to(HTTPRefusal(415, "content_type", "JSON")).headers == [(b"content-type", b"application/json")]
-
-
-def test_a_foreign_request_is_rejected() -> None:
-    answer = answer_to(Rejected(421, "host", "not served here"))
-    assert (answer.status, answer.headers, answer.refused) == (421, [(b"content-type", b"application/json")], "host")
-    body = json.loads(answer.body)
-    assert (body["id"], body["error"]) == (None, {"code": -32600, "message": "not served here"})
 
 
 def test_an_unauthorized_request_is_challenged() -> None:
