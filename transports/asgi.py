@@ -194,31 +194,21 @@ async def read_body(receive: Receive, declared: str | None, note: Callable[[int]
         not (declared.isascii() and declared.isdigit()) or int(declared[:12]) > MAX_BODY_BYTES
     ):
         raise BodyTooLarge
-    message = await receive()
-    if message["type"] != "http.request":
-        raise ClientLeft
-    body: bytes = message.get("body", b"")
-    if not message.get("more_body", False):
-        if len(body) > MAX_BODY_BYTES:
-            raise BodyTooLarge
-        note(len(body))
-        return body
     parts: list[bytes | bytearray] = []
-    keep(parts, body)
-    size = len(body)
-    note(size)
+    size, message = 0, await receive()
     with anyio.move_on_after(BODY_SECONDS):
-        while message.get("more_body", False):
-            message = await receive()
+        while True:
             if message["type"] != "http.request":
                 raise ClientLeft
             body = message.get("body", b"")
-            keep(parts, body)
             size += len(body)
             if size > MAX_BODY_BYTES:
                 raise BodyTooLarge
+            keep(parts, body)
             note(size)
-        return b"".join(parts)
+            if not message.get("more_body", False):
+                return b"".join(parts)
+            message = await receive()
     raise BodyTooSlow
 
 
