@@ -109,8 +109,11 @@ class _Messages(HTTPEndpoint):
         links = self._links.get(named.session_id, {})
         link = links.get(name) or (next(iter(links.values())) if len(links) == 1 and not name else None)
         if link is None:
-            await self._pool.send_on(_worker_of(name))
-            workflow = await self._pool.lookup.find(request.principal, self._config.server, named.session_id)
+            try:
+                workflow = await self._pool.lookup.find(request.principal, self._config.server, named.session_id)
+            except UnknownSession:  # none has begun on it yet: it is where it came
+                await self._pool.send_on(_worker_of(name))
+                raise
             link = Link.of(self._config, workflow, "sse", name)
         if link.principal != request.principal:
             raise UnknownSession("no such session; begin anew with initialize")

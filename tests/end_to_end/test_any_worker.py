@@ -364,6 +364,40 @@ async def test_g5_a_client_with_one_connection_goes_on_at_another_worker(
     assert upstream.counts()["method:tools/call"] == 4
 
 
+async def test_g7_a_client_begins_on_a_stream_at_one_worker_with_messages_to_another(
+    pair: tuple[Gateway, Gateway],
+) -> None:
+    first, second = pair
+    async with SSEClient(first.server_url("up"), posts_to=f"http://127.0.0.1:{second.port}") as client:
+        await client.connect()
+        await client.begin()
+        await client.call("counter")
+        assert text_of(await client.answer()) == "1"
+
+
+async def test_a_message_for_a_stream_that_ended_with_the_pause_of_its_worker_goes_in_no_circle(
+    pair: tuple[Gateway, Gateway],
+) -> None:
+    first, second = pair
+    call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "counter", "arguments": {}}}
+    async with SSEClient(first.server_url("up")) as client, SSEClient(second.server_url("up")) as fresh:
+        await client.connect()
+        await client.begin()
+        fresh.last_event_id = client.last_event_id
+        pause(first)
+        try:
+            await anyio.sleep(PAUSE)
+            assert (await fresh.post(call, endpoint=client.endpoint)).status == 404, "as where its worker is dead"
+        finally:
+            resume(first)
+        await client.over()
+        for one in (fresh, client):
+            assert (await one.post(call, endpoint=client.endpoint)).status == 404
+        await fresh.resume()
+        await fresh.call("counter")
+        assert text_of(await fresh.answer()) == "1"
+
+
 @pytest.mark.parametrize("transport", [SSEClient, SocketClient])
 async def test_g7_who_shares_a_session_begins_on_a_connection_to_any_worker(
     pair: tuple[Gateway, Gateway], upstream: Upstream, transport: type[DuplexClient]
