@@ -30,6 +30,9 @@ BODY_SECONDS: Final = 65.0
 IDLE_SECONDS: Final = 75.0
 """How long a connection is kept between two requests: longer than clients keep theirs, so that they end it."""
 
+LAST_SECONDS: Final = 1.0
+"""How long a request may take to come whose client could not know that the server ends."""
+
 MAX_STEPS: Final = 16
 """Requests that are told of, and pieces that are read, in a turn of the event loop: others have their turn, too."""
 
@@ -86,7 +89,7 @@ class HTTPConnection(asyncio.Protocol):
         self._reader: RequestReader
         self.is_lost = False
         self.has_left = False
-        self.is_leaving = False
+        self.is_leaving = listening.is_ending
         self.is_write_paused = False
         self._drained: asyncio.Future[None] | None = None
         self.due = inf
@@ -176,10 +179,15 @@ class HTTPConnection(asyncio.Protocol):
     # uvicorn
 
     def shutdown(self) -> None:
-        """The server ends: so does the connection, with the answers that are due."""
+        """The server ends: so does the connection, with the answers that are due. One that is new may ask first."""
         self.is_leaving = True
-        if self._active is None and not self._reader.queue:
+        reader = self._reader
+        if self._active is not None or reader.queue:
+            return
+        if reader.heads and not (reader.is_in_head or reader.unread):
             self.transport.close()
+        else:
+            self._waits_for, self.due = "idle", self._listening.loop.time() + LAST_SECONDS
 
     # Carrier
 

@@ -9,16 +9,18 @@ import asyncio
 import resource
 import ssl
 from collections.abc import Callable, Coroutine, Mapping
+from math import inf
 from operator import itemgetter
 from typing import Any, Final, cast
 
+import anyio
 import uvicorn
 from uvicorn.server import ServerState
 
 from ..mux.statistics import Statistics
 from ..transports.asgi import WholeRequest
 from ..transports.patience import Patience
-from .http_connection import HTTPConnection
+from .http_connection import LAST_SECONDS, HTTPConnection
 from .http_exchange import AnswerHeads
 from .known_head import KnownHeads
 from .tls_handshake import Accepted, TLSHandshake
@@ -74,6 +76,12 @@ class HTTPListening:
         self.default_head = b""
         """Headers of every answer, encoded."""
         self._defaults: list[tuple[bytes, bytes]] = []
+        self.is_ending = False
+        """True once each answer is to be the last one of its connection."""
+        self._last_at = inf
+        self._open: set[HTTPConnection | TLSHandshake] = set()
+        """All on which somebody may ask; those of WebSocket are uvicorn's to know."""
+        self._all_left = asyncio.Event()
         self._connections: dict[HTTPConnection, None] = {}
         self._untaken: dict[HTTPConnection, int] = {}
         """What of their answers clients had not taken when they were looked at last, and have not taken since."""
@@ -106,6 +114,7 @@ class HTTPListening:
     def enter(self, connection: HTTPConnection | TLSHandshake) -> bool:
         """Count a connection; False where there are too many, those of WebSocket among them, and none gives way."""
         self.state.connections.add(cast("Any", connection))
+        self._open.add(connection)
         if not self._is_looking:
             self._is_looking = True
             self._look()
@@ -114,6 +123,9 @@ class HTTPListening:
     def leave(self, connection: HTTPConnection | TLSHandshake) -> None:
         """It has gone, or became another."""
         self.state.connections.discard(cast("Any", connection))
+        self._open.discard(connection)
+        if not self._open:
+            self._all_left.set()
 
     def add(self, connection: HTTPConnection) -> bool:
         """Count a connection, and look after it; False as `enter` says."""
@@ -129,6 +141,20 @@ class HTTPListening:
         """Its client has taken what was left: how long it takes for what comes next is not known."""
         self._untaken.pop(connection, None)
 
+    def end(self) -> None:
+        """The server is to end: from now on each answer is the last one of its connection, and tells the client so."""
+        self.is_ending = True
+        self._last_at = asyncio.get_running_loop().time() + LAST_SECONDS
+        for connection in self._connections:
+            connection.is_leaving = True
+
+    async def ended(self) -> None:
+        """After `end`: wait until no client has a connection, or each has had the time to ask and to be told."""
+        with anyio.CancelScope(deadline=self._last_at):
+            while self._open:
+                self._all_left.clear()
+                await self._all_left.wait()
+
     def begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run this in a task, for which the end of the server waits."""
         task = self.loop.create_task(work)
@@ -141,7 +167,7 @@ class HTTPListening:
         while not self._is_none_waiting:
             while self._waiting:
                 since, longest = self._waiting.pop()
-                if longest.waits_since == since and cast("Any", longest) in self.state.connections:
+                if longest.waits_since == since and longest in self._open:
                     longest.cut("gave_way")
                     return True
             self._find_waiting()
@@ -150,8 +176,7 @@ class HTTPListening:
     def _find_waiting(self) -> None:
         """Not for each that comes: where there are very many connections, it takes milliseconds."""
         latest = self.loop.time() - GIVE_WAY_SECONDS
-        open_ones: set[Any] = self.state.connections
-        ranked = [(one.waits_since, one) for one in open_ones if isinstance(one, HTTPConnection | TLSHandshake)]
+        ranked = [(one.waits_since, one) for one in self._open]
         self._waiting = sorted((pair for pair in ranked if pair[0] <= latest), key=itemgetter(0), reverse=True)
         self._is_none_waiting = not self._waiting
 

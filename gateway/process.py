@@ -219,12 +219,14 @@ class _Life:
         logger.info("%s: draining", why)
         if self._shares_listener and is_left_to_others:
             self._server.stop_accepting()
+        self._listening.end()
         self._tasks.start_soon(self._drain_and_exit)
 
     async def _drain_and_exit(self) -> None:
         timeout = self._gateway.settings.gateway.drain_timeout
         until = anyio.current_time() + timeout
         is_complete = await self._gateway.drain(timeout)
+        await self._listening.ended()
         left = max(until - anyio.current_time(), 0.0)
         self._server.leave(left if self._gateway.is_relaying else 0.0)
         is_complete &= await self._gateway.leave(left)

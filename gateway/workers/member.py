@@ -13,7 +13,7 @@ from ...mux.directory import SharedDirectory, Worker
 from ...mux.errors import DirectoryUnavailable, Elsewhere
 from ...mux.membership import Membership
 from ...mux.statistics import Statistics
-from ...transports.asgi import HOPS, ASGIApp, Message, Receive, Scope, Send, is_settled
+from ...transports.asgi import ASGIApp, Message, Receive, Scope, Send, is_settled
 from .conversation import Broken, Conversation, Frame, Gone, SocketConversation, Unreachable
 from .forwarding import Forwarder
 from .host import host_id
@@ -70,13 +70,8 @@ class Member:
                 await self._direct(scope)
             await app(scope, receive, send)
 
-        self._forwarder = forwarder = Forwarder(enter, self.membership, self.open, self._statistics)
-
-        async def entrance(scope: Scope, receive: Receive, send: Send) -> None:
-            is_last = self.membership.drains and scope["type"] == "http" and not scope.get(HOPS)
-            await forwarder(scope, receive, _closing(send) if is_last else send)
-
-        return entrance
+        self._forwarder = Forwarder(enter, self.membership, self.open, self._statistics)
+        return self._forwarder
 
     @asynccontextmanager
     async def running(self, app: ASGIApp) -> AsyncIterator["Member"]:
@@ -180,17 +175,6 @@ class Member:
         if self.membership.drains:
             with suppress(DirectoryUnavailable):
                 await self.membership.hand_on()
-
-
-def _closing(send: Send) -> Send:
-    """With word to the client that its next request needs another connection: that one finds another worker."""
-
-    async def send_last(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
-        await send(message)
-
-    return send_last
 
 
 def _giver(query: bytes) -> int:

@@ -1,5 +1,6 @@
 """A gateway that drains among others with one redis: what comes late is another one's, and nothing is lost (G8)."""
 
+import asyncio
 import signal
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
@@ -10,6 +11,7 @@ import pytest
 from harness.duplex_clients import SocketClient
 from harness.gateways import Gateway, until
 from harness.hosts import Hosts, draining, hosts
+from harness.ports import LOOPBACK
 from harness.processes import http_status
 from harness.redis_server import RedisServer
 from harness.upstreams import Upstream
@@ -25,6 +27,10 @@ GRACE = 6.0
 INITIALIZE = (
     b'{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-06-18","capabilities":{},'
     b'"clientInfo":{"name":"late","version":"1"}}}'
+)
+HEAD = (
+    b"POST /servers/up/mcp HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    b"Accept: application/json, text/event-stream\r\nContent-Length: %d\r\n\r\n"
 )
 COUNT = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"counter","arguments":{}}}'
 
@@ -156,6 +162,25 @@ async def test_g8_a_call_whose_body_comes_after_the_drain_has_begun_is_another_w
     assert await ended(first) == 0
     assert done == ["2", f"{key} is open"]
     assert upstream.counts()["initialize"] == 2
+
+
+@pytest.mark.parametrize("before", [0, 1], ids=["new", "kept"])
+async def test_g8_who_is_connected_is_answered_although_the_worker_has_nothing_left_to_do(
+    three: list[Gateway], before: int
+) -> None:
+    first = three[0]
+    reader, writer = await asyncio.open_connection(LOOPBACK, first.port)
+    with anyio.fail_after(PATIENCE):
+        for _ in range(before):
+            writer.write(HEAD % len(INITIALIZE) + INITIALIZE)
+            assert (await reader.readuntil(b"}}}")).startswith(b"HTTP/1.1 200")
+        await drains(first)
+        writer.write(HEAD % len(INITIALIZE) + INITIALIZE)
+        answer = await reader.read()
+    writer.close()
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b"connection: close" in answer, "the next request is to find another worker"
+    assert await ended(first) == 0
 
 
 async def test_g8_what_is_handed_on_may_outlast_what_the_worker_itself_had_to_do_but_not_drain_timeout(
