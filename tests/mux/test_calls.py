@@ -117,12 +117,18 @@ async def test_the_calls_of_one_workflow_are_limited() -> None:
         refused = await client.answer(client.call(id=b"9"))
         assert refused["error"]["code"] == -31003
         assert refused["error"]["data"] == {"limit": "max_inflight_per_workflow"}
+        met = client.workflow.account.call
+        assert met is not None
+        assert (met.result, met.detail) == ("refused", "max_inflight_per_workflow")
         at.server.on_request = echo
         for upstream in at.server.of("tools/call"):
             upstream.answer()
         for exchange in exchanges:
             assert "result" in await client.answer(exchange)
         assert "result" in await client.answer(client.call(id=b"9"))
+        met = client.workflow.account.call
+        assert met is not None
+        assert met.result == "hit", "what its last call met"
 
 
 async def test_g10_the_large_calls_of_one_user_are_limited_by_their_bytes_until_they_end() -> None:
@@ -213,6 +219,27 @@ async def test_g6_trust_brings_nothing_back_that_was_lost_with_its_session() -> 
         lost = await client.answer(client.call())
         assert lost["error"]["data"] == {"executed": "no"}
         assert pool.statistics.total("repeated_calls") == 0
+
+
+async def test_g6_a_call_that_may_run_twice_is_sent_again_but_for_a_worker_that_drains() -> None:
+    server = MemoryServer()
+    upstream = Upstream("x", server, trust_annotations=True)
+    tools = {"tools": [{"name": "t", "annotations": {"idempotentHint": True}}]}
+    async with server.running(), Pool({"x": upstream}, MemoryDirectory(), pooling=Pooling()).running() as pool:
+        client = Client((await begin(pool)).workflow)
+        listed = client.call(method="tools/list")
+        (await server.got("tools/list")).answer(tools)
+        await client.answer(listed)
+        for number in (1, 3):
+            cut = client.call({"name": "t"})
+            (await server.got("tools/call", number)).cut()
+            (await server.got("tools/call", number + 1)).answer({"n": number})
+            assert (await client.answer(cut))["result"] == {"n": number}
+        late = client.call({"name": "t"})
+        client.workflow.calls.drain()
+        (await server.got("tools/call", 5)).cut()
+        assert (await client.answer(late))["error"]["data"] == {"executed": "unknown"}
+        assert pool.statistics.counts["repeated_calls", "x", "trusted"] == 2
 
 
 async def test_g6_a_call_that_waited_for_a_server_which_speaks_nonsense_did_not_run() -> None:

@@ -76,6 +76,18 @@ async def test_it_waits_for_what_becomes_of_the_others() -> None:
     assert await told.once() == (CAUSE, [first, second])
 
 
+async def test_it_is_told_once_though_the_wait_would_be_over_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOST_SECONDS", 0.01)
+    one, two = request(1), request(2)
+    loss, told = lost(two, refused=one)
+    loss.settle(two)
+    assert await told.once() == (CAUSE, [one])
+    later = asyncio.Event()
+    asyncio.get_running_loop().call_later(2 * module.LOST_SECONDS, later.set)
+    await later.wait()
+    assert await told.once() == (CAUSE, [one])
+
+
 async def test_it_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOST_SECONDS", 0.01)
     one = request(1)
