@@ -1,6 +1,7 @@
 """Workers that die, stall, drain and come in any order, and a directory that loses data, under a client of theirs.
 
 It calls, leaves calls behind and comes back for their answers, listens, comes back, ends its session and begins anew.
+Where its sessions share one of the server's, it has two: one goes on when the other ends.
 """
 
 import asyncio
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from trunkline.mux.directory import LEASE_SECONDS
 from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, SessionLost, UnknownSession
 from trunkline.mux.event_log import Stream
+from trunkline.mux.limits import Reuse
 from trunkline.mux.placement import CALLS, WHOLE, Concern
 from trunkline.mux.principal import ANONYMOUS
 from trunkline.mux.streams import Reader
@@ -28,13 +30,14 @@ from trunkline.mux.workflow import Workflow
 
 HOPS = 4
 
-STEPS = st.one_of(
-    st.tuples(
-        st.sampled_from(["call", "ask", "fetch", "kill", "stall", "wake", "drain", "cut", "come_back", "delete"]),
-        st.integers(0, 3),
-    ),
-    st.tuples(st.sampled_from(["tell", "read", "pass", "answer", "save", "go_back", "empty"]), st.just(0)),
+CHOSEN = st.tuples(
+    st.sampled_from(["call", "ask", "fetch", "kill", "stall", "wake", "drain", "cut", "come_back", "delete"]),
+    st.integers(0, 3),
 )
+STEPS = st.one_of(
+    CHOSEN, st.tuples(st.sampled_from(["tell", "read", "pass", "answer", "save", "go_back", "empty"]), st.just(0))
+)
+SHARED_STEPS = st.one_of(CHOSEN, st.tuples(st.sampled_from(["tell", "read", "pass", "answer"]), st.just(0)))
 
 
 @dataclass
@@ -75,6 +78,9 @@ class World:
         self.stalled: set[Member] = set()
         self.have_stalled: set[Member] = set()
         self.talks: list[Talk] = []
+        self.other: Talk | None = None
+        """A session beside, with which all of them share one of the server's."""
+        self.is_shared = at.settings["pooling"].reuse == "user"
         self.asked: list[Asked] = []
         self.open: list[Exchange] = []
         self.saved: Any = None
@@ -100,24 +106,43 @@ class World:
         return self.living[which % len(self.living)]
 
     async def begin(self, which: int = 0) -> None:
-        member = self.one(which)
-        client = await member.client()
-        record = client.workflow.record
-        talk = Talk(record.session_id, record.upstream_session[1:])
+        talk, member, client = await self._begin(which)
         self.talks.append(talk)
+        if self.is_shared and self.other is None:
+            self.other, _, _ = await self._begin(which)
         talk.reader, talk.reads_at = client.workflow.streams.attach_standalone(), member
         await self.tell(0)
         await self.read(0)
         assert talk.last_id
 
-    async def serve(self, first: Member, concern: Concern) -> tuple[Member, Workflow] | None:
+    async def _begin(self, which: int) -> tuple[Talk, Member, Client]:
+        member = self.one(which)
+        while True:
+            try:
+                client = await member.client()
+            except Elsewhere as elsewhere:
+                member = self._named(elsewhere.worker)
+                if member.is_dead:
+                    await self.pass_(0.5)
+                    member = self.one(which)
+            else:
+                record = client.workflow.record
+                return Talk(record.session_id, record.upstream_session[1:]), member, client
+
+    def _named(self, worker: str) -> Member:
+        return next(member for member in self.at.all if member.members.worker.id == worker)
+
+    def _talk_of(self, which: int) -> Talk:
+        return self.other if self.other is not None and which % 2 else self.talk
+
+    async def serve(self, first: Member, concern: Concern, talk: Talk | None = None) -> tuple[Member, Workflow] | None:
         """Where a request is served; None where that worker is dead and not yet known to be, or nobody can tell."""
-        member = first
+        member, talk = first, talk or self.talk
         for _ in range(HOPS):
             try:
-                return member, (await member.find(self.talk.session_id, concern)).workflow
+                return member, (await member.find(talk.session_id, concern)).workflow
             except Elsewhere as elsewhere:
-                member = next(other for other in self.at.all if other.members.worker.id == elsewhere.worker)
+                member = self._named(elsewhere.worker)
             except DirectoryUnavailable:
                 return None
             if member.is_dead:
@@ -127,7 +152,7 @@ class World:
     # What happens.
 
     async def call(self, which: int) -> None:
-        served = await self.serve(self.one(which), CALLS)
+        served = await self.serve(self.one(which), CALLS, self._talk_of(which))
         if served is None:
             return
         client, number = Client(served[1]), next(self.numbers)
@@ -136,7 +161,8 @@ class World:
 
     async def ask(self, which: int) -> None:
         """A call that takes long: its answer is a stream, which the client leaves."""
-        served = await self.serve(self.one(which), CALLS)
+        talk = self._talk_of(which)
+        served = await self.serve(self.one(which // 2 if self.is_shared else which), CALLS, talk)
         if served is None:
             return
         member, workflow = served
@@ -147,7 +173,7 @@ class World:
         assert isinstance(outcome, Stream)
         reader = workflow.streams.attach(outcome, 0)
         [primed] = reader.due() or []
-        asked = Asked(number, self.talk, member, reader.event_id(primed), may_fail=member in self.have_stalled)
+        asked = Asked(number, talk, member, reader.event_id(primed), may_fail=member in self.have_stalled)
         asked.may_vanish = member in self.stalled  # who is paused serves nobody
         self.asked.append(asked)
         reader.close()
@@ -251,12 +277,17 @@ class World:
     async def tell(self, _: int) -> None:
         """The server tells something on the newest of its streams; who is paused hears nothing."""
         deaf = [wire for member in self.stalled for wire in member.reach["x"].wires]
-        live = [wire for wire in self.at.server.live if wire.is_listening and wire.id == self.talk.upstream]
-        wires = [wire for wire in live if wire not in deaf]
+        if self.is_shared:  # it may have another one at each worker
+            holders = [member for member in self.living if self.talk.session_id in member.pool._workflows]
+            heard = [wire for member in holders for wire in member.reach["x"].wires]
+        else:
+            heard = [wire for wire in self.at.server.live if wire.id == self.talk.upstream]
+        wires = [wire for wire in self.at.server.live if wire in heard and wire.is_listening and wire not in deaf]
         if wires:
             number = next(self.numbers)
             self.talk.told.append(number)
-            wires[-1].tell(message("notifications/message", {"data": number}))
+            method = "tools/list_changed" if self.is_shared else "message"  # which concerns all who share it
+            wires[-1].tell(message(f"notifications/{method}", {"data": number}))
         await settle()
 
     async def read(self, _: int) -> None:
@@ -290,7 +321,7 @@ class World:
                 await workflow.opened
                 return workflow.streams.resume(found), member
             except Elsewhere as elsewhere:
-                member = next(other for other in self.at.all if other.members.worker.id == elsewhere.worker)
+                member = self._named(elsewhere.worker)
             except DirectoryUnavailable:
                 return None
             if member.is_dead:
@@ -401,6 +432,7 @@ class World:
         assert self.talk.reader is not None
         await self.call(0)
         await self.call(1)
+        assert self.other is None or await self.serve(self.one(0), WHOLE, self.other) is not None
         await self.tell(0)
         await self.read(0)
         await self.fetch(0)
@@ -412,12 +444,15 @@ class World:
         assert self.talk.read == self.talk.told, "nothing is lost, nothing is doubled"
         for asked in self.asked:
             self._check_outcome(asked)
-        assert len(self.at.server.of("initialize")) == len(self.talks)
-        assert set(self.at.server.deleted) <= {talk.upstream for talk in self.talks if talk.has_ended}
-        for talk in self.talks:
+        if not self.is_shared:
+            assert len(self.at.server.of("initialize")) == len(self.talks)
+            assert set(self.at.server.deleted) <= {talk.upstream for talk in self.talks if talk.has_ended}
+        for talk in [*self.talks, *([self.other] if self.other is not None else [])]:
             holders = [member for member in self.living if talk.session_id in member.pool._workflows]
             assert len(holders) == (not talk.has_ended)
             assert (await self.at.directory.get(talk.session_id) is None) == talk.has_ended
+            sessions = [member.pool._workflows[talk.session_id].upstream_session for member in holders]
+            assert not {session[1:] for session in sessions} & set(self.at.server.deleted)
 
     def _check_outcome(self, asked: Asked) -> None:
         told = asked.outcome
@@ -434,8 +469,8 @@ class World:
                 assert told["error"]["code"] == -31002
 
 
-async def play(steps: list[tuple[str, int]]) -> None:
-    async with workers() as at:
+async def play(steps: list[tuple[str, int]], reuse: Reuse = "workflow") -> None:
+    async with workers(reuse=reuse) as at:
         world = World(at)
         for _ in range(3):
             await world.start()
@@ -463,3 +498,13 @@ LOST_WHILE_ANSWERS_ARE_DUE = [("save", 0), ("ask", 1), ("kill", 0), ("pass", 0),
 @given(st.lists(STEPS, max_size=14))
 def test_g5_g6_g7_whatever_becomes_of_workers(steps: list[tuple[str, int]]) -> None:
     anyio.run(play, steps)
+
+
+PARTED_WHILE_PAUSED = [("ask", 1), ("stall", 0), ("call", 2), ("wake", 0), ("fetch", 1)]
+
+
+@example(PARTED_WHILE_PAUSED)
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(SHARED_STEPS, max_size=14))
+def test_g5_g6_g7_whatever_becomes_of_workers_of_sessions_that_share_one(steps: list[tuple[str, int]]) -> None:
+    anyio.run(play, steps, "user")
