@@ -345,15 +345,15 @@ class Cluster:
         beside.listen()
         return beside
 
-    async def hand_back(self, record: WorkflowRecord, highest_id: int = 0) -> None:
-        """Let go of a workflow: any worker may take it over; where nobody can be told, once this one is dead.
-
-        `highest_id` is the highest request id that was drawn for it here.
-        """
+    async def hand_back(self, record: WorkflowRecord, workflow: Workflow | None = None) -> None:
+        """Let any worker take over what lived here as `workflow`; where nobody can be told, once this one is dead."""
+        highest_id = 0 if workflow is None else workflow.highest_id
         await self._write_out(record.session_id)
         try:
             if await self._directory.replace(msgspec.structs.replace(record, worker="")) is None:
                 newer = await self._directory.get(record.session_id)
+                if newer is None and workflow is not None and not self.comparison.may_be_forgotten(workflow):
+                    return  # it was removed
                 if newer is None or newer.is_behind(record):  # it has lost it, or what it was told last
                     record = await self.comparison.renumbered(record, highest_id)
                     newer = await self._directory.publish(record)

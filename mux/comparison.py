@@ -76,7 +76,7 @@ class Comparison:
         if stored is None and is_beside:
             self._members.demand_settled()
         if stored is None:
-            if is_beside or not self._may_be_forgotten(workflow):
+            if is_beside or not self.may_be_forgotten(workflow):
                 return "removed"
             return await self._publish(workflow, _renumbered(workflow.record, workflow.highest_id))
         if not is_beside and stored.is_behind(workflow.record):
@@ -96,7 +96,7 @@ class Comparison:
     def _is_ours(self, record: WorkflowRecord) -> bool:
         return record.worker == self._members.worker.id
 
-    def _may_be_forgotten(self, workflow: Workflow) -> bool:
+    def may_be_forgotten(self, workflow: Workflow) -> bool:
         """Whether the directory may have lost a record that is missing: it would know of one that was removed.
 
         It does not know of an end any more where this worker was not sure of a workflow for longer than a record lives.

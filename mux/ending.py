@@ -86,7 +86,7 @@ class Ending:
                 self._cluster.journal.forget(workflow.record.session_id)
                 return
             if self._cluster is not None and self._is_movable(workflow, cause):
-                await self._cluster.hand_back(workflow.record, workflow.highest_id)
+                await self._cluster.hand_back(workflow.record, workflow)
             else:
                 await self.remove(workflow.record, is_wanted=cause == "deleted")
         finally:
@@ -96,7 +96,7 @@ class Ending:
         """The session that it shares is another worker's: whoever is asked for it next goes on with it there."""
         try:
             if self._cluster is not None:
-                await self._cluster.hand_back(workflow.record, workflow.highest_id)
+                await self._cluster.hand_back(workflow.record, workflow)
         finally:
             self._residents.settle(workflow.record)
 

@@ -60,6 +60,29 @@ async def test_who_was_away_for_longer_than_a_record_lives_holds_nothing_of_it()
         assert await at.directory.get(session_id) is None
 
 
+@pytest.mark.parametrize("shares_what", ["is_another_workers", "is_drained"])
+async def test_what_ended_longer_ago_than_the_end_is_known_is_not_let_go_of(shares_what: str) -> None:
+    async with workers(reuse="user") as at:
+        a, b = await at.start(), await at.start()
+        mine, other = [(await a.client(ALICE)).workflow for _ in range(2)]
+        at.clock.advance(LEASE_SECONDS)
+        await b.beat()
+        theirs = await b.find(mine.record.session_id, WHOLE, ALICE)
+        if shares_what == "is_another_workers":
+            await b.find(other.record.session_id, WHOLE, ALICE)
+        await b.pool.end(theirs.workflow, "deleted")
+        at.clock.advance(mine.record.lifetime)
+        await b.beat()
+        if shares_what == "is_another_workers":
+            await a.beat()
+        else:
+            a.pool.lapse(at.clock() - mine.record.lifetime)
+            await a.pool.drain(0)
+        await until(lambda: mine.ended and other.ended)
+        await settle()
+        assert await at.directory.get(mine.record.session_id) is None
+
+
 async def test_who_had_a_lease_ever_since_tells_again_also_what_was_compared_long_ago() -> None:
     async with workers(idle_timeout=10, resume_window=5) as at:
         a, _, session_id = await two(at)
