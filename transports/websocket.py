@@ -91,11 +91,13 @@ class WebSocketEndpoint:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, held: ExitStack) -> None:
         headers = headers_of(scope)
+        extensions = scope.get("extensions", {})
         try:
             principal = self._admit(scope, headers)
             self._config.admission.take_place(principal, self._config.server, self._config.pool.caps)
             held.callback(self._config.admission.give_up_place, principal, self._config.server)
-            link, state = await self._open(scope, headers, principal)
+            link = Link(self._config, principal, "websocket", pings=PING in extensions or WIRE in extensions)
+            state = await link.open(asked(headers, scope.get("query_string", b"")))
         except Elsewhere as elsewhere:
             elsewhere.identity = principal, headers.expires
             scope[GRANT] = headers.grant
@@ -103,7 +105,7 @@ class WebSocketEndpoint:
         except Exception as error:
             await self._refuse(send, scope, error)
             return
-        lent: LentWire | None = scope.get("extensions", {}).get(WIRE)
+        lent: LentWire | None = extensions.get(WIRE)
         try:
             await send(_accept(link, state))
         except BaseException:
@@ -113,7 +115,7 @@ class WebSocketEndpoint:
         if lent is not None:
             lent.take_over(Socket(link, lent, headers, self._config))
         else:
-            wire = EventsWire(receive, send, scope.get("extensions", {}).get(PING), SEND_SECONDS)
+            wire = EventsWire(receive, send, extensions.get(PING), SEND_SECONDS)
             await wire.run(Socket(link, wire, headers, self._config))
 
     def _admit(self, scope: Scope, headers: Mapping[str, str]) -> Principal:
@@ -123,33 +125,19 @@ class WebSocketEndpoint:
             raise HTTPRefusal(400, "subprotocol", "Sec-WebSocket-Protocol must list mcp")
         return principal
 
-    async def _open(
-        self, scope: Scope, headers: Mapping[str, str], principal: Principal
-    ) -> tuple[Link, WorkflowState | None]:
-        extensions = scope.get("extensions", {})
-        link = Link(self._config, principal, "websocket", pings=PING in extensions or WIRE in extensions)
-        return link, await link.open(asked(headers, scope.get("query_string", b"")))
-
     async def _refuse(self, send: Send, scope: Scope, error: Exception) -> None:
-        """Answer the upgrade with a status; where the server cannot, with a close that the client sees as 403."""
         answer = answer_to(error)
         if answer.refused:
             self._statistics.count("refused", answer.refused)
         if answer.status == 500:
             logger.exception("an upgrade failed", extra={"server": self._config.server})
-        if "websocket.http.response" in scope.get("extensions", {}):
-            await _deny(send, answer)
-        else:
-            await send({"type": "websocket.close", "code": POLICY})
+        await _deny(scope, send, answer)
 
 
 async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
     """The ASGI application of a path where no socket is served."""
     await receive()  # websocket.connect
-    if "websocket.http.response" in scope.get("extensions", {}):
-        await _deny(send, answer_to(HTTPRefusal(404, "path", "no MCP server is served at this path")))
-    else:
-        await send({"type": "websocket.close", "code": POLICY})
+    await _deny(scope, send, answer_to(HTTPRefusal(404, "path", "no MCP server is served at this path")))
 
 
 class Wire(Protocol):
@@ -468,7 +456,11 @@ def _accept(link: Link, state: WorkflowState | None) -> dict[str, object]:
     return {"type": "websocket.accept", "subprotocol": SUBPROTOCOL, "headers": headers}
 
 
-async def _deny(send: Send, answer: Answer) -> None:
+async def _deny(scope: Scope, send: Send, answer: Answer) -> None:
+    """Answer the upgrade with a status; where the server cannot, with a close that the client sees as 403."""
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close", "code": POLICY})
+        return
     head = {"type": "websocket.http.response.start", "status": answer.status, "headers": answer.headers}
     await send(head)
     await send({"type": "websocket.http.response.body", "body": answer.body})
