@@ -52,6 +52,10 @@ class NotIssued(Exception):
     """The issuer gave no token. The text says why, without a secret and without what the issuer wrote."""
 
 
+Send = Callable[[HeaderBlock, Answer], Callable[[], None]]
+"""Sends a request with this proof, and returns what cuts it."""
+
+
 class TokenSource(Protocol):
     """Where tokens come from."""
 
@@ -216,9 +220,12 @@ class AuthorizedClient:
         fence: Fence | None = None,
     ) -> Callable[[], None]:
         """See `HTTPClient.send`."""
-        credential = self._credential
-        exchange = _Exchange(self._http, credential, _Sent(method, headers, body, target, fence), answer)
-        exchange.begin(credential.current or credential.take())
+
+        def sent(proof: HeaderBlock, answer: Answer) -> Callable[[], None]:
+            return self._http.send(method, headers.signed(proof), body, answer, target=target, fence=fence)
+
+        exchange = _Exchange(self._credential, sent, answer)
+        exchange.begin(self._credential.current or self._credential.take())
         return exchange.stop
 
     async def close(self) -> None:
@@ -227,24 +234,15 @@ class AuthorizedClient:
         await self._http.close()
 
 
-class _Sent(NamedTuple):
-    method: Method
-    headers: HeaderBlock
-    body: bytes
-    target: str | None
-    fence: Fence | None
-
-
 class _Exchange:
     """A request that may have to wait for a token, and to be sent with another one. Implements `Answer`."""
 
-    __slots__ = ("_answer", "_credential", "_cut", "_http", "_is_second", "_is_stopped", "_proof", "_sent", "came")
+    __slots__ = ("_answer", "_credential", "_cut", "_is_second", "_is_stopped", "_proof", "_send", "came")
 
-    def __init__(self, http: HTTPClient, credential: Credential, sent: _Sent, answer: Answer) -> None:
-        self._http = http
+    def __init__(self, credential: Credential, send: Send, answer: Answer) -> None:
         self._credential = credential
-        self._sent: _Sent | None = sent
-        """What to send; None once the server has taken it."""
+        self._send: Send | None = send
+        """Sends it; None once the server has taken it."""
         self._answer = answer
         self._proof: HeaderBlock
         self._cut: Callable[[], None] = nothing
@@ -257,10 +255,9 @@ class _Exchange:
         if isinstance(proof, asyncio.Future):
             proof.add_done_callback(self._renewed)
             return
-        assert self._sent is not None, "it has not been taken yet"
-        method, headers, body, target, fence = self._sent
+        assert self._send is not None, "it has not been taken yet"
         self._proof = proof
-        self._cut = self._http.send(method, headers.signed(proof), body, self, target=target, fence=fence)
+        self._cut = self._send(proof, self)
 
     def stop(self) -> None:
         """Cut it, wherever it stands."""
@@ -274,7 +271,7 @@ class _Exchange:
             return
         if self._is_second:
             self._credential.settle(accepted=True)
-        self._sent = None
+        self._send = None
         self._answer.began(status, headers)
 
     def ended(self, error: ExchangeBroken | None) -> None:
