@@ -114,11 +114,14 @@ class HTTPCall:
         self._wire.is_over(self._request, error)
 
 
-def failure_of(error: ExchangeBroken) -> TrunklineError:
-    """The failure of an HTTP request: surely not executed if it was not sent, else unknown (guarantee G6)."""
+def failure_of(error: ExchangeBroken, *, may_run: bool = True) -> TrunklineError:
+    """The failure of an HTTP request: surely not executed if it was not sent, else unknown (guarantee G6).
+
+    Where it executes nothing in any case, not `may_run`, the server cannot be reached.
+    """
     if isinstance(error, CredentialFailed):
         return CredentialRefused(str(error))
-    if error.sent:
+    if error.sent and may_run:
         return SessionLost(f"the exchange with the server broke: {error}", executed="unknown")
     return UpstreamUnreachable(f"the server cannot be reached: {error}", executed="no")
 

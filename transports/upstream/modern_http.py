@@ -207,7 +207,7 @@ class _Probe:
     def ended(self, error: ExchangeBroken | None) -> None:
         """See `Answer.ended`. A network error is no verdict; what waits for one was not sent in any case."""
         if error is not None:
-            self.fail(failure_of(ExchangeBroken(str(error), sent=False) if error.sent else error))
+            self.fail(failure_of(error, may_run=False))
             return
         try:
             message = message_of(self._body.joined())

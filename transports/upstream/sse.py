@@ -13,7 +13,6 @@ from functools import partial
 from typing import Final
 
 from ...mux.errors import (
-    CredentialRefused,
     InvalidRequest,
     SessionLost,
     TrunklineError,
@@ -26,7 +25,7 @@ from ...mux.request import Request
 from ..event_stream import EventParser
 from ..media import STREAM_TYPE, content_type
 from .answers import ERROR_BODY_BYTES, Body, nothing
-from .http import Answer, CredentialFailed, ExchangeBroken, Fence, HeaderBlock, Withheld, target_within
+from .http import Answer, ExchangeBroken, Fence, HeaderBlock, Withheld, target_within
 from .http_call import failure_of, refusal
 from .http_connector import VERSION_HEADER_SINCE, HTTPConnector
 from .http_delivery import Deliveries, announce
@@ -120,7 +119,7 @@ class _SSEWire:
             block = self._block().with_(headers)
         except ValueError as error:
             if request is not None:
-                self._soon(self._fail, request, InvalidRequest(str(error)))
+                asyncio.get_running_loop().call_soon(self._fail, request, InvalidRequest(str(error)))
             return
         if request is None:
             self._deliver(text, kind, block)
@@ -247,10 +246,6 @@ class _SSEWire:
         if not self._is_closed:
             self._receiver.received(text, None)
 
-    def _soon(self, tell: Callable[[Request, TrunklineError], None], request: Request, error: TrunklineError) -> None:
-        """Tell it after the call of the channel that led to it."""
-        asyncio.get_running_loop().call_soon(tell, request, error)
-
     def _fail(self, request: Request, error: TrunklineError) -> None:
         self._loss.settle(request)
         if not self._is_closed and request.state != "done":
@@ -322,12 +317,10 @@ class _Stream:
                 self._over(f"the server's stream {'ended' if error is None else 'broke'}", is_fault=False)
         elif error is None:
             self._stop(UpstreamFault("the server's stream ended before it said where messages go"))
-        elif isinstance(error, CredentialFailed):
-            self._stop(CredentialRefused(str(error)))
         else:
-            self._stop(UpstreamUnreachable(f"the server cannot be reached: {error}", executed="no"))
+            self._stop(failure_of(error, may_run=False))
 
-    def _stop(self, error: UpstreamFault | UpstreamUnreachable) -> None:
+    def _stop(self, error: TrunklineError) -> None:
         """Hear nothing more."""
         if self._is_stopped:
             return
