@@ -51,6 +51,7 @@ PURE = (
     "transports/retries.py",
     "transports/status.py",
     "transports/tracing.py",
+    "transports/unfinished.py",
     "transports/upstream/backoff.py",
     "transports/upstream/http.py",
     "gateway/reload.py",

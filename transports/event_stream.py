@@ -5,6 +5,7 @@ from typing import Final, NamedTuple
 from ..mux.errors import UpstreamFault
 from ..mux.limits import MAX_EVENT_BYTES
 from .parts import keep
+from .unfinished import Part, Unfinished
 
 KEEP_ALIVE: Final = b": keep-alive\n\n"
 """A comment: keeps proxies and clients from giving up on a quiet stream."""
@@ -39,10 +40,15 @@ def encode(data: bytes, *, id: str | None = None, name: str = "message") -> byte
 
 
 class EventParser:
-    """An incremental parser of one stream. `limit` bounds the bytes of one event, `MAX_EVENTLESS_BYTES` comments."""
+    """An incremental parser of one stream. `limit` bounds the bytes of one event, `MAX_EVENTLESS_BYTES` comments.
 
-    def __init__(self, *, limit: int) -> None:
+    What has come of an event counts to what is `unfinished` of its server, where that is given.
+    """
+
+    def __init__(self, *, limit: int, unfinished: Unfinished | None = None) -> None:
         self._limit = limit
+        self._unfinished = unfinished
+        self._part: Part | None = None
         self._partial: list[bytes | bytearray] = []
         self._partial_size = 0
         self._skip_newline = False
@@ -62,8 +68,8 @@ class EventParser:
         """The events that this chunk completes.
 
         Raises:
-            UpstreamFault: an event larger than the limit, an id longer than `MAX_EVENT_ID_BYTES`, or too much without
-                an event.
+            UpstreamFault: an event larger than the limit, an id longer than `MAX_EVENT_ID_BYTES`, too much without an
+                event, or too much that is unfinished.
         """
         if not chunk:
             return []
@@ -96,8 +102,11 @@ class EventParser:
         self._partial_size += len(part)
 
     def _check_size(self) -> None:
-        if self._event_size + self._partial_size > self._limit:
+        size = self._event_size + self._partial_size
+        if size > self._limit:
             raise UpstreamFault(f"the server sent an event larger than {self._limit} bytes")
+        if self._unfinished is not None:
+            self._part = self._unfinished.hold(self._part, size)
         if self._eventless > MAX_EVENTLESS_BYTES:
             raise UpstreamFault(f"the server sent more than {MAX_EVENTLESS_BYTES} bytes without an event")
 

@@ -8,12 +8,14 @@ import re
 from collections.abc import Callable
 from typing import Final
 
+from ...mux.burden import LARGE_BYTES
 from ...mux.envelope import members_of, parse, string_of
 from ...mux.errors import InvalidMessage, UpstreamFault
 from ...mux.limits import MAX_EVENT_BYTES
 from ..event_stream import EventParser
 from ..media import STREAM_TYPE, content_type
 from ..parts import keep
+from ..unfinished import Part, Unfinished
 from .http import Answer, ExchangeBroken, Headers
 
 ERROR_BODY_BYTES: Final = 65_536
@@ -68,12 +70,14 @@ def nothing() -> None:
 
 
 class Body:
-    """The parts of a body, up to a limit."""
+    """The parts of a body, up to a limit; a large one counts to what is `unfinished` of its server."""
 
-    __slots__ = ("_limit", "_parts", "_size")
+    __slots__ = ("_limit", "_part", "_parts", "_size", "_unfinished")
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, unfinished: Unfinished | None = None) -> None:
         self._limit = limit
+        self._unfinished = unfinished
+        self._part: Part | None = None
         self._parts: list[bytes | bytearray] = []
         self._size = 0
 
@@ -81,11 +85,13 @@ class Body:
         """Some more.
 
         Raises:
-            UpstreamFault: it is larger than the limit.
+            UpstreamFault: it is larger than the limit, or too much is unfinished.
         """
         self._size += len(chunk)
         if self._size > self._limit:
             raise UpstreamFault(f"the server sent a body larger than {self._limit} bytes")
+        if self._size > LARGE_BYTES and self._unfinished is not None:
+            self._part = self._unfinished.hold(self._part, self._size)
         if self._parts:
             keep(self._parts, chunk)
         else:
@@ -102,11 +108,12 @@ class Events:
     One that goes on after another has of that the event id and the `retry`, which hold until the server gives others.
     """
 
-    __slots__ = ("_hand_on", "_parser", "retry")
+    __slots__ = ("_parser", "retry", "unfinished")
 
-    def __init__(self, hand_on: Callable[[bytes], None], last_id: str | None, retry: float | None = None) -> None:
-        self._hand_on = hand_on
-        self._parser = EventParser(limit=MAX_EVENT_BYTES)
+    def __init__(self, last_id: str | None, retry: float | None = None, unfinished: Unfinished | None = None) -> None:
+        self.unfinished = unfinished
+        """What its events count to before they are complete."""
+        self._parser = EventParser(limit=MAX_EVENT_BYTES, unfinished=unfinished)
         self._parser.last_id = last_id
         self.retry = FIRST_RETRY_SECONDS if retry is None else retry
         """Seconds to wait before it is taken up again."""
@@ -116,17 +123,23 @@ class Events:
         """The event id to come back with, where the server gave one and did not take it back by an empty one."""
         return self._parser.last_id or None
 
-    def add(self, chunk: bytes) -> None:
-        """Some more of the stream.
+    def add(self, chunk: bytes) -> list[bytes]:
+        """Some more of the stream; the messages that it completes.
 
         Raises:
             UpstreamFault: what `EventParser.feed` says.
         """
+        messages = []
         for event in self._parser.feed(chunk):
             if event.retry is not None:
                 self.retry = min(max(event.retry / 1000, SOONEST_RETRY_SECONDS), LAST_RETRY_SECONDS)
             if event.data and event.name == "message":
-                self._hand_on(event.data)
+                messages.append(event.data)
+        return messages
+
+    def anew(self) -> Events:
+        """What goes on after it, with nothing of an event that has begun."""
+        return Events(self.last_id, self.retry, self.unfinished)
 
 
 class Unasked:
@@ -161,12 +174,13 @@ class Unasked:
         hand_on: Callable[[bytes], None],
         faulted: Callable[[UpstreamFault], None],
         refused: Callable[[], None],
+        unfinished: Unfinished | None = None,
     ) -> None:
         self._ask = ask
         self._hand_on = hand_on
         self._faulted = faulted
         self._refused = refused
-        self._events = Events(hand_on, None)
+        self._events = Events(None, unfinished=unfinished)
         """Of the stream that is heard, or was heard last."""
         self._cut: Callable[[], None] | None = None
         """Set while a stream is open, or asked for."""
@@ -232,14 +246,14 @@ class Unasked:
         if self._cut is not None:
             self._cut()
             self._cut = None
+            self._events = self._events.anew()
         self.let_go()
 
     def began(self, status: int, headers: Headers) -> None:
         """See `Answer.began`."""
         self._is_stream = status == 200 and content_type(headers) == STREAM_TYPE
         if self._is_stream:
-            before = self._events
-            self._heard, self._events = before.last_id, Events(self._hand_on, before.last_id, before.retry)
+            self._heard = self._events.last_id
             self.let_go()
             return
         # 405: the server offers none; what else there is a POST will tell.
@@ -258,9 +272,12 @@ class Unasked:
                 self._give_up(None)
             return
         try:
-            self._events.add(chunk)
+            messages = self._events.add(chunk)
         except UpstreamFault as fault:
             self._give_up(fault)
+            return
+        for text in messages:
+            self._hand_on(text)
 
     def ended(self, error: ExchangeBroken | None) -> None:
         """See `Answer.ended`."""
@@ -278,7 +295,7 @@ class Unasked:
 
     def _ended(self, fault: UpstreamFault | None) -> None:
         """It is over: ask again after a pause, which grows while no stream brings an event to go on after."""
-        self._cut = None
+        self._cut, self._events = None, self._events.anew()
         self._stop_timer()
         self.let_go()
         if fault is not None:

@@ -52,11 +52,11 @@ class HTTPCall:
             if not self._wire.begins(self._request, status, headers):
                 return
             if status == 200 and kind == STREAM_TYPE:
-                self._events = Events(self._hand_on, None)
+                self._events = Events(None, unfinished=self._wire.unfinished)
             elif status == 202:
                 raise UpstreamFault("the server accepted a request without answering it")
             elif kind == JSON_TYPE or (status == 400 and self._wire.has_session):
-                self._body = Body(MAX_EVENT_BYTES if status == 200 else ERROR_BODY_BYTES)
+                self._body = Body(MAX_EVENT_BYTES if status == 200 else ERROR_BODY_BYTES, self._wire.unfinished)
             else:
                 raise refusal(status)
         except TrunklineError as error:
@@ -64,12 +64,14 @@ class HTTPCall:
 
     def came(self, chunk: bytes) -> None:
         """See `Answer.came`."""
-        part = self._events or self._body
-        if part is not None:
-            try:
-                part.add(chunk)
-            except UpstreamFault as fault:
-                self._leave(fault if self._status == 200 else refusal(self._status))
+        try:
+            if self._body is not None:
+                self._body.add(chunk)
+            elif self._events is not None:
+                for text in self._events.add(chunk):
+                    self._hand_on(text)
+        except UpstreamFault as fault:
+            self._leave(fault if self._status == 200 else refusal(self._status))
 
     def ended(self, error: ExchangeBroken | None) -> None:
         """See `Answer.ended`."""
@@ -81,7 +83,7 @@ class HTTPCall:
             if request.state == "done":
                 wire.is_over(request)
             else:
-                wire.take_up(request, events)
+                wire.take_up(request, events.anew())
         elif error is not None:
             wire.is_over(request, failure_of(error))
         elif self._body is not None:

@@ -6,6 +6,7 @@ from typing import ClassVar, Final, Literal
 
 from ...mux.ports import NONE, Headers
 from ...mux.statistics import Statistics
+from ..unfinished import Unfinished
 from .credentials import Credential
 from .http import HeaderBlock, HTTPClient, proof_in
 from .http_client import Trusted, http_client
@@ -44,6 +45,8 @@ class HTTPConnector:
         self.url = url
         self.http = http or http_client(url, ca, credential)
         self.headers = self._with_own(headers or NONE)
+        self.unfinished = Unfinished()
+        """What the server has sent of large messages that are not complete."""
         self._statistics = statistics
 
     def rotate(self, headers: Headers) -> None:

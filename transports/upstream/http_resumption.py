@@ -11,6 +11,7 @@ import anyio
 from ...mux.errors import SessionLost, TrunklineError, UpstreamFault
 from ...mux.request import Request
 from ..media import STREAM_TYPE, content_type
+from ..unfinished import Unfinished
 from .answers import NOT_NOW, Ask, Events, nothing
 from .http import ExchangeBroken, Headers
 
@@ -39,7 +40,7 @@ async def resume(
     attempts = 0
     while events.last_id is not None and attempts < RESUME_ATTEMPTS:
         await anyio.sleep(events.retry)
-        resumed = ResumedStream(take, events.last_id, events.retry)
+        resumed = ResumedStream(take, events.last_id, events.retry, events.unfinished)
         heard = await _heard(resumed, ask, events.last_id)
         if request.state == "done":
             return None
@@ -50,7 +51,7 @@ async def resume(
         attempts += 1
         if heard.events is not None:
             is_well = heard.events.last_id != events.last_id or (may_end and heard.error is None)
-            attempts, events = 0 if is_well else attempts, heard.events
+            attempts, events = 0 if is_well else attempts, heard.events.anew()
     return SessionLost("the server's stream ended before its answer and cannot be taken up", executed="unknown")
 
 
@@ -78,8 +79,15 @@ class Heard(NamedTuple):
 class ResumedStream:
     """A stream that is taken up where it broke, by a GET: its messages are handed on. Implements `Answer`."""
 
-    def __init__(self, hand_on: Callable[[bytes], None], last_id: str | None, retry: float | None = None) -> None:
-        self._events = Events(hand_on, last_id, retry)
+    def __init__(
+        self,
+        hand_on: Callable[[bytes], None],
+        last_id: str | None,
+        retry: float | None = None,
+        unfinished: Unfinished | None = None,
+    ) -> None:
+        self._hand_on = hand_on
+        self._events = Events(last_id, retry, unfinished)
         self._status = 0
         self._is_stream = False
         self.cut: Callable[[], None] = nothing
@@ -101,9 +109,12 @@ class ResumedStream:
         """See `Answer.came`."""
         if not self.over.done():
             try:
-                self._events.add(chunk)
+                messages = self._events.add(chunk)
             except UpstreamFault as fault:
                 self._finish(fault)
+                return
+            for text in messages:
+                self._hand_on(text)
 
     def ended(self, error: ExchangeBroken | None) -> None:
         """See `Answer.ended`."""

@@ -21,6 +21,7 @@ from ...mux.routing import LEGACY
 from ...mux.statistics import Statistics
 from ..event_stream import EventParser
 from ..media import STREAM_TYPE, content_type
+from ..unfinished import Unfinished
 from .answers import Body, nothing
 from .backoff import Backoff
 from .http import ExchangeBroken, HeaderBlock, HTTPClient
@@ -61,6 +62,8 @@ class ModernHTTPServer:
         self.timeout = timeout
         self.offers = offers
         self.statistics = statistics
+        self.unfinished = Unfinished()
+        """What answers count to before they are complete."""
         self._http = http
         self._headers = headers
         self._revisions: tuple[str, ...] | None = None

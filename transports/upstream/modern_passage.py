@@ -145,12 +145,12 @@ class Passage:
         self._status = status
         kind = content_type(headers)
         if status == 200 and kind == STREAM_TYPE:
-            self._events = EventParser(limit=MAX_EVENT_BYTES)
+            self._events = EventParser(limit=MAX_EVENT_BYTES, unfinished=self._upstream.unfinished)
             self._decide(Form(200))
         elif kind == JSON_TYPE and _declared(headers) > MAX_EVENT_BYTES:
             self._fail(_too_large())
         elif kind == JSON_TYPE and status != 202:
-            self._body = Body(MAX_EVENT_BYTES if status == 200 else ERROR_BODY_BYTES)
+            self._body = Body(MAX_EVENT_BYTES if status == 200 else ERROR_BODY_BYTES, self._upstream.unfinished)
         else:
             self._fail(self._refusal())
 
@@ -274,6 +274,7 @@ class Passage:
         """It is over; the first cause wins."""
         if not self.is_over:
             self.outcome = outcome
+            self._body = self._events = None
             self._patience.cancel()
             self._wake()
 

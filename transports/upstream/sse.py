@@ -92,7 +92,7 @@ class _SSEWire:
             TrunklineError: it does not, or not in time.
         """
         self._connector.count("get")
-        stream = _Stream(self._connector.url, self._receive, self.stream_over)
+        stream = _Stream(self._connector, self._receive, self.stream_over)
         headers = self._block().with_({"Accept": STREAM_TYPE})
         self._cut_stream = self._connector.http.send("GET", headers, b"", stream)
         try:
@@ -260,6 +260,7 @@ class _SSEWire:
     def _cut(self) -> None:
         """Cut the stream, and all that is under way beside it."""
         self._cut_stream()
+        self._cut_stream = nothing  # which leads to what has come
         self._deliveries.cut()
         for post in self._posts:
             post.stop()
@@ -278,11 +279,11 @@ def _may_go(request: Request, fence: Fence | None) -> bool:
 class _Stream:
     """The answer to the GET: the endpoint first, then messages. Implements `Answer`."""
 
-    def __init__(self, url: str, hand_on: Callable[[bytes], None], over: Callable[..., None]) -> None:
-        self._url = url
+    def __init__(self, connector: SSEConnector, hand_on: Callable[[bytes], None], over: Callable[..., None]) -> None:
+        self._url = connector.url
         self._hand_on = hand_on
         self._over = over
-        self._parser = EventParser(limit=MAX_EVENT_BYTES)
+        self._parser = EventParser(limit=MAX_EVENT_BYTES, unfinished=connector.unfinished)
         self._is_stopped = False
         self.endpoint: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """The target of messages, or why there is none."""

@@ -20,6 +20,7 @@ from ...mux.ports import NONE, Headers, Receiver, SendKind
 from ...mux.request import Request
 from ...mux.routing import PRIMING
 from ..media import JSON_TYPE, STREAM_TYPE
+from ..unfinished import Unfinished
 from .answers import Events, Unasked, nothing
 from .http import Answer, HeaderBlock
 from .http_call import HTTPCall
@@ -221,7 +222,7 @@ class HTTPWire:
         if not self._offers_stream:
             return
         if self._unasked is None:
-            self._unasked = Unasked(self._ask_for_stream, self._hear, self._faulted, self._have_none)
+            self._unasked = Unasked(self._ask_for_stream, self._hear, self._faulted, self._have_none, self.unfinished)
         self._unasked.open()
 
     def rest(self) -> None:
@@ -261,6 +262,11 @@ class HTTPWire:
             await asyncio.wait(tuple(traffic.running))
 
     # What becomes of a request, as its answer tells.
+
+    @property
+    def unfinished(self) -> Unfinished:
+        """What answers count to before they are complete."""
+        return self._connector.unfinished
 
     def begins(self, request: Request, status: int, headers: Headers) -> bool:
         """The server begins to answer this request; False where it has forgotten the session instead.

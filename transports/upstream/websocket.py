@@ -17,6 +17,7 @@ from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.frames import BINARY, PONG, Frame
 from websockets.protocol import CLOSED, CLOSING, OPEN
 
+from ...mux.burden import LARGE_BYTES
 from ...mux.errors import InvalidRequest, UpstreamFault, UpstreamUnreachable
 from ...mux.limits import MAX_EVENT_BYTES
 from ...mux.ports import Headers, Receiver, Wire
@@ -24,6 +25,7 @@ from ...mux.request import Request
 from ...mux.statistics import Statistics
 from ..frames import Frames, text_frame
 from ..portions import Portions
+from ..unfinished import Part, Unfinished
 from .http import CONNECT_SECONDS, HeaderBlock, words_of
 from .http_client import Trusted, trusting
 from .one_stream import MAX_UNSENT, MAX_UNSENT_BYTES, OneStreamWire
@@ -32,6 +34,7 @@ from .upgrade import CLOSE_SECONDS, PING_SECONDS, OtherProtocol, Upgrade, quiet
 
 NORMAL: Final = 1000
 UNSUPPORTED_DATA: Final = 1003
+TRY_AGAIN: Final = 1013
 INTERNAL_ERROR: Final = 1011
 """Close codes (RFC 6455, 7.4.1); the last one where a ping is not answered."""
 
@@ -61,6 +64,8 @@ class WebSocketConnector:
         self._upgrade = Upgrade(url, lambda: trusting(ca))
         self._headers = HeaderBlock(headers or {})
         self._statistics = statistics
+        self.unfinished = Unfinished()
+        """What the server has sent of large messages that are not complete."""
 
     @asynccontextmanager
     async def connect(self, receiver: Receiver, headers: Headers, *, listen: bool) -> AsyncIterator[Wire]:
@@ -70,7 +75,7 @@ class WebSocketConnector:
             TrunklineError: the connection did not come about.
         """
         opening = await self._open(headers)
-        wire = _WebSocketWire(self.server, receiver, self._statistics, opening)
+        wire = _WebSocketWire(self.server, receiver, self._statistics, opening, self.unfinished)
         try:
             yield wire
         finally:
@@ -134,8 +139,13 @@ class _Opening(ClientConnection):
 class _WebSocketWire(OneStreamWire, asyncio.Protocol):
     """One session: what comes is handed on at once, and what is sent within one turn of the loop goes out together."""
 
-    def __init__(self, server: str, receiver: Receiver, statistics: Statistics, opening: _Opening) -> None:
+    def __init__(
+        self, server: str, receiver: Receiver, statistics: Statistics, opening: _Opening, unfinished: Unfinished
+    ) -> None:
         super().__init__(server, receiver, statistics)
+        self._unfinished = unfinished
+        self._part: Part | None = None
+        """Of a large message that is not complete."""
         self._loop = asyncio.get_running_loop()
         self._transport = opening.transport
         self._protocol = opening.protocol
@@ -209,7 +219,17 @@ class _WebSocketWire(OneStreamWire, asyncio.Protocol):
         came: list[bytes | Frame] = []
         stop = self._frames.feed(data, at, came)
         self._take(came)
+        if self._part is not None or self._frames.unfinished > LARGE_BYTES:
+            self._hold(self._frames.unfinished)
         return stop
+
+    def _hold(self, size: int) -> None:
+        """So much has come of a message that is not complete."""
+        try:
+            self._part = self._unfinished.hold(self._part, size)
+        except UpstreamFault as fault:
+            self.lose(fault.message, is_fault=True)
+            self._begin_close(TRY_AGAIN)
 
     def _take(self, came: list[bytes | Frame]) -> None:
         for one in came:

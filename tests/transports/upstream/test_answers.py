@@ -38,12 +38,11 @@ def test_a_body_of_one_part_is_not_copied() -> None:
     assert body.joined() is part
 
 
-def test_events_hand_on_messages_and_keep_where_to_go_on() -> None:
-    heard: list[bytes] = []
-    events = Events(heard.append, "before")
+def test_events_are_messages_and_keep_where_to_go_on() -> None:
+    events = Events("before")
     assert events.last_id == "before"
-    events.add(b"id: 1\ndata: one\n\nevent: other\ndata: two\n\nid: 3\ndata:\n\nretry: 200\n\n")
-    assert heard == [b"one"]
+    text = b"id: 1\ndata: one\n\nevent: other\ndata: two\n\nid: 3\ndata:\n\nretry: 200\n\n"
+    assert events.add(text) == [b"one"]
     assert events.last_id == "3"
     assert events.retry == 0.2
     events.add(b"retry: 0\n\n")
@@ -53,7 +52,7 @@ def test_events_hand_on_messages_and_keep_where_to_go_on() -> None:
 
 
 def test_an_empty_event_id_takes_the_last_one_back() -> None:
-    events = Events(lambda text: None, None)
+    events = Events(None)
     events.add(b"id: 1\ndata: one\n\nid:\n\n")
     assert events.last_id is None
 

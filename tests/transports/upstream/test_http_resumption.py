@@ -58,7 +58,7 @@ async def test_a_resumed_stream_ends_with_what_broke_it() -> None:
 
 async def test_a_stream_without_event_ids_is_not_taken_up() -> None:
     request = Request(1, b"1", b"", Nobody(), 0.0, 60.0)
-    events = Events(lambda text: None, None)
+    events = Events(None)
     for may_end in (False, True):
         lost = await resume(
             request, events, lambda *_: pytest.fail("nothing is asked"), lambda text: None, may_end=may_end
