@@ -178,6 +178,7 @@ async def test_an_answer_that_is_cut_off_anywhere_breaks(text: bytes) -> None:
         b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\nhello",
         b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Encoding: identity\r\nContent-Length: 5\r\n\r\nhello",
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\nhello",
         b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\nhello",
         b"HTTP/1.1 200 OK\r\nBad Name: 1\r\nContent-Length: 5\r\n\r\nhello",
@@ -395,7 +396,8 @@ async def test_a_connection_that_is_not_clean_is_not_used_again(pieces: int, tex
             assert server.connections == n
 
 
-async def test_what_comes_unasked_on_a_kept_connection_is_nobodys_answer() -> None:
+async def test_what_comes_unasked_on_a_kept_connection_is_nobodys_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http1, "KEEP_ALIVE_SECONDS", 2 * PATIENCE)  # else it would be closed for being idle
     speak, spoken = asyncio.Event(), asyncio.Event()
 
     async def serve(peer: Peer) -> None:
