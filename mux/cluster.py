@@ -217,13 +217,12 @@ class Cluster:
             return None
         self._residents.unsettle(record)
         try:
-            return await self._tasks.see_through(self._become_holder, (record, upstream))
+            return await self._tasks.see_through(self._become_holder, record, upstream)
         except Overloaded:  # it may not have been begun
             self._residents.settle(record)
             raise
 
-    async def _become_holder(self, what: tuple[WorkflowRecord, Upstream]) -> Workflow | None:
-        record, upstream = what
+    async def _become_holder(self, record: WorkflowRecord, upstream: Upstream) -> Workflow | None:
         try:
             beside = await self._opened_beside(record)
             living, reading = await self._partners(record, upstream.pooling.reuse)

@@ -100,7 +100,7 @@ class Ending:
         finally:
             self._residents.settle(workflow.record)
 
-    async def remove(self, record: WorkflowRecord, *, is_wanted: bool = False) -> None:
+    async def remove(self, record: WorkflowRecord, is_wanted: bool = False) -> None:
         """Remove the record of a workflow that has ended; where that fails, the sweep tries again, so many times.
 
         Where the client wanted its end, whatever worker has it by now.
@@ -117,11 +117,6 @@ class Ending:
         self._statistics.count("leftovers", "kept" if again else "given_up")
         about = {"server": record.server, "handle": record.handle}
         logger.warning("a record could not be removed: %s", why, extra=about)
-
-    async def remove_again(self, leftover: tuple[WorkflowRecord, bool]) -> None:
-        """Try once more to remove the record of a workflow that has ended, which its client wanted or not."""
-        record, is_wanted = leftover
-        await self.remove(record, is_wanted=is_wanted)
 
     async def _remove_newer(self, record: WorkflowRecord, *, is_wanted: bool) -> bool:
         """Remove what is stored instead of a record, where that is to end as well; False where it changed meanwhile."""

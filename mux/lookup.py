@@ -252,9 +252,9 @@ class Lookup:
         """Compare what is left, `COMPARED_AT_ONCE` at a time; nothing where nothing is."""
         for _ in range(self._comparing, min(len(self._left), COMPARED_AT_ONCE)):
             self._comparing += 1
-            self._tasks.spawn(self._compare_left, None)
+            self._tasks.spawn(self._compare_left)
 
-    async def _compare_left(self, _: None) -> None:
+    async def _compare_left(self) -> None:
         """One after the other, until all that is left was compared, or nobody can tell."""
         try:
             while self._left:

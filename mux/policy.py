@@ -61,14 +61,14 @@ EVERYWHERE: Final = Scope()
 
 
 class Caps:
-    """How many workflows there may be: by the limits of the process, or by those that a server has of its own."""
+    """How many workflows there may be: by the `common` limits, the process's, or by a server's own."""
 
     def __init__(self, common: Pooling, servers: Mapping[str, Pooling] | None = None) -> None:
         self.replace(common, servers or {})
 
     def replace(self, common: Pooling, servers: Mapping[str, Pooling]) -> None:
         """From now on these hold. A limit of a server that differs from that of the process is its own."""
-        self._common, self._servers = common, dict(servers)
+        self.common, self._servers = common, dict(servers)
         self._apart: dict[Limit, frozenset[str]] = {
             limit: frozenset(name for name, own in servers.items() if getattr(own, limit) != getattr(common, limit))
             for limit in LIMITS
@@ -76,7 +76,7 @@ class Caps:
 
     def of(self, server: str, limit: Limit) -> tuple[int, Scope]:
         """How many there may be for a newcomer on this server, and which are counted."""
-        most: int = getattr(self._servers.get(server, self._common), limit)
+        most: int = getattr(self._servers.get(server, self.common), limit)
         apart = self._apart[limit]
         return most, Scope(server if server in apart else None, apart)
 

@@ -41,7 +41,7 @@ from .principal import Principal
 from .record import Handshake, WorkflowRecord, WorkflowState, new_session_id
 from .residents import Residents
 from .statistics import Statistics
-from .sweep import Sweep, SweepPorts
+from .sweep import Sweep
 from .tasks import Tasks
 from .upstream import Upstream
 from .workflow import Workflow
@@ -111,8 +111,6 @@ class Pool:
         self.has_begun = False
         """True once it was run."""
         self._knows: Callable[[Principal], bool] = lambda principal: True
-        self.pooling = pooling
-        """What bounds the process."""
         self._generations = Generations(upstreams)
         self._clock = clock
         self._residents = Residents(max_ended)
@@ -147,10 +145,22 @@ class Pool:
         self.lookup = Lookup(premises, ending=self._ending, cluster=self._cluster)
         """Where workflows are found."""
         self._opening = self._beginning()
-        self._sweep = self._sweeping(release)
+        self._sweep = Sweep(
+            premises,
+            lines=self._lines,
+            ending=self._ending,
+            lookup=self.lookup,
+            cluster=self._cluster,
+            release=release,
+        )
 
     def __repr__(self) -> str:
         return f"Pool({len(self._workflows)} workflows, {len(self.channels)} channels)"
+
+    @property
+    def pooling(self) -> Pooling:
+        """What bounds the process."""
+        return self.caps.common
 
     @property
     def upstreams(self) -> dict[str, Upstream]:
@@ -233,7 +243,6 @@ class Pool:
         """
         before = self.upstreams
         self._generations.replace(upstreams)
-        self.pooling = pooling
         self.caps.replace(pooling, _pooling_of(upstreams))
         self._budget.limit = pooling.event_log.total_bytes
         for workflow in self._residents.served:
@@ -407,18 +416,6 @@ class Pool:
             cluster=self._cluster,
             budget=self._budget,
         )
-
-    def _sweeping(self, release: Callable[[Upstream], Coroutine[Any, Any, None]] | None) -> Sweep:
-        """What looks after everything here."""
-        ports = SweepPorts(
-            lambda: self.pooling,
-            self._ending.soon,
-            self.lookup.compare,
-            self.lookup.go_on,
-            self._ending.remove_again,
-            release,
-        )
-        return Sweep(self._premises, ports, lines=self._lines, cluster=self._cluster)
 
     def _end_all(self) -> None:
         cause = WorkflowEnded("drained")

@@ -4,16 +4,16 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterator
 from math import inf
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import anyio
 
 from .cluster import Cluster
+from .ending import Ending
 from .errors import DirectoryUnavailable
-from .limits import Pooling
 from .lines import Lines
+from .lookup import Lookup
 from .premises import Premises
-from .record import WorkflowRecord
 from .upstream import Upstream
 from .workflow import Workflow
 
@@ -26,31 +26,26 @@ SWEEP_SLICE: Final = 100
 """Workflows that are looked after at a stretch: half a millisecond. 10,000 of them would hold calls up for 50."""
 
 
-class SweepPorts(NamedTuple):
-    """What the pool does for its sweep."""
-
-    limits: Callable[[], Pooling]
-    """What bounds the process now."""
-    end: Callable[[Workflow, str], None]
-    """Ends a workflow, for a cause."""
-    compare: Callable[[Workflow], Coroutine[Any, Any, bool]]
-    """Compares one with its record; it may end by that."""
-    go_on: Callable[[], None]
-    """Goes on to compare what another worker may have taken over, or the directory forgotten."""
-    remove: Callable[[tuple[WorkflowRecord, bool]], Coroutine[Any, Any, None]]
-    """Removes the record of a workflow that has ended, which its client wanted or not."""
-    release: Callable[[Upstream], Coroutine[Any, Any, None]] | None
-    """Hears of settings that serve nobody any longer."""
-
-
 class Sweep:
-    """Looks after what is due, again and again, until `run` is cancelled. `cluster` as in the pool."""
+    """Looks after what is due, again and again, until `run` is cancelled. `cluster` and `release` as in the pool."""
 
-    def __init__(self, premises: Premises, ports: SweepPorts, *, lines: Lines, cluster: Cluster | None) -> None:
-        self._ports = ports
+    def __init__(
+        self,
+        premises: Premises,
+        *,
+        lines: Lines,
+        ending: Ending,
+        lookup: Lookup,
+        cluster: Cluster | None,
+        release: Callable[[Upstream], Coroutine[Any, Any, None]] | None,
+    ) -> None:
         self._directory = premises.directory
         self._residents = premises.residents
+        self._caps = premises.caps
         self._lines = lines
+        self._ending = ending
+        self._lookup = lookup
+        self._release = release
         self._generations = premises.generations
         self._leftovers = premises.leftovers
         self._tasks = premises.tasks
@@ -72,7 +67,7 @@ class Sweep:
     def _pause(self) -> float:
         """Seconds to the next look: a quarter of the shortest time-out that holds for anybody."""
         upstreams = (*self._generations.current.values(), *self._generations.superseded)
-        limits = [self._ports.limits(), *(upstream.pooling for upstream in upstreams)]
+        limits = [self._caps.common, *(upstream.pooling for upstream in upstreams)]
         shortest = min(min(p.idle_timeout, p.resume_window, p.request_timeout) for p in limits)
         return max(0.02, min(SWEEP_SECONDS, shortest / 4))
 
@@ -90,9 +85,9 @@ class Sweep:
         self._lines.expire(now)
         if self._cluster is not None:
             self._cluster.expire(now)
-            self._ports.go_on()
-        for leftover in self._leftovers.due(now):
-            self._tasks.spawn(self._ports.remove, leftover)
+            self._lookup.go_on()
+        for record, is_wanted in self._leftovers.due(now):
+            self._tasks.spawn(self._ending.remove, record, is_wanted)
         self._release_superseded()
 
     def _expire(self, workflow: Workflow, now: float) -> float:
@@ -109,15 +104,14 @@ class Sweep:
                 return now
             return min(workflow.due(), inf if idle_since is None else idle_since + patience)
         if self._cluster is None:
-            self._ports.end(workflow, cause)
+            self._ending.soon(workflow, cause)
         elif not (workflow.is_doubted or workflow in self._asking or self._cluster.members.is_away):
             self._asking.add(workflow)
-            self._tasks.spawn(self._end_if_unused, (workflow, patience, cause))
+            self._tasks.spawn(self._end_if_unused, workflow, patience, cause)
         return now
 
-    async def _end_if_unused(self, what: tuple[Workflow, float, str]) -> None:
+    async def _end_if_unused(self, workflow: Workflow, patience: float, cause: str) -> None:
         """End a workflow that no worker has touched for so long."""
-        workflow, patience, cause = what
         try:
             seconds = await self._directory.untouched(workflow.record.session_id)
         except DirectoryUnavailable:
@@ -126,11 +120,11 @@ class Sweep:
             self._asking.discard(workflow)
         now = self._clock()
         if seconds is None:
-            await self._ports.compare(workflow)  # it was removed, or has to be told again
+            await self._lookup.compare(workflow)  # it was removed, or has to be told again
         elif seconds < patience:
             workflow.touched_elsewhere(now - seconds)
         elif workflow.idle_since is not None and workflow.idle_since + patience <= now:
-            self._ports.end(workflow, cause)
+            self._ending.soon(workflow, cause)
 
     def _release_superseded(self) -> None:
         """Give up settings that were superseded, once no workflow has them and nothing is open under them."""
@@ -138,5 +132,5 @@ class Sweep:
             return
         had = {(workflow.server, workflow.generation) for workflow in self._residents.served}
         for upstream in self._generations.release(lambda version: version in had or self._lines.serves(version)):
-            if self._ports.release is not None:
-                self._tasks.spawn(self._ports.release, upstream)
+            if self._release is not None:
+                self._tasks.spawn(self._release, upstream)

@@ -5,7 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from contextvars import copy_context
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, TypeVarTuple
 
 import anyio
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 CANCEL_SECONDS: Final = 5.0
 """How long a task may take to end that was cancelled: one that swallows that would hold up the end of the process."""
 
-A = TypeVar("A")
+Arguments = TypeVarTuple("Arguments")
 T = TypeVar("T")
 
 
@@ -60,15 +60,15 @@ class Tasks:
                 for promised in tuple(self._promised):
                     _refuse(promised)
 
-    def spawn(self, function: Callable[[A], Coroutine[Any, Any, None]], argument: A) -> None:
+    def spawn(self, function: Callable[[*Arguments], Coroutine[Any, Any, None]], *arguments: *Arguments) -> None:
         """Begin this. What it raises is logged.
 
         Raises:
             Overloaded: nothing is begun any longer.
         """
-        self._spawn(function(argument), function)
+        self._spawn(function(*arguments), function)
 
-    async def see_through(self, function: Callable[[A], Coroutine[Any, Any, T]], argument: A) -> T:
+    async def see_through(self, function: Callable[[*Arguments], Coroutine[Any, Any, T]], *arguments: *Arguments) -> T:
         """Do this, and wait for it: a caller that is cancelled leaves nothing half done.
 
         Raises:
@@ -78,7 +78,7 @@ class Tasks:
 
         async def see_through() -> None:
             try:
-                result = await function(argument)
+                result = await function(*arguments)
                 if not done.done():
                     done.set_result(result)
             except Exception as error:

@@ -110,8 +110,9 @@ MUX_ORDER = (
     {"lines"},
     {"comparison"},
     {"cluster"},
-    {"ending", "sweep"},
+    {"ending"},
     {"lookup", "opening"},
+    {"sweep"},
     {"pool"},
 )
 """Inside mux, lowest first: a module imports from its own rank and from lower ones."""

@@ -51,7 +51,7 @@ async def test_a_caller_hears_the_result_or_the_error(caplog: pytest.LogCaptureF
 async def test_a_defect_ends_nobody_else(caplog: pytest.LogCaptureFixture) -> None:
     tasks, done = Tasks(), []
 
-    async def fail(_: None) -> None:
+    async def fail() -> None:
         raise ValueError("defect")
 
     async def work(name: str) -> None:
@@ -60,7 +60,7 @@ async def test_a_defect_ends_nobody_else(caplog: pytest.LogCaptureFixture) -> No
 
     async with tasks.running(PATIENCE):
         tasks.spawn(work, "a")
-        tasks.spawn(fail, None)
+        tasks.spawn(fail)
     assert done == ["a"]
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
 
@@ -68,18 +68,18 @@ async def test_a_defect_ends_nobody_else(caplog: pytest.LogCaptureFixture) -> No
 async def test_what_the_end_of_the_pool_ends_is_told() -> None:
     tasks = Tasks()
 
-    async def wait(_: None) -> None:
+    async def wait() -> None:
         await anyio.sleep_forever()
 
     async def ask() -> None:
         with pytest.raises(Overloaded):
-            await tasks.see_through(wait, None)
+            await tasks.see_through(wait)
 
     async with anyio.create_task_group() as callers, tasks.running(0.01):
         callers.start_soon(ask)
         await settle()
     with pytest.raises(Overloaded):
-        tasks.spawn(wait, None)
+        tasks.spawn(wait)
 
 
 async def test_what_does_not_end_is_told_and_nobody_waits_for_it(
@@ -88,7 +88,7 @@ async def test_what_does_not_end_is_told_and_nobody_waits_for_it(
     monkeypatch.setattr(module, "CANCEL_SECONDS", 0.01)
     tasks, gate, over = Tasks(), anyio.Event(), anyio.Event()
 
-    async def swallows(_: None) -> None:
+    async def swallows() -> None:
         while not gate.is_set():
             with suppress(asyncio.CancelledError):
                 await gate.wait()
@@ -96,11 +96,11 @@ async def test_what_does_not_end_is_told_and_nobody_waits_for_it(
 
     async def ask() -> None:
         with pytest.raises(Overloaded):
-            await tasks.see_through(swallows, None)
+            await tasks.see_through(swallows)
 
     with anyio.fail_after(PATIENCE):
         async with anyio.create_task_group() as callers, tasks.running(0.01):
-            tasks.spawn(swallows, None)
+            tasks.spawn(swallows)
             callers.start_soon(ask)
             await settle()
         told = [record for record in caplog.records if record.levelno == logging.ERROR]
