@@ -1,12 +1,14 @@
 """Where a workflow is found: here, or by what the directory says at another worker; and how long that is believed.
 
-What lives here is believed for `MAX_STALENESS`, or until the directory tells of a change; then it is compared with its
-record when it is used next. It is found by its own principal alone, on its own server (guarantee G4).
+Among several workers, what lives here is believed for `MAX_STALENESS`, or until the directory tells of a change; then
+it is compared with its record when it is used next. A workflow is found by its own principal alone, on its own server
+(guarantee G4).
 """
 
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from math import inf
 from typing import Final
 
@@ -54,19 +56,17 @@ class Lookup:
     ) -> Workflow | None:
         """What `find`, or by a key alone `find_key`, would find, where that needs nobody to be asked.
 
-        None tells nothing. What lives here is believed for `MAX_STALENESS`.
+        None tells nothing.
         """
         if session_id is not None:
             workflow = self._workflows.get(session_id)
         else:
             workflow = None if key is None else self._residents.by_key.get((principal, server, key))
-        if (
-            workflow is None
-            or (concern.name and self._cluster is not None)
-            or not _is_theirs(workflow, principal, server)
-        ):
+        if workflow is None or not _is_theirs(workflow, principal, server):
             return None
-        return None if self._clock() - workflow.checked > MAX_STALENESS else workflow
+        if self._cluster is not None and (concern.name or self._clock() - workflow.checked > MAX_STALENESS):
+            return None
+        return workflow
 
     async def find(self, principal: Principal, server: str, session_id: str, concern: Concern = WHOLE) -> Workflow:
         """The workflow of that session id, if it is this principal's, on this server (guarantee G4).
@@ -104,36 +104,18 @@ class Lookup:
         Raises:
             Elsewhere: another worker serves what the request is about.
         """
-        if self._cluster is not None:
-            return await self._find_key_anywhere(self._cluster, principal, server, key, concern)
-        record = await self._directory.find(principal, server, key)
-        workflow = self._workflows.get(record.session_id) if record is not None else None
-        if record is None or workflow is None:
-            return None
-        if not workflow.opened.done():  # and its record is yet to be written anew
-            return workflow
-        if record.epoch > workflow.record.epoch:
-            self._ending.soon(workflow, "taken_over")
-            return None
-        with suppress(UnknownSession):
-            return await self._live(workflow, principal, server)
-        return None
-
-    async def _find_key_anywhere(
-        self, cluster: Cluster, principal: Principal, server: str, key: str, concern: Concern
-    ) -> Workflow | None:
-        """As `find_key`, among several workers: what lives here is believed for `MAX_STALENESS`, as by its id."""
-        if concern.name:
+        read = partial(self._directory.find, principal, server, key)
+        if self._cluster is not None and concern.name:
             here = self._residents.served_by(principal, server, key)
             with suppress(UnknownSession):
-                return await self._found(
-                    lambda: self._directory.find(principal, server, key), principal, server, here, concern
-                )
+                return await self._found(read, principal, server, here, concern)
         known = self._residents.by_key.get((principal, server, key))
         if known is not None:
             with suppress(UnknownSession):
                 return await self._live(known, principal, server)
-        return await cluster.find(lambda: self._directory.find(principal, server, key), principal, server, concern)
+        if self._cluster is None:
+            return None
+        return await self._cluster.find(read, principal, server, concern)
 
     async def has_ended(self, principal: Principal, server: str, key: str) -> bool:
         """Whether a key that names nothing (`find_key`) named a workflow before."""
@@ -183,27 +165,8 @@ class Lookup:
             workflow.checked = -inf
         self._compare_all()
 
-    async def _check(self, workflow: Workflow) -> bool:
-        """Compare a workflow with its record; False where it has ended here by that, and may be found elsewhere.
-
-        Raises:
-            UnknownSession: it has ended, and there is no other worker.
-        """
-        workflow.checked = self._clock()
-        try:
-            if self._cluster is not None:
-                return await self.compare(workflow)
-            stored = await self._directory.get(workflow.record.session_id)
-        except BaseException:
-            workflow.checked = -inf
-            raise
-        if stored is None or stored.epoch != workflow.record.epoch:
-            self._ending.soon(workflow, "taken_over" if stored else "removed")
-            raise UnknownSession("no such session; begin anew with initialize")
-        return True
-
     async def compare(self, workflow: Workflow) -> bool:
-        """Compare one, where there are other workers; False where it has ended here by that.
+        """Compare a workflow with its record; False where it has ended here by that, and may be found elsewhere.
 
         While nobody can tell, it is used as it is, but for what must be certain.
         """
@@ -273,12 +236,15 @@ class Lookup:
     async def _live(self, workflow: Workflow | None, principal: Principal, server: str) -> Workflow:
         if workflow is None or not _is_theirs(workflow, principal, server):
             raise UnknownSession("no such session; begin anew with initialize")
-        if self._clock() - workflow.checked <= MAX_STALENESS:
+        if self._cluster is None or self._clock() - workflow.checked <= MAX_STALENESS:
             return workflow
-        if await self._check(workflow) and workflow.ended is None:
-            return workflow
-        if self._cluster is None:  # it ended meanwhile
-            raise UnknownSession("no such session; begin anew with initialize")
+        workflow.checked = self._clock()
+        try:
+            if await self.compare(workflow) and workflow.ended is None:
+                return workflow
+        except BaseException:
+            workflow.checked = -inf
+            raise
         session_id = workflow.record.session_id
         here = self._residents.served_as(session_id)
         return await self._found(lambda: self._directory.get(session_id), principal, server, here, WHOLE)

@@ -213,7 +213,8 @@ class Pool:
         self.has_begun = True
         failure: Exception | None = None
         async with self._written(), anyio.create_task_group() as keepers, self._tasks.running(CLOSE_SECONDS):
-            await keepers.start(self.lookup.watch)
+            if self._cluster is not None:
+                await keepers.start(self.lookup.watch)
             keepers.start_soon(self._sweep.run)
             try:
                 yield self

@@ -98,14 +98,9 @@ class SlowDirectory(MemoryDirectory):
         for gate in self._gates.pop(op, []):
             gate.opened.set()
 
-    async def overtake(self, session_id: str, *, remove: bool = False, heard: bool = True) -> None:
-        """Change or remove a record as another worker would; where it is not `heard`, no watcher is told."""
-        record = self._records[session_id]
-        watchers = set(self._watchers)
-        if not heard:
-            self._watchers.clear()
-        await (super().remove(record) if remove else super().replace(record))
-        self._watchers |= watchers
+    async def lose(self, session_id: str) -> None:
+        """Remove a record, unasked."""
+        await super().remove(self._records[session_id])
 
     async def reached(self, op: str, times: int = 1) -> None:
         """Wait until an operation was called so often."""

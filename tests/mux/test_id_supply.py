@@ -102,7 +102,7 @@ async def test_a_session_whose_record_is_gone_ends_when_it_needs_ids() -> None:
     async with bench() as at:
         at.server.on_request = echo
         client = await at.client()
-        await at.directory.overtake(client.workflow.record.session_id, remove=True, heard=False)
+        await at.directory.lose(client.workflow.record.session_id)
         await call(client, ID_BLOCK - LOW_IDS)
         await at.ended("upstream_lost")
         await at.closed()

@@ -46,7 +46,6 @@ async def test_a_claim_whose_answer_is_overtaken_still_opens_one_session() -> No
         first = asyncio.create_task(begin(at.pool, ALICE, key="chat"))
         await at.directory.reached("claim")
         second = asyncio.create_task(begin(at.pool, ALICE, key="chat"))
-        await at.directory.reached("find", 2)
         await settle()
         at.directory.let("claim")
         assert (await first).workflow is (await second).workflow
@@ -163,7 +162,6 @@ async def test_a_key_can_begin_anew_while_the_end_of_its_workflow_is_still_being
         ending = asyncio.create_task(at.pool.end(first, "deleted"))
         await at.directory.reached("remove")
         again = asyncio.create_task(begin(at.pool, ALICE, key="chat"))
-        await at.directory.reached("find", 2)
         await settle()
         at.directory.let("remove")
         await ending
@@ -220,7 +218,6 @@ async def test_a_server_that_failed_can_be_tried_again_at_once() -> None:
             await begin(at.pool, ALICE, key="chat")
         at.server.unreachable = None
         again = asyncio.create_task(begin(at.pool, ALICE, key="chat"))
-        await at.directory.reached("find", 2)
         await settle()
         at.directory.let("remove")
         assert (await again).pool_result == "miss"

@@ -51,7 +51,7 @@ async def session(revision: str = REVISION, **turns: int) -> AsyncIterator[Here]
     admission = Admission(Turnstile(**turns))
     async with front(revision=revision) as here:
         await shake_hands(here.client, revision)
-        await here.client.post({"jsonrpc": "2.0", "method": "notifications/initialized"})  # looks the record up
+        await here.client.post({"jsonrpc": "2.0", "method": "notifications/initialized"})
         config = EndpointConfig("x", here.bench.pool, Guard(loopback=True), authenticate, admission=admission)
         endpoint, at_once = StreamableHTTPEndpoint(config), AtOnce(config)
         taken: list[bool] = []
@@ -134,7 +134,7 @@ async def test_a_client_that_comes_back_by_its_key_waits_for_no_task() -> None:
                 connection.post(b"", own, method="DELETE")
                 answer = await connection.answer()
                 assert (answer.status, answer.headers["trunkline-workflow-state"]) == (200, "resumed")
-        assert here.taken == [False, False, *[True] * 10], "the first message looks the record up"
+        assert here.taken == [False, *[True] * 11], "what begins takes a task"
         assert len(here.front.server.of("initialize")) == 2, "that of the other session, and one for the key"
 
 
@@ -144,7 +144,7 @@ async def test_a_client_that_knows_nothing_but_its_key_waits_for_no_task() -> No
         for _ in range(4):
             here.connection.post({"jsonrpc": "2.0", "id": "p", "method": "ping"}, headers)
             assert (await here.connection.answer()).status == 200
-        assert here.taken == [False, False, True, True], "the second one looks the record up"
+        assert here.taken == [False, True, True, True], "the first one begins"
 
 
 async def test_headers_that_agreed_with_a_session_have_to_agree_with_the_next_one_of_their_key() -> None:
@@ -166,7 +166,7 @@ async def test_headers_that_agreed_with_a_session_have_to_agree_with_the_next_on
         here.connection.post(ping, keyed)
         answer = await here.connection.answer()
         assert (answer.status, b"contradicts" in answer.body) == (400, True)
-        assert here.taken[0:3] == [False, False, True]
+        assert here.taken[0:3] == [False, True, True]
         assert here.taken[-2:] == [True, False]
 
 
