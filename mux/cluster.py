@@ -92,7 +92,7 @@ class Cluster:
         self._names: Iterator[int] | None = None
 
     def __repr__(self) -> str:
-        return f"Cluster(worker {self.members.worker.number}, {len(self._residents.beside)} beside)"
+        return f"Cluster(worker {self.members.worker.number}, {len(self._residents.beside.by_id)} beside)"
 
     @property
     def names(self) -> Iterator[int]:
@@ -110,10 +110,6 @@ class Cluster:
     def me(self) -> str:
         """The id of this worker."""
         return self.members.worker.id
-
-    def holds(self, workflow: Workflow) -> bool:
-        """True for a workflow that is held here, and not served beside another worker."""
-        return self._residents.by_id.get(workflow.record.session_id) is workflow
 
     def own(self, record: WorkflowRecord, pooling: Pooling) -> WorkflowRecord:
         """The record of a workflow that begins here, or is taken over."""
@@ -152,7 +148,7 @@ class Cluster:
             if self._ports.has_ended(record):
                 await self._tasks.see_through(self._withdraw, record)  # others take this worker to hold it still
                 return None
-            here = self._residents.by_id.get(record.session_id)
+            here = self._residents.held.by_id.get(record.session_id)
             if here is not None:
                 return here
             moving = self._moving(record)
@@ -213,7 +209,7 @@ class Cluster:
 
     async def _take_over(self, record: WorkflowRecord, upstream: Upstream) -> Workflow | None:
         """Become the worker that holds a workflow; None where another one was first."""
-        if self._moving(record) is not None or record.session_id in self._residents.by_id:
+        if self._moving(record) is not None or record.session_id in self._residents.held.by_id:
             return None
         self._residents.unsettle(record)
         try:
@@ -228,20 +224,20 @@ class Cluster:
             living, reading = await self._partners(record, upstream.pooling.reuse)
             kept = recover(await self._directory.read(record.session_id))
             await self._ports.admit(record.principal, record.server)
-            self._residents.census.add(record.principal, record.server)
+            self._residents.held.census.add(record.principal, record.server)
             lapses = self.members.lapses
             try:
                 stored = await self._directory.replace(self.own(record, upstream.pooling))
             except BaseException:
-                self._residents.census.remove(record.principal, record.server)
+                self._residents.held.census.remove(record.principal, record.server)
                 raise
             if stored is None:
-                self._residents.census.remove(record.principal, record.server)
+                self._residents.held.census.remove(record.principal, record.server)
                 self._statistics.count("takeovers", "overtaken")
                 return None
             is_current = self._generations.is_current(upstream.name, upstream.generation)
             if self._ports.is_draining() or not is_current or lapses != self.members.lapses:
-                self._residents.census.remove(record.principal, record.server)
+                self._residents.held.census.remove(record.principal, record.server)
                 await self.hand_back(stored)  # who asked for it meets what holds by now
                 return None
             opened = "adopted" if record.upstream_session else "reopened"
@@ -292,7 +288,7 @@ class Cluster:
 
         def is_left(name: int) -> bool:
             worker = name // NAMES
-            if worker == self.number or not self.holds(workflow):
+            if worker == self.number or not self._residents.held.has(workflow):
                 return is_own and worker == self.number
             return worker not in (0, *living) and not kept.is_wire(name) and self._may_have_left(worker, before)
 
@@ -326,11 +322,11 @@ class Cluster:
 
     async def _opened_beside(self, record: WorkflowRecord) -> Workflow | None:
         """The workflow of this record that lives here beside its holder, once it is open."""
-        workflow = self._residents.beside.get(record.session_id)
+        workflow = self._residents.beside.by_id.get(record.session_id)
         if workflow is None:
             return None
         await asyncio.wait([workflow.opened])
-        return workflow if self._residents.stands_beside(workflow) else None
+        return workflow if self._residents.beside.has(workflow) else None
 
     def _hold(self, record: WorkflowRecord, upstream: Upstream, beside: Workflow | None) -> Workflow:
         if beside is None or beside.ended is not None or beside.record.upstream_session != record.upstream_session:
@@ -338,7 +334,7 @@ class Cluster:
             self._residents.add(workflow)
             self._tasks.spawn(self._ports.open, workflow)
             return workflow
-        self._residents.step_aside(beside)
+        self._residents.beside.remove(beside)
         beside.record = record
         self._residents.add(beside)
         beside.listen()
@@ -373,13 +369,14 @@ class Cluster:
     def _has_room_beside(self, server: str) -> bool:
         """Whether one more on a server may live here beside its holder: there may be as many as of those held here."""
         most, scope = self._caps.of(server, "max_workflows")
-        return self._residents.census_beside.within(scope, lambda count: count.total) < most
+        return self._residents.beside.census.within(scope, lambda count: count.total) < most
 
     async def _stand_beside(self, record: WorkflowRecord, upstream: Upstream) -> Workflow:
-        workflow = self._residents.beside.get(record.session_id)
+        workflow = self._residents.beside.by_id.get(record.session_id)
         if workflow is None:
             workflow = self._ports.make(record, upstream, "beside")
-            self._residents.stand_beside(workflow)
+            self._residents.beside.census.add(record.principal, record.server)
+            self._residents.beside.add(workflow)
             self._tasks.spawn(self._open_beside, workflow)
         await asyncio.shield(workflow.opened)
         return workflow
@@ -399,7 +396,7 @@ class Cluster:
         What ends all of it (the server has forgotten the session or become another, the log is full) is told to the
         holder by the record.
         """
-        if not self._residents.step_aside(workflow):
+        if not self._residents.beside.remove(workflow):
             return False
         self._statistics.count("beside_ended", cause)
         workflow.end(cause, release=True)
@@ -440,7 +437,7 @@ class Cluster:
 
     def expire(self, now: float) -> None:
         """Look after what lives beside its holder, and tell the directory what is in use."""
-        for workflow in tuple(self._residents.beside.values()):
+        for workflow in tuple(self._residents.beside.by_id.values()):
             workflow.expire(now)
             idle_since = workflow.idle_since
             if idle_since is not None and idle_since + BESIDE_SECONDS <= now and not workflow.holds_events:
@@ -454,15 +451,15 @@ class Cluster:
 
     def note(self, workflow: Workflow) -> None:
         """Record what has changed of a workflow that is held here, where something has."""
-        if workflow.has_changed and workflow not in self._noting and self.holds(workflow):
+        if workflow.has_changed and workflow not in self._noting and self._residents.held.has(workflow):
             self._noting.add(workflow)
             self._tasks.spawn(self._note, workflow)
 
     async def _note(self, workflow: Workflow) -> None:
         try:
-            while workflow.has_changed and self.holds(workflow):
+            while workflow.has_changed and self._residents.held.has(workflow):
                 stored = await self._directory.replace(workflow.changed_record)
-                if stored is None or stored.epoch <= workflow.record.epoch or not self.holds(workflow):
+                if stored is None or stored.epoch <= workflow.record.epoch or not self._residents.held.has(workflow):
                     return  # another worker has it, or changes it: that will be heard; or it has ended as it is
                 workflow.record = stored
         except DirectoryUnavailable:

@@ -72,7 +72,7 @@ class Comparison:
         stored = await self._directory.get(workflow.record.session_id)
         if workflow.ended is not None:  # meanwhile: by its session id, another one may have begun
             return "removed"
-        is_beside = self._residents.stands_beside(workflow)
+        is_beside = self._residents.beside.has(workflow)
         if stored is None and is_beside:
             self._members.demand_settled()
         if stored is None:
@@ -86,7 +86,7 @@ class Comparison:
         return self._judged(workflow, stored)
 
     def _judged(self, workflow: Workflow, stored: WorkflowRecord) -> Verdict:
-        is_beside = self._residents.stands_beside(workflow)
+        is_beside = self._residents.beside.has(workflow)
         if stored.upstream_session != workflow.record.upstream_session if is_beside else not self._is_ours(stored):
             return "taken_over"
         if stored.epoch > workflow.record.epoch or stored.first_id > workflow.record.first_id:

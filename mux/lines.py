@@ -76,7 +76,7 @@ class Lines:
     ) -> None:
         self._members = members
         self._channels = channels
-        self._census = premises.residents.census
+        self._census = premises.residents.held.census
         self._caps = premises.caps
         self._spares = Spares(
             premises.directory,

@@ -35,7 +35,7 @@ class Lookup:
     def __init__(self, premises: Premises, *, ending: Ending, cluster: Cluster | None) -> None:
         self._directory = premises.directory
         self._residents = premises.residents
-        self._workflows = premises.residents.by_id
+        self._workflows = premises.residents.held.by_id
         self._cluster = cluster
         self._ending = ending
         self._tasks = premises.tasks
@@ -61,7 +61,7 @@ class Lookup:
         if session_id is not None:
             workflow = self._workflows.get(session_id)
         else:
-            workflow = None if key is None else self._residents.by_key.get((principal, server, key))
+            workflow = None if key is None else self._residents.held.by_key.get((principal, server, key))
         if workflow is None or not _is_theirs(workflow, principal, server):
             return None
         if self._cluster is not None and (concern.name or self._clock() - workflow.checked > MAX_STALENESS):
@@ -87,11 +87,11 @@ class Lookup:
         Raises:
             DirectoryUnavailable: who wrote that came after this worker, and nobody can tell who it was.
         """
-        workflow = self._residents.by_token.get(position.token)
+        workflow = self._residents.held.by_token.get(position.token)
         if workflow is not None and self._cluster is not None and position.epoch > workflow.record.epoch:
             workflow = workflow if await self._stands(workflow) else None
         if self._cluster is not None and (workflow is None or position.stream):
-            known = workflow or self._residents.beside_by_token.get(position.token)
+            known = workflow or self._residents.beside.by_token.get(position.token)
             here = [] if known is None else self._residents.served_as(known.record.session_id)
             concern = Concern(name=position.stream, is_stream=True)
             token = position.token
@@ -109,7 +109,7 @@ class Lookup:
             here = self._residents.served_by(principal, server, key)
             with suppress(UnknownSession):
                 return await self._found(read, principal, server, here, concern)
-        known = self._residents.by_key.get((principal, server, key))
+        known = self._residents.held.by_key.get((principal, server, key))
         if known is not None:
             with suppress(UnknownSession):
                 return await self._live(known, principal, server)
@@ -259,7 +259,8 @@ class Lookup:
         known = next((found for found in here if concern.name and found.knows(concern.name)), None)
         if known is None and concern.name:
             await cluster.seek(concern, server, next(iter(here), None))
-        fit = (found for found in here if concern.are_calls or concern.worker == cluster.number or cluster.holds(found))
+        is_any = concern.are_calls or concern.worker == cluster.number
+        fit = (found for found in here if is_any or self._residents.held.has(found))
         found = known or next(fit, None) or await cluster.find(read, principal, server, concern)
         live = await self._live(found, principal, server)
         if concern.worker and not live.knows(concern.name):

@@ -67,7 +67,7 @@ class Opening:
         self._ports = ports
         self._directory = premises.directory
         self._residents = premises.residents
-        self._census = premises.residents.census
+        self._census = premises.residents.held.census
         self._caps = premises.caps
         self._giving_way = GivingWay()
         self._leftovers = premises.leftovers
@@ -146,7 +146,7 @@ class Opening:
             cap = cap_reached(self._census, principal, server, self._caps)
             if cap is None:
                 return
-            leaves = self._giving_way.next(cap, self._residents.by_id, self._clock())
+            leaves = self._giving_way.next(cap, self._residents.held.by_id, self._clock())
             since = leaves.idle_since
             if await self._may_be_used_elsewhere(leaves, cap):
                 asked += 1

@@ -115,7 +115,7 @@ class Pool:
         self._clock = clock
         self._residents = Residents(max_ended)
         self._budget = Budget(pooling.event_log.total_bytes)
-        self._workflows = self._residents.by_id
+        self._workflows = self._residents.held.by_id
         self._tasks = Tasks()
         self.burden = Burden()
         """What clients' large messages take here."""

@@ -26,81 +26,76 @@ class _Unsettled(NamedTuple):
     settled: asyncio.Event
 
 
-class Residents:
-    """The workflows that live here, by session id, event token and key, and the `max_ended` that ended last."""
+class Standing:
+    """The workflows of one standing, by session id, event token and key, and how many they are."""
 
-    def __init__(self, max_ended: int = MAX_ENDED) -> None:
+    def __init__(self) -> None:
         self.census = Census()
-        self.rota: Rota[Workflow] = Rota()
-        """When they are looked after."""
         self.by_id: dict[str, Workflow] = {}
         self.by_token: dict[str, Workflow] = {}
         self.by_key: dict[_Key, Workflow] = {}
         """Those that a key names."""
-        self.beside: dict[str, Workflow] = {}
-        """Those that are served beside the workers that hold them, by session id; none of them is in the others."""
-        self.census_beside = Census()
-        """How many of those there are."""
-        self.beside_by_token: dict[str, Workflow] = {}
-        self._beside_by_key: dict[_Key, Workflow] = {}
-        self.ended: deque[Ended] = deque(maxlen=max_ended)
-        """Those that ended last, so that it can be told why; the newest at the end."""
-        self._unsettled: dict[_Key, _Unsettled] = {}
+
+    def has(self, workflow: Workflow) -> bool:
+        """True for one of them."""
+        return self.by_id.get(workflow.record.session_id) is workflow
 
     def add(self, workflow: Workflow) -> None:
-        """A workflow lives here from now on. The census counts it already."""
-        self.rota.add(workflow)
+        """It is one of them from now on. The census counts it already."""
         self.by_id[workflow.record.session_id] = workflow
         self.by_token[workflow.record.event_token] = workflow
         if workflow.record.key is not None:
             self.by_key[_name_of(workflow.record)] = workflow
 
-    def leave(self, workflow: Workflow) -> bool:
-        """A workflow lives here no longer; False where it did not."""
-        if self.by_id.get(workflow.record.session_id) is not workflow:
+    def remove(self, workflow: Workflow) -> bool:
+        """It is none of them any longer; False where it was none."""
+        if not self.has(workflow):
             return False
         del self.by_id[workflow.record.session_id], self.by_token[workflow.record.event_token]
         if self.by_key.get(name := _name_of(workflow.record)) is workflow:
             del self.by_key[name]
         self.census.remove(workflow.principal, workflow.server)
+        return True
+
+
+class Residents:
+    """The workflows that live here, and the `max_ended` that ended last."""
+
+    def __init__(self, max_ended: int = MAX_ENDED) -> None:
+        self.held = Standing()
+        self.beside = Standing()
+        """Those that are served beside the workers that hold them."""
+        self.rota: Rota[Workflow] = Rota()
+        """When those that are held here are looked after."""
+        self.ended: deque[Ended] = deque(maxlen=max_ended)
+        """Those that ended last, so that it can be told why; the newest at the end."""
+        self._unsettled: dict[_Key, _Unsettled] = {}
+
+    def add(self, workflow: Workflow) -> None:
+        """A workflow is held here from now on. The census counts it already."""
+        self.rota.add(workflow)
+        self.held.add(workflow)
+
+    def leave(self, workflow: Workflow) -> bool:
+        """A workflow is held here no longer; False where it was not."""
+        if not self.held.remove(workflow):
+            return False
         self.rota.remove(workflow)
         return True
 
     @property
     def served(self) -> list[Workflow]:
         """All: those that are held here, and those that are served beside their holders."""
-        return [*self.by_id.values(), *self.beside.values()]
+        return [*self.held.by_id.values(), *self.beside.by_id.values()]
 
     def served_as(self, session_id: str) -> list[Workflow]:
         """Those of this session id, the one that is held here first."""
-        return [workflows[session_id] for workflows in (self.by_id, self.beside) if session_id in workflows]
+        return [those.by_id[session_id] for those in (self.held, self.beside) if session_id in those.by_id]
 
     def served_by(self, principal: Principal, server: str, key: str) -> list[Workflow]:
         """Those that this key names, the one that is held here first."""
         name = (principal, server, key)
-        return [workflows[name] for workflows in (self.by_key, self._beside_by_key) if name in workflows]
-
-    def stand_beside(self, workflow: Workflow) -> None:
-        """A workflow is served here from now on beside the worker that holds it."""
-        self.census_beside.add(workflow.principal, workflow.server)
-        self.beside[workflow.record.session_id] = workflow
-        self.beside_by_token[workflow.record.event_token] = workflow
-        if workflow.record.key is not None:
-            self._beside_by_key[_name_of(workflow.record)] = workflow
-
-    def stands_beside(self, workflow: Workflow) -> bool:
-        """True for one that is served here beside the worker that holds it."""
-        return self.beside.get(workflow.record.session_id) is workflow
-
-    def step_aside(self, workflow: Workflow) -> bool:
-        """It is served beside its holder no longer; False where it was not."""
-        if not self.stands_beside(workflow):
-            return False
-        self.census_beside.remove(workflow.principal, workflow.server)
-        del self.beside[workflow.record.session_id], self.beside_by_token[workflow.record.event_token]
-        if self._beside_by_key.get(name := _name_of(workflow.record)) is workflow:
-            del self._beside_by_key[name]
-        return True
+        return [those.by_key[name] for those in (self.held, self.beside) if name in those.by_key]
 
     def note_end(self, workflow: Workflow, cause: str, now: float) -> None:
         """Remember what became of one that has left."""

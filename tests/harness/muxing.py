@@ -357,9 +357,9 @@ class Bench:
         """Nothing is left of any workflow."""
         pool, servers = self.pool, (self.server, self.other)
         assert (pool.workflows, pool.channels, pool.inflight) == ([], [], 0)
-        census = pool._residents.census
+        census = pool._residents.held.census
         assert (census.total, census.users, census.tenants) == (0, {}, {})
-        assert (pool._residents.by_token, self.directory.records, self.held) == ({}, [], 0)
+        assert (pool._residents.held.by_token, self.directory.records, self.held) == ({}, [], 0)
         assert pool.burden.held == 0
         assert [server.live for server in servers] == [[], []]
         assert all(opener == closer for server in servers for opener, closer in server.owners)

@@ -45,7 +45,7 @@ async def check(at: Bench) -> None:
     await settle(60)
     at.directory.fails_at = 0
     pool = at.pool
-    assert pool._residents.census.total == len(pool.workflows)
+    assert pool._residents.held.census.total == len(pool.workflows)
     assert all(workflow.opened.done() for workflow in pool.workflows)
     assert {record.session_id for record in at.directory.records} >= {w.record.session_id for w in pool.workflows}
     for message in (None, initialize("2025-06-18")):  # one of them is that of whoever has it
@@ -141,7 +141,7 @@ async def check_workers(at: Workers) -> None:
     holders = Counter(workflow.record.session_id for member in at.all for workflow in member.pool.workflows)
     assert all(count == 1 for count in holders.values())
     for member in at.all:
-        assert member.pool._residents.census.total == len(member.pool.workflows)
+        assert member.pool._residents.held.census.total == len(member.pool.workflows)
         for workflow in member.pool.workflows:
             record = await at.directory.get(workflow.record.session_id)
             assert record is not None

@@ -55,11 +55,11 @@ async def test_a_workflow_leaves_once_and_its_end_is_remembered() -> None:
     async with bench() as at:
         residents = at.pool._residents
         workflow = (await at.client(key="key")).workflow
-        assert residents.by_token[workflow.record.event_token] is workflow
-        assert residents.census.total == 1
+        assert residents.held.by_token[workflow.record.event_token] is workflow
+        assert residents.held.census.total == 1
         at.pool._ending.soon(workflow, "deleted")
         assert not residents.leave(workflow)
-        assert (residents.by_id, residents.by_token, residents.census.total) == ({}, {}, 0)
+        assert (residents.held.by_id, residents.held.by_token, residents.held.census.total) == ({}, {}, 0)
         assert residents.before(workflow.record).cause == "deleted"
         assert residents.before(record("other")).cause == ""
         with anyio.fail_after(5):
@@ -88,18 +88,19 @@ async def test_what_is_served_beside_its_holder_is_served_but_is_none_of_those_t
         beside = (await at.client(key="beside")).workflow
         assert residents.leave(beside)
         assert residents.served == [held]
-        residents.stand_beside(beside)
-        assert (residents.stands_beside(held), residents.stands_beside(beside)) == (False, True)
+        residents.beside.census.add(beside.principal, beside.server)
+        residents.beside.add(beside)
+        assert (residents.beside.has(held), residents.beside.has(beside)) == (False, True)
         assert residents.served == [held, beside]
         session_id, token = beside.record.session_id, beside.record.event_token
-        assert residents.served_as(session_id) == [beside] == [residents.beside_by_token[token]]
-        assert (session_id in residents.by_id, residents.census.total) == (False, 1)
+        assert residents.served_as(session_id) == [beside] == [residents.beside.by_token[token]]
+        assert (session_id in residents.held.by_id, residents.held.census.total) == (False, 1)
         of_key = partial(residents.served_by, ANONYMOUS, "x")
         assert (of_key("held"), of_key("beside"), of_key("other")) == ([held], [beside], [])
         assert residents.served_by(ALICE, "x", "held") == residents.served_by(ANONYMOUS, "y", "beside") == []
-        assert residents.step_aside(beside)
+        assert residents.beside.remove(beside)
         assert of_key("beside") == []
-        assert not residents.step_aside(beside)
-        assert (residents.served, residents.served_as(session_id), residents.beside_by_token) == ([held], [], {})
-        residents.census.add(beside.principal, beside.server)
+        assert not residents.beside.remove(beside)
+        assert (residents.served, residents.served_as(session_id), residents.beside.by_token) == ([held], [], {})
+        residents.held.census.add(beside.principal, beside.server)
         residents.add(beside)
