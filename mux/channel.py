@@ -29,7 +29,7 @@ from .initialization import Adopted, connect, give_up_late, in_time, shake_hands
 from .lifecycle import Life, Purpose
 from .limits import MAX_EVENT_BYTES, Pooling
 from .listening import Listening
-from .ports import NONE, Caller, Connector, Headers, MovableWire, Opened, Owner, Wire
+from .ports import NONE, Caller, Connector, Headers, MovableWire, Opened, Owner, SendKind, Wire
 from .record import Handshake
 from .request import Request, ServerRequest
 from .routing import attribute
@@ -81,7 +81,6 @@ class Channel:
 
     __slots__ = (
         "__weakref__",
-        "_closing",
         "_config",
         "_demux",
         "_draining",
@@ -91,6 +90,7 @@ class Channel:
         "_wire",
         "born",
         "ids",
+        "is_closing",
         "is_superseded",
         "life",
         "listening",
@@ -110,7 +110,8 @@ class Channel:
         """The wire, where it is one: looked at once, since Python takes its time to tell."""
         self._may_write: Callable[[], bool] | None = None
         """Asked before each message for the server, once the session is open; None where it may always be sent."""
-        self._closing = False
+        self.is_closing = False
+        """True once it was told to close."""
         self._draining: TrunklineError | None = None
         self.ids = IdSupply(self._demux, config.draw_ids, config.server)
         """Where the ids of its requests come from."""
@@ -139,7 +140,7 @@ class Channel:
     @property
     def state(self) -> ChannelState:
         """Where the channel stands, for metrics and pages."""
-        if self._closing:
+        if self.is_closing:
             return "closed" if self._wire is None else "draining"
         if not self.opened.done():
             return "opening"
@@ -150,12 +151,7 @@ class Channel:
     @property
     def is_open(self) -> bool:
         """True while requests are taken."""
-        return not self._closing and self._draining is None and self.opened.done()
-
-    @property
-    def is_closing(self) -> bool:
-        """True once it was told to close."""
-        return self._closing
+        return not self.is_closing and self._draining is None and self.opened.done()
 
     @property
     def close_reason(self) -> str:
@@ -205,7 +201,7 @@ class Channel:
         try:
             if self._config.first is not None:
                 await self._config.first(self)
-            if self._closing:
+            if self.is_closing:
                 return
             give_up_late(self.opened, self.lost)
             config = self._config
@@ -214,7 +210,7 @@ class Channel:
                 self.listening.wire = self._movable
                 try:
                     await self._begin(wire)
-                    while not self._closing:
+                    while not self.is_closing:
                         await self.ids.due
                         await self.ids.refill()
                 except Exception as error:
@@ -282,8 +278,7 @@ class Channel:
 
     def tell(self, message: bytes, headers: Headers = NONE) -> None:
         """Send a notification."""
-        if self._wire is not None and not self._closing and self._is_writable():
-            self._wire.send(message, headers=headers)
+        self._write(message, "notification", headers)
 
     def respond(self, request: ServerRequest, message: Envelope) -> None:
         """Send a client's answer to what the server asked; the first one counts."""
@@ -291,8 +286,7 @@ class Channel:
 
     def say(self, response: bytes) -> None:
         """Send the answer to what the server asked while another worker had the session."""
-        if self._wire is not None and not self._closing and self._is_writable():
-            self._wire.send(response, kind="response")
+        self._write(response, "response")
 
     def refuse(self, request: ServerRequest, error: TrunklineError) -> None:
         """Tell the server that no client will answer."""
@@ -311,9 +305,9 @@ class Channel:
 
     def close(self, cause: TrunklineError) -> None:
         """End the session: every waiter hears of the cause, then the owner task disconnects. Idempotent."""
-        if self._closing:
+        if self.is_closing:
             return
-        self._closing = True
+        self.is_closing = True
         self.ids.end()
         self._perform(list(self._demux.close(cause)))
         for owner in tuple(self._owners):
@@ -324,7 +318,7 @@ class Channel:
 
     def received(self, text: bytes, origin: Request | None) -> None:
         """See `Receiver.received`."""
-        if self._closing:
+        if self.is_closing:
             return
         messages: Sequence[Envelope] = ()
         try:
@@ -358,7 +352,7 @@ class Channel:
 
     def lost(self, cause: TrunklineError, refused: Collection[Request] = ()) -> None:
         """See `Receiver.lost`."""
-        if self._closing:
+        if self.is_closing:
             return
         self._draining = self._draining or cause  # a caller that tries once more must not come back to this session
         what = "lost" if self.opened.done() else "not opened"
@@ -374,11 +368,14 @@ class Channel:
             self._config.on_lost(self, cause)
         self._perform(surely_not_run)  # who tries once more opens a session only if this loss lets it
 
-    def _is_writable(self) -> bool:
+    def _write(self, text: bytes, kind: SendKind, headers: Headers = NONE) -> None:
+        """The one door for what has no answer: dropped, and counted, where the session may be another worker's."""
+        if self._wire is None or self.is_closing:
+            return
         if self._may_write is None or self._may_write():
-            return True
-        self._config.statistics.count("fenced", self._config.server)
-        return False
+            self._wire.send(text, kind=kind, headers=headers)
+        else:
+            self._config.statistics.count("fenced", self._config.server)
 
     def _close_if_drained(self) -> None:
         if self._draining is not None and not self._demux.inflight:
@@ -396,13 +393,10 @@ class Channel:
         match event:
             case Progressed(request, text):
                 request.caller.progressed(text)
-            case ToServer():
+            case ToServer() | Retracted():
                 self._perform([event])
             case Asked(asked, question):
                 self._ask(asked, question)
-            case Retracted(asked, notification):
-                for owner in tuple(self._owners):
-                    owner.retracted(asked, notification)
             case Told(notification, source):
                 self._tell_owner(notification, source.caller if source is not None else None)
             case Ignored(reason, request):
@@ -453,8 +447,7 @@ class Channel:
                 case Failed(request, error):
                     request.caller.failed(error)
                 case ToServer(text, kind):
-                    if self._wire is not None and self._is_writable():
-                        self._wire.send(text, kind=kind)
+                    self._write(text, kind)
                 case Abandon(request):
                     if self._wire is not None:
                         self._wire.abandon(request)

@@ -115,16 +115,16 @@ class Demux:
 
     __slots__ = (
         "_blocks",
-        "_cause",
         "_end",
-        "_ids_left",
         "_max_inflight",
         "_next_id",
         "_requests",
         "_server_requests",
         "_timeout",
         "_unbound",
+        "cause",
         "highest_id",
+        "ids_left",
     )
 
     def __init__(self, *, max_inflight: int, timeout: float) -> None:
@@ -134,22 +134,19 @@ class Demux:
         """The id that is minted next, and the one after the last of its block."""
         self._blocks: tuple[range, ...] = ()
         """The blocks that follow: as ranges, since ids that wait would take room."""
-        self._ids_left = 0
+        self.ids_left = 0
+        """Ids that can be minted before another block is needed."""
         self.highest_id = 0
         """The highest id that was fed."""
         self._requests: dict[int, Request] = {}
         self._server_requests: dict[IdKey, ServerRequest] = {}
-        self._cause: TrunklineError | None = None
+        self.cause: TrunklineError | None = None
+        """Why it was closed: the first cause given."""
         self._unbound = 0
         """Open server requests without an origin: any call may be waiting for them."""
 
     def __repr__(self) -> str:
         return f"Demux({len(self._requests)} requests, {len(self._server_requests)} server requests)"
-
-    @property
-    def ids_left(self) -> int:
-        """Ids that can be minted before another block is needed."""
-        return self._ids_left
 
     @property
     def inflight(self) -> int:
@@ -166,11 +163,6 @@ class Demux:
         """True when nothing is owed in either direction, tombstones included."""
         return not self._requests and not self._server_requests
 
-    @property
-    def cause(self) -> TrunklineError | None:
-        """Why the demultiplexer was closed: the first cause given."""
-        return self._cause
-
     def feed(self, block: range) -> None:
         """Add a block of ids, one after the other, to be used after those that are left.
 
@@ -179,11 +171,11 @@ class Demux:
         """
         if block.start < 1 or block.stop > 2**53 or not block:
             raise ValueError(f"ids must lie in [1, 2**53), not in {block}")
-        if self._ids_left:
+        if self.ids_left:
             self._blocks = (*self._blocks, block)
         else:
             self._next_id, self._end = block.start, block.stop
-        self._ids_left += len(block)
+        self.ids_left += len(block)
         self.highest_id = max(self.highest_id, block.stop - 1)
 
     def open(self, message: Envelope, caller: Caller, now: float) -> tuple[Request, bytes]:
@@ -194,15 +186,15 @@ class Demux:
             InvalidParams: an illegal progress token.
             TrunklineError: the channel is closed; its cause.
         """
-        if self._cause is not None:
-            raise self._cause
+        if self.cause is not None:
+            raise self.cause
         if len(self._requests) >= self._max_inflight:
             raise Overloaded("too many calls in flight on this session", limit="max_inflight_per_channel")
-        if not self._ids_left:
+        if not self.ids_left:
             raise Overloaded("no request id is left on this session", limit="upstream_ids")
         number = self._next_id
         self._next_id += 1
-        self._ids_left -= 1
+        self.ids_left -= 1
         if self._next_id == self._end and self._blocks:
             self._next_id, self._end = self._blocks[0].start, self._blocks[0].stop
             self._blocks = self._blocks[1:]
@@ -297,9 +289,9 @@ class Demux:
 
     def close(self, cause: TrunklineError) -> list[Failed]:
         """End everything: every caller hears of the cause. The first cause wins; a second close does nothing."""
-        if self._cause is not None:
+        if self.cause is not None:
             return []
-        self._cause = cause
+        self.cause = cause
         waiting = [request for request in self._requests.values() if request.state == "pending"]
         for request in list(self._requests.values()):
             self._step(request, "fail")

@@ -58,7 +58,7 @@ class Duplex:
     @property
     def is_attached(self) -> bool:
         """True while a connection carries it."""
-        return self._workflow.streams.is_read(self.stream)
+        return self.stream.is_read
 
     @property
     def owes(self) -> bool:

@@ -18,7 +18,7 @@ class DedicatedLine:
     that wait. Otherwise the loss is told (rule L18).
     """
 
-    __slots__ = ("_cause", "_channel", "_make_channel", "_max_waiting", "_stateless", "_waiting", "why")
+    __slots__ = ("_cause", "_make_channel", "_max_waiting", "_stateless", "_waiting", "channel", "why")
 
     def __init__(
         self,
@@ -33,39 +33,35 @@ class DedicatedLine:
         self._make_channel = make_channel
         self._stateless = stateless
         self._max_waiting = max_waiting
-        self._channel: Channel | None = None
+        self.channel: Channel | None = None
+        """The newest channel; None before the first."""
         self._waiting: list[tuple[Envelope, Caller, Headers]] = []
         self._cause: TrunklineError | None = None
 
     @property
     def is_open(self) -> bool:
         """See `Line.is_open`."""
-        return self._cause is None and (self._stateless or (self._channel is not None and self._channel.is_open))
+        return self._cause is None and (self._stateless or (self.channel is not None and self.channel.is_open))
 
     @property
     def is_connected(self) -> bool:
         """True while a request would be carried at once."""
-        return self._channel is not None and self._channel.is_open
+        return self.channel is not None and self.channel.is_open
 
     @property
     def is_opening(self) -> bool:
         """True while the handshake is under way."""
-        return self._channel is not None and not self._channel.opened.done()
+        return self.channel is not None and not self.channel.opened.done()
 
     @property
     def channels(self) -> Sequence[Channel]:
         """See `Line.channels`."""
-        return () if self._channel is None else (self._channel,)
-
-    @property
-    def channel(self) -> Channel | None:
-        """The newest channel; None before the first."""
-        return self._channel
+        return () if self.channel is None else (self.channel,)
 
     @property
     def load(self) -> int:
         """Places that are taken of `max_inflight_per_channel`."""
-        return len(self._waiting) + (self._channel.load if self._channel is not None else 0)
+        return len(self._waiting) + (self.channel.load if self.channel is not None else 0)
 
     async def open(self) -> Opened:
         """See `Line.open`."""
@@ -77,8 +73,8 @@ class DedicatedLine:
         """See `Line.request`."""
         if self._cause is not None:
             raise SessionLost(self._cause.message, executed="no")
-        if self._channel is not None and self._channel.is_open:
-            self._channel.request(message, caller, headers)
+        if self.channel is not None and self.channel.is_open:
+            self.channel.request(message, caller, headers)
             return "hit"
         if not self._stateless:
             raise SessionLost("the upstream session is gone", executed="no")
@@ -100,8 +96,8 @@ class DedicatedLine:
 
     def take(self, now: float) -> None:
         """A call comes: the channel is idle no longer."""
-        if self._channel is not None and self._channel.life.stage == "idle":
-            self._channel.life.step("taken", now)
+        if self.channel is not None and self.channel.life.stage == "idle":
+            self.channel.life.step("taken", now)
 
     def cancel(self, caller: Caller, message: Envelope) -> None:
         """See `Line.cancel`."""
@@ -110,49 +106,49 @@ class DedicatedLine:
                 self._waiting.remove(entry)
                 caller.failed(Cancelled("Request cancelled"))
                 return
-        if self._channel is not None:
-            self._channel.cancel(caller, message)
+        if self.channel is not None:
+            self.channel.cancel(caller, message)
 
     def notify(self, message: bytes, headers: Headers) -> None:
         """See `Line.notify`."""
-        if self._channel is not None:
-            self._channel.tell(message, headers)
+        if self.channel is not None:
+            self.channel.tell(message, headers)
 
     def expire(self, now: float) -> None:
         """See `Line.expire`."""
-        if self._channel is not None:
-            self._channel.expire(now)
+        if self.channel is not None:
+            self.channel.expire(now)
 
     def close(self, cause: TrunklineError) -> None:
         """See `Line.close`."""
         if self._cause is None:
             self._cause = cause
-            if self._channel is not None:
-                self._channel.close(cause)
+            if self.channel is not None:
+                self.channel.close(cause)
 
     def withdraw(self, owner: Owner, cause: TrunklineError) -> None:
         """Withdraw every request of this workflow, which ends for this cause; others go on."""
         for entry in [entry for entry in self._waiting if entry[1].owner is owner]:
             self._waiting.remove(entry)
             entry[1].failed(SessionLost(cause.message, executed="no"))
-        if self._channel is not None:
-            self._channel.withdraw(owner, cause)
+        if self.channel is not None:
+            self.channel.withdraw(owner, cause)
 
     def _open_channel(self) -> Channel:
-        if self._channel is None or (self._channel.opened.done() and not self._channel.is_open):
-            if self._channel is not None:
-                self.why = lost(self._channel.close_reason)
-            self._channel = self._make_channel()
-        return self._channel
+        if self.channel is None or (self.channel.opened.done() and not self.channel.is_open):
+            if self.channel is not None:
+                self.why = lost(self.channel.close_reason)
+            self.channel = self._make_channel()
+        return self.channel
 
     def _send_waiting(self, opened: asyncio.Future[Opened]) -> None:
         waiting, self._waiting = self._waiting, []
         error = opened.exception()
         for message, caller, headers in waiting:
             try:
-                if error is not None or self._channel is None:
+                if error is not None or self.channel is None:
                     raise error or SessionLost("the upstream session is gone", executed="no")
-                self._channel.request(message, caller, headers)
+                self.channel.request(message, caller, headers)
             except TrunklineError as refused:
                 caller.failed(not_run(refused))
 

@@ -64,7 +64,8 @@ class Membership:
         """When the heartbeat that is on its way was sent."""
         self._must_beat = asyncio.Event()
         """Set when a heartbeat is due sooner."""
-        self._is_away = False
+        self.is_away = False
+        """True while the directory does not take heartbeats."""
         self._back_at = float("-inf")
         """When the directory took a heartbeat again after one that it had not taken, or was heard again."""
         self._living: dict[str, Worker] = {}
@@ -97,11 +98,6 @@ class Membership:
     def holds_lease(self) -> bool:
         """True while no other worker can take this one for dead."""
         return self._clock() < self._deadline
-
-    @property
-    def is_away(self) -> bool:
-        """True while the directory does not take heartbeats."""
-        return self._is_away
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Membership"]:
@@ -193,7 +189,7 @@ class Membership:
             DirectoryUnavailable: they had not, since the directory was away.
         """
         now = self._clock()
-        if self._is_away or now > self._sent_at + LATE_SECONDS or now < self._back_at + LEASE_SECONDS:
+        if self.is_away or now > self._sent_at + LATE_SECONDS or now < self._back_at + LEASE_SECONDS:
             raise DirectoryUnavailable("the directory was away, and what lives shows in a moment")
 
     async def settle(self, name: str) -> str:
@@ -250,17 +246,17 @@ class Membership:
             with anyio.fail_after(LEASE_SECONDS):
                 was_alive = await self._workers.beat(self.worker)
         except (DirectoryUnavailable, TimeoutError) as error:
-            if not self._is_away:
+            if not self.is_away:
                 why = _told(error)
                 logger.warning("the directory does not take heartbeats: %s", why, extra={"worker": self.worker.id})
-            self._is_away = True
+            self.is_away = True
             return
         finally:
             self._sent_at = float("inf")
-        if self._is_away:
+        if self.is_away:
             self._back_at = self._clock()
             logger.info("the directory takes heartbeats again", extra={"worker": self.worker.id})
-        self._is_away = False
+        self.is_away = False
         if not was_alive and self.holds_lease:  # its clock went forth, or it lost whom it knew: others as well
             self.interrupted()
         if not was_alive or not self.holds_lease:

@@ -189,7 +189,7 @@ class Pool:
     @property
     def failures(self) -> Mapping[str, Failure]:
         """What failed last with each server with which nothing has gone well since."""
-        return self._channels.failures
+        return self._channels.failures.last
 
     @property
     def circuits(self) -> list[Circuit]:

@@ -410,7 +410,7 @@ class SparedLine(DedicatedLine):
             channel.close(self._cause)
             raise SessionLost(self._cause.message, executed="no")
         else:
-            self._channel = channel
+            self.channel = channel
             opened = channel.opened.result()._replace(pool_result="spare")
         self._shelf.opened()
         return opened

@@ -70,7 +70,7 @@ class Streams:
         return stream
 
     def prime(self, stream: Stream) -> None:
-        """Prime a new stream where the client understands it (rule T7)."""
+        """Let a client that understands it learn an event id on this stream (rule T7)."""
         if self._workflow.revision >= PRIMING:
             self.append(stream, b"")
 
@@ -114,8 +114,7 @@ class Streams:
         """A reader of what belongs to no request, from where the last one stopped. See `by_key`."""
         stream = self._log.standalone()
         after = max(stream.sent, stream.trimmed)
-        if self._workflow.revision >= PRIMING:
-            self.append(stream, b"")
+        self.prime(stream)
         self._workflow.note("attached")
         return self.attach(stream, after, listens=True, by_key=by_key)
 
@@ -155,10 +154,6 @@ class Streams:
         """True for the newest reader of its stream: the only one that new events go to."""
         return reader in self._readers.get(reader.stream.number, ())[-1:]
 
-    def is_read(self, stream: Stream) -> bool:
-        """True while a wire reads this stream."""
-        return stream.is_read
-
     @property
     def is_held(self) -> bool:
         """True while anything is kept for resumption."""
@@ -195,7 +190,7 @@ class Streams:
     @property
     def listened(self) -> Stream | None:
         """The stream of the newest wire that listens."""
-        return next((stream for stream in reversed(self._listened.values()) if self.is_read(stream)), None)
+        return next((stream for stream in reversed(self._listened.values()) if stream.is_read), None)
 
     @property
     def home(self) -> Stream:

@@ -71,7 +71,6 @@ class Workflow:
         "_questions",
         "_streams",
         "_touched",
-        "_wires",
         "account",
         "calls",
         "checked",
@@ -95,6 +94,7 @@ class Workflow:
         "touched",
         "transport",
         "trust",
+        "wires",
         "wish",
     )
 
@@ -134,7 +134,8 @@ class Workflow:
         self.opened: asyncio.Future[Opened] = self.loop.create_future()
         self.ended: WorkflowEnded | None = None
         """Why it ended; None while it lives."""
-        self._wires = 0
+        self.wires = 0
+        """Wires that the client has: exchanges that it waits for, streams that it reads."""
         self._touched = self.checked = self.stood_at = ports.clock()
         """When it was last in use; when its record was compared with the directory's; and when it last stood there."""
         self.doubted_since: float | None = None
@@ -157,7 +158,7 @@ class Workflow:
         """What carries its calls: made last, since it has the workflow as its owner."""
 
     def __repr__(self) -> str:
-        return f"Workflow({self.handle} on {self.server}, {len(self.calls)} in flight, {self._wires} wires)"
+        return f"Workflow({self.handle} on {self.server}, {len(self.calls)} in flight, {self.wires} wires)"
 
     @property
     def revision(self) -> str:
@@ -192,14 +193,9 @@ class Workflow:
         return self._streams is not None and self._streams.is_held
 
     @property
-    def wires(self) -> int:
-        """Wires that the client has: exchanges that it waits for, streams that it reads."""
-        return self._wires
-
-    @property
     def is_attached(self) -> bool:
         """True while the client has a wire: an exchange that it waits for, or a stream that it reads."""
-        return self._wires > 0
+        return self.wires > 0
 
     @property
     def is_listening(self) -> bool:
@@ -214,7 +210,7 @@ class Workflow:
     @property
     def idle_since(self) -> float | None:
         """When its last response ended or its last wire left; None while it has a wire or a call in flight."""
-        if self._wires or len(self.calls) or not self.opened.done():
+        if self.wires or len(self.calls) or not self.opened.done():
             return None
         return max(self._used, self._elsewhere)
 
@@ -230,7 +226,7 @@ class Workflow:
 
     def was_used_since(self, then: float) -> bool:
         """True if it has a wire or a call in flight, or something was done with it since then."""
-        return bool(self._wires or len(self.calls)) or self._used >= then
+        return bool(self.wires or len(self.calls)) or self._used >= then
 
     def touched_elsewhere(self, then: float) -> None:
         """Another worker served its client at that time."""
@@ -346,11 +342,11 @@ class Workflow:
 
     def wire_came(self) -> None:
         """The client has one wire more."""
-        self._wires += 1
+        self.wires += 1
 
     def wire_left(self) -> None:
         """The client has one wire less."""
-        self._wires -= 1
+        self.wires -= 1
         self._touched = self._ports.clock()
         self._ports.stir(self)
 
@@ -367,7 +363,7 @@ class Workflow:
     def expire(self, now: float) -> None:
         """Time out calls, drop what was kept for resumption long enough, refuse questions that nobody is there for."""
         self.line.expire(now)
-        if not self._wires and not len(self.calls):
+        if not self.wires and not len(self.calls):
             for channel in self.line.channels:
                 if channel.listening.rests_at(self._used) <= now:
                     channel.rest()
@@ -376,7 +372,7 @@ class Workflow:
             self._streams.expire(now - self.pooling.resume_window)
         if self._duplexes is not None:
             self._duplexes.expire(now)
-        if not self._wires and self._used + self.pooling.resume_window <= now:
+        if not self.wires and self._used + self.pooling.resume_window <= now:
             self._refuse_questions("the client did not come back")
             if self._ends_with_its_wires and not len(self.calls):
                 self.fail("abandoned")
@@ -393,7 +389,7 @@ class Workflow:
         window = self.pooling.resume_window
         due = [inf if self._streams is None else self._streams.oldest + window]
         due.append(inf if self._duplexes is None else self._duplexes.oldest_left + window)
-        if not self._wires:
+        if not self.wires:
             if self._questions or self._ends_with_its_wires:
                 due.append(self._used + window)
             due += [channel.listening.rests_at(self._used) for channel in channels]

@@ -20,13 +20,12 @@ def test_a_failure_lasts_until_a_session_is_opened() -> None:
     failures.note("x", "connect", REFUSED, 10.0)
     failures.note("x", "handshake", UpstreamFault("no answer"), 12.0)
     failures.note("y", "session", SessionLost("gone", executed="unknown"), 13.0)
-    assert failures["x"] == Failure("handshake", "no answer", at=12.0, since=10.0)
+    assert failures.last["x"] == Failure("handshake", "no answer", at=12.0, since=10.0)
     failures.clear("x")
     failures.clear("x")
-    assert dict(failures) == {"y": Failure("session", "gone", 13.0, 13.0)}
-    assert len(failures) == 1
+    assert failures.last == {"y": Failure("session", "gone", 13.0, 13.0)}
     failures.keep(["x"])
-    assert not failures
+    assert failures.last == {}
 
 
 @pytest.mark.parametrize(
