@@ -24,17 +24,20 @@ from .upstream import Upstream
 Perform = Callable[[Channel, Effect], None]
 """Does what the life of a channel asks for."""
 
+Ended = Callable[[Channel], None]
+
 
 class _Held:
     """A channel of the pool, and who has to know what becomes of it."""
 
-    __slots__ = ("is_settled", "perform", "permit", "server")
+    __slots__ = ("ended", "is_settled", "perform", "permit", "server")
 
-    def __init__(self, server: str, permit: Permit | None, perform: Perform | None) -> None:
+    def __init__(self, server: str, permit: Permit | None, perform: Perform | None, ended: Ended | None) -> None:
         self.server = server
         self.permit = permit
         """The leave of the server's circuit; None where it has no say."""
         self.perform = perform
+        self.ended = ended
         self.is_settled = False
         """True once it is told whether it could be opened."""
 
@@ -87,15 +90,8 @@ class Channels:
 
     # How one begins.
 
-    def config(
-        self,
-        upstream: Upstream,
-        handshake: Handshake,
-        draw_ids: DrawIds,
-        *,
-        ended: Callable[[Channel], None] | None = None,
-    ) -> ChannelConfig:
-        """What all channels to a server have in common; `ended` is told when nothing of the session is left."""
+    def config(self, upstream: Upstream, handshake: Handshake, draw_ids: DrawIds) -> ChannelConfig:
+        """What all channels to a server have in common."""
         return ChannelConfig(
             server=upstream.name,
             connector=upstream.connector,
@@ -106,7 +102,7 @@ class Channels:
             clock=self._clock,
             generation=upstream.generation,
             on_lost=self._on_lost,
-            on_ended=self._on_ended if ended is None else partial(self._ended_for, ended),
+            on_ended=self._on_ended,
         )
 
     def start(
@@ -117,8 +113,11 @@ class Channels:
         *,
         perform: Perform | None = None,
         is_guarded: bool = True,
+        ended: Ended | None = None,
     ) -> Channel:
         """Begin to open a session. `perform` does what its life asks for; the circuit is asked where it is guarded.
+
+        `ended` is told when nothing of the session is left.
 
         Raises:
             CircuitOpen: the server failed too often, and is not tried now.
@@ -127,7 +126,7 @@ class Channels:
         permit = self._permit(config.server, principal) if is_guarded else None
         channel = Channel(config, owners)
         channel.is_superseded = not self._generations.is_current(*channel.version)
-        held = _Held(config.server, permit, perform)
+        held = _Held(config.server, permit, perform, ended)
         channel.opened.add_done_callback(partial(self._opened, channel, held))
         self._held[channel] = held
         try:
@@ -199,7 +198,5 @@ class Channels:
         held = self._held.pop(channel)
         channel.life.step("ended", self._clock())
         self._statistics.count("channels_closed", held.server, channel.close_reason)
-
-    def _ended_for(self, ended: Callable[[Channel], None], channel: Channel) -> None:
-        self._ended(channel)
-        ended(channel)
+        if held.ended is not None:
+            held.ended(channel)

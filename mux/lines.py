@@ -11,7 +11,7 @@ from typing import Literal
 from .account import MAX_COMPARED, OWN, ChannelKey, Decision, missed
 from .annotations import Annotations, Trust
 from .channel import Channel, Recipients
-from .channels import Channels, Perform
+from .channels import Channels, Ended, Perform
 from .directory import ID_BLOCK, SHARED
 from .errors import TrunklineError, WorkflowEnded
 from .generations import Version
@@ -47,16 +47,36 @@ class _OwnChannels:
         self._place = place
         self._may_adopt = place != "new" and bool(workflow.record.upstream_session)
 
-    def __call__(self, *, listen: bool = True, ended: Callable[[Channel], None] | None = None) -> Channel:
-        """The first one goes on with the session that another worker had, where there is one."""
-        record, adopted = self._workflow.record, None
+    def __call__(self, *, listen: bool = True, ended: Ended | None = None) -> Channel:
+        """The first one goes on with the session that another worker had, where there is one.
+
+        Raises:
+            CircuitOpen: the server failed too often, and is not tried now.
+            Overloaded: the gateway is shutting down.
+        """
+        lines, workflow, upstream = self._lines, self._workflow, self._upstream
+        record, adopted = workflow.record, None
         if self._may_adopt:
             self._may_adopt = False
             adopted = Adopted(record.upstream_session, Opened(record.revision, record.result))
-        listen = listen and self._place != "beside"
-        return self._lines.open_own(
-            self._workflow, self._upstream, self._draw_ids, listen=listen, adopted=adopted, ended=ended
+        is_pooled = upstream.make_line is None
+        config = replace(
+            lines.channels.config(upstream, record.handshake, self._draw_ids),
+            listen=listen and self._place != "beside",
+            may_rest=is_pooled,
+            adopted=adopted,
+            may_write=lines.may_write([workflow]) if is_pooled else None,
         )
+        is_new = is_pooled and adopted is None
+        channel = lines.channels.start(config, [workflow], workflow.principal, is_guarded=is_new, ended=ended)
+        if is_new and record.revision:
+            channel.opened.add_done_callback(self._compare)
+        return channel
+
+    def _compare(self, opened: asyncio.Future[Opened]) -> None:
+        """A session was opened anew: its client keeps to a revision that the server may not have chosen again (L13)."""
+        if opened.exception() is None and opened.result().revision != self._workflow.record.revision:
+            self._lines.end(self._workflow, "upstream_changed")
 
     async def _draw_ids(self, above: int) -> range:
         return await self._lines.directory.draw_ids(self._workflow.record.session_id, above)
@@ -75,7 +95,7 @@ class Lines:
         members: Membership | None = None,
     ) -> None:
         self._members = members
-        self._channels = channels
+        self.channels = channels
         self._census = premises.residents.held.census
         self._caps = premises.caps
         self._spares = Spares(
@@ -88,7 +108,7 @@ class Lines:
         self.directory = premises.directory
         self._clock = premises.clock
         self._generations = premises.generations
-        self._end = end
+        self.end = end
         self._note = note
         self._groups: dict[ChannelKey, ChannelGroup] = {}
         self._groups_of: dict[Principal, dict[ChannelKey, ChannelGroup]] = {}
@@ -115,7 +135,7 @@ class Lines:
             self._end_group(key, WorkflowEnded("idle"), release=not self._is_sure)
         self._close_superseded()
         self._spares.expire(now)
-        self._channels.expire(now)
+        self.channels.expire(now)
 
     @property
     def _is_sure(self) -> bool:
@@ -131,14 +151,14 @@ class Lines:
 
     def supersede(self, unchanged: Collection[str]) -> None:
         """The settings of all other servers have changed: what is open under old ones serves those who have it."""
-        self._channels.supersede(unchanged)
+        self.channels.supersede(unchanged)
         self._close_superseded()
         self._spares.supersede(self._generations.is_current)
 
     def serves(self, version: Version) -> bool:
         """True while anything is open under these settings of a server."""
         groups = ((key.server, key.generation) for key in self._groups)
-        return version in groups or self._channels.serves(version)
+        return version in groups or self.channels.serves(version)
 
     def close_unused(self, cause: TrunklineError) -> None:
         """End the sessions that were shared and that nobody has: no other worker would go on with them."""
@@ -196,41 +216,6 @@ class Lines:
             why=OWN,
         )
 
-    def open_own(
-        self,
-        workflow: Workflow,
-        upstream: Upstream,
-        draw_ids: DrawIds,
-        *,
-        listen: bool,
-        adopted: Adopted | None,
-        ended: Callable[[Channel], None] | None = None,
-    ) -> Channel:
-        """Begin to open the session of one workflow, or to go on with it; `ended` is told when nothing of it is left.
-
-        Raises:
-            CircuitOpen: the server failed too often, and is not tried now.
-            Overloaded: the gateway is shutting down.
-        """
-        record, is_pooled = workflow.record, upstream.make_line is None
-        config = replace(
-            self._channels.config(upstream, record.handshake, draw_ids, ended=ended),
-            listen=listen,
-            may_rest=is_pooled,
-            adopted=adopted,
-            may_write=self._may_write([workflow]) if is_pooled else None,
-        )
-        is_new = is_pooled and adopted is None
-        channel = self._channels.start(config, [workflow], workflow.principal, is_guarded=is_new)
-        if is_new and record.revision:
-            channel.opened.add_done_callback(partial(self._compare, workflow))
-        return channel
-
-    def _compare(self, workflow: Workflow, opened: asyncio.Future[Opened]) -> None:
-        """A session was opened anew: its client keeps to a revision that the server may not have chosen again (L13)."""
-        if opened.exception() is None and opened.result().revision != workflow.record.revision:
-            self._end(workflow, "upstream_changed")
-
     def _shelf(self, workflow: Workflow, upstream: Upstream) -> Shelf | None:
         """Where spares for workflows like this one are found; None where its server keeps none."""
         if not upstream.pooling.spares or upstream.pooling.reuse != "workflow":
@@ -239,9 +224,9 @@ class Lines:
         key = SpareKey(upstream.name, upstream.generation, workflow.principal, upstream.credential, handshake)
 
         def make_spare(owners: list[Owner], draw_ids: DrawIds, perform: Perform) -> Channel:
-            config = self._channels.config(upstream, handshake, draw_ids)
+            config = self.channels.config(upstream, handshake, draw_ids)
             config = replace(config, may_rest=True, purpose="kept")
-            return self._channels.start(config, owners, key.principal, perform=perform)
+            return self.channels.start(config, owners, key.principal, perform=perform)
 
         return self._spares.shelf(key, upstream.pooling, make_spare)
 
@@ -251,7 +236,7 @@ class Lines:
 
     def _may_open_spare(self, key: SpareKey) -> bool:
         is_wanted = not self._is_closed and self._generations.is_current(key.server, key.generation)
-        is_reached = self._channels.is_let(key.server, key.principal)
+        is_reached = self.channels.is_let(key.server, key.principal)
         return is_wanted and is_reached and self._cap(key.principal, key.server, more=1) is None
 
     def _group(self, workflow: Workflow, upstream: Upstream, place: Place) -> ChannelGroup:
@@ -281,15 +266,15 @@ class Lines:
             is_adopted, may_adopt = may_adopt and is_primary, False
             before = None if newest is None or newest.opened.done() else newest
             config = replace(
-                self._channels.config(upstream, handshake, self._drawing_for(name)),
+                self.channels.config(upstream, handshake, self._drawing_for(name)),
                 listen=is_primary,
                 adopted=adopted if is_adopted else None,
-                may_write=self._may_write(group.owners),
+                may_write=self.may_write(group.owners),
                 recipients=recipients,
                 purpose="shared",
-                first=None if before is None else partial(self._channels.wait_for, before),
+                first=None if before is None else partial(self.channels.wait_for, before),
             )
-            newest = self._channels.start(
+            newest = self.channels.start(
                 config, group.owners, key.principal, perform=group.perform, is_guarded=not is_adopted
             )
             return newest
@@ -338,13 +323,13 @@ class Lines:
 
     def _end_changed(self, owner: Owner) -> None:
         if isinstance(owner, Workflow):
-            self._end(owner, "upstream_changed")
+            self.end(owner, "upstream_changed")
 
     def _note_wish(self, workflow: Workflow, wish: Wish) -> None:
         workflow.wish = wish
         self._note(workflow)
 
-    def _may_write(self, owners: Sequence[Owner]) -> Callable[[], bool] | None:
+    def may_write(self, owners: Sequence[Owner]) -> Callable[[], bool] | None:
         """Whether what only this worker may do for these may be done; None where there is no other worker."""
         members = self._members
         return None if members is None else lambda: members.holds_lease and not any(map(_is_doubted, owners))
