@@ -76,7 +76,7 @@ class Cluster:
         self, premises: Premises, ports: ClusterPorts, members: Membership, directory: SharedDirectory
     ) -> None:
         self.members = members
-        self._directory = directory
+        self.directory = directory
         self.journal = Journal(directory, premises.statistics)
         """What is on its way to the event logs."""
         self.comparison = Comparison(premises, members, directory)
@@ -190,7 +190,7 @@ class Cluster:
                 return await self._take_over(record, upstream)
             case "gone":
                 self._statistics.count("takeovers", "gone" if record.worker else "let_go")
-                await self._directory.remove(record)
+                await self.directory.remove(record)
                 return None
 
     async def _settle_for(self, record: WorkflowRecord) -> None:
@@ -199,7 +199,7 @@ class Cluster:
             await self.settle(record.principal, record.server)
         except Elsewhere:
             if record.worker == self.me:
-                await self._directory.replace(msgspec.structs.replace(record, worker=""))
+                await self.directory.replace(msgspec.structs.replace(record, worker=""))
             raise
 
     def _moving(self, record: WorkflowRecord) -> asyncio.Event | None:
@@ -222,12 +222,12 @@ class Cluster:
         try:
             beside = await self._opened_beside(record)
             living, reading = await self._partners(record, upstream.pooling.reuse)
-            kept = recover(await self._directory.read(record.session_id))
+            kept = recover(await self.directory.read(record.session_id))
             await self._ports.admit(record.principal, record.server)
             self._residents.held.census.add(record.principal, record.server)
             lapses = self.members.lapses
             try:
-                stored = await self._directory.replace(self.own(record, upstream.pooling))
+                stored = await self.directory.replace(self.own(record, upstream.pooling))
             except BaseException:
                 self._residents.held.census.remove(record.principal, record.server)
                 raise
@@ -281,7 +281,7 @@ class Cluster:
             if concern.worker in living:
                 await self.direct(concern.worker)
             await self._write_out(record.session_id)  # what was settled here is not found open there
-            kept = recover(await self._directory.read(record.session_id))
+            kept = recover(await self.directory.read(record.session_id))
             workflow.known = Known(reading, is_own=is_own or (before is not None and before.is_own))
         if concern.is_stream:  # its worker died before it could tell of it
             kept.stream(concern.name)
@@ -345,17 +345,17 @@ class Cluster:
         highest_id = 0 if workflow is None else workflow.highest_id
         await self._write_out(record.session_id)
         try:
-            if await self._directory.replace(msgspec.structs.replace(record, worker="")) is None:
-                newer = await self._directory.get(record.session_id)
+            if await self.directory.replace(msgspec.structs.replace(record, worker="")) is None:
+                newer = await self.directory.get(record.session_id)
                 if newer is None and workflow is not None and not self.comparison.may_be_forgotten(workflow):
                     return  # it was removed
                 if newer is None or newer.is_behind(record):  # it has lost it, or what it was told last
                     record = await self.comparison.renumbered(record, highest_id)
-                    newer = await self._directory.publish(record)
+                    newer = await self.directory.publish(record)
                 # Else it was not heard (yet) that something was stored.
                 if newer is not None and (newer == record or newer.follows(record)):
                     last = {"upstream_session": record.upstream_session, "wish": record.wish}
-                    await self._directory.replace(msgspec.structs.replace(newer, worker="", **last))
+                    await self.directory.replace(msgspec.structs.replace(newer, worker="", **last))
         except DirectoryUnavailable:
             logger.warning("a workflow could not be let go", extra={"server": record.server, "handle": record.handle})
 
@@ -411,7 +411,7 @@ class Cluster:
 
     async def _withdraw(self, record: WorkflowRecord) -> None:
         try:
-            await self._directory.remove(record)
+            await self.directory.remove(record)
         except DirectoryUnavailable:
             logger.warning("a record could not be removed", extra={"server": record.server, "handle": record.handle})
 
@@ -423,7 +423,7 @@ class Cluster:
         """
         if not may_have_parts(workflow.record, workflow.pooling.reuse):
             return False
-        seconds = await self._directory.untouched(workflow.record.session_id)
+        seconds = await self.directory.untouched(workflow.record.session_id)
         # Who serves it tells the directory so often, and of what begins to be used at the next look.
         if seconds is None or seconds >= touch_interval(workflow.pooling) + 2 * TOUCH_SECONDS:
             return False
@@ -458,7 +458,7 @@ class Cluster:
     async def _note(self, workflow: Workflow) -> None:
         try:
             while workflow.has_changed and self._residents.held.has(workflow):
-                stored = await self._directory.replace(workflow.changed_record)
+                stored = await self.directory.replace(workflow.changed_record)
                 if stored is None or stored.epoch <= workflow.record.epoch or not self._residents.held.has(workflow):
                     return  # another worker has it, or changes it: that will be heard; or it has ended as it is
                 workflow.record = stored
@@ -472,7 +472,7 @@ class Cluster:
         for workflow in workflows:
             workflow.touched = self._clock()
         try:
-            await self._directory.touch([workflow.record.session_id for workflow in workflows])
+            await self.directory.touch([workflow.record.session_id for workflow in workflows])
         except DirectoryUnavailable:
             self._statistics.count("stale", "touch")
             for workflow, touched in zip(workflows, before, strict=True):

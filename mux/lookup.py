@@ -15,7 +15,7 @@ from typing import Final
 import anyio
 
 from .cluster import Cluster, Read
-from .directory import MAX_STALENESS
+from .directory import MAX_STALENESS, SharedDirectory
 from .ending import Ending
 from .envelope import Envelope
 from .errors import DirectoryUnavailable, UnknownSession
@@ -94,8 +94,8 @@ class Lookup:
             known = workflow or self._residents.beside.by_token.get(position.token)
             here = [] if known is None else self._residents.served_as(known.record.session_id)
             concern = Concern(name=position.stream, is_stream=True)
-            token = position.token
-            return await self._found(lambda: self._directory.at(token), principal, server, here, concern)
+            read = partial(self._cluster.directory.at, position.token)
+            return await self._found(read, principal, server, here, concern)
         return await self._live(workflow, principal, server)
 
     async def find_key(self, principal: Principal, server: str, key: str, concern: Concern = WHOLE) -> Workflow | None:
@@ -150,9 +150,11 @@ class Lookup:
 
     # What is believed.
 
-    async def watch(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+    async def watch(
+        self, directory: SharedDirectory, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED
+    ) -> None:
         """Hear of what changes in the directory, until this is cancelled."""
-        async with self._directory.watch() as changes:
+        async with directory.watch() as changes:
             task_status.started()
             async for session_id in changes:
                 self._doubt(session_id)

@@ -214,7 +214,7 @@ class Pool:
         failure: Exception | None = None
         async with self._written(), anyio.create_task_group() as keepers, self._tasks.running(CLOSE_SECONDS):
             if self._cluster is not None:
-                await keepers.start(self.lookup.watch)
+                await keepers.start(self.lookup.watch, self._cluster.directory)
             keepers.start_soon(self._sweep.run)
             try:
                 yield self

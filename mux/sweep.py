@@ -9,6 +9,7 @@ from typing import Any, Final
 import anyio
 
 from .cluster import Cluster
+from .directory import SharedDirectory
 from .ending import Ending
 from .errors import DirectoryUnavailable
 from .lines import Lines
@@ -39,7 +40,6 @@ class Sweep:
         cluster: Cluster | None,
         release: Callable[[Upstream], Coroutine[Any, Any, None]] | None,
     ) -> None:
-        self._directory = premises.directory
         self._residents = premises.residents
         self._caps = premises.caps
         self._lines = lines
@@ -107,13 +107,13 @@ class Sweep:
             self._ending.soon(workflow, cause)
         elif not (workflow.is_doubted or workflow in self._asking or self._cluster.members.is_away):
             self._asking.add(workflow)
-            self._tasks.spawn(self._end_if_unused, workflow, patience, cause)
+            self._tasks.spawn(self._end_if_unused, self._cluster.directory, workflow, patience, cause)
         return now
 
-    async def _end_if_unused(self, workflow: Workflow, patience: float, cause: str) -> None:
+    async def _end_if_unused(self, directory: SharedDirectory, workflow: Workflow, patience: float, cause: str) -> None:
         """End a workflow that no worker has touched for so long."""
         try:
-            seconds = await self._directory.untouched(workflow.record.session_id)
+            seconds = await directory.untouched(workflow.record.session_id)
         except DirectoryUnavailable:
             return
         finally:

@@ -62,9 +62,6 @@ class Directory(Protocol):
     async def get(self, session_id: str) -> WorkflowRecord | None:
         """The record of that session id."""
 
-    async def at(self, event_token: str) -> WorkflowRecord | None:
-        """The record whose event ids carry that token."""
-
     async def find(self, principal: Principal, server: str, key: str) -> WorkflowRecord | None:
         """The record that this principal's key names on this server."""
 
@@ -80,12 +77,6 @@ class Directory(Protocol):
         Its event log goes with it. That it has ended is remembered for its lifetime (see `publish`).
         """
 
-    async def touch(self, session_ids: Collection[str]) -> None:
-        """These workflows are in use: their records, keys and logs live on. Unknown ones are passed over."""
-
-    async def untouched(self, session_id: str) -> float | None:
-        """Seconds since the workflow's record was stored, changed or touched, by anyone; None where there is none."""
-
     async def draw_ids(self, name: str, above: int = 0) -> range:
         """A block of request ids, never given out before for this name; small integers first (rule E4).
 
@@ -97,14 +88,6 @@ class Directory(Protocol):
 
         Raises:
             KeyError: no such session.
-        """
-
-    def watch(self) -> AbstractAsyncContextManager[AsyncIterator[str]]:
-        """Session ids whose records were changed or removed, by anyone, from entering the context on.
-
-        A change of just before may be told as well: the news of it can still be on its way.
-        A watcher that falls behind or loses its connection hears an empty string: everything may have changed. It hears
-        one more when it can hear changes again.
         """
 
 
@@ -190,6 +173,23 @@ class Workers(Protocol):
 
 class SharedDirectory(Directory, Logs, Workers, Protocol):
     """A directory that several workers share."""
+
+    async def at(self, event_token: str) -> WorkflowRecord | None:
+        """The record whose event ids carry that token."""
+
+    async def touch(self, session_ids: Collection[str]) -> None:
+        """These workflows are in use: their records, keys and logs live on. Unknown ones are passed over."""
+
+    async def untouched(self, session_id: str) -> float | None:
+        """Seconds since the workflow's record was stored, changed or touched, by anyone; None where there is none."""
+
+    def watch(self) -> AbstractAsyncContextManager[AsyncIterator[str]]:
+        """Session ids whose records were changed or removed, by anyone, from entering the context on.
+
+        A change of just before may be told as well: the news of it can still be on its way.
+        A watcher that falls behind or loses its connection hears an empty string: everything may have changed. It hears
+        one more when it can hear changes again.
+        """
 
     async def publish(self, record: WorkflowRecord) -> WorkflowRecord | None:
         """Store a record again that was forgotten, or of which an older state stands (`WorkflowRecord.is_behind`).

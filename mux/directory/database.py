@@ -146,7 +146,7 @@ class DatabaseDirectory:
         return await self._found(records.c.token == token_of(session_id))
 
     async def at(self, event_token: str) -> WorkflowRecord | None:
-        """See `Directory.at`."""
+        """See `SharedDirectory.at`."""
         if not (event_token.isascii() and event_token.isalnum()):
             return None
         return await self._found(records.c.token == event_token)
@@ -225,7 +225,7 @@ class DatabaseDirectory:
         await connection.execute(again, [{"key": key} for key in keys])
 
     async def touch(self, session_ids: Collection[str]) -> None:
-        """See `Directory.touch`."""
+        """See `SharedDirectory.touch`."""
         tokens = iter(sorted(token_of(session_id) for session_id in session_ids))
         while batch := list(islice(tokens, BATCH)):
             await _again(lambda batch=batch: self._touch(batch))  # type: ignore[misc]
@@ -237,7 +237,7 @@ class DatabaseDirectory:
             await connection.execute(used.values(touched=now, expires=now + records.c.lifetime))
 
     async def untouched(self, session_id: str) -> float | None:
-        """See `Directory.untouched`."""
+        """See `SharedDirectory.untouched`."""
         asked = sa.select(self._server.now() - records.c.touched)
 
         async def ask() -> float | None:
@@ -271,7 +271,7 @@ class DatabaseDirectory:
         return int(await connection.scalar(drawn))
 
     def watch(self) -> AbstractAsyncContextManager[AsyncIterator[str]]:
-        """See `Directory.watch`."""
+        """See `SharedDirectory.watch`."""
         return self.news.changes()
 
     # Logs

@@ -53,7 +53,7 @@ class News:
 
     @asynccontextmanager
     async def changes(self) -> AsyncIterator[AsyncIterator[str]]:
-        """See `Directory.watch`."""
+        """See `SharedDirectory.watch`."""
         feed = Feed(WATCH_BUFFER, "")
         if self._server.is_sqlite:
             async with self._server.reading() as connection:

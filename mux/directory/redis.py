@@ -161,7 +161,7 @@ class RedisDirectory:
         return await self.at(token_of(session_id))
 
     async def at(self, event_token: str) -> WorkflowRecord | None:
-        """See `Directory.at`."""
+        """See `SharedDirectory.at`."""
         stored = await self._again(lambda: self._client.hget(_record(event_token), "record"))
         return None if stored is None else _read(_record_decoder, stored)
 
@@ -205,7 +205,7 @@ class RedisDirectory:
         return True
 
     async def touch(self, session_ids: Collection[str]) -> None:
-        """See `Directory.touch`."""
+        """See `SharedDirectory.touch`."""
         tokens = map(token_of, session_ids)
         while batch := list(islice(tokens, BATCH)):
             await self._touch(batch)
@@ -232,7 +232,7 @@ class RedisDirectory:
         await self._again(extend)
 
     async def untouched(self, session_id: str) -> float | None:
-        """See `Directory.untouched`."""
+        """See `SharedDirectory.untouched`."""
         passed = await self._run(redis_scripts.UNTOUCHED, [_record(token_of(session_id))], [], again=True)
         return None if passed is None else max(0, passed) / 1000
 
@@ -250,7 +250,7 @@ class RedisDirectory:
 
     @asynccontextmanager
     async def watch(self) -> AsyncIterator[AsyncIterator[str]]:
-        """See `Directory.watch`."""
+        """See `SharedDirectory.watch`."""
         feed = Feed(WATCH_BUFFER, "")
         async with self.listener.hearing(
             CHANGES.encode(), lambda told: feed.tell((told or b"").decode(errors="replace"))

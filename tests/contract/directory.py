@@ -254,7 +254,7 @@ async def ids_are_drawn_for_a_session_that_is_there(directory: Directory) -> Non
         await directory.remove(mine)
 
 
-async def watch_hears_changes_from_entering_on(directory: Directory) -> None:
+async def watch_hears_changes_from_entering_on(directory: SharedDirectory) -> None:
     before, mine, other = record(), record("chat"), record()
     for one in (before, mine, other):
         await directory.claim(one)
@@ -273,7 +273,7 @@ async def watch_hears_changes_from_entering_on(directory: Directory) -> None:
         assert await _heard(changes) == mine.session_id
 
 
-async def every_watcher_hears(directory: Directory) -> None:
+async def every_watcher_hears(directory: SharedDirectory) -> None:
     mine = record()
     await directory.claim(mine)
     async with directory.watch() as one, directory.watch() as two:
@@ -288,7 +288,7 @@ async def every_watcher_hears(directory: Directory) -> None:
     await directory.remove(mine)  # nobody listens any longer
 
 
-async def a_watcher_that_falls_behind_is_told(directory: Directory) -> None:
+async def a_watcher_that_falls_behind_is_told(directory: SharedDirectory) -> None:
     """It may miss single changes, but then it hears an empty string, without another change to push that out."""
     async with directory.watch() as changes:
         missed = set()
@@ -307,7 +307,7 @@ async def a_watcher_that_falls_behind_is_told(directory: Directory) -> None:
             pass
 
 
-async def event_ids_lead_to_their_record(directory: Directory) -> None:
+async def event_ids_lead_to_their_record(directory: SharedDirectory) -> None:
     mine = record("chat")
     assert await directory.at(mine.event_token) is None
     await directory.claim(mine)
@@ -321,7 +321,7 @@ async def event_ids_lead_to_their_record(directory: Directory) -> None:
     assert await directory.at(mine.event_token) is None
 
 
-async def use_is_told_by_its_age(directory: Directory) -> None:
+async def use_is_told_by_its_age(directory: SharedDirectory) -> None:
     mine, other = record("chat"), record()
     assert await directory.untouched(mine.session_id) is None
     await directory.claim(mine)
@@ -405,18 +405,13 @@ CHECKS: Final[Sequence[Check]] = (
     id_blocks_never_overlap_and_begin_small,
     ids_are_drawn_above_those_that_are_known,
     ids_are_drawn_for_a_session_that_is_there,
-    watch_hears_changes_from_entering_on,
-    every_watcher_hears,
-    a_watcher_that_falls_behind_is_told,
-    event_ids_lead_to_their_record,
-    use_is_told_by_its_age,
     shared_sessions_draw_ids_of_their_own,
     hostile_names_are_names,
     large_records_are_kept,
 )
 
 
-async def records_live_for_their_lifetime(directory: Directory) -> None:
+async def records_live_for_their_lifetime(directory: SharedDirectory) -> None:
     short = msgspec.structs.replace(record("chat"), lifetime=2.0)
     used = msgspec.structs.replace(record("used"), lifetime=2.0)
     for one in (short, used):
@@ -457,7 +452,10 @@ async def a_lifetime_can_be_changed(directory: Directory) -> None:
             await anyio.sleep(0.02)
 
 
-EXPIRY_CHECKS: Final[Sequence[Check]] = (records_live_for_their_lifetime, a_lifetime_can_be_changed)
+EXPIRY_CHECKS: Final[Sequence[Callable[[SharedDirectory], Awaitable[None]]]] = (
+    records_live_for_their_lifetime,
+    a_lifetime_can_be_changed,
+)
 """For directories that forget."""
 
 
@@ -538,6 +536,14 @@ async def an_end_is_remembered_for_the_life_of_the_record(directory: SharedDirec
             await anyio.sleep(0.02)
     assert await directory.publish(mine) == mine, "what expired was forgotten, not ended"
 
+
+SHARED_CHECKS: Final[Sequence[Callable[[SharedDirectory], Awaitable[None]]]] = (
+    watch_hears_changes_from_entering_on,
+    every_watcher_hears,
+    a_watcher_that_falls_behind_is_told,
+    event_ids_lead_to_their_record,
+    use_is_told_by_its_age,
+)
 
 PUBLISH_CHECKS: Final[Sequence[Callable[[SharedDirectory], Awaitable[None]]]] = (
     what_was_forgotten_is_published_again,

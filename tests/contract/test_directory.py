@@ -94,17 +94,6 @@ class Sharing(MemoryDirectory):
         return await super().claim(record)
 
 
-class Mute(MemoryDirectory):
-    """Tells watchers nothing of removals."""
-
-    async def remove(self, record: WorkflowRecord) -> bool:
-        watchers, self._watchers = self._watchers, type(self._watchers)()
-        try:
-            return await super().remove(record)
-        finally:
-            self._watchers = watchers
-
-
 class Forgetful(MemoryDirectory):
     """Does not tell that a key began anew."""
 
@@ -113,7 +102,7 @@ class Forgetful(MemoryDirectory):
         return claimed if claimed.state == "resumed" else Claimed(claimed.record, "created")
 
 
-@pytest.mark.parametrize("broken", [Torn, Overwriting, Removing, Repeating, Sharing, Mute, Forgetful])
+@pytest.mark.parametrize("broken", [Torn, Overwriting, Removing, Repeating, Sharing, Forgetful])
 async def test_a_broken_directory_is_found(broken: type[MemoryDirectory], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("contract.directory.PATIENCE", 1.0)
 

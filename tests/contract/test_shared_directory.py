@@ -10,17 +10,18 @@ from harness.directory_processes import SMALL_BUFFER, DirectoryProcess, director
 from harness.shared_memory import SharedMemoryDirectory
 from trunkline.mux.directory import SharedDirectory
 from trunkline.mux.directory.timed import timed
+from trunkline.mux.record import WorkflowRecord
 from trunkline.mux.statistics import Statistics
 
-from contract.directory import CHECKS, EXPIRY_CHECKS, PUBLISH_CHECKS
+from contract.directory import CHECKS, EXPIRY_CHECKS, PUBLISH_CHECKS, SHARED_CHECKS, every_watcher_hears
 from contract.logs import LOG_CHECKS, LOG_EXPIRY_CHECKS
 from contract.workers import WORKER_CHECKS
 
 pytestmark = pytest.mark.anyio
 
 Check = Callable[[SharedDirectory], Awaitable[None]]
-SHARED_CHECKS = (*LOG_CHECKS, *WORKER_CHECKS)
-ALL_CHECKS = (*CHECKS, *EXPIRY_CHECKS, *LOG_EXPIRY_CHECKS, *PUBLISH_CHECKS, *SHARED_CHECKS)
+MORE_CHECKS = (*SHARED_CHECKS, *LOG_CHECKS, *WORKER_CHECKS)
+ALL_CHECKS = (*CHECKS, *EXPIRY_CHECKS, *LOG_EXPIRY_CHECKS, *PUBLISH_CHECKS, *MORE_CHECKS)
 SERVED = ("redis", "cluster", "sentinel", "sqlite", "postgresql")
 
 
@@ -35,7 +36,7 @@ async def timing() -> AsyncIterator[SharedDirectory]:
 
 
 @pytest.mark.parametrize("maker", [in_memory, timing], ids=lambda maker: maker.__name__)
-@pytest.mark.parametrize("check", SHARED_CHECKS, ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", MORE_CHECKS, ids=lambda check: check.__name__)
 async def test_the_one_in_memory_keeps_it(maker: Callable[[], object], check: Check) -> None:
     async with maker() as directory:  # type: ignore[attr-defined]
         with anyio.fail_after(20):
@@ -88,3 +89,20 @@ async def test_several_processes_keep_it_together(
         others = [await stack.enter_async_context(one.opened(place.backend, place.url())) for one in processes]
         with anyio.fail_after(20):
             await check(SeveralProcesses([first, *others]))  # type: ignore[arg-type,list-item]
+
+
+class Mute(SharedMemoryDirectory):
+    """Tells watchers nothing of removals."""
+
+    async def remove(self, record: WorkflowRecord) -> bool:
+        watchers, self._watchers = self._watchers, type(self._watchers)()
+        try:
+            return await super().remove(record)
+        finally:
+            self._watchers = watchers
+
+
+async def test_a_directory_that_tells_nothing_of_removals_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("contract.directory.PATIENCE", 1.0)
+    with pytest.raises(TimeoutError):
+        await every_watcher_hears(Mute())

@@ -1,12 +1,13 @@
 """A directory that several workers of one process share: what redis is to workers of several, without a network."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 
 import anyio
 import msgspec
-from trunkline.mux.directory import LEASE_SECONDS, Claimed, Entry, Worker
+from trunkline.mux.directory import LEASE_SECONDS, WATCH_BUFFER, Claimed, Entry, Worker
+from trunkline.mux.directory.feed import Feed
 from trunkline.mux.directory.memory import MemoryDirectory
 from trunkline.mux.errors import DirectoryUnavailable
 from trunkline.mux.limits import EventLogLimits
@@ -17,12 +18,15 @@ class SharedMemoryDirectory(MemoryDirectory):
     """Implements `SharedDirectory`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__(clock)
+        super().__init__()
         self.is_away = False
         """Set by a test: no heartbeat is taken, no log kept, no worker found."""
         self.logs: dict[str, list[Entry]] = {}
         self._ends: dict[str, float] = {}
         self._now = clock
+        self._by_token: dict[str, str] = {}
+        self._touched: dict[str, float] = {}
+        self._watchers: set[Feed[str]] = set()
         self._alive_until: dict[str, float] = {}
         self._enrolled: dict[str, Worker] = {}
         self._settled: dict[str, str] = {}
@@ -33,14 +37,56 @@ class SharedMemoryDirectory(MemoryDirectory):
         claimed = await super().claim(record)
         if claimed.record is record:
             self._ends.pop(record.session_id, None)
+            self._by_token[record.event_token] = record.session_id
+            self._touched[record.session_id] = self._now()
         return claimed
+
+    async def replace(self, record: WorkflowRecord) -> WorkflowRecord | None:
+        """See `Directory.replace`."""
+        changed = await super().replace(record)
+        if changed is not None:
+            self._touched[record.session_id] = self._now()
+            self._tell(record.session_id)
+        return changed
 
     async def remove(self, record: WorkflowRecord) -> bool:
         """See `Directory.remove`."""
         removed = await super().remove(record)
         if removed:
             self._ends[record.session_id] = self._now() + record.lifetime
+            del self._by_token[record.event_token], self._touched[record.session_id]
+            self._tell(record.session_id)
         return removed
+
+    async def at(self, event_token: str) -> WorkflowRecord | None:
+        """See `SharedDirectory.at`."""
+        session_id = self._by_token.get(event_token)
+        return None if session_id is None else self._records[session_id]
+
+    async def touch(self, session_ids: Collection[str]) -> None:
+        """See `SharedDirectory.touch`."""
+        for session_id in session_ids:
+            if session_id in self._touched:
+                self._touched[session_id] = self._now()
+
+    async def untouched(self, session_id: str) -> float | None:
+        """See `SharedDirectory.untouched`."""
+        touched = self._touched.get(session_id)
+        return None if touched is None else self._now() - touched
+
+    @asynccontextmanager
+    async def watch(self) -> AsyncIterator[AsyncIterator[str]]:
+        """See `SharedDirectory.watch`."""
+        watcher = Feed(WATCH_BUFFER, "")
+        self._watchers.add(watcher)
+        try:
+            yield watcher
+        finally:
+            self._watchers.remove(watcher)
+
+    def _tell(self, session_id: str) -> None:
+        for watcher in self._watchers:
+            watcher.tell(session_id)
 
     async def publish(self, record: WorkflowRecord) -> WorkflowRecord | None:
         """See `SharedDirectory.publish`."""
@@ -66,7 +112,7 @@ class SharedMemoryDirectory(MemoryDirectory):
         """Have this state of a record that stands, as a directory does that lost what it was told last."""
         assert record.session_id in self._records
         self._records[record.session_id] = record
-        self._touched[record.session_id] = self._clock()
+        self._touched[record.session_id] = self._now()
 
     # Logs
 

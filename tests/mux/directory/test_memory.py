@@ -3,11 +3,9 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-import anyio
 import pytest
 from contract.directory import check_directory, record
-from harness.muxing import settle
-from trunkline.mux.directory import ID_BLOCK, Directory, memory
+from trunkline.mux.directory import ID_BLOCK, Directory
 from trunkline.mux.directory.memory import MemoryDirectory
 
 pytestmark = pytest.mark.anyio
@@ -56,53 +54,3 @@ async def test_ids_come_in_blocks() -> None:
     await directory.claim(one)
     assert await directory.draw_ids(one.session_id) == range(1, 1 + ID_BLOCK)
     assert await directory.draw_ids(one.session_id) == range(1 + ID_BLOCK, 1 + 2 * ID_BLOCK)
-
-
-async def test_a_watcher_is_told_once_that_it_lost_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "WATCH_BUFFER", 3)
-    directory = MemoryDirectory()
-    records = [record() for _ in range(6)]
-    for one in records:
-        await directory.claim(one)
-    ids = [one.session_id for one in records]
-    async with directory.watch() as changes:
-        for one in records[:3]:
-            await directory.remove(one)
-        heard = [await anext(changes) for _ in range(3)]
-        assert heard == ids[:3], "up to the bound nothing is lost"
-    async with directory.watch() as changes:
-        for one in records[:3]:
-            await directory.claim(one)
-        for one in records[:5]:
-            await directory.remove(one)
-        heard = [await anext(changes) for _ in range(2)]
-        assert heard == ["", ids[4]], "the fourth stands for the first three and itself"
-
-
-async def test_a_watcher_waits_for_what_comes() -> None:
-    directory = MemoryDirectory()
-    one = record()
-    await directory.claim(one)
-    heard: list[str] = []
-
-    async def listen() -> None:
-        async with directory.watch() as changes:
-            heard.append(await anext(changes))
-
-    with anyio.fail_after(5):
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(listen)
-            await settle()
-            assert heard == []
-            await directory.remove(one)
-    assert heard == [one.session_id]
-
-
-async def test_a_watcher_that_left_costs_nothing() -> None:
-    directory = MemoryDirectory()
-    with pytest.raises(RuntimeError):
-        async with directory.watch():
-            raise RuntimeError
-    async with directory.watch():
-        pass
-    assert not directory._watchers

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 import pytest
 from contract.directory import check_directory, record
 from harness.muxing import ALICE, SlowDirectory
+from harness.shared_memory import SharedMemoryDirectory
 from trunkline.mux.directory import Directory
 from trunkline.mux.directory.memory import MemoryDirectory
 from trunkline.mux.directory.timed import timed
@@ -57,7 +58,7 @@ async def test_every_operation_is_timed_under_its_name_though_it_fails(op: str) 
 
 async def test_the_watch_is_not_timed_since_it_lasts() -> None:
     statistics = Statistics()
-    inner = MemoryDirectory()
+    inner = SharedMemoryDirectory()
     one = record()
     await inner.claim(one)
     async with timed(inner, statistics).watch() as changes:
