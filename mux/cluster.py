@@ -8,9 +8,9 @@ the same record: it has the upstream session, ids and streams of its own, and sa
 import asyncio
 import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from itertools import count
-from typing import Any, Final, NamedTuple
+from typing import Final, Protocol
 
 import anyio
 import msgspec
@@ -55,32 +55,35 @@ MAX_READS: Final = 8
 Read = Callable[[], Awaitable[WorkflowRecord | None]]
 
 
-class ClusterPorts(NamedTuple):
-    """What the pool does for the cluster."""
+class Beginning(Protocol):
+    """How workflows begin here."""
 
-    make: Callable[[WorkflowRecord, Upstream, Place], Workflow]
-    """Makes a workflow of a record, which lives nowhere yet."""
-    admit: Callable[[Principal, str], Awaitable[None]]
-    """Finds room for one more on a server; raises `Overloaded`."""
-    open: Callable[[Workflow], Coroutine[Any, Any, None]]
-    """Opens one that lives here."""
-    is_draining: Callable[[], bool]
-    has_ended: Callable[[WorkflowRecord], bool]
-    """Whether a workflow has ended here whose record could not be removed yet."""
+    @property
+    def draining(self) -> bool:
+        """True once nothing begins any longer."""
+
+    def make(self, record: WorkflowRecord, upstream: Upstream, place: Place) -> Workflow:
+        """A workflow of a record, which lives nowhere yet."""
+
+    async def admit(self, principal: Principal, server: str) -> None:
+        """Find room for one more on a server; raises `Overloaded`."""
+
+    async def open(self, workflow: Workflow) -> None:
+        """Open one that lives here."""
 
 
 class Cluster:
     """The workers that share a directory, as one of them sees them."""
 
-    def __init__(
-        self, premises: Premises, ports: ClusterPorts, members: Membership, directory: SharedDirectory
-    ) -> None:
+    def __init__(self, premises: Premises, members: Membership, directory: SharedDirectory) -> None:
+        self.beginning: Beginning
+        """Set by who makes it, at once."""
         self.members = members
         self.directory = directory
         self.journal = Journal(directory, premises.statistics)
         """What is on its way to the event logs."""
         self.comparison = Comparison(premises, members, directory)
-        self._ports = ports
+        self._leftovers = premises.leftovers
         self._residents = premises.residents
         self._caps = premises.caps
         self._generations = premises.generations
@@ -145,7 +148,7 @@ class Cluster:
                 self.members.demand_settled()
             if record is None or record.principal != principal or record.server != server:
                 return None
-            if self._ports.has_ended(record):
+            if self._leftovers.has(record):
                 await self._tasks.see_through(self._withdraw, record)  # others take this worker to hold it still
                 return None
             here = self._residents.held.by_id.get(record.session_id)
@@ -177,12 +180,12 @@ class Cluster:
             reuse=upstream.pooling.reuse,
         )
         match decision:
-            case "beside" if self._has_room_beside(record.server) and not self._ports.is_draining():
+            case "beside" if self._has_room_beside(record.server) and not self.beginning.draining:
                 return await self._stand_beside(record, upstream)
             case "beside" | "forward":
                 raise Elsewhere(holder)
             case "take_over":
-                if self._ports.is_draining():
+                if self.beginning.draining:
                     await self.members.hand_on()
                     raise _drained(concern)
                 if upstream.pooling.reuse == "user":
@@ -223,7 +226,7 @@ class Cluster:
             beside = await self._opened_beside(record)
             living, reading = await self._partners(record, upstream.pooling.reuse)
             kept = recover(await self.directory.read(record.session_id))
-            await self._ports.admit(record.principal, record.server)
+            await self.beginning.admit(record.principal, record.server)
             self._residents.held.census.add(record.principal, record.server)
             lapses = self.members.lapses
             try:
@@ -236,7 +239,7 @@ class Cluster:
                 self._statistics.count("takeovers", "overtaken")
                 return None
             is_current = self._generations.is_current(upstream.name, upstream.generation)
-            if self._ports.is_draining() or not is_current or lapses != self.members.lapses:
+            if self.beginning.draining or not is_current or lapses != self.members.lapses:
                 self._residents.held.census.remove(record.principal, record.server)
                 await self.hand_back(stored)  # who asked for it meets what holds by now
                 return None
@@ -330,9 +333,9 @@ class Cluster:
 
     def _hold(self, record: WorkflowRecord, upstream: Upstream, beside: Workflow | None) -> Workflow:
         if beside is None or beside.ended is not None or beside.record.upstream_session != record.upstream_session:
-            workflow = self._ports.make(record, upstream, "held")
+            workflow = self.beginning.make(record, upstream, "held")
             self._residents.add(workflow)
-            self._tasks.spawn(self._ports.open, workflow)
+            self._tasks.spawn(self.beginning.open, workflow)
             return workflow
         self._residents.beside.remove(beside)
         beside.record = record
@@ -374,7 +377,7 @@ class Cluster:
     async def _stand_beside(self, record: WorkflowRecord, upstream: Upstream) -> Workflow:
         workflow = self._residents.beside.by_id.get(record.session_id)
         if workflow is None:
-            workflow = self._ports.make(record, upstream, "beside")
+            workflow = self.beginning.make(record, upstream, "beside")
             self._residents.beside.census.add(record.principal, record.server)
             self._residents.beside.add(workflow)
             self._tasks.spawn(self._open_beside, workflow)

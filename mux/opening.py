@@ -41,30 +41,22 @@ class Newcomer(NamedTuple):
     generation: int | None
 
 
-class OpeningPorts(NamedTuple):
-    """What the pool does for those that begin."""
-
-    check_open: Callable[[str, int], object]
-    """Raises where nothing may begin on a server, under this generation of its settings."""
-    knows: Callable[[Principal], bool]
-    """Whether an identity still counts."""
-    is_draining: Callable[[], bool]
-
-
 class Opening:
     """How workflows of a pool begin. What is begun is seen through, whatever becomes of who asked for it."""
 
     def __init__(
         self,
         premises: Premises,
-        ports: OpeningPorts,
         *,
         lines: Lines,
         ending: Ending,
         cluster: Cluster | None,
         budget: Budget,
     ) -> None:
-        self._ports = ports
+        self.draining = False
+        """True once nothing begins any longer."""
+        self.knows: Callable[[Principal], bool] = lambda principal: True
+        """Whether an identity still counts."""
         self._directory = premises.directory
         self._residents = premises.residents
         self._census = premises.residents.held.census
@@ -81,6 +73,17 @@ class Opening:
         self._clock = premises.clock
         self._burden = premises.burden
         self._numbers = itertools.count(1)
+
+    def check_open(self, server: str, generation: int | None = None) -> Upstream:
+        """The server, if a workflow may begin on it under this generation of its settings.
+
+        Raises:
+            UnknownServer: there is no such server, or not any longer.
+            Overloaded: the gateway is draining, or the settings have changed.
+        """
+        if self.draining:
+            raise Overloaded("the gateway is shutting down", limit="draining")
+        return self._generations.find(server, generation)
 
     async def begin(self, new: Newcomer) -> tuple[Claimed, Workflow | None]:
         """Begin to open a workflow; None where its key names one already.
@@ -128,8 +131,8 @@ class Opening:
     async def _check_still_open(self, record: WorkflowRecord, generation: int) -> None:
         """Take a record back that was stored while the server, or the gateway, went."""
         try:
-            self._ports.check_open(record.server, generation)
-            if not self._ports.knows(record.principal):
+            self.check_open(record.server, generation)
+            if not self.knows(record.principal):
                 raise UnknownSession("this identity no longer counts")
         except TrunklineError:
             await self._ending.remove(record)
@@ -142,7 +145,7 @@ class Opening:
             Overloaded: there is none, or the gateway is draining.
         """
         asked = 0
-        while not self._ports.is_draining():
+        while not self.draining:
             cap = cap_reached(self._census, principal, server, self._caps)
             if cap is None:
                 return

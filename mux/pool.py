@@ -19,7 +19,7 @@ from .breaker import Circuit
 from .burden import Burden
 from .channel import Channel
 from .channels import Channels
-from .cluster import Cluster, ClusterPorts
+from .cluster import Cluster
 from .directory import Directory, SharedDirectory
 from .ending import Ending
 from .envelope import Envelope
@@ -33,7 +33,7 @@ from .limits import Pooling
 from .lines import Lines
 from .lookup import Lookup
 from .membership import Membership
-from .opening import Newcomer, Opening, OpeningPorts
+from .opening import Newcomer, Opening
 from .policy import Caps
 from .ports import Headers, PoolResult
 from .premises import Premises
@@ -107,10 +107,8 @@ class Pool:
         max_ended: int = MAX_ENDED,
     ) -> None:
         self.statistics = statistics or Statistics()
-        self.draining = False
         self.has_begun = False
         """True once it was run."""
-        self._knows: Callable[[Principal], bool] = lambda principal: True
         self._generations = Generations(upstreams)
         self._clock = clock
         self._residents = Residents(max_ended)
@@ -132,7 +130,7 @@ class Pool:
             self.burden,
             self.caps,
         )
-        self._cluster = None if members is None or shared is None else self._clustering(members, shared)
+        self._cluster = None if members is None or shared is None else Cluster(premises, members, shared)
         self._channels = Channels(premises)
         self._lines = Lines(
             premises,
@@ -144,7 +142,11 @@ class Pool:
         self._ending = Ending(premises, lines=self._lines, cluster=self._cluster)
         self.lookup = Lookup(premises, ending=self._ending, cluster=self._cluster)
         """Where workflows are found."""
-        self._opening = self._beginning()
+        self._opening = Opening(
+            premises, lines=self._lines, ending=self._ending, cluster=self._cluster, budget=self._budget
+        )
+        if self._cluster is not None:
+            self._cluster.beginning = self._opening
         self._sweep = Sweep(
             premises,
             lines=self._lines,
@@ -156,6 +158,11 @@ class Pool:
 
     def __repr__(self) -> str:
         return f"Pool({len(self._workflows)} workflows, {len(self.channels)} channels)"
+
+    @property
+    def draining(self) -> bool:
+        """True once nothing begins here any longer."""
+        return self._opening.draining
 
     @property
     def pooling(self) -> Pooling:
@@ -222,7 +229,7 @@ class Pool:
                 failure = error
             finally:
                 keepers.cancel_scope.cancel()
-                self.draining = True
+                self._opening.draining = True
                 self._end_all()
         if failure is not None:
             raise failure
@@ -254,7 +261,7 @@ class Pool:
 
     def revoke(self, knows: Callable[[Principal], bool]) -> None:
         """End the workflows of whoever is not known any longer, for the cause `revoked`; none of theirs begins."""
-        self._knows = knows
+        self._opening.knows = knows
         for workflow in self._residents.served:
             if not knows(workflow.principal):
                 self._ending.soon(workflow, "revoked")
@@ -321,25 +328,14 @@ class Pool:
         """Come back to what is `resumable`."""
         return self._returned(workflow, _named_by(arrival))
 
-    def check_open(self, server: str, generation: int | None = None) -> Upstream:
-        """The server, if a workflow may begin on it under this generation of its settings.
-
-        Raises:
-            UnknownServer: there is no such server, or not any longer.
-            Overloaded: the gateway is draining, or the settings have changed.
-        """
-        if self.draining:
-            raise Overloaded("the gateway is shutting down", limit="draining")
-        return self._generations.find(server, generation)
-
     async def come_to_begin(self, principal: Principal, server: str, generation: int | None = None) -> None:
         """A client has a connection here on which a workflow is to begin: make sure that it may, and here.
 
         Raises:
             Elsewhere: what it will share with others of its principal lives at another worker.
-            TrunklineError: as `check_open`; nobody can tell where that lives.
+            TrunklineError: there is no such server, or nothing may begin on it now; nobody can tell where that lives.
         """
-        upstream = self.check_open(server, generation)
+        upstream = self._opening.check_open(server, generation)
         if self._cluster is not None and upstream.pooling.reuse == "user":
             await self._cluster.settle(principal, server)
 
@@ -378,7 +374,7 @@ class Pool:
 
         True if no call was cut.
         """
-        self.draining = True
+        self._opening.draining = True
         if self._cluster is not None:
             self._cluster.members.drain()
         quiet = [workflow.calls.drain() for workflow in self._residents.served]
@@ -390,33 +386,6 @@ class Pool:
         return complete
 
     # Inside.
-
-    def _clustering(self, members: Membership, shared: SharedDirectory) -> Cluster:
-        """How the workers that share the directory meet here."""
-        ports = ClusterPorts(
-            lambda record, upstream, place: self._opening.make(record, upstream, place),
-            lambda principal, server: self._opening.admit(principal, server),
-            lambda workflow: self._opening.open(workflow),
-            lambda: self.draining,
-            self._premises.leftovers.has,
-        )
-        return Cluster(self._premises, ports, members, shared)
-
-    def _beginning(self) -> Opening:
-        """How workflows begin here."""
-        ports = OpeningPorts(
-            self.check_open,
-            lambda principal: self._knows(principal),
-            lambda: self.draining,
-        )
-        return Opening(
-            self._premises,
-            ports,
-            lines=self._lines,
-            ending=self._ending,
-            cluster=self._cluster,
-            budget=self._budget,
-        )
 
     def _end_all(self) -> None:
         cause = WorkflowEnded("drained")

@@ -481,7 +481,7 @@ async def test_g1_g4_a_session_is_not_taken_for_one_of_another_reuse_by_workers_
             for concern in (CALLS, WHOLE):
                 with pytest.raises(Elsewhere):
                     await b.find(session_id, concern, ALICE)
-        a.pool.draining = True
+        a.pool._opening.draining = True
         for workflow in a.pool.workflows:
             await a.pool.end(workflow, "drained")
         await settle()

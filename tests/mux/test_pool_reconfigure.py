@@ -160,7 +160,7 @@ async def test_a_server_that_is_gone_takes_nobody_and_keeps_whom_it_has() -> Non
             with pytest.raises(UnknownServer, match="there is no server x"):
                 await begin(at.pool, ALICE, **options)
         with pytest.raises(UnknownServer):
-            at.pool.check_open("x")
+            await at.pool.come_to_begin(ALICE, "x")
         assert (await begin(at.pool, ALICE, key="chat")).workflow is workflow
         assert await at.pool.lookup.find(ALICE, "x", session_id) is workflow
         with pytest.raises(UnknownSession):

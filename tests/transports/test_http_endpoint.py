@@ -98,7 +98,7 @@ async def test_g8_a_worker_that_drains_hands_on_what_came_to_it_first_alone(
         request = HTTPRequest(RequestHeaders(), receive=never, send=never, scope=scope)
         await app.hand_on(request)
         assert not handed_on
-        at.pool.draining = True
+        at.pool._opening.draining = True
         await app.hand_on(request)
         assert bool(handed_on) is elsewhere
 

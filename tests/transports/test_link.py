@@ -346,7 +346,7 @@ async def test_g8_a_gateway_that_drains_takes_no_new_client() -> None:
     async with lines() as at:
         line = await at.open()
         await line.begin()
-        at.at.pool.draining = True
+        at.at.pool._opening.draining = True
         with pytest.raises(Overloaded):
             await at.open()
         assert await (await at.back(line, 1)).silent()

@@ -316,7 +316,7 @@ async def test_a_plain_answer_whose_client_left_is_lost_and_counted() -> None:
 
 async def test_a_stream_that_begins_while_draining_only_asks_to_come_back() -> None:
     async with opened() as here:
-        here.bench.pool.draining = True
+        here.bench.pool._opening.draining = True
         answer = await here.client.get()
         assert (answer.status, answer.is_stream) == (200, True)
         assert await answer.body() == b"retry: 1000\n\n"

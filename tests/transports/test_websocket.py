@@ -174,7 +174,7 @@ async def test_g10_no_more_sockets_than_two_for_each_workflow_may_be_open() -> N
 
 async def test_g8_a_gateway_that_drains_refuses_new_clients() -> None:
     async with listening() as at, SocketClient(at.base()) as client:
-        at.pool.draining = True
+        at.pool._opening.draining = True
         assert status_and_text(await refusal(client))[0] == 503
 
 
