@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from .account import FIRST, FULL, ChannelKey, Decision, lost
+from .account import FULL, ChannelKey, Decision, lost
 from .breaker import Backoff
 from .channel import Channel, Recipients
 from .envelope import Envelope
@@ -64,7 +64,7 @@ def _subscription(uri: str) -> _Told:
 class ChannelGroup:
     """The sessions of one key, and the workflows that share them."""
 
-    def __init__(self, key: ChannelKey, pooling: Pooling, ports: GroupPorts, *, why: Decision = FIRST) -> None:
+    def __init__(self, key: ChannelKey, pooling: Pooling, ports: GroupPorts, *, why: Decision) -> None:
         self.key = key
         self.pooling = pooling
         self.why = why
@@ -239,11 +239,9 @@ class ChannelGroup:
                 return (origin,) if self.wishes.hears(origin, message) else ()
             return () if message.method.endswith("/list_changed") else None  # which the primary session brings
 
+        limit = self.pooling.max_inflight_per_channel
         line = DedicatedLine(
-            lambda: self._ports.make_channel(self, is_primary, recipients),
-            stateless=True,
-            max_waiting=self.pooling.max_inflight_per_channel,
-            why=why,
+            lambda: self._ports.make_channel(self, is_primary, recipients), stateless=True, max_waiting=limit, why=why
         )
         return line
 

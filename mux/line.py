@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
-from .account import FIRST, Decision, lost
+from .account import Decision, lost
 from .channel import Channel
 from .envelope import Envelope
 from .errors import Cancelled, Overloaded, SessionLost, TrunklineError, UpstreamFault, UpstreamUnreachable
@@ -20,14 +20,7 @@ class DedicatedLine:
 
     __slots__ = ("_cause", "_make_channel", "_max_waiting", "_stateless", "_waiting", "channel", "why")
 
-    def __init__(
-        self,
-        make_channel: ChannelMaker,
-        *,
-        stateless: bool,
-        max_waiting: int,
-        why: Decision = FIRST,
-    ) -> None:
+    def __init__(self, make_channel: ChannelMaker, *, stateless: bool, max_waiting: int, why: Decision) -> None:
         self.why = why
         """See `Line.why`."""
         self._make_channel = make_channel

@@ -213,7 +213,6 @@ class Lines:
             session_id=workflow.record.session_id,
             stateless=upstream.stateless,
             max_waiting=limit,
-            why=OWN,
         )
 
     def _shelf(self, workflow: Workflow, upstream: Upstream) -> Shelf | None:

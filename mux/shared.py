@@ -17,7 +17,7 @@ from .limits import MAX_BODY_BYTES, MAX_URI_BYTES
 from .line import DedicatedLine
 from .ports import Caller, Headers, Opened, Owner, PoolResult
 from .record import Wish
-from .sharing import LEVELS, NOTHING
+from .sharing import LEVELS
 
 NAMES: Final = frozenset({"jsonrpc", "id", "method", "params", "result", "error"})
 """Some servers read names in any case: by another spelling, one workflow could name the request of another (E26)."""
@@ -30,13 +30,7 @@ NOT_SHARED: Final = frozenset({"notifications/roots/list_changed", "notification
 class SharedLine:
     """One workflow's part in a group. Implements `Line`."""
 
-    def __init__(
-        self,
-        group: ChannelGroup,
-        owner: Owner,
-        wish: Wish = NOTHING,
-        on_wish: Callable[[Wish], None] = lambda wish: None,
-    ) -> None:
+    def __init__(self, group: ChannelGroup, owner: Owner, wish: Wish, on_wish: Callable[[Wish], None]) -> None:
         """`wish` is what the workflow wanted at another worker; `on_wish` hears of what it wants from now on."""
         self._group = group
         self._owner = owner

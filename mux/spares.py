@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 import anyio
 
-from .account import Decision
+from .account import OWN
 from .breaker import Backoff
 from .channel import Channel
 from .directory import ID_BLOCK, Directory
@@ -173,7 +173,7 @@ class Shelf:
         self.users -= 1
         self._left = self._spares.now()
         if owner in self._tried:
-            self._close(self._tried.pop(owner), "unused")
+            self.close(self._tried.pop(owner), "unused")
         if not self.users:
             self._spares.leave(self.key)
 
@@ -193,7 +193,7 @@ class Shelf:
         finally:
             is_wanted = self._tried.pop(owner, None) is not None
             if not is_alive:
-                self._close(spare, "session_lost")
+                self.close(spare, "session_lost")
         if not is_alive:
             if is_wanted:
                 self.dismiss("session_lost")  # what has become of one has become of the others
@@ -241,15 +241,17 @@ class Shelf:
     def dismiss(self, cause: str) -> None:
         """Close all that no workflow is about to take."""
         for spare in self.idle:
-            self._close(spare, cause)
+            self.close(spare, cause)
 
     def make_room(self) -> None:
         """A workflow of this key opens a session of its own."""
         self._spares.make_room(self.key.principal, self.key.server)
 
-    def evict(self, spare: Spare) -> None:
-        """Close this one: a workflow needs its place."""
-        self._close(spare, "evicted")
+    def close(self, spare: Spare, cause: str) -> None:
+        """Close this one, for a cause."""
+        self._forget(spare)
+        spare.channel.life.step("dismissed", self._spares.now())
+        spare.channel.close(WorkflowEnded(cause))
 
     # Inside.
 
@@ -287,12 +289,7 @@ class Shelf:
     def _spoil(self, spare: Spare, is_always_so: bool) -> None:
         self._is_asked = self._is_asked or is_always_so
         self._backoff.failed(self._spares.now())
-        self._close(spare, "spoilt")
-
-    def _close(self, spare: Spare, cause: str) -> None:
-        self._forget(spare)
-        spare.channel.life.step("dismissed", self._spares.now())
-        spare.channel.close(WorkflowEnded(cause))
+        self.close(spare, "spoilt")
 
     def _forget(self, spare: Spare) -> None:
         if spare in self._ready:
@@ -342,7 +339,7 @@ class Spares:
             if not counted:
                 return
             spare, shelf = min(counted, key=lambda entry: entry[0].idle_since or 0.0)
-            shelf.evict(spare)
+            shelf.close(spare, "evicted")
 
     def expire(self, now: float) -> None:
         """Look after all."""
@@ -389,9 +386,8 @@ class SparedLine(DedicatedLine):
         session_id: str,
         stateless: bool,
         max_waiting: int,
-        why: Decision,
     ) -> None:
-        super().__init__(make_channel, stateless=stateless, max_waiting=max_waiting, why=why)
+        super().__init__(make_channel, stateless=stateless, max_waiting=max_waiting, why=OWN)
         self._shelf = shelf
         self._owner = owner
         self._session_id = session_id
