@@ -1,6 +1,6 @@
 """The one place that opens a directory by its settings."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Final, Literal
 
@@ -30,7 +30,7 @@ async def open_directory(backend: Backend, url: str) -> AsyncIterator[SharedDire
     """
     async with AsyncExitStack() as stack:
         try:
-            directory = await stack.enter_async_context(_opened(backend, url))
+            directory = await stack.enter_async_context(_opener(backend)(url))
         except ImportError as missing:
             reason = f"the package {missing.name} is missing: pip install {PACKAGES[backend]}"
             raise DirectoryNotOpened(f"directory.backend {backend}: {reason}") from None
@@ -41,19 +41,15 @@ async def open_directory(backend: Backend, url: str) -> AsyncIterator[SharedDire
         yield directory
 
 
-@asynccontextmanager
-async def _opened(backend: Backend, url: str) -> AsyncIterator[SharedDirectory]:
-    opener: AbstractAsyncContextManager[SharedDirectory]
+def _opener(backend: Backend) -> Callable[[str], AbstractAsyncContextManager[SharedDirectory]]:
+    """What opens this backend by its URL; its package is imported only where it is used."""
     if backend == "redis":
         from .redis import open_redis
 
-        opener = open_redis(url)
-    else:
-        from .database import open_database
+        return open_redis
+    from .database import open_database
 
-        opener = open_database(url)
-    async with opener as directory:
-        yield directory
+    return open_database
 
 
 def refusal(error: DirectoryUnavailable, url: str) -> str:
