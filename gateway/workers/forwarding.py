@@ -184,20 +184,15 @@ class Forwarder:
     @contextmanager
     def _noted(self, conversation: Conversation, scope: Scope) -> Iterator[None]:
         """A request is under way to another worker."""
-        if scope["type"] == "websocket" or scope["method"] == "GET" or _subscribes(scope):
-            self._streams.add(conversation)
-            if self._is_leaving:
-                conversation.close()
-            try:
-                yield
-            finally:
-                self._streams.discard(conversation)
-            return
-        self._calls.add(conversation)
+        is_stream = scope["type"] == "websocket" or scope["method"] == "GET" or _subscribes(scope)
+        under_way = self._streams if is_stream else self._calls
+        under_way.add(conversation)
+        if is_stream and self._is_leaving:
+            conversation.close()
         try:
             yield
         finally:
-            self._calls.discard(conversation)
+            under_way.discard(conversation)
             self._has_ended.set()
             self._has_ended = anyio.Event()
 

@@ -48,33 +48,20 @@ async def serving(app: ASGIApp) -> AsyncIterator[Begin]:
 
     Those that are under way may take `GRACE_SECONDS` longer.
     """
-    under_way: set[Conversation] = set()
-    ended = anyio.Event()
 
     async def guarded(conversation: Conversation) -> None:
-        nonlocal ended
         try:
             await serve(conversation, app)
         except Exception:  # a defect in one must not end the others
             logger.exception("a forwarded request failed")
-        finally:
-            under_way.discard(conversation)
-            ended.set()
-            ended = anyio.Event()
 
     async with anyio.create_task_group() as tasks:
 
         def begin(conversation: Conversation) -> None:
-            under_way.add(conversation)
             tasks.start_soon(guarded, conversation)
 
-        try:
-            yield begin
-            with anyio.move_on_after(GRACE_SECONDS):
-                while under_way:
-                    await ended.wait()
-        finally:
-            tasks.cancel_scope.cancel()
+        yield begin
+        tasks.cancel_scope.deadline = anyio.current_time() + GRACE_SECONDS
 
 
 async def serve(conversation: Conversation, app: ASGIApp) -> None:
