@@ -112,7 +112,7 @@ class _Messages(HTTPEndpoint):
             try:
                 workflow = await self._pool.lookup.find(request.principal, self._config.server, named.session_id)
             except UnknownSession:  # none has begun on it yet: it is where it came
-                await self._pool.send_on(_worker_of(name))
+                await self._pool.send_on(worker_of(name))
                 raise
             link = Link.of(self._config, workflow, "sse", name)
         if link.principal != request.principal:
@@ -121,8 +121,8 @@ class _Messages(HTTPEndpoint):
         return link
 
 
-def _worker_of(name: str) -> int:
-    """The number of the worker that gave a connection its name; 0 where it stands alone, or gave none."""
+def worker_of(name: str) -> int:
+    """The number of the worker that gave a connection its name, or a ticket; 0 where it stands alone, or gave none."""
     number, dot, _ = name.partition(".")
     return int(number, 16) if dot and 0 < len(number) <= MAX_HEX and set(number) <= HEX else 0
 

@@ -14,6 +14,7 @@ from ...mux.errors import DirectoryUnavailable, Elsewhere
 from ...mux.membership import Membership
 from ...mux.statistics import Statistics
 from ...transports.asgi import ASGIApp, Message, Receive, Scope, Send, is_settled
+from ...transports.sse import worker_of
 from .conversation import Broken, Conversation, Frame, Gone, SocketConversation, Unreachable
 from .forwarding import Forwarder
 from .host import host_id
@@ -180,8 +181,4 @@ class Member:
 def _giver(query: bytes) -> int:
     """The number of the worker that gave the ticket in a query string; 0 where there is none, or it does not tell."""
     _, _, rest = query.partition(TICKET)
-    number, dot, _ = rest.partition(b"&")[0].partition(b".")
-    try:
-        return int(number, 16) if dot else 0
-    except ValueError:
-        return 0
+    return worker_of(rest.partition(b"&")[0].decode("latin-1"))
