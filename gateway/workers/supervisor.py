@@ -120,7 +120,7 @@ class Supervisor:
         self._on_ready = on_ready
         self._children: dict[Child, subprocess.Popen[bytes]] = {}
         self._first = anyio.Event()
-        """Set once a worker has come up: what is wrong with all of them is told by one."""
+        """Set once a worker has come up, or none is to: what is wrong with all of them is told by one."""
         self._stopping = anyio.Event()
         self._is_ready = False
         self._failures = 0
@@ -149,7 +149,7 @@ class Supervisor:
         """One process after the other."""
         wait = 0.0
         if not is_first:
-            await _either(self._first, self._stopping)
+            await self._first.wait()
         while not self._stopping.is_set():
             began = time.monotonic()
             status, has_listened = await self._live()
@@ -261,6 +261,7 @@ class Supervisor:
 
     def _stop(self) -> None:
         self._stopping.set()
+        self._first.set()
         for child, process in self._children.items():
             child.tell("drain")
             if not child.is_listening:  # it need not come up before it ends
@@ -301,14 +302,3 @@ async def _ended(process: subprocess.Popen[bytes]) -> int:
 
 def _told(status: int) -> str:
     return f"exit status {status}" if status >= 0 else f"signal {signal.Signals(-status).name}"
-
-
-async def _either(*events: anyio.Event) -> None:
-    async with anyio.create_task_group() as tasks:
-
-        async def wait(event: anyio.Event) -> None:
-            await event.wait()
-            tasks.cancel_scope.cancel()
-
-        for event in events:
-            tasks.start_soon(wait, event)
