@@ -448,9 +448,7 @@ class _ErrorLog:
             self._left_out = 0
 
 
-def _status(code: int | None) -> str:
-    if code is None:
-        return "status unknown"
+def _status(code: int) -> str:
     if code >= 0:
         return f"status {code}"
     try:

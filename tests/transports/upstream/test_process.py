@@ -444,6 +444,5 @@ async def test_a_program_that_is_not_there() -> None:
 
 
 def test_statuses_in_words() -> None:
-    assert process._status(None) == "status unknown"
     assert process._status(-signal.SIGTERM) == "SIGTERM"
     assert process._status(-99) == "signal 99"
