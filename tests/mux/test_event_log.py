@@ -321,8 +321,12 @@ def test_a_stream_that_was_restored_waits_for_its_client() -> None:
     made.expire(10.0)
     assert made.find(7) is stream, "though it has ended, and nothing of it is left"
     assert made.oldest == 10.0
+    made.restore(8, [], trimmed=0, last=EPOCH, now=11.0).ended = True
+    assert made.oldest == 10.0, "of several, the first that came back"
     made.expire(10.1)
     assert not made.knows(7)
+    assert made.oldest == 11.0
+    made.expire(11.1)
     assert made.oldest == inf
 
 

@@ -617,6 +617,23 @@ async def test_closing_breaks_what_is_under_way() -> None:
         assert not error.sent
 
 
+async def test_what_is_asked_after_the_end_is_answered_and_keeps_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http1, "KEEP_ALIVE_SECONDS", 2 * PATIENCE)
+    closed = asyncio.Event()
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(PLAIN)
+        await peer.closed()
+        closed.set()
+
+    async with client_of(serve) as (client, _):
+        await client.close()
+        assert await post(client).outcome() is None
+        async with asyncio.timeout(PATIENCE):
+            await closed.wait()
+
+
 async def test_a_status_that_is_none_is_told_at_once() -> None:
     async def serve(peer: Peer) -> None:
         await peer.request()
