@@ -33,7 +33,7 @@ What one part alone can fail with is a leaf that stands there: `Trimmed`, `Heade
 of messages: `Elsewhere`, one is another worker's; `IllegalMove`, a defect.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal, TypeVar
 
 from .principal import Principal
@@ -301,6 +301,8 @@ class Elsewhere(Exception):
         """The id of that worker."""
         self.identity: tuple[Principal, float] | None = None
         """Who asks, and when that identity expires in wall time; set by who verified it."""
+        self.lay_down: Callable[[], None] | None = None
+        """To be called once what was read of the request is kept no longer: it counts until then."""
 
 
 class Everywhere(Elsewhere):

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
 import anyio
@@ -184,6 +185,7 @@ class HTTPEndpoint:
             self._pool.statistics.count("refused", "client_left")
         except Elsewhere as elsewhere:
             elsewhere.identity = request.principal, request.headers.expires
+            elsewhere.lay_down = self._leave_burden(request)
             scope[GRANT] = request.headers.grant
             raise
         except Exception as error:
@@ -239,6 +241,11 @@ class HTTPEndpoint:
         if request.burden:
             self._pool.burden.lay_down(request.principal, self._config.server, request.burden)
             request.burden = 0
+
+    def _leave_burden(self, request: HTTPRequest) -> Callable[[], None]:
+        """What lays down the body of a request for who keeps it: here it does not count any longer."""
+        size, request.burden = request.burden, 0
+        return partial(self._pool.burden.lay_down, request.principal, self._config.server, size)
 
     async def hand_on(self, request: HTTPRequest) -> None:
         """A drain may have begun while something was waited for: what was not begun before is another worker's (G8).

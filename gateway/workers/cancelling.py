@@ -11,8 +11,11 @@ from typing import Final
 
 import anyio
 
+from ...mux import envelope as wire_format
 from ...mux.directory import Worker
+from ...mux.envelope import key_or_none
 from ...mux.errors import Elsewhere, Everywhere
+from ...mux.limits import MAX_BODY_BYTES
 from ...mux.membership import Membership
 from ...transports.asgi import ASKED, HOPS, IDENTITY, MEANT, ASGIApp, Message, Scope
 from .conversation import Broken, Frame, Open, Unreachable
@@ -39,7 +42,7 @@ class Inquiry:
         That is the one worker that has the one such call; else this one, which does nothing but count it.
         """
         asked = {**scope, MEANT: ASKED, IDENTITY: everywhere.identity}
-        event = {"type": "http.request", "body": body, "more_body": False}
+        event = {"type": "http.request", "body": _question(body), "more_body": False}
         meant: dict[str, int] = {}
 
         async def ask(worker: Worker) -> None:
@@ -88,3 +91,10 @@ class Inquiry:
 
         await self._app(scope, receive, send)
         return int(told) if told.isdigit() else 0
+
+
+def _question(body: bytes) -> bytes:
+    """A cancellation without all that tells nothing of which call it means: all are asked, and it may be large."""
+    message = wire_format.parse(body, limit=MAX_BODY_BYTES)
+    raw = (message.params() or {}).get("requestId")
+    return wire_format.notification(message.method, {} if key_or_none(raw) is None else {"requestId": raw})

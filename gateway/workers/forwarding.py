@@ -100,12 +100,20 @@ class Forwarder:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection, here or elsewhere."""
         tape = Tape(receive, send)
+        try:
+            await self._serve(scope, tape)
+        finally:
+            tape.lay_down()
+
+    async def _serve(self, scope: Scope, tape: Tape) -> None:
         until = anyio.current_time() + PATIENCE_SECONDS
         while True:
+            tape.lay_down()  # it counts where it is read again
             try:
                 return await self._app(scope, tape.receive, tape.send)
             except Elsewhere as elsewhere:
                 found = elsewhere
+                tape.weight = found.lay_down
             if found.identity is not None:
                 scope[IDENTITY] = found.identity  # a ticket is taken once, however often this is asked for
             try:
@@ -214,6 +222,8 @@ class Tape:
         """True once the client was answered something."""
         self.is_complete = False
         """True once it was answered all that there is."""
+        self.weight: Callable[[], None] | None = None
+        """Lays down what the body counts for as long as it is kept."""
         self.unanswered: dict[bytes, None] = {}
         """The ids of requests in its body whose answers have not passed by, where they come as a stream."""
         self._parser: event_stream.EventParser | None = None
@@ -231,6 +241,7 @@ class Tape:
         """An event for the client."""
         self.has_begun = True
         self._heard.clear()
+        self.lay_down()
         is_last = message["type"].endswith("response.body") and not message.get("more_body", False)
         self.is_complete = is_last or message["type"] == "websocket.close"
         await self._send(message)
@@ -247,6 +258,12 @@ class Tape:
                     if answer.kind == "response":
                         self.unanswered.pop(answer.id, None)
         await self.send(message)
+
+    def lay_down(self) -> None:
+        """What was heard counts here no longer. Idempotent."""
+        if self.weight is not None:
+            self.weight()
+            self.weight = None
 
     def rewind(self) -> None:
         """Play again what the client has sent."""

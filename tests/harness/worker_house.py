@@ -72,7 +72,7 @@ class House:
         self._path = path
         self._stack = stack
         self.member = Membership(self.directory, Worker("a"), on_lapse=lambda since: None)
-        self.forwarder = Forwarder(self._here, self.member, self._opened, self.statistics)
+        self.forwarder = Forwarder(self._here, self.member, self.opened, self.statistics)
         self._holder = ""
 
     async def begins(self, name: str, serve: Serve, stack: AsyncExitStack | None = None) -> None:
@@ -104,7 +104,7 @@ class House:
         elsewhere.identity = ALICE, 12.5
         raise elsewhere
 
-    async def _opened(self, worker: Worker) -> Conversation:
+    async def opened(self, worker: Worker) -> Conversation:
         return await SocketConversation.open(worker.address)
 
 

@@ -13,6 +13,9 @@ from trunkline.transports.asgi import ASKED, IDENTITY, MEANT, Receive, Scope, Se
 
 pytestmark = pytest.mark.anyio
 
+CANCELLED = b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":7}}'
+WITH_MORE = CANCELLED[:-2] + b',"reason":"it takes too long"}}'
+
 
 @pytest.fixture
 async def house(tmp_path: Path) -> AsyncIterator[House]:
@@ -43,16 +46,16 @@ async def cancel(house: House, here: int, *others: int | None) -> tuple[list[Wor
     for name, worker in zip("bcd", workers, strict=False):
         await house.begins(name, worker.serve)
     house.has = here
-    client = post(b"cancelled")
+    client = post(WITH_MORE)
     await house.request(client, holder="")
     assert house.statistics.counts["forwards", "asked_all"] == 1
-    assert all(worker.heard[0] == (ASKED, b"cancelled") for worker in workers)
+    assert all(worker.heard[0] == (ASKED, CANCELLED) for worker in workers), "nothing that makes it large"
     return workers, client.body
 
 
 async def test_the_one_call_is_cancelled_where_it_is(house: House) -> None:
     (b, c), body = await cancel(house, 0, 0, 1)
-    assert [len(b.heard), c.heard[1:]] == [1, [(1, b"cancelled")]]
+    assert [len(b.heard), c.heard[1:]] == [1, [(1, WITH_MORE)]]
     assert house.meant == [ASKED]
     assert body == b"done"
 
@@ -95,13 +98,22 @@ async def test_a_worker_that_has_gone_has_none(house: House) -> None:
     for worker in living:  # it is not known to be dead yet
         await house.directory.beat(worker)
     house.has = 1
-    await house.request(post(b"cancelled"), holder="")
+    await house.request(post(WITH_MORE), holder="")
     assert house.meant == [ASKED, 1]
 
 
 async def test_a_cancellation_is_refused_where_nobody_knows_who_is_there(house: House) -> None:
     house.directory.is_away = True
-    client = post(b"cancelled")
+    client = post(WITH_MORE)
     await house.request(client, holder="")
     assert client.sent[0]["status"] == 503
     assert house.statistics.counts["forwards", "refused"] == 1
+
+
+@pytest.mark.parametrize("params", [b"", b',"params":{}', b',"params":{"requestId":"' + b"7" * 2000 + b'"}'])
+async def test_a_cancellation_that_can_mean_none_is_asked_about_without_an_id(house: House, params: bytes) -> None:
+    worker = Worker(0)
+    await house.begins("b", worker.serve)
+    await house.request(post(b'{"jsonrpc":"2.0","method":"notifications/cancelled"%b}' % params), holder="")
+    assert worker.heard == [(ASKED, b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{}}')]
+    assert house.meant == [ASKED, 0]

@@ -9,14 +9,19 @@ from typing import Any
 
 import anyio
 import pytest
-from harness.muxing import ALICE
+from harness.muxing import ALICE, bench
 from harness.worker_house import CALL, Client, House, answer, post
 from trunkline.gateway.workers import forwarding
 from trunkline.gateway.workers.forwarding import Forwarder, Tape
+from trunkline.mux.burden import LARGE_BYTES, Burden
 from trunkline.mux.directory import Worker
 from trunkline.mux.errors import Elsewhere
 from trunkline.mux.membership import Membership
+from trunkline.mux.pool import Pool
 from trunkline.transports.asgi import GRANT, IDENTITY, Grant, Receive, Scope, Send, headers_of
+from trunkline.transports.endpoint import EndpointConfig
+from trunkline.transports.guard import Guard
+from trunkline.transports.http_endpoint import HTTPEndpoint, HTTPRequest
 from trunkline.transports.websocket import PING
 
 pytestmark = pytest.mark.anyio
@@ -109,7 +114,7 @@ async def test_who_was_verified_is_not_asked_again_when_the_worker_it_was_sent_t
         await answer(send, b"here")
 
     client = Client()
-    forwarder = Forwarder(here, house.member, house._opened, house.statistics)
+    forwarder = Forwarder(here, house.member, house.opened, house.statistics)
     scope = {"type": "http", "method": "GET", "path": "/servers/x/sse", "headers": []}
     await forwarder(scope, client.receive, client.send)
     assert client.body == b"here"
@@ -294,6 +299,60 @@ async def test_a_request_does_not_wander_for_ever(house: House) -> None:
     await house.request(client, **{forwarding.HOPS: forwarding.MAX_HOPS})
     assert client.sent[0]["status"] == 503
     assert house.asked == 1
+
+
+LARGE = b"x" * (LARGE_BYTES + 1)
+
+
+class AnotherOnes(HTTPEndpoint):
+    """Reads what another worker is to serve."""
+
+    def __init__(self, pool: Pool) -> None:
+        super().__init__(EndpointConfig("x", pool, Guard(loopback=True), lambda headers: ALICE), {"POST": self._post})
+
+    async def _post(self, request: HTTPRequest) -> None:
+        assert await self.body(request) == LARGE
+        raise Elsewhere("b")
+
+
+async def hand_on_large(house: House, pool: Pool) -> Client:
+    """A large body comes to worker `a`, which hands it on to `b`."""
+    house.forwarder = Forwarder(AnotherOnes(pool), house.member, house.opened, house.statistics)
+    client = post(LARGE)
+    await house.request(client, headers=[(b"host", b"127.0.0.1")])
+    return client
+
+
+async def test_g10_a_large_body_counts_until_the_worker_that_serves_it_begins_to_answer(house: House) -> None:
+    held: list[int] = []
+    burdens: list[Burden] = []
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        assert (await receive())["body"] == LARGE
+        held.append(burdens[0].held)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        with anyio.fail_after(10):
+            while burdens[0].held:
+                await anyio.lowlevel.checkpoint()
+        await send({"type": "http.response.body", "body": b"done"})
+
+    await house.begins("b", serve)
+    async with bench() as at:
+        at.pool.burden = Burden(per_user=len(LARGE))
+        burdens.append(at.pool.burden)
+        assert (await hand_on_large(house, at.pool)).body == b"done"
+    assert held == [len(LARGE)]
+
+
+async def test_g10_a_large_body_counts_once_however_often_its_worker_is_looked_for(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forwarding, "PATIENCE_SECONDS", 0.3)
+    async with bench() as at:
+        at.pool.burden = Burden(per_user=len(LARGE))
+        client = await hand_on_large(house, at.pool)
+        assert (client.sent[0]["status"], at.pool.burden.held) == (503, 0)
+        assert b"max_large" not in client.body
 
 
 async def test_g8_a_worker_that_leaves_waits_for_calls_that_were_handed_on(house: House) -> None:
