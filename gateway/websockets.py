@@ -183,9 +183,16 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
         """See the base class."""
         super().connection_lost(exc)
         if self._socket is not None:
-            self._portions.lost(self._socket.gone)
+            self._portions.lost(self._lost)
+        else:
+            self.conn.receive_eof()
 
     # Inside.
+
+    def _lost(self) -> None:
+        if self._socket is not None:
+            self._socket.gone()
+        self._frames.close()
 
     def _refuse(self) -> None:
         """End a connection whose upgrade the library does not read: it leaves its answer, if any, to be sent."""

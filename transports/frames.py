@@ -131,6 +131,11 @@ class Frames:
                 self._leave(first, stop - at)
         return whole
 
+    def close(self) -> None:
+        """Nothing more comes: let go of what is not complete, since the library refers to itself. Idempotent."""
+        self._protocol.receive_eof()
+        self._held, self._parts = b"", None
+
     def _leave(self, first: int, size: int) -> None:
         """Leave a frame to the library."""
         self._left = self._size = size

@@ -376,6 +376,7 @@ class Socket:
         self._link.close(goodbye=self._said_goodbye)
         self._give_up_place()
         self._lay_down(self.burden + self._waits)
+        self._waiting = None
         if self._watch is not None:
             # Not at once: it may be withdrawn just as it is entered.
             self._loop.call_soon(self._watch.__exit__, None, None, None)

@@ -1,6 +1,8 @@
 """G10: what large messages take while they come on sockets, and while they wait there, is bounded as bodies are."""
 
+import gc
 import json
+import tracemalloc
 
 import anyio
 import pytest
@@ -96,6 +98,32 @@ async def test_g10_a_large_message_that_does_not_come_to_its_end_is_given_up(mon
         assert await client.closed() == (1008, "the message took too long to come")
         assert at.counts["refused", "slow_body"] == 1
         await until_held(at, 0, 0)
+
+
+@pytest.mark.parametrize("sent", [whole(), in_fragments()], ids=["whole", "in fragments"])
+async def test_g10_of_a_message_that_was_cut_nothing_waits_for_the_garbage_collector(sent: bytes) -> None:
+    async with listening() as at:
+
+        async def cut(count: int) -> None:
+            """Begin a message on so many sockets, and cut them."""
+            for _ in range(count):
+                async with SocketClient(at.base(), ALICE, counts=False) as client:
+                    await client.connect("?workflow=k")
+                    await client.begin()
+                    write(client, sent[:-1])
+                    await until_held(at, 100_000, 101_000)
+                await until_held(at, 0, 0)
+
+        await cut(1)
+        gc.collect()
+        gc.disable()
+        tracemalloc.start()
+        try:
+            await cut(10)
+            assert tracemalloc.get_traced_memory()[0] < 500_000
+        finally:
+            tracemalloc.stop()
+            gc.enable()
 
 
 async def test_g10_large_messages_that_wait_for_their_session_count_as_well() -> None:

@@ -195,7 +195,8 @@ class _WebSocketWire(OneStreamWire, asyncio.Protocol):
         if self._is_gone:
             return
         self._is_gone = True
-        self._protocol.receive_eof()
+        self._frames.close()
+        self._part = None
         self._tell_closed()
         self._stop()
         if self._gone is not None and not self._gone.done():
