@@ -34,6 +34,7 @@ from .placement import NAMES, Concern, decide, may_have_parts
 from .premises import Premises
 from .principal import Principal
 from .record import WorkflowRecord
+from .recording import TOUCH_SECONDS, Recording, touch_interval
 from .recovery import Kept, Known, recover
 from .upstream import Upstream
 from .workflow import Workflow
@@ -42,9 +43,6 @@ logger = logging.getLogger(__name__)
 
 BESIDE_SECONDS: Final = 60.0
 """For how long nothing may happen on a workflow beside its holder before it ends."""
-
-TOUCH_SECONDS: Final = 5.0
-"""How soon the directory is told of a workflow that is in use again."""
 
 FLUSH_SECONDS: Final = 2.0
 """How long the last entries of an event log may take to arrive when its worker lets go of it."""
@@ -83,6 +81,7 @@ class Cluster:
         self.journal = Journal(directory, premises.statistics)
         """What is on its way to the event logs."""
         self.comparison = Comparison(premises, members, directory)
+        self.recording = Recording(premises, directory)
         self._leftovers = premises.leftovers
         self._residents = premises.residents
         self._caps = premises.caps
@@ -90,8 +89,6 @@ class Cluster:
         self._tasks = premises.tasks
         self._statistics = premises.statistics
         self._clock = premises.clock
-        self._touched = premises.clock()
-        self._noting: set[Workflow] = set()
         self._names: Iterator[int] | None = None
 
     def __repr__(self) -> str:
@@ -409,7 +406,7 @@ class Cluster:
         if cause in ("upstream_lost", "upstream_changed", "event_log_overflow", "event_log_trimmed"):
             self._tasks.spawn(self._withdraw, workflow.record)
         elif workflow.was_used_since(workflow.touched):
-            self._tasks.spawn(self._touch, [workflow])
+            self._tasks.spawn(self.recording.touch, [workflow])
         return True
 
     async def _withdraw(self, record: WorkflowRecord) -> None:
@@ -445,53 +442,10 @@ class Cluster:
             idle_since = workflow.idle_since
             if idle_since is not None and idle_since + BESIDE_SECONDS <= now and not workflow.holds_events:
                 self.dismiss(workflow, "idle")
-        if now - self._touched >= TOUCH_SECONDS:
-            self._touched = now
-            used = [workflow for workflow in self._residents.served if workflow.was_used_since(workflow.touched)]
-            due = [workflow for workflow in used if workflow.touched + touch_interval(workflow.pooling) <= now]
-            if due:
-                self._tasks.spawn(self._touch, due)
-
-    def note(self, workflow: Workflow) -> None:
-        """Record what has changed of a workflow that is held here, where something has."""
-        if workflow.has_changed and workflow not in self._noting and self._residents.held.has(workflow):
-            self._noting.add(workflow)
-            self._tasks.spawn(self._note, workflow)
-
-    async def _note(self, workflow: Workflow) -> None:
-        try:
-            while workflow.has_changed and self._residents.held.has(workflow):
-                stored = await self.directory.replace(workflow.changed_record)
-                if stored is None or stored.epoch <= workflow.record.epoch or not self._residents.held.has(workflow):
-                    return  # another worker has it, or changes it: that will be heard; or it has ended as it is
-                workflow.record = stored
-        except DirectoryUnavailable:
-            self._statistics.count("stale", "note")  # the sweep tries again
-        finally:
-            self._noting.discard(workflow)
-
-    async def _touch(self, workflows: list[Workflow]) -> None:
-        before = [workflow.touched for workflow in workflows]
-        for workflow in workflows:
-            workflow.touched = self._clock()
-        try:
-            await self.directory.touch([workflow.record.session_id for workflow in workflows])
-        except DirectoryUnavailable:
-            self._statistics.count("stale", "touch")
-            for workflow, touched in zip(workflows, before, strict=True):
-                workflow.touched = touched
+        self.recording.expire(now)
 
 
 def _drained(concern: Concern) -> TrunklineError:
     """Why a workflow is not gone on with that no worker may take over; calls are answered as where it is held (G8)."""
     why = "the gateway is shutting down"
     return SessionLost(why, executed="no") if concern.are_calls else Overloaded(why, limit="draining")
-
-
-def touch_interval(pooling: Pooling) -> float:
-    """How often, in seconds, the directory is told of a workflow that stays in use.
-
-    Its record lives many times as long, and so does the patience after which its holder ends it as idle: one that has
-    not been told of for that long has not been used.
-    """
-    return max(TOUCH_SECONDS, min(pooling.idle_timeout / 10, pooling.resume_window / 2))

@@ -431,7 +431,7 @@ class Pool:
 
     def _note(self, workflow: Workflow) -> None:
         if self._cluster is not None:
-            self._cluster.note(workflow)
+            self._cluster.recording.note(workflow)
 
 
 def _pooling_of(upstreams: Mapping[str, Upstream]) -> dict[str, Pooling]:

@@ -94,7 +94,7 @@ class Sweep:
         """Do what is due for a workflow; when there will be more, if nothing happens to it until then."""
         workflow.expire(now)
         if self._cluster is not None and not workflow.ended:
-            self._cluster.note(workflow)
+            self._cluster.recording.note(workflow)
         patience, cause = workflow.pooling.idle_timeout, "idle"
         if workflow.is_superseded and workflow.pooling.resume_window < patience:
             patience, cause = workflow.pooling.resume_window, "reconfigured"

@@ -108,7 +108,7 @@ MUX_ORDER = (
     {"channels", "group", "spares"},
     {"shared"},
     {"lines"},
-    {"comparison"},
+    {"comparison", "recording"},
     {"cluster"},
     {"ending"},
     {"lookup", "opening"},

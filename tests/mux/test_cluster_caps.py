@@ -4,13 +4,14 @@ import pytest
 from harness.clustering import workers
 from harness.memory_wire import echo
 from harness.muxing import ALICE
-from trunkline.mux.cluster import BESIDE_SECONDS, TOUCH_SECONDS, touch_interval
+from trunkline.mux.cluster import BESIDE_SECONDS
 from trunkline.mux.directory import LEASE_SECONDS
 from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, Overloaded
 from trunkline.mux.opening import MAX_ASKED
 from trunkline.mux.placement import CALLS
 from trunkline.mux.policy import EVICTABLE_AFTER
 from trunkline.mux.principal import ANONYMOUS
+from trunkline.mux.recording import TOUCH_SECONDS, touch_interval
 
 pytestmark = pytest.mark.anyio
 
