@@ -94,16 +94,17 @@ def principal_of(email: object, teams: object, headers: Mapping[str, str] | None
     and then they are read from the very token that it has verified; they can only keep identities apart.
     """
     told = teams if isinstance(teams, list | tuple) else _claims(headers).get("teams")
-    user = _email(email)
+    user = name_of(email)
+    if user.lower() in NOBODY:  # by whatever name: it differs between a tool, a resource and a prompt
+        user = ""
     return Principal(ISSUER, f"{user} {_teams(told)}", user)
 
 
-def _email(user: object) -> str:
-    """Empty for whoever is not verified, by whatever name: it differs between a tool, a resource and a prompt."""
+def name_of(user: object) -> str:
+    """A user as ContextForge has them, by a name or by what a token says; empty where there is none."""
     if isinstance(user, Mapping):
-        user = user.get("email") or user.get("sub") or ""
-    name = str(user or "")
-    return "" if name.lower() in NOBODY else name
+        user = user.get("email") or user.get("sub")
+    return str(user or "")
 
 
 def _teams(teams: object) -> str:

@@ -107,7 +107,8 @@ def leased_sessions(stock: type, types: ModuleType, schemas: "OutputSchemas") ->
                 async with asyncio.timeout(limit):
                     response = await self._lease.request(message["method"], message.get("params"))
             except TrunklineError as error:
-                raise _failure(error.code, error.message, error.data) from error
+                told = types.ErrorData(code=error.code, message=error.message, data=error.data or None)
+                raise error_of(told) from error
             if "error" in response:
                 raise error_of(types.ErrorData.model_validate(response["error"]))
             return result_type.model_validate(response["result"])
@@ -135,10 +136,6 @@ def leased_sessions(stock: type, types: ModuleType, schemas: "OutputSchemas") ->
             self._tool_output_schemas = {}
             await self.list_tools()
             known.learn(name, self._tool_output_schemas)
-
-    def _failure(code: int, message: str, data: Any) -> Exception:
-        failure: Exception = error_of(types.ErrorData(code=code, message=message, data=data or None))
-        return failure
 
     return LeasableSession
 

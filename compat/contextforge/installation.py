@@ -13,7 +13,7 @@ from typing import Any, Final
 from starlette.websockets import WebSocket
 
 from ...transports.asgi import ASGIApp, Receive, Scope, Send
-from .asked import Incoming, incoming, read_headers
+from .asked import Incoming, incoming, name_of, read_headers
 from .client import OutputSchemas, handshake_of, leased_sessions, leasing, types_of
 from .direct import shorten
 from .gateways import CONNECT_FIELDS, SSE, GatewayRecord
@@ -191,7 +191,7 @@ class Installation:
         self.settings = settings
         self._types = types_of(forge["services.tool_service"].ClientSession)
         """The SDK's message types: looked for before that class is replaced."""
-        theirs = forge["config"].settings
+        self._theirs = theirs = forge["config"].settings
         self.reuse = Reuse(
             settings,
             self._read_record,
@@ -229,7 +229,7 @@ class Installation:
             payload = await self._forge["utils.verify_credentials"].verify_credentials(token)
         except Exception:  # whatever is wrong with it, it proves nobody
             return ""
-        return str(payload.get("email") or payload.get("sub") or "") if isinstance(payload, Mapping) else str(payload)
+        return name_of(payload)
 
     async def start(self) -> None:
         """See `streamable_http.Services.start`."""
@@ -253,20 +253,20 @@ class Installation:
 
     def replacements(self) -> list[Replacement]:
         """Every name with what stands in its place; nothing is replaced yet."""
-        forge = self._forge
+        forge, theirs, types = self._forge, self._theirs, self._types
         tools, http = forge["services.tool_service"], forge["transports.streamablehttp_transport"]
-        types = self._types
         sessions = leased_sessions(tools.ClientSession, types, OutputSchemas())
         manager = session_manager(
             http,
             self,
             reads_context=not forge.keeps_sessions,
-            keeps_events=self._keeps_events(),
+            keeps_events=not (forge.keeps_sessions and theirs.cache_type == "redis"),  # which it keeps them in
             cuts_calls=not forge.keeps_sessions,
         )
         registry = session_registry(forge["cache.session_registry"], self, checks_owner=not forge.keeps_sessions)
         sse = type("SSETransport", (SSETransport,), {"settings": self._stream_settings()})
-        websocket = type("WebSocketTransport", (WebSocketTransport,), {"ping_interval": self._ping_interval()})
+        pings = {"ping_interval": float(theirs.websocket_ping_interval)}
+        websocket = type("WebSocketTransport", (WebSocketTransport,), pings)
         metrics = forge["services.metrics"]
         found: list[tuple[Any, str, object]] = [
             (tools, "streamablehttp_client", leasing(self.reuse, tools.streamablehttp_client, types, sse=False)),
@@ -356,21 +356,13 @@ class Installation:
 
     # Inside.
 
-    def _keeps_events(self) -> bool:
-        """Where ContextForge keeps events in this process, each session gets a store of its own."""
-        theirs = self._forge["config"].settings
-        return not (self._forge.keeps_sessions and theirs.cache_type == "redis")
-
     def _stream_settings(self) -> StreamSettings:
-        theirs = self._forge["config"].settings
+        theirs = self._theirs
         return StreamSettings(
             base_url=f"http://{theirs.host}:{theirs.port}",
             retry=theirs.sse_retry_timeout,
             keepalive=float(theirs.sse_keepalive_interval) if theirs.sse_keepalive_enabled else None,
         )
-
-    def _ping_interval(self) -> float:
-        return float(self._forge["config"].settings.websocket_ping_interval)
 
     def _setting_up(self, stock: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """ContextForge calls this with its application as soon as that is there."""
@@ -378,8 +370,7 @@ class Installation:
         @functools.wraps(stock)
         def setup_metrics(app: Any) -> Any:
             done = stock(app)
-            theirs = self._forge["config"].settings
-            self._rpc = RPC(app, theirs.app_root_path or "")
+            self._rpc = RPC(app, self._theirs.app_root_path or "")
             self._watch_records()
             expose(self.reuse)
             app.add_middleware(Entrance, installation=self)
@@ -390,9 +381,8 @@ class Installation:
 
     def serves_socket(self, scope: Scope) -> bool:
         """Whether this is a socket of `/ws`, and ContextForge would serve it."""
-        theirs = self._forge["config"].settings
-        path = scope["path"].removeprefix(theirs.app_root_path or "")
-        return path == "/ws" and bool(getattr(theirs, "mcpgateway_ws_relay_enabled", True))
+        path = scope["path"].removeprefix(self._theirs.app_root_path or "")
+        return path == "/ws" and bool(getattr(self._theirs, "mcpgateway_ws_relay_enabled", True))
 
     def _read_record(self, gateway_id: str) -> GatewayRecord | None:
         db = self._forge["db"]

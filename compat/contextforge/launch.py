@@ -21,17 +21,13 @@ def main(arguments: Sequence[str]) -> int:
         print(f"trunkline: {DISTRIBUTION} is not installed beside it", file=sys.stderr)  # noqa: T201
         return 2
     environ = read_environment()
-    try:
-        if not is_off(environ):
-            read_settings(environ)  # a worker that cannot use them would end, and be started again, for ever
-    except SettingError as error:
-        print(f"trunkline: {error}", file=sys.stderr)  # noqa: T201
-        return 2
     given = list(arguments[1:] if arguments[:1] == ["--"] else arguments)
     interval = environ.get("WEBSOCKET_PING_INTERVAL")
     if interval and not any(argument.startswith("--ws-ping-interval") for argument in given):
         given += ["--ws-ping-interval", interval]
     try:
+        if not is_off(environ):
+            read_settings(environ)  # a worker that cannot use them would end, and be started again, for ever
         uvicorn.main.main([APPLICATION, *given], prog_name="trunkline contextforge", standalone_mode=False)
     except SettingError as error:
         print(f"trunkline: {error}", file=sys.stderr)  # noqa: T201

@@ -79,7 +79,7 @@ def session_registry(module: ModuleType, services: Services, *, checks_owner: bo
 
         async def respond(self, server_id: str | None, user: Any, session_id: str, base_url: str = "") -> None:
             """Serve a stream for as long as it lives."""
-            transport = self._transports().get(session_id)
+            transport = self._sessions.get(session_id)
             if transport is None:
                 return
             opened_by = incoming.get()
@@ -102,11 +102,11 @@ def session_registry(module: ModuleType, services: Services, *, checks_owner: bo
                 await asyncio.shield(_over(conversation, session_id))
 
         async def add_session(self, session_id: str, transport: Any) -> None:
-            self._transports()[session_id] = transport
+            self._sessions[session_id] = transport  # also where the backend is `none`
             await super().add_session(session_id, transport)
 
         async def remove_session(self, session_id: str) -> None:
-            transport = self._transports().pop(session_id, None)
+            transport = self._sessions.pop(session_id, None)
             if transport is not None:
                 await transport.disconnect()
             await super().remove_session(session_id)
@@ -115,7 +115,7 @@ def session_registry(module: ModuleType, services: Services, *, checks_owner: bo
         async def broadcast(self, session_id: str, message: Any) -> None:
             """Take one message for a stream: here, or to the worker that has it."""
             if isinstance(message, Mapping) and message.get("method") in TO_CLIENTS:
-                transport = self._transports().get(session_id)
+                transport = self._sessions.get(session_id)
                 if transport is not None:
                     await transport.send_message(message)
                 return
@@ -140,13 +140,8 @@ def session_registry(module: ModuleType, services: Services, *, checks_owner: bo
             await super().shutdown()
 
         async def _end_streams(self) -> None:
-            for transport in list(self._transports().values()):
+            for transport in list(self._sessions.values()):
                 await transport.disconnect()
-
-        def _transports(self) -> dict[str, Any]:
-            """Streams of this worker; kept where the backend is `none`, too."""
-            sessions: dict[str, Any] = self._sessions
-            return sessions
 
         # From other workers.
 

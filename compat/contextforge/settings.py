@@ -92,9 +92,9 @@ def read_environment(folder: Path = Path()) -> dict[str, str]:
     return {name.upper(): value for name, value in both.items() if value is not None}
 
 
-def is_off(environ: Mapping[str, str]) -> bool:
-    """True where the environment asks for ContextForge as it was."""
-    return environ.get(SWITCH, "").strip().lower() in OFF
+def is_off(environ: Mapping[str, str], switch: str = SWITCH) -> bool:
+    """True where the environment asks for ContextForge as it was, or for something else not to be."""
+    return environ.get(switch, "").strip().lower() in OFF
 
 
 def read_settings(environ: Mapping[str, str], **options: object) -> ContextForgeSettings:
@@ -107,7 +107,7 @@ def read_settings(environ: Mapping[str, str], **options: object) -> ContextForge
         "reuse_user": _names(environ, "TRUNKLINE_REUSE_USER"),
         "reuse_none": _names(environ, "TRUNKLINE_REUSE_NONE"),
     }
-    if _flag(environ, _POOL + "ENABLED") is False:
+    if is_off(environ, _POOL + "ENABLED"):
         found["reuse"] = "none"
     if "TRUNKLINE_REUSE" in environ:
         found["reuse"] = environ["TRUNKLINE_REUSE"].strip().lower()
@@ -147,10 +147,6 @@ def _tool_timeout(environ: Mapping[str, str]) -> float:
 
 def _names(environ: Mapping[str, str], variable: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in environ.get(variable, "").split(",") if name.strip())
-
-
-def _flag(environ: Mapping[str, str], variable: str) -> bool | None:
-    return None if variable not in environ else environ[variable].strip().lower() not in OFF
 
 
 def _numbers(environ: Mapping[str, str], found: dict[str, object], **variables: tuple[str, ...]) -> None:

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from ...mux.limits import MAX_EVENT_BYTES
+from ...transports.asgi import until_disconnect
 from ...transports.backlog import Backlog
 from ...transports.base import Message, Transport
 
@@ -156,8 +157,7 @@ class SSEResponse(Response):
         patience.reschedule(asyncio.get_running_loop().time() + LEAVE_SECONDS)
 
     async def _watch(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        await until_disconnect(receive)
         await self._transport.disconnect()
 
     async def _clean_up(self) -> None:

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any, Final, Protocol
 
 from ...transports.asgi import Receive, Scope, Send, respond
-from .asked import Incoming, incoming, read_headers
+from .asked import Incoming, incoming, name_of, read_headers
 from .event_store import SessionEventStore
 from .invocations import Outcome, outcome
 
@@ -33,8 +33,6 @@ ANSWER_SECONDS: Final = 5.0
 
 SPARE_OWNERS: Final = 64
 """Owners of sessions that the SDK has let go of, which may be remembered beside as many as it keeps, twice."""
-
-CONTEXT_VARIABLES: Final = ("server_id_var", "request_headers_var", "user_context_var")
 
 
 class Services(Protocol):
@@ -106,7 +104,7 @@ def session_manager(
             headers = read_headers(scope)
             incoming.set(Incoming(scope, headers))
             session_id = headers.get(SESSION_ID.decode(), "")
-            user = _user(module)
+            user = name_of(module.user_context_var.get())
             is_one = len({value for name, value in scope["headers"] if name.lower() == SESSION_ID}) < 2
             is_own = not session_id or self._owners.get(session_id, user) == user
             if session_id in self._ended or not (is_one and is_own):  # of two, another might be served
@@ -192,13 +190,6 @@ def session_manager(
     return SessionManagerWrapper
 
 
-def _user(module: ModuleType) -> str:
-    user = module.user_context_var.get()
-    if isinstance(user, Mapping):
-        return str(user.get("email") or user.get("sub") or "")
-    return str(user or "")
-
-
 def _keep_events_apart(manager: Any, event_message: Callable[[Any, str], Any]) -> None:
     """Give each session that this manager begins a store of its own: it asks for `event_store` once for each."""
 
@@ -221,14 +212,13 @@ def _read_context_of_each_message(module: ModuleType) -> None:
     Where a call of a tool failed in the course of it, that is the answer.
     """
     handlers: dict[Any, Callable[[Any], Awaitable[Any]]] = module.mcp_app.request_handlers
-    variables = [getattr(module, name) for name in CONTEXT_VARIABLES]
+    server_id, request_headers, user = module.server_id_var, module.request_headers_var, module.user_context_var
 
     def with_context(handler: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
         async def handle(request: Any) -> Any:
             http = module.mcp_app.request_context.request
             scope = getattr(http, "scope", None)
             if scope is not None and CONTEXT in scope:
-                server_id, request_headers, user = variables
                 match = SERVER_PATH.search(scope["modified_path"])
                 server_id.set(match.group("server_id") if match else None)
                 request_headers.set(scope[CONTEXT]["headers"])
