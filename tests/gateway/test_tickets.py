@@ -1,5 +1,7 @@
 """Tickets for browsers: one connection, one server, half a minute."""
 
+import tracemalloc
+
 import pytest
 from trunkline.gateway import tickets as tickets_module
 from trunkline.gateway.auth import Authenticator
@@ -44,6 +46,17 @@ def test_a_ticket_of_one_of_several_workers_says_whose_it_is() -> None:
     assert ticket.startswith("1b.")
     assert tickets.take(ticket.removeprefix("1b."), "up") is None
     assert tickets.take(ticket, "up") == (ALICE, 5000.0, UNBOUND)
+
+
+def test_g10_nothing_is_kept_of_who_has_no_ticket_any_longer() -> None:
+    tickets = Tickets(clock=Clock())
+    tracemalloc.start()
+    try:
+        for n in range(1000):
+            tickets.take(tickets.give(Principal("tokens", "acme", f"{n}"), "up", 5000.0), "up")
+        assert tracemalloc.get_traced_memory()[0] < 8192
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_ticket_ends_by_itself() -> None:
@@ -93,6 +106,8 @@ def test_g10_one_user_cannot_take_them_all(monkeypatch: pytest.MonkeyPatch) -> N
     tickets.give(BOB, "up", 5000.0)
     assert tickets.take(first, "up") is not None
     tickets.give(ALICE, "up", 5000.0)
+    with pytest.raises(Overloaded):
+        tickets.give(ALICE, "up", 5000.0)
     clock.now += TICKET_SECONDS
     for _ in range(2):
         tickets.give(ALICE, "up", 5000.0)
@@ -113,6 +128,11 @@ def test_a_ticket_stands_for_its_token_only_where_tickets_are_taken() -> None:
     doubled = headers_of({"headers": [], "query_string": f"ticket={twice}&ticket=x".encode()})
     with pytest.raises(Unauthorized):
         authenticator.authenticate(doubled, server="up", tickets=True)
+
+
+def test_where_nobody_has_to_say_who_it_is_no_ticket_is_asked_for() -> None:
+    headers = headers_of({"headers": [], "query_string": b"ticket=unknown"})
+    assert Authenticator(Settings()).authenticate(headers, server="up", tickets=True).is_anonymous
 
 
 def test_g10_a_ticket_is_looked_for_among_few_values_of_a_query() -> None:

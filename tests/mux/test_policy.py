@@ -158,6 +158,8 @@ def test_g10_who_was_to_give_way_and_could_not_is_next_once_more() -> None:
     giving_way.put_back(ALL, "1", 1.0)
     house["1"] = Guest(ALICE, None)
     refused(giving_way, house, 100.0)
+    giving_way.put_back(ALL, "1", None)
+    refused(giving_way, house, 100.0)
     assert house.looks == 1
 
 

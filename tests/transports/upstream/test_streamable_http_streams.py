@@ -318,6 +318,9 @@ async def test_a_server_need_not_offer_a_get_stream(status: int) -> None:
         await bench.upstream.saw("GET")
         for _ in range(3):
             await session.answered(session.request())
+        session.wire.rest()
+        session.wire.listen()
+        await session.answered(session.request(token=b"7"))  # which would wait for what a GET is answered
         assert len(bench.upstream.of("GET")) == 1
         assert {report.what for report in session.receiver.reports} == {"received"}
 
