@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from ..transports.client import websocket_client
 from ..transports.dialer import CannotConnect
 from ..transports.headers import WORKFLOW, is_key
-from ..transports.upstream.http import HeaderBlock
+from ..transports.upstream.http import HeaderBlock, parts_of
 from ..transports.upstream.proxy import proxy_of
 from .console import Meter, add_row, meter, printable, table_for, write_json
 from .console import show as print_shown
@@ -108,10 +108,7 @@ def endpoint_of(url: str, kind: Kind | None) -> tuple[str, Kind]:
     Raises:
         WrongArgument: no URL of HTTP or WebSocket.
     """
-    try:
-        parts = urlsplit(url)
-    except ValueError:  # brackets round what is no address
-        parts = urlsplit("")
+    parts = parts_of(url)
     if parts.scheme not in ("http", "https", "ws", "wss") or not parts.hostname:
         raise WrongArgument("that is no URL of a server; give one like http://127.0.0.1:8920/servers/demo/mcp")
     if kind is None:

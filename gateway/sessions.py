@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPMessage
 from typing import IO, Any, Final
-from urllib.parse import urlsplit
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from ..transports.upstream.http import parts_of
 from ..transports.upstream.proxy import proxy_of
 from .console import Meter, fitting, meter, out, printable, write_json
 from .console import show as print_shown
@@ -146,10 +146,7 @@ def source_of(url: str, token: str | None) -> Source:
     Raises:
         WrongArgument: no URL of HTTP.
     """
-    try:
-        parts = urlsplit(url)
-    except ValueError:  # brackets round what is no address
-        parts = urlsplit("")
+    parts = parts_of(url)
     scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
     if scheme not in ("http", "https") or not parts.hostname:
         raise WrongArgument(f"that is no URL of a gateway; give one like {DEFAULT_URL}")

@@ -18,7 +18,6 @@ from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 from typing import Any
-from urllib.parse import urlsplit
 
 import anyio
 import msgspec
@@ -45,6 +44,7 @@ from ..mux.routing import LEGACY
 from ..mux.statistics import Statistics
 from ..mux.upstream import Upstream
 from .upstream.auto import RotatingConnector, connector_for
+from .upstream.http import parts_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -292,10 +292,7 @@ class Servers:
 
 def _shown(url: str) -> str:
     """Scheme and host of a URL: each other part may hold a secret, or a piece of one that is not escaped."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return "no URL"
+    parts = parts_of(url)
     return f"{parts.scheme}://{parts.hostname}" if parts.hostname else "no URL"
 
 

@@ -162,6 +162,14 @@ def words_of(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else "no connection"
 
 
+def parts_of(url: str) -> SplitResult:
+    """What a URL is made of; nothing where it cannot be taken apart: brackets round what is no address."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return urlsplit("")
+
+
 def target_of(parts: SplitResult) -> str:
     """The path and the query of a URL, as they stand in the first line of a request."""
     return (parts.path or "/") + (f"?{parts.query}" if parts.query else "")

@@ -13,6 +13,7 @@ from trunkline.transports.upstream.http import (
     HeaderBlock,
     Withheld,
     host_of,
+    parts_of,
     proof_in,
     target_of,
     target_within,
@@ -143,6 +144,11 @@ def test_a_reference_leads_within_the_server(reference: str, target: str) -> Non
 def test_a_reference_that_leads_elsewhere_is_refused(reference: str) -> None:
     with pytest.raises(ValueError):
         target_within("http://x.example/a/sse", reference)
+
+
+def test_what_cannot_be_taken_apart_is_made_of_nothing() -> None:
+    assert parts_of("http://[::1]:8920/mcp").hostname == "::1"
+    assert parts_of("http://[x]/mcp").geturl() == ""
 
 
 @pytest.mark.parametrize(
