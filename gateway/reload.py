@@ -57,7 +57,8 @@ def compare(old: Settings, new: Settings) -> Changes:
     rotated = tuple(
         name for name in both if name not in changed and _credentials(old, name) != _credentials(settings, name)
     )
-    differing = _differing(old.gateway, new.gateway)
+    before, after = old.gateway, new.gateway
+    differing = [key for key in GatewaySection.__struct_fields__ if getattr(before, key) != getattr(after, key)]
     return Changes(
         settings,
         added=tuple(name for name in settings.servers if name not in old.servers),
@@ -100,7 +101,3 @@ def _effective(settings: Settings, name: str) -> tuple[object, ...]:
 def is_credential(header: str) -> bool:
     """True for a header that proves who the gateway is, by its name."""
     return header.lower().replace("_", "-").rpartition("-")[2] in CREDENTIAL_WORDS
-
-
-def _differing(old: GatewaySection, new: GatewaySection) -> list[str]:
-    return [key for key in GatewaySection.__struct_fields__ if getattr(old, key) != getattr(new, key)]

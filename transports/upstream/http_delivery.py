@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Final
 
 from ...mux.errors import UpstreamFault, UpstreamUnreachable
@@ -27,11 +27,6 @@ MAX_AT_ONCE: Final = 16
 
 Send = Callable[[Answer], Callable[[], None]]
 """Puts a message on its way, and returns what cuts its exchange."""
-
-
-def has_room(sizes: Collection[int], size: int) -> bool:
-    """Whether one more of this size may be under way, beside messages of those."""
-    return len(sizes) < MAX_DELIVERIES and sum(sizes) + size <= MAX_DELIVERY_BYTES
 
 
 class Receipt:
@@ -108,8 +103,9 @@ class Deliveries:
         `over` is given the status, or `ExchangeBroken`, as where its turn did not come in time; cancelled where the
         server took too long, or all were cut.
         """
-        if not has_room(self._receipts.values(), size):  # a server that asks faster than it takes answers
-            return False
+        sizes = self._receipts.values()
+        if len(sizes) >= MAX_DELIVERIES or sum(sizes) + size > MAX_DELIVERY_BYTES:
+            return False  # a server that asks faster than it takes answers
         receipt = Receipt()
         self._receipts[receipt] = size
         patience = asyncio.get_running_loop().call_later(DELIVER_SECONDS, receipt.late)

@@ -148,7 +148,7 @@ class Passage:
             self._events = EventParser(limit=MAX_EVENT_BYTES, unfinished=self._upstream.unfinished)
             self._decide(Form(200))
         elif kind == JSON_TYPE and _declared(headers) > MAX_EVENT_BYTES:
-            self._fail(_too_large())
+            self._fail(UpstreamFault(f"the server sent a body larger than {MAX_EVENT_BYTES} bytes"))
         elif kind == JSON_TYPE and status != 202:
             self._body = Body(MAX_EVENT_BYTES if status == 200 else ERROR_BODY_BYTES, self._upstream.unfinished)
         else:
@@ -312,10 +312,6 @@ class SlowClient(TrunklineError):
 def _declared(headers: Headers) -> int:
     length = headers.get("content-length", "")
     return int(length[:12]) if length.isascii() and length.isdigit() else 0
-
-
-def _too_large() -> UpstreamFault:
-    return UpstreamFault(f"the server sent a body larger than {MAX_EVENT_BYTES} bytes")
 
 
 def _no_response() -> UpstreamFault:

@@ -255,7 +255,8 @@ class GroupProcess:
 
     def _give_up(self, turn: int) -> None:
         """Tell it although an output has not ended; what came by now is heard before, where the loop was late."""
-        if turn < 2 or (self._output.is_resting and turn < LATE_TURNS):  # some loops look at timers before what came
+        # Some loops look at timers before what came.
+        if turn < 2 or (self._output.portions.is_resting and turn < LATE_TURNS):
             self._drain = asyncio.get_running_loop().call_soon(self._give_up, turn + 1)
         else:
             self._tell(self._why)
@@ -314,7 +315,7 @@ class _Output(asyncio.Protocol):
     def __init__(self, read: Read, on_end: Callable[[], None]) -> None:
         self._read = read
         self._on_end = on_end
-        self._portions = Portions()
+        self.portions = Portions()
         self._pipe: asyncio.ReadTransport | None = None
         self.ended = asyncio.Event()
         """Set once there is no more, and all is read."""
@@ -329,11 +330,6 @@ class _Output(asyncio.Protocol):
             raise
         return writing
 
-    @property
-    def is_resting(self) -> bool:
-        """See `Portions.is_resting`."""
-        return self._portions.is_resting
-
     def close(self) -> None:
         """Read no more."""
         if self._pipe is not None:
@@ -346,11 +342,11 @@ class _Output(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """See `asyncio.Protocol`."""
         assert self._pipe is not None, "what is connected has a transport"
-        self._portions.take(data, self._read, self._pipe)
+        self.portions.take(data, self._read, self._pipe)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
-        self._portions.lost(self._end)
+        self.portions.lost(self._end)
 
     def _end(self) -> None:
         self.ended.set()
