@@ -29,6 +29,7 @@ from .initialization import Adopted, connect, give_up_late, in_time, shake_hands
 from .lifecycle import Life, Purpose
 from .limits import MAX_EVENT_BYTES, Pooling
 from .listening import Listening
+from .mending import parse_upstream
 from .ports import NONE, Caller, Connector, Headers, MovableWire, Opened, Owner, SendKind, Wire
 from .record import Handshake
 from .request import Request, ServerRequest
@@ -322,7 +323,7 @@ class Channel:
             return
         messages: Sequence[Envelope] = ()
         try:
-            messages = wire_format.parse_upstream(text, limit=MAX_EVENT_BYTES)
+            messages = parse_upstream(text)
         except UpstreamFault as fault:
             self._config.statistics.count("upstream_faults", self._config.server)
             self._fail_named(text, origin, fault)

@@ -8,19 +8,16 @@ Bounds: the caller bounds the size (`limit`, bytes); nesting is bounded by the d
 """
 
 import re
-from collections.abc import Callable
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal
 
 import msgspec
 from msgspec import Raw
 
 from .errors import (
-    InvalidMessage,
     InvalidParams,
     InvalidRequest,
     ParseError,
     TrunklineError,
-    UpstreamFault,
     UpstreamRefused,
 )
 from .limits import MAX_BATCH, MAX_ID_BYTES
@@ -31,8 +28,6 @@ IdKey = int | str
 """A request id for look-up: `5` and `"5"` are different keys (rule E2)."""
 
 Members = dict[str, Raw]
-
-T = TypeVar("T")
 
 _decode_members = msgspec.json.Decoder(Members).decode
 _decode_str = msgspec.json.Decoder(str).decode
@@ -62,15 +57,6 @@ _TOKEN_BEGINS: Final = b'"-0123456789'
 """A progress token is a string or a number."""
 
 _NUMBER: Final = re.compile(r"[1-9][0-9]{0,15}")
-
-_HALF: Final = re.compile(
-    rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
-    rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
-)
-"""Half of a surrogate pair by itself, in a text without escaped backslashes."""
-
-MAX_MENDED_BYTES: Final = 1_048_576
-"""The largest message of a server in which that is looked for: it takes many times as long as to read it."""
 
 LF, CR, BACKSLASH, UNDERSCORE, BRACE = 0x0A, 0x0D, 0x5C, 0x5F, 0x7B
 """Looked for as integers, which costs a seventh of what it costs as bytes, and a twentieth of a search for two."""
@@ -439,35 +425,6 @@ def failure(id: bytes, error: TrunklineError) -> bytes:
     return _encode({"jsonrpc": _VERSION_MEMBER, "id": Raw(id or b"null"), "error": body})
 
 
-def parse_upstream(text: bytes, *, limit: int) -> list[Envelope]:
-    """Read what a server sent as one frame: one message, or an array that is split (rule E11), as `parse_served`.
-
-    Raises:
-        UpstreamFault: anything that is not JSON-RPC, with the reason.
-    """
-    if text[:1] == b"{" or not is_batch(text):
-        return [parse_served(text, limit=limit)]
-    try:
-        return parse_batch(text, limit=limit)
-    except InvalidMessage as error:
-        return _mended(lambda whole: parse_batch(whole, limit=limit), text, error)
-
-
-def parse_served(text: bytes, *, limit: int) -> Envelope:
-    """Read one message of a server.
-
-    Half of a surrogate pair by itself, which the decoder refuses, is read as U+FFFD: JavaScript writes one wherever a
-    text was cut between the two (ECMA-262, JSON.stringify), and as that once the text is sent as UTF-8.
-
-    Raises:
-        UpstreamFault: anything that is no JSON-RPC message, with the reason.
-    """
-    try:
-        return parse(text, limit=limit)
-    except InvalidMessage as error:
-        return _mended(lambda whole: parse(whole, limit=limit), text, error)
-
-
 def answered(text: bytes, *, limit: int) -> bytes:
     """The raw id that a server's text names, which is no message, but meant for a response; empty where it is none."""
     try:
@@ -476,25 +433,3 @@ def answered(text: bytes, *, limit: int) -> bytes:
         return b""
     is_response = "method" not in members and not members.keys().isdisjoint(("result", "error"))
     return bytes(members.get("id", b"")) if is_response else b""
-
-
-def _mended(read: Callable[[bytes], T], text: bytes, error: InvalidMessage) -> T:
-    """What is read of a text without halves of surrogate pairs, which was refused for this error."""
-    whole = _without_halves(text) if isinstance(error, ParseError) else text
-    if whole == text:
-        raise _no_message(error) from error
-    try:
-        return read(whole)
-    except InvalidMessage as amiss:
-        raise _no_message(amiss) from amiss
-
-
-def _without_halves(text: bytes) -> bytes:
-    """The text with U+FFFD for each half of a surrogate pair that stands by itself, if it is JSON otherwise."""
-    if len(text) > MAX_MENDED_BYTES or b"\0" in text:
-        return text
-    return _HALF.sub(rb"\\ufffd", text.replace(rb"\\", b"\0")).replace(b"\0", rb"\\")
-
-
-def _no_message(error: InvalidMessage) -> UpstreamFault:
-    return UpstreamFault(f"the server sent what is no JSON-RPC message: {error.message}")

@@ -16,7 +16,6 @@ from trunkline.mux.envelope import (
     members_of,
     parse,
     parse_batch,
-    parse_upstream,
 )
 from trunkline.mux.errors import (
     InvalidParams,
@@ -24,7 +23,6 @@ from trunkline.mux.errors import (
     Overloaded,
     ParseError,
     TrunklineError,
-    UpstreamFault,
     UpstreamRefused,
 )
 from trunkline.mux.limits import MAX_BATCH
@@ -187,56 +185,6 @@ def test_g10_a_batch_is_bounded_in_number() -> None:
     for beyond in (b"[%b]" % b",".join([one] * (MAX_BATCH + 1)), b"[%b]" % b",".join([one] * 50_000)):
         with pytest.raises(InvalidRequest, match="at most"):
             parse_batch(beyond, limit=2 * LIMIT)
-        with pytest.raises(UpstreamFault, match="at most"):
-            parse_upstream(beyond, limit=2 * LIMIT)
-
-
-def test_what_a_server_sends_amiss_is_its_fault() -> None:
-    assert len(parse_upstream(b"[%b,%b]" % ((message(id="1", result="{}"),) * 2), limit=LIMIT)) == 2
-    assert len(parse_upstream(message(id="1", result="{}"), limit=LIMIT)) == 1
-    for text in (b"", b"[]", b'{"jsonrpc":"2.0","id":1,"result":[]}'):
-        with pytest.raises(UpstreamFault):
-            parse_upstream(text, limit=LIMIT)
-
-
-@pytest.mark.parametrize(
-    ("sent", "read"),
-    [
-        (r"\ud83d", r"\ufffd"),
-        (r"a\uDE00b", r"a\ufffdb"),
-        (r"\uDE00\uD83D", r"\ufffd\ufffd"),
-        (r"\ud83d\ud83d\ude00\ude00", r"\ufffd\ud83d\ude00\ufffd"),
-        (r"\\\ud83d", r"\\\ufffd"),
-        (r"\ud83d\\ude00", r"\ufffd\\ude00"),
-        (r"\ud83d\n\u0041", r"\ufffd\n\u0041"),
-        (r"\ud83d \\ud83d", r"\ufffd \\ud83d"),
-    ],
-)
-def test_half_a_surrogate_pair_of_a_server_is_read_as_no_character(sent: str, read: str) -> None:
-    def result(text: str) -> bytes:
-        return message(id="1", result=f'{{"a":"{text}","{text}":1}}')
-
-    with pytest.raises(ParseError):
-        parse(result(sent), limit=LIMIT)
-    [parsed] = parse_upstream(result(sent), limit=LIMIT)
-    assert parsed.encode() == result(read)
-    others = message(id="2", result="{}"), message(id="3", result="{}")
-    batch = parse_upstream(b"[%b,%b,%b]" % (others[0], result(sent), others[1]), limit=LIMIT)
-    assert [one.encode() for one in batch] == [others[0], result(read), others[1]]
-    for amiss in (result(sent)[:-1], result(sent + "\0"), result(sent + " " * envelope.MAX_MENDED_BYTES)):
-        with pytest.raises(UpstreamFault):
-            parse_upstream(amiss, limit=2 * LIMIT)
-        with pytest.raises(UpstreamFault):
-            parse_upstream(b"[%b]" % amiss, limit=2 * LIMIT)
-
-
-@given(st.lists(st.sampled_from(["\\", '"', "a", "\ud83d", "\ude00", "\U0001f600", "u", "d83d"])).map("".join))
-def test_what_a_server_sends_is_read_as_javascript_would_send_it(text: str) -> None:
-    escaped = "".join(rf"\u{ord(c):04x}" if "\ud800" <= c <= "\udfff" else json.dumps(c)[1:-1] for c in text)
-    sent = message(id="1", result=f'{{"a":"{escaped}"}}')
-    [parsed] = parse_upstream(sent, limit=LIMIT)
-    expected = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    assert json.loads(parsed.encode())["result"]["a"] == expected
 
 
 MANY = ",".join(f'"{n:06x}":1' for n in range(200_000))
@@ -251,8 +199,6 @@ def test_g10_members_are_bounded_in_number() -> None:
     ):
         with pytest.raises(ParseError, match="too many members"):
             parse(text, limit=4 * LIMIT)
-        with pytest.raises(UpstreamFault, match="too many members"):
-            parse_upstream(text, limit=4 * LIMIT)
 
 
 def test_what_is_large_within_is_no_matter_of_number() -> None:

@@ -16,6 +16,7 @@ from ...mux import modern
 from ...mux.envelope import Envelope
 from ...mux.errors import TrunklineError, UpstreamUnreachable
 from ...mux.limits import MAX_EVENT_BYTES
+from ...mux.mending import parse_served
 from ...mux.ports import Headers
 from ...mux.routing import LEGACY
 from ...mux.statistics import Statistics
@@ -26,7 +27,7 @@ from .answers import Body, nothing
 from .backoff import Backoff
 from .http import ExchangeBroken, HeaderBlock, HTTPClient
 from .http_call import failure_of
-from .modern_passage import Passage, message_of
+from .modern_passage import Passage
 
 logger = logging.getLogger(__name__)
 
@@ -201,7 +202,7 @@ class _Probe:
                 return
             for event in self._events.feed(chunk):
                 is_message = event.data and event.name == "message"
-                message = message_of(event.data) if is_message else None
+                message = parse_served(event.data) if is_message else None
                 if message is not None and message.kind == "response":
                     self._judge(message)
         except TrunklineError:
@@ -213,7 +214,7 @@ class _Probe:
             self.fail(failure_of(error, may_run=False))
             return
         try:
-            message = message_of(self._body.joined())
+            message = parse_served(self._body.joined())
             self._judge(message if message.kind == "response" else None)
         except TrunklineError:
             self._judge(None)

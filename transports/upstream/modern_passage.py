@@ -23,6 +23,7 @@ from ...mux.errors import (
     UpstreamFault,
 )
 from ...mux.limits import MAX_EVENT_BYTES
+from ...mux.mending import parse_served
 from ...mux.ports import Headers
 from ...mux.request import EXTENSIONS
 from .. import event_stream
@@ -194,7 +195,7 @@ class Passage:
         if event.name != "message":
             self._put(event_stream.encode(event.data.replace(b"\n", b"\ndata: "), name=event.name))
             return
-        message = message_of(event.data)
+        message = parse_served(event.data)
         text = self._own(message, event.data) if message.kind == "response" else event.data
         self._put(event_stream.encode(text.replace(b"\n", b"\ndata: ")))
         if message.kind == "response":
@@ -205,7 +206,7 @@ class Passage:
     def _take_whole(self, text: bytes) -> None:
         """All of a body: the response, under the status that its error has in this era, if it is one (rule E20)."""
         try:
-            message = message_of(text)
+            message = parse_served(text)
             text = self._own(message, text)
         except UpstreamFault as fault:
             self._fail(fault if self._status == 200 else self._refusal())
@@ -320,12 +321,3 @@ def _no_response() -> UpstreamFault:
 
 def _key(id: bytes) -> wire_format.IdKey:
     return wire_format.coerced_key(wire_format.id_key(id))
-
-
-def message_of(text: bytes) -> Envelope:
-    """What a server sent.
-
-    Raises:
-        UpstreamFault: it is no message.
-    """
-    return wire_format.parse_served(text, limit=MAX_EVENT_BYTES)
