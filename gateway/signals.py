@@ -1,12 +1,19 @@
-"""Signals to a program: they wait until it can obey them, and afterwards end nothing, so that it ends in order."""
+"""Signals to a program: they wait until it can obey them, and afterwards end nothing, so that it ends in order.
 
-import asyncio
+Imports little: the program has this before anything else.
+"""
+
+from __future__ import annotations
+
 import atexit
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import asyncio
 
 HELD: Final = (signal.SIGTERM, signal.SIGHUP)
 """SIGINT is not: whoever pressed Ctrl-C waits for nothing, and Python ends in order for it."""
@@ -24,11 +31,23 @@ def hold() -> None:
 
 
 @contextmanager
+def held() -> Iterator[None]:
+    """What is started meanwhile holds signals from its first instruction on; then all is as it was before."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HELD)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def received() -> Iterator[AsyncIterator[signal.Signals]]:
     """The signals that come, for the length of the context; first those that waited. Then all is as it was before.
 
     A loop's own handlers would be taken away by themselves: until those of before are back, a signal ended the program.
     """
+    import asyncio
+
     loop = asyncio.get_running_loop()
     waiting: asyncio.Queue[signal.Signals] = asyncio.Queue()
 

@@ -99,6 +99,7 @@ UNTESTED_ALONE = {
         ),
         "needs ContextForge: tests/end_to_end/test_contextforge.py runs it there",
     ),
+    "gateway/__main__.py": "tests/gateway/test_signals.py runs it as a process",
     "gateway/app.py": "tests/end_to_end runs it as a process",
     "gateway/process.py": "tests/end_to_end runs it as a process",
     "gateway/site.py": "tests/end_to_end runs it as a process",

@@ -27,7 +27,7 @@ from ..listener import listen, url_of
 from ..reload import compare
 from ..runtime import runtime_directory
 from ..settings import Read, Settings, check
-from ..signals import received
+from ..signals import held, received
 from .place import Child
 
 logger = logging.getLogger(__name__)
@@ -197,13 +197,14 @@ class Supervisor:
         """
         child = Child(self._listener, self._runtime, self._demo, self._settings)
         try:
-            process = subprocess.Popen(  # noqa: S603 - our own command; it returns at once
-                self._command,
-                env={**os.environ, **child.environment},
-                pass_fds=child.inherited,
-                stdin=subprocess.DEVNULL,
-                process_group=0,  # Ctrl-C reaches the parent alone
-            )
+            with held():
+                process = subprocess.Popen(  # noqa: S603 - our own command; it returns at once
+                    self._command,
+                    env={**os.environ, **child.environment},
+                    pass_fds=child.inherited,
+                    stdin=subprocess.DEVNULL,
+                    process_group=0,  # Ctrl-C reaches the parent alone
+                )
         except OSError:
             child.close()
             raise
@@ -262,10 +263,8 @@ class Supervisor:
     def _stop(self) -> None:
         self._stopping.set()
         self._first.set()
-        for child, process in self._children.items():
+        for child in self._children:
             child.tell("drain")
-            if not child.is_listening:  # it need not come up before it ends
-                process.terminate()
 
     async def _kill_late(self) -> None:
         await self._stopping.wait()

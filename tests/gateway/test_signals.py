@@ -52,6 +52,30 @@ def holds(process: ServerProcess, number: signal.Signals) -> bool:
     return blocked is not None and bool(int(blocked[1], 16) >> (number - 1) & 1)
 
 
+async def test_a_reload_while_it_is_imported_does_not_end_it(place: Path) -> None:
+    """What takes long of that is held here: the package of the command line."""
+    (place / "typer.py").write_text(f"import time\nopen({str(place / 'reached')!r}, 'w')\ntime.sleep(600)\n")
+    arguments = command("serve", "--port", str(free_port()), module="trunkline.gateway")
+    process = ServerProcess(arguments, env={**environment(), "PYTHONPATH": str(place)})
+    try:
+        await until((place / "reached").exists)
+        assert all(holds(process, number) for number in HELD)
+    finally:
+        process.kill()
+
+
+async def test_commands_that_end_by_themselves_end_by_a_signal(place: Path) -> None:
+    (place / "typer.py").write_text(f"import time\nopen({str(place / 'reached')!r}, 'w')\ntime.sleep(600)\n")
+    arguments = command("--debug", "call", "serve", module="trunkline.gateway")
+    process = ServerProcess(arguments, env={**environment(), "PYTHONPATH": str(place)})
+    try:
+        await until((place / "reached").exists)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == -signal.SIGTERM
+    finally:
+        process.kill()
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_a_reload_before_it_listens_is_done_once_it_does(toml: Path, place: Path, workers: int) -> None:
     port = free_port()

@@ -15,13 +15,17 @@ import msgspec
 import pytest
 from trunkline.gateway.exits import ExitCode
 from trunkline.gateway.settings import DirectorySection, GatewaySection, Settings
+from trunkline.gateway.signals import HELD
 from trunkline.gateway.workers import supervisor as module
 from trunkline.gateway.workers.supervisor import Supervisor, WorkersFailed, worker_command
 
 pytestmark = pytest.mark.anyio
 
 WORKER = """
-import asyncio, os, signal, sys, time
+import signal
+masked = signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+import asyncio, os, sys, time
 from trunkline.gateway.workers.place import Place
 
 place = Place.take(os.environ)
@@ -32,6 +36,8 @@ def note(word):
 
 async def main():
     note("began")
+    if sys.argv[1] == "ends":
+        note(f"held-{len(masked)}")
     if sys.argv[1].isdigit():
         sys.exit(int(sys.argv[1]))
     if sys.argv[1] == "lingers":  # the first one ends when it is told anything, the second one never, others at once
@@ -127,6 +133,14 @@ async def test_all_come_up_reload_and_drain(tmp_path: Path) -> None:
         tell(signal.SIGTERM)
     assert sorted(made.noted("drain")) == sorted(began) == sorted(made.noted("began"))
     assert made.failed is None
+
+
+async def test_none_is_ended_by_a_signal_as_it_starts(tmp_path: Path) -> None:
+    async with parent(tmp_path) as made:
+        await made.ready.wait()
+        assert made.noted(f"held-{len(HELD)}") == made.noted("began")
+        assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & set(HELD), "the parent itself is told"
+        tell(signal.SIGTERM)
 
 
 async def test_one_that_dies_or_is_drained_is_followed_by_another(tmp_path: Path) -> None:
@@ -231,7 +245,7 @@ async def test_where_the_gateway_gives_up_one_that_does_not_end_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "FIRST_WAIT_SECONDS", 0.01)
-    monkeypatch.setattr(module, "MARGIN_SECONDS", 0.2)
+    monkeypatch.setattr(module, "MARGIN_SECONDS", 2.0)  # those that end by themselves need some of it
     async with parent(tmp_path, "lingers", drain=0) as made:
         await made.until(lambda: made.noted("lingers"))
         tell(signal.SIGHUP)
