@@ -91,7 +91,10 @@ class Overview:
         """
         if self._is_alone(scope):
             return explanation(self._pool, handle)
-        own = self._own(lambda: explanation(self._pool, handle))
+        try:
+            own = Told(self._number, 200, explanation(self._pool, handle))
+        except NotTold as error:
+            own = Told(self._number, error.status, error.body)
         try:
             best = merged.session([own, *await self._asked(scope, f"{SESSIONS}/{handle}")])
         except DirectoryUnavailable:
@@ -111,12 +114,6 @@ class Overview:
 
     def _is_alone(self, scope: Scope) -> bool:
         return self._member is None or bool(scope.get(HOPS))
-
-    def _own(self, tell: Callable[[], Any]) -> Told:
-        try:
-            return Told(self._number, 200, tell())
-        except NotTold as error:
-            return Told(self._number, error.status, error.body)
 
     async def _told(self, scope: Scope, path: str, own: Told, query: Query = lambda worker: {}) -> list[Told]:
         """What this worker tells, and then what the others do, as far as it is known who they are."""

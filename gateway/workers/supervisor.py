@@ -214,13 +214,10 @@ class Supervisor:
     def _note_listening(self) -> None:
         self._first.set()
         self._failures = 0
-        if not self._is_ready and self._are_all_listening:
+        listening = sum(child.is_listening for child in self._children)
+        if not self._is_ready and listening == self._settings.gateway.workers:
             self._is_ready = True
             self._on_ready()
-
-    @property
-    def _are_all_listening(self) -> bool:
-        return sum(child.is_listening for child in self._children) == self._settings.gateway.workers
 
     def _may_go_on(self, status: int) -> bool:
         """Count the end of a worker that had not come up; False where the gateway gives up."""
