@@ -185,7 +185,7 @@ class HTTP1Client:
     async def _reach(self, address: str) -> _Connection:
         """A connection to one address."""
         _, connection = await self._loop.create_connection(
-            lambda: _Connection(self._free, self._gone),
+            lambda: _Connection(self._free, self._open.discard),
             address,
             self._port,
             ssl=self._tls,
@@ -207,9 +207,6 @@ class HTTP1Client:
         self._idle.append(connection)
         if self._timer is None:
             self._timer = self._loop.call_later(KEEP_ALIVE_SECONDS, self._drop_idle)
-
-    def _gone(self, connection: _Connection) -> None:
-        self._open.discard(connection)
 
     def _drop_idle(self) -> None:
         loop = asyncio.get_running_loop()
