@@ -255,6 +255,35 @@ async def test_a_record_that_is_missing_for_longer_than_an_end_is_known_is_not_t
             await a.find(session_id)
 
 
+async def test_g7_a_record_that_is_missing_since_just_now_is_told_again_however_long_ago_it_was_seen() -> None:
+    async with workers(idle_timeout=10, resume_window=5) as at:
+        a, _, session_id = await two(at)
+        workflow = (await a.find(session_id)).workflow
+        workflow.streams.attach_standalone()
+        await at.pass_time(30)
+        at.directory.forget(session_id)
+        at.clock.advance(LEASE_SECONDS)
+        await a.beat()
+        await settle()
+        assert (await a.find(session_id)).workflow is workflow
+        assert await at.directory.get(session_id) == workflow.record
+
+
+async def test_e4_who_serves_beside_learns_which_ids_are_drawn_from_then_on() -> None:
+    async with workers() as at:
+        _, b, session_id = await two(at)
+        beside = await b.beside(session_id)
+        before = beside.workflow.record.first_id
+        at.directory.forget(session_id)
+        at.directory._tell("")
+        await settle()
+        at.clock.advance(MAX_STALENESS + 0.1)
+        assert (await b.beside(session_id)).workflow is beside.workflow
+        told = await at.directory.get(session_id)
+        assert told is not None
+        assert beside.workflow.record.first_id == told.first_id > before
+
+
 async def test_what_ends_is_removed_though_the_directory_lost_its_last_state() -> None:
     async with workers() as at:
         a, b, client = await gone_back(at)
