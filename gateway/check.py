@@ -18,6 +18,7 @@ from ..mux import envelope as wire_format
 from ..mux import modern
 from ..mux.directory.memory import MemoryDirectory
 from ..mux.errors import TrunklineError, UpstreamFault, UpstreamRefused
+from ..mux.initialization import OPEN_SECONDS
 from ..mux.limits import MAX_BODY_BYTES, MAX_EVENT_BYTES
 from ..mux.pool import Pool
 from ..mux.principal import ANONYMOUS
@@ -31,7 +32,9 @@ from .oauth import credential_for
 from .settings import Settings, SettingsError
 from .site import connector_to
 
-PROBE_SECONDS: Final = 10.0
+PROBE_SECONDS: Final = OPEN_SECONDS
+"""As long as `serve` lets a server take: a command may have to fetch its packages first."""
+
 MAX_TITLE: Final = 100
 """Characters of what a server calls itself that are shown: a long one would put those of others out of sight."""
 

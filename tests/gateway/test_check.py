@@ -14,6 +14,7 @@ from harness.upstreams import upstream as running_upstream
 from trunkline.gateway import check
 from trunkline.gateway.check import Probe, probe_all
 from trunkline.gateway.settings import Server, Settings
+from trunkline.mux.initialization import OPEN_SECONDS
 
 pytestmark = pytest.mark.anyio
 
@@ -85,6 +86,10 @@ async def test_a_server_that_is_away_is_a_fault() -> None:
 async def test_a_program_that_ends_is_a_fault_that_says_where_to_look() -> None:
     [found] = await probe_all(Settings(servers={"up": Server(command=("false",))}))
     assert found.fault == "the server exited (status 1); run its command by hand to see why"
+
+
+def test_a_server_may_take_as_long_as_the_gateway_lets_it() -> None:
+    assert check.PROBE_SECONDS >= OPEN_SECONDS
 
 
 async def test_a_program_that_refuses_has_said_why() -> None:
