@@ -3,9 +3,12 @@
 A server of which sessions are not offered, or that has none, is asked by `server/discover`, as its clients will.
 """
 
+import logging
+import sys
 import time
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from typing import Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -27,13 +30,19 @@ from ..mux.upstream import Upstream
 from ..transports.event_stream import EventParser
 from ..transports.upstream.auto import AutoConnector, ClosableConnector
 from ..transports.upstream.modern_http import ModernHTTPServer
+from ..transports.upstream.process import STDERR
+from ..transports.upstream.process import logger as process_log
 from .console import fitting, meter, printable, show, write_json
+from .logs import redacted
 from .oauth import credential_for
 from .settings import Settings, SettingsError
 from .site import connector_to
 
 PROBE_SECONDS: Final = OPEN_SECONDS
 """As long as `serve` lets a server take: a command may have to fetch its packages first."""
+
+LAST_LINES: Final = 20
+"""Of what a command wrote to its standard error before it failed: the reason may stand above a stack of calls."""
 
 MAX_TITLE: Final = 100
 """Characters of what a server calls itself that are shown: a long one would put those of others out of sight."""
@@ -53,7 +62,7 @@ SERVER_INFO_KEY: Final = "io.modelcontextprotocol/serverInfo"
 
 
 class Probe(NamedTuple):
-    """What one server answered; `fault` is empty where all is well."""
+    """What one server answered; `fault` is empty where all is well, and `said` what its command wrote before it."""
 
     server: str
     url: str
@@ -61,6 +70,7 @@ class Probe(NamedTuple):
     revision: str
     seconds: float
     fault: str
+    said: tuple[str, ...] = ()
 
 
 class _Result(msgspec.Struct, rename="camel"):
@@ -102,6 +112,9 @@ def run(settings: Settings, names: Collection[str], *, as_json: bool, console: C
         write_json([_as_json(probe) for probe in probes], console)
     else:
         _show(probes, console)
+        for probe in probes:
+            if probe.said:
+                sys.stderr.write("\n  ".join((f"{probe.server} wrote to its standard error:", *probe.said)) + "\n")
     return not any(probe.fault for probe in probes)
 
 
@@ -132,35 +145,69 @@ async def probe_all(settings: Settings, on_probe: Callable[[], None] = lambda: N
     found: dict[str, Probe] = {}
 
     async def run(name: str) -> None:
-        found[name] = await _probe(settings, name)
+        found[name] = await _probe(settings, name, said)
         on_probe()
 
-    async with anyio.create_task_group() as tasks:
-        for name in settings.servers:
-            tasks.start_soon(run, name)
+    with _heard() as said:
+        async with anyio.create_task_group() as tasks:
+            for name in settings.servers:
+                tasks.start_soon(run, name)
     return [found[name] for name in settings.servers]
 
 
-async def _probe(settings: Settings, name: str) -> Probe:
+class _Hearing(logging.Filter):
+    """Keeps the last lines of what each server says on its stderr; to the log goes what would go there without it."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__()
+        self._level = level
+        self.said: dict[str, deque[str]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """See the base class."""
+        text = record.getMessage()
+        if text.startswith(STDERR):
+            self.said.setdefault(vars(record)["server"], deque(maxlen=LAST_LINES)).append(redacted(text[len(STDERR) :]))
+        return record.levelno >= self._level
+
+
+@contextmanager
+def _heard() -> Iterator[Mapping[str, Collection[str]]]:
+    """What servers say on their stderr while the context lasts."""
+    level, hearing = process_log.level, _Hearing(process_log.getEffectiveLevel())
+    process_log.addFilter(hearing)
+    process_log.setLevel(logging.INFO)
+    try:
+        yield hearing.said
+    finally:
+        process_log.removeFilter(hearing)
+        process_log.setLevel(level)
+
+
+async def _probe(settings: Settings, name: str, said: Mapping[str, Collection[str]]) -> Probe:
     server = settings.servers[name]
     statistics = Statistics()
     connector = connector_to(name, server, statistics, credential_for(name, server, statistics))
     started = time.perf_counter()
     title = revision = fault = ""
-    by_hand = "; run its command by hand to see why" if server.process else ""
+
+    def by_hand() -> str:
+        return "; run its command by hand to see why" if server.process and name not in said else ""
+
     try:
         with anyio.fail_after(PROBE_SECONDS):
             title, revision = await _ask(settings, name, connector, statistics)
     except UpstreamRefused as refused:
         fault = f"refused: {refused.raw.decode(errors='replace')[:200]}"
     except TrunklineError as error:
-        fault = f"{error.message}{by_hand}"
+        fault = f"{error.message}{by_hand()}"
     except TimeoutError:
-        fault = f"no answer within {PROBE_SECONDS:g} s{by_hand}"
+        fault = f"no answer within {PROBE_SECONDS:g} s{by_hand()}"
     finally:
         await connector.close()
     shown = f"stdio:{server.process[0]}" if server.process else server.url
-    return Probe(name, shown, title, revision, time.perf_counter() - started, fault)
+    words = tuple(said.get(name, ())) if fault else ()
+    return Probe(name, shown, title, revision, time.perf_counter() - started, fault, words)
 
 
 async def _ask(settings: Settings, name: str, connector: ClosableConnector, statistics: Statistics) -> tuple[str, str]:

@@ -88,6 +88,24 @@ async def test_a_program_that_ends_is_a_fault_that_says_where_to_look() -> None:
     assert found.fault == "the server exited (status 1); run its command by hand to see why"
 
 
+@pytest.mark.parametrize("reads", [True, False])
+async def test_a_program_that_says_why_it_ends_is_heard(reads: bool) -> None:
+    lines = [f"line {number}" for number in range(30)]
+    program = f"import sys; {'input(); ' if reads else ''}sys.exit({chr(10).join(lines)!r})"
+    up, mute = Server(command=(sys.executable, "-c", program)), Server(command=("true",))
+    [found, other] = await probe_all(Settings(servers={"up": up, "mute": mute}))
+    assert (found.fault, list(found.said)) == ("the server exited (status 1)", lines[-check.LAST_LINES :])
+    assert (other.fault, other.said) == ("the server exited (status 0); run its command by hand to see why", ())
+
+
+async def test_what_a_program_says_that_is_well_is_its_own() -> None:
+    answer = json.dumps({"jsonrpc": "2.0", "id": "ID", "result": RESULT}).replace('"ID"', "%s")
+    program = f"import sys, json; print('up', file=sys.stderr); id = json.loads(input())['id']; print({answer!r} % id)"
+    program += "; sys.stdout.flush(); sys.stdin.read()"
+    [found] = await probe_all(Settings(servers={"up": Server(command=(sys.executable, "-c", program))}))
+    assert (found.fault, found.said) == ("", ())
+
+
 def test_a_server_may_take_as_long_as_the_gateway_lets_it() -> None:
     assert check.PROBE_SECONDS >= OPEN_SECONDS
 

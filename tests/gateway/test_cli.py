@@ -466,6 +466,15 @@ def test_the_table_of_a_check_tells_what_each_server_is(upstream: Upstream, file
     assert "s3cret" not in ended.stdout + ended.stderr + rows.stdout
 
 
+def test_a_check_shows_what_a_command_wrote_before_it_failed(file: Callable[[str], str]) -> None:
+    program = "import sys; sys.exit('no API_KEY')"
+    text = f'[servers.up]\ncommand = ["{sys.executable}", "-c", "{program}"]\n'
+    ended = run("check", file(text))
+    assert ended.stderr == "up wrote to its standard error:\n  no API_KEY\n"
+    [row] = json.loads(run("check", file(text), "--json").stdout)
+    assert row["said"] == ["no API_KEY"]
+
+
 def test_a_check_without_a_fault_exits_0(upstream: Upstream, file: Callable[[str], str]) -> None:
     assert run("check", file(f'[servers.here]\nurl = "{upstream.url}"\n')).returncode == 0
     assert run("check", environ={"TRUNKLINE_SERVERS__HERE__URL": upstream.url}).returncode == 0

@@ -46,6 +46,9 @@ GROUP_POLL_SECONDS: Final = 0.02
 E = TypeVar("E", IO[bytes], socket.socket)
 """An end of what a process writes to."""
 
+STDERR: Final = "stderr: "
+"""How a line of the log begins that a server wrote to its stderr."""
+
 LOG_LINE_BYTES: Final = 4096
 LOG_LINES_PER_SECOND: Final = 100
 """Of what a server says on its stderr, what goes to the log; the rest is counted and left out."""
@@ -436,7 +439,7 @@ class _ErrorLog:
         text = line.decode(errors="replace").rstrip().expandtabs()
         if text:
             shown = "".join(character if character.isprintable() else "\ufffd" for character in text)
-            logger.info("stderr: %s", shown, extra=self._about)
+            logger.info(STDERR + "%s", shown, extra=self._about)
 
     def _tell_left_out(self) -> None:
         if self._left_out:
