@@ -25,7 +25,7 @@ from .envelope import (
     read_lasting_token,
     swap_progress_token,
 )
-from .errors import TrunklineError
+from .errors import TimedOut, TrunklineError
 from .ports import NONE, Answerable, Asker, Line
 from .request import ServerRequest
 from .routing import refusal
@@ -144,15 +144,36 @@ class Questions:
             self._write(Entry("settled", 0, number))
         return question
 
+    def expire(self, now: float) -> list[bytes]:
+        """Refuse what another worker asked and nobody answered in time; what its client is told of that.
+
+        What is asked here is timed out where it was asked.
+        """
+        late = [number for number, request in self._inherited() if request.deadline <= now]
+        for number in late:
+            question = self._settle(number)
+            question.via.refuse(question.request, TimedOut("no client answered in time"))
+        why = {"reason": "timed out"}
+        return [wire_format.notification("notifications/cancelled", {"requestId": one, **why}) for one in late]
+
+    @property
+    def due(self) -> float:
+        """When `expire` is due next."""
+        return min((request.deadline for _, request in self._inherited()), default=inf)
+
     # From one worker to the next.
+
+    def _inherited(self) -> list[tuple[int, ServerRequest]]:
+        """What another worker asked."""
+        return [(number, one.request) for number, one in self._open.items() if isinstance(one.via, Inherited)]
 
     def knows(self, number: int) -> bool:
         """True while the question of this number waits for its answer."""
         return number in self._open
 
-    def restore(self, number: int, id: bytes, line: Line) -> None:
+    def restore(self, number: int, id: bytes, line: Line, deadline: float) -> None:
         """What another worker asked this client under this number: of it, the server's own id is known."""
-        request = ServerRequest(Envelope("request", {}, id=id, method=""), None, inf)
+        request = ServerRequest(Envelope("request", {}, id=id, method=""), None, deadline)
         self._open[number] = _Question(request, Inherited(line), None)
 
     def repeat(self) -> None:

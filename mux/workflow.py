@@ -363,6 +363,8 @@ class Workflow:
     def expire(self, now: float) -> None:
         """Time out calls, drop what was kept for resumption long enough, refuse questions that nobody is there for."""
         self.line.expire(now)
+        for text in () if self._questions is None else self._questions.expire(now):
+            self._deliver(text, self._place(None))
         if not self.wires and not len(self.calls):
             for channel in self.line.channels:
                 if channel.listening.rests_at(self._used) <= now:
@@ -389,6 +391,7 @@ class Workflow:
         window = self.pooling.resume_window
         due = [inf if self._streams is None else self._streams.oldest + window]
         due.append(inf if self._duplexes is None else self._duplexes.oldest_left + window)
+        due.append(inf if self._questions is None else self._questions.due)
         if not self.wires:
             if self._questions or self._ends_with_its_wires:
                 due.append(self._used + window)
@@ -452,7 +455,7 @@ class Workflow:
                     self.duplexes.restore(restored, stream.connections)
         for number, raw in kept.questions.items() if self.ended is None else ():
             if gave(number) and not self.questions.knows(number):
-                self.questions.restore(number, raw, self.line)
+                self.questions.restore(number, raw, self.line, self.now() + self.pooling.request_timeout)
 
     def _repeat(self) -> None:
         """Note once more what another worker would have to know of it."""

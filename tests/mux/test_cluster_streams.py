@@ -553,6 +553,26 @@ async def test_a_question_asked_by_a_dead_worker_is_answered_through_its_success
         assert b.pool.statistics.counts["unknown_answers", "x"] == 1
 
 
+async def test_a_question_asked_by_a_dead_worker_that_nobody_answers_is_refused_in_time() -> None:
+    async with workers(request_timeout=10) as at:
+        a, b, session_id = await sampling(at)
+        reader = (await a.find(session_id)).workflow.streams.attach_standalone()
+        at.server.session.tell(question())
+        [(_, text)] = await some(reader)
+        asked = json.loads(text)["id"]
+        await journal(a)
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        heard = (await b.find(session_id)).workflow.streams.attach_standalone()
+        await at.pass_time(9)
+        assert not at.server.of("response")
+        await at.pass_time(2)
+        refused = (await at.server.got("response")).json
+        assert (refused["id"], refused["error"]["code"]) == ("q1", -31004)
+        [told] = [json.loads(text) for _, text in await some(heard)]
+        assert (told["method"], told["params"]["requestId"]) == ("notifications/cancelled", asked)
+
+
 async def test_an_answer_goes_to_the_worker_that_asked() -> None:
     async with workers() as at:
         a, b, session_id = await sampling(at)

@@ -1,6 +1,7 @@
 """What servers ask: under numbers of the client's own, answered once, by whichever worker the client comes to."""
 
 import json
+from math import inf
 
 import pytest
 from harness.memory_wire import message
@@ -170,8 +171,8 @@ def test_questions_are_noted_for_who_comes_after() -> None:
 async def test_what_another_worker_asked_is_answered_under_the_servers_own_id() -> None:
     async with bench() as at:
         workflow = (await at.client(message=initialize(capabilities={"roots": {}}))).workflow
-        workflow.questions.restore(77, b'"q"', workflow.line)
-        workflow.questions.restore(78, b"5", workflow.line)
+        workflow.questions.restore(77, b'"q"', workflow.line, inf)
+        workflow.questions.restore(78, b"5", workflow.line, inf)
         workflow.respond(response(77, {"n": 1}))
         assert (await at.server.got("response")).json == {"jsonrpc": "2.0", "id": "q", "result": {"n": 1}}
         workflow.respond(response(77, {"n": 2}))
