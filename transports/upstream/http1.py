@@ -167,7 +167,8 @@ class HTTP1Client:
             async with asyncio.timeout(CONNECT_SECONDS):
                 connection = await self._addresses.first(self._reach)
         except OSError as error:
-            request.answer.ended(ExchangeBroken(words_of(error), sent=False))
+            # Its traceback leads to the request, and some of its frames to it: the collector alone would free them.
+            request.answer.ended(ExchangeBroken(words_of(error.with_traceback(None)), sent=False))
         except Exception as error:  # no thread that asks for the host: whatever it is, who waits must hear of it
             logger.error("no connection could be opened", exc_info=error)
             request.answer.ended(ExchangeBroken("no connection", sent=False))

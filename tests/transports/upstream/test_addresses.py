@@ -1,9 +1,11 @@
 """Where a server is: each name is looked up by itself, however long another one takes."""
 
 import asyncio
+import gc
 import socket
 import ssl
 import threading
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from harness.certificates import certificate
 from harness.gateways import until
 from harness.ports import free_port
 from harness.raw_http import PATIENCE, Hearer, Peer, serving
+from trunkline.transports.upstream import http1
 from trunkline.transports.upstream.addresses import Addresses
 from trunkline.transports.upstream.http import HeaderBlock
 from trunkline.transports.upstream.http1 import HTTP1Client
@@ -199,3 +202,40 @@ async def test_what_is_told_to_a_loop_that_has_ended_is_dropped(
         thread.join(PATIENCE)
         assert not thread.is_alive()
     assert failed == []
+
+
+async def speak_no_tls(peer: Peer) -> None:
+    await peer.say(EMPTY)
+
+
+@pytest.mark.parametrize("how", ["refused", "unknown", "slow", "no TLS"])
+async def test_g10_of_what_could_not_be_sent_nothing_waits_for_the_garbage_collector(
+    how: str, resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolver.names["two.test"] = ["127.0.0.1", "127.0.0.2"]
+    url = {
+        "refused": f"http://two.test:{free_port()}/",
+        "unknown": "http://none.test/",
+        "slow": "http://slow.test/",
+        "no TLS": "https://two.test:{}/",
+    }[how]
+    if how == "slow":
+        resolver.slow.add("slow.test")
+        monkeypatch.setattr(http1, "CONNECT_SECONDS", 0.05)
+    async with serving(speak_no_tls) as server:
+        client = HTTP1Client(
+            url.format(server.url.rpartition(":")[2].removesuffix("/mcp")), ssl.create_default_context()
+        )
+        gc.collect()
+        gc.disable()
+        try:
+            hearer = Hearer()
+            known = weakref.ref(hearer)
+            cut = client.send("POST", HeaderBlock({}), b"{}", hearer)
+            assert await hearer.outcome() is not None
+            del hearer, cut
+            await until(lambda: known() is None)
+        finally:
+            gc.enable()
+            resolver.go.set()
+            await client.close()
