@@ -190,6 +190,7 @@ class HTTPEndpoint:
             raise
         except Exception as error:
             await refuse(self._config, request, error)
+            error.__traceback__ = None  # whoever keeps it, as what was not opened does, keeps no request
         finally:
             self.lay_down(request)
 

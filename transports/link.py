@@ -221,6 +221,7 @@ class Link:
             workflow = self._workflow or await self._begin_unasked(message, headers)
         except TrunklineError as error:
             self._refuse(message, error)
+            error.__traceback__ = None  # whoever keeps it, as what was not opened does, keeps no message
             return
         except Elsewhere:  # it came about since the connection did, which cannot be moved
             gone = Overloaded("this session is served by another worker by now; connect again", limit="worker")
