@@ -131,13 +131,13 @@ class WebSocketEndpoint:
             self._statistics.count("refused", answer.refused)
         if answer.status == 500:
             logger.exception("an upgrade failed", extra={"server": self._config.server})
-        await _deny(scope, send, answer)
+        await deny(scope, send, answer)
 
 
 async def not_found(scope: Scope, receive: Receive, send: Send) -> None:
     """The ASGI application of a path where no socket is served."""
     await receive()  # websocket.connect
-    await _deny(scope, send, answer_to(HTTPRefusal(404, "path", "no MCP server is served at this path")))
+    await deny(scope, send, answer_to(HTTPRefusal(404, "path", "no MCP server is served at this path")))
 
 
 class Wire(Protocol):
@@ -457,7 +457,7 @@ def _accept(link: Link, state: WorkflowState | None) -> dict[str, object]:
     return {"type": "websocket.accept", "subprotocol": SUBPROTOCOL, "headers": headers}
 
 
-async def _deny(scope: Scope, send: Send, answer: Answer) -> None:
+async def deny(scope: Scope, send: Send, answer: Answer) -> None:
     """Answer the upgrade with a status; where the server cannot, with a close that the client sees as 403."""
     if "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": POLICY})

@@ -38,8 +38,8 @@ from ...transports.asgi import (
     respond,
 )
 from ...transports.http_endpoint import messages_in, requests_in
-from ...transports.status import answer_to
-from ...transports.websocket import PING
+from ...transports.status import Answer, answer_to
+from ...transports.websocket import PING, deny
 from .cancelling import Inquiry
 from .conversation import MAX_FRAME_BYTES, Broken, Conversation, Frame, Open, Unreachable
 from .openings import opening
@@ -53,6 +53,7 @@ RETRY_SECONDS: Final = 0.1
 MAX_HOPS: Final = 3
 SERVICE_RESTART: Final = 1012
 
+GONE: Final = Overloaded("the worker that holds this session has gone; try again", limit="worker")
 BROKEN: Final = SessionLost("the worker that served this call has gone", executed="unknown")
 
 
@@ -354,7 +355,7 @@ def _subscribes(scope: Scope) -> bool:
 async def _tell_broken(scope: Scope, tape: Tape) -> None:
     """The worker that served the request died over it."""
     if scope["type"] == "websocket":
-        await tape.send({"type": "websocket.close", "code": SERVICE_RESTART, "reason": "the worker has gone"})
+        await _close_socket(answer_to(GONE), "the worker has gone", scope, tape)
     elif tape.has_begun:
         # A stream: what its client does not come back for is told here. Subscriptions end without a word (rule L28).
         unanswered = () if _subscribes(scope) else tape.unanswered
@@ -375,10 +376,18 @@ async def _answer_broken(tape: Tape) -> None:
         await respond(tape.send, 202, [])
 
 
+async def _close_socket(answer: Answer, reason: str, scope: Scope, tape: Tape) -> None:
+    """Close a WebSocket; an upgrade that was not answered yet gets a status: who is told nothing takes it for 403."""
+    if tape.has_begun:
+        await tape.send({"type": "websocket.close", "code": SERVICE_RESTART, "reason": reason})
+    else:
+        await deny(scope, tape.send, answer)
+
+
 async def _refuse(error: TrunklineError, scope: Scope, tape: Tape) -> None:
     answer = answer_to(error)
     if scope["type"] == "websocket":
-        await tape.send({"type": "websocket.close", "code": SERVICE_RESTART, "reason": "the worker does not answer"})
+        await _close_socket(answer, "the worker does not answer", scope, tape)
     elif scope["method"] == "GET":
         await respond(tape.send, 200, EVENT_STREAM, event_stream.RECONNECT)
     else:

@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -292,6 +293,33 @@ async def test_an_event_source_without_a_worker_is_sent_away_to_come_back(
     client = Client()
     await house.request(client, holder="nobody", method="GET")
     assert (client.sent[0]["status"], client.body) == (200, b"retry: 1000\n\n")
+
+
+async def test_an_upgrade_that_no_worker_takes_may_be_tried_again(house: House) -> None:
+    """Without a status it would get 403, which says that it may not."""
+    house.directory.is_away = True
+    client = Client({"type": "websocket.connect"})
+    await house.request(client, type="websocket", method="", extensions={"websocket.http.response": {}})
+    start = await client.got("websocket.http.response.start")
+    assert (start["status"], b"retry-after" in dict(start["headers"])) == (503, True)
+    assert b'"error"' in client.body
+
+
+async def test_g8_an_upgrade_that_a_drain_ends_may_be_tried_again(house: House) -> None:
+    asked = anyio.Event()
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        asked.set()
+        await anyio.sleep_forever()
+
+    await house.begins("b", serve)
+    client = Client({"type": "websocket.connect"})
+    async with anyio.create_task_group() as tasks:
+        scope = {"type": "websocket", "method": "", "extensions": {"websocket.http.response": {}}}
+        tasks.start_soon(partial(house.request, client, **scope))
+        await asked.wait()
+        house.forwarder.drain()
+    assert [message.get("status") for message in client.sent] == [503, None]
 
 
 async def test_a_request_does_not_wander_for_ever(house: House) -> None:
