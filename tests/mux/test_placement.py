@@ -76,6 +76,8 @@ def test_where_each_call_has_a_session_of_its_own_any_worker_serves_it(is_call: 
     told: dict[str, Any] = {"is_call": is_call, "stateless": False, "reuse": "none"}
     record = msgspec.structs.replace(OWNED, reuse="none")
     assert decide(record, holder_lives=True, **told) == expected
+    opening = msgspec.structs.replace(OPENING, reuse="none")
+    assert decide(opening, holder_lives=True, **told) == "forward", "it is not open yet"
     assert decide(record, holder_lives=False, **told) == "take_over"
 
 
@@ -89,6 +91,7 @@ def test_where_each_call_has_a_session_of_its_own_any_worker_serves_it(is_call: 
         (['{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":7}}'], Concern(name=7)),
         (['{"jsonrpc":"2.0","method":"notifications/progress"}'], WHOLE),
         (['{"jsonrpc":"2.0","method":"notifications/roots/list_changed"}'], WHOLE),
+        (['{"jsonrpc":"2.0","method":"notifications/message","params":{"progressToken":7}}'], WHOLE),
     ],
 )
 def test_what_a_request_is_about(texts: list[str], expected: Concern) -> None:
