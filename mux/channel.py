@@ -412,6 +412,8 @@ class Channel:
             self._perform(self._demux.fail(request, fault))
             if request is not origin:
                 self._let_go(request)
+        else:  # nobody else is told, and who waits for what was lost in it may wait for long
+            logger.warning("%s; it names no call", fault.message, extra={"server": self._config.server})
 
     def _let_go(self, request: Request) -> None:
         """The answer to a request came another way than on its own exchange, which may have no end."""

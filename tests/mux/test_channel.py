@@ -105,6 +105,21 @@ async def test_g9_what_is_no_message_fails_the_call_on_whose_stream_it_came_and_
         assert at.counts["upstream_faults", "x"] == 2
 
 
+@pytest.mark.parametrize("line", [b"Listening on stdio", b'50% {"jsonrpc":"2.0","id":2,"result":{}}', b'{"id":2}'])
+async def test_what_a_server_prints_that_names_no_call_is_in_the_log(
+    line: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with bench() as at:
+        client = await at.client()
+        pending = client.call(id=b"1")
+        at.server.session.tell(line)
+        [record] = [record for record in caplog.records if record.name == Channel.__module__]
+        assert record.getMessage().startswith("the server sent what is no JSON-RPC message: ")
+        assert (record.levelname, vars(record)["server"]) == ("WARNING", "x")
+        at.server.of("tools/call")[0].answer()
+        assert "result" in await client.answer(pending)
+
+
 @pytest.mark.parametrize(
     "members",
     [b'"jsonrpc":"2.0","result":null', b'"jsonrpc":"2.0","result":[],"error":{}', b'"result":{}'],
