@@ -2,10 +2,10 @@
 
 from typing import Final
 
-from trunkline.mux.cluster import touch_interval
 from trunkline.mux.directory import ID_BLOCK, LEASE_SECONDS, MAX_STALENESS
 from trunkline.mux.limits import Pooling
 from trunkline.mux.membership import BEAT_SECONDS
+from trunkline.mux.recording import touch_interval
 
 from bench.results import call_seconds, operation_seconds, result, row
 
