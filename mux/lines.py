@@ -91,7 +91,7 @@ class Lines:
         channels: Channels,
         *,
         end: Callable[[Workflow, str], None],
-        note: Callable[[Workflow], None],
+        note: Callable[[Workflow], None] | None,
         members: Membership | None = None,
     ) -> None:
         self._members = members
@@ -326,7 +326,8 @@ class Lines:
 
     def _note_wish(self, workflow: Workflow, wish: Wish) -> None:
         workflow.wish = wish
-        self._note(workflow)
+        if self._note is not None:
+            self._note(workflow)
 
     def may_write(self, owners: Sequence[Owner]) -> Callable[[], bool] | None:
         """Whether what only this worker may do for these may be done; None where there is no other worker."""

@@ -15,7 +15,6 @@ from .cluster import Cluster
 from .directory import Claimed
 from .ending import Ending
 from .errors import DirectoryUnavailable, Overloaded, SessionLost, TrunklineError, UnknownSession, WorkflowEnded
-from .event_log import Budget
 from .line import not_run
 from .lines import Lines, Place
 from .policy import Cap, GivingWay, cap_reached
@@ -44,15 +43,7 @@ class Newcomer(NamedTuple):
 class Opening:
     """How workflows of a pool begin. What is begun is seen through, whatever becomes of who asked for it."""
 
-    def __init__(
-        self,
-        premises: Premises,
-        *,
-        lines: Lines,
-        ending: Ending,
-        cluster: Cluster | None,
-        budget: Budget,
-    ) -> None:
+    def __init__(self, premises: Premises, *, lines: Lines, ending: Ending, cluster: Cluster | None) -> None:
         self.draining = False
         """True once nothing begins any longer."""
         self.knows: Callable[[Principal], bool] = lambda principal: True
@@ -65,7 +56,7 @@ class Opening:
         self._leftovers = premises.leftovers
         self._lines = lines
         self._generations = premises.generations
-        self._budget = budget
+        self._budget = premises.budget
         self._tasks = premises.tasks
         self._cluster = cluster
         self._ending = ending

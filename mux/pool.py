@@ -129,6 +129,7 @@ class Pool:
             clock,
             self.burden,
             self.caps,
+            self._budget,
         )
         self._cluster = None if members is None or shared is None else Cluster(premises, members, shared)
         self._channels = Channels(premises)
@@ -136,15 +137,13 @@ class Pool:
             premises,
             self._channels,
             end=lambda workflow, cause: self._ending.soon(workflow, cause),
-            note=self._note,
+            note=None if self._cluster is None else self._cluster.recording.note,
             members=members,
         )
         self._ending = Ending(premises, lines=self._lines, cluster=self._cluster)
         self.lookup = Lookup(premises, ending=self._ending, cluster=self._cluster)
         """Where workflows are found."""
-        self._opening = Opening(
-            premises, lines=self._lines, ending=self._ending, cluster=self._cluster, budget=self._budget
-        )
+        self._opening = Opening(premises, lines=self._lines, ending=self._ending, cluster=self._cluster)
         if self._cluster is not None:
             self._cluster.beginning = self._opening
         self._sweep = Sweep(
@@ -428,10 +427,6 @@ class Pool:
         if differing is not None:
             raise InvalidParams(f"the session is in use and was opened with another {differing}")
         return await self._return_to(workflow, "key")
-
-    def _note(self, workflow: Workflow) -> None:
-        if self._cluster is not None:
-            self._cluster.recording.note(workflow)
 
 
 def _pooling_of(upstreams: Mapping[str, Upstream]) -> dict[str, Pooling]:

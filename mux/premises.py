@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from .burden import Burden
 from .directory import Directory
+from .event_log import Budget
 from .generations import Generations
 from .leftovers import Leftovers
 from .policy import Caps
@@ -26,3 +27,4 @@ class Premises(NamedTuple):
     clock: Callable[[], float]
     burden: Burden
     caps: Caps
+    budget: Budget
