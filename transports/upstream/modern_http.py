@@ -230,3 +230,4 @@ class _Probe:
     def _end(self) -> None:
         self._patience.cancel()
         self.cut()
+        self.cut = nothing  # which leads here, and the verdict to who waited for it

@@ -131,6 +131,7 @@ class Passage:
             self._loop.call_later(LINGER_SECONDS, self.cut)
         else:
             self.cut()
+        self.cut = nothing
 
     def stop(self, error: TrunklineError) -> None:
         """End it from this side: with this error, or a stream of subscriptions without a word (rule L28)."""
@@ -171,6 +172,7 @@ class Passage:
     def ended(self, error: ExchangeBroken | None) -> None:
         """See `Answer.ended`."""
         self._has_ended = True
+        self.cut = nothing  # which leads here: no passage, nor what was asked, waits for the garbage collector
         if self.is_over:
             return
         if error is not None:
@@ -270,6 +272,7 @@ class Passage:
             if not self._has_ended:
                 self._has_ended = True
                 self.cut()
+                self.cut = nothing
 
     def _finish(self, outcome: str) -> None:
         """It is over; the first cause wins."""
