@@ -51,9 +51,11 @@ def test_a_request_is_read_alike_in_pieces_of_any_size(size: int) -> None:
         assert one.scope["type"] == "http"
 
 
-def test_a_target_may_be_a_whole_url() -> None:
+def test_a_target_may_be_a_whole_url_and_have_a_fragment() -> None:
     [request] = read(reader(), b"GET http://elsewhere/a?b#c HTTP/1.1\r\nHost: h\r\n\r\n")
     assert told(request) == ("GET", "/root/a", b"/root/a", b"b", b"", True)
+    [request] = read(reader(), b"GET /a#c HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert told(request) == ("GET", "/root/a", b"/root/a", b"", b"", True)
 
 
 @pytest.mark.parametrize("url", [b"http://h:1/a", b"http://user@h:1", b"HTTP://h:1?x", b"http://user@h:1/@c"])
