@@ -14,6 +14,7 @@ from trunkline.transports.event_stream import (
     ServerEvent,
     encode,
 )
+from trunkline.transports.unfinished import Unfinished
 
 LIMIT = 1 << 16
 
@@ -177,3 +178,14 @@ def test_g9_what_comes_without_an_event_is_bounded(noise: bytes, monkeypatch: py
         assert [event.data for event in parser.feed(b"\n\ndata: x\n\n")] == [b"x"]
     with pytest.raises(UpstreamFault):
         list(map(parser.feed, [noise] * 300))
+
+
+def test_g10_what_has_come_of_an_event_counts_until_it_is_complete() -> None:
+    unfinished = Unfinished(150_000)
+    parser, other = (EventParser(limit=1_000_000, unfinished=unfinished) for _ in range(2))
+    parser.feed(b"data: " + b"x" * 100_000)
+    assert unfinished.held == 100_006
+    with pytest.raises(UpstreamFault, match="not complete"):
+        other.feed(b"data: " + b"x" * 100_000 + b"\n")
+    [event] = parser.feed(b"\n\n")
+    assert (len(event.data), unfinished.held) == (100_000, 0)
