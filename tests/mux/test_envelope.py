@@ -159,6 +159,8 @@ def test_e25_line_breaks_between_tokens_are_taken_out() -> None:
     text = b'{\r\n "jsonrpc": "2.0",\n "id": 1,\r "method": "m", "params": {"n": 1.50}\n}\n'
     encoded = parse(text, limit=LIMIT).encode()
     assert encoded == b'{"jsonrpc":"2.0","id":1,"method":"m","params":{"n":1.50}}'
+    text = b'{"jsonrpc":"2.0","id":1,"method":"m","params":{"n":\r1.50}}'
+    assert parse(text, limit=LIMIT).encode() == encoded, "that one alone ends a line of a stream of events, too"
 
 
 def test_e26_of_duplicate_keys_the_last_is_what_goes_on() -> None:
