@@ -140,7 +140,7 @@ BAD = [
     b'{"jsonrpc":"2.0","id":1,"result":{"tools":[{"name":"x","annotations":"?"}]}}',
     b'{"result":{"tools":[{"name":"x","annotations":{"readOnlyHint":' + b"[" * 5000 + b"]" * 5000 + b"}}]}}",
     page(following="c" * 300),
-    page(*(tool(f"t{n}") for n in range(annotations.MAX_TOOLS + 1))),
+    page(tool("x", **READ), *(tool(f"t{n}", **READ) for n in range(annotations.MAX_TOOLS))),
 ]
 
 

@@ -291,6 +291,17 @@ class Told:
         assert self.is_held or self.came == self.taken
 
 
+async def test_g10_no_more_is_read_while_some_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(portions, "TURN_SECONDS", -1.0)
+    told = Told(frozenset())
+    told.send(3 * PORTION)
+    while told.came != told.taken:
+        assert not told.is_reading
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert told.is_reading
+
+
 STEPS: dict[str, Callable[[Told], None]] = {
     "a little": lambda told: told.send(100),
     "some": lambda told: told.send(SMALL),
