@@ -94,7 +94,7 @@ class Annotations:
         if params is None:
             return None
         cursor = params.get("cursor")
-        text = None if cursor is None else wire_format.string_of(cursor)
+        text = wire_format.string_of(cursor)
         if cursor is not None and text is None:
             return None
         known = self._scopes.get(scope)
@@ -149,8 +149,7 @@ class Annotations:
             return False
         self._scopes.move_to_end(scope)
         params = _params(message) or {}
-        name = params.get("name")
-        return name is not None and "task" not in params and wire_format.string_of(name) in known.repeatable
+        return "task" not in params and wire_format.string_of(params.get("name")) in known.repeatable
 
     def _keep(self, scope: Hashable, known: _Known) -> _Known:
         """Remember this of a scope, and forget others where it is too much."""
