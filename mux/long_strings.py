@@ -1,8 +1,8 @@
 """Long strings of a message, checked otherwise than the rest: an image in base64, a file.
 
-The decoder steps over a raw part byte by byte. A parser that makes strings of them reads long ones in a third of the time,
-but makes objects of all else as well. So the decoder is given the text with a short string in the place of each long
-one, and the parser the whole text, where little else is in it.
+The decoder steps over a raw part byte by byte. A parser that makes strings of them reads long ones in a third of the
+time, but makes objects of all else as well. So the decoder is given the text with a short string in the place of each
+long one, and the parser the whole text, where little else is in it.
 """
 
 import re
