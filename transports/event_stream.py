@@ -42,10 +42,11 @@ def encode(data: bytes, *, id: str | None = None, name: str = "message") -> byte
 class EventParser:
     """An incremental parser of one stream. `limit` bounds the bytes of one event, `MAX_EVENTLESS_BYTES` comments.
 
-    What has come of an event counts to what is `unfinished` of its server, where that is given.
+    A stream that goes on after another has the `last_id` of that, until it gives one of its own. What has come of an
+    event counts to what is `unfinished` of its server, where that is given.
     """
 
-    def __init__(self, *, limit: int, unfinished: Unfinished | None = None) -> None:
+    def __init__(self, *, limit: int, unfinished: Unfinished | None = None, last_id: str | None = None) -> None:
         self._limit = limit
         self._unfinished = unfinished
         self._part: Part | None = None
@@ -61,8 +62,10 @@ class EventParser:
         self._name = "message"
         self._retry: int | None = None
         self._changed = False
-        self.last_id: str | None = None
-        """The id to come back with, as the stream has told it so far."""
+        self._id = last_id
+        """That of the event that has begun."""
+        self.last_id = last_id
+        """The id to come back with: that of the last event that was complete, since half a one is to come again."""
 
     def feed(self, chunk: bytes) -> list[ServerEvent]:
         """The events that this chunk completes.
@@ -128,7 +131,7 @@ class EventParser:
         elif field == b"id" and b"\0" not in value:
             if len(value) > MAX_EVENT_ID_BYTES:
                 raise UpstreamFault(f"the server sent an event id longer than {MAX_EVENT_ID_BYTES} bytes")
-            self.last_id = value.decode(errors="replace")
+            self._id = value.decode(errors="replace")
             self._changed = True
         elif field == b"retry" and value.isdigit() and len(value) < 10:
             self._retry = int(value)
@@ -140,4 +143,5 @@ class EventParser:
         self._data.clear()
         self._name, self._retry, self._changed = "message", None, False
         self._event_size = 0
+        self.last_id = self._id
         return ServerEvent(data, name, self.last_id, retry) if data or changed else None

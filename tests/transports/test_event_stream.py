@@ -95,12 +95,21 @@ def test_a_line_feed_after_a_carriage_return_is_no_line_of_its_own() -> None:
     assert parsed(b"data: a\r", b"\ndata: b\r", b"\n", b"\r\n") == [message(b"a\nb")]
 
 
-def test_the_id_to_come_back_with_is_known_before_the_event_is_complete() -> None:
+def test_the_id_to_come_back_with_is_that_of_the_last_event_that_was_complete() -> None:
     parser = EventParser(limit=LIMIT)
+    parser.feed(b"id: 7\ndata: a\n")
     assert parser.last_id is None
-    parser.feed(b"id: 7\ndata: a\n\n")
+    parser.feed(b"\n")
     assert parser.last_id == "7"
-    parser.feed(b"data: b\n\n")
+    assert parser.feed(b"data: b\n\nid: 8\ndata: half") == [message(b"b", "7")]
+    assert parser.last_id == "7"
+    assert parser.feed(b"\n\nid: 9\n\n") == [message(b"half", "8"), message(b"", "9")]
+    assert parser.last_id == "9"
+
+
+def test_a_stream_that_goes_on_after_an_event_has_its_id() -> None:
+    parser = EventParser(limit=LIMIT, last_id="7")
+    assert parser.feed(b"data: a\n\n") == [message(b"a", "7")]
     assert parser.last_id == "7"
 
 

@@ -113,8 +113,7 @@ class Events:
     def __init__(self, last_id: str | None, retry: float | None = None, unfinished: Unfinished | None = None) -> None:
         self.unfinished = unfinished
         """What its events count to before they are complete."""
-        self._parser = EventParser(limit=MAX_EVENT_BYTES, unfinished=unfinished)
-        self._parser.last_id = last_id
+        self._parser = EventParser(limit=MAX_EVENT_BYTES, unfinished=unfinished, last_id=last_id)
         self.retry = FIRST_RETRY_SECONDS if retry is None else retry
         """Seconds to wait before it is taken up again."""
 
@@ -138,7 +137,7 @@ class Events:
         return messages
 
     def anew(self) -> Events:
-        """What goes on after it, with nothing of an event that has begun."""
+        """What goes on after it: an event that has begun is not complete, and comes again."""
         return Events(self.last_id, self.retry, self.unfinished)
 
 

@@ -59,6 +59,16 @@ async def test_a_stream_that_ends_early_is_taken_up_where_it_was_without_a_gap(e
         assert not session.receiver.of("failed")
 
 
+async def test_half_an_event_is_asked_for_again_and_does_not_count_as_heard() -> None:
+    """A server goes on after the event that it is told: by the id of the half, the rest would never come."""
+    reply = '{"jsonrpc":"2.0","id":2,"result":{}}'
+    plays = [[OpenStream(), Send("", event_id="0", retry=SOON), Raw(b"id: 1\ndata: " + reply[:9].encode()), Cut()]]
+    again = [[OpenStream(), Send(reply, event_id="1")]]
+    async with http_bench(call=plays, resume=again) as bench, bench.session() as session:
+        await session.answered(session.request())
+        assert resumed(bench) == ["0"]
+
+
 async def test_what_takes_a_stream_up_belongs_to_the_session() -> None:
     plays = [[OpenStream(), Send("", event_id="é", retry=SOON)]]
     again = [[OpenStream(), Send('{"jsonrpc":"2.0","id":2,"result":{}}')]]
@@ -209,6 +219,14 @@ async def test_the_get_stream_is_taken_up_by_its_last_event_id() -> None:
         assert resumed(bench) == ["g1", "g2"]
         assert len(bench.upstream.of("GET")) == 1
         assert bench.sent("get") == 3
+
+
+async def test_half_an_event_of_the_get_stream_is_asked_for_again() -> None:
+    first: Play = [OpenStream(), Send(told(1), event_id="g1", retry=SOON), Raw(b"id: g2\ndata: " + told(2)), Cut()]
+    again: Play = [OpenStream(), Send(told(2), event_id="g2"), Hang()]
+    async with http_bench(GET=[first], resume=[again]) as bench, bench.session() as session:
+        assert await session.heard(None, 2) == [told(1), told(2)]
+        assert resumed(bench) == ["g1"]
 
 
 @ENDS
