@@ -31,7 +31,7 @@ IDLE_SECONDS: Final = 75.0
 """How long a connection is kept between two requests: longer than clients keep theirs, so that they end it."""
 
 LAST_SECONDS: Final = 1.0
-"""How long a request may take to come whose client could not know that the server ends."""
+"""How long a request has to come whose client could not know that the server ends: from when it could be sent on."""
 
 MAX_STEPS: Final = 16
 """Requests that are told of, and pieces that are read, in a turn of the event loop: others have their turn, too."""
@@ -179,15 +179,15 @@ class HTTPConnection(asyncio.Protocol):
     # uvicorn
 
     def shutdown(self) -> None:
-        """The server ends: so does the connection, with the answers that are due. One that is new may ask first."""
+        """The server ends: so does the connection, once it has waited for `LAST_SECONDS`, or an answer was its last."""
         self.is_leaving = True
-        reader = self._reader
-        if self._active is not None or reader.queue:
+        if self.transport.is_closing():
             return
-        if reader.heads and not (reader.is_in_head or reader.unread):
-            self.transport.close()
+        rest = self.waits_since + LAST_SECONDS - self._listening.loop.time()
+        if rest > 0:
+            self._listening.loop.call_later(min(rest, LAST_SECONDS), self.shutdown)
         else:
-            self._waits_for, self.due = "idle", self._listening.loop.time() + LAST_SECONDS
+            self.transport.close()
 
     # Carrier
 

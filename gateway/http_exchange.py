@@ -93,7 +93,7 @@ class Carrier(Protocol):
     has_left: bool
     """True once the client sends nothing more: it may have gone, and whoever asks is told so."""
     is_leaving: bool
-    """True where the connection is to end with the answers that are due."""
+    """True where an answer that begins from now on is to be its last one."""
     is_write_paused: bool
     answer_heads: AnswerHeads
 
@@ -336,7 +336,7 @@ class HTTPExchange:
             self._body, self._untaken = [], 0
             if self._waker is not None:
                 self._wake()
-            if not self.is_kept or self._carrier.is_leaving:
+            if not self.is_kept:
                 transport.close()
             self._carrier.is_over(self)
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from harness.gateways import until
-from harness.http_serving import GET, echo, said, talking
+from harness.http_serving import GET, answering, echo, said, talking
 from trunkline.gateway import http_connection, http_listening
 from trunkline.gateway.http_listening import HTTPListening
 from trunkline.mux.statistics import Statistics
@@ -74,6 +74,49 @@ async def test_g8_one_that_has_just_connected_as_the_server_ends_and_asks_nothin
         await shut_down(listening)
         assert await reader.read() == b""
         assert not statistics.counts
+
+
+@pytest.mark.parametrize("at", ["the drain", "its end"])
+async def test_g8_who_was_promised_to_be_kept_has_the_time_to_ask_and_be_told(at: str) -> None:
+    may = asyncio.Event()
+    listening = HTTPListening(Statistics())
+    async with talking(answering(b"1", b"2", until=may), listening) as (reader, writer):
+        writer.write(GET % 1)
+        assert b"connection: close" not in await reader.readuntil(b"\r\n\r\n")
+        listening.end()
+        if at == "its end":
+            await shut_down(listening)
+        may.set()
+        await reader.readuntil(b"0\r\n\r\n")
+        writer.write(GET % 2)
+        answer = await reader.read()
+        assert b"connection: close" in answer
+        assert answer.endswith(b"2\r\n0\r\n\r\n")
+
+
+async def test_g8_who_was_promised_to_be_kept_and_asks_nothing_holds_up_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_connection, "LAST_SECONDS", 0.05)
+    may = asyncio.Event()
+    listening = HTTPListening(Statistics())
+    async with talking(answering(b"1", b"2", until=may), listening) as (reader, writer):
+        writer.write(GET % 1)
+        await reader.readuntil(b"\r\n\r\n")
+        await shut_down(listening)
+        may.set()
+        assert (await reader.read()).endswith(b"0\r\n\r\n")
+
+
+async def test_g8_who_has_had_the_time_to_ask_has_no_more_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_connection, "LAST_SECONDS", 0.05)
+    monkeypatch.setattr(http_listening, "LAST_SECONDS", 0.05)
+    monkeypatch.setattr(http_listening, "LOOK_SECONDS", 60.0)
+    listening = HTTPListening(Statistics())
+    async with talking(echo, listening) as (reader, _):
+        await met(listening)
+        listening.end()
+        await listening.ended()
+        await shut_down(listening)
+        assert await reader.read() == b""
 
 
 async def met(listening: HTTPListening) -> None:
