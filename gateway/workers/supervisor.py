@@ -241,8 +241,7 @@ class Supervisor:
                     self._reload.set()
                 elif self._stopping.is_set():
                     logger.warning("%s again: leaving at once", signal.Signals(number).name)
-                    for child in self._children:
-                        child.tell("leave")
+                    self._leave()
                 else:
                     logger.info("%s: draining %d workers", signal.Signals(number).name, len(self._children))
                     self._stop()
@@ -262,6 +261,13 @@ class Supervisor:
         self._first.set()
         for child in self._children:
             child.tell("drain")
+
+    def _leave(self) -> None:
+        for child, process in self._children.items():
+            if child.is_listening:
+                child.tell("leave")
+            else:  # it does not hear before, and holds nothing
+                process.kill()
 
     async def _kill_late(self) -> None:
         await self._stopping.wait()

@@ -38,6 +38,8 @@ async def main():
     note("began")
     if sys.argv[1] == "ends":
         note(f"held-{len(masked)}")
+    if sys.argv[1] == "begins":
+        time.sleep(600)
     if sys.argv[1].isdigit():
         sys.exit(int(sys.argv[1]))
     if sys.argv[1] == "lingers":  # the first one ends when it is told anything, the second one never, others at once
@@ -177,6 +179,16 @@ async def test_a_second_signal_leaves_at_once(tmp_path: Path) -> None:
         await made.until(lambda: len(made.noted("drain")) == 2)
         tell(signal.SIGTERM)
     assert len(made.noted("leave")) == 2
+
+
+async def test_a_second_signal_does_not_wait_for_one_that_has_not_come_up(tmp_path: Path) -> None:
+    async with parent(tmp_path, "begins") as made:
+        await made.until(lambda: made.noted("began"))
+        tell(signal.SIGTERM)
+        tell(signal.SIGINT)
+        with anyio.fail_after(20):
+            await made.ended.wait()
+    assert made.failed is None
 
 
 async def test_one_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
