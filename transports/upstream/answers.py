@@ -6,7 +6,7 @@ import asyncio
 import random
 import re
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeVar
 
 from ...mux.burden import LARGE_BYTES
 from ...mux.envelope import members_of, parse, string_of
@@ -17,6 +17,8 @@ from ..media import STREAM_TYPE, content_type
 from ..parts import keep
 from ..unfinished import Part, Unfinished
 from .http import Answer, ExchangeBroken, Headers
+
+E = TypeVar("E", bound=Exception)
 
 ERROR_BODY_BYTES: Final = 65_536
 """What is read of the body of an HTTP error, or of one that nobody needs."""
@@ -67,6 +69,12 @@ def forgets_session(text: bytes, id: bytes = b"") -> bool:
 
 def nothing() -> None:
     """Stands for the cut of an exchange that has not begun."""
+
+
+def bare(error: E) -> E:
+    """The same without where it came from, which keeps what has come, and leads back to who keeps the error."""
+    error.__traceback__ = error.__context__ = error.__cause__ = None
+    return error
 
 
 class Body:

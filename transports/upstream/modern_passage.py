@@ -29,7 +29,7 @@ from ...mux.request import EXTENSIONS
 from .. import event_stream
 from ..event_stream import EventParser
 from ..media import JSON_TYPE, STREAM_TYPE, content_type
-from .answers import ERROR_BODY_BYTES, Body, nothing
+from .answers import ERROR_BODY_BYTES, Body, bare, nothing
 from .http import ExchangeBroken
 from .http_call import failure_of, refusal
 
@@ -125,6 +125,8 @@ class Passage:
     def close(self) -> None:
         """Nobody takes any more of it. What has not come to its end is cut: to the server, that cancels it."""
         self._finish("cancelled")
+        if self._error is not None:
+            bare(self._error)  # it was raised since
         if self._has_ended:
             return
         if self.outcome in ("ok", "error"):
@@ -267,7 +269,7 @@ class Passage:
         if not self.is_over:
             if isinstance(error, (UpstreamFault, TimedOut)):
                 error.data.setdefault("executed", "unknown")
-            self._error = error
+            self._error = bare(error)
             self._finish(error.reason)
             if not self._has_ended:
                 self._has_ended = True

@@ -4,7 +4,8 @@ None of them waits for the garbage collector, once it is cut.
 """
 
 import asyncio
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 
 import anyio
@@ -39,6 +40,15 @@ async def until(condition: Callable[[], object]) -> None:
     with anyio.fail_after(PATIENCE):
         while not condition():
             await anyio.lowlevel.checkpoint()
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """Nothing is freed but by counting."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.mark.parametrize("play", [BODY, EVENT], ids=["body", "event"])
@@ -98,6 +108,23 @@ async def test_g10_answers_of_2026_07_28(is_stream: bool) -> None:
         passage.close()
         other.close()
         del caught
+        assert unfinished.held == 0
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_g10_of_an_answer_of_2026_07_28_that_failed_nothing_is_kept() -> None:
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(STREAM, chunk(b"data: " + BEGUN), chunk(BEGUN))
+        await peer.closed()
+
+    async with asked(serve) as here:
+        unfinished = here.upstream.unfinished = Unfinished(ROOM)
+        passage = here.send()
+        with pytest.raises(UpstreamFault):
+            await all_of(passage)
+        passage.close()
+        del passage
         assert unfinished.held == 0
 
 
