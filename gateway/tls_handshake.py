@@ -13,7 +13,7 @@ import ssl
 from math import inf
 from typing import TYPE_CHECKING, Final, cast
 
-from .http_connection import HTTPConnection
+from .http_connection import LAST_SECONDS, HTTPConnection
 from .settings import TLS
 
 if TYPE_CHECKING:
@@ -66,6 +66,8 @@ class TLSHandshake(asyncio.Protocol):
         self.waits_since = listening.loop.time()
         """As of an `HTTPConnection`."""
         self._task: asyncio.Task[None]
+        self._end: asyncio.TimerHandle | None = None
+        """Set once the server ends."""
 
     def begin(self, taken: socket.socket, context: ssl.SSLContext) -> None:
         """Make the handshake on this socket, unless there are too many connections: then it is closed."""
@@ -83,10 +85,13 @@ class TLSHandshake(asyncio.Protocol):
         connection = HTTPConnection(self._listening)
         cast("asyncio.Transport", transport).set_protocol(connection)
         connection.connection_made(transport)
+        if self._end is not None:
+            self._end.cancel()
+            connection.shutdown()
 
     def shutdown(self) -> None:
-        """See `HTTPConnection.shutdown`: nothing was asked yet."""
-        self._task.cancel()
+        """See `HTTPConnection.shutdown`: it has as long, and then the connection has."""
+        self._end = self._listening.loop.call_later(LAST_SECONDS, self._task.cancel)
 
     def cut(self, why: str) -> None:
         """See `HTTPConnection.cut`."""

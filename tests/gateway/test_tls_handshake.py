@@ -11,7 +11,7 @@ import pytest
 from harness.certificates import Certificate, certificate
 from harness.gateways import until
 from harness.http_serving import GET, PATIENCE, Connected, echo, said, serving
-from trunkline.gateway import http_listening, tls_handshake
+from trunkline.gateway import http_connection, http_listening, tls_handshake
 from trunkline.gateway.http_listening import HTTPListening
 from trunkline.gateway.settings import TLS
 from trunkline.gateway.tls_handshake import TLSHandshake, server_context
@@ -40,7 +40,7 @@ class Secured:
             self.statistics, tls=server_context(TLS(str(certified.cert), str(certified.key)))
         )
         self.port = 0
-        self._trusting = certified.trusting()
+        self.trusting = certified.trusting()
 
     @property
     def held(self) -> int:
@@ -50,7 +50,7 @@ class Secured:
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[Connected]:
         """A client whose handshake is done."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=self._trusting)
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=self.trusting)
         try:
             yield reader, writer
         finally:
@@ -68,7 +68,7 @@ class Secured:
     def client_side(self) -> tuple[ssl.MemoryBIO, ssl.MemoryBIO, ssl.SSLObject]:
         """A client's TLS without a connection: what comes, what is to be sent, and what it is about."""
         came, due = ssl.MemoryBIO(), ssl.MemoryBIO()
-        return came, due, self._trusting.wrap_bio(came, due, server_hostname="127.0.0.1")
+        return came, due, self.trusting.wrap_bio(came, due, server_hostname="127.0.0.1")
 
 
 @pytest.fixture
@@ -181,7 +181,29 @@ async def test_who_leaves_before_it_said_anything_is_nothing_to_count(secured: S
     assert not secured.statistics.counts
 
 
-async def test_a_server_that_ends_does_not_wait_for_handshakes(certified: Certificate) -> None:
+@pytest.mark.parametrize("asks", [True, False], ids=["asks", "asks nothing"])
+async def test_g8_who_is_in_its_handshake_as_the_server_ends_has_the_time_to_ask(
+    secured: Secured, asks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not asks:
+        monkeypatch.setattr(http_connection, "LAST_SECONDS", 0.05)
+    async with secured.bare() as (reader, writer):
+        await until(lambda: secured.held == 1)
+        secured.listening.end()
+        for connection in list(secured.listening.state.connections):
+            connection.shutdown()
+        await writer.start_tls(secured.trusting, server_hostname="127.0.0.1")
+        if asks:
+            writer.write(GET % 1)
+        answer = await reader.read()
+    assert answer.endswith(b"GET /1 " if asks else b"")
+    assert (b"connection: close" in answer) is asks
+
+
+async def test_a_server_that_ends_does_not_wait_for_handshakes(
+    certified: Certificate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls_handshake, "LAST_SECONDS", 0.05)
     at = Secured(certified)
     async with asyncio.timeout(PATIENCE):
         async with serving(echo, at.listening) as at.port:
@@ -203,7 +225,7 @@ async def test_a_handshake_that_is_given_up_before_it_began_leaves_nothing(certi
         handshake = TLSHandshake(at.listening)
         handshake.begin(theirs, server_context(TLS(str(certified.cert), str(certified.key))))
         assert at.held == 1
-        handshake.shutdown()
+        handshake.cut("gave_way")
         await until(lambda: at.held == 0)
         assert theirs.fileno() == -1
     ours.close()
