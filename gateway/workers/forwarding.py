@@ -113,7 +113,7 @@ class Forwarder:
             try:
                 return await self._app(scope, tape.receive, tape.send)
             except Elsewhere as elsewhere:
-                found = elsewhere
+                found = elsewhere.with_traceback(None)  # that keeps this frame, and with it itself and the body
                 tape.weight = found.lay_down
             if found.identity is not None:
                 scope[IDENTITY] = found.identity  # a ticket is taken once, however often this is asked for
@@ -318,11 +318,17 @@ async def _break_off(conversation: Conversation, lives: Callable[[], Awaitable[b
 
 
 async def _hand_on(conversation: Conversation, tape: Tape) -> None:
-    message: Message = {"type": ""}
     with suppress(Broken):  # it is found where the answer is awaited
-        while not message["type"].endswith(".disconnect"):
-            message = await tape.receive()
-            await conversation.send(Frame("event", message))
+        while not (await _hand_on_next(conversation, tape)).endswith(".disconnect"):
+            pass
+
+
+async def _hand_on_next(conversation: Conversation, tape: Tape) -> str:
+    """Hand on one event; its type. Nobody keeps it who waits for the next: who is cancelled waits for the collector."""
+    message = await tape.receive()
+    await conversation.send(Frame("event", message))
+    kind: str = message["type"]
+    return kind
 
 
 async def _ping(conversation: Conversation, scope: Scope) -> None:

@@ -98,15 +98,7 @@ class _Served:
         """Take what the other side sends, until it is gone."""
         try:
             while True:
-                frame = await self._conversation.receive()
-                if frame.kind == "event":
-                    await self._events.put(frame.payload)
-                elif frame.kind == "pong" and self._pongs:
-                    pong = self._pongs.popleft()
-                    if not pong.done():  # somebody still waits for it
-                        pong.set_result(None)
-                elif frame.kind == "withdrawn":
-                    self._grant.withdraw()
+                await self._hear_next()
         except Broken:
             self._is_broken = True
             gone = {"type": "websocket.disconnect", "code": 1006} if self._is_websocket else {"type": "http.disconnect"}
@@ -116,6 +108,18 @@ class _Served:
             self._pongs.clear()
             while True:
                 await self._events.put(gone)
+
+    async def _hear_next(self) -> None:
+        # On its own: who waits for the next one, and is cancelled, keeps nothing of this one for the garbage collector.
+        frame = await self._conversation.receive()
+        if frame.kind == "event":
+            await self._events.put(frame.payload)
+        elif frame.kind == "pong" and self._pongs:
+            pong = self._pongs.popleft()
+            if not pong.done():  # somebody still waits for it
+                pong.set_result(None)
+        elif frame.kind == "withdrawn":
+            self._grant.withdraw()
 
     async def receive(self) -> Message:
         """See ASGI."""

@@ -1,13 +1,9 @@
 """G10: a large message whose session cannot be opened is let go of at once, without the garbage collector."""
 
-import gc
-import tracemalloc
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 from harness.duplex_clients import SocketClient
 from harness.endpoint_bench import call, front
+from harness.keeping import nothing_kept
 from harness.listening import listening
 from harness.memory_wire import MemoryServer
 from trunkline.mux.errors import UpstreamUnreachable
@@ -21,20 +17,6 @@ LARGE = call(pad="x" * 200_000)
 def opens_nothing(server: MemoryServer) -> None:
     gone = UpstreamUnreachable("gone", executed="no")
     server.answers_initialize = lambda exchange: server.session.receiver.lost(gone)
-
-
-@contextmanager
-def nothing_kept(most: int) -> Iterator[None]:
-    """What is inside may leave so many bytes behind, without a collector."""
-    gc.collect()
-    gc.disable()
-    tracemalloc.start()
-    try:
-        yield
-        assert tracemalloc.get_traced_memory()[0] < most
-    finally:
-        tracemalloc.stop()
-        gc.enable()
 
 
 async def test_g10_a_body_whose_session_cannot_be_opened() -> None:
