@@ -79,6 +79,10 @@ class Duplex:
         self._workflow.streams.note_opened(self.stream, [id])
         return True
 
+    def carrier(self) -> int:
+        """The number of its stream."""
+        return self.stream.number
+
     def add(self, message: bytes) -> None:
         """A message that is no answer."""
         self._workflow.streams.append(self.stream, message)

@@ -116,6 +116,10 @@ class Exchange:
                 self._workflow.streams.note_opened(self.stream, [id])
         return True
 
+    def carrier(self) -> int:
+        """The number of its stream, which it is from now on."""
+        return self.turn_into_stream().number
+
     def answer(self, message: bytes, id: bytes) -> None:
         """One of the answers."""
         self._pending -= 1

@@ -56,6 +56,10 @@ class _Waiting:
         """See `Asker.admit`: these ids are given by one counter."""
         return True
 
+    def carrier(self) -> int:
+        """See `Asker.carrier`: nobody could resume it."""
+        return 0
+
     def add(self, message: bytes) -> None:
         """See `Asker.add`."""
         self._hear(message)

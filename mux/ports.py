@@ -64,6 +64,9 @@ class Asker(Protocol):
     def admit(self, id: bytes) -> bool:
         """Take a request's id; False where it must be refused."""
 
+    def carrier(self) -> int:
+        """The number of the stream on which a message goes that is added next; 0 where it goes on none."""
+
     def add(self, message: bytes) -> None:
         """A message that is no answer."""
 

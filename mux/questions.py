@@ -42,20 +42,23 @@ class _Question(NamedTuple):
 class Questions:
     """The open questions of one workflow, by the numbers that its client knows them by.
 
-    `capabilities` are the client's, raw. Numbers come from `names`; `write` keeps a line for other workers.
+    `capabilities` are the client's, raw. Numbers come from `names`; `write` keeps a line for other workers. `home` is
+    asked for the number of the stream that listens.
     """
 
-    __slots__ = ("_capabilities", "_names", "_open", "_write")
+    __slots__ = ("_capabilities", "_home", "_names", "_open", "_write")
 
     def __init__(
         self,
         capabilities: bytes,
         names: Iterator[int] | None = None,
         write: Callable[[Entry], None] | None = None,
+        home: Callable[[], int] = int,
     ) -> None:
         self._capabilities = members_of(Raw(capabilities)) or {}
         self._names = names or count(1)
         self._write = write
+        self._home = home
         self._open: dict[int, _Question] = {}
 
     def __len__(self) -> int:
@@ -84,6 +87,7 @@ class Questions:
                 params, _ = swap_progress_token(params, lasting_token(number, request.token))
             text = Envelope("request", {**message.members, "params": params}).with_id(spelled)
         self._open[number] = _Question(request, via, asker)
+        request.stream = self._home() if asker is None else asker.carrier()
         self._note(number, request)
         return text
 
@@ -171,10 +175,11 @@ class Questions:
         """True while the question of this number waits for its answer."""
         return number in self._open
 
-    def restore(self, number: int, id: bytes, line: Line, deadline: float) -> None:
-        """What another worker asked this client under this number: of it, the server's own id is known."""
-        request = ServerRequest(Envelope("request", {}, id=id, method=""), None, deadline)
-        self._open[number] = _Question(request, Inherited(line), None)
+    def restore(self, asked: Entry, line: Line, deadline: float) -> None:
+        """What another worker asked this client: of it, the server's own id and the stream are known."""
+        request = ServerRequest(Envelope("request", {}, id=asked.message, method=""), None, deadline)
+        request.stream = asked.stream
+        self._open[asked.n] = _Question(request, Inherited(line), None)
 
     def repeat(self) -> None:
         """Note once more what is open."""
@@ -187,7 +192,7 @@ class Questions:
 
     def _note(self, number: int, request: ServerRequest) -> None:
         if self._write is not None:
-            self._write(Entry("asked", 0, number, request.id))
+            self._write(Entry("asked", request.stream, number, request.id))
 
 
 class Inherited:

@@ -55,8 +55,8 @@ class Kept:
     """All that was kept of a workflow."""
 
     streams: dict[int, KeptStream] = field(default_factory=dict)
-    questions: dict[int, bytes] = field(default_factory=dict)
-    """What the server asked and nobody has answered: the ids that the client knows, and the server's own, raw."""
+    questions: dict[int, Entry] = field(default_factory=dict)
+    """What the server asked and nobody has answered: the ids that the client knows, and what was written of each."""
 
     def stream(self, number: int) -> KeptStream:
         """The stream of this number."""
@@ -93,7 +93,7 @@ def recover(entries: Iterable[Entry]) -> Kept:
             case "other":
                 _count(kept.stream(entry.stream), entry)
             case "asked":
-                kept.questions[entry.n] = entry.message
+                kept.questions[entry.n] = entry
             case _:
                 kept.questions.pop(entry.n, None)
     return kept

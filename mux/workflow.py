@@ -184,7 +184,8 @@ class Workflow:
         """What its server asked and its client has not answered."""
         if self._questions is None:
             write = None if self.kept_log is None else self.kept_log.write
-            self._questions = Questions(self.record.handshake.capabilities, self._ports.names, write)
+            capabilities, names = self.record.handshake.capabilities, self._ports.names
+            self._questions = Questions(capabilities, names, write, lambda: self.streams.home.number)
         return self._questions
 
     @property
@@ -441,7 +442,7 @@ class Workflow:
     def restore(self, kept: Kept, epoch: int, gave: Callable[[int], bool]) -> None:
         """Go on with what was kept of those streams and questions whose numbers `gave` takes, as the writer `epoch`.
 
-        Its client is here: one of its requests is why.
+        What was asked on such a stream comes with it. Its client is here: one of its requests is why.
         """
         self._touched = self._ports.clock()
         self._ports.stir(self)
@@ -453,9 +454,9 @@ class Workflow:
                 restored = self.streams.restore(stream, epoch)
                 if stream.is_wire:
                     self.duplexes.restore(restored, stream.connections)
-        for number, raw in kept.questions.items() if self.ended is None else ():
-            if gave(number) and not self.questions.knows(number):
-                self.questions.restore(number, raw, self.line, self.now() + self.pooling.request_timeout)
+        for number, asked in kept.questions.items() if self.ended is None else ():
+            if (gave(number) or gave(asked.stream)) and not self.questions.knows(number):
+                self.questions.restore(asked, self.line, self.now() + self.pooling.request_timeout)
 
     def _repeat(self) -> None:
         """Note once more what another worker would have to know of it."""

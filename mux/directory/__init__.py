@@ -98,7 +98,8 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     `event`: `message` was appended at position n; `last` if it is the last one.
     `tally`: how the client counts on the nth connection of a wire that carries everything: `message` is of `Tally`.
     `other`: of what it counts on the connection that `message` spells, the nth is a message of another stream.
-    `asked`: the server's request that the client knows by the integer n; `message` is the server's own raw id.
+    `asked`: the stream carries a request of the server's that the client knows by the integer n; `message` is the
+    server's own raw id.
     `settled`: that question n is answered or void.
     """
 

@@ -1,13 +1,14 @@
 """Who is asked for what a worker gave a name to: a stream, a question, a wire; wherever the workflow is by then."""
 
 import json
+from typing import Literal
 
 import pytest
 from harness.clustering import Member, Workers, journal, resume, streamed, until, workers
 from harness.memory_wire import message
-from harness.muxing import ALICE, events, initialize, settle, some
+from harness.muxing import ALICE, events, initialize, request, response, settle, some
 from trunkline.mux.directory import LEASE_SECONDS, Entry
-from trunkline.mux.envelope import parse
+from trunkline.mux.envelope import Envelope, parse
 from trunkline.mux.errors import Elsewhere
 from trunkline.mux.event_log import Position
 from trunkline.mux.placement import NAMES, Concern, concern_of
@@ -152,6 +153,76 @@ async def test_a_wire_that_was_left_does_not_come_back_with_a_stream_of_who_has_
         member, _ = await resume(at, b, Position(held.record.event_token, a.number * NAMES + 1000, 1, 1).spell())
         assert member is b
         assert held.duplexes.newest is None
+
+
+QUESTION = message("sampling/createMessage", {"messages": [], "maxTokens": 1}, id="q1")
+On = Literal["call", "wire", "stream"]
+ALONE: tuple[On, ...] = ("call", "wire", "stream")
+
+
+async def asked(at: Workers, member: Member, on: On) -> tuple[str, Envelope]:
+    """The session id of a workflow whose client was asked something on what its holder alone has; and its answer."""
+    workflow = (await member.client(message=initialize(capabilities={"sampling": {}}))).workflow
+    if on == "stream":
+        reader = workflow.streams.attach_standalone()
+        at.server.session.tell(QUESTION)
+    else:
+        duplex = workflow.duplexes.new()
+        reader = duplex.attach()
+        duplex.meet(duplex.tally)
+        if on == "wire":
+            at.server.session.tell(QUESTION)
+        else:
+            workflow.calls.take(request(), duplex, {})
+            (await at.server.got("tools/call")).say(QUESTION)
+    [(_, text)] = await some(reader)
+    reader.close()
+    return workflow.record.session_id, response(json.loads(text)["id"], {"n": 1})
+
+
+@pytest.mark.parametrize("on", ALONE)
+async def test_g8_what_a_drained_worker_asked_on_a_wire_is_answered_where_that_is_while_it_lives(on: On) -> None:
+    async with workers() as at:
+        a, b, c = [await at.start() for _ in range(3)]
+        session_id, answer = await asked(at, a, on)
+        for before, after in ((a, b), (b, c)):
+            await before.pool.drain(0)
+            await settle()
+            held = (await after.find(session_id)).workflow
+        held.respond(answer)
+        assert (await at.server.got("response")).json == {"jsonrpc": "2.0", "id": "q1", "result": {"n": 1}}
+        assert c.pool.statistics.total("unknown_answers") == 0
+
+
+@pytest.mark.parametrize("on", ALONE)
+async def test_r4_so_it_is_refused_there_where_nobody_answers(on: On) -> None:
+    async with workers(request_timeout=1) as at:
+        a, b = await at.start(), await at.start()
+        session_id, _ = await asked(at, a, on)
+        await a.pool.drain(0)
+        await settle()
+        (await b.find(session_id)).workflow.streams.attach_standalone()
+        await at.pass_time(13)
+        refused = (await at.server.got("response")).json
+        assert (refused["id"], refused["error"]["code"]) == ("q1", -31004)
+
+
+async def test_what_was_asked_beside_a_holder_that_was_drained_stays_with_its_stream() -> None:
+    async with workers() as at:
+        a, b, c = [await at.start() for _ in range(3)]
+        session_id = (await a.client(message=initialize(capabilities={"sampling": {}}))).workflow.record.session_id
+        _, reader = await streamed(c, await c.beside(session_id))
+        (await at.server.got("tools/call")).say(QUESTION)
+        [(_, text)] = await some(reader)
+        answer = response(json.loads(text)["id"])
+        await journal(c)
+        await a.pool.drain(0)
+        await settle()
+        assert not (await b.find(session_id)).workflow.knows(json.loads(text)["id"])
+        member, workflow = await at.serve(session_id, b, concern_of([answer]))
+        assert member is c
+        workflow.respond(answer)
+        assert (await at.server.got("response")).json["id"] == "q1"
 
 
 async def test_g3_an_answer_of_who_names_a_key_goes_to_the_worker_that_asked() -> None:

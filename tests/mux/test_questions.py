@@ -168,11 +168,45 @@ def test_questions_are_noted_for_who_comes_after() -> None:
 
 
 @pytest.mark.anyio
+async def test_with_them_is_noted_which_stream_carries_them_and_by_who_goes_on_with_them_too() -> None:
+    async with bench() as at:
+        client = await at.client(message=initialize(capabilities={"roots": {}}))
+        exchange = client.call()
+        noted: list[Entry] = []
+        questions = Questions(ALL, iter(range(40, 50)), noted.append, lambda: 7)
+        for asker in (None, exchange):
+            questions.ask(ServerRequest(asks(), None, 0), asks(), Via(), asker)
+        assert exchange.stream is not None
+        questions.restore(Entry("asked", 9, 30, b'"q"'), client.workflow.line, inf)
+        questions.repeat()
+        carried = [(40, 7), (41, exchange.stream.number), (30, 9)]
+        assert [(entry.n, entry.stream) for entry in noted] == [*carried[:2], *carried]
+        client.leave()
+
+
+@pytest.mark.anyio
+async def test_r4_what_another_worker_asked_is_refused_when_its_time_is_over() -> None:
+    async with bench() as at:
+        workflow, questions = (await at.client()).workflow, Questions(ALL)
+        ask(questions, Via())
+        assert questions.due == inf, "what is asked here is timed out where it was asked"
+        for number, deadline in ((77, 10), (78, 20)):
+            questions.restore(Entry("asked", 0, number, b"%d" % (number * 2)), workflow.line, deadline)
+        assert questions.due == 10
+        assert questions.expire(9) == []
+        [told] = questions.expire(10)
+        assert json.loads(told)["params"] == {"requestId": 77, "reason": "timed out"}
+        refused = (await at.server.got("response")).json
+        assert (refused["id"], refused["error"]["code"]) == (154, -31004)
+        assert (questions.due, questions.knows(77), questions.knows(78)) == (20, False, True)
+
+
+@pytest.mark.anyio
 async def test_what_another_worker_asked_is_answered_under_the_servers_own_id() -> None:
     async with bench() as at:
         workflow = (await at.client(message=initialize(capabilities={"roots": {}}))).workflow
-        workflow.questions.restore(77, b'"q"', workflow.line, inf)
-        workflow.questions.restore(78, b"5", workflow.line, inf)
+        workflow.questions.restore(Entry("asked", 0, 77, b'"q"'), workflow.line, inf)
+        workflow.questions.restore(Entry("asked", 0, 78, b"5"), workflow.line, inf)
         workflow.respond(response(77, {"n": 1}))
         assert (await at.server.got("response")).json == {"jsonrpc": "2.0", "id": "q", "result": {"n": 1}}
         workflow.respond(response(77, {"n": 2}))

@@ -60,6 +60,7 @@ def test_a_wire_that_carries_everything_and_where_its_connection_began() -> None
     kept = recover([first, event(1), second, *others, Entry("opened", 7, 0, b"[5]")])
     stream = kept.streams[7]
     assert (stream.is_wire, list(stream.waiting.values())) == (True, [b"5"])
+    assert (kept.is_wire(7), kept.is_wire(8)) == (True, False)
     assert [tally.connection for tally in stream.connections] == [1, 2]
     assert [tally.position(2) for tally in stream.connections] == [2, 2], "one of them is another stream's"
 
@@ -67,7 +68,7 @@ def test_a_wire_that_carries_everything_and_where_its_connection_began() -> None
 def test_questions_that_wait() -> None:
     asked = [Entry("asked", 0, n, b'"q%d"' % n) for n in (1, 2, 3)]
     kept = recover([*asked, Entry("settled", 0, 2), Entry("settled", 0, 9)])
-    assert kept.questions == {1: b'"q1"', 3: b'"q3"'}
+    assert kept.questions == {1: asked[0], 3: asked[2]}
 
 
 @pytest.mark.parametrize("message", [b"no json", b'{"jsonrpc":"2.0","method":"x"}', b""])
