@@ -31,7 +31,7 @@ from .ports import Answerable, Asker, Caller, Headers, Line, Opened
 from .questions import Questions
 from .record import WorkflowRecord
 from .recovery import Kept, Known
-from .request import ServerRequest
+from .request import EXTENSIONS, ServerRequest
 from .routing import place
 from .statistics import Statistics
 from .streams import Streams
@@ -454,9 +454,10 @@ class Workflow:
                 restored = self.streams.restore(stream, epoch)
                 if stream.is_wire:
                     self.duplexes.restore(restored, stream.connections)
+        deadline = self.now() + self.pooling.request_timeout * EXTENSIONS  # as `Demux` gives it
         for number, asked in kept.questions.items() if self.ended is None else ():
             if (gave(number) or gave(asked.stream)) and not self.questions.knows(number):
-                self.questions.restore(asked, self.line, self.now() + self.pooling.request_timeout)
+                self.questions.restore(asked, self.line, deadline)
 
     def _repeat(self) -> None:
         """Note once more what another worker would have to know of it."""
