@@ -85,6 +85,7 @@ class Channel:
         "_config",
         "_demux",
         "_draining",
+        "_has_warned",
         "_may_write",
         "_movable",
         "_owners",
@@ -114,6 +115,8 @@ class Channel:
         self.is_closing = False
         """True once it was told to close."""
         self._draining: TrunklineError | None = None
+        self._has_warned = False
+        """True once its server sent what is no message and names no call: one that prints may do so all the time."""
         self.ids = IdSupply(self._demux, config.draw_ids, config.server)
         """Where the ids of its requests come from."""
         self.listening = Listening(config.clock, is_begun=config.listen, may_rest=config.may_rest)
@@ -412,7 +415,8 @@ class Channel:
             self._perform(self._demux.fail(request, fault))
             if request is not origin:
                 self._let_go(request)
-        else:  # nobody else is told, and who waits for what was lost in it may wait for long
+        elif not self._has_warned:  # nobody else is told, and who waits for what was lost in it may wait for long
+            self._has_warned = True
             logger.warning("%s; it names no call", fault.message, extra={"server": self._config.server})
 
     def _let_go(self, request: Request) -> None:

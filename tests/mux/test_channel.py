@@ -120,6 +120,15 @@ async def test_what_a_server_prints_that_names_no_call_is_in_the_log(
         assert "result" in await client.answer(pending)
 
 
+async def test_g9_a_server_that_prints_all_the_time_is_in_the_log_once(caplog: pytest.LogCaptureFixture) -> None:
+    async with bench() as at:
+        await at.client()
+        for n in range(3):
+            at.server.session.tell(b"line %d" % n)
+        assert len([record for record in caplog.records if record.name == Channel.__module__]) == 1
+        assert at.counts["upstream_faults", "x"] == 3
+
+
 @pytest.mark.parametrize(
     "members",
     [b'"jsonrpc":"2.0","result":null', b'"jsonrpc":"2.0","result":[],"error":{}', b'"result":{}'],
