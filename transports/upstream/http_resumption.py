@@ -12,7 +12,7 @@ from ...mux.errors import SessionLost, TrunklineError, UpstreamFault
 from ...mux.request import Request
 from ..media import STREAM_TYPE, content_type
 from ..unfinished import Unfinished
-from .answers import NOT_NOW, Ask, Events, nothing
+from .answers import NOT_NOW, Ask, Events, bare, nothing
 from .http import ExchangeBroken, Headers
 
 RESUME_ATTEMPTS: Final = 5
@@ -32,10 +32,9 @@ async def resume(
     a stream to be asked again (rule T7), it is, for as long as the request waits.
     """
 
-    def take(text: bytes) -> None:
+    def take(text: bytes) -> bool:
         hand_on(text)
-        if request.state == "done":
-            resumed.stop()
+        return request.state == "done"
 
     attempts = 0
     while events.last_id is not None and attempts < RESUME_ATTEMPTS:
@@ -51,7 +50,7 @@ async def resume(
         attempts += 1
         if heard.events is not None:
             is_well = heard.events.last_id != events.last_id or (may_end and heard.error is None)
-            attempts, events = 0 if is_well else attempts, heard.events.anew()
+            attempts, events = 0 if is_well else attempts, heard.events
     return SessionLost("the server's stream ended before its answer and cannot be taken up", executed="unknown")
 
 
@@ -64,6 +63,7 @@ async def _heard(resumed: ResumedStream, ask: Ask, last_id: str) -> Heard:
         return Heard(0, None, fault)
     finally:
         resumed.cut()
+        resumed.cut = nothing  # which leads here: no stream waits for the garbage collector
 
 
 class Heard(NamedTuple):
@@ -72,16 +72,19 @@ class Heard(NamedTuple):
     status: int
     """0 where no answer came."""
     events: Events | None
-    """None where the answer was no stream."""
+    """What goes on after it; None where the answer was no stream."""
     error: ExchangeBroken | UpstreamFault | None
 
 
 class ResumedStream:
-    """A stream that is taken up where it broke, by a GET: its messages are handed on. Implements `Answer`."""
+    """A stream that is taken up where it broke, by a GET. Implements `Answer`.
+
+    Its messages are handed on; who takes them returns true once nothing more is needed.
+    """
 
     def __init__(
         self,
-        hand_on: Callable[[bytes], None],
+        hand_on: Callable[[bytes], object],
         last_id: str | None,
         retry: float | None = None,
         unfinished: Unfinished | None = None,
@@ -93,10 +96,6 @@ class ResumedStream:
         self.cut: Callable[[], None] = nothing
         self.over: asyncio.Future[Heard] = asyncio.get_running_loop().create_future()
         """Done when the stream has ended, broke, or is none."""
-
-    def stop(self) -> None:
-        """Nothing more is needed of it."""
-        self._finish(None)
 
     def began(self, status: int, headers: Headers) -> None:
         """See `Answer.began`."""
@@ -111,10 +110,11 @@ class ResumedStream:
             try:
                 messages = self._events.add(chunk)
             except UpstreamFault as fault:
-                self._finish(fault)
+                self._finish(bare(fault))
                 return
             for text in messages:
-                self._hand_on(text)
+                if self._hand_on(text):
+                    self._finish(None)
 
     def ended(self, error: ExchangeBroken | None) -> None:
         """See `Answer.ended`."""
@@ -122,4 +122,5 @@ class ResumedStream:
 
     def _finish(self, error: ExchangeBroken | UpstreamFault | None) -> None:
         if not self.over.done():
+            self._events = self._events.anew()
             self.over.set_result(Heard(self._status, self._events if self._is_stream else None, error))

@@ -24,7 +24,7 @@ from ...mux.ports import NONE, Headers, Receiver, SendKind, Wire
 from ...mux.request import Request
 from ..event_stream import EventParser
 from ..media import STREAM_TYPE, content_type
-from .answers import ERROR_BODY_BYTES, Body, nothing
+from .answers import ERROR_BODY_BYTES, Body, bare, nothing
 from .http import Answer, ExchangeBroken, Fence, HeaderBlock, Withheld, target_within
 from .http_call import failure_of, refusal
 from .http_connector import VERSION_HEADER_SINCE, HTTPConnector
@@ -104,6 +104,8 @@ class _SSEWire:
         except UpstreamFault:
             self._connector.count_fault()
             raise
+        finally:
+            del stream  # what it fails with leads here, and would keep what has come
 
     # Wire
 
@@ -327,7 +329,7 @@ class _Stream:
             return
         self._is_stopped = True
         if not self.endpoint.done():
-            self.endpoint.set_exception(error)
+            self.endpoint.set_exception(bare(error))
             self.endpoint.exception()  # nobody may be waiting any longer
         else:
             self._over(error.message, is_fault=True)

@@ -40,7 +40,8 @@ async def test_an_answer_that_is_no_stream_is_over_at_once(status: int, headers:
 
 async def test_a_resumed_stream_ends_with_what_broke_it() -> None:
     broken = ExchangeBroken("cut", sent=True)
-    never, cut, huge, enough = (ResumedStream(lambda text: None, None) for _ in range(4))
+    never, cut, huge = (ResumedStream(lambda text: None, None) for _ in range(3))
+    enough = ResumedStream(lambda text: True, None)
     never.ended(broken)
     assert await never.over == (0, None, broken)
     cut.began(200, STREAM)
@@ -51,7 +52,7 @@ async def test_a_resumed_stream_ends_with_what_broke_it() -> None:
     huge.came(b"more")
     assert isinstance((await huge.over).error, UpstreamFault)
     enough.began(200, STREAM)
-    enough.stop()
+    enough.came(b"data: one\n\n")
     enough.ended(broken)
     assert (await enough.over).error is None
 

@@ -15,7 +15,7 @@ from harness.http_bench import http_bench
 from harness.modern_bench import STREAM, all_of, answer, asked, chunk
 from harness.one_stream import over_sse
 from harness.raw_http import PATIENCE, Peer, serving
-from harness.upstream_scripted import Cut, Hang, OpenStream, Play, Raw, Send
+from harness.upstream_scripted import Cut, Hang, OpenStream, Pause, Play, Raw, Send
 from trunkline.mux.errors import UpstreamFault
 from trunkline.mux.ports import MovableWire
 from trunkline.mux.statistics import Statistics
@@ -74,6 +74,43 @@ async def test_g10_of_an_event_that_was_cut_nothing_is_kept_until_its_stream_is_
         await bench.upstream.saw("resume")
         assert request.state == "pending"
         assert bench.connector.unfinished.held == 0
+
+
+TAKEN_UP: Play = [OpenStream(), Send(told(1), event_id="1", retry=1), Cut()]
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_g10_of_an_event_that_was_cut_again_nothing_is_kept_until_its_stream_is_taken_up() -> None:
+    cut: Play = [*EVENT[:-1], Cut()]
+    async with http_bench(call=[TAKEN_UP], resume=[cut, cut, [Hang()]]) as bench, bench.session() as session:
+        bench.connector.unfinished = Unfinished(ROOM)
+        request = session.request()
+        for times in (2, 3):
+            await bench.upstream.saw("resume", times)
+            assert bench.connector.unfinished.held == 0
+        assert request.state == "pending"
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_g10_of_a_stream_that_was_taken_up_nothing_is_kept_once_its_call_is_abandoned() -> None:
+    async with http_bench(call=[TAKEN_UP], resume=[EVENT]) as bench, bench.session() as session:
+        unfinished = bench.connector.unfinished = Unfinished(ROOM)
+        request = session.request()
+        await until(lambda: unfinished.held >= len(BEGUN))
+        session.wire.abandon(request)
+        await until(lambda: not unfinished.held)
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_g10_of_a_stream_that_was_taken_up_nothing_is_kept_once_its_call_has_failed() -> None:
+    more: Play = [*EVENT[:-1], Pause("more"), Raw(BEGUN), Hang()]
+    async with http_bench(call=[TAKEN_UP], resume=[more]) as bench, bench.session() as session:
+        unfinished = bench.connector.unfinished = Unfinished(ROOM)
+        request = session.request()
+        await until(lambda: unfinished.held >= len(BEGUN))
+        bench.upstream.open("more")
+        assert (await session.failure(request)).data == LIMIT
+        await until(lambda: not unfinished.held)
 
 
 async def test_g10_the_stream_of_what_is_told_unasked() -> None:
@@ -142,6 +179,22 @@ async def test_g10_the_stream_of_http_and_sse() -> None:
             assert not one.receiver.of("lost")
         await connector.close()
         await until(lambda: not unfinished.held)
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_g10_of_a_stream_of_http_and_sse_that_failed_before_it_said_where_messages_go() -> None:
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(STREAM, chunk(b"data: " + BEGUN), chunk(BEGUN))
+        await peer.closed()
+
+    async with serving(serve) as server:
+        connector = SSEConnector("x", server.url, Statistics())
+        unfinished = connector.unfinished = Unfinished(ROOM)
+        with pytest.raises(UpstreamFault):
+            await AsyncExitStack().enter_async_context(connector.connect(Receiver(), NONE, listen=True))
+        await connector.close()
+        assert unfinished.held == 0
 
 
 async def test_g10_messages_on_websockets() -> None:
