@@ -300,11 +300,17 @@ class Cluster:
             return True
         return not known.is_own if number == self.number else self.members.has_lived(number, known.reading)
 
-    async def seek(self, concern: Concern, server: str, workflow: Workflow | None) -> None:
-        """As `direct`, unless no other one may have parts of what lives here as `workflow`: it would be sent back."""
+    async def seek(self, concern: Concern, server: str, workflow: Workflow | None, read: Read) -> None:
+        """As `direct`, unless no other one may have parts of what lives here as `workflow`: it would be sent back.
+
+        So it would be by who let go of what nobody holds: that is taken over first.
+        """
         upstream = self._generations.current.get(server)
         reuse = workflow.pooling.reuse if workflow else upstream.pooling.reuse if upstream else "workflow"
-        if reuse != "user" and (workflow is None or may_have_parts(workflow.record, reuse)):
+        if reuse == "user" or (workflow is not None and not may_have_parts(workflow.record, reuse)):
+            return
+        record = None if workflow is not None else await read()
+        if record is None or record.worker:
             await self.direct(concern.worker)
 
     async def direct(self, number: int) -> None:

@@ -260,7 +260,7 @@ class Lookup:
         here = [found for found in here if found.opened.done()]
         known = next((found for found in here if concern.name and found.knows(concern.name)), None)
         if known is None and concern.name:
-            await cluster.seek(concern, server, next(iter(here), None))
+            await cluster.seek(concern, server, next(iter(here), None), read)
         is_any = concern.are_calls or concern.worker == cluster.number
         fit = (found for found in here if is_any or self._residents.held.has(found))
         found = known or next(fit, None) or await cluster.find(read, principal, server, concern)

@@ -195,6 +195,19 @@ async def test_g8_what_a_drained_worker_asked_on_a_wire_is_answered_where_that_i
 
 
 @pytest.mark.parametrize("on", ALONE)
+async def test_g8_so_it_is_where_the_answer_is_the_first_that_its_client_sends_to_another_worker(on: On) -> None:
+    async with workers() as at:
+        a, b = await at.start(), await at.start()
+        session_id, answer = await asked(at, a, on)
+        await a.pool.drain(0)
+        await settle()
+        member, held = await at.serve(session_id, b, concern_of([answer]))
+        assert member is b
+        held.respond(answer)
+        assert (await at.server.got("response")).json["id"] == "q1"
+
+
+@pytest.mark.parametrize("on", ALONE)
 async def test_r4_so_it_is_refused_there_where_nobody_answers(on: On) -> None:
     async with workers(request_timeout=1) as at:
         a, b = await at.start(), await at.start()
