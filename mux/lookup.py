@@ -257,10 +257,11 @@ class Lookup:
         """What does not live here, or not all of it, where it may be used here; `here` is what does."""
         cluster = self._cluster
         assert cluster is not None, "without other workers all that there is lives here"
+        standing = next(iter(here), None)
         here = [found for found in here if found.opened.done()]
         known = next((found for found in here if concern.name and found.knows(concern.name)), None)
         if known is None and concern.name:
-            await cluster.seek(concern, server, next(iter(here), None), read)
+            await cluster.seek(concern, server, standing, read)
         is_any = concern.are_calls or concern.worker == cluster.number
         fit = (found for found in here if is_any or self._residents.held.has(found))
         found = known or next(fit, None) or await cluster.find(read, principal, server, concern)

@@ -100,6 +100,23 @@ async def test_g10_names_that_a_client_makes_up_of_who_was_paused_send_it_in_no_
         assert len(reads) <= 1, "not for each of them"
 
 
+async def test_g10_nor_do_they_while_who_took_over_opens_another_session() -> None:
+    async with workers(movable=False, stateless=True) as at:
+        a, b = await at.start(), await at.start()
+        record = (await a.client()).workflow.record
+        await journal(a)
+        at.clock.advance(LEASE_SECONDS)
+        await b.beat()
+        at.server.pause("initialize")
+        opening = await b.pool.lookup.find(ANONYMOUS, "x", record.session_id)
+        assert not opening.opened.done()
+        await a.beat()
+        await settle()
+        made_up = Position(record.event_token, a.number * NAMES + 1000, 1, 1)
+        assert await b.pool.lookup.find_position(ANONYMOUS, "x", made_up) is opening
+        at.server.let("initialize")
+
+
 def numbered(n: int) -> bytes:
     return message("notifications/message", {"data": n})
 
