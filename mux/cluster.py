@@ -262,6 +262,7 @@ class Cluster:
         """The numbers of those who live and may have parts of a workflow; since which reading others may leave more."""
         if may_have_parts(record, reuse):
             return await self._living(), self.members.reading
+        self.members.demand_settled()  # whoever took it over may be about to say so once more
         return set(), self.members.reading + 1
 
     async def restore(self, workflow: Workflow, concern: Concern) -> None:

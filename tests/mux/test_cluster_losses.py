@@ -55,6 +55,29 @@ async def test_g7_what_a_directory_lost_of_a_workflow_is_told_to_it_again() -> N
         assert len(at.server.of("initialize")) == 1
 
 
+async def test_g7_what_nobody_seems_to_hold_is_left_to_who_may_be_about_to_tell_of_it_again() -> None:
+    """Where no other one may have parts of it, who lives is not asked for."""
+    async with workers(movable=False, stateless=True) as at:
+        a, b, c = [await at.start() for _ in range(3)]
+        session_id = (await a.client()).workflow.record.session_id
+        await a.pool.drain(1)
+        await settle()
+        let_go = await at.directory.get(session_id)
+        assert let_go is not None
+        held = (await b.find(session_id)).workflow
+        at.directory.go_back(let_go)
+        b.view.is_cut = True
+        at.directory._tell("")
+        await settle()
+        with pytest.raises(DirectoryUnavailable):
+            await c.find(session_id)
+        b.view.is_cut = False
+        await at.pass_time(LEASE_SECONDS)
+        with pytest.raises(Elsewhere) as elsewhere:
+            await c.find(session_id)
+        assert (elsewhere.value.worker, held.ended) == (b.members.worker.id, None)
+
+
 async def test_e4_which_ids_were_drawn_is_told_again_though_that_fails_at_first() -> None:
     async with workers() as at:
         a, b, client = await gone_back(at)
