@@ -13,6 +13,7 @@ from ..mux.upstream import ChannelMaker, Upstream
 from ..transports.endpoint import Connections
 from ..transports.modern import ModernRequests
 from ..transports.tracing import Tracer
+from ..transports.unfinished import Unfinished
 from ..transports.upstream.auto import AutoConnector, RotatingConnector, connector_for
 from ..transports.upstream.credentials import Credential, TokenSource
 from ..transports.upstream.modern_http import ModernHTTPServer
@@ -31,6 +32,8 @@ class Site:
     modern: ModernRequests | None
     modern_server: ModernHTTPServer | None
     connections: Connections
+    unfinished: Unfinished
+    """What the server has sent of large messages that are not complete, under whatever generation."""
     released: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once the pool has nothing open under these settings, after others have come to hold."""
 
@@ -60,12 +63,15 @@ def site_of(
 ) -> Site:
     """The server of that name, built from these settings; with the open connections of what was served `before`.
 
+    What that counted of the server counts on.
+
     Raises:
         SettingsError: they ask for what the SDK that is installed cannot do.
     """
     server, pooling = settings.servers[name], settings.pooling_for(name)
     credential = credential_for(name, server, statistics)
-    connector = connector_to(name, server, statistics, credential)
+    unfinished = before.unfinished if before is not None else Unfinished()
+    connector = connector_to(name, server, statistics, credential, unfinished)
     modern_server, modern = None, None
     if "modern" in server.eras and isinstance(connector, AutoConnector):
         streamable = connector.streamable
@@ -76,6 +82,7 @@ def site_of(
             statistics,
             timeout=pooling.request_timeout,
             offers=(*LEGACY, *REVISIONS) if "legacy" in server.eras else REVISIONS,
+            unfinished=unfinished,
         )
         connector.when_unopened = modern_server.doubt_sessions
         modern = ModernRequests(
@@ -88,14 +95,28 @@ def site_of(
         )
     upstream = _upstream(name, settings, generation, connector)
     connections = before.connections if before is not None else Connections()
-    return Site(server, upstream, connector, credential, modern, modern_server, connections)
+    return Site(server, upstream, connector, credential, modern, modern_server, connections, unfinished)
 
 
-def connector_to(name: str, server: Server, statistics: Statistics, credential: Credential | None) -> RotatingConnector:
+def connector_to(
+    name: str,
+    server: Server,
+    statistics: Statistics,
+    credential: Credential | None,
+    unfinished: Unfinished | None = None,
+) -> RotatingConnector:
     """What opens sessions with a server, by its settings and the credential that they ask for."""
     if server.process:
         return connector_for(name, statistics, command=server.process, env=server.env)
-    return connector_for(name, statistics, url=server.url, headers=server.headers, ca=server.ca, credential=credential)
+    return connector_for(
+        name,
+        statistics,
+        url=server.url,
+        headers=server.headers,
+        ca=server.ca,
+        credential=credential,
+        unfinished=unfinished,
+    )
 
 
 def _upstream(name: str, settings: Settings, generation: int, connector: RotatingConnector) -> Upstream:

@@ -17,6 +17,7 @@ from ...mux.errors import TrunklineError, UpstreamFault
 from ...mux.ports import NONE, Connector, Headers, MovableWire, Receiver, SendKind, Wire
 from ...mux.request import Request
 from ...mux.statistics import Statistics
+from ..unfinished import Unfinished
 from .answers import nothing
 from .credentials import Credential
 from .http_client import Trusted
@@ -62,8 +63,11 @@ def connector_for(
     credential: Credential | None = None,
     env: Mapping[str, str] | None = None,
     cwd: str | Path | None = None,
+    unfinished: Unfinished | None = None,
 ) -> RotatingConnector:
     """The connector that a server's settings ask for: either `url` or `command` is given.
+
+    What the server sends counts to what is `unfinished` of it, where others lead there as well.
 
     Raises:
         ValueError: a URL, command or header that cannot be used; a credential for a server without HTTP.
@@ -78,12 +82,13 @@ def connector_for(
         return StdioConnector(server, command, statistics, env=env, cwd=cwd)
     scheme = urlsplit(url).scheme
     if scheme in ("ws", "wss"):
-        return WebSocketConnector(server, url, statistics, headers=headers, ca=ca)
+        return WebSocketConnector(server, url, statistics, headers=headers, ca=ca, unfinished=unfinished)
+    make: type[AutoConnector | SSEConnector] = AutoConnector
     if scheme in ("sse+http", "sse+https"):
-        return SSEConnector(server, url.partition("+")[2], statistics, headers=headers, ca=ca, credential=credential)
-    if scheme not in ("http", "https"):
+        make, url = SSEConnector, url.partition("+")[2]
+    elif scheme not in ("http", "https"):
         raise ValueError("a URL begins with http, https, sse+http, sse+https, ws or wss; a command is a list")
-    return AutoConnector(server, url, statistics, headers=headers, ca=ca, credential=credential)
+    return make(server, url, statistics, headers=headers, ca=ca, credential=credential, unfinished=unfinished)
 
 
 class AutoConnector:
@@ -104,12 +109,15 @@ class AutoConnector:
         headers: Headers | None = None,
         ca: Trusted = "",
         credential: Credential | None = None,
+        unfinished: Unfinished | None = None,
     ) -> None:
         self.server = server
-        self.streamable = StreamableHTTPConnector(
-            server, url, statistics, headers=headers, ca=ca, credential=credential
+        streamable = self.streamable = StreamableHTTPConnector(
+            server, url, statistics, headers=headers, ca=ca, credential=credential, unfinished=unfinished
         )
-        self.sse = SSEConnector(server, url, statistics, headers=headers, http=self.streamable.http)
+        self.sse = SSEConnector(
+            server, url, statistics, headers=headers, http=streamable.http, unfinished=streamable.unfinished
+        )
         self.kind: HTTPKind | None = None
         """What the server is known to speak."""
         self.when_unopened: Callable[[], None] = nothing

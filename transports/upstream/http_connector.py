@@ -21,7 +21,8 @@ VERSION_HEADER_SINCE: Final = "2025-06-18"
 class HTTPConnector:
     """The way to one server. `headers` and the `credential` go with every request.
 
-    One HTTP client serves all sessions, `http` where it is given; `close` it after they have ended.
+    What the server sends counts to what is `unfinished` of it, where others lead there as well. One HTTP client serves
+    all sessions, `http` where it is given; `close` it after they have ended.
 
     Raises:
         ValueError: a URL or headers that cannot be used.
@@ -40,12 +41,13 @@ class HTTPConnector:
         ca: Trusted = "",
         credential: Credential | None = None,
         http: HTTPClient | None = None,
+        unfinished: Unfinished | None = None,
     ) -> None:
         self.server = server
         self.url = url
         self.http = http or http_client(url, ca, credential)
         self.headers = self._with_own(headers or NONE)
-        self.unfinished = Unfinished()
+        self.unfinished = unfinished or Unfinished()
         """What the server has sent of large messages that are not complete."""
         self._statistics = statistics
 

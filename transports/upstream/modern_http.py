@@ -58,12 +58,13 @@ class ModernHTTPServer:
         *,
         timeout: float,
         offers: Collection[str] = (*LEGACY, *modern.REVISIONS),
+        unfinished: Unfinished | None = None,
     ) -> None:
         self.server = server
         self.timeout = timeout
         self.offers = offers
         self.statistics = statistics
-        self.unfinished = Unfinished()
+        self.unfinished = unfinished or Unfinished()
         """What answers count to before they are complete."""
         self._http = http
         self._headers = headers

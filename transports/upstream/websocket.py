@@ -58,13 +58,20 @@ class WebSocketConnector:
     """
 
     def __init__(
-        self, server: str, url: str, statistics: Statistics, *, headers: Headers | None = None, ca: Trusted = ""
+        self,
+        server: str,
+        url: str,
+        statistics: Statistics,
+        *,
+        headers: Headers | None = None,
+        ca: Trusted = "",
+        unfinished: Unfinished | None = None,
     ) -> None:
         self.server = server
         self._upgrade = Upgrade(url, lambda: trusting(ca))
         self._headers = HeaderBlock(headers or {})
         self._statistics = statistics
-        self.unfinished = Unfinished()
+        self.unfinished = unfinished or Unfinished()
         """What the server has sent of large messages that are not complete."""
 
     @asynccontextmanager
