@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -14,6 +14,7 @@ from websockets.protocol import OPEN
 from ..mux.burden import LARGE_BYTES
 from ..transports.frames import Frames, text_frame
 from ..transports.portions import Portions
+from ..transports.socket_events import COMING
 from ..transports.websocket import PING as LENT_PING
 from ..transports.websocket import WIRE, Socket
 from .http_connection import REFUSED
@@ -35,6 +36,8 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
     _pings: dict[bytes, asyncio.Future[None]]
     _socket: Socket | None = None
     """Who is told what happens, instead of an application."""
+    _application: "_Application | None" = None
+    """The application, from the answer to the upgrade to the end, as one who is told the same."""
     _frames: Frames
     _portions: Portions
     _early = b""
@@ -46,6 +49,7 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
         """See the base class."""
         self._pings = {}
         self._portions = Portions()
+        self._frames = Frames(self.conn, self.config.ws_max_size, is_masked=True)
         super().handle_connect(event)
         scope = getattr(self, "scope", None)
         if scope is not None:
@@ -58,6 +62,10 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
             self.transport.pause_reading()
         elif self._socket is not None:
             self._portions.take(data, self._read, self.transport)
+        elif self._application is not None:
+            at = 0
+            while at < len(data):
+                at = self._read(data, at)
         else:
             super().data_received(data)
             if self.conn.handshake_exc is not None and not self.handshake_initiated:
@@ -66,8 +74,17 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
     async def send(self, message: Any) -> None:
         """See the base class."""
         await super().send(message)
+        if message["type"] == "websocket.accept" and self.handshake_complete:
+            self._application = _Application(self)
         if self._early and self.handshake_complete:
             self.loop.call_soon(self._go_on)
+
+    async def receive(self) -> Any:
+        """See the base class."""
+        event = await self.queue.get()
+        if self.queue.empty():
+            self.resume_reading()
+        return event
 
     async def run_asgi(self) -> None:
         """See the base class; a connection that was taken over outlives its application."""
@@ -126,8 +143,7 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
 
     def take_over(self, socket: Socket) -> None:
         """See `LentWire.take_over`."""
-        self._socket = socket
-        self._frames = Frames(self.conn, self.config.ws_max_size, is_masked=True)
+        self._socket, self._application = socket, None
         self.queue = self.writable = NOWHERE  # type: ignore[assignment]
         del self.request, self.response, self.scope
         socket.begin()
@@ -182,7 +198,7 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See the base class."""
         super().connection_lost(exc)
-        if self._socket is not None:
+        if self._socket is not None or self._application is not None:
             self._portions.lost(self._lost)
         else:
             self.conn.receive_eof()
@@ -192,6 +208,7 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
     def _lost(self) -> None:
         if self._socket is not None:
             self._socket.gone()
+        self._application = None
         self._frames.close()
 
     def _refuse(self) -> None:
@@ -202,7 +219,7 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
     def _read(self, data: bytes, at: int) -> int:
         came: list[bytes | Frame] = []
         stop = self._frames.feed(data, at, came)
-        socket, unfinished = self._socket, self._frames.unfinished
+        socket, unfinished = self._socket or self._application, self._frames.unfinished
         if socket is not None:
             if socket.burden and any(isinstance(one, bytes) for one in came):
                 socket.comes(0)  # whoever takes it counts it
@@ -211,7 +228,7 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
                 socket.comes(unfinished)
         return stop
 
-    def _take(self, socket: Socket, came: list[bytes | Frame]) -> None:
+    def _take(self, socket: "Socket | _Application", came: list[bytes | Frame]) -> None:
         for one in came:
             if isinstance(one, bytes):
                 socket.came(one)
@@ -245,6 +262,47 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
     def _drop(self) -> None:
         if not self.disconnected:
             self.transport.abort()
+
+
+class _Application:
+    """An application that takes events, told what comes as a `Socket` is; of the end uvicorn tells it."""
+
+    __slots__ = ("_wire", "burden")
+
+    def __init__(self, wire: PingingWebSocket) -> None:
+        self._wire = wire
+        self.burden = 0
+        """What it was told of a message that is not complete."""
+
+    def came(self, text: bytes) -> None:
+        """See `Socket.came`."""
+        self._tell({"type": "websocket.receive", "text": text.decode()})
+
+    def came_binary(self) -> None:
+        """See `Socket.came_binary`."""
+        self._tell({"type": "websocket.receive", "bytes": b""})
+
+    def comes(self, size: int) -> None:
+        """See `Socket.comes`: told in steps."""
+        if not size:
+            self.burden = 0
+        elif size >= self.burden + LARGE_BYTES:
+            self.burden = size
+            self._wire.queue.put_nowait(cast("Any", {"type": COMING, "size": size}))
+
+    def ponged(self, payload: bytes) -> None:
+        """It is told by who pinged."""
+
+    def gone(self, code: int = 0) -> None:
+        """Uvicorn tells it."""
+
+    def broke_off(self, code: int) -> None:
+        """The same."""
+
+    def _tell(self, event: Any) -> None:
+        if not self._wire.close_sent:  # else nobody asks any longer, but for the client's own close
+            self._wire.queue.put_nowait(event)
+            self._wire.pause_reading()
 
 
 class _Nowhere:

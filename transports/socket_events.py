@@ -12,6 +12,9 @@ from .asgi import Receive, Send
 if TYPE_CHECKING:
     from .websocket import Socket
 
+COMING: Final = "trunkline.coming"
+"""The type of an event that a server may tell besides: `size` bytes have come of a large message, and it goes on."""
+
 CLOSE_SECONDS: Final = 5.0
 """How long the last frame waits for a client that takes nothing."""
 
@@ -77,10 +80,15 @@ class EventsWire:
             if event["type"] == "websocket.disconnect":
                 socket.gone(event.get("code") or 0)
                 return
+            if event["type"] == COMING:
+                socket.comes(event["size"])
+                continue
             text = event.get("text")
             if text is None:
                 socket.came_binary()
                 return
+            if socket.burden:
+                socket.comes(0)  # whoever takes it counts it
             socket.came(text.encode())
 
     async def _give(self, socket: "Socket") -> None:

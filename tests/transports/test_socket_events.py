@@ -18,6 +18,8 @@ PATIENCE = 10.0
 class Told:
     """What a wire tells, and what is done about it."""
 
+    burden = 0
+
     def __init__(self) -> None:
         self.told: list[object] = []
         self.wire: EventsWire
