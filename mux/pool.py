@@ -399,6 +399,8 @@ class Pool:
 
     def _returned(self, workflow: Workflow, named_by: str) -> Begun:
         workflow.account.opened = RETURNED[named_by]
+        if named_by == "key":
+            workflow.streams.settle()
         workflow.note("resumed")
         self.statistics.count("pool_requests", workflow.server, "hit")
         return Begun(workflow, "resumed", "hit", workflow.record.result)

@@ -123,6 +123,12 @@ class Streams:
         """Readers whose wires named the key alone: their clients may be about to begin, with another handshake."""
         return sum(reader.by_key for readers in self._readers.values() for reader in readers)
 
+    def settle(self) -> None:
+        """A client has begun by the key: the wires that named it alone keep the workflow in use, as any others."""
+        for readers in self._readers.values():
+            for reader in readers:
+                reader.by_key = False
+
     def resume(self, position: Position) -> Reader:
         """A reader that first repeats what followed this position, then goes on live.
 

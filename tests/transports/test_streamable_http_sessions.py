@@ -151,6 +151,25 @@ async def test_a_stream_of_the_key_alone_does_not_keep_its_client_from_beginning
         assert (await here.client.post(initialize(capabilities={"roots": {}}))).headers[STATE] == "resumed"
 
 
+async def test_a_stream_of_the_key_alone_is_like_any_other_once_its_client_has_begun() -> None:
+    async with front() as here:
+        here.server.on_request = echo
+        here.client.headers[KEY] = "chat-1"
+        first = await here.client.post(initialize())
+        stream = await here.client.get()
+        assert (await here.client.post(initialize())).headers[STATE] == "resumed"
+        another = await here.client.get()
+        refused = await here.client.post(initialize(capabilities={"roots": {}}))
+        assert (await refused.json())["error"]["code"] == -32602
+        answer = await here.client.post(call(), {SESSION: first.headers[SESSION]})
+        assert "result" in await answer.json()
+        stream.leave()
+        await stream.over()
+        anew = await here.client.post(initialize(capabilities={"roots": {}}))
+        assert anew.headers[STATE] == "reset"
+        await another.over()
+
+
 async def test_a_key_of_anonymous_is_refused_where_everybody_would_share_it() -> None:
     async with front(options={"anonymous_keys": False}) as here:
         for body in (initialize(), call()):
