@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Protocol
 
 from ..mux import envelope as wire_format
 from ..mux.envelope import Envelope
-from ..mux.errors import InvalidRequest
+from ..mux.errors import InvalidRequest, TrunklineError
 from ..mux.handshake import own_initialize
 from ..mux.limits import MAX_BODY_BYTES
 from ..mux.pool import Arrival, Begun, Pool
@@ -16,6 +17,7 @@ from ..mux.ports import NONE, Asker, Headers
 from ..mux.principal import Principal
 from ..mux.workflow import Workflow
 from .admission import Admission
+from .asgi import MEANT, Scope
 from .guard import Guard
 from .status import HTTPRefusal
 from .tracing import Tracer, begin_span, context_of
@@ -72,6 +74,23 @@ class EndpointConfig:
 def picked(headers: Mapping[str, str], names: Sequence[str]) -> Headers:
     """Those of the headers that are configured to go on to the server."""
     return {name: headers[name] for name in names if name in headers} if names else NONE
+
+
+@asynccontextmanager
+async def looking(pool: Pool, scope: Scope) -> AsyncIterator[None]:
+    """What a request is about is found, or begun: where that fails, a drain that began meanwhile may be why.
+
+    It has ended what was being opened, also for who was handed on to this worker, and nothing was done.
+
+    Raises:
+        Elsewhere: another worker is to take it.
+    """
+    try:
+        yield
+    except TrunklineError:
+        if pool.draining and scope.get(MEANT) is None:
+            await pool.hand_on()
+        raise
 
 
 def is_opening(message: Envelope) -> bool:

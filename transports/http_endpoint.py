@@ -22,7 +22,6 @@ from .asgi import (
     EVENT_STREAM,
     GRANT,
     IDENTITY_ENDED,
-    MEANT,
     SEND_SECONDS,
     BodyTooLarge,
     BodyTooSlow,
@@ -256,22 +255,6 @@ class HTTPEndpoint:
         """
         if self._pool.draining and not is_settled(request.scope):
             await self._pool.hand_on()
-
-    @asynccontextmanager
-    async def looking(self, request: HTTPRequest) -> AsyncIterator[None]:
-        """What a request is about is found, or begun: where that fails, a drain that began meanwhile may be why.
-
-        It has ended what was being opened, also for who was handed on to this worker, and nothing was done.
-
-        Raises:
-            Elsewhere: as `hand_on`.
-        """
-        try:
-            yield
-        except TrunklineError:
-            if self._pool.draining and request.scope.get(MEANT) is None:
-                await self._pool.hand_on()
-            raise
 
     @asynccontextmanager
     async def coming_back(self, request: HTTPRequest) -> AsyncIterator[None]:

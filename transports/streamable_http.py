@@ -27,7 +27,7 @@ from ..mux.routing import BATCHES, LEGACY, PRIMING
 from ..mux.workflow import Workflow
 from . import event_stream
 from .asgi import ASKED, EVENT_STREAM, JSON, MEANT, until_disconnect
-from .endpoint import DEFAULT_REVISION, EndpointConfig, begin_unasked, is_opening, picked, read_batch
+from .endpoint import DEFAULT_REVISION, EndpointConfig, begin_unasked, is_opening, looking, picked, read_batch
 from .headers import LAST_EVENT_ID, PROTOCOL_VERSION, SESSION_ID
 from .http_endpoint import HTTPEndpoint, HTTPRequest, requests_in
 from .media import STREAM_TYPE, accepts
@@ -73,7 +73,7 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
         if self._pool.number and messages[0].method == "notifications/cancelled" and not is_batch:
             await self._cancel(request, messages[0])
             return
-        async with self.looking(request):
+        async with looking(self._pool, request.scope):
             workflow = await self._workflow(request, concern=concern_of(messages))
         await self.hand_on(request)
         if is_batch and workflow.revision != BATCHES:
@@ -115,7 +115,7 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
 
     async def _initialize(self, request: HTTPRequest, message: Envelope) -> None:
         principal, server, arrival = request.principal, self._config.server, arrival_of(self._config, request)
-        async with self.looking(request):
+        async with looking(self._pool, request.scope):
             if arrival.session_id is not None and arrival.key is not None:
                 check_names(request.headers, await self._pool.lookup.find(principal, server, arrival.session_id))
             begun = await self._pool.begin(principal, server, message, arrival)
@@ -196,7 +196,7 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
 
     async def _delete(self, request: HTTPRequest) -> None:
         self._check_revision(request, b"")
-        async with self.looking(request):
+        async with looking(self._pool, request.scope):
             workflow = await self._workflow(request, create=False)
         if not is_good_bye(request.headers, workflow):
             await self._pool.end(workflow, "deleted")

@@ -34,7 +34,7 @@ from .asgi import (
     Send,
     headers_of,
 )
-from .endpoint import EndpointConfig, picked
+from .endpoint import EndpointConfig, looking, picked
 from .headers import SESSION_ID, WORKFLOW_STATE, asked
 from .link import Link
 from .outgoing import Due
@@ -97,7 +97,8 @@ class WebSocketEndpoint:
             self._config.admission.take_place(principal, self._config.server, self._config.pool.caps)
             held.callback(self._config.admission.give_up_place, principal, self._config.server)
             link = Link(self._config, principal, "websocket", pings=PING in extensions or WIRE in extensions)
-            state = await link.open(asked(headers, scope.get("query_string", b"")))
+            async with looking(self._config.pool, scope):
+                state = await link.open(asked(headers, scope.get("query_string", b"")))
         except Elsewhere as elsewhere:
             elsewhere.identity = principal, headers.expires
             scope[GRANT] = headers.grant

@@ -12,7 +12,7 @@ from harness.memory_wire import echo
 from harness.muxing import settle
 from trunkline.mux.errors import Elsewhere
 from trunkline.mux.principal import ANONYMOUS
-from trunkline.transports import EndpointConfig, Guard, SSEEndpoint, StreamableHTTPEndpoint
+from trunkline.transports import EndpointConfig, Guard, SSEEndpoint, StreamableHTTPEndpoint, WebSocketEndpoint
 from trunkline.transports.asgi import HOPS, ASGIApp, Receive, Scope, Send
 
 pytestmark = pytest.mark.anyio
@@ -148,6 +148,59 @@ async def test_g8_what_names_a_session_by_its_key_that_its_drained_holder_has_en
             assert "result" in await answer.json()
         assert app.served_by == [b, a, b]
         assert answer.headers["trunkline-workflow-state"] == "reset"
+
+
+UPGRADE = {
+    "type": "websocket",
+    "path": "/servers/x/ws",
+    "headers": [(b"host", b"localhost"), (b"trunkline-workflow", b"k")],
+    "subprotocols": ["mcp"],
+    "extensions": {"websocket.http.response": {}},
+}
+
+
+async def upgrade(app: Anywhere, answer: dict[str, Any]) -> None:
+    """Ask for a WebSocket, which ends as soon as it is there: what `app` tells once more is no message."""
+
+    async def receive() -> Any:
+        return {"type": "websocket.connect"}
+
+    async def send(message: Any) -> None:
+        answer.update({**message, **answer})
+
+    await app(UPGRADE, receive, send)
+
+
+async def test_g8_an_upgrade_is_looked_for_by_another_worker_where_a_drain_begins_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with workers() as at:
+        a, b = await at.start(), await at.start()
+        app, answer = Anywhere(at, WebSocketEndpoint), dict[str, Any]()
+        held = Held(a, "find", monkeypatch)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(upgrade, app, answer)
+            await held.reached.wait()
+            await a.pool.drain(0)
+            held.goes_on.set()
+        assert (answer["type"], app.served_by) == ("websocket.accept", [a, b])
+
+
+async def test_g8_an_upgrade_that_waits_for_its_session_goes_with_it_to_another_worker() -> None:
+    async with workers() as at:
+        a, b = await at.start(), await at.start()
+        at.server.pause("initialize")
+        app, answer = Anywhere(at, WebSocketEndpoint), dict[str, Any]()
+        async with asgi_client(Anywhere(at)) as client, anyio.create_task_group() as tasks:
+            begun = client.start("POST", initialize(), KEYED)
+            await at.server.reached("initialize")
+            tasks.start_soon(upgrade, app, answer)
+            await until(lambda: app.served_by)
+            await settle()
+            at.server.let("initialize")
+            await a.pool.drain(0)
+            assert "result" in await begun.json()
+        assert (answer["type"], app.served_by[0], app.served_by[-1]) == ("websocket.accept", a, b)
 
 
 ENDPOINTS: dict[str, Make] = {"http": StreamableHTTPEndpoint, "sse": lambda config: SSEEndpoint(config).stream}
