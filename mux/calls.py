@@ -149,19 +149,23 @@ class Calls:
         self.last_end = now
         self._in_flight.leave(call.id, call)
         if call.burden:
-            self._lay_down(call.burden, outcome)
+            self._lay_down(call, outcome)
         if self._quiet is not None and not len(self._in_flight):
             self._quiet.set()
         statistics, server = self._workflow.statistics, self._workflow.server
         statistics.count("calls", server, call.method, outcome)
         statistics.observe("call_seconds", now - call.started, server)
 
-    def _lay_down(self, size: int, outcome: str) -> None:
-        """A large message counts no longer; one that was taken back, once its tombstone is over (see `Demux`)."""
+    def _lay_down(self, call: Call, outcome: str) -> None:
+        """A large message counts no longer; one that was sent and taken back, once its tombstone is over (see `Demux`).
+
+        Then its exchange is cut. A wire of one stream (stdio, WebSocket) has none: what waits there has its own bound.
+        """
         workflow = self._workflow
-        lay_down = partial(self._burden.lay_down, workflow.principal, workflow.server, size)
+        lay_down = partial(self._burden.lay_down, workflow.principal, workflow.server, call.burden)
         is_session_shared = workflow.pooling.reuse == "user"  # it goes on where the workflow ends
-        if outcome in TAKEN_BACK or (is_session_shared and workflow.ended is not None):
+        is_taken_back = outcome in TAKEN_BACK or (is_session_shared and workflow.ended is not None)
+        if call.was_sent and is_taken_back:
             workflow.loop.call_later(TOMBSTONE_SECONDS, lay_down)
         else:
             lay_down()

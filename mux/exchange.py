@@ -207,6 +207,11 @@ class Call:
         """See `Caller.sent`."""
         self._sent = id
 
+    @property
+    def was_sent(self) -> bool:
+        """True once it was handed to an upstream session."""
+        return self._sent != 0
+
     def answered(self, message: bytes, *, is_error: bool) -> None:
         """See `Caller.answered`."""
         if self.listing is not None and self.owner.trust is not None and not is_error:

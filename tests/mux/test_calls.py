@@ -174,6 +174,20 @@ async def test_g10_what_is_taken_back_counts_until_its_tombstone_is_over(
                 await anyio.lowlevel.checkpoint()
 
 
+async def test_g10_what_is_taken_back_before_it_was_sent_counts_no_longer() -> None:
+    async with bench(stateless=True) as at:
+        client = await at.client(ALICE)
+        at.server.pause("initialize")
+        at.server.session.receiver.lost(SessionLost("gone", executed="unknown"))
+        exchange = client.call({"arguments": {"pad": "x" * LARGE_BYTES}}, id=b"1")
+        await at.server.reached("initialize")
+        assert at.pool.burden.held > LARGE_BYTES
+        client.workflow.notify(cancel(b"1"), NONE)
+        assert at.pool.burden.held == 0
+        assert (await client.answer(exchange))["error"]["code"] == -32800
+        at.server.let("initialize")
+
+
 async def test_g9_a_server_that_does_not_answer_large_calls_leaves_room_for_those_to_others() -> None:
     users = [Principal("issuer", f"tenant {n}", "user") for n in range(4)]
     largest = {"arguments": {"pad": "x" * (MAX_BODY_BYTES - 200)}}
