@@ -269,7 +269,8 @@ class Cluster:
         """Make a stream or a question known to a workflow that its worker left behind, or this one.
 
         Where it is held, what other dead workers left since its event log was read comes with it; what lives here stays
-        as it is, what ended here does not come back.
+        as it is, what ended here does not come back. Where no other worker may have parts of it, those that live count
+        as dead, too: what they wrote late comes, and so may, once for each reading of who lives, what ended here.
 
         Raises:
             Elsewhere: its worker lives after all.
