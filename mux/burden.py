@@ -1,4 +1,4 @@
-"""What clients' large messages take in this process until each of them is answered. Pure.
+"""What clients' large messages take in this process until each of them is answered, or cut. Pure.
 
 Small ones are bounded by their number. Of large ones a few hundred are more than a machine may have: whoever sends them
 slowly, or to a server that does not answer, is refused before others are in want of memory (guarantee G10).
