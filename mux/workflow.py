@@ -436,8 +436,7 @@ class Workflow:
 
     def knows(self, name: int) -> bool:
         """True where this is one of its streams, or a question that waits for its answer."""
-        parts = (self._questions, self._streams)
-        return any(part is not None and part.knows(name) for part in parts)
+        return any(part is not None and part.knows(name) for part in (self._questions, self._streams))
 
     def restore(self, kept: Kept, epoch: int, gave: Callable[[int], bool]) -> None:
         """Go on with what was kept of those streams and questions whose numbers `gave` takes, as the writer `epoch`.
@@ -454,10 +453,9 @@ class Workflow:
                 restored = self.streams.restore(stream, epoch)
                 if stream.is_wire:
                     self.duplexes.restore(restored, stream.connections)
-        deadline = self.now() + self.pooling.request_timeout * EXTENSIONS  # as `Demux` gives it
         for number, asked in kept.questions.items() if self.ended is None else ():
             if (gave(number) or gave(asked.stream)) and not self.questions.knows(number):
-                self.questions.restore(asked, self.line, deadline)
+                self.questions.restore(asked, self.line, self.now() + self.pooling.request_timeout * EXTENSIONS)
 
     def _repeat(self) -> None:
         """Note once more what another worker would have to know of it."""
