@@ -274,6 +274,8 @@ class Socket:
         elif not self._link.take_at_once(text, self._headers):
             self._waiting = []
             self._wait(text, self._waiting)
+            if self._is_over:  # there was no room for it: only the client's close is still to be read
+                return
             self._wire.pause_reading()
             self._work = self._loop.create_task(self._take_waiting(self._waiting))
 

@@ -126,6 +126,18 @@ async def test_g10_of_a_message_that_was_cut_nothing_waits_for_the_garbage_colle
             gc.enable()
 
 
+async def test_g10_a_socket_whose_message_finds_no_room_to_wait_is_closed_in_order() -> None:
+    async with listening() as at, SocketClient(at.base(), ALICE) as client:
+        at.pool.burden = Burden(per_user=len(CALL) - 1)
+        await client.connect("?workflow=k")
+        write(client, whole()[:-5_000])
+        await until_held(at, 90_000, 97_000)
+        write(client, whole()[-5_000:])
+        with anyio.fail_after(PATIENCE / 2):  # the client's close is read: it need not wait for who does not answer
+            assert await client.closed() == (1013, FULL)
+        await until_held(at, 0, 0)
+
+
 async def test_g10_large_messages_that_wait_for_their_session_count_as_well() -> None:
     held: list[Exchange] = []
     async with (
