@@ -189,6 +189,11 @@ class Gateway:
         return await self._member.leave(timeout) if self._member is not None else True
 
     @property
+    def another_goes_on(self) -> bool:
+        """See `Membership.another_goes_on`."""
+        return self._member is not None and self._member.membership.another_goes_on
+
+    @property
     def is_relaying(self) -> bool:
         """True while answers of other workers to what was handed on to them are awaited."""
         return self._member is not None and self._member.is_relaying

@@ -142,7 +142,9 @@ class HTTPListening:
         self._untaken.pop(connection, None)
 
     def end(self) -> None:
-        """The server is to end: from now on each answer is the last one of its connection, and tells the client so."""
+        """The server is to end: what is answered from now on is the last of its connection, and tells the client so."""
+        if self.is_ending:
+            return
         self.is_ending = True
         self._last_at = asyncio.get_running_loop().time() + LAST_SECONDS
         for connection in self._connections:

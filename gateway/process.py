@@ -18,6 +18,7 @@ from anyio.abc import TaskGroup
 from ..mux.directory.open import DirectoryAway, DirectoryNotOpened, open_directory, refusal
 from ..mux.errors import DirectoryUnavailable, first_of
 from ..mux.limits import MAX_BODY_BYTES
+from ..mux.membership import BEAT_SECONDS
 from ..transports.upstream.process import GUARDIAN
 from .adopted import reap_adopted
 from .app import Gateway, Shared
@@ -36,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 GRACE_SECONDS: Final = 5
 """After the drain, how long open connections may take to end, at least."""
+
+HEARD_SECONDS: Final = 2 * BEAT_SECONDS
+"""Until workers that drain at the same time have heard so of each other."""
 
 
 async def serve(
@@ -189,12 +193,12 @@ class _Life:
         async for command in place.commands():
             match command:
                 case "drain":
-                    self._drain("the parent has stopped", is_left_to_others=False)
+                    self._drain("the parent has stopped", is_left_to_others=False, heard_in=HEARD_SECONDS)
                 case "leave":
                     self._leave("the parent was told again")
                 case "reload":
                     self._reload.set()
-        self._drain("the parent has died")
+        self._drain("the parent has died", heard_in=HEARD_SECONDS)
 
     async def reload(self, read: Read, insecure: bool) -> None:
         """Read the settings again whenever that is asked for, one time after the other."""
@@ -211,7 +215,7 @@ class _Life:
         except OSError as error:  # they have just changed once more
             logger.error("the certificate stays as it was, reload again: gateway.tls: %s", error)
 
-    def _drain(self, why: str, *, is_left_to_others: bool = True) -> None:
+    def _drain(self, why: str, *, is_left_to_others: bool = True, heard_in: float = 0.0) -> None:
         if self._is_draining:
             logger.info("%s: draining already", why)
             return
@@ -219,13 +223,24 @@ class _Life:
         logger.info("%s: draining", why)
         if self._shares_listener and is_left_to_others:
             self._server.stop_accepting()
-        self._listening.end()
+        self._tasks.start_soon(self._send_on, heard_in)
         self._tasks.start_soon(self._drain_and_exit)
+
+    async def _send_on(self, heard_in: float) -> None:
+        """Send clients to another worker as soon as one goes on; what is known of others counts from `heard_in` on.
+
+        Where there is none, nobody else may take a new connection, on which a call in flight is told what it asks for.
+        """
+        await anyio.sleep(heard_in)
+        while not self._gateway.another_goes_on:  # noqa: ASYNC110 - the directory has no event for us
+            await anyio.sleep(BEAT_SECONDS)
+        self._listening.end()
 
     async def _drain_and_exit(self) -> None:
         timeout = self._gateway.settings.gateway.drain_timeout
         until = anyio.current_time() + timeout
         is_complete = await self._gateway.drain(timeout)
+        self._listening.end()
         await self._listening.ended()
         left = max(until - anyio.current_time(), 0.0)
         self._server.leave(left if self._gateway.is_relaying else 0.0)

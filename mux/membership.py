@@ -209,6 +209,11 @@ class Membership:
         return [worker for worker in (await self._reread()).values() if worker.id != self.worker.id]
 
     @property
+    def another_goes_on(self) -> bool:
+        """Whether another worker lived, and was not to end, when who lives was read last."""
+        return any(worker.id != self.worker.id and not worker.drains for worker in self._living.values())
+
+    @property
     def drains(self) -> bool:
         """True once this worker is to end."""
         return self.worker.drains

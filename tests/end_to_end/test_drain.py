@@ -9,7 +9,7 @@ from pathlib import Path
 import anyio
 import pytest
 from harness.duplex_clients import SocketClient
-from harness.gateways import Gateway, until
+from harness.gateways import Gateway, gateway, until
 from harness.hosts import Hosts, draining, hosts
 from harness.ports import LOOPBACK
 from harness.processes import http_status
@@ -195,6 +195,37 @@ async def test_g8_who_is_connected_is_answered_although_the_worker_has_nothing_l
     assert await ended(first) == 0
 
 
+async def is_sent_on(wire: Wire) -> bool:
+    """Whether a client is told that its next request needs another connection."""
+    answer = await wire.call("counter", id=b"2")
+    await answer.response()
+    return answer.headers.get("Connection") == "close"
+
+
+async def test_g8_who_has_nobody_to_go_to_is_sent_on_once_somebody_is_there(
+    upstream_process: Upstream, upstream: Upstream, key: str, tmp_path: Path
+) -> None:
+    toml = tmp_path / "trunkline.toml"
+    toml.write_text(
+        f'[directory]\nbackend = "database"\nurl = "sqlite+aiosqlite:///{tmp_path}/x.db"\n'
+        f'[servers.up]\nurl = "{upstream_process.url}"\neras = ["legacy"]\n'
+    )
+    with hosts(toml, 1) as running:
+        [alone] = running.complete()
+        async with Wire(alone.url()) as wire:
+            await wire.open()
+            answer = await wire.call("hold", {"gate": key})
+            await upstream.saw("mark:holding")
+            await drains(alone)
+            assert not await is_sent_on(wire)
+            with gateway(toml=toml), anyio.fail_after(PATIENCE):
+                while not await is_sent_on(wire):  # noqa: ASYNC110 - another process has no event for us
+                    await anyio.sleep(0.02)
+                upstream.open(key)
+                assert text_of(await answer.response()) == f"{key} is open"
+                assert await ended(alone) == 0
+
+
 async def test_g8_what_is_handed_on_may_outlast_what_the_worker_itself_had_to_do_but_not_drain_timeout(
     three: list[Gateway], upstream: Upstream, key: str
 ) -> None:
@@ -287,5 +318,10 @@ async def test_g8_who_comes_while_all_workers_of_a_gateway_drain_is_told_so(
             async with Wire(gateway.url()) as late:
                 refused = await late.post(INITIALIZE)
                 assert refused.status == 503
+            await until(lambda: len(gateway.pids()) == 1)  # the other one has nothing to do
+            async with Wire(gateway.url()) as later:
+                refused = await later.post(INITIALIZE)
+                assert refused.status == 503
+                assert "Connection" not in refused.headers, "there is no other worker that it could find"
             upstream.open(key)
         assert await ended(gateway.running) == 0

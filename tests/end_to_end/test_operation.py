@@ -99,6 +99,25 @@ async def test_sigterm_refuses_what_is_new(upstream: Upstream, key: str) -> None
     assert upstream.counts()["initialize"] == 1
 
 
+async def test_g8_where_nobody_else_is_connections_are_kept_while_calls_are_in_flight(
+    upstream: Upstream, key: str
+) -> None:
+    """A client that is asked something answers in a request of its own; a balancer lets it make no connection."""
+    with running_gateway(upstreams={"up": upstream.url}) as gateway:
+        async with Wire(gateway.url()) as wire:
+            await wire.open()
+            answer = await wire.call("hold", {"gate": key})
+            await upstream.saw("mark:holding")
+            gateway.process.send_signal(signal.SIGTERM)
+            assert await until_draining(gateway) is not None
+            later = await wire.call("counter", id=b"2")
+            assert (await later.response())["error"]["code"] == -31002
+            assert "Connection" not in later.headers
+            upstream.open(key)
+            assert text_of(await answer.response()) == f"{key} is open"
+        assert await anyio.to_thread.run_sync(gateway.process.wait, 15) == 0
+
+
 async def test_a_drain_ends_although_a_call_does_not(
     upstream: Upstream, key: str, settings_file: Callable[[str], Path]
 ) -> None:
