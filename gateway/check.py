@@ -30,7 +30,7 @@ from ..mux.upstream import Upstream
 from ..transports.event_stream import EventParser
 from ..transports.upstream.auto import AutoConnector, ClosableConnector
 from ..transports.upstream.modern_http import ModernHTTPServer
-from ..transports.upstream.process import STDERR
+from ..transports.upstream.process import LAST_LINES, STDERR
 from ..transports.upstream.process import logger as process_log
 from .console import fitting, meter, printable, show, write_json
 from .logs import redacted
@@ -40,9 +40,6 @@ from .site import connector_to
 
 PROBE_SECONDS: Final = OPEN_SECONDS
 """As long as `serve` lets a server take: a command may have to fetch its packages first."""
-
-LAST_LINES: Final = 20
-"""Of what a command wrote to its standard error before it failed: the reason may stand above a stack of calls."""
 
 MAX_TITLE: Final = 100
 """Characters of what a server calls itself that are shown: a long one would put those of others out of sight."""

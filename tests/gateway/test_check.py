@@ -15,6 +15,7 @@ from trunkline.gateway import check
 from trunkline.gateway.check import Probe, probe_all
 from trunkline.gateway.settings import Server, Settings
 from trunkline.mux.initialization import OPEN_SECONDS
+from trunkline.transports.upstream.process import LAST_LINES
 
 pytestmark = pytest.mark.anyio
 
@@ -94,8 +95,16 @@ async def test_a_program_that_says_why_it_ends_is_heard(reads: bool) -> None:
     program = f"import sys; {'input(); ' if reads else ''}sys.exit({chr(10).join(lines)!r})"
     up, mute = Server(command=(sys.executable, "-c", program)), Server(command=("true",))
     [found, other] = await probe_all(Settings(servers={"up": up, "mute": mute}))
-    assert (found.fault, list(found.said)) == ("the server exited (status 1)", lines[-check.LAST_LINES :])
+    assert (found.fault, list(found.said)) == ("the server exited (status 1)", lines[-LAST_LINES:])
     assert (other.fault, other.said) == ("the server exited (status 0); run its command by hand to see why", ())
+
+
+async def test_of_a_program_that_says_much_the_end_is_heard() -> None:
+    """The reason why it ends stands there, however much comes in a second."""
+    lines = [f"line {number}" for number in range(1_000)]
+    program = f"import sys; sys.exit({chr(10).join(lines)!r})"
+    [found] = await probe_all(Settings(servers={"up": Server(command=(sys.executable, "-c", program))}))
+    assert list(found.said) == lines[-LAST_LINES:]
 
 
 async def test_what_a_program_says_that_is_well_is_its_own() -> None:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from typing import IO, Final, Protocol, TypeVar, cast
@@ -51,7 +52,10 @@ STDERR: Final = "stderr: "
 
 LOG_LINE_BYTES: Final = 4096
 LOG_LINES_PER_SECOND: Final = 100
-"""Of what a server says on its stderr, what goes to the log; the rest is counted and left out."""
+"""Of what a server says on its stderr, what goes to the log; the rest is counted and left out, but for its end."""
+
+LAST_LINES: Final = 20
+"""Of the rest, what goes to the log behind it: the reason why a command failed may stand above a stack of calls."""
 
 
 class Hearer(Protocol):
@@ -407,6 +411,8 @@ class _ErrorLog:
         self._second = 0
         self._told = 0
         self._left_out = 0
+        self._last: deque[bytes] = deque(maxlen=LAST_LINES)
+        """Of those that are too many in this second."""
         self._is_closed = False
 
     def add(self, chunk: bytes, at: int) -> int:
@@ -425,26 +431,34 @@ class _ErrorLog:
         self._is_closed = True
         if rest := self._lines.rest():
             self._tell(rest)
-        self._tell_left_out()
+        self._tell_rest()
 
     def _tell(self, line: bytes) -> None:
+        if not line.strip():
+            return
         second = int(asyncio.get_running_loop().time())
         if second != self._second:
-            self._tell_left_out()
+            self._tell_rest()
             self._second, self._told = second, 0
         if self._told >= LOG_LINES_PER_SECOND:
-            self._left_out += 1
+            self._left_out += len(self._last) == LAST_LINES
+            self._last.append(line)
             return
         self._told += 1
-        text = line.decode(errors="replace").rstrip().expandtabs()
-        if text:
-            shown = "".join(character if character.isprintable() else "\ufffd" for character in text)
-            logger.info(STDERR + "%s", shown, extra=self._about)
+        self._log(line)
 
-    def _tell_left_out(self) -> None:
+    def _log(self, line: bytes) -> None:
+        text = line.decode(errors="replace").rstrip().expandtabs()
+        shown = "".join(character if character.isprintable() else "\ufffd" for character in text)
+        logger.info(STDERR + "%s", shown, extra=self._about)
+
+    def _tell_rest(self) -> None:
         if self._left_out:
             logger.warning("stderr: %d lines left out", self._left_out, extra=self._about)
             self._left_out = 0
+        for line in self._last:
+            self._log(line)
+        self._last.clear()
 
 
 def _status(code: int) -> str:

@@ -19,7 +19,13 @@ from harness.stream_peers import until_gone
 from trunkline.mux.limits import MAX_EVENT_BYTES
 from trunkline.transports import portions
 from trunkline.transports.upstream import process
-from trunkline.transports.upstream.process import LOG_LINE_BYTES, LOG_LINES_PER_SECOND, GroupProcess, Lines
+from trunkline.transports.upstream.process import (
+    LAST_LINES,
+    LOG_LINE_BYTES,
+    LOG_LINES_PER_SECOND,
+    GroupProcess,
+    Lines,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -435,7 +441,18 @@ async def test_a_flood_on_stderr_is_counted_and_left_out(caplog: pytest.LogCaptu
     told = texts.count("stderr: no")
     left_out = sum(int(text.split()[1]) for text in texts if text.endswith("lines left out"))
     assert told + left_out == 100_000
-    assert LOG_LINES_PER_SECOND <= told <= 10 * LOG_LINES_PER_SECOND
+    assert LOG_LINES_PER_SECOND + LAST_LINES <= told <= 10 * (LOG_LINES_PER_SECOND + LAST_LINES)
+
+
+async def test_what_a_flood_on_stderr_ends_with_is_told_behind_what_was_left_out(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, logger=process.__name__)
+    async with running("import sys; sys.stderr.write('no\\n' * 5000 + '\\n' * 5000 + 'why\\n\\n')") as (_, heard):
+        await heard.until(lambda: heard.why)
+    texts = [record.getMessage() for record in caplog.records]
+    assert texts[-LAST_LINES:] == ["stderr: no"] * (LAST_LINES - 1) + ["stderr: why"]
+    assert any(text.endswith("lines left out") for text in texts[:-LAST_LINES])
 
 
 async def test_a_program_that_is_not_there() -> None:
