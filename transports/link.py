@@ -6,7 +6,7 @@ due on it. The bytes are theirs.
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
@@ -163,8 +163,8 @@ class Link:
         if asked.key is not None and asked.key != self._key:
             raise HTTPRefusal(400, "disagree", "the session and Trunkline-Workflow disagree")
 
-    async def take(self, text: bytes, headers: Mapping[str, str]) -> None:
-        """One message of the client as it was sent; what is wrong with it is said on the connection."""
+    async def take(self, text: bytes, headers: Mapping[str, str], taken: Callable[[], None] | None = None) -> None:
+        """One message of the client as it was sent; what is wrong with it is said on the connection. See `receive`."""
         try:
             message = wire_format.parse(text, limit=MAX_BODY_BYTES)
         except InvalidMessage as error:
@@ -174,7 +174,7 @@ class Link:
             self.meet()
             self._say(wire_format.failure(b"", error))
             return
-        await self.receive(message, headers)
+        await self.receive(message, headers, taken)
 
     def read(self, text: bytes) -> list[Envelope]:
         """The messages that a client sent at once: a batch is split where the session's revision has them (rule E11).
@@ -206,8 +206,10 @@ class Link:
         self._dispatch(workflow, duplex, message, headers)
         return True
 
-    async def receive(self, message: Envelope, headers: Mapping[str, str]) -> None:
-        """One message of the client."""
+    async def receive(
+        self, message: Envelope, headers: Mapping[str, str], taken: Callable[[], None] | None = None
+    ) -> None:
+        """One message of the client. Where it goes on, `taken` is called before: whoever takes it counts it."""
         try:
             await self._wait_for_turn()
             self.meet()
@@ -230,6 +232,8 @@ class Link:
             self.outgoing.change()
             return
         if workflow is not None and self._duplex is not None:
+            if taken is not None:
+                taken()
             self._dispatch(workflow, self._duplex, message, headers)
 
     def _refuse(self, message: Envelope, error: TrunklineError) -> None:

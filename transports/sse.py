@@ -4,6 +4,7 @@ Beyond the specification, a stream that breaks can be taken up: by the event id 
 by the session id. Its calls go on meanwhile.
 """
 
+from functools import partial
 from typing import Final
 from urllib.parse import parse_qs, quote
 
@@ -96,8 +97,10 @@ class _Messages(HTTPEndpoint):
         messages = link.read(await self.body(request))
         headers: RawHeaders = [(b"content-type", b"text/plain; charset=utf-8")]
         await request.respond(202, headers, ACCEPTED)
-        for message in messages:
+        *first, last = messages
+        for message in first:
             await link.receive(message, request.headers)
+        await link.receive(last, request.headers, partial(self.lay_down, request))
 
     async def _link(self, request: HTTPRequest) -> Link:
         """The connection that this message belongs to, if it is the same principal's (rule T5)."""

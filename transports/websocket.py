@@ -196,6 +196,7 @@ class Socket:
         "_sent",
         "_server",
         "_slow",
+        "_taking",
         "_unwritten",
         "_waiting",
         "_waits",
@@ -227,6 +228,8 @@ class Socket:
         """What came behind a message that has to wait; None while none has to."""
         self._waits = 0
         """What large messages among them, and the one that has to wait, have of the pool's `Burden`."""
+        self._taking = 0
+        """What the one that is being taken has of that."""
         self._work: asyncio.Task[None] | None = None
         self._work_scope: anyio.CancelScope | None = None
         self._unwritten: list[Due] = []
@@ -392,15 +395,20 @@ class Socket:
                     return
                 while waiting:
                     text = waiting.pop(0)
-                    await self._link.take(text, self._headers)
-                    if len(text) > LARGE_BYTES:
-                        self._lay_down(len(text))
-                        self._waits -= len(text)
+                    self._taking = len(text) if len(text) > LARGE_BYTES else 0
+                    await self._link.take(text, self._headers, self._taken)
+                    self._taken()
                 self._waiting = None
                 self._wire.resume_reading()
         except Exception:
             logger.exception("a message could not be taken")
             self._loop.call_soon(self.finish, INTERNAL, "internal error")
+
+    def _taken(self) -> None:
+        """The message that is being taken does not wait any longer. Idempotent."""
+        self._lay_down(self._taking)
+        self._waits -= self._taking
+        self._taking = 0
 
     def _change(self) -> None:
         """Something may be due: it is written once for all that happens within one turn of the loop."""

@@ -7,10 +7,12 @@ from typing import Any
 
 import anyio
 import pytest
+from harness import muxing
 from harness.duplex_clients import PATIENCE, SSEClient, initialize
 from harness.listening import Served, listening
 from harness.memory_wire import echo
 from harness.wire import Answer, Wire
+from trunkline.mux.burden import MAX_BYTES_PER_USER
 from trunkline.mux.limits import MAX_BODY_BYTES
 from trunkline.transports import http_endpoint, link, sse
 from trunkline.transports.guard import Guard
@@ -52,6 +54,24 @@ async def test_t1_a_stream_begins_with_the_place_for_messages_and_brings_their_a
         assert event is not None
         assert event.id
         assert (event.event, json.loads(event.data)["id"]) == ("message", 7)
+
+
+@pytest.mark.parametrize("is_batch", [False, True])
+async def test_g10_a_large_message_counts_once_when_it_is_taken(is_batch: bool) -> None:
+    revision = "2025-03-26"
+    async with listening(revision=revision) as at, SSEClient(at.base(), ALICE) as client:
+        at.server.on_request = echo
+        await client.connect()
+        await client.begin(revision=revision)
+        call = {**PING, "method": "tools/call", "params": {"name": "t", "arguments": {"pad": "x" * 100_000}}}
+        others = MAX_BYTES_PER_USER - 150_000
+        at.pool.burden.take_up(muxing.ALICE, "x", others)
+        await client.send(json.dumps([PING | {"id": 1}, call] if is_batch else call).encode())
+        assert "result" in await client.answer("p")
+        with anyio.fail_after(PATIENCE):
+            while at.pool.burden.held != others:
+                await anyio.lowlevel.checkpoint()
+        at.pool.burden.lay_down(muxing.ALICE, "x", others)
 
 
 async def test_e10_a_batch_is_split_where_the_session_has_batches() -> None:

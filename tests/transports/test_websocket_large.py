@@ -6,11 +6,12 @@ import tracemalloc
 
 import anyio
 import pytest
+from harness import muxing
 from harness.duplex_clients import SocketClient, initialize
 from harness.listening import Served, listening
 from harness.memory_wire import Exchange, echo
 from harness.muxing import PATIENCE
-from trunkline.mux.burden import Burden
+from trunkline.mux.burden import MAX_BYTES_PER_USER, Burden
 from trunkline.transports import websocket
 from trunkline.transports.frames import text_frame
 
@@ -136,6 +137,18 @@ async def test_g10_a_socket_whose_message_finds_no_room_to_wait_is_closed_in_ord
         with anyio.fail_after(PATIENCE / 2):  # the client's close is read: it need not wait for who does not answer
             assert await client.closed() == (1013, FULL)
         await until_held(at, 0, 0)
+
+
+async def test_g10_a_large_message_that_had_to_wait_counts_once_when_it_is_taken() -> None:
+    async with listening() as at, SocketClient(at.base(), ALICE) as client:
+        at.server.on_request = echo
+        others = MAX_BYTES_PER_USER - len(CALL) * 3 // 2
+        at.pool.burden.take_up(muxing.ALICE, "x", others)
+        await client.connect("?workflow=k")
+        write(client, whole())
+        assert "result" in await client.answer(1)
+        await until_held(at, others, others)
+        at.pool.burden.lay_down(muxing.ALICE, "x", others)
 
 
 async def test_g10_large_messages_that_wait_for_their_session_count_as_well() -> None:
