@@ -299,9 +299,8 @@ class _Watch:
         self._timer.cancel()
         if self._task is not None:
             self._task.cancel()
-            self._task = (
-                None  # which leads here by how it was cancelled: a request would wait for the garbage collector
-            )
+            # It leads here by how it was cancelled: a request would wait for the garbage collector.
+            self._task = None
 
     def _begin(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._watch())
