@@ -95,9 +95,12 @@ def test_an_expression_asks_for_what_a_gateway_tells(
 
 
 REASONS = {kind.reason for kind in vars(errors).values() if isinstance(kind, type) and hasattr(kind, "reason")}
+AT_LIMITS = {"listeners", "connections", "gave_way"}
+"""Why clients are refused or cut at a limit, beside the names of settings."""
+
 VALUES = {
     "outcome": {"ok", "error", "refused", *REASONS, *(COUNTERS["takeovers"].fixed or ((),))[0]},
-    "reason": {*ENDS, *FAULTS, *REASONS, "unauthorized", "listeners"},
+    "reason": {*ENDS, *FAULTS, *REASONS, "unauthorized", *AT_LIMITS},
     "result": {"hit", "miss", "spare", "bypass"},
     "state": {"opening", "active", "idle", "draining"},
     "kind": {"initialize"},
@@ -137,6 +140,12 @@ def test_the_dashboard_has_its_variables_and_no_panel_twice() -> None:
     for panel in panels:
         assert panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24
         assert all(target["datasource"]["uid"] == "${datasource}" for target in panel.get("targets", []))
+
+
+def test_whoever_is_refused_or_cut_at_a_limit_is_an_alert() -> None:
+    [rule] = [rule for rule in alerts() if rule["alert"] == "TrunklineAtItsLimits"]
+    [(_, reasons)] = _MATCHER.findall(rule["expr"])
+    assert all(re.fullmatch(reasons, reason) for reason in ("max_workflows", *AT_LIMITS))
 
 
 def test_every_alert_says_what_is_wrong_and_how_bad_it_is() -> None:
