@@ -88,6 +88,7 @@ def all_in_head(listening: HTTPListening, count: int) -> bool:
 
 async def test_g10_who_has_not_waited_for_long_does_not_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_listening, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(http_listening, "GIVE_WAY_SECONDS", 60.0)
     listening = HTTPListening(Statistics())
     listening.max_connections = 1
     async with talking(echo, listening) as (reader, writer):
