@@ -171,7 +171,7 @@ def gateway_process(settings: str, core: int, port: int = 0, *, rank: Rank | Non
     with tempfile.NamedTemporaryFile("w", suffix=".toml") as file:
         file.write(settings)
         file.flush()
-        command = [sys.executable, "-m", "trunkline.gateway.cli", "serve", file.name, "--port", str(port)]
+        command = [sys.executable, "-m", "trunkline.gateway", "serve", file.name, "--port", str(port)]
         with process([*command, "--log-level", "error"], core, f"http://127.0.0.1:{port}/readyz", rank=rank) as pid:
             yield pid, port
 

@@ -375,7 +375,3 @@ def _configure_logs(log_format: str, log_level: str) -> None:
     if log_level.lower() not in ("debug", "info", "warning", "error"):
         raise WrongArgument(f'--log-level: expected debug, info, warning or error, got "{log_level}"')
     configure(formats[log_format], log_level)
-
-
-if __name__ == "__main__":
-    main()

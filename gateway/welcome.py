@@ -12,7 +12,7 @@ from ..mux.envelope import request
 from ..mux.modern import probe
 from .settings import Settings, is_loopback
 
-MODULE: Final = "trunkline.gateway.cli"
+MODULE: Final = "trunkline.gateway"
 KEY: Final = "my-chat"
 """The workflow of all that it says to try: each of it goes on with the session of what was tried before."""
 

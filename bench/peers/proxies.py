@@ -43,7 +43,7 @@ def _trunkline(behind: Behind, port: int, folder: Path) -> list[str]:
     server = f'url = "{behind.url}"' if behind.url else f"command = {json.dumps(list(behind.command))}"
     settings = folder / "trunkline.toml"
     settings.write_text(f'[servers.bench]\n{server}\neras = ["legacy"]\n')
-    command = [sys.executable, "-m", "trunkline.gateway.cli", "serve", str(settings)]
+    command = [sys.executable, "-m", "trunkline.gateway", "serve", str(settings)]
     return [*command, "--port", str(port), "--log-level", "error"]
 
 

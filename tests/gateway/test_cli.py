@@ -589,7 +589,7 @@ def in_bash(script: str, home: Path) -> str:
     program = home / "bin" / "trunkline"
     if not program.exists():
         program.parent.mkdir()
-        program.write_text(f'#!/bin/sh\nexec {sys.executable} -m trunkline.gateway.cli "$@"\n')
+        program.write_text(f'#!/bin/sh\nexec {sys.executable} -m trunkline.gateway "$@"\n')
         program.chmod(0o755)
     env = {**environment(), "HOME": str(home), "PATH": f"{program.parent}:{os.environ['PATH']}"}
     ended = subprocess.run(

@@ -72,5 +72,5 @@ def test_it_is_named_as_it_was_started(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert program() == f"'{installed}'"
     monkeypatch.setenv("PATH", str(installed.parent))
     assert program() == "trunkline"
-    monkeypatch.setattr(sys, "argv", ["/x/cli.py"])
-    assert program() == f"{sys.executable} -m trunkline.gateway.cli"
+    monkeypatch.setattr(sys, "argv", ["/x/__main__.py"])
+    assert program() == f"{sys.executable} -m trunkline.gateway"

@@ -16,7 +16,7 @@ import anyio.to_thread
 from harness.ports import LOOPBACK, free_port
 from harness.processes import HARNESS_PARENT, ServerProcess, wait_for_status
 
-MODULE = "trunkline.gateway.cli"
+MODULE = "trunkline.gateway"
 TOKENS = {"alice": "token-of-alice", "bob": "token-of-bob"}
 """Bearer tokens of two principals of one tenant, in a gateway with `token_settings`."""
 
