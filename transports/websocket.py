@@ -473,6 +473,7 @@ async def deny(scope: Scope, send: Send, answer: Answer) -> None:
     if "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": POLICY})
         return
-    head = {"type": "websocket.http.response.start", "status": answer.status, "headers": answer.headers}
+    status = 503 if answer.status == 200 else answer.status  # what fails in a session is said in it, and here is none
+    head = {"type": "websocket.http.response.start", "status": status, "headers": answer.headers}
     await send(head)
     await send({"type": "websocket.http.response.body", "body": answer.body})

@@ -1,5 +1,6 @@
 """A drain that begins while a request is being looked at: what is not begun here by then is another worker's (G8)."""
 
+import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -201,6 +202,24 @@ async def test_g8_an_upgrade_that_waits_for_its_session_goes_with_it_to_another_
             await a.pool.drain(0)
             assert "result" in await begun.json()
         assert (answer["type"], app.served_by[0], app.served_by[-1]) == ("websocket.accept", a, b)
+
+
+async def test_g8_an_upgrade_that_waits_for_its_session_may_be_tried_again_where_no_other_worker_goes_on() -> None:
+    """A client that is answered 200 takes it for an end, or for a server that knows no WebSocket."""
+    async with workers() as at:
+        a = await at.start()
+        at.server.pause("initialize")
+        app, answer = Anywhere(at, WebSocketEndpoint), dict[str, Any]()
+        async with asgi_client(Anywhere(at)) as client, anyio.create_task_group() as tasks:
+            client.start("POST", initialize(), KEYED)
+            await at.server.reached("initialize")
+            tasks.start_soon(upgrade, app, answer)
+            await until(lambda: app.served_by)
+            await settle()
+            await a.pool.drain(0)
+        at.server.let("initialize")
+        assert answer["status"] == 503
+        assert json.loads(answer["body"])["error"]["code"] == -31002
 
 
 ENDPOINTS: dict[str, Make] = {"http": StreamableHTTPEndpoint, "sse": lambda config: SSEEndpoint(config).stream}
