@@ -79,9 +79,8 @@ class HTTPListening:
         self.is_ending = False
         """True once each answer is to be the last one of its connection."""
         self._last_at = inf
-        self._open: set[HTTPConnection | TLSHandshake] = set()
-        """All on which somebody may ask; those of WebSocket are uvicorn's to know."""
         self._all_left = asyncio.Event()
+        self._handshakes: set[TLSHandshake] = set()
         self._connections: dict[HTTPConnection, None] = {}
         self._untaken: dict[HTTPConnection, int] = {}
         """What of their answers clients had not taken when they were looked at last, and have not taken since."""
@@ -111,31 +110,28 @@ class HTTPListening:
         self.loop = _loop or asyncio.get_running_loop()
         return HTTPConnection(self) if self.tls is None else Accepted(self, self.tls)
 
-    def enter(self, connection: HTTPConnection | TLSHandshake) -> bool:
-        """Count a connection; False where there are too many, those of WebSocket among them, and none gives way."""
-        self.state.connections.add(cast("Any", connection))
-        self._open.add(connection)
-        if not self._is_looking:
-            self._is_looking = True
-            self._look()
-        return len(self.state.connections) <= self.max_connections or self._make_room()
+    def enter(self, handshake: TLSHandshake) -> bool:
+        """Count a connection that is in its handshake; False as `add` says."""
+        self._handshakes.add(handshake)
+        return self._count(handshake)
 
-    def leave(self, connection: HTTPConnection | TLSHandshake) -> None:
-        """It has gone, or became another."""
-        self.state.connections.discard(cast("Any", connection))
-        self._open.discard(connection)
-        if not self._open:
-            self._all_left.set()
+    def leave(self, handshake: TLSHandshake) -> None:
+        """Its handshake is over."""
+        self._handshakes.discard(handshake)
+        self._discount(handshake)
 
     def add(self, connection: HTTPConnection) -> bool:
-        """Count a connection, and look after it; False as `enter` says."""
+        """Count a connection, and look after it; False where there are too many and none gives way.
+
+        Those of WebSocket are among them.
+        """
         self._connections[connection] = None
-        return self.enter(connection)
+        return self._count(connection)
 
     def remove(self, connection: HTTPConnection) -> None:
         """It has gone, or is no longer HTTP."""
-        self.leave(connection)
         self._connections.pop(connection, None)
+        self._discount(connection)
 
     def took(self, connection: HTTPConnection) -> None:
         """Its client has taken what was left: how long it takes for what comes next is not known."""
@@ -153,7 +149,7 @@ class HTTPListening:
     async def ended(self) -> None:
         """After `end`: wait until no client has a connection, or each has had the time to ask and to be told."""
         with anyio.CancelScope(deadline=self._last_at):
-            while self._open:
+            while self._connections or self._handshakes:
                 self._all_left.clear()
                 await self._all_left.wait()
 
@@ -164,12 +160,24 @@ class HTTPListening:
         task.add_done_callback(self.state.tasks.discard)
         return task
 
+    def _count(self, connection: HTTPConnection | TLSHandshake) -> bool:
+        self.state.connections.add(cast("Any", connection))
+        if not self._is_looking:
+            self._is_looking = True
+            self._look()
+        return len(self.state.connections) <= self.max_connections or self._make_room()
+
+    def _discount(self, connection: HTTPConnection | TLSHandshake) -> None:
+        self.state.connections.discard(cast("Any", connection))
+        if not (self._connections or self._handshakes):
+            self._all_left.set()
+
     def _make_room(self) -> bool:
         """End the connection that waits longest for its client: between two requests, in a head, in a handshake."""
         while not self._is_none_waiting:
             while self._waiting:
                 since, longest = self._waiting.pop()
-                if longest.waits_since == since and longest in self._open:
+                if longest.waits_since == since and cast("Any", longest) in self.state.connections:
                     longest.cut("gave_way")
                     return True
             self._find_waiting()
@@ -178,7 +186,8 @@ class HTTPListening:
     def _find_waiting(self) -> None:
         """Not for each that comes: where there are very many connections, it takes milliseconds."""
         latest = self.loop.time() - GIVE_WAY_SECONDS
-        ranked = [(one.waits_since, one) for one in self._open]
+        open_ones: list[HTTPConnection | TLSHandshake] = [*self._connections, *self._handshakes]
+        ranked = [(one.waits_since, one) for one in open_ones]
         self._waiting = sorted((pair for pair in ranked if pair[0] <= latest), key=itemgetter(0), reverse=True)
         self._is_none_waiting = not self._waiting
 
