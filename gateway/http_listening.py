@@ -120,11 +120,19 @@ class HTTPListening:
         self._handshakes.discard(handshake)
         self._discount(handshake)
 
+    def hand_over(self, handshake: TLSHandshake, connection: HTTPConnection) -> None:
+        """The handshake is done: the connection that begins with it has its place."""
+        self._connections[connection] = None
+        self.leave(handshake)
+        self.state.connections.add(cast("Any", connection))
+
     def add(self, connection: HTTPConnection) -> bool:
         """Count a connection, and look after it; False where there are too many and none gives way.
 
         Those of WebSocket are among them.
         """
+        if connection in self._connections:
+            return True
         self._connections[connection] = None
         return self._count(connection)
 

@@ -81,8 +81,8 @@ class TLSHandshake(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """It is done."""
-        self._listening.leave(self)
         connection = HTTPConnection(self._listening)
+        self._listening.hand_over(self, connection)
         cast("asyncio.Transport", transport).set_protocol(connection)
         connection.connection_made(transport)
         if self._end is not None:
