@@ -145,6 +145,16 @@ async def test_g10_who_is_longest_in_its_handshake_gives_way(secured: Secured, m
                 assert secured.held == 2
 
 
+async def test_g10_who_was_let_in_is_not_refused_once_its_handshake_is_done(secured: Secured) -> None:
+    async with secured.bare() as (reader, writer), secured.connected():
+        await until(lambda: secured.held == 2)
+        secured.listening.max_connections = 1
+        await writer.start_tls(secured.trusting, server_hostname="127.0.0.1")
+        writer.write(GET % 1)
+        assert await said(reader) == b"GET /1 "
+        assert not secured.statistics.counts
+
+
 async def test_g10_over_the_limit_of_secured_ones_is_told_nothing(secured: Secured) -> None:
     secured.listening.max_connections = 1
     async with secured.connected() as (reader, writer):
