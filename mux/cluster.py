@@ -312,7 +312,7 @@ class Cluster:
         if reuse == "user" or (workflow is not None and not may_have_parts(workflow.record, reuse)):
             return
         record = None if workflow is not None else await read()
-        if record is None or record.worker:
+        if record is None or record.worker or self.beginning.draining:
             await self.direct(concern.worker)
 
     async def direct(self, number: int) -> None:

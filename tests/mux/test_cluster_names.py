@@ -3,6 +3,7 @@
 import json
 from typing import Literal
 
+import anyio
 import pytest
 from harness.clustering import Member, Workers, journal, resume, streamed, until, workers
 from harness.memory_wire import message
@@ -253,6 +254,27 @@ async def test_what_was_asked_beside_a_holder_that_was_drained_stays_with_its_st
         assert member is c
         workflow.respond(answer)
         assert (await at.server.got("response")).json["id"] == "q1"
+
+
+async def test_g8_the_answer_to_what_was_asked_beside_reaches_it_where_all_workers_drain() -> None:
+    async with workers() as at:
+        a, b, c = [await at.start() for _ in range(3)]
+        session_id = (await a.client(message=initialize(capabilities={"sampling": {}}))).workflow.record.session_id
+        _, reader = await streamed(c, await c.beside(session_id))
+        (await at.server.got("tools/call")).say(QUESTION)
+        [(_, text)] = await some(reader)
+        answer = response(json.loads(text)["id"])
+        await journal(c)
+        await a.pool.drain(0)
+        await b.pool.drain(0)
+        async with anyio.create_task_group() as draining:
+            draining.start_soon(c.pool.drain, 60)
+            await until(lambda: c.pool.draining)
+            member, workflow = await at.serve(session_id, b, concern_of([answer]))
+            assert member is c
+            workflow.respond(answer)
+            assert (await at.server.got("response")).json["id"] == "q1"
+            draining.cancel_scope.cancel()
 
 
 async def test_g3_an_answer_of_who_names_a_key_goes_to_the_worker_that_asked() -> None:
