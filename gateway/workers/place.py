@@ -105,6 +105,8 @@ class Child:
         told = _Inherited(listener.fileno(), self._theirs.fileno(), str(runtime), demo)
         self.environment = {VARIABLE: msgspec.json.encode(told).decode()}
         self.is_listening = False
+        self.has_listened = False
+        """True from then on, also as it ends."""
 
     def has_begun(self) -> None:
         """The process has its side."""
@@ -129,7 +131,7 @@ class Child:
         writer.write(self._unsent)
         try:
             while await reader.read(1):
-                self.is_listening = True
+                self.is_listening = self.has_listened = True
                 yield
         except OSError:
             return

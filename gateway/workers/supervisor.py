@@ -264,7 +264,7 @@ class Supervisor:
 
     def _leave(self) -> None:
         for child, process in self._children.items():
-            if child.is_listening:
+            if child.has_listened:
                 child.tell("leave")
             else:  # it does not hear before, and holds nothing
                 process.kill()

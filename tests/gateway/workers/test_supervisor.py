@@ -56,11 +56,18 @@ async def main():
     place.tell_listening("")
     async for command in place.commands():
         note(command)
-        if command == "leave" or command == "drain" and sys.argv[1] != "stays":
+        if command == "leave" or command == "drain" and sys.argv[1] not in ("stays", "tidies"):
             return
         if sys.argv[1] == "hangs":
             place.close()
             time.sleep(600)
+        if sys.argv[1] == "tidies":
+            place.close()
+            note("drained")
+            while not (place.runtime / "go").exists():
+                time.sleep(0.02)
+            note("tidied")
+            return
 
 asyncio.run(main())
 """
@@ -189,6 +196,19 @@ async def test_a_second_signal_does_not_wait_for_one_that_has_not_come_up(tmp_pa
         with anyio.fail_after(20):
             await made.ended.wait()
     assert made.failed is None
+
+
+async def test_a_second_signal_kills_none_that_has_served_and_writes_its_last(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with parent(tmp_path, "tidies") as made:
+        await made.ready.wait()
+        tell(signal.SIGTERM)
+        await made.until(lambda: len(made.noted("drained")) == 2)
+        tell(signal.SIGTERM)
+        await made.until(lambda: "leaving at once" in caplog.text)
+        (tmp_path / "go").touch()
+    assert len(made.noted("tidied")) == 2
 
 
 async def test_one_that_does_not_end_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
