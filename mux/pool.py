@@ -147,12 +147,7 @@ class Pool:
         if self._cluster is not None:
             self._cluster.beginning = self._opening
         self._sweep = Sweep(
-            premises,
-            lines=self._lines,
-            ending=self._ending,
-            lookup=self.lookup,
-            cluster=self._cluster,
-            release=release,
+            premises, lines=self._lines, ending=self._ending, lookup=self.lookup, cluster=self._cluster, release=release
         )
 
     def __repr__(self) -> str:

@@ -238,18 +238,24 @@ async def test_r4_so_it_is_refused_there_where_nobody_answers(on: On) -> None:
         assert (refused["id"], refused["error"]["code"]) == ("q1", -31004)
 
 
+async def asked_beside(at: Workers, holder: Member, beside: Member) -> tuple[str, Envelope]:
+    """The session id of a workflow whose client was asked something in a call beside its holder; and its answer."""
+    client = await holder.client(message=initialize(capabilities={"sampling": {}}))
+    session_id = client.workflow.record.session_id
+    _, reader = await streamed(beside, await beside.beside(session_id))
+    (await at.server.got("tools/call")).say(QUESTION)
+    [(_, text)] = await some(reader)
+    await journal(beside)
+    return session_id, response(json.loads(text)["id"])
+
+
 async def test_what_was_asked_beside_a_holder_that_was_drained_stays_with_its_stream() -> None:
     async with workers() as at:
         a, b, c = [await at.start() for _ in range(3)]
-        session_id = (await a.client(message=initialize(capabilities={"sampling": {}}))).workflow.record.session_id
-        _, reader = await streamed(c, await c.beside(session_id))
-        (await at.server.got("tools/call")).say(QUESTION)
-        [(_, text)] = await some(reader)
-        answer = response(json.loads(text)["id"])
-        await journal(c)
+        session_id, answer = await asked_beside(at, a, c)
         await a.pool.drain(0)
         await settle()
-        assert not (await b.find(session_id)).workflow.knows(json.loads(text)["id"])
+        assert not (await b.find(session_id)).workflow.knows(concern_of([answer]).name)
         member, workflow = await at.serve(session_id, b, concern_of([answer]))
         assert member is c
         workflow.respond(answer)
@@ -259,12 +265,7 @@ async def test_what_was_asked_beside_a_holder_that_was_drained_stays_with_its_st
 async def test_g8_the_answer_to_what_was_asked_beside_reaches_it_where_all_workers_drain() -> None:
     async with workers() as at:
         a, b, c = [await at.start() for _ in range(3)]
-        session_id = (await a.client(message=initialize(capabilities={"sampling": {}}))).workflow.record.session_id
-        _, reader = await streamed(c, await c.beside(session_id))
-        (await at.server.got("tools/call")).say(QUESTION)
-        [(_, text)] = await some(reader)
-        answer = response(json.loads(text)["id"])
-        await journal(c)
+        session_id, answer = await asked_beside(at, a, c)
         await a.pool.drain(0)
         await b.pool.drain(0)
         async with anyio.create_task_group() as draining:

@@ -8,44 +8,20 @@ import anyio
 import pytest
 from harness import muxing
 from harness.duplex_clients import SocketClient, initialize
+from harness.fragments import FRAME, KEY, in_fragments, whole, write
 from harness.listening import Served, listening
 from harness.memory_wire import Exchange, echo
 from harness.muxing import PATIENCE
 from trunkline.mux.burden import MAX_BYTES_PER_USER, Burden
 from trunkline.transports import websocket
-from trunkline.transports.frames import text_frame
 
 pytestmark = pytest.mark.anyio
 
-KEY = b"\x01\x80\xff\x00"
 ALICE, BOB = {"Authorization": "alice"}, {"Authorization": "bob"}
 FULL = "max_large_bytes_per_user: too much of one user's large messages is not answered yet"
 CALL = json.dumps(
     {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "t", "arguments": {"pad": "x" * 100_000}}}
 ).encode()
-
-
-FRAME = 10_008
-"""Bytes of a fragment, with its head."""
-
-
-def whole() -> bytes:
-    return text_frame(CALL, KEY)
-
-
-def in_fragments() -> bytes:
-    """The same, by 10,000 bytes."""
-    parts = [CALL[at : at + 10_000] for at in range(0, len(CALL), 10_000)]
-    frames = []
-    for n, part in enumerate(parts):
-        first = (0x80 if n == len(parts) - 1 else 0) | (0 if n else 1)
-        frames.append(bytes((first,)) + text_frame(part, KEY)[1:])
-    return b"".join(frames)
-
-
-def write(client: SocketClient, data: bytes) -> None:
-    assert client.socket is not None
-    client.socket.transport.write(data)
 
 
 async def until_held(at: Served, least: int, most: int) -> None:
@@ -54,7 +30,7 @@ async def until_held(at: Served, least: int, most: int) -> None:
             await anyio.lowlevel.checkpoint()
 
 
-@pytest.mark.parametrize("sent", [whole(), in_fragments()], ids=["whole", "in fragments"])
+@pytest.mark.parametrize("sent", [whole(CALL), in_fragments(CALL)], ids=["whole", "in fragments"])
 async def test_g10_messages_that_are_not_complete_count_to_what_their_user_may_have(sent: bytes) -> None:
     async with (
         listening() as at,
@@ -91,9 +67,9 @@ async def test_g10_a_large_message_that_does_not_come_to_its_end_is_given_up(mon
         await client.connect()
         await client.begin()
         at.server.on_request = echo
-        write(client, whole())
+        write(client, whole(CALL))
         assert "result" in await client.answer(1)
-        write(client, in_fragments()[: 9 * FRAME])
+        write(client, in_fragments(CALL)[: 9 * FRAME])
         await until_held(at, 90_000, 90_000)
         write(client, b"\x89\x80" + KEY)  # a ping between fragments is no progress
         assert await client.closed() == (1008, "the message took too long to come")
@@ -101,7 +77,7 @@ async def test_g10_a_large_message_that_does_not_come_to_its_end_is_given_up(mon
         await until_held(at, 0, 0)
 
 
-@pytest.mark.parametrize("sent", [whole(), in_fragments()], ids=["whole", "in fragments"])
+@pytest.mark.parametrize("sent", [whole(CALL), in_fragments(CALL)], ids=["whole", "in fragments"])
 async def test_g10_of_a_message_that_was_cut_nothing_waits_for_the_garbage_collector(sent: bytes) -> None:
     async with listening() as at:
 
@@ -131,9 +107,9 @@ async def test_g10_a_socket_whose_message_finds_no_room_to_wait_is_closed_in_ord
     async with listening() as at, SocketClient(at.base(), ALICE) as client:
         at.pool.burden = Burden(per_user=len(CALL) - 1)
         await client.connect("?workflow=k")
-        write(client, whole()[:-5_000])
+        write(client, whole(CALL)[:-5_000])
         await until_held(at, 90_000, 97_000)
-        write(client, whole()[-5_000:])
+        write(client, whole(CALL)[-5_000:])
         with anyio.fail_after(PATIENCE / 2):  # the client's close is read: it need not wait for who does not answer
             assert await client.closed() == (1013, FULL)
         await until_held(at, 0, 0)
@@ -145,7 +121,7 @@ async def test_g10_a_large_message_that_had_to_wait_counts_once_when_it_is_taken
         others = MAX_BYTES_PER_USER - len(CALL) * 3 // 2
         at.pool.burden.take_up(muxing.ALICE, "x", others)
         await client.connect("?workflow=k")
-        write(client, whole())
+        write(client, whole(CALL))
         assert "result" in await client.answer(1)
         await until_held(at, others, others)
         at.pool.burden.lay_down(muxing.ALICE, "x", others)
@@ -163,11 +139,11 @@ async def test_g10_large_messages_that_wait_for_their_session_count_as_well() ->
         at.server.on_request = echo
         await one.connect()
         await one.send(initialize())
-        write(one, whole())
+        write(one, whole(CALL))
         await until_held(at, 100_000, 101_000)
         await two.connect()
         await two.send(initialize())
-        write(two, whole())
+        write(two, whole(CALL))
         assert await two.closed() == (1013, FULL)
         for exchange in held:
             exchange.answer(

@@ -7,6 +7,7 @@ from pathlib import Path
 import anyio
 import pytest
 from harness.duplex_clients import SocketClient
+from harness.fragments import FRAME, KEY, in_fragments, whole, write
 from harness.listening import Served, listening, serving
 from harness.memory_wire import echo
 from harness.muxing import PATIENCE
@@ -22,12 +23,8 @@ from websockets.frames import BINARY, Frame
 
 pytestmark = pytest.mark.anyio
 
-KEY = b"\x01\x80\xff\x00"
 ALICE, BOB = {"Authorization": "alice"}, {"Authorization": "bob"}
 FULL = "max_large_bytes_per_user: too much of one user's large messages is not answered yet"
-FRAME = 10_008
-"""Bytes of a fragment, with its head."""
-
 PAD = b"x" * 300_000
 CALL = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"t","arguments":{"pad":"%b"}}}' % PAD
 
@@ -73,26 +70,7 @@ async def begun(relayed: Relayed, headers: dict[str, str]) -> AsyncIterator[Sock
         yield client
 
 
-def write(client: SocketClient, data: bytes) -> None:
-    assert client.socket is not None
-    client.socket.transport.write(data)
-
-
-def whole() -> bytes:
-    return text_frame(CALL, KEY)
-
-
-def in_fragments() -> bytes:
-    """The same, by 10,000 bytes."""
-    parts = [CALL[at : at + 10_000] for at in range(0, len(CALL), 10_000)]
-    frames = []
-    for n, part in enumerate(parts):
-        first = (0x80 if n == len(parts) - 1 else 0) | (0 if n else 1)
-        frames.append(bytes((first,)) + text_frame(part, KEY)[1:])
-    return b"".join(frames)
-
-
-@pytest.mark.parametrize("sent", [whole(), in_fragments()], ids=["whole", "in fragments"])
+@pytest.mark.parametrize("sent", [whole(CALL), in_fragments(CALL)], ids=["whole", "in fragments"])
 async def test_g10_messages_that_are_not_complete_count_where_they_are_served(relayed: Relayed, sent: bytes) -> None:
     at = relayed.at
     at.pool.burden = Burden(total=2_000_000, per_user=400_000)
@@ -120,9 +98,9 @@ async def test_g10_a_large_message_that_does_not_come_to_its_end_is_given_up(
 ) -> None:
     monkeypatch.setattr(websocket, "BODY_SECONDS", 0.2)
     async with begun(relayed, ALICE) as client:
-        write(client, whole())
+        write(client, whole(CALL))
         assert "result" in await client.answer(1)
-        write(client, in_fragments()[: 20 * FRAME])  # to the end of one: what the client's library answers is legal
+        write(client, in_fragments(CALL)[: 20 * FRAME])  # to the end of one: what the client's library answers is legal
         assert await client.closed() == (1008, "the message took too long to come")
         assert relayed.at.counts["refused", "slow_body"] == 1
         await relayed.until_held(0, 0)
