@@ -346,7 +346,7 @@ async def test_e17_a_silent_server_is_cut_but_not_a_quiet_subscription() -> None
             await peer.say(STREAM, chunk(encode(NOTE)))
         await peer.closed()
 
-    async with asked(serve, timeout=0.05) as here:
+    async with asked(serve, timeout=1) as here:
         listening = here.send(modern.LISTEN, mcp_method=modern.LISTEN)
         assert await soon(listening.next(PATIENCE))
         error = await failed(here.send(mcp_method="tools/call"))
