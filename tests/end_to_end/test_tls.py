@@ -140,9 +140,8 @@ async def test_of_a_certificate_for_another_name_nobody_is_told_to_trust_others(
 ) -> None:
     made = certificate(tmp_path)
     monkeypatch.setenv("SSL_CERT_FILE", str(made.cert))
-    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    serving.load_cert_chain(made.cert, made.key)
-    async with await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.2", 0, ssl=serving) as server:
+    shown = made.showing()
+    async with await asyncio.start_server(lambda reader, writer: writer.close(), "127.0.0.2", 0, ssl=shown) as server:
         base = f"https://127.0.0.2:{server.sockets[0].getsockname()[1]}"
         with pytest.raises(Unavailable) as told:
             await asyncio.to_thread(source_of(base, None).fetch)

@@ -26,6 +26,12 @@ class Certificate(NamedTuple):
         """The side of a client that trusts it, and nothing else."""
         return ssl.create_default_context(cafile=str(self.cert))
 
+    def showing(self) -> ssl.SSLContext:
+        """The side of a server that shows it."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.cert, self.key)
+        return context
+
 
 def certificate(folder: Path, subject: str = "test") -> Certificate:
     """One for 127.0.0.1 and localhost, written to `cert.pem` and `key.pem`."""

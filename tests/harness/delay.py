@@ -6,6 +6,7 @@ async with Delay(port) as delay:
 """
 
 import asyncio
+import ssl
 from types import TracebackType
 from typing import Final, Literal, Self
 
@@ -15,17 +16,21 @@ PIECES: Final = 1024
 
 
 class Delay:
-    """Relays connections from a port of its own to `target` on 127.0.0.1. `up` and `down` are seconds one way."""
+    """Relays connections from a port of its own to `target` on 127.0.0.1. `up` and `down` are seconds one way.
 
-    def __init__(self, target: int, *, up: float = 0.0, down: float = 0.0) -> None:
+    With `tls` its clients speak TLS to it, and it speaks none to `target`.
+    """
+
+    def __init__(self, target: int, *, up: float = 0.0, down: float = 0.0, tls: ssl.SSLContext | None = None) -> None:
         self.up = up
         self.down = down
         self.port = 0
         self._target = target
+        self._tls = tls
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Self:
-        self._listener = await asyncio.start_server(self._relay, "127.0.0.1", 0)
+        self._listener = await asyncio.start_server(self._relay, "127.0.0.1", 0, ssl=self._tls)
         self.port = self._listener.sockets[0].getsockname()[1]
         return self
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.certificates import Certificate, certificate
+from harness.certificates import certificate
 from harness.delay import Delay
 from harness.upstreams import Upstream, upstream
 from trunkline.compat.contextforge import reuse
@@ -247,25 +247,6 @@ async def test_what_traces_a_call_goes_with_it_and_leads_to_the_same_session(ser
     assert [headers["x-correlation-id"] for headers in calls] == traces
 
 
-@asynccontextmanager
-async def behind_tls(server: Upstream, shown: Certificate) -> AsyncIterator[str]:
-    """The server's URL behind what speaks TLS, and shows this certificate."""
-
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while chunk := await reader.read(65_536):
-            writer.write(chunk)
-        writer.close()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there = await asyncio.open_connection("127.0.0.1", server.port)
-        await asyncio.gather(pump(reader, there[1]), pump(there[0], writer), return_exceptions=True)
-
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(shown.cert, shown.key)
-    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context) as listening:
-        yield f"https://127.0.0.1:{listening.sockets[0].getsockname()[1]}/mcp"
-
-
 @pytest.mark.parametrize("trusting", ["the system", "the record", "ContextForge", "nobody"])
 async def test_a_certificate_counts_where_it_counts_for_contextforge(
     server: Upstream, trusting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -275,8 +256,8 @@ async def test_a_certificate_counts_where_it_counts_for_contextforge(
         folder.mkdir()
     shown, other = (certificate(folder, folder.name) for folder in folders)
     monkeypatch.setenv("SSL_CERT_FILE", str((shown if trusting == "the system" else other).cert))
-    async with behind_tls(server, shown) as url, running(server) as kept:
-        kept.url = kept.fields["url"] = url
+    async with Delay(server.port, tls=shown.showing()) as tls, running(server) as kept:
+        kept.url = kept.fields["url"] = f"https://127.0.0.1:{tls.port}/mcp"
         if trusting == "ContextForge":
             kept.trusted = shown.trusting
         else:

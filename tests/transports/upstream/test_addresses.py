@@ -130,11 +130,8 @@ async def test_a_server_that_cannot_be_trusted_is_told_and_not_an_address_that_t
     async def never(connection: ServerConnection) -> None:
         raise AssertionError("nobody comes so far")
 
-    own = certificate(tmp_path)
-    serving_tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    serving_tls.load_cert_chain(own.cert, own.key)
     resolver.names["two.test"] = reached.split()
-    async with ws_serve(never, "127.0.0.1", 0, ssl=serving_tls) as server:
+    async with ws_serve(never, "127.0.0.1", 0, ssl=certificate(tmp_path).showing()) as server:
         at = f"two.test:{server.sockets[0].getsockname()[1]}/"
         client = HTTP1Client(f"https://{at}", ssl.create_default_context())
         error = await post(client).outcome()
