@@ -19,9 +19,6 @@ _SECRETS: Final = re.compile(
     r"|(://[^\s?\"']*\?)[^\s\"']+"  # its query
     r"|([?&][^\s?&=\"']+=)[^&\s\"']+"  # the query of a path
 )
-_NOISY: Final = ("mcp", "uvicorn", "httpx", "asyncio", "sse_starlette", "websockets")
-"""Libraries whose debug lines hold headers or messages."""
-
 LINES_PER_SECOND: Final = 100
 """Of one kind. A server that fails each of its calls would have a line written for every one of them."""
 
@@ -138,13 +135,16 @@ class BoundedHandler(logging.StreamHandler[TextIO]):
 
 
 def configure(format: LogFormat, level: str) -> None:
-    """Send all logs to stderr in this format, from this level on; who debugs gets every line of a flood."""
+    """Send all logs to stderr in this format, from this level on; who debugs gets every line of a flood.
+
+    Of libraries warnings at least: below that they tell headers, messages, and what is stored where.
+    """
     debugs = level.lower() == "debug"
     handler = logging.StreamHandler(sys.stderr) if debugs else BoundedHandler(sys.stderr)
     handler.setFormatter(JSONFormatter() if format == "json" else TextFormatter())
-    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
-    for noisy in _NOISY:
-        logging.getLogger(noisy).setLevel(max(logging.WARNING, logging.getLogger().level))
+    own = logging.getLogger("trunkline")
+    own.setLevel(level.upper())
+    logging.basicConfig(handlers=[handler], level=max(logging.WARNING, own.level), force=True)
 
 
 def _extra(record: logging.LogRecord) -> dict[str, Any]:

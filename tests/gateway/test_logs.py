@@ -128,10 +128,11 @@ def test_nothing_that_a_peer_says_steers_a_terminal() -> None:
 
 @pytest.fixture
 def root() -> Iterator[logging.Logger]:
-    """The root logger, put back as it was."""
-    logger = logging.getLogger()
-    handlers, level = logger.handlers[:], logger.level
+    """The root logger, put back as it was, and the level of our own."""
+    logger, own = logging.getLogger(), logging.getLogger("trunkline")
+    handlers, level, own_level = logger.handlers[:], logger.level, own.level
     yield logger
+    own.setLevel(own_level)
     for handler in logger.handlers[:]:
         logger.removeHandler(handler)
     for handler in handlers:
@@ -277,6 +278,30 @@ async def test_g12_a_gateway_that_says_all_it_can_says_no_secret() -> None:
             messages = [line["message"] for line in lines_of(gateway)]
             assert messages.count("workflow opened") == 2
             assert messages.count("workflow ended: deleted") == 1
+
+
+@pytest.mark.anyio
+async def test_g12_nor_does_a_library_say_one_that_would_tell_what_is_stored(tmp_path: Path) -> None:
+    settings = tmp_path / "trunkline.toml"
+    directory = f'[directory]\nbackend = "database"\nurl = "sqlite+aiosqlite:///{tmp_path}/directory.db"\n'
+    with running_upstream() as upstream:
+        server = f'[servers.up]\nurl = "{upstream.url}"\neras = ["legacy"]\nsession_headers = ["X-Of-Alice"]\n'
+        settings.write_text(directory + server)
+        with running_gateway("--log-level", "debug", toml=settings) as gateway:
+            async with Wire(gateway.url(), {"Trunkline-Workflow": SECRET, "X-Of-Alice": f"header-{SECRET}"}) as wire:
+                await wire.open(name=f"name-{SECRET}")
+                await (await wire.call("echo", {"text": f"text-{SECRET}"})).response()
+                held = await wire.call("hold", {"gate": SECRET}, id=b'"held"')
+                primed = await held.next_event()
+                held.cut()
+                upstream.open(SECRET)
+                await (await wire.get(primed.id if primed is not None else "")).response()
+                session_id = str(wire.session_id)
+                await wire.delete({"Trunkline-End": "workflow"})
+            [upstream_session] = upstream.report()["sessions"]
+            log = gateway.process.output()
+    assert "workflow ended: deleted" in log
+    assert [text for text in (SECRET, session_id, upstream_session) if text in log] == []
 
 
 @pytest.mark.anyio
