@@ -375,3 +375,7 @@ def _configure_logs(log_format: str, log_level: str) -> None:
     if log_level.lower() not in ("debug", "info", "warning", "error"):
         raise WrongArgument(f'--log-level: expected debug, info, warning or error, got "{log_level}"')
     configure(formats[log_format], log_level)
+
+
+if __name__ == "__main__":  # as earlier builds were run: people wrote it down, and a parent of then runs its workers so
+    main()

@@ -581,6 +581,12 @@ def test_a_token_is_made_as_text_and_as_json() -> None:
     assert documented("token --json") == made.keys()
 
 
+def test_it_is_run_by_the_name_of_its_module_as_well() -> None:
+    """Earlier builds told people to: it did nothing, and said that all was well."""
+    ended = subprocess.run(command("--version", module="trunkline.gateway.cli"), capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (0, f"trunkline {version('trunkline')}\n")
+
+
 # Completing.
 
 
