@@ -75,7 +75,7 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
         """See the base class."""
         await super().send(message)
         if message["type"] == "websocket.accept" and self.handshake_complete:
-            self._application = _Application(self)
+            self._application = _Application(self, hears_of_coming=bool(message.get(COMING)))
         if self._early and self.handshake_complete:
             self.loop.call_soon(self._go_on)
 
@@ -267,10 +267,11 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
 class _Application:
     """An application that takes events, told what comes as a `Socket` is; of the end uvicorn tells it."""
 
-    __slots__ = ("_wire", "burden")
+    __slots__ = ("_hears_of_coming", "_wire", "burden")
 
-    def __init__(self, wire: PingingWebSocket) -> None:
+    def __init__(self, wire: PingingWebSocket, *, hears_of_coming: bool) -> None:
         self._wire = wire
+        self._hears_of_coming = hears_of_coming
         self.burden = 0
         """What it was told of a message that is not complete."""
 
@@ -283,10 +284,10 @@ class _Application:
         self._tell({"type": "websocket.receive", "bytes": b""})
 
     def comes(self, size: int) -> None:
-        """See `Socket.comes`: told in steps."""
+        """See `Socket.comes`: told in steps, if it hears of it."""
         if not size:
             self.burden = 0
-        elif size >= self.burden + LARGE_BYTES:
+        elif self._hears_of_coming and size >= self.burden + LARGE_BYTES:
             self.burden = size
             self._wire.queue.put_nowait(cast("Any", {"type": COMING, "size": size}))
 

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     from .websocket import Socket
 
 COMING: Final = "trunkline.coming"
-"""The type of an event that a server may tell besides: `size` bytes have come of a large message, and it goes on."""
+"""The type of an event that a server may tell besides: `size` bytes have come of a large message, and it goes on.
+
+The application says by the same word in its `websocket.accept` that it hears of that: another would take it for a
+message, as a worker of a build does that knows nothing of it.
+"""
 
 CLOSE_SECONDS: Final = 5.0
 """How long the last frame waits for a client that takes nothing."""

@@ -38,7 +38,7 @@ from .endpoint import EndpointConfig, looking, picked
 from .headers import SESSION_ID, WORKFLOW_STATE, asked
 from .link import Link
 from .outgoing import Due
-from .socket_events import EventsWire
+from .socket_events import COMING, EventsWire
 from .status import Answer, HTTPRefusal, answer_to
 
 logger = logging.getLogger(__name__)
@@ -465,7 +465,7 @@ def _accept(link: Link, state: WorkflowState | None) -> dict[str, object]:
     headers: RawHeaders = [(SESSION_ID.encode(), link.session_id.encode())]
     if state is not None:
         headers.append((WORKFLOW_STATE.encode(), state.encode()))
-    return {"type": "websocket.accept", "subprotocol": SUBPROTOCOL, "headers": headers}
+    return {"type": "websocket.accept", "subprotocol": SUBPROTOCOL, "headers": headers, COMING: True}
 
 
 async def deny(scope: Scope, send: Send, answer: Answer) -> None:

@@ -17,7 +17,7 @@ from trunkline.gateway.workers.forwarding import Forwarder
 from trunkline.mux.burden import Burden
 from trunkline.mux.errors import Elsewhere
 from trunkline.transports import websocket
-from trunkline.transports.asgi import Receive, Scope, Send
+from trunkline.transports.asgi import Message, Receive, Scope, Send
 from trunkline.transports.frames import text_frame
 from websockets.frames import BINARY, Frame
 
@@ -43,14 +43,15 @@ class Relayed:
                 await anyio.lowlevel.checkpoint()
 
 
+async def elsewhere(scope: Scope, receive: Receive, send: Send) -> None:
+    """Worker `a`: all that comes is worker `b`'s."""
+    await receive()
+    raise Elsewhere("b")
+
+
 @pytest.fixture
 async def relayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Relayed]:
     monkeypatch.setattr(websockets, "LINGER_SECONDS", 0.1)  # who is closed within a message does not answer it legally
-
-    async def elsewhere(scope: Scope, receive: Receive, send: Send) -> None:
-        await receive()
-        raise Elsewhere("b")
-
     async with AsyncExitStack() as stack:
         at = await stack.enter_async_context(listening())
         at.server.on_request = echo
@@ -123,6 +124,31 @@ async def test_what_is_no_message_ends_it_as_it_ends_one_that_is_served_here(
     async with begun(relayed, ALICE) as client:
         write(client, sent)
         assert (await client.closed())[0] == code
+
+
+async def test_who_does_not_ask_for_it_is_told_of_whole_messages_alone(tmp_path: Path) -> None:
+    """A worker of a build that knows nothing of it took it for a binary frame, and closed."""
+    told: list[Message] = []
+
+    async def former(scope: Scope, receive: Receive, send: Send) -> None:
+        told.append(await receive())
+        await send({"type": "websocket.accept", "subprotocol": "mcp", "headers": [(b"mcp-session-id", b"x")]})
+        while told[-1]["type"] != "websocket.disconnect":
+            told.append(await receive())
+            await send({"type": "websocket.send", "text": '{"id":1}'})
+
+    async with AsyncExitStack() as stack:
+        house = House(tmp_path, stack)
+        await stack.enter_async_context(house.member.running())
+        await house.begins("b", former)
+        forwarder = Forwarder(elsewhere, house.member, house.opened, house.statistics)
+        port = await stack.enter_async_context(serving(forwarder))
+        async with SocketClient(f"http://127.0.0.1:{port}/servers/x", ALICE) as client:
+            await client.connect()
+            write(client, whole(CALL)[:-1])
+            write(client, whole(CALL)[-1:] + in_fragments(CALL))
+            await client.hear(2)
+    assert told[1:3] == [{"type": "websocket.receive", "text": CALL.decode()}] * 2
 
 
 async def test_messages_that_come_in_one_piece_are_relayed_in_order(relayed: Relayed) -> None:
