@@ -59,7 +59,9 @@ def refusal(error: DirectoryUnavailable, url: str) -> str:
 
 
 def place(url: str) -> str:
-    """A URL without what may be secret: user, password and options."""
+    """A URL without what may be secret: user, password and options. PostgreSQL's may have `/` and `?` in a password."""
     scheme, separator, rest = url.partition("://")
-    authority, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}".partition("?")[0]
+    shown, _, options = rest.partition("?")
+    if not rest.startswith("/"):  # else it is a file, which has neither
+        shown = "…" if "@" in options else shown.rpartition("@")[2]
+    return f"{scheme}{separator}{shown}"

@@ -30,6 +30,13 @@ async def test_a_server_that_is_not_there(scheme: str) -> None:
     assert f"at {scheme}://127.0.0.1:{port}{path}" in said
 
 
+@pytest.mark.parametrize("password", ["of/secret", "o?f/secret", "of/a?secret"])
+async def test_g12_no_password_that_can_be_read_is_told_of_a_database_that_is_away(password: str) -> None:
+    port = free_port()
+    said = await refusal("database", f"postgresql+asyncpg://user:{password}@127.0.0.1:{port}/main")
+    assert f"at postgresql+asyncpg://{'…' if '?' in password else f'127.0.0.1:{port}/main'}; " in said
+
+
 async def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "redis", None)
     for name in [name for name in sys.modules if name.startswith("trunkline.mux.directory.redis")]:
@@ -39,5 +46,7 @@ async def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_place_names_neither_user_nor_options() -> None:
     assert place("redis://u:p@host:1/0?password=secret") == "redis://host:1/0"
-    assert place("unix:///run/x.sock?password=secret") == "unix:///run/x.sock"
+    assert place("redis://host:1/0?password=se@cret") == "redis://…"
+    assert place("unix:///run/x.sock?password=se@cret") == "unix:///run/x.sock"
+    assert place("sqlite+aiosqlite:////var/a@b/x.db") == "sqlite+aiosqlite:////var/a@b/x.db"
     assert place("nothing") == "nothing"
