@@ -15,8 +15,8 @@ LogFormat = Literal["text", "json"]
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 _SECRETS: Final = re.compile(
     r"(?i)(bearer(?:\s|\\[fnrtv]|\\[ux][0-9a-f]{2,4})+)\S+"  # where that is shown as Python spells it as well
-    r"|(://)[^\s/?#@\"']+(?=@)"  # the password of a URL
-    r"|(://[^\s?\"']*\?)[^\s\"']+"  # its query
+    r"|(://)[^\s/?#\"']+(?=@)"  # the password of a URL
+    r"|(://(?:(?!://)[^\s?\"'])*+\?)[^\s\"']+"  # its query; each is looked for as far as the next URL
     r"|([?&][^\s?&=\"']+=)[^&\s\"']+"  # the query of a path
 )
 LINES_PER_SECOND: Final = 100

@@ -54,7 +54,10 @@ def failed(message: str) -> logging.LogRecord:
         f"/x?a[b]={SECRET}",
         f"cannot connect to https://user:{SECRET}@host/mcp",
         f"cannot connect to https://{SECRET}@host/mcp",
+        f"cannot connect to https://user:with@{SECRET}@host/mcp",
+        f"http://proxy/https://user:{SECRET}@host/mcp?x=y",
         f"https://host/mcp?{SECRET}",
+        f"https://proxy/https://host/mcp?{SECRET}",
         f"'https://host/mcp?key={SECRET}&x=y'",
     ],
 )
@@ -69,6 +72,11 @@ def test_g12_a_secret_is_left_out_wherever_it_stands(text: str) -> None:
 def test_g12_a_secret_is_left_out_before_what_stands_before_it_is_escaped(space: str) -> None:
     for formatter in (JSONFormatter(), TextFormatter()):
         assert SECRET not in formatter.format(record(f"authorization: bearer{space}{SECRET}"))
+
+
+@pytest.mark.parametrize("part", ["://", "://a@", "?a", "&", "bearer\t", "bearer\\x41", "://a?b=c "])
+def test_g9_what_a_server_repeats_costs_no_more_than_its_length(part: str) -> None:
+    assert len(redacted(part * 300_000)) <= len(part) * 300_001
 
 
 @pytest.mark.parametrize("text", ["what is it? a = b", "a & b", "https://host:1/mcp", "me@host", "x=1 y=2", "50 % ?"])
