@@ -70,6 +70,8 @@ def load(
         if name not in environ or path_of_key in typed:
             raise
         raise SettingsError(error.path, f"{error.message} (it comes from {name})") from None
+    except RecursionError:
+        raise SettingsError("", "the settings are nested too deeply") from None
     return settings
 
 
@@ -143,7 +145,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise SettingsError("", f"cannot read {path}: {error.strerror}; give a file that this user may read") from None
     except UnicodeDecodeError:
         raise SettingsError("", f"cannot read {path}: it is not UTF-8; save it as UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # Python reads no number of thousands of digits, and says so in another way
         raise SettingsError("", f"{path} is not TOML: {error}") from None
 
 
@@ -151,7 +153,7 @@ def _value(text: str, *, is_text: bool) -> object:
     """A value of the environment: TOML where it is one, else the text itself. A token of digits stays text."""
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     return text if is_text and not isinstance(value, str) else value
 

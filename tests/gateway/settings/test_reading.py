@@ -59,6 +59,23 @@ def test_a_file_that_cannot_be_read_is_refused_by_its_name(tmp_path: Path) -> No
             load(path, environ={})
 
 
+@pytest.mark.parametrize("value", ["9" * 5_000, "[" * 5_000, "{x = " * 5_000], ids=["digits", "lists", "tables"])
+def test_what_python_does_not_read_of_toml_is_refused_as_anything_else(tmp_path: Path, value: str) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text(f"[gateway]\nport = {value}\n")
+    with pytest.raises(SettingsError, match=r"settings\.toml|nested too deeply"):
+        load(path, environ={})
+    with pytest.raises(SettingsError, match=r"^gateway\.port: .*\(it comes from TRUNKLINE_GATEWAY__PORT\)$"):
+        load(None, environ={"TRUNKLINE_GATEWAY__PORT": value})
+
+
+def test_a_key_that_is_nested_too_deeply_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text(f"{'x.' * 5_000}y = 1\n")
+    with pytest.raises(SettingsError, match=r"nested too deeply"):
+        load(path, environ={})
+
+
 # The environment and the command line.
 
 
