@@ -88,9 +88,11 @@ async def relay(websocket: WebSocket, rpc: RPC, *, max_inflight: int, ended: End
 
     `ended` hears of the session id when the socket is gone. With `takes_query_token`, `?token=` stands for a header
     that is not there: ContextForge 0.9 takes it, 1.0 refuses it because URLs are logged. A client that `/rpc` would not
-    let in is refused with 1008 before the socket is accepted.
+    let in is refused with 1008 before the socket is accepted. No cookie goes with its messages, as ContextForge itself
+    takes none here: browsers send it with what a page of another port asks for, which may read what a socket says.
     """
     headers = read_headers(websocket.scope)
+    headers.pop("cookie", None)
     token = websocket.query_params.get("token") if takes_query_token else None
     if token and "authorization" not in headers:
         headers["authorization"] = f"Bearer {token}"

@@ -390,6 +390,13 @@ async def test_a_token_in_the_url_of_a_socket_counts_where_the_gateway_itself_ta
             await connect(url, proxy=None)
 
 
+async def test_the_cookie_of_a_browser_opens_no_socket(place: Place) -> None:
+    """It comes with what a page of any port of the host asks for, and what a socket says any page may read."""
+    headers = {"Cookie": f"jwt_token={token(place.forge.version)}", "Origin": "http://127.0.0.1:1"}
+    with pytest.raises(InvalidStatus):
+        await connect(place.forge.url("plain", "ws"), additional_headers=headers, proxy=None)
+
+
 async def test_many_fast_calls_over_sse_are_no_fault(place: Place) -> None:
     async with raw(place, "sse") as client:
         for n in range(1, 201):

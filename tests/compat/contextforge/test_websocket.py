@@ -35,7 +35,8 @@ class Gateway:
         message = json.loads((await receive())["body"])
         headers = {name.decode(): value.decode() for name, value in scope["headers"]}
         self.authorizations.append(headers.get("authorization", ""))
-        allowed = headers.get("authorization") == "Bearer alice"
+        who = headers.get("cookie") or headers.get("authorization")  # as ContextForge 0.9 has it
+        allowed = who in ("Bearer alice", "jwt_token=alice")
         body = {"jsonrpc": "2.0", "id": message.get("id"), "result": {"method": message["method"]}}
         await send({"type": "http.response.start", "status": 200 if allowed else 401, "headers": []})
         await send({"type": "http.response.body", "body": json.dumps(body).encode()})
@@ -98,6 +99,15 @@ async def test_a_token_in_the_url_is_nothing_where_the_gateway_refuses_it() -> N
         with pytest.raises(InvalidStatus):
             await connect(url + "?token=alice", proxy=None)
         headers = {"Authorization": "Bearer alice"}
+        async with connect(url, additional_headers=headers, proxy=None) as socket:
+            assert (await ask(socket, PING))["id"] == 1
+
+
+async def test_a_cookie_proves_nobody_on_a_socket() -> None:
+    async with relayed(Gateway()) as url:
+        with pytest.raises(InvalidStatus):
+            await connect(url, additional_headers={"Cookie": "jwt_token=alice"}, proxy=None)
+        headers = {"Authorization": "Bearer alice", "Cookie": "jwt_token=bob"}
         async with connect(url, additional_headers=headers, proxy=None) as socket:
             assert (await ask(socket, PING))["id"] == 1
 
