@@ -17,6 +17,7 @@ from trunkline.gateway.http_listening import HTTPListening
 from trunkline.gateway.request_reader import MAX_HEAD_BYTES, MAX_HEADERS
 from trunkline.mux.statistics import Statistics
 from trunkline.transports.asgi import WholeRequest
+from trunkline.transports.patience import Patience
 
 pytestmark = pytest.mark.anyio
 
@@ -84,25 +85,26 @@ async def test_requests_of_any_size_are_served_one_after_another() -> None:
 @pytest.mark.parametrize("before", [0, 1])
 async def test_g10_a_head_that_takes_too_long_is_cut(before: int, sent: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a new connection, and after a request: there, silence is uvicorn's to end."""
-    monkeypatch.setattr(http_connection, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(http_connection, "HEAD_SECONDS", PATIENCE if before else 0.05)
     monkeypatch.setattr(http_listening, "LOOK_SECONDS", 0.02)
     statistics = Statistics()
     async with connected(HTTPListening(statistics)) as (reader, writer), asyncio.timeout(PATIENCE):
         for _ in range(before):
             await ask(reader, writer)
+        monkeypatch.setattr(http_connection, "HEAD_SECONDS", 0.05)
         writer.write(sent or b"G" * before)
         assert await reader.read() == b""
         assert statistics.counts["refused", "slow_head"] == 1
 
 
 async def test_a_head_in_time_ends_the_patience_however_long_its_request_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_connection, "HEAD_SECONDS", 0.1)
+    monkeypatch.setattr(http_connection, "HEAD_SECONDS", 1.0)
     monkeypatch.setattr(http_listening, "LOOK_SECONDS", 0.02)
     statistics = Statistics()
     async with connected(HTTPListening(statistics)) as (reader, writer), asyncio.timeout(PATIENCE):
         writer.write(b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 1\r\n\r\n")
         passed = asyncio.Event()
-        asyncio.get_running_loop().call_later(0.3, passed.set)
+        asyncio.get_running_loop().call_later(1.2, passed.set)
         await passed.wait()
         writer.write(b"x")
         assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
@@ -260,7 +262,7 @@ async def test_a_connection_that_asks_nothing_is_ended_even_if_it_sends_empty_li
 
 async def test_a_small_body_in_a_second_packet_is_waited_for_for_a_moment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_listening, "LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(http_listening, "HOLD_SECONDS", 0.2)
+    monkeypatch.setattr(http_listening, "HOLD_SECONDS", PATIENCE)
     offered: list[bytes] = []
     asked = asyncio.Event()
 
@@ -273,7 +275,8 @@ async def test_a_small_body_in_a_second_packet_is_waited_for_for_a_moment(monkey
         await echo(scope, receive, send)
 
     head = b"POST /1 HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n"
-    async with talking(application, HTTPListening(Statistics(), take)) as (reader, writer):
+    listening = HTTPListening(Statistics(), take)
+    async with talking(application, listening) as (reader, writer):
         writer.write(head % 4)
         await asyncio.sleep(0)
         writer.write(b"bo")
@@ -282,6 +285,7 @@ async def test_a_small_body_in_a_second_packet_is_waited_for_for_a_moment(monkey
         assert await said(reader) == b"POST /1 body"
         assert await said(reader) == b"GET /2 "
         assert offered == [b"body", b""]
+        listening.hold = Patience(0.05)
         asked.clear()
         writer.write(head % 4)
         await asked.wait()  # who reads it says when it takes too long
@@ -343,7 +347,7 @@ async def test_a_body_that_comes_after_the_answer_before_it_is_read(
 ) -> None:
     """However long the answer before it took: meanwhile it could not come."""
     monkeypatch.setattr(http_listening, "LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(http_connection, "BODY_SECONDS", 0.3)
+    monkeypatch.setattr(http_connection, "BODY_SECONDS", 0.05)
     body = b"y" * (100_000 if b"100000" in head else 4)
     may, asked = asyncio.Event(), asyncio.Event()
     statistics = Statistics()
@@ -352,7 +356,9 @@ async def test_a_body_that_comes_after_the_answer_before_it_is_read(
         writer.write(SLOW_THEN_ECHO)
         await asked.wait()
         writer.write(b"POST /2 HTTP/1.1\r\nHost: h\r\n" + head + b"\r\n" + more + b"\r\n")
-        asyncio.get_running_loop().call_later(0.5, may.set)
+        await asyncio.sleep(0.2)
+        monkeypatch.setattr(http_connection, "BODY_SECONDS", PATIENCE)
+        may.set()
         assert await said(reader) == b"slow"
         if expects:
             assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -363,16 +369,17 @@ async def test_a_body_that_comes_after_the_answer_before_it_is_read(
 
 async def test_who_is_answered_slowly_is_answered_whatever_comes_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_listening, "LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(http_connection, "HEAD_SECONDS", 0.1)
     for behind in (b"G", b"G!!\r\n"):
         may, asked = asyncio.Event(), asyncio.Event()
         async with talking(slow(may, asked)) as (reader, writer):
+            monkeypatch.setattr(http_connection, "HEAD_SECONDS", PATIENCE)
             writer.write(SLOW_THEN_ECHO)
             await asked.wait()
+            monkeypatch.setattr(http_connection, "HEAD_SECONDS", 0.05)
             writer.write(behind[:1])
             await asyncio.sleep(0)
             writer.write(behind[1:])
-            asyncio.get_running_loop().call_later(0.4, may.set)
+            asyncio.get_running_loop().call_later(0.2, may.set)
             assert await said(reader) == b"slow"
 
 
@@ -436,7 +443,7 @@ async def test_g10_a_client_that_takes_nothing_of_its_answer_is_cut(
         transport, _ = await asyncio.get_running_loop().create_connection(Parts, "127.0.0.1", port)
         transport.pause_reading()
         transport.write(GET % 1)
-        await until(lambda: is_paused(listening))
+        await until(lambda: is_paused(listening) or listening.statistics.counts)
         transport.write(then)
         await until(lambda: not listening.state.connections)
         transport.close()
@@ -457,7 +464,7 @@ async def stalled(listening: HTTPListening) -> AsyncIterator[tuple[asyncio.Trans
 
 async def test_g10_who_takes_nothing_gains_no_time_by_asking_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_listening, "LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(http_connection, "TAKE_SECONDS", 1.0)
+    monkeypatch.setattr(http_connection, "TAKE_SECONDS", PATIENCE)
     listening = HTTPListening(Statistics())
     async with stalled(listening) as (transport, _):
         [connection] = [cast(HTTPConnection, one) for one in listening.state.connections]
@@ -486,10 +493,9 @@ async def test_g10_a_stream_of_which_nothing_is_taken_is_cut_once_it_was_given_u
         transport, _ = await asyncio.get_running_loop().create_connection(Parts, "127.0.0.1", port)
         transport.pause_reading()
         transport.write(GET % 1)
-        await until(lambda: listening.state.connections)
-        await until(lambda: not listening.state.connections)
+        await until(lambda: listening.statistics.counts["refused", "untaken"] == 1)
+        assert not listening.state.connections
         transport.close()
-    assert listening.statistics.counts["refused", "untaken"] == 1
 
 
 @pytest.mark.parametrize("rest", [b"", b"body"], ids=["in its body", "in its answer"])
@@ -525,14 +531,14 @@ async def test_who_takes_its_answer_late_may_be_silent_afterwards_as_long_as_any
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(http_listening, "LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(http_connection, "TAKE_SECONDS", 0.3)
-    monkeypatch.setattr(http_connection, "IDLE_SECONDS", 1.0)
+    monkeypatch.setattr(http_connection, "TAKE_SECONDS", PATIENCE)
+    monkeypatch.setattr(http_connection, "IDLE_SECONDS", 3600.0)
     listening = HTTPListening(Statistics())
-    async with stalled(listening) as (transport, client):
+    async with stalled(listening) as (transport, _):
+        [connection] = [cast(HTTPConnection, one) for one in listening.state.connections]
         transport.resume_reading()
-        began = asyncio.get_running_loop().time()
-        await client.is_over.wait()
-        assert asyncio.get_running_loop().time() - began > 0.9
+        await until(lambda: not connection.is_write_paused)
+        assert 3000 < connection.due - asyncio.get_running_loop().time() <= 3600
     assert not listening.statistics.counts
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 import pytest
 import uvloop
+from harness.gateways import until
 from harness.listening import serving
 from trunkline.gateway import websockets
 from trunkline.gateway.http_listening import HTTPListening
@@ -120,12 +121,11 @@ async def test_a_connection_that_takes_nothing_is_dropped_when_its_application_i
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(websockets, "LINGER_SECONDS", 0.1)
-    app = Application()
-    async with socket(app) as client:
+    app, listening = Application(), HTTPListening(Statistics())
+    async with socket(app, http=listening.protocol) as client:
         client.transport.pause_reading()
         await client.send("flood")
-        await app.ended.wait()
-        await anyio.sleep(0.2)
+        await until(lambda: not listening.state.connections)
         client.transport.resume_reading()
         with pytest.raises(ConnectionClosed):
             await client.recv()
