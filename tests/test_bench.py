@@ -114,9 +114,9 @@ async def test_an_open_loop_counts_from_when_a_call_was_due() -> None:
 async def test_a_burst_is_made_at_once() -> None:
     with upstream(cores().client) as port:
         async with opened(Target(port, "/mcp"), inflight=8) as slots:
-            sample = await burst(slots, asks=[arguments(ms=50)])
+            sample = await burst(slots, asks=[arguments(ms=500)])
     assert sample.calls == 8
-    assert sample.elapsed < 8 * 0.05
+    assert sample.elapsed < 8 * 0.5
 
 
 def test_who_has_a_rank_goes_first_where_that_is_allowed() -> None:

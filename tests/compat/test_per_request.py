@@ -342,9 +342,10 @@ async def test_g9_a_handshake_that_takes_too_long_fails_its_call(
 ) -> None:
     async with old_path() as at:
         client = await at.client()
-        monkeypatch.setattr(initialization, "OPEN_SECONDS", 0.02)
         at.server.pause("initialize")
-        assert (await client.answer(client.call()))["error"]["code"] == -31001
+        with monkeypatch.context() as hasty:
+            hasty.setattr(initialization, "OPEN_SECONDS", 0.02)
+            assert (await client.answer(client.call()))["error"]["code"] == -31001
         at.server.let("initialize")
         at.server.on_request = echo
         assert "result" in await client.answer(client.call())

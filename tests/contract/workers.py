@@ -61,8 +61,8 @@ async def numbers_are_given_once(directory: SharedDirectory) -> None:
 
 
 async def a_worker_without_a_heartbeat_is_dead(directory: SharedDirectory) -> None:
-    silent, beating = await directory.enroll(worker()), await directory.enroll(worker())
     ends = time.monotonic() + LEASE_SECONDS
+    silent, beating = await directory.enroll(worker()), await directory.enroll(worker())
 
     async def is_dead() -> bool:
         assert await directory.beat(beating) is True

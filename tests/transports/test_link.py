@@ -183,13 +183,13 @@ async def test_a_connection_without_a_handshake_ends_although_its_client_speaks(
 
 
 async def test_a_server_may_take_longer_to_open_than_a_client_to_ask(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "HANDSHAKE_SECONDS", 0.05)
+    monkeypatch.setattr(module, "HANDSHAKE_SECONDS", 0.5)
     async with lines() as at, anyio.create_task_group() as tasks:
         at.at.server.pause("initialize")
         line = await at.open()
         tasks.start_soon(line.say, initialize())
         await at.at.server.reached("initialize")
-        assert await line.link.next(0.2) == []
+        assert await line.link.next(0.7) == []
         at.at.server.let("initialize")
         assert await line.ids() == [0]
 

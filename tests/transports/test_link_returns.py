@@ -87,7 +87,7 @@ async def test_a_client_shows_itself_by_what_has_no_answer_or_no_sense(said: byt
 
 
 async def test_where_no_pings_are_lent_a_client_has_a_moment_to_show_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "HOLD_SECONDS", 0.05)
+    monkeypatch.setattr(module, "HOLD_SECONDS", 0.5)
     async with lines() as at:
         line = await cut_after(at, 2)
         lost = await at.back(line, 2, pings=False)

@@ -417,6 +417,7 @@ async def test_g10_a_client_that_takes_nothing_is_cut_and_may_come_back(monkeypa
         await client.over()
         assert client.socket.close_code == 4408
         assert at.counts["slow_clients", "x"] == 1
+        monkeypatch.setattr(websocket, "SEND_SECONDS", PATIENCE)
         await client.resume()
         await client.answer(2)
         assert [answer["id"] for answer in client.heard] == ["open", 0, 1, 2]

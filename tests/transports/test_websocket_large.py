@@ -62,13 +62,13 @@ async def test_g10_messages_that_are_not_complete_count_to_what_their_user_may_h
 
 
 async def test_g10_a_large_message_that_does_not_come_to_its_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(websocket, "BODY_SECONDS", 0.2)
     async with listening() as at, SocketClient(at.base(), ALICE) as client:
         await client.connect()
         await client.begin()
         at.server.on_request = echo
         write(client, whole(CALL))
         assert "result" in await client.answer(1)
+        monkeypatch.setattr(websocket, "BODY_SECONDS", 1.0)
         write(client, in_fragments(CALL)[: 9 * FRAME])
         await until_held(at, 90_000, 90_000)
         write(client, b"\x89\x80" + KEY)  # a ping between fragments is no progress

@@ -406,6 +406,6 @@ async def test_where_there_is_no_room_the_longest_unused_gives_way(
 
 
 async def test_an_idle_session_is_ended(server: Upstream) -> None:
-    async with running(server, idle_timeout=0.05) as kept:
+    async with running(server, idle_timeout=0.5) as kept:
         await kept.count("alice@x", "a")
         await server.saw("delete")

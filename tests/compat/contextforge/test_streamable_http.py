@@ -224,7 +224,7 @@ async def test_who_names_a_session_that_was_not_begun_here_ends_nothing() -> Non
 
 
 async def test_whose_sessions_were_that_the_sdk_has_let_go_of_is_forgotten() -> None:
-    async with installed(idle_timeout=0.01) as forge:
+    async with installed(idle_timeout=0.5) as forge:
         lived = forge.manager.session_manager._server_instances
         async with asyncio.timeout(30):
             for _ in range(3 * SPARE_OWNERS):

@@ -279,7 +279,7 @@ async def test_a_socket_whose_worker_dies_is_closed_with_a_reason(house: House) 
 async def test_who_is_dead_is_asked_for_again_until_patience_ends(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(forwarding, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(forwarding, "PATIENCE_SECONDS", 1.0)
     monkeypatch.setattr(forwarding, "RETRY_SECONDS", 0.01)
     client = post()
     await house.request(client, holder="nobody")

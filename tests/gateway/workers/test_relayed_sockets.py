@@ -97,10 +97,10 @@ async def test_g10_messages_that_are_not_complete_count_where_they_are_served(re
 async def test_g10_a_large_message_that_does_not_come_to_its_end_is_given_up(
     relayed: Relayed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(websocket, "BODY_SECONDS", 0.2)
     async with begun(relayed, ALICE) as client:
         write(client, whole(CALL))
         assert "result" in await client.answer(1)
+        monkeypatch.setattr(websocket, "BODY_SECONDS", 0.2)
         write(client, in_fragments(CALL)[: 20 * FRAME])  # to the end of one: what the client's library answers is legal
         assert await client.closed() == (1008, "the message took too long to come")
         assert relayed.at.counts["refused", "slow_body"] == 1

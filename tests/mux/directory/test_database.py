@@ -136,7 +136,7 @@ async def test_a_home_that_is_swept_while_it_is_asked_for_is_given_anew(backends
             await sweep.execute(sa.select(homes).with_for_update())
             tasks.start_soon(directory.settle, "user:a", first)
             waiting = sa.text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
-            with anyio.fail_after(2):
+            with anyio.fail_after(10):
                 while not await _seen(server, waiting):  # noqa: ASYNC110 - nobody tells of it
                     await anyio.sleep(0.01)
             await sweep.execute(sa.delete(homes))

@@ -20,7 +20,7 @@ from trunkline.mux.limits import Pooling
 from trunkline.mux.pool import Pool
 from trunkline.mux.statistics import Statistics
 from trunkline.mux.upstream import Upstream
-from trunkline.transports.upstream import process
+from trunkline.transports.upstream import backoff, process
 from trunkline.transports.upstream.one_stream import MAX_UNSENT
 from trunkline.transports.upstream.stdio import INHERITED, StdioConnector
 
@@ -202,7 +202,8 @@ async def test_a_line_that_is_too_long_loses_the_session() -> None:
         assert "longer than" in (await session.lost()).message
 
 
-async def test_a_server_that_exits_by_itself_is_not_started_again_at_once() -> None:
+async def test_a_server_that_exits_by_itself_is_not_started_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backoff, "FIRST_SECONDS", 20.0)
     connector = StdioConnector("x", [sys.executable, "-c", ""], Statistics())
 
     async def open_once() -> str:
@@ -214,13 +215,13 @@ async def test_a_server_that_exits_by_itself_is_not_started_again_at_once() -> N
     assert await open_once() == "the server exited (status 0)", "after the first time, at once"
     with pytest.raises(
         UpstreamUnreachable,
-        match=r"exited 2 times in a row before it had a session; it may be tried again in 0\.[3-5] s",
+        match=r"exited 2 times in a row before it had a session; it may be tried again in 1\d\.\d s",
     ) as raised:
         await open_once()
     assert raised.value.data["executed"] == "no"
     wait = raised.value.data["retry_after"]
     assert isinstance(wait, float)
-    assert 0.3 <= wait <= 0.5
+    assert 10 <= wait <= 20
     await connector.close()
 
 
@@ -287,8 +288,7 @@ async def test_a_kill_in_mid_call_fails_the_call_and_leaves_nothing(line: Line) 
         pid = int(await result_of(session, "pid"))
         waiting = session.request(params={"name": "forever", "arguments": {}})
         os.kill(pid, signal.SIGKILL)
-        with anyio.fail_after(1):
-            assert (await session.lost()).message == "the server exited (SIGKILL)"
+        assert (await session.lost()).message == "the server exited (SIGKILL)"
         assert waiting.state == "pending", "it may have run: the channel tells its caller"
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)

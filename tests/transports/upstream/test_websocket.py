@@ -357,12 +357,13 @@ async def test_text_that_is_no_utf8_loses_the_session(text: bytes) -> None:
 
 
 async def test_a_server_that_does_not_read_for_long_owes_no_pong(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(websocket, "PING_SECONDS", 0.05)
+    monkeypatch.setattr(websocket, "PING_SECONDS", 0.2)
     async with session_with() as (session, server, _):
         server.session.stall()
         for _ in range(12):
             session.request(params={"x": "x" * 1_000_000})
-        await anyio.sleep(0.3)  # several pings would be due, and unanswered
+        await anyio.sleep(0.7)  # several pings would be due, and unanswered
+        monkeypatch.setattr(websocket, "PING_SECONDS", 10.0)
         server.session.go_on()
         await server.got("tools/call", 12)
         assert not session.receiver.of("lost")
