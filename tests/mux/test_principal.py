@@ -14,6 +14,7 @@ def test_principals_are_equal_only_in_all_three_parts() -> None:
 
 def test_parts_cannot_run_into_one_another() -> None:
     assert Principal("i", "ab", "c").digest() != Principal("i", "a", "bc").digest()
+    assert Principal("i", "a\0b", "c").digest() != Principal("i", "a", "b\0c").digest()
     assert "alice" not in Principal("i", "t", "alice").digest()
 
 
