@@ -239,16 +239,17 @@ def _first_idle(following: deque[tuple[float, str]], residents: Mapping[str, R])
 
 
 def _look(cap: Cap, residents: Mapping[str, Resident], now: float) -> _Look:
-    before, again = now - EVICTABLE_AFTER, now + EVICTABLE_AFTER
+    again = now + EVICTABLE_AFTER
     idle: list[tuple[float, int, str]] = []
     for index, (name, resident) in enumerate(residents.items()):
         since = resident.idle_since if cap.counts(resident) else None
         if since is None:
             continue
-        if since <= before:
+        may_go = since + EVICTABLE_AFTER
+        if may_go <= now:
             idle.append((since, index, name))
         else:
-            again = min(again, since + EVICTABLE_AFTER)
+            again = min(again, may_go)
     first = nsmallest(FOUND_AT_ONCE, idle)
     return _Look(deque((since, name) for since, _, name in first), again if len(first) == len(idle) else now)
 

@@ -127,6 +127,20 @@ def test_g10_newcomers_that_are_refused_again_and_again_cost_one_look_until_some
     assert giving_way.next(ALL, busy, 2000.0 + EVICTABLE_AFTER) is busy["0"]
 
 
+@pytest.mark.parametrize(("since", "now"), [(65531.908, 65591.908), (996.1, 1056.1)])
+def test_g10_who_is_idle_for_just_so_long_gives_way_however_the_clock_is_rounded(since: float, now: float) -> None:
+    """At the same moment it was found to be idle for too short a time, and to be looked at again at once, for ever."""
+    assert since > now - EVICTABLE_AFTER
+
+    class Seen(House):
+        def items(self) -> ItemsView[str, Guest]:
+            assert self.looks < 3, "it is looked at without end"
+            return super().items()
+
+    house = Seen(Guest(ALICE, since))
+    assert GivingWay().next(ALL, house, now) is house["0"]
+
+
 def test_g10_those_that_give_way_one_after_the_other_are_found_by_few_looks_and_in_their_order() -> None:
     idle = [float(one) for one in random.Random(7).sample(range(500), FOUND_AT_ONCE * 3)]
     house, giving_way = House(*(Guest(ALICE, since) for since in idle)), GivingWay()
