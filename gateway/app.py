@@ -188,10 +188,9 @@ class Gateway:
         """
         return await self._member.leave(timeout) if self._member is not None else True
 
-    @property
-    def another_goes_on(self) -> bool:
-        """See `Membership.another_goes_on`."""
-        return self._member is not None and self._member.membership.another_goes_on
+    def another_goes_on(self, *, of_another_parent: bool) -> bool:
+        """See `Member.another_goes_on`."""
+        return self._member is not None and self._member.another_goes_on(of_another_parent=of_another_parent)
 
     @property
     def is_relaying(self) -> bool:

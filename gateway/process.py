@@ -38,9 +38,6 @@ logger = logging.getLogger(__name__)
 GRACE_SECONDS: Final = 5
 """After the drain, how long open connections may take to end, at least."""
 
-HEARD_SECONDS: Final = 2 * BEAT_SECONDS
-"""Until workers that drain at the same time have heard so of each other."""
-
 
 async def serve(
     settings: Settings,
@@ -193,12 +190,12 @@ class _Life:
         async for command in place.commands():
             match command:
                 case "drain":
-                    self._drain("the parent has stopped", is_left_to_others=False, heard_in=HEARD_SECONDS)
+                    self._drain("the parent has stopped", is_left_to_others=False, do_all=True)
                 case "leave":
                     self._leave("the parent was told again")
                 case "reload":
                     self._reload.set()
-        self._drain("the parent has died", heard_in=HEARD_SECONDS)
+        self._drain("the parent has died", do_all=True)
 
     async def reload(self, read: Read, insecure: bool) -> None:
         """Read the settings again whenever that is asked for, one time after the other."""
@@ -215,7 +212,7 @@ class _Life:
         except OSError as error:  # they have just changed once more
             logger.error("the certificate stays as it was, reload again: gateway.tls: %s", error)
 
-    def _drain(self, why: str, *, is_left_to_others: bool = True, heard_in: float = 0.0) -> None:
+    def _drain(self, why: str, *, is_left_to_others: bool = True, do_all: bool = False) -> None:
         if self._is_draining:
             logger.info("%s: draining already", why)
             return
@@ -223,16 +220,15 @@ class _Life:
         logger.info("%s: draining", why)
         if self._shares_listener and is_left_to_others:
             self._server.stop_accepting()
-        self._tasks.start_soon(self._send_on, heard_in)
+        self._tasks.start_soon(self._send_on, do_all)
         self._tasks.start_soon(self._drain_and_exit)
 
-    async def _send_on(self, heard_in: float) -> None:
-        """Send clients to another worker as soon as one goes on; what is known of others counts from `heard_in` on.
+    async def _send_on(self, do_all: bool) -> None:
+        """Send clients to another worker as soon as one goes on: where all of this gateway drain, one of another.
 
         Where there is none, nobody else may take a new connection, on which a call in flight is told what it asks for.
         """
-        await anyio.sleep(heard_in)
-        while not self._gateway.another_goes_on:  # noqa: ASYNC110 - the directory has no event for us
+        while not self._gateway.another_goes_on(of_another_parent=do_all):  # noqa: ASYNC110 - the directory has no event for us
             await anyio.sleep(BEAT_SECONDS)
         self._listening.end()
 

@@ -209,9 +209,9 @@ class Membership:
         return [worker for worker in (await self._reread()).values() if worker.id != self.worker.id]
 
     @property
-    def another_goes_on(self) -> bool:
-        """Whether another worker lived, and was not to end, when who lives was read last."""
-        return any(worker.id != self.worker.id and not worker.drains for worker in self._living.values())
+    def going_on(self) -> list[Worker]:
+        """The other workers that lived, and were not to end, when who lives was read last."""
+        return [worker for worker in self._living.values() if worker.id != self.worker.id and not worker.drains]
 
     @property
     def drains(self) -> bool:

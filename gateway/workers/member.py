@@ -91,6 +91,19 @@ class Member:
             await stack.enter_async_context(self.membership.running())
             yield self
 
+    def another_goes_on(self, *, of_another_parent: bool) -> bool:
+        """Whether another worker lived, and was not to end, when who lives was read last.
+
+        With `of_another_parent` those of this one's parent do not count: they end as well, whether they have said so or
+        not.
+        """
+        own = self.membership.worker
+        siblings = own.host, Path(own.address).parent
+        return any(
+            not of_another_parent or (other.host, Path(other.address).parent) != siblings
+            for other in self.membership.going_on
+        )
+
     def drain(self) -> None:
         """See `Forwarder.drain`. Whatever comes is handed on once the membership drains."""
         if self._forwarder is not None:

@@ -325,3 +325,31 @@ async def test_g8_who_comes_while_all_workers_of_a_gateway_drain_is_told_so(
                 assert "Connection" not in refused.headers, "there is no other worker that it could find"
             upstream.open(key)
         assert await ended(gateway.running) == 0
+
+
+async def test_g8_nobody_is_sent_to_a_worker_that_has_not_heard_yet_that_its_gateway_drains(
+    upstream_process: Upstream, upstream: Upstream, key: str, tmp_path: Path
+) -> None:
+    toml = tmp_path / "trunkline.toml"
+    toml.write_text(
+        f'[directory]\nbackend = "database"\nurl = "sqlite+aiosqlite:///{tmp_path}/x.db"\n'
+        f'[servers.up]\nurl = "{upstream_process.url}"\neras = ["legacy"]\n'
+    )
+    with worker_gateway(toml, 2) as gateway:
+        await gateway.complete()
+        async with Wire(gateway.url()) as wire:
+            await wire.open()
+            answer = await wire.call("hold", {"gate": key})
+            await upstream.saw("mark:holding")
+            late = next(pid for pid in gateway.pids() if not gateway.connections(pid))
+            gateway.end(late, signal.SIGSTOP)
+            try:
+                await drains(gateway.running)
+                for _ in range(20):  # until the other one is taken for dead
+                    assert not await is_sent_on(wire)
+                    await anyio.sleep(0.1)
+            finally:
+                gateway.end(late, signal.SIGCONT)
+            upstream.open(key)
+            assert text_of(await answer.response()) == f"{key} is open"
+        assert await ended(gateway.running) == 0

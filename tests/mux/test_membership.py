@@ -480,13 +480,13 @@ async def test_g8_nothing_is_handed_to_a_worker_that_drains(at: At) -> None:
         await anyio.wait_all_tasks_blocked()
         assert b.drains
         assert [await handed_to(at.member) for _ in range(8)] == ["c"] * 8
-        assert at.member.another_goes_on
+        assert at.member.going_on == [c.worker]
         assert await at.member.find("b") == b.worker, "it lives"
         assert len(await at.member.others()) == 2
         c.drain()
         await anyio.wait_all_tasks_blocked()
         assert await handed_to(at.member) is None
-        assert not at.member.another_goes_on
+        assert at.member.going_on == []
         at.clock.advance(LEASE_SECONDS / 2)
         await b.beat()
         assert (await at.directory.worker("b")).drains, "each heartbeat says it"
