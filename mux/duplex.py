@@ -171,6 +171,7 @@ class Duplex:
 
     def _begin(self, position: int) -> Reader:
         reader = self._workflow.streams.repeat(self.stream, position, listens=True)
-        self.tally = Tally(position, self.tally.connection + 1, self._workflow.streams.noting(self.stream))
+        note, leaps = self._workflow.streams.noting(self.stream), self.stream.leaps_after(position)
+        self.tally = Tally(position, self.tally.connection + 1, note, leaps)
         self.tally.tell()
         return reader

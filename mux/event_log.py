@@ -171,6 +171,19 @@ class Stream:
         newest_first = takewhile(lambda event: event.n > n, reversed(self.events))
         return list(newest_first)[::-1]
 
+    def leaps_after(self, n: int) -> list[tuple[int, int]]:
+        """Where what follows position n leaves places out: after so many events, and the place from which it goes on.
+
+        Raises:
+            Trimmed: as `after`.
+        """
+        leaps = []
+        for events, place in enumerate([*(event.n - 1 for event in self.after(n)), self.last]):
+            if place != n:
+                leaps.append((events, place))
+            n = place + 1
+        return leaps
+
 
 class EventLog:
     """The ring over all streams of one workflow."""

@@ -1,9 +1,10 @@
 """What a client counts on one connection of a wire: the wire's own messages, and those of others between them. Pure.
 
+Places of the wire's messages follow each other; where another worker goes on, they leap (see `event_log.EPOCH`).
 Each change is noted, so that a count means the same to the worker that comes after this one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
 import msgspec
@@ -21,12 +22,16 @@ class _Kept(msgspec.Struct, array_like=True):
     skipped: int
     others: list[int]
     is_met: bool
+    leaps: Sequence[tuple[int, int]] = ()
 
 
 class Tally:
     """The counts of one connection; connections of a wire are numbered from 1 on."""
 
-    def __init__(self, began: int, connection: int = 0, note: Note | None = None) -> None:
+    def __init__(
+        self, began: int, connection: int = 0, note: Note | None = None, leaps: Sequence[tuple[int, int]] = ()
+    ) -> None:
+        """`leaps`: after so many of the wire's messages, the place from which the wire goes on."""
         self.began = began
         """The position after which the connection goes on with the wire."""
         self.connection = connection
@@ -35,12 +40,13 @@ class Tally:
         self.note = note
         self._others: list[int] = []
         self._skipped = 0
+        self._leaps = leaps
 
     @classmethod
     def read(cls, connection: int, text: bytes) -> "Tally":
         """The tally of which this was noted."""
         kept = msgspec.json.decode(text, type=_Kept)
-        tally = cls(kept.began, connection)
+        tally = cls(kept.began, connection, leaps=kept.leaps)
         tally.is_met = kept.is_met
         tally._skipped, tally._others = kept.skipped, kept.others
         return tally
@@ -48,7 +54,7 @@ class Tally:
     def tell(self) -> None:
         """Note all of it."""
         if self.note is not None:
-            kept = _Kept(self.began, self._skipped, self._others, self.is_met)
+            kept = _Kept(self.began, self._skipped, self._others, self.is_met, self._leaps)
             self.note("tally", self.connection, msgspec.json.encode(kept))
 
     def meet(self) -> None:
@@ -75,4 +81,8 @@ class Tally:
     def position(self, count: int) -> int:
         """Where a client stands on the wire that has received so many messages on the connection."""
         others = self._skipped + sum(ordinal <= count for ordinal in self._others)
-        return self.began + max(0, count - others)
+        own, place, before = max(0, count - others), self.began, 0
+        for after, leap in self._leaps:
+            if own > after:
+                place, before = leap, after
+        return place + own - before

@@ -504,6 +504,57 @@ async def test_g5_on_a_socket_that_its_client_never_saw_a_count_means_the_one_be
         assert await counted(at, b, session_id, count) == missed
 
 
+@pytest.mark.parametrize(("count", "missed"), [(0, [3, 4, 5]), (1, [4, 5]), (2, [5]), (3, [])])
+@pytest.mark.parametrize("deaths", [1, 2])
+async def test_g5_a_count_on_a_socket_that_began_with_what_a_dead_worker_wrote_means_what_came_on_it(
+    deaths: int, count: int, missed: list[int]
+) -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        c = await at.start()
+        duplex = (await a.find(session_id)).workflow.duplexes.new()
+        duplex.attach()
+        duplex.meet(duplex.tally)
+        for n in (1, 2, 3):
+            duplex.add(own(n))
+        await journal(a)
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        again = (await b.find(session_id)).workflow.duplexes.newest
+        assert again is not None
+        reader = again.attach_after(2)
+        again.meet(again.tally)
+        for n in (4, 5):
+            again.add(own(n))
+        assert len(reader.due() or ()) == 3
+        again.detach(reader)
+        if deaths == 2:
+            await journal(b)
+            b.kill()
+            await at.pass_time(LEASE_SECONDS)
+        assert await counted(at, b if deaths == 1 else c, session_id, count) == missed
+
+
+async def test_g5_a_count_on_a_socket_that_began_where_a_dead_worker_stopped_means_what_came_on_it() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        duplex = (await a.find(session_id)).workflow.duplexes.new()
+        duplex.attach()
+        duplex.meet(duplex.tally)
+        duplex.add(own(1))
+        await journal(a)
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        again = (await b.find(session_id)).workflow.duplexes.newest
+        assert again is not None
+        reader = again.attach_after(1)
+        again.meet(again.tally)
+        for n in (2, 3, 4):
+            again.add(own(n))
+        again.detach(reader)
+        assert await counted(at, b, session_id, 2) == [4]
+
+
 async def test_g5_what_a_log_has_to_know_of_is_not_trimmed_with_what_it_held() -> None:
     async with workers(event_log=EventLogLimits(events=40)) as at:
         a, b = await at.start(), await at.start()

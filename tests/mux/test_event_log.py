@@ -341,3 +341,16 @@ def test_what_another_writer_began_goes_on_after_all_that_it_may_have_written() 
     assert [event.message for event in stream.after(1000)] == [b"new"]
     with pytest.raises(Trimmed):
         stream.after(1)
+
+
+def test_g5_where_another_writer_goes_on_places_leap() -> None:
+    made, _ = log()
+    stream = made.restore(7, [(3, b"c"), (4, b"d"), (EPOCH + 1, b"e")], trimmed=2, last=2 * EPOCH, now=0.0)
+    assert stream.leaps_after(2) == [(2, EPOCH), (3, 2 * EPOCH)]
+    assert stream.leaps_after(4) == [(0, EPOCH), (1, 2 * EPOCH)]
+    assert stream.leaps_after(6) == [(0, EPOCH), (1, 2 * EPOCH)], "it may have been sent more than was kept"
+    assert stream.leaps_after(2 * EPOCH) == []
+    fill(made, stream, b"new")
+    assert stream.leaps_after(EPOCH) == [(1, 2 * EPOCH)]
+    with pytest.raises(Trimmed):
+        stream.leaps_after(1)

@@ -22,7 +22,17 @@ def test_a_tally_that_has_forgotten_places_leads_back_and_never_ahead() -> None:
     assert all(tally.position(count) <= exact[count] for count in range(2 * MAX_OTHERS))
     assert tally.position(3 * MAX_OTHERS) == 3 * MAX_OTHERS // 2
     tally.tell()
-    assert noted[-1].count(b",") == MAX_OTHERS + 2, "no more places are kept"
+    assert noted[-1].count(b",") == MAX_OTHERS + 3, "no more places are kept"
+
+
+def test_g5_where_another_worker_goes_on_places_leap_and_counts_do_not() -> None:
+    noted: list[bytes] = []
+    tally = Tally(10, 1, lambda kind, n, text: noted.append(text), leaps=[(2, 100), (3, 200)])
+    tally.skip(1)
+    places = [10, 10, 11, 12, 101, 201, 202]
+    assert [tally.position(count) for count in range(7)] == places
+    assert [Tally.read(1, noted[-1]).position(count) for count in range(7)] == places
+    assert Tally.read(1, b"[10,0,[],true]").position(3) == 13, "what was noted by those who did not know of leaps"
 
 
 def test_all_that_changes_is_noted_and_read_again() -> None:
