@@ -68,7 +68,7 @@ class RPC:
         return _answer(message["id"], status, text)
 
     async def check(self, sent_by: Incoming, session_id: str) -> int:
-        """The status with which a `ping` of this caller is answered: 401 or 403 where he may not come in."""
+        """The status with which a `ping` of this caller is answered: one of 3xx or 4xx where he may not come in."""
         ping = {"jsonrpc": "2.0", "id": 0, "method": "ping"}
         status, _ = await self._post(json.dumps(ping).encode(), sent_by, session_id)
         return status

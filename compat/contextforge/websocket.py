@@ -98,7 +98,7 @@ async def relay(websocket: WebSocket, rpc: RPC, *, max_inflight: int, ended: End
         headers["authorization"] = f"Bearer {token}"
     sent_by = Incoming(websocket.scope, headers)
     transport = WebSocketTransport(websocket)
-    if await rpc.check(sent_by, transport.session_id) in (401, 403):
+    if 300 <= await rpc.check(sent_by, transport.session_id) < 500:  # 1.0 leads some to its login page
         await websocket.close(code=POLICY_VIOLATION, reason="Authentication required")
         return
     await transport.connect()

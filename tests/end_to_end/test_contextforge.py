@@ -397,6 +397,11 @@ async def test_the_cookie_of_a_browser_opens_no_socket(place: Place) -> None:
         await connect(place.forge.url("plain", "ws"), additional_headers=headers, proxy=None)
 
 
+async def test_who_would_be_led_to_the_login_page_gets_no_socket(place: Place) -> None:
+    with pytest.raises(InvalidStatus):
+        await connect(place.forge.url("plain", "ws"), additional_headers={"HX-Request": "true"}, proxy=None)
+
+
 async def test_many_fast_calls_over_sse_are_no_fault(place: Place) -> None:
     async with raw(place, "sse") as client:
         for n in range(1, 201):

@@ -38,7 +38,8 @@ class Gateway:
         who = headers.get("cookie") or headers.get("authorization")  # as ContextForge 0.9 has it
         allowed = who in ("Bearer alice", "jwt_token=alice")
         body = {"jsonrpc": "2.0", "id": message.get("id"), "result": {"method": message["method"]}}
-        await send({"type": "http.response.start", "status": 200 if allowed else 401, "headers": []})
+        refused = 302 if headers.get("hx-request") else 401  # as ContextForge 1.0 has it
+        await send({"type": "http.response.start", "status": 200 if allowed else refused, "headers": []})
         await send({"type": "http.response.body", "body": json.dumps(body).encode()})
 
     async def serve(self, websocket: WebSocket) -> None:
@@ -87,10 +88,11 @@ async def test_a_client_speaks_as_whom_its_token_says(by_header: bool) -> None:
     assert set(gateway.authorizations) == {"Bearer alice"}
 
 
-async def test_who_may_not_come_in_is_refused_before_the_socket_is_open() -> None:
+@pytest.mark.parametrize("headers", [{}, {"HX-Request": "true"}])
+async def test_who_may_not_come_in_is_refused_before_the_socket_is_open(headers: dict[str, str]) -> None:
     async with relayed(Gateway()) as url:
         with pytest.raises(InvalidStatus):
-            await connect(url, proxy=None)
+            await connect(url, additional_headers=headers, proxy=None)
 
 
 async def test_a_token_in_the_url_is_nothing_where_the_gateway_refuses_it() -> None:
