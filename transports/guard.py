@@ -34,8 +34,9 @@ class Guard:
     """Checks the Host and the Origin of every request.
 
     `allowed_hosts` and `allowed_origins` are exact; a host without a port allows every port. On a loopback listener the
-    loopback names are allowed as hosts, and pages served from them as origins: a page of any other site that resolves
-    its name to this machine (DNS rebinding) is not.
+    loopback names are allowed as hosts, and pages served from them as origins, where the host is such a name as well: a
+    page of any other site that resolves its name to this machine (DNS rebinding) is not, nor one of a visitor's own
+    machine where the listener is reached by another name, through a proxy.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Guard:
             if len(self._known_hosts) < 256:
                 self._known_hosts.add(host)
         origin = headers.get("origin")
-        if origin is not None and not self._origin_is_allowed(origin):
+        if origin is not None and not self._origin_is_allowed(origin, host):
             raise HTTPRefusal(403, "origin", "this Origin is not allowed; see allowed_origins")
 
     def check_page(self, headers: Mapping[str, str]) -> None:
@@ -103,11 +104,11 @@ class Guard:
         name = _name_of(f"//{host}")
         return host in self._hosts or name in self._hosts or (self._loopback and name in LOOPBACK_NAMES)
 
-    def _origin_is_allowed(self, origin: str) -> bool:
+    def _origin_is_allowed(self, origin: str, host: str) -> bool:
         if origin.lower() in self._origins:
             return True
         is_page = origin.lower().startswith(("http://", "https://"))
-        return self._loopback and is_page and _name_of(origin) in LOOPBACK_NAMES
+        return self._loopback and is_page and LOOPBACK_NAMES.issuperset((_name_of(origin), _name_of(f"//{host}")))
 
 
 def _plain(host: str) -> str:

@@ -96,6 +96,14 @@ def test_a_page_of_this_machine_may_speak_to_a_loopback_listener_only(origin: st
     assert refusal(public(), {**PUBLIC, "origin": origin}) == (403, "origin")
 
 
+@pytest.mark.parametrize("origin", ["http://localhost:3000", "https://127.0.0.1", "http://[::1]:8"])
+def test_a_page_of_a_visitors_own_machine_is_foreign_to_a_listener_behind_a_proxy(origin: str) -> None:
+    guard = loopback(allowed_hosts=["mcp.example"], allowed_origins=["http://localhost:5000"])
+    assert refusal(guard, {**PUBLIC, "origin": origin}) == (403, "origin")
+    guard.check({**PUBLIC, "origin": "http://localhost:5000"})
+    guard.check({"host": "localhost:8920", "origin": origin})
+
+
 @pytest.mark.parametrize(
     "origin",
     [
