@@ -8,12 +8,11 @@ is answered once the session is closed, as by a program that leaves the client's
 import asyncio
 from collections.abc import Callable, Sequence
 
-from ..mux import envelope as wire_format
 from ..mux.account import PER_CALL
 from ..mux.channel import Channel
 from ..mux.envelope import Envelope
 from ..mux.errors import Cancelled, SessionLost, TrunklineError, WorkflowEnded
-from ..mux.limits import MAX_BODY_BYTES
+from ..mux.own import own_request
 from ..mux.ports import NONE, Caller, Headers, Opened, Owner, PoolResult
 from ..mux.upstream import ChannelMaker
 
@@ -89,7 +88,7 @@ class PerRequestLine:
             if isinstance(error, TrunklineError):
                 self._give_up(caller, error)
             elif self._habits and channel.is_open:
-                channel.request(_tools_list(), _Then(caller.owner, call), NONE)
+                channel.request(own_request("tools/list", {}), _Then(caller.owner, call), NONE)
             else:
                 call()
 
@@ -178,7 +177,3 @@ class _Then:
 
     def failed(self, error: TrunklineError) -> None:
         self._go_on()
-
-
-def _tools_list() -> Envelope:
-    return wire_format.parse(wire_format.request("tools/list", {}, b"0"), limit=MAX_BODY_BYTES)

@@ -1,6 +1,6 @@
 """Requests of the gateway's own on a session: no client has asked for them, and none sees their answers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import envelope as wire_format
@@ -11,7 +11,7 @@ from .ports import Answerable, Caller
 from .request import ServerRequest
 
 
-def own_request(method: str, params: dict[str, Any]) -> Envelope:
+def own_request(method: str, params: Mapping[str, Any]) -> Envelope:
     """The request; its id is minted by the channel that carries it."""
     return wire_format.parse(wire_format.request(method, params, b"0"), limit=MAX_BODY_BYTES)
 

@@ -8,7 +8,7 @@ stock ones, untouched.
 import asyncio
 import importlib
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from datetime import timedelta
 from types import ModuleType
 from typing import Any, Final
@@ -43,7 +43,7 @@ def leasing(reuse: Reuse, stock: ClientFunction, types: ModuleType, *, sse: bool
         lease = None
         called = invocation.get()
         if called is not None and called.gateway_id:
-            try:
+            with suppress(OldPath):
                 lease = await reuse.lease(
                     called.asked,
                     called.gateway_id,
@@ -52,8 +52,6 @@ def leasing(reuse: Reuse, stock: ClientFunction, types: ModuleType, *, sse: bool
                     handshake,
                     taken=called.let_go_of_database,
                 )
-            except OldPath:
-                lease = None
         if lease is None:
             async with stock(url, headers, *args, **kwargs) as opened:
                 yield opened

@@ -11,11 +11,10 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from ...mux import envelope as wire_format
 from ...mux.directory.memory import MemoryDirectory
 from ...mux.errors import Overloaded, SessionLost, TrunklineError, UnknownServer, WorkflowEnded
 from ...mux.lease import ask, tell
-from ...mux.limits import MAX_BODY_BYTES
+from ...mux.own import own_request
 from ...mux.pool import Arrival, Pool
 from ...mux.ports import Headers
 from ...mux.principal import Principal
@@ -274,7 +273,7 @@ class Reuse:
 
     async def _begin(self, name: Name, upstream: Upstream, headers: Headers, handshake: Mapping[str, Any]) -> Workflow:
         opening_headers.set(headers)
-        message = wire_format.parse(wire_format.request("initialize", handshake, b"0"), limit=MAX_BODY_BYTES)
+        message = own_request("initialize", handshake)
         arrival = Arrival(key=f"{name.generation}:{name.session}")
         try:
             try:
