@@ -57,6 +57,92 @@ class _Exchanges:
         """Set once all are answered."""
 
 
+class _Sessions:
+    """The sessions of one manager: who began each, what of it is not answered yet, and which have ended.
+
+    `transports` gives those that live in the SDK, by their ids.
+    """
+
+    def __init__(self, services: Services, transports: Callable[[], dict[str, Any]]) -> None:
+        self.owners: dict[str, str] = {}
+        """Who began each."""
+        self._services = services
+        self._transports = transports
+        self._ended: OrderedDict[str, None] = OrderedDict()
+        """Those that were deleted lately."""
+        self._exchanges: dict[str, _Exchanges] = {}
+        self._ending: set[asyncio.Task[None]] = set()
+        """Those that have ended, and of which calls are still to be answered."""
+
+    def may_ask(self, session_id: str, user: str) -> bool:
+        """Whether this user may name it: nobody may name one of another user, or one that has ended."""
+        return session_id not in self._ended and (not session_id or self.owners.get(session_id, user) == user)
+
+    @asynccontextmanager
+    async def exchange(self, session_id: str) -> AsyncIterator[None]:
+        """One request that is to be answered, for the length of the context."""
+        exchanges = self._exchanges.setdefault(session_id, _Exchanges())
+        exchanges.count += 1
+        try:
+            yield
+        finally:
+            exchanges.count -= 1
+            if not exchanges.count:
+                del self._exchanges[session_id]
+                exchanges.over.set()
+
+    async def answered(self, session_id: str) -> None:
+        """Wait until every request of a session is answered, or for as long as that may take."""
+        exchanges = self._exchanges.get(session_id)
+        if exchanges is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(ANSWER_SECONDS):
+                    await exchanges.over.wait()
+
+    async def note(self, method: str, session_id: str, event: Mapping[str, Any], user: str) -> None:
+        """A request begins to be answered so: by that, a session may begin or end."""
+        status = event["status"]
+        given = next((value.decode() for name, value in event["headers"] if name.lower() == SESSION_ID), "")
+        if given and not session_id and status < 300:
+            self.owners[given] = user
+            self._forget_expired()
+        began = session_id in self.owners  # of any other, it may be a key under which others keep a session
+        if began and (status == 404 or (method == "DELETE" and status < 300)):
+            self._end(session_id)
+            await self._services.ended(session_id)
+
+    def close(self) -> None:
+        """The gateway stops: no call is waited for any longer."""
+        for ending in tuple(self._ending):
+            ending.cancel()
+
+    def _end(self, session_id: str) -> None:
+        """Let go of a session that has ended, and of what the SDK keeps of it when its calls are answered or cut.
+
+        ContextForge 1.0 answers DELETE itself, so that the SDK's server task would wait for the next message for ever;
+        0.9 leaves the transport in the SDK's table.
+        """
+        self.owners.pop(session_id, None)
+        self._ended[session_id] = None
+        while len(self._ended) > MAX_ENDED:
+            self._ended.popitem(last=False)
+        transport = self._transports().pop(session_id, None)
+        if transport is not None:
+            ending = asyncio.create_task(self._terminate(session_id, transport))
+            self._ending.add(ending)
+            ending.add_done_callback(self._ending.discard)
+
+    async def _terminate(self, session_id: str, transport: Any) -> None:
+        await self.answered(session_id)
+        await transport.terminate()
+
+    def _forget_expired(self) -> None:
+        """Forget who began sessions that the SDK has let go of: not each client says goodbye."""
+        transports = self._transports()
+        if len(self.owners) > 2 * len(transports) + SPARE_OWNERS:
+            self.owners = {session: user for session, user in self.owners.items() if session in transports}
+
+
 def session_manager(
     module: ModuleType, services: Services, *, reads_context: bool, keeps_events: bool, cuts_calls: bool
 ) -> type:
@@ -72,30 +158,18 @@ def session_manager(
     class SessionManagerWrapper(base):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self._owners: dict[str, str] = {}
-            """Who began each session."""
-            self._ended: OrderedDict[str, None] = OrderedDict()
-            """Sessions that were deleted lately."""
-            self._exchanges: dict[str, _Exchanges] = {}
-            self._ending: set[asyncio.Task[None]] = set()
-            """Sessions that have ended, and of which calls are still to be answered."""
+            self.known = _Sessions(services, lambda: getattr(self.session_manager, SDK_SESSIONS))
             if keeps_events and getattr(self.session_manager, "event_store", None) is not None:
                 _keep_events_apart(self.session_manager, module.EventMessage)
             if reads_context:
                 _read_context_of_each_message(module)
-
-        @property
-        def owned(self) -> int:
-            """Sessions of which it is known who began them."""
-            return len(self._owners)
 
         async def initialize(self) -> None:
             await services.start()
             await super().initialize()
 
         async def shutdown(self) -> None:
-            for ending in tuple(self._ending):
-                ending.cancel()
+            self.known.close()
             await super().shutdown()
             await services.stop()
 
@@ -106,86 +180,22 @@ def session_manager(
             session_id = headers.get(SESSION_ID.decode(), "")
             user = name_of(module.user_context_var.get())
             is_one = len({value for name, value in scope["headers"] if name.lower() == SESSION_ID}) < 2
-            is_own = not session_id or self._owners.get(session_id, user) == user
-            if session_id in self._ended or not (is_one and is_own):  # of two, another might be served
+            if not is_one or not self.known.may_ask(session_id, user):  # of two, another might be served
                 await respond(send, 404, [(b"content-type", b"application/json")], b'{"detail":"Session not found"}')
                 return
             scope[CONTEXT] = {"headers": headers, "user": module.user_context_var.get()}
 
             async def watched(event: Any) -> None:
                 if event["type"] == "http.response.start":
-                    await self._note(scope["method"], session_id, event, user)
+                    await self.known.note(scope["method"], session_id, event, user)
                 await send(event)
 
-            if scope["method"] == "DELETE" and cuts_calls and session_id in self._owners:
+            if scope["method"] == "DELETE" and cuts_calls and session_id in self.known.owners:
                 await services.ended(session_id)  # which fails the calls, and says why
-                await self._answered(session_id)
+                await self.known.answered(session_id)
             is_asked = scope["method"] == "POST" and session_id != ""
-            async with self._exchange(session_id) if is_asked else nullcontext():
+            async with self.known.exchange(session_id) if is_asked else nullcontext():
                 await super().handle_streamable_http(scope, receive, watched)
-
-        @asynccontextmanager
-        async def _exchange(self, session_id: str) -> AsyncIterator[None]:
-            """One request that is to be answered, for the length of the context."""
-            exchanges = self._exchanges.setdefault(session_id, _Exchanges())
-            exchanges.count += 1
-            try:
-                yield
-            finally:
-                exchanges.count -= 1
-                if not exchanges.count:
-                    del self._exchanges[session_id]
-                    exchanges.over.set()
-
-        async def _answered(self, session_id: str) -> None:
-            """Wait until every request of a session is answered, or for as long as that may take."""
-            exchanges = self._exchanges.get(session_id)
-            if exchanges is not None:
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(ANSWER_SECONDS):
-                        await exchanges.over.wait()
-
-        async def _note(self, method: str, session_id: str, event: Mapping[str, Any], user: str) -> None:
-            status = event["status"]
-            given = next((value.decode() for name, value in event["headers"] if name.lower() == SESSION_ID), "")
-            if given and not session_id and status < 300:
-                self._owners[given] = user
-                self._forget_expired()
-            began = session_id in self._owners  # of any other, it may be a key under which others keep a session
-            if began and (status == 404 or (method == "DELETE" and status < 300)):
-                self._end(session_id)
-                await services.ended(session_id)
-
-        def _end(self, session_id: str) -> None:
-            """Let go of a session that has ended, and of what the SDK keeps of it when its calls are answered or cut.
-
-            ContextForge 1.0 answers DELETE itself, so that the SDK's server task would wait for the next message for
-            ever; 0.9 leaves the transport in the SDK's table.
-            """
-            self._owners.pop(session_id, None)
-            self._ended[session_id] = None
-            while len(self._ended) > MAX_ENDED:
-                self._ended.popitem(last=False)
-            transport = self._transports().pop(session_id, None)
-            if transport is not None:
-                ending = asyncio.create_task(self._terminate(session_id, transport))
-                self._ending.add(ending)
-                ending.add_done_callback(self._ending.discard)
-
-        async def _terminate(self, session_id: str, transport: Any) -> None:
-            await self._answered(session_id)
-            await transport.terminate()
-
-        def _forget_expired(self) -> None:
-            """Forget who began sessions that the SDK has let go of: not each client says goodbye."""
-            transports = self._transports()
-            if len(self._owners) > 2 * len(transports) + SPARE_OWNERS:
-                self._owners = {session: user for session, user in self._owners.items() if session in transports}
-
-        def _transports(self) -> dict[str, Any]:
-            """The SDK's sessions that live, by their ids."""
-            transports: dict[str, Any] = getattr(self.session_manager, SDK_SESSIONS)
-            return transports
 
     return SessionManagerWrapper
 

@@ -232,4 +232,4 @@ async def test_whose_sessions_were_that_the_sdk_has_let_go_of_is_forgotten() -> 
             while lived:  # noqa: ASYNC110 - the SDK tells nobody
                 await asyncio.sleep(0.01)
         await forge.begin()
-        assert forge.manager.owned <= SPARE_OWNERS + 2
+        assert len(forge.manager.known.owners) <= SPARE_OWNERS + 2
