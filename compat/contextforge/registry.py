@@ -7,7 +7,7 @@ database, and there only by the user who opened the stream.
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from types import ModuleType
 from typing import Any, Final, NamedTuple, Protocol
@@ -30,9 +30,6 @@ MAX_RELAYED: Final = 1000
 
 TO_CLIENTS: Final = frozenset({"elicitation/create", "sampling/createMessage", "roots/list"})
 """What only a server asks: it is for the client of the stream, not from it."""
-
-Who = Callable[[Mapping[str, str]], Awaitable[str]]
-"""The user whom these request headers prove; empty where there is none."""
 
 
 class Services(Protocol):
@@ -62,6 +59,93 @@ class _Stream(NamedTuple):
     user: str
 
 
+class _Relay:
+    """Hears what other workers take for the `streams` of a `registry`: by redis for each, by the database for all.
+
+    With `checks_owner`, only from the user who opened the stream.
+    """
+
+    def __init__(
+        self, module: ModuleType, registry: Any, streams: Mapping[str, _Stream], *, checks_owner: bool
+    ) -> None:
+        self._module = module
+        self._registry = registry
+        self._streams = streams
+        self._checks_owner = checks_owner
+        self._poller: asyncio.Task[None] | None = None
+
+    def begin(self, session_id: str) -> "asyncio.Task[None] | None":
+        """Hear for a stream that is open; what is returned is cancelled when it is over."""
+        backend = self._registry._backend
+        if backend == "redis":
+            return asyncio.create_task(self._hear_redis(session_id))
+        if backend == "database" and (self._poller is None or self._poller.done()):
+            self._poller = asyncio.create_task(self._hear_database())
+        return None
+
+    async def close(self) -> None:
+        """Hear nothing more."""
+        if self._poller is not None:
+            self._poller.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._poller
+
+    async def _hear_redis(self, session_id: str) -> None:
+        """Hear other workers for as long as the stream lives; what they say while redis is away is lost."""
+        is_told = False
+        while True:
+            pubsub = self._registry._redis.pubsub()
+            try:
+                await pubsub.subscribe(session_id)
+                is_told = False
+                async for event in pubsub.listen():
+                    if event["type"] == "message":
+                        await self._take(session_id, event["data"])
+            except Exception as error:
+                if not is_told:
+                    logger.warning("messages from other workers are not heard on a stream: %r", error)
+                is_told = True
+            finally:
+                with suppress(Exception):  # its connection is gone
+                    await pubsub.aclose()
+            await asyncio.sleep(RECONNECT_SECONDS)
+
+    async def _hear_database(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_SECONDS)
+            if not self._streams:
+                continue
+            try:
+                found = await asyncio.to_thread(self._fetch, list(self._streams))
+            except Exception:
+                logger.exception("messages from other workers could not be fetched")
+                continue
+            for session_id, text in found:
+                await self._take(session_id, text)
+
+    def _fetch(self, session_ids: list[str]) -> list[tuple[str, str]]:
+        record = self._module.SessionMessageRecord
+        session = next(self._module.get_db())
+        try:
+            due = session.query(record).filter(record.session_id.in_(session_ids))
+            rows = due.order_by(record.id).limit(MAX_RELAYED).all()
+            found = [(row.session_id, row.message) for row in rows]
+            for row in rows:
+                session.delete(row)
+            session.commit()
+            return found
+        finally:
+            session.close()
+
+    async def _take(self, session_id: str, text: str | bytes) -> None:
+        stream = self._streams.get(session_id)
+        message = _unwrapped(text)
+        if stream is None or not isinstance(message, Mapping) or set(message) != {"by", "message"}:
+            return
+        if not self._checks_owner or message["by"] == stream.user:
+            await stream.conversation.take(message["message"], stream.opened_by)
+
+
 def session_registry(module: ModuleType, services: Services, *, checks_owner: bool) -> type:
     """A registry class over that of `module`, with all of its names.
 
@@ -74,7 +158,7 @@ def session_registry(module: ModuleType, services: Services, *, checks_owner: bo
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self._streams: dict[str, _Stream] = {}
-            self._poller: asyncio.Task[None] | None = None
+            self._relay = _Relay(module, self, self._streams, checks_owner=checks_owner)
             services.at_exit(self._end_streams)
 
         async def respond(self, server_id: str | None, user: Any, session_id: str, base_url: str = "") -> None:
@@ -92,7 +176,7 @@ def session_registry(module: ModuleType, services: Services, *, checks_owner: bo
                 server_id=server_id,
             )
             self._streams[session_id] = _Stream(conversation, opened_by, await services.who(opened_by.headers))
-            relayed = self._begin_relay(session_id)
+            relayed = self._relay.begin(session_id)
             try:
                 await transport.gone.wait()
             finally:
@@ -133,79 +217,12 @@ def session_registry(module: ModuleType, services: Services, *, checks_owner: bo
                 await stream.conversation.take(message, sent_by._replace(has_passed=True))
 
         async def shutdown(self) -> None:
-            if self._poller is not None:
-                self._poller.cancel()
-                with suppress(asyncio.CancelledError):
-                    await self._poller
+            await self._relay.close()
             await super().shutdown()
 
         async def _end_streams(self) -> None:
             for transport in list(self._sessions.values()):
                 await transport.disconnect()
-
-        # From other workers.
-
-        def _begin_relay(self, session_id: str) -> "asyncio.Task[None] | None":
-            if self._backend == "redis":
-                return asyncio.create_task(self._relay_redis(session_id))
-            if self._backend == "database" and (self._poller is None or self._poller.done()):
-                self._poller = asyncio.create_task(self._relay_database())
-            return None
-
-        async def _relay_redis(self, session_id: str) -> None:
-            """Hear other workers for as long as the stream lives; what they say while redis is away is lost."""
-            is_told = False
-            while True:
-                pubsub = self._redis.pubsub()
-                try:
-                    await pubsub.subscribe(session_id)
-                    is_told = False
-                    async for event in pubsub.listen():
-                        if event["type"] == "message":
-                            await self._take_relayed(session_id, event["data"])
-                except Exception as error:
-                    if not is_told:
-                        logger.warning("messages from other workers are not heard on a stream: %r", error)
-                    is_told = True
-                finally:
-                    with suppress(Exception):  # its connection is gone
-                        await pubsub.aclose()
-                await asyncio.sleep(RECONNECT_SECONDS)
-
-        async def _relay_database(self) -> None:
-            while True:
-                await asyncio.sleep(POLL_SECONDS)
-                if not self._streams:
-                    continue
-                try:
-                    found = await asyncio.to_thread(self._fetch, list(self._streams))
-                except Exception:
-                    logger.exception("messages from other workers could not be fetched")
-                    continue
-                for session_id, text in found:
-                    await self._take_relayed(session_id, text)
-
-        def _fetch(self, session_ids: list[str]) -> list[tuple[str, str]]:
-            record = module.SessionMessageRecord
-            session = next(module.get_db())
-            try:
-                due = session.query(record).filter(record.session_id.in_(session_ids))
-                rows = due.order_by(record.id).limit(MAX_RELAYED).all()
-                found = [(row.session_id, row.message) for row in rows]
-                for row in rows:
-                    session.delete(row)
-                session.commit()
-                return found
-            finally:
-                session.close()
-
-        async def _take_relayed(self, session_id: str, text: str | bytes) -> None:
-            stream = self._streams.get(session_id)
-            message = _unwrapped(text)
-            if stream is None or not isinstance(message, Mapping) or set(message) != {"by", "message"}:
-                return
-            if not checks_owner or message["by"] == stream.user:
-                await stream.conversation.take(message["message"], stream.opened_by)
 
     async def _over(conversation: Conversation, session_id: str) -> None:
         await conversation.close()
