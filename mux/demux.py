@@ -6,7 +6,6 @@ happen as events; the channel performs them. What may happen to a request is tol
 Ids are positive integers below 2**53, drawn in blocks, never used twice in a session (rules E3, E4).
 """
 
-from collections.abc import Iterator
 from typing import Final, Literal, NamedTuple
 
 from msgspec import Raw
@@ -407,11 +406,9 @@ class Demux:
         del self._server_requests[id_key(asked.id)]
         if asked.origin is None:
             self._unbound -= 1
-            resumed: Iterator[Request] = iter(self._requests.values())
         else:
             asked.origin.paused -= 1
-            resumed = iter((asked.origin,))
-        for request in resumed:
+        for request in self._requests.values() if asked.origin is None else (asked.origin,):
             if request.state == "pending":
                 request.deadline = max(request.deadline, now + self._timeout)
         return effect
