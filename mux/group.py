@@ -249,11 +249,9 @@ class ChannelGroup:
         channel = line.channel
         if channel is None:
             return
-        may_be_replaced = (
-            bool(self.owners) and self._coming is None and self._backoff.until <= now and self._ports.may_open()
-        )
+        is_sound = line.is_connected and not channel.is_superseded and self._backoff.until <= now
+        may_be_replaced = is_sound and bool(self.owners) and self._coming is None and self._ports.may_open()
         is_beside = line is not self._lines[0]
-        may_be_replaced = may_be_replaced and line.is_connected and not channel.is_superseded
         happening = channel.life.due(line.load, now, self.pooling, may_end=is_beside, may_be_replaced=may_be_replaced)
         if happening is None:
             return
