@@ -119,7 +119,7 @@ class Pool:
         """What clients' large messages take here."""
         self.caps = Caps(pooling, _pooling_of(upstreams))
         """How many workflows there may be."""
-        premises = self._premises = Premises(
+        premises = Premises(
             directory,
             self._residents,
             self._generations,

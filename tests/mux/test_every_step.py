@@ -83,7 +83,7 @@ async def test_the_directory_may_fail_at_any_call(pooling: dict[str, Any]) -> No
             with suppress(TrunklineError):
                 await live(at)
             is_over = at.directory.calls.total() < call
-            left = list(at.pool._premises.leftovers._kept.values())
+            left = list(at.pool._ending._leftovers._kept.values())
             if left:  # tried again in a moment
                 at.clock.advance(1)
                 await at.directory.reached("remove", at.directory.calls["remove"] + 1)
