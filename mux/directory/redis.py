@@ -138,23 +138,16 @@ class RedisDirectory:
         token, digest = record.event_token, key_digest_of(record)
         if not digest:
             return Claimed(record, "created")
-        gone = ""
+        gone, lifetime = "", _milliseconds(record.lifetime) + _milliseconds(KEY_MEMORY_SECONDS)
         while True:
-            outcome = await self._pointed(_pointer(digest), token, gone, _milliseconds(record.lifetime))
-            if outcome == b"created":
-                return Claimed(record, "created")
-            if outcome == b"reset":
-                return Claimed(record, "reset")
-            gone = outcome.decode()
+            outcome = (await self._run(redis_scripts.POINT, [_pointer(digest)], [token, gone, lifetime])).decode()
+            if outcome in ("created", "reset"):
+                return Claimed(record, outcome)
+            gone = outcome
             standing = await self.at(gone)
             if standing is not None:
                 await self._again(lambda: self._client.delete(_record(token)))
                 return Claimed(standing, "resumed")
-
-    async def _pointed(self, pointer: str, token: str, gone: str, lifetime: int) -> bytes:
-        ttl = lifetime + _milliseconds(KEY_MEMORY_SECONDS)
-        outcome: bytes = await self._run(redis_scripts.POINT, [pointer], [token, gone, ttl])
-        return outcome
 
     async def get(self, session_id: str) -> WorkflowRecord | None:
         """See `Directory.get`."""
