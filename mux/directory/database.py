@@ -159,22 +159,26 @@ class DatabaseDirectory:
         """See `Directory.has_ended`."""
         digest = key_digest(principal, server, key)
 
-        async def ask() -> bool:
+        async def ask(connection: AsyncConnection) -> bool:
             now = self._server.now()
             expires = sa.select(records.c.expires > now).where(records.c.key == digest)
             ended = sa.select(ended_keys.c.key).where(ended_keys.c.key == digest, ended_keys.c.expires > now)
-            async with self._server.reading() as connection:
-                lives = await connection.scalar(expires)
-                return not lives and (lives is not None or await connection.scalar(ended) is not None)
+            lives = await connection.scalar(expires)
+            return not lives and (lives is not None or await connection.scalar(ended) is not None)
 
-        return await _again(ask)
+        return await self._read(ask)
 
     async def _found(self, condition: sa.ColumnElement[bool]) -> WorkflowRecord | None:
-        async def find() -> WorkflowRecord | None:
-            async with self._server.reading() as connection:
-                return await self._select(connection, condition)
+        return await self._read(lambda connection: self._select(connection, condition))
 
-        return await _again(find)
+    async def _read(self, ask: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
+        """What this finds in one transaction that changes nothing; a second time where the first one failed."""
+
+        async def read() -> Result:
+            async with self._server.reading() as connection:
+                return await ask(connection)
+
+        return await _again(read)
 
     async def replace(self, record: WorkflowRecord) -> WorkflowRecord | None:
         """See `Directory.replace`."""
@@ -239,12 +243,8 @@ class DatabaseDirectory:
     async def untouched(self, session_id: str) -> float | None:
         """See `SharedDirectory.untouched`."""
         asked = sa.select(self._server.now() - records.c.touched)
-
-        async def ask() -> float | None:
-            async with self._server.reading() as connection:
-                return await connection.scalar(asked.where(records.c.token == token_of(session_id), self._is_live()))
-
-        passed = await _again(ask)
+        mine = records.c.token == token_of(session_id)
+        passed = await self._read(lambda connection: connection.scalar(asked.where(mine, self._is_live())))
         return None if passed is None else max(0.0, passed)
 
     async def draw_ids(self, name: str, above: int = 0) -> range:
@@ -311,12 +311,11 @@ class DatabaseDirectory:
         """See `Logs.read`."""
         mine = sa.and_(records.c.token == token_of(session_id), records.c.token == log.c.token, self._is_live())
 
-        async def read() -> list[Entry]:
-            async with self._server.reading() as connection:
-                lines = await connection.scalars(sa.select(log.c.entry).where(mine).order_by(log.c.seq))
-                return [_entry_decoder.decode(line) for line in lines]
+        async def read(connection: AsyncConnection) -> list[Entry]:
+            lines = await connection.scalars(sa.select(log.c.entry).where(mine).order_by(log.c.seq))
+            return [_entry_decoder.decode(line) for line in lines]
 
-        return await _again(read)
+        return await self._read(read)
 
     # Workers
 
@@ -370,11 +369,10 @@ class DatabaseDirectory:
     async def _living(self, condition: sa.ColumnElement[bool]) -> list[Worker]:
         living = sa.select(workers.c.worker).where(condition, workers.c.expires > self._server.now())
 
-        async def find() -> list[Worker]:
-            async with self._server.reading() as connection:
-                return [_worker_decoder.decode(packed) for packed in await connection.scalars(living)]
+        async def find(connection: AsyncConnection) -> list[Worker]:
+            return [_worker_decoder.decode(packed) for packed in await connection.scalars(living)]
 
-        return await _again(find)
+        return await self._read(find)
 
     async def settle(self, name: str, worker: Worker) -> str:
         """See `Workers.settle`."""
