@@ -20,7 +20,7 @@ from .errors import Overloaded, TrunklineError, WorkflowEnded
 from .lifecycle import Effect
 from .limits import Pooling
 from .line import DedicatedLine
-from .own import Gateway, own_request
+from .own import OwnCaller, own_request
 from .ports import Owner
 from .record import Wish
 from .sharing import Wishes, shared_result
@@ -131,7 +131,7 @@ class ChannelGroup:
         """Tell the primary session something of the gateway's own, where that is there and has room."""
         if self._lines and self._lines[0].is_connected:
             with suppress(TrunklineError):
-                self._lines[0].request(own_request(method, params), Gateway(), {})
+                self._lines[0].request(own_request(method, params), OwnCaller(), {})
 
     def asks_for_all(self, by: int) -> None:
         """A request that concerns all workflows goes to the primary session (1), or has ended (-1)."""
@@ -293,7 +293,7 @@ class ChannelGroup:
         told = 0
         for one in due:
             try:
-                channel.request(one.request(), Gateway(over), {})
+                channel.request(one.request(), OwnCaller(over), {})
             except TrunklineError:
                 if one.holds(self.wishes):
                     self._untold.setdefault(channel, {})[one] = None

@@ -16,7 +16,7 @@ def own_request(method: str, params: Mapping[str, Any]) -> Envelope:
     return wire_format.parse(wire_format.request(method, params, b"0"), limit=MAX_BODY_BYTES)
 
 
-class Gateway:
+class OwnCaller:
     """The caller of such a request, and the owner of this caller: no workflow's end withdraws it.
 
     Implements `Caller` and `Owner`. `over` is told when the request has ended: whether the server has answered it.
@@ -31,7 +31,7 @@ class Gateway:
         self._over = over
 
     @property
-    def owner(self) -> "Gateway":
+    def owner(self) -> "OwnCaller":
         """See `Caller.owner`."""
         return self
 

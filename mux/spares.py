@@ -23,7 +23,7 @@ from .id_supply import DrawIds
 from .lifecycle import Effect
 from .limits import Pooling
 from .line import DedicatedLine
-from .own import Gateway, own_request
+from .own import OwnCaller, own_request
 from .policy import Cap, Census
 from .ports import Answerable, Caller, Opened, Owner
 from .principal import Principal
@@ -279,7 +279,7 @@ class Shelf:
                 answered.set_result(is_answer)
 
         try:
-            spare.channel.request(own_request("ping", {}), Gateway(over), {})
+            spare.channel.request(own_request("ping", {}), OwnCaller(over), {})
         except TrunklineError:
             return False
         with anyio.move_on_after(PING_SECONDS):

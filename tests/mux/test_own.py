@@ -4,7 +4,7 @@ import pytest
 from harness.memory_wire import echo, message
 from harness.muxing import ALICE, bench, settle
 from trunkline.mux.errors import SessionLost, TrunklineError
-from trunkline.mux.own import Gateway, own_request
+from trunkline.mux.own import OwnCaller, own_request
 
 pytestmark = pytest.mark.anyio
 
@@ -14,7 +14,7 @@ async def test_a_session_answers_it_and_no_client_hears_of_it() -> None:
         client = await at.client(ALICE)
         ended: list[bool] = []
         [channel] = client.workflow.line.channels
-        channel.request(own_request("ping", {}), Gateway(ended.append), {})
+        channel.request(own_request("ping", {}), OwnCaller(ended.append), {})
         ping = await at.server.got("ping")
         ping.say(message("notifications/message", {"level": "info", "data": 1}))
         ping.say(message("roots/list", id=7))
@@ -32,7 +32,7 @@ async def test_it_is_over_too_when_the_session_is_lost() -> None:
         client = await at.client(ALICE)
         ended: list[bool] = []
         [channel] = client.workflow.line.channels
-        channel.request(own_request("ping", {}), Gateway(ended.append), {})
+        channel.request(own_request("ping", {}), OwnCaller(ended.append), {})
         await at.server.got("ping")
         await at.pool.end(client.workflow, "deleted")
         assert ended == [], "it is no workflow's own"
