@@ -67,7 +67,7 @@ class AtOnce:
             request.principal = config.authenticate(headers)
             return self._take_message(whole, request) if method == "POST" else self._good_bye(whole, request)
         except Unauthorized as error:
-            self._refuse(whole, request, error)
+            _refuse(self._config, whole, request, error)
             return True
         except TrunklineError:
             return False
@@ -113,7 +113,7 @@ class AtOnce:
         try:
             workflow = self._workflow(request, message)
         except Exception as error:
-            self._refuse(whole, request, error)
+            _refuse(self._config, whole, request, error)
             return
         if workflow is None:
             whole.decline()
@@ -173,7 +173,7 @@ class AtOnce:
             request.name(workflow, "resumed" if WORKFLOW in request.headers else None)
             exchange = take(self._config, request, workflow, [message])
         except Exception as error:
-            self._refuse(whole, request, error)
+            _refuse(self._config, whole, request, error)
             return
         if exchange is None:
             whole.reply(202, request.head([]), b"")
@@ -193,11 +193,6 @@ class AtOnce:
         request.name(workflow, "resumed" if WORKFLOW in headers else None)
         whole.reply(200, request.head([]), b"")
         return True
-
-    def _refuse(self, whole: WholeRequest, request: HTTPRequest, error: Exception) -> None:
-        """Say what went wrong."""
-        answer = refusal(self._config, request, error)
-        whole.reply(answer.status, request.head(answer.headers), answer.body)
 
 
 class _Answering:
@@ -246,8 +241,7 @@ class _Answering:
             self._workflow.wire_left()
             self._whole.reply(200, self._request.head([JSON]), outcome[0])
         except Exception as error:
-            answer = refusal(self._config, self._request, error)
-            self._whole.reply(answer.status, self._request.head(answer.headers), answer.body)
+            _refuse(self._config, self._whole, self._request, error)
 
     async def _give(self, stream: Stream) -> None:
         """Send an answer that comes in parts."""
@@ -257,3 +251,9 @@ class _Answering:
             await refuse(self._config, self._request, error)
         finally:
             self._workflow.wire_left()
+
+
+def _refuse(config: EndpointConfig, whole: WholeRequest, request: HTTPRequest, error: Exception) -> None:
+    """Say what went wrong."""
+    answer = refusal(config, request, error)
+    whole.reply(answer.status, request.head(answer.headers), answer.body)
