@@ -35,14 +35,11 @@ async def find(config: EndpointConfig, principal: Principal, asked: Asked) -> Wo
         HTTPRefusal: what it names disagrees.
         TrunklineError: it names what is unknown, or no longer held.
     """
-    found: Workflow | None = None
     lookup = config.pool.lookup
-    if asked.session_id is not None:
-        found = await lookup.find(principal, config.server, asked.session_id)
-    elif asked.last_event_id is not None and _count_in(asked.last_event_id) is None:
-        found = await lookup.find_position(principal, config.server, _position(asked.last_event_id))
-    elif asked.key is not None:
-        found = await lookup.find_key(principal, config.server, asked.key)
+    if asked.session_id is None and asked.last_event_id is not None and _count_in(asked.last_event_id) is None:
+        found: Workflow | None = await lookup.find_position(principal, config.server, _position(asked.last_event_id))
+    else:
+        found = await lookup.find_named(principal, config.server, asked.session_id, asked.key)
     if found is not None and asked.key is not None and asked.key != found.record.key:
         raise HTTPRefusal(400, "disagree", "the session and Trunkline-Workflow disagree")
     return found
