@@ -194,10 +194,10 @@ class GroupProcess:
         try:
             with anyio.CancelScope(shield=True):
                 self._input.close()
-                is_gone = await self._gone_within(END_SECONDS)
+                is_gone = await self._gone_in_time()
                 if not is_gone:
                     self._signal(signal.SIGTERM)
-                    is_gone = await self._gone_within(END_SECONDS)
+                    is_gone = await self._gone_in_time()
         finally:
             try:
                 with anyio.CancelScope(shield=True):
@@ -279,9 +279,9 @@ class GroupProcess:
             self._drain.cancel()
             self._drain = None
 
-    async def _gone_within(self, seconds: float) -> bool:
-        """Wait until the process and its group are gone; False if they are not within so many seconds."""
-        with anyio.move_on_after(seconds):
+    async def _gone_in_time(self) -> bool:
+        """Wait until the process and its group are gone; False if they are not within `END_SECONDS`."""
+        with anyio.move_on_after(END_SECONDS):
             await self._exited.wait()
             while self._has_group():  # noqa: ASYNC110 - no event tells when a process group is empty
                 await anyio.sleep(GROUP_POLL_SECONDS)
