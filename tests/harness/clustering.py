@@ -11,6 +11,7 @@ Nobody beats but by `beat`.
 """
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -33,7 +34,7 @@ from trunkline.mux.streams import Reader
 from trunkline.mux.upstream import Upstream
 from trunkline.mux.workflow import Workflow
 
-from harness.memory_wire import MemoryServer, Session, echo
+from harness.memory_wire import MemoryServer, Session, echo, message
 from harness.muxing import PATIENCE, Client, Clock, begin, position, settle
 from harness.shared_memory import SharedMemoryDirectory
 
@@ -221,6 +222,15 @@ async def orphaned(at: Workers, principal: Principal = ANONYMOUS) -> tuple[Membe
     return b, c, session_id
 
 
+QUESTION = message("sampling/createMessage", {"messages": [], "maxTokens": 1}, id="q1")
+"""What a server asks a client."""
+
+
+def notice(n: int) -> bytes:
+    """What a server tells a client."""
+    return message("notifications/message", {"data": n})
+
+
 async def streamed(member: Member, client: Client, id: bytes = b"1") -> tuple[Exchange, Reader]:
     """A call whose answer is a stream, and who reads it."""
     exchange = client.call(id=id)
@@ -247,6 +257,17 @@ async def resume(at: Workers, first: Member, event_id: str, principal: Principal
         except Elsewhere as elsewhere:
             member = next(other for other in at.all if other.members.worker.id == elsewhere.worker)
     raise AssertionError("a request went round in circles")
+
+
+async def carried(member: Member, session_id: str, count: int) -> list[int]:
+    """What a client is sent that comes back, with a count, to the wire which carries everything."""
+    duplex = (await member.find(session_id)).workflow.duplexes.newest
+    assert duplex is not None, "its client is refused"
+    reader = duplex.attach_after(count)
+    try:
+        return [json.loads(event.message)["params"]["data"] for event in reader.due() or ()]
+    finally:
+        duplex.detach(reader)
 
 
 async def until(condition: Callable[[], object]) -> None:

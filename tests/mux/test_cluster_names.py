@@ -5,7 +5,7 @@ from typing import Literal
 
 import anyio
 import pytest
-from harness.clustering import Member, Workers, journal, resume, streamed, until, workers
+from harness.clustering import QUESTION, Member, Workers, carried, journal, notice, resume, streamed, until, workers
 from harness.memory_wire import message
 from harness.muxing import ALICE, events, initialize, request, response, settle, some
 from trunkline.mux.directory import LEASE_SECONDS, Entry
@@ -118,21 +118,6 @@ async def test_g10_nor_do_they_while_who_took_over_opens_another_session() -> No
         at.server.let("initialize")
 
 
-def numbered(n: int) -> bytes:
-    return message("notifications/message", {"data": n})
-
-
-async def carried(member: Member, session_id: str, count: int) -> list[int]:
-    """What a client is sent that comes back, with a count, to the wire which carries everything."""
-    duplex = (await member.find(session_id)).workflow.duplexes.newest
-    assert duplex is not None, "its client is refused"
-    reader = duplex.attach_after(count)
-    try:
-        return [json.loads(event.message)["params"]["data"] for event in reader.due() or ()]
-    finally:
-        duplex.detach(reader)
-
-
 async def wired(member: Member) -> str:
     """The session id of a workflow with a wire, of which its client was sent three messages."""
     workflow = (await member.client()).workflow
@@ -140,7 +125,7 @@ async def wired(member: Member) -> str:
     reader = duplex.attach()
     duplex.meet(duplex.tally)
     for n in (1, 2, 3):
-        duplex.add(numbered(n))
+        duplex.add(notice(n))
     reader.due()
     duplex.detach(reader)
     return workflow.record.session_id
@@ -173,7 +158,6 @@ async def test_a_wire_that_was_left_does_not_come_back_with_a_stream_of_who_has_
         assert held.duplexes.newest is None
 
 
-QUESTION = message("sampling/createMessage", {"messages": [], "maxTokens": 1}, id="q1")
 On = Literal["call", "wire", "stream"]
 ALONE: tuple[On, ...] = ("call", "wire", "stream")
 

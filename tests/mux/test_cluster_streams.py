@@ -1,4 +1,4 @@
-"""Streams, questions and cancellations of one workflow at several workers."""
+"""Streams of one workflow at several workers."""
 
 import asyncio
 import json
@@ -7,31 +7,17 @@ from typing import Any
 
 import anyio
 import pytest
-from harness.clustering import Member, Workers, journal, resume, streamed, two, until, workers
+from harness.clustering import Member, Workers, journal, notice, resume, streamed, two, until, workers
 from harness.memory_wire import message
-from harness.muxing import ALICE, events, idle, initialize, settle, some
+from harness.muxing import events, idle, settle, some
 from trunkline.mux import membership as membership_module
 from trunkline.mux.directory import LEASE_SECONDS, Entry
-from trunkline.mux.envelope import parse
-from trunkline.mux.errors import DirectoryUnavailable, Elsewhere
+from trunkline.mux.errors import DirectoryUnavailable
 from trunkline.mux.event_log import MAX_EMPTY, Position
-from trunkline.mux.limits import EventLogLimits
-from trunkline.mux.placement import NAMES, concern_of
+from trunkline.mux.placement import NAMES
 from trunkline.mux.principal import ANONYMOUS
-from trunkline.mux.request import EXTENSIONS
-from trunkline.mux.residents import Residents
 
 pytestmark = pytest.mark.anyio
-
-
-def question(id: str = "q1") -> bytes:
-    return message("sampling/createMessage", {"messages": [], "maxTokens": 1}, id=id)
-
-
-async def sampling(at: Workers) -> tuple[Member, Member, str]:
-    a, b = await at.start(), await at.start()
-    client = await a.client(message=initialize(capabilities={"sampling": {}}))
-    return a, b, client.workflow.record.session_id
 
 
 async def test_names_tell_which_worker_gave_them() -> None:
@@ -138,7 +124,7 @@ async def test_g5_what_waits_for_the_client_stays_where_it_is_when_a_stream_of_t
         at.server.on_request = None
         standalone = (await a.find(session_id)).workflow.streams.attach_standalone()
         tell = at.server.session.tell
-        tell(message("notifications/message", {"data": 1}))
+        tell(notice(1))
         [(event_id, _)] = await some(standalone)
         _, left = await streamed(b, await b.beside(session_id))
         left_id = left.event_id((await left.next(1) or [])[0])
@@ -149,7 +135,7 @@ async def test_g5_what_waits_for_the_client_stays_where_it_is_when_a_stream_of_t
         await resume(at, a, left_id)
         standalone.close()
         for n in (2, 3):
-            tell(message("notifications/message", {"data": n}))
+            tell(notice(n))
         _, again = await resume(at, a, event_id)
         assert [json.loads(text)["params"]["data"] for _, text in await some(again, 2)] == [2, 3]
 
@@ -278,7 +264,7 @@ async def test_what_ended_here_that_was_another_ones_does_not_come_back_with_a_s
         wire = (await a.find(session_id)).workflow.duplexes.new()
         reader = wire.attach()
         wire.meet(wire.tally)
-        wire.add(own(1))
+        wire.add(notice(1))
         reader.due()
         _, left = await streamed(c, await c.beside(session_id))
         event_id = left.event_id((await left.next(1) or [])[0])
@@ -323,7 +309,7 @@ async def test_what_ended_here_does_not_come_back_with_a_stream_of_the_dead() ->
         wire = held.duplexes.new()
         reader = wire.attach()
         wire.meet(wire.tally)
-        wire.add(own(1))
+        wire.add(notice(1))
         exchange, answered = await streamed(a, await a.find(session_id))
         assert len([text async for _, text in events(answered) if text]) == 1
         assert exchange.stream is not None
@@ -352,16 +338,16 @@ async def test_g5_a_client_that_has_more_than_the_log_is_believed() -> None:
         client = await a.find(session_id)
         reader = client.workflow.streams.attach_standalone()
         tell = at.server.session.tell
-        tell(message("notifications/message", {"data": 1}))
+        tell(notice(1))
         await some(reader)
         await journal(a)
         a.view.is_cut = True
-        tell(message("notifications/message", {"data": 2}))
+        tell(notice(2))
         [(event_id, _)] = await some(reader)
         a.kill()
         await at.pass_time(LEASE_SECONDS)
         _, again = await resume(at, b, event_id)
-        at.server.session.tell(message("notifications/message", {"data": 3}))
+        at.server.session.tell(notice(3))
         [(newest, text)] = await some(again)
         assert json.loads(text)["params"]["data"] == 3
         again.close()
@@ -379,7 +365,7 @@ async def test_g5_who_was_paused_sends_a_client_on_that_has_heard_its_successor_
         at.directory._watchers.clear()  # the news is on its way
         reader = (await b.find(session_id)).workflow.streams.attach_standalone()
         at.directory._watchers |= watchers
-        at.server.session.tell(message("notifications/message", {"data": 1}))
+        at.server.session.tell(notice(1))
         [(event_id, _)] = await some(reader)
         reader.close()
         a.view.is_cut = True
@@ -451,206 +437,18 @@ async def test_g10_a_successor_looks_for_no_stream_of_the_dead_that_its_log_did_
         assert await b.pool.lookup.find_position(ANONYMOUS, "x", made_up) is workflow
 
 
-def own(n: int) -> bytes:
-    return message("notifications/message", {"data": n})
-
-
-async def counted(at: Workers, member: Member, session_id: str, count: int) -> list[int]:
-    """What a client is sent that comes back to its wire with a count."""
-    duplex = (await member.find(session_id)).workflow.duplexes.newest
-    assert duplex is not None
-    reader = duplex.attach_after(count)
-    try:
-        return [json.loads(event.message)["params"]["data"] for event in reader.due() or ()]
-    finally:
-        duplex.detach(reader)
-
-
-@pytest.mark.parametrize(("count", "missed"), [(2, [1, 2, 3]), (3, [2, 3]), (4, [2, 3]), (5, [3]), (6, [3]), (7, [])])
-async def test_g5_a_count_on_a_socket_that_carried_others_as_well_means_the_same_at_a_successor(
-    count: int, missed: list[int]
-) -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
-        duplex = (await a.find(session_id)).workflow.duplexes.new()
-        duplex.attach()
-        duplex.tally.skip(2)  # answers to what came before the workflow was known
-        duplex.meet(duplex.tally)
-        for n, ordinal in ((1, 4), (2, 6), (3, None)):  # between them, the stream of an exchange that was resumed here
-            duplex.add(own(n))
-            if ordinal is not None:
-                duplex.tally.add_other(ordinal)
-        await journal(a)
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
-        assert await counted(at, b, session_id, count) == missed
-
-
-@pytest.mark.parametrize(("count", "missed"), [(1, [2, 3]), (0, [3])])
-async def test_g5_on_a_socket_that_its_client_never_saw_a_count_means_the_one_before(
-    count: int, missed: list[int]
-) -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
-        duplex = (await a.find(session_id)).workflow.duplexes.new()
-        duplex.attach()
-        duplex.meet(duplex.tally)
-        for n in (1, 2, 3):
-            duplex.add(own(n))
-        duplex.attach_after(2)
-        await journal(a)
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
-        assert await counted(at, b, session_id, count) == missed
-
-
-@pytest.mark.parametrize(("count", "missed"), [(0, [3, 4, 5]), (1, [4, 5]), (2, [5]), (3, [])])
-@pytest.mark.parametrize("deaths", [1, 2])
-async def test_g5_a_count_on_a_socket_that_began_with_what_a_dead_worker_wrote_means_what_came_on_it(
-    deaths: int, count: int, missed: list[int]
-) -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
-        c = await at.start()
-        duplex = (await a.find(session_id)).workflow.duplexes.new()
-        duplex.attach()
-        duplex.meet(duplex.tally)
-        for n in (1, 2, 3):
-            duplex.add(own(n))
-        await journal(a)
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
-        again = (await b.find(session_id)).workflow.duplexes.newest
-        assert again is not None
-        reader = again.attach_after(2)
-        again.meet(again.tally)
-        for n in (4, 5):
-            again.add(own(n))
-        assert len(reader.due() or ()) == 3
-        again.detach(reader)
-        if deaths == 2:
-            await journal(b)
-            b.kill()
-            await at.pass_time(LEASE_SECONDS)
-        assert await counted(at, b if deaths == 1 else c, session_id, count) == missed
-
-
-async def test_g5_a_count_on_a_socket_that_began_where_a_dead_worker_stopped_means_what_came_on_it() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
-        duplex = (await a.find(session_id)).workflow.duplexes.new()
-        duplex.attach()
-        duplex.meet(duplex.tally)
-        duplex.add(own(1))
-        await journal(a)
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
-        again = (await b.find(session_id)).workflow.duplexes.newest
-        assert again is not None
-        reader = again.attach_after(1)
-        again.meet(again.tally)
-        for n in (2, 3, 4):
-            again.add(own(n))
-        again.detach(reader)
-        assert await counted(at, b, session_id, 2) == [4]
-
-
-async def test_g5_what_a_log_has_to_know_of_is_not_trimmed_with_what_it_held() -> None:
-    async with workers(event_log=EventLogLimits(events=40)) as at:
-        a, b = await at.start(), await at.start()
-        client = await a.client(message=initialize(capabilities={"sampling": {}}))
-        session_id = client.workflow.record.session_id
-        at.server.session.tell(question())
-        duplex = client.workflow.duplexes.new()
-        reader = duplex.attach()
-        duplex.meet(duplex.tally)
-        client.workflow.calls.take(parse(b'{"jsonrpc":"2.0","id":"owed","method":"tools/call"}', limit=100), duplex, {})
-        exchange, other = await streamed(a, client, b'"owed too"')
-        await other.next(1)
-        for n in range(1, 101):
-            duplex.add(own(n))
-            reader.due()
-        await journal(a)
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
-        workflow = (await b.find(session_id)).workflow
-        assert workflow.duplexes.newest is not None
-        again = workflow.duplexes.newest.attach_after(98)
-        due = [json.loads(event.message) for event in again.due() or ()]
-        assert [one["params"]["data"] for one in due[:-1]] == [99, 100]
-        assert (due[-1]["id"], due[-1]["error"]["data"]) == ("owed", {"executed": "unknown"})
-        assert workflow.knows(a.number * NAMES + 1), "the question"
-        assert exchange.stream is not None
-        assert workflow.knows(exchange.stream.number)
-
-
-async def test_a_question_asked_by_a_dead_worker_is_answered_through_its_successor() -> None:
-    async with workers() as at:
-        a, b, session_id = await sampling(at)
-        reader = (await a.find(session_id)).workflow.streams.attach_standalone()
-        at.server.session.tell(question())
-        [(_, text)] = await some(reader)
-        asked = json.loads(text)["id"]
-        await journal(a)
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
-        answer = parse(b'{"jsonrpc":"2.0","id":%d,"result":{"n":1}}' % asked, limit=1000)
-        concern = concern_of([answer])
-        assert concern.worker == a.number
-        for _ in range(2):
-            (await b.find(session_id, concern)).workflow.respond(answer)
-        sent = await at.server.got("response")
-        assert sent.json == {"jsonrpc": "2.0", "id": "q1", "result": {"n": 1}}
-        assert len(at.server.of("response")) == 1
-        assert b.pool.statistics.counts["unknown_answers", "x"] == 1
-
-
-async def test_a_question_asked_by_a_dead_worker_that_nobody_answers_is_refused_in_time() -> None:
-    async with workers(request_timeout=10) as at:
-        a, b, session_id = await sampling(at)
-        reader = (await a.find(session_id)).workflow.streams.attach_standalone()
-        at.server.session.tell(question())
-        [(_, text)] = await some(reader)
-        asked = json.loads(text)["id"]
-        await journal(a)
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
-        heard = (await b.find(session_id)).workflow.streams.attach_standalone()
-        await at.pass_time(10 * EXTENSIONS - 1)
-        assert not at.server.of("response"), "it has as much time as any other"
-        await at.pass_time(2)
-        refused = (await at.server.got("response")).json
-        assert (refused["id"], refused["error"]["code"]) == ("q1", -31004)
-        [told] = [json.loads(text) for _, text in await some(heard)]
-        assert (told["method"], told["params"]["requestId"]) == ("notifications/cancelled", asked)
-
-
-async def test_an_answer_goes_to_the_worker_that_asked() -> None:
-    async with workers() as at:
-        a, b, session_id = await sampling(at)
-        beside = await b.beside(session_id)
-        _, reader = await streamed(b, beside)
-        (await at.server.got("tools/call")).say(question())
-        [(_, text)] = await some(reader)
-        answer = parse(b'{"jsonrpc":"2.0","id":%d,"result":{}}' % json.loads(text)["id"], limit=1000)
-        member, workflow = await at.serve(session_id, a, concern_of([answer]))
-        assert member is b
-        workflow.respond(answer)
-        assert (await at.server.got("response")).json["id"] == "q1"
-
-
 async def test_g8_what_was_not_sent_yet_waits_for_the_client_elsewhere() -> None:
     async with workers() as at:
         a, b, session_id = await two(at)
         client = await a.find(session_id)
         reader = client.workflow.streams.attach_standalone()
-        at.server.session.tell(message("notifications/message", {"data": 1}))
+        at.server.session.tell(notice(1))
         [(event_id, _)] = await some(reader)
         reader.close()
-        at.server.session.tell(message("notifications/message", {"data": 2}))
+        at.server.session.tell(notice(2))
         await a.pool.drain(1)
         _, again = await resume(at, b, event_id)
-        at.server.session.tell(message("notifications/message", {"data": 3}))
+        at.server.session.tell(notice(3))
         assert [json.loads(text)["params"]["data"] for _, text in await some(again, 2)] == [2, 3]
 
 
@@ -680,52 +478,3 @@ async def test_g8_an_answer_that_came_beside_the_holder_is_kept_before_its_worke
         await at.pass_time(LEASE_SECONDS)
         _, again = await resume(at, b, event_id)
         assert [json.loads(text)["result"] async for _, text in events(again)] == [{"n": 1}]
-
-
-async def test_a_cancellation_finds_the_worker_at_which_its_call_is_in_flight() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
-        at.server.on_request = None
-        beside = await b.beside(session_id)
-        waiting = beside.call(id=b"5")
-        cancelled = parse(b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":5}}', limit=1000)
-        assert a.pool.lookup.find_calls(ANONYMOUS, "x", session_id, None, cancelled) == []
-        assert b.pool.lookup.find_calls(ALICE, "x", session_id, None, cancelled) == []
-        assert b.pool.lookup.find_calls(ANONYMOUS, "x", session_id, "another", cancelled) == []
-        assert b.pool.lookup.find_calls(ANONYMOUS, "x", None, None, cancelled) == []
-        [found] = b.pool.lookup.find_calls(ANONYMOUS, "x", session_id, None, cancelled)
-        assert found is beside.workflow
-        found.notify(cancelled, {})
-        assert "error" in await beside.answer(waiting)
-        await at.server.got("notifications/cancelled")
-
-
-async def test_calls_that_a_cancellation_can_mean_are_found_by_key_and_counted_each(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    async with workers() as at:
-        a, b = await at.start(), await at.start()
-        client = await a.client(key="k")
-        for raw in (b"5", b"5", b"6"):
-            client.call(id=raw)
-        cancelled = parse(b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":5}}', limit=1000)
-        beside = await b.beside(client.workflow.record.session_id)
-        beside.call(id=b"5")
-        with monkeypatch.context() as patched:  # each client that cancels would have all looked at, at each worker
-            patched.setattr(Residents, "served", property(lambda _: pytest.fail("all are looked at")))
-            found = [one.pool.lookup.find_calls(ANONYMOUS, "x", None, "k", cancelled) for one in (a, b)]
-        assert found == [[client.workflow] * 2, [beside.workflow]]
-        assert a.pool.lookup.find_calls(ANONYMOUS, "x", None, "other", cancelled) == []
-        assert a.pool.lookup.find_calls(ALICE, "x", None, "k", cancelled) == []
-
-
-async def test_what_a_dead_worker_named_is_looked_for_here() -> None:
-    async with workers() as at:
-        a, b, _ = await two(at)
-        with pytest.raises(Elsewhere):
-            await a.pool.send_on(b.number)
-        await a.pool.send_on(a.number)
-        await a.pool.send_on(99)
-        b.kill()
-        await at.pass_time(LEASE_SECONDS)
-        await a.pool.send_on(b.number)

@@ -1,0 +1,131 @@
+"""What a client counts on a socket, and what its log has to know of that, at the worker that comes after."""
+
+import json
+
+import pytest
+from harness.clustering import QUESTION, carried, journal, notice, streamed, two, workers
+from harness.muxing import initialize
+from trunkline.mux.directory import LEASE_SECONDS
+from trunkline.mux.envelope import parse
+from trunkline.mux.limits import EventLogLimits
+from trunkline.mux.placement import NAMES
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize(("count", "missed"), [(2, [1, 2, 3]), (3, [2, 3]), (4, [2, 3]), (5, [3]), (6, [3]), (7, [])])
+async def test_g5_a_count_on_a_socket_that_carried_others_as_well_means_the_same_at_a_successor(
+    count: int, missed: list[int]
+) -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        duplex = (await a.find(session_id)).workflow.duplexes.new()
+        duplex.attach()
+        duplex.tally.skip(2)  # answers to what came before the workflow was known
+        duplex.meet(duplex.tally)
+        for n, ordinal in ((1, 4), (2, 6), (3, None)):  # between them, the stream of an exchange that was resumed here
+            duplex.add(notice(n))
+            if ordinal is not None:
+                duplex.tally.add_other(ordinal)
+        await journal(a)
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        assert await carried(b, session_id, count) == missed
+
+
+@pytest.mark.parametrize(("count", "missed"), [(1, [2, 3]), (0, [3])])
+async def test_g5_on_a_socket_that_its_client_never_saw_a_count_means_the_one_before(
+    count: int, missed: list[int]
+) -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        duplex = (await a.find(session_id)).workflow.duplexes.new()
+        duplex.attach()
+        duplex.meet(duplex.tally)
+        for n in (1, 2, 3):
+            duplex.add(notice(n))
+        duplex.attach_after(2)
+        await journal(a)
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        assert await carried(b, session_id, count) == missed
+
+
+@pytest.mark.parametrize(("count", "missed"), [(0, [3, 4, 5]), (1, [4, 5]), (2, [5]), (3, [])])
+@pytest.mark.parametrize("deaths", [1, 2])
+async def test_g5_a_count_on_a_socket_that_began_with_what_a_dead_worker_wrote_means_what_came_on_it(
+    deaths: int, count: int, missed: list[int]
+) -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        c = await at.start()
+        duplex = (await a.find(session_id)).workflow.duplexes.new()
+        duplex.attach()
+        duplex.meet(duplex.tally)
+        for n in (1, 2, 3):
+            duplex.add(notice(n))
+        await journal(a)
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        again = (await b.find(session_id)).workflow.duplexes.newest
+        assert again is not None
+        reader = again.attach_after(2)
+        again.meet(again.tally)
+        for n in (4, 5):
+            again.add(notice(n))
+        assert len(reader.due() or ()) == 3
+        again.detach(reader)
+        if deaths == 2:
+            await journal(b)
+            b.kill()
+            await at.pass_time(LEASE_SECONDS)
+        assert await carried(b if deaths == 1 else c, session_id, count) == missed
+
+
+async def test_g5_a_count_on_a_socket_that_began_where_a_dead_worker_stopped_means_what_came_on_it() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        duplex = (await a.find(session_id)).workflow.duplexes.new()
+        duplex.attach()
+        duplex.meet(duplex.tally)
+        duplex.add(notice(1))
+        await journal(a)
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        again = (await b.find(session_id)).workflow.duplexes.newest
+        assert again is not None
+        reader = again.attach_after(1)
+        again.meet(again.tally)
+        for n in (2, 3, 4):
+            again.add(notice(n))
+        again.detach(reader)
+        assert await carried(b, session_id, 2) == [4]
+
+
+async def test_g5_what_a_log_has_to_know_of_is_not_trimmed_with_what_it_held() -> None:
+    async with workers(event_log=EventLogLimits(events=40)) as at:
+        a, b = await at.start(), await at.start()
+        client = await a.client(message=initialize(capabilities={"sampling": {}}))
+        session_id = client.workflow.record.session_id
+        at.server.session.tell(QUESTION)
+        duplex = client.workflow.duplexes.new()
+        reader = duplex.attach()
+        duplex.meet(duplex.tally)
+        client.workflow.calls.take(parse(b'{"jsonrpc":"2.0","id":"owed","method":"tools/call"}', limit=100), duplex, {})
+        exchange, other = await streamed(a, client, b'"owed too"')
+        await other.next(1)
+        for n in range(1, 101):
+            duplex.add(notice(n))
+            reader.due()
+        await journal(a)
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        workflow = (await b.find(session_id)).workflow
+        assert workflow.duplexes.newest is not None
+        again = workflow.duplexes.newest.attach_after(98)
+        due = [json.loads(event.message) for event in again.due() or ()]
+        assert [one["params"]["data"] for one in due[:-1]] == [99, 100]
+        assert (due[-1]["id"], due[-1]["error"]["data"]) == ("owed", {"executed": "unknown"})
+        assert workflow.knows(a.number * NAMES + 1), "the question"
+        assert exchange.stream is not None
+        assert workflow.knows(exchange.stream.number)
