@@ -19,13 +19,10 @@ from trunkline.mux.record import Handshake, WorkflowRecord, new_session_id
 
 Maker = Callable[[], AbstractAsyncContextManager[Directory]]
 Check = Callable[[Directory], Awaitable[None]]
-
 PATIENCE: Final = 10.0
 """Seconds within which a directory answers, and a watcher hears."""
-
 LATENESS: Final = 3000
 """Changes that a watcher lets pass before it listens again: more than any directory is asked to keep for it."""
-
 ALICE: Final = Principal("issuer", "acme", "alice")
 BOB: Final = Principal("issuer", "acme", "bob")
 HANDSHAKE: Final = Handshake("2025-11-25", b'{"protocolVersion":"2025-11-25"}', b"{}", (("x-tenant", "a"),))
@@ -112,7 +109,7 @@ async def without_a_key_nothing_is_joined(directory: Directory) -> None:
     assert await directory.get(second.session_id) == second
 
 
-async def of_many_claimsat_once_one_wins(directory: Directory) -> None:
+async def of_many_claims_at_once_one_wins(directory: Directory) -> None:
     outcomes: list[Claimed] = []
 
     async def claim() -> None:
@@ -145,7 +142,7 @@ async def a_change_names_the_epoch_that_it_changes(directory: Directory) -> None
     assert await directory.find(ALICE, "x", "chat") == third
 
 
-async def of_many_changesat_once_one_wins(directory: Directory) -> None:
+async def of_many_changes_at_once_one_wins(directory: Directory) -> None:
     mine = record()
     await directory.claim(mine)
     outcomes: list[WorkflowRecord | None] = []
@@ -262,15 +259,15 @@ async def watch_hears_changes_from_entering_on(directory: SharedDirectory) -> No
     async with directory.watch() as changes:
         stored = await directory.replace(changed(mine))
         assert stored is not None
-        heard = await _heard(changes)
+        heard = await hear(changes)
         if heard == before.session_id:  # told late
-            heard = await _heard(changes)
+            heard = await hear(changes)
         assert heard == mine.session_id, "a change"
         assert await directory.replace(changed(mine)) is None
         await directory.remove(other)
-        assert await _heard(changes) == other.session_id, "a removal; not the change that was refused"
+        assert await hear(changes) == other.session_id, "a removal; not the change that was refused"
         await directory.remove(stored)
-        assert await _heard(changes) == mine.session_id
+        assert await hear(changes) == mine.session_id
 
 
 async def every_watcher_hears(directory: SharedDirectory) -> None:
@@ -278,12 +275,12 @@ async def every_watcher_hears(directory: SharedDirectory) -> None:
     await directory.claim(mine)
     async with directory.watch() as one, directory.watch() as two:
         stored = await directory.replace(changed(mine))
-        assert await _heard(one) == mine.session_id
+        assert await hear(one) == mine.session_id
         async with directory.watch() as late:
             assert stored is not None
             await directory.remove(stored)
-            assert await _heard(late) == mine.session_id
-        assert [await _heard(two) for _ in range(2)] == [mine.session_id] * 2
+            assert await hear(late) == mine.session_id
+        assert [await hear(two) for _ in range(2)] == [mine.session_id] * 2
     await directory.claim(mine)
     await directory.remove(mine)  # nobody listens any longer
 
@@ -297,13 +294,13 @@ async def a_watcher_that_falls_behind_is_told(directory: SharedDirectory) -> Non
             await directory.claim(one)
             await directory.remove(one)
             missed.add(one.session_id)
-        while missed and (heard := await _heard(changes)):
+        while missed and (heard := await hear(changes)):
             missed.discard(heard)
         # Told of everything, or that everything may have changed, it goes on as if it had just entered.
         last = record()
         await directory.claim(last)
         await directory.remove(last)
-        while await _heard(changes) != last.session_id:
+        while await hear(changes) != last.session_id:
             pass
 
 
@@ -395,10 +392,10 @@ CHECKS: Final[Sequence[Check]] = (
     a_key_that_named_a_record_is_reset,
     a_key_names_nothing_outside_its_principal_and_server,
     without_a_key_nothing_is_joined,
-    of_many_claimsat_once_one_wins,
+    of_many_claims_at_once_one_wins,
     unknown_names_find_nothing,
     a_change_names_the_epoch_that_it_changes,
-    of_many_changesat_once_one_wins,
+    of_many_changes_at_once_one_wins,
     no_change_is_lost_among_those_that_try_again,
     remove_names_the_epoch_that_it_removes,
     remove_leaves_the_successor_alone,
@@ -457,86 +454,6 @@ EXPIRY_CHECKS: Final[Sequence[Callable[[SharedDirectory], Awaitable[None]]]] = (
     a_lifetime_can_be_changed,
 )
 """For directories that forget."""
-
-
-async def what_was_forgotten_is_published_again(directory: SharedDirectory) -> None:
-    for key in (None, "chat"):
-        mine = msgspec.structs.replace(record(key), epoch=7, worker="w")
-        assert await directory.publish(mine) == mine
-        assert await directory.get(mine.session_id) == mine
-        assert await directory.at(mine.event_token) == mine
-        assert await directory.publish(mine) == mine
-        if key is not None:
-            assert await directory.find(ALICE, "x", key) == mine
-            assert await directory.claim(record(key)) == Claimed(mine, "resumed")
-        stored = await directory.replace(mine)
-        assert stored is not None
-        assert stored.epoch == 8
-        assert (await directory.draw_ids(mine.session_id)).start == 1
-
-
-async def what_stands_is_not_published_over(directory: SharedDirectory) -> None:
-    mine = record("chat")
-    await directory.claim(mine)
-    stored = await directory.replace(changed(mine))
-    assert await directory.publish(mine) == stored
-    other = record("chat")
-    assert await directory.publish(other) == stored, "its key names another one"
-    assert await directory.get(other.session_id) is None
-    assert await directory.get(mine.session_id) == await directory.find(ALICE, "x", "chat") == stored
-
-
-async def what_is_behind_is_published_over(directory: SharedDirectory) -> None:
-    for key in (None, "chat"):
-        mine = msgspec.structs.replace(record(key), worker="w")
-        await directory.claim(mine)
-        later = msgspec.structs.replace(changed(mine), epoch=7)
-        for other in (msgspec.structs.replace(later, worker="v"), msgspec.structs.replace(later, worker="")):
-            assert await directory.publish(other) == mine, "it is another worker's"
-        async with directory.watch() as changes:
-            assert await directory.publish(later) == later
-            assert await _heard(changes) == mine.session_id
-        assert await directory.get(mine.session_id) == later
-        if key is not None:
-            assert await directory.find(ALICE, "x", key) == later
-        assert await directory.publish(mine) == later
-        assert await directory.replace(changed(mine)) is None
-        stored = await directory.replace(later)
-        assert stored is not None
-        assert stored.epoch == 8
-        assert await directory.remove(stored)
-        assert await directory.publish(later) is None
-
-
-async def what_has_ended_is_not_published(directory: SharedDirectory) -> None:
-    for key in (None, "chat"):
-        mine = record(key)
-        await directory.claim(mine)
-        assert await directory.remove(mine)
-        assert await directory.publish(mine) is None
-        assert await directory.publish(changed(mine)) is None
-        assert await directory.get(mine.session_id) is None
-        if key is not None:
-            assert await directory.find(ALICE, "x", key) is None
-            assert (await directory.claim(record(key))).state == "reset"
-        assert (await directory.claim(mine)).record.session_id != mine.session_id or key is None, "it may begin anew"
-
-
-async def an_end_is_remembered_for_the_life_of_the_record(directory: SharedDirectory) -> None:
-    mine = msgspec.structs.replace(record(), lifetime=2.0)
-    await directory.claim(mine)
-    assert await directory.remove(mine)
-    assert await directory.publish(mine) is None
-    with anyio.fail_after(PATIENCE):
-        while await directory.publish(mine) is None:  # noqa: ASYNC110 - nobody tells of it
-            await anyio.sleep(0.02)
-    assert await directory.get(mine.session_id) == mine
-    with anyio.fail_after(PATIENCE):
-        while await directory.get(mine.session_id) is not None:  # noqa: ASYNC110 - nobody tells of it
-            await anyio.sleep(0.02)
-    assert await directory.publish(mine) == mine, "what expired was forgotten, not ended"
-
-
 SHARED_CHECKS: Final[Sequence[Callable[[SharedDirectory], Awaitable[None]]]] = (
     watch_hears_changes_from_entering_on,
     every_watcher_hears,
@@ -544,15 +461,6 @@ SHARED_CHECKS: Final[Sequence[Callable[[SharedDirectory], Awaitable[None]]]] = (
     event_ids_lead_to_their_record,
     use_is_told_by_its_age,
 )
-
-PUBLISH_CHECKS: Final[Sequence[Callable[[SharedDirectory], Awaitable[None]]]] = (
-    what_was_forgotten_is_published_again,
-    what_stands_is_not_published_over,
-    what_is_behind_is_published_over,
-    what_has_ended_is_not_published,
-    an_end_is_remembered_for_the_life_of_the_record,
-)
-"""For directories that several workers share."""
 
 
 async def check_directory(maker: Maker) -> None:
@@ -572,7 +480,7 @@ async def check_directory(maker: Maker) -> None:
                 raise
 
 
-async def _heard(changes: AsyncIterator[str]) -> str:
+async def hear(changes: AsyncIterator[str]) -> str:
     with anyio.fail_after(PATIENCE):
         return await anext(changes)
 

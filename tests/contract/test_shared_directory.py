@@ -13,8 +13,9 @@ from trunkline.mux.directory.timed import timed
 from trunkline.mux.record import WorkflowRecord
 from trunkline.mux.statistics import Statistics
 
-from contract.directory import CHECKS, EXPIRY_CHECKS, PUBLISH_CHECKS, SHARED_CHECKS, every_watcher_hears
+from contract.directory import CHECKS, EXPIRY_CHECKS, SHARED_CHECKS, every_watcher_hears
 from contract.logs import LOG_CHECKS, LOG_EXPIRY_CHECKS
+from contract.publishing import PUBLISH_CHECKS
 from contract.workers import WORKER_CHECKS
 
 pytestmark = pytest.mark.anyio

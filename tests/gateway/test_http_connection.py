@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from math import inf
@@ -10,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 from harness.gateways import until
-from harness.http_serving import GET, Connected, Parts, answering, echo, post, said, serving, talking
+from harness.http_serving import GET, Connected, application, echo, said, serving, talking
 from trunkline.gateway import http_connection, http_listening
 from trunkline.gateway.http_connection import MAX_STEPS, HTTPConnection
 from trunkline.gateway.http_listening import HTTPListening
@@ -22,18 +21,6 @@ from trunkline.transports.patience import Patience
 pytestmark = pytest.mark.anyio
 
 PATIENCE = 10.0
-
-
-async def application(scope: Any, receive: Any, send: Any) -> None:
-    size = 0
-    while True:
-        message = await receive()
-        size += len(message.get("body", b""))
-        if not message.get("more_body"):
-            break
-    body = b"%d" % size
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
-    await send({"type": "http.response.body", "body": body})
 
 
 @asynccontextmanager
@@ -406,209 +393,3 @@ async def test_http_1_0_stays_what_it_is_where_another_protocol_is_asked_for() -
     async with talking(echo) as (reader, writer):
         writer.write(b"GET /1 HTTP/1.0\r\nConnection: upgrade\r\nUpgrade: x\r\nEmpty:\r\n\r\n")
         assert (await reader.read()).endswith(b"GET /1 ")
-
-
-SOCKET = (
-    b"GET /2 HTTP/1.1\r\nHost: h\r\nConnection: upgrade\r\nUpgrade: websocket\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
-)
-
-
-def is_paused(listening: HTTPListening) -> bool:
-    """Whether a client leaves an answer untaken."""
-    return hasattr(listening, "state") and any(cast(Any, one).is_write_paused for one in listening.state.connections)
-
-
-@pytest.mark.parametrize(
-    ("then", "size"),
-    [(b"", 0), (GET % 2 + GET % 3, 20), (GET % 2 + GET % 3, 20_000_000), (GET % 2 + b"\0", 20), (SOCKET, 20)],
-    ids=["nothing", "little", "much", "no HTTP", "a socket"],
-)
-async def test_g10_a_client_that_takes_nothing_of_its_answer_is_cut(
-    then: bytes, size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(http_listening, "LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(http_connection, "IDLE_SECONDS", 0.2)
-    monkeypatch.setattr(http_connection, "TAKE_SECONDS", 0.2)
-    bodies = iter([b"x" * 20_000_000, b"x" * size])
-
-    async def application(scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "websocket":
-            await send({"type": "websocket.accept"})
-            await asyncio.Event().wait()
-        await answering(next(bodies))(scope, receive, send)
-
-    listening = HTTPListening(Statistics())
-    async with serving(application, listening) as port, asyncio.timeout(PATIENCE):
-        transport, _ = await asyncio.get_running_loop().create_connection(Parts, "127.0.0.1", port)
-        transport.pause_reading()
-        transport.write(GET % 1)
-        await until(lambda: is_paused(listening) or listening.statistics.counts)
-        transport.write(then)
-        await until(lambda: not listening.state.connections)
-        transport.close()
-    assert listening.statistics.counts["refused", "untaken"] == 1
-
-
-@asynccontextmanager
-async def stalled(listening: HTTPListening) -> AsyncIterator[tuple[asyncio.Transport, Parts]]:
-    """A client that takes nothing of a large answer, until it reads on."""
-    async with serving(answering(b"x" * 20_000_000), listening) as port, asyncio.timeout(PATIENCE):
-        transport, client = await asyncio.get_running_loop().create_connection(Parts, "127.0.0.1", port)
-        transport.pause_reading()
-        transport.write(GET % 1)
-        await until(lambda: is_paused(listening))
-        yield transport, client
-        transport.close()
-
-
-async def test_g10_who_takes_nothing_gains_no_time_by_asking_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_listening, "LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(http_connection, "TAKE_SECONDS", PATIENCE)
-    listening = HTTPListening(Statistics())
-    async with stalled(listening) as (transport, _):
-        [connection] = [cast(HTTPConnection, one) for one in listening.state.connections]
-        due = connection.due
-        transport.write(GET % 2)
-        await until(lambda: connection._reader.heads == 2)
-        transport.write(GET % 3 + GET % 4 + GET % 5)
-        await until(lambda: connection._reader.heads > 2)
-        assert connection.due == due
-
-
-async def test_g10_a_stream_of_which_nothing_is_taken_is_cut_once_it_was_given_up(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(http_listening, "LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(http_connection, "TAKE_SECONDS", 0.2)
-
-    async def application(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "http.response.start", "status": 200})
-        while True:
-            async with asyncio.timeout(0.05):
-                await send({"type": "http.response.body", "body": b"x" * 4_000_000, "more_body": True})
-
-    listening = HTTPListening(Statistics())
-    async with serving(application, listening) as port, asyncio.timeout(PATIENCE):
-        transport, _ = await asyncio.get_running_loop().create_connection(Parts, "127.0.0.1", port)
-        transport.pause_reading()
-        transport.write(GET % 1)
-        await until(lambda: listening.statistics.counts["refused", "untaken"] == 1)
-        assert not listening.state.connections
-        transport.close()
-
-
-@pytest.mark.parametrize("rest", [b"", b"body"], ids=["in its body", "in its answer"])
-async def test_g10_nothing_is_kept_of_a_connection_that_has_gone(rest: bytes) -> None:
-    """Nor does it take the collector of garbage, which looks for whole workflows."""
-    asked = asyncio.Event()
-
-    async def application(scope: Any, receive: Any, send: Any) -> None:
-        while (message := await receive())["type"] != "http.disconnect":
-            if not message["more_body"]:
-                asked.set()
-
-    def is_there() -> bool:
-        return hasattr(listening, "state") and len(listening.state.connections) == 1
-
-    listening = HTTPListening(Statistics())
-    gc.collect()
-    gc.disable()
-    try:
-        async with talking(application, listening) as (_, writer):
-            writer.write(b"POST /1 HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\n")
-            await until(lambda: is_there() and any(cast(Any, one)._reader.heads for one in listening.state.connections))
-            writer.write(rest)
-            if rest:
-                await asked.wait()
-            writer.close()
-            await until(lambda: not any(isinstance(one, HTTPConnection) for one in gc.get_objects()))
-    finally:
-        gc.enable()
-
-
-async def test_who_takes_its_answer_late_may_be_silent_afterwards_as_long_as_anybody(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(http_listening, "LOOK_SECONDS", 0.02)
-    monkeypatch.setattr(http_connection, "TAKE_SECONDS", PATIENCE)
-    monkeypatch.setattr(http_connection, "IDLE_SECONDS", 3600.0)
-    listening = HTTPListening(Statistics())
-    async with stalled(listening) as (transport, _):
-        [connection] = [cast(HTTPConnection, one) for one in listening.state.connections]
-        transport.resume_reading()
-        await until(lambda: not connection.is_write_paused)
-        assert 3000 < connection.due - asyncio.get_running_loop().time() <= 3600
-    assert not listening.statistics.counts
-
-
-async def turns_later(scope: Any, receive: Any, send: Any) -> None:
-    """Answers some turns of the loop later, and asks nobody whether its client is still there."""
-    for _ in range(20):
-        await asyncio.sleep(0)
-    await echo(scope, receive, send)
-
-
-@pytest.mark.parametrize("requests", [GET % 1, post(b"what"), GET % 1 + post(b"what") + GET % 2])
-async def test_who_closes_its_half_behind_its_requests_is_answered(requests: bytes) -> None:
-    async with serving(turns_later, HTTPListening(Statistics())) as port, asyncio.timeout(PATIENCE):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(requests)
-        writer.write_eof()
-        answered = await reader.read()
-        assert answered.count(b"HTTP/1.1 200 OK") == requests.count(b"HTTP/1.1")
-        assert answered.count(b"connection: close") == 1
-        writer.close()
-
-
-@pytest.mark.parametrize("half", [b"GET / HTTP/1.1\r\n", post(b"what")[:-1], GET % 1 + b"\r", post(b"what") + b"x"])
-async def test_who_closes_its_half_within_a_request_has_gone(half: bytes) -> None:
-    async with serving(turns_later, HTTPListening(Statistics())) as port, asyncio.timeout(PATIENCE):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(half)
-        writer.write_eof()
-        await reader.read()
-        writer.close()
-
-
-@pytest.mark.parametrize("begins", [False, True])
-async def test_who_asks_whether_its_client_has_gone_is_told_so_when_it_closes_its_half(begins: bool) -> None:
-    asks, told = asyncio.Event(), asyncio.Event()
-
-    async def watching(scope: Any, receive: Any, send: Any) -> None:
-        await receive()
-        if begins:
-            await send({"type": "http.response.start", "status": 200, "headers": []})
-        asks.set()
-        assert (await receive())["type"] == "http.disconnect"
-        told.set()
-
-    async with serving(watching, HTTPListening(Statistics())) as port, asyncio.timeout(PATIENCE):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(GET % 1)
-        await asks.wait()
-        writer.write_eof()
-        await told.wait()
-        await reader.read()
-        writer.close()
-
-
-async def test_who_asks_later_is_told_too_and_its_answer_is_heard_no_more() -> None:
-    asks, told = asyncio.Event(), asyncio.Event()
-
-    async def watching(scope: Any, receive: Any, send: Any) -> None:
-        await receive()
-        await asks.wait()
-        assert (await receive())["type"] == "http.disconnect"
-        told.set()
-
-    listening = HTTPListening(Statistics())
-    async with serving(watching, listening) as port, asyncio.timeout(PATIENCE):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(GET % 1)
-        writer.write_eof()
-        await until(lambda: any(connection.has_left for connection in listening._connections))
-        asks.set()
-        await told.wait()
-        assert (await reader.read()).startswith(b"HTTP/1.1 500")  # it gave none
-        writer.close()

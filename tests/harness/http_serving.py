@@ -119,6 +119,19 @@ def post(body: bytes, number: int = 1) -> bytes:
     return HEAD % (number, len(body)) + body
 
 
+async def application(scope: Any, receive: Any, send: Any) -> None:
+    """Answers with the size of the body."""
+    size = 0
+    while True:
+        message = await receive()
+        size += len(message.get("body", b""))
+        if not message.get("more_body"):
+            break
+    body = b"%d" % size
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(body))]})
+    await send({"type": "http.response.body", "body": body})
+
+
 async def echo(scope: Any, receive: Any, send: Any) -> None:
     """Answers with what it was asked: method, path and body."""
     body = b""

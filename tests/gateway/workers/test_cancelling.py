@@ -1,8 +1,6 @@
 """A cancellation finds the one call that it means, at whatever worker; and none where it could mean another one."""
 
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import anyio
 import pytest
@@ -15,14 +13,6 @@ pytestmark = pytest.mark.anyio
 
 CANCELLED = b'{"jsonrpc":"2.0","method":"notifications/cancelled","params":{"requestId":7}}'
 WITH_MORE = CANCELLED[:-2] + b',"reason":"it takes too long"}}'
-
-
-@pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    async with AsyncExitStack() as stack:
-        made = House(tmp_path, stack)
-        await stack.enter_async_context(made.member.running())
-        yield made
 
 
 class Worker:

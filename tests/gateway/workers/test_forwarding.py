@@ -1,40 +1,21 @@
 """A request that another worker serves: what its client sees, and what is done once."""
 
-import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
-from harness.keeping import nothing_kept
-from harness.muxing import ALICE, bench
+from harness.muxing import ALICE
 from harness.worker_house import CALL, Client, House, answer, post
 from trunkline.gateway.workers import forwarding
 from trunkline.gateway.workers.forwarding import Forwarder, Tape
-from trunkline.mux.burden import LARGE_BYTES, Burden
 from trunkline.mux.directory import Worker
 from trunkline.mux.errors import Elsewhere
-from trunkline.mux.membership import Membership
-from trunkline.mux.pool import Pool
 from trunkline.transports.asgi import GRANT, IDENTITY, Grant, Receive, Scope, Send, headers_of
-from trunkline.transports.endpoint import EndpointConfig
-from trunkline.transports.guard import Guard
-from trunkline.transports.http_endpoint import HTTPEndpoint, HTTPRequest
 from trunkline.transports.websocket import PING
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    async with AsyncExitStack() as stack:
-        made = House(tmp_path, stack)
-        await stack.enter_async_context(made.member.running())
-        yield made
 
 
 async def test_g7_the_whole_request_arrives_and_the_whole_answer_returns(house: House) -> None:
@@ -330,178 +311,6 @@ async def test_a_request_does_not_wander_for_ever(house: House) -> None:
     assert house.asked == 1
 
 
-LARGE = b"x" * (LARGE_BYTES + 1)
-
-
-class AnotherOnes(HTTPEndpoint):
-    """Reads what another worker is to serve."""
-
-    def __init__(self, pool: Pool) -> None:
-        super().__init__(EndpointConfig("x", pool, Guard(loopback=True), lambda headers: ALICE), {"POST": self._post})
-
-    async def _post(self, request: HTTPRequest) -> None:
-        body = await self.body(request)
-        assert body == LARGE
-        raise Elsewhere("b")
-
-
-async def hand_on_large(house: House, pool: Pool) -> Client:
-    """A large body comes to worker `a`, which hands it on to `b`."""
-    house.forwarder = Forwarder(AnotherOnes(pool), house.member, house.opened, house.statistics)
-    client = post(bytes(bytearray(LARGE)))
-    await house.request(client, headers=[(b"host", b"127.0.0.1")])
-    return client
-
-
-async def test_g10_a_large_body_counts_until_the_worker_that_serves_it_begins_to_answer(house: House) -> None:
-    held: list[int] = []
-    burdens: list[Burden] = []
-
-    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        assert (await receive())["body"] == LARGE
-        held.append(burdens[0].held)
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        with anyio.fail_after(10):
-            while burdens[0].held:
-                await anyio.lowlevel.checkpoint()
-        await send({"type": "http.response.body", "body": b"done"})
-
-    await house.begins("b", serve)
-    async with bench() as at:
-        at.pool.burden = Burden(per_user=len(LARGE))
-        burdens.append(at.pool.burden)
-        assert (await hand_on_large(house, at.pool)).body == b"done"
-    assert held == [len(LARGE)]
-
-
-async def test_g10_a_large_body_counts_once_however_often_its_worker_is_looked_for(
-    house: House, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(forwarding, "PATIENCE_SECONDS", 0.3)
-    async with bench() as at:
-        at.pool.burden = Burden(per_user=len(LARGE))
-        client = await hand_on_large(house, at.pool)
-        assert (client.sent[0]["status"], at.pool.burden.held) == (503, 0)
-        assert b"max_large" not in client.body
-
-
-async def test_g10_a_large_body_that_was_handed_on_waits_for_no_garbage_collector(house: House) -> None:
-    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        await receive()
-        await answer(send, b"done")
-
-    await house.begins("b", serve)
-    async with bench() as at:
-        with nothing_kept(10 * len(LARGE)):
-            for _ in range(30):
-                assert (await hand_on_large(house, at.pool)).body == b"done"
-
-
-async def test_g8_a_worker_that_leaves_waits_for_calls_that_were_handed_on(house: House) -> None:
-    begun, go_on = anyio.Event(), anyio.Event()
-
-    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        begun.set()
-        await go_on.wait()
-        await answer(send, b"done")
-
-    async def leave() -> None:
-        left.append(await house.forwarder.leave(10))
-
-    await house.begins("b", serve)
-    client, left = post(), list[bool]()
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(house.request, client)
-        await begun.wait()
-        house.forwarder.drain()
-        assert house.forwarder.is_relaying
-        tasks.start_soon(leave)
-        await anyio.wait_all_tasks_blocked()
-        assert left == []
-        go_on.set()
-    assert (client.body, left) == (b"done", [True])
-
-
-async def test_g8_a_call_that_outlasts_its_time_is_told_that_it_may_have_been_executed(house: House) -> None:
-    begun = anyio.Event()
-
-    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        begun.set()
-        await anyio.sleep_forever()
-
-    await house.begins("b", serve)
-    client = post()
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(house.request, client)
-        await begun.wait()
-        house.forwarder.drain()
-        assert not await house.forwarder.leave(0)
-    told = json.loads(client.body)
-    assert (told["id"], told["error"]["code"], told["error"]["data"]["executed"]) == ("mine", -31002, "unknown")
-
-
-@pytest.mark.parametrize("begins", [True, False])
-async def test_g8_a_drain_ends_streams_so_that_their_clients_come_back(house: House, begins: bool) -> None:
-    begun = anyio.Event()
-
-    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        if begins:
-            await send({"type": "http.response.start", "status": 200, "headers": []})
-            await send({"type": "http.response.body", "body": b"one", "more_body": True})
-        begun.set()
-        await anyio.sleep_forever()
-
-    await house.begins("b", serve)
-    client = Client()
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(lambda: house.request(client, method="GET"))
-        await begun.wait()
-        if begins:
-            await client.got("http.response.body")
-        house.forwarder.drain()
-    assert client.body == (b"one" if begins else b"retry: 1000\n\n")
-    assert not client.sent[-1].get("more_body")
-    assert house.statistics.counts["forwards", "drained"] == 1
-
-
-SUBSCRIBE = b'{"jsonrpc":"2.0","id":"mine","method":"subscriptions/listen","params":{}}'
-SUBSCRIBES = [(b"mcp-protocol-version", b"2026-07-28"), (b"mcp-method", b"subscriptions/listen")]
-
-
-async def test_g8_l28_who_leaves_waits_for_no_subscriptions_and_ends_them_without_a_word(house: House) -> None:
-    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        head = [(b"content-type", b"text/event-stream")]
-        await send({"type": "http.response.start", "status": 200, "headers": head})
-        await send({"type": "http.response.body", "body": b"data: {}\n\n", "more_body": True})
-        await anyio.sleep_forever()
-
-    await house.begins("b", serve)
-    client = post(SUBSCRIBE)
-    async with anyio.create_task_group() as tasks:
-        house.forwarder.drain()
-        tasks.start_soon(lambda: house.request(client, headers=SUBSCRIBES))
-        await client.got("http.response.body")
-        assert not house.forwarder.is_relaying
-        assert await house.forwarder.leave(10)
-    assert client.body == b"data: {}\n\n"
-    assert not client.sent[-1].get("more_body")
-    assert house.statistics.counts["forwards", "drained"] == 1
-
-
-OF_A_SESSION = [(b"mcp-protocol-version", b"2025-11-25"), SUBSCRIBES[1]]
-
-
-@pytest.mark.parametrize("headers", [SUBSCRIBES[:1], SUBSCRIBES[1:], OF_A_SESSION])
-async def test_g6_a_call_that_only_says_that_it_subscribes_is_not_sent_again(
-    house: House, headers: list[tuple[bytes, bytes]]
-) -> None:
-    await house.begins("b", dies)
-    client = post()
-    await house.request(client, headers=headers)
-    assert json.loads(client.body)["error"]["data"] == {"executed": "unknown"}
-    assert house.asked == 1
-
-
 async def test_a_tape_plays_again_what_was_heard_until_the_answer_begins() -> None:
     client = post(b"1")
     client.does({"type": "http.disconnect"})
@@ -544,47 +353,3 @@ async def test_g7_a_call_is_told_at_once_that_its_worker_was_taken_for_dead(
             tasks.start_soon(die)
             await house.request(client)
     assert b"-31002" in client.body
-
-
-LARGE = CALL.replace(b'"x"', b'"%b"' % (b"x" * 1024 * 1024))
-
-
-@pytest.fixture
-async def deaf(house: House, tmp_path: Path) -> AsyncIterator[Membership]:
-    """A worker that takes connections and reads none of them to its end, as one that is stopped."""
-    writers: list[asyncio.StreamWriter] = []
-    worker = Worker("b", "host", str(tmp_path / "b"))
-    async with (
-        await asyncio.start_unix_server(lambda _, writer: writers.append(writer), worker.address),
-        Membership(house.directory, worker, on_lapse=lambda since: None).running() as member,
-    ):
-        yield member
-        for writer in writers:
-            writer.transport.abort()
-
-
-async def test_g7_a_large_call_is_told_at_once_that_its_worker_was_taken_for_dead(
-    house: House, deaf: Membership, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Who is stopped takes nothing of what waits for it."""
-    client = post(LARGE)
-
-    async def missed(worker: Worker) -> bool:
-        return True
-
-    monkeypatch.setattr(house.directory, "beat", missed)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(house.request, client)
-        await anyio.wait_all_tasks_blocked()
-        await house.directory.retire(deaf.worker)
-    told = json.loads(client.body)
-    assert (told["id"], told["error"]["data"]["executed"]) == ("mine", "unknown")
-
-
-async def test_g8_who_leaves_waits_for_no_worker_that_takes_nothing(house: House, deaf: Membership) -> None:
-    client = post(LARGE)
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(house.request, client)
-        await anyio.wait_all_tasks_blocked()
-        assert not await house.forwarder.leave(0)
-    assert json.loads(client.body)["error"]["code"] == -31002

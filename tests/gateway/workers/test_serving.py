@@ -4,9 +4,7 @@ import asyncio
 import gc
 import logging
 import socket
-from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from pathlib import Path
 
 import anyio
 import pytest
@@ -18,14 +16,6 @@ from trunkline.transports.asgi import Receive, Scope, Send
 from trunkline.transports.websocket import PING
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    async with AsyncExitStack() as stack:
-        made = House(tmp_path, stack)
-        await stack.enter_async_context(made.member.running())
-        yield made
 
 
 async def test_a_worker_that_ends_lets_what_it_serves_reach_the_other_side(house: House) -> None:
