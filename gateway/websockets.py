@@ -22,6 +22,8 @@ from .http_connection import REFUSED
 LINGER_SECONDS: Final = 10.0
 """How long a connection whose application is done may take to send what is left, before it is dropped."""
 
+LEAVING: Final = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+"""The answer to an upgrade that still waits for one when the worker leaves."""
 
 MAX_UNTAKEN_BYTES: Final = 1_048_576
 """What a client may leave untaken while it goes on to ping."""
@@ -138,6 +140,15 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
             await waiter
         finally:
             self._pings.pop(payload, None)
+
+    def shutdown(self) -> None:
+        """See the base class; an upgrade that waits for its answer is told to come back (guarantee G8)."""
+        if self.handshake_complete or self.initial_response is not None:
+            super().shutdown()
+            return
+        self.stop_keepalive()
+        self.transport.write(LEAVING)
+        self.transport.close()
 
     # Lent.
 

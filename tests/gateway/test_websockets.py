@@ -405,6 +405,28 @@ async def test_g10_a_client_that_pings_and_takes_no_pong_is_cut_there_too(monkey
         await app.until("begun", ("gone", 0))
 
 
+async def test_g8_an_upgrade_that_waits_at_the_end_of_a_drain_is_told_to_come_back() -> None:
+    waits = asyncio.Event()
+
+    async def wait(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        waits.set()
+        assert (await receive())["type"] == "websocket.disconnect"
+
+    async with serving(wait, ws=PingingWebSocket) as port:
+        client = asyncio.create_task(refusal(port))
+        await waits.wait()
+    refused = await client
+    assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+
+
+async def refusal(port: int) -> Any:
+    """What an upgrade is answered that is refused."""
+    with pytest.raises(InvalidStatus) as refused:
+        await connect(f"ws://127.0.0.1:{port}/", proxy=None)
+    return refused.value.response
+
+
 async def test_an_application_that_fails_or_accepts_nothing_is_a_500(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR, "uvicorn.error")  # whatever another server in this process has set
 
