@@ -5,10 +5,12 @@ postgresql+asyncpg://user:password@host[:port]/database               the worker
 """
 
 import asyncio
+import os
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
+from functools import partial
 from typing import Any, Final
 
 import anyio
@@ -112,9 +114,8 @@ class Server:
         """
         if self.is_sqlite:
             arguments, options = self.engine.dialect.create_connect_args(self._url)
-            connect: Callable[..., sqlite3.Connection] = sqlite3.connect
             with reaching():
-                await anyio.to_thread.run_sync(lambda: connect(*arguments, **options).close())
+                await anyio.to_thread.run_sync(partial(_try_sqlite, *arguments, **options))
 
     @property
     def insert(self) -> Callable[..., Any]:
@@ -195,6 +196,14 @@ class Server:
                         await connection.execute("SELECT 1")
         finally:
             connection.terminate()
+
+
+def _try_sqlite(file: str, **options: Any) -> None:
+    """Open the file once. One that is not there is made for this user alone: SQLite would let others read it."""
+    if not options.get("uri"):
+        with suppress(OSError):  # SQLite says what is wrong
+            os.close(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600))
+    sqlite3.connect(file, **options).close()
 
 
 def _with_options(url: sa.URL) -> sa.URL:

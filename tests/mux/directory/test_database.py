@@ -1,7 +1,9 @@
 """The database directory forgets what has expired, and keeps what has not."""
 
+import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import anyio
 import anyio.lowlevel
@@ -36,6 +38,28 @@ def url(request: pytest.FixtureRequest, backends: Backends) -> str:
     place = backends.place(request.param)
     place.clear()
     return place.url()
+
+
+def modes(file: Path) -> dict[str, int]:
+    """Who may do what with a file, and with those that SQLite has beside it."""
+    return {one.name: one.stat().st_mode & 0o777 for one in file.parent.glob(f"{file.name}*")}
+
+
+async def test_a_file_of_sqlite_is_made_for_its_user_alone_and_one_that_is_there_is_left_as_it_is(
+    tmp_path: Path,
+) -> None:
+    before = os.umask(0o022)
+    try:
+        for name, mode in (("new.db", 0o600), ("group.db", 0o660)):
+            file = tmp_path / name
+            if mode != 0o600:
+                file.touch()
+                file.chmod(mode)
+            async with open_database(f"sqlite+aiosqlite:///{file}") as directory:
+                await directory.claim(record())
+                assert modes(file) == {name: mode, f"{name}-shm": mode, f"{name}-wal": mode}
+    finally:
+        os.umask(before)
 
 
 async def test_a_sweep_forgets_what_has_expired_but_not_that_its_key_was_used(url: str) -> None:
