@@ -242,15 +242,16 @@ def a_stream(draw: random.Random, head: bytes) -> list[bytes]:
 async def answers(listening: Reached, port: int, head: bytes, pieces: list[bytes]) -> bytes:
     """All that is answered to these pieces, behind requests with that head."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    for size in (1, 2, 3):
-        writer.write(head.replace(b"%d", b"%d" % size) + b"x" * size)
-        await reader.readuntil(b"\r\n\r\n")
-    for piece in pieces:
-        listening.connection.data_received(piece)
-        for _ in range(5):  # tasks go on
-            await asyncio.sleep(0)
-    writer.write_eof()
-    answered = await reader.read()
+    async with asyncio.timeout(PATIENCE):
+        for size in (1, 2, 3):
+            writer.write(head.replace(b"%d", b"%d" % size) + b"x" * size)
+            await reader.readuntil(b"\r\n\r\n")
+        for piece in pieces:
+            listening.connection.data_received(piece)
+            for _ in range(5):  # tasks go on
+                await asyncio.sleep(0)
+        writer.write_eof()
+        answered = await reader.read()
     writer.close()
     return re.sub(rb"\r\ndate: [^\r]*", b"", answered)
 
@@ -267,7 +268,7 @@ async def test_whatever_comes_is_answered_as_where_no_head_is_known(monkeypatch:
 
     monkeypatch.setattr(KnownHead, "beginning_of", counted)
     listening = Reached(Statistics(), take)
-    async with serving(tell, listening) as port, asyncio.timeout(PATIENCE):
+    async with serving(tell, listening) as port:
         for seed in range(STREAMS):
             draw = random.Random(seed)
             head = a_head(draw)

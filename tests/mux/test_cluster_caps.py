@@ -89,8 +89,7 @@ async def test_g10_a_newcomer_asks_of_a_few_that_may_be_in_use_elsewhere() -> No
         a, _ = await at.start(), await at.start()
         for _ in range(MAX_ASKED + 2):
             await a.client(ALICE)
-        at.clock.advance(70)
-        await a.beat()
+        await at.pass_time(70)
         asked, untouched = 0, a.view.untouched
 
         async def counted(session_id: str) -> float | None:
