@@ -104,7 +104,7 @@ async def test_a_refreshed_token_of_the_same_subject_keeps_the_session_and_anoth
 async def test_a_stream_ends_when_its_identity_does_and_goes_on_with_a_fresh_one(guarded: Gateway, kind: str) -> None:
     async with Wire(guarded.url(), bearer(token())) as wire:
         await wire.open()
-        short = bearer(token(seconds=1))
+        short = bearer(token(seconds=2))
         if kind == "GET":
             stream = await wire.get(headers=short)
         else:
@@ -116,7 +116,7 @@ async def test_a_stream_ends_when_its_identity_does_and_goes_on_with_a_fresh_one
 
 
 async def test_a_ticket_opens_one_socket_for_a_browser_and_it_ends_with_its_identity(guarded: Gateway) -> None:
-    async with Wire(guarded.url().removesuffix("/mcp") + "/ticket", bearer(token(seconds=2))) as wire:
+    async with Wire(guarded.url().removesuffix("/mcp") + "/ticket", bearer(token(seconds=4))) as wire:
         given = await (await wire.request("POST")).json()
         refused = await wire.request("POST", headers={"Authorization": None})
     assert refused.status == 401

@@ -253,6 +253,7 @@ async def abuse(gateway: Gateway, first: int, last: int) -> None:
                 await answer.body()
 
 
+@pytest.mark.timeout(600)  # many requests, one after the other
 async def test_g12_series_do_not_grow_with_what_clients_send() -> None:
     with running_gateway("--demo") as gateway:
         await abuse(gateway, 0, 2)

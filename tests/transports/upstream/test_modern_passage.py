@@ -372,7 +372,7 @@ async def test_e17_neither_comments_nor_logs_nor_progress_keep_a_call_without_en
             await asyncio.wait([closed], timeout=0.01)
         left.set()
 
-    async with asked(serve, timeout=0.1) as here:
+    async with asked(serve, timeout=0.5) as here:
         passage = here.send()
         with pytest.raises(TimedOut):
             await all_of(passage)
@@ -391,7 +391,7 @@ async def test_e17_a_body_that_trickles_does_not_keep_a_call_without_end() -> No
             await asyncio.wait([closed], timeout=0.01)
         left.set()
 
-    async with asked(serve, timeout=0.1) as here:
+    async with asked(serve, timeout=0.5) as here:
         assert isinstance(await failed(here.send()), TimedOut)
         await soon(left.wait())
 
@@ -421,7 +421,7 @@ async def test_e17_progress_extends_a_call() -> None:
 
 async def test_a_stream_that_falls_silent_says_so() -> None:
     serve, _, left = hanging(STREAM, chunk(encode(NOTE)))
-    async with asked(serve, timeout=0.05) as here:
+    async with asked(serve, timeout=0.5) as here:
         passage = here.send()
         with pytest.raises(TimedOut):
             await all_of(passage)
