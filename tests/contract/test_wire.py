@@ -32,7 +32,7 @@ from trunkline.transports.upstream.stdio import StdioConnector
 from trunkline.transports.upstream.streamable_http import StreamableHTTPConnector
 from trunkline.transports.upstream.websocket import WebSocketConnector
 
-from contract.wire import CHECKS, Check, Maker, Server, check_wire
+from contract.wire import CHECKS, Check, Maker, Server, check_wire, leaving_is_bounded
 
 pytestmark = pytest.mark.anyio
 
@@ -277,14 +277,16 @@ MAKERS: tuple[Maker, ...] = (
 )
 
 
-@pytest.fixture(autouse=True)
-def short_goodbye(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def short_goodbye(monkeypatch: pytest.MonkeyPatch, check: Check) -> None:
     """The bounds are 2 to 5 s; that they hold is shown as well with less."""
-    monkeypatch.setattr(streamable_http, "CLOSE_SECONDS", 0.3)
-    monkeypatch.setattr(websocket_module, "CLOSE_SECONDS", 0.3)
-    monkeypatch.setattr(process, "END_SECONDS", 0.3)
+    if check is leaving_is_bounded:
+        monkeypatch.setattr(streamable_http, "CLOSE_SECONDS", 0.3)
+        monkeypatch.setattr(websocket_module, "CLOSE_SECONDS", 0.3)
+        monkeypatch.setattr(process, "END_SECONDS", 0.3)
 
 
+@pytest.mark.usefixtures("short_goodbye")
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 @pytest.mark.parametrize("maker", MAKERS, ids=lambda maker: maker.__name__)
 async def test_a_wire_keeps_the_contract(maker: Maker, check: Check) -> None:

@@ -15,7 +15,7 @@ import pytest
 from aiohttp import ClientError
 from harness.duplex_clients import DuplexClient, SocketClient, SSEClient, initialize
 from harness.gateways import Gateway, gateway, until
-from harness.hosts import Hosts, elsewhere, hosts, is_kept, kill, pause, resume
+from harness.hosts import Hosts, Patient, elsewhere, hosts, is_kept, kill, pause, resume
 from harness.raw_upstreams import RawUpstream, Transport, raw_upstream
 from harness.redis_server import RedisServer
 from harness.upstreams import Upstream
@@ -110,7 +110,7 @@ async def test_g7_each_request_comes_to_another_worker_on_a_connection_of_its_ow
 
     async def live() -> None:
         hosts = cycle(pair)
-        async with Wire(next(hosts).url(), {"Connection": "close"}) as wire:
+        async with Patient(next(hosts).url(), {"Connection": "close"}) as wire:
             await wire.open()
             for n in range(1, calls + 1):
                 async with elsewhere(next(hosts), wire) as fresh:
@@ -134,7 +134,7 @@ async def test_g7_four_workers_behind_one_socket_count_in_fifty_workflows(
     toml.write_text(settings(redis.url, upstream, {}))
 
     async def live(base: Gateway) -> None:
-        async with Wire(base.url(), {"Connection": "close"}) as wire:
+        async with Patient(base.url(), {"Connection": "close"}) as wire:
             await wire.open()
             for n in range(1, calls + 1):
                 assert text_of(await (await wire.call("counter")).response()) == str(n)
@@ -152,7 +152,7 @@ async def test_g7_a_call_that_another_worker_serves_outlives_the_one_that_holds_
     pair: tuple[Gateway, Gateway], upstream: Upstream, key: str
 ) -> None:
     first, second = pair
-    async with Wire(first.url()) as wire, elsewhere(second, wire) as fresh:
+    async with Patient(first.url()) as wire, elsewhere(second, wire) as fresh:
         await wire.open()
         fresh.headers.update(wire.headers)
         answers: list[str] = []
@@ -178,7 +178,7 @@ async def test_g7_a_call_handed_to_a_worker_that_is_killed_is_told_at_once_and_i
 ) -> None:
     first, second = pair
     server, script = owned[transport], [{"pass": "never"}]
-    async with Wire(first.url(transport), {"Trunkline-Workflow": key}) as wire, AsyncExitStack() as stack:
+    async with Patient(first.url(transport), {"Trunkline-Workflow": key}) as wire, AsyncExitStack() as stack:
         await wire.open(name=key)
         fresh = await stack.enter_async_context(elsewhere(second, wire, transport))
         assert "result" in await number(fresh, 1)
@@ -200,7 +200,7 @@ async def test_g7_a_call_handed_to_a_worker_that_is_killed_is_told_at_once_and_i
         # The session died with its worker; what its key names begins anew within a lease and half a second.
         with anyio.fail_after(LEASE + 0.5 + TOLD_AT_ONCE):
             assert (await fresh.call("numbered", {"n": 3})).status == 404
-            again = await stack.enter_async_context(Wire(second.url(transport), {"Trunkline-Workflow": key}))
+            again = await stack.enter_async_context(Patient(second.url(transport), {"Trunkline-Workflow": key}))
             opened = await again.open(name=key)
         assert opened.headers["Trunkline-Workflow-State"] == "reset"
         assert "result" in await number(again, 4)
@@ -221,7 +221,7 @@ async def test_g7_a_worker_that_was_stopped_writes_nothing_once_another_one_has_
 ) -> None:
     first, second = pair
     server, keyed = owned[transport], {"Trunkline-Workflow": key}
-    async with Wire(first.url(transport), keyed) as wire, Wire(second.url(transport), keyed) as fresh:
+    async with Patient(first.url(transport), keyed) as wire, Patient(second.url(transport), keyed) as fresh:
         await wire.open("2025-06-18", name=key)
         assert "result" in await number(wire, 1)
         late: list[dict[str, Any] | int] = []
@@ -260,7 +260,7 @@ async def test_g7_a_worker_that_was_stopped_brings_back_nothing_that_has_ended(
 ) -> None:
     first, second = pair
     removed = 'trunkline_workflows_closed_total{reason="removed"}'
-    async with Wire(first.url(server)) as wire, AsyncExitStack() as stack:
+    async with Patient(first.url(server)) as wire, AsyncExitStack() as stack:
         await wire.open("2025-06-18")
         fresh = await stack.enter_async_context(elsewhere(second, wire, server))
         before = first.metrics().get(removed, 0)
@@ -281,7 +281,7 @@ async def test_g7_a_worker_that_was_stopped_goes_on_where_nobody_gave_its_sessio
     pair: tuple[Gateway, Gateway], owned: dict[Transport, RawUpstream], key: str
 ) -> None:
     first, second = pair
-    async with Wire(first.url("stdio")) as wire, AsyncExitStack() as stack:
+    async with Patient(first.url("stdio")) as wire, AsyncExitStack() as stack:
         await wire.open("2025-06-18", name=key)
         fresh = await stack.enter_async_context(elsewhere(second, wire, "stdio"))
         assert "result" in await number(fresh, 1)
@@ -307,7 +307,7 @@ async def test_g5_the_standalone_stream_is_resumed_at_another_worker(
     pair: tuple[Gateway, Gateway], redis: RedisServer, upstream: Upstream, key: str, lives: bool
 ) -> None:
     first, second = pair
-    async with Wire(first.url()) as wire, AsyncExitStack() as stack:
+    async with Patient(first.url()) as wire, AsyncExitStack() as stack:
         await wire.open()
         fresh = await stack.enter_async_context(elsewhere(second, wire))
         stream = await wire.get()
@@ -446,7 +446,7 @@ async def test_g5_the_answer_to_a_call_is_fetched_from_another_worker(
     pair: tuple[Gateway, Gateway], redis: RedisServer, upstream: Upstream, key: str
 ) -> None:
     first, second = pair
-    async with Wire(first.url()) as wire:
+    async with Patient(first.url()) as wire:
         await wire.open()
         answer = await wire.call("slow", {"steps": 3, "gate": key}, meta={"progressToken": key})
         upstream.open(f"{key}.1")
@@ -470,7 +470,7 @@ async def test_g6_a_call_that_died_with_its_worker_is_told_so_where_its_stream_i
     pair: tuple[Gateway, Gateway], redis: RedisServer, upstream: Upstream, key: str
 ) -> None:
     first, second = pair
-    async with Wire(first.url()) as wire:
+    async with Patient(first.url()) as wire:
         await wire.open()
         answer = await wire.call("slow", {"steps": 3, "gate": key}, meta={"progressToken": key})
         first_event = await answer.next_event()
@@ -496,7 +496,7 @@ async def test_g5_g6_a_call_of_a_shared_session_that_went_to_another_worker_is_t
     first, second = pair
     taken_over = 'trunkline_workflows_closed_total{reason="taken_over"}'
     async with AsyncExitStack() as stack:
-        one, other = [await stack.enter_async_context(Wire(first.url("parted"))) for _ in range(2)]
+        one, other = [await stack.enter_async_context(Patient(first.url("parted"))) for _ in range(2)]
         await one.open()
         await other.open()
         answer = await other.call("hold", {"gate": key})
@@ -528,7 +528,7 @@ async def test_g3_what_was_asked_at_one_worker_is_answered_through_another(
     pair: tuple[Gateway, Gateway], redis: RedisServer, upstream: Upstream, lives: bool
 ) -> None:
     first, second = pair
-    async with Wire(first.url()) as wire, AsyncExitStack() as stack:
+    async with Patient(first.url()) as wire, AsyncExitStack() as stack:
         await wire.open(capabilities={"roots": {}})
         fresh = await stack.enter_async_context(elsewhere(second, wire))
         stream = await wire.get()
@@ -563,10 +563,10 @@ async def test_g3_what_was_asked_on_the_stream_of_a_call_is_answered_through_ano
 ) -> None:
     first, second = pair
     keyed = {"Trunkline-Workflow": key} if names == "key" else {}
-    async with Wire(first.url(), keyed) as wire, AsyncExitStack() as stack:
+    async with Patient(first.url(), keyed) as wire, AsyncExitStack() as stack:
         await wire.open(capabilities={"elicitation": {}})
         caller, other = [
-            await stack.enter_async_context(Wire(host.url(), keyed or wire.headers)) for host in (second, first)
+            await stack.enter_async_context(Patient(host.url(), keyed or wire.headers)) for host in (second, first)
         ]
         answer = await caller.call("ask")
         async for message in answer.messages():
@@ -588,7 +588,7 @@ async def test_g1_a_cancellation_that_could_mean_a_call_at_either_worker_is_igno
     first, second = pair
     results: list[str] = []
     ambiguous = [host.metric("trunkline_dropped_total", reason="ambiguous_cancel") for host in pair]
-    async with Wire(first.url()) as wire, AsyncExitStack() as stack:
+    async with Patient(first.url()) as wire, AsyncExitStack() as stack:
         await wire.open()
         fresh = await stack.enter_async_context(elsewhere(second, wire))
 
@@ -615,9 +615,9 @@ async def test_g3_a_cancellation_reaches_the_one_call_that_it_means_at_whatever_
 ) -> None:
     first, second = pair
     keyed = {"Trunkline-Workflow": key} if names == "key" else {}
-    async with Wire(first.url(), keyed) as wire, AsyncExitStack() as stack:
+    async with Patient(first.url(), keyed) as wire, AsyncExitStack() as stack:
         await wire.open()
-        fresh = await stack.enter_async_context(Wire(second.url(), keyed or wire.headers))
+        fresh = await stack.enter_async_context(Patient(second.url(), keyed or wire.headers))
         told: list[dict[str, Any]] = []
 
         async def call() -> None:
@@ -627,7 +627,7 @@ async def test_g3_a_cancellation_reaches_the_one_call_that_it_means_at_whatever_
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(call)
                 await upstream.saw("mark:holding")
-                sender = await stack.enter_async_context(Wire(first.url(), keyed or wire.headers))
+                sender = await stack.enter_async_context(Patient(first.url(), keyed or wire.headers))
                 assert (await sender.post(CANCELLED)).status == 202
                 await upstream.saw("mark:cancelled")
     assert "error" in told[0]
@@ -635,7 +635,7 @@ async def test_g3_a_cancellation_reaches_the_one_call_that_it_means_at_whatever_
 
 async def test_g7_a_workflow_is_ended_through_any_worker(pair: tuple[Gateway, Gateway], upstream: Upstream) -> None:
     first, second = pair
-    async with Wire(first.url()) as wire:
+    async with Patient(first.url()) as wire:
         await wire.open()
         async with elsewhere(second, wire) as fresh:
             assert text_of(await (await fresh.call("counter")).response()) == "1"
