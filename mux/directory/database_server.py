@@ -74,10 +74,8 @@ class Server:
     """One database."""
 
     def __init__(self, url: str) -> None:
-        try:
+        with _reading_url():
             parsed = sa.make_url(url)
-        except (ArgumentError, ValueError):
-            raise ValueError("it is not the URL of a database; it begins with one of " + ", ".join(DRIVERS)) from None
         if parsed.drivername not in DRIVERS:
             raise ValueError("the URL of a database begins with one of " + ", ".join(DRIVERS))
         if not parsed.database or ":memory:" in parsed.database:
@@ -91,7 +89,8 @@ class Server:
         self._writers = anyio.Semaphore(1) if self.is_sqlite else self._turns
         self._places = anyio.Semaphore(1 if self.is_sqlite else MAX_CONNECTIONS + 1)
         """Of whoever writes, heartbeats among them: these need no turn, and go before whoever has none yet."""
-        self.engine = self._made()
+        with _reading_url():  # hosts and ports among its options are read here
+            self.engine = self._made()
 
     def _made(self) -> AsyncEngine:
         options: dict[str, Any] = {"pool_size": MAX_CONNECTIONS + 1, "max_overflow": 0, "pool_timeout": SERVER_SECONDS}
@@ -204,6 +203,14 @@ def _try_sqlite(file: str, **options: Any) -> None:
         with suppress(OSError):  # SQLite says what is wrong
             os.close(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600))
     sqlite3.connect(file, **options).close()
+
+
+@contextmanager
+def _reading_url() -> Iterator[None]:
+    try:
+        yield
+    except (ArgumentError, ValueError):
+        raise ValueError("it is not the URL of a database; it begins with one of " + ", ".join(DRIVERS)) from None
 
 
 def _with_options(url: sa.URL) -> sa.URL:

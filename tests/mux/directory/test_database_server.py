@@ -23,6 +23,8 @@ pytestmark = pytest.mark.anyio
         ("sqlite+aiosqlite://secret/x.db", "three slashes before a relative path, four before an absolute one"),
         ("postgresql+asyncpg://u:secret@h/x?nope=secret", "no option nope"),
         ("postgresql+asyncpg://u:secret@h:secret/x", "not the URL"),
+        ("postgresql+asyncpg://u:secret@h/x?port=secret", "not the URL"),
+        ("postgresql+asyncpg://u:secret@h/x?host=a&host=b&port=1&port=2&port=3", "not the URL"),
     ],
 )
 def test_what_is_wrong_is_said_without_secrets(url: str, word: str) -> None:
