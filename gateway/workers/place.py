@@ -4,6 +4,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, MutableMapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal
 
@@ -72,8 +73,9 @@ class Place:
             raise NotStarted("", "the parent of this worker has ended; start the gateway again") from error
 
     def tell_listening(self, url: str) -> None:
-        """Say that this worker takes connections."""
-        self._control.send(_LISTENING)
+        """Say that this worker takes connections; where the parent has died, `commands` tells."""
+        with suppress(OSError):
+            self._control.send(_LISTENING)
 
     def close(self) -> None:
         """The worker ends."""

@@ -103,6 +103,21 @@ async def test_a_worker_whose_parent_dies_hears_no_more(listener: socket.socket,
     place.close()
 
 
+async def test_a_worker_whose_parent_dies_before_it_listens_hears_so_and_does_not_fail(
+    listener: socket.socket, tmp_path: Path
+) -> None:
+    child = Child(listener, tmp_path, "", SETTINGS)
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(heard_to_the_end, child)
+            place = await inherited(child)
+            tasks.cancel_scope.cancel()
+        child.close()
+        place.tell_listening("http://h")
+        assert [command async for command in place.commands()] == []
+    place.close()
+
+
 async def test_a_worker_whose_parent_died_before_does_not_start(listener: socket.socket, tmp_path: Path) -> None:
     child = Child(listener, tmp_path, "", SETTINGS)
     with anyio.fail_after(10):
