@@ -33,15 +33,19 @@ class Addresses:
             OSError: none does, and why the first did not; or why it failed with one that was reached.
             RuntimeError: see `find`.
         """
-        failures: list[OSError] = []
-        for address in await self.find():
-            try:
-                return await connect(address)
-            except OSError as error:
-                if error.errno is None or isinstance(error, ssl.SSLError):  # it was reached; or the time is over
-                    raise
-                failures.append(error)
-        raise failures[0]
+        failure: OSError | None = None
+        try:
+            for address in await self.find():
+                try:
+                    return await connect(address)
+                except OSError as error:
+                    if error.errno is None or isinstance(error, ssl.SSLError):  # it was reached; or the time is over
+                        raise
+                    failure = failure or error
+            assert failure is not None, "there is an address"
+            raise failure
+        finally:
+            del failure  # its traceback leads here: the garbage collector alone would free both
 
     async def find(self) -> list[str]:
         """The addresses, at least one; the best one first. Whoever waits may leave.

@@ -1,12 +1,14 @@
 """Where a server is: each name is looked up by itself, however long another one takes."""
 
 import asyncio
+import errno
 import gc
 import socket
 import ssl
 import threading
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -236,3 +238,28 @@ async def test_g10_of_what_could_not_be_sent_nothing_waits_for_the_garbage_colle
             gc.enable()
             resolver.go.set()
             await client.close()
+
+
+async def test_g10_what_no_address_took_waits_for_no_garbage_collector(resolver: Resolver) -> None:
+    class Refused(ConnectionRefusedError):
+        """One that can be referred to weakly."""
+
+    known: list[weakref.ref[Refused]] = []
+
+    def refused(address: str) -> Refused:
+        made = Refused(errno.ECONNREFUSED, address)
+        known.append(weakref.ref(made))
+        return made
+
+    async def refuse(address: str) -> None:
+        raise refused(address)
+
+    resolver.names["two.test"] = ["127.0.0.1", "127.0.0.2"]
+    gc.collect()
+    gc.disable()
+    try:
+        with suppress(Refused):
+            await Addresses("two.test", 80).first(refuse)
+        assert [one() for one in known] == [None, None]
+    finally:
+        gc.enable()
