@@ -7,7 +7,7 @@ from typing import Any, Final, cast
 
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from websockets.frames import BINARY, CLOSE, PING, PONG, Frame
+from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 from websockets.protocol import OPEN
 
@@ -15,8 +15,7 @@ from ..mux.burden import LARGE_BYTES
 from ..transports.frames import Frames, text_frame
 from ..transports.portions import Portions
 from ..transports.socket_events import COMING
-from ..transports.websocket import PING as LENT_PING
-from ..transports.websocket import WIRE, Socket
+from ..transports.websocket import PING, WIRE, Socket
 from .http_connection import REFUSED
 
 LINGER_SECONDS: Final = 10.0
@@ -55,7 +54,7 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
         super().handle_connect(event)
         scope = getattr(self, "scope", None)
         if scope is not None:
-            scope["extensions"].update({LENT_PING: self.ping, WIRE: self})
+            scope["extensions"].update({PING: self.ping, WIRE: self})
 
     def data_received(self, data: bytes) -> None:
         """See the base class."""
@@ -243,16 +242,16 @@ class PingingWebSocket(WebSocketsSansIOProtocol):
         for one in came:
             if isinstance(one, bytes):
                 socket.came(one)
-            elif one.opcode is PONG:
+            elif one.opcode is Opcode.PONG:
                 self.handle_pong(one)
                 socket.ponged(bytes(one.data))
-            elif one.opcode is PING:
+            elif one.opcode is Opcode.PING:
                 self.handle_ping()
-            elif one.opcode is CLOSE:
+            elif one.opcode is Opcode.CLOSE:
                 self.handle_close(one)
                 assert self.conn.close_rcvd is not None, "the frame was read"
                 socket.gone(self.conn.close_rcvd.code)
-            elif one.opcode is BINARY:
+            elif one.opcode is Opcode.BINARY:
                 socket.came_binary()
         told = self.conn.close_sent
         if told is not None and self.conn.close_rcvd is None and not self.close_sent:

@@ -7,7 +7,7 @@ Between two frames it has nothing left to read, which is why both can take turns
 
 from typing import Final
 
-from websockets.frames import CONT, TEXT, Frame
+from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN, Protocol
 
 from .parts import keep
@@ -150,9 +150,9 @@ class Frames:
         events = self._protocol.events_received()
         for event in events:
             assert isinstance(event, Frame), "the opening handshake is over"
-            if event.opcode is TEXT:
+            if event.opcode is Opcode.TEXT:
                 self._parts = []
-            elif event.opcode is not CONT:
+            elif event.opcode is not Opcode.CONT:
                 got.append(event)
                 continue
             if self._parts is None:

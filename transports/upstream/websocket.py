@@ -14,7 +14,7 @@ from typing import Any, Final
 import anyio
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import InvalidStatus, WebSocketException
-from websockets.frames import BINARY, PONG, Frame
+from websockets.frames import Frame, Opcode
 from websockets.protocol import CLOSED, CLOSING, OPEN
 
 from ...mux.burden import LARGE_BYTES
@@ -243,9 +243,9 @@ class _WebSocketWire(OneStreamWire, asyncio.Protocol):
         for one in came:
             if isinstance(one, bytes):
                 self._received(one)
-            elif one.opcode is PONG:
+            elif one.opcode is Opcode.PONG:
                 self._take_pong(bytes(one.data))
-            elif one.opcode is BINARY:
+            elif one.opcode is Opcode.BINARY:
                 self.lose("the server sent a binary frame", is_fault=True)
                 self._begin_close(UNSUPPORTED_DATA)
         self._send_out()
