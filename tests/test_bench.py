@@ -54,7 +54,7 @@ def bed() -> Iterator[Bed]:
 async def test_each_scenario_measures_what_it_says(bed: Bed, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     is_slow = SCENARIOS[name].server == "bench50"
     # The old path ends its last session after the answer: that request is to arrive before another variant is counted.
-    monkeypatch.setattr(load, "SETTLE_SECONDS", 0.15 if is_slow else 0.02)
+    monkeypatch.setattr(load, "SETTLE_SECONDS", 0.15 if is_slow else 0.1)
     monkeypatch.setitem(VARIANTS, MANY_IDLE, replace(VARIANTS[MANY_IDLE], idle=20))
     shown = tuple(variant for variant in SCENARIOS[name].variants if variant in STARTED)
     monkeypatch.setattr(load, "OPEN_SLOTS", 64)

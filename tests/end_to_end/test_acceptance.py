@@ -327,7 +327,7 @@ async def test_e_identity_is_checked_on_every_reuse_over_wires_that_carry_everyt
 async def test_f_hits_misses_active_and_idle_sessions_and_clean_ups_are_in_the_metrics(
     upstream: Upstream, settings_file: Callable[[str], Path]
 ) -> None:
-    text = token_settings(up=upstream.url) + SHARED + "max_channels_per_user = 1\nidle_timeout = 2\n"
+    text = token_settings(up=upstream.url) + SHARED + "max_channels_per_user = 1\nidle_timeout = 5\n"
     with running_gateway(toml=settings_file(text)) as gateway:
 
         def pooled(result: str) -> float:
@@ -359,7 +359,7 @@ async def test_f_hits_misses_active_and_idle_sessions_and_clean_ups_are_in_the_m
 
         async with Wire(gateway.url(), bearer("alice")) as left:
             await left.open(capabilities={"experimental": {"x": {}}})
-        await until(lambda: closed("idle") == 1)
+        await until(lambda: closed("idle") == 1, timeout=30)
         assert gateway.metric("trunkline_workflows_closed_total", reason="idle") == 1
         assert [held("idle"), held("active"), held("opening"), held("draining")] == [0, 0, 0, 0]
         assert [pooled("hit"), pooled("miss")] == [3, 2]

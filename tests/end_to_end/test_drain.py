@@ -3,7 +3,7 @@
 import asyncio
 import signal
 from collections.abc import Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 
 import anyio
@@ -17,6 +17,7 @@ from harness.redis_server import RedisServer
 from harness.upstreams import Upstream
 from harness.wire import Wire, text_of
 from harness.worker_gateways import worker_gateway
+from trunkline.gateway.http_connection import LAST_SECONDS
 from websockets.exceptions import InvalidStatus
 
 pytestmark = pytest.mark.anyio
@@ -178,21 +179,26 @@ async def test_g8_a_call_whose_body_comes_after_the_drain_has_begun_is_another_w
 
 @pytest.mark.parametrize("before", [0, 1], ids=["new", "kept"])
 async def test_g8_who_is_connected_is_answered_although_the_worker_has_nothing_left_to_do(
-    three: list[Gateway], before: int
+    several: Hosts, upstream: Upstream, before: int
 ) -> None:
-    first = three[0]
-    reader, writer = await asyncio.open_connection(LOOPBACK, first.port)
-    with anyio.fail_after(PATIENCE):
-        for _ in range(before):
+    answer, is_late = b"", True
+    while not answer and is_late:  # what a busy machine asks later than a client has the time to is no proof
+        first = several.complete()[0]
+        reader, writer = await asyncio.open_connection(LOOPBACK, first.port)
+        with anyio.fail_after(PATIENCE):
+            for _ in range(before):
+                writer.write(HEAD % len(INITIALIZE) + INITIALIZE)
+                assert (await reader.readuntil(b"}}}")).startswith(b"HTTP/1.1 200")
+            began = anyio.current_time()
+            await drains(first)
             writer.write(HEAD % len(INITIALIZE) + INITIALIZE)
-            assert (await reader.readuntil(b"}}}")).startswith(b"HTTP/1.1 200")
-        await drains(first)
-        writer.write(HEAD % len(INITIALIZE) + INITIALIZE)
-        answer = await reader.read()
-    writer.close()
+            is_late = anyio.current_time() - began > LAST_SECONDS / 2
+            with suppress(ConnectionError):
+                answer = await reader.read()
+        writer.close()
+        assert await ended(first) == 0
     assert answer.startswith(b"HTTP/1.1 200")
     assert b"connection: close" in answer, "the next request is to find another worker"
-    assert await ended(first) == 0
 
 
 async def is_sent_on(wire: Wire) -> bool:

@@ -145,7 +145,7 @@ async def test_a_drain_ends_although_a_call_does_not(
 )
 def test_a_wrong_setting_names_its_path_and_exits_2(settings_file: Callable[[str], Path], text: str, path: str) -> None:
     ended = subprocess.run(
-        command("serve", str(settings_file(text))), env=environment(), capture_output=True, text=True, timeout=30
+        command("serve", str(settings_file(text))), env=environment(), capture_output=True, text=True, timeout=60
     )
 
     assert ended.returncode == 2
@@ -159,7 +159,7 @@ def test_check_tells_which_server_is_away(settings_file: Callable[[str], Path], 
 
     def check(settings: str) -> subprocess.CompletedProcess[str]:
         arguments = command("check", str(settings_file(settings)))
-        return subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=30)
+        return subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=60)
 
     fault = check(text)
     assert fault.returncode == 1

@@ -34,7 +34,7 @@ print("over")
 
 def ended(**parts: str) -> subprocess.CompletedProcess[str]:
     script = PROCESS.format(**{"left": "left", "swallowed": "ValueError", "end": "return", **parts})
-    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_what_is_left_running_is_cancelled() -> None:
