@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import ssl
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -20,6 +20,7 @@ import msgspec
 
 from ..mux.statistics import Statistics
 from ..transports.upstream.credentials import Credential, NotIssued, Token
+from ..transports.upstream.http import target_within
 from ..transports.upstream.proxy import proxy_of
 from .settings import OAuth, Server, SettingsError, is_loopback
 
@@ -108,6 +109,8 @@ class ClientCredentials:
 
         if not self._may_ask(request.url):
             raise NotIssued("discovery leads to an address that is neither https nor this machine's")
+        if request.method == "GET" and not self._is_known(str(request.url)):
+            raise NotIssued("discovery leads beyond the server and the configured issuer")
         if not 0 < (request.url.port or 1) <= MAX_PORT:
             raise NotIssued("discovery leads to a port that is none")
         proxy = proxy_of(str(request.url))
@@ -167,6 +170,13 @@ class ClientCredentials:
 
     def _may_ask(self, url: httpx2.URL) -> bool:
         return url.scheme == "https" or (url.scheme == "http" and self._is_local and is_loopback(url.host))
+
+    def _is_known(self, url: str) -> bool:
+        """Whether this is of the server's origin or its issuer's: a server may name any other, one inside as well."""
+        for base in (self._url, self._oauth.issuer):
+            with suppress(ValueError):
+                return bool(target_within(base, url))
+        return False
 
 
 class _Passage:

@@ -45,9 +45,9 @@ def source(pair: Pair, **options: Any) -> ClientCredentials:
     return ClientCredentials("up", Server(url=server.url, oauth=settings), settings)
 
 
-async def refusal(source: ClientCredentials) -> str:
+async def refusal(source: ClientCredentials, challenge: str = "") -> str:
     with pytest.raises(NotIssued) as refused:
-        await source.fetch("")
+        await source.fetch(challenge)
     assert SECRET not in str(refused.value)
     assert "127.0.0.1" not in str(refused.value)
     return str(refused.value)
@@ -212,7 +212,7 @@ async def test_an_issuer_that_is_silent_is_not_waited_for(pair: Pair, monkeypatc
 
 async def test_a_secret_goes_to_no_issuer_but_the_configured_one(pair: Pair) -> None:
     told = await refusal(source(pair, issuer="https://another.example"))
-    assert told == "the server's authorization server is not the configured issuer, or does not describe itself"
+    assert told == "discovery leads beyond the server and the configured issuer"
     assert not pair[0].seen["token"]
 
 
@@ -234,6 +234,18 @@ async def test_a_server_beyond_this_machine_does_not_lead_the_gateway_to_what_is
     asking = ClientCredentials("up", Server(url="https://server.example/mcp", oauth=settings), settings)
     with pytest.raises(NotIssued, match="neither https nor this machine's"):
         await asking.fetch(f'Bearer resource_metadata="{pair[1].base}/.well-known/oauth-protected-resource/mcp"')
+
+
+async def test_a_server_leads_the_gateway_nowhere_but_to_itself_and_the_configured_issuer(pair: Pair) -> None:
+    """What lies behind the gateway would be asked for, and its statuses told (SSRF)."""
+    async with AuthorizationServer() as inside, GuardedServer(inside) as other:
+        where = f"{other.base}/.well-known/oauth-protected-resource/mcp"
+        by_challenge = source(pair), f'Bearer resource_metadata="{where}"'
+        by_metadata = source((inside, other), issuer=pair[0].issuer), ""
+        for asking, challenge in (by_challenge, by_metadata):
+            assert await refusal(asking, challenge) == "discovery leads beyond the server and the configured issuer"
+        assert not inside.seen
+    assert not pair[0].seen["token"]
 
 
 async def test_a_server_that_does_not_say_who_issues_its_tokens_is_told() -> None:
