@@ -110,7 +110,7 @@ class Gateway:
             directory = timed(shared.directory, self.statistics)
             self._member = Member(directory, shared.runtime, self.statistics, on_lapse=self._lapse)
             self._workers = WorkerMetrics(shared.runtime, self._member.id)
-            self._enter = self._member.entrance(self._serve)
+            self._enter = self._member.entrance(self._serve, lambda scope: self._routes.authenticator.identify(scope))
         self.pool = Pool(
             upstreams,
             directory or timed(MemoryDirectory(), self.statistics),

@@ -11,8 +11,9 @@ from urllib.parse import parse_qs
 
 import msgspec
 
+from ..mux.errors import Overloaded
 from ..mux.principal import ANONYMOUS, Principal
-from ..transports.asgi import Grant, RequestHeaders
+from ..transports.asgi import GRANT, Grant, RequestHeaders, Scope, headers_of
 from ..transports.headers import MAX_QUERY_FIELDS
 from ..transports.status import INVALID_CREDENTIAL, Unauthorized
 from .proxy_identity import ProxyIdentity
@@ -87,6 +88,19 @@ class Authenticator:
         if isinstance(headers, RequestHeaders):
             headers.expires, headers.grant = identity.expires, identity.grant
         return identity.principal
+
+    def identify(self, scope: Scope) -> tuple[Principal, float] | None:
+        """Who sends a request that another worker is to take, and until when that is known; None where it is refused.
+
+        In the scope it is noted by what the request may keep something open.
+        """
+        headers = headers_of(scope)
+        try:
+            principal = self.authenticate(headers)
+        except (Unauthorized, Overloaded):
+            return None
+        scope[GRANT] = headers.grant
+        return principal, headers.expires
 
     def knows(self, principal: Principal) -> bool:
         """False where no credential could stand for this identity (any longer), whoever brings it."""

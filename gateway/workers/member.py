@@ -12,6 +12,7 @@ import anyio
 from ...mux.directory import SharedDirectory, Worker
 from ...mux.errors import DirectoryUnavailable, Elsewhere
 from ...mux.membership import Membership
+from ...mux.principal import Principal
 from ...mux.statistics import Statistics
 from ...transports.asgi import ASGIApp, Message, Receive, Scope, Send, is_settled
 from ...transports.sse import worker_of
@@ -27,6 +28,10 @@ ANSWER_SECONDS: Final = 1.0
 
 TICKET: Final = b"ticket="
 ENDPOINTS: Final = "/servers/"
+
+
+Identify = Callable[[Scope], tuple[Principal, float] | None]
+"""Who sends a request, and until when that is known; None for one that is refused here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +68,12 @@ class Member:
         """The number of this worker, unique among those that live."""
         return self.membership.worker.number
 
-    def entrance(self, app: ASGIApp) -> ASGIApp:
+    def entrance(self, app: ASGIApp, identify: Identify) -> ASGIApp:
         """The application of this worker: `app`, and what that leaves to others."""
 
         async def enter(scope: Scope, receive: Receive, send: Send) -> None:
             if not is_settled(scope):
-                await self._direct(scope)
+                await self._direct(scope, identify)
             await app(scope, receive, send)
 
         self._forwarder = Forwarder(enter, self.membership, self.open, self._statistics)
@@ -135,7 +140,7 @@ class Member:
     async def ask_others(self, scope: Scope, query: Callable[[int], bytes]) -> list[Answer]:
         """What the other workers answer to the same GET, in the order of their numbers.
 
-        Each gets the query that is made for its number.
+        It is one of an operator, who was let in here. Each gets the query that is made for its number.
 
         Raises:
             DirectoryUnavailable: nobody knows who they are.
@@ -157,7 +162,7 @@ class Member:
         with anyio.move_on_after(ANSWER_SECONDS), suppress(Broken, Unreachable):
             conversation = await self.open(worker)
             try:
-                await conversation.send(Frame("open", opening(scope)))
+                await conversation.send(Frame("open", opening(scope, is_let_in=True)))
                 await conversation.send(Frame("event", {"type": "http.request", "body": b"", "more_body": False}))
                 while (frame := await conversation.receive()).kind != "end":
                     event: Message = frame.payload
@@ -168,7 +173,7 @@ class Member:
                 conversation.close()
         return Answer(worker.number)
 
-    async def _direct(self, scope: Scope) -> None:
+    async def _direct(self, scope: Scope, identify: Identify) -> None:
         """Send a request on that is not for this worker, whatever it holds.
 
         Raises:
@@ -186,9 +191,13 @@ class Member:
             worker = await self.membership.numbered(giver) if giver else None
             if worker is not None:
                 raise Elsewhere(worker.id)
-        if self.membership.drains:
+        if self.membership.drains and (identity := identify(scope)) is not None:
             with suppress(DirectoryUnavailable):
-                await self.membership.hand_on()
+                try:
+                    await self.membership.hand_on()
+                except Elsewhere as elsewhere:
+                    elsewhere.identity = identity
+                    raise
 
 
 def _giver(query: bytes) -> int:

@@ -22,15 +22,25 @@ _SCOPE: Final = (
 )
 _LENT: Final = ("websocket.http.response",)
 """Extensions that need nothing but events."""
+_UNREAD: Final = frozenset({b"cookie", b"proxy-authorization"})
+"""Headers that prove who asks, but not here: a directory may be what carries a request, and a database has logs."""
+_CREDENTIALS: Final = frozenset({b"authorization"}) | _UNREAD
 
 
-def opening(scope: Scope, identity: tuple[Principal, float] | None = None) -> dict[str, Any]:
-    """What begins a conversation: the request without its body; `identity` is who asks, where that was verified."""
-    extensions = scope.get("extensions") or {}
+def opening(
+    scope: Scope, identity: tuple[Principal, float] | None = None, *, is_let_in: bool = False
+) -> dict[str, Any]:
+    """What begins a conversation: the request without its body; `identity` is who asks, where that was verified.
+
+    Where it was, or it `is_let_in` without one, the other worker has nothing to verify: its token does not go along.
+    """
+    extensions, identity = scope.get("extensions") or {}, identity or scope.get(IDENTITY)
+    secret = _UNREAD if identity is None and not is_let_in else _CREDENTIALS
     return {
         **{name: scope[name] for name in _SCOPE if name in scope},
+        "headers": [header for header in scope.get("headers", ()) if header[0] not in secret],
         "extensions": [name for name in (*_LENT, PING) if name in extensions],
-        "identity": identity or scope.get(IDENTITY),
+        "identity": identity,
         "meant": scope.get(MEANT),
         "hops": scope.get(HOPS, 0) + 1,
     }

@@ -9,14 +9,16 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
+from harness.muxing import ALICE
 from harness.shared_memory import SharedMemoryDirectory
 from trunkline.gateway.workers import member as module
 from trunkline.gateway.workers.conversation import Unreachable
 from trunkline.gateway.workers.member import Answer, Member
 from trunkline.mux import membership
 from trunkline.mux.directory import Worker
+from trunkline.mux.principal import Principal
 from trunkline.mux.statistics import Statistics
-from trunkline.transports.asgi import HOPS, MEANT, Receive, Scope, Send, respond
+from trunkline.transports.asgi import HOPS, IDENTITY, MEANT, Receive, Scope, Send, respond
 
 pytestmark = pytest.mark.anyio
 
@@ -48,7 +50,11 @@ class Place:
         self.member = member
         self._name = name
         self._house = house
-        self.app = member.entrance(self._answer)
+        self.identity: tuple[Principal, float] | None = ALICE, 12.5
+        """Of whoever asks."""
+        self.seen: object = None
+        """Who asked last, as this worker was told."""
+        self.app = member.entrance(self._answer, lambda scope: self.identity)
 
     async def get(self, path: str, query: str = "", **scope: Any) -> str:
         """Who answers a GET."""
@@ -69,6 +75,7 @@ class Place:
         return b"".join(message.get("body", b"") for message in sent).decode()
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.seen = scope.get(IDENTITY)
         if self._house.hangs and scope.get(HOPS):
             await anyio.sleep_forever()
         await respond(send, 200, [], f"{self._name}?{scope['query_string'].decode()}".encode())
@@ -146,10 +153,19 @@ async def test_g8_a_worker_that_drains_serves_nobody_who_comes(house: House, sta
     a = await house.joins("a", stack)
     a.member.membership.drain()
     assert await a.get("/servers/x/mcp") == "a?", "nobody else is there"
-    await house.joins("b", stack, host=host)
+    b = await house.joins("b", stack, host=host)
     assert await a.get("/servers/x/mcp") == "b?"
+    assert b.seen == (ALICE, 12.5), "what proved it stays here"
     assert await a.get("/servers/x/mcp", **{HOPS: 1}) == "a?", "the other one has found that it is held here"
     assert await a.get("/readyz") == "a?"
+
+
+async def test_g12_a_worker_that_drains_refuses_itself_who_may_not_come(house: House, stack: AsyncExitStack) -> None:
+    a, b = await house.joins("a", stack), await house.joins("b", stack, host="elsewhere")
+    a.member.membership.drain()
+    a.identity = None
+    assert await a.get("/servers/x/mcp") == "a?"
+    assert b.seen is None
 
 
 async def test_g8_workers_that_drain_leave_what_comes_to_one_that_goes_on(house: House, stack: AsyncExitStack) -> None:

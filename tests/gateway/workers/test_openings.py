@@ -40,6 +40,19 @@ def test_a_request_arrives_with_who_asks_and_one_hop_more() -> None:
     assert (again[HOPS], again[IDENTITY], again[MEANT]) == (2, (ALICE, 12.5), 1)
 
 
+CREDENTIALS = [(b"authorization", b"Bearer s3cret"), (b"cookie", b"sso=s3cret"), (b"proxy-authorization", b"s3cret")]
+
+
+def test_g12_what_proved_who_asks_does_not_go_along_once_it_did() -> None:
+    """A database may be what carries it, and keeps it in its logs and copies."""
+    scope: Scope = {"type": "http", "path": "/", "headers": [*CREDENTIALS, (b"x", b"1")]}
+    for known in (arrived(scope, identity=(ALICE, 1.0)), arrived({**scope, IDENTITY: (ALICE, 1.0)})):
+        assert [tuple(header) for header in known["headers"]] == [(b"x", b"1")]
+    assert [tuple(header) for header in arrived(scope, is_let_in=True)["headers"]] == [(b"x", b"1")]
+    unverified = [tuple(header) for header in arrived(scope)["headers"]]
+    assert unverified == [CREDENTIALS[0], (b"x", b"1")], "who is asked is to verify it, and by that alone"
+
+
 def test_of_extensions_those_go_that_need_nothing_but_events() -> None:
     extensions = {PING: ping, "websocket.http.response": {}, "tls": {"cipher": 1}}
     there = arrived({"type": "websocket", "path": "/", "headers": [], "extensions": extensions})

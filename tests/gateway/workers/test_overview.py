@@ -13,7 +13,8 @@ from harness.muxing import ALICE, begin
 from harness.shared_memory import SharedMemoryDirectory
 from trunkline.gateway.auth import Authenticator
 from trunkline.gateway.operations import Operations
-from trunkline.gateway.settings import Settings
+from trunkline.gateway.settings import GatewaySection, Settings
+from trunkline.gateway.workers.conversation import Frame, SocketConversation
 from trunkline.gateway.workers.member import Answer, Member
 from trunkline.mux.directory import Worker
 from trunkline.mux.directory.memory import MemoryDirectory
@@ -26,6 +27,7 @@ from trunkline.transports.guard import Guard
 
 pytestmark = pytest.mark.anyio
 
+ADMIN = "token-of-an-operator"
 EACH = 5
 """Workflows of each worker."""
 
@@ -45,7 +47,7 @@ class House:
         server = await stack.enter_async_context(MemoryServer().running())
         pool = Pool({"x": Upstream("x", server, Pooling())}, MemoryDirectory(), pooling=Pooling())
         member = Member(self.directory, path, Statistics(), on_lapse=lambda since: None)
-        settings = Settings()
+        settings = Settings(gateway=GatewaySection(admin_token=ADMIN))
         app = Operations(pool, settings, Guard(loopback=True), Authenticator(settings), member=member)
         await stack.enter_async_context(member.running(app))
         await stack.enter_async_context(pool.running())
@@ -53,11 +55,11 @@ class House:
         self.members.append(member)
         self.apps.append(app)
 
-    async def get(self, path: str, status: int = 200) -> Any:
+    async def get(self, path: str, status: int = 200, **headers: str) -> Any:
         """What the first worker answers."""
         transport = httpx2.ASGITransport(app=self.apps[0], client=("127.0.0.1", 4711))
         async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:8920") as http:
-            answer = await http.get(path)
+            answer = await http.get(path, headers=headers)
         assert answer.status_code == status, answer.text
         return answer.json() if "json" in answer.headers["content-type"] else answer.text
 
@@ -80,6 +82,25 @@ async def test_all_workflows_are_told_with_their_workers(house: House) -> None:
     assert {row["workflow"] for row in rows} == {w.handle for pool in house.pools for w in pool.workflows}
     [server] = await house.get("/api/servers")
     assert (server["workflows"], server["channels"]) == (2 * EACH, 2 * EACH)
+
+
+async def test_g12_the_others_answer_without_the_token_of_whom_the_first_let_in(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[Any] = []
+    send = SocketConversation.send
+
+    async def note(conversation: SocketConversation, frame: Frame) -> None:
+        sent.append(frame)
+        await send(conversation, frame)
+
+    monkeypatch.setattr(SocketConversation, "send", note)
+    by_proxy = {"X-Forwarded-For": "192.0.2.1"}
+    await house.get("/api/sessions", 401, **by_proxy)
+    rows = await house.get("/api/sessions", **by_proxy, Authorization=f"Bearer {ADMIN}")
+    assert [row["worker"] for row in rows] == [1] * EACH + [2] * EACH
+    assert sent
+    assert ADMIN not in str(sent)
 
 
 async def test_the_gateway_is_told_as_a_whole(house: House) -> None:
