@@ -144,6 +144,12 @@ class _Server(uvicorn.Server):
         self.config.timeout_graceful_shutdown = GRACE_SECONDS + math.ceil(seconds)
         self.should_exit = True
 
+    def leave_at_once(self) -> None:
+        """Wait for nobody; from Python 3.12 on, asyncio waits for clients, whatever uvicorn was told."""
+        self.stop_accepting()
+        self.servers.clear()
+        self.should_exit = self.force_exit = True
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
@@ -245,7 +251,7 @@ class _Life:
 
     def _leave(self, why: str) -> None:
         logger.warning("%s: leaving at once", why)
-        self._server.should_exit = self._server.force_exit = True
+        self._server.leave_at_once()
 
 
 def _with_demo(settings: Settings, url: str) -> Settings:

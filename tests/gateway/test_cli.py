@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 import anyio.to_thread
 import pytest
 import typer
-from harness.gateways import TOKENS, command, environment, token_settings, until
+from harness.gateways import MODULE, TOKENS, command, environment, token_settings, until
 from harness.gateways import gateway as running_gateway
 from harness.ports import LOOPBACK, bound_socket, free_port
 from harness.processes import ServerProcess, http_status, wait_for_status
@@ -429,9 +429,10 @@ async def test_it_ends_by_a_signal_in_order(number: signal.Signals) -> None:
         assert "Traceback" not in gateway.process.log()
 
 
-async def test_a_second_signal_does_not_wait_for_calls(upstream: Upstream) -> None:
+@pytest.mark.parametrize("module", [MODULE, "harness.without_uvloop"])
+async def test_a_second_signal_does_not_wait_for_calls(module: str, upstream: Upstream) -> None:
     upstream.reset()
-    with running_gateway(upstreams={"up": upstream.url}) as gateway:
+    with running_gateway(upstreams={"up": upstream.url}, module=module) as gateway:
         async with Wire(gateway.url()) as wire:
             await wire.open()
             await wire.call("hold", {"gate": "never"})
@@ -441,6 +442,7 @@ async def test_a_second_signal_does_not_wait_for_calls(upstream: Upstream) -> No
             gateway.process.send_signal(signal.SIGTERM)
             await anyio.to_thread.run_sync(gateway.process.wait, 15)
             assert "Traceback" not in gateway.process.log()
+            assert "timeout graceful shutdown exceeded" not in gateway.process.log()
 
 
 # Checking.
