@@ -56,7 +56,7 @@ def place_after(workflow: Workflow, last_event_id: str, transport: Transport) ->
     count = _count_in(last_event_id)
     if count is not None:
         if transport != "websocket" or workflow.duplexes.newest is None:
-            raise HTTPRefusal(400, "last_event_id", "a count names what came on a WebSocket; this session had none")
+            raise HTTPRefusal(400, "last_event_id", "a count names what came on a WebSocket; this session keeps none")
         duplex = workflow.duplexes.cut
         if duplex is None:
             raise HTTPRefusal(400, "last_event_id", "more than one socket of this session could be meant")

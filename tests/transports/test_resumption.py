@@ -84,6 +84,15 @@ async def test_a_count_is_none_of_sse() -> None:
         assert (refused.value.status, refused.value.word) == (400, "last_event_id")
 
 
+async def test_who_comes_back_with_a_count_too_late_is_not_told_that_there_was_no_socket() -> None:
+    async with left() as (_, workflow, duplex):
+        workflow.streams.expire(workflow.now() + 1)
+        workflow.duplexes.expire(duplex.left + workflow.pooling.resume_window)
+        with pytest.raises(HTTPRefusal, match="this session keeps none") as refused:
+            place_after(workflow, "2", "websocket")
+        assert refused.value.status == 400
+
+
 async def test_who_says_nothing_goes_on_after_what_was_acknowledged() -> None:
     async with left() as (_, workflow, duplex):
         session = Asked(workflow.record.session_id, None, None)
