@@ -279,6 +279,8 @@ def refusal(config: EndpointConfig, request: HTTPRequest, error: Exception) -> A
     if request.batch and answer.status == 200 and isinstance(error, TrunklineError):
         failures = [wire_format.failure(one, error) for one in request.batch]
         answer = answer._replace(body=b"[%b]" % b",".join(failures))
+    if answer.status == 200 and request.scope["method"] == "GET":  # no message is there that it could answer
+        answer = answer._replace(status=503)
     if answer.refused:
         config.pool.statistics.count("refused", answer.refused)
     if answer.status == 500:

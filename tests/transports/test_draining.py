@@ -256,3 +256,22 @@ async def test_g6_a_call_that_waits_for_a_session_which_a_drain_ends_is_told_tha
             error = (await answer.json())["error"]
         at.server.let("initialize")
         assert (error["code"], error["data"]) == (-31002, {"executed": "no"})
+
+
+@pytest.mark.parametrize("transport", ENDPOINTS)
+async def test_a_stream_of_a_session_that_does_not_open_is_refused_by_a_status(transport: str) -> None:
+    """Where 200 has no events, a client is told that all is well, and by its body that nothing is."""
+    async with workers() as at:
+        await at.start()
+        at.server.pause("initialize")
+        app = Anywhere(at, ENDPOINTS[transport])
+        async with asgi_client(Anywhere(at)) as client, asgi_client(app) as listener:
+            client.start("POST", initialize(), KEYED)
+            await at.server.reached("initialize")
+            answer = listener.start("GET", b"", KEYED)
+            await until(lambda: app.served_by)
+            await settle()
+            at.server.answers_initialize = lambda exchange: exchange.refuse()
+            at.server.let("initialize")
+            assert (await answer.json())["error"]["code"] == -32000
+            assert answer.status == 503
