@@ -169,7 +169,7 @@ proxies: .proxies/.installed contextforge
 	@touch $@
 
 test-contextforge: $(VENV)/.dev .venv-sdk1/.installed contextforge
-	$(BIN)/python -m pytest -q -m "contextforge and not slow" tests/end_to_end/test_contextforge.py $(ARGS)
+	$(BIN)/python -m pytest -q -m "contextforge and not slow" tests/end_to_end/contextforge $(ARGS)
 
 .venv-sdk1/.installed:
 	$(call make_venv,.venv-sdk1)

@@ -97,7 +97,7 @@ UNTESTED_ALONE = {
             f"compat/contextforge/{name}.py"
             for name in ("__main__", "app", "client", "installation", "launch", "registry", "streamable_http")
         ),
-        "needs ContextForge: tests/end_to_end/test_contextforge.py runs it there",
+        "needs ContextForge: tests/end_to_end/contextforge runs it there",
     ),
     "gateway/__main__.py": "tests/gateway/test_signals.py runs it as a process",
     "gateway/app.py": "tests/end_to_end runs it as a process",
