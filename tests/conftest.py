@@ -4,6 +4,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A busy machine takes longer than a fifth of a second for an example now and then, and to draw one: that is no failure.
+settings.register_profile("tests", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 # The harness is a package of its own; appended, so that no folder of tests hides a module of that name.
 sys.path.append(str(Path(__file__).parent))
