@@ -18,7 +18,7 @@ from trunkline.mux.errors import SessionLost, TrunklineError
 from trunkline.mux.ports import NONE, Caller, Connector, Headers, Owner, SendKind, Wire
 from trunkline.mux.request import Request
 
-PATIENCE: Final = 10.0
+PATIENCE: Final = 30.0
 """Seconds within which a message arrives."""
 
 GOODBYE: Final = 10.0
