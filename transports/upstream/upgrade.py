@@ -7,7 +7,6 @@ import logging
 import ssl
 from collections.abc import Callable
 from functools import partial
-from inspect import signature
 from typing import Any, Final, TypeVar, cast
 from urllib.parse import urlsplit
 
@@ -26,9 +25,6 @@ CLOSE_SECONDS: Final = 5.0
 
 PING_SECONDS: Final = 20.0
 """A ping goes out this often; a server that does not answer it for as long is gone."""
-
-_TAKES_PROXY: Final = "proxy" in signature(connect.__init__).parameters
-"""Older versions of the library know no proxies."""
 
 _PORTS: Final = {"ws": 80, "wss": 443}
 
@@ -55,12 +51,10 @@ class Upgrade:
         if parts.scheme not in _PORTS or not host or parts.fragment:
             raise ValueError("the URL must be ws:// or wss:// with a host and without a fragment")
         self._url = url
-        self._options: dict[str, Any] = {}
+        proxy = proxy_of(parts._replace(scheme=parts.scheme.replace("ws", "http")).geturl())
+        self._options: dict[str, Any] = {"proxy": proxy}
         if parts.scheme == "wss":
             self._options |= {"ssl": context(), "server_hostname": host}
-        proxy = proxy_of(parts._replace(scheme=parts.scheme.replace("ws", "http")).geturl()) if _TAKES_PROXY else None
-        if _TAKES_PROXY:
-            self._options["proxy"] = proxy
         self._addresses = None if proxy is not None else Addresses(host, parts.port or _PORTS[parts.scheme])
 
     async def open(
