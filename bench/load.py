@@ -309,6 +309,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="of one turn, by which longer ones are longer")
     parser.add_argument("--output", type=Path, default=LOCAL)
     given = parser.parse_args()
+    unknown = [name for name in given.scenario if name not in SCENARIOS]
+    if unknown:
+        parser.error(f"there is no {unknown[0]}; there are {', '.join(SCENARIOS)}")
     names = given.scenario or [name for name in SCENARIOS if SCENARIOS[name].is_quick or not given.quick]
     factor = given.seconds * (0.3 if given.quick else 1.0)
     os.chdir(ROOT)

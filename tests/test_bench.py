@@ -178,6 +178,12 @@ def test_a_process_that_does_not_start_is_told() -> None:
         pass
 
 
+def test_a_load_that_there_is_not_is_told_with_those_that_there_are() -> None:
+    ended = subprocess.run([sys.executable, "-m", "bench.load", "all"], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert f"there is no all; there are {', '.join(SCENARIOS)}" in " ".join(ended.stderr.split())
+
+
 def test_a_soak_tells_whether_memory_is_level() -> None:
     with Progress(disable=True) as progress:
         [row] = soak.run(soak.Plan(minutes=0.03, idle=5, churn=20, rate=50, stretches=2, quiet=0.1), progress)
