@@ -37,16 +37,24 @@ HEAD = (
 COUNT = b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"counter","arguments":{}}}'
 
 
+def written(folder: Path, up: Upstream, *, redis: str = "", gateway: str = "") -> Path:
+    """Settings of gateways that share a redis, or else a database in this folder."""
+    database = f"sqlite+aiosqlite:///{folder}/x.db"
+    toml = folder / "trunkline.toml"
+    toml.write_text(
+        f'[directory]\nbackend = "{"redis" if redis else "database"}"\nurl = "{redis or database}"\n'
+        f"[gateway]\n{gateway}\n"
+        f'[servers.up]\nurl = "{up.url}"\neras = ["legacy"]\n'
+    )
+    return toml
+
+
 @pytest.fixture(scope="module")
 def several(
     redis: RedisServer, upstream_process: Upstream, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Hosts]:
-    toml = tmp_path_factory.mktemp("hosts") / "trunkline.toml"
-    toml.write_text(
-        f'[directory]\nbackend = "redis"\nurl = "{redis.url}"\n'
-        f"[gateway]\ndrain_timeout = {DRAIN_TIMEOUT}\n"
-        f'[servers.up]\nurl = "{upstream_process.url}"\neras = ["legacy"]\n'
-    )
+    folder, drain_timeout = tmp_path_factory.mktemp("hosts"), f"drain_timeout = {DRAIN_TIMEOUT}"
+    toml = written(folder, upstream_process, redis=redis.url, gateway=drain_timeout)
     with hosts(toml, 3) as running:
         yield running
 
@@ -211,11 +219,7 @@ async def is_sent_on(wire: Wire) -> bool:
 async def test_g8_who_has_nobody_to_go_to_is_sent_on_once_somebody_is_there(
     upstream_process: Upstream, upstream: Upstream, key: str, tmp_path: Path
 ) -> None:
-    toml = tmp_path / "trunkline.toml"
-    toml.write_text(
-        f'[directory]\nbackend = "database"\nurl = "sqlite+aiosqlite:///{tmp_path}/x.db"\n'
-        f'[servers.up]\nurl = "{upstream_process.url}"\neras = ["legacy"]\n'
-    )
+    toml = written(tmp_path, upstream_process)
     with hosts(toml, 1) as running:
         [alone] = running.complete()
         async with Wire(alone.url()) as wire:
@@ -304,12 +308,7 @@ async def test_g8_workers_that_drain_at_once_leave_late_calls_to_one_that_goes_o
 async def test_g8_who_comes_while_all_workers_of_a_gateway_drain_is_told_so(
     upstream_process: Upstream, upstream: Upstream, key: str, tmp_path: Path
 ) -> None:
-    toml = tmp_path / "trunkline.toml"
-    toml.write_text(
-        f'[directory]\nbackend = "database"\nurl = "sqlite+aiosqlite:///{tmp_path}/x.db"\n'
-        f"[gateway]\ndrain_timeout = {DRAIN_TIMEOUT}\n"
-        f'[servers.up]\nurl = "{upstream_process.url}"\neras = ["legacy"]\n'
-    )
+    toml = written(tmp_path, upstream_process, gateway=f"drain_timeout = {DRAIN_TIMEOUT}")
     with worker_gateway(toml, 2) as gateway:
         await gateway.complete()
         async with Wire(gateway.url()) as wire, anyio.create_task_group() as tasks:
@@ -336,11 +335,7 @@ async def test_g8_who_comes_while_all_workers_of_a_gateway_drain_is_told_so(
 async def test_g8_nobody_is_sent_to_a_worker_that_has_not_heard_yet_that_its_gateway_drains(
     upstream_process: Upstream, upstream: Upstream, key: str, tmp_path: Path
 ) -> None:
-    toml = tmp_path / "trunkline.toml"
-    toml.write_text(
-        f'[directory]\nbackend = "database"\nurl = "sqlite+aiosqlite:///{tmp_path}/x.db"\n'
-        f'[servers.up]\nurl = "{upstream_process.url}"\neras = ["legacy"]\n'
-    )
+    toml = written(tmp_path, upstream_process)
     with worker_gateway(toml, 2) as gateway:
         await gateway.complete()
         async with Wire(gateway.url()) as wire:

@@ -3,14 +3,29 @@
 import json
 
 import pytest
-from harness.clustering import QUESTION, carried, journal, notice, streamed, two, workers
+from harness.clustering import QUESTION, Member, Workers, carried, journal, notice, streamed, two, workers
 from harness.muxing import initialize
 from trunkline.mux.directory import LEASE_SECONDS
+from trunkline.mux.duplex import Duplex
 from trunkline.mux.envelope import parse
 from trunkline.mux.limits import EventLogLimits
 from trunkline.mux.placement import NAMES
 
 pytestmark = pytest.mark.anyio
+
+
+async def socket_at(member: Member, session_id: str) -> Duplex:
+    """A socket of the session at this worker, whose client has just connected."""
+    duplex = (await member.find(session_id)).workflow.duplexes.new()
+    duplex.attach()
+    return duplex
+
+
+async def dies(at: Workers, member: Member) -> None:
+    """The journal has what this worker knows; then it is gone, and its lease over."""
+    await journal(member)
+    member.kill()
+    await at.pass_time(LEASE_SECONDS)
 
 
 @pytest.mark.parametrize(("count", "missed"), [(2, [1, 2, 3]), (3, [2, 3]), (4, [2, 3]), (5, [3]), (6, [3]), (7, [])])
@@ -19,17 +34,14 @@ async def test_g5_a_count_on_a_socket_that_carried_others_as_well_means_the_same
 ) -> None:
     async with workers() as at:
         a, b, session_id = await two(at)
-        duplex = (await a.find(session_id)).workflow.duplexes.new()
-        duplex.attach()
+        duplex = await socket_at(a, session_id)
         duplex.tally.skip(2)  # answers to what came before the workflow was known
         duplex.meet(duplex.tally)
         for n, ordinal in ((1, 4), (2, 6), (3, None)):  # between them, the stream of an exchange that was resumed here
             duplex.add(notice(n))
             if ordinal is not None:
                 duplex.tally.add_other(ordinal)
-        await journal(a)
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await dies(at, a)
         assert await carried(b, session_id, count) == missed
 
 
@@ -39,15 +51,12 @@ async def test_g5_on_a_socket_that_its_client_never_saw_a_count_means_the_one_be
 ) -> None:
     async with workers() as at:
         a, b, session_id = await two(at)
-        duplex = (await a.find(session_id)).workflow.duplexes.new()
-        duplex.attach()
+        duplex = await socket_at(a, session_id)
         duplex.meet(duplex.tally)
         for n in (1, 2, 3):
             duplex.add(notice(n))
         duplex.attach_after(2)
-        await journal(a)
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await dies(at, a)
         assert await carried(b, session_id, count) == missed
 
 
@@ -59,14 +68,11 @@ async def test_g5_a_count_on_a_socket_that_began_with_what_a_dead_worker_wrote_m
     async with workers() as at:
         a, b, session_id = await two(at)
         c = await at.start()
-        duplex = (await a.find(session_id)).workflow.duplexes.new()
-        duplex.attach()
+        duplex = await socket_at(a, session_id)
         duplex.meet(duplex.tally)
         for n in (1, 2, 3):
             duplex.add(notice(n))
-        await journal(a)
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await dies(at, a)
         again = (await b.find(session_id)).workflow.duplexes.newest
         assert again is not None
         reader = again.attach_after(2)
@@ -76,22 +82,17 @@ async def test_g5_a_count_on_a_socket_that_began_with_what_a_dead_worker_wrote_m
         assert len(reader.due() or ()) == 3
         again.detach(reader)
         if deaths == 2:
-            await journal(b)
-            b.kill()
-            await at.pass_time(LEASE_SECONDS)
+            await dies(at, b)
         assert await carried(b if deaths == 1 else c, session_id, count) == missed
 
 
 async def test_g5_a_count_on_a_socket_that_began_where_a_dead_worker_stopped_means_what_came_on_it() -> None:
     async with workers() as at:
         a, b, session_id = await two(at)
-        duplex = (await a.find(session_id)).workflow.duplexes.new()
-        duplex.attach()
+        duplex = await socket_at(a, session_id)
         duplex.meet(duplex.tally)
         duplex.add(notice(1))
-        await journal(a)
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await dies(at, a)
         again = (await b.find(session_id)).workflow.duplexes.newest
         assert again is not None
         reader = again.attach_after(1)
@@ -117,9 +118,7 @@ async def test_g5_what_a_log_has_to_know_of_is_not_trimmed_with_what_it_held() -
         for n in range(1, 101):
             duplex.add(notice(n))
             reader.due()
-        await journal(a)
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await dies(at, a)
         workflow = (await b.find(session_id)).workflow
         assert workflow.duplexes.newest is not None
         again = workflow.duplexes.newest.attach_after(98)
