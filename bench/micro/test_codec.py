@@ -20,8 +20,14 @@ def answer(size: int) -> bytes:
     return json.dumps({"jsonrpc": "2.0", "id": 17, "result": result}).encode()
 
 
+def lines(size: int) -> bytes:
+    """An answer as of a file: a text of lines, with quotes in them."""
+    text = "".join(f'line {number} of a file, which says "line {number}"\n' for number in range(size // 38 + 1))
+    return answer(0).replace(b'""', json.dumps(text[:size]).encode())
+
+
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("make", [call, answer])
+@pytest.mark.parametrize("make", [call, answer, lines])
 def test_parse(measured: Measure, make: Callable[[int], bytes], size: int) -> None:
     message = measured(lambda text: parse(text, limit=MAX_EVENT_BYTES), make(size))
     assert message.id == b"17"

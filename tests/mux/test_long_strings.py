@@ -56,6 +56,7 @@ def read(text: bytes) -> dict[str, object] | None:
         HEAD + b'"result":{"text":" \\\\"   ' + b" " * len(IMAGE) + b',"next":"' + IMAGE + b'"}}',
         HEAD + b'"result":{"text":"' + "grüße ".encode() * LONG_BYTES + b'"}}',
         HEAD + b'"result":{"text":"' + b"\\n\\u00e9\\/" * LONG_BYTES + b'"}}',
+        HEAD + b'"result":{"text":"' + (b"\\n\\u00e9\\/" + b" " * 600) * (LONG_BYTES // 256) + b'"}}',
     ],
     ids=[
         "an image",
@@ -71,6 +72,7 @@ def read(text: bytes) -> dict[str, object] | None:
         "after an escaped backslash",
         "not ASCII",
         "of escapes",
+        "of some escapes",
     ],
 )
 def test_is_read_as_it_is(text: bytes) -> None:
