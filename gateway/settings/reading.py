@@ -76,7 +76,10 @@ def load(
 
 
 def unread(environ: Mapping[str, str]) -> dict[str, str]:
-    """Names in the environment that are a setting's but for its two underscores, and what that is called."""
+    """Names in the environment that are a setting's but for its two underscores, and what that is called.
+
+    A port that is a URL is none: Kubernetes sets it so, for a service of that name.
+    """
     if not any(name.startswith(PREFIX) and "__" not in name for name in environ):
         return {}
     from .reference import ANY_SERVER, every
@@ -85,8 +88,9 @@ def unread(environ: Mapping[str, str]) -> dict[str, str]:
     keys = [setting.key.upper() for setting in every() if setting.section == ANY_SERVER]
     of_a_server = re.compile(f"({PREFIX}SERVERS)_(.+?)_({'|'.join(keys)})")
     servers = [match for name in environ if "__" not in name and (match := of_a_server.fullmatch(name))]
+    meant = {found: name for name in names if (found := name.replace("__", "_")) in environ}
     return {
-        **{found: name for name in names if (found := name.replace("__", "_")) in environ},
+        **{name: setting for name, setting in meant.items() if not (name.endswith("_PORT") and "://" in environ[name])},
         **{match[0]: "__".join(match.groups()) for match in servers},
     }
 

@@ -236,6 +236,15 @@ def test_a_variable_with_one_underscore_is_told_by_what_it_was_meant_to_be() -> 
     }
 
 
+def test_what_kubernetes_sets_for_a_service_of_that_name_is_meant_for_nobody() -> None:
+    service = {"TRUNKLINE_GATEWAY_SERVICE_HOST": "10.0.0.9", "TRUNKLINE_GATEWAY_SERVICE_PORT": "8920"}
+    address = {"TRUNKLINE_GATEWAY_PORT_8920_TCP": "tcp://10.0.0.9:8920", "TRUNKLINE_GATEWAY_PORT_8920_TCP_PORT": "8920"}
+    assert unread({**service, **address, "TRUNKLINE_GATEWAY_PORT": "tcp://10.0.0.9:8920"}) == {}
+    assert unread({**service, **address, "TRUNKLINE_GATEWAY_PORT": "8920"}) == {
+        "TRUNKLINE_GATEWAY_PORT": "TRUNKLINE_GATEWAY__PORT"
+    }
+
+
 def test_so_is_one_of_a_server_whose_name_nobody_knows_beforehand() -> None:
     named = {"TRUNKLINE_SERVERS_MY_FILES_URL": "", "TRUNKLINE_SERVERS_A_MAX_WORKFLOWS_PER_USER": ""}
     others = {"TRUNKLINE_SERVERS_SERVICE_HOST": "", "TRUNKLINE_SERVERS_URL": "", "TRUNKLINE_SERVERS__A__URL": ""}
