@@ -16,6 +16,7 @@ from ..transports.tracing import Tracer
 from ..transports.unfinished import Unfinished
 from ..transports.upstream.auto import AutoConnector, RotatingConnector, connector_for
 from ..transports.upstream.credentials import Credential, TokenSource
+from ..transports.upstream.http_client import Trusted
 from ..transports.upstream.modern_http import ModernHTTPServer
 from .oauth import credential_for
 from .settings import Server, Settings
@@ -60,10 +61,11 @@ def site_of(
     *,
     tracer: Tracer | None,
     before: Site | None,
+    system: Trusted = "",
 ) -> Site:
     """The server of that name, built from these settings; with the open connections of what was served `before`.
 
-    What that counted of the server counts on.
+    What that counted of the server counts on. `system` is what is trusted where the settings name no certificates.
 
     Raises:
         SettingsError: they ask for what the SDK that is installed cannot do.
@@ -71,7 +73,7 @@ def site_of(
     server, pooling = settings.servers[name], settings.pooling_for(name)
     credential = credential_for(name, server, statistics)
     unfinished = before.unfinished if before is not None else Unfinished()
-    connector = connector_to(name, server, statistics, credential, unfinished)
+    connector = connector_to(name, server, statistics, credential, unfinished, system)
     modern_server, modern = None, None
     if "modern" in server.eras and isinstance(connector, AutoConnector):
         streamable = connector.streamable
@@ -104,8 +106,9 @@ def connector_to(
     statistics: Statistics,
     credential: Credential | None,
     unfinished: Unfinished | None = None,
+    system: Trusted = "",
 ) -> RotatingConnector:
-    """What opens sessions with a server, by its settings and the credential that they ask for."""
+    """What opens sessions with a server, by its settings and the credential that they ask for; `system` as above."""
     if server.process:
         return connector_for(name, statistics, command=server.process, env=server.env)
     return connector_for(
@@ -113,7 +116,7 @@ def connector_to(
         statistics,
         url=server.url,
         headers=server.headers,
-        ca=server.ca,
+        ca=server.ca or system,
         credential=credential,
         unfinished=unfinished,
     )

@@ -1,8 +1,10 @@
 """What is built for a server from its settings."""
 
+import ssl
 from pathlib import Path
 
 import pytest
+from trunkline.gateway.app import Gateway
 from trunkline.gateway.settings import load
 from trunkline.gateway.site import Site, site_of
 from trunkline.mux.statistics import Statistics
@@ -37,3 +39,26 @@ async def test_g10_what_a_server_sends_that_is_not_complete_is_bounded_by_one_bo
         bounds |= bounds_of(before)
         await before.connector.close()
     assert len(bounds) == 1
+
+
+async def test_the_systems_certificates_are_read_once_for_all_servers_that_are_built_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[ssl.SSLContext] = []
+    make = ssl.create_default_context
+
+    def counted(cafile: str | None = None) -> ssl.SSLContext:
+        reads.append(make())
+        return reads[-1]
+
+    path = tmp_path / "trunkline.toml"
+    monkeypatch.setattr(ssl, "create_default_context", counted)
+    urls = ("https://127.0.0.1:9/mcp", "sse+https://127.0.0.1:9/sse", "wss://127.0.0.1:9/ws", "http://127.0.0.1:9/mcp")
+    path.write_text("".join(f'[servers.s{n}]\nurl = "{url}"\n' for n, url in enumerate(urls * 3)))
+    async with Gateway(load(path, environ={})).running() as gateway:
+        assert len(reads) == 1
+        assert await gateway.reload(lambda: load(path, environ={}))
+        assert len(reads) == 1
+        path.write_text(path.read_text().replace("127.0.0.1:9/", "127.0.0.1:10/"))
+        assert await gateway.reload(lambda: load(path, environ={}))
+        assert len(reads) == 2  # what the system trusts by now
