@@ -59,7 +59,7 @@ class _Routes:
     authenticator: Authenticator
     sites: Mapping[str, Site]
     leaving: Mapping[str, Site]
-    """Servers that are gone from the settings, and still have workflows."""
+    """Servers that are gone from the settings, and still have workflows, or may have some at another worker."""
     http: Mapping[str, ASGIApp]
     at_once: Mapping[str, Callable[[WholeRequest], bool]]
     websocket: Mapping[str, ASGIApp]
@@ -254,7 +254,9 @@ class Gateway:
         gone = {name: before.sites[name] for name in (*changes.changed, *changes.removed)}
         busy = {workflow.server for workflow in self.pool.workflows}
         leaving = {
-            name: site for name, site in {**before.leaving, **gone}.items() if name in busy and name not in sites
+            name: site
+            for name, site in {**before.leaving, **gone}.items()
+            if name not in sites and (name in busy or self._member is not None)  # another worker may hold what goes on
         }
         self._open |= {site.version: site for site in sites.values()}
         self._routes = self._routed(settings, authenticator, sites, leaving)

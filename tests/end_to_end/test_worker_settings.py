@@ -11,7 +11,7 @@ import pytest
 from harness.gateways import until
 from harness.redis_server import RedisServer
 from harness.upstreams import Upstream
-from harness.wire import Wire
+from harness.wire import Wire, text_of
 from harness.worker_gateways import WorkerGateway, worker_gateway
 from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
@@ -20,6 +20,13 @@ pytestmark = pytest.mark.anyio
 
 WORKERS = 2
 STREAMS = 8
+CALLS = 12
+INITIALIZE = {
+    "jsonrpc": "2.0",
+    "id": 1,
+    "method": "initialize",
+    "params": {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}},
+}
 MCP = [Subprotocol("mcp")]
 
 
@@ -95,6 +102,19 @@ async def test_what_was_read_again_holds_for_a_worker_that_comes_later(place: Pl
     await place.replace_all()
     for _ in range(8):
         await place.gateway.open("more")
+
+
+async def test_what_began_on_a_server_that_is_taken_out_goes_on_by_whatever_worker(
+    place: Place,
+) -> None:
+    await place.gateway.complete()
+    session = await place.gateway.open()
+    await place.reload(place.toml.read_text().replace("servers.up", "servers.other"), "1 removed (up)")
+    for said in range(1, CALLS + 1):  # on connections of their own: half of them come to the worker that has it not
+        assert text_of(await place.gateway.call(session, "counter")) == str(said)
+    for _ in range(CALLS):
+        async with Wire(place.gateway.url()) as wire:
+            assert (await wire.post(INITIALIZE)).status == 404
 
 
 async def test_a_token_that_is_taken_out_ends_its_streams_wherever_their_session_lives(
