@@ -1,5 +1,6 @@
 """What a settings file that was read again changes in a gateway that runs: a pure decision, performed by `app`."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import Final
 
@@ -96,6 +97,11 @@ def _effective(settings: Settings, name: str) -> tuple[object, ...]:
         msgspec.structs.replace(pooling, event_log=log),
         settings.compat if pooling.reuse == "none" else None,
     )
+
+
+def digest_of(settings: Settings, name: str) -> str:
+    """Names the settings of a server, but for the values of credentials: where they are the same, it is."""
+    return hashlib.blake2b(msgspec.json.encode(_effective(settings, name), order="sorted"), digest_size=8).hexdigest()
 
 
 def is_credential(header: str) -> bool:

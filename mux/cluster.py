@@ -27,7 +27,7 @@ from .errors import (
     WorkflowEnded,
 )
 from .journal import Journal
-from .limits import Pooling, Reuse
+from .limits import Reuse
 from .lines import Place
 from .membership import Membership
 from .placement import NAMES, Concern, decide, may_have_parts
@@ -111,10 +111,12 @@ class Cluster:
         """The id of this worker."""
         return self.members.worker.id
 
-    def own(self, record: WorkflowRecord, pooling: Pooling) -> WorkflowRecord:
+    def own(self, record: WorkflowRecord, upstream: Upstream) -> WorkflowRecord:
         """The record of a workflow that begins here, or is taken over."""
+        pooling = upstream.pooling
         lifetime = max(pooling.idle_timeout + pooling.resume_window, TOUCH_SECONDS * 4)
-        return msgspec.structs.replace(record, worker=self.me, reuse=pooling.reuse, lifetime=lifetime)
+        settings = {"reuse": pooling.reuse, "settings": upstream.settings, "lifetime": lifetime}
+        return msgspec.structs.replace(record, worker=self.me, **settings)
 
     async def settle(self, principal: Principal, server: str) -> None:
         """Make sure that what a principal's workflows share on a server lives here, from now on if nowhere yet.
@@ -175,6 +177,7 @@ class Cluster:
             is_call=concern.are_calls or concern.worker == self.number,
             stateless=upstream.stateless or upstream.pooling.reuse == "user",
             reuse=upstream.pooling.reuse,
+            settings=upstream.settings,
         )
         match decision:
             case "beside" if self._has_room_beside(record.server) and not self.beginning.draining:
@@ -227,7 +230,7 @@ class Cluster:
             self._residents.held.census.add(record.principal, record.server)
             lapses = self.members.lapses
             try:
-                stored = await self.directory.replace(self.own(record, upstream.pooling))
+                stored = await self.directory.replace(self.own(record, upstream))
             except BaseException:
                 self._residents.held.census.remove(record.principal, record.server)
                 raise

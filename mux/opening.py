@@ -100,7 +100,7 @@ class Opening:
             await self.admit(record.principal, record.server)
             self._census.add(record.principal, record.server)
             if self._cluster is not None:
-                record = self._cluster.own(record, upstream.pooling)
+                record = self._cluster.own(record, upstream)
             try:
                 claimed = await self._directory.claim(record)
                 if claimed.state != "resumed":

@@ -8,6 +8,8 @@ dead.
 from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple
 
+import msgspec
+
 from .envelope import Envelope
 from .limits import Reuse
 from .record import WorkflowRecord
@@ -64,17 +66,25 @@ def _number(id: bytes) -> int:
 
 
 def decide(
-    record: WorkflowRecord, *, holder_lives: bool, is_call: bool, stateless: bool, reuse: Reuse = "workflow"
+    record: WorkflowRecord,
+    *,
+    holder_lives: bool,
+    is_call: bool,
+    stateless: bool,
+    reuse: Reuse = "workflow",
+    settings: str = "",
 ) -> Decision:
     """What becomes of a request for this record, which does not live here.
 
     `holder_lives` tells whether the worker that the record names is another one that lives. `is_call` is true for
     requests that the server answers by themselves; `stateless` where a lost session may be begun anew in silence. With
     the reuse `none` there is no session that could be lost. What began under another reuse ends with who has it: its
-    session is not what others would take it for.
+    session is not what others would take it for. What began under other `settings` goes on with who has it, while that
+    one lives: they may lead to another server.
     """
     if record.worker and holder_lives:
-        return "beside" if is_call and may_have_parts(record, reuse) else "forward"
+        is_alike = record.settings in (settings, msgspec.UNSET)
+        return "beside" if is_call and is_alike and may_have_parts(record, reuse) else "forward"
     if record.revision and record.reuse == reuse and (_is_movable(record, reuse) or stateless):
         return "take_over"
     return "gone"

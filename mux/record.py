@@ -57,6 +57,8 @@ class WorkflowRecord(msgspec.Struct, frozen=True):
     """Where its request ids begin: above all that a directory may have given out which has forgotten them."""
     reuse: Reuse = "workflow"
     """How far its upstream session is shared: who has other settings by now can do nothing with that."""
+    settings: str | msgspec.UnsetType = msgspec.UNSET
+    """What names the settings of its server under which it goes on; not set by builds that did not tell."""
     lifetime: float = 86400
     """Seconds after which a record is forgotten that no worker has touched."""
 

@@ -28,6 +28,8 @@ class Upstream:
     """A call that may have run is sent again where the server says that its tool is read-only or idempotent (G6)."""
     generation: int = 0
     """Counts the changes of its settings while the gateway runs: sessions of two generations are never mixed."""
+    settings: str = ""
+    """Names these settings: where they are the same at another worker, its name for them is."""
     credential: str = ""
     """The identity of what the gateway proves itself with, never its value: a rotated token drops nothing."""
     make_line: LineMaker | None = None

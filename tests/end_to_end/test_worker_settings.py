@@ -11,6 +11,7 @@ import pytest
 from harness.gateways import until
 from harness.redis_server import RedisServer
 from harness.upstreams import Upstream
+from harness.upstreams import upstream as running_upstream
 from harness.wire import Wire, text_of
 from harness.worker_gateways import WorkerGateway, worker_gateway
 from websockets.asyncio.client import connect
@@ -20,6 +21,7 @@ pytestmark = pytest.mark.anyio
 
 WORKERS = 2
 STREAMS = 8
+SESSIONS = 4
 CALLS = 12
 INITIALIZE = {
     "jsonrpc": "2.0",
@@ -102,6 +104,21 @@ async def test_what_was_read_again_holds_for_a_worker_that_comes_later(place: Pl
     await place.replace_all()
     for _ in range(8):
         await place.gateway.open("more")
+
+
+async def test_what_began_on_a_server_goes_on_there_by_every_worker_when_that_has_moved(
+    place: Place, redis: RedisServer, upstream: Upstream
+) -> None:
+    await place.gateway.complete()
+    sessions = [await place.gateway.open() for _ in range(SESSIONS)]
+    with running_upstream("sdk2") as moved:
+        await place.reload(settings(moved, redis.url), "1 changed (up)")
+        for said in range(1, CALLS + 1):
+            for session in sessions:
+                assert text_of(await place.gateway.call(session, "counter")) == str(said)
+        assert moved.counts() == {}, "it was told nothing of the sessions of another server"
+        assert text_of(await place.gateway.call(await place.gateway.open(), "counter")) == "1"
+        assert moved.counts()["initialize"] == 1
 
 
 async def test_what_began_on_a_server_that_is_taken_out_goes_on_by_whatever_worker(

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trunkline.gateway.reload import Changes, compare, is_credential
+from trunkline.gateway.reload import Changes, compare, digest_of, is_credential
 from trunkline.gateway.settings import Settings, SettingsError, check, load
 
 BASE = """
@@ -83,6 +83,15 @@ def test_what_differs_is_told_by_name(
     assert told(changes) == expected
     concerned = {name for field in ("added", "changed", "rotated") for name in expected.get(field, ())}
     assert set(changes.unchanged) == set(new.servers) - concerned
+
+
+@pytest.mark.parametrize(("replaced", "by", "expected"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+def test_workers_know_by_a_name_whether_they_have_the_same_settings_of_a_server(
+    tmp_path: Path, replaced: str, by: str, expected: dict[str, tuple[str, ...]]
+) -> None:
+    old, new = settings(tmp_path, BASE), settings(tmp_path, BASE.replace(replaced, by))
+    both = old.servers.keys() & new.servers.keys()
+    assert {name for name in both if digest_of(old, name) != digest_of(new, name)} == {*expected.get("changed", ())}
 
 
 def test_the_habits_of_the_old_path_change_those_servers_that_take_it(tmp_path: Path) -> None:

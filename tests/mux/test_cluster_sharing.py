@@ -491,3 +491,23 @@ async def test_g1_g4_a_session_is_not_taken_for_one_of_another_reuse_by_workers_
         assert b.pool.channels == []
         counts = b.pool.statistics.counts
         assert (b.pool.statistics.total("takeovers"), counts["takeovers", "let_go"]) == (2, 2)
+
+
+async def test_what_began_under_other_settings_is_its_holders_until_that_one_is_dead() -> None:
+    """Those of this worker may lead to another server, where its session is unknown: that would end it everywhere."""
+    async with workers() as at:
+        a = await at.start()
+        at.server.on_request = echo
+        client = await a.client()
+        session_id = client.workflow.record.session_id
+        at.settings = {**at.settings, "settings": "others"}
+        b, c = await at.start(), await at.start()
+        for concern in (CALLS, WHOLE):
+            with pytest.raises(Elsewhere):
+                await b.find(session_id, concern)
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        held = await b.find(session_id)
+        assert "result" in await held.answer(held.call())
+        beside = await c.beside(session_id)
+        assert "result" in await beside.answer(beside.call())

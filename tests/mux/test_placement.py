@@ -71,6 +71,16 @@ def test_what_began_under_another_reuse_ends_with_its_holder(began: Reuse, reuse
     assert (decide(record, holder_lives=False, **told) == "gone") is (began != reuse)
 
 
+@pytest.mark.parametrize("is_call", [False, True])
+def test_what_began_under_other_settings_is_left_to_its_holder_while_that_lives(is_call: bool) -> None:
+    """They may lead to another server, which knows nothing of its session."""
+    record = msgspec.structs.replace(MOVABLE, settings="theirs")
+    told: dict[str, Any] = {"is_call": is_call, "stateless": False}
+    assert decide(record, holder_lives=True, settings="ours", **told) == "forward"
+    assert decide(record, holder_lives=False, settings="ours", **told) == "take_over"
+    assert decide(record, holder_lives=True, settings="theirs", **told) == ("beside" if is_call else "forward")
+
+
 @pytest.mark.parametrize(("is_call", "expected"), [(True, "beside"), (False, "forward")])
 def test_where_each_call_has_a_session_of_its_own_any_worker_serves_it(is_call: bool, expected: Decision) -> None:
     told: dict[str, Any] = {"is_call": is_call, "stateless": False, "reuse": "none"}
