@@ -36,7 +36,7 @@ from .events import Events
 from .metrics import gauges
 from .oauth import ClientCredentials
 from .operations import Operations
-from .reload import Changes, compare
+from .reload import Changes, compare, renew
 from .settings import Settings, SettingsError, check, is_loopback
 from .site import Site, site_of
 from .telemetry import tracing
@@ -73,7 +73,7 @@ class _Built(NamedTuple):
     sites: Mapping[str, Site]
     """Of the servers that are added or changed."""
     sources: Mapping[str, TokenSource]
-    """Of tokens, for servers whose credentials are rotated."""
+    """Of tokens, for servers that are changed, or whose credentials are rotated."""
 
 
 class Shared(NamedTuple):
@@ -240,17 +240,17 @@ class Gateway:
         check(changes.settings, insecure=insecure)
         before = {**self._routes.leaving, **self._routes.sites}
         sites = self._sites(changes.settings, (*changes.added, *changes.changed), before)
-        rotated = {name: changes.settings.servers[name] for name in changes.rotated}
-        sources = {name: ClientCredentials(name, one, one.oauth) for name, one in rotated.items() if one.oauth}
+        differing = {name: changes.settings.servers[name] for name in (*changes.changed, *changes.rotated)}
+        sources = {name: ClientCredentials(name, one, one.oauth) for name, one in differing.items() if one.oauth}
         return _Built(changes, sites, sources)
 
     def _apply(self, built: _Built, authenticator: Authenticator) -> None:
         """Let other settings hold. Nothing else runs meanwhile: a request meets all of the old ones, or of the new."""
         before, changes, settings = self._routes, built.changes, built.changes.settings
         self._generation += 1
-        sites = {name: built.sites.get(name) or before.sites[name] for name in settings.servers}
-        for name in changes.rotated:
-            sites[name] = sites[name].rotate(settings.servers[name], built.sources.get(name))
+        self._open |= {site.version: site for site in built.sites.values()}
+        self._rotate(settings, built.sources)
+        sites = {name: built.sites.get(name) or self._open[before.sites[name].version] for name in settings.servers}
         gone = {name: before.sites[name] for name in (*changes.changed, *changes.removed)}
         busy = {workflow.server for workflow in self.pool.workflows}
         leaving = {
@@ -258,7 +258,6 @@ class Gateway:
             for name, site in {**before.leaving, **gone}.items()
             if name not in sites and (name in busy or self._member is not None)  # another worker may hold what goes on
         }
-        self._open |= {site.version: site for site in sites.values()}
         self._routes = self._routed(settings, authenticator, sites, leaving)
         self.pool.reconfigure({name: site.upstream for name, site in sites.items()}, settings.pooling)
         self.pool.revoke(authenticator.knows)
@@ -269,6 +268,14 @@ class Gateway:
             if site.modern is not None:
                 site.modern.give_way(sites[name].modern if name in sites else None)
             self._tasks.start_soon(self._give_up, site)
+
+    def _rotate(self, settings: Settings, sources: Mapping[str, TokenSource]) -> None:
+        """Have whatever is open carry the credentials that hold by now, under whatever settings it was opened."""
+        for version, site in self._open.items():
+            server = settings.servers.get(version[0])
+            if server is not None and (renewed := renew(site.server, server)) is not None:
+                source = sources.get(version[0]) if renewed.oauth == server.oauth else None
+                self._open[version] = site.rotate(renewed, source)
 
     async def _give_up(self, site: Site) -> None:
         """Close what leads to a server under settings that no longer hold, once nobody needs it."""

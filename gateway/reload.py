@@ -78,6 +78,17 @@ def compare(old: Settings, new: Settings) -> Changes:
     )
 
 
+def renew(old: Server, new: Server) -> Server | None:
+    """`old` with the values that its credentials have in `new`; None where none differs, or that leads elsewhere."""
+    if old.url != new.url:
+        return None
+    proofs = {header.lower(): value for header, value in new.headers.items() if is_credential(header)}
+    headers = {header: proofs.get(header.lower(), value) for header, value in old.headers.items()}
+    is_same = old.oauth is not None and new.oauth is not None and old.oauth.identity == new.oauth.identity
+    renewed = msgspec.structs.replace(old, headers=headers, oauth=new.oauth if is_same else old.oauth)
+    return renewed if renewed != old else None
+
+
 def _credentials(settings: Settings, name: str) -> tuple[object, ...]:
     server = settings.servers[name]
     return server.headers, server.oauth

@@ -275,6 +275,32 @@ async def test_a_rotated_secret_drops_nothing(operator: Operator, upstream: Upst
     assert "secret-" not in gateway.process.log()
 
 
+async def test_a_rotated_secret_is_carried_under_older_settings_too_and_nowhere_else(
+    operator: Operator, upstream: Upstream
+) -> None:
+    gateway = operator.gateway
+
+    def with_secret(value: str, seconds: int, url: str = upstream.url) -> str:
+        own = f'headers = {{ Authorization = "Bearer {value}" }}\nrequest_timeout = {seconds}'
+        return f"{token_settings(up=url)}\n{own}\n"
+
+    await operator.reload(with_secret("secret-1", 10))
+    with running_upstream("sdk2") as moved:
+        async with Wire(gateway.url(), bearer("alice")) as wire:
+            await wire.open()
+            assert await counted(wire) == "1"
+            await operator.reload(with_secret("secret-1", 11))
+            await operator.reload(with_secret("secret-2", 11))
+            assert await counted(wire) == "2"
+            await operator.reload(with_secret("secret-3", 12))
+            assert await counted(wire) == "3"
+            await operator.reload(with_secret("secret-4", 12, moved.url))
+            assert await counted(wire) == "4"
+    calls = [request for request in upstream.report()["requests"] if request.get("tool") == "counter"]
+    assert [dict(call["headers"])["authorization"] for call in calls] == [f"Bearer secret-{n}" for n in (1, 2, 3, 3)]
+    assert len({call["session"] for call in calls}) == 1
+
+
 async def test_what_only_a_restart_changes_is_named_and_the_rest_holds(operator: Operator, upstream: Upstream) -> None:
     gateway = operator.gateway
     listener = '[gateway]\nhost = "127.0.0.2"\nallowed_origins = ["https://app.example"]\n[gateway.tls]\n'

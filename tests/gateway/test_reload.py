@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trunkline.gateway.reload import Changes, compare, digest_of, is_credential
+from trunkline.gateway.reload import Changes, compare, digest_of, is_credential, renew
 from trunkline.gateway.settings import Settings, SettingsError, check, load
 
 BASE = """
@@ -126,6 +126,35 @@ def test_what_cannot_hold_beside_what_stays_is_refused(tmp_path: Path) -> None:
 )
 def test_a_credential_is_known_by_the_name_of_its_header(header: str, proves: bool) -> None:
     assert is_credential(header) is proves
+
+
+HEADERS = 'headers = { Authorization = "Bearer one", X-Tenant = "blue" }'
+PROOF = '/mcp"\nheaders = { Authorization = "Bearer'
+RENEWED = {"Authorization": "Bearer two", "X-Tenant": "blue"}
+
+
+@pytest.mark.parametrize(
+    ("server", "replaced", "by", "renewed"),
+    [
+        ("files", "Bearer one", "Bearer two", RENEWED),
+        ("files", HEADERS, 'headers = { authorization = "Bearer two" }', RENEWED),
+        ("files", '"blue"', '"green"', None),
+        ("files", HEADERS, 'headers = { X-Api-Key = "two" }', None),
+        ("files", HEADERS, f"{HEADERS}\nstateless = true", None),
+        ("files", f":9000{PROOF} one", f":9009{PROOF} two", None),
+        ("mail", "'s3cret'", "'other'", {}),
+        ("mail", "'gateway'", "'other'", None),
+    ],
+)
+def test_what_goes_on_under_older_settings_has_the_credentials_that_hold(
+    tmp_path: Path, server: str, replaced: str, by: str, renewed: dict[str, str] | None
+) -> None:
+    assert replaced in BASE
+    old, new = (settings(tmp_path, text).servers[server] for text in (BASE, BASE.replace(replaced, by)))
+    found = renew(old, new)
+    assert (None if found is None else found.headers) == renewed
+    if server == "mail" and found is not None:
+        assert found.oauth == new.oauth != old.oauth
 
 
 @pytest.mark.parametrize(
