@@ -31,6 +31,7 @@ from .limits import Reuse
 from .lines import Place
 from .membership import Membership
 from .placement import NAMES, Concern, decide, may_have_parts
+from .ports import AdoptingConnector
 from .premises import Premises
 from .principal import Principal
 from .record import WorkflowRecord
@@ -171,6 +172,8 @@ class Cluster:
             if lives:
                 raise Elsewhere(holder)
             raise UnknownSession("no such session; begin anew with initialize")
+        if not isinstance(upstream.connector, AdoptingConnector):  # its server was another one, with other settings
+            record = msgspec.structs.replace(record, upstream_session="")
         decision = decide(
             msgspec.structs.replace(record, worker=holder),
             holder_lives=lives,

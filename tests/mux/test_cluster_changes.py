@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -12,6 +13,7 @@ from harness.muxing import ALICE, Client, begin, cancelled, settle
 from trunkline.mux.directory import LEASE_SECONDS
 from trunkline.mux.errors import Elsewhere, UnknownSession, WorkflowEnded
 from trunkline.mux.placement import WHOLE
+from trunkline.mux.ports import Connector
 
 pytestmark = pytest.mark.anyio
 
@@ -80,6 +82,32 @@ async def test_what_is_taken_over_while_settings_change_goes_on_under_the_new_on
         assert client.workflow.generation == 1
         assert "result" in await client.answer(client.call())
         assert len(at.server.of("initialize")) == 1
+
+
+class Unmoved:
+    """A server whose sessions nobody but who opened them can go on with. Implements `Connector`."""
+
+    def __init__(self, connector: Connector) -> None:
+        self.connect = connector.connect
+
+
+@pytest.mark.parametrize("stateless", [False, True])
+async def test_a_session_that_no_worker_can_go_on_with_any_longer_is_not_tried_again_and_again(stateless: bool) -> None:
+    """Its server has become one on another transport."""
+    async with workers() as at:
+        b, c, session_id = await orphaned(at)
+        for member in (b, c):
+            to = {"connector": Unmoved(at.server), "stateless": stateless, "generation": 1}
+            upstreams = {name: replace(it, **to) for name, it in member.pool.upstreams.items()}
+            member.pool.reconfigure(upstreams, member.pool.pooling)
+        if stateless:
+            client = await b.find(session_id)
+            assert "result" in await client.answer(client.call())
+            return
+        for member in (b, c):
+            with pytest.raises(UnknownSession):
+                await member.find(session_id)
+        assert await at.directory.get(session_id) is None
 
 
 async def test_settings_are_kept_for_those_who_are_served_beside_their_holder_under_them() -> None:
