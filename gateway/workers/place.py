@@ -89,6 +89,8 @@ class Place:
         try:
             while word := await reader.read(1):
                 yield _WORDS[word]
+        except OSError:  # it has, before it heard all that was said
+            return
         finally:
             writer.close()
 

@@ -118,6 +118,16 @@ async def test_a_worker_whose_parent_dies_before_it_listens_hears_so_and_does_no
     place.close()
 
 
+async def test_a_worker_whose_parent_dies_before_it_heard_all_hears_so(listener: socket.socket, tmp_path: Path) -> None:
+    parents, control = socket.socketpair()
+    place = Place(listener.dup(), control, tmp_path, "", SETTINGS)
+    place.tell_listening("http://h")
+    parents.close()
+    with anyio.fail_after(10):
+        assert [command async for command in place.commands()] == []
+    place.close()
+
+
 async def test_a_worker_whose_parent_died_before_does_not_start(listener: socket.socket, tmp_path: Path) -> None:
     child = Child(listener, tmp_path, "", SETTINGS)
     with anyio.fail_after(10):
