@@ -1,12 +1,18 @@
 """A cancellation finds the one call that it means, at whatever worker; and none where it could mean another one."""
 
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import anyio
 import pytest
 from harness.muxing import ALICE
+from harness.shared_memory import SharedMemoryDirectory
 from harness.worker_house import House, Serve, answer, post
 from trunkline.gateway.workers import cancelling
+from trunkline.gateway.workers.member import Member
+from trunkline.mux.directory import Worker as Listed
+from trunkline.mux.errors import Everywhere
+from trunkline.mux.statistics import Statistics
 from trunkline.transports.asgi import ASKED, IDENTITY, MEANT, Receive, Scope, Send
 
 pytestmark = pytest.mark.anyio
@@ -71,11 +77,16 @@ async def test_g1_a_worker_that_does_not_say_may_have_the_call(house: House, mon
     assert house.meant == [ASKED, 3]
 
 
-async def test_what_answers_something_else_may_have_the_call(house: House) -> None:
-    async def defective(scope: Scope, receive: Receive, send: Send) -> None:
-        await answer(send, b'{"error":1}')
+async def answers_else(scope: Scope, receive: Receive, send: Send) -> None:
+    await answer(send, b'{"error":1}')
 
-    serve: Serve = defective
+
+async def dies(scope: Scope, receive: Receive, send: Send) -> None:
+    raise ConnectionAbortedError("killed")
+
+
+@pytest.mark.parametrize("serve", [answers_else, dies])
+async def test_g1_who_answers_something_else_or_dies_over_it_may_have_the_call(house: House, serve: Serve) -> None:
     await house.begins("z", serve)
     _, _ = await cancel(house, 1)
     assert house.meant == [ASKED, 3]
@@ -90,6 +101,25 @@ async def test_a_worker_that_has_gone_has_none(house: House) -> None:
     house.has = 1
     await house.request(post(WITH_MORE), holder="")
     assert house.meant == [ASKED, 1]
+
+
+async def test_a_worker_of_another_host_that_has_gone_has_none(tmp_path: Path) -> None:
+    directory, meant = SharedMemoryDirectory(), list[int]()
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        if MEANT not in scope:
+            raise Everywhere
+        meant.append(scope[MEANT])
+        await answer(send, b"1")
+
+    member = Member(directory, tmp_path, Statistics(), on_lapse=lambda since: None)
+    app = member.entrance(serve, lambda scope: None)
+    async with member.running(app):
+        await directory.enroll(Listed("gone", host="another host"))
+        client = post(WITH_MORE)
+        await app({"type": "http", "method": "POST", "path": "/", "headers": []}, client.receive, client.send)
+    assert (meant, client.body) == ([ASKED, 1], b"1")
 
 
 async def test_a_cancellation_is_refused_where_nobody_knows_who_is_there(house: House) -> None:

@@ -2,16 +2,21 @@
 
 import json
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 from harness.muxing import ALICE
+from harness.shared_memory import SharedMemoryDirectory
 from harness.worker_house import CALL, Client, House, answer, post
 from trunkline.gateway.workers import forwarding
 from trunkline.gateway.workers.forwarding import Forwarder, Tape
+from trunkline.gateway.workers.member import Member
 from trunkline.mux.directory import Worker
-from trunkline.mux.errors import Elsewhere
+from trunkline.mux.errors import DirectoryUnavailable, Elsewhere
+from trunkline.mux.membership import Membership
+from trunkline.mux.statistics import Statistics
 from trunkline.transports.asgi import GRANT, IDENTITY, Grant, Receive, Scope, Send, headers_of
 from trunkline.transports.websocket import PING
 
@@ -268,6 +273,20 @@ async def test_who_is_dead_is_asked_for_again_until_patience_ends(
     assert (client.sent[0]["status"], json.loads(client.body)["error"]["data"]) == (503, {"limit": "worker"})
 
 
+async def test_who_lives_and_cannot_be_reached_is_asked_for_until_patience_ends(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forwarding, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(forwarding, "BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(forwarding, "RETRY_SECONDS", 0.01)
+    deaf = Membership(house.directory, Worker("b", host="host", address="/nowhere"), on_lapse=lambda since: None)
+    async with deaf.running():
+        client = post()
+        await house.request(client)
+    assert house.asked > 1
+    assert (client.sent[0]["status"], json.loads(client.body)["error"]["data"]) == (503, {"limit": "worker"})
+
+
 async def test_an_event_source_without_a_worker_is_sent_away_to_come_back(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,6 +323,28 @@ async def test_g8_an_upgrade_that_a_drain_ends_may_be_tried_again(house: House) 
     assert [message.get("status") for message in client.sent] == [503, None]
 
 
+async def test_a_worker_of_another_host_that_has_gone_is_asked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forwarding, "BEAT_SECONDS", 0.01)
+    asked, directory = 0, SharedMemoryDirectory()
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal asked
+        asked += 1
+        if asked < 2:
+            raise Elsewhere("gone")
+        await answer(send, b"here")
+
+    member = Member(directory, tmp_path, Statistics(), on_lapse=lambda since: None)
+    app = member.entrance(serve, lambda scope: None)
+    async with member.running(app):
+        await directory.enroll(Worker("gone", host="another host"))
+        client = post()
+        await app({"type": "http", "method": "POST", "path": "/", "headers": []}, client.receive, client.send)
+    assert (asked, client.body) == (2, b"here")
+
+
 async def test_a_request_does_not_wander_for_ever(house: House) -> None:
     client = post()
     await house.request(client, **{forwarding.HOPS: forwarding.MAX_HOPS})
@@ -322,6 +363,32 @@ async def test_a_tape_plays_again_what_was_heard_until_the_answer_begins() -> No
     await tape.send({"type": "http.response.start"})
     await tape.receive()
     assert tape.body == b""
+
+
+async def test_g7_a_call_goes_on_while_nobody_can_tell_whether_its_worker_lives(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forwarding, "BEAT_SECONDS", 0.01)
+    find, unknown = house.member.find, anyio.Event()
+
+    async def sought(id: str) -> Worker | None:
+        try:
+            return await find(id)
+        except DirectoryUnavailable:
+            unknown.set()
+            raise
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        house.directory.is_away = True
+        await unknown.wait()
+        await answer(send, b"done")
+
+    monkeypatch.setattr(house.member, "find", sought)
+    await house.begins("b", serve)
+    client = post()
+    await house.request(client)
+    assert client.body == b"done"
+    house.directory.is_away = False
 
 
 async def test_g7_a_call_is_told_at_once_that_its_worker_was_taken_for_dead(

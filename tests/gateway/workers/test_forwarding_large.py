@@ -11,7 +11,7 @@ from trunkline.mux.burden import Burden
 from trunkline.mux.errors import Elsewhere
 from trunkline.mux.limits import MIB
 from trunkline.mux.pool import Pool
-from trunkline.transports.asgi import Receive, Scope, Send
+from trunkline.transports.asgi import Message, Receive, Scope, Send
 from trunkline.transports.endpoint import EndpointConfig
 from trunkline.transports.guard import Guard
 from trunkline.transports.http_endpoint import HTTPEndpoint, HTTPRequest
@@ -33,10 +33,12 @@ class AnotherOnes(HTTPEndpoint):
         raise Elsewhere("b")
 
 
-async def hand_on_large(house: House, pool: Pool) -> Client:
-    """A large body comes to worker `a`, which hands it on to `b`."""
+async def hand_on_large(house: House, pool: Pool, *more: Message) -> Client:
+    """A large body comes to worker `a`, which hands it on to `b`, and then more of its client."""
     house.forwarder = Forwarder(AnotherOnes(pool), house.member, house.opened, house.statistics)
     client = post(bytes(bytearray(LARGE)))
+    for message in more:
+        client.does(message)
     await house.request(client, headers=[(b"host", b"127.0.0.1")])
     return client
 
@@ -60,6 +62,18 @@ async def test_g10_a_large_body_counts_until_the_worker_that_serves_it_begins_to
         burdens.append(at.pool.burden)
         assert (await hand_on_large(house, at.pool)).body == b"done"
     assert held == [len(LARGE)]
+
+
+async def test_g10_a_large_body_counts_no_longer_once_its_client_has_gone(house: House) -> None:
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    await house.begins("b", serve)
+    async with bench() as at:
+        at.pool.burden = Burden(per_user=len(LARGE))
+        assert not (await hand_on_large(house, at.pool, {"type": "http.disconnect"})).sent
+        assert at.pool.burden.held == 0
 
 
 async def test_g10_a_large_body_counts_once_however_often_its_worker_is_looked_for(

@@ -29,7 +29,8 @@ async def test_g8_a_worker_that_leaves_waits_for_calls_that_were_handed_on(house
         await answer(send, b"done")
 
     async def leave() -> None:
-        left.append(await house.forwarder.leave(10))
+        with anyio.fail_after(10):
+            left.append(await house.forwarder.leave(3600))
 
     await house.begins("b", serve)
     client, left = post(), list[bool]()
@@ -85,6 +86,18 @@ async def test_g8_a_drain_ends_streams_so_that_their_clients_come_back(house: Ho
     assert client.body == (b"one" if begins else b"retry: 1000\n\n")
     assert not client.sent[-1].get("more_body")
     assert house.statistics.counts["forwards", "drained"] == 1
+
+
+async def test_g8_a_stream_that_comes_as_the_worker_leaves_is_sent_on_at_once(house: House) -> None:
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        await anyio.sleep_forever()
+
+    await house.begins("b", serve)
+    house.forwarder.drain()
+    assert await house.forwarder.leave(0)
+    client = Client()
+    await house.request(client, method="GET")
+    assert client.body == b"retry: 1000\n\n"
 
 
 SUBSCRIBE = b'{"jsonrpc":"2.0","id":"mine","method":"subscriptions/listen","params":{}}'

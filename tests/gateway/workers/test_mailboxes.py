@@ -212,6 +212,54 @@ async def test_a_mailbox_that_was_away_breaks_what_it_carried_on_both_sides(post
             await side.receive()
 
 
+@pytest.mark.parametrize("is_dead", [True, False], ids=["dead", "away"])
+async def test_g9_what_befalls_one_worker_breaks_nothing_with_another(post: Post, is_dead: bool) -> None:
+    near, _ = await post.pair()
+    async with await post.joins("c"):
+        other = post.boxes["a"].open(Worker("c"))
+        await other.send(Frame("open", {}))
+        there = await post.arrived(2)
+        beat = post.directory.beat
+
+        async def beat_no_longer(worker: Worker) -> bool:
+            return worker.id == "b" or await beat(worker)
+
+        if is_dead:
+            post.directory.beat = beat_no_longer  # type: ignore[method-assign]
+            await post.directory.retire(post.members["b"].worker)
+        else:
+            await post.directory.send("b", b"")
+        with anyio.fail_after(10), pytest.raises(Broken):
+            await near.receive()
+        await there.send(Frame("event", 1))
+        assert await other.receive() == Frame("event", 1)
+
+
+@pytest.mark.parametrize("directory", ["memory"], indirect=True)
+async def test_g9_while_nobody_can_tell_who_lives_what_waits_goes_on(
+    post: Post, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BEAT_SECONDS", 0.02)
+    near, far = await post.pair()
+    find, unknown = post.members["a"].find, anyio.Event()
+
+    async def sought(id: str) -> Worker | None:
+        try:
+            return await find(id)
+        except DirectoryUnavailable:
+            unknown.set()
+            raise
+
+    async def told_by_nobody() -> list[Worker]:
+        raise DirectoryUnavailable("a test has taken the directory away")
+
+    monkeypatch.setattr(post.members["a"], "find", sought)
+    monkeypatch.setattr(post.directory, "workers", told_by_nobody, raising=False)
+    await unknown.wait()
+    await far.send(Frame("event", 1))
+    assert await near.receive() == Frame("event", 1)
+
+
 async def test_who_began_with_what_a_mailbox_lost_is_told(post: Post) -> None:
     near = post.open()
     post.directory.lost = {len(post.directory.sizes) + 1}
@@ -299,6 +347,19 @@ async def test_a_worker_that_was_taken_for_dead_does_not_wait_for_who_has_given_
     is_back.set()
     with anyio.fail_after(10), pytest.raises(Broken):
         await near.receive()
+
+
+async def test_who_has_not_noticed_that_a_worker_was_taken_for_dead_is_told(post: Post) -> None:
+    near, far = await post.pair()
+    beat = post.directory.beat
+
+    async def beat_as_one_that_was_dead(worker: Worker) -> bool:
+        return await beat(worker) and worker.id != "a"
+
+    post.directory.beat = beat_as_one_that_was_dead  # type: ignore[method-assign]
+    for side in (near, far):
+        with anyio.fail_after(10), pytest.raises(Broken):
+            await side.receive()
 
 
 async def test_the_end_of_a_worker_in_order_breaks_its_conversations(directory: SharedDirectory) -> None:

@@ -29,7 +29,8 @@ class House:
     def __init__(self, path: Path) -> None:
         self.directory = SharedMemoryDirectory()
         self.path = path
-        self.hangs = False
+        self.does = "answer"
+        """What each does with what another one hands on."""
 
     async def joins(self, name: str, stack: AsyncExitStack, *, host: str = "") -> "Place":
         """A worker begins; on a host of its own if that is named."""
@@ -40,6 +41,8 @@ class House:
             member.membership.worker = msgspec.structs.replace(member.membership.worker, host=host)
         place = Place(name, member, self)
         await stack.enter_async_context(member.running(place.app))
+        if host:  # whence nobody here reaches its socket
+            await anyio.Path(member.membership.worker.address).unlink()
         return place
 
 
@@ -76,8 +79,10 @@ class Place:
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.seen = scope.get(IDENTITY)
-        if self._house.hangs and scope.get(HOPS):
+        if self._house.does == "hang" and scope.get(HOPS):
             await anyio.sleep_forever()
+        if self._house.does == "die" and scope.get(HOPS):
+            raise ConnectionAbortedError("killed")
         await respond(send, 200, [], f"{self._name}?{scope['query_string'].decode()}".encode())
 
 
@@ -187,6 +192,15 @@ async def test_g8_a_cancellation_that_was_found_to_mean_a_call_here_stays_here_a
     assert await a.get("/servers/x/mcp", **{MEANT: 1}) == "a?"
 
 
+async def test_g8_a_worker_that_drains_serves_itself_while_nobody_can_tell_who_goes_on(
+    house: House, stack: AsyncExitStack
+) -> None:
+    a, _ = await house.joins("a", stack), await house.joins("b", stack)
+    a.member.membership.drain()
+    house.directory.is_away = True
+    assert await a.get("/servers/x/mcp") == "a?"
+
+
 async def test_the_others_are_asked_in_the_order_of_their_numbers(house: House, stack: AsyncExitStack) -> None:
     a = await house.joins("a", stack)
     await house.joins("b", stack, host="elsewhere")
@@ -198,14 +212,15 @@ async def test_the_others_are_asked_in_the_order_of_their_numbers(house: House, 
     ]
 
 
+@pytest.mark.parametrize("does", ["hang", "die"])
 async def test_who_does_not_answer_is_told_apart(
-    house: House, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch
+    house: House, stack: AsyncExitStack, monkeypatch: pytest.MonkeyPatch, does: str
 ) -> None:
     a = await house.joins("a", stack)
     await house.joins("b", stack)
     gone = await house.directory.enroll(Worker("gone", a.member.membership.worker.host, "/nowhere"))
     monkeypatch.setattr(module, "ANSWER_SECONDS", 0.1)
-    house.hangs = True
+    house.does = does
     scope: Scope = {"type": "http", "method": "GET", "path": "/api/sessions", "query_string": b"", "headers": []}
     assert await a.member.ask_others(scope, lambda worker: b"") == [Answer(2), Answer(gone.number)]
 
