@@ -1,7 +1,7 @@
 """What any gateway costs at least: bare uvicorn, and a bare forwarder on the gateway's own HTTP client.
 
-Run: `python -m bench.forwarder --port 9302 --url http://127.0.0.1:9301/mcp`: a POST goes to the URL as it came, and its
-answer comes back as a whole. It knows nothing of MCP. `--floor` answers at once, and asks nobody.
+Run: `python -m bench.forwarder --port 9302 --url http://127.0.0.1:9301/mcp`: a POST goes to that server as it came,
+and its answer comes back as a whole. It knows nothing of MCP. `--floor` answers at once, and asks nobody.
 """
 
 import argparse
@@ -19,7 +19,7 @@ RETURNED = ("content-type", "mcp-session-id")
 
 
 class Forwarder:
-    """An ASGI application that forwards each POST to one URL."""
+    """An ASGI application that forwards each POST to one server."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -36,7 +36,7 @@ class Forwarder:
             self._client = http_client(self._url)
         body = await whole_body(receive)
         answer = WholeAnswer()
-        cut = self._client.send("POST", Forwarded(scope["headers"]), body, answer)
+        cut = self._client.send("POST", Forwarded(scope["headers"]), body, answer, target=scope["path"])
         try:
             await answer.complete
         except ExchangeBroken as error:

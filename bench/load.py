@@ -44,8 +44,8 @@ from bench.results import LOCAL, Row, percentile, write_result
 from bench.scenarios import CALL_MS, DIRECT, FLOOR, FORWARDER, SCENARIOS, SHARE_OF_MAXIMUM, VARIANTS, Scenario
 from bench.tables import print_rows
 
-DELAYS_MS = {"bench": 0, "bench5": 5, "bench50": 50}
-"""Servers of Streamable HTTP, by the network delay before them."""
+PATHS = {"bench": "/mcp", "bench5": "/delay/5/mcp", "bench50": "/delay/50/mcp", "events": "/events/mcp"}
+"""Of the lean server, as a server of Streamable HTTP: with a network delay before it, or answers as streams."""
 
 SETTLE_SECONDS = 0.1
 """What a turn left running, such as DELETEs, belongs to it."""
@@ -105,7 +105,7 @@ class Bed:
         elif transport == "ws":
             path = "/ws"
         else:
-            path = self._path(scenario.server)
+            path = PATHS[scenario.server]
         return Target(port, path, transport, key="bench" if scenario.anew else "")
 
     def counts(self, *, forget: bool = False) -> Counter[str]:
@@ -126,17 +126,12 @@ class Bed:
         return self._started.enter_context(process(command, core, ready, rank=rank)), port
 
     def _servers(self) -> str:
-        """The lean server as gateways know it: once for each transport and each delay."""
+        """The lean server as gateways know it: once for each transport and each path."""
         own = ["--stdio", "--core", str(cores().upstream)]
-        paths = {"quiet": "/quiet/mcp", "ws": "/ws", **{name: self._path(name) for name in DELAYS_MS}}
+        paths = {"quiet": "/quiet/mcp", "ws": "/ws", **PATHS}
         sections = [server(self.port, path, name) for name, path in paths.items()]
         sections.append(f"[servers.stdio]\ncommand = {json.dumps([sys.executable, '-m', 'bench.upstream', *own])}\n")
         return "".join(sections)
-
-    @staticmethod
-    def _path(server: str) -> str:
-        delay = DELAYS_MS.get(server, 0)
-        return f"/delay/{delay}/mcp" if delay else "/mcp"
 
 
 @dataclass

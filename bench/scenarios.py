@@ -144,6 +144,16 @@ SCENARIOS = {
     "large": Scenario(
         "answers of 1 MiB, 4 calls in flight", (DIRECT, FORWARDER, TRUNKLINE), 4, asks=(arguments(kib=1024),)
     ),
+    "events": Scenario(
+        "answers as streams of one event, 16 calls in flight", (DIRECT, FORWARDER, TRUNKLINE), 16, server="events"
+    ),
+    "large_events": Scenario(
+        "answers of 1 MiB as streams of one event, 4 calls in flight",
+        (DIRECT, FORWARDER, TRUNKLINE),
+        4,
+        server="events",
+        asks=(arguments(kib=1024),),
+    ),
     "sse_http": Scenario("HTTP+SSE to HTTP, 16 calls in flight", (OLD_4, TRUNKLINE), 16, transport="sse"),
     "ws_http": Scenario("WebSocket to HTTP, 16 calls in flight", (OLD_4, TRUNKLINE), 16, transport="ws"),
     "ws_ws": Scenario(

@@ -1,8 +1,8 @@
 """A lean MCP server, so that what is measured is the gateway: Streamable HTTP and WebSocket on one port, or stdio.
 
 Run: `python -m bench.upstream --port 9301`, or `--stdio`. Paths: `/mcp`; `/delay/5/mcp`, where each HTTP request takes
-5 ms more, as on a network; `/quiet/mcp`, which offers no GET stream; `/ws`. `GET /recorder` tells what came by HTTP,
-`DELETE` forgets it.
+5 ms more, as on a network; `/events/mcp`, where each answer is a stream of one event, as those of the SDK's servers;
+`/quiet/mcp`, which offers no GET stream; `/ws`. `GET /recorder` tells what came by HTTP, `DELETE` forgets it.
 
 Its tool takes any arguments and returns them. `kib` in them asks for a text of that size, `ms` for an answer that late.
 """
@@ -28,7 +28,8 @@ TOOLS = b'{"tools":[{"name":"echo","inputSchema":{"type":"object"}}]}'
 RESULT = b'{"content":[{"type":"text","text":"%b"}],"isError":false,"structuredContent":%b}'
 INITIALIZED = b'{"protocolVersion":%b,"capabilities":{"tools":{}},"serverInfo":{"name":"bench","version":"1"}}'
 EVENT = b'data: {"jsonrpc":"2.0","method":"notifications/message","params":{"level":"info","data":"%b"}}\n\n'
-STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n%btransfer-encoding: chunked\r\n\r\n"
+ANSWER_EVENT = b"event: message\r\ndata: %b\r\n\r\n"
 
 KINDS = {"tools/call": "call", "tools/list": "list", None: "response"}
 
@@ -176,28 +177,28 @@ class Connection(asyncio.Protocol):
             self._tell_recorder(method)
             return
         session = self._headers.get(b"mcp-session-id", b"")
-        answer = partial(self._answer, method, b"".join(self._body), session, b"quiet" in parts)
+        answer = partial(self._answer, method, b"".join(self._body), session, parts[1])
         if parts[1] == b"delay":
             asyncio.get_running_loop().call_later(float(parts[2]) / 1000, answer)
         else:
             answer()
 
-    def _answer(self, method: bytes, body: bytes, session: bytes, is_quiet: bool) -> None:
+    def _answer(self, method: bytes, body: bytes, session: bytes, kind: bytes) -> None:
         if method == b"POST":
-            self._post(body, session)
+            self._post(body, session, self._respond_by_event if kind == b"events" else self._respond)
             return
         self._server.tool.counts[method.decode().lower()] += 1
         if method != b"GET":
             self._respond(b"")
-        elif is_quiet:
+        elif kind == b"quiet":
             self._respond(b"", b"405 Method Not Allowed")
         else:
             self._server.streams[session] = self
             self._session = session
-            self._transport.write(STREAM_HEAD)
+            self._transport.write(STREAM_HEAD % b"")
             self._flood(self._server.floods.pop(session, 0))
 
-    def _post(self, body: bytes, session: bytes) -> None:
+    def _post(self, body: bytes, session: bytes, respond: Callable[..., None]) -> None:
         try:
             message = decode(body)
         except msgspec.DecodeError:
@@ -209,13 +210,18 @@ class Connection(asyncio.Protocol):
             else:
                 self._server.floods[session] = message.params.kib
         given = self._server.new_session() if message.method == "initialize" else b""
-        if not self._server.tool.receive(message, partial(self._respond, session=given)):
+        if not self._server.tool.receive(message, partial(respond, session=given)):
             self._respond(b"", b"202 Accepted")
 
     def _respond(self, body: bytes, status: bytes = b"200 OK", session: bytes = b"") -> None:
         own = b"mcp-session-id: %b\r\n" % session if session else b""
         head = b"HTTP/1.1 %b\r\ncontent-type: application/json\r\n%bcontent-length: %d\r\n\r\n"
         self._transport.write(head % (status, own, len(body)) + body)
+
+    def _respond_by_event(self, body: bytes, session: bytes = b"") -> None:
+        own = b"mcp-session-id: %b\r\n" % session if session else b""
+        event = ANSWER_EVENT % body
+        self._transport.write(STREAM_HEAD % own + b"%x\r\n%b\r\n0\r\n\r\n" % (len(event), event))
 
     def _tell_recorder(self, method: bytes) -> None:
         if method == b"DELETE":

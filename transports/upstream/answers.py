@@ -15,6 +15,7 @@ from ...mux.limits import MAX_EVENT_BYTES
 from ..event_stream import EventParser
 from ..media import STREAM_TYPE, content_type
 from ..parts import keep
+from ..patience import Patience
 from ..unfinished import Part, Unfinished
 from .http import Answer, ExchangeBroken, Headers
 
@@ -41,6 +42,9 @@ LAST_RETRY_SECONDS: Final = 30.0
 
 LISTEN_SECONDS: Final = 0.5
 """How long a request waits for the GET stream on which the server may tell of its progress."""
+
+LINGER_SECONDS: Final = 1.0
+"""How long a stream may stay open after its answer, before its connection is cut."""
 
 NOT_NOW: Final = frozenset({408, 409, 425, 429})
 """Refusals that pass: a server that still has the stream of before, for one, answers 409."""
@@ -69,6 +73,11 @@ def forgets_session(text: bytes, id: bytes = b"") -> bool:
 
 def nothing() -> None:
     """Stands for the cut of an exchange that has not begun."""
+
+
+def lingering() -> Patience:
+    """Of one server: its streams that have brought their answer, and are to end by themselves."""
+    return Patience(LINGER_SECONDS)
 
 
 def bare(error: E) -> E:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from ...mux.envelope import parse
 from ...mux.errors import (
@@ -18,14 +18,12 @@ from ...mux.limits import MAX_EVENT_BYTES
 from ...mux.ports import Headers
 from ...mux.request import Request
 from ..media import JSON_TYPE, STREAM_TYPE, content_type
+from ..patience import Waiting
 from .answers import ERROR_BODY_BYTES, Body, Events, forgets_session
 from .http import CredentialFailed, ExchangeBroken
 
 if TYPE_CHECKING:
     from .streamable_http import HTTPWire
-
-LINGER_SECONDS: Final = 1.0
-"""How long a stream may stay open after its answer, before its connection is cut."""
 
 
 class HTTPCall:
@@ -42,7 +40,7 @@ class HTTPCall:
         self._status = 0
         self._body: Body | None = None
         self._events: Events | None = None
-        self._linger: asyncio.TimerHandle | None = None
+        self._linger: Waiting | None = None
 
     def began(self, status: int, headers: Headers) -> None:
         """See `Answer.began`."""
@@ -107,7 +105,7 @@ class HTTPCall:
     def _hand_on(self, text: bytes) -> None:
         self._wire.receiver.received(text, self._request)
         if self._request.state == "done" and self._linger is None:
-            self._linger = asyncio.get_running_loop().call_later(LINGER_SECONDS, self._leave)
+            self._linger = self._wire.lingering.begin(asyncio.get_running_loop(), self._leave)
 
     def _leave(self, error: TrunklineError | None = None) -> None:
         """Nothing more is needed of the exchange, for this reason where its answer did not come."""

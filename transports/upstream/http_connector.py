@@ -7,6 +7,7 @@ from typing import ClassVar, Final, Literal
 from ...mux.ports import NONE, Headers
 from ...mux.statistics import Statistics
 from ..unfinished import Unfinished
+from .answers import lingering
 from .credentials import Credential
 from .http import HeaderBlock, HTTPClient, proof_in
 from .http_client import Trusted, http_client
@@ -49,6 +50,7 @@ class HTTPConnector:
         self.headers = self._with_own(headers or NONE)
         self.unfinished = unfinished or Unfinished()
         """What the server has sent of large messages that are not complete."""
+        self.lingering = lingering()
         self._statistics = statistics
 
     def rotate(self, headers: Headers) -> None:

@@ -23,7 +23,7 @@ from ...mux.statistics import Statistics
 from ..event_stream import EventParser
 from ..media import STREAM_TYPE, content_type
 from ..unfinished import Unfinished
-from .answers import Body, nothing
+from .answers import Body, lingering, nothing
 from .backoff import Backoff
 from .http import ExchangeBroken, HeaderBlock, HTTPClient
 from .http_call import failure_of
@@ -66,6 +66,7 @@ class ModernHTTPServer:
         self.statistics = statistics
         self.unfinished = unfinished or Unfinished()
         """What answers count to before they are complete."""
+        self.lingering = lingering()
         self._http = http
         self._headers = headers
         self._revisions: tuple[str, ...] | None = None

@@ -39,9 +39,6 @@ if TYPE_CHECKING:
 UNREAD_BYTES: Final = MAX_EVENT_BYTES
 """What may wait for a client that takes it more slowly than the server sends; over it the exchange is cut."""
 
-LINGER_SECONDS: Final = 1.0
-"""How long a stream may stay open after its response, before its connection is cut."""
-
 
 class Form(NamedTuple):
     """The form of an answer, once it is decided."""
@@ -130,7 +127,7 @@ class Passage:
         if self._has_ended:
             return
         if self.outcome in ("ok", "error"):
-            self._loop.call_later(LINGER_SECONDS, self.cut)
+            self._upstream.lingering.begin(self._loop, self.cut)
         else:
             self.cut()
         self.cut = nothing

@@ -20,6 +20,7 @@ from ...mux.ports import NONE, Headers, Receiver, SendKind
 from ...mux.request import Request
 from ...mux.routing import PRIMING
 from ..media import JSON_TYPE, STREAM_TYPE
+from ..patience import Patience
 from ..unfinished import Unfinished
 from .answers import Events, Unasked, nothing
 from .http import Answer, HeaderBlock
@@ -267,6 +268,11 @@ class HTTPWire:
     def unfinished(self) -> Unfinished:
         """What answers count to before they are complete."""
         return self._connector.unfinished
+
+    @property
+    def lingering(self) -> Patience:
+        """Streams that have brought their answer."""
+        return self._connector.lingering
 
     def begins(self, request: Request, status: int, headers: Headers) -> bool:
         """The server begins to answer this request; False where it has forgotten the session instead.

@@ -32,7 +32,7 @@ from trunkline.mux.errors import Cancelled, SessionLost, TimedOut, TrunklineErro
 from trunkline.mux.routing import LEGACY, MODERN
 from trunkline.mux.statistics import Statistics
 from trunkline.transports.event_stream import encode
-from trunkline.transports.upstream import modern_passage
+from trunkline.transports.upstream import answers, modern_passage
 from trunkline.transports.upstream.modern_passage import Form, SlowClient
 
 pytestmark = pytest.mark.anyio
@@ -289,7 +289,7 @@ async def test_a_connection_is_used_again_after_a_stream_that_ended() -> None:
 
 
 async def test_a_stream_that_stays_open_after_its_response_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modern_passage, "LINGER_SECONDS", 0)
+    monkeypatch.setattr(answers, "LINGER_SECONDS", 0)
     left = asyncio.Event()
 
     async def serve(peer: Peer) -> None:
@@ -317,7 +317,7 @@ async def test_l28_a_stream_of_subscriptions_ends_without_a_word() -> None:
 
 @pytest.mark.parametrize("pieces", [(), (STREAM,), (STREAM, chunk(encode(NOTE))), (answer(b" " * 99_999)[:-1],)])
 async def test_e13_closing_cuts_the_exchange(pieces: tuple[bytes, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modern_passage, "LINGER_SECONDS", 2 * PATIENCE)
+    monkeypatch.setattr(answers, "LINGER_SECONDS", 2 * PATIENCE)
     serve, said, left = hanging(*pieces)
     async with asked(serve) as here:
         passage = here.send()

@@ -8,7 +8,7 @@ from harness.http_bench import Heard, HTTPBench, http_bench
 from harness.upstream_scripted import Cut, Hang, OpenStream, Pause, Play, Raw, Reply, Send, Status, Step
 from trunkline.mux.errors import SessionLost, UpstreamFault
 from trunkline.mux.request import Request
-from trunkline.transports.upstream import answers, http_call
+from trunkline.transports.upstream import answers
 from trunkline.transports.upstream.http_resumption import RESUME_ATTEMPTS
 
 pytestmark = pytest.mark.anyio
@@ -198,7 +198,7 @@ async def test_a_server_cannot_send_the_wire_away_for_long(monkeypatch: pytest.M
 
 
 async def test_a_stream_that_stays_open_after_its_answer_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_call, "LINGER_SECONDS", 0.01)
+    monkeypatch.setattr(answers, "LINGER_SECONDS", 0.01)
     async with http_bench(call=[[OpenStream(), *GOOD, Hang()]]) as bench, bench.session() as session:
         await session.answered(session.request())
         await bench.upstream.until(lambda: bench.upstream.disconnects == 1)
