@@ -79,30 +79,29 @@ class EventParser:
         self._eventless += len(chunk)
         if self._skip_newline and chunk[:1] == b"\n":
             chunk = chunk[1:]
-        self._skip_newline = False
-        if b"\n" not in chunk and b"\r" not in chunk:
-            self._hold(chunk)
-            self._check_size()
-            return []
-        text = b"".join((*self._partial, chunk))
-        self._partial.clear()
-        self._partial_size = 0
-        if self._first:
-            text = text.removeprefix(b"\xef\xbb\xbf")
-            self._first = False
-        lines = text.splitlines(keepends=True)
-        if lines and lines[-1][-1:] not in b"\r\n":
-            self._hold(lines.pop())
-        self._skip_newline = text.endswith(b"\r")
-        events = [event for line in lines if (event := self._line(line.rstrip(b"\r\n"))) is not None]
-        if events:
-            self._eventless = 0
+        self._skip_newline = chunk.endswith(b"\r")
+        *lines, rest = lines_of(chunk)
+        events = []
+        if lines:
+            lines[0] = self._whole(lines[0])
+            events = [event for line in lines if (event := self._line(line)) is not None]
+            if events:
+                self._eventless = 0
+        if rest:
+            keep(self._partial, rest)
+            self._partial_size += len(rest)
         self._check_size()
         return events
 
-    def _hold(self, part: bytes) -> None:
-        keep(self._partial, part)
-        self._partial_size += len(part)
+    def _whole(self, end: bytes) -> bytes:
+        """A line that ends so."""
+        line = b"".join((*self._partial, end))
+        self._partial.clear()
+        self._partial_size = 0
+        if self._first:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+            self._first = False
+        return line
 
     def _check_size(self) -> None:
         size = self._event_size + self._partial_size
@@ -119,8 +118,9 @@ class EventParser:
         if line[:1] == b":":
             return None
         self._event_size += len(line) + 1
-        field, _, value = line.partition(b":")
-        value = value.removeprefix(b" ")
+        end = line.find(b":")
+        field = line[:end] if end >= 0 else line
+        value = line[end + len(b": ") :] if line[end : end + 2] == b": " else line[len(field) + 1 :]
         if field == b"data":
             if self._data:
                 keep(self._data, b"\n" + value)
@@ -145,3 +145,22 @@ class EventParser:
         self._event_size = 0
         self.last_id = self._id
         return ServerEvent(data, name, self.last_id, retry) if data or changed else None
+
+
+def lines_of(text: bytes) -> list[bytes]:
+    """Its lines, each without what ends it: LF, CR, or both; the last one has no end."""
+    lines: list[bytes] = []
+    start, newline, carriage = 0, text.find(b"\n"), text.find(b"\r")
+    while newline >= 0 or carriage >= 0:
+        if carriage < 0 or 0 <= newline < carriage:
+            end, after = newline, newline + 1
+        else:
+            end, after = carriage, carriage + (2 if newline == carriage + 1 else 1)
+        lines.append(text[start:end])
+        start = after
+        if 0 <= newline < start:
+            newline = text.find(b"\n", start)
+        if 0 <= carriage < start:
+            carriage = text.find(b"\r", start)
+    lines.append(text[start:])
+    return lines
