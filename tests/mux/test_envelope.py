@@ -242,17 +242,19 @@ def swapped(params: str) -> tuple[str, str]:
     return bytes(raw).decode(), token.decode()
 
 
+@pytest.mark.parametrize("text", ["x", "x" * 9_999, "x" * LIMIT])
 @pytest.mark.parametrize("token", ["0", '""', '"0"', "7", "1.5", str(2**70)])
-def test_a_progress_token_is_swapped_whatever_its_spelling(token: str) -> None:
-    assert swapped(f'{{"_meta":{{"progressToken":{token},"v":1}},"n":"x"}}') == (
-        '{"_meta":{"progressToken":42,"v":1},"n":"x"}',
+def test_a_progress_token_is_swapped_whatever_its_spelling(token: str, text: str) -> None:
+    assert swapped(f'{{"_meta":{{"progressToken":{token},"v":1}},"n":"{text}"}}') == (
+        f'{{"_meta":{{"progressToken":42,"v":1}},"n":"{text}"}}',
         token,
     )
 
 
-def test_an_escaped_key_hides_no_progress_token() -> None:
-    params, token = swapped('{"\\u005fmeta":{"progress\\u0054oken":7}}')
-    assert (json.loads(params), token) == ({"_meta": {"progressToken": 42}}, "7")
+@pytest.mark.parametrize("text", ["", "x" * 9_999, "x" * LIMIT])
+def test_an_escaped_key_hides_no_progress_token(text: str) -> None:
+    params, token = swapped(f'{{"n":"{text}","\\u005fmeta":{{"progress\\u0054oken":7}}}}')
+    assert (json.loads(params), token) == ({"n": text, "_meta": {"progressToken": 42}}, "7")
 
 
 @pytest.mark.parametrize("token", ["7", "-1.50", '""', '"\\u0061\\"\\\\:é"', f'"{"x" * 1022}"'])
@@ -272,10 +274,11 @@ def test_what_no_lasting_token_is_brings_nothing(text: str) -> None:
 
 
 def test_a_call_that_begins_a_task_is_told_from_others() -> None:
-    for params in (b'{"task":{}}', b'{"a":1,"\\u0074ask":null}'):
-        assert envelope.begins_task(Raw(params))
-    for params in (b"{}", b'{"a":"task"}', b'["task"]', b'{"a":{"task":1}}', b'{"a":"\\u0074ask"}'):
-        assert not envelope.begins_task(Raw(params))
+    for space in (b"", b" " * 9_999):
+        for params in (b'{%b"task":{}}', b'{%b"a":1,"\\u0074ask":null}'):
+            assert envelope.begins_task(Raw(params % space))
+        for params in (b"{%b}", b'{%b"a":"task"}', b'["task"%b]', b'{%b"a":{"task":1}}', b'{%b"a":"\\u0074ask"}'):
+            assert not envelope.begins_task(Raw(params % space))
 
 
 @pytest.mark.parametrize("params", ["[1]", "{}", '{"_meta":1}', '{"_meta":{}}', '{"a":"_meta"}', '["\\u0041"]', "null"])
