@@ -5,6 +5,7 @@ import inspect
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -153,6 +154,8 @@ class Lease:
         self.pool_result: PoolResult = pool_result
         """What the pool did for it: `hit`, `miss` or `spare`."""
         self._workflow = workflow
+        self._context = copy_context()
+        """The context variables of who leased: what comes was read in another's."""
         self._hear = hear
         self._answer = answer
         self._answering: dict[str, asyncio.Task[None]] = {}
@@ -238,8 +241,10 @@ class Lease:
             meta = (asked or {}).get("_meta") or {}
             asked = {**(asked or {}), "_meta": {**meta, "progressToken": next(_IDS)}}
 
+        context = copy_context()
+
         def hear(message: bytes) -> None:
-            self._take(message, progress)
+            context.run(self._take, message, progress)
 
         response = await ask(self._workflow, method, asked, headers, hear)
         if "error" in response:
@@ -292,7 +297,7 @@ class Lease:
                 self._workflow.respond(wire_format.parse(refusal, limit=MAX_EVENT_BYTES))
             return
         if message.kind == "request":
-            task = asyncio.get_running_loop().create_task(self._reply(message, params))
+            task = asyncio.get_running_loop().create_task(self._reply(message, params), context=self._context.copy())
             name = message.id.decode()
             self._answering[name] = task
             task.add_done_callback(lambda _: self._answering.pop(name, None))
@@ -308,7 +313,7 @@ class Lease:
             if method == "notifications/progress" and progress is not None:
                 progress(params)
             elif self._hear is not None:
-                self._hear(method, params)
+                self._context.copy().run(self._hear, method, params)
         except Exception:  # of the program's own: it must not end the reading of a channel
             logger.exception("what hears of %s failed", method)
 

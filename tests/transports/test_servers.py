@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from trunkline.transports import Server, Servers
 pytestmark = pytest.mark.anyio
 
 TENANT = {"X-Tenant": "acme"}
+USER: ContextVar[str] = ContextVar("user")
 ALICE, BOB = Principal("app", "acme", "alice"), Principal("app", "acme", "bob")
 
 
@@ -126,6 +128,40 @@ async def test_a_server_that_asks_is_answered_by_the_program(server: Upstream) -
         async with servers.lease("up", key="a"):
             with pytest.raises(InvalidParams, match="another capabilities"):
                 await count(servers, key="a", capabilities={"elicitation": {}})
+
+
+async def test_g4_what_is_called_for_a_lease_has_the_context_variables_of_who_leased(server: Upstream) -> None:
+    """Not those of who came first, and opened the session or the connection that it came by."""
+    seen: list[tuple[str, str]] = []
+
+    def hear(method: str, params: dict[str, Any]) -> None:
+        seen.append((method, USER.get()))
+
+    def progress(params: dict[str, Any]) -> None:
+        seen.append(("progress", USER.get()))
+
+    async def answer(method: str, params: dict[str, Any]) -> dict[str, Any]:
+        seen.append((method, USER.get()))
+        return {"action": "accept", "content": {"colour": "blue"}}
+
+    async with keeping(server) as servers:
+        for who in (ALICE, BOB, ALICE):
+            for turn in ("first", "next"):
+                USER.set(f"{who.subject}, {turn}")
+                leasing = servers.lease(
+                    "up", key="a", principal=who, capabilities={"elicitation": {}}, hear=hear, answer=answer
+                )
+                async with leasing as up:
+                    await up.call("ask")
+                    await up.call("log", {"text": "x"})
+                    USER.set(f"{who.subject}, {turn}, calling")
+                    await up.call("slow", {"steps": 1}, progress=progress)
+                own = f"{who.subject}, {turn}"
+                assert ("elicitation/create", own) in seen
+                assert ("notifications/message", own) in seen
+                assert ("progress", f"{own}, calling") in seen
+                assert {user.split(", c")[0] for _, user in seen} == {own}
+                seen.clear()
 
 
 async def test_a_server_on_its_standard_input_and_output() -> None:
