@@ -144,6 +144,12 @@ SCENARIOS = {
     "large": Scenario(
         "answers of 1 MiB, 4 calls in flight", (DIRECT, FORWARDER, TRUNKLINE), 4, asks=(arguments(kib=1024),)
     ),
+    "large_calls": Scenario(
+        "calls of 1 MiB, with answers as large, 4 in flight",
+        (DIRECT, FORWARDER, TRUNKLINE),
+        4,
+        asks=(arguments(pad=1 << 20),),
+    ),
     "events": Scenario(
         "answers as streams of one event, 16 calls in flight", (DIRECT, FORWARDER, TRUNKLINE), 16, server="events"
     ),

@@ -80,14 +80,14 @@ class Lines:
 
     def feed(self, chunk: bytes) -> Iterator[bytes]:
         """The lines that this chunk completes; of one that is too long, its beginning."""
-        *ends, rest = chunk.split(b"\n")
-        for end in ends:
-            self._hold(end)
+        start = 0
+        while (end := chunk.find(b"\n", start)) >= 0:
+            self._hold(chunk[start:end])
             yield b"".join(self._parts)
             self._parts.clear()
             self._held = 0
-        if rest:
-            self._hold(rest)
+            start = end + 1
+        self._hold(chunk[start:])
 
     def rest(self) -> bytes:
         """What came after the last line."""
