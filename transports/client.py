@@ -65,22 +65,21 @@ async def websocket_client(
         ValueError: a URL, headers, attempts or seconds that cannot be used.
     """
     client = _Client(Dialer(url, headers or {}, workflow, ssl), Retries(attempts, seconds), _codec())
+    failure: BaseException | None = None
     try:
         await client.open()
-    except BaseException:
-        await client.close()
-        raise
-    failure: Exception | None = None
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(client.read, tasks)
-        tasks.start_soon(client.write, tasks)
-        try:
-            yield client.incoming, client.outgoing
-        except Exception as error:  # kept out of the task group, which would wrap it
-            failure = error
-        finally:
-            await client.close()
-            tasks.cancel_scope.cancel()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(client.read, tasks)
+            tasks.start_soon(client.write, tasks)
+            try:
+                yield client.incoming, client.outgoing
+            except (Exception, SystemExit, KeyboardInterrupt) as error:  # the task group would wrap it
+                failure = error
+            finally:
+                await client.close()
+                tasks.cancel_scope.cancel()
+    finally:
+        client.drop()
     if failure is not None:
         raise failure
 
@@ -166,8 +165,12 @@ class _Client:
             with anyio.move_on_after(CLOSE_SECONDS, shield=True):
                 await self._has_written.wait()
                 await connection.close()
-            connection.transport.abort()
-        for stream in (self._received, self.incoming, self._to_write):
+
+    def drop(self) -> None:
+        """Hold nothing any longer: no scope is a shield against the cancellation of a task that closes."""
+        if self._connection is not None:
+            self._connection.transport.abort()
+        for stream in (self._received, self.incoming, self.outgoing, self._to_write):
             stream.close()
 
     def _use(self, connection: ClientConnection) -> None:

@@ -1,5 +1,6 @@
 """The WebSocket transport of the SDK's client, against a server that does what each test says."""
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -369,10 +370,40 @@ async def test_closing_while_there_is_no_connection_does_not_wait(
     assert not patience.cancel_called
 
 
-async def test_an_error_inside_comes_out_as_it_is(server: ScriptedServer) -> None:
-    with pytest.raises(KeyError, match="mine"):
+@pytest.mark.parametrize("turns", range(6))
+async def test_who_gives_up_while_it_closes_leaves_no_connection_behind(server: ScriptedServer, turns: int) -> None:
+    peers: list[Peer] = []
+    leaves = asyncio.Event()
+
+    async def use() -> None:
+        async with connected(server) as (_, peer):
+            peers.append(peer)
+            leaves.set()
+
+    using = asyncio.create_task(use())
+    await leaves.wait()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    using.cancel()
+    await asyncio.wait([using])
+    await peers[0].closed()
+
+
+@pytest.mark.parametrize("turns", range(6))
+async def test_who_leaves_while_it_comes_back_leaves_no_connection_behind(server: ScriptedServer, turns: int) -> None:
+    async with connected(server) as (_, peer):
+        peer.cut()
+        again = await server.next()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+    await again.closed()
+
+
+@pytest.mark.parametrize("error", [KeyError("mine"), SystemExit("mine"), KeyboardInterrupt("mine")])
+async def test_an_error_inside_comes_out_as_it_is(server: ScriptedServer, error: BaseException) -> None:
+    with pytest.raises(type(error), match="mine"):
         async with connected(server):
-            raise KeyError("mine")
+            raise error
 
 
 async def test_the_first_connection_is_not_tried_twice(server: ScriptedServer) -> None:
