@@ -71,9 +71,10 @@ class Channels:
         """True where the circuit of the server and the tenant lets everybody through."""
         return self._breakers.is_closed(server, principal)
 
-    def serves(self, version: Version) -> bool:
-        """True while any is open under these settings of a server."""
-        return any(channel.version == version for channel in self._held)
+    @property
+    def versions(self) -> set[Version]:
+        """The settings of servers under which any is open."""
+        return {channel.version for channel in self._held}
 
     def expire(self, now: float) -> None:
         """Forget failures that lie long enough back."""

@@ -155,10 +155,10 @@ class Lines:
         self._close_superseded()
         self._spares.supersede(self._generations.is_current)
 
-    def serves(self, version: Version) -> bool:
-        """True while anything is open under these settings of a server."""
-        groups = ((key.server, key.generation) for key in self._groups)
-        return version in groups or self.channels.serves(version)
+    @property
+    def versions(self) -> set[Version]:
+        """The settings of servers under which anything is open."""
+        return self.channels.versions | {(key.server, key.generation) for key in self._groups}
 
     def close_unused(self, cause: TrunklineError) -> None:
         """End the sessions that were shared and that nobody has: no other worker would go on with them."""

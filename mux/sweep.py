@@ -131,6 +131,6 @@ class Sweep:
         if not self._generations.superseded:
             return
         had = {(workflow.server, workflow.generation) for workflow in self._residents.served}
-        for upstream in self._generations.release(lambda version: version in had or self._lines.serves(version)):
+        for upstream in self._generations.release((had | self._lines.versions).__contains__):
             if self._release is not None:
                 self._tasks.spawn(self._release, upstream)

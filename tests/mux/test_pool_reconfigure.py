@@ -12,6 +12,7 @@ from harness.memory_wire import MemoryServer, echo
 from harness.muxing import ALICE, BOB, PATIENCE, Client, Clock, SlowDirectory, begin, initialize, settle
 from trunkline.compat.per_request import PerRequestLine
 from trunkline.mux.breaker import MAX_FAILURES
+from trunkline.mux.channel import Channel
 from trunkline.mux.errors import (
     CircuitOpen,
     InvalidParams,
@@ -21,6 +22,7 @@ from trunkline.mux.errors import (
     UnknownSession,
     UpstreamUnreachable,
 )
+from trunkline.mux.generations import Version
 from trunkline.mux.limits import EventLogLimits, Pooling
 from trunkline.mux.pool import Pool
 from trunkline.mux.upstream import Upstream
@@ -367,6 +369,41 @@ async def test_a_hundred_changes_leave_one_generation() -> None:
         ]
         assert at.pool.workflows == [kept]
         assert at.states == [("y", "idle")]
+
+
+async def test_what_is_open_is_looked_at_once_for_all_settings_that_were_superseded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    servers, sessions, looks = 20, 20, 0
+    read = Channel.version.fget
+    assert read is not None
+
+    def looked(channel: Channel) -> Version:
+        nonlocal looks
+        looks += 1
+        return read(channel)
+
+    left, are_released = servers, anyio.Event()
+
+    async def release(upstream: Upstream) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            are_released.set()
+
+    server = MemoryServer()
+    upstreams = {name: Upstream(name, server) for name in ("y", *(f"x{n}" for n in range(servers)))}
+    async with (
+        server.running(),
+        Pool(upstreams, SlowDirectory(), pooling=SWEEPING, release=release).running() as pool,
+    ):
+        for _ in range(sessions):
+            await begin(pool, ALICE, "y")
+        monkeypatch.setattr(Channel, "version", property(looked))
+        pool.reconfigure({name: replace(one, generation=1) for name, one in upstreams.items()}, SWEEPING)
+        with anyio.fail_after(PATIENCE):
+            await are_released.wait()
+        assert looks < servers * sessions
 
 
 async def test_the_bounds_of_the_process_change_with_it() -> None:
