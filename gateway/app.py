@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, replace
@@ -385,7 +386,10 @@ class Gateway:
         )
         return _Routes(settings, authenticator, sites, leaving, http, at_once, websocket, operations)
 
-    def _beside(self, name: str) -> int:
-        """Requests of a server that are under way without a session."""
-        open_sites = [site for site in self._open.values() if site.upstream.name == name]
-        return sum(site.modern.inflight for site in open_sites if site.modern is not None)
+    def _beside(self) -> Counter[str]:
+        """Requests that are under way without a session, by server."""
+        found = Counter[str]()
+        for site in self._open.values():
+            if site.modern is not None:
+                found[site.upstream.name] += site.modern.inflight
+        return found

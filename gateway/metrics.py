@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Final, NamedTuple, get_args
 
 import anyio
+import anyio.to_thread
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -32,8 +33,8 @@ CHANNEL_STATES: Final = ("opening", "active", "idle", "draining")
 MAX_SHARE: Final = 0.1
 """How much of its time a process makes expositions, however many ask for one."""
 
-InFlight = Callable[[str], int]
-"""A server's name to its calls in flight."""
+InFlight = Callable[[], Counter[str]]
+"""Calls in flight, by server."""
 
 
 class Family(NamedTuple):
@@ -159,10 +160,10 @@ HISTOGRAMS: Final[dict[str, Family]] = {
 
 
 def gauges(pool: Pool, beside: InFlight) -> Gauges:
-    """What a pool holds now; `beside` tells a server's calls in flight that have no session."""
+    """What a pool holds now; `beside` tells the calls in flight that have no session."""
     channels = Counter((server, channel.state) for server, channel in pool.channels)
     workflows = Counter((w.server, w.transport, "attached" if w.is_attached else "detached") for w in pool.workflows)
-    inflight: Counter[str] = Counter()
+    inflight = beside()
     for workflow in pool.workflows:
         inflight[workflow.server] += workflow.inflight
     found: Gauges = {}
@@ -171,41 +172,53 @@ def gauges(pool: Pool, beside: InFlight) -> Gauges:
             found["channels", server, channel_state] = channels[server, channel_state]
         for transport, state in product(get_args(Transport), ("attached", "detached")):
             found["workflows", server, transport, state] = workflows[server, transport, state]
-        found["inflight", server] = inflight[server] + beside(server)
+        found["inflight", server] = inflight[server]
     return found
 
 
-def exposition(pool: Pool, beside: InFlight = lambda server: 0, workers: WorkerMetrics | None = None) -> bytes:
-    """The text that Prometheus scrapes; with `workers`, of all processes of the gateway. `beside` as in `gauges`."""
-    counted, held = pool.statistics, gauges(pool, beside)
-    if workers is not None:
-        counted, held = workers.merged(counted, held)
-    registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collected(counted, held, tuple(pool.upstreams)))
-    return generate_latest(registry)
+def exposition(pool: Pool, beside: InFlight = Counter, workers: WorkerMetrics | None = None) -> Callable[[], bytes]:
+    """What writes the text that Prometheus scrapes, of how things stand now; it may be called in a thread.
+
+    With `workers`, that of all processes of the gateway. `beside` as in `gauges`.
+    """
+    counted, held, servers = Statistics(), gauges(pool, beside), tuple(pool.upstreams)
+    counted.add(pool.statistics)
+
+    def write() -> bytes:
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Collected(*(workers.merged(counted, held) if workers else (counted, held)), servers))
+        return generate_latest(registry)
+
+    return write
 
 
 class Expositions:
-    """What `make` makes, once for all who ask before it begins; it takes `MAX_SHARE` of the time at most.
+    """What `look` sees, written down once for all who ask before; that takes `MAX_SHARE` of the time at most.
 
-    The path is open to everybody, takes no turns, and with very many workflows costs tens of milliseconds.
+    The path is open to everybody and takes no turns. A hundred servers make thousands of lines: they are written in a
+    thread, and calls go on meanwhile.
     """
 
-    def __init__(self, make: Callable[[], bytes]) -> None:
-        self._make = make
+    def __init__(self, look: Callable[[], Callable[[], bytes]]) -> None:
+        self._look = look
         self._making = anyio.Lock()
-        self._made = 0
+        self._looks = 0
+        """How many have begun."""
         self._text = b""
+        self._written = 0
+        """Which of them that is of."""
         self._rests_until = -inf
 
     async def text(self) -> bytes:
         """How things stand; not before this was asked."""
-        before = self._made
+        before = self._looks
         async with self._making:
-            if self._made == before:
+            if self._written <= before:
                 await anyio.sleep_until(self._rests_until)
                 began = perf_counter()
-                self._text, self._made = self._make(), self._made + 1
+                self._looks += 1
+                self._text = await anyio.to_thread.run_sync(self._look())
+                self._written = self._looks
                 spent = perf_counter() - began
                 self._rests_until = anyio.current_time() + spent / MAX_SHARE
             return self._text

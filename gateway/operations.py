@@ -1,6 +1,7 @@
 """What operators ask a gateway: is it alive, is it ready, what does it hold. Never on the path of a call."""
 
 import re
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -54,7 +55,7 @@ class Operations(Starlette):
         guard: Guard,
         authenticator: Authenticator,
         *,
-        beside: InFlight = lambda server: 0,
+        beside: InFlight = Counter,
         member: Member | None = None,
         workers: WorkerMetrics | None = None,
         events: Events | None = None,

@@ -14,6 +14,7 @@ from msgspec import Raw
 
 from ..mux import envelope as wire_format
 from ..mux.account import MAX_COMPARED, Account, ChannelKey, Decision, Difference, Ended, nearest
+from ..mux.breaker import Circuit
 from ..mux.errors import TrunklineError
 from ..mux.limits import Pooling
 from ..mux.pool import Pool
@@ -46,10 +47,10 @@ class NotTold(Exception):
         self.body: dict[str, Any] = {"error": message, **details}
 
 
-def server_rows(pool: Pool, beside: InFlight = lambda server: 0) -> list[dict[str, Any]]:
-    """The servers, as pages and tables show them; `beside` tells a server's calls in flight that have no session."""
+def server_rows(pool: Pool, beside: InFlight = Counter) -> list[dict[str, Any]]:
+    """The servers, as pages and tables show them; `beside` tells the calls in flight that have no session."""
     channels = Counter((server, channel.state) for server, channel in pool.channels)
-    inflight = Counter[str]()
+    inflight, circuits = beside(), _worst_circuits(pool)
     for server, channel in pool.channels:
         inflight[server] += channel.inflight
     workflows = Counter((workflow.server, workflow.is_attached) for workflow in pool.workflows)
@@ -66,19 +67,20 @@ def server_rows(pool: Pool, beside: InFlight = lambda server: 0) -> list[dict[st
             "channel_states": states,
             "workflows": workflows[name, True] + workflows[name, False],
             "attached": workflows[name, True],
-            "inflight": inflight[name] + beside(name),
+            "inflight": inflight[name],
             "last_failure": failure._asdict() if failure else None,
-            "circuit": _circuit_row(pool, name),
+            "circuit": _circuit_row(pool, circuits.get(name)),
         }
 
     return [row(name) for name in pool.upstreams]
 
 
-def _circuit_row(pool: Pool, name: str) -> dict[str, Any] | None:
-    """How the server stands with the tenant that it fails most; None where nothing has failed lately."""
-    worst = max(
-        (c for c in pool.circuits if c.server == name), key=lambda c: (c.state != "closed", c.until), default=None
-    )
+def _worst_circuits(pool: Pool) -> dict[str, Circuit]:
+    """How servers stand with the tenants that they fail most, where something has failed lately."""
+    return {circuit.server: circuit for circuit in sorted(pool.circuits, key=lambda c: (c.state != "closed", c.until))}
+
+
+def _circuit_row(pool: Pool, worst: Circuit | None) -> dict[str, Any] | None:
     if worst is None:
         return None
     wait = max(0.0, worst.until - pool.now()) if worst.state == "open" else 0.0

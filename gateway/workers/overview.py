@@ -1,6 +1,7 @@
 """What operators ask a gateway, for all its workers: each tells what it holds, and who was asked adds it up."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from typing import Any, Final
@@ -36,9 +37,7 @@ class Overview:
     `server_rows`.
     """
 
-    def __init__(
-        self, pool: Pool, trends: Trends, member: Member | None = None, beside: InFlight = lambda server: 0
-    ) -> None:
+    def __init__(self, pool: Pool, trends: Trends, member: Member | None = None, beside: InFlight = Counter) -> None:
         self._pool = pool
         self._trends = trends
         self._member = member

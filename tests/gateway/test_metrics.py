@@ -148,14 +148,14 @@ def samples(at: Bench, name: str) -> dict[tuple[str, ...], float]:
     """The samples of a metric that are not zero, by their label values in the order of the labels' names."""
     return {
         tuple(value for _, value in sorted(sample.labels.items())): sample.value
-        for family in families(exposition(at.pool).decode()).values()
+        for family in families(exposition(at.pool)().decode()).values()
         for sample in family.samples
         if sample.name == name and sample.value
     }
 
 
 async def test_every_family_is_there_before_anything_happened(at: Bench) -> None:
-    found = families(exposition(at.pool).decode())
+    found = families(exposition(at.pool)().decode())
     told = {f"{name}_total" if family.type == "counter" else name for name, family in found.items()}
     assert told == PROMISED.keys() | BESIDE.keys()
     assert all(family.documentation for family in found.values())
@@ -166,7 +166,7 @@ async def test_every_family_is_there_before_anything_happened(at: Bench) -> None
 
 
 async def test_what_has_fixed_labels_is_there_at_0_so_that_its_first_event_is_seen_as_one(at: Bench) -> None:
-    found = families(exposition(at.pool).decode())
+    found = families(exposition(at.pool)().decode())
     assert all(sample.value == 0 for family in found.values() for sample in family.samples)
 
     def labels(name: str, *of: str) -> set[tuple[str, ...]]:
@@ -224,10 +224,10 @@ async def test_g12_series_do_not_grow_with_what_servers_send(at: Bench) -> None:
     at.server.on_request = answer
     client = await at.client()
     await client.answer(client.call())
-    lines = len(exposition(at.pool).splitlines())
+    lines = len(exposition(at.pool)().splitlines())
     for n in range(HOSTILE):
         await client.answer(client.call(id=b'"%d"' % n))
-    assert len(exposition(at.pool).splitlines()) == lines
+    assert len(exposition(at.pool)().splitlines()) == lines
     assert samples(at, "trunkline_calls_total") == {("tools/call", "error", "x"): HOSTILE + 1}
 
 

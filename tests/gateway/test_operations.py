@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -10,7 +11,8 @@ import httpx2
 import pytest
 from harness.memory_wire import MemoryServer
 from harness.muxing import ALICE, Client, begin, settle
-from trunkline.gateway import operations
+from prometheus_client import CollectorRegistry, generate_latest
+from trunkline.gateway import metrics, operations
 from trunkline.gateway.auth import Authenticator
 from trunkline.gateway.metrics import exposition
 from trunkline.gateway.operations import Operations
@@ -97,7 +99,7 @@ async def test_g10_a_crowd_that_asks_for_metrics_costs_what_one_does(
 ) -> None:
     made = 0
 
-    def counted(*args: Any) -> bytes:
+    def counted(*args: Any) -> Callable[[], bytes]:
         nonlocal made
         made += 1
         return exposition(*args)
@@ -110,6 +112,25 @@ async def test_g10_a_crowd_that_asks_for_metrics_costs_what_one_does(
         assert made < 10
         for answer in answers:
             assert f'trunkline_refused_total{{reason="body"}} {number}.0' in answer.text, "as it was when it was asked"
+
+
+async def test_g10_others_are_answered_while_metrics_are_written(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    has_begun, are_answered = threading.Event(), threading.Event()
+
+    def written(registry: CollectorRegistry) -> bytes:
+        has_begun.set()
+        assert are_answered.wait(10), "the loop stood still"
+        return generate_latest(registry)
+
+    monkeypatch.setattr(metrics, "generate_latest", written)
+    asked = asyncio.create_task(site.get("/metrics"))
+    assert await asyncio.to_thread(has_begun.wait, 10)
+    site.pool.statistics.count("refused", "body")
+    later = asyncio.create_task(site.get("/metrics"))
+    assert (await site.get("/healthz")).status_code == 200
+    are_answered.set()
+    one = 'trunkline_refused_total{reason="body"} 1.0'
+    assert (one in (await asked).text, one in (await later).text) == (False, True), "as it was when it was asked"
 
 
 async def test_metrics_are_in_prometheus_text_format(site: Site) -> None:

@@ -1,6 +1,7 @@
 """What `/api/*` tells: pages of workflows that can be searched, and the account of one."""
 
 import asyncio
+from collections import Counter
 from dataclasses import replace
 from itertools import count
 from typing import Any, Literal
@@ -8,11 +9,14 @@ from typing import Any, Literal
 import pytest
 from harness.memory_wire import echo
 from harness.muxing import ALICE, BOB, Bench, Client, bench, initialize
+from trunkline.gateway.metrics import gauges
 from trunkline.gateway.rows import MAX_CANDIDATES, MAX_PAGE, NotTold, explanation, page, server_rows, workflow_row
 from trunkline.mux.account import MAX_ENDED, MAX_EVENTS
+from trunkline.mux.breaker import Circuit
 from trunkline.mux.envelope import parse
 from trunkline.mux.errors import SessionLost, UpstreamUnreachable
 from trunkline.mux.limits import MAX_BODY_BYTES
+from trunkline.mux.pool import Pool
 from trunkline.mux.workflow import Workflow
 
 pytestmark = pytest.mark.anyio
@@ -52,9 +56,31 @@ async def test_rows_of_a_server_and_of_a_workflow() -> None:
         at.server.let("connect")
         await opening
         assert workflow_row(workflow)["channel"] == "open"
-        one, other = server_rows(at.pool, beside=lambda server: 7 if server == "y" else 0)
+        one, other = server_rows(at.pool, beside=lambda: Counter(y=7))
         assert (one["workflows"], one["attached"], one["channel_states"]["active"]) == (1, 0, 0)
         assert (other["workflows"], other["inflight"], other["state"]) == (0, 7, "unused")
+
+
+async def test_what_rows_have_in_common_is_looked_for_once_for_all_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Counter[str]()
+
+    def beside() -> Counter[str]:
+        asked["beside"] += 1
+        return Counter(x=1)
+
+    def circuits(pool: Pool) -> list[Circuit]:
+        asked["circuits"] += 1
+        return [Circuit("y", "closed", 1, 9.0), Circuit("y", "open", 3, 5.0), Circuit("y", "open", 4, 4.0)]
+
+    async with bench() as at:
+        monkeypatch.setattr(Pool, "circuits", property(circuits))
+        monkeypatch.setattr(Pool, "upstreams", dict.fromkeys("xyz", at.pool.upstreams["x"]))
+        rows = {row["server"]: row for row in server_rows(at.pool, beside)}
+        assert asked == {"beside": 1, "circuits": 1}
+        assert (rows["x"]["inflight"], rows["x"]["circuit"], rows["y"]["inflight"]) == (1, None, 0)
+        assert (rows["y"]["circuit"]["state"], rows["y"]["circuit"]["failures"]) == ("open", 3)
+        gauges(at.pool, beside)
+        assert asked["beside"] == 2
 
 
 # Pages.

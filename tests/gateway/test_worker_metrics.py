@@ -216,7 +216,7 @@ async def test_whoever_is_scraped_tells_what_all_have_counted_and_hold(tmp_path:
         await client.answer(client.call())
         with workers(tmp_path, 1) as [process]:
             process.do("count 4", "hold 2", "publish")
-            text = exposition(at.pool, workers=WorkerMetrics(tmp_path, "here")).decode()
+            text = exposition(at.pool, workers=WorkerMetrics(tmp_path, "here"))().decode()
     told = {
         (sample.name, sample.labels.get("server"), sample.labels.get("state")): sample.value
         for family in text_string_to_metric_families(text)
