@@ -135,6 +135,11 @@ async def test_g12_a_fault_shows_no_secret() -> None:
         (answered(result={"protocolVersion": 7}), "revision"),
         (http(b"not found", "404 Not Found"), "404"),
         (http(b"", "401 Unauthorized"), "401"),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 6\r\n\r\n<html>",
+            "HTTP 200 with .*Content-Type",
+        ),
+        (http(b"", "307 Temporary Redirect"), "HTTP 307, which leads elsewhere and is not followed"),
         (http(b"<html>"), ""),
         (b"no http\r\n\r\n", ""),
     ],

@@ -162,6 +162,14 @@ def words_of(error: OSError) -> str:
     return os.strerror(error.errno) if error.errno is not None and error.errno > 0 else "no connection"
 
 
+def words_of_status(status: int) -> str:
+    """What a server did in place of an answer to a request; of what might be taken for well, what is wrong with it."""
+    told = f"the server answered HTTP {status}"
+    if 200 <= status < 300:
+        return f"{told} with what is no response, by its status or its Content-Type"
+    return f"{told}, which leads elsewhere and is not followed" if 300 <= status < 400 else told
+
+
 def parts_of(url: str) -> SplitResult:
     """What a URL is made of; nothing where it cannot be taken apart: brackets round what is no address."""
     try:

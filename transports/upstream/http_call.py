@@ -20,7 +20,7 @@ from ...mux.request import Request
 from ..media import JSON_TYPE, STREAM_TYPE, content_type
 from ..patience import Waiting
 from .answers import ERROR_BODY_BYTES, Body, Events, forgets_session
-from .http import CredentialFailed, ExchangeBroken
+from .http import CredentialFailed, ExchangeBroken, words_of_status
 
 if TYPE_CHECKING:
     from .streamable_http import HTTPWire
@@ -129,7 +129,7 @@ def failure_of(error: ExchangeBroken, *, may_run: bool = True) -> TrunklineError
 def refusal(status: int) -> TrunklineError:
     """The failure of a request that was answered with this status, and nothing that says more."""
     executed = "no" if 400 <= status < 500 else "unknown"
-    return UpstreamUnreachable(f"the server answered HTTP {status}", status=status, executed=executed)
+    return UpstreamUnreachable(words_of_status(status), status=status, executed=executed)
 
 
 def _is_error(text: bytes) -> bool:

@@ -25,7 +25,7 @@ from ..media import STREAM_TYPE, content_type
 from ..unfinished import Unfinished
 from .answers import Body, lingering, nothing
 from .backoff import Backoff
-from .http import ExchangeBroken, HeaderBlock, HTTPClient
+from .http import ExchangeBroken, HeaderBlock, HTTPClient, words_of_status
 from .http_call import failure_of
 from .modern_passage import Passage
 
@@ -224,7 +224,7 @@ class _Probe:
     def _judge(self, answer: Envelope | None) -> None:
         revisions = modern.revisions_of(self._status, answer)
         if revisions is None:
-            self.fail(UpstreamUnreachable(f"the server answered HTTP {self._status}", executed="no"))
+            self.fail(UpstreamUnreachable(words_of_status(self._status), executed="no"))
         elif not self.verdict.done():
             self.verdict.set_result(revisions)
         self._end()

@@ -25,7 +25,7 @@ from ...mux.request import Request
 from ..event_stream import EventParser
 from ..media import STREAM_TYPE, content_type
 from .answers import ERROR_BODY_BYTES, Body, bare, nothing
-from .http import Answer, ExchangeBroken, Fence, HeaderBlock, Withheld, target_within
+from .http import Answer, ExchangeBroken, Fence, HeaderBlock, Withheld, target_within, words_of_status
 from .http_call import failure_of, refusal
 from .http_connector import VERSION_HEADER_SINCE, HTTPConnector
 from .http_delivery import Deliveries, announce
@@ -293,7 +293,7 @@ class _Stream:
     def began(self, status: int, headers: Headers) -> None:
         """See `Answer.began`."""
         if status != 200:
-            self._stop(UpstreamUnreachable(f"the server answered HTTP {status}", status=status, executed="no"))
+            self._stop(UpstreamUnreachable(words_of_status(status), status=status, executed="no"))
         elif content_type(headers) != STREAM_TYPE:
             self._stop(UpstreamFault("the server answered a GET with something that is no event stream"))
 

@@ -26,7 +26,7 @@ from ...mux.statistics import Statistics
 from ..frames import Frames, text_frame
 from ..portions import Portions
 from ..unfinished import Part, Unfinished
-from .http import CONNECT_SECONDS, HeaderBlock, words_of
+from .http import CONNECT_SECONDS, HeaderBlock, words_of, words_of_status
 from .http_client import Trusted, trusting
 from .one_stream import MAX_UNSENT, MAX_UNSENT_BYTES, OneStreamWire
 from .pipe import when_writable
@@ -140,7 +140,7 @@ class _Opening(ClientConnection):
             await super().handshake(*arguments, **options)
         except InvalidStatus as refused:
             status = refused.response.status_code
-            raise UpstreamUnreachable(f"the server answered HTTP {status}", status=status, executed="no") from None
+            raise UpstreamUnreachable(words_of_status(status), status=status, executed="no") from None
 
 
 class _WebSocketWire(OneStreamWire, asyncio.Protocol):

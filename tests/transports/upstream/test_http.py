@@ -18,6 +18,7 @@ from trunkline.transports.upstream.http import (
     target_of,
     target_within,
     words_of,
+    words_of_status,
 )
 
 
@@ -35,6 +36,21 @@ from trunkline.transports.upstream.http import (
 )
 def test_why_a_server_cannot_be_reached_is_told_without_its_address(error: OSError, words: str) -> None:
     assert words_of(error) == words
+
+
+@pytest.mark.parametrize(
+    ("status", "more"),
+    [
+        (200, " with what is no response, by its status or its Content-Type"),
+        (204, " with what is no response, by its status or its Content-Type"),
+        (301, ", which leads elsewhere and is not followed"),
+        (308, ", which leads elsewhere and is not followed"),
+        (404, ""),
+        (500, ""),
+    ],
+)
+def test_a_status_that_might_be_taken_for_well_says_what_is_wrong(status: int, more: str) -> None:
+    assert words_of_status(status) == f"the server answered HTTP {status}{more}"
 
 
 def test_headers_are_encoded_as_they_stand_in_a_request_once_for_all() -> None:
