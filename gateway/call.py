@@ -1,5 +1,6 @@
 """`trunkline call`: one tool call with the SDK's client, over any of the three transports."""
 
+import asyncio
 import json
 import re
 import ssl
@@ -146,6 +147,9 @@ async def perform(call: Call, told: Meter | None = None) -> Outcome:
             names = [tool.name for tool in (await client.list_tools()).tools]
             raise CallFailed(_failed(call.tool, names, [_text(block) for block in result.content]))
     except Exception as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():  # by Ctrl-C: what is being ended may say anything
+            raise asyncio.CancelledError from None
         cause = _leaf(error)
         if isinstance(cause, CallFailed):
             raise cause from None
@@ -302,7 +306,7 @@ def _silence() -> None:
     """What libraries log of a failure is told once, by us, and in one line."""
     import logging
 
-    for name in ("mcp", "client", "httpx2"):
+    for name in ("mcp", "client", "httpx2", "asyncio"):
         logger = logging.getLogger(name)
         logger.propagate = False
         logger.addHandler(logging.NullHandler())

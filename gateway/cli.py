@@ -75,7 +75,10 @@ def main() -> None:
     stream: Any = sys.stdout
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="replace")
-    sys.exit(run(sys.argv[1:]))
+    code = run(sys.argv[1:])
+    if code == ExitCode.INTERRUPTED:  # no thread is waited for, such as one that looks a name up
+        os._exit(code)
+    sys.exit(code)
 
 
 def run(arguments: list[str]) -> int:

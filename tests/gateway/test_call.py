@@ -1,11 +1,14 @@
 """`trunkline call`: the same tool over three transports, and one line where there is no result."""
 
+import asyncio
 import io
 import json
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
+import anyio
 import pytest
 from harness.gateways import TOKENS, Gateway, command, environment, token_settings
 from harness.gateways import gateway as running_gateway
@@ -14,6 +17,7 @@ from harness.terminal import on_terminal
 from harness.upstreams import Upstream
 from harness.upstreams import upstream as running_upstream
 from rich.console import Console
+from trunkline.gateway import call as call_module
 from trunkline.gateway.call import Call, CallFailed, Kind, Outcome, endpoint_of, perform, read_call
 from trunkline.gateway.call import show as show_outcome
 from trunkline.gateway.exits import WrongArgument
@@ -274,3 +278,28 @@ def test_a_call_that_is_interrupted_ends_with_130(upstream: Upstream) -> None:
         terminal.interrupt()
         assert terminal.end() == 130
         assert "Traceback" not in terminal.text
+
+
+async def test_a_call_that_is_interrupted_is_not_taken_for_one_that_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever what is left of its connection says when it is ended."""
+    begun = anyio.Event()
+
+    @asynccontextmanager
+    async def transport(*_: object) -> AsyncIterator[None]:
+        begun.set()
+        try:
+            await anyio.sleep_forever()
+            yield
+        finally:
+            raise ConnectionResetError
+
+    async def find(*arguments: object) -> AbstractAsyncContextManager[None]:
+        return transport(*arguments)
+
+    monkeypatch.setattr(call_module, "_transport", find)
+    call = asyncio.create_task(perform(read_call("http://h/mcp", "t", "{}", kind=None, headers=(), workflow=None)))
+    with anyio.fail_after(10):
+        await begun.wait()
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call

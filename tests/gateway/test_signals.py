@@ -13,6 +13,7 @@ import pytest
 from harness.gateways import command, environment, until
 from harness.ports import free_port
 from harness.processes import ServerProcess, wait_for_status
+from harness.terminal import on_terminal
 from trunkline.gateway.signals import HELD, received
 
 pytestmark = pytest.mark.anyio
@@ -74,6 +75,28 @@ async def test_commands_that_end_by_themselves_end_by_a_signal(place: Path) -> N
         assert process.wait(10) == -signal.SIGTERM
     finally:
         process.kill()
+
+
+HELD_UP = {
+    "an import": ("typer.py", "hold()"),
+    "what nobody can catch": ("typer.py", "class Freed:\n    def __del__(self): hold()\n\nFreed()"),
+    "an end": ("sitecustomize.py", "import atexit\natexit.register(hold)"),
+    "a thread at its end": ("sitecustomize.py", "import threading\nthreading.Thread(target=hold).start()"),
+}
+HOLD = "import sys, time\n\ndef hold():\n    print('reached', file=sys.stderr, flush=True)\n    time.sleep(600)\n\n"
+
+
+@pytest.mark.parametrize("held_up", HELD_UP)
+def test_ctrl_c_ends_a_command_at_any_time_and_nothing_is_told_of_it(held_up: str, place: Path) -> None:
+    name, text = HELD_UP[held_up]
+    (place / name).write_text(HOLD + text)
+    arguments = command("--version", module="trunkline.gateway")
+    with on_terminal(arguments, environment(), PYTHONPATH=str(place)) as terminal:
+        terminal.read_until("reached" if name == "typer.py" else "trunkline 0")
+        terminal.read_until("reached")
+        terminal.interrupt()
+        assert terminal.end() == 130
+        assert "Traceback" not in terminal.text
 
 
 @pytest.mark.parametrize("workers", [1, 2])
