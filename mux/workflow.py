@@ -325,7 +325,7 @@ class Workflow:
             self.account.note(self._ports.clock(), "moved", transport)
 
     def bind_to_wires(self) -> None:
-        """It began on a wire which carries everything, without a key: who does not come back by it does not at all.
+        """It began without a key, on a wire that carries everything, or for who did not wait: nobody else knows its id.
 
         That holds until something is asked by an exchange, whose client must know the session id.
         """

@@ -219,6 +219,13 @@ async def respond(send: Send, status: int, headers: RawHeaders, body: bytes = b"
     await send({"type": "http.response.body", "body": body})
 
 
+async def has_left(receive: Receive) -> bool:
+    """Whether the client has closed the connection, as far as is known; its whole request has come."""
+    with anyio.CancelScope(deadline=-inf):  # what is known is told without waiting
+        return bool((await receive())["type"] == "http.disconnect")
+    return False
+
+
 async def until_disconnect(receive: Receive) -> None:
     """Return when the client has closed the connection."""
     while (await receive())["type"] != "http.disconnect":

@@ -26,7 +26,7 @@ from ..mux.record import WorkflowState
 from ..mux.routing import BATCHES, LEGACY, PRIMING
 from ..mux.workflow import Workflow
 from . import event_stream
-from .asgi import ASKED, EVENT_STREAM, JSON, MEANT, until_disconnect
+from .asgi import ASKED, EVENT_STREAM, JSON, MEANT, has_left, until_disconnect
 from .endpoint import DEFAULT_REVISION, EndpointConfig, begin_unasked, is_opening, looking, picked, read_batch
 from .headers import LAST_EVENT_ID, PROTOCOL_VERSION, SESSION_ID
 from .http_endpoint import HTTPEndpoint, HTTPRequest, requests_in
@@ -119,6 +119,8 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
             if arrival.session_id is not None and arrival.key is not None:
                 check_names(request.headers, await self._pool.lookup.find(principal, server, arrival.session_id))
             begun = await self._pool.begin(principal, server, message, arrival)
+        if begun.state != "resumed" and begun.workflow.record.key is None and await has_left(request.receive):
+            begun.workflow.bind_to_wires()
         await request.respond(200, [JSON], greet(request, message, begun))
 
     async def _answer(self, request: HTTPRequest, workflow: Workflow, exchange: Exchange, *, is_batch: bool) -> None:

@@ -64,6 +64,39 @@ async def test_delete_ends_a_session() -> None:
         assert (await here.client.delete()).status == 404
 
 
+@pytest.mark.parametrize("leaves", [True, False], ids=["leaves", "stays"])
+async def test_a_session_whose_id_its_client_has_not_waited_for_is_abandoned(leaves: bool) -> None:
+    async with front(resume_window=60) as here:
+        here.server.pause("initialize")
+        begun = here.client.start("POST", initialize())
+        await here.server.reached("initialize")
+        if leaves:
+            begun.leave()
+        here.server.let("initialize")
+        await begun.over()
+        here.bench.clock.advance(59)
+        await here.bench.swept()
+        assert here.bench.pool.workflows
+        here.bench.clock.advance(2)
+        if leaves:
+            await here.bench.ended("abandoned")
+        await here.bench.swept()
+        assert bool(here.bench.pool.workflows) is not leaves
+
+
+async def test_a_session_is_kept_for_who_has_left_and_knows_its_key() -> None:
+    async with front(resume_window=60) as here:
+        here.server.pause("initialize")
+        begun = here.client.start("POST", initialize(), {KEY: "chat-1"})
+        await here.server.reached("initialize")
+        begun.leave()
+        here.server.let("initialize")
+        await begun.over()
+        here.bench.clock.advance(61)
+        await here.bench.swept()
+        assert (await here.client.post(initialize(), {KEY: "chat-1"})).headers[STATE] == "resumed"
+
+
 # Keys.
 
 
