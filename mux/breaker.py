@@ -188,7 +188,7 @@ def verdict(error: BaseException | None) -> Literal["failed", "answered", "unkno
     if isinstance(error, UpstreamRefused | RevisionNotServed):
         return "answered"
     status = error.data.get("status") if isinstance(error, Unreachable) else None
-    if isinstance(status, int) and 400 <= status < 500 and status not in (408, 429):
+    if isinstance(status, int) and 400 <= status < 500 and status != 408:
         return "answered"
     return "failed" if isinstance(error, Unreachable | UpstreamFault | SessionLost | TimedOut) else "unknown"
 

@@ -198,9 +198,10 @@ def test_waits_grow_up_to_a_bound_and_are_drawn_from_their_upper_half() -> None:
     [
         (DOWN, "failed"),
         (UpstreamUnreachable("HTTP 503", status=503, executed="unknown"), "failed"),
-        (UpstreamUnreachable("HTTP 429", status=429, executed="no"), "failed"),
+        (UpstreamUnreachable("HTTP 408", status=408, executed="unknown"), "failed"),
         (UpstreamUnreachable("HTTP 401", status=401, executed="no"), "answered"),
         (UpstreamUnreachable("HTTP 400", status=400, executed="no"), "answered"),
+        (UpstreamUnreachable("HTTP 429", status=429, executed="no"), "answered"),
         (UpstreamUnreachable("HTTP 500", status=500, executed="unknown"), "failed"),
         (UpstreamFault("no JSON"), "failed"),
         (SessionLost("gone", executed="unknown"), "failed"),

@@ -141,6 +141,16 @@ async def test_g9_who_asks_for_a_revision_that_there_is_not_holds_nobody_back_fr
         assert at.pool.circuits == []
 
 
+async def test_g9_who_has_too_many_sessions_there_holds_nobody_of_its_tenant_back_from_a_server() -> None:
+    async with bench() as at:
+        at.server.unreachable = UpstreamUnreachable("the server answered HTTP 429", status=429, executed="no")
+        for _ in range(5):
+            assert (await refused(at)).data["status"] == 429
+        at.server.unreachable = None
+        await at.client(BOB)
+        assert at.pool.circuits == []
+
+
 async def test_a_probe_that_is_given_up_lets_the_next_one_try() -> None:
     async with bench() as at:
         at.server.unreachable = DOWN
