@@ -36,6 +36,7 @@ from .backlog import Backlog
 from .base import Message, Transport
 from .endpoint import Authenticate, EndpointConfig
 from .guard import Guard
+from .holding import Holding
 from .sse import SSEEndpoint
 from .streamable_http import StreamableHTTPEndpoint
 from .websocket import WebSocketEndpoint, not_found
@@ -248,8 +249,12 @@ class Host:
             RuntimeError: this host was run before, or there is no event loop of asyncio's.
         """
         running_loop("conversations")
-        async with self._pool.running():
+        holding = Holding(self._pool.running())
+        await holding.begin()
+        try:
             yield self
+        finally:
+            await holding.end()
 
     @asynccontextmanager
     async def lifespan(self, app: object) -> AsyncIterator[None]:

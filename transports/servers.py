@@ -19,7 +19,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import anyio
 import msgspec
 
 from ..mux.directory.memory import MemoryDirectory
@@ -43,6 +42,7 @@ from ..mux.principal import ANONYMOUS, Principal
 from ..mux.routing import LEGACY
 from ..mux.statistics import Statistics
 from ..mux.upstream import Upstream
+from .holding import Holding
 from .upstream.auto import RotatingConnector, connector_for
 from .upstream.http import parts_of
 
@@ -120,49 +120,34 @@ class Servers:
             raise TypeError("Servers are made of a dictionary: the name of each, and what it is")
         upstreams = {name: self._upstream(name, _server(name, given)) for name, given in servers.items()}
         self._pool = Pool(upstreams, MemoryDirectory(), pooling=self._pooling, statistics=self.statistics)
-        self._life: asyncio.Task[None] | None = None
-        """Holds the sessions from the beginning to the end, whichever tasks enter and leave."""
+        self._holding: Holding | None = None
         self._loop: asyncio.AbstractEventLoop
-        self._is_left: asyncio.Event
         self._given_up: set[asyncio.Task[Any]] = set()
 
     def __repr__(self) -> str:
         return f"Servers({', '.join(self._pool.upstreams)}; {self._pool!r})"
 
     async def __aenter__(self) -> "Servers":
-        if self._life is not None:
+        if self._holding is not None:
             raise RuntimeError("these Servers were entered before: make new ones")
         self._loop = running_loop("Servers")
-        self._is_left = asyncio.Event()
-        begun = self._loop.create_future()
-        self._life = self._loop.create_task(self._live(begun))
-        try:
-            await asyncio.wait((self._life, begun), return_when=asyncio.FIRST_COMPLETED)
-        except asyncio.CancelledError:
-            self._is_left.set()
-            raise
-        if self._life.done():
-            self._life.result()
+        self._holding = Holding(self._running())
+        await self._holding.begin()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._life is not None, "what is left was entered"
-        self._is_left.set()
-        with anyio.CancelScope(shield=True):
-            await asyncio.wait((self._life,))
-        if not self._life.cancelled():  # by a program that ends all of its tasks: the sessions have ended then
-            self._life.result()
+        assert self._holding is not None, "what is left was entered"
+        await self._holding.end()
 
-    async def _live(self, begun: "asyncio.Future[None]") -> None:
-        """Run the pool until these servers are left, or the event loop ends."""
+    @asynccontextmanager
+    async def _running(self) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             for connector in self._connectors:
                 stack.push_async_callback(connector.close)
             await stack.enter_async_context(self._pool.running())
-            begun.set_result(None)
-            await self._is_left.wait()
+            yield
 
     @asynccontextmanager
     async def lease(
@@ -222,9 +207,9 @@ class Servers:
     # Inside.
 
     def _check(self) -> None:
-        if self._life is None:
+        if self._holding is None:
             raise RuntimeError("these Servers are not entered: use them within `async with Servers(...) as servers:`")
-        if self._is_left.is_set() or self._pool.draining:
+        if self._holding.is_left or self._pool.draining:
             raise RuntimeError("these Servers were left: make new ones")
         refuse_other_loop(self._loop)
 

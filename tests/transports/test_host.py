@@ -396,6 +396,30 @@ async def test_a_host_runs_once() -> None:
             pass
 
 
+async def test_whoever_enters_and_leaves_the_conversations_end_in_order() -> None:
+    """As fixtures of tests do, and applications that begin and end by calls: in tasks that are not one another's."""
+    application = Application()
+    host = Host(application.serve)
+    running = host.running()
+    async with listening(Starlette(routes=[Mount("/tools", host)])) as address:
+        await asyncio.create_task(running.__aenter__())
+        async with Wire(f"http://{address}/tools/mcp") as wire:
+            await wire.open()
+            assert host.conversations == 1
+        await asyncio.create_task(running.__aexit__(None, None, None))
+    assert (application.ended, host.conversations) == (1, 0)
+
+
+@pytest.mark.parametrize("leaves", [KeyError("mine"), SystemExit("bye"), KeyboardInterrupt()])
+def test_what_ends_the_program_is_told_as_it_is(leaves: BaseException) -> None:
+    async def live() -> None:
+        async with Host(Application().serve).running():
+            raise leaves
+
+    with pytest.raises(type(leaves)):
+        asyncio.run(live())
+
+
 async def test_a_host_may_be_the_whole_application() -> None:
     application = Application()
     async with listening(Host(application.serve)) as address, Wire(f"http://{address}/mcp") as wire:
