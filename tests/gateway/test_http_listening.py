@@ -4,11 +4,13 @@ import asyncio
 import resource
 from collections.abc import Mapping
 from contextlib import suppress
+from math import inf
 from typing import Any, cast
 
 import pytest
 from harness.gateways import until
 from harness.http_serving import GET, PATIENCE, Parts, echo, said, serving, talking
+from harness.http_serving import answering as answering_in_parts
 from trunkline.gateway import http_listening
 from trunkline.gateway.http_connection import HTTPConnection
 from trunkline.gateway.http_listening import HTTPListening, connection_limit
@@ -80,6 +82,58 @@ async def test_g10_who_waits_longest_for_its_client_gives_way_to_one_that_comes(
         assert len(held(listening)) == 3
         for _, one in [*clients, (reader, writer)]:
             one.close()
+
+
+async def test_g10_who_asks_since_it_was_found_waiting_does_not_give_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_listening, "GIVE_WAY_SECONDS", 0.0)
+    monkeypatch.setattr(http_listening, "LOOK_SECONDS", 3600)
+    listening, may = HTTPListening(Statistics()), asyncio.Event()
+    listening.max_connections = 2
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/2":
+            await may.wait()
+        await echo(scope, receive, send)
+
+    async with serving(application, listening) as port, asyncio.timeout(PATIENCE):
+        clients = []
+        for _ in range(3):  # the first one gives way to the third, and the second one is found as well
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(GET % 1)
+            assert await said(reader) == b"GET /1 "
+            clients.append((reader, writer))
+        reader, writer = clients[1]
+        writer.write(GET % 2)
+        await until(lambda: sum(one.waits_since == inf for one in held(listening)) == 1)
+        _, late = await asyncio.open_connection("127.0.0.1", port)
+        await until(lambda: listening.statistics.counts["refused", "gave_way"] == 2)
+        may.set()
+        assert await said(reader) == b"GET /2 "
+        for _, one in (*clients, (reader, late)):
+            one.close()
+
+
+async def test_the_end_of_the_server_waits_for_requests_and_nothing_is_kept_of_them_once_they_are_answered() -> None:
+    listening, may = HTTPListening(Statistics()), asyncio.Event()
+    async with talking(answering_in_parts(b"1", b"2", until=may), listening) as (reader, writer):
+        writer.write(GET % 1)
+        await reader.readuntil(b"\r\n\r\n")
+        assert len(listening.state.tasks) == 1
+        may.set()
+        await reader.readuntil(b"0\r\n\r\n")
+        await until(lambda: not listening.state.tasks)
+
+
+async def test_what_uvicorn_says_of_every_answer_is_as_it_says_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The date is among it."""
+    monkeypatch.setattr(http_listening, "LOOK_SECONDS", 0.01)
+    listening = HTTPListening(Statistics())
+    async with talking(echo, listening) as (reader, writer):
+        await until(lambda: hasattr(listening, "state") and listening.default_head)
+        before = listening.default_head
+        await until(lambda: listening.default_head != before)
+        writer.write(GET % 1)
+        assert before not in await reader.readuntil(b"\r\n\r\n")
 
 
 def all_in_head(listening: HTTPListening, count: int) -> bool:

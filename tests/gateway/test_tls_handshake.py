@@ -210,6 +210,21 @@ async def test_g8_who_is_in_its_handshake_as_the_server_ends_has_the_time_to_ask
     assert (b"connection: close" in answer) is asks
 
 
+async def test_g8_the_end_waits_for_who_is_in_its_handshake_and_for_nobody_who_has_left(
+    secured: Secured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_listening, "LAST_SECONDS", 3600)
+    async with secured.bare() as (reader, writer):
+        await until(lambda: secured.held == 1)
+        secured.listening.end()
+        ended = asyncio.create_task(secured.listening.ended())
+        await writer.start_tls(secured.trusting, server_hostname="127.0.0.1")
+        assert not ended.done()
+        writer.write(GET % 1)
+        assert (await reader.read()).endswith(b"GET /1 ")
+    await ended
+
+
 async def test_a_server_that_ends_does_not_wait_for_handshakes(
     certified: Certificate, monkeypatch: pytest.MonkeyPatch
 ) -> None:

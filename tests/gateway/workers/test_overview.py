@@ -126,14 +126,6 @@ async def test_pages_go_over_all_workers_and_tell_each_workflow_once(house: Hous
     assert seen == [workflow.handle for pool in house.pools for workflow in pool.workflows]
 
 
-async def test_a_worker_that_answers_what_is_no_json_is_told(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def ask_others(member: Member, scope: Scope, query: Callable[[int], bytes]) -> list[Answer]:
-        return [Answer(2, 500, b"Internal Server Error")]
-
-    monkeypatch.setattr(Member, "ask_others", ask_others)
-    assert (await house.get("/api/sessions"))[-1] == {"worker": 2, "state": "missing"}
-
-
 @pytest.mark.parametrize("is_known", [True, False])
 async def test_a_worker_that_is_gone_in_the_middle_of_a_page_is_told(
     house: House, monkeypatch: pytest.MonkeyPatch, is_known: bool

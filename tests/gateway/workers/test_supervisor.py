@@ -42,6 +42,10 @@ async def main():
         time.sleep(600)
     if sys.argv[1].isdigit():
         sys.exit(int(sys.argv[1]))
+    which, _, status = sys.argv[1].partition(":")  # the first one alone comes up, or every second one
+    number = len((place.runtime / "notes").read_text().splitlines())
+    if which == "first" and number > 1 or which == "second" and number % 2:
+        sys.exit(int(status))
     if sys.argv[1] == "lingers":  # the first one ends when it is told anything, the second one never, others at once
         number = len((place.runtime / "notes").read_text().splitlines())
         if number == 2:
@@ -142,6 +146,13 @@ async def test_all_come_up_reload_and_drain(tmp_path: Path) -> None:
         tell(signal.SIGTERM)
     assert sorted(made.noted("drain")) == sorted(began) == sorted(made.noted("began"))
     assert made.failed is None
+
+
+async def test_what_is_typed_at_a_terminal_reaches_the_parent_alone(tmp_path: Path) -> None:
+    async with parent(tmp_path) as made:
+        await made.ready.wait()
+        assert os.getpgrp() not in [os.getpgid(pid) for pid in made.noted("began")]
+        tell(signal.SIGTERM)
 
 
 async def test_none_is_ended_by_a_signal_as_it_starts(tmp_path: Path) -> None:
@@ -263,14 +274,68 @@ async def test_calls_have_the_time_to_end_that_was_read_again(tmp_path: Path, mo
             await made.ended.wait()
 
 
-async def test_where_none_comes_up_the_gateway_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("status", ["7", "0"])
+async def test_where_none_comes_up_the_gateway_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: str
+) -> None:
     monkeypatch.setattr(module, "FIRST_WAIT_SECONDS", 0.01)
-    async with parent(tmp_path, "7") as made:
+    monkeypatch.setattr(module, "MAX_FAILURES", 3)
+    async with parent(tmp_path, status) as made:
         pass
     assert made.failed is not None
     assert made.failed.told is None
-    assert "exit status 7" in str(made.failed)
+    assert f"exit status {status}" in str(made.failed)
     assert len(made.noted("began")) == module.MAX_FAILURES
+
+
+async def test_while_one_lives_the_gateway_does_not_give_up_however_many_fail(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LONGEST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(module, "MAX_FAILURES", 2)
+    async with parent(tmp_path, "first:7") as made:
+        await made.until(lambda: len(made.noted("began")) > 1 + module.MAX_FAILURES)
+        tell(signal.SIGTERM)
+    assert made.failed is None
+    assert made.noted("drain") == made.noted("began")[:1]
+
+
+async def test_failures_before_a_worker_came_up_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LONGEST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(module, "MAX_FAILURES", 2)
+    async with parent(tmp_path, "second:7", workers=1) as made:
+        await made.ready.wait()
+        os.kill(made.noted("began")[1], signal.SIGKILL)
+        await made.until(lambda: len(made.noted("began")) == 4)
+        tell(signal.SIGTERM)
+    assert made.failed is None
+
+
+async def test_once_a_worker_came_up_one_that_says_why_it_cannot_start_is_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is wrong may pass: the directory may have been away for a moment."""
+    monkeypatch.setattr(module, "LONGEST_WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(module, "MAX_FAILURES", 2)
+    async with parent(tmp_path, f"first:{ExitCode.NOT_STARTED:d}", workers=1) as made:
+        await made.ready.wait()
+        os.kill(made.noted("began")[0], signal.SIGKILL)
+    assert made.failed is not None
+    assert made.failed.told is None
+    assert len(made.noted("began")) == 1 + module.MAX_FAILURES
+
+
+async def test_one_that_is_killed_before_it_heard_what_it_was_told_is_followed_by_another(tmp_path: Path) -> None:
+    async with parent(tmp_path) as made:
+        await made.ready.wait()
+        first, second = made.noted("began")
+        os.kill(first, signal.SIGSTOP)
+        tell(signal.SIGHUP)
+        await made.until(lambda: made.noted("reload") == [second])
+        os.kill(first, signal.SIGKILL)
+        await made.until(lambda: len(made.noted("began")) == 3)
+        tell(signal.SIGTERM)
+    assert made.failed is None
 
 
 async def test_where_the_gateway_gives_up_one_that_does_not_end_is_killed(
