@@ -232,8 +232,11 @@ class Cluster:
             await self.beginning.admit(record.principal, record.server)
             self._residents.held.census.add(record.principal, record.server)
             lapses = self.members.lapses
+            own = self.own(record, upstream)
+            if beside is not None:  # it goes on under the settings that it was served under
+                own = msgspec.structs.replace(own, settings=record.settings)
             try:
-                stored = await self.directory.replace(self.own(record, upstream))
+                stored = await self.directory.replace(own)
             except BaseException:
                 self._residents.held.census.remove(record.principal, record.server)
                 raise

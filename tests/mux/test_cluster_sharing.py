@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 
 import anyio
 import pytest
@@ -511,3 +512,20 @@ async def test_what_began_under_other_settings_is_its_holders_until_that_one_is_
         assert "result" in await held.answer(held.call())
         beside = await c.beside(session_id)
         assert "result" in await beside.answer(beside.call())
+
+
+async def test_what_is_gone_on_with_as_it_was_served_beside_its_dead_holder_is_under_older_settings_still() -> None:
+    async with workers() as at:
+        a, b, c = [await at.start() for _ in range(3)]
+        at.server.on_request = echo
+        session_id = (await a.client()).workflow.record.session_id
+        beside = await b.beside(session_id)
+        for member in (b, c):
+            changed = {name: replace(it, generation=1, settings="others") for name, it in member.pool.upstreams.items()}
+            member.pool.reconfigure(changed, member.pool.pooling)
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        held = await b.find(session_id)
+        assert held.workflow is beside.workflow
+        with pytest.raises(Elsewhere):
+            await c.beside(session_id)
