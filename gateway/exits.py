@@ -10,9 +10,6 @@ from typing import ClassVar, Final
 DEBUG: Final = "TRUNKLINE_DEBUG"
 """The variable of the environment that is as good as `--debug`."""
 
-UNKNOWN_ISSUER: Final = frozenset({2, 18, 19, 20, 21})
-"""OpenSSL's codes (x509_vfy.h) of a certificate whose issuer, or itself, nobody said to trust."""
-
 
 class ExitCode(IntEnum):
     """What the shell, a service manager or a script is told."""
@@ -65,6 +62,8 @@ def tell(error: BaseException) -> ExitCode:
 def of_tls(error: BaseException | None) -> str:
     """What is wrong with TLS, and what to do, where that is what this error came from; else empty."""
     import ssl
+
+    from ..transports.upstream.http import UNKNOWN_ISSUER
 
     while error is not None:
         if isinstance(error, ssl.SSLCertVerificationError):

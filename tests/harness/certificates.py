@@ -33,14 +33,15 @@ class Certificate(NamedTuple):
         return context
 
 
-def certificate(folder: Path, subject: str = "test") -> Certificate:
-    """One for 127.0.0.1 and localhost, written to `cert.pem` and `key.pem`."""
+def certificate(folder: Path, subject: str = "test", *, since: int = 0, until: int = 36_500) -> Certificate:
+    """One for 127.0.0.1 and localhost, good from and to so many days from now, written to `cert.pem` and `key.pem`."""
     made = Certificate(folder / "cert.pem", folder / "key.pem", ec.generate_private_key(ec.SECP256R1()))
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, subject)])
     now = datetime.datetime.now(datetime.UTC)
+    begin, end = (now + datetime.timedelta(days) for days in (since, until))
     names = [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")]
     builder = x509.CertificateBuilder(
-        name, name, made.private.public_key(), x509.random_serial_number(), now, now.replace(year=9999)
+        name, name, made.private.public_key(), x509.random_serial_number(), begin, end
     ).add_extension(x509.SubjectAlternativeName(names), critical=False)
     made.cert.write_bytes(builder.sign(made.private, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
     _write(made.private, made.key, serialization.NoEncryption())

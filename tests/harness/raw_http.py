@@ -1,6 +1,7 @@
 """A server on a real socket that answers byte for byte what a test says, and who hears it."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Final, cast
@@ -28,6 +29,11 @@ class Peer:
             start, *lines = head.strip().split("\r\n")
             headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
             return start, headers, await self._reader.readexactly(int(headers.get("content-length", "0")))
+
+    async def secure(self, context: ssl.SSLContext) -> None:
+        """Go on in TLS, as a proxy's other end does."""
+        async with asyncio.timeout(PATIENCE):
+            await self._writer.start_tls(context)
 
     async def some(self) -> bytes:
         """What comes next, as it comes; nothing at the end."""

@@ -32,6 +32,18 @@ Fence = Callable[[], bool]
 ABSENT: Final = "\nabsent"
 """In place of a value, this very object: a request is to go without a header that others of its session have."""
 
+UNKNOWN_ISSUER: Final = frozenset({2, 18, 19, 20, 21})
+"""OpenSSL's codes (x509_vfy.h) of a certificate whose issuer, or itself, nobody said to trust."""
+
+CERTIFICATES: Final[Mapping[int, str]] = {
+    9: "its certificate is not valid yet, by the clock here",
+    10: "its certificate has expired",
+    62: "its certificate is for another name",
+    64: "its certificate is for another name",
+    **dict.fromkeys(UNKNOWN_ISSUER, "its certificate is not trusted here"),
+}
+"""What such codes mean; OpenSSL's own words may hold the server's address."""
+
 _TOKEN: Final = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _VALUE: Final = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*")
 
@@ -154,7 +166,7 @@ def words_of(error: OSError) -> str:
     if isinstance(error, TimeoutError):
         return "no connection in time"
     if isinstance(error, ssl.SSLCertVerificationError):
-        return "its certificate does not verify"
+        return CERTIFICATES.get(getattr(error, "verify_code", 0), "its certificate does not verify")
     if isinstance(error, ssl.SSLError):
         return "TLS could not be set up"
     if type(error).__module__ == "socket":  # what looked its name up

@@ -23,6 +23,7 @@ from .http import (
     Headers,
     Method,
     Withheld,
+    words_of,
 )
 
 logger = logging.getLogger(__name__)
@@ -98,8 +99,8 @@ class ProxiedClient:
                             await asyncio.sleep(0)  # what has come already is read without one
         except ExchangeBroken as error:
             heard.ended(error)
-        except NOT_SENT:
-            heard.ended(ExchangeBroken("no connection through the proxy", sent=False))
+        except NOT_SENT as error:
+            heard.ended(ExchangeBroken(self._words_of(error), sent=False))
         except (aiohttp.ClientError, OSError) as error:
             heard.ended(ExchangeBroken(type(error).__name__, sent=True))
         except Exception as error:  # no thread that asks for the host: whatever it is, who waits must hear of it
@@ -107,6 +108,12 @@ class ProxiedClient:
             heard.ended(ExchangeBroken(type(error).__name__, sent=True))
         else:
             heard.ended(None)
+
+    def _words_of(self, error: aiohttp.ClientError) -> str:
+        """Why there is no connection; the certificate may be that of a proxy as well."""
+        is_of_server = isinstance(error, aiohttp.ClientConnectorCertificateError) and error.host == self._url.host
+        why = getattr(error, "certificate_error", None) if is_of_server else None
+        return words_of(why) if isinstance(why, OSError) else "no connection through the proxy"
 
     def _http(self) -> aiohttp.ClientSession:
         """Made when it is first needed, inside the running loop."""

@@ -138,11 +138,36 @@ async def test_a_server_that_cannot_be_trusted_is_told_and_not_an_address_that_t
         client = HTTP1Client(f"https://{at}", ssl.create_default_context())
         error = await post(client).outcome()
         assert error is not None
-        assert (str(error), error.sent) == ("its certificate does not verify", False)
+        assert (str(error), error.sent) == ("its certificate is not trusted here", False)
         await client.close()
         upgrade = Upgrade(f"wss://{at}", ssl.create_default_context)
         with pytest.raises(ssl.SSLCertVerificationError):
             await upgrade.open(HeaderBlock({}), ClientConnection, patience=PATIENCE, ping_seconds=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "since", "until", "words"),
+    [
+        ("localhost", -9, -1, "its certificate has expired"),
+        ("localhost", 1, 9, "its certificate is not valid yet, by the clock here"),
+        ("two.test", -1, 1, "its certificate is for another name"),
+        ("127.0.0.2", -1, 1, "its certificate is for another name"),
+    ],
+)
+async def test_what_is_wrong_with_a_certificate_is_told_without_its_server(
+    resolver: Resolver, tmp_path: Path, name: str, since: int, until: int, words: str
+) -> None:
+    async def never(connection: ServerConnection) -> None:
+        raise AssertionError("nobody comes so far")
+
+    resolver.names["two.test"] = resolver.names["localhost"] = ["127.0.0.1"]
+    shown = certificate(tmp_path, since=since, until=until)
+    async with ws_serve(never, "127.0.0.1" if name != "127.0.0.2" else name, 0, ssl=shown.showing()) as server:
+        client = HTTP1Client(f"https://{name}:{server.sockets[0].getsockname()[1]}/", shown.trusting())
+        error = await post(client).outcome()
+        assert error is not None
+        assert (str(error), error.sent) == (words, False)
+        await client.close()
 
 
 async def test_a_name_without_an_address_is_told_and_asked_for_anew(resolver: Resolver) -> None:

@@ -27,6 +27,7 @@ from trunkline.transports.upstream.http import (
     [
         (TimeoutError(), "no connection in time"),
         (ssl.SSLCertVerificationError("of 10.0.0.1"), "its certificate does not verify"),
+        (ssl.SSLCertVerificationError(1, "of 10.0.0.1"), "its certificate does not verify"),
         (ssl.SSLError("10.0.0.1"), "TLS could not be set up"),
         (ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed ('10.0.0.1', 80)"), "Connection refused"),
         (socket.gaierror(socket.EAI_NONAME, "inner.example"), "no address could be found for its name"),

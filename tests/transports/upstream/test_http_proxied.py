@@ -5,9 +5,11 @@ import gzip
 import ssl
 import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 
 import pytest
+from harness.certificates import certificate
 from harness.raw_http import Hearer, Peer, RawServer, Serve, serving
 from trunkline.transports.portions import MAX_LINES, PORTION_BYTES
 from trunkline.transports.upstream.http import ExchangeBroken, HeaderBlock, Withheld
@@ -48,6 +50,26 @@ async def test_the_proxy_is_asked_for_the_whole_url() -> None:
         (f"GET {FAR} HTTP/1.1", "mcp.example", "b", b""),
     ]
     assert seen[0][1]["content-type"] == "application/json"
+
+
+async def test_a_certificate_behind_the_proxy_is_told_as_any_other(tmp_path: Path) -> None:
+    """The proxy is there: who is told that it is not looks in the wrong place."""
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        with suppress(ssl.SSLError, ConnectionError):
+            await peer.secure(shown.showing())
+
+    shown = certificate(tmp_path)
+    async with serving(serve) as proxy:
+        client = ProxiedClient("https://mcp.example/", CONTEXT, proxy.url.removesuffix("/mcp"))
+        hearer = Hearer()
+        client.send("POST", HeaderBlock({}), b"{}", hearer)
+        error = await hearer.outcome()
+        await client.close()
+    assert error is not None
+    assert (str(error), error.sent) == ("its certificate is not trusted here", False)
 
 
 async def test_a_user_and_a_password_in_the_url_are_nothing_that_a_proxy_is_told() -> None:
