@@ -1,7 +1,7 @@
 r"""MCP in a FastAPI application, over Streamable HTTP, HTTP+SSE and WebSocket, for callers that it knows.
 
     pip install fastapi uvicorn
-    uvicorn app:app --port 8000
+    uvicorn app:app --port 8000 --timeout-graceful-shutdown 5
     trunkline call http://127.0.0.1:8000/tools/mcp add '{"n": 5}' --workflow sum \
         --header 'Authorization: Bearer secret-of-alice'
 
