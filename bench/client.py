@@ -85,8 +85,10 @@ async def opened(
             room = min(share, inflight - n * share)
             if anew:
                 slots += [AnewSlot(replace(target, key=target.key and f"{target.key}-{n}-{i}")) for i in range(room)]
-            elif target.transport == "http":
-                own = await open_session_at(target) if session is None else session
+            elif target.transport in ("http", "modern"):
+                own = session if session is not None else ""
+                if session is None and target.transport == "http":
+                    own = await open_session_at(target)
                 slots += [await _connected(HTTPSlot(target, own), stack) for _ in range(room)]
             else:
                 wire = SSEWire(target) if target.transport == "sse" else WebSocketWire(target)

@@ -12,7 +12,9 @@ import uvicorn
 from trunkline.transports.upstream.http import ExchangeBroken, HeaderBlock, Headers, HTTPClient
 from trunkline.transports.upstream.http_client import http_client
 
-PASSED_ON = frozenset({b"accept", b"authorization", b"mcp-session-id", b"mcp-protocol-version"})
+PASSED_ON = frozenset(
+    {b"accept", b"authorization", b"mcp-method", b"mcp-name", b"mcp-protocol-version", b"mcp-session-id"}
+)
 """Headers of a request that its copy has; the client says itself what the body is."""
 
 RETURNED = ("content-type", "mcp-session-id")

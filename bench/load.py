@@ -99,9 +99,9 @@ class Bed:
     async def target(self, name: str, scenario: Scenario) -> Target:
         """Where the calls of a variant go."""
         _, port = await self.place(name)
-        transport = "http" if name == FORWARDER else scenario.transport
+        transport = "http" if name == FORWARDER and scenario.transport != "modern" else scenario.transport
         if VARIANTS[name].settings is not None:
-            path = f"/servers/{scenario.server}/{'mcp' if transport == 'http' else transport}"
+            path = f"/servers/{scenario.server}/{transport if transport in ('sse', 'ws') else 'mcp'}"
         elif transport == "ws":
             path = "/ws"
         else:

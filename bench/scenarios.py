@@ -63,7 +63,7 @@ class Scenario:
     inflight: int = 1
     workflows: int = 1
     """Those that the calls in flight are spread over."""
-    transport: Literal["http", "sse", "ws"] = "http"
+    transport: Literal["http", "modern", "sse", "ws"] = "http"
     """What the client speaks."""
     server: str = "bench"
     """The server's name in the gateway: it says its transport and its delay."""
@@ -159,6 +159,9 @@ SCENARIOS = {
         4,
         server="events",
         asks=(arguments(kib=1024),),
+    ),
+    "modern": Scenario(
+        "without sessions (2026-07-28), 16 calls in flight", (DIRECT, FORWARDER, TRUNKLINE), 16, transport="modern"
     ),
     "sse_http": Scenario("HTTP+SSE to HTTP, 16 calls in flight", (OLD_4, TRUNKLINE), 16, transport="sse"),
     "ws_http": Scenario("WebSocket to HTTP, 16 calls in flight", (OLD_4, TRUNKLINE), 16, transport="ws"),

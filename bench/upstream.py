@@ -31,6 +31,8 @@ EVENT = b'data: {"jsonrpc":"2.0","method":"notifications/message","params":{"lev
 STREAM_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n%btransfer-encoding: chunked\r\n\r\n"
 ANSWER_EVENT = b"event: message\r\ndata: %b\r\n\r\n"
 
+DISCOVERED = b'{"resultType":"complete","supportedVersions":["2026-07-28"],"capabilities":{"tools":{}}}'
+
 KINDS = {"tools/call": "call", "tools/list": "list", None: "response"}
 
 Respond = Callable[[bytes], None]
@@ -82,6 +84,8 @@ class Tool:
             result, late = RESULT % (text, params.arguments), asked.ms
         elif message.method == "initialize":
             result = INITIALIZED % bytes(params.protocolVersion)
+        elif message.method == "server/discover":
+            result = DISCOVERED
         elif message.method == "tools/list":
             result = TOOLS
         else:

@@ -15,6 +15,15 @@ import httptools
 REVISION: Final = "2025-06-18"
 """Answers stay plain JSON however long they take: all variants are read in the same way."""
 
+MODERN: Final = "2026-07-28"
+"""Without sessions: every request says for itself what others agree on before."""
+
+MODERN_HEADERS: Final = (f"MCP-Protocol-Version: {MODERN}", "Mcp-Method: tools/call")
+MODERN_META: Final = (
+    b'"_meta":{"io.modelcontextprotocol/protocolVersion":"%b","io.modelcontextprotocol/clientCapabilities":{}},'
+    % MODERN.encode()
+)
+
 INITIALIZE: Final = (
     b'{"jsonrpc":"2.0","id":0,"method":"initialize","params":{"protocolVersion":"%b","capabilities":{},'
     b'"clientInfo":{"name":"bench","version":"1"}}}' % REVISION.encode()
@@ -35,7 +44,7 @@ class Target:
     port: int
     path: str
     transport: str = "http"
-    """http, sse or ws."""
+    """http, modern (the same without sessions), sse or ws."""
     token: str = ""
     """Whose calls they are."""
     key: str = ""
@@ -49,6 +58,8 @@ class Target:
         lines = [f"{method} {path or self.path} HTTP/1.1", f"Host: 127.0.0.1:{self.port}"]
         if method == "POST":
             lines += ["Content-Type: application/json", "Accept: application/json, text/event-stream"]
+        if self.transport == "modern":
+            lines += [*MODERN_HEADERS, f"Mcp-Name: {self.tool}"]
         if self.token:
             lines.append(f"Authorization: Bearer {self.token}")
         if self.key:
@@ -57,12 +68,9 @@ class Target:
 
     def call(self, id: int, number: int, arguments: bytes) -> bytes:
         """A call whose answer can be told from any other's."""
-        return b'{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":{"name":"%b","arguments":{"t":"%d;",%b}}}' % (
-            id,
-            self.tool.encode(),
-            number,
-            arguments,
-        )
+        meta = MODERN_META if self.transport == "modern" else b""
+        params = b'{%b"name":"%b","arguments":{"t":"%d;",%b}}' % (meta, self.tool.encode(), number, arguments)
+        return b'{"jsonrpc":"2.0","id":%d,"method":"tools/call","params":%b}' % (id, params)
 
 
 Answered = Callable[["Slot", bool], None]
