@@ -23,7 +23,7 @@ from ..mux.statistics import Statistics
 from ..mux.upstream import Upstream
 from ..transports.admission import Admission
 from ..transports.asgi import ASGIApp, Receive, Scope, Send, WholeRequest
-from ..transports.at_once import AtOnce
+from ..transports.at_once import AtOnce, ModernAtOnce
 from ..transports.endpoint import EndpointConfig
 from ..transports.guard import Guard
 from ..transports.modern import ModernEndpoint, ModernRequests
@@ -365,6 +365,7 @@ class Gateway:
             if "legacy" not in server.eras:
                 if site.modern is not None:
                     http[f"{path}/mcp"] = ModernEndpoint(config, site.modern)
+                    at_once[f"{path}/mcp"] = ModernAtOnce(config, site.modern).take
                 continue
             streams = replace(config, authenticate=partial(authenticator.authenticate, server=name, tickets=True))
             sse = SSEEndpoint(config, streams)

@@ -1,4 +1,4 @@
-"""Streamable HTTP for clients without a task: what asks of a workflow at hand, by a call and answered by callbacks.
+"""HTTP for clients without a task, by a call and answered by callbacks: what asks of a workflow at hand, or of none.
 
 Whatever has to be waited for, and whatever is to be refused but for the want of an identity, is left to the endpoint.
 """
@@ -14,11 +14,12 @@ from ..mux.errors import TrunklineError
 from ..mux.event_log import Stream
 from ..mux.exchange import Exchange, Outcome
 from ..mux.limits import MAX_BODY_BYTES
+from ..mux.modern import REVISIONS
 from ..mux.placement import WHOLE, Concern, concern_of
 from ..mux.routing import LEGACY, PRIMING
 from ..mux.workflow import Workflow
 from .asgi import JSON, RequestHeaders, WholeRequest
-from .endpoint import EndpointConfig, is_opening
+from .endpoint import EndpointConfig, Sessionless, is_opening
 from .headers import PROTOCOL_VERSION, SESSION_ID, WORKFLOW
 from .http_endpoint import HTTPRequest, check_json, refusal, refuse
 from .media import JSON_TYPE, STREAM_TYPE, accepts
@@ -44,6 +45,7 @@ class AtOnce:
         self._config = config
         self._pool = config.pool
         self._patience = undecided()
+        self._modern = None if config.modern is None else ModernAtOnce(config, config.modern)
 
     def take(self, whole: WholeRequest) -> bool:
         """Take a request that asks nobody else, and waits for nothing but the server's answer.
@@ -56,7 +58,7 @@ class AtOnce:
             return False
         if method == "POST":
             if headers.checked is not self and not self._may_post(headers):
-                return False
+                return self._modern is not None and self._modern.take(whole)
         elif method != "DELETE":
             return False
         request = HTTPRequest(headers, whole.receive, whole.send, whole.scope)
@@ -77,14 +79,7 @@ class AtOnce:
     def _may_post(self, headers: RequestHeaders) -> bool:
         """Whether the headers are those of a message of the revisions with sessions, from who may speak here at all."""
         revision = headers.get(PROTOCOL_VERSION)
-        if revision is not None and revision not in LEGACY:
-            return False
-        try:
-            self._config.guard.check(headers)
-            check_json(headers)
-        except HTTPRefusal:
-            return False
-        if accepts(headers, JSON_TYPE, STREAM_TYPE):
+        if (revision is None or revision in LEGACY) and may_post(self._config, headers):
             headers.checked = self
         return headers.checked is self
 
@@ -193,6 +188,44 @@ class AtOnce:
         request.name(workflow, "resumed" if WORKFLOW in headers else None)
         whole.reply(200, request.head([]), b"")
         return True
+
+
+class ModernAtOnce:
+    """Takes whole requests of 2026-07-28 to one server's `/mcp`."""
+
+    def __init__(self, config: EndpointConfig, requests: Sessionless) -> None:
+        self._config = config
+        self._requests = requests
+
+    def take(self, whole: WholeRequest) -> bool:
+        """See `AtOnce.take`."""
+        headers, config = whole.headers, self._config
+        if headers.query or config.pool.draining or whole.scope["method"] != "POST":
+            return False
+        if headers.checked is not self:
+            if headers.get(PROTOCOL_VERSION) not in REVISIONS or not may_post(config, headers):
+                return False
+            headers.checked = self
+        request = HTTPRequest(headers, whole.receive, whole.send, whole.scope)
+        try:
+            request.cors = config.guard.cors(headers)
+            request.principal = config.authenticate(headers)
+            return config.admission.pass_at_once() and self._requests.take(whole, request)
+        except Unauthorized as error:
+            _refuse(config, whole, request, error)
+            return True
+        except TrunklineError:
+            return False
+
+
+def may_post(config: EndpointConfig, headers: RequestHeaders) -> bool:
+    """Whether the headers are those of a message, from who may speak here at all."""
+    try:
+        config.guard.check(headers)
+        check_json(headers)
+    except HTTPRefusal:
+        return False
+    return accepts(headers, JSON_TYPE, STREAM_TYPE)
 
 
 class _Answering:

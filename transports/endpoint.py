@@ -17,7 +17,7 @@ from ..mux.ports import NONE, Asker, Headers
 from ..mux.principal import Principal
 from ..mux.workflow import Workflow
 from .admission import Admission
-from .asgi import MEANT, Scope
+from .asgi import MEANT, Scope, WholeRequest
 from .guard import Guard
 from .status import HTTPRefusal
 from .tracing import Tracer, begin_span, context_of
@@ -38,6 +38,13 @@ class Sessionless(Protocol):
 
     async def answer(self, request: HTTPRequest, body: bytes) -> bool:
         """Answer a POST. False where it is none of that revision, or the server does not speak it."""
+
+    def take(self, whole: WholeRequest, request: HTTPRequest) -> bool:
+        """Take a whole request of that revision, to be answered by callbacks. False where `answer` is to be asked.
+
+        Raises:
+            TrunklineError: it is to be refused, there.
+        """
 
 
 class Connections:

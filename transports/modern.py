@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import anyio
 
 from ..mux import call_log, modern
 from ..mux import envelope as wire_format
+from ..mux.burden import LARGE_BYTES
 from ..mux.envelope import Envelope
 from ..mux.errors import Cancelled, InvalidRequest, Overloaded, SessionLost, TrunklineError, UnsupportedRevision
 from ..mux.principal import Principal
 from ..mux.statistics import Statistics, method_label
 from . import event_stream
-from .asgi import EVENT_STREAM, IDENTITY_ENDED, JSON, SEND_SECONDS, until_disconnect
+from .asgi import EVENT_STREAM, IDENTITY_ENDED, JSON, SEND_SECONDS, WholeRequest, until_disconnect
 from .endpoint import EndpointConfig, picked
 from .headers import PROTOCOL_VERSION, SESSION_ID
 from .http_endpoint import (
@@ -34,6 +34,7 @@ from .status import INVALID_CREDENTIAL, Unauthorized
 from .tracing import Tracer, begin_span, context_of
 
 if TYPE_CHECKING:
+    from ..mux.ports import Span
     from .upstream.modern_http import ModernHTTPServer
     from .upstream.modern_passage import Passage
 
@@ -87,12 +88,42 @@ class ModernRequests:
         try:
             message = modern.read(body)
             request.id = message.id
-            with self._admitted(request.principal, message), _Watch(request) as watch:
-                return await self._take(request, message, body, watch)
+            self._admit(request.principal, message)
+            try:
+                with _Watch(request) as watch:
+                    return await self._take(request, message, body, watch)
+            finally:
+                self._leave(request.principal, message)
         except TrunklineError as error:
             self._statistics.count("refused", error.word)
             await _fail(request, error)
         return True
+
+    def take(self, whole: WholeRequest, request: HTTPRequest) -> bool:
+        """See `Sessionless.take`: what asks nobody else, and waits for nothing but the server's answer."""
+        if self._successor is not None:
+            return self._successor.take(whole, request)
+        revisions, body = self._upstream.known, whole.body
+        if not modern.is_spoken(revisions) or len(body) > LARGE_BYTES:
+            return False
+        message = modern.read(body)
+        if message.kind == "notification" or message.method == modern.LISTEN:
+            return False
+        request.id = message.id
+        headers = self._checked(request, message, revisions)
+        self._admit(request.principal, message)
+        try:
+            call = self._forward(request, message, body, headers, asyncio.get_running_loop().time())
+        except TrunklineError:
+            self._leave(request.principal, message)
+            raise
+        _Answering(self, whole, call).begin()
+        return True
+
+    def over(self, call: _Call) -> None:
+        """A request that was taken so is over, or nobody takes any more of it."""
+        self._end(call)
+        self._leave(call.request.principal, call.message)
 
     def give_way(self, successor: ModernRequests | None) -> None:
         """The settings of the server have changed: `drain` this next, and let others go to the successor."""
@@ -123,9 +154,8 @@ class ModernRequests:
 
     # Inside.
 
-    @contextmanager
-    def _admitted(self, principal: Principal, message: Envelope) -> Iterator[None]:
-        """A place among the requests that are under way.
+    def _admit(self, principal: Principal, message: Envelope) -> None:
+        """Take a place among the requests that are under way, until it is left.
 
         Raises:
             Overloaded: there is none.
@@ -137,14 +167,14 @@ class ModernRequests:
         if self._inflight[kind] >= self._max_inflight:
             raise Overloaded("too many requests in flight", limit="max_inflight_per_workflow")
         self._inflight[kind] += 1
-        try:
-            yield
-        finally:
-            self._inflight[kind] -= 1
-            if not self._inflight[kind]:
-                del self._inflight[kind]
-            if self._draining is not None and not self._inflight:
-                self._draining.set()
+
+    def _leave(self, principal: Principal, message: Envelope) -> None:
+        kind = (principal, message.method == modern.LISTEN)
+        self._inflight[kind] -= 1
+        if not self._inflight[kind]:
+            del self._inflight[kind]
+        if self._draining is not None and not self._inflight:
+            self._draining.set()
 
     async def _take(self, request: HTTPRequest, message: Envelope, body: bytes, watch: _Watch) -> bool:
         """Hold a message against what the server speaks and its headers say, and send it on.
@@ -164,11 +194,31 @@ class ModernRequests:
         if watch.has_left:  # while it was found out what the server speaks
             self._count(request, message, Cancelled.reason, started, "")
             return True
-        lines = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.scope["headers"]]
-        headers = modern.checked_headers(message, lines, revisions)
+        headers = self._checked(request, message, revisions)
         if message.kind == "notification":  # nothing here could act on it, and a cancel could mean anybody's (rule E13)
             await request.respond(202, [])
             return True
+        call = self._forward(request, message, body, headers, started)
+        passage = watch.passage = call.passage
+        try:
+            await (self._bring_for_a_while(request, passage) if passage.is_listening else self.bring(request, passage))
+        finally:
+            self._end(call)
+        return True
+
+    def _checked(self, request: HTTPRequest, message: Envelope, revisions: Sequence[str]) -> dict[str, str]:
+        """The headers that go on with a message. Raises as `modern.checked_headers`."""
+        lines = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.scope["headers"]]
+        return modern.checked_headers(message, lines, revisions)
+
+    def _forward(
+        self, request: HTTPRequest, message: Envelope, body: bytes, headers: dict[str, str], started: float
+    ) -> _Call:
+        """Put a request on its way, until it is ended.
+
+        Raises:
+            InvalidMessage: it does not go on.
+        """
         headers.update(picked(request.headers, self._picked))
         context = context_of(request.headers, message, self._server, self._statistics)
         span, context = begin_span(self._tracer, self._server, message, context, request.principal)
@@ -179,15 +229,15 @@ class ModernRequests:
             call_log.end_span(span, InvalidRequest.reason)
             raise InvalidRequest(str(error)) from error
         self._passages.add(passage)
-        watch.passage = passage
-        try:
-            await (self._bring_for_a_while(request, passage) if passage.is_listening else self._bring(request, passage))
-        finally:
-            passage.close()
-            self._passages.discard(passage)
-            call_log.end_span(span, passage.outcome)
-            self._count(request, message, passage.outcome, started, passage.why)
-        return True
+        return _Call(request, message, passage, span, started)
+
+    def _end(self, call: _Call) -> None:
+        """Nobody takes any more of it."""
+        passage = call.passage
+        passage.close()
+        self._passages.discard(passage)
+        call_log.end_span(call.span, passage.outcome)
+        self._count(call.request, call.message, passage.outcome, call.started, passage.why)
 
     def _count(self, request: HTTPRequest, message: Envelope, outcome: str, started: float, why: str) -> None:
         method, seconds = method_label(message.method), asyncio.get_running_loop().time() - started
@@ -205,7 +255,7 @@ class ModernRequests:
             Unauthorized: before it began.
         """
         with request.headers.held():
-            await self._bring(request, passage)
+            await self.bring(request, passage)
             return
         if not request.started:
             raise Unauthorized("the identity has ended", challenge=INVALID_CREDENTIAL)
@@ -213,7 +263,8 @@ class ModernRequests:
         with anyio.move_on_after(SEND_SECONDS):
             await request.finish()
 
-    async def _bring(self, request: HTTPRequest, passage: Passage) -> None:
+    async def bring(self, request: HTTPRequest, passage: Passage) -> None:
+        """Send the answer as it comes."""
         try:
             form = await passage.form()
         except TrunklineError as error:
@@ -250,6 +301,56 @@ class ModernRequests:
         return not patience.cancelled_caught
 
 
+class _Call(NamedTuple):
+    """A request that is on its way."""
+
+    request: HTTPRequest
+    message: Envelope
+    passage: Passage
+    span: Span | None
+    started: float
+
+
+class _Answering:
+    """A call whose answer goes out by callbacks, without a task; a stream gets one once it begins."""
+
+    __slots__ = ("_call", "_requests", "_whole")
+
+    def __init__(self, requests: ModernRequests, whole: WholeRequest, call: _Call) -> None:
+        self._requests = requests
+        self._whole = whole
+        self._call = call
+
+    def begin(self) -> None:
+        """Answer as soon as the form of the answer is decided; a client that leaves before cancels the call (E13)."""
+        self._whole.left = self._call.passage.close
+        self._call.passage.formed = self._formed
+
+    def _formed(self) -> None:
+        whole, request, passage = self._whole, self._call.request, self._call.passage
+        whole.left = None
+        try:
+            status, body = passage.decided
+            if body is None:
+                whole.go_on(self._bring())
+                return
+        except TrunklineError as error:
+            status, body = _refusal(request, error)
+        try:
+            whole.reply(status, request.head([JSON]), body)
+        finally:
+            self._requests.over(self._call)
+
+    async def _bring(self) -> None:
+        call = self._call
+        try:
+            with _Watch(call.request) as watch:
+                watch.passage = call.passage
+                await self._requests.bring(call.request, call.passage)
+        finally:
+            self._requests.over(call)
+
+
 class ModernEndpoint(HTTPEndpoint):
     """The ASGI application of a server's `/mcp` where requests of this era alone are offered (`eras = ["modern"]`)."""
 
@@ -277,7 +378,13 @@ class ModernEndpoint(HTTPEndpoint):
 async def _fail(request: HTTPRequest, error: TrunklineError) -> None:
     """An error response under the status that it has in this era (rule E20)."""
     if not request.started:
-        await request.respond(modern.status_of(error.code), [JSON], wire_format.failure(request.id, error))
+        status, body = _refusal(request, error)
+        await request.respond(status, [JSON], body)
+
+
+def _refusal(request: HTTPRequest, error: TrunklineError) -> tuple[int, bytes]:
+    """The status and the body of an error response in this era (rule E20)."""
+    return modern.status_of(error.code), wire_format.failure(request.id, error)
 
 
 class _Watch:

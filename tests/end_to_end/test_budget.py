@@ -17,6 +17,8 @@ from typing import Any, Final, NamedTuple
 import pytest
 from harness.profiled import Calls, Profiled
 from trunkline.gateway.settings import Server, Settings
+from trunkline.mux.modern import CAPABILITIES_KEY, DISCOVER, VERSION_KEY
+from trunkline.mux.routing import MODERN
 from trunkline.transports import streamable_request, websocket
 from websockets.sync.client import connect
 from websockets.sync.server import ServerConnection, serve
@@ -37,7 +39,11 @@ class Budget(NamedTuple):
     """Tasks that are made."""
 
 
-BUDGETS: Final = {"http": Budget(functions=295, tasks=0), "websocket": Budget(functions=230, tasks=0)}
+BUDGETS: Final = {
+    "http": Budget(functions=295, tasks=0),
+    "modern": Budget(functions=318, tasks=0),
+    "websocket": Budget(functions=230, tasks=0),
+}
 """By the transport on both sides, with room for a dozen calls more: what a timer does meanwhile is less than one."""
 
 Ask = Callable[[dict[str, Any]], dict[str, Any]]
@@ -67,7 +73,9 @@ def test_a_call_keeps_to_its_budget(transport: str, monkeypatch: pytest.MonkeyPa
 def test_the_page_on_how_it_is_built_says_the_budgets() -> None:
     page = (Path(__file__).parent.parent.parent / "docs" / "design.md").read_text()
     told = re.findall(
-        r"^\| (?:Streamable HTTP|WebSocket) \| (\d+) \| (\d+) \| (\d+) \| \d+ \| (\d)", page, re.MULTILINE
+        r"^\| (?:Streamable HTTP|2026-07-28, over Streamable HTTP|WebSocket) \| (\d+) \| (\d+) \| (\d+) \| \d+ \| (\d)",
+        page,
+        re.MULTILINE,
     )
     assert [(int(total), int(tasks)) for *_, total, tasks in told] == list(BUDGETS.values())
     for own, built_in, total, _ in told:
@@ -97,7 +105,8 @@ def answer_to(message: dict[str, Any]) -> bytes:
     if "id" not in message:
         return b""
     opened = {"protocolVersion": REVISION, "capabilities": {"tools": {}}, "serverInfo": {"name": "x", "version": "1"}}
-    result = opened if message["method"] == "initialize" else RESULT
+    discovered = {"resultType": "complete", "supportedVersions": [MODERN], "capabilities": {"tools": {}}}
+    result = {"initialize": opened, DISCOVER: discovered}.get(message["method"], RESULT)
     return json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}).encode()
 
 
@@ -173,6 +182,28 @@ def http_client(port: int) -> Iterator[Ask]:
 
 
 @contextmanager
+def modern_client(port: int) -> Iterator[Ask]:
+    """A client of 2026-07-28."""
+    headers = {
+        "Content-Type": "application/json",
+        "Accept": "application/json, text/event-stream",
+        "MCP-Protocol-Version": MODERN,
+        "Mcp-Method": "tools/call",
+        "Mcp-Name": "x",
+    }
+    meta = {VERSION_KEY: MODERN, CAPABILITIES_KEY: {}}
+    with closing(InOnePiece("127.0.0.1", port, timeout=30)) as connection:
+
+        def ask(message: dict[str, Any]) -> dict[str, Any]:
+            body = {**message, "params": {**message["params"], "_meta": meta}}
+            connection.request("POST", "/servers/x/mcp", json.dumps(body), headers)
+            got: dict[str, Any] = json.loads(connection.getresponse().read())
+            return got
+
+        yield ask
+
+
+@contextmanager
 def websocket_server() -> Iterator[str]:
     """The server, in threads; its URL."""
 
@@ -207,5 +238,5 @@ def websocket_client(port: int) -> Iterator[Ask]:
         yield ask
 
 
-servers = {"http": http_server, "websocket": websocket_server}
-clients = {"http": http_client, "websocket": websocket_client}
+servers = {"http": http_server, "modern": http_server, "websocket": websocket_server}
+clients = {"http": http_client, "modern": modern_client, "websocket": websocket_client}

@@ -6,9 +6,12 @@ from typing import Any
 
 from trunkline.mux.principal import ANONYMOUS, Principal
 from trunkline.transports import EndpointConfig, Guard, StreamableHTTPEndpoint, Unauthorized
+from trunkline.transports.asgi import ASGIApp
+from trunkline.transports.at_once import AtOnce
 
 from harness.asgi_client import Answer, ASGIClient, asgi_client
 from harness.muxing import ALICE, BOB, Bench, bench
+from harness.whole_requests import offering
 
 NEWEST = "2025-11-25"
 
@@ -62,12 +65,20 @@ class Front:
 
 @asynccontextmanager
 async def front(
-    *, revision: str = NEWEST, guard: Guard | None = None, options: Mapping[str, Any] | None = None, **pooling: Any
+    *,
+    revision: str = NEWEST,
+    guard: Guard | None = None,
+    options: Mapping[str, Any] | None = None,
+    offers_whole: bool = False,
+    **pooling: Any,
 ) -> AsyncIterator[Front]:
-    """Clients of one endpoint; `options` are those of `EndpointConfig`."""
+    """Clients of one endpoint; `options` are those of `EndpointConfig`. Whole requests may be taken without a task."""
     async with bench(revision=revision, **pooling) as here:
         config = EndpointConfig("x", here.pool, guard or Guard(loopback=True), authenticate, **(options or {}))
-        async with asgi_client(StreamableHTTPEndpoint(config)) as client:
+        app: ASGIApp = StreamableHTTPEndpoint(config)
+        if offers_whole:
+            app = offering(app, AtOnce(config).take)
+        async with asgi_client(app) as client:
             yield Front(here, client)
 
 

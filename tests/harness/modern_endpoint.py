@@ -27,6 +27,9 @@ NOTE = {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level":
 DONE = {"resultType": "complete", "content": []}
 ANSWERED: Play = [Reply(DONE)]
 
+offers_whole = False
+"""Whether whole requests may be taken without a task, as a listener of the gateway has it."""
+
 
 def body_of(method: str = "tools/call", id: Any = 1, meta: Any = META, **params: Any) -> dict[str, Any]:
     return {"jsonrpc": "2.0", "id": id, "method": method, "params": {"_meta": meta, **params}}
@@ -97,7 +100,7 @@ async def both_eras(
     async with (
         ScriptedUpstream(plays) as upstream,
         requests_to(upstream.url, **options) as (server, requests, counts),
-        front(options={"modern": requests}) as ahead,
+        front(options={"modern": requests}, offers_whole=offers_whole) as ahead,
     ):
         await server.revisions()
         yield Here(upstream, ahead.client, requests, counts)

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from harness import modern_endpoint
 from harness.asgi_client import Answer, ASGIClient, asgi_client
 from harness.endpoint_bench import NEWEST, authenticate, call, front, initialize, shake_hands
 from harness.modern_endpoint import (
@@ -39,6 +40,12 @@ from trunkline.transports.admission import Admission
 from trunkline.transports.modern import ModernEndpoint
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["in a task", "at once"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests are answered in a task, or by callbacks."""
+    monkeypatch.setattr(modern_endpoint, "offers_whole", request.param)
 
 
 @asynccontextmanager

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import anyio
 import pytest
+from harness import modern_endpoint
 from harness.endpoint_bench import front
 from harness.modern_endpoint import (
     ANSWERED,
@@ -38,6 +39,13 @@ from trunkline.transports import modern as under_test
 from trunkline.transports.asgi import Grant
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["in a task", "at once"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests are answered in a task, or by callbacks."""
+    monkeypatch.setattr(modern_endpoint, "offers_whole", request.param)
+
 
 # Clients that leave, limits, and what breaks.
 

@@ -77,6 +77,13 @@ class ModernHTTPServer:
         self._probe: _Probe | None = None
         self._is_stopped = False
 
+    @property
+    def known(self) -> tuple[str, ...]:
+        """The revisions of ours that it is known to speak; none where it is to be asked."""
+        if self._revisions is None or asyncio.get_running_loop().time() >= self._known_until:
+            return ()
+        return self._revisions
+
     async def revisions(self) -> tuple[str, ...]:
         """The revisions of ours that the server speaks: asked once, and again when a request has failed.
 

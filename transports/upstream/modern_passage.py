@@ -62,6 +62,8 @@ class Passage:
         self._pieces: deque[bytes] = deque()
         self._unread = 0
         self._waiter: asyncio.Future[None] | None = None
+        self.formed: Callable[[], None] = nothing
+        """Called once the form of the answer is decided, or there will be none."""
         self._events: EventParser | None = None
         self._body: Body | None = None
         self._status = 0
@@ -89,18 +91,21 @@ class Passage:
         return bool(self.outcome)
 
     async def form(self) -> Form:
-        """Wait for the form of the answer.
+        """Wait for the form of the answer. Raises as `decided`."""
+        while self._form is None and not self.is_over:
+            await self._changed()
+        return self.decided
+
+    @property
+    def decided(self) -> Form:
+        """The form of the answer, once it is `formed`.
 
         Raises:
             TrunklineError: there will be none, and why.
         """
-        while self._form is None:
-            if self._error is not None:
-                raise self._error
-            if self.is_over:
-                raise Cancelled("the client left")
-            await self._changed()
-        return self._form
+        if self._form is not None:
+            return self._form
+        raise self._error or Cancelled("the client left")
 
     async def next(self, patience: float) -> bytes | None:
         """The events of a stream that were not yet taken; empty if none came for so long, None at its end.
@@ -147,7 +152,8 @@ class Passage:
         kind = content_type(headers)
         if status == 200 and kind == STREAM_TYPE:
             self._events = EventParser(limit=MAX_EVENT_BYTES, unfinished=self._upstream.unfinished)
-            self._decide(Form(200))
+            self._form = Form(200)
+            self._wake()
         elif kind == JSON_TYPE and _declared(headers) > MAX_EVENT_BYTES:
             self._fail(UpstreamFault(f"the server sent a body larger than {MAX_EVENT_BYTES} bytes"))
         elif kind == JSON_TYPE and status != 202:
@@ -217,12 +223,12 @@ class Passage:
             if self._status != 200:
                 self._fail(_no_response())
                 return
-            self._decide(Form(200, text))
+            self._form = Form(200, text)
             self._finish("ok")
             return
         if modern.is_doubtful(self._status, code):
             self._upstream.forget()
-        self._decide(Form(modern.status_of(code), text))
+        self._form = Form(modern.status_of(code), text)
         self._finish("error")
 
     def _own(self, message: Envelope, text: bytes) -> bytes:
@@ -256,10 +262,6 @@ class Passage:
             raise SlowClient("the client takes the answer more slowly than the server sends it")
         self._unread += len(piece)
         self._pieces.append(piece)
-        self._wake()
-
-    def _decide(self, form: Form) -> None:
-        self._form = form
         self._wake()
 
     def _fail(self, error: TrunklineError) -> None:
@@ -302,6 +304,9 @@ class Passage:
             self._waiter = None
 
     def _wake(self) -> None:
+        if self._form is not None or self.is_over:
+            formed, self.formed = self.formed, nothing
+            formed()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
