@@ -3,6 +3,7 @@
 Each operation is one transaction. Expired rows count as gone at once, and are swept up now and then.
 """
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import islice
@@ -23,6 +24,8 @@ from .database_news import News
 from .database_schema import counters, ended_keys, ends, homes, log, migrate, records, workers
 from .database_server import WORK_SECONDS, Server
 from .names import key_digest, key_digest_of, name_digest, token_of
+
+logger = logging.getLogger(__name__)
 
 SWEEP_SECONDS: Final = 30.0
 SWEEP_BATCH: Final = 50
@@ -54,15 +57,21 @@ async def open_database(url: str) -> AsyncIterator["DatabaseDirectory"]:
     server = Server(url)
     directory = DatabaseDirectory(server)
     try:
-        await server.probe()
-        async with server.writing(WORK_SECONDS) as connection:
-            await migrate(connection)
+        await _prepare(server)
         works = [directory.sweep_on] if server.is_sqlite else [directory.sweep_on, directory.news.listen]
         async with beside(*works):
             yield directory
     finally:
         with anyio.move_on_after(WORK_SECONDS, shield=True):
             await server.engine.dispose()
+
+
+async def _prepare(server: Server) -> None:
+    """Make sure that it can be opened, and has all tables. Raises as `open_database`."""
+    identity = await server.probe()
+    async with server.writing(WORK_SECONDS) as connection:
+        await migrate(connection)
+    server.identity = identity
 
 
 class DatabaseDirectory:
@@ -334,7 +343,13 @@ class DatabaseDirectory:
         await connection.execute(noted.on_conflict_do_update(index_elements=["id"], set_=changed))
 
     async def beat(self, worker: Worker) -> bool:
-        """See `Workers.beat`."""
+        """See `Workers.beat`. A file that was deleted is made anew: it is a directory that has lost its data."""
+        if self._server.is_left:
+            try:
+                await _prepare(self._server)
+            except ValueError as error:
+                raise DirectoryUnavailable(str(error)) from None
+            logger.error("the directory's file was deleted or replaced: what lives here is told to another one")
         async with self._server.beating() as connection:
             was_alive = await self._lives(connection, name_digest(worker.id))
             if not was_alive:  # a database that was restored from a copy learns which numbers were given

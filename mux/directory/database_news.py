@@ -70,8 +70,10 @@ class News:
 
     async def _poll_changes(self, feed: Feed[str], last: int) -> None:
         asked = sa.select(changes.c.seq, changes.c.session_id).order_by(changes.c.seq)
-        is_lost = False
+        is_lost, opened = False, self._server.opened
         while True:
+            if opened != self._server.opened:  # its numbers begin anew
+                is_lost, opened, last = True, self._server.opened, 0
             try:
                 async with self._server.reading() as connection:
                     news = (await connection.execute(asked.where(changes.c.seq > last))).all()

@@ -17,7 +17,7 @@ import anyio
 import anyio.to_thread
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DisconnectionError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from ..errors import DirectoryUnavailable
@@ -91,6 +91,11 @@ class Server:
         """Of whoever writes, heartbeats among them: these need no turn, and go before whoever has none yet."""
         with _reading_url():  # hosts and ports among its options are read here
             self.engine = self._made()
+        self.opened = 0
+        """How often it was probed: connections of before lead to a SQLite file that may be gone."""
+        self.identity: tuple[int, int] | None = None
+        """Of the SQLite file that is open."""
+        self._file = ""
 
     def _made(self) -> AsyncEngine:
         options: dict[str, Any] = {"pool_size": MAX_CONNECTIONS + 1, "max_overflow": 0, "pool_timeout": SERVER_SECONDS}
@@ -99,22 +104,39 @@ class Server:
             # What conflicts waits: by what a database may isolate with instead, one of two operations would fail.
             return create_async_engine(self._url, connect_args=times, isolation_level="READ COMMITTED", **options)
         engine = create_async_engine(self._url, connect_args={"timeout": SERVER_SECONDS}, **options)
-        sa.event.listen(engine.sync_engine, "connect", _prepare_sqlite)
+        sa.event.listen(engine.sync_engine, "connect", self._connected)
+        sa.event.listen(engine.sync_engine, "checkout", self._taken)
         sa.event.listen(engine.sync_engine, "begin", _begin_sqlite)
         return engine
 
-    async def probe(self) -> None:
-        """Return if a SQLite file can be opened, or made.
+    def _connected(self, connection: Any, record: Any) -> None:
+        record.info["opened"] = self.opened
+        _prepare_sqlite(connection)
+
+    def _taken(self, _: Any, record: Any, __: Any) -> None:
+        if record.info["opened"] != self.opened:
+            raise DisconnectionError  # another one is made in its place
+
+    async def probe(self) -> tuple[int, int] | None:
+        """Return if a SQLite file can be opened, or made: its identity, if a path names it.
 
         The driver would start a thread first, which ends beside its failure: it may find the loop closed by then.
 
         Raises:
             DirectoryUnavailable: it cannot.
         """
-        if self.is_sqlite:
-            arguments, options = self.engine.dialect.create_connect_args(self._url)
-            with reaching():
-                await anyio.to_thread.run_sync(partial(_try_sqlite, *arguments, **options))
+        if not self.is_sqlite:
+            return None
+        (self._file,), options = self.engine.dialect.create_connect_args(self._url)
+        with reaching():
+            await anyio.to_thread.run_sync(partial(_try_sqlite, self._file, **options))
+        self.opened += 1
+        return _identity(self._file)
+
+    @property
+    def is_left(self) -> bool:
+        """True where the SQLite file that is open was deleted, or another one has taken its place."""
+        return self.identity is not None and _identity(self._file) != self.identity
 
     @property
     def insert(self) -> Callable[..., Any]:
@@ -205,6 +227,14 @@ def _try_sqlite(file: str, **options: Any) -> None:
     sqlite3.connect(file, **options).close()
 
 
+def _identity(file: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(file)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 @contextmanager
 def _reading_url() -> Iterator[None]:
     try:
@@ -248,7 +278,7 @@ def _unavailable(error: Exception) -> DirectoryUnavailable:
     return DirectoryUnavailable(f"the database does not serve: {name}", remedy=remedy)
 
 
-def _prepare_sqlite(connection: Any, _: object) -> None:
+def _prepare_sqlite(connection: Any) -> None:
     connection.isolation_level = None  # transactions begin where `_begin_sqlite` says
     cursor = connection.cursor()
     for pragma in ("busy_timeout = 2000", "synchronous = NORMAL"):

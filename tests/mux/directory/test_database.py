@@ -62,6 +62,48 @@ async def test_a_file_of_sqlite_is_made_for_its_user_alone_and_one_that_is_there
         os.umask(before)
 
 
+@pytest.mark.parametrize("another", [True, False], ids=["replaced", "deleted"])
+async def test_a_file_of_sqlite_that_is_gone_is_a_directory_that_lost_its_data(another: bool, tmp_path: Path) -> None:
+    file, copy, worker = tmp_path / "x.db", tmp_path / "copy.db", Worker("w", number=1)
+    async with open_database(f"sqlite+aiosqlite:///{copy}"):
+        pass
+    async with (
+        open_database(f"sqlite+aiosqlite:///{file}") as directory,
+        open_database(f"sqlite+aiosqlite:///{file}") as other,
+        directory.watch() as changes,
+    ):
+        await directory.claim(one := record("one"))
+        await directory.beat(worker)
+        assert await directory.beat(worker)
+        for part in modes(file):
+            (tmp_path / part).unlink()
+        if another:
+            copy.rename(file)
+        assert not await directory.beat(worker), "it knew this one"
+        assert not await other.beat(Worker("v", number=2))
+        assert await directory.get(one.session_id) is None
+        with anyio.fail_after(10):
+            assert await anext(changes) == "", "anything may have been missed"
+            assert await directory.publish(one) == one
+            assert await other.replace(one) is not None
+            await anext(changes)
+        assert [lives.id for lives in await directory.workers()] == ["w", "v"]
+        assert modes(file)[file.name] == 0o600
+
+
+async def test_where_a_file_of_sqlite_cannot_be_made_anew_it_is_said_and_tried_again(tmp_path: Path) -> None:
+    (place := tmp_path / "place").mkdir()
+    async with open_database(f"sqlite+aiosqlite:///{place}/x.db") as directory:
+        place.rename(tmp_path / "elsewhere")
+        for _ in range(2):
+            with pytest.raises(DirectoryUnavailable) as refused:
+                await directory.beat(Worker("w", number=1))
+            assert refused.value.remedy == "make its directory, and let this user write there"
+        place.mkdir()
+        assert not await directory.beat(Worker("w", number=1))
+        assert await directory.beat(Worker("w", number=1))
+
+
 async def test_a_sweep_forgets_what_has_expired_but_not_that_its_key_was_used(url: str) -> None:
     short, long = msgspec.structs.replace(record("short"), lifetime=0.05), record("long")
     async with open_database(url) as directory:
