@@ -7,6 +7,7 @@ from typing import Final
 import msgspec
 
 from ..mux.limits import EventLogLimits
+from ..mux.record import Terms
 from .settings import GatewaySection, Server, Settings
 
 FIXED: Final = ("host", "port", "workers", "tls")
@@ -94,7 +95,7 @@ def _credentials(settings: Settings, name: str) -> tuple[object, ...]:
     return server.headers, server.oauth
 
 
-def _effective(settings: Settings, name: str) -> tuple[object, ...]:
+def _effective(settings: Settings, name: str) -> tuple[Server, str | None, object, object]:
     """All that a session with this server depends on, but for the values of credentials."""
     server, pooling = settings.servers[name], settings.pooling_for(name)
     headers = {header: "" if is_credential(header) else value for header, value in server.headers.items()}
@@ -110,9 +111,14 @@ def _effective(settings: Settings, name: str) -> tuple[object, ...]:
     )
 
 
-def digest_of(settings: Settings, name: str) -> str:
-    """Names the settings of a server, but for the values of credentials: where they are the same, it is."""
-    return hashlib.blake2b(msgspec.json.encode(_effective(settings, name), order="sorted"), digest_size=8).hexdigest()
+def terms_of(settings: Settings, name: str) -> Terms:
+    """Names the settings of a server, but for the values of credentials."""
+    effective = server, oauth, *_ = _effective(settings, name)
+    return Terms(_digest((server.url, server.headers, oauth)), _digest(effective))
+
+
+def _digest(told: object) -> str:
+    return hashlib.blake2b(msgspec.json.encode(told, order="sorted"), digest_size=8).hexdigest()
 
 
 def is_credential(header: str) -> bool:

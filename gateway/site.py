@@ -19,7 +19,7 @@ from ..transports.upstream.credentials import Credential, TokenSource
 from ..transports.upstream.http_client import Trusted
 from ..transports.upstream.modern_http import ModernHTTPServer
 from .oauth import credential_for
-from .reload import digest_of
+from .reload import terms_of
 from .settings import Server, Settings
 
 
@@ -135,7 +135,7 @@ def _upstream(name: str, settings: Settings, generation: int, connector: Rotatin
         pooling=pooling,
         stateless=server.stateless,
         generation=generation,
-        settings=digest_of(settings, name),
+        settings=terms_of(settings, name),
         trust_annotations=server.trust_annotations,
         credential=server.oauth.identity if server.oauth is not None else "",
         make_line=per_request if pooling.reuse == "none" else None,

@@ -172,7 +172,7 @@ class Cluster:
             if lives:
                 raise Elsewhere(holder)
             raise UnknownSession("no such session; begin anew with initialize")
-        if not isinstance(upstream.connector, AdoptingConnector):  # its server was another one, with other settings
+        if not self._leads_to_session(upstream, record):
             record = msgspec.structs.replace(record, upstream_session="")
         decision = decide(
             msgspec.structs.replace(record, worker=holder),
@@ -198,6 +198,13 @@ class Cluster:
                 self._statistics.count("takeovers", "gone" if record.worker else "let_go")
                 await self.directory.remove(record)
                 return None
+
+    def _leads_to_session(self, upstream: Upstream, record: WorkflowRecord) -> bool:
+        """Whether its upstream session can be gone on with here; not where its server was another one, by settings."""
+        if _has_session(self._residents.beside.by_id.get(record.session_id), record):
+            return True
+        is_there = record.settings is msgspec.UNSET or record.settings.place == upstream.settings.place
+        return is_there and isinstance(upstream.connector, AdoptingConnector)
 
     async def _settle_for(self, record: WorkflowRecord) -> None:
         """As `settle`; a record that is left with this worker, which does not hold it, goes with what is shared."""
@@ -233,7 +240,7 @@ class Cluster:
             self._residents.held.census.add(record.principal, record.server)
             lapses = self.members.lapses
             own = self.own(record, upstream)
-            if beside is not None:  # it goes on under the settings that it was served under
+            if _has_session(beside, record):  # it goes on under the settings that it was served under
                 own = msgspec.structs.replace(own, settings=record.settings)
             try:
                 stored = await self.directory.replace(own)
@@ -346,7 +353,7 @@ class Cluster:
         return workflow if self._residents.beside.has(workflow) else None
 
     def _hold(self, record: WorkflowRecord, upstream: Upstream, beside: Workflow | None) -> Workflow:
-        if beside is None or beside.ended is not None or beside.record.upstream_session != record.upstream_session:
+        if beside is None or beside.ended is not None or not _has_session(beside, record):
             workflow = self.beginning.make(record, upstream, "held")
             self._residents.add(workflow)
             self._tasks.spawn(self.beginning.open, workflow)
@@ -460,6 +467,11 @@ class Cluster:
             if idle_since is not None and idle_since + BESIDE_SECONDS <= now and not workflow.holds_events:
                 self.dismiss(workflow, "idle")
         self.recording.expire(now)
+
+
+def _has_session(workflow: Workflow | None, record: WorkflowRecord) -> bool:
+    """Whether a workflow has the upstream session that its record names by now."""
+    return workflow is not None and workflow.record.upstream_session == record.upstream_session
 
 
 def _drained(concern: Concern) -> TrunklineError:

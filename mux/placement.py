@@ -12,7 +12,7 @@ import msgspec
 
 from .envelope import Envelope
 from .limits import Reuse
-from .record import WorkflowRecord
+from .record import Terms, WorkflowRecord
 
 Decision = Literal["beside", "forward", "take_over", "gone"]
 """`beside`: serve it here, beside the worker that holds it. `forward`: hand it to that worker. `take_over`: become the
@@ -72,7 +72,7 @@ def decide(
     is_call: bool,
     stateless: bool,
     reuse: Reuse = "workflow",
-    settings: str = "",
+    settings: Terms | None = None,
 ) -> Decision:
     """What becomes of a request for this record, which does not live here.
 

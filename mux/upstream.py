@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from .channel import Channel
 from .limits import Pooling
 from .ports import Connector, Line
+from .record import Terms
 
 ChannelMaker = Callable[..., Channel]
 """Makes a channel and starts its owner task; `listen=False` leaves out unasked messages that cost a request.
@@ -28,8 +29,8 @@ class Upstream:
     """A call that may have run is sent again where the server says that its tool is read-only or idempotent (G6)."""
     generation: int = 0
     """Counts the changes of its settings while the gateway runs: sessions of two generations are never mixed."""
-    settings: str = ""
-    """Names these settings: where they are the same at another worker, its name for them is."""
+    settings: Terms = field(default_factory=Terms)
+    """Names them."""
     credential: str = ""
     """The identity of what the gateway proves itself with, never its value: a rotated token drops nothing."""
     make_line: LineMaker | None = None

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trunkline.gateway.reload import Changes, compare, digest_of, is_credential, renew
+from trunkline.gateway.reload import Changes, compare, is_credential, renew, terms_of
 from trunkline.gateway.settings import Settings, SettingsError, check, load
 
 BASE = """
@@ -91,7 +91,24 @@ def test_workers_know_by_a_name_whether_they_have_the_same_settings_of_a_server(
 ) -> None:
     old, new = settings(tmp_path, BASE), settings(tmp_path, BASE.replace(replaced, by))
     both = old.servers.keys() & new.servers.keys()
-    assert {name for name in both if digest_of(old, name) != digest_of(new, name)} == {*expected.get("changed", ())}
+    differing = {name for name in both if terms_of(old, name).all != terms_of(new, name).all}
+    assert differing == {*expected.get("changed", ())}
+
+
+@pytest.mark.parametrize(
+    ("replaced", "by", "moved"),
+    [
+        (":9001", ":9003", {"git"}),
+        ('"blue"', '"green"', {"files"}),
+        ("Bearer one", "Bearer two", set()),
+        ("'gateway'", "'other'", {"mail"}),
+        ("'s3cret'", "'other'", set()),
+        ("[servers.web]", "[pooling]\nidle_timeout = 5\n[servers.web]", set()),
+    ],
+)
+def test_workers_know_whether_a_server_is_where_it_was(tmp_path: Path, replaced: str, by: str, moved: set[str]) -> None:
+    old, new = settings(tmp_path, BASE), settings(tmp_path, BASE.replace(replaced, by))
+    assert {name for name in old.servers if terms_of(old, name).place != terms_of(new, name).place} == moved
 
 
 def test_the_habits_of_the_old_path_change_those_servers_that_take_it(tmp_path: Path) -> None:

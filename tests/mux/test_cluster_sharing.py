@@ -17,7 +17,7 @@ from trunkline.mux.event_log import Stream
 from trunkline.mux.exchange import Exchange
 from trunkline.mux.limits import Pooling, Reuse
 from trunkline.mux.placement import CALLS, WHOLE
-from trunkline.mux.record import WorkflowRecord
+from trunkline.mux.record import Terms, WorkflowRecord
 
 pytestmark = pytest.mark.anyio
 
@@ -495,13 +495,12 @@ async def test_g1_g4_a_session_is_not_taken_for_one_of_another_reuse_by_workers_
 
 
 async def test_what_began_under_other_settings_is_its_holders_until_that_one_is_dead() -> None:
-    """Those of this worker may lead to another server, where its session is unknown: that would end it everywhere."""
     async with workers() as at:
         a = await at.start()
         at.server.on_request = echo
         client = await a.client()
         session_id = client.workflow.record.session_id
-        at.settings = {**at.settings, "settings": "others"}
+        at.settings = {**at.settings, "settings": Terms(all="others")}
         b, c = await at.start(), await at.start()
         for concern in (CALLS, WHOLE):
             with pytest.raises(Elsewhere):
@@ -521,7 +520,10 @@ async def test_what_is_gone_on_with_as_it_was_served_beside_its_dead_holder_is_u
         session_id = (await a.client()).workflow.record.session_id
         beside = await b.beside(session_id)
         for member in (b, c):
-            changed = {name: replace(it, generation=1, settings="others") for name, it in member.pool.upstreams.items()}
+            changed = {
+                name: replace(it, generation=1, settings=Terms("there", "others"))
+                for name, it in member.pool.upstreams.items()
+            }
             member.pool.reconfigure(changed, member.pool.pooling)
         a.kill()
         await at.pass_time(LEASE_SECONDS)
@@ -529,3 +531,27 @@ async def test_what_is_gone_on_with_as_it_was_served_beside_its_dead_holder_is_u
         assert held.workflow is beside.workflow
         with pytest.raises(Elsewhere):
             await c.beside(session_id)
+
+
+@pytest.mark.parametrize("stateless", [False, True])
+async def test_g4_no_session_is_asked_for_at_another_server_than_the_one_that_gave_it(stateless: bool) -> None:
+    """There it is a secret of another server, or names a session of somebody else."""
+    async with workers() as at:
+        a = await at.start()
+        at.server.on_request = at.other.on_request = echo
+        session_id = (await a.client()).workflow.record.session_id
+        at.settings = {**at.settings, "settings": Terms("elsewhere", "others"), "stateless": stateless}
+        b = await at.start()
+        for concern in (CALLS, WHOLE):
+            with pytest.raises(Elsewhere):
+                await b.find(session_id, concern)
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        if stateless:
+            held = await b.find(session_id)
+            assert "result" in await held.answer(held.call())
+        else:
+            with pytest.raises(UnknownSession):
+                await b.find(session_id)
+            assert await at.directory.get(session_id) is None
+        assert [wire.id for wire in b.reach["x"].wires] == (["2"] if stateless else [])

@@ -8,7 +8,7 @@ from trunkline.mux.envelope import parse
 from trunkline.mux.limits import Reuse
 from trunkline.mux.placement import CALLS, NAMES, WHOLE, Concern, Decision, concern_of, decide
 from trunkline.mux.principal import ANONYMOUS
-from trunkline.mux.record import Handshake, WorkflowRecord
+from trunkline.mux.record import Handshake, Terms, WorkflowRecord
 
 OPENING = WorkflowRecord("id", ANONYMOUS, "x", None, Handshake("2025-11-25", b"{}", b"{}"), worker="b")
 OWNED = msgspec.structs.replace(OPENING, revision="2025-11-25")
@@ -73,12 +73,12 @@ def test_what_began_under_another_reuse_ends_with_its_holder(began: Reuse, reuse
 
 @pytest.mark.parametrize("is_call", [False, True])
 def test_what_began_under_other_settings_is_left_to_its_holder_while_that_lives(is_call: bool) -> None:
-    """They may lead to another server, which knows nothing of its session."""
-    record = msgspec.structs.replace(MOVABLE, settings="theirs")
+    ours, theirs = Terms("there", "ours"), Terms("there", "theirs")
+    record = msgspec.structs.replace(MOVABLE, settings=theirs)
     told: dict[str, Any] = {"is_call": is_call, "stateless": False}
-    assert decide(record, holder_lives=True, settings="ours", **told) == "forward"
-    assert decide(record, holder_lives=False, settings="ours", **told) == "take_over"
-    assert decide(record, holder_lives=True, settings="theirs", **told) == ("beside" if is_call else "forward")
+    assert decide(record, holder_lives=True, settings=ours, **told) == "forward"
+    assert decide(record, holder_lives=False, settings=ours, **told) == "take_over"
+    assert decide(record, holder_lives=True, settings=theirs, **told) == ("beside" if is_call else "forward")
 
 
 @pytest.mark.parametrize(("is_call", "expected"), [(True, "beside"), (False, "forward")])
