@@ -16,12 +16,12 @@ def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> Mapping[s
     patch: dict[str, Any] = {name: None for name, value in before.items() if value is not None and name not in after}
     for name, value in after.items():
         old = before.get(name)
-        if value is old:
+        if value is old or value == old:  # mostly, and much sooner found so than part by part
             continue
         if isinstance(value, Mapping) and isinstance(old, Mapping):
             inner = difference(old, value)
             if inner:
                 patch[name] = inner
-        elif value != old:
+        else:
             patch[name] = value
     return patch or NOTHING

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
@@ -143,7 +144,7 @@ class Operations(Starlette):
 
     def _told(self, tell: Callable[[Request], Awaitable[object]]) -> Handler:
         async def handler(request: Request) -> Response:
-            return JSONResponse(await tell(request))
+            return Response(msgspec.json.encode(await tell(request)), media_type="application/json")
 
         return self._private(handler)
 

@@ -1,6 +1,8 @@
 """Merge patches: what makes the second look of the first."""
 
+import sys
 from collections.abc import Mapping
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -26,6 +28,26 @@ def without_nulls(value: Any) -> Any:
     if not isinstance(value, Mapping):
         return value
     return {name: without_nulls(member) for name, member in value.items() if member is not None}
+
+
+def test_what_is_the_same_is_not_looked_at_part_by_part() -> None:
+    calls = 0
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    def servers(last: int) -> dict[str, Any]:
+        return {f"s{n}": {"1": {"calls": 1}, "2": {"calls": last if n == 7 else 1}} for n in range(100)}
+
+    before, after = servers(1), servers(2)
+    sys.setprofile(count)
+    try:
+        patch = difference(before, after)
+    finally:
+        sys.setprofile(None)
+    assert patch == {"s7": {"2": {"calls": 2}}}
+    assert calls < 200
 
 
 NAMES = st.sampled_from("abc")

@@ -1,5 +1,8 @@
 """What each server did lately, step by step."""
 
+import sys
+from types import FrameType
+
 import pytest
 from trunkline.gateway.trends import STEP_SECONDS, STEPS, Trends, added, last_step, until_step
 from trunkline.mux.statistics import BUCKETS, Statistics
@@ -58,6 +61,24 @@ def test_where_the_clock_is_set_back_nothing_is_lost() -> None:
 def test_a_step_that_has_just_ended_is_not_told_as_the_last() -> None:
     assert [last_step(at) for at in (1000.0, 1000.4, 1000.5, 1002.4, 1002.5)] == [498, 498, 499, 499, 500]
     assert [until_step(at) for at in (1000.0, 1000.5, 1001.5)] == [2.0, 1.5, 0.5]
+
+
+def test_no_function_is_called_for_each_step_that_is_added() -> None:
+    calls = 0
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    many = {str(step): {"calls": 1, "hit": 1, "seconds": 0.5} for step in range(STEPS)}
+    sys.setprofile(count)
+    try:
+        total = added(many, many)
+    finally:
+        sys.setprofile(None)
+    assert calls < STEPS
+    assert total == {str(step): {"calls": 2, "hit": 2, "seconds": 1.0} for step in range(STEPS)}
+    assert many["0"] == {"calls": 1, "hit": 1, "seconds": 0.5}
 
 
 def test_steps_of_two_workers_are_added() -> None:
