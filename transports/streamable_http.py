@@ -15,6 +15,7 @@ from ..mux.errors import (
     InvalidRequest,
     SessionLost,
     TrunklineError,
+    UnknownServer,
     UnknownSession,
     UnsupportedRevision,
 )
@@ -104,6 +105,8 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
     def _check_revision(self, request: HTTPRequest, body: bytes) -> None:
         revision = request.headers.get(PROTOCOL_VERSION)
         if revision is not None and revision not in LEGACY:
+            if self._config.server not in self._pool.upstreams:
+                raise UnknownServer(self._config.server)
             if self._config.modern is not None and request.scope["method"] != "POST":
                 raise HTTPRefusal(405, "method", "without a session, use POST", headers=[(b"allow", b"POST")])
             request.identify(body)

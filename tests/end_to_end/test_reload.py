@@ -160,7 +160,7 @@ async def test_a_server_that_is_taken_out_takes_nobody_and_keeps_whom_it_has(
         await operator.reload(token_settings(other=upstream.url))
         assert operator.logged("reloaded: 1 removed (up), 1 unchanged") == 1
 
-        for transport in ("mcp", "sse", "ws"):
+        for transport in ("mcp", "sse", "ws", "modern"):
             await nothing_begins(gateway, transport)
         upstream.open(key)
         assert text_of(await waiting.response()) == f"{key} is open"
@@ -199,7 +199,10 @@ async def nothing_begins(gateway: Gateway, transport: str) -> None:
             status, told = answer.status, await answer.text()
     else:
         async with Wire(gateway.url(), bearer("alice")) as wire:
-            if transport == "sse":
+            if transport == "modern":
+                asked = {"jsonrpc": "2.0", "id": 1, "method": "server/discover", "params": {}}
+                refused = await wire.post(asked, {"MCP-Protocol-Version": "2026-07-28"})
+            elif transport == "sse":
                 refused = await wire.request("GET", path="/../sse", headers={"Accept": "text/event-stream"})
             else:
                 refused = await wire.post(INITIALIZE)
