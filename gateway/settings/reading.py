@@ -43,6 +43,9 @@ KINDS: Final[Mapping[str, str]] = {
 }
 """What msgspec calls by another name than the reference."""
 
+URL: Final = re.compile("[a-z+]{2,}:")
+NO_FILE: Final = "a URL is no file of settings: it goes into one, or behind --upstream NAME=URL of `trunkline serve`"
+
 VARIABLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
@@ -144,6 +147,8 @@ def _read(path: Path) -> dict[str, Any]:
             raise SettingsError("", f"{path} is empty: it is being written, or holds no settings yet")
         return tomllib.loads(text)
     except FileNotFoundError:
+        if URL.match(str(path)):
+            raise SettingsError("", NO_FILE) from None
         raise SettingsError("", f"there is no file {path}; `trunkline init {path}` writes one") from None
     except OSError as error:
         raise SettingsError("", f"cannot read {path}: {error.strerror}; give a file that this user may read") from None
@@ -239,7 +244,7 @@ def _convert(tree: dict[str, Any]) -> Settings:
             raise SettingsError(path, f"expected {' or '.join(choices)}, got {wrong}") from None
         if missing := MISSING.fullmatch(message):
             raise SettingsError(path, f"{missing[1]} has to be given") from None
-        raise SettingsError(path, _expected(path, message)) from None
+        raise SettingsError(_with_key(path, tree), _expected(path, message)) from None
 
 
 def _expected(path: str, message: str) -> str:
@@ -273,6 +278,14 @@ def _named(path: str, tree: dict[str, Any]) -> str:
         except msgspec.ValidationError:
             return f"servers.{name}.{rest}".rstrip(".")
     return path
+
+
+def _with_key(path: str, tree: dict[str, Any]) -> str:
+    """The path with the key in it, where msgspec only says that it is some value of a table of texts."""
+    table = path.removesuffix("[...]")
+    of, _, last = table.rpartition(".")
+    server = tree.get("servers", {}).get(of.removeprefix("servers."), {}) if table != path else {}
+    return next((f"{table}.{key}" for key, value in server.get(last, {}).items() if not isinstance(value, str)), path)
 
 
 def _hint(section: type[msgspec.Struct], key: str, fields: Iterable[str]) -> str:

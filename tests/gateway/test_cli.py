@@ -219,6 +219,13 @@ def test_a_wrong_setting_of_a_file_is_named(program: str, file: Callable[[str], 
     assert told == "there is no file /no/such.toml; `trunkline init /no/such.toml` writes one"
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9000/mcp?key=s3cret", "stdio:uvx mcp-server-git"])
+def test_a_url_in_place_of_a_file_is_told_where_it_goes(url: str) -> None:
+    told = refused("serve", url, code=2)
+    assert "--upstream NAME=URL" in told
+    assert "s3cret" not in told
+
+
 def test_a_file_that_cannot_be_read_is_named_with_the_reason(file: Callable[[str], str], tmp_path: Path) -> None:
     told = refused("check", file("[gateway]\nport 1"))
     assert re.fullmatch(r"/.*/trunkline\.toml is not TOML: .*\(at line 2, column \d+\)", told)

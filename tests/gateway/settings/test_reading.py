@@ -172,7 +172,7 @@ def test_a_choice_that_is_none_is_told_with_those_there_are(
         ("[compat]\nsdk_habits = 'yes'\n", "compat.sdk_habits", "expected true or false, got text"),
         ("gateway = 1\n", "gateway", "expected table, got whole number"),
         ("[servers]\nurl = 'http://h/'\n", "servers.url", "expected table, got text"),
-        (f"{UP}headers = {{ a = 1 }}\n", "servers.up.headers[...]", "expected text, got whole number"),
+        (f"{UP}headers = {{ b = 'x', a = 1 }}\n", "servers.up.headers.a", "expected text, got whole number"),
         (f"{UP}event_log = {{ events = 0 }}\n", "servers.up.event_log.events", "expected whole number, 1 or more"),
         ("[auth]\ntokens = ['t']\n", "auth.tokens[0]", "expected table, got text"),
         ("[auth]\ntokens = [{ sha256 = '0', subject = 'me' }]\n", "auth.tokens[0]", "tenant has to be given"),
