@@ -37,12 +37,15 @@ _LAST: Final[dict[Kind, str]] = {"http": "mcp", "sse": "sse", "ws": "ws"}
 
 _HINTS: Final = {
     400: "the server does not take the request",
-    401: "send a token: --header 'Authorization: Bearer TOKEN'",
+    **dict.fromkeys((301, 302, 303, 307, 308), "it leads elsewhere, and is not followed; give the URL there"),
+    401: "send a token that counts there: --header 'Authorization: Bearer TOKEN'",
     403: "this token, or this address, may not",
     404: "there is no MCP server at this URL; those of a gateway are at /servers/NAME/mcp",
     405: "no MCP server speaks this transport here: try another --transport, or the URL that `trunkline serve` printed",
+    421: "it is not served by this name, but by those of gateway.allowed_hosts",
     426: "a proxy between here and the gateway does not pass the WebSocket's Upgrade on",
     429: "too many sessions: try again later",
+    **dict.fromkeys((502, 504), "a proxy before the gateway does not reach it"),
     503: "the gateway takes no new session now: try again later",
 }
 

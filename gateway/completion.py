@@ -31,11 +31,12 @@ def server_urls(file: Path | None = None) -> list[str]:
 
 def handles(url: str, token: str | None) -> list[str]:
     """The workflows of a gateway."""
-    from .sessions import Unavailable, source_of
+    from .exits import Failure
+    from .sessions import source_of
 
     try:
         rows = source_of(url, token).fetch(patience=PATIENCE_SECONDS)
-    except Unavailable:
+    except Failure:
         return []
     return [str(row["workflow"]) for row in rows if "workflow" in row]
 

@@ -20,6 +20,7 @@ from ..transports.upstream.proxy import proxy_of
 from .console import Meter, fitting, meter, out, printable, write_json
 from .console import show as print_shown
 from .exits import Failure, WrongArgument, of_tls
+from .settings.spelling import fault_in_token
 
 DEFAULT_URL: Final = "http://127.0.0.1:8920"
 REFRESH_SECONDS: Final = 1.0
@@ -113,6 +114,10 @@ class Source:
             return said
         if status in (401, 403):
             return f"{self.url} answered HTTP {status}: send its admin token (gateway.admin_token): --token TOKEN"
+        if 300 <= status < 400:
+            return f"{self.url} answered HTTP {status}: it leads elsewhere, and is not followed; give the URL there"
+        if status == 421:
+            return f"{self.url} answered HTTP 421: it has other names, those of gateway.allowed_hosts"
         if status == 404:
             return f"{self.url} has no /api/sessions: give the URL that `trunkline serve` printed"
         return f"{self.url} answered HTTP {status}"
@@ -144,8 +149,10 @@ def source_of(url: str, token: str | None) -> Source:
     """The gateway at a URL, which may be that of one of its servers.
 
     Raises:
-        WrongArgument: no URL of HTTP.
+        WrongArgument: no URL of HTTP; a token that cannot be sent.
     """
+    if token and fault_in_token(token):
+        raise WrongArgument(f"--token: {fault_in_token(token)}")
     parts = parts_of(url)
     scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
     if scheme not in ("http", "https") or not parts.hostname:

@@ -24,8 +24,10 @@ def make(subject: str, tenant: str, *, admin: bool) -> Made:
     """A new token for a subject.
 
     Raises:
-        WrongArgument: a name that cannot be printed, and so not be written into the settings.
+        WrongArgument: a name that cannot be printed, and so not be written into the settings; a subject of nothing.
     """
+    if not subject:
+        raise WrongArgument("SUBJECT: a token stands for somebody, and this names nobody")
     for argument, name in (("SUBJECT", subject), ("--tenant", tenant)):
         if not name.isprintable():
             raise WrongArgument(f"{argument}: expected a name that can be printed; is it in the terminal's encoding?")

@@ -13,6 +13,7 @@ import pytest
 from harness.gateways import TOKENS, Gateway, command, environment, token_settings
 from harness.gateways import gateway as running_gateway
 from harness.ports import free_port
+from harness.raw_http import Peer, serving
 from harness.terminal import on_terminal
 from harness.upstreams import Upstream
 from harness.upstreams import upstream as running_upstream
@@ -175,6 +176,26 @@ async def test_a_server_that_is_not_there_is_told_with_where_they_are(gateway: G
 async def test_what_is_no_mcp_server_is_asked_about(gateway: Gateway) -> None:
     assert "is this the URL of an MCP server" in await failure(call(f"{gateway.base}/healthz", "x", kind="sse"))
     assert "another --transport" in await failure(call(f"{gateway.base}/healthz", "x"))
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (308, "it leads elsewhere"),
+        (421, "gateway.allowed_hosts"),
+        (502, "a proxy before the gateway does not reach it"),
+        (504, "a proxy before the gateway does not reach it"),
+    ],
+)
+async def test_what_stands_between_is_not_laid_to_the_url(status: int, told: str) -> None:
+    async def serve(peer: Peer) -> None:
+        while True:
+            await peer.request()
+            await peer.say(b"HTTP/1.1 %d No\r\nContent-Length: 0\r\n\r\n" % status)
+
+    async with serving(serve) as server:
+        for kind in KINDS:
+            assert told in await failure(call(server.url, "counter", kind=kind))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -249,6 +249,7 @@ def answering(status: int, body: bytes = b"", **headers: str) -> Iterator[tuple[
         (200, b"\xff", "is no gateway of trunkline"),
         (403, b"", "--token"),
         (404, b"", "has no /api/sessions"),
+        (421, b"this Host is not served here\n", "allowed_hosts"),
         (500, b"", "HTTP 500"),
     ],
 )
@@ -257,9 +258,19 @@ def test_what_is_no_gateway_is_told(status: int, body: bytes, words: str) -> Non
         Source(url).fetch()
 
 
+@pytest.mark.parametrize("token", ["of a file\n", "s\u20accret", ""])
+def test_a_token_that_nobody_could_send_is_not_laid_to_the_gateway(token: str) -> None:
+    if token:
+        with pytest.raises(WrongArgument, match="--token") as caught:
+            source_of("http://127.0.0.1:1", token)
+        assert token.strip() not in str(caught.value)
+    else:
+        assert source_of("http://127.0.0.1:1", token).token == ""
+
+
 def test_a_redirect_does_not_take_the_token_along() -> None:
     with answering(200, b"[]") as (other, seen), answering(302, Location=other) as (url, asked):
-        with pytest.raises(Unavailable, match="HTTP 302"):
+        with pytest.raises(Unavailable, match="HTTP 302: it leads elsewhere"):
             Source(url, "secret").fetch()
         assert asked[0]["Authorization"] == "Bearer secret"
         assert seen == []

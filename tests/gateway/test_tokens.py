@@ -36,7 +36,9 @@ def test_the_entry_can_be_copied_into_the_settings(admin: bool) -> None:
     assert msgspec.convert(read, TokenEntry) == made.entry
 
 
-@pytest.mark.parametrize(("subject", "tenant", "argument"), [("\udcff", "", "SUBJECT"), ("a", "b\nc", "--tenant")])
+@pytest.mark.parametrize(
+    ("subject", "tenant", "argument"), [("\udcff", "", "SUBJECT"), ("", "", "SUBJECT"), ("a", "b\nc", "--tenant")]
+)
 def test_a_name_that_the_settings_could_not_hold_is_refused(subject: str, tenant: str, argument: str) -> None:
     with pytest.raises(WrongArgument, match=argument):
         make(subject, tenant, admin=False)
