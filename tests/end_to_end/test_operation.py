@@ -86,13 +86,13 @@ async def test_sigterm_refuses_what_is_new(upstream: Upstream, key: str) -> None
             answer = await wire.call("hold", {"gate": key})
             await upstream.saw("mark:holding")
             gateway.process.send_signal(signal.SIGTERM)
-            if await until_draining(gateway) is not None:
-                async with Wire(gateway.url()) as newcomer:
-                    refused = await newcomer.post(INITIALIZE)
-                    assert refused.status == 503
-                    assert refused.headers["Retry-After"]
-                later = await (await wire.call("counter", id=b"2")).response()
-                assert later["error"]["code"] == -31002
+            assert await until_draining(gateway) is not None
+            async with Wire(gateway.url()) as newcomer:
+                refused = await newcomer.post(INITIALIZE)
+                assert refused.status == 503
+                assert refused.headers["Retry-After"]
+            later = await (await wire.call("counter", id=b"2")).response()
+            assert later["error"]["code"] == -31002
             upstream.open(key)
             assert text_of(await answer.response()) == f"{key} is open"
         assert await anyio.to_thread.run_sync(gateway.process.wait, 15) == 0

@@ -233,6 +233,30 @@ async def test_g8_a_stop_of_all_processes_at_once_is_no_second_signal_to_the_wor
         assert await anyio.to_thread.run_sync(process.wait, 30) == 0
 
 
+async def test_a_second_signal_to_the_parent_waits_for_no_calls_of_its_workers(
+    redis: RedisServer, upstream: Upstream, settings_file: Callable[[str], Path], key: str
+) -> None:
+    settings = f'[directory]\nbackend = "redis"\nurl = "{redis.url}"\n[gateway]\ndrain_timeout = 600\n'
+    toml = settings_file(f'{settings}[servers.up]\nurl = "{upstream.url}"\neras = ["legacy"]\n')
+    with worker_gateway(toml, 2) as running, anyio.fail_after(PATIENCE):
+        await running.complete()
+        session, process = await running.open(), running.running.process
+        async with anyio.create_task_group() as tasks:
+
+            async def hold() -> None:
+                with suppress(aiohttp.ClientError, AssertionError):
+                    await running.call(session, "hold", {"gate": key})
+
+            tasks.start_soon(hold)
+            await upstream.saw("mark:holding")
+            process.send_signal(signal.SIGTERM)
+            await until(lambda: process.output().count("the parent has stopped: draining") == 2)
+            process.send_signal(signal.SIGTERM)
+            await anyio.to_thread.run_sync(process.wait, 30)
+            await anyio.to_thread.run_sync(upstream.open, key)
+        assert "the parent was told again: leaving at once" in process.output()
+
+
 async def test_g7_a_server_that_is_a_process_is_reached_from_every_worker(workers: WorkerGateway) -> None:
     session = await workers.open("process")
     with anyio.fail_after(PATIENCE):
