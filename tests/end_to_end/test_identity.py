@@ -192,6 +192,17 @@ async def test_a_trusted_proxy_names_the_user(upstream: Upstream, settings_file:
         assert (await upstream.saw("initialize", 2))["counts"]["initialize"] == 2
 
 
+async def test_who_only_says_that_it_comes_from_a_trusted_proxy_is_nobody(
+    upstream: Upstream, settings_file: Callable[[str], Path]
+) -> None:
+    """The peer is the socket's, whatever uvicorn would make of `X-Forwarded-For`."""
+    text = f'[auth]\nmode = "proxy"\n[gateway]\ntrusted_proxies = ["192.0.2.1"]\n[servers.up]\nurl = "{upstream.url}"\n'
+    with running_gateway(toml=settings_file(text)) as gateway:
+        async with Wire(gateway.url(), {"X-Auth-Subject": "alice", "X-Forwarded-For": "192.0.2.1"}) as wire:
+            for answer in (await wire.post({"jsonrpc": "2.0", "id": 1, "method": "ping"}), await wire.get()):
+                assert answer.status == 401
+
+
 async def test_nothing_secret_is_told(guarded: Gateway) -> None:
     secret = token("whistle-blower")
     async with Wire(guarded.url(), bearer(secret)) as wire:

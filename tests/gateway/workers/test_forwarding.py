@@ -184,7 +184,8 @@ async def test_g6_a_worker_that_dies_over_a_call_is_told_at_once(
     assert house.asked == 1, "it may have been executed"
 
 
-async def test_a_request_without_messages_is_sent_again(house: House) -> None:
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+async def test_a_request_without_messages_is_sent_again(house: House, method: str) -> None:
     served = 0
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
@@ -196,7 +197,7 @@ async def test_a_request_without_messages_is_sent_again(house: House) -> None:
 
     await house.begins("b", serve)
     client = Client()
-    await house.request(client, method="GET")
+    await house.request(client, method=method)
     assert (client.body, house.statistics.counts["forwards", "retried"]) == (b"now", 1)
 
 
