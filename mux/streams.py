@@ -67,6 +67,8 @@ class Streams:
             self.append(stream, wire_format.failure(raw, gone), last=place == len(owed) and not kept.is_wire)
         stream.ended = bool(stream.number) and not kept.is_wire
         stream.covered = bool(stream.number or kept.events)
+        if kept.is_wire or (not stream.number and kept.events):  # its client is about to come back, and listens there
+            self._listened[stream.number] = stream
         return stream
 
     def prime(self, stream: Stream) -> None:

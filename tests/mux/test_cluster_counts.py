@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from harness.clustering import QUESTION, Member, Workers, carried, journal, notice, streamed, two, workers
+from harness.clustering import QUESTION, Member, Workers, carried, journal, notice, resume, streamed, two, workers
 from harness.muxing import initialize
 from trunkline.mux.directory import LEASE_SECONDS
 from trunkline.mux.duplex import Duplex
@@ -128,3 +128,35 @@ async def test_g5_what_a_log_has_to_know_of_is_not_trimmed_with_what_it_held() -
         assert workflow.knows(a.number * NAMES + 1), "the question"
         assert exchange.stream is not None
         assert workflow.knows(exchange.stream.number)
+
+
+async def test_g5_what_a_server_says_at_a_successor_before_a_socket_comes_back_is_for_that_socket() -> None:
+    async with workers() as at:
+        a, b = await at.start(), await at.start()
+        client = await a.client(message=initialize(capabilities={"sampling": {}}))
+        session_id = client.workflow.record.session_id
+        duplex = await socket_at(a, session_id)
+        duplex.meet(duplex.tally)
+        at.server.session.tell(notice(1))
+        await dies(at, a)
+        workflow = (await b.find(session_id)).workflow  # by another request of the same client
+        at.server.session.tell(notice(2))
+        at.server.session.tell(QUESTION)
+        assert workflow.duplexes.newest is not None
+        due = [json.loads(event.message) for event in workflow.duplexes.newest.attach_after(1).due() or ()]
+        assert [one["method"] for one in due] == ["notifications/message", "sampling/createMessage"]
+
+
+async def test_g5_a_client_that_went_from_a_socket_to_a_get_stream_is_told_there_at_a_successor_as_well() -> None:
+    async with workers() as at:
+        a, b, session_id = await two(at)
+        await socket_at(a, session_id)
+        workflow = (await a.find(session_id)).workflow
+        reader = workflow.streams.attach_standalone()
+        at.server.session.tell(notice(1))
+        *_, last = [reader.event_id(event) for event in reader.due() or ()]
+        await dies(at, a)
+        await b.find(session_id)
+        at.server.session.tell(notice(2))
+        _, again = await resume(at, b, last)
+        assert [json.loads(event.message)["params"]["data"] for event in again.due() or ()] == [2]
