@@ -216,15 +216,16 @@ class Wishes(Generic[Owner]):
             return tuple(owners)
         if message.method == "notifications/resources/updated":
             uri = wire_format.string_of(params.get("uri")) or ""
-            return [owner for owner in owners if self._watches(owner, uri)] or None
+            watching = self._watching(uri)
+            return [owner for owner in owners if owner in watching] or None
         alone = origin if origin is not None else owners[0] if len(owners) == 1 else None
         if alone is None:
             return None
         return [alone] if self.hears(alone, message) else ()
 
-    def _watches(self, owner: Owner, uri: str) -> bool:
-        """A server may tell of a resource below the one that was subscribed to."""
-        return any(owner in those and _is_below(uri, watched) for watched, those in self._subscribers.items())
+    def _watching(self, uri: str) -> set[Owner]:
+        """Who watches this: a server may tell of a resource below the one that was subscribed to."""
+        return {owner for watched, those in self._subscribers.items() if _is_below(uri, watched) for owner in those}
 
 
 def _is_below(uri: str, watched: str) -> bool:

@@ -1,7 +1,9 @@
 """What workflows share of an upstream session: masks, counted subscriptions, filtered logs, and who is told."""
 
 import json
+import sys
 import tracemalloc
+from types import FrameType
 
 import pytest
 from trunkline.mux.envelope import Envelope, parse
@@ -45,6 +47,26 @@ def test_l11_only_what_can_be_kept_is_promised() -> None:
     assert shared_result(result) == b'{"protocolVersion":"x","capabilities":{"tools":{}},"unknown":1e400}'
     for untouched in (b'{"capabilities":{"tools":{}}}', b"{}", b'{"capabilities":7}'):
         assert shared_result(untouched) == untouched
+
+
+def test_g9_what_a_server_tells_of_a_resource_is_held_against_each_subscription_once() -> None:
+    """And not for each workflow: a hundred of them made one message of a server cost milliseconds."""
+    wishes, owners, calls = Wishes[int](), range(50), 0
+    for owner in owners:
+        wishes.subscribe(owner, f"dir://{owner:02}/")
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    message = told("notifications/resources/updated", uri="dir://07/file")
+    sys.setprofile(count)
+    try:
+        heard = wishes.recipients(message, None, owners)
+    finally:
+        sys.setprofile(None)
+    assert heard == [7]
+    assert calls < 5 * len(owners)
 
 
 def test_r5_subscriptions_are_counted() -> None:
