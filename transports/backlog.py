@@ -26,7 +26,7 @@ class Backlog(Generic[Text]):
         return True
 
     def end(self) -> None:
-        """None follows what waits. To be called once."""
+        """None follows what waits: one for each call."""
         self._waiting.put_nowait(None)
 
     async def take(self) -> Text | None:

@@ -41,7 +41,7 @@ class Transport(ABC):
 
     @abstractmethod
     def receive_message(self) -> AsyncIterator[dict[str, Any]]:
-        """The client's messages as they come, until the conversation ends.
+        """The client's messages as they come, until the conversation ends. Who gives up waiting for one loses none.
 
         Raises:
             RuntimeError: the transport is not connected.

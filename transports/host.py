@@ -59,6 +59,21 @@ class _NotConnected(RuntimeError):
     """The conversation has not begun, or has ended."""
 
 
+class _Messages(AsyncIterator[dict[str, Any]]):
+    """What waits for the application. A generator would end with whoever gives up waiting for the next one."""
+
+    def __init__(self, inbox: Backlog[bytes]) -> None:
+        self._inbox = inbox
+
+    async def __anext__(self) -> dict[str, Any]:
+        text = await self._inbox.take()
+        if text is None:
+            self._inbox.end()  # for whoever asks as well
+            raise StopAsyncIteration
+        message: dict[str, Any] = json.loads(text)
+        return message
+
+
 class _Conversation(Transport):
     """A workflow, seen from the application. Implements `Transport` upwards and `Wire` for its channel."""
 
@@ -102,11 +117,10 @@ class _Conversation(Transport):
         related = self._requests.get(request_id) if request_id is not None else None
         self._receiver.received(text, answered or related)
 
-    async def receive_message(self) -> AsyncIterator[dict[str, Any]]:
+    def receive_message(self) -> AsyncIterator[dict[str, Any]]:
         """See `Transport.receive_message`."""
         self._check()
-        while (text := await self._inbox.take()) is not None:
-            yield json.loads(text)
+        return _Messages(self._inbox)
 
     async def is_connected(self) -> bool:
         """See `Transport.is_connected`."""

@@ -152,6 +152,29 @@ async def test_what_an_application_has_taken_makes_room(monkeypatch: pytest.Monk
         assert (await anext(messages))["n"] == n
 
 
+async def test_who_gives_up_waiting_for_a_message_may_wait_for_it_anew() -> None:
+    """As an application does that looks after something else while its client is silent; a time-out is no end."""
+
+    async def end(_: object) -> None:
+        raise AssertionError("nothing ends")
+
+    conversation = WebSocketTransport(cast(Workflow, None), Receiver(), end)
+    await conversation.connect()
+    messages = conversation.receive_message()
+    for n in range(3):
+        waiting = asyncio.ensure_future(anext(messages))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        conversation.send(b'{"n": %d}' % n)
+        assert await anext(messages) == {"n": n}
+    waits = [asyncio.ensure_future(anext(messages, None)) for _ in range(2)]
+    conversation.over()
+    async with asyncio.timeout(PATIENCE):
+        assert await asyncio.gather(*waits) == [None, None]
+        assert [message async for message in messages] == []
+
+
 async def test_g10_a_refusal_does_not_come_from_within_what_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_UNREAD", 1)
 
