@@ -257,7 +257,8 @@ class Gateway:
         leaving = {
             name: site
             for name, site in {**before.leaving, **gone}.items()
-            if name not in sites and (name in busy or self._member is not None)  # another worker may hold what goes on
+            if name not in sites and "legacy" in site.server.eras
+            if name in busy or self._member is not None  # another worker may hold what goes on
         }
         self._routes = self._routed(settings, authenticator, sites, leaving)
         self.pool.reconfigure({name: site.upstream for name, site in sites.items()}, settings.pooling)

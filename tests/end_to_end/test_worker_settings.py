@@ -134,6 +134,17 @@ async def test_what_began_on_a_server_that_is_taken_out_goes_on_by_whatever_work
             assert (await wire.post(INITIALIZE)).status == 404
 
 
+async def test_a_server_without_sessions_that_is_taken_out_is_unknown_at_once(place: Place) -> None:
+    await place.gateway.complete()
+    text = place.toml.read_text().replace('"legacy"', '"modern"')
+    await place.reload(text, "1 changed (up)")
+    await place.reload(text.replace("servers.up", "servers.other"), "1 added (other), 1 removed (up)")
+    asked = {"jsonrpc": "2.0", "id": 1, "method": "server/discover", "params": {}}
+    for _ in range(CALLS):
+        async with Wire(place.gateway.url()) as wire:
+            assert (await wire.post(asked, {"MCP-Protocol-Version": "2026-07-28"})).status == 404
+
+
 async def test_a_token_that_is_taken_out_ends_its_streams_wherever_their_session_lives(
     place: Place, redis: RedisServer, upstream: Upstream
 ) -> None:
