@@ -23,7 +23,7 @@ from typing import Any, Final
 from ..mux.channel import Channel
 from ..mux.directory.memory import MemoryDirectory
 from ..mux.errors import Overloaded
-from ..mux.lease import kind_of, refuse_coroutine, running_loop
+from ..mux.lease import kind_of, refuse_coroutine, refuse_other_loop, running_loop
 from ..mux.limits import MAX_EVENT_BYTES, Pooling
 from ..mux.pool import Pool
 from ..mux.ports import NONE, Headers, Receiver, SendKind, Wire
@@ -238,6 +238,7 @@ class Host:
             raise ValueError('each conversation of a Host is served by itself: reuse is "workflow"')
         upstream = Upstream(NAME, _Application(serve, self), pooling)
         self._pool = Pool({NAME: upstream}, MemoryDirectory(), pooling=pooling)
+        self._loop: asyncio.AbstractEventLoop
         guard = Guard(loopback=True, allowed_hosts=allowed_hosts, allowed_origins=allowed_origins)
         config = EndpointConfig(
             NAME,
@@ -262,7 +263,7 @@ class Host:
         Raises:
             RuntimeError: this host was run before, or there is no event loop of asyncio's.
         """
-        running_loop("conversations")
+        self._loop = running_loop("conversations")
         holding = Holding(self._pool.running())
         await holding.begin()
         try:
@@ -284,13 +285,14 @@ class Host:
         """Serve one connection, below the path that the host is mounted at; or be the whole application.
 
         Raises:
-            RuntimeError: nobody runs this host.
+            RuntimeError: nobody runs this host, or it does not run on this event loop.
         """
         if scope["type"] == "lifespan":
             await self._live(receive, send)
             return
         if not self._pool.has_begun:
             raise RuntimeError("this Host does not run: give the application `lifespan=host.lifespan`")
+        refuse_other_loop(self._loop)
         root, name = scope.get("root_path", ""), _name_below(scope)
         endpoint = self._endpoints.get(name)
         is_socket = name == "/ws"

@@ -401,6 +401,15 @@ async def test_a_host_that_nobody_runs_says_what_is_missing() -> None:
             await host(scope, anyio.sleep_forever, anyio.sleep)
 
 
+async def test_another_event_loop_is_refused() -> None:
+    """As that of a thread in which a test's client runs the application."""
+    host = Host(Application().serve)
+    scope = {"type": "http", "path": "/mcp", "headers": [], "method": "GET"}
+    async with host.running():
+        with pytest.raises(RuntimeError, match="another event loop"):
+            await asyncio.to_thread(asyncio.run, host(scope, anyio.sleep_forever, anyio.sleep))
+
+
 async def test_who_asks_is_told_without_a_wait() -> None:
     async def authenticate(headers: object) -> Principal:
         raise AssertionError("nobody awaits it")
