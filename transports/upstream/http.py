@@ -25,6 +25,8 @@ MAX_HEAD_BYTES: Final = 65_536
 
 ENCODED: Final = "the server encoded its answer in a way that was not asked for"
 
+NO_PROXIED: Final = "no connection through the proxy"
+
 Method = Literal["POST", "GET", "DELETE"]
 Fence = Callable[[], bool]
 """Whether a request may still be sent."""

@@ -16,6 +16,7 @@ from .http import (
     ENCODED,
     KEEP_ALIVE_SECONDS,
     MAX_HEAD_BYTES,
+    NO_PROXIED,
     Answer,
     ExchangeBroken,
     Fence,
@@ -113,7 +114,7 @@ class ProxiedClient:
         """Why there is no connection; the certificate may be that of a proxy as well."""
         is_of_server = isinstance(error, aiohttp.ClientConnectorCertificateError) and error.host == self._url.host
         why = getattr(error, "certificate_error", None) if is_of_server else None
-        return words_of(why) if isinstance(why, OSError) else "no connection through the proxy"
+        return words_of(why) if isinstance(why, OSError) else NO_PROXIED
 
     def _http(self) -> aiohttp.ClientSession:
         """Made when it is first needed, inside the running loop."""

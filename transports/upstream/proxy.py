@@ -6,18 +6,23 @@ from urllib.request import getproxies, proxy_bypass
 
 
 def proxy_of(url: str) -> str | None:
-    """The proxy that the environment names for this URL; none for what is on this machine."""
+    """The proxy that the environment names for this URL; none for what is on this machine.
+
+    One without a scheme is one of HTTP, as other clients take it.
+    """
     parts = urlsplit(url)
     host = parts.hostname or ""
     proxy = getproxies().get(parts.scheme)
-    return None if proxy is None or _is_direct(host) else proxy
+    if proxy is None or _is_direct(host):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
 
 
 def is_proxied_otherwise(url: str) -> bool:
     """Whether a proxy is named for this URL that is not used here: by `ALL_PROXY`, or another than one of HTTP."""
     parts, proxies = urlsplit(url), getproxies()
     own = proxies.get(parts.scheme)
-    is_used = "all" not in proxies if own is None else own.startswith(("http://", "https://"))
+    is_used = "all" not in proxies if own is None else own.startswith(("http://", "https://")) or "://" not in own
     return not is_used and not _is_direct(parts.hostname or "")
 
 

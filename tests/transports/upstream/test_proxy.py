@@ -1,11 +1,18 @@
 """Which proxy leads to a server, as the environment says."""
 
+from urllib.parse import urlsplit
+
 import pytest
+from contract.wire import Receiver
+from harness.raw_http import Peer, serving
+from trunkline.mux.errors import UpstreamUnreachable
+from trunkline.mux.ports import NONE
 from trunkline.mux.statistics import Statistics
 from trunkline.transports.upstream.http1 import HTTP1Client
 from trunkline.transports.upstream.http_proxied import ProxiedClient
 from trunkline.transports.upstream.proxy import proxy_of
 from trunkline.transports.upstream.streamable_http import StreamableHTTPConnector
+from trunkline.transports.upstream.websocket import WebSocketConnector
 
 pytestmark = pytest.mark.anyio
 
@@ -18,6 +25,9 @@ async def test_the_environment_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "inside.example")
     assert proxy_of("https://mcp.example/") == "http://proxy:3128"
     assert proxy_of("http://mcp.example/") is None
+    monkeypatch.setenv("http_proxy", "proxy:3128")  # as curl takes it, and other clients
+    assert proxy_of("http://mcp.example/") == "http://proxy:3128"
+    monkeypatch.delenv("http_proxy")
     assert proxy_of("https://x.inside.example/") is None
     for here in ("https://localhost/", "https://127.0.0.1:1/", "https://[::1]/", "https://x.localhost/"):
         assert proxy_of(here) is None
@@ -25,3 +35,24 @@ async def test_the_environment_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     far = StreamableHTTPConnector("x", "https://mcp.example/", Statistics())
     assert isinstance(near.http, HTTP1Client)
     assert isinstance(far.http, ProxiedClient)
+
+
+@pytest.mark.parametrize(
+    "proxy", ["http://127.0.0.1:{port}", "socks5://127.0.0.1:{port}", "nonsense://127.0.0.1:{port}"]
+)
+async def test_a_websocket_whose_proxy_does_not_connect_is_told_as_that(
+    monkeypatch: pytest.MonkeyPatch, proxy: str
+) -> None:
+    """One of SOCKS wants a package that need not be there: it was taken for a defect."""
+
+    async def serve(peer: Peer) -> None:
+        await peer.some()
+        await peer.say(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+
+    async with serving(serve) as server:
+        monkeypatch.setenv("http_proxy", proxy.format(port=urlsplit(server.url).port))
+        connector = WebSocketConnector("x", "ws://mcp.example/", Statistics())
+        with pytest.raises(UpstreamUnreachable, match=r"no connection through the proxy$") as caught:
+            async with connector.connect(Receiver(), NONE, listen=True):
+                pass
+    assert caught.value.data == {"executed": "no"}
