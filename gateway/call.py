@@ -17,7 +17,7 @@ from ..transports.upstream.http import HeaderBlock, parts_of
 from ..transports.upstream.proxy import proxy_of
 from .console import Meter, add_row, meter, printable, table_for, write_json
 from .console import show as print_shown
-from .exits import Failure, WrongArgument, of_tls
+from .exits import Failure, WrongArgument, nobody_at, of_tls
 
 if TYPE_CHECKING:
     from mcp import types
@@ -247,7 +247,7 @@ def _words(url: str, cause: BaseException, told: str, statuses: list[int]) -> st
     if tls := of_tls(cause):
         return f"{where}: {tls}"
     if isinstance(cause, OSError | httpx2.ConnectError | httpx2.ConnectTimeout):
-        return f"nobody answers at {where}: is the gateway running there? `trunkline serve` starts one"
+        return nobody_at(where)
     return f"{where} is not understood ({_line(str(cause)) or type(cause).__name__}): {_IS_IT}"
 
 

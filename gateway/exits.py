@@ -78,6 +78,19 @@ def of_tls(error: BaseException | None) -> str:
     return ""
 
 
+def nobody_at(url: str) -> str:
+    """That nobody answers at a URL, which is shown; or through the proxy that leads there."""
+    from ..transports.upstream.proxy import proxy_of
+
+    scheme, colon, rest = url.partition(":")
+    if proxy_of(f"{scheme.replace('ws', 'http')}{colon}{rest}") is None:
+        return f"nobody answers at {url}: is the gateway running there? `trunkline serve` starts one"
+    return (
+        f"no connection through the proxy that HTTP_PROXY or HTTPS_PROXY names to {url}: name its host in NO_PROXY "
+        "if it needs none"
+    )
+
+
 def _words(error: BaseException) -> tuple[str, ExitCode]:
     if isinstance(error, Failure):
         return str(error), error.exit

@@ -19,7 +19,7 @@ from ..transports.upstream.http import parts_of
 from ..transports.upstream.proxy import proxy_of
 from .console import Meter, fitting, meter, out, printable, write_json
 from .console import show as print_shown
-from .exits import Failure, WrongArgument, of_tls
+from .exits import Failure, WrongArgument, nobody_at, of_tls
 from .settings.spelling import fault_in_token
 
 DEFAULT_URL: Final = "http://127.0.0.1:8920"
@@ -97,7 +97,7 @@ class Source:
         except (OSError, HTTPException) as error:
             if tls := of_tls(error):
                 raise Unavailable(f"{self.url}: {tls}") from None
-            raise Unavailable(f"nobody answers at {self.url}: is the gateway running there?") from None
+            raise Unavailable(nobody_at(self.url)) from None
         except ValueError:
             raise Unavailable(self._no_gateway()) from None
 

@@ -167,6 +167,14 @@ async def test_a_server_that_is_away_is_told_with_what_starts_one(kind: str) -> 
 
 
 @pytest.mark.parametrize("kind", KINDS)
+async def test_a_proxy_that_is_away_is_not_taken_for_the_server(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    line = await failure(call("http://mcp.example/servers/x/mcp", "counter", kind=kind))
+    assert "no connection through the proxy that HTTP_PROXY or HTTPS_PROXY names" in line
+    assert "NO_PROXY" in line
+
+
+@pytest.mark.parametrize("kind", KINDS)
 async def test_a_server_that_is_not_there_is_told_with_where_they_are(gateway: Gateway, kind: str) -> None:
     line = await failure(call(gateway.url("none"), "counter", kind=kind))
     assert "answered HTTP 404" in line
