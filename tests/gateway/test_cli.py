@@ -425,6 +425,9 @@ async def test_it_serves_the_servers_of_the_file_the_command_line_and_the_demo(
             async with Wire(gateway.url(name)) as wire:
                 await wire.open()
                 assert text_of(await (await wire.call("counter")).response()) == "1"
+        gateway.process.send_signal(signal.SIGHUP)
+        await until(lambda: "reloaded: " in gateway.process.output())
+        assert [row["server"] for row in gateway.fetch_json("/api/servers")] == ["one", "two", "demo"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

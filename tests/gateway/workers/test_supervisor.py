@@ -338,6 +338,19 @@ async def test_one_that_is_killed_before_it_heard_what_it_was_told_is_followed_b
     assert made.failed is None
 
 
+async def test_a_stop_does_not_wait_for_the_next_start(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FIRST_WAIT_SECONDS", 3600.0)
+    monkeypatch.setattr(module, "LONGEST_WAIT_SECONDS", 3600.0)
+    async with parent(tmp_path, workers=1) as made:
+        await made.ready.wait()
+        os.kill(made.noted("began")[0], signal.SIGKILL)
+        await made.until(lambda: "another one is started" in caplog.text)
+        tell(signal.SIGTERM)
+    assert made.failed is None
+
+
 async def test_where_the_gateway_gives_up_one_that_does_not_end_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
