@@ -1,10 +1,9 @@
 """Several workers in one process: pools over one directory and servers in memory, on a clock that a test turns.
 
-    async with workers() as at:
-        a, b = await at.start(), await at.start()
+    async with started(2) as (at, a, b):
         client = await a.client()
         a.kill()                      # without a good-bye, as by SIGKILL
-        at.clock.advance(LEASE_SECONDS)
+        await b.beat(after=LEASE_SECONDS)
         again = await b.find(client.workflow)
 
 Nobody beats but by `beat`.
@@ -100,6 +99,7 @@ class Member:
     """One worker."""
 
     def __init__(self, at: "Workers", id: str) -> None:
+        self._clock = at.clock
         self.view = View(at.directory)
         self.reach = {"x": Reach(at.server), "y": Reach(at.other)}
         upstreams = {name: Upstream(name, reach, **at.settings) for name, reach in self.reach.items()}
@@ -144,8 +144,9 @@ class Member:
             for wire in reach.wires:
                 wire.vanish()
 
-    async def beat(self) -> None:
-        """Send one heartbeat."""
+    async def beat(self, *, after: float = 0.0) -> None:
+        """Send one heartbeat, so many seconds from now."""
+        self._clock.advance(after)
         await self.members.beat()
 
     async def client(self, principal: Principal = ANONYMOUS, server: str = "x", **options: Any) -> Client:
@@ -203,23 +204,6 @@ class Workers:
             except Elsewhere as elsewhere:
                 member = next(other for other in self.all if other.members.worker.id == elsewhere.worker)
         raise AssertionError("a request went round in circles")
-
-
-async def two(at: Workers) -> tuple[Member, Member, str]:
-    """Two workers, and the session id of a workflow that the first one holds."""
-    a, b = await at.start(), await at.start()
-    at.server.on_request = echo
-    return a, b, (await a.client()).workflow.record.session_id
-
-
-async def orphaned(at: Workers, principal: Principal = ANONYMOUS) -> tuple[Member, Member, str]:
-    """Two workers that live, and the session id of a workflow whose worker is dead."""
-    a, b, c = [await at.start() for _ in range(3)]
-    at.server.on_request = echo
-    session_id = (await a.client(principal)).workflow.record.session_id
-    a.kill()
-    await at.pass_time(LEASE_SECONDS)
-    return b, c, session_id
 
 
 QUESTION = message("sampling/createMessage", {"messages": [], "maxTokens": 1}, id="q1")
@@ -291,3 +275,33 @@ async def workers(*, movable: bool = True, stateless: bool = False, **pooling: A
             yield at
     finally:
         membership_module.BEAT_SECONDS = beat  # type: ignore[misc]
+
+
+@asynccontextmanager
+async def started(count: int, **settings: Any) -> AsyncIterator[tuple[Workers, *tuple[Member, ...]]]:
+    """A bench with so many workers."""
+    async with workers(**settings) as at:
+        for _ in range(count):
+            await at.start()
+        yield at, *at.all
+
+
+@asynccontextmanager
+async def two(**settings: Any) -> AsyncIterator[tuple[Workers, Member, Member, str]]:
+    """A bench with two workers, and the session id of a workflow that the first one holds."""
+    async with started(2, **settings) as (at, a, b):
+        at.server.on_request = echo
+        yield at, a, b, (await a.client()).workflow.record.session_id
+
+
+@asynccontextmanager
+async def orphaned(
+    principal: Principal = ANONYMOUS, **settings: Any
+) -> AsyncIterator[tuple[Workers, Member, Member, str]]:
+    """A bench with two workers that live, and the session id of a workflow whose worker is dead."""
+    async with started(3, **settings) as (at, a, b, c):
+        at.server.on_request = echo
+        session_id = (await a.client(principal)).workflow.record.session_id
+        a.kill()
+        await at.pass_time(LEASE_SECONDS)
+        yield at, b, c, session_id

@@ -2,7 +2,7 @@
 
 import anyio
 import pytest
-from harness.clustering import two, until, workers
+from harness.clustering import started, two, until, workers
 from harness.memory_wire import message
 from harness.muxing import ALICE, BOB, settle
 from trunkline.mux.cluster import BESIDE_SECONDS
@@ -15,8 +15,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_a_record_names_its_worker_and_the_upstream_session() -> None:
-    async with workers() as at:
-        _, _, session_id = await two(at)
+    async with two() as (at, _, _, session_id):
         record = await at.directory.get(session_id)
         assert record is not None
         assert (record.worker, record.upstream_session) == ("worker-1", f":{at.server.session.id}")
@@ -24,8 +23,7 @@ async def test_a_record_names_its_worker_and_the_upstream_session() -> None:
 
 
 async def test_g7_calls_are_served_beside_the_holder_on_the_same_upstream_session() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         beside = await b.beside(session_id)
         assert (await beside.answer(beside.call({"arguments": {"n": 1}})))["result"]["structuredContent"] == {"n": 1}
         assert {session.id for session in at.server.sessions} == {"1"}
@@ -36,8 +34,7 @@ async def test_g7_calls_are_served_beside_the_holder_on_the_same_upstream_sessio
 
 
 async def test_e4_ids_on_one_upstream_session_are_disjoint() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         here, beside = await a.find(session_id), await b.beside(session_id)
         for n in range(5):
             await here.answer(here.call(id=b"%d" % n))
@@ -47,8 +44,7 @@ async def test_e4_ids_on_one_upstream_session_are_disjoint() -> None:
 
 
 async def test_everything_but_calls_goes_to_the_holder() -> None:
-    async with workers() as at:
-        _, b, session_id = await two(at)
+    async with two() as (_, _, b, session_id):
         with pytest.raises(Elsewhere) as elsewhere:
             await b.find(session_id)
         assert elsewhere.value.worker == "worker-1"
@@ -57,8 +53,7 @@ async def test_everything_but_calls_goes_to_the_holder() -> None:
 
 
 async def test_g4_a_session_of_another_principal_is_unknown_on_every_worker() -> None:
-    async with workers() as at:
-        a, b = await at.start(), await at.start()
+    async with started(2) as (_, a, b):
         session_id = (await a.client(ALICE)).workflow.record.session_id
         await b.find(session_id, CALLS, ALICE)
         for worker in (a, b):
@@ -68,8 +63,7 @@ async def test_g4_a_session_of_another_principal_is_unknown_on_every_worker() ->
 
 
 async def test_g4_a_session_on_the_path_of_another_server_is_unknown_on_every_worker() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (_, a, b, session_id):
         for worker in (a, b):
             for concern in (CALLS, WHOLE):
                 with pytest.raises(UnknownSession):
@@ -77,15 +71,13 @@ async def test_g4_a_session_on_the_path_of_another_server_is_unknown_on_every_wo
 
 
 async def test_what_cannot_be_moved_is_served_by_its_holder_alone() -> None:
-    async with workers(movable=False) as at:
-        _, b, session_id = await two(at)
+    async with two(movable=False) as (_, _, b, session_id):
         with pytest.raises(Elsewhere):
             await b.beside(session_id)
 
 
 async def test_a_key_of_what_lives_here_costs_no_look_at_the_directory(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with workers() as at:
-        a = await at.start()
+    async with started(1) as (at, a):
         mine = await a.client(ALICE, key="k")
         at.directory.is_away = True
 
@@ -103,8 +95,7 @@ async def test_a_key_of_what_lives_here_costs_no_look_at_the_directory(monkeypat
 
 
 async def test_a_keyed_workflow_is_one_on_all_workers() -> None:
-    async with workers() as at:
-        a, b = await at.start(), await at.start()
+    async with started(2) as (_, a, b):
         mine = await a.client(ALICE, key="k")
         with pytest.raises(Elsewhere):
             await b.client(ALICE, key="k")
@@ -115,8 +106,7 @@ async def test_a_keyed_workflow_is_one_on_all_workers() -> None:
 
 
 async def test_beside_the_holder_nothing_stays_that_nobody_uses() -> None:
-    async with workers() as at:
-        _, b, session_id = await two(at)
+    async with two() as (at, _, b, session_id):
         beside = await b.beside(session_id)
         await beside.answer(beside.call())
         await at.pass_time(BESIDE_SECONDS + 1)
@@ -127,8 +117,7 @@ async def test_beside_the_holder_nothing_stays_that_nobody_uses() -> None:
 
 
 async def test_the_end_of_a_workflow_ends_it_beside_its_holder() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         beside = await b.beside(session_id)
         await a.pool.end((await a.find(session_id)).workflow, "deleted")
         await settle()
@@ -139,8 +128,7 @@ async def test_the_end_of_a_workflow_ends_it_beside_its_holder() -> None:
 
 
 async def test_a_session_that_the_server_forgot_is_over_for_all() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         beside = await b.beside(session_id)
         at.server.session.forget()
         lost = await beside.answer(beside.call())
@@ -151,8 +139,7 @@ async def test_a_session_that_the_server_forgot_is_over_for_all() -> None:
 
 
 async def test_l13_a_session_opened_anew_in_another_revision_ends_the_workflow_for_all() -> None:
-    async with workers(stateless=True) as at:
-        a, b, session_id = await two(at)
+    async with two(stateless=True) as (at, a, b, session_id):
         beside = await b.beside(session_id)
         at.server.result = {**at.server.result, "protocolVersion": "2025-06-18"}
         at.server.session.forget()
@@ -164,8 +151,7 @@ async def test_l13_a_session_opened_anew_in_another_revision_ends_the_workflow_f
 
 
 async def test_what_ends_beside_its_holder_for_want_of_room_is_ended_at_the_server() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         beside = await b.beside(session_id)
         beside.workflow.fail("event_log_overflow")
         await settle()
@@ -179,8 +165,7 @@ async def test_what_ends_beside_its_holder_for_want_of_room_is_ended_at_the_serv
 
 @pytest.mark.parametrize("rhythm", [0.5, 7, 13])
 async def test_one_that_is_used_at_any_worker_is_never_idle_and_one_that_is_not_is_in_time(rhythm: float) -> None:
-    async with workers(idle_timeout=60, resume_window=60) as at:
-        a, b, session_id = await two(at)
+    async with two(idle_timeout=60, resume_window=60) as (at, a, b, session_id):
         passed = 0.0
         while passed < 150:
             beside = await b.beside(session_id)
@@ -194,8 +179,7 @@ async def test_one_that_is_used_at_any_worker_is_never_idle_and_one_that_is_not_
 
 
 async def test_a_directory_that_is_away_or_slow_is_not_asked_again_and_again_for_what_is_idle() -> None:
-    async with workers(idle_timeout=60) as at:
-        a, _, _ = await two(at)
+    async with two(idle_timeout=60) as (at, a, _, _):
         asked, go_on = 0, anyio.Event()
 
         async def slow(session_id: str) -> float | None:
@@ -220,8 +204,7 @@ async def test_a_directory_that_is_away_or_slow_is_not_asked_again_and_again_for
 
 
 async def test_calls_beside_the_holder_keep_a_workflow_in_use() -> None:
-    async with workers(idle_timeout=20, resume_window=5) as at:
-        a, b, session_id = await two(at)
+    async with two(idle_timeout=20, resume_window=5) as (at, a, b, session_id):
         for _ in range(12):
             beside = await b.beside(session_id)
             await beside.answer(beside.call())
@@ -230,8 +213,7 @@ async def test_calls_beside_the_holder_keep_a_workflow_in_use() -> None:
 
 
 async def test_one_that_is_used_elsewhere_does_not_end_because_its_record_was_lost() -> None:
-    async with workers(idle_timeout=20, resume_window=5) as at:
-        a, b, session_id = await two(at)
+    async with two(idle_timeout=20, resume_window=5) as (at, a, b, session_id):
         for _ in range(3):
             await at.pass_time(TOUCH_SECONDS)
             beside = await b.beside(session_id)
@@ -246,8 +228,7 @@ async def test_one_that_is_used_elsewhere_does_not_end_because_its_record_was_lo
 
 
 async def test_a_workflow_that_no_worker_uses_ends() -> None:
-    async with workers(idle_timeout=20, resume_window=5) as at:
-        a, _, _ = await two(at)
+    async with two(idle_timeout=20, resume_window=5) as (at, a, _, _):
         await at.pass_time(40)
         await until(lambda: a.pool.workflows == [])
         await until(lambda: at.server.deleted == ["1"])
@@ -258,8 +239,7 @@ async def test_a_workflow_that_no_worker_uses_ends() -> None:
 
 
 async def test_a_record_that_could_not_be_removed_brings_nothing_back() -> None:
-    async with workers(reuse="none") as at:
-        a, b, session_id = await two(at)
+    async with two(reuse="none") as (at, a, b, session_id):
         mine = (await a.find(session_id)).workflow
         a.view.is_cut = True
         await a.pool.end(mine, "deleted")
@@ -275,8 +255,8 @@ async def test_g6_of_tools_that_a_server_may_have_changed_no_call_is_sent_again(
     """That is told where the conversation is held: who serves it beside does not hear it."""
     async with workers() as at:
         at.settings["trust_annotations"] = True
-        a, b, session_id = await two(at)
-        at.server.on_request = None
+        a, b = await at.start(), await at.start()
+        session_id = (await a.client()).workflow.record.session_id
         tools = {"tools": [{"name": "t", "annotations": {"idempotentHint": True}}]}
         for member in (a, b):
             client = await member.find(session_id, CALLS)

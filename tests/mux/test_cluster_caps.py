@@ -1,7 +1,7 @@
 """Several workers that share a directory: whom the caps of one count, and who gives way at them."""
 
 import pytest
-from harness.clustering import workers
+from harness.clustering import started
 from harness.memory_wire import echo
 from harness.muxing import ALICE
 from trunkline.mux.cluster import BESIDE_SECONDS
@@ -17,8 +17,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_g10_a_number_of_a_servers_own_bounds_what_is_served_of_it_beside_holders() -> None:
-    async with workers(max_workflows=1) as at:
-        a, b, c = [await at.start() for _ in range(3)]
+    async with started(3, max_workflows=1) as (at, a, b, c):
         first, second, other = [
             (await member.client(server=server)).workflow.record.session_id
             for member, server in ((a, "x"), (c, "x"), (a, "y"))
@@ -33,8 +32,7 @@ async def test_g10_a_number_of_a_servers_own_bounds_what_is_served_of_it_beside_
 
 
 async def test_g10_what_is_in_use_at_another_worker_does_not_give_way_to_a_newcomer() -> None:
-    async with workers(max_workflows_per_user=2) as at:
-        a, b = await at.start(), await at.start()
+    async with started(2, max_workflows_per_user=2) as (at, a, b):
         at.server.on_request = echo
         used, left = [(await a.client(ALICE)).workflow for _ in range(2)]
         interval = touch_interval(used.pooling)
@@ -54,8 +52,7 @@ async def test_g10_what_is_in_use_at_another_worker_does_not_give_way_to_a_newco
 
 
 async def test_g10_what_is_used_while_the_directory_is_asked_of_it_does_not_give_way() -> None:
-    async with workers(max_workflows_per_user=1) as at:
-        a = await at.start()
+    async with started(1, max_workflows_per_user=1) as (at, a):
         client = await a.client(ALICE)
         await at.pass_time(touch_interval(client.workflow.pooling) * 3)
         untouched = a.view.untouched
@@ -72,8 +69,7 @@ async def test_g10_what_is_used_while_the_directory_is_asked_of_it_does_not_give
 
 
 async def test_g10_who_would_have_given_way_does_once_the_directory_answers_again() -> None:
-    async with workers(max_workflows_per_user=1) as at:
-        a = await at.start()
+    async with started(1, max_workflows_per_user=1) as (at, a):
         left = (await a.client(ALICE)).workflow
         await at.pass_time(touch_interval(left.pooling) * 3)
         a.view.fails_at = a.view.calls + 1
@@ -85,8 +81,7 @@ async def test_g10_who_would_have_given_way_does_once_the_directory_answers_agai
 
 
 async def test_g10_a_newcomer_asks_of_a_few_that_may_be_in_use_elsewhere() -> None:
-    async with workers(max_workflows_per_user=MAX_ASKED + 2, idle_timeout=1e6) as at:
-        a, _ = await at.start(), await at.start()
+    async with started(2, max_workflows_per_user=MAX_ASKED + 2, idle_timeout=1e6) as (at, a, _):
         for _ in range(MAX_ASKED + 2):
             await a.client(ALICE)
         await at.pass_time(70)
@@ -107,8 +102,7 @@ async def test_g10_a_newcomer_asks_of_a_few_that_may_be_in_use_elsewhere() -> No
 
 
 async def test_g10_where_no_other_worker_lives_its_own_touch_keeps_nothing_from_giving_way() -> None:
-    async with workers(max_workflows_per_user=1) as at:
-        a = await at.start()
+    async with started(1, max_workflows_per_user=1) as (at, a):
         at.server.on_request = echo
         client = await a.client(ALICE)
         interval = touch_interval(client.workflow.pooling)
@@ -123,8 +117,7 @@ async def test_g10_where_no_other_worker_lives_its_own_touch_keeps_nothing_from_
 
 
 async def test_g10_what_was_used_here_last_and_is_in_use_at_another_worker_does_not_give_way() -> None:
-    async with workers(max_workflows_per_user=1) as at:
-        a, b = await at.start(), await at.start()
+    async with started(2, max_workflows_per_user=1) as (at, a, b):
         at.server.on_request = echo
         client = await a.client(ALICE)
         session_id, interval = client.workflow.record.session_id, touch_interval(client.workflow.pooling)
@@ -142,8 +135,7 @@ async def test_g10_what_was_used_here_last_and_is_in_use_at_another_worker_does_
 
 
 async def test_g10_what_another_worker_served_that_has_just_died_does_not_give_way() -> None:
-    async with workers(max_workflows_per_user=1) as at:
-        a, b = await at.start(), await at.start()
+    async with started(2, max_workflows_per_user=1) as (at, a, b):
         at.server.on_request = echo
         session_id = (await a.client(ALICE)).workflow.record.session_id
         await at.pass_time(EVICTABLE_AFTER)
@@ -157,10 +149,8 @@ async def test_g10_what_another_worker_served_that_has_just_died_does_not_give_w
 
 
 async def test_g10_what_no_other_worker_serves_gives_way_as_soon_as_it_is_idle_here() -> None:
-    async with workers(movable=False, max_workflows_per_user=1) as at:
-        a = await at.start()
+    async with started(1, movable=False, max_workflows_per_user=1) as (_, a):
         left = (await a.client(ALICE)).workflow
-        at.clock.advance(EVICTABLE_AFTER)
-        await a.beat()
+        await a.beat(after=EVICTABLE_AFTER)
         await a.client(ALICE)
         assert left.ended is not None

@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio
 import pytest
-from harness.clustering import Workers, orphaned, workers
+from harness.clustering import Workers, orphaned, started
 from harness.memory_wire import echo
 from harness.muxing import ALICE, Client, begin, cancelled, settle
 from trunkline.mux.directory import LEASE_SECONDS
@@ -52,8 +52,7 @@ async def noted_later(at: Workers, client: Client, monkeypatch: pytest.MonkeyPat
 async def test_g8_a_worker_that_begins_to_drain_while_it_takes_over_leaves_it_to_another_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with workers() as at:
-        b, c, session_id = await orphaned(at)
+    async with orphaned() as (at, b, c, session_id):
         taking = Unanswered(at, "replace", monkeypatch)
         finding = asyncio.create_task(b.find(session_id))
         await taking.begun.wait()
@@ -71,8 +70,7 @@ async def test_g8_a_worker_that_begins_to_drain_while_it_takes_over_leaves_it_to
 async def test_what_is_taken_over_while_settings_change_goes_on_under_the_new_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with workers() as at:
-        b, _, session_id = await orphaned(at)
+    async with orphaned() as (at, b, _, session_id):
         taking = Unanswered(at, "replace", monkeypatch)
         finding = asyncio.create_task(b.find(session_id))
         await taking.begun.wait()
@@ -94,8 +92,7 @@ class Unmoved:
 @pytest.mark.parametrize("stateless", [False, True])
 async def test_a_session_that_no_worker_can_go_on_with_any_longer_is_not_tried_again_and_again(stateless: bool) -> None:
     """Its server has become one on another transport."""
-    async with workers() as at:
-        b, c, session_id = await orphaned(at)
+    async with orphaned() as (at, b, c, session_id):
         for member in (b, c):
             to = {"connector": Unmoved(at.server), "stateless": stateless, "generation": 1}
             upstreams = {name: replace(it, **to) for name, it in member.pool.upstreams.items()}
@@ -111,8 +108,7 @@ async def test_a_session_that_no_worker_can_go_on_with_any_longer_is_not_tried_a
 
 
 async def test_settings_are_kept_for_those_who_are_served_beside_their_holder_under_them() -> None:
-    async with workers(reuse="none", resume_window=30) as at:
-        a, b = await at.start(), await at.start()
+    async with started(2, reuse="none", resume_window=30) as (at, a, b):
         at.server.on_request = echo
         client = await b.beside((await a.client()).workflow.record.session_id)
         await client.answer(client.call())
@@ -127,8 +123,7 @@ async def test_settings_are_kept_for_those_who_are_served_beside_their_holder_un
 
 
 async def test_what_ends_while_a_change_of_its_record_is_on_its_way_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with workers(reuse="user") as at:
-        a = await at.start()
+    async with started(1, reuse="user") as (at, a):
         at.server.on_request = echo
         client = await a.client(ALICE, key="chat")
         noting = await noted_later(at, client, monkeypatch)
@@ -143,8 +138,7 @@ async def test_what_ends_while_a_change_of_its_record_is_on_its_way_is_removed(m
 async def test_what_ends_while_its_record_changes_is_removed_though_the_directory_fails_at_first(
     fails: int, later: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with workers(reuse="user") as at:
-        a = await at.start()
+    async with started(1, reuse="user") as (at, a):
         at.server.on_request = echo
         client = await a.client(ALICE, key="chat")
         noting = await noted_later(at, client, monkeypatch)
@@ -160,8 +154,7 @@ async def test_what_ends_while_its_record_changes_is_removed_though_the_director
 async def test_g8_what_is_let_go_while_a_change_of_its_record_is_on_its_way_is_taken_over_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with workers(reuse="user") as at:
-        a = await at.start()
+    async with started(1, reuse="user") as (at, a):
         at.server.on_request = echo
         client = await a.client(ALICE)
         noting = await noted_later(at, client, monkeypatch)
@@ -175,8 +168,7 @@ async def test_g8_what_is_let_go_while_a_change_of_its_record_is_on_its_way_is_t
 async def test_g8_what_is_let_go_as_soon_as_it_was_taken_over_goes_on_at_another_worker(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with workers(reuse="user") as at:
-        b, c, session_id = await orphaned(at, ALICE)
+    async with orphaned(ALICE, reuse="user") as (at, b, c, session_id):
         await b.client(ALICE)  # with a session of its own, which the other workflow is to share
         taking = Unanswered(at, "replace", monkeypatch)
         finding = asyncio.create_task(b.find(session_id, WHOLE, ALICE))
@@ -201,8 +193,7 @@ async def test_g8_what_is_let_go_as_soon_as_it_was_taken_over_goes_on_at_another
 async def test_what_ends_while_a_directory_that_forgot_it_is_told_of_it_again_is_forgotten(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with workers() as at:
-        a = await at.start()
+    async with started(1) as (at, a):
         workflow = (await a.client()).workflow
         at.clock.advance(LEASE_SECONDS)
         at.directory.forget(workflow.record.session_id)
@@ -217,8 +208,7 @@ async def test_what_ends_while_a_directory_that_forgot_it_is_told_of_it_again_is
 async def test_what_a_client_that_left_did_not_hear_of_a_record_the_next_one_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with workers() as at:
-        a = await at.start()
+    async with started(1) as (at, a):
         workflow = (await a.client()).workflow
         await at.directory.remove(workflow.record)
         await settle()
@@ -232,8 +222,7 @@ async def test_what_a_client_that_left_did_not_hear_of_a_record_the_next_one_doe
 
 
 async def test_who_comes_for_the_key_of_what_ended_does_not_wait_until_its_record_is_removed() -> None:
-    async with workers() as at:
-        a = await at.start()
+    async with started(1) as (_, a):
         workflow = (await a.client(ALICE, key="chat")).workflow
         a.view.fails_at = a.view.calls + 1
         await a.pool.end(workflow, "deleted")

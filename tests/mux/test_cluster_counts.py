@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from harness.clustering import QUESTION, Member, Workers, carried, journal, notice, resume, streamed, two, workers
+from harness.clustering import QUESTION, Member, Workers, carried, journal, notice, resume, started, streamed, two
 from harness.muxing import initialize
 from trunkline.mux.directory import LEASE_SECONDS
 from trunkline.mux.duplex import Duplex
@@ -32,8 +32,7 @@ async def dies(at: Workers, member: Member) -> None:
 async def test_g5_a_count_on_a_socket_that_carried_others_as_well_means_the_same_at_a_successor(
     count: int, missed: list[int]
 ) -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         duplex = await socket_at(a, session_id)
         duplex.tally.skip(2)  # answers to what came before the workflow was known
         duplex.meet(duplex.tally)
@@ -49,8 +48,7 @@ async def test_g5_a_count_on_a_socket_that_carried_others_as_well_means_the_same
 async def test_g5_on_a_socket_that_its_client_never_saw_a_count_means_the_one_before(
     count: int, missed: list[int]
 ) -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         duplex = await socket_at(a, session_id)
         duplex.meet(duplex.tally)
         for n in (1, 2, 3):
@@ -65,8 +63,7 @@ async def test_g5_on_a_socket_that_its_client_never_saw_a_count_means_the_one_be
 async def test_g5_a_count_on_a_socket_that_began_with_what_a_dead_worker_wrote_means_what_came_on_it(
     deaths: int, count: int, missed: list[int]
 ) -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         c = await at.start()
         duplex = await socket_at(a, session_id)
         duplex.meet(duplex.tally)
@@ -87,8 +84,7 @@ async def test_g5_a_count_on_a_socket_that_began_with_what_a_dead_worker_wrote_m
 
 
 async def test_g5_a_count_on_a_socket_that_began_where_a_dead_worker_stopped_means_what_came_on_it() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         duplex = await socket_at(a, session_id)
         duplex.meet(duplex.tally)
         duplex.add(notice(1))
@@ -104,8 +100,7 @@ async def test_g5_a_count_on_a_socket_that_began_where_a_dead_worker_stopped_mea
 
 
 async def test_g5_what_a_log_has_to_know_of_is_not_trimmed_with_what_it_held() -> None:
-    async with workers(event_log=EventLogLimits(events=40)) as at:
-        a, b = await at.start(), await at.start()
+    async with started(2, event_log=EventLogLimits(events=40)) as (at, a, b):
         client = await a.client(message=initialize(capabilities={"sampling": {}}))
         session_id = client.workflow.record.session_id
         at.server.session.tell(QUESTION)
@@ -131,8 +126,7 @@ async def test_g5_what_a_log_has_to_know_of_is_not_trimmed_with_what_it_held() -
 
 
 async def test_g5_what_a_server_says_at_a_successor_before_a_socket_comes_back_is_for_that_socket() -> None:
-    async with workers() as at:
-        a, b = await at.start(), await at.start()
+    async with started(2) as (at, a, b):
         client = await a.client(message=initialize(capabilities={"sampling": {}}))
         session_id = client.workflow.record.session_id
         duplex = await socket_at(a, session_id)
@@ -148,8 +142,7 @@ async def test_g5_what_a_server_says_at_a_successor_before_a_socket_comes_back_i
 
 
 async def test_g5_a_client_that_went_from_a_socket_to_a_get_stream_is_told_there_at_a_successor_as_well() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         await socket_at(a, session_id)
         workflow = (await a.find(session_id)).workflow
         reader = workflow.streams.attach_standalone()

@@ -1,12 +1,13 @@
 """A directory that lost what it was told last, as a redis does that fails over to a replica: it is told again."""
 
 import asyncio
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import anyio
 import pytest
-from harness.clustering import Member, Workers, two, until, workers
+from harness.clustering import Member, Workers, started, two, until
 from harness.muxing import ALICE, Client, begin, initialize, settle
 from msgspec.structs import replace
 from trunkline.mux import lookup
@@ -20,14 +21,15 @@ from trunkline.mux.record import WorkflowRecord
 pytestmark = pytest.mark.anyio
 
 
-async def gone_back(at: Workers) -> tuple[Member, Member, Client]:
+@asynccontextmanager
+async def gone_back() -> AsyncIterator[tuple[Workers, Member, Member, Client]]:
     """Two workers, and a client of a workflow of which the directory knows what it knew before it was open."""
-    a, b, session_id = await two(at)
-    client = await a.find(session_id)
-    await client.answer(client.call())
-    record = client.workflow.record
-    at.directory.go_back(replace(record, epoch=0, revision="", result=b"", upstream_session=""))
-    return a, b, client
+    async with two() as (at, a, b, session_id):
+        client = await a.find(session_id)
+        await client.answer(client.call())
+        record = client.workflow.record
+        at.directory.go_back(replace(record, epoch=0, revision="", result=b"", upstream_session=""))
+        yield at, a, b, client
 
 
 async def away(*asked: object) -> None:
@@ -35,12 +37,10 @@ async def away(*asked: object) -> None:
 
 
 async def test_g7_what_a_directory_lost_of_a_workflow_is_told_to_it_again() -> None:
-    async with workers() as at:
-        a, b, client = await gone_back(at)
+    async with gone_back() as (at, a, b, client):
         session_id = client.workflow.record.session_id
         at.directory._next_id[session_id] = 1
-        at.clock.advance(LEASE_SECONDS)
-        await a.beat()
+        await a.beat(after=LEASE_SECONDS)
         await b.beat()
         await settle()
         assert await at.directory.get(session_id) == client.workflow.record
@@ -57,8 +57,7 @@ async def test_g7_what_a_directory_lost_of_a_workflow_is_told_to_it_again() -> N
 
 async def test_g7_what_nobody_seems_to_hold_is_left_to_who_may_be_about_to_tell_of_it_again() -> None:
     """Where no other one may have parts of it, who lives is not asked for."""
-    async with workers(movable=False, stateless=True) as at:
-        a, b, c = [await at.start() for _ in range(3)]
+    async with started(3, movable=False, stateless=True) as (at, a, b, c):
         session_id = (await a.client()).workflow.record.session_id
         await a.pool.drain(1)
         await settle()
@@ -79,14 +78,12 @@ async def test_g7_what_nobody_seems_to_hold_is_left_to_who_may_be_about_to_tell_
 
 
 async def test_e4_which_ids_were_drawn_is_told_again_though_that_fails_at_first() -> None:
-    async with workers() as at:
-        a, b, client = await gone_back(at)
+    async with gone_back() as (at, a, b, client):
         session_id = client.workflow.record.session_id
         at.directory._next_id[session_id] = 1
         draw_ids = at.directory.draw_ids
         at.directory.draw_ids = away  # type: ignore[method-assign]
-        at.clock.advance(LEASE_SECONDS)
-        await a.beat()
+        await a.beat(after=LEASE_SECONDS)
         await settle()
         at.directory.draw_ids = draw_ids  # type: ignore[method-assign]
         await at.pass_time(LEASE_SECONDS)
@@ -99,8 +96,7 @@ async def test_e4_which_ids_were_drawn_is_told_again_though_that_fails_at_first(
 
 
 async def test_g7_it_is_told_too_where_the_workflow_is_used_before_anybody_knows_of_a_loss() -> None:
-    async with workers() as at:
-        a, _, client = await gone_back(at)
+    async with gone_back() as (at, a, _, client):
         at.clock.advance(MAX_STALENESS + 0.1)
         assert await a.pool.lookup.find(ANONYMOUS, "x", client.workflow.record.session_id) is client.workflow
         assert await at.directory.get(client.workflow.record.session_id) == client.workflow.record
@@ -108,8 +104,7 @@ async def test_g7_it_is_told_too_where_the_workflow_is_used_before_anybody_knows
 
 @pytest.mark.parametrize("by", ["use", "news"])
 async def test_g7_a_record_that_was_lost_unnoticed_is_told_again(by: str) -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         workflow = (await a.find(session_id)).workflow
         at.directory.forget(session_id)
         if by == "use":
@@ -125,8 +120,7 @@ async def test_g7_a_record_that_was_lost_unnoticed_is_told_again(by: str) -> Non
 
 
 async def test_g7_it_is_told_again_though_that_fails_at_first_and_nobody_uses_it_there() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         await at.pass_time(1)
         at.directory.forget(session_id)
         a.view.fails_at = a.view.calls + 1
@@ -139,8 +133,7 @@ async def test_g7_it_is_told_again_though_that_fails_at_first_and_nobody_uses_it
 
 
 async def test_g7_it_is_told_again_though_it_was_used_while_the_directory_was_away() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         await at.pass_time(1)
         at.directory.forget(session_id)
         a.view.is_cut = True
@@ -156,8 +149,7 @@ async def test_g7_it_is_told_again_though_it_was_used_while_the_directory_was_aw
 async def test_g10_doubts_are_settled_by_one_task_however_long_the_directory_takes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         mine = (await a.find(session_id)).workflow
         get, answers = at.directory.get, anyio.Event()
 
@@ -166,8 +158,7 @@ async def test_g10_doubts_are_settled_by_one_task_however_long_the_directory_tak
             return await get(name)
 
         monkeypatch.setattr(at.directory, "get", slow)
-        at.clock.advance(LEASE_SECONDS)
-        await b.beat()
+        await b.beat(after=LEASE_SECONDS)
         await a.beat()
         numbers = list[int]()
         for _ in range(5):
@@ -182,8 +173,7 @@ async def test_g10_doubts_are_settled_by_one_task_however_long_the_directory_tak
 async def test_g7_what_was_lost_is_told_again_many_at_a_time_and_not_all_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with workers(max_workflows_per_user=100) as at:
-        a = await at.start()
+    async with started(1, max_workflows_per_user=100) as (at, a):
         await at.start()
         mine = [(await a.client()).workflow for _ in range(COMPARED_AT_ONCE + 5)]
         get, answers, asked = at.directory.get, anyio.Event(), 0
@@ -210,8 +200,7 @@ async def test_g7_what_was_lost_is_told_again_many_at_a_time_and_not_all_at_once
 
 
 async def test_g7_nothing_is_unknown_before_those_who_hold_it_can_have_told_it_again() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         keyed = (await a.client(ALICE, key="chat")).workflow
         beside = await b.beside(session_id)
         publish = at.directory.publish
@@ -242,8 +231,7 @@ async def test_all_is_compared_once_the_newest_first_for_each_time_that_somethin
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(lookup, "COMPARED_AT_ONCE", 1)
-    async with workers() as at:
-        a = await at.start()
+    async with started(1) as (at, a):
         oldest, middle, newest = [(await a.client()).workflow.record.session_id for _ in range(3)]
         get, asked, answers = at.directory.get, list[str](), anyio.Semaphore(0)
 
@@ -269,8 +257,7 @@ async def test_all_is_compared_once_the_newest_first_for_each_time_that_somethin
 
 
 async def test_a_record_that_is_missing_for_longer_than_an_end_is_known_is_not_told_again() -> None:
-    async with workers(idle_timeout=10, resume_window=5) as at:
-        a, _, session_id = await two(at)
+    async with two(idle_timeout=10, resume_window=5) as (at, a, _, session_id):
         (await a.find(session_id)).workflow.streams.attach_standalone()
         at.directory.forget(session_id)
         at.clock.advance(20)
@@ -279,22 +266,19 @@ async def test_a_record_that_is_missing_for_longer_than_an_end_is_known_is_not_t
 
 
 async def test_g7_a_record_that_is_missing_since_just_now_is_told_again_however_long_ago_it_was_seen() -> None:
-    async with workers(idle_timeout=10, resume_window=5) as at:
-        a, _, session_id = await two(at)
+    async with two(idle_timeout=10, resume_window=5) as (at, a, _, session_id):
         workflow = (await a.find(session_id)).workflow
         workflow.streams.attach_standalone()
         await at.pass_time(30)
         at.directory.forget(session_id)
-        at.clock.advance(LEASE_SECONDS)
-        await a.beat()
+        await a.beat(after=LEASE_SECONDS)
         await settle()
         assert (await a.find(session_id)).workflow is workflow
         assert await at.directory.get(session_id) == workflow.record
 
 
 async def test_e4_who_serves_beside_learns_which_ids_are_drawn_from_then_on() -> None:
-    async with workers() as at:
-        _, b, session_id = await two(at)
+    async with two() as (at, _, b, session_id):
         beside = await b.beside(session_id)
         before = beside.workflow.record.first_id
         at.directory.forget(session_id)
@@ -308,8 +292,7 @@ async def test_e4_who_serves_beside_learns_which_ids_are_drawn_from_then_on() ->
 
 
 async def test_what_ends_is_removed_though_the_directory_lost_its_last_state() -> None:
-    async with workers() as at:
-        a, b, client = await gone_back(at)
+    async with gone_back() as (at, a, b, client):
         await a.pool.end(client.workflow, "deleted")
         assert await at.directory.get(client.workflow.record.session_id) is None
         with pytest.raises(UnknownSession):
@@ -317,8 +300,7 @@ async def test_what_ends_is_removed_though_the_directory_lost_its_last_state() -
 
 
 async def test_g8_what_is_let_go_goes_on_though_the_directory_lost_its_last_state() -> None:
-    async with workers() as at:
-        a, b, client = await gone_back(at)
+    async with gone_back() as (at, a, b, client):
         at.directory._next_id[client.workflow.record.session_id] = 1
         await a.pool.drain(1)
         await settle()
@@ -331,8 +313,7 @@ async def test_g8_what_is_let_go_goes_on_though_the_directory_lost_its_last_stat
 
 
 async def test_g8_what_is_let_go_goes_on_though_the_directory_has_just_forgotten_it() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         at.directory.forget(session_id)
         await a.pool.drain(1)
         await settle()
@@ -342,10 +323,8 @@ async def test_g8_what_is_let_go_goes_on_though_the_directory_has_just_forgotten
 
 
 async def test_what_ended_elsewhere_is_not_brought_back_by_a_worker_that_drains() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
-        at.clock.advance(LEASE_SECONDS)
-        await b.beat()
+    async with two() as (at, a, b, session_id):
+        await b.beat(after=LEASE_SECONDS)
         theirs = (await b.find(session_id)).workflow
         watchers = set(at.directory._watchers)
         at.directory._watchers.clear()  # the news is on its way
@@ -358,8 +337,7 @@ async def test_what_ended_elsewhere_is_not_brought_back_by_a_worker_that_drains(
 
 @pytest.mark.parametrize("cause", ["drained", "not_opened", "taken_over"])
 async def test_g8_what_is_let_go_while_it_is_told_again_goes_on(cause: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with workers() as at:
-        a, b, client = await gone_back(at)
+    async with gone_back() as (at, a, b, client):
         session_id = client.workflow.record.session_id
         publish, append = at.directory.publish, at.directory.append
         is_told, is_heard, is_written = anyio.Event(), anyio.Event(), anyio.Event()
@@ -377,8 +355,7 @@ async def test_g8_what_is_let_go_while_it_is_told_again_goes_on(cause: str, monk
         monkeypatch.setattr(at.directory, "publish", told)
         monkeypatch.setattr(at.directory, "append", written)
         client.workflow.streams.attach_standalone()  # an event, which is on its way when the worker lets go
-        at.clock.advance(MAX_STALENESS + 0.1)
-        await b.beat()
+        await b.beat(after=MAX_STALENESS + 0.1)
         comparing = asyncio.create_task(a.find(session_id))
         await is_told.wait()
         if cause == "drained":
@@ -396,8 +373,7 @@ async def test_g8_what_is_let_go_while_it_is_told_again_goes_on(cause: str, monk
 
 
 async def test_what_begins_anew_under_its_session_id_is_not_ended_for_what_was_left_of_the_one_before() -> None:
-    async with workers() as at:
-        a, _, session_id = await two(at)
+    async with two() as (at, a, _, session_id):
         a.view.fails_at, a.view.is_done = a.view.calls + 2, True  # looks, removes, and does not hear that it did
         message = initialize("2025-06-18")
         begun = await begin(a.pool, session_id=session_id, new_id=session_id, message=message)
@@ -415,8 +391,7 @@ async def test_what_begins_anew_under_its_session_id_is_not_ended_for_what_was_l
 async def test_what_begins_anew_under_its_session_id_is_no_older_state_of_the_one_before(
     late: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with workers() as at:
-        a, _, session_id = await two(at)
+    async with two() as (at, a, _, session_id):
         mine = (await a.find(session_id)).workflow
         for _ in range(3):
             mine.record = await at.directory.replace(mine.record) or mine.record

@@ -5,7 +5,7 @@ from typing import Literal
 
 import anyio
 import pytest
-from harness.clustering import QUESTION, Member, Workers, carried, journal, notice, resume, streamed, until, workers
+from harness.clustering import QUESTION, Member, Workers, carried, journal, notice, resume, started, streamed, until
 from harness.memory_wire import message
 from harness.muxing import ALICE, events, initialize, request, response, settle, some
 from trunkline.mux.directory import LEASE_SECONDS, Entry
@@ -22,16 +22,14 @@ pytestmark = pytest.mark.anyio
 async def paused(at: Workers, member: Member, other: Member, session_id: str) -> Workflow:
     """A worker stands still for so long that another one takes a workflow over, and goes on then."""
     await journal(member)
-    at.clock.advance(LEASE_SECONDS)
-    await other.beat()
+    await other.beat(after=LEASE_SECONDS)
     taken = (await other.find(session_id, principal=ALICE)).workflow
     await member.beat()
     return taken
 
 
 async def test_g5_g6_a_call_of_a_session_that_went_with_another_one_is_told_as_lost_where_that_is() -> None:
-    async with workers(reuse="user") as at:
-        a, b, c = [await at.start() for _ in range(3)]
+    async with started(3, reuse="user") as (at, a, b, c):
         taken, other = await a.client(ALICE), await a.client(ALICE)
         _, reader = await streamed(a, other, b'"mine"')
         event_id = reader.event_id((await reader.next(1) or [])[0])
@@ -51,16 +49,14 @@ async def test_g5_g6_a_call_of_a_session_that_went_with_another_one_is_told_as_l
 
 async def test_g5_what_a_paused_worker_wrote_late_is_told_where_its_session_is() -> None:
     """As one that was cut from the directory: it served a call meanwhile, and nobody could read of it."""
-    async with workers(reuse="user") as at:
-        a, b = await at.start(), await at.start()
+    async with started(2, reuse="user") as (at, a, b):
         client = await a.client(ALICE)
         a.view.is_cut = True
         _, reader = await streamed(a, client, b'"mine"')
         event_id = reader.event_id((await reader.next(1) or [])[0])
         reader.close()
         (await at.server.got("tools/call")).answer({"n": 1})
-        at.clock.advance(LEASE_SECONDS)
-        await b.beat()
+        await b.beat(after=LEASE_SECONDS)
         await b.find(client.workflow.record.session_id, principal=ALICE)
         a.view.is_cut = False
         await journal(a)
@@ -78,8 +74,7 @@ async def test_g10_names_that_a_client_makes_up_of_who_was_paused_send_it_in_no_
     reuse: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a session can be served by its holder alone: one that is shared, or one on stdio that may begin anew."""
-    async with workers(reuse=reuse, movable=reuse == "user", stateless=True) as at:
-        a, b = await at.start(), await at.start()
+    async with started(2, reuse=reuse, movable=reuse == "user", stateless=True) as (at, a, b):
         session_id = (await a.client(ALICE)).workflow.record.session_id
         token = (await paused(at, a, b, session_id)).record.event_token
         await settle()
@@ -102,12 +97,10 @@ async def test_g10_names_that_a_client_makes_up_of_who_was_paused_send_it_in_no_
 
 
 async def test_g10_nor_do_they_while_who_took_over_opens_another_session() -> None:
-    async with workers(movable=False, stateless=True) as at:
-        a, b = await at.start(), await at.start()
+    async with started(2, movable=False, stateless=True) as (at, a, b):
         record = (await a.client()).workflow.record
         await journal(a)
-        at.clock.advance(LEASE_SECONDS)
-        await b.beat()
+        await b.beat(after=LEASE_SECONDS)
         at.server.pause("initialize")
         opening = await b.pool.lookup.find(ANONYMOUS, "x", record.session_id)
         assert not opening.opened.done()
@@ -132,8 +125,7 @@ async def wired(member: Member) -> str:
 
 
 async def test_g5_g8_who_was_drained_leaves_its_wires_though_it_lives() -> None:
-    async with workers() as at:
-        a, b, c = [await at.start() for _ in range(3)]
+    async with started(3) as (_, a, b, c):
         session_id = await wired(a)
         for before, after in ((a, b), (b, c)):
             await before.pool.drain(1)
@@ -142,8 +134,7 @@ async def test_g5_g8_who_was_drained_leaves_its_wires_though_it_lives() -> None:
 
 
 async def test_a_wire_that_was_left_does_not_come_back_with_a_stream_of_who_has_gone_since() -> None:
-    async with workers(resume_window=1) as at:
-        a, b = await at.start(), await at.start()
+    async with started(2, resume_window=1) as (at, a, b):
         session_id = await wired(a)
         await a.pool.drain(1)
         await settle()
@@ -184,8 +175,7 @@ async def asked(at: Workers, member: Member, on: On) -> tuple[str, Envelope]:
 
 @pytest.mark.parametrize("on", ALONE)
 async def test_g8_what_a_drained_worker_asked_on_a_wire_is_answered_where_that_is_while_it_lives(on: On) -> None:
-    async with workers() as at:
-        a, b, c = [await at.start() for _ in range(3)]
+    async with started(3) as (at, a, b, c):
         session_id, answer = await asked(at, a, on)
         for before, after in ((a, b), (b, c)):
             await before.pool.drain(0)
@@ -198,8 +188,7 @@ async def test_g8_what_a_drained_worker_asked_on_a_wire_is_answered_where_that_i
 
 @pytest.mark.parametrize("on", ALONE)
 async def test_g8_so_it_is_where_the_answer_is_the_first_that_its_client_sends_to_another_worker(on: On) -> None:
-    async with workers() as at:
-        a, b = await at.start(), await at.start()
+    async with started(2) as (at, a, b):
         session_id, answer = await asked(at, a, on)
         await a.pool.drain(0)
         await settle()
@@ -211,8 +200,7 @@ async def test_g8_so_it_is_where_the_answer_is_the_first_that_its_client_sends_t
 
 @pytest.mark.parametrize("on", ALONE)
 async def test_r4_so_it_is_refused_there_where_nobody_answers(on: On) -> None:
-    async with workers(request_timeout=1) as at:
-        a, b = await at.start(), await at.start()
+    async with started(2, request_timeout=1) as (at, a, b):
         session_id, _ = await asked(at, a, on)
         await a.pool.drain(0)
         await settle()
@@ -234,8 +222,7 @@ async def asked_beside(at: Workers, holder: Member, beside: Member) -> tuple[str
 
 
 async def test_what_was_asked_beside_a_holder_that_was_drained_stays_with_its_stream() -> None:
-    async with workers() as at:
-        a, b, c = [await at.start() for _ in range(3)]
+    async with started(3) as (at, a, b, c):
         session_id, answer = await asked_beside(at, a, c)
         await a.pool.drain(0)
         await settle()
@@ -247,8 +234,7 @@ async def test_what_was_asked_beside_a_holder_that_was_drained_stays_with_its_st
 
 
 async def test_g8_the_answer_to_what_was_asked_beside_reaches_it_where_all_workers_drain() -> None:
-    async with workers() as at:
-        a, b, c = [await at.start() for _ in range(3)]
+    async with started(3) as (at, a, b, c):
         session_id, answer = await asked_beside(at, a, c)
         await a.pool.drain(0)
         await b.pool.drain(0)
@@ -263,8 +249,7 @@ async def test_g8_the_answer_to_what_was_asked_beside_reaches_it_where_all_worke
 
 
 async def test_g3_an_answer_of_who_names_a_key_goes_to_the_worker_that_asked() -> None:
-    async with workers() as at:
-        a, b = await at.start(), await at.start()
+    async with started(2) as (at, a, b):
         client = await a.client(message=initialize(capabilities={"sampling": {}}), key="k")
         _, reader = await streamed(b, await b.beside(client.workflow.record.session_id))
         sampling = {"messages": [], "maxTokens": 1}

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from harness.clustering import QUESTION, Member, Workers, journal, streamed, two, workers
+from harness.clustering import QUESTION, Member, Workers, journal, started, streamed, two, workers
 from harness.muxing import ALICE, initialize, some
 from trunkline.mux.directory import LEASE_SECONDS
 from trunkline.mux.envelope import parse
@@ -76,8 +76,7 @@ async def test_an_answer_goes_to_the_worker_that_asked() -> None:
 
 
 async def test_a_cancellation_finds_the_worker_at_which_its_call_is_in_flight() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         at.server.on_request = None
         beside = await b.beside(session_id)
         waiting = beside.call(id=b"5")
@@ -96,8 +95,7 @@ async def test_a_cancellation_finds_the_worker_at_which_its_call_is_in_flight() 
 async def test_calls_that_a_cancellation_can_mean_are_found_by_key_and_counted_each(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with workers() as at:
-        a, b = await at.start(), await at.start()
+    async with started(2) as (_, a, b):
         client = await a.client(key="k")
         for raw in (b"5", b"5", b"6"):
             client.call(id=raw)
@@ -113,8 +111,7 @@ async def test_calls_that_a_cancellation_can_mean_are_found_by_key_and_counted_e
 
 
 async def test_what_a_dead_worker_named_is_looked_for_here() -> None:
-    async with workers() as at:
-        a, b, _ = await two(at)
+    async with two() as (at, a, b, _):
         with pytest.raises(Elsewhere):
             await a.pool.send_on(b.number)
         await a.pool.send_on(a.number)

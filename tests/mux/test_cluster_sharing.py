@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import anyio
 import pytest
-from harness.clustering import Workers, orphaned, until, workers
+from harness.clustering import Workers, orphaned, started, until
 from harness.memory_wire import echo, message
 from harness.muxing import ALICE, BOB, Client, begin, idle, settle, some
 from trunkline.compat.per_request import PerRequestLine
@@ -23,8 +23,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_workflows_that_share_a_session_live_at_one_worker() -> None:
-    async with workers(reuse="user") as at:
-        a, b = await at.start(), await at.start()
+    async with started(2, reuse="user") as (at, a, b):
         first = await a.client(ALICE)
         with pytest.raises(Elsewhere) as elsewhere:
             await b.client(ALICE)
@@ -38,8 +37,7 @@ async def test_workflows_that_share_a_session_live_at_one_worker() -> None:
 
 
 async def test_g7_a_successor_goes_on_with_the_shared_session() -> None:
-    async with workers(reuse="user") as at:
-        a, b = await at.start(), await at.start()
+    async with started(2, reuse="user") as (at, a, b):
         at.server.on_request = echo
         ids = [(await a.client(ALICE)).workflow.record.session_id for _ in range(3)]
         a.kill()
@@ -55,12 +53,10 @@ async def test_g7_a_successor_goes_on_with_the_shared_session() -> None:
 
 
 async def test_who_was_paused_leaves_a_shared_session_to_its_successor() -> None:
-    async with workers(reuse="user") as at:
-        a, b = await at.start(), await at.start()
+    async with started(2, reuse="user") as (at, a, b):
         at.server.on_request = echo
         mine = (await a.client(ALICE)).workflow
-        at.clock.advance(LEASE_SECONDS)
-        await b.beat()
+        await b.beat(after=LEASE_SECONDS)
         client = await b.find(mine.record.session_id, WHOLE, ALICE)
         await a.beat()
         await settle()
@@ -70,12 +66,10 @@ async def test_who_was_paused_leaves_a_shared_session_to_its_successor() -> None
 
 
 async def test_those_who_share_a_session_that_was_taken_over_go_on_where_it_is() -> None:
-    async with workers(reuse="user") as at:
-        a, b = await at.start(), await at.start()
+    async with started(2, reuse="user") as (at, a, b):
         at.server.on_request = echo
         asked_for, other = [(await a.client(ALICE)).workflow for _ in range(2)]
-        at.clock.advance(LEASE_SECONDS)
-        await b.beat()
+        await b.beat(after=LEASE_SECONDS)
         await b.find(asked_for.record.session_id, WHOLE, ALICE)
         await a.beat()
         await until(lambda: other.ended)
@@ -89,17 +83,14 @@ async def test_those_who_share_a_session_that_was_taken_over_go_on_where_it_is()
 
 
 async def test_a_session_that_is_given_up_while_it_is_replaced_is_given_up_whole() -> None:
-    async with workers(reuse="user", max_channel_age=100, idle_timeout=1e6) as at:
-        a, b = await at.start(), await at.start()
+    async with started(2, reuse="user", max_channel_age=100, idle_timeout=1e6) as (at, a, b):
         asked_for, other = [await a.client(ALICE) for _ in range(2)]
         waiting = other.call({"uri": "file:///a"}, method="resources/subscribe")
         await at.server.got("resources/subscribe")
-        at.clock.advance(101)
-        await a.beat()
+        await a.beat(after=101)
         await until(lambda: len(other.workflow.line.channels) == 2 and other.workflow.line.channels[1].is_open)
         await settle()
-        at.clock.advance(LEASE_SECONDS)
-        await b.beat()
+        await b.beat(after=LEASE_SECONDS)
         await b.find(asked_for.workflow.record.session_id, WHOLE, ALICE)
         await a.beat()
         await until(lambda: other.workflow.ended)
@@ -108,8 +99,7 @@ async def test_a_session_that_is_given_up_while_it_is_replaced_is_given_up_whole
 
 
 async def test_a_record_that_is_removed_takes_nothing_from_those_who_share_its_session() -> None:
-    async with workers(reuse="user") as at:
-        a = await at.start()
+    async with started(1, reuse="user") as (at, a):
         gone, other = await a.client(ALICE), await a.client(ALICE)
         waiting = other.call()
         call = await at.server.got("tools/call")
@@ -125,12 +115,10 @@ async def test_a_record_that_is_removed_takes_nothing_from_those_who_share_its_s
 
 
 async def test_a_record_that_another_worker_removed_leaves_the_session_to_that_one() -> None:
-    async with workers(reuse="user") as at:
-        a, b = await at.start(), await at.start()
+    async with started(2, reuse="user") as (at, a, b):
         at.server.on_request = echo
         gone, other = [(await a.client(ALICE)).workflow for _ in range(2)]
-        at.clock.advance(LEASE_SECONDS)
-        await b.beat()
+        await b.beat(after=LEASE_SECONDS)
         theirs = await b.find(gone.record.session_id, WHOLE, ALICE)
         await b.pool.end(theirs.workflow, "deleted")
         await a.beat()
@@ -144,8 +132,7 @@ async def test_a_record_that_another_worker_removed_leaves_the_session_to_that_o
 async def test_a_record_left_with_a_worker_that_has_no_part_in_the_shared_session_goes_to_the_one_that_has(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with workers(reuse="user") as at:
-        b, c, session_id = await orphaned(at, ALICE)
+    async with orphaned(ALICE, reuse="user") as (at, b, c, session_id):
         replace = at.directory.replace
 
         async def unanswered(record: WorkflowRecord) -> None:
@@ -156,8 +143,7 @@ async def test_a_record_left_with_a_worker_that_has_no_part_in_the_shared_sessio
         with pytest.raises(DirectoryUnavailable):
             await b.find(session_id, WHOLE, ALICE)
         monkeypatch.undo()
-        at.clock.advance(LEASE_SECONDS)
-        await c.beat()
+        await c.beat(after=LEASE_SECONDS)
         await c.client(ALICE)
         await b.beat()
         with pytest.raises(Elsewhere) as elsewhere:
@@ -168,15 +154,13 @@ async def test_a_record_left_with_a_worker_that_has_no_part_in_the_shared_sessio
 
 
 async def test_a_record_that_stayed_after_its_end_sends_nobody_in_circles(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with workers(reuse="user") as at:
-        a, b = await at.start(), await at.start()
+    async with started(2, reuse="user") as (at, a, b):
         ended = (await b.client(ALICE, key="chat")).workflow
         monkeypatch.setattr(leftovers, "FIRST_SECONDS", leftovers.LAST_SECONDS)  # it stays for as long as this takes
         with monkeypatch.context() as broken:
             broken.setattr(at.directory, "remove", away)
             await b.pool.end(ended, "deleted")
-        at.clock.advance(LEASE_SECONDS)
-        await a.beat()
+        await a.beat(after=LEASE_SECONDS)
         await a.client(ALICE)
         await b.beat()
         for member, other in ((a, b), (b, a)):
@@ -193,13 +177,11 @@ async def away(*asked: object) -> None:
 async def test_g7_what_cannot_be_moved_is_not_used_while_one_that_shares_it_may_be_another_workers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with workers(reuse="user", movable=False) as at:
-        a = await at.start()
+    async with started(1, reuse="user", movable=False) as (at, a):
         at.server.on_request = echo
         client = await a.client(ALICE)
         monkeypatch.setattr(at.directory, "get", away)
-        at.clock.advance(LEASE_SECONDS)
-        await a.beat()
+        await a.beat(after=LEASE_SECONDS)
         assert a.members.holds_lease
         refused = await client.answer(client.call())
         assert refused["error"]["data"] == {"limit": "lease", "executed": "no"}
@@ -212,16 +194,14 @@ async def test_g7_what_cannot_be_moved_is_not_used_while_one_that_shares_it_may_
 async def test_r5_r6_a_session_that_may_not_be_written_to_yet_is_told_later_what_it_has_to_know(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with workers(reuse="user", movable=False) as at:
-        a = await at.start()
+    async with started(1, reuse="user", movable=False) as (at, a):
         at.server.on_request = echo
         client = await a.client(ALICE)
         await client.answer(ask(client, "resources/subscribe", uri="x:1"))
         await client.answer(ask(client, "logging/setLevel", level="debug"))
         reader = client.workflow.streams.attach_standalone()
         monkeypatch.setattr(at.directory, "get", away)
-        at.clock.advance(LEASE_SECONDS)
-        await a.beat()
+        await a.beat(after=LEASE_SECONDS)
         at.server.session.receiver.lost(SessionLost("the server is gone", executed="unknown"))
         await at.server.reached("establish", 2)
         await at.pass_time(1)
@@ -240,8 +220,7 @@ def ask(client: Client, method: str, **params: str) -> Exchange:
 @pytest.mark.parametrize("movable", [True, False])
 @pytest.mark.parametrize("ends", ["killed", "drained"])
 async def test_r5_r6_a_successor_knows_what_each_workflow_wants_of_a_shared_session(movable: bool, ends: str) -> None:
-    async with workers(reuse="user", movable=movable) as at:
-        a, b = await at.start(), await at.start()
+    async with started(2, reuse="user", movable=movable) as (at, a, b):
         at.server.on_request = lambda exchange: exchange.answer({})
         clients = [await a.client(ALICE) for _ in range(2)]
         for client, uri in zip(clients, ("file:///a", "file:///b"), strict=True):
@@ -282,8 +261,7 @@ async def test_r5_r6_a_successor_knows_what_each_workflow_wants_of_a_shared_sess
 
 
 async def test_what_a_workflow_wants_is_noted_later_where_the_directory_is_away() -> None:
-    async with workers(reuse="user") as at:
-        a = await at.start()
+    async with started(1, reuse="user") as (at, a):
         at.server.on_request = lambda exchange: exchange.answer({})
         client = await a.client(ALICE)
         session_id = client.workflow.record.session_id
@@ -299,8 +277,7 @@ async def test_what_a_workflow_wants_is_noted_later_where_the_directory_is_away(
 
 
 async def test_g8_a_drain_lets_go_of_shared_sessions() -> None:
-    async with workers(reuse="user") as at:
-        a, b = await at.start(), await at.start()
+    async with started(2, reuse="user") as (at, a, b):
         at.server.on_request = echo
         session_id = (await a.client(ALICE)).workflow.record.session_id
         await a.pool.drain(1)
@@ -313,8 +290,7 @@ async def test_g8_a_drain_lets_go_of_shared_sessions() -> None:
 
 
 async def test_g8_a_drain_lets_go_of_the_session_that_just_took_the_place_of_an_aged_one() -> None:
-    async with workers(reuse="user", max_channel_age=100, idle_timeout=1e6) as at:
-        a, b = await at.start(), await at.start()
+    async with started(2, reuse="user", max_channel_age=100, idle_timeout=1e6) as (at, a, b):
         at.server.on_request = echo
         client = await a.client(ALICE)
         await client.answer(client.call())
@@ -354,8 +330,7 @@ def noting_slowly(at: Workers, monkeypatch: pytest.MonkeyPatch) -> tuple[anyio.E
 async def test_g8_a_drain_tells_what_a_workflow_wants_though_what_it_wanted_before_is_being_noted(
     is_late: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with workers(reuse="user") as at:
-        a, b = await at.start(), await at.start()
+    async with started(2, reuse="user") as (at, a, b):
         at.server.on_request = lambda exchange: exchange.answer({})
         client = await a.client(ALICE)
         is_noted, is_heard = noting_slowly(at, monkeypatch)
@@ -374,8 +349,7 @@ async def test_g8_a_drain_tells_what_a_workflow_wants_though_what_it_wanted_befo
 async def test_g8_a_drain_tells_which_session_there_is_though_the_one_before_is_being_noted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with workers(reuse="user", max_channel_age=100, idle_timeout=1e6) as at:
-        a, b = await at.start(), await at.start()
+    async with started(2, reuse="user", max_channel_age=100, idle_timeout=1e6) as (at, a, b):
         at.server.on_request = lambda exchange: exchange.answer({})
         client = await a.client(ALICE)
         await at.pass_time(1)
@@ -396,8 +370,7 @@ async def test_g8_a_drain_tells_which_session_there_is_though_the_one_before_is_
 
 
 async def test_a_drain_ends_the_sessions_that_no_other_worker_would_go_on_with() -> None:
-    async with workers(reuse="user", max_inflight_per_channel=1) as at:
-        a, _ = await at.start(), await at.start()
+    async with started(2, reuse="user", max_inflight_per_channel=1) as (at, a, _):
         await a.pool.end((await a.client(BOB)).workflow, "deleted")
         client = await a.client(ALICE)
         waiting = [client.call(id=b"%d" % n) for n in (1, 2)]
@@ -415,8 +388,7 @@ async def test_a_drain_ends_the_sessions_that_no_other_worker_would_go_on_with()
 
 
 async def test_g8_who_comes_while_the_worker_of_a_shared_session_drains_begins_at_another_one() -> None:
-    async with workers(reuse="user") as at:
-        a, b = await at.start(), await at.start()
+    async with started(2, reuse="user") as (at, a, b):
         waiting = await a.client(ALICE)
         exchange = waiting.call()
         await at.server.got("tools/call")
@@ -436,8 +408,7 @@ async def test_g8_who_comes_while_the_worker_of_a_shared_session_drains_begins_a
 
 
 async def test_without_sessions_any_worker_serves_calls() -> None:
-    async with workers(reuse="none") as at:
-        a, b = await at.start(), await at.start()
+    async with started(2, reuse="none") as (at, a, b):
         at.server.on_request = echo
         session_id = (await a.client()).workflow.record.session_id
         beside = await b.beside(session_id)
@@ -452,8 +423,7 @@ async def test_without_sessions_any_worker_serves_calls() -> None:
 
 
 async def test_a_stateless_server_that_forgot_a_session_gets_another_one_for_all() -> None:
-    async with workers(stateless=True) as at:
-        a, b = await at.start(), await at.start()
+    async with started(2, stateless=True) as (at, a, b):
         at.server.on_request = echo
         client = await a.client()
         session_id = client.workflow.record.session_id
@@ -471,8 +441,7 @@ async def test_g1_g4_a_session_is_not_taken_for_one_of_another_reuse_by_workers_
     before: Reuse, after: Reuse
 ) -> None:
     """As in a rolling restart: two workflows that shared a session would both take it for their own."""
-    async with workers(reuse=before) as at:
-        a = await at.start()
+    async with started(1, reuse=before) as (at, a):
         at.server.on_request = echo
         ids = [(await a.client(ALICE)).workflow.record.session_id for _ in range(2)]
         make_line = PerRequestLine if after == "none" else None
@@ -495,8 +464,7 @@ async def test_g1_g4_a_session_is_not_taken_for_one_of_another_reuse_by_workers_
 
 
 async def test_what_began_under_other_settings_is_its_holders_until_that_one_is_dead() -> None:
-    async with workers() as at:
-        a = await at.start()
+    async with started(1) as (at, a):
         at.server.on_request = echo
         client = await a.client()
         session_id = client.workflow.record.session_id
@@ -514,8 +482,7 @@ async def test_what_began_under_other_settings_is_its_holders_until_that_one_is_
 
 
 async def test_what_is_gone_on_with_as_it_was_served_beside_its_dead_holder_is_under_older_settings_still() -> None:
-    async with workers() as at:
-        a, b, c = [await at.start() for _ in range(3)]
+    async with started(3) as (at, a, b, c):
         at.server.on_request = echo
         session_id = (await a.client()).workflow.record.session_id
         beside = await b.beside(session_id)
@@ -536,8 +503,7 @@ async def test_what_is_gone_on_with_as_it_was_served_beside_its_dead_holder_is_u
 @pytest.mark.parametrize("stateless", [False, True])
 async def test_g4_no_session_is_asked_for_at_another_server_than_the_one_that_gave_it(stateless: bool) -> None:
     """There it is a secret of another server, or names a session of somebody else."""
-    async with workers() as at:
-        a = await at.start()
+    async with started(1) as (at, a):
         at.server.on_request = at.other.on_request = echo
         session_id = (await a.client()).workflow.record.session_id
         at.settings = {**at.settings, "settings": Terms("elsewhere", "others"), "stateless": stateless}

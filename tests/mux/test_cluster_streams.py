@@ -7,7 +7,7 @@ from typing import Any
 
 import anyio
 import pytest
-from harness.clustering import Member, Workers, journal, notice, resume, streamed, two, until, workers
+from harness.clustering import Member, Workers, journal, notice, resume, started, streamed, two, until
 from harness.memory_wire import message
 from harness.muxing import events, idle, settle, some
 from trunkline.mux import membership as membership_module
@@ -21,8 +21,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_names_tell_which_worker_gave_them() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         at.server.on_request = None
         for member, client in ((a, await a.find(session_id)), (b, await b.beside(session_id))):
             _, reader = await streamed(member, client)
@@ -31,8 +30,7 @@ async def test_names_tell_which_worker_gave_them() -> None:
 
 
 async def test_g5_a_stream_beside_the_holder_is_resumed_where_it_is() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         at.server.on_request = None
         _, reader = await streamed(b, await b.beside(session_id))
         event_id = reader.event_id((await reader.next(1) or [])[0])
@@ -44,8 +42,7 @@ async def test_g5_a_stream_beside_the_holder_is_resumed_where_it_is() -> None:
 
 
 async def test_g5_a_stream_of_a_dead_worker_is_resumed_from_its_log() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         at.server.on_request = None
         _, reader = await streamed(a, await a.find(session_id), b'"mine"')
         event_id = reader.event_id((await reader.next(1) or [])[0])
@@ -66,14 +63,12 @@ async def test_g5_a_stream_of_a_dead_worker_is_resumed_from_its_log() -> None:
 
 
 async def test_g5_a_call_goes_on_at_who_was_taken_for_dead_though_its_user_has_begun_anew_elsewhere() -> None:
-    async with workers(reuse="user") as at:
-        a, b = await at.start(), await at.start()
+    async with started(2, reuse="user") as (at, a, b):
         before = await a.client()
         _, reader = await streamed(a, before)
         event_id = reader.event_id((await reader.next(1) or [])[0])
         reader.close()
-        at.clock.advance(LEASE_SECONDS)
-        await b.beat()
+        await b.beat(after=LEASE_SECONDS)
         await b.client()
         await a.beat()
         await until(lambda: before.workflow.ended or not before.workflow.is_doubted)
@@ -84,8 +79,7 @@ async def test_g5_a_call_goes_on_at_who_was_taken_for_dead_though_its_user_has_b
 
 
 async def test_g5_a_successor_leaves_the_streams_of_who_lives_to_them() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         c = await at.start()
         at.server.on_request = None
         exchange, reader = await streamed(c, await c.beside(session_id))
@@ -101,8 +95,7 @@ async def test_g5_a_successor_leaves_the_streams_of_who_lives_to_them() -> None:
 
 
 async def test_g5_a_holder_takes_the_streams_of_who_died_and_leaves_those_of_who_lives_to_them() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         c = await at.start()
         at.server.on_request = None
         left, living = [await streamed(at_, await at_.beside(session_id)) for at_ in (b, c)]
@@ -119,8 +112,7 @@ async def test_g5_a_holder_takes_the_streams_of_who_died_and_leaves_those_of_who
 
 
 async def test_g5_what_waits_for_the_client_stays_where_it_is_when_a_stream_of_the_dead_is_taken() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         at.server.on_request = None
         standalone = (await a.find(session_id)).workflow.streams.attach_standalone()
         tell = at.server.session.tell
@@ -141,8 +133,7 @@ async def test_g5_what_waits_for_the_client_stays_where_it_is_when_a_stream_of_t
 
 
 async def test_g5_a_stream_of_a_worker_that_began_since_and_died_is_resumed_from_its_log() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         at.server.on_request = None
         a.kill()
         await at.pass_time(LEASE_SECONDS)
@@ -177,8 +168,7 @@ async def told_of(at: Workers, member: Member, session_id: str, met: Member) -> 
 
 
 async def test_g5_so_is_one_of_a_worker_that_began_while_the_log_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         at.server.on_request = None
         a.kill()
         await at.pass_time(LEASE_SECONDS)
@@ -201,14 +191,12 @@ async def test_g5_so_is_one_of_a_worker_that_began_while_the_log_was_read(monkey
 
 
 async def test_g5_so_is_one_of_a_worker_that_was_paused_while_the_log_was_read() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         c = await at.start()
         await b.members.numbers()
         at.server.on_request = None
         a.kill()
-        at.clock.advance(LEASE_SECONDS)
-        await b.beat()
+        await b.beat(after=LEASE_SECONDS)
         await b.find(session_id)
         await c.beat()
         await b.members.numbers()
@@ -216,8 +204,7 @@ async def test_g5_so_is_one_of_a_worker_that_was_paused_while_the_log_was_read()
 
 
 async def test_g5_so_is_one_of_a_worker_that_came_and_went_while_this_one_was_paused() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         at.server.on_request = None
         a.kill()
         await at.pass_time(LEASE_SECONDS)
@@ -227,8 +214,7 @@ async def test_g5_so_is_one_of_a_worker_that_came_and_went_while_this_one_was_pa
         event_id = reader.event_id((await reader.next(1) or [])[0])
         await journal(c)
         c.kill()
-        at.clock.advance(LEASE_SECONDS)
-        await b.beat()
+        await b.beat(after=LEASE_SECONDS)
         await settle()
         _, again = await resume(at, b, event_id)
         [told] = [json.loads(text) async for _, text in events(again)]
@@ -236,13 +222,11 @@ async def test_g5_so_is_one_of_a_worker_that_came_and_went_while_this_one_was_pa
 
 
 async def test_a_worker_that_lives_after_all_keeps_its_streams(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         at.server.on_request = None
         _, reader = await streamed(b, await b.beside(session_id))
         event_id = reader.event_id((await reader.next(1) or [])[0])
-        at.clock.advance(LEASE_SECONDS)
-        await a.beat()
+        await a.beat(after=LEASE_SECONDS)
         numbers = a.members.numbers
 
         async def late() -> Collection[int]:
@@ -257,8 +241,7 @@ async def test_a_worker_that_lives_after_all_keeps_its_streams(monkeypatch: pyte
 
 
 async def test_what_ended_here_that_was_another_ones_does_not_come_back_with_a_stream_of_a_third_one() -> None:
-    async with workers(resume_window=1) as at:
-        a, b, session_id = await two(at)
+    async with two(resume_window=1) as (at, a, b, session_id):
         c = await at.start()
         at.server.on_request = None
         wire = (await a.find(session_id)).workflow.duplexes.new()
@@ -285,8 +268,7 @@ async def test_what_ended_here_that_was_another_ones_does_not_come_back_with_a_s
 
 
 async def test_who_serves_calls_beside_the_holder_takes_nothing_of_the_dead_with_a_stream_of_its_own() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         c = await at.start()
         at.server.on_request = None
         _, left = await streamed(c, await c.beside(session_id))
@@ -303,8 +285,7 @@ async def test_who_serves_calls_beside_the_holder_takes_nothing_of_the_dead_with
 
 
 async def test_what_ended_here_does_not_come_back_with_a_stream_of_the_dead() -> None:
-    async with workers(resume_window=1) as at:
-        a, b, session_id = await two(at)
+    async with two(resume_window=1) as (at, a, b, session_id):
         held = (await a.find(session_id)).workflow
         wire = held.duplexes.new()
         reader = wire.attach()
@@ -333,8 +314,7 @@ async def test_what_ended_here_does_not_come_back_with_a_stream_of_the_dead() ->
 
 
 async def test_g5_a_client_that_has_more_than_the_log_is_believed() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         client = await a.find(session_id)
         reader = client.workflow.streams.attach_standalone()
         tell = at.server.session.tell
@@ -356,11 +336,9 @@ async def test_g5_a_client_that_has_more_than_the_log_is_believed() -> None:
 
 
 async def test_g5_who_was_paused_sends_a_client_on_that_has_heard_its_successor_already() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         mine = (await a.find(session_id)).workflow
-        at.clock.advance(LEASE_SECONDS)
-        await b.beat()
+        await b.beat(after=LEASE_SECONDS)
         watchers = set(at.directory._watchers)
         at.directory._watchers.clear()  # the news is on its way
         reader = (await b.find(session_id)).workflow.streams.attach_standalone()
@@ -381,8 +359,7 @@ async def test_g5_who_was_paused_sends_a_client_on_that_has_heard_its_successor_
 
 
 async def test_a_stream_that_no_log_tells_of_ends_without_ending_the_workflow() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         at.server.on_request = None
         a.view.is_cut = True
         _, reader = await streamed(a, await a.find(session_id))
@@ -398,8 +375,7 @@ async def test_g10_streams_that_a_client_makes_up_are_neither_kept_nor_looked_fo
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(membership_module, "DOUBT_SECONDS", 0.0)  # who lives is not what is counted here
-    async with workers() as at:
-        a, _, session_id = await two(at)
+    async with two() as (at, a, _, session_id):
         workflow = (await a.find(session_id)).workflow
         reads, read = list[str](), at.directory.read
 
@@ -423,8 +399,7 @@ async def test_g10_streams_that_a_client_makes_up_are_neither_kept_nor_looked_fo
 async def test_g10_a_successor_looks_for_no_stream_of_the_dead_that_its_log_did_not_have(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         a.kill()
         await at.pass_time(LEASE_SECONDS)
         workflow = (await b.find(session_id)).workflow
@@ -438,8 +413,7 @@ async def test_g10_a_successor_looks_for_no_stream_of_the_dead_that_its_log_did_
 
 
 async def test_g8_what_was_not_sent_yet_waits_for_the_client_elsewhere() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         client = await a.find(session_id)
         reader = client.workflow.streams.attach_standalone()
         at.server.session.tell(notice(1))
@@ -455,8 +429,7 @@ async def test_g8_what_was_not_sent_yet_waits_for_the_client_elsewhere() -> None
 async def test_g8_an_answer_that_came_beside_the_holder_is_kept_before_its_worker_has_left(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with workers() as at:
-        _, b, session_id = await two(at)
+    async with two() as (at, _, b, session_id):
         at.server.on_request = None
         append = at.directory.append
 

@@ -2,7 +2,7 @@
 
 import anyio
 import pytest
-from harness.clustering import Member, two, until, workers
+from harness.clustering import Member, started, two, until
 from harness.memory_wire import echo
 from harness.muxing import settle
 from trunkline.mux.directory import LEASE_SECONDS
@@ -18,8 +18,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_g7_a_dead_holder_is_succeeded_with_the_same_upstream_session() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         a.kill()
         with pytest.raises(Elsewhere):
             await b.find(session_id)
@@ -38,8 +37,7 @@ async def test_g7_a_dead_holder_is_succeeded_with_the_same_upstream_session() ->
 
 async def test_a_record_is_kept_for_as_long_as_the_settings_of_who_has_it_say() -> None:
     """As in a rolling restart with other settings: else it is unknown elsewhere before it is idle for so long here."""
-    async with workers(idle_timeout=100) as at:
-        a = await at.start()
+    async with started(1, idle_timeout=100) as (at, a):
         session_id = (await a.client()).workflow.record.session_id
         at.settings = {**at.settings, "pooling": Pooling(idle_timeout=5000)}
         b = await at.start()
@@ -52,8 +50,7 @@ async def test_a_record_is_kept_for_as_long_as_the_settings_of_who_has_it_say() 
 
 
 async def test_g8_what_a_drained_worker_let_go_of_is_taken_on_and_counted_as_such() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (_, a, b, session_id):
         await a.pool.drain(1)
         await settle()
         client = await b.find(session_id)
@@ -65,8 +62,7 @@ async def test_g8_what_a_drained_worker_let_go_of_is_taken_on_and_counted_as_suc
 
 async def test_g7_a_session_that_its_successor_cannot_open_yet_is_left_alone() -> None:
     """The directory fails between the take-over and the first block of ids."""
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         a.kill()
         await at.pass_time(LEASE_SECONDS)
 
@@ -85,8 +81,7 @@ async def test_g7_a_session_that_its_successor_cannot_open_yet_is_left_alone() -
 
 
 async def test_who_served_beside_goes_on_as_the_holder() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         at.server.on_request = None
         beside = await b.beside(session_id)
         waiting = beside.call()
@@ -101,8 +96,7 @@ async def test_who_served_beside_goes_on_as_the_holder() -> None:
 
 
 async def test_of_many_that_find_a_dead_holder_one_succeeds() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         c = await at.start()
         a.kill()
         await at.pass_time(LEASE_SECONDS)
@@ -121,8 +115,7 @@ async def test_of_many_that_find_a_dead_holder_one_succeeds() -> None:
 
 
 async def test_g12_a_take_over_that_finds_no_room_is_counted_and_may_be_tried_again() -> None:
-    async with workers(max_workflows=1) as at:
-        a, b, session_id = await two(at)
+    async with two(max_workflows=1) as (at, a, b, session_id):
         own = await b.client()
         a.kill()
         await at.pass_time(LEASE_SECONDS)
@@ -136,8 +129,7 @@ async def test_g12_a_take_over_that_finds_no_room_is_counted_and_may_be_tried_ag
 
 
 async def test_what_died_with_its_worker_is_gone() -> None:
-    async with workers(movable=False) as at:
-        a, b, session_id = await two(at)
+    async with two(movable=False) as (at, a, b, session_id):
         a.kill()
         await at.pass_time(LEASE_SECONDS)
         with pytest.raises(UnknownSession):
@@ -147,8 +139,7 @@ async def test_what_died_with_its_worker_is_gone() -> None:
 
 
 async def test_a_stateless_server_gets_a_new_session_from_the_successor() -> None:
-    async with workers(movable=False, stateless=True) as at:
-        a, b, session_id = await two(at)
+    async with two(movable=False, stateless=True) as (at, a, b, session_id):
         a.kill()
         await at.pass_time(LEASE_SECONDS)
         client = await b.find(session_id)
@@ -160,11 +151,9 @@ async def test_a_stateless_server_gets_a_new_session_from_the_successor() -> Non
 
 
 async def test_g7_who_was_paused_ends_what_others_took_over_and_leaves_it_alone() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         mine = (await a.find(session_id)).workflow
-        at.clock.advance(LEASE_SECONDS)
-        await b.beat()
+        await b.beat(after=LEASE_SECONDS)
         await b.find(session_id)
         await a.beat()
         await settle()
@@ -178,18 +167,15 @@ async def test_g7_who_was_paused_ends_what_others_took_over_and_leaves_it_alone(
 
 
 async def test_who_was_paused_and_not_succeeded_goes_on() -> None:
-    async with workers() as at:
-        a, _, session_id = await two(at)
-        at.clock.advance(LEASE_SECONDS * 4)
-        await a.beat()
+    async with two() as (_, a, _, session_id):
+        await a.beat(after=LEASE_SECONDS * 4)
         client = await a.find(session_id)
         assert "result" in await client.answer(client.call())
         assert not client.workflow.is_doubted
 
 
 async def test_g7_without_a_lease_nothing_is_written_to_what_cannot_be_moved() -> None:
-    async with workers(movable=False) as at:
-        a, _, session_id = await two(at)
+    async with two(movable=False) as (at, a, _, session_id):
         client = await a.find(session_id)
         at.clock.advance(LEASE_SECONDS)
         refused = await client.answer(client.call())
@@ -202,8 +188,7 @@ async def test_g7_without_a_lease_nothing_is_written_to_what_cannot_be_moved() -
 
 
 async def test_g7_what_a_wire_held_back_did_not_run() -> None:
-    async with workers(movable=False) as at:
-        a, _, session_id = await two(at)
+    async with two(movable=False) as (at, a, _, session_id):
         at.server.on_request = None
         client = await a.find(session_id)
         waiting = client.call()
@@ -220,18 +205,15 @@ async def test_g7_what_a_wire_held_back_did_not_run() -> None:
 
 
 async def test_what_any_worker_may_use_has_no_fence() -> None:
-    async with workers() as at:
-        await two(at)
+    async with two() as (at, _, _, _):
         assert at.server.session.receiver.fence is None
 
 
 async def test_without_a_lease_http_sessions_go_on() -> None:
-    async with workers() as at:
-        a, _, session_id = await two(at)
+    async with two() as (_, a, _, session_id):
         client = await a.find(session_id)
         a.view.is_cut = True
-        at.clock.advance(60)
-        await a.beat()
+        await a.beat(after=60)
         again = await a.find(session_id)
         assert "result" in await again.answer(again.call())
         assert client.workflow.ended is None
@@ -242,11 +224,9 @@ async def test_without_a_lease_http_sessions_go_on() -> None:
 
 
 async def test_an_end_in_doubt_leaves_the_upstream_session_alone() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         mine = (await a.find(session_id)).workflow
-        at.clock.advance(LEASE_SECONDS)
-        await b.beat()
+        await b.beat(after=LEASE_SECONDS)
         theirs = await b.find(session_id)
         await a.pool.end(mine, "evicted")
         await settle()
@@ -256,11 +236,9 @@ async def test_an_end_in_doubt_leaves_the_upstream_session_alone() -> None:
 
 
 async def test_an_end_in_doubt_that_the_client_wanted_is_the_end_at_the_successor_too() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         mine = (await a.find(session_id)).workflow
-        at.clock.advance(LEASE_SECONDS)
-        await b.beat()
+        await b.beat(after=LEASE_SECONDS)
         theirs = (await b.find(session_id)).workflow
         await a.pool.end(mine, "deleted")
         await settle()
@@ -276,11 +254,9 @@ async def test_an_end_in_doubt_that_the_client_wanted_is_the_end_at_the_successo
 async def test_an_end_that_the_client_wanted_is_tried_again_as_such(
     fails: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         mine = (await a.find(session_id)).workflow
-        at.clock.advance(LEASE_SECONDS)
-        await b.beat()
+        await b.beat(after=LEASE_SECONDS)
         theirs = (await b.find(session_id)).workflow
         get = at.directory.get
 
@@ -311,8 +287,7 @@ async def test_an_end_that_the_client_wanted_is_tried_again_as_such(
 
 
 async def test_g8_a_worker_that_drains_lets_go_and_any_other_goes_on() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         at.server.on_request = None
         client = await a.find(session_id)
         waiting = client.call()
@@ -333,8 +308,7 @@ async def test_g8_a_worker_that_drains_lets_go_and_any_other_goes_on() -> None:
 
 
 async def test_a_worker_that_drains_last_says_so() -> None:
-    async with workers() as at:
-        a = await at.start()
+    async with started(1) as (at, a):
         session_id = (await a.client()).workflow.record.session_id
         await a.pool.drain(1)
         await settle()
@@ -351,8 +325,7 @@ async def test_a_worker_that_drains_last_says_so() -> None:
 
 
 async def test_what_cannot_be_moved_ends_with_its_worker() -> None:
-    async with workers(movable=False) as at:
-        a, b, session_id = await two(at)
+    async with two(movable=False) as (_, a, b, session_id):
         await a.pool.drain(1)
         await settle()
         with pytest.raises(UnknownSession):

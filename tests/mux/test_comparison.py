@@ -5,7 +5,7 @@ import asyncio
 import anyio
 import msgspec
 import pytest
-from harness.clustering import Member, Workers, orphaned, two, until, workers
+from harness.clustering import Member, Workers, orphaned, started, two, until, workers
 from harness.memory_wire import echo
 from harness.muxing import ALICE, initialize, settle
 from trunkline.mux.directory import ID_BLOCK, LEASE_SECONDS
@@ -17,11 +17,9 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_what_ended_elsewhere_is_not_brought_back_by_the_worker_that_was_paused() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         mine = (await a.find(session_id)).workflow
-        at.clock.advance(LEASE_SECONDS)
-        await b.beat()
+        await b.beat(after=LEASE_SECONDS)
         await b.pool.end((await b.find(session_id)).workflow, "deleted")
         await a.beat()
         await until(lambda: mine.ended is not None)
@@ -33,11 +31,9 @@ async def test_what_ended_elsewhere_is_not_brought_back_by_the_worker_that_was_p
 
 
 async def test_what_was_declared_gone_is_not_brought_back_by_its_worker() -> None:
-    async with workers(movable=False) as at:
-        a, b, session_id = await two(at)
+    async with two(movable=False) as (at, a, b, session_id):
         mine = (await a.find(session_id)).workflow
-        at.clock.advance(LEASE_SECONDS)
-        await b.beat()
+        await b.beat(after=LEASE_SECONDS)
         with pytest.raises(UnknownSession):
             await b.find(session_id)
         await a.beat()
@@ -48,11 +44,9 @@ async def test_what_was_declared_gone_is_not_brought_back_by_its_worker() -> Non
 
 
 async def test_who_was_away_for_longer_than_a_record_lives_holds_nothing_of_it() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         mine = (await a.find(session_id)).workflow
-        at.clock.advance(mine.record.lifetime + LEASE_SECONDS)
-        await b.beat()
+        await b.beat(after=mine.record.lifetime + LEASE_SECONDS)
         at.directory.forget(session_id)  # of what it knew, the end included, nothing is left
         await a.beat()
         await until(lambda: mine.ended is not None)
@@ -62,17 +56,14 @@ async def test_who_was_away_for_longer_than_a_record_lives_holds_nothing_of_it()
 
 @pytest.mark.parametrize("shares_what", ["is_another_workers", "is_drained"])
 async def test_what_ended_longer_ago_than_the_end_is_known_is_not_let_go_of(shares_what: str) -> None:
-    async with workers(reuse="user") as at:
-        a, b = await at.start(), await at.start()
+    async with started(2, reuse="user") as (at, a, b):
         mine, other = [(await a.client(ALICE)).workflow for _ in range(2)]
-        at.clock.advance(LEASE_SECONDS)
-        await b.beat()
+        await b.beat(after=LEASE_SECONDS)
         theirs = await b.find(mine.record.session_id, WHOLE, ALICE)
         if shares_what == "is_another_workers":
             await b.find(other.record.session_id, WHOLE, ALICE)
         await b.pool.end(theirs.workflow, "deleted")
-        at.clock.advance(mine.record.lifetime)
-        await b.beat()
+        await b.beat(after=mine.record.lifetime)
         if shares_what == "is_another_workers":
             await a.beat()
         else:
@@ -84,8 +75,7 @@ async def test_what_ended_longer_ago_than_the_end_is_known_is_not_let_go_of(shar
 
 
 async def test_who_had_a_lease_ever_since_tells_again_also_what_was_compared_long_ago() -> None:
-    async with workers(idle_timeout=10, resume_window=5) as at:
-        a, _, session_id = await two(at)
+    async with two(idle_timeout=10, resume_window=5) as (at, a, _, session_id):
         mine = (await a.find(session_id)).workflow
         mine.streams.attach_standalone()  # and nothing more comes of its client
         await at.pass_time(mine.record.lifetime + 1)
@@ -96,13 +86,11 @@ async def test_who_had_a_lease_ever_since_tells_again_also_what_was_compared_lon
 
 
 async def test_what_a_worker_changed_without_hearing_of_it_is_what_it_goes_on_from() -> None:
-    async with workers() as at:
-        a, _, session_id = await two(at)
+    async with two() as (at, a, _, session_id):
         mine = (await a.find(session_id)).workflow
         changed = await at.directory.replace(mine.record)
         assert changed is not None
-        at.clock.advance(LEASE_SECONDS)
-        await a.beat()
+        await a.beat(after=LEASE_SECONDS)
         await settle()
         assert not mine.is_doubted
         assert mine.record == changed
@@ -111,13 +99,11 @@ async def test_what_a_worker_changed_without_hearing_of_it_is_what_it_goes_on_fr
 
 
 async def test_doubts_that_meet_are_as_old_as_the_first() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         mine = (await a.find(session_id)).workflow
         half = mine.record.lifetime / 2
         for _ in range(2):
-            at.clock.advance(half)
-            await b.beat()
+            await b.beat(after=half)
             gets, at.directory.is_away = at.directory.get, True
 
             async def away(*asked: object) -> None:
@@ -129,22 +115,19 @@ async def test_doubts_that_meet_are_as_old_as_the_first() -> None:
             await settle()
             at.directory.get = gets  # type: ignore[method-assign]
             assert mine.is_doubted
-        at.clock.advance(LEASE_SECONDS)
-        await b.beat()
+        await b.beat(after=LEASE_SECONDS)
         at.directory.forget(session_id)
         await a.beat()
         await until(lambda: mine.ended is not None)
 
 
 async def test_what_the_directory_forgot_while_it_was_away_is_told_again() -> None:
-    async with workers() as at:
-        a, b = await at.start(), await at.start()
+    async with started(2) as (at, a, b):
         at.server.on_request = echo
         client = await a.client(ALICE, key="k")
         session_id = client.workflow.record.session_id
         a.view.is_cut = True
-        at.clock.advance(LEASE_SECONDS)
-        await b.beat()
+        await b.beat(after=LEASE_SECONDS)
         await a.beat()
         at.directory.forget(session_id)
         a.view.is_cut = False
@@ -159,8 +142,7 @@ async def test_what_the_directory_forgot_while_it_was_away_is_told_again() -> No
 
 
 async def test_e4_no_id_is_used_again_where_the_directory_forgot_which_it_gave() -> None:
-    async with workers(reuse="user") as at:
-        a = await at.start()
+    async with started(1, reuse="user") as (at, a):
         at.server.on_request = echo
         client = await a.client(ALICE)
         at.directory._next_id.clear()
@@ -202,8 +184,7 @@ async def test_e4_no_worker_gets_ids_again_that_another_one_drew_before_the_dire
 
 
 async def test_e4_a_successor_gets_no_ids_that_a_shared_session_had_before_the_directory_lost_its_data() -> None:
-    async with workers(reuse="user") as at:
-        a, b = await at.start(), await at.start()
+    async with started(2, reuse="user") as (at, a, b):
         at.server.on_request = echo
         client = await a.client(ALICE)
         session_id = client.workflow.record.session_id
@@ -225,11 +206,9 @@ async def test_e4_a_successor_gets_no_ids_that_a_shared_session_had_before_the_d
 
 
 async def test_g7_who_took_over_keeps_it_though_who_was_paused_is_first_to_hear_that_the_directory_lost_it() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         mine = (await a.find(session_id)).workflow
-        at.clock.advance(LEASE_SECONDS)
-        await b.beat()
+        await b.beat(after=LEASE_SECONDS)
         theirs = (await b.find(session_id)).workflow
         at.directory.forget(session_id)
         for member, workflow in ((a, mine), (b, theirs)):
@@ -242,8 +221,7 @@ async def test_g7_who_took_over_keeps_it_though_who_was_paused_is_first_to_hear_
 
 @pytest.mark.parametrize("changes", [0, 2])
 async def test_g5_g7_who_took_over_keeps_it_though_the_directory_lost_that(changes: int) -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         before = await at.directory.get(session_id)
         assert before is not None
         a.kill()
@@ -269,13 +247,11 @@ async def test_g5_g7_who_took_over_keeps_it_though_the_directory_lost_that(chang
 
 
 async def test_g7_who_was_paused_takes_nothing_back_though_the_directory_lost_something() -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         mine = (await a.find(session_id)).workflow
         for _ in range(3):
             mine.record = await at.directory.replace(mine.record) or mine.record
-        at.clock.advance(LEASE_SECONDS)
-        await b.beat()
+        await b.beat(after=LEASE_SECONDS)
         at.directory.go_back(msgspec.structs.replace(mine.record, epoch=1))
         theirs = (await b.find(session_id)).workflow
         assert theirs.record.epoch < mine.record.epoch
@@ -287,8 +263,7 @@ async def test_g7_who_was_paused_takes_nothing_back_though_the_directory_lost_so
 
 
 async def test_g7_what_was_asked_before_a_lapse_makes_nobody_sure(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with workers() as at:
-        a, b, session_id = await two(at)
+    async with two() as (at, a, b, session_id):
         mine = (await a.find(session_id)).workflow
         get, answers, asked = at.directory.get, [anyio.Event(), anyio.Event()], list[str]()
 
@@ -305,8 +280,7 @@ async def test_g7_what_was_asked_before_a_lapse_makes_nobody_sure(monkeypatch: p
             patched.undo()
             watchers = set(at.directory._watchers)
             at.directory._watchers.clear()  # the news is on its way
-            at.clock.advance(LEASE_SECONDS)
-            await b.beat()
+            await b.beat(after=LEASE_SECONDS)
             theirs = (await b.find(session_id)).workflow
             at.directory._watchers |= watchers
             patched.setattr(at.directory, "get", slow)
@@ -320,8 +294,7 @@ async def test_g7_what_was_asked_before_a_lapse_makes_nobody_sure(monkeypatch: p
 
 
 async def test_g7_who_was_cut_off_while_it_took_over_leaves_it_to_who_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with workers() as at:
-        b, c, session_id = await orphaned(at)
+    async with orphaned() as (at, b, c, session_id):
         replace, is_stored, is_heard = at.directory.replace, anyio.Event(), anyio.Event()
 
         async def slow(record: WorkflowRecord) -> WorkflowRecord | None:
@@ -334,8 +307,7 @@ async def test_g7_who_was_cut_off_while_it_took_over_leaves_it_to_who_has_it(mon
         monkeypatch.setattr(at.directory, "replace", slow)
         finding = asyncio.create_task(b.find(session_id))
         await is_stored.wait()
-        at.clock.advance(LEASE_SECONDS)
-        await c.beat()
+        await c.beat(after=LEASE_SECONDS)
         theirs = (await c.find(session_id)).workflow
         await b.beat()
         is_heard.set()
@@ -346,12 +318,10 @@ async def test_g7_who_was_cut_off_while_it_took_over_leaves_it_to_who_has_it(mon
 
 
 async def test_who_has_the_key_meanwhile_keeps_it() -> None:
-    async with workers() as at:
-        a, b = await at.start(), await at.start()
+    async with started(2) as (at, a, b):
         mine = (await a.client(ALICE, key="k")).workflow
         a.view.is_cut = True
-        at.clock.advance(LEASE_SECONDS)
-        await b.beat()
+        await b.beat(after=LEASE_SECONDS)
         await a.beat()
         at.directory.forget(mine.record.session_id)
         theirs = (await b.client(ALICE, key="k", message=initialize())).workflow

@@ -119,8 +119,7 @@ async def move(at: Workers) -> None:
     a, b = at.all
     session_id = (await begin_at(at, a)).workflow.record.session_id
     await call_at(at, b, session_id)
-    at.clock.advance(LEASE_SECONDS)
-    await b.beat()
+    await b.beat(after=LEASE_SECONDS)
     await call_at(at, b, session_id)
     await at.serve(session_id, b)
     await a.beat()

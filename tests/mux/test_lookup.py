@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import msgspec
 import pytest
-from harness.clustering import Workers, two, workers
+from harness.clustering import Workers, two
 from harness.muxing import ALICE, BOB, begin, bench, cancelled, position, settle
 from trunkline.mux.directory import MAX_STALENESS
 from trunkline.mux.errors import UnknownSession
@@ -61,8 +61,7 @@ async def changed(at: Workers, session_id: str, cause: str, *, heard: bool) -> N
 async def test_a_change_by_another_worker_is_noticed_at_once_or_after_at_most_five_seconds(
     cause: str, heard: bool
 ) -> None:
-    async with workers() as at:
-        a, _, session_id = await two(at)
+    async with two() as (at, a, _, session_id):
         await settle()
         workflow = (await a.find(session_id)).workflow  # what its own opening told is heard
         await changed(at, session_id, cause, heard=heard)
@@ -80,8 +79,7 @@ async def test_a_change_by_another_worker_is_noticed_at_once_or_after_at_most_fi
 
 @pytest.mark.parametrize("how", ["fails", "is left"])
 async def test_a_check_that_came_to_no_end_is_done_again(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with workers() as at:
-        a, _, session_id = await two(at)
+    async with two() as (at, a, _, session_id):
         await settle()
         await a.find(session_id)
         await changed(at, session_id, "removed", heard=True)
@@ -101,8 +99,7 @@ async def test_a_check_that_came_to_no_end_is_done_again(how: str, monkeypatch: 
 
 
 async def test_what_ends_while_it_is_compared_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with workers() as at:
-        a, _, session_id = await two(at)
+    async with two() as (at, a, _, session_id):
         workflow = (await a.find(session_id)).workflow
         get, is_ended = at.directory.get, asyncio.Event()
 

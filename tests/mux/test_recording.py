@@ -3,7 +3,7 @@
 from collections.abc import Collection
 
 import pytest
-from harness.clustering import two, until, workers
+from harness.clustering import two, until
 from trunkline.mux.cluster import BESIDE_SECONDS
 from trunkline.mux.recording import TOUCH_SECONDS, touch_interval
 
@@ -11,8 +11,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_what_stays_in_use_is_told_at_a_fraction_of_what_its_record_lives() -> None:
-    async with workers(idle_timeout=200, resume_window=100) as at:
-        a, b, session_id = await two(at)
+    async with two(idle_timeout=200, resume_window=100) as (at, a, b, session_id):
         told: list[list[str]] = []
         touch = at.directory.touch
 
@@ -36,8 +35,7 @@ async def test_what_stays_in_use_is_told_at_a_fraction_of_what_its_record_lives(
 
 
 async def test_a_use_that_could_not_be_told_is_told_as_soon_as_it_can() -> None:
-    async with workers() as at:
-        a, _, session_id = await two(at)
+    async with two() as (at, a, _, session_id):
         reader = (await a.find(session_id)).workflow.streams.attach_standalone()
         await at.pass_time(10)
         a.view.is_cut = True
@@ -51,8 +49,7 @@ async def test_a_use_that_could_not_be_told_is_told_as_soon_as_it_can() -> None:
 
 
 async def test_what_ends_beside_its_holder_takes_no_use_with_it() -> None:
-    async with workers(idle_timeout=6000, resume_window=6000) as at:
-        _, b, session_id = await two(at)
+    async with two(idle_timeout=6000, resume_window=6000) as (at, _, b, session_id):
         beside = await b.beside(session_id)
         await beside.answer(beside.call())
         await at.pass_time(TOUCH_SECONDS * 2)

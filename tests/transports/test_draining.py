@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import pytest
 from harness.asgi_client import Answer, asgi_client
-from harness.clustering import Member, Workers, orphaned, until, workers
+from harness.clustering import Member, Workers, orphaned, started, until, workers
 from harness.endpoint_bench import call, initialize
 from harness.memory_wire import echo
 from harness.muxing import settle
@@ -86,8 +86,7 @@ async def drained_meanwhile(
 async def test_g8_a_session_that_is_being_claimed_begins_at_another_worker(
     headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with workers() as at:
-        a, b = await at.start(), await at.start()
+    async with started(2) as (at, a, b):
         answer, asked = await drained_meanwhile(at, "claim", initialize(), headers, monkeypatch)
         assert (answer.status, asked) == (200, [a, b])
         assert "result" in await answer.json()
@@ -101,8 +100,7 @@ async def test_g8_a_session_that_is_being_claimed_begins_at_another_worker(
 async def test_g8_a_session_that_is_being_opened_is_opened_by_another_worker(
     movable: bool, message: dict[str, Any]
 ) -> None:
-    async with workers(movable=movable) as at:
-        a, b = await at.start(), await at.start()
+    async with started(2, movable=movable) as (at, a, b):
         at.server.on_request = echo
         at.server.pause("initialize")
         app = Anywhere(at)
@@ -120,8 +118,7 @@ async def test_g8_a_session_that_is_being_opened_is_opened_by_another_worker(
 async def test_g8_a_call_of_a_session_that_is_being_taken_over_goes_to_another_worker(
     op: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with workers() as at:
-        b, c, session_id = await orphaned(at)
+    async with orphaned() as (at, b, c, session_id):
         del at.all[0]
         answer, asked = await drained_meanwhile(at, op, call(), {"mcp-session-id": session_id}, monkeypatch)
         assert "result" in await answer.json()
@@ -133,8 +130,7 @@ async def test_g8_what_names_a_session_by_its_key_that_its_drained_holder_has_en
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It came to the holder by way of a worker that goes on: the directory still says that the session is there."""
-    async with workers(movable=False) as at:
-        b, a = await at.start(), await at.start()
+    async with started(2, movable=False) as (at, b, a):
         at.server.on_request = echo
         await a.client(key="k")
         removing = Held(a, "remove", monkeypatch, before=True)
@@ -175,8 +171,7 @@ async def upgrade(app: Anywhere, answer: dict[str, Any]) -> None:
 async def test_g8_an_upgrade_is_looked_for_by_another_worker_where_a_drain_begins_meanwhile(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with workers() as at:
-        a, b = await at.start(), await at.start()
+    async with started(2) as (at, a, b):
         app, answer = Anywhere(at, WebSocketEndpoint), dict[str, Any]()
         held = Held(a, "find", monkeypatch)
         async with anyio.create_task_group() as tasks:
@@ -188,8 +183,7 @@ async def test_g8_an_upgrade_is_looked_for_by_another_worker_where_a_drain_begin
 
 
 async def test_g8_an_upgrade_that_waits_for_its_session_goes_with_it_to_another_worker() -> None:
-    async with workers() as at:
-        a, b = await at.start(), await at.start()
+    async with started(2) as (at, a, b):
         at.server.pause("initialize")
         app, answer = Anywhere(at, WebSocketEndpoint), dict[str, Any]()
         async with asgi_client(Anywhere(at)) as client, anyio.create_task_group() as tasks:
@@ -206,8 +200,7 @@ async def test_g8_an_upgrade_that_waits_for_its_session_goes_with_it_to_another_
 
 async def test_g8_an_upgrade_that_waits_for_its_session_may_be_tried_again_where_no_other_worker_goes_on() -> None:
     """A client that is answered 200 takes it for an end, or for a server that knows no WebSocket."""
-    async with workers() as at:
-        a = await at.start()
+    async with started(1) as (at, a):
         at.server.pause("initialize")
         app, answer = Anywhere(at, WebSocketEndpoint), dict[str, Any]()
         async with asgi_client(Anywhere(at)) as client, anyio.create_task_group() as tasks:
@@ -230,8 +223,7 @@ async def test_g8_a_stream_whose_session_a_drain_takes_meanwhile_is_to_be_asked_
     transport: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An EventSource that gets another status stops for good."""
-    async with workers() as at:
-        b, c, session_id = await orphaned(at)
+    async with orphaned() as (at, b, c, session_id):
         await c.pool.drain(0)
         del at.all[0]
         app = Anywhere(at, ENDPOINTS[transport])
@@ -246,8 +238,7 @@ async def test_g8_a_stream_whose_session_a_drain_takes_meanwhile_is_to_be_asked_
 
 
 async def test_g6_a_call_that_waits_for_a_session_which_a_drain_ends_is_told_that_it_did_not_run() -> None:
-    async with workers() as at:
-        a = await at.start()
+    async with started(1) as (at, a):
         at.server.pause("initialize")
         async with asgi_client(Anywhere(at)) as client:
             answer = client.start("POST", call(), KEYED)

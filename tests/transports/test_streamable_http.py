@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 from harness.asgi_client import Answer, asgi_client
-from harness.clustering import workers
+from harness.clustering import started
 from harness.endpoint_bench import NEWEST, authenticate, call, front, opened, shake_hands
 from harness.memory_wire import Exchange, echo, message
 from harness.muxing import settle
@@ -337,8 +337,7 @@ async def test_g8_what_comes_when_a_drain_has_ended_its_session_is_told_of_the_d
 
 
 async def test_g8_a_stream_that_was_let_go_is_to_be_asked_for_once_more() -> None:
-    async with workers() as at:
-        draining = await at.start()
+    async with started(1) as (_, draining):
         workflow = (await draining.client(key="k")).workflow
         reader = workflow.streams.attach_standalone()
         [event] = await reader.next(0) or []
@@ -377,8 +376,7 @@ async def test_what_the_log_no_longer_holds_is_not_taken_up_with_a_gap() -> None
 async def test_g1_a_cancellation_is_performed_where_it_means_one_call_of_all_workers(
     meant: int, said: bytes, counted: str | None
 ) -> None:
-    async with workers() as at:
-        worker = await at.start()
+    async with started(1) as (at, worker):
         client = await worker.client()
         client.call(id=b"7")
         endpoint = StreamableHTTPEndpoint(EndpointConfig("x", worker.pool, Guard(loopback=True), authenticate))
