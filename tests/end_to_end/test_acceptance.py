@@ -293,8 +293,7 @@ async def test_e_identity_is_checked_on_every_reuse_over_wires_that_carry_everyt
 ) -> None:
     with running_gateway(toml=settings_file(token_settings(up=upstream.url))) as gateway:
         async with duplex(transport, base(gateway), bearer("alice")) as hers:
-            await hers.connect()
-            await hers.begin()
+            await hers.open()
             await hers.call("counter")
             assert text_of(await hers.answer()) == "1"
             refusals: list[tuple[dict[str, str], int]] = [(bearer("bob"), 404), ({}, 401)]

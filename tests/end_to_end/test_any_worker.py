@@ -343,8 +343,7 @@ async def test_g5_a_client_with_one_connection_goes_on_at_another_worker(
 ) -> None:
     first, second = (host.url().removesuffix("/mcp") for host in pair)
     async with transport(first) as client, transport(second) as fresh:  # type: ignore[call-arg]
-        await client.connect()
-        await client.begin()
+        await client.open()
         for n in range(3):
             await client.call("echo", {"value": f"{key}-{n}"}, id=n)
             assert (await client.answer(n))["result"]["structuredContent"] == {"value": f"{key}-{n}"}
@@ -369,8 +368,7 @@ async def test_g7_a_client_begins_on_a_stream_at_one_worker_with_messages_to_ano
 ) -> None:
     first, second = pair
     async with SSEClient(first.server_url("up"), posts_to=f"http://127.0.0.1:{second.port}") as client:
-        await client.connect()
-        await client.begin()
+        await client.open()
         await client.call("counter")
         assert text_of(await client.answer()) == "1"
 
@@ -381,8 +379,7 @@ async def test_a_message_for_a_stream_that_ended_with_the_pause_of_its_worker_go
     first, second = pair
     call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "counter", "arguments": {}}}
     async with SSEClient(first.server_url("up")) as client, SSEClient(second.server_url("up")) as fresh:
-        await client.connect()
-        await client.begin()
+        await client.open()
         fresh.last_event_id = client.last_event_id
         pause(first)
         try:
@@ -405,8 +402,7 @@ async def test_g7_who_shares_a_session_begins_on_a_connection_to_any_worker(
     async with AsyncExitStack() as stack:
         for n, host in enumerate((*pair, *pair)):
             client = await stack.enter_async_context(transport(host.server_url("shared")))  # type: ignore[call-arg]
-            await client.connect()
-            await client.begin()
+            await client.open()
             await client.call("echo", {"value": str(n)}, id=n)
             assert (await client.answer(n))["result"]["structuredContent"] == {"value": str(n)}
     assert upstream.counts().get("initialize", 0) <= 1, "all of them are one user's"
@@ -428,8 +424,7 @@ async def test_g7_what_began_elsewhere_since_a_client_connected_is_told_to_it(
         assert refused["error"]["data"] == {"limit": "worker"}
         await late.over()  # and is not kept for the handshake that cannot come about there
         assert not isinstance(late, SocketClient) or (await late.closed())[0] == 1013
-        await late.connect()
-        await late.begin()
+        await late.open()
         await late.call("echo", {"value": "x"})
         assert (await late.answer(1))["result"]["structuredContent"] == {"value": "x"}
 

@@ -138,8 +138,7 @@ async def test_g5_g8_a_socket_goes_on_at_another_worker_before_its_own_is_quite_
 ) -> None:
     first, second, _ = three
     async with SocketClient(first.server_url("up")) as client, SocketClient(second.server_url("up")) as fresh:
-        await client.connect()
-        await client.begin()
+        await client.open()
         for n in range(3):
             await client.call("echo", {"value": f"{key}-{n}"}, id=n)
             await client.answer(n)

@@ -105,8 +105,7 @@ async def test_progress_comes_before_the_answer_in_order(
     gateway: Gateway, client_of: type[SSEClient | SocketClient]
 ) -> None:
     async with client_of(gateway.server_url()) as client:
-        await client.connect()
-        await client.begin()
+        await client.open()
         await client.call("slow", token="t")
         got = await client.hear(4)
         assert [message.get("params", {}).get("progress") for message in got] == [1, 2, 3, None]

@@ -94,8 +94,7 @@ class DuplexCaller(Caller):
         return self.streams.newest
 
     async def begin(self) -> None:
-        await self.client.connect()
-        await self.client.begin()
+        await self.client.open()
 
     async def call(self, number: int, gate: str, *, cut_after: int | None = None) -> None:
         await self.settle()
@@ -325,8 +324,7 @@ async def test_a_workflow_begins_on_sse_goes_on_on_websocket_and_ends_on_http(
     gateway: Gateway, upstream: Upstream, key: str
 ) -> None:
     async with SSEClient(base(gateway.port)) as stream, SocketClient(base(gateway.port)) as socket:
-        await stream.connect()
-        await stream.begin()
+        await stream.open()
         await stream.call("counter", id=1)
         assert text_of(await stream.answer(1)) == "1"
         await stream.call("hold", {"gate": key}, id=2)

@@ -28,8 +28,7 @@ async def test_g4_what_is_another_principals_is_unknown(upstream: Upstream, toke
     alice, bob = bearer("alice"), bearer("bob")
     with running_gateway(toml=token_settings) as gateway:
         async with SSEClient(gateway.server_url(), alice) as hers, SSEClient(gateway.server_url(), bob) as his:
-            await hers.connect()
-            await hers.begin()
+            await hers.open()
             unknown = hers.endpoint.replace(hers.session_id, "0" * len(hers.session_id))
             posts = [await his.post(PING, endpoint=endpoint) for endpoint in (hers.endpoint, unknown)]
             gets = [await his.get(f"?session_id={name}") for name in (hers.session_id, "unknown")]
@@ -44,10 +43,8 @@ async def test_g4_what_is_another_principals_is_unknown(upstream: Upstream, toke
 
 async def test_what_disagrees_is_refused(gateway: Gateway, key: str) -> None:
     async with SSEClient(gateway.server_url()) as keyed, SSEClient(gateway.server_url()) as other:
-        await keyed.connect(f"?workflow={key}")
-        await keyed.begin()
-        await other.connect()
-        await other.begin()
+        await keyed.open(f"?workflow={key}")
+        await other.open()
         for query, headers in (
             (f"?session_id={keyed.session_id}&workflow=other", {}),
             (f"?session_id={other.session_id}&workflow={key}", {}),
@@ -61,8 +58,7 @@ async def test_what_disagrees_is_refused(gateway: Gateway, key: str) -> None:
 async def test_g8_a_drain_lets_the_call_end_and_asks_the_client_to_come_back(upstream: Upstream, key: str) -> None:
     with running_gateway(upstreams={"up": upstream.url}) as gateway:
         async with SSEClient(gateway.server_url()) as client:
-            await client.connect()
-            await client.begin()
+            await client.open()
             await client.call("hold", {"gate": key})
             await upstream.saw("mark:holding")
             gateway.process.send_signal(signal.SIGTERM)
@@ -91,8 +87,7 @@ async def test_g8_a_drain_lets_the_call_end_and_asks_the_client_to_come_back(ups
 
 async def test_the_stream_of_a_workflow_that_is_gone_ends(gateway: Gateway) -> None:
     async with SSEClient(gateway.server_url()) as client:
-        await client.connect()
-        await client.begin()
+        await client.open()
         ended = await client._wire.request("DELETE", path="/mcp", headers={"Mcp-Session-Id": client.session_id})
         assert ended.status == 200
         await client.over()

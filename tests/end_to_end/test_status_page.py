@@ -145,8 +145,7 @@ async def test_a_workflow_has_a_page_with_its_account(
 ) -> None:
     base = gateway.url().removesuffix("/mcp")
     async with view(chromium, f"{gateway.base}/") as page, SSEClient(base) as client:
-        await client.connect(f"?workflow={key}")
-        await client.begin()
+        await client.open(f"?workflow={key}")
         handle = gateway.fetch_json("/api/sessions")[-1]["workflow"]
         await page.run(f"location.hash = '#/workflows/{handle}'")
         await page.until(text_of("reasons", "Initialize *miss"))

@@ -60,8 +60,7 @@ async def over_http_of_2026(gateway: Gateway, headers: Headers, meta: Meta) -> N
 
 async def duplex(client: DuplexClient, meta: Meta) -> None:
     async with client:
-        await client.connect()
-        await client.begin()
+        await client.open()
         params = {"name": "counter", "arguments": {}, "_meta": meta}
         await client.send({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params})
         assert "result" in await client.answer()

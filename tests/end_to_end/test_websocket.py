@@ -50,14 +50,12 @@ async def test_g4_what_is_another_principals_is_unknown(upstream: Upstream, toke
     alice, bob = bearer("alice"), bearer("bob")
     with running_gateway(toml=token_settings) as gateway:
         async with SocketClient(gateway.server_url(), alice) as hers, SocketClient(gateway.server_url(), bob) as his:
-            await hers.connect("?workflow=chat")
-            await hers.begin()
+            await hers.open("?workflow=chat")
             answers = {await refusal(his, f"?session_id={name}") for name in (hers.session_id, "unknown")}
             assert len(answers) == 1
             assert answers.pop()[0] == 404
             assert (await refusal(SocketClient(gateway.server_url())))[0] == 401
-            await his.connect("?workflow=chat")
-            await his.begin()
+            await his.open("?workflow=chat")
             for client in (hers, his):
                 await client.call("counter")
                 assert text_of(await client.next()) == "1"
@@ -65,10 +63,8 @@ async def test_g4_what_is_another_principals_is_unknown(upstream: Upstream, toke
 
 async def test_what_disagrees_is_refused(gateway: Gateway, key: str) -> None:
     async with SocketClient(gateway.server_url()) as keyed, SocketClient(gateway.server_url()) as other:
-        await keyed.connect(f"?workflow={key}")
-        await keyed.begin()
-        await other.connect()
-        await other.begin()
+        await keyed.open(f"?workflow={key}")
+        await other.open()
         for query, headers in (
             (f"?session_id={keyed.session_id}&workflow=other", {}),
             (f"?session_id={other.session_id}&workflow={key}", {}),
@@ -98,8 +94,7 @@ async def test_w3_frames_that_are_no_messages_close_the_socket_and_are_counted(g
     for frame, code, word in cases:
         before = gateway.metric("trunkline_refused_total", reason=word)
         async with SocketClient(gateway.server_url()) as client:
-            await client.connect()
-            await client.begin()
+            await client.open()
             assert client.socket is not None
             with suppress(ConnectionClosed):  # it may be closed while the frame is under way
                 await client.socket.send(frame)
@@ -113,8 +108,7 @@ async def test_w3_frames_that_are_no_messages_close_the_socket_and_are_counted(g
 async def test_g8_a_drain_lets_the_call_end_and_closes_with_1001(upstream: Upstream, key: str) -> None:
     with running_gateway(upstreams={"up": upstream.url}) as gateway:
         async with SocketClient(gateway.server_url()) as client:
-            await client.connect()
-            await client.begin()
+            await client.open()
             await client.call("hold", {"gate": key})
             await upstream.saw("mark:holding")
             gateway.process.send_signal(signal.SIGTERM)
@@ -132,8 +126,7 @@ async def test_g8_a_drain_lets_the_call_end_and_closes_with_1001(upstream: Upstr
 
 async def test_a_workflow_that_is_gone_closes_with_4404_and_why(gateway: Gateway) -> None:
     async with SocketClient(gateway.server_url()) as client, Wire(gateway.url()) as wire:
-        await client.connect()
-        await client.begin()
+        await client.open()
         assert (await wire.delete({"Mcp-Session-Id": client.session_id})).status == 200
         assert await client.closed() == (4404, "deleted")
         assert (await refusal(client, f"?session_id={client.session_id}"))[0] == 404

@@ -99,6 +99,11 @@ class DuplexClient(ABC):
         await self.send({"jsonrpc": "2.0", "method": "notifications/initialized"})
         return answer
 
+    async def open(self, query: str = "", headers: Mapping[str, str] | None = None) -> None:
+        """Connect for the first time, or beside, and do the handshake."""
+        await self.connect(query, headers)
+        await self.begin()
+
     async def call(
         self, tool: str, arguments: Mapping[str, Any] | None = None, *, id: Any = 1, token: Any = None
     ) -> None:

@@ -106,8 +106,7 @@ async def work(url: str, number: int) -> None:
 async def listen(client: DuplexClient) -> None:
     """A client that stays connected."""
     async with client:
-        await client.connect()
-        await client.begin()
+        await client.open()
         await client.call("counter")
         await client.answer()
         await anyio.sleep_forever()
@@ -132,8 +131,7 @@ async def eventful(stack: AsyncExitStack, running: Gateway) -> str:
     cutter = await stack.enter_async_context(Cutter(running.port))
     base = f"http://127.0.0.1:{cutter.port}/servers/files"
     client = await stack.enter_async_context(SSEClient(base))
-    await client.connect(f"?workflow={key}")
-    await client.begin()
+    await client.open(f"?workflow={key}")
     await client.call("counter")
     await client.answer()
     last = client.last_event_id

@@ -27,8 +27,7 @@ ALICE, BOB = {"Authorization": "alice"}, {"Authorization": "bob"}
 async def opened(at: Served, headers: dict[str, str] | None = None, query: str = "") -> AsyncIterator[SSEClient]:
     """A client with a session."""
     async with SSEClient(at.base(), headers) as client:
-        await client.connect(query)
-        await client.begin()
+        await client.open(query)
         yield client
 
 

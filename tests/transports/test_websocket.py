@@ -37,8 +37,7 @@ async def opened(
 ) -> AsyncIterator[SocketClient]:
     """A client with a session."""
     async with SocketClient(at.base(), headers, counts=counts) as client:
-        await client.connect(query)
-        await client.begin()
+        await client.open(query)
         yield client
 
 

@@ -42,8 +42,7 @@ async def test_g10_messages_that_are_not_complete_count_to_what_their_user_may_h
         at.pool.burden = Burden(total=1_000_000, per_user=150_000)
         at.server.on_request = echo
         for client in (one, two, three):
-            await client.connect()
-            await client.begin()
+            await client.open()
         write(one, sent[:-1])
         await until_held(at, 100_000, 101_000)
         write(three, sent[:-1])
@@ -64,8 +63,7 @@ async def test_g10_messages_that_are_not_complete_count_to_what_their_user_may_h
 
 async def test_g10_a_large_message_that_does_not_come_to_its_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     async with listening() as at, SocketClient(at.base(), ALICE) as client:
-        await client.connect()
-        await client.begin()
+        await client.open()
         at.server.on_request = echo
         write(client, whole(CALL))
         assert "result" in await client.answer(1)
@@ -86,8 +84,7 @@ async def test_g10_of_a_message_that_was_cut_nothing_waits_for_the_garbage_colle
             """Begin a message on so many sockets, and cut them."""
             for _ in range(count):
                 async with SocketClient(at.base(), ALICE, counts=False) as client:
-                    await client.connect("?workflow=k")
-                    await client.begin()
+                    await client.open("?workflow=k")
                     write(client, sent[:-1])
                     await until_held(at, 100_000, 101_000)
                 await until_held(at, 0, 0)

@@ -66,8 +66,7 @@ async def relayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncItera
 @asynccontextmanager
 async def begun(relayed: Relayed, headers: dict[str, str]) -> AsyncIterator[SocketClient]:
     async with SocketClient(relayed.base, headers) as client:
-        await client.connect()
-        await client.begin()
+        await client.open()
         yield client
 
 
