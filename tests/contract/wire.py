@@ -216,6 +216,12 @@ class Session:
         await here.until(lambda: any(_id(one.text) == request.id and _is_response(one.text) for one in here.reports))
         return next(one for one in here.reports if _id(one.text) == request.id and _is_response(one.text))
 
+    async def call(self, server: Server, count: int = 1) -> None:
+        """Send a call, which is the so-manieth that comes to the server, and let it be answered."""
+        request = self.request()
+        (await server.got("tools/call", count)).finish(answer(request))
+        await self.answered(request)
+
     async def lost(self) -> SessionLost:
         """Wait for the end of the session; how it was lost."""
         await self.receiver.until(lambda: self.receiver.of("lost"))
@@ -232,14 +238,20 @@ class Session:
 
 
 @asynccontextmanager
-async def opened(connector: Connector, headers: Headers = NONE, *, listen: bool = True) -> AsyncIterator[Session]:
-    """A session after its handshake."""
+async def connected(connector: Connector, headers: Headers = NONE, *, listen: bool = True) -> AsyncIterator[Session]:
+    """A session before its handshake."""
     receiver = Receiver()
     async with connector.connect(receiver, headers, listen=listen) as wire:
-        session = Session(wire, receiver)
+        yield Session(wire, receiver)
+    receiver.left = True
+
+
+@asynccontextmanager
+async def opened(connector: Connector, headers: Headers = NONE, *, listen: bool = True) -> AsyncIterator[Session]:
+    """A session after its handshake."""
+    async with connected(connector, headers, listen=listen) as session:
         await session.shake_hands()
         yield session
-    receiver.left = True
     await _settle()
 
 
@@ -254,9 +266,7 @@ def told(n: int) -> bytes:
 
 
 async def a_handshake_arrives_in_order(connector: Connector, server: Server) -> None:
-    receiver = Receiver()
-    async with connector.connect(receiver, NONE, listen=False) as wire:
-        session = Session(wire, receiver)
+    async with connected(connector, listen=False) as session:
         await session.shake_hands()
         if not server.acknowledges:
             await server.got("notifications/initialized")
@@ -363,9 +373,7 @@ async def an_exchange_that_breaks_after_its_answer_is_fine(connector: Connector,
         await session.answered(request)
         if server.binds:
             incoming.cut()
-        after = session.request()
-        (await server.got("tools/call", 2)).finish(answer(after))
-        await session.answered(after)
+        await session.call(server, 2)
         assert not session.receiver.of("failed")
 
 
@@ -399,9 +407,7 @@ async def unasked_messages_come_without_a_request(connector: Connector, server: 
 
 async def unasked_messages_are_not_fetched_where_nobody_wants_them(connector: Connector, server: Server) -> None:
     async with opened(connector, listen=False) as session:
-        request = session.request()
-        (await server.got("tools/call")).finish(answer(request))
-        await session.answered(request)
+        await session.call(server)
         assert not (server.binds and server.listens)
 
 

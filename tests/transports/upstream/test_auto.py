@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import anyio
 import pytest
-from contract.wire import NONE, Receiver, Session, answer, opened
+from contract.wire import NONE, Receiver, Session, answer, connected, opened
 from harness.one_stream import over_sse
 from harness.raw_http import serving
 from harness.stream_peers import Line, sdk_over_sse
@@ -44,12 +44,10 @@ async def answering(initialize: Play, get: Play) -> AsyncIterator[ScriptedUpstre
 
 async def ask(connector: AutoConnector) -> Receiver:
     """Send an `initialize`, and wait for what becomes of it; what the wire told."""
-    receiver = Receiver()
-    async with connector.connect(receiver, NONE, listen=True) as wire:
-        Session(wire, receiver).request("initialize")
-        await receiver.until(lambda: receiver.reports)
-    receiver.left = True
-    return receiver
+    async with connected(connector) as session:
+        session.request("initialize")
+        await session.receiver.until(lambda: session.receiver.reports)
+    return session.receiver
 
 
 def sent(statistics: Statistics) -> dict[str, int]:
@@ -215,12 +213,10 @@ async def test_later_answers_are_not_taken_for_the_first() -> None:
 async def test_leaving_while_the_other_transport_opens_leaves_nothing() -> None:
     async with over_sse() as server, connector_to(server.address) as (connector, _):
         server.endpoint = ""
-        receiver = Receiver()
         with anyio.fail_after(ENDPOINT_SECONDS / 2):
-            async with connector.connect(receiver, NONE, listen=True) as wire:
-                Session(wire, receiver).request("initialize")
+            async with connected(connector) as session:
+                session.request("initialize")
                 await server.until(lambda: server.sessions)
-        receiver.left = True
         await server.until(lambda: server.ended)
 
 

@@ -7,10 +7,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
-from contract.wire import Receiver, Session
+from contract.wire import Session, opened
 from harness.gateways import until
 from harness.raw_http import PATIENCE, Peer, RawServer, Serve, serving
-from trunkline.mux.ports import NONE
 from trunkline.mux.statistics import Statistics
 from trunkline.transports.upstream import answers
 from trunkline.transports.upstream.answers import ERROR_BODY_BYTES
@@ -48,15 +47,11 @@ def server_of(refuse: Callable[[Peer], object]) -> Serve:
 
 @asynccontextmanager
 async def session(refuse: Callable[[Peer], object]) -> AsyncIterator[tuple[Session, RawServer]]:
-    receiver = Receiver()
     async with serving(server_of(refuse)) as server, asyncio.timeout(PATIENCE):
         connector = StreamableHTTPConnector("x", server.url, Statistics())
         try:
-            async with connector.connect(receiver, NONE, listen=True) as wire:
-                here = Session(wire, receiver)
-                await here.shake_hands()
+            async with opened(connector) as here:
                 yield here, server
-            receiver.left = True
         finally:
             await connector.close()
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
-from contract.wire import NONE, Receiver, Session, answer, opened, told
+from contract.wire import NONE, Receiver, Session, answer, connected, opened, told
 from harness.gateways import until
 from harness.one_stream import STREAM_HEAD, OneStreamServer, over_sse
 from harness.raw_http import Peer, serving
@@ -61,9 +61,7 @@ async def refused(url: str) -> tuple[TrunklineError, Statistics]:
 
 async def test_each_request_is_counted_by_kind() -> None:
     async with session_with() as (session, server, statistics):
-        request = session.request()
-        (await server.got("tools/call")).finish(answer(request))
-        await session.answered(request)
+        await session.call(server)
         session.send(told(1))
         await server.got("notifications/message")
         session.send(b'{"jsonrpc":"2.0","id":1,"result":{}}', kind="response")
@@ -106,9 +104,7 @@ async def test_the_endpoint_may_be_relative_or_absolute(endpoint: str) -> None:
     async with over_sse() as server, connector_to(server.address) as (connector, _):
         server.endpoint = endpoint.replace("ABSOLUTE", server.address.replace("/sse", "/m?session={n}"))
         async with opened(connector) as session:
-            request = session.request()
-            (await server.got("tools/call")).finish(answer(request))
-            await session.answered(request)
+            await session.call(server)
 
 
 @pytest.mark.parametrize(
@@ -210,9 +206,7 @@ async def test_a_post_that_is_refused_fails_its_request_alone(status: int, execu
         assert report.error is not None
         assert report.error.data == {"status": status, "executed": executed}
         server.refuses.clear()
-        after = session.request()
-        (await server.got("tools/call")).finish(answer(after))
-        await session.answered(after)
+        await session.call(server)
 
 
 async def test_g7_what_waits_for_a_connection_when_the_fence_closes_is_not_sent() -> None:
@@ -227,9 +221,7 @@ async def test_g7_what_waits_for_a_connection_when_the_fence_closes_is_not_sent(
         session.request()
         await session.receiver.until(lambda: len(session.receiver.of("withheld")) == 3)
         may = True
-        last = session.request()
-        (await server.got("tools/call", 2)).finish(answer(last))
-        await session.answered(last)
+        await session.call(server, 2)
         assert begun.state == "pending"
         assert (server.came("tools/call"), server.came("notifications/message")) == (2, 0)
 
@@ -242,9 +234,7 @@ async def test_e12_a_call_that_was_cancelled_before_there_was_a_connection_for_i
         assert [report.request for report in session.receiver.of("withheld")] == [cancelled]
         (await server.got("tools/call")).finish(answer(begun))
         await session.answered(begun)
-        last = session.request()
-        (await server.got("tools/call", 2)).finish(answer(last))
-        await session.answered(last)
+        await session.call(server, 2)
         assert server.came("tools/call") == 2
 
 
@@ -277,16 +267,17 @@ async def test_a_stream_that_ends_or_breaks_loses_the_session_at_once(ending: by
             _, _, body = await peer.request()
 
     arrived = anyio.Event()
-    async with serving(serve) as server, connector_to(server.url) as (connector, _):
-        receiver = Receiver()
-        async with connector.connect(receiver, NONE, listen=True) as wire:
-            session = Session(wire, receiver)
-            request = session.request("initialize")
-            error = await session.lost()
-            assert error.data == {"executed": "unknown"}
-            assert request.state == "pending", "it may have run: the channel tells its caller"
-            with pytest.raises(SessionLost):
-                await wire.establish("2025-11-25", b"{}")
+    async with (
+        serving(serve) as server,
+        connector_to(server.url) as (connector, _),
+        connected(connector) as session,
+    ):
+        request = session.request("initialize")
+        error = await session.lost()
+        assert error.data == {"executed": "unknown"}
+        assert request.state == "pending", "it may have run: the channel tells its caller"
+        with pytest.raises(SessionLost):
+            await session.wire.establish("2025-11-25", b"{}")
 
 
 async def test_an_event_that_is_too_large_loses_the_session() -> None:
@@ -308,9 +299,7 @@ async def test_what_is_no_message_is_left_out() -> None:
         server.tell(told(1))
         await session.receiver.until(lambda: session.receiver.reports[-1].text == told(1))
         assert len(session.receiver.reports) == 2
-        request = session.request()
-        (await server.got("tools/call")).finish(answer(request))
-        await session.answered(request)
+        await session.call(server)
 
 
 @asynccontextmanager
@@ -325,11 +314,12 @@ async def posting(post: Any, statistics: Statistics | None = None) -> AsyncItera
         else:
             await post(peer)
 
-    async with serving(serve) as server, connector_to(server.url, statistics) as (connector, _):
-        receiver = Receiver()
-        async with connector.connect(receiver, NONE, listen=True) as wire:
-            yield Session(wire, receiver)
-        receiver.left = True
+    async with (
+        serving(serve) as server,
+        connector_to(server.url, statistics) as (connector, _),
+        connected(connector) as session,
+    ):
+        yield session
 
 
 async def test_a_post_that_breaks_may_have_arrived() -> None:

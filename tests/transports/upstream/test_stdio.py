@@ -10,7 +10,7 @@ from pathlib import Path
 
 import anyio
 import pytest
-from contract.wire import NONE, Receiver, Session, answer, opened, told
+from contract.wire import NONE, Receiver, Session, connected, opened, told
 from harness.muxing import Client, begin
 from harness.one_stream import OneStreamServer, over_stdio
 from harness.stream_peers import Line, stdio_command, until_gone
@@ -46,10 +46,8 @@ async def session_with() -> AsyncIterator[tuple[Session, OneStreamServer, Statis
 async def raw(program: str, **options: str | Path | dict[str, str]) -> AsyncIterator[Session]:
     """A session with a Python program, before its handshake."""
     connector = StdioConnector("x", [sys.executable, "-c", program], Statistics(), **options)  # type: ignore[arg-type]
-    receiver = Receiver()
-    async with connector.connect(receiver, NONE, listen=True) as wire:
-        yield Session(wire, receiver)
-    receiver.left = True
+    async with connected(connector) as session:
+        yield session
 
 
 async def said(session: Session, count: int = 1) -> list[bytes]:
@@ -66,9 +64,7 @@ async def result_of(session: Session, tool: str, **arguments: int) -> str:
 
 async def test_each_message_is_counted_by_kind() -> None:
     async with session_with() as (session, server, statistics):
-        request = session.request()
-        (await server.got("tools/call")).finish(answer(request))
-        await session.answered(request)
+        await session.call(server)
         session.send(told(1))
         session.send(b'{"jsonrpc":"2.0","id":1,"result":{}}', kind="response")
         await server.got("response")
@@ -207,9 +203,8 @@ async def test_a_server_that_exits_by_itself_is_not_started_again_at_once(monkey
     connector = StdioConnector("x", [sys.executable, "-c", ""], Statistics())
 
     async def open_once() -> str:
-        receiver = Receiver()
-        async with connector.connect(receiver, NONE, listen=True) as wire:
-            return (await Session(wire, receiver).lost()).message
+        async with connected(connector) as session:
+            return (await session.lost()).message
 
     assert await open_once() == "the server exited (status 0)"
     assert await open_once() == "the server exited (status 0)", "after the first time, at once"
@@ -241,9 +236,8 @@ async def test_exits_before_there_was_a_session_are_counted_from_the_last_sessio
         connector = StdioConnector("x", ["/bin/sh", "-c", script, str(fails), *server.address], Statistics())
         for _ in range(2):
             fails.touch()
-            receiver = Receiver()
-            async with connector.connect(receiver, NONE, listen=True) as wire:
-                await Session(wire, receiver).lost()
+            async with connected(connector) as session:
+                await session.lost()
             fails.unlink()
             async with opened(connector) as session:
                 server.session.close()
@@ -255,9 +249,7 @@ async def test_a_server_that_was_ended_may_be_started_again_at_once() -> None:
         connector = StdioConnector("x", server.address, Statistics())
         for _ in range(3):
             async with opened(connector) as session:
-                request = session.request()
-                (await server.got("tools/call", len(server.sessions))).finish(answer(request))
-                await session.answered(request)
+                await session.call(server, len(server.sessions))
 
 
 @pytest.mark.parametrize("line", LINES)

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import pytest
 import uvloop
-from contract.wire import NONE, Receiver, Session, answer, opened, told
+from contract.wire import NONE, Receiver, Session, connected, opened, told
 from harness.framing import frames_of
 from harness.one_stream import OneStreamServer, over_websocket
 from harness.raw_http import Peer, serving
@@ -53,9 +53,7 @@ def ws(url: str) -> str:
 
 async def test_each_message_is_counted_by_kind() -> None:
     async with session_with() as (session, server, statistics):
-        request = session.request()
-        (await server.got("tools/call")).finish(answer(request))
-        await session.answered(request)
+        await session.call(server)
         session.send(told(1))
         session.send(b'{"jsonrpc":"2.0","id":1,"result":{}}', kind="response")
         await server.got("response")
@@ -314,10 +312,8 @@ async def by_hand(behind_the_upgrade: list[bytes]) -> AsyncIterator[tuple[Sessio
         while (data := await peer.some()) and data[0] != CLOSING_BYTE:
             read.append(data)
 
-    async with serving(say) as server:
-        receiver = Receiver()
-        async with WebSocketConnector("x", ws(server.url), Statistics()).connect(receiver, NONE, listen=True) as wire:
-            yield Session(wire, receiver), read
+    async with serving(say) as server, connected(WebSocketConnector("x", ws(server.url), Statistics())) as session:
+        yield session, read
 
 
 @pytest.mark.parametrize("cut", [0, 1, 5, 40, None])
@@ -385,14 +381,12 @@ async def test_g10_a_server_that_pings_and_reads_nothing_is_owed_one_pong() -> N
             read.extend(frames_of(came, frames))
 
     async with serving(pinging) as server:
-        receiver = Receiver()
-        async with WebSocketConnector("x", ws(server.url), Statistics()).connect(receiver, NONE, listen=True) as wire:
-            session = Session(wire, receiver)
+        async with connected(WebSocketConnector("x", ws(server.url), Statistics())) as session:
             for _ in range(15):
                 session.request(params={"x": "x" * 1_000_000})
             await anyio.sleep(0.1)  # so much is written as the kernel takes
             stalled.set()
-            await receiver.until(lambda: receiver.reports)
+            await session.receiver.until(lambda: session.receiver.reports)
             go_on.set()
         with anyio.fail_after(10):
             while not any(isinstance(one, Frame) and one.opcode is CLOSE for one in read):
