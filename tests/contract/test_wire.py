@@ -1,8 +1,9 @@
 """Every wire there is keeps the contract; and the contract tells a wire that does not."""
 
 import ssl
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import anyio
@@ -25,7 +26,7 @@ from trunkline.mux.ports import Connector
 from trunkline.mux.statistics import Statistics
 from trunkline.transports.upstream import process, streamable_http
 from trunkline.transports.upstream import websocket as websocket_module
-from trunkline.transports.upstream.auto import AutoConnector
+from trunkline.transports.upstream.auto import AutoConnector, RotatingConnector
 from trunkline.transports.upstream.http_proxied import ProxiedClient
 from trunkline.transports.upstream.sse import SSEConnector
 from trunkline.transports.upstream.stdio import StdioConnector
@@ -174,9 +175,9 @@ async def memory_unbound() -> AsyncIterator[tuple[Connector, Server]]:
 
 
 @asynccontextmanager
-async def http() -> AsyncIterator[tuple[Connector, Server]]:
+async def over_http(connect: Callable[[str], RotatingConnector]) -> AsyncIterator[tuple[Connector, Server]]:
     async with ScriptedUpstream() as upstream:
-        connector = StreamableHTTPConnector("x", upstream.url, Statistics())
+        connector = connect(upstream.url)
         try:
             yield connector, OverHTTP(upstream)
         finally:
@@ -184,70 +185,40 @@ async def http() -> AsyncIterator[tuple[Connector, Server]]:
 
 
 @asynccontextmanager
-async def http_through_a_proxy() -> AsyncIterator[tuple[Connector, Server]]:
+async def over_stream(connect: Callable[[str], RotatingConnector]) -> AsyncIterator[tuple[Connector, Server]]:
+    async with over_sse() as server:
+        connector = connect(server.address)
+        try:
+            yield connector, server
+        finally:
+            await connector.close()
+
+
+def http(url: str) -> StreamableHTTPConnector:
+    return StreamableHTTPConnector("x", url, Statistics())
+
+
+def http_through_a_proxy(url: str) -> StreamableHTTPConnector:
     """The server stands for the proxy, too: it is asked for the whole URL, and answers."""
-    async with ScriptedUpstream() as upstream:
-        connector = StreamableHTTPConnector("x", upstream.url, Statistics())
-        connector.http = ProxiedClient(upstream.url, ssl.create_default_context(), upstream.url.removesuffix("/mcp"))
-        try:
-            yield connector, OverHTTP(upstream)
-        finally:
-            await connector.close()
+    connector = http(url)
+    connector.http = proxied(url)
+    return connector
 
 
-@asynccontextmanager
-async def http_found() -> AsyncIterator[tuple[Connector, Server]]:
-    """Nobody said which transport the server speaks: it is Streamable HTTP."""
-    async with ScriptedUpstream() as upstream:
-        connector = AutoConnector("x", upstream.url, Statistics())
-        try:
-            yield connector, OverHTTP(upstream)
-        finally:
-            await connector.close()
+def proxied(url: str) -> ProxiedClient:
+    return ProxiedClient(url, ssl.create_default_context(), url.rpartition("/")[0])
 
 
-@asynccontextmanager
-async def sse() -> AsyncIterator[tuple[Connector, Server]]:
-    async with over_sse() as server:
-        connector = SSEConnector("x", server.address, Statistics())
-        try:
-            yield connector, server
-        finally:
-            await connector.close()
+def found(url: str) -> AutoConnector:
+    """Nobody said which transport the server speaks."""
+    return AutoConnector("x", url, Statistics())
 
 
-@asynccontextmanager
-async def sse_through_a_proxy() -> AsyncIterator[tuple[Connector, Server]]:
-    async with over_sse() as server:
-        proxy = ProxiedClient(server.address, ssl.create_default_context(), server.address.removesuffix("/sse"))
-        connector = SSEConnector("x", server.address, Statistics(), http=proxy)
-        try:
-            yield connector, server
-        finally:
-            await connector.close()
-
-
-@asynccontextmanager
-async def sse_found() -> AsyncIterator[tuple[Connector, Server]]:
-    """Nobody said which transport the server speaks: it is HTTP+SSE."""
-    async with over_sse() as server:
-        connector = AutoConnector("x", server.address, Statistics())
-        try:
-            yield connector, server
-        finally:
-            await connector.close()
-
-
-@asynccontextmanager
-async def sse_remembered() -> AsyncIterator[tuple[Connector, Server]]:
+def remembered(url: str) -> AutoConnector:
     """It is known that the server speaks HTTP+SSE."""
-    async with over_sse() as server:
-        connector = AutoConnector("x", server.address, Statistics())
-        connector.kind = "sse"
-        try:
-            yield connector, server
-        finally:
-            await connector.close()
+    connector = found(url)
+    connector.kind = "sse"
+    return connector
 
 
 @asynccontextmanager
@@ -262,19 +233,19 @@ async def stdio() -> AsyncIterator[tuple[Connector, Server]]:
         yield StdioConnector("x", server.address, Statistics()), server
 
 
-MAKERS: tuple[Maker, ...] = (
-    memory,
-    memory_unbound,
-    http,
-    http_through_a_proxy,
-    http_found,
-    sse,
-    sse_through_a_proxy,
-    sse_found,
-    sse_remembered,
-    websocket,
-    stdio,
-)
+MAKERS: dict[str, Maker] = {
+    "memory": memory,
+    "memory_unbound": memory_unbound,
+    "http": partial(over_http, http),
+    "http_through_a_proxy": partial(over_http, http_through_a_proxy),
+    "http_found": partial(over_http, found),
+    "sse": partial(over_stream, lambda url: SSEConnector("x", url, Statistics())),
+    "sse_through_a_proxy": partial(over_stream, lambda url: SSEConnector("x", url, Statistics(), http=proxied(url))),
+    "sse_found": partial(over_stream, found),
+    "sse_remembered": partial(over_stream, remembered),
+    "websocket": websocket,
+    "stdio": stdio,
+}
 
 
 @pytest.fixture
@@ -288,7 +259,7 @@ def short_goodbye(monkeypatch: pytest.MonkeyPatch, check: Check) -> None:
 
 @pytest.mark.usefixtures("short_goodbye")
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-@pytest.mark.parametrize("maker", MAKERS, ids=lambda maker: maker.__name__)
+@pytest.mark.parametrize("maker", MAKERS.values(), ids=MAKERS)
 async def test_a_wire_keeps_the_contract(maker: Maker, check: Check) -> None:
     async with maker() as (connector, server):
         with anyio.fail_after(20):
