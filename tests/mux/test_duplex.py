@@ -28,8 +28,24 @@ async def workflow_of(server: MemoryServer) -> AsyncIterator[Workflow]:
         yield (await begin(pool)).workflow
 
 
+@asynccontextmanager
+async def one_wire() -> AsyncIterator[tuple[MemoryServer, Workflow, Duplex, Reader]]:
+    """A wire of a client, and a connection that takes it up."""
+    server = MemoryServer()
+    async with workflow_of(server) as workflow:
+        duplex = workflow.duplexes.new()
+        yield server, workflow, duplex, duplex.attach()
+
+
 def call(workflow: Workflow, duplex: Duplex, id: bytes, n: int) -> None:
     workflow.calls.take(request("tools/call", {"arguments": {"n": n}}, id=id), duplex, NONE)
+
+
+async def answered(server: MemoryServer, workflow: Workflow, duplex: Duplex, count: int) -> None:
+    """So many calls, each answered before the next: their ids count from 0."""
+    for n in range(count):
+        call(workflow, duplex, b"%d" % n, n)
+        (await server.got("tools/call", n + 1)).answer({})
 
 
 async def ids_of(reader: Reader, count: int) -> list[object]:
@@ -37,10 +53,7 @@ async def ids_of(reader: Reader, count: int) -> list[object]:
 
 
 async def test_calls_at_once_are_answered_on_its_stream_in_the_order_of_their_answers() -> None:
-    server = MemoryServer()
-    async with workflow_of(server) as workflow:
-        duplex = workflow.duplexes.new()
-        reader = duplex.attach()
+    async with one_wire() as (server, workflow, duplex, reader):
         for n in range(3):
             call(workflow, duplex, b"%d" % n, n)
         exchanges = [await server.got("tools/call", n) for n in (1, 2, 3)]
@@ -51,10 +64,7 @@ async def test_calls_at_once_are_answered_on_its_stream_in_the_order_of_their_an
 
 
 async def test_g1_the_same_id_twice_in_flight_is_refused_and_the_first_goes_on() -> None:
-    server = MemoryServer()
-    async with workflow_of(server) as workflow:
-        duplex = workflow.duplexes.new()
-        reader = duplex.attach()
+    async with one_wire() as (server, workflow, duplex, reader):
         call(workflow, duplex, b"1", 1)
         call(workflow, duplex, b"1", 2)
         refused = json.loads((await some(reader))[0][1])
@@ -87,10 +97,7 @@ async def test_g1_ids_of_two_wires_do_not_meet_and_a_cancel_means_its_own() -> N
 
 
 async def test_over_http_a_cancel_means_a_call_of_a_wire_only_once_that_lost_its_connection() -> None:
-    server = MemoryServer()
-    async with workflow_of(server) as workflow:
-        duplex = workflow.duplexes.new()
-        reader = duplex.attach()
+    async with one_wire() as (server, workflow, duplex, reader):
         call(workflow, duplex, b"7", 1)
         await server.got("tools/call")
         workflow.notify(notification("notifications/cancelled", {"requestId": 7}), NONE)
@@ -110,13 +117,8 @@ async def test_g10_so_many_of_its_connections_are_known_by_name() -> None:
 
 
 async def test_a_connection_goes_on_after_the_count_that_the_client_names() -> None:
-    server = MemoryServer()
-    async with workflow_of(server) as workflow:
-        duplex = workflow.duplexes.new()
-        reader = duplex.attach()
-        for n in range(4):
-            call(workflow, duplex, b"%d" % n, n)
-            (await server.got("tools/call", n + 1)).answer({})
+    async with one_wire() as (server, workflow, duplex, reader):
+        await answered(server, workflow, duplex, 4)
         assert await ids_of(reader, 4) == [0, 1, 2, 3]
         duplex.detach(reader)
         assert workflow.duplexes.left is duplex
@@ -131,13 +133,8 @@ async def test_a_connection_goes_on_after_the_count_that_the_client_names() -> N
 
 
 async def test_a_count_means_the_last_connection_that_the_client_has_shown_itself_on() -> None:
-    server = MemoryServer()
-    async with workflow_of(server) as workflow:
-        duplex = workflow.duplexes.new()
-        reader = duplex.attach()
-        for n in range(4):
-            call(workflow, duplex, b"%d" % n, n)
-            (await server.got("tools/call", n + 1)).answer({})
+    async with one_wire() as (server, workflow, duplex, reader):
+        await answered(server, workflow, duplex, 4)
         assert await ids_of(reader, 4) == [0, 1, 2, 3]
         duplex.detach(reader)
         unknown = duplex.attach_after(3)
@@ -152,27 +149,17 @@ async def test_a_count_means_the_last_connection_that_the_client_has_shown_itsel
 
 
 async def test_without_acknowledgement_it_goes_on_with_all_that_is_held() -> None:
-    server = MemoryServer()
-    async with workflow_of(server) as workflow:
-        duplex = workflow.duplexes.new()
-        reader = duplex.attach()
-        for n in range(3):
-            call(workflow, duplex, b"%d" % n, n)
-            (await server.got("tools/call", n + 1)).answer({})
+    async with one_wire() as (server, workflow, duplex, reader):
+        await answered(server, workflow, duplex, 3)
         assert await ids_of(reader, 3) == [0, 1, 2]
         duplex.detach(reader)
         assert await ids_of(duplex.attach(), 3) == [0, 1, 2]
 
 
 async def test_what_was_not_acknowledged_and_is_gone_ends_the_workflow() -> None:
-    server = MemoryServer()
-    async with workflow_of(server) as workflow:
-        duplex = workflow.duplexes.new()
-        reader = duplex.attach()
+    async with one_wire() as (server, workflow, duplex, reader):
         duplex.acknowledge(1)
-        for n in range(3):
-            call(workflow, duplex, b"%d" % n, n)
-            (await server.got("tools/call", n + 1)).answer({})
+        await answered(server, workflow, duplex, 3)
         await ids_of(reader, 3)
         duplex.detach(reader)
         workflow.streams.expire(workflow.now() + 1)
@@ -182,13 +169,8 @@ async def test_what_was_not_acknowledged_and_is_gone_ends_the_workflow() -> None
 
 
 async def test_without_a_count_it_goes_on_after_what_was_acknowledged() -> None:
-    server = MemoryServer()
-    async with workflow_of(server) as workflow:
-        duplex = workflow.duplexes.new()
-        reader = duplex.attach()
-        for n in range(3):
-            call(workflow, duplex, b"%d" % n, n)
-            (await server.got("tools/call", n + 1)).answer({})
+    async with one_wire() as (server, workflow, duplex, reader):
+        await answered(server, workflow, duplex, 3)
         assert await ids_of(reader, 3) == [0, 1, 2]
         duplex.acknowledge(2)
         duplex.acknowledge(1)
@@ -197,9 +179,8 @@ async def test_without_a_count_it_goes_on_after_what_was_acknowledged() -> None:
 
 
 async def test_a_count_of_what_was_never_sent_ends_the_workflow() -> None:
-    async with workflow_of(MemoryServer()) as workflow:
-        duplex = workflow.duplexes.new()
-        duplex.detach(duplex.attach())
+    async with one_wire() as (_, workflow, duplex, reader):
+        duplex.detach(reader)
         with pytest.raises(Trimmed):
             duplex.attach_after(1)
         assert workflow.ended is not None
@@ -207,10 +188,7 @@ async def test_a_count_of_what_was_never_sent_ends_the_workflow() -> None:
 
 
 async def test_a_newer_connection_takes_the_wire_over() -> None:
-    server = MemoryServer()
-    async with workflow_of(server) as workflow:
-        duplex = workflow.duplexes.new()
-        old = duplex.attach()
+    async with one_wire() as (server, workflow, duplex, old):
         new = duplex.attach_after(0)
         assert await old.next(1) is None
         call(workflow, duplex, b"1", 1)
