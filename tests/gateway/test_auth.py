@@ -9,7 +9,7 @@ from pathlib import Path
 import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
-from harness.raw_http import Peer, serving
+from harness.raw_http import saying, serving
 from msgspec import structs
 from trunkline.gateway.auth import METADATA, Authenticator
 from trunkline.gateway.settings import TLS, AuthSection, GatewaySection, Settings, TokenEntry
@@ -245,11 +245,9 @@ async def test_keys_that_were_read_from_a_url_count_until_they_can_be_read_again
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     body = json.dumps({"keys": [json.loads(jwt.algorithms.RSAAlgorithm.to_jwk(key.public_key()))]}).encode()
 
-    async def serve(peer: Peer) -> None:
-        await peer.request()
-        await peer.say(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
-
-    async with serving(serve) as issuer:
+    async with serving(
+        saying(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body), ends=True)
+    ) as issuer:
         auth = AuthSection(mode="jwt", issuer="i", audience="a", jwks=issuer.url)
         old = Authenticator(Settings(auth=auth))
         assert old.jwt is not None

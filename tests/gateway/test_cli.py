@@ -537,11 +537,11 @@ def test_on_a_terminal_a_check_has_colours_unless_they_are_not_wanted(
         assert terminal.has_colours is has_colours
 
 
-async def test_a_check_that_takes_long_shows_how_far_it_is(file: Callable[[str], str]) -> None:
-    async def hang(peer: Peer) -> None:
-        await peer.request()
-        await anyio.sleep_forever()
+async def hang(peer: Peer) -> None:
+    await anyio.sleep_forever()
 
+
+async def test_a_check_that_takes_long_shows_how_far_it_is(file: Callable[[str], str]) -> None:
     def watch(url: str) -> None:
         with on_terminal(command("check", file(f'[servers.up]\nurl = "{url}"\n')), environment()) as terminal:
             terminal.read_until("servers are asked")
@@ -553,10 +553,6 @@ async def test_a_check_that_takes_long_shows_how_far_it_is(file: Callable[[str],
 
 @pytest.mark.parametrize("asking", [("sessions",), ("sessions", "--once"), ("explain", "2b26b1df")])
 async def test_a_gateway_that_takes_long_to_answer_is_said_to_be_asked(asking: tuple[str, ...]) -> None:
-    async def hang(peer: Peer) -> None:
-        await peer.request()
-        await anyio.sleep_forever()
-
     def watch(url: str) -> None:
         base = url.removesuffix("/mcp")
         with on_terminal(command(*asking, base), environment()) as terminal:

@@ -47,17 +47,6 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-def one(*pieces: bytes) -> Serve:
-    """Answer every request with this."""
-
-    async def serve(peer: Peer) -> None:
-        while True:
-            await peer.request()
-            await peer.say(*pieces)
-
-    return serve
-
-
 class Here:
     """A server, and what asks it."""
 

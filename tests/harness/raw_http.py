@@ -61,6 +61,31 @@ class Peer:
         self._writer.transport.abort()
 
 
+def saying(*pieces: bytes, ends: bool = False) -> Serve:
+    """Answer one request with these pieces; what `ends` then closes the connection, else its client does."""
+
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(*pieces)
+        if not ends:
+            await peer.closed()
+
+    return serve
+
+
+def always(*pieces: bytes, seen: list[tuple[str, dict[str, str], bytes]] | None = None) -> Serve:
+    """Answer every request with these pieces; what was asked is noted in `seen`."""
+
+    async def serve(peer: Peer) -> None:
+        while True:
+            asked = await peer.request()
+            if seen is not None:
+                seen.append(asked)
+            await peer.say(*pieces)
+
+    return serve
+
+
 class RawServer:
     """Runs `serve` for each connection. What it raises fails the test when it leaves the context."""
 

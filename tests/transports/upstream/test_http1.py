@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from harness.http1_client import CONTEXT, NONE, PLAIN, client_of, post
-from harness.raw_http import PATIENCE, Hearer, Peer
+from harness.raw_http import PATIENCE, Hearer, Peer, always, saying
 from trunkline.transports import portions
 from trunkline.transports.upstream import http1
 from trunkline.transports.upstream.http import MAX_HEAD_BYTES, HeaderBlock, Withheld
@@ -23,12 +23,7 @@ NO_CONTENT = b"HTTP/1.1 204 No Content\r\n\r\n"
 async def test_a_request_arrives_as_it_was_given() -> None:
     seen: list[tuple[str, dict[str, str], bytes]] = []
 
-    async def serve(peer: Peer) -> None:
-        while True:
-            seen.append(await peer.request())
-            await peer.say(EMPTY)
-
-    async with client_of(serve) as (client, server):
+    async with client_of(always(EMPTY, seen=seen)) as (client, server):
         for method in ("POST", "GET", "DELETE"):
             hearer = Hearer()
             client.send(
@@ -168,12 +163,7 @@ async def test_an_answer_that_is_cut_off_anywhere_breaks(text: bytes) -> None:
     ids=lambda text: text[17:50].decode("latin-1").replace("\r\n", " "),
 )
 async def test_what_is_no_clear_answer_breaks(text: bytes) -> None:
-    async def serve(peer: Peer) -> None:
-        await peer.request()
-        await peer.say(text)
-        await peer.closed()
-
-    async with client_of(serve) as (client, _):
+    async with client_of(saying(text)) as (client, _):
         hearer = post(client)
         error = await hearer.outcome()
         assert error is not None
@@ -222,12 +212,7 @@ async def test_what_stands_around_a_body_is_no_matter_while_that_goes_on() -> No
 
 
 async def test_an_informational_answer_with_a_body_is_none() -> None:
-    async def serve(peer: Peer) -> None:
-        await peer.request()
-        await peer.say(b"HTTP/1.1 110 x\r\nContent-Length: 5\r\n\r\nhello" + PLAIN)
-        await peer.closed()
-
-    async with client_of(serve) as (client, _):
+    async with client_of(saying(b"HTTP/1.1 110 x\r\nContent-Length: 5\r\n\r\nhello" + PLAIN)) as (client, _):
         assert str(await post(client).outcome()) == http1.NO_HTTP
 
 
@@ -245,12 +230,7 @@ async def test_endless_informational_answers_break() -> None:
 @pytest.mark.usefixtures("_parsed")
 @pytest.mark.parametrize("status", [b"101 x\r\nUpgrade: x\r\nConnection: upgrade", b"102 Processing", b"099 x"])
 async def test_an_answer_is_what_it_was_whatever_comes_behind_it(status: bytes) -> None:
-    async def serve(peer: Peer) -> None:
-        await peer.request()
-        await peer.say(PLAIN + b"HTTP/1.1 " + status + b"\r\n\r\n")
-        await peer.closed()
-
-    async with client_of(serve) as (client, server):
+    async with client_of(saying(PLAIN + b"HTTP/1.1 " + status + b"\r\n\r\n")) as (client, server):
         for n in range(1, 3):
             hearer = post(client)
             assert await hearer.outcome() is None
@@ -259,11 +239,7 @@ async def test_an_answer_is_what_it_was_whatever_comes_behind_it(status: bytes) 
 
 
 async def test_an_answer_without_length_ends_with_its_connection() -> None:
-    async def serve(peer: Peer) -> None:
-        await peer.request()
-        await peer.say(b"HTTP/1.0 200 OK\r\n\r\nhel", b"lo")
-
-    async with client_of(serve) as (client, server):
+    async with client_of(saying(b"HTTP/1.0 200 OK\r\n\r\nhel", b"lo", ends=True)) as (client, server):
         for _ in range(2):
             hearer = post(client)
             assert await hearer.outcome() is None
@@ -374,12 +350,7 @@ async def test_a_connection_that_is_not_clean_is_not_used_again(pieces: int, tex
 
 
 async def test_a_status_that_is_none_is_told_at_once() -> None:
-    async def serve(peer: Peer) -> None:
-        await peer.request()
-        await peer.say(EMPTY.replace(b"202", b"099"))
-        await peer.closed()
-
-    async with client_of(serve) as (client, _):
+    async with client_of(saying(EMPTY.replace(b"202", b"099"))) as (client, _):
         hearer = post(client)
         error = await hearer.outcome()
         assert error is not None
@@ -436,11 +407,9 @@ async def test_g10_events_come_in_portions_whether_the_length_of_their_stream_is
     """A piece of a body costs nothing, but one of a stream may hold many thousand events."""
     body = b": comment\n" * 200_000
 
-    async def serve(peer: Peer) -> None:
-        await peer.request()
-        await peer.say(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n" + length + b"\r\n" + body)
-
-    async with client_of(serve) as (client, _):
+    async with client_of(
+        saying(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n" + length + b"\r\n" + body, ends=True)
+    ) as (client, _):
         hearer = Measure()
         client.send("POST", NONE, b"{}", hearer)
         assert await hearer.outcome() is None
@@ -452,10 +421,6 @@ async def test_g10_events_come_in_portions_whether_the_length_of_their_stream_is
 async def test_g9_few_events_are_read_before_others_have_their_turn(event: bytes) -> None:
     body = event * 20_000
 
-    async def serve(peer: Peer) -> None:
-        await peer.request()
-        await peer.say(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + body)
-
     class Count(Hearer):
         most = 0
 
@@ -463,7 +428,10 @@ async def test_g9_few_events_are_read_before_others_have_their_turn(event: bytes
             self.most = max(self.most, len(chunk) // len(event))
             super().came(chunk)
 
-    async with client_of(serve) as (client, _):
+    async with client_of(saying(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + body, ends=True)) as (
+        client,
+        _,
+    ):
         hearer = Count()
         client.send("POST", NONE, b"{}", hearer)
         assert await hearer.outcome() is None

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from harness.certificates import certificate
-from harness.raw_http import Hearer, Peer, RawServer, Serve, serving
+from harness.raw_http import Hearer, Peer, RawServer, Serve, always, saying, serving
 from trunkline.transports.portions import MAX_LINES, PORTION_BYTES
 from trunkline.transports.upstream.http import ExchangeBroken, HeaderBlock, Withheld
 from trunkline.transports.upstream.http_proxied import ProxiedClient
@@ -34,12 +34,10 @@ async def client_of(serve: Serve) -> AsyncIterator[tuple[ProxiedClient, RawServe
 async def test_the_proxy_is_asked_for_the_whole_url() -> None:
     seen: list[tuple[str, dict[str, str], bytes]] = []
 
-    async def serve(peer: Peer) -> None:
-        while True:
-            seen.append(await peer.request())
-            await peer.say(b"HTTP/1.1 200 OK\r\nX-One: 1\r\nContent-Length: 2\r\n\r\nhi")
-
-    async with client_of(serve) as (client, _):
+    async with client_of(always(b"HTTP/1.1 200 OK\r\nX-One: 1\r\nContent-Length: 2\r\n\r\nhi", seen=seen)) as (
+        client,
+        _,
+    ):
         for method, body in (("POST", b"{}"), ("GET", b"")):
             hearer = Hearer()
             client.send(method, HeaderBlock({"A": "b"}), body, hearer)
@@ -75,12 +73,7 @@ async def test_a_certificate_behind_the_proxy_is_told_as_any_other(tmp_path: Pat
 async def test_a_user_and_a_password_in_the_url_are_nothing_that_a_proxy_is_told() -> None:
     seen: list[tuple[str, dict[str, str], bytes]] = []
 
-    async def serve(peer: Peer) -> None:
-        while True:
-            seen.append(await peer.request())
-            await peer.say(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n")
-
-    async with serving(serve) as proxy:
+    async with serving(always(b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n", seen=seen)) as proxy:
         client = ProxiedClient(FAR.replace("//", "//user:s3cret@"), CONTEXT, proxy.url.removesuffix("/mcp"))
         for target in (None, "/message?session_id=a%2Fb"):
             hearer = Hearer()
@@ -127,11 +120,7 @@ async def test_g7_a_request_whose_fence_closed_while_it_waited_for_its_connectio
 
 
 async def test_an_exchange_that_breaks_may_have_been_sent() -> None:
-    async def serve(peer: Peer) -> None:
-        await peer.request()
-        await peer.say(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhi")
-
-    async with client_of(serve) as (client, _):
+    async with client_of(saying(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhi", ends=True)) as (client, _):
         hearer = Hearer()
         client.send("POST", HeaderBlock({}), b"{}", hearer)
         error = await hearer.outcome()
@@ -192,17 +181,12 @@ async def test_where_no_thread_can_be_made_that_asks_for_the_proxy_the_request_f
 
 
 async def test_a_cut_exchange_tells_nothing() -> None:
-    async def serve(peer: Peer) -> None:
-        await peer.request()
-        await peer.say(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nhi")
-        await peer.closed()
-
     class Cutting(Hearer):
         def came(self, chunk: bytes) -> None:
             super().came(chunk)
             cut()
 
-    async with client_of(serve) as (client, _):
+    async with client_of(saying(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nhi")) as (client, _):
         hearer = Cutting()
         cut = client.send("POST", HeaderBlock({}), b"{}", hearer)
         await hearer.some.wait()
@@ -234,11 +218,10 @@ class Turns(Hearer):
 async def test_g10_others_have_their_turn_between_portions_of_an_answer(event: bytes) -> None:
     body = event * 20_000
 
-    async def serve(peer: Peer) -> None:
-        await peer.request()
-        await peer.say(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + body)
-
-    async with client_of(serve) as (client, _):
+    async with client_of(saying(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n" + body, ends=True)) as (
+        client,
+        _,
+    ):
         hearer = Turns()
         client.send("POST", HeaderBlock({}), b"{}", hearer)
         assert await hearer.outcome() is None
@@ -252,13 +235,13 @@ async def test_an_answer_that_is_no_stream_is_read_by_its_size_and_not_by_its_li
     line = b"1,\n"
     body = line * 20_000
 
-    async def serve(peer: Peer) -> None:
-        await peer.request()
-        await peer.say(
-            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body), body
+    async with client_of(
+        saying(
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body),
+            body,
+            ends=True,
         )
-
-    async with client_of(serve) as (client, _):
+    ) as (client, _):
         hearer = Turns()
         client.send("POST", HeaderBlock({}), b"{}", hearer)
         assert await hearer.outcome() is None

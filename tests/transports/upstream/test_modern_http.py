@@ -19,10 +19,9 @@ from harness.modern_bench import (
     failed,
     failure,
     hanging,
-    one,
     soon,
 )
-from harness.raw_http import Peer
+from harness.raw_http import Peer, always, saying
 from trunkline.mux.errors import SessionLost, TrunklineError, UpstreamUnreachable
 from trunkline.mux.routing import LEGACY, MODERN
 from trunkline.transports.event_stream import encode
@@ -32,7 +31,7 @@ pytestmark = pytest.mark.anyio
 
 
 async def test_g10_headers_that_are_kept_encoded_are_bounded_in_number_and_size() -> None:
-    async with asked(one()) as here:
+    async with asked(always()) as here:
         for n in range(2 * modern_http.MAX_KEPT):
             assert here.upstream._block({"X-N": str(n)}).headers["X-N"] == str(n)
             assert len(here.upstream._blocks) <= modern_http.MAX_KEPT
@@ -47,12 +46,7 @@ async def test_g10_headers_that_are_kept_encoded_are_bounded_in_number_and_size(
 async def test_l29_a_server_is_asked_once_however_many_wait() -> None:
     requests: list[tuple[str, dict[str, str], bytes]] = []
 
-    async def serve(peer: Peer) -> None:
-        while True:
-            requests.append(await peer.request())
-            await peer.say(answer(SPOKEN))
-
-    async with asked(serve) as here:
+    async with asked(always(answer(SPOKEN), seen=requests)) as here:
         found = await soon(asyncio.gather(*(here.upstream.revisions() for _ in range(20))))
         assert found == [(MODERN,)] * 20
         assert await here.upstream.revisions() == (MODERN,)
@@ -108,7 +102,7 @@ async def test_whoever_leaves_does_not_take_the_probe_along() -> None:
     ],
 )
 async def test_what_the_answer_to_the_probe_tells(pieces: list[bytes], revisions: tuple[str, ...]) -> None:
-    async with asked(one(*pieces)) as here:
+    async with asked(always(*pieces)) as here:
         assert await soon(here.upstream.revisions()) == revisions
 
 
@@ -265,7 +259,7 @@ async def test_l29_a_server_that_says_what_it_speaks_again_is_asked_as_soon_as_e
 async def test_l29_that_no_session_opens_tells_something_of_a_server_of_sessions_alone(
     spoken: bytes, is_asked_again: bool
 ) -> None:
-    async with asked(one(spoken)) as here:
+    async with asked(always(spoken)) as here:
         here.upstream.doubt_sessions()
         found = await soon(here.upstream.revisions())
         here.upstream.doubt_sessions()
@@ -275,7 +269,7 @@ async def test_l29_that_no_session_opens_tells_something_of_a_server_of_sessions
 
 async def test_l21_only_what_is_offered_of_it_is_told() -> None:
     both = {"jsonrpc": "2.0", "id": 1, "result": {"supportedVersions": ["2025-11-25", MODERN]}}
-    async with asked(one(answer(both))) as here:
+    async with asked(always(answer(both))) as here:
         here.upstream.offers = (MODERN,)
         first = asyncio.create_task(here.upstream.revisions())
         assert await soon(first) == (MODERN,)
@@ -295,12 +289,7 @@ async def test_closing_ends_the_waiting() -> None:
 
 
 async def test_after_the_end_it_does_not_hold_what_a_server_spoke() -> None:
-    async def serve(peer: Peer) -> None:
-        await peer.request()
-        await peer.say(answer(SPOKEN))
-        await peer.closed()
-
-    async with asked(serve) as here:
+    async with asked(saying(answer(SPOKEN))) as here:
         assert await soon(here.upstream.revisions()) == (MODERN,)
         here.upstream.forget()
         waiting = asyncio.create_task(here.upstream.revisions())
@@ -316,12 +305,7 @@ async def test_after_the_end_it_does_not_hold_what_a_server_spoke() -> None:
 async def test_a_request_goes_out_once_with_the_headers_that_it_was_given() -> None:
     requests: list[tuple[str, dict[str, str], bytes]] = []
 
-    async def serve(peer: Peer) -> None:
-        while True:
-            requests.append(await peer.request())
-            await peer.say(answer(OK))
-
-    async with asked(serve) as here:
+    async with asked(always(answer(OK), seen=requests)) as here:
         passage = here.send(mcp_method="tools/call", mcp_name="t", x_tenant="\xe9")
         await soon(passage.form())
         passage.close()

@@ -21,11 +21,10 @@ from harness.modern_bench import (
     failed,
     failure,
     hanging,
-    one,
     soon,
 )
 from harness.ports import free_port
-from harness.raw_http import PATIENCE, Peer, RawServer
+from harness.raw_http import PATIENCE, Peer, RawServer, always, saying
 from trunkline.mux import modern
 from trunkline.mux.envelope import parse
 from trunkline.mux.errors import Cancelled, SessionLost, TimedOut, TrunklineError, UpstreamFault, UpstreamUnreachable
@@ -58,7 +57,7 @@ PROGRESS = b'{"jsonrpc":"2.0","method":"notifications/progress","params":{"progr
 )
 async def test_e20_a_whole_body_has_the_status_of_its_error(code: int | None, status: int, form: int) -> None:
     body = json.dumps(OK if code is None else failure(code)).encode() + b" \n"
-    async with asked(one(answer(body, status, "Application/JSON; charset=utf-8"))) as here:
+    async with asked(always(answer(body, status, "Application/JSON; charset=utf-8"))) as here:
         passage = here.send()
         assert await soon(passage.form()) == Form(form, body)
         assert await passage.next(0) is None
@@ -84,7 +83,7 @@ async def test_e20_a_whole_body_has_the_status_of_its_error(code: int | None, st
 async def test_e21_what_is_no_response_is_an_error_of_its_own(
     reply: bytes, kind: type[TrunklineError], code: int
 ) -> None:
-    async with asked(one(reply)) as here:
+    async with asked(always(reply)) as here:
         error = await failed(here.send())
         assert isinstance(error, kind)
         assert error.code == code
@@ -93,7 +92,7 @@ async def test_e21_what_is_no_response_is_an_error_of_its_own(
 
 async def test_a_large_body_is_as_whole_as_a_small_one() -> None:
     body = b'{"jsonrpc":"2.0","id":1,"result":{"x":"' + b"a" * 1_000_000 + b'"}}'
-    async with asked(one(answer(body))) as here:
+    async with asked(always(answer(body))) as here:
         assert await soon(here.send().form()) == Form(200, body)
 
 
@@ -108,11 +107,7 @@ async def test_a_large_body_is_as_whole_as_a_small_one() -> None:
 async def test_g9_a_large_body_that_is_no_answer_is_a_clear_error(
     body: bytes, kind: type[TrunklineError], code: int
 ) -> None:
-    async def serve(peer: Peer) -> None:
-        await peer.request()
-        await peer.say(body)
-
-    async with asked(serve) as here:
+    async with asked(saying(body, ends=True)) as here:
         error = await failed(here.send())
         assert isinstance(error, kind)
         assert error.code == code
@@ -120,7 +115,7 @@ async def test_g9_a_large_body_that_is_no_answer_is_a_clear_error(
 
 async def test_e20_a_large_error_has_its_status_too() -> None:
     body = json.dumps({**failure(-32601), "x": "a" * 200_000}).encode()
-    async with asked(one(answer(body))) as here:
+    async with asked(always(answer(body))) as here:
         assert await soon(here.send().form()) == Form(404, body)
 
 
@@ -152,7 +147,7 @@ async def test_g1_e8_an_answer_is_the_one_to_this_request_and_carries_its_id(
 ) -> None:
     text = json.dumps({"jsonrpc": "2.0", **answered}).encode()
     pieces = [STREAM, chunk(encode(text)), END] if is_stream else [answer(text)]
-    async with asked(one(*pieces)) as here:
+    async with asked(always(*pieces)) as here:
         passage = here.send(id=asked_by)
         if not is_own:
             with pytest.raises(UpstreamFault):
@@ -169,7 +164,7 @@ async def test_g1_e8_an_answer_is_the_one_to_this_request_and_carries_its_id(
 async def test_l21_a_discovery_names_what_is_served_and_nothing_else() -> None:
     told = {"supportedVersions": ["2027-01-01", MODERN, "2025-11-25"], "instructions": "x", "n": 1.50}
     reply = answer({"jsonrpc": "2.0", "id": 1, "result": told})
-    async with asked(one(reply)) as here:
+    async with asked(always(reply)) as here:
         for offers, kept in (((MODERN,), [MODERN]), ((*LEGACY, MODERN), [MODERN, "2025-11-25"])):
             here.upstream.offers = offers
             found = (await soon(here.send(modern.DISCOVER).form())).whole
@@ -185,7 +180,7 @@ async def test_g10_a_discovery_of_too_much_is_a_fault_of_the_server(
     told: dict[str, Any], why: str, is_stream: bool
 ) -> None:
     pieces = [STREAM, chunk(encode(json.dumps(told).encode())), END] if is_stream else [answer(told)]
-    async with asked(one(*pieces)) as here:
+    async with asked(always(*pieces)) as here:
         passage = here.send(modern.DISCOVER)
         with pytest.raises(UpstreamFault, match=why):
             await all_of(passage)
@@ -261,11 +256,7 @@ async def test_h5_events_are_passed_on_one_by_one_without_ids() -> None:
     ],
 )
 async def test_g9_a_stream_that_breaks_says_why(rest: list[bytes], kind: type[TrunklineError]) -> None:
-    async def serve(peer: Peer) -> None:
-        await peer.request()
-        await peer.say(STREAM, chunk(encode(NOTE)), *rest)
-
-    async with asked(serve) as here:
+    async with asked(saying(STREAM, chunk(encode(NOTE)), *rest, ends=True)) as here:
         passage = here.send()
         with pytest.raises(kind):
             await all_of(passage)
@@ -273,14 +264,14 @@ async def test_g9_a_stream_that_breaks_says_why(rest: list[bytes], kind: type[Tr
 
 
 async def test_an_error_on_a_stream_is_an_error() -> None:
-    async with asked(one(STREAM, chunk(encode(json.dumps(failure(-32603)).encode())), END)) as here:
+    async with asked(always(STREAM, chunk(encode(json.dumps(failure(-32603)).encode())), END)) as here:
         passage = here.send()
         await all_of(passage)
         assert passage.outcome == "error"
 
 
 async def test_a_connection_is_used_again_after_a_stream_that_ended() -> None:
-    async with asked(one(STREAM, chunk(encode(json.dumps(OK).encode())) + END)) as here:
+    async with asked(always(STREAM, chunk(encode(json.dumps(OK).encode())) + END)) as here:
         for _ in range(3):
             passage = here.send()
             await all_of(passage)
@@ -306,7 +297,7 @@ async def test_a_stream_that_stays_open_after_its_response_is_cut(monkeypatch: p
 
 
 async def test_l28_a_stream_of_subscriptions_ends_without_a_word() -> None:
-    async with asked(one(STREAM, chunk(encode(NOTE)), END)) as here:
+    async with asked(always(STREAM, chunk(encode(NOTE)), END)) as here:
         passage = here.send(modern.LISTEN)
         assert NOTE in await all_of(passage)
         assert passage.outcome == "ok"
@@ -431,7 +422,7 @@ async def test_a_stream_that_falls_silent_says_so() -> None:
 async def test_one_event_of_the_largest_size_waits_for_its_client(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modern_passage, "UNREAD_BYTES", 1_000)
     event = encode(b'{"jsonrpc":"2.0","id":1,"result":{"x":"' + b"x" * 1_000 + b'"}}')
-    async with asked(one(STREAM, chunk(event), END)) as here:
+    async with asked(always(STREAM, chunk(event), END)) as here:
         assert await all_of(here.send()) == event
 
 
@@ -458,7 +449,7 @@ async def test_g10_what_a_client_does_not_take_is_bounded(monkeypatch: pytest.Mo
 
 async def test_g6_a_server_that_is_away_ran_nothing() -> None:
     async with asking(f"http://127.0.0.1:{free_port()}/mcp") as (upstream, _):
-        passage = Here(RawServer(one()), upstream, Statistics()).send()
+        passage = Here(RawServer(always()), upstream, Statistics()).send()
         error = await failed(passage)
         assert (error.code, error.data) == (-31001, {"executed": "no"})
         with pytest.raises(UpstreamUnreachable):

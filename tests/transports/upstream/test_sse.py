@@ -11,7 +11,7 @@ import pytest
 from contract.wire import NONE, Receiver, Session, answer, connected, opened, told
 from harness.gateways import until
 from harness.one_stream import STREAM_HEAD, OneStreamServer, over_sse
-from harness.raw_http import Peer, serving
+from harness.raw_http import Peer, saying, serving
 from harness.stream_peers import Line, sdk_over_sse
 from trunkline.mux.errors import InvalidRequest, SessionLost, TrunklineError, UpstreamFault, UpstreamUnreachable
 from trunkline.mux.limits import MAX_EVENT_BYTES
@@ -159,12 +159,7 @@ async def test_an_endpoint_that_does_not_come_is_not_waited_for(monkeypatch: pyt
 async def test_what_is_no_stream_with_an_endpoint_is_refused(
     answered: bytes, kind: type[TrunklineError], words: str
 ) -> None:
-    async def serve(peer: Peer) -> None:
-        await peer.request()
-        await peer.say(answered)
-        await peer.closed()
-
-    async with serving(serve) as server:
+    async with serving(saying(answered)) as server:
         error, _ = await refused(server.url)
     assert type(error) is kind
     assert words in error.message

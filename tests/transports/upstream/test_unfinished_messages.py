@@ -14,7 +14,7 @@ from contract.wire import NONE, Receiver, opened, told
 from harness.http_bench import http_bench
 from harness.modern_bench import STREAM, all_of, answer, asked, chunk
 from harness.one_stream import over_sse
-from harness.raw_http import PATIENCE, Peer, serving
+from harness.raw_http import PATIENCE, Peer, saying, serving
 from harness.upstream_scripted import Cut, Hang, OpenStream, Pause, Play, Raw, Send
 from trunkline.mux.errors import UpstreamFault
 from trunkline.mux.ports import MovableWire
@@ -150,12 +150,7 @@ async def test_g10_answers_of_2026_07_28(is_stream: bool) -> None:
 
 @pytest.mark.usefixtures("no_collector")
 async def test_g10_of_an_answer_of_2026_07_28_that_failed_nothing_is_kept() -> None:
-    async def serve(peer: Peer) -> None:
-        await peer.request()
-        await peer.say(STREAM, chunk(b"data: " + BEGUN), chunk(BEGUN))
-        await peer.closed()
-
-    async with asked(serve) as here:
+    async with asked(saying(STREAM, chunk(b"data: " + BEGUN), chunk(BEGUN))) as here:
         unfinished = here.upstream.unfinished = Unfinished(ROOM)
         passage = here.send()
         with pytest.raises(UpstreamFault):
@@ -183,12 +178,7 @@ async def test_g10_the_stream_of_http_and_sse() -> None:
 
 @pytest.mark.usefixtures("no_collector")
 async def test_g10_of_a_stream_of_http_and_sse_that_failed_before_it_said_where_messages_go() -> None:
-    async def serve(peer: Peer) -> None:
-        await peer.request()
-        await peer.say(STREAM, chunk(b"data: " + BEGUN), chunk(BEGUN))
-        await peer.closed()
-
-    async with serving(serve) as server:
+    async with serving(saying(STREAM, chunk(b"data: " + BEGUN), chunk(BEGUN))) as server:
         connector = SSEConnector("x", server.url, Statistics())
         unfinished = connector.unfinished = Unfinished(ROOM)
         with pytest.raises(UpstreamFault):

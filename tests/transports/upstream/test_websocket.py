@@ -14,7 +14,7 @@ import uvloop
 from contract.wire import NONE, Receiver, Session, connected, opened, told
 from harness.framing import frames_of
 from harness.one_stream import OneStreamServer, over_websocket
-from harness.raw_http import Peer, serving
+from harness.raw_http import Peer, saying, serving
 from harness.stream_peers import sdk_over_websocket
 from trunkline.mux.errors import InvalidRequest, TrunklineError, UpstreamFault, UpstreamUnreachable
 from trunkline.mux.limits import MAX_EVENT_BYTES
@@ -119,12 +119,7 @@ async def test_headers_that_cannot_be_sent_are_refused() -> None:
 async def test_an_opening_that_is_refused_or_broken(
     answered: bytes, kind: type[TrunklineError], data: dict[str, object]
 ) -> None:
-    async def say(peer: Peer) -> None:
-        await peer.request()
-        await peer.say(answered)
-        await peer.closed()
-
-    async with serving(say) as server:
+    async with serving(saying(answered)) as server:
         error = await refused(ws(server.url))
         assert server.connections == 1, "a redirect is not followed"
     assert type(error) is kind
