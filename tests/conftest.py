@@ -1,23 +1,51 @@
-"""What all tests share: the event loop they run on, the path to the harness, and what is told at the end."""
+"""What all tests share: the event loop they run on, the peers that many need, and what is told at the end."""
 
-import sys
-from pathlib import Path
+from collections.abc import Iterator
 
 import pytest
+from harness.browser import Browser, browser
+from harness.redis_server import RedisServer, redis_server
+from harness.upstreams import Upstream
+from harness.upstreams import upstream as running_upstream
 from hypothesis import HealthCheck, settings
 
 # A busy machine takes longer than a fifth of a second for an example now and then, and to draw one: that is no failure.
 settings.register_profile("tests", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tests")
 
-# The harness is a package of its own; appended, so that no folder of tests hides a module of that name.
-sys.path.append(str(Path(__file__).parent))
-
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:
     """asyncio: what the gateway and its libraries run on."""
     return "asyncio"
+
+
+@pytest.fixture(scope="module")
+def upstream_process() -> Iterator[Upstream]:
+    """A stateful server on the SDK's 2.x line."""
+    with running_upstream("sdk2") as server:
+        yield server
+
+
+@pytest.fixture
+def upstream(upstream_process: Upstream) -> Upstream:
+    """The same, with nothing recorded yet."""
+    upstream_process.reset()
+    return upstream_process
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[RedisServer]:
+    """A redis with nothing in it."""
+    with redis_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """A browser without a window; skips or fails the test where there is none."""
+    with browser() as running:
+        yield running
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

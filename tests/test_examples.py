@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from harness.browser import Browser, Site, browser
+from harness.browser import Browser, Site
 from harness.cutter import Cutter
 from harness.gateways import Gateway, environment, until
 from harness.gateways import gateway as running_gateway
@@ -46,12 +46,6 @@ def gateway(site: Site, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ga
     toml = tmp_path_factory.mktemp("examples") / "trunkline.toml"
     toml.write_text(f'[gateway]\nallowed_origins = ["{site.origin}"]\n')
     with running_gateway("--demo", toml=toml) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with browser() as running:
         yield running
 
 

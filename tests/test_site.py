@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from harness.browser import Browser, browser
+from harness.browser import Browser
 from harness.pages import ROOT, blocks, pages
 
 pytestmark = [pytest.mark.anyio, pytest.mark.checkout]
@@ -53,12 +53,6 @@ def served(site: Path) -> Iterator[str]:
         server.shutdown()
         thread.join()
         server.server_close()
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with browser() as running:
-        yield running
 
 
 def test_no_page_fetches_anything_from_elsewhere(site: Path) -> None:

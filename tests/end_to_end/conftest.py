@@ -1,4 +1,4 @@
-"""Peers of the end-to-end tests: a server and a gateway process for each module, a new record for each test."""
+"""Peers of the end-to-end tests: a gateway process for each module, in front of the server that all tests share."""
 
 import itertools
 from collections.abc import Callable, Iterator
@@ -8,9 +8,7 @@ import pytest
 from harness.gateways import Gateway
 from harness.gateways import gateway as running_gateway
 from harness.gateways import token_settings as token_settings_text
-from harness.redis_server import RedisServer, redis_server
 from harness.upstreams import Upstream
-from harness.upstreams import upstream as running_upstream
 
 _numbers = itertools.count(1)
 
@@ -19,27 +17,6 @@ _numbers = itertools.count(1)
 def key() -> str:
     """A workflow key that no other test uses."""
     return f"test-{next(_numbers)}"
-
-
-@pytest.fixture(scope="module")
-def upstream_process() -> Iterator[Upstream]:
-    """A stateful server on the SDK's 2.x line."""
-    with running_upstream("sdk2") as server:
-        yield server
-
-
-@pytest.fixture
-def upstream(upstream_process: Upstream) -> Upstream:
-    """The same, with nothing recorded yet."""
-    upstream_process.reset()
-    return upstream_process
-
-
-@pytest.fixture(scope="module")
-def redis() -> Iterator[RedisServer]:
-    """A redis with nothing in it."""
-    with redis_server() as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

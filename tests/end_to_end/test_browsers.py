@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from harness.browser import Browser, Page, Site, browser
+from harness.browser import Browser, Page, Site
 from harness.cutter import Cutter
 from harness.duplex_clients import initialize
 from harness.gateways import Gateway
@@ -75,12 +75,6 @@ async function until(condition) {
 const answer = (id) => heard.find((message) => message.id === id && !message.method);
 const heardOf = async (id) => { await until(() => answer(id)); return answer(id); };
 </script>"""
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with browser() as running:
-        yield running
 
 
 @pytest.fixture(scope="module")

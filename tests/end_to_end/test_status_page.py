@@ -37,12 +37,6 @@ CALM = {"name": "prefers-reduced-motion", "value": "reduce"}
 Settings = Callable[[str], Path]
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    with browser() as running:
-        yield running
-
-
 @asynccontextmanager
 async def view(chromium: Browser, url: str) -> AsyncIterator[Page]:
     """The page, live; at the end its console has told no error."""

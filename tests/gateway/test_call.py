@@ -30,14 +30,8 @@ PATIENCE = 60.0
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Iterator[Upstream]:
-    with running_upstream("sdk2") as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
-def gateway(upstream: Upstream) -> Iterator[Gateway]:
-    with running_gateway(upstreams={"up": upstream.url}) as process:
+def gateway(upstream_process: Upstream) -> Iterator[Gateway]:
+    with running_gateway(upstreams={"up": upstream_process.url}) as process:
         yield process
 
 

@@ -3,14 +3,12 @@
 import json
 import re
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from harness.ports import free_port
 from harness.raw_http import Peer, serving
 from harness.upstreams import Upstream
-from harness.upstreams import upstream as running_upstream
 from trunkline.gateway import check
 from trunkline.gateway.check import Probe, probe_all
 from trunkline.gateway.settings import Server, Settings
@@ -19,12 +17,6 @@ from trunkline.transports.upstream.process import LAST_LINES
 pytestmark = pytest.mark.anyio
 
 RESULT = {"protocolVersion": "2025-06-18", "capabilities": {}, "serverInfo": {"name": "raw", "version": "7"}}
-
-
-@pytest.fixture(scope="module")
-def upstream() -> Iterator[Upstream]:
-    with running_upstream("sdk2") as server:
-        yield server
 
 
 async def probe(url: str, **options: Any) -> Probe:
@@ -60,7 +52,6 @@ def answered(**members: Any) -> bytes:
 
 
 async def test_a_server_says_what_it_is_and_its_session_is_ended(upstream: Upstream) -> None:
-    upstream.reset()
     found = await probe(upstream.url)
     assert found.fault == ""
     assert found.name
@@ -177,7 +168,6 @@ async def test_a_server_that_says_nothing_is_not_waited_for(monkeypatch: pytest.
 
 
 async def test_a_server_of_which_no_session_is_offered_is_asked_as_its_clients_will(upstream: Upstream) -> None:
-    upstream.reset()
     sessions = await probe(upstream.url)
     initialized = upstream.counts()["initialize"]
     found = await probe(upstream.url, eras=("modern",))

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,6 @@ from harness.processes import ServerProcess, http_status, wait_for_status
 from harness.raw_http import Peer, serving
 from harness.terminal import on_terminal
 from harness.upstreams import Upstream
-from harness.upstreams import upstream as running_upstream
 from harness.wire import Wire, text_of
 from trunkline.gateway import cli
 from trunkline.gateway.exits import DEBUG, MEANINGS
@@ -51,12 +50,6 @@ def refused(*arguments: str, environ: Mapping[str, str] | None = None, code: int
     assert ended.stdout == ""
     [line] = ended.stderr.splitlines()
     return line.removeprefix("trunkline: ")
-
-
-@pytest.fixture(scope="module")
-def upstream() -> Iterator[Upstream]:
-    with running_upstream("sdk2") as server:
-        yield server
 
 
 @pytest.fixture
@@ -441,7 +434,6 @@ async def test_it_ends_by_a_signal_in_order(number: signal.Signals) -> None:
 
 @pytest.mark.parametrize("module", [MODULE, "harness.without_uvloop"])
 async def test_a_second_signal_does_not_wait_for_calls(module: str, upstream: Upstream) -> None:
-    upstream.reset()
     with running_gateway(upstreams={"up": upstream.url}, module=module) as gateway:
         async with Wire(gateway.url()) as wire:
             await wire.open()

@@ -1,7 +1,7 @@
 """Sessions with servers, kept for a program of one's own; against real servers of the SDK."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -13,7 +13,7 @@ from harness.muxing import patience
 from harness.ports import free_port
 from harness.stream_peers import stdio_command
 from harness.upstream_scripted import Pause, Refuse, Reply, ScriptedUpstream, Status, initialize_result, scripted
-from harness.upstreams import Upstream, upstream
+from harness.upstreams import Upstream
 from trunkline.mux import Pooling, Principal
 from trunkline.mux.errors import (
     InvalidParams,
@@ -32,16 +32,9 @@ USER: ContextVar[str] = ContextVar("user")
 ALICE, BOB = Principal("app", "acme", "alice"), Principal("app", "acme", "bob")
 
 
-@pytest.fixture(scope="module")
-def counting() -> Iterator[Upstream]:
-    with upstream("sdk2") as server:
-        yield server
-
-
 @pytest.fixture
-def server(counting: Upstream) -> Upstream:
-    counting.reset()
-    return counting
+def server(upstream: Upstream) -> Upstream:
+    return upstream
 
 
 @asynccontextmanager

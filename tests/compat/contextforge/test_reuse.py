@@ -2,7 +2,7 @@
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,9 @@ pytestmark = pytest.mark.anyio
 HANDSHAKE = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "mcp", "version": "0"}}
 
 
-@pytest.fixture(scope="module")
-def counting() -> Iterator[Upstream]:
-    with upstream("sdk2") as server:
-        yield server
-
-
 @pytest.fixture
-def server(counting: Upstream) -> Upstream:
-    counting.reset()
-    return counting
+def server(upstream: Upstream) -> Upstream:
+    return upstream
 
 
 class Kept:

@@ -1,12 +1,11 @@
 """Conversations in frames that the directory carries: whole, in order, bounded, and broken at once where one ends."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
 
 import anyio
 import pytest
-from harness.redis_server import RedisServer, redis_server
 from harness.shared_memory import SharedMemoryDirectory
 from trunkline.gateway.workers import mailboxes as module
 from trunkline.gateway.workers.conversation import MAX_FRAME_BYTES, Broken, Conversation, Frame, Unreachable
@@ -78,12 +77,6 @@ class Post:
         far = await self.arrived(len(self.came) + 1)
         assert await far.receive() == Frame("open", {})
         return near, far
-
-
-@pytest.fixture(scope="module")
-def redis() -> Iterator[RedisServer]:
-    with redis_server() as server:
-        yield server
 
 
 @pytest.fixture(params=["memory", "redis"])
