@@ -9,9 +9,9 @@ import anyio
 from anyio.abc import TaskGroup
 from trunkline.transports.asgi import ASGIApp
 
+from harness.changing import Changing
 from harness.sse import Event, Parser
 
-PATIENCE: Final = 10.0
 """Seconds after which waiting fails the test."""
 
 DEFAULTS: Final = {
@@ -21,10 +21,11 @@ DEFAULTS: Final = {
 }
 
 
-class Answer:
+class Answer(Changing):
     """One request, and the answer as it comes."""
 
     def __init__(self, parts: list[bytes], *, endless: bool) -> None:
+        super().__init__()
         self.status = 0
         self.headers: dict[str, str] = {}
         self.raw = b""
@@ -40,7 +41,6 @@ class Answer:
         self._left = self._is_seen_to_leave = False
         self._parser = Parser()
         self._events: list[Event] = []
-        self._changed = anyio.Event()
 
     @property
     def is_stream(self) -> bool:
@@ -50,28 +50,28 @@ class Answer:
     def leave(self) -> None:
         """Close the connection."""
         self._left = True
-        self._happened()
+        self.happened()
 
     async def seen_to_leave(self) -> None:
         """Wait until the application was told that the client has left."""
-        await self._until(lambda: self._is_seen_to_leave)
+        await self.until(lambda: self._is_seen_to_leave)
 
     def take(self) -> None:
         """Take again what is sent, after it was `stalled`."""
         self.stalled = False
-        self._happened()
+        self.happened()
 
     async def begun(self) -> None:
         """Wait until the head of the answer has come."""
-        await self._until(lambda: self.status)
+        await self.until(lambda: self.status)
 
     async def over(self) -> None:
         """Wait until the application has returned."""
-        await self._until(lambda: self.is_over)
+        await self.until(lambda: self.is_over)
 
     async def body(self) -> bytes:
         """The whole body."""
-        await self._until(lambda: self.is_whole)
+        await self.until(lambda: self.is_whole)
         return self.raw
 
     async def json(self) -> Any:
@@ -82,11 +82,11 @@ class Answer:
 
     async def came(self, text: bytes) -> None:
         """Wait until this has come, somewhere in the body."""
-        await self._until(lambda: text in self.raw)
+        await self.until(lambda: text in self.raw)
 
     async def event(self) -> Event | None:
         """The next event of a stream; None at its end."""
-        await self._until(lambda: self._events or self.is_whole)
+        await self.until(lambda: self._events or self.is_whole)
         assert self.is_stream, self.headers
         return self._events.pop(0) if self._events else None
 
@@ -108,7 +108,7 @@ class Answer:
         while not self._left:
             await self._changed.wait()
         self._is_seen_to_leave = True
-        self._happened()
+        self.happened()
         return {"type": "http.disconnect"}
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
@@ -131,21 +131,12 @@ class Answer:
             self.is_whole = not message.get("more_body", False)
             declared = self.headers.get("content-length")
             assert not self.is_whole or declared is None or int(declared) == len(self.raw)
-        self._happened()
+        self.happened()
 
     def end(self) -> None:
         """The application has returned."""
         self.is_over = True
-        self._happened()
-
-    async def _until(self, condition: Any) -> None:
-        with anyio.fail_after(PATIENCE):
-            while not condition():
-                await self._changed.wait()
-
-    def _happened(self) -> None:
-        self._changed.set()
-        self._changed = anyio.Event()
+        self.happened()
 
 
 class ASGIClient:

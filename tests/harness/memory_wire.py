@@ -24,7 +24,8 @@ from trunkline.mux.limits import MAX_EVENT_BYTES
 from trunkline.mux.ports import NONE, Headers, Receiver, SendKind, Wire
 from trunkline.mux.request import Request
 
-PATIENCE = 10.0
+from harness.changing import Changing
+
 """Seconds after which waiting for a peer fails the test."""
 
 Stage = Literal["connect", "initialize", "establish", "close"]
@@ -252,10 +253,11 @@ class Session:
             self.receiver.lost(gone, tuple(self._refused))
 
 
-class MemoryServer:
+class MemoryServer(Changing):
     """Implements `Connector`: opens sessions in memory, and keeps them for the test to look at."""
 
     def __init__(self, *, revision: str = "2025-11-25", binds: bool = True) -> None:
+        super().__init__()
         self.binds = binds
         """Whether messages come bound to the request on whose stream they came, as over HTTP."""
         self.result: dict[str, Any] = {
@@ -285,7 +287,6 @@ class MemoryServer:
         self.tasks: anyio.abc.TaskGroup
         self._paused: set[str] = set()
         self._at: Counter[str] = Counter()
-        self._changed = anyio.Event()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["MemoryServer"]:
@@ -358,21 +359,10 @@ class MemoryServer:
         """Wait until so many sessions came to this stage, whether they had to stop or not."""
         await self.until(lambda: self._at[stage] >= times)
 
-    async def until(self, condition: Callable[[], object]) -> None:
-        """Wait until the condition holds; it is looked at whenever something happens here."""
-        with anyio.fail_after(PATIENCE):
-            while not condition():
-                await self._changed.wait()
-
     async def got(self, kind: str, count: int = 1) -> Exchange:
         """Wait until so many of a kind came in, over all sessions; the last of them."""
         await self.until(lambda: len(self.of(kind)) >= count)
         return self.of(kind)[count - 1]
-
-    def happened(self) -> None:
-        """Wake who waits for something to happen here."""
-        self._changed.set()
-        self._changed = anyio.Event()
 
     async def play(self, exchange: Exchange) -> None:
         """What the server does with a request."""

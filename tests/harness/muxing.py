@@ -24,6 +24,7 @@ from trunkline.mux.streams import Reader
 from trunkline.mux.upstream import Upstream
 from trunkline.mux.workflow import Workflow
 
+from harness.changing import Changing
 from harness.memory_wire import MemoryServer
 
 PATIENCE: Final = 10.0
@@ -68,21 +69,21 @@ class _Gate:
         self.opened = anyio.Event()
 
 
-class SlowDirectory(MemoryDirectory):
+class SlowDirectory(Changing, MemoryDirectory):
     """A directory behind a network: what was paused is done at once, and answered when the test lets it.
 
     With `before`, an operation waits before it is done instead; with `once`, only its next call waits.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        Changing.__init__(self)
+        MemoryDirectory.__init__(self)
         self.calls: Counter[str] = Counter()
         self.failing: dict[str, Exception] = {}
         """Operations that raise."""
         self.fails_at = 0
         """The so-manieth call of all does."""
         self._gates: dict[str, list[_Gate]] = {}
-        self._changed = anyio.Event()
 
     @property
     def records(self) -> list[WorkflowRecord]:
@@ -104,9 +105,7 @@ class SlowDirectory(MemoryDirectory):
 
     async def reached(self, op: str, times: int = 1) -> None:
         """Wait until an operation was called so often."""
-        with anyio.fail_after(PATIENCE):
-            while self.calls[op] < times:
-                await self._changed.wait()
+        await self.until(lambda: self.calls[op] >= times)
 
     async def claim(self, record: WorkflowRecord) -> Claimed:
         return await self._do("claim", lambda: super(SlowDirectory, self).claim(record))
@@ -128,7 +127,7 @@ class SlowDirectory(MemoryDirectory):
 
     async def _do(self, op: str, work: Callable[[], Awaitable[T]]) -> T:
         self.calls[op] += 1
-        self._wake()
+        self.happened()
         if op in self.failing:
             raise self.failing[op]
         if self.calls.total() == self.fails_at:
@@ -147,10 +146,6 @@ class SlowDirectory(MemoryDirectory):
                 gate.used = True
                 return gate
         return None
-
-    def _wake(self) -> None:
-        self._changed.set()
-        self._changed = anyio.Event()
 
 
 def request(method: str = "tools/call", params: Any = None, *, id: bytes = b"1") -> Envelope:

@@ -18,12 +18,12 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 from urllib.parse import parse_qs, urlsplit
 
-import anyio
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
-PATIENCE: Final = 10.0
+from harness.changing import Changing
+
 """Seconds after which waiting for the peer fails the test."""
 
 RESULT: Final = {
@@ -93,13 +93,14 @@ class Session:
         self.server.happened()
 
 
-class OneStreamServer:
+class OneStreamServer(Changing):
     """A server for as long as its maker is entered."""
 
     binds = False
     listens = True
 
     def __init__(self, *, acknowledges: bool) -> None:
+        super().__init__()
         self.acknowledges = acknowledges
         """Whether the transport tells what became of each message."""
         self.address: Any = None
@@ -114,7 +115,6 @@ class OneStreamServer:
         self.endpoint = "/message?session={n}"
         """Where an SSE server sends its clients; empty for nowhere."""
         self.get_status = 200
-        self._changed = anyio.Event()
 
     @property
     def session(self) -> Session:
@@ -138,17 +138,6 @@ class OneStreamServer:
         """Wait until so many of a kind came in; the last of them."""
         await self.until(lambda: self.came(kind) >= count)
         return self.of(kind)[count - 1]
-
-    async def until(self, condition: Callable[[], object]) -> None:
-        """Wait until the condition holds; it is looked at whenever something happens here."""
-        with anyio.fail_after(PATIENCE):
-            while not condition():
-                await self._changed.wait()
-
-    def happened(self) -> None:
-        """Wake who waits for something to happen here."""
-        self._changed.set()
-        self._changed = anyio.Event()
 
     def take(self, message: Message) -> None:
         """A message was accepted."""

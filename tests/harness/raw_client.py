@@ -22,6 +22,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
+from harness.changing import Changing
 from harness.raw_script import kind, members
 from harness.sse import Parser
 from harness.wire import Answer, Wire
@@ -34,10 +35,11 @@ PATIENCE: Final = 15.0
 REVISION: Final = "2025-11-25"
 
 
-class RawClient(ABC):
+class RawClient(Changing, ABC):
     """A connected client. `name` is what it calls itself in the handshake."""
 
     def __init__(self, url: str, name: str) -> None:
+        super().__init__()
         self.url = url
         self.name = name
         self.inbox: list[bytes] = []
@@ -47,7 +49,6 @@ class RawClient(ABC):
         """Told by the transport, from the handshake on at the latest."""
         self.opened = b""
         """The answer to `initialize`."""
-        self._changed = anyio.Event()
         self._closed = ""
 
     @abstractmethod
@@ -58,7 +59,7 @@ class RawClient(ABC):
     async def send(self, text: bytes) -> None:
         """Send one message of any kind."""
 
-    async def listen(self) -> None:  # noqa: B027 - one stream has everything
+    async def listen(self) -> None:  # one stream has everything
         """Take what belongs to no request, from here on, where that has a stream of its own."""
 
     async def open(self, capabilities: bytes = b"{}", revision: str = REVISION) -> None:
@@ -120,16 +121,12 @@ class RawClient(ABC):
     def came(self, text: bytes) -> None:
         """A message came in."""
         self.inbox.append(text)
-        self._happened()
+        self.happened()
 
     def ended(self, why: str) -> None:
         """The connection is over: who waits is told."""
         self._closed = why
-        self._happened()
-
-    def _happened(self) -> None:
-        self._changed.set()
-        self._changed = anyio.Event()
+        self.happened()
 
 
 class _HTTPClient(RawClient):
@@ -192,9 +189,7 @@ class _SSEClient(RawClient):
             self.session_id = stream.headers["Mcp-Session-Id"]
             self._endpoint = ""
             tasks.start_soon(self._read, stream)
-            with anyio.fail_after(PATIENCE):
-                while not self._endpoint:
-                    await self._changed.wait()
+            await self.until(lambda: self._endpoint, timeout=PATIENCE)
             yield
             tasks.cancel_scope.cancel()
 
@@ -210,7 +205,7 @@ class _SSEClient(RawClient):
             for event in parser.feed(chunk):
                 if event.event == "endpoint":
                     self._endpoint = urljoin(self.url, event.data)
-                    self._happened()
+                    self.happened()
                 elif event.data:
                     self.came(event.data.encode())
         self.ended("the stream ended")

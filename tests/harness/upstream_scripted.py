@@ -25,11 +25,11 @@ import anyio.lowlevel
 import msgspec
 import uvicorn
 
+from harness.changing import PATIENCE, Changing
 from harness.in_process import InProcessServer
 from harness.ports import bound_socket
 from harness.sse import Event
 
-PATIENCE = 10.0
 """Seconds after which waiting for the peer fails the test."""
 
 SESSION_HEADER = "mcp-session-id"
@@ -173,10 +173,11 @@ class _CutHere(Exception):
     """Raised through the server, which then drops the connection."""
 
 
-class ScriptedUpstream:
+class ScriptedUpstream(Changing):
     """Serves a script on loopback for as long as it is entered."""
 
     def __init__(self, script: Script | None = None, *, port: int = 0, session: str = "upstream-session") -> None:
+        super().__init__()
         self.script: dict[str, Sequence[Play]] = dict(script or {})
         self.session = session
         self.received: list[Received] = []
@@ -184,7 +185,6 @@ class ScriptedUpstream:
         """Requests whose peer closed the connection before the answer was whole."""
         self.plays: Counter[str] = Counter()
         self._port = port
-        self._changed = anyio.Event()
         self._opened: set[str] = set()
         self._reached: Counter[str] = Counter()
         self._exchanges: set[anyio.CancelScope] = set()
@@ -199,16 +199,6 @@ class ScriptedUpstream:
         """What came in, by what a script would name it."""
         return [one for one in self.received if one.kind == kind]
 
-    async def until(self, condition: Callable[[], object], *, timeout: float = PATIENCE) -> None:
-        """Wait until the condition holds; it is looked at whenever something happens here.
-
-        Raises:
-            TimeoutError: it did not hold within `timeout` seconds.
-        """
-        with anyio.fail_after(timeout):
-            while not condition():
-                await self._changed.wait()
-
     async def saw(self, kind: str, count: int = 1, *, timeout: float = PATIENCE) -> list[Received]:
         """Wait until so many of a kind came in; all of that kind."""
         await self.until(lambda: len(self.of(kind)) >= count, timeout=timeout)
@@ -221,11 +211,7 @@ class ScriptedUpstream:
     def open(self, gate: str) -> None:
         """Let plays go on from `Pause(gate)`, now and later."""
         self._opened.add(gate)
-        self._happened()
-
-    def _happened(self) -> None:
-        self._changed.set()
-        self._changed = anyio.Event()
+        self.happened()
 
     async def __aenter__(self) -> Self:
         listener = bound_socket(self._port)
@@ -256,11 +242,6 @@ class ScriptedUpstream:
             raise ExceptionGroup("the script could not be played", self._faults)
         return swallowed
 
-    def drop_all(self) -> None:
-        """Drop each connection that an answer is under way on."""
-        for scope in self._exchanges:
-            scope.cancel()
-
     async def _app(
         self,
         scope: MutableMapping[str, Any],
@@ -277,7 +258,7 @@ class ScriptedUpstream:
             more = part.get("more_body", False)
         came = _received(scope, body)
         self.received.append(came)
-        self._happened()
+        self.happened()
         play = self._next_play(came.kind)
         exchange = _Exchange(self, came, send)
         with anyio.CancelScope() as cancel:
@@ -300,7 +281,7 @@ class ScriptedUpstream:
             pass
         if not exchange.ended:
             self.disconnects += 1
-            self._happened()
+            self.happened()
         scope.cancel()
 
     def _next_play(self, kind: str) -> Play:
@@ -365,7 +346,7 @@ class _Exchange:
             await upstream.saw(step.kind, step.count)
             return
         upstream._reached[step.gate] += 1
-        upstream._happened()
+        upstream.happened()
         await upstream.until(lambda: step.gate in upstream._opened, timeout=PATIENCE * 6)
 
     async def _respond(self, member: str, value: Any, event_id: str | None) -> None:

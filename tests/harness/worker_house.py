@@ -16,6 +16,7 @@ from trunkline.mux.membership import Membership
 from trunkline.mux.statistics import Statistics
 from trunkline.transports.asgi import ASKED, MEANT, Message, Receive, Scope, Send
 
+from harness.changing import Changing
 from harness.muxing import ALICE
 from harness.shared_memory import SharedMemoryDirectory
 
@@ -24,13 +25,13 @@ CALL = b'{"jsonrpc":"2.0","id":"mine","method":"tools/call","params":{"name":"x"
 Serve = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
-class Client:
+class Client(Changing):
     """The server's side of a connection, with a client that does what the test says."""
 
     def __init__(self, *came: Message) -> None:
+        super().__init__()
         self.sent: list[Message] = []
         self._came: asyncio.Queue[Message] = asyncio.Queue()
-        self._changed = anyio.Event()
         for message in came:
             self.does(message)
 
@@ -42,16 +43,11 @@ class Client:
 
     async def send(self, message: Message) -> None:
         self.sent.append(message)
-        self._changed.set()
-        self._changed = anyio.Event()
+        self.happened()
 
     async def got(self, kind: str) -> Message:
-        with anyio.fail_after(10):
-            while True:
-                found = [message for message in self.sent if message["type"] == kind]
-                if found:
-                    return found[-1]
-                await self._changed.wait()
+        await self.until(lambda: any(message["type"] == kind for message in self.sent))
+        return [message for message in self.sent if message["type"] == kind][-1]
 
     @property
     def body(self) -> bytes:

@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
+from harness.changing import Changing
 from harness.memory_wire import MemoryServer, echo
 from harness.muxing import ALICE, BOB, PATIENCE, Client, Clock, SlowDirectory, begin, initialize, settle
 from trunkline.compat.per_request import PerRequestLine
@@ -34,10 +35,11 @@ SWEEPING = Pooling(resume_window=0.08)
 """The process's own bounds: the short window only makes the sweep come often."""
 
 
-class Site:
+class Site(Changing):
     """A pool before the server `x`, whose settings change, and `y`, whose settings stay."""
 
     def __init__(self, **pooling: Any) -> None:
+        super().__init__()
         self.clock = Clock()
         self.directory = SlowDirectory()
         self.old, self.new, self.other = MemoryServer(), MemoryServer(), MemoryServer()
@@ -46,7 +48,6 @@ class Site:
         self.released: list[Upstream] = []
         self.pooling = Pooling(**{"resume_window": WINDOW, "idle_timeout": IDLE, **pooling})
         self.upstreams = {"x": Upstream("x", self.old, self.pooling), "y": Upstream("y", self.other, self.pooling)}
-        self._changed = anyio.Event()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Site"]:
@@ -67,16 +68,13 @@ class Site:
         self.pool.reconfigure({"y": self.upstreams["y"]}, SWEEPING)
 
     async def until_released(self, count: int = 1) -> None:
-        with anyio.fail_after(PATIENCE):
-            while len(self.released) < count:
-                await self._changed.wait()
+        await self.until(lambda: len(self.released) >= count)
 
     async def _release(self, upstream: Upstream) -> None:
         version = upstream.name, upstream.generation
         assert not any(channel.version == version for _, channel in self.pool.channels)
         self.released.append(upstream)
-        self._changed.set()
-        self._changed = anyio.Event()
+        self.happened()
 
     @property
     def states(self) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import anyio
 import pytest
+from harness.changing import Changing
 from harness.shared_memory import SharedMemoryDirectory
 from trunkline.gateway.workers import mailboxes as module
 from trunkline.gateway.workers.conversation import MAX_FRAME_BYTES, Broken, Conversation, Frame, Unreachable
@@ -36,15 +37,15 @@ class Watched:
         return True if len(self.sizes) in self.lost else await self.inner.send(worker, frame)
 
 
-class Post:
+class Post(Changing):
     """Workers `a` and `b`, which reach each other by mailboxes alone."""
 
     def __init__(self, directory: SharedDirectory) -> None:
+        super().__init__()
         self.directory = Watched(directory)
         self.members: dict[str, Membership] = {}
         self.boxes: dict[str, Mailboxes] = {}
         self.came: list[Conversation] = []
-        self._changed = anyio.Event()
 
     async def joins(self, name: str) -> AsyncExitStack:
         """A worker begins; it ends in order when what is returned is closed."""
@@ -56,8 +57,7 @@ class Post:
 
     def _take(self, conversation: Conversation) -> None:
         self.came.append(conversation)
-        self._changed.set()
-        self._changed = anyio.Event()
+        self.happened()
 
     def open(self) -> MailboxConversation:
         """A conversation of `a` with `b`."""
@@ -65,9 +65,7 @@ class Post:
 
     async def arrived(self, number: int = 1) -> Conversation:
         """The other end of the conversation that was opened as that one."""
-        with anyio.fail_after(10):
-            while len(self.came) < number:
-                await self._changed.wait()
+        await self.until(lambda: len(self.came) >= number)
         return self.came[number - 1]
 
     async def pair(self) -> tuple[MailboxConversation, Conversation]:

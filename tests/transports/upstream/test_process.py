@@ -9,12 +9,13 @@ import resource
 import signal
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import anyio
 import pytest
+from harness.changing import Changing
 from harness.stream_peers import until_gone
 from trunkline.mux.limits import MAX_EVENT_BYTES
 from trunkline.transports import portions
@@ -42,31 +43,22 @@ STUBBORN = "import signal, sys, time; signal.signal(signal.SIGTERM, signal.SIG_I
 """A program that no signal but SIGKILL ends, and no end of its input."""
 
 
-class Heard:
+class Heard(Changing):
     """What a process said, and how it was gone."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.lines: list[bytes] = []
         self.why: list[tuple[str, bool]] = []
-        self._changed = anyio.Event()
 
     def said(self, line: bytes) -> None:
         assert not self.why
         self.lines.append(line)
-        self._happened()
+        self.happened()
 
     def gone(self, why: str, *, is_fault: bool) -> None:
         self.why.append((why, is_fault))
-        self._happened()
-
-    async def until(self, condition: Callable[[], object]) -> None:
-        with anyio.fail_after(PATIENCE):
-            while not condition():
-                await self._changed.wait()
-
-    def _happened(self) -> None:
-        self._changed.set()
-        self._changed = anyio.Event()
+        self.happened()
 
 
 @asynccontextmanager
