@@ -29,3 +29,10 @@ class Changing:
         with anyio.fail_after(timeout):
             while not condition():
                 await self._changed.wait()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until this holds, a turn of the loop at a time: where nobody tells that something has changed."""
+    with anyio.fail_after(2 * PATIENCE):
+        while not condition():
+            await anyio.lowlevel.checkpoint()

@@ -11,7 +11,7 @@ Nobody beats but by `beat`.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -33,6 +33,7 @@ from trunkline.mux.streams import Reader
 from trunkline.mux.upstream import Upstream
 from trunkline.mux.workflow import Workflow
 
+from harness.changing import until
 from harness.memory_wire import MemoryServer, Session, echo, message
 from harness.muxing import PATIENCE, Client, Clock, begin, position, settle
 from harness.shared_memory import SharedMemoryDirectory
@@ -252,13 +253,6 @@ async def carried(member: Member, session_id: str, count: int) -> list[int]:
         return [json.loads(event.message)["params"]["data"] for event in reader.due() or ()]
     finally:
         duplex.detach(reader)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait until this holds, a turn of the loop at a time."""
-    with anyio.fail_after(PATIENCE):
-        while not condition():
-            await anyio.lowlevel.checkpoint()
 
 
 @asynccontextmanager

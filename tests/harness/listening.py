@@ -5,7 +5,6 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, nullcontext
 from typing import Any
 
-import anyio
 import uvicorn
 from trunkline.gateway.http_listening import HTTPListening
 from trunkline.gateway.websockets import PingingWebSocket
@@ -18,8 +17,9 @@ from trunkline.transports.sse import SSEEndpoint
 from trunkline.transports.streamable_http import StreamableHTTPEndpoint
 from trunkline.transports.websocket import WebSocketEndpoint
 
+from harness.changing import until
 from harness.endpoint_bench import authenticate
-from harness.muxing import PATIENCE, Bench, bench
+from harness.muxing import Bench, bench
 from harness.ports import bound_socket
 
 
@@ -40,9 +40,9 @@ class Served:
 
     async def until_detached(self, workflows: int = 1) -> None:
         """Wait until the server has noticed that no client is there."""
-        with anyio.fail_after(PATIENCE):
-            while len(self.pool.workflows) != workflows or any(one.is_attached for one in self.pool.workflows):
-                await anyio.lowlevel.checkpoint()
+        await until(
+            lambda: len(self.pool.workflows) == workflows and not any(one.is_attached for one in self.pool.workflows)
+        )
 
 
 class Endpoints:

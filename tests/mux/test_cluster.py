@@ -2,7 +2,8 @@
 
 import anyio
 import pytest
-from harness.clustering import started, two, until, workers
+from harness.changing import until
+from harness.clustering import started, two, workers
 from harness.memory_wire import message
 from harness.muxing import ALICE, BOB, settle
 from trunkline.mux.cluster import BESIDE_SECONDS

@@ -7,7 +7,8 @@ from typing import Any
 
 import anyio
 import pytest
-from harness.clustering import Member, Workers, started, two, until
+from harness.changing import until
+from harness.clustering import Member, Workers, started, two
 from harness.muxing import ALICE, Client, begin, initialize, settle
 from msgspec.structs import replace
 from trunkline.mux import lookup

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
-from harness.clustering import Member, Workers, until, workers
+from harness.changing import until
+from harness.clustering import Member, Workers, workers
 from harness.memory_wire import Exchange, message
 from harness.muxing import Client, position, settle
 from hypothesis import HealthCheck, example, given, settings

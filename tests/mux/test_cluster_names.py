@@ -5,7 +5,8 @@ from typing import Literal
 
 import anyio
 import pytest
-from harness.clustering import QUESTION, Member, Workers, carried, journal, notice, resume, started, streamed, until
+from harness.changing import until
+from harness.clustering import QUESTION, Member, Workers, carried, journal, notice, resume, started, streamed
 from harness.memory_wire import message
 from harness.muxing import ALICE, events, initialize, request, response, settle, some
 from trunkline.mux.directory import LEASE_SECONDS, Entry

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import anyio
 import pytest
-from harness.clustering import Workers, orphaned, started, until
+from harness.changing import until
+from harness.clustering import Workers, orphaned, started
 from harness.memory_wire import echo, message
 from harness.muxing import ALICE, BOB, Client, begin, idle, settle, some
 from trunkline.compat.per_request import PerRequestLine

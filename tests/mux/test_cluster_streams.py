@@ -7,7 +7,8 @@ from typing import Any
 
 import anyio
 import pytest
-from harness.clustering import Member, Workers, journal, notice, resume, started, streamed, two, until
+from harness.changing import until
+from harness.clustering import Member, Workers, journal, notice, resume, started, streamed, two
 from harness.memory_wire import message
 from harness.muxing import events, idle, settle, some
 from trunkline.mux import membership as membership_module

@@ -2,7 +2,8 @@
 
 import anyio
 import pytest
-from harness.clustering import Member, started, two, until
+from harness.changing import until
+from harness.clustering import Member, started, two
 from harness.memory_wire import echo
 from harness.muxing import settle
 from trunkline.mux.directory import LEASE_SECONDS

@@ -5,7 +5,8 @@ import asyncio
 import anyio
 import msgspec
 import pytest
-from harness.clustering import Member, Workers, orphaned, started, two, until, workers
+from harness.changing import until
+from harness.clustering import Member, Workers, orphaned, started, two, workers
 from harness.memory_wire import echo
 from harness.muxing import ALICE, initialize, settle
 from trunkline.mux.directory import ID_BLOCK, LEASE_SECONDS

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, ItemsView, Iterator, Sequence
 
 import anyio
 import pytest
+from harness.changing import until
 from harness.shared_memory import SharedMemoryDirectory
 from trunkline.mux import journal as journal_module
 from trunkline.mux.directory import Entry
@@ -79,9 +80,7 @@ async def test_what_comes_while_a_batch_is_under_way_follows_it(at: At) -> None:
     session_id = await at.logs.begin()
     at.logs.gate = anyio.Event()
     at.journal.write(session_id, event(0), KEEP)
-    with anyio.fail_after(10):
-        while not at.logs.batches:
-            await anyio.lowlevel.checkpoint()
+    await until(lambda: at.logs.batches)
     at.journal.write(session_id, event(1), KEEP)
     at.logs.gate.set()
     assert await flushed(at, session_id) == [0, 1]
@@ -101,9 +100,7 @@ async def test_a_directory_that_comes_back_gets_it_all(at: At) -> None:
     at.logs.is_away = True
     for n in range(3):
         at.journal.write(session_id, event(n), KEEP)
-    with anyio.fail_after(10):
-        while not at.statistics.counts["journal", "failed"]:
-            await anyio.lowlevel.checkpoint()
+    await until(lambda: at.statistics.counts["journal", "failed"])
     at.logs.is_away = False
     assert await flushed(at, session_id) == [0, 1, 2]
 
@@ -220,8 +217,7 @@ async def test_a_workflow_that_never_stops_holds_nobody_else_up(monkeypatch: pyt
         tasks.start_soon(journal.run)
         journal.write(busy, event(0), KEEP)
         with anyio.fail_after(10):
-            while len(logs.batches) < 2:
-                await anyio.lowlevel.checkpoint()
+            await until(lambda: len(logs.batches) >= 2)
             journal.write(other, event(7), KEEP)
             await journal.flush(other)
         tasks.cancel_scope.cancel()

@@ -3,7 +3,8 @@
 from collections.abc import Collection
 
 import pytest
-from harness.clustering import two, until
+from harness.changing import until
+from harness.clustering import two
 from trunkline.mux.cluster import BESIDE_SECONDS
 from trunkline.mux.recording import TOUCH_SECONDS, touch_interval
 

@@ -7,7 +7,8 @@ from typing import Any
 import anyio
 import pytest
 from harness.asgi_client import Answer, asgi_client
-from harness.clustering import Member, Workers, orphaned, started, until, workers
+from harness.changing import until
+from harness.clustering import Member, Workers, orphaned, started, workers
 from harness.endpoint_bench import call, initialize
 from harness.memory_wire import echo
 from harness.muxing import settle

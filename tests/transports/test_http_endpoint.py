@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 import pytest
 from harness.asgi_client import ASGIClient, asgi_client
+from harness.changing import until
 from harness.endpoint_bench import authenticate
 from harness.muxing import Bench, bench, settle
 from trunkline.mux.errors import Overloaded, UnknownSession
@@ -269,8 +270,6 @@ async def test_a_client_that_takes_nothing_is_told_apart(monkeypatch: pytest.Mon
 
         chunks.append(Stalling(b"data: 2\n\n"))
         await answer.came(b"data: 1")
-        with anyio.fail_after(5):
-            while not told:
-                await anyio.lowlevel.checkpoint()
+        await until(lambda: told)
         assert told == [False]
         answer.leave()

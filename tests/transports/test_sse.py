@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 import pytest
 from harness import muxing
+from harness.changing import until
 from harness.duplex_clients import PATIENCE, SSEClient, initialize
 from harness.listening import Served, listening
 from harness.memory_wire import echo
@@ -67,9 +68,7 @@ async def test_g10_a_large_message_counts_once_when_it_is_taken(is_batch: bool) 
         at.pool.burden.take_up(muxing.ALICE, "x", others)
         await client.send(json.dumps([PING | {"id": 1}, call] if is_batch else call).encode())
         assert "result" in await client.answer("p")
-        with anyio.fail_after(PATIENCE):
-            while at.pool.burden.held != others:
-                await anyio.lowlevel.checkpoint()
+        await until(lambda: at.pool.burden.held == others)
         at.pool.burden.lay_down(muxing.ALICE, "x", others)
 
 

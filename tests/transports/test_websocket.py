@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
+from harness.changing import until
 from harness.duplex_clients import PATIENCE, SocketClient
 from harness.endpoint_bench import authenticate
 from harness.listening import Served, listening
@@ -57,9 +58,7 @@ async def acknowledged(at: Served, position: int) -> None:
     """Wait until the server knows that its client has everything up to this position."""
     duplex = at.pool.workflows[0].duplexes.newest
     assert duplex is not None
-    with anyio.fail_after(PATIENCE):
-        while (duplex._acknowledged or 0) < position:
-            await anyio.lowlevel.checkpoint()
+    await until(lambda: (duplex._acknowledged or 0) >= position)
 
 
 async def test_w2_one_message_a_text_frame_both_ways_over_the_subprotocol() -> None:

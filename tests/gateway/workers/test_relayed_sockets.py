@@ -4,13 +4,12 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
-import anyio
 import pytest
+from harness.changing import until
 from harness.duplex_clients import SocketClient
 from harness.fragments import FRAME, KEY, in_fragments, whole, write
 from harness.listening import Served, listening, serving
 from harness.memory_wire import echo
-from harness.muxing import PATIENCE
 from harness.worker_house import House
 from trunkline.gateway import websockets
 from trunkline.gateway.workers.forwarding import Forwarder
@@ -38,9 +37,7 @@ class Relayed:
 
     async def until_held(self, least: int, most: int) -> None:
         """Wait until so many bytes count at `b`."""
-        with anyio.fail_after(PATIENCE):
-            while not least <= self.at.pool.burden.held <= most:
-                await anyio.lowlevel.checkpoint()
+        await until(lambda: least <= self.at.pool.burden.held <= most)
 
 
 async def elsewhere(scope: Scope, receive: Receive, send: Send) -> None:

@@ -6,6 +6,7 @@ from contextlib import suppress
 
 import anyio
 import pytest
+from harness.changing import until
 from trunkline.transports.upstream.pipe import InputPipe, when_writable
 
 pytestmark = pytest.mark.anyio
@@ -76,9 +77,7 @@ async def test_g7_what_waits_begins_only_where_it_may_when_its_turn_comes(pipe: 
     assert asked == ["begun"], "asked when its turn comes, and not before"
     may = False
     assert await pipe.read(len(LINE)) == LINE, "what had begun is completed: half a line would be none"
-    with anyio.fail_after(10):
-        while pipe.input.unsent:
-            await anyio.lowlevel.checkpoint()
+    await until(lambda: not pipe.input.unsent)
     assert asked == ["begun", "waits"]
     may = True
     pipe.input.write(b"later\n", lambda: ask("later"))

@@ -5,16 +5,16 @@ None of them waits for the garbage collector, once it is cut.
 
 import asyncio
 import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
 
-import anyio
 import pytest
 from contract.wire import NONE, Receiver, opened, told
+from harness.changing import until
 from harness.http_bench import http_bench
 from harness.modern_bench import STREAM, all_of, answer, asked, chunk
 from harness.one_stream import over_sse
-from harness.raw_http import PATIENCE, Peer, saying, serving
+from harness.raw_http import Peer, saying, serving
 from harness.upstream_scripted import Cut, Hang, OpenStream, Pause, Play, Raw, Send
 from trunkline.mux.errors import UpstreamFault
 from trunkline.mux.ports import MovableWire
@@ -34,12 +34,6 @@ CLOSING_BYTE = 0x88
 LIMIT = {"limit": "max_unfinished_bytes"}
 BODY: Play = [OpenStream({"Content-Type": "application/json"}), Raw(BEGUN), Hang()]
 EVENT: Play = [OpenStream(), Raw(b"data: " + BEGUN), Hang()]
-
-
-async def until(condition: Callable[[], object]) -> None:
-    with anyio.fail_after(PATIENCE):
-        while not condition():
-            await anyio.lowlevel.checkpoint()
 
 
 @pytest.fixture

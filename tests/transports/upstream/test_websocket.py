@@ -12,6 +12,7 @@ import anyio
 import pytest
 import uvloop
 from contract.wire import NONE, Receiver, Session, connected, opened, told
+from harness.changing import until
 from harness.framing import frames_of
 from harness.one_stream import OneStreamServer, over_websocket
 from harness.raw_http import Peer, saying, serving
@@ -330,9 +331,7 @@ async def test_what_is_sent_at_once_goes_out_in_one_piece() -> None:
     async with by_hand([b""]) as (session, read):
         for n in range(3):
             session.send(told(n))
-        with anyio.fail_after(10):
-            while not read:
-                await anyio.lowlevel.checkpoint()
+        await until(lambda: read)
         frames = Frames(Protocol(SERVER), 1 << 20, is_masked=True)
         assert frames_of(read[0], frames) == [told(n) for n in range(3)]
         size = 6 + len(told(0))
@@ -383,9 +382,7 @@ async def test_g10_a_server_that_pings_and_reads_nothing_is_owed_one_pong() -> N
             stalled.set()
             await session.receiver.until(lambda: session.receiver.reports)
             go_on.set()
-        with anyio.fail_after(10):
-            while not any(isinstance(one, Frame) and one.opcode is CLOSE for one in read):
-                await anyio.lowlevel.checkpoint()
+        await until(lambda: bool(any(isinstance(one, Frame) and one.opcode is CLOSE for one in read)))
     pongs = [bytes(one.data) for one in read if isinstance(one, Frame) and one.opcode is PONG]
     assert pongs == [b"999"]
 
