@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 import anyio
 import anyio.to_thread
 import pytest
+from harness.duplex_clients import initialize
 from harness.gateways import Gateway
 from harness.gateways import gateway as running_gateway
 from harness.ports import free_port
@@ -26,12 +27,6 @@ UPGRADE = (
     b"GET /servers/up/ws HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Protocol: mcp\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
 )
-INITIALIZE = {
-    "jsonrpc": "2.0",
-    "id": 1,
-    "method": "initialize",
-    "params": {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "flood", "version": "1"}},
-}
 
 
 def masked(opcode: int, data: bytes = b"", *, fin: bool = True) -> bytes:
@@ -106,8 +101,8 @@ async def flooded(gateway: Gateway, data: bytes, *begin: bytes) -> AsyncIterator
 
 @pytest.mark.parametrize("name", SOCKETS)
 async def test_a_socket_that_floods_holds_nobody_up(both: Gateway, name: str) -> None:
-    initialize = masked(TEXT, json.dumps(INITIALIZE).encode())
-    async with flooded(both, SOCKETS[name], UPGRADE, initialize + masked(TEXT, b"{", fin=False)):
+    opening = masked(TEXT, json.dumps(initialize()).encode())
+    async with flooded(both, SOCKETS[name], UPGRADE, opening + masked(TEXT, b"{", fin=False)):
         await are_answered(both)
 
 

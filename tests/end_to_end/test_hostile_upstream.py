@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from harness.duplex_clients import initialize
 from harness.gateways import Gateway
 from harness.gateways import gateway as running_gateway
 from harness.ports import free_port
@@ -25,12 +26,6 @@ from harness.wire import Wire, text_of
 
 pytestmark = pytest.mark.anyio
 
-INITIALIZE = {
-    "jsonrpc": "2.0",
-    "id": 1,
-    "method": "initialize",
-    "params": {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}},
-}
 MIB = 1024 * 1024
 TIMED_OUT, UNREACHABLE, LOST, FAULT = -31004, -31001, -31002, -32603
 GOOD = [Reply({"content": [{"type": "text", "text": "good"}]})]
@@ -189,7 +184,7 @@ async def test_g9_a_handshake_that_fails_leaves_nothing(
     bad.script = {"initialize": [steps]}
     before = both.metric("trunkline_workflows", server=hasty)
     async with Wire(both.url(hasty)) as wire:
-        answer = await wire.post(INITIALIZE)
+        answer = await wire.post(initialize())
         assert (await answer.response())["error"]["code"] in (UNREACHABLE, LOST, FAULT)
         assert "Mcp-Session-Id" not in answer.headers
         bad.script = {"tools/call": [GOOD]}
@@ -201,7 +196,7 @@ async def test_g9_a_handshake_that_fails_leaves_nothing(
 
 async def test_g9_a_server_that_is_not_there_is_told_at_once(both: Gateway) -> None:
     async with Wire(both.url("away")) as wire, Wire(both.url()) as good:
-        answer = await wire.post(INITIALIZE)
+        answer = await wire.post(initialize())
         assert (await answer.response())["error"]["code"] == UNREACHABLE
         await good.open()
         assert text_of(await (await good.call("counter")).response()) == "1"

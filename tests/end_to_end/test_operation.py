@@ -7,6 +7,7 @@ from pathlib import Path
 
 import anyio.to_thread
 import pytest
+from harness.duplex_clients import initialize
 from harness.gateways import Gateway, command, environment, until
 from harness.gateways import gateway as running_gateway
 from harness.ports import free_port
@@ -17,13 +18,6 @@ from harness.upstreams import upstream as running_upstream
 from harness.wire import Wire, text_of
 
 pytestmark = pytest.mark.anyio
-
-INITIALIZE = {
-    "jsonrpc": "2.0",
-    "id": 1,
-    "method": "initialize",
-    "params": {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}},
-}
 
 
 async def until_draining(gateway: Gateway) -> int | None:
@@ -38,7 +32,7 @@ async def test_an_upstream_that_is_away_at_start_is_a_status_and_is_used_once_it
         assert http_status(gateway.port, "/healthz") == 200
         assert http_status(gateway.port, "/readyz") == 200
         async with Wire(gateway.url()) as wire:
-            answer = await wire.post(INITIALIZE)
+            answer = await wire.post(initialize(1))
             message = await answer.response()
             assert answer.status == 200
             assert message["id"] == 1
@@ -88,7 +82,7 @@ async def test_sigterm_refuses_what_is_new(upstream: Upstream, key: str) -> None
             gateway.process.send_signal(signal.SIGTERM)
             assert await until_draining(gateway) is not None
             async with Wire(gateway.url()) as newcomer:
-                refused = await newcomer.post(INITIALIZE)
+                refused = await newcomer.post(initialize())
                 assert refused.status == 503
                 assert refused.headers["Retry-After"]
             later = await (await wire.call("counter", id=b"2")).response()

@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from harness.duplex_clients import initialize
 from harness.gateways import Gateway, bearer, token_settings, until
 from harness.gateways import gateway as running_gateway
 from harness.operators import Operator, both
@@ -20,12 +21,6 @@ from websockets.exceptions import ConnectionClosed
 pytestmark = pytest.mark.anyio
 
 PATIENCE = 10.0
-INITIALIZE = {
-    "jsonrpc": "2.0",
-    "id": 1,
-    "method": "initialize",
-    "params": {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}},
-}
 
 
 @pytest.fixture
@@ -205,7 +200,7 @@ async def nothing_begins(gateway: Gateway, transport: str) -> None:
             elif transport == "sse":
                 refused = await wire.request("GET", path="/../sse", headers={"Accept": "text/event-stream"})
             else:
-                refused = await wire.post(INITIALIZE)
+                refused = await wire.post(initialize())
             status, told = refused.status, (await refused.body()).decode()
     assert status == 404
     assert "there is no server up" in told
@@ -243,7 +238,7 @@ async def test_a_token_that_is_taken_out_ends_its_streams_and_sessions_and_no_ot
             assert gateway.metric("trunkline_refused_total", reason="identity_ended") == 3
             assert (await hers.call("counter")).status == 401
             assert await counted(his) == "2"
-            await his_socket.send(json.dumps(INITIALIZE))
+            await his_socket.send(json.dumps(initialize()))
             async with asyncio.timeout(PATIENCE):
                 assert "result" in json.loads(await his_socket.recv())
         assert gateway.metric("trunkline_workflows_closed_total", reason="revoked") == 1
@@ -309,11 +304,11 @@ async def test_what_only_a_restart_changes_is_named_and_the_rest_holds(operator:
     listener = '[gateway]\nhost = "127.0.0.2"\nallowed_origins = ["https://app.example"]\n[gateway.tls]\n'
     origin = {**bearer("alice"), "Origin": "https://app.example"}
     async with Wire(gateway.url(), origin) as wire:
-        assert (await wire.post(INITIALIZE)).status == 403
+        assert (await wire.post(initialize())).status == 403
         await operator.reload(both(upstream, more=listener))
         assert operator.logged("only a restart changes it: gateway.host") == 1
         assert operator.logged("reloaded: 2 unchanged, gateway.allowed_origins") == 1
-        assert (await wire.post(INITIALIZE)).status == 200
+        assert (await wire.post(initialize())).status == 200
 
 
 @pytest.mark.parametrize("is_changed", [False, True])
@@ -328,7 +323,7 @@ async def test_a_stream_that_was_opened_before_begins_where_its_server_is_as_it_
         own = "stateless = true" if is_changed else ""
         await operator.reload(f"{token_settings(up=upstream.url)}\n{own}")
         path = endpoint.data.partition("/servers/up")[2]
-        body, headers = json.dumps(INITIALIZE).encode(), {"Content-Type": "application/json"}
+        body, headers = json.dumps(initialize()).encode(), {"Content-Type": "application/json"}
         assert (await wire.request("POST", body, headers, path=path)).status == 202
         event = await stream.next_event()
         assert event is not None

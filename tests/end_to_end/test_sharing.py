@@ -1,6 +1,5 @@
 """How far an upstream session is shared: by server, over all transports, and never beyond a principal."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,14 +13,6 @@ pytestmark = pytest.mark.anyio
 
 PATIENCE = 10.0
 CALL = '{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"counter","arguments":{}}}'
-INITIALIZE = json.dumps(
-    {
-        "jsonrpc": "2.0",
-        "id": 0,
-        "method": "initialize",
-        "params": {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}},
-    }
-)
 
 
 async def test_workflows_that_share_are_told_apart_by_their_own_calls(

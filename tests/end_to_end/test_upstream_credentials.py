@@ -14,6 +14,7 @@ import anyio.to_thread
 import jwt
 import pytest
 from harness.authorization import CLIENT, SECRET, AuthorizationServer, GuardedServer, guarded
+from harness.duplex_clients import initialize
 from harness.gateways import Gateway, command, environment, until
 from harness.gateways import gateway as running_gateway
 from harness.upstream_scripted import ScriptedUpstream
@@ -24,13 +25,6 @@ pytestmark = pytest.mark.anyio
 
 UNREACHABLE = -31001
 Write = Callable[[str], Path]
-
-INITIALIZE = {
-    "jsonrpc": "2.0",
-    "id": 1,
-    "method": "initialize",
-    "params": {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}},
-}
 
 
 def table(issuer: AuthorizationServer, server: GuardedServer, **options: str) -> str:
@@ -131,7 +125,7 @@ async def test_a_wrong_secret_is_a_clear_error_and_the_check_shows_it(
         text = table(issuer, server)
         with before(settings_file, text, monkeypatch, "wr0ng secret") as gateway:
             async with Wire(gateway.url()) as wire:
-                error = (await (await wire.post(INITIALIZE)).response())["error"]
+                error = (await (await wire.post(initialize())).response())["error"]
                 assert (error["code"], error["message"]) == (UNREACHABLE, told)
             shown = json.dumps(gateway.fetch_json("/api/servers"))
             assert told in shown
@@ -201,7 +195,7 @@ async def test_g12_a_clients_own_token_never_reaches_a_server(
             for name in ("open", "fixed", "up"):
                 headers = {"Authorization": f"Bearer {CLIENT_TOKEN}", "X-Auth-Subject": "alice", "Cookie": CLIENT_TOKEN}
                 async with Wire(gateway.url(name), headers) as wire:
-                    await wire.post(INITIALIZE)
+                    await wire.post(initialize())
     assert server.authorizations[0] == "Bearer token-1"
     seen = {came.headers.get("authorization") for came in open_server.received}
     assert seen == {None, f"Bearer {SECRET}"}

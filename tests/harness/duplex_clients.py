@@ -26,7 +26,7 @@ class ConnectionCut(Exception):
 
 
 def initialize(
-    id: Any = "open", revision: str = "2025-11-25", capabilities: Mapping[str, Any] | None = None
+    id: Any = 0, revision: str = "2025-11-25", capabilities: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The first message of a client."""
     params = {

@@ -10,6 +10,7 @@ from trunkline.transports.asgi import ASGIApp
 from trunkline.transports.at_once import AtOnce
 
 from harness.asgi_client import Answer, ASGIClient, asgi_client
+from harness.duplex_clients import initialize
 from harness.muxing import ALICE, BOB, Bench, bench
 from harness.whole_requests import offering
 
@@ -32,22 +33,12 @@ def call(id: Any = 1, **arguments: Any) -> dict[str, Any]:
     return {"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": {"name": "x", "arguments": arguments}}
 
 
-def initialize(revision: str = NEWEST, capabilities: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The first message of a client."""
-    params = {
-        "protocolVersion": revision,
-        "capabilities": capabilities or {},
-        "clientInfo": {"name": "t", "version": "1"},
-    }
-    return {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}
-
-
 async def shake_hands(
     client: ASGIClient, revision: str = NEWEST, capabilities: Mapping[str, Any] | None = None, **headers: str
 ) -> Answer:
     """Begin a session anew; from then on the client sends its id."""
     client.headers.pop("mcp-session-id", None)
-    answer = await client.post(initialize(revision, capabilities), headers)
+    answer = await client.post(initialize(revision=revision, capabilities=capabilities), headers)
     assert (await answer.json())["result"]["protocolVersion"] == revision
     client.headers["mcp-session-id"] = answer.headers["mcp-session-id"]
     return answer

@@ -14,16 +14,11 @@ from trunkline.transports.headers import Asked
 from trunkline.transports.link import Link
 from trunkline.transports.outgoing import Due
 
+from harness.duplex_clients import initialize
 from harness.memory_wire import echo
 from harness.muxing import PATIENCE, Bench, bench, settle
 
 NOBODY = Asked(None, None, None)
-
-
-def initialize(id: int | str = 0, capabilities: Any = None, revision: str = "2025-11-25") -> dict[str, Any]:
-    """The first message of a client."""
-    params = {"protocolVersion": revision, "capabilities": capabilities or {}, "clientInfo": {"name": "t"}}
-    return {"jsonrpc": "2.0", "id": id, "method": "initialize", "params": params}
 
 
 class Line:

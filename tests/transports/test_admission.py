@@ -4,7 +4,8 @@ import asyncio
 from contextlib import ExitStack
 
 import pytest
-from harness.endpoint_bench import call, front, initialize, shake_hands
+from harness.duplex_clients import initialize
+from harness.endpoint_bench import call, front, shake_hands
 from harness.muxing import ALICE, BOB, CAROL
 from trunkline.mux.errors import Overloaded
 from trunkline.mux.fairness import Turnstile

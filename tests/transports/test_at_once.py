@@ -7,7 +7,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, NamedTuple
 
 import pytest
-from harness.endpoint_bench import Front, authenticate, call, front, initialize, shake_hands
+from harness.duplex_clients import initialize
+from harness.endpoint_bench import Front, authenticate, call, front, shake_hands
 from harness.gateways import until
 from harness.http_serving import PATIENCE, Connection, connecting, serving
 from trunkline.gateway.http_listening import HTTPListening
@@ -116,7 +117,7 @@ async def test_a_client_that_comes_back_by_its_key_waits_for_no_task() -> None:
         opening = without(headers, "mcp-protocol-version")
         for number in range(3):
             async with connecting(here.port) as connection:
-                connection.post(initialize(REVISION), opening)
+                connection.post(initialize(revision=REVISION), opening)
                 answer = await connection.answer()
                 assert answer.status == 200
                 assert answer.headers["trunkline-workflow-state"] == ("resumed" if number else "created")
@@ -158,7 +159,7 @@ async def test_headers_that_agreed_with_a_session_have_to_agree_with_the_next_on
             other.post(b"", {**keyed, "trunkline-end": "workflow"}, method="DELETE")
             assert (await other.answer()).status == 200
             here.front.server.result["protocolVersion"] = "2025-03-26"
-            other.post(initialize("2025-03-26"), without(keyed, "mcp-protocol-version"))
+            other.post(initialize(revision="2025-03-26"), without(keyed, "mcp-protocol-version"))
             assert (await other.answer()).headers["trunkline-workflow-state"] in ("created", "reset")
             for _ in range(2):
                 other.post(ping, {**keyed, "mcp-protocol-version": "2025-03-26"})
@@ -246,7 +247,10 @@ FAULTS: dict[str, tuple[dict[str, str | None], Any]] = {
     "key": ({"trunkline-workflow": "another"}, call()),
     "no key": ({"mcp-session-id": None, "trunkline-workflow": "not a key"}, call()),
     "opening": ({}, {**initialize(), "params": {"capabilities": {}}}),
-    "opening of another": ({"trunkline-workflow": "another", "mcp-protocol-version": None}, initialize(REVISION)),
+    "opening of another": (
+        {"trunkline-workflow": "another", "mcp-protocol-version": None},
+        initialize(revision=REVISION),
+    ),
     "json": ({}, b"{"),
     "nothing": ({}, b" "),
     "batch": ({}, [call()]),

@@ -9,7 +9,8 @@ import pytest
 from harness.asgi_client import Answer, asgi_client
 from harness.changing import until
 from harness.clustering import Member, Workers, orphaned, started, workers
-from harness.endpoint_bench import call, initialize
+from harness.duplex_clients import initialize
+from harness.endpoint_bench import call
 from harness.memory_wire import echo
 from harness.muxing import settle
 from trunkline.mux.errors import Elsewhere

@@ -4,7 +4,8 @@ from typing import Any
 
 import anyio
 import pytest
-from harness.links import Line, initialize, lines
+from harness.duplex_clients import initialize
+from harness.links import Line, lines
 from harness.memory_wire import message
 from harness.muxing import ALICE, BOB, PATIENCE, settle
 from trunkline.mux.account import Transport
@@ -385,7 +386,7 @@ async def test_another_handshake_is_refused_while_another_connection_is_there() 
         line = await at.open(asked=Asked(None, "k", None))
         await line.begin()
         other = await at.open(asked=Asked(None, "k", None))
-        await other.say(initialize(1, {"roots": {}}))
+        await other.say(initialize(1, capabilities={"roots": {}}))
         [refused] = await other.hear()
         assert refused["error"]["code"] == -32602
         assert "capabilities" in refused["error"]["message"]

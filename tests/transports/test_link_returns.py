@@ -2,7 +2,8 @@
 
 import anyio
 import pytest
-from harness.links import Line, Lines, initialize, lines
+from harness.duplex_clients import initialize
+from harness.links import Line, Lines, lines
 from harness.memory_wire import echo, message
 from harness.muxing import settle
 from trunkline.mux.account import Transport
@@ -409,7 +410,9 @@ async def test_a_handshake_that_begins_anew_while_its_stream_is_cut_keeps_nothin
         await line.begin()
         line.link.close()
         [workflow] = at.at.pool.workflows
-        await Line(Link.of(line.link._config, workflow, "sse", line.link.name)).say(initialize("anew", {"roots": {}}))
+        await Line(Link.of(line.link._config, workflow, "sse", line.link.name)).say(
+            initialize("anew", capabilities={"roots": {}})
+        )
         [anew] = at.at.pool.workflows
         assert anew is not workflow
         assert not anew.is_attached

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from harness import modern_endpoint
 from harness.asgi_client import Answer, ASGIClient, asgi_client
-from harness.endpoint_bench import NEWEST, authenticate, call, front, initialize, shake_hands
+from harness.duplex_clients import initialize
+from harness.endpoint_bench import NEWEST, authenticate, call, front, shake_hands
 from harness.modern_endpoint import (
     DONE,
     META,

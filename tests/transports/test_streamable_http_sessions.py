@@ -3,7 +3,8 @@
 from typing import Any
 
 import pytest
-from harness.endpoint_bench import authenticate, call, front, initialize, opened, shake_hands
+from harness.duplex_clients import initialize
+from harness.endpoint_bench import authenticate, call, front, opened, shake_hands
 from harness.memory_wire import echo
 from harness.muxing import settle
 from trunkline.mux.errors import UpstreamUnreachable

@@ -3,7 +3,8 @@
 from typing import Any
 
 import pytest
-from harness.endpoint_bench import call, front, initialize, opened
+from harness.duplex_clients import initialize
+from harness.endpoint_bench import call, front, opened
 from harness.memory_wire import echo
 from harness.muxing import patience, settle
 from trunkline.transports import http_endpoint, streamable_request
