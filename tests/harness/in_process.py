@@ -3,9 +3,12 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import uvicorn
+
+from harness.ports import bound_socket
 
 
 class InProcessServer(uvicorn.Server):
@@ -22,3 +25,17 @@ class InProcessServer(uvicorn.Server):
             for connection in connections:
                 connection.transport.abort()
             await asyncio.sleep(0)
+
+
+@contextlib.asynccontextmanager
+async def serving(app: Any, **options: Any) -> AsyncIterator[int]:
+    """An ASGI application in the test's own event loop, with these options of uvicorn; its port."""
+    listener = bound_socket()
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=2, **options))
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign]
+    task = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        await task

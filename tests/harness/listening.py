@@ -1,11 +1,9 @@
 """The endpoints of two servers in memory, `x` and `y`, on a real socket: uvicorn in the test's own event loop."""
 
-import asyncio
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from typing import Any
 
-import uvicorn
 from trunkline.gateway.http_listening import HTTPListening
 from trunkline.gateway.websockets import PingingWebSocket
 from trunkline.mux.limits import MAX_BODY_BYTES
@@ -17,10 +15,10 @@ from trunkline.transports.sse import SSEEndpoint
 from trunkline.transports.streamable_http import StreamableHTTPEndpoint
 from trunkline.transports.websocket import WebSocketEndpoint
 
+from harness import in_process
 from harness.changing import until
 from harness.endpoint_bench import authenticate
 from harness.muxing import Bench, bench
-from harness.ports import bound_socket
 
 
 class Served:
@@ -66,26 +64,11 @@ class Endpoints:
 @asynccontextmanager
 async def serving(app: Any, *, ws: Any = PingingWebSocket, **options: Any) -> AsyncIterator[int]:
     """An ASGI application under uvicorn, as the gateway serves it; its port."""
-    listener = bound_socket()
     options.setdefault("http", HTTPListening(Statistics()).protocol)
-    config = uvicorn.Config(
-        app,
-        ws=ws,
-        ws_max_size=MAX_BODY_BYTES,
-        ws_per_message_deflate=False,
-        lifespan="off",
-        log_config=None,
-        timeout_graceful_shutdown=2,
-        **options,
-    )
-    server = uvicorn.Server(config)
-    server.capture_signals = nullcontext  # type: ignore[method-assign]
-    task = asyncio.create_task(server.serve(sockets=[listener]))
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        server.should_exit = True
-        await task
+    async with in_process.serving(
+        app, ws=ws, ws_max_size=MAX_BODY_BYTES, ws_per_message_deflate=False, lifespan="off", **options
+    ) as port:
+        yield port
 
 
 @asynccontextmanager

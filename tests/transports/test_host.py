@@ -4,15 +4,15 @@ import asyncio
 import json
 import re
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import anyio
 import pytest
-import uvicorn
 from contract.wire import Receiver, Session
-from harness.ports import bound_socket
+from harness.duplex_clients import initialize
+from harness.in_process import serving
 from harness.wire import Wire, text_of
 from mcp import ClientSession
 from mcp.client.sse import sse_client
@@ -30,21 +30,23 @@ pytestmark = pytest.mark.anyio
 
 PAGE = Path(__file__).parents[2] / "docs" / "embedding.md"
 PATIENCE = 10.0
+OPENED = {"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}, "serverInfo": {"name": "t", "version": "1"}}
+PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
+
+
+def log(data: object) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "info", "data": data}}
+
+
+def answer(message: dict[str, Any], result: object) -> dict[str, Any]:
+    return {"jsonrpc": "2.0", "id": message["id"], "result": result}
 
 
 @asynccontextmanager
 async def listening(app: Any) -> AsyncIterator[str]:
     """An ASGI application under uvicorn; where it listens."""
-    socket = bound_socket()
-    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=2, ws="websockets-sansio")
-    server = uvicorn.Server(config)
-    server.capture_signals = nullcontext  # type: ignore[method-assign]
-    task = asyncio.create_task(server.serve(sockets=[socket]))
-    try:
-        yield f"127.0.0.1:{socket.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        await task
+    async with serving(app, ws="websockets-sansio") as port:
+        yield f"127.0.0.1:{port}"
 
 
 def mounted(host: Host) -> Starlette:
@@ -69,23 +71,14 @@ class Application:
             async for message in transport.receive_message():
                 self.received.append(message)
                 if message.get("method") == "initialize":
-                    result: dict[str, Any] = {
-                        "protocolVersion": message["params"]["protocolVersion"],
-                        "capabilities": {"tools": {}},
-                        "serverInfo": {"name": "test", "version": "1"},
-                    }
+                    result: dict[str, Any] = OPENED | {"protocolVersion": message["params"]["protocolVersion"]}
                 elif message.get("method") == "tools/call":
                     calls += 1
-                    log = {
-                        "jsonrpc": "2.0",
-                        "method": "notifications/message",
-                        "params": {"level": "info", "data": calls},
-                    }
-                    await transport.send_message(log, request_id=message["id"])
+                    await transport.send_message(log(calls), request_id=message["id"])
                     result = {"content": [{"type": "text", "text": f"{type(transport).__name__} {calls}"}]}
                 else:
                     continue
-                await transport.send_message({"jsonrpc": "2.0", "id": message["id"], "result": result})
+                await transport.send_message(answer(message, result))
         finally:
             self.ended += 1
 
@@ -119,16 +112,14 @@ async def test_g10_an_application_that_takes_nothing_is_sent_no_more(
         await transport.connect()
         messages = transport.receive_message()
         asked = await anext(messages)
-        opened = {"protocolVersion": "2025-11-25", "capabilities": {}, "serverInfo": {"name": "test", "version": "1"}}
-        await transport.send_message({"jsonrpc": "2.0", "id": asked["id"], "result": opened})
+        await transport.send_message(answer(asked, OPENED))
         await anyio.sleep_forever()
 
     async with (
         listening(mounted(Host(serve))) as address,
         connect(f"ws://{address}/tools/ws", subprotocols=["mcp"]) as socket,
     ):
-        hello = {"protocolVersion": "2025-11-25", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
-        await socket.send(json.dumps({"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": hello}))
+        await socket.send(json.dumps(initialize()))
         with anyio.fail_after(PATIENCE):
             await socket.recv()
             for n in (1, 2):
@@ -218,9 +209,7 @@ async def test_each_class_says_where_its_conversation_began() -> None:
         async with sse_client(f"http://{address}/tools/sse") as (read, write), ClientSession(read, write) as session:
             await session.initialize()
         async with connect(f"ws://{address}/tools/ws", subprotocols=["mcp"]) as socket:
-            await socket.send(
-                '{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-06-18","capabilities":{}}}'
-            )
+            await socket.send(json.dumps(initialize(revision="2025-06-18")))
             async with asyncio.timeout(PATIENCE):
                 await socket.recv()
             assert socket.response is not None
@@ -277,12 +266,7 @@ async def test_an_application_that_returns_or_fails_ends_its_conversation_alone(
         await transport.connect()
         async for message in transport.receive_message():
             if message.get("method") == "initialize":
-                result = {
-                    "protocolVersion": "2025-06-18",
-                    "capabilities": {},
-                    "serverInfo": {"name": "x", "version": "1"},
-                }
-                await transport.send_message({"jsonrpc": "2.0", "id": message["id"], "result": result})
+                await transport.send_message(answer(message, OPENED | {"protocolVersion": "2025-06-18"}))
             elif message.get("method") == "tools/call":
                 if message["params"]["name"] == "fail":
                     raise ValueError("a defect of the application")
@@ -292,7 +276,7 @@ async def test_an_application_that_returns_or_fails_ends_its_conversation_alone(
                     given_up = asyncio.get_running_loop().create_future()
                     given_up.cancel()
                     await given_up
-                await transport.send_message({"jsonrpc": "2.0", "id": message["id"], "result": {"content": []}})
+                await transport.send_message(answer(message, {"content": []}))
 
     host = Host(serve)
     async with listening(mounted(host)) as address, Wire(f"http://{address}/tools/mcp") as other:
@@ -316,21 +300,14 @@ async def test_conversations_that_end_soon_hold_no_other_back(when: str, fails: 
                     raise ValueError("a defect of the application")
                 return
             if "id" in message:
-                opened = {
-                    "protocolVersion": "2025-06-18",
-                    "capabilities": {},
-                    "serverInfo": {"name": "x", "version": "1"},
-                }
-                await transport.send_message({"jsonrpc": "2.0", "id": message["id"], "result": opened})
+                await transport.send_message(answer(message, OPENED | {"protocolVersion": "2025-06-18"}))
 
     host = Host(serve)
-    params = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
-    initialize = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}
     async with listening(mounted(host)) as address:
         for _ in range(6):
             async with Wire(f"http://{address}/tools/mcp") as wire:
                 if when == "initialize":
-                    ended = await (await wire.post(initialize)).response()
+                    ended = await (await wire.post(initialize(revision="2025-06-18"))).response()
                 else:
                     await wire.open("2025-06-18")
                     ended = await (await wire.call("x")).response()
@@ -343,7 +320,7 @@ async def test_only_what_is_named_is_served() -> None:
     application = Application()
     async with listening(mounted(Host(application.serve, SSETransport))) as address:
         async with Wire(f"http://{address}/tools/mcp") as wire:
-            answer = await wire.post({"jsonrpc": "2.0", "id": 1, "method": "ping"})
+            answer = await wire.post(PING)
             assert (answer.status, await answer.body()) == (404, b"MCP is served at /tools/sse, /tools/message")
         with pytest.raises(InvalidStatus):
             async with connect(f"ws://{address}/tools/ws", subprotocols=["mcp"]):
@@ -368,7 +345,7 @@ async def test_a_root_path_that_is_not_in_the_path_changes_nothing() -> None:
         async with connect(f"ws://{address}/tools/ws", subprotocols=["mcp"]):
             pass
         async with Wire(f"http://{address}/tools/other/mcp") as wire:
-            answer = await wire.post({"jsonrpc": "2.0", "id": 1, "method": "ping"})
+            answer = await wire.post(PING)
             assert (answer.status, (await answer.body())[:31]) == (404, b"MCP is served at /api/tools/mcp")
 
 
@@ -376,16 +353,14 @@ async def test_a_foreign_page_is_refused() -> None:
     async with listening(mounted(Host(Application().serve))) as address:
         url = f"http://{address}/tools/mcp"
         async with Wire(url, {"Origin": "https://evil.example"}) as wire:
-            assert (await wire.post({"jsonrpc": "2.0", "id": 1, "method": "ping"})).status == 403
+            assert (await wire.post(PING)).status == 403
 
 
 async def test_the_end_of_the_host_ends_what_lives() -> None:
     application = Application()
     async with listening(mounted(Host(application.serve))) as address:
         socket = await connect(f"ws://{address}/tools/ws", subprotocols=["mcp"])
-        await socket.send(
-            '{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"protocolVersion":"2025-06-18","capabilities":{}}}'
-        )
+        await socket.send(json.dumps(initialize(revision="2025-06-18")))
         async with asyncio.timeout(PATIENCE):
             await socket.recv()
     with pytest.raises(ConnectionClosed):
@@ -468,15 +443,13 @@ async def test_what_is_no_json_is_not_sent_and_the_request_can_still_be_answered
         async for message in transport.receive_message():
             if "id" not in message:
                 continue
-            opened = {"protocolVersion": "2025-11-25", "capabilities": {}, "serverInfo": {"name": "t", "version": "1"}}
             for result in (float("nan"), object(), "\ud800"):
                 try:
-                    await transport.send_message({"jsonrpc": "2.0", "id": message["id"], "result": {"x": result}})
+                    await transport.send_message(answer(message, {"x": result}))
                 except (TypeError, ValueError) as error:
                     refused.append(type(error))
-            log = {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "info", "data": "still"}}
-            await transport.send_message(log, request_id=message["id"])
-            await transport.send_message({"jsonrpc": "2.0", "id": message["id"], "result": opened})
+            await transport.send_message(log("still"), request_id=message["id"])
+            await transport.send_message(answer(message, OPENED))
 
     async with listening(mounted(Host(serve))) as address, Wire(f"http://{address}/tools/mcp") as wire:
         await wire.open()
@@ -521,7 +494,7 @@ async def test_g12_who_is_no_principal_is_not_served_and_the_log_says_why(
 ) -> None:
     host = Host(nothing, authenticate=lambda headers: given)
     async with listening(mounted(host)) as address, Wire(f"http://{address}/tools/mcp") as wire:
-        assert (await wire.post({"jsonrpc": "2.0", "id": 1, "method": "ping"})).status == 500
+        assert (await wire.post(PING)).status == 500
     [told] = [record for record in caplog.records if record.exc_info]
     assert told.exc_info is not None
     assert str(told.exc_info[1]) == f"authenticate returns a Principal, or raises Unauthorized; it gave {kind}"
@@ -544,10 +517,8 @@ async def test_what_is_no_message_is_not_sent_and_who_did_not_connect_is_told_to
             return
 
     host = Host(serve)
-    params = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": {"name": "t", "version": "1"}}
     async with listening(mounted(host)) as address, Wire(f"http://{address}/tools/mcp") as wire:
-        initialize = {"jsonrpc": "2.0", "id": 0, "method": "initialize", "params": params}
-        assert (await (await wire.post(initialize)).response())["error"]["code"] == -31002
+        assert (await (await wire.post(initialize(revision="2025-06-18"))).response())["error"]["code"] == -31002
     assert said == ["a message is a dictionary, not str", 'a message has "jsonrpc": "2.0"']
 
 

@@ -5,12 +5,11 @@ import gc
 import json
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-import uvicorn
-from harness.ports import bound_socket
+from harness.in_process import serving
 from starlette.applications import Starlette
 from starlette.routing import WebSocketRoute
 from starlette.websockets import WebSocket
@@ -50,17 +49,9 @@ class Gateway:
 
 @asynccontextmanager
 async def relayed(gateway: Gateway) -> AsyncIterator[str]:
-    socket = bound_socket()
     app = Starlette(routes=[WebSocketRoute("/ws", gateway.serve)])
-    config = uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=2, ws="websockets-sansio")
-    server = uvicorn.Server(config)
-    server.capture_signals = nullcontext  # type: ignore[method-assign]
-    task = asyncio.create_task(server.serve(sockets=[socket]))
-    try:
-        yield f"ws://127.0.0.1:{socket.getsockname()[1]}/ws"
-    finally:
-        server.should_exit = True
-        await task
+    async with serving(app, ws="websockets-sansio") as port:
+        yield f"ws://127.0.0.1:{port}/ws"
 
 
 async def ask(socket: ClientConnection, text: str) -> Any:
