@@ -15,7 +15,7 @@ import pytest
 from aiohttp import ClientError
 from harness.duplex_clients import DuplexClient, SocketClient, SSEClient, initialize
 from harness.gateways import Gateway, gateway, until
-from harness.hosts import Hosts, Patient, elsewhere, hosts, is_kept, kill, pause, resume
+from harness.hosts import Hosts, Patient, elsewhere, hosts, is_kept, kill, paused
 from harness.raw_upstreams import RawUpstream, Transport, raw_upstream
 from harness.redis_server import RedisServer
 from harness.upstreams import Upstream
@@ -233,17 +233,13 @@ async def test_g7_a_worker_that_was_stopped_writes_nothing_once_another_one_has_
             except ClientError:  # its connection was idle for longer than one is kept
                 late.append(0)
 
-        pause(first)
-        try:
-            async with anyio.create_task_group() as tasks:
+        async with anyio.create_task_group() as tasks:
+            with paused(first):
                 for n in range(100, 110):
                     tasks.start_soon(call, n)  # the kernel takes them
                 await anyio.sleep(pause_seconds)
                 opened = await fresh.open("2025-06-18", name=key)
                 assert opened.headers["Trunkline-Workflow-State"] == "reset"
-                resume(first)
-        finally:
-            resume(first)
         assert "result" in await number(fresh, 2)
     assert len(late) == 10
     for told in late:
@@ -264,14 +260,11 @@ async def test_g7_a_worker_that_was_stopped_brings_back_nothing_that_has_ended(
         await wire.open("2025-06-18")
         fresh = await stack.enter_async_context(elsewhere(second, wire, server))
         before = first.metrics().get(removed, 0)
-        pause(first)
-        try:
+        with paused(first):
             await anyio.sleep(PAUSE)
             if server == "up":  # the second one takes it over, and its client ends it
                 assert (await fresh.delete()).status == 200
             assert (await fresh.call("counter")).status == 404
-        finally:
-            resume(first)
         await until(lambda: first.metrics().get(removed, 0) == before + 1)
         for each in (wire, fresh):
             assert (await each.call("counter")).status == 404
@@ -285,11 +278,8 @@ async def test_g7_a_worker_that_was_stopped_goes_on_where_nobody_gave_its_sessio
         await wire.open("2025-06-18", name=key)
         fresh = await stack.enter_async_context(elsewhere(second, wire, "stdio"))
         assert "result" in await number(fresh, 1)
-        pause(first)
-        try:
+        with paused(first):
             await anyio.sleep(PAUSE)
-        finally:
-            resume(first)
         told = await number(wire, 2)
         with anyio.fail_after(PATIENCE):
             while "error" in told:
@@ -381,12 +371,9 @@ async def test_a_message_for_a_stream_that_ended_with_the_pause_of_its_worker_go
     async with SSEClient(first.server_url("up")) as client, SSEClient(second.server_url("up")) as fresh:
         await client.open()
         fresh.last_event_id = client.last_event_id
-        pause(first)
-        try:
+        with paused(first):
             await anyio.sleep(PAUSE)
             assert (await fresh.post(call, endpoint=client.endpoint)).status == 404, "as where its worker is dead"
-        finally:
-            resume(first)
         await client.over()
         for one in (fresh, client):
             assert (await one.post(call, endpoint=client.endpoint)).status == 404
@@ -499,13 +486,10 @@ async def test_g5_g6_a_call_of_a_shared_session_that_went_to_another_worker_is_t
         last = answer.last_event_id
         answer.cut()
         before = first.metrics().get(taken_over, 0)
-        pause(first)
-        try:
+        with paused(first):
             await anyio.sleep(PAUSE)
             fresh = await stack.enter_async_context(elsewhere(second, one, "parted"))
             assert text_of(await (await fresh.call("counter")).response()) == "1"
-        finally:
-            resume(first)
         await until(lambda: first.metrics().get(taken_over, 0) == before + 2)
         upstream.open(key)
         for host in (second, first):

@@ -43,14 +43,14 @@ def kill(host: Gateway) -> None:
     host.process.wait(10)
 
 
-def pause(host: Gateway) -> None:
-    """SIGSTOP: its connections stay, and it does nothing."""
+@contextmanager
+def paused(host: Gateway) -> Iterator[None]:
+    """SIGSTOP, for the length of the context: its connections stay, and it does nothing."""
     host.process.send_signal(signal.SIGSTOP)
-
-
-def resume(host: Gateway) -> None:
-    """SIGCONT."""
-    host.process.send_signal(signal.SIGCONT)
+    try:
+        yield
+    finally:
+        host.process.send_signal(signal.SIGCONT)
 
 
 class Patient(Wire):
