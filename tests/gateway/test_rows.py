@@ -189,8 +189,7 @@ async def test_what_several_begin_with_names_them_and_a_whole_handle_is_one() ->
 
 
 async def test_a_workflow_that_shares_with_nobody_is_compared_with_the_nearest_before_it() -> None:
-    async with bench() as at:
-        at.server.on_request = echo
+    async with bench(on_request=echo) as at:
         first = await opened(at)
         told = told_of(at, first.workflow)
         assert (told["initialize"]["result"], told["initialize"]["reason"]) == ("miss", "own")
@@ -289,8 +288,7 @@ async def test_a_limit_is_the_reason_for_a_refusal() -> None:
 
 
 async def test_a_session_that_was_lost_is_opened_anew_and_both_are_told() -> None:
-    async with bench(reuse="user") as at:
-        at.server.on_request = echo
+    async with bench(reuse="user", on_request=echo) as at:
         client = await opened(at)
         at.server.sessions[0].receiver.lost(SessionLost("s3cret", executed="unknown"))
         assert told_of(at, client.workflow)["timeline"][-1]["what"] == "lost"
@@ -336,8 +334,7 @@ async def test_a_workflow_that_began_anew_tells_what_became_of_the_one_before() 
 
 
 async def test_a_workflow_that_ended_tells_why_and_what_it_met() -> None:
-    async with bench() as at:
-        at.server.on_request = echo
+    async with bench(on_request=echo) as at:
         client = await opened(at)
         await at.pool.end(client.workflow, "evicted")
         told = told_of(at, client.workflow)

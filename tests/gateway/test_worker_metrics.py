@@ -210,8 +210,7 @@ def test_a_name_that_could_be_another_file_is_refused(tmp_path: Path, name: str)
 
 @pytest.mark.anyio
 async def test_whoever_is_scraped_tells_what_all_have_counted_and_hold(tmp_path: Path) -> None:
-    async with bench() as at:
-        at.server.on_request = echo
+    async with bench(on_request=echo) as at:
         client = await at.client()
         await client.answer(client.call())
         with workers(tmp_path, 1) as [process]:

@@ -11,7 +11,7 @@ Nobody beats but by `beat`.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -34,6 +34,7 @@ from trunkline.mux.upstream import Upstream
 from trunkline.mux.workflow import Workflow
 
 from harness.changing import until
+from harness.memory_wire import Exchange as ServersExchange
 from harness.memory_wire import MemoryServer, Session, echo, message
 from harness.muxing import PATIENCE, Client, Clock, begin, position, settle
 from harness.shared_memory import SharedMemoryDirectory
@@ -196,6 +197,21 @@ class Workers:
                     tuple(member.pool._sweep.look_after(self.clock()))
             await settle()
 
+    async def lose(self, member: Member) -> None:
+        """A worker is killed, and its lease ends."""
+        member.kill()
+        await self.pass_time(LEASE_SECONDS)
+
+    async def drain(self, member: Member) -> None:
+        """A worker drains."""
+        await member.pool.drain(1)
+        await settle()
+
+    async def interrupt(self) -> None:
+        """The directory's word of changes was interrupted."""
+        self.directory._tell("")
+        await settle()
+
     async def serve(self, session_id: str, first: Member, concern: Concern = WHOLE) -> tuple[Member, Workflow]:
         """Where a request is served that comes to this worker, as forwarding finds it."""
         member = first
@@ -272,9 +288,12 @@ async def workers(*, movable: bool = True, stateless: bool = False, **pooling: A
 
 
 @asynccontextmanager
-async def started(count: int, **settings: Any) -> AsyncIterator[tuple[Workers, *tuple[Member, ...]]]:
+async def started(
+    count: int, *, on_request: Callable[[ServersExchange], None] | None = None, **settings: Any
+) -> AsyncIterator[tuple[Workers, *tuple[Member, ...]]]:
     """A bench with so many workers."""
     async with workers(**settings) as at:
+        at.server.on_request = on_request
         for _ in range(count):
             await at.start()
         yield at, *at.all
@@ -283,8 +302,7 @@ async def started(count: int, **settings: Any) -> AsyncIterator[tuple[Workers, *
 @asynccontextmanager
 async def two(**settings: Any) -> AsyncIterator[tuple[Workers, Member, Member, str]]:
     """A bench with two workers, and the session id of a workflow that the first one holds."""
-    async with started(2, **settings) as (at, a, b):
-        at.server.on_request = echo
+    async with started(2, on_request=echo, **settings) as (at, a, b):
         yield at, a, b, (await a.client()).workflow.record.session_id
 
 
@@ -293,9 +311,7 @@ async def orphaned(
     principal: Principal = ANONYMOUS, **settings: Any
 ) -> AsyncIterator[tuple[Workers, Member, Member, str]]:
     """A bench with two workers that live, and the session id of a workflow whose worker is dead."""
-    async with started(3, **settings) as (at, a, b, c):
-        at.server.on_request = echo
+    async with started(3, on_request=echo, **settings) as (at, a, b, c):
         session_id = (await a.client(principal)).workflow.record.session_id
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await at.lose(a)
         yield at, b, c, session_id

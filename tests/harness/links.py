@@ -99,6 +99,12 @@ class Lines:
         self._open.append(link)
         return Line(link)
 
+    async def begun(self, *options: Any, **named: Any) -> Line:
+        """The same, with a workflow of its own."""
+        line = await self.open(*options, **named)
+        await line.begin()
+        return line
+
     async def back(self, line: Line, count: int | None = None, **options: Any) -> Line:
         """Another WebSocket for the workflow of one that was cut."""
         last = None if count is None else str(count)

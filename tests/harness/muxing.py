@@ -25,6 +25,7 @@ from trunkline.mux.upstream import Upstream
 from trunkline.mux.workflow import Workflow
 
 from harness.changing import Changing
+from harness.memory_wire import Exchange as ServersExchange
 from harness.memory_wire import MemoryServer
 
 PATIENCE: Final = 10.0
@@ -366,10 +367,12 @@ async def bench(
     stateless: bool = False,
     revision: str = "2025-11-25",
     total_bytes: int = 1 << 20,
+    on_request: Callable[[ServersExchange], None] | None = None,
     **pooling: Any,
 ) -> AsyncIterator[Bench]:
     """A bench for one test; when the test is over, everything must have returned to zero."""
     made = Bench(Pooling(**pooling), stateless=stateless, revision=revision, total_bytes=total_bytes)
+    made.server.on_request = on_request
     async with made.server.running(), made.other.running():
         async with made.pool.running():
             yield made

@@ -28,8 +28,7 @@ DOWN = UpstreamUnreachable("connection refused", executed="no")
 
 @pytest.mark.parametrize("reuse", ["user", "workflow"])
 async def test_a_call_that_a_lost_session_refused_opens_none_past_the_circuit(reuse: str) -> None:
-    async with bench(reuse=reuse, stateless=True) as at:
-        at.server.on_request = echo
+    async with bench(reuse=reuse, stateless=True, on_request=echo) as at:
         client = await at.client(ALICE)
         for _ in range(MAX_FAILURES - 1):
             at.server.session.forget()
@@ -170,8 +169,7 @@ async def test_a_probe_that_is_given_up_lets_the_next_one_try() -> None:
 
 
 async def test_g9_a_flapping_server_costs_its_calls_an_answer_and_is_left_alone() -> None:
-    async with bench(stateless=True) as at:
-        at.server.on_request = echo
+    async with bench(stateless=True, on_request=echo) as at:
         client = await at.client(ALICE)
         for _ in range(3):
             at.server.session.receiver.lost(SessionLost("it died", executed="unknown"))

@@ -5,7 +5,6 @@ from harness.clustering import started
 from harness.memory_wire import echo
 from harness.muxing import ALICE
 from trunkline.mux.cluster import BESIDE_SECONDS
-from trunkline.mux.directory import LEASE_SECONDS
 from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, Overloaded
 from trunkline.mux.opening import MAX_ASKED
 from trunkline.mux.placement import CALLS
@@ -32,8 +31,7 @@ async def test_g10_a_number_of_a_servers_own_bounds_what_is_served_of_it_beside_
 
 
 async def test_g10_what_is_in_use_at_another_worker_does_not_give_way_to_a_newcomer() -> None:
-    async with started(2, max_workflows_per_user=2) as (at, a, b):
-        at.server.on_request = echo
+    async with started(2, max_workflows_per_user=2, on_request=echo) as (at, a, b):
         used, left = [(await a.client(ALICE)).workflow for _ in range(2)]
         interval = touch_interval(used.pooling)
         for _ in range(30):
@@ -102,8 +100,7 @@ async def test_g10_a_newcomer_asks_of_a_few_that_may_be_in_use_elsewhere() -> No
 
 
 async def test_g10_where_no_other_worker_lives_its_own_touch_keeps_nothing_from_giving_way() -> None:
-    async with started(1, max_workflows_per_user=1) as (at, a):
-        at.server.on_request = echo
+    async with started(1, max_workflows_per_user=1, on_request=echo) as (at, a):
         client = await a.client(ALICE)
         interval = touch_interval(client.workflow.pooling)
         await at.pass_time(interval)
@@ -117,8 +114,7 @@ async def test_g10_where_no_other_worker_lives_its_own_touch_keeps_nothing_from_
 
 
 async def test_g10_what_was_used_here_last_and_is_in_use_at_another_worker_does_not_give_way() -> None:
-    async with started(2, max_workflows_per_user=1) as (at, a, b):
-        at.server.on_request = echo
+    async with started(2, max_workflows_per_user=1, on_request=echo) as (at, a, b):
         client = await a.client(ALICE)
         session_id, interval = client.workflow.record.session_id, touch_interval(client.workflow.pooling)
         await at.pass_time(interval - 10)
@@ -135,15 +131,13 @@ async def test_g10_what_was_used_here_last_and_is_in_use_at_another_worker_does_
 
 
 async def test_g10_what_another_worker_served_that_has_just_died_does_not_give_way() -> None:
-    async with started(2, max_workflows_per_user=1) as (at, a, b):
-        at.server.on_request = echo
+    async with started(2, max_workflows_per_user=1, on_request=echo) as (at, a, b):
         session_id = (await a.client(ALICE)).workflow.record.session_id
         await at.pass_time(EVICTABLE_AFTER)
         beside = await b.find(session_id, CALLS, ALICE)
         await beside.answer(beside.call())
         await at.pass_time(TOUCH_SECONDS)
-        b.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await at.lose(b)
         with pytest.raises(Overloaded):
             await a.client(ALICE)
 

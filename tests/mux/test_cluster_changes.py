@@ -108,8 +108,7 @@ async def test_a_session_that_no_worker_can_go_on_with_any_longer_is_not_tried_a
 
 
 async def test_settings_are_kept_for_those_who_are_served_beside_their_holder_under_them() -> None:
-    async with started(2, reuse="none", resume_window=30) as (at, a, b):
-        at.server.on_request = echo
+    async with started(2, reuse="none", resume_window=30, on_request=echo) as (at, a, b):
         client = await b.beside((await a.client()).workflow.record.session_id)
         await client.answer(client.call())
         b.reconfigure()
@@ -123,8 +122,7 @@ async def test_settings_are_kept_for_those_who_are_served_beside_their_holder_un
 
 
 async def test_what_ends_while_a_change_of_its_record_is_on_its_way_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with started(1, reuse="user") as (at, a):
-        at.server.on_request = echo
+    async with started(1, reuse="user", on_request=echo) as (at, a):
         client = await a.client(ALICE, key="chat")
         noting = await noted_later(at, client, monkeypatch)
         await a.pool.end(client.workflow, "deleted")
@@ -138,8 +136,7 @@ async def test_what_ends_while_a_change_of_its_record_is_on_its_way_is_removed(m
 async def test_what_ends_while_its_record_changes_is_removed_though_the_directory_fails_at_first(
     fails: int, later: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with started(1, reuse="user") as (at, a):
-        at.server.on_request = echo
+    async with started(1, reuse="user", on_request=echo) as (at, a):
         client = await a.client(ALICE, key="chat")
         noting = await noted_later(at, client, monkeypatch)
         a.view.fails_at = a.view.calls + fails
@@ -154,8 +151,7 @@ async def test_what_ends_while_its_record_changes_is_removed_though_the_director
 async def test_g8_what_is_let_go_while_a_change_of_its_record_is_on_its_way_is_taken_over_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with started(1, reuse="user") as (at, a):
-        at.server.on_request = echo
+    async with started(1, reuse="user", on_request=echo) as (at, a):
         client = await a.client(ALICE)
         noting = await noted_later(at, client, monkeypatch)
         await a.pool.drain(0)

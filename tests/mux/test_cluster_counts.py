@@ -5,7 +5,6 @@ import json
 import pytest
 from harness.clustering import QUESTION, Member, Workers, carried, journal, notice, resume, started, streamed, two
 from harness.muxing import initialize
-from trunkline.mux.directory import LEASE_SECONDS
 from trunkline.mux.duplex import Duplex
 from trunkline.mux.envelope import parse
 from trunkline.mux.limits import EventLogLimits
@@ -24,8 +23,7 @@ async def socket_at(member: Member, session_id: str) -> Duplex:
 async def dies(at: Workers, member: Member) -> None:
     """The journal has what this worker knows; then it is gone, and its lease over."""
     await journal(member)
-    member.kill()
-    await at.pass_time(LEASE_SECONDS)
+    await at.lose(member)
 
 
 @pytest.mark.parametrize(("count", "missed"), [(2, [1, 2, 3]), (3, [2, 3]), (4, [2, 3]), (5, [3]), (6, [3]), (7, [])])

@@ -47,8 +47,7 @@ async def test_g7_what_a_directory_lost_of_a_workflow_is_told_to_it_again() -> N
         assert await at.directory.get(session_id) == client.workflow.record
         beside = await b.beside(session_id)
         assert "result" in await beside.answer(beside.call())
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await at.lose(a)
         again = await b.find(session_id)
         assert "result" in await again.answer(again.call())
         ids = [exchange.id for exchange in at.server.of("tools/call")]
@@ -60,15 +59,13 @@ async def test_g7_what_nobody_seems_to_hold_is_left_to_who_may_be_about_to_tell_
     """Where no other one may have parts of it, who lives is not asked for."""
     async with started(3, movable=False, stateless=True) as (at, a, b, c):
         session_id = (await a.client()).workflow.record.session_id
-        await a.pool.drain(1)
-        await settle()
+        await at.drain(a)
         let_go = await at.directory.get(session_id)
         assert let_go is not None
         held = (await b.find(session_id)).workflow
         at.directory.go_back(let_go)
         b.view.is_cut = True
-        at.directory._tell("")
-        await settle()
+        await at.interrupt()
         with pytest.raises(DirectoryUnavailable):
             await c.find(session_id)
         b.view.is_cut = False
@@ -112,8 +109,7 @@ async def test_g7_a_record_that_was_lost_unnoticed_is_told_again(by: str) -> Non
             at.clock.advance(MAX_STALENESS + 0.1)
             assert await a.pool.lookup.find(ANONYMOUS, "x", session_id) is workflow
         else:
-            at.directory._tell("")
-            await settle()
+            await at.interrupt()
         assert await at.directory.get(session_id) == workflow.record
         await b.beat()
         beside = await b.beside(session_id)
@@ -125,8 +121,7 @@ async def test_g7_it_is_told_again_though_that_fails_at_first_and_nobody_uses_it
         await at.pass_time(1)
         at.directory.forget(session_id)
         a.view.fails_at = a.view.calls + 1
-        at.directory._tell("")
-        await settle()
+        await at.interrupt()
         await at.pass_time(LEASE_SECONDS + 1)
         beside = await b.beside(session_id)
         assert "result" in await beside.answer(beside.call())
@@ -138,8 +133,7 @@ async def test_g7_it_is_told_again_though_it_was_used_while_the_directory_was_aw
         await at.pass_time(1)
         at.directory.forget(session_id)
         a.view.is_cut = True
-        at.directory._tell("")
-        await settle()
+        await at.interrupt()
         await a.find(session_id)
         a.view.is_cut = False
         await at.pass_time(LEASE_SECONDS + 1)
@@ -188,8 +182,7 @@ async def test_g7_what_was_lost_is_told_again_many_at_a_time_and_not_all_at_once
         monkeypatch.setattr(at.directory, "get", slow)
         for workflow in mine:
             at.directory.forget(workflow.record.session_id)
-        at.directory._tell("")
-        await settle()
+        await at.interrupt()
         at.directory._tell("")
         tuple(a.pool._sweep.look_after(at.clock()))
         await settle()
@@ -208,8 +201,7 @@ async def test_g7_nothing_is_unknown_before_those_who_hold_it_can_have_told_it_a
         at.directory.publish = away  # type: ignore[method-assign]
         for lost in (session_id, keyed.record.session_id):
             at.directory.forget(lost)
-        at.directory._tell("")
-        await settle()
+        await at.interrupt()
         assert (await b.beside(session_id)).workflow is beside.workflow
         assert "result" in await beside.answer(beside.call())
         with pytest.raises(DirectoryUnavailable):
@@ -217,8 +209,7 @@ async def test_g7_nothing_is_unknown_before_those_who_hold_it_can_have_told_it_a
         with pytest.raises(DirectoryUnavailable):
             await b.client(ALICE, key="chat")
         at.directory.publish = publish  # type: ignore[method-assign]
-        at.directory._tell("")
-        await settle()
+        await at.interrupt()
         with pytest.raises(Elsewhere):
             await b.find(session_id)
         with pytest.raises(Elsewhere):
@@ -242,11 +233,9 @@ async def test_all_is_compared_once_the_newest_first_for_each_time_that_somethin
             return await get(session_id)
 
         at.directory.get = slow  # type: ignore[method-assign]
-        at.directory._tell("")
-        await settle()
+        await at.interrupt()
         assert asked == [newest]
-        at.directory._tell("")
-        await settle()
+        await at.interrupt()
         assert asked == [newest], "it is compared again, but not yet"
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(a.find, middle)
@@ -283,8 +272,7 @@ async def test_e4_who_serves_beside_learns_which_ids_are_drawn_from_then_on() ->
         beside = await b.beside(session_id)
         before = beside.workflow.record.first_id
         at.directory.forget(session_id)
-        at.directory._tell("")
-        await settle()
+        await at.interrupt()
         at.clock.advance(MAX_STALENESS + 0.1)
         assert (await b.beside(session_id)).workflow is beside.workflow
         told = await at.directory.get(session_id)
@@ -303,8 +291,7 @@ async def test_what_ends_is_removed_though_the_directory_lost_its_last_state() -
 async def test_g8_what_is_let_go_goes_on_though_the_directory_lost_its_last_state() -> None:
     async with gone_back() as (at, a, b, client):
         at.directory._next_id[client.workflow.record.session_id] = 1
-        await a.pool.drain(1)
-        await settle()
+        await at.drain(a)
         again = await b.find(client.workflow.record.session_id)
         for _ in range(3):
             assert "result" in await again.answer(again.call())
@@ -316,8 +303,7 @@ async def test_g8_what_is_let_go_goes_on_though_the_directory_lost_its_last_stat
 async def test_g8_what_is_let_go_goes_on_though_the_directory_has_just_forgotten_it() -> None:
     async with two() as (at, a, b, session_id):
         at.directory.forget(session_id)
-        await a.pool.drain(1)
-        await settle()
+        await at.drain(a)
         again = await b.find(session_id)
         assert "result" in await again.answer(again.call())
         assert (len(at.server.of("initialize")), at.server.deleted) == (1, [])
@@ -331,8 +317,7 @@ async def test_what_ended_elsewhere_is_not_brought_back_by_a_worker_that_drains(
         at.directory._watchers.clear()  # the news is on its way
         await b.pool.end(theirs, "deleted")
         at.directory._watchers |= watchers
-        await a.pool.drain(1)
-        await settle()
+        await at.drain(a)
         assert await at.directory.get(session_id) is None
 
 

@@ -126,25 +126,22 @@ async def wired(member: Member) -> str:
 
 
 async def test_g5_g8_who_was_drained_leaves_its_wires_though_it_lives() -> None:
-    async with started(3) as (_, a, b, c):
+    async with started(3) as (at, a, b, c):
         session_id = await wired(a)
         for before, after in ((a, b), (b, c)):
-            await before.pool.drain(1)
-            await settle()
+            await at.drain(before)
             assert await carried(after, session_id, 1) == [2, 3]
 
 
 async def test_a_wire_that_was_left_does_not_come_back_with_a_stream_of_who_has_gone_since() -> None:
     async with started(2, resume_window=1) as (at, a, b):
         session_id = await wired(a)
-        await a.pool.drain(1)
-        await settle()
+        await at.drain(a)
         assert await carried(b, session_id, 1) == [2, 3]
         await at.pass_time(2)
         held = (await b.find(session_id)).workflow
         assert held.duplexes.newest is None
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await at.lose(a)
         member, _ = await resume(at, b, Position(held.record.event_token, a.number * NAMES + 1000, 1, 1).spell())
         assert member is b
         assert held.duplexes.newest is None

@@ -5,7 +5,6 @@ import json
 import pytest
 from harness.clustering import QUESTION, Member, Workers, journal, started, streamed, two, workers
 from harness.muxing import ALICE, initialize, some
-from trunkline.mux.directory import LEASE_SECONDS
 from trunkline.mux.envelope import parse
 from trunkline.mux.errors import Elsewhere
 from trunkline.mux.placement import concern_of
@@ -29,8 +28,7 @@ async def left_asked(at: Workers) -> tuple[Member, Member, str, int]:
     at.server.session.tell(QUESTION)
     [(_, text)] = await some(reader)
     await journal(a)
-    a.kill()
-    await at.pass_time(LEASE_SECONDS)
+    await at.lose(a)
     return a, b, session_id, json.loads(text)["id"]
 
 
@@ -116,6 +114,5 @@ async def test_what_a_dead_worker_named_is_looked_for_here() -> None:
             await a.pool.send_on(b.number)
         await a.pool.send_on(a.number)
         await a.pool.send_on(99)
-        b.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await at.lose(b)
         await a.pool.send_on(b.number)

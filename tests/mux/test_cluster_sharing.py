@@ -38,11 +38,9 @@ async def test_workflows_that_share_a_session_live_at_one_worker() -> None:
 
 
 async def test_g7_a_successor_goes_on_with_the_shared_session() -> None:
-    async with started(2, reuse="user") as (at, a, b):
-        at.server.on_request = echo
+    async with started(2, reuse="user", on_request=echo) as (at, a, b):
         ids = [(await a.client(ALICE)).workflow.record.session_id for _ in range(3)]
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await at.lose(a)
         for session_id in ids:
             client = await b.find(session_id, WHOLE, ALICE)
             assert "result" in await client.answer(client.call())
@@ -54,8 +52,7 @@ async def test_g7_a_successor_goes_on_with_the_shared_session() -> None:
 
 
 async def test_who_was_paused_leaves_a_shared_session_to_its_successor() -> None:
-    async with started(2, reuse="user") as (at, a, b):
-        at.server.on_request = echo
+    async with started(2, reuse="user", on_request=echo) as (at, a, b):
         mine = (await a.client(ALICE)).workflow
         await b.beat(after=LEASE_SECONDS)
         client = await b.find(mine.record.session_id, WHOLE, ALICE)
@@ -67,8 +64,7 @@ async def test_who_was_paused_leaves_a_shared_session_to_its_successor() -> None
 
 
 async def test_those_who_share_a_session_that_was_taken_over_go_on_where_it_is() -> None:
-    async with started(2, reuse="user") as (at, a, b):
-        at.server.on_request = echo
+    async with started(2, reuse="user", on_request=echo) as (at, a, b):
         asked_for, other = [(await a.client(ALICE)).workflow for _ in range(2)]
         await b.beat(after=LEASE_SECONDS)
         await b.find(asked_for.record.session_id, WHOLE, ALICE)
@@ -116,8 +112,7 @@ async def test_a_record_that_is_removed_takes_nothing_from_those_who_share_its_s
 
 
 async def test_a_record_that_another_worker_removed_leaves_the_session_to_that_one() -> None:
-    async with started(2, reuse="user") as (at, a, b):
-        at.server.on_request = echo
+    async with started(2, reuse="user", on_request=echo) as (at, a, b):
         gone, other = [(await a.client(ALICE)).workflow for _ in range(2)]
         await b.beat(after=LEASE_SECONDS)
         theirs = await b.find(gone.record.session_id, WHOLE, ALICE)
@@ -178,8 +173,7 @@ async def away(*asked: object) -> None:
 async def test_g7_what_cannot_be_moved_is_not_used_while_one_that_shares_it_may_be_another_workers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with started(1, reuse="user", movable=False) as (at, a):
-        at.server.on_request = echo
+    async with started(1, reuse="user", movable=False, on_request=echo) as (at, a):
         client = await a.client(ALICE)
         monkeypatch.setattr(at.directory, "get", away)
         await a.beat(after=LEASE_SECONDS)
@@ -195,8 +189,7 @@ async def test_g7_what_cannot_be_moved_is_not_used_while_one_that_shares_it_may_
 async def test_r5_r6_a_session_that_may_not_be_written_to_yet_is_told_later_what_it_has_to_know(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with started(1, reuse="user", movable=False) as (at, a):
-        at.server.on_request = echo
+    async with started(1, reuse="user", movable=False, on_request=echo) as (at, a):
         client = await a.client(ALICE)
         await client.answer(ask(client, "resources/subscribe", uri="x:1"))
         await client.answer(ask(client, "logging/setLevel", level="debug"))
@@ -221,8 +214,7 @@ def ask(client: Client, method: str, **params: str) -> Exchange:
 @pytest.mark.parametrize("movable", [True, False])
 @pytest.mark.parametrize("ends", ["killed", "drained"])
 async def test_r5_r6_a_successor_knows_what_each_workflow_wants_of_a_shared_session(movable: bool, ends: str) -> None:
-    async with started(2, reuse="user", movable=movable) as (at, a, b):
-        at.server.on_request = lambda exchange: exchange.answer({})
+    async with started(2, reuse="user", movable=movable, on_request=lambda exchange: exchange.answer({})) as (at, a, b):
         clients = [await a.client(ALICE) for _ in range(2)]
         for client, uri in zip(clients, ("file:///a", "file:///b"), strict=True):
             await client.answer(ask(client, "resources/subscribe", uri=uri))
@@ -233,8 +225,7 @@ async def test_r5_r6_a_successor_knows_what_each_workflow_wants_of_a_shared_sess
         if ends == "killed":
             a.kill()
         else:
-            await a.pool.drain(1)
-            await settle()
+            await at.drain(a)
             a.is_dead = True
         await at.pass_time(LEASE_SECONDS)
         ids = [client.workflow.record.session_id for client in clients]
@@ -262,8 +253,7 @@ async def test_r5_r6_a_successor_knows_what_each_workflow_wants_of_a_shared_sess
 
 
 async def test_what_a_workflow_wants_is_noted_later_where_the_directory_is_away() -> None:
-    async with started(1, reuse="user") as (at, a):
-        at.server.on_request = lambda exchange: exchange.answer({})
+    async with started(1, reuse="user", on_request=lambda exchange: exchange.answer({})) as (at, a):
         client = await a.client(ALICE)
         session_id = client.workflow.record.session_id
         a.view.is_cut = True
@@ -278,11 +268,9 @@ async def test_what_a_workflow_wants_is_noted_later_where_the_directory_is_away(
 
 
 async def test_g8_a_drain_lets_go_of_shared_sessions() -> None:
-    async with started(2, reuse="user") as (at, a, b):
-        at.server.on_request = echo
+    async with started(2, reuse="user", on_request=echo) as (at, a, b):
         session_id = (await a.client(ALICE)).workflow.record.session_id
-        await a.pool.drain(1)
-        await settle()
+        await at.drain(a)
         a.is_dead = True
         await at.pass_time(LEASE_SECONDS)
         client = await b.find(session_id, WHOLE, ALICE)
@@ -291,8 +279,7 @@ async def test_g8_a_drain_lets_go_of_shared_sessions() -> None:
 
 
 async def test_g8_a_drain_lets_go_of_the_session_that_just_took_the_place_of_an_aged_one() -> None:
-    async with started(2, reuse="user", max_channel_age=100, idle_timeout=1e6) as (at, a, b):
-        at.server.on_request = echo
+    async with started(2, reuse="user", max_channel_age=100, idle_timeout=1e6, on_request=echo) as (at, a, b):
         client = await a.client(ALICE)
         await client.answer(client.call())
         await at.pass_time(1)
@@ -304,8 +291,7 @@ async def test_g8_a_drain_lets_go_of_the_session_that_just_took_the_place_of_an_
         await until(lambda: aged.is_closed)
         assert at.server.session is not aged
         assert client.workflow.record.upstream_session == f":{aged.id}"
-        await a.pool.drain(1)
-        await settle()
+        await at.drain(a)
         again = await b.find(client.workflow.record.session_id, WHOLE, ALICE)
         assert "result" in await again.answer(again.call())
         assert at.server.session is not aged
@@ -331,8 +317,7 @@ def noting_slowly(at: Workers, monkeypatch: pytest.MonkeyPatch) -> tuple[anyio.E
 async def test_g8_a_drain_tells_what_a_workflow_wants_though_what_it_wanted_before_is_being_noted(
     is_late: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with started(2, reuse="user") as (at, a, b):
-        at.server.on_request = lambda exchange: exchange.answer({})
+    async with started(2, reuse="user", on_request=lambda exchange: exchange.answer({})) as (at, a, b):
         client = await a.client(ALICE)
         is_noted, is_heard = noting_slowly(at, monkeypatch)
         await client.answer(ask(client, "resources/subscribe", uri="file:///a"))
@@ -360,8 +345,7 @@ async def test_g8_a_drain_tells_which_session_there_is_though_the_one_before_is_
         aged = at.server.session
         await at.pass_time(101)
         await until(lambda: aged.is_closed)
-        await a.pool.drain(1)
-        await settle()
+        await at.drain(a)
         is_heard.set()
         await settle()
         again = await b.find(client.workflow.record.session_id, WHOLE, ALICE)
@@ -409,23 +393,20 @@ async def test_g8_who_comes_while_the_worker_of_a_shared_session_drains_begins_a
 
 
 async def test_without_sessions_any_worker_serves_calls() -> None:
-    async with started(2, reuse="none") as (at, a, b):
-        at.server.on_request = echo
+    async with started(2, reuse="none", on_request=echo) as (at, a, b):
         session_id = (await a.client()).workflow.record.session_id
         beside = await b.beside(session_id)
         assert "result" in await beside.answer(beside.call())
         with pytest.raises(Elsewhere):
             await b.find(session_id)
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await at.lose(a)
         held = await b.find(session_id)
         assert held.workflow is beside.workflow
         assert "result" in await held.answer(held.call())
 
 
 async def test_a_stateless_server_that_forgot_a_session_gets_another_one_for_all() -> None:
-    async with started(2, stateless=True) as (at, a, b):
-        at.server.on_request = echo
+    async with started(2, stateless=True, on_request=echo) as (at, a, b):
         client = await a.client()
         session_id = client.workflow.record.session_id
         at.server.session.forget()
@@ -442,8 +423,7 @@ async def test_g1_g4_a_session_is_not_taken_for_one_of_another_reuse_by_workers_
     before: Reuse, after: Reuse
 ) -> None:
     """As in a rolling restart: two workflows that shared a session would both take it for their own."""
-    async with started(1, reuse=before) as (at, a):
-        at.server.on_request = echo
+    async with started(1, reuse=before, on_request=echo) as (at, a):
         ids = [(await a.client(ALICE)).workflow.record.session_id for _ in range(2)]
         make_line = PerRequestLine if after == "none" else None
         at.settings = {**at.settings, "pooling": Pooling(reuse=after), "make_line": make_line}
@@ -465,8 +445,7 @@ async def test_g1_g4_a_session_is_not_taken_for_one_of_another_reuse_by_workers_
 
 
 async def test_what_began_under_other_settings_is_its_holders_until_that_one_is_dead() -> None:
-    async with started(1) as (at, a):
-        at.server.on_request = echo
+    async with started(1, on_request=echo) as (at, a):
         client = await a.client()
         session_id = client.workflow.record.session_id
         at.settings = {**at.settings, "settings": Terms(all="others")}
@@ -474,8 +453,7 @@ async def test_what_began_under_other_settings_is_its_holders_until_that_one_is_
         for concern in (CALLS, WHOLE):
             with pytest.raises(Elsewhere):
                 await b.find(session_id, concern)
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await at.lose(a)
         held = await b.find(session_id)
         assert "result" in await held.answer(held.call())
         beside = await c.beside(session_id)
@@ -483,8 +461,7 @@ async def test_what_began_under_other_settings_is_its_holders_until_that_one_is_
 
 
 async def test_what_is_gone_on_with_as_it_was_served_beside_its_dead_holder_is_under_older_settings_still() -> None:
-    async with started(3) as (at, a, b, c):
-        at.server.on_request = echo
+    async with started(3, on_request=echo) as (at, a, b, c):
         session_id = (await a.client()).workflow.record.session_id
         beside = await b.beside(session_id)
         for member in (b, c):
@@ -493,8 +470,7 @@ async def test_what_is_gone_on_with_as_it_was_served_beside_its_dead_holder_is_u
                 for name, it in member.pool.upstreams.items()
             }
             member.pool.reconfigure(changed, member.pool.pooling)
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await at.lose(a)
         held = await b.find(session_id)
         assert held.workflow is beside.workflow
         with pytest.raises(Elsewhere):
@@ -512,8 +488,7 @@ async def test_g4_no_session_is_asked_for_at_another_server_than_the_one_that_ga
         for concern in (CALLS, WHOLE):
             with pytest.raises(Elsewhere):
                 await b.find(session_id, concern)
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await at.lose(a)
         if stateless:
             held = await b.find(session_id)
             assert "result" in await held.answer(held.call())

@@ -52,8 +52,7 @@ async def test_g5_a_stream_of_a_dead_worker_is_resumed_from_its_log() -> None:
         call.say(message("notifications/message", {"level": "info", "data": 2}))
         [first] = (await some(reader, 2))[:1]
         await journal(a)
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await at.lose(a)
         _, again = await resume(at, b, first[0])
         told = [json.loads(text) async for _, text in events(again)]
         assert told[0]["params"]["data"] == 2
@@ -86,8 +85,7 @@ async def test_g5_a_successor_leaves_the_streams_of_who_lives_to_them() -> None:
         exchange, reader = await streamed(c, await c.beside(session_id))
         await reader.next(1)
         await journal(c)
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await at.lose(a)
         held = (await b.find(session_id)).workflow
         assert exchange.stream is not None
         assert not held.knows(exchange.stream.number), "its call goes on, and is not told as lost"
@@ -104,8 +102,7 @@ async def test_g5_a_holder_takes_the_streams_of_who_died_and_leaves_those_of_who
         await living[1].next(1)
         await journal(b)
         await journal(c)
-        b.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await at.lose(b)
         member, _ = await resume(at, c, event_id)
         assert member is a
         assert living[0].stream is not None
@@ -123,8 +120,7 @@ async def test_g5_what_waits_for_the_client_stays_where_it_is_when_a_stream_of_t
         left_id = left.event_id((await left.next(1) or [])[0])
         await journal(a)
         await journal(b)
-        b.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await at.lose(b)
         await resume(at, a, left_id)
         standalone.close()
         for n in (2, 3):
@@ -136,16 +132,14 @@ async def test_g5_what_waits_for_the_client_stays_where_it_is_when_a_stream_of_t
 async def test_g5_a_stream_of_a_worker_that_began_since_and_died_is_resumed_from_its_log() -> None:
     async with two() as (at, a, b, session_id):
         at.server.on_request = None
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await at.lose(a)
         await b.find(session_id)
         c = await at.start()
         await b.members.numbers()
         _, reader = await streamed(c, await c.beside(session_id), b'"mine"')
         event_id = reader.event_id((await reader.next(1) or [])[0])
         await journal(c)
-        c.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await at.lose(c)
         member, again = await resume(at, b, event_id)
         assert member is b
         [told] = [json.loads(text) async for _, text in events(again)]
@@ -158,8 +152,7 @@ async def told_of(at: Workers, member: Member, session_id: str, met: Member) -> 
     _, reader = await streamed(member, await member.beside(session_id), b'"mine"')
     event_id = reader.event_id((await reader.next(1) or [])[0])
     await journal(member)
-    member.kill()
-    await at.pass_time(LEASE_SECONDS)
+    await at.lose(member)
     served_by, again = await resume(at, met, event_id)
     assert served_by is met
     [told] = [json.loads(text) async for _, text in events(again)]
@@ -171,8 +164,7 @@ async def told_of(at: Workers, member: Member, session_id: str, met: Member) -> 
 async def test_g5_so_is_one_of_a_worker_that_began_while_the_log_was_read(monkeypatch: pytest.MonkeyPatch) -> None:
     async with two() as (at, a, b, session_id):
         at.server.on_request = None
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await at.lose(a)
         read, is_read, goes_on = at.directory.read, anyio.Event(), anyio.Event()
 
         async def slow(session_id: str) -> list[Entry]:
@@ -207,8 +199,7 @@ async def test_g5_so_is_one_of_a_worker_that_was_paused_while_the_log_was_read()
 async def test_g5_so_is_one_of_a_worker_that_came_and_went_while_this_one_was_paused() -> None:
     async with two() as (at, a, b, session_id):
         at.server.on_request = None
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await at.lose(a)
         await b.find(session_id)
         c = await at.start()
         _, reader = await streamed(c, await c.beside(session_id), b'"mine"')
@@ -254,15 +245,13 @@ async def test_what_ended_here_that_was_another_ones_does_not_come_back_with_a_s
         event_id = left.event_id((await left.next(1) or [])[0])
         await journal(a)
         await journal(c)
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await at.lose(a)
         held = (await b.find(session_id)).workflow
         assert held.knows(wire.stream.number)
         held.stir()
         await at.pass_time(2)
         assert (held.knows(wire.stream.number), held.duplexes.newest) == (False, None)
-        c.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await at.lose(c)
         member, _ = await resume(at, b, event_id)
         assert member is b
         assert (held.knows(wire.stream.number), held.duplexes.newest) == (False, None)
@@ -275,8 +264,7 @@ async def test_who_serves_calls_beside_the_holder_takes_nothing_of_the_dead_with
         _, left = await streamed(c, await c.beside(session_id))
         await left.next(1)
         await journal(c)
-        c.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await at.lose(c)
         beside = (await b.beside(session_id)).workflow
         made_up = Position(beside.record.event_token, b.number * NAMES + 1000, 0, 1)
         assert await b.pool.lookup.find_position(ANONYMOUS, "x", made_up) is beside
@@ -304,8 +292,7 @@ async def test_what_ended_here_does_not_come_back_with_a_stream_of_the_dead() ->
         event_id = left.event_id((await left.next(1) or [])[0])
         await journal(a)
         await journal(b)
-        b.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await at.lose(b)
         held.stir()
         await at.pass_time(LEASE_SECONDS)
         assert ([*map(held.knows, mine)], held.duplexes.newest) == ([False, False], None)
@@ -325,8 +312,7 @@ async def test_g5_a_client_that_has_more_than_the_log_is_believed() -> None:
         a.view.is_cut = True
         tell(notice(2))
         [(event_id, _)] = await some(reader)
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await at.lose(a)
         _, again = await resume(at, b, event_id)
         at.server.session.tell(notice(3))
         [(newest, text)] = await some(again)
@@ -365,8 +351,7 @@ async def test_a_stream_that_no_log_tells_of_ends_without_ending_the_workflow() 
         a.view.is_cut = True
         _, reader = await streamed(a, await a.find(session_id))
         event_id = reader.event_id((await reader.next(1) or [])[0])
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await at.lose(a)
         _, again = await resume(at, b, event_id)
         assert [text async for _, text in events(again)] == []
         assert (await b.find(session_id)).workflow.ended is None
@@ -401,8 +386,7 @@ async def test_g10_a_successor_looks_for_no_stream_of_the_dead_that_its_log_did_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with two() as (at, a, b, session_id):
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await at.lose(a)
         workflow = (await b.find(session_id)).workflow
 
         async def read(session_id: str) -> list[Entry]:

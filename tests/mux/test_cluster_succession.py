@@ -42,8 +42,7 @@ async def test_a_record_is_kept_for_as_long_as_the_settings_of_who_has_it_say() 
         session_id = (await a.client()).workflow.record.session_id
         at.settings = {**at.settings, "pooling": Pooling(idle_timeout=5000)}
         b = await at.start()
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await at.lose(a)
         held = (await b.find(session_id)).workflow
         record = await at.directory.get(session_id)
         assert record is not None
@@ -51,9 +50,8 @@ async def test_a_record_is_kept_for_as_long_as_the_settings_of_who_has_it_say() 
 
 
 async def test_g8_what_a_drained_worker_let_go_of_is_taken_on_and_counted_as_such() -> None:
-    async with two() as (_, a, b, session_id):
-        await a.pool.drain(1)
-        await settle()
+    async with two() as (at, a, b, session_id):
+        await at.drain(a)
         client = await b.find(session_id)
         assert "result" in await client.answer(client.call())
         assert b.pool.workflows == [client.workflow]
@@ -64,8 +62,7 @@ async def test_g8_what_a_drained_worker_let_go_of_is_taken_on_and_counted_as_suc
 async def test_g7_a_session_that_its_successor_cannot_open_yet_is_left_alone() -> None:
     """The directory fails between the take-over and the first block of ids."""
     async with two() as (at, a, b, session_id):
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await at.lose(a)
 
         async def fail(*_: object) -> range:
             raise DirectoryUnavailable("a test")
@@ -86,8 +83,7 @@ async def test_who_served_beside_goes_on_as_the_holder() -> None:
         at.server.on_request = None
         beside = await b.beside(session_id)
         waiting = beside.call()
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await at.lose(a)
         held = await b.find(session_id)
         assert held.workflow is beside.workflow
         (await at.server.got("tools/call")).answer({"n": 7})
@@ -99,8 +95,7 @@ async def test_who_served_beside_goes_on_as_the_holder() -> None:
 async def test_of_many_that_find_a_dead_holder_one_succeeds() -> None:
     async with two() as (at, a, b, session_id):
         c = await at.start()
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await at.lose(a)
         found: list[Member] = []
 
         async def come(member: Member) -> None:
@@ -118,8 +113,7 @@ async def test_of_many_that_find_a_dead_holder_one_succeeds() -> None:
 async def test_g12_a_take_over_that_finds_no_room_is_counted_and_may_be_tried_again() -> None:
     async with two(max_workflows=1) as (at, a, b, session_id):
         own = await b.client()
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await at.lose(a)
         with pytest.raises(Overloaded) as refused:
             await b.find(session_id)
         assert refused.value.limit == "max_workflows"
@@ -131,8 +125,7 @@ async def test_g12_a_take_over_that_finds_no_room_is_counted_and_may_be_tried_ag
 
 async def test_what_died_with_its_worker_is_gone() -> None:
     async with two(movable=False) as (at, a, b, session_id):
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await at.lose(a)
         with pytest.raises(UnknownSession):
             await b.find(session_id)
         assert await at.directory.get(session_id) is None
@@ -141,8 +134,7 @@ async def test_what_died_with_its_worker_is_gone() -> None:
 
 async def test_a_stateless_server_gets_a_new_session_from_the_successor() -> None:
     async with two(movable=False, stateless=True) as (at, a, b, session_id):
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await at.lose(a)
         client = await b.find(session_id)
         assert "result" in await client.answer(client.call())
         assert len(at.server.of("initialize")) == 2
@@ -311,8 +303,7 @@ async def test_g8_a_worker_that_drains_lets_go_and_any_other_goes_on() -> None:
 async def test_a_worker_that_drains_last_says_so() -> None:
     async with started(1) as (at, a):
         session_id = (await a.client()).workflow.record.session_id
-        await a.pool.drain(1)
-        await settle()
+        await at.drain(a)
         with pytest.raises(SessionLost) as lost:
             await a.beside(session_id)
         assert lost.value.data["executed"] == "no"
@@ -326,8 +317,7 @@ async def test_a_worker_that_drains_last_says_so() -> None:
 
 
 async def test_what_cannot_be_moved_ends_with_its_worker() -> None:
-    async with two(movable=False) as (_, a, b, session_id):
-        await a.pool.drain(1)
-        await settle()
+    async with two(movable=False) as (at, a, b, session_id):
+        await at.drain(a)
         with pytest.raises(UnknownSession):
             await b.find(session_id)

@@ -81,8 +81,7 @@ async def test_who_had_a_lease_ever_since_tells_again_also_what_was_compared_lon
         mine.streams.attach_standalone()  # and nothing more comes of its client
         await at.pass_time(mine.record.lifetime + 1)
         at.directory.forget(session_id)
-        at.directory._tell("")
-        await settle()
+        await at.interrupt()
         assert (mine.ended, await at.directory.get(session_id)) == (None, mine.record)
 
 
@@ -123,8 +122,7 @@ async def test_doubts_that_meet_are_as_old_as_the_first() -> None:
 
 
 async def test_what_the_directory_forgot_while_it_was_away_is_told_again() -> None:
-    async with started(2) as (at, a, b):
-        at.server.on_request = echo
+    async with started(2, on_request=echo) as (at, a, b):
         client = await a.client(ALICE, key="k")
         session_id = client.workflow.record.session_id
         a.view.is_cut = True
@@ -143,8 +141,7 @@ async def test_what_the_directory_forgot_while_it_was_away_is_told_again() -> No
 
 
 async def test_e4_no_id_is_used_again_where_the_directory_forgot_which_it_gave() -> None:
-    async with started(1, reuse="user") as (at, a):
-        at.server.on_request = echo
+    async with started(1, reuse="user", on_request=echo) as (at, a):
         client = await a.client(ALICE)
         at.directory._next_id.clear()
         for _ in range(ID_BLOCK + 1):
@@ -185,8 +182,7 @@ async def test_e4_no_worker_gets_ids_again_that_another_one_drew_before_the_dire
 
 
 async def test_e4_a_successor_gets_no_ids_that_a_shared_session_had_before_the_directory_lost_its_data() -> None:
-    async with started(2, reuse="user") as (at, a, b):
-        at.server.on_request = echo
+    async with started(2, reuse="user", on_request=echo) as (at, a, b):
         client = await a.client(ALICE)
         session_id = client.workflow.record.session_id
         for _ in range(3):
@@ -196,8 +192,7 @@ async def test_e4_a_successor_gets_no_ids_that_a_shared_session_had_before_the_d
         for member in (a, b):
             await member.beat()
         await settle()
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await at.lose(a)
         again = await b.find(session_id, WHOLE, ALICE)
         for _ in range(3):
             assert "result" in await again.answer(again.call())
@@ -225,8 +220,7 @@ async def test_g5_g7_who_took_over_keeps_it_though_the_directory_lost_that(chang
     async with two() as (at, a, b, session_id):
         before = await at.directory.get(session_id)
         assert before is not None
-        a.kill()
-        await at.pass_time(LEASE_SECONDS)
+        await at.lose(a)
         client = await b.find(session_id)
         for _ in range(changes):
             client.workflow.record = await at.directory.replace(client.workflow.record) or client.workflow.record
@@ -234,8 +228,7 @@ async def test_g5_g7_who_took_over_keeps_it_though_the_directory_lost_that(chang
         known = client.workflow.record
         at.directory.go_back(before)
         at.directory._next_id[session_id] = 1
-        at.directory._tell("")
-        await settle()
+        await at.interrupt()
         record = await at.directory.get(session_id)
         assert record == client.workflow.record
         assert (record.worker, record.epoch, client.workflow.ended) == (known.worker, known.epoch, None)

@@ -75,8 +75,7 @@ async def test_an_end_is_carried_out_though_who_hears_of_its_calls_fails() -> No
 
 
 async def test_an_answer_arrives_though_who_traces_it_fails() -> None:
-    async with bench() as at:
-        at.server.on_request = echo
+    async with bench(on_request=echo) as at:
         client = await at.client()
         exchange = client.workflow.calls.exchange(1)
         client.workflow.wire_came()

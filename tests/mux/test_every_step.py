@@ -60,8 +60,7 @@ async def check(at: Bench) -> None:
 @pytest.mark.parametrize("pooling", POOLINGS)
 async def test_a_client_may_leave_at_any_step(pooling: dict[str, Any]) -> None:
     for steps in itertools.count():
-        async with bench(**pooling) as at:
-            at.server.on_request = echo
+        async with bench(**pooling, on_request=echo) as at:
             living = asyncio.create_task(live(at))
             for _ in range(steps):
                 await anyio.lowlevel.checkpoint()
@@ -77,8 +76,7 @@ async def test_a_client_may_leave_at_any_step(pooling: dict[str, Any]) -> None:
 @pytest.mark.parametrize("pooling", POOLINGS)
 async def test_the_directory_may_fail_at_any_call(pooling: dict[str, Any]) -> None:
     for call in itertools.count(1):
-        async with bench(**pooling) as at:
-            at.server.on_request = echo
+        async with bench(**pooling, on_request=echo) as at:
             at.directory.fails_at = call
             with suppress(TrunklineError):
                 await live(at)

@@ -109,8 +109,7 @@ async def test_what_comes_for_an_exchange_that_was_cut_is_lost_with_it_and_takes
 
 
 async def test_an_exchange_tells_the_worst_that_the_pool_had_to_do() -> None:
-    async with bench(stateless=True, revision="2025-03-26") as at:
-        at.server.on_request = echo
+    async with bench(stateless=True, revision="2025-03-26", on_request=echo) as at:
         client = await at.client()
         one = client.call()
         await client.answer(one)

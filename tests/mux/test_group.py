@@ -146,8 +146,7 @@ async def test_a_session_that_waits_for_its_turn_can_be_closed() -> None:
 
 
 async def test_a_lost_session_is_opened_anew_at_once_where_subscriptions_wait_for_it() -> None:
-    async with bench(reuse="user") as at:
-        at.server.on_request = lambda exchange: exchange.answer()
+    async with bench(reuse="user", on_request=lambda exchange: exchange.answer()) as at:
         client = await at.client(ALICE)
         await ask(client, SUBSCRIBE, uri="file:///a")
         lose(at.server.session)
@@ -171,8 +170,7 @@ async def test_a_lost_session_is_opened_anew_at_once_where_a_client_listens() ->
 
 
 async def test_where_nobody_waits_only_the_next_call_opens_it_anew() -> None:
-    async with bench(reuse="user") as at:
-        at.server.on_request = echo
+    async with bench(reuse="user", on_request=echo) as at:
         client = await at.client(ALICE)
         lose(at.server.session)
         await later(at, 10)
@@ -181,8 +179,7 @@ async def test_where_nobody_waits_only_the_next_call_opens_it_anew() -> None:
 
 
 async def test_a_server_that_stays_away_is_tried_ever_later_and_by_one_at_a_time() -> None:
-    async with bench(reuse="user") as at:
-        at.server.on_request = lambda exchange: exchange.answer()
+    async with bench(reuse="user", on_request=lambda exchange: exchange.answer()) as at:
         client = await at.client(ALICE)
         await ask(client, SUBSCRIBE, uri="file:///a")
         at.clock.advance(10)
@@ -280,8 +277,7 @@ async def test_what_is_asked_of_the_old_session_meanwhile_the_new_one_is_told_to
 
 
 async def test_a_session_that_cannot_be_replaced_goes_on_and_it_is_tried_again() -> None:
-    async with bench(reuse="user", max_channel_age=100, idle_timeout=1e6) as at:
-        at.server.on_request = echo
+    async with bench(reuse="user", max_channel_age=100, idle_timeout=1e6, on_request=echo) as at:
         client = await at.client(ALICE)
         at.server.unreachable = DOWN
         at.clock.advance(101)

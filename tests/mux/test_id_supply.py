@@ -18,8 +18,7 @@ async def call(client: Client, times: int) -> None:
 
 
 async def test_e4_the_next_block_of_ids_is_drawn_before_the_last_one_is_used_up() -> None:
-    async with bench() as at:
-        at.server.on_request = echo
+    async with bench(on_request=echo) as at:
         client = await at.client()
         await call(client, ID_BLOCK - LOW_IDS - 1)  # and the handshake took one
         await settle()
@@ -37,8 +36,7 @@ async def test_e4_the_next_block_of_ids_is_drawn_before_the_last_one_is_used_up(
 
 async def test_half_a_block_of_calls_is_sent_while_the_next_one_is_drawn() -> None:
     """At 3,000 calls a second that is a sixth of a second, which a database with two workers takes now and then."""
-    async with bench() as at:
-        at.server.on_request = echo
+    async with bench(on_request=echo) as at:
         client = await at.client()
         at.directory.pause("draw_ids")
         while at.directory.calls["draw_ids"] < 2:
@@ -66,8 +64,7 @@ async def test_without_an_id_a_call_is_refused_and_the_session_goes_on() -> None
 
 
 async def test_a_directory_that_fails_is_told_once_until_it_serves_again(caplog: pytest.LogCaptureFixture) -> None:
-    async with bench() as at:
-        at.server.on_request = echo
+    async with bench(on_request=echo) as at:
         client = await at.client()
         for times in (1, 2):
             at.directory.failing["draw_ids"] = ConnectionError("the directory is away")
@@ -81,8 +78,7 @@ async def test_a_directory_that_fails_is_told_once_until_it_serves_again(caplog:
 
 
 async def test_a_directory_that_fails_for_a_while_costs_no_session() -> None:
-    async with bench() as at:
-        at.server.on_request = echo
+    async with bench(on_request=echo) as at:
         client = await at.client()
         at.directory.failing["draw_ids"] = ConnectionError("the directory is away")
         await call(client, ID_BLOCK - 1)
@@ -99,8 +95,7 @@ async def test_a_directory_that_fails_for_a_while_costs_no_session() -> None:
 
 
 async def test_a_session_whose_record_is_gone_ends_when_it_needs_ids() -> None:
-    async with bench() as at:
-        at.server.on_request = echo
+    async with bench(on_request=echo) as at:
         client = await at.client()
         await at.directory.lose(client.workflow.record.session_id)
         await call(client, ID_BLOCK - LOW_IDS)

@@ -31,8 +31,7 @@ async def test_l18_a_lost_session_is_not_silently_begun_anew() -> None:
 
 
 async def test_a_stateless_server_is_opened_once_more_for_all_who_wait() -> None:
-    async with bench(stateless=True) as at:
-        at.server.on_request = echo
+    async with bench(stateless=True, on_request=echo) as at:
         client = await at.client()
         await lose(at)
         assert client.workflow.line.is_open
@@ -49,8 +48,7 @@ async def test_a_stateless_server_is_opened_once_more_for_all_who_wait() -> None
 
 
 async def test_the_new_session_has_the_handshake_of_the_old_and_ids_of_its_own() -> None:
-    async with bench(stateless=True) as at:
-        at.server.on_request = echo
+    async with bench(stateless=True, on_request=echo) as at:
         begun = await begin(at.pool, message=initialize(capabilities={"roots": {}}), session_headers={"X-Tenant": "1"})
         client = Client(begun.workflow)
         await client.answer(client.call())
@@ -64,8 +62,7 @@ async def test_the_new_session_has_the_handshake_of_the_old_and_ids_of_its_own()
 
 
 async def test_l13_a_session_that_is_opened_anew_in_another_revision_ends_what_was_agreed_in_the_old_one() -> None:
-    async with bench(stateless=True) as at:
-        at.server.on_request = echo
+    async with bench(stateless=True, on_request=echo) as at:
         client = await at.client()
         await lose(at)
         at.server.result = {**at.server.result, "instructions": "the same revision"}
@@ -112,8 +109,7 @@ async def test_g6_a_call_is_sent_again_only_once() -> None:
 
 
 async def test_a_server_that_stays_away_fails_those_who_wait_and_is_tried_again_by_the_next() -> None:
-    async with bench(stateless=True) as at:
-        at.server.on_request = echo
+    async with bench(stateless=True, on_request=echo) as at:
         client = await at.client()
         await lose(at)
         at.server.unreachable = UpstreamUnreachable("connection refused", executed="no")
@@ -157,8 +153,7 @@ async def test_a_call_that_waits_can_be_cancelled_and_is_never_sent() -> None:
 
 
 async def test_when_all_who_waited_have_cancelled_the_next_call_waits_for_the_same_session() -> None:
-    async with bench(stateless=True) as at:
-        at.server.on_request = echo
+    async with bench(stateless=True, on_request=echo) as at:
         client = await at.client()
         await lose(at)
         at.server.pause("connect")

@@ -242,8 +242,7 @@ async def test_a_handshake_that_is_none_is_refused_before_anything_happens(param
 
 
 async def test_who_is_revoked_while_it_begins_gets_nothing() -> None:
-    async with bench() as at:
-        at.server.on_request = echo
+    async with bench(on_request=echo) as at:
         at.directory.pause("claim")
         beginning = asyncio.ensure_future(begin(at.pool, ALICE))
         await at.directory.reached("claim")

@@ -23,8 +23,7 @@ async def listening(client: Client) -> Any:
 
 
 async def test_workflows_of_one_principal_share_a_session_and_a_second_one_costs_nothing() -> None:
-    async with bench(reuse="user") as at:
-        at.server.on_request = echo
+    async with bench(reuse="user", on_request=echo) as at:
         one, two = await at.client(ALICE), await at.client(ALICE)
         assert len(at.server.sessions) == 1
         assert len(at.server.of("initialize")) == 1
@@ -152,8 +151,7 @@ async def test_the_session_ends_when_nobody_has_used_it_for_long() -> None:
 
 
 async def test_a_lost_session_is_opened_anew_once_and_knows_what_the_lost_one_knew() -> None:
-    async with bench(reuse="user") as at:
-        at.server.on_request = lambda exchange: exchange.answer()
+    async with bench(reuse="user", on_request=lambda exchange: exchange.answer()) as at:
         one, two = await at.client(ALICE), await at.client(ALICE)
         await one.answer(one.call({"uri": "file:///a"}, method="resources/subscribe"))
         await one.answer(one.call({"level": "debug"}, method="logging/setLevel"))
@@ -178,8 +176,7 @@ async def test_what_may_have_run_is_not_sent_again() -> None:
 
 
 async def test_l13_a_server_that_became_another_ends_the_workflows_that_were_told_of_the_old_one() -> None:
-    async with bench(reuse="user") as at:
-        at.server.on_request = echo
+    async with bench(reuse="user", on_request=echo) as at:
         client = await at.client(ALICE)
         at.server.result = {**at.server.result, "serverInfo": {"name": "memory", "version": "2"}}
         at.server.session.forget()
@@ -188,8 +185,7 @@ async def test_l13_a_server_that_became_another_ends_the_workflows_that_were_tol
 
 
 async def test_r5_subscriptions_are_counted_and_updates_reach_who_asked_for_them() -> None:
-    async with bench(reuse="user") as at:
-        at.server.on_request = lambda exchange: exchange.answer()
+    async with bench(reuse="user", on_request=lambda exchange: exchange.answer()) as at:
         one, two, three = [await at.client(ALICE) for _ in range(3)]
         readers = [await listening(client) for client in (one, two, three)]
         for client in (one, two):
@@ -229,8 +225,7 @@ async def test_r5_a_subscription_stands_though_another_request_for_it_came_to_no
 
 
 async def test_r5_a_refused_subscription_is_nobodys() -> None:
-    async with bench(reuse="user") as at:
-        at.server.on_request = lambda exchange: exchange.refuse(-32002, "no such resource")
+    async with bench(reuse="user", on_request=lambda exchange: exchange.refuse(-32002, "no such resource")) as at:
         one, two = await at.client(ALICE), await at.client(ALICE)
         for client in (one, two):
             error = (await client.answer(client.call({"uri": "x"}, method="resources/subscribe")))["error"]
@@ -305,8 +300,7 @@ async def test_tasks_are_not_offered_and_roots_are_nobodys() -> None:
 
 async def test_r15_a_call_that_asks_for_a_task_is_an_ordinary_one_where_tasks_are_not_offered() -> None:
     """Who declares no tasks ignores that one is asked for (Tasks, "Capability Negotiation")."""
-    async with bench(reuse="user") as at:
-        at.server.on_request = echo
+    async with bench(reuse="user", on_request=echo) as at:
         client = await at.client(ALICE)
         asked = {"name": "x", "task": {"ttl": 1}, "arguments": {"task": 1}, "_meta": {"progressToken": "mine"}}
         assert (await client.answer(client.call(asked)))["result"]["structuredContent"] == {"task": 1}

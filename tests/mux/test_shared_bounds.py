@@ -113,8 +113,7 @@ async def test_r6_a_session_beside_the_first_tells_each_workflow_from_its_own_le
 
 
 async def test_what_is_told_to_a_session_anew_is_no_workflows_own() -> None:
-    async with bench(reuse="user") as at:
-        at.server.on_request = lambda exchange: exchange.answer()
+    async with bench(reuse="user", on_request=lambda exchange: exchange.answer()) as at:
         one, two = await at.client(ALICE), await at.client(ALICE)
         await two.answer(two.call({"uri": "file:///b"}, method=SUBSCRIBE))
         at.server.session.forget()
@@ -130,8 +129,7 @@ async def test_what_is_told_to_a_session_anew_is_no_workflows_own() -> None:
 
 
 async def test_a_refused_level_is_asked_for_again() -> None:
-    async with bench(reuse="user") as at:
-        at.server.on_request = lambda exchange: exchange.refuse()
+    async with bench(reuse="user", on_request=lambda exchange: exchange.refuse()) as at:
         client = await at.client(ALICE)
         for _ in range(2):
             assert "error" in await client.answer(client.call({"level": "debug"}, method="logging/setLevel"))

@@ -110,8 +110,7 @@ async def test_l17_a_used_session_never_becomes_a_spare() -> None:
 
 
 async def test_the_last_one_made_ready_is_taken_first_and_they_are_made_one_at_a_time() -> None:
-    async with bench(spares=3) as at:
-        at.server.on_request = echo
+    async with bench(spares=3, on_request=echo) as at:
         await at.client(ALICE)
         at.server.pause("initialize")
         await at.server.reached("initialize", 2)
@@ -173,8 +172,7 @@ async def test_g10_what_is_kept_for_a_client_to_come_is_bounded(
 
 @pytest.mark.parametrize("how_lost", ["told", "forgotten", "silent"])
 async def test_a_spare_that_was_lost_costs_nobody_anything(how_lost: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with bench(spares=2) as at:
-        at.server.on_request = echo
+    async with bench(spares=2, on_request=echo) as at:
         await at.client(ALICE)
         await ready(at, 3)
         await later(at, 10)
@@ -338,8 +336,7 @@ async def test_it_ends_when_no_workflow_of_its_kind_has_come_for_a_while() -> No
 
 async def test_g10_kinds_that_clients_make_up_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spares, "MAX_UNUSED", 2)
-    async with bench(spares=1) as at:
-        at.server.on_request = echo
+    async with bench(spares=1, on_request=echo) as at:
         used = await at.client(ALICE)
         for n in range(5):
             client = await at.client(ALICE, message=initialize(vendor=n))
@@ -350,8 +347,7 @@ async def test_g10_kinds_that_clients_make_up_are_forgotten(monkeypatch: pytest.
 
 
 async def test_none_outlives_the_pool() -> None:
-    async with bench(spares=2) as at:
-        at.server.on_request = echo
+    async with bench(spares=2, on_request=echo) as at:
         await at.client(ALICE)
         at.server.pause("initialize")
         await at.server.reached("initialize", 2)
@@ -365,8 +361,7 @@ async def test_none_outlives_the_pool() -> None:
 
 @pytest.mark.parametrize("cap", ["max_workflows", "max_workflows_per_user", "max_workflows_per_tenant"])
 async def test_g10_spares_count_and_give_way(cap: str) -> None:
-    async with bench(spares=2, **{cap: 3}) as at:
-        at.server.on_request = echo
+    async with bench(spares=2, **{cap: 3}, on_request=echo) as at:
         await at.client(ALICE)
         await ready(at, 3)
         await later(at, 10)

@@ -88,8 +88,7 @@ async def test_a_record_that_could_not_be_removed_is_removed_later(caplog: pytes
 
 
 async def test_a_defect_in_a_sweep_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with bench() as at:
-        at.server.on_request = echo
+    async with bench(on_request=echo) as at:
         client = await at.client(ALICE)
         expire = Lines.expire
 

@@ -39,6 +39,13 @@ def opened(*, keyed: bool = False) -> Ledger:
     return ledger
 
 
+def calling(**options: bool) -> Ledger:
+    """The same, with a call that waits for its answer."""
+    ledger = opened(**options)
+    ledger.wrote(call(1))
+    return ledger
+
+
 def fence(written: list[bytes]) -> str:
     """The id of the question that ends what was written."""
     last = json.loads(written[-1])
@@ -97,8 +104,7 @@ def test_a_call_that_is_answered_is_done_with() -> None:
 
 
 def test_an_answer_that_was_missed_comes_before_any_question() -> None:
-    ledger = opened()
-    ledger.wrote(call(1))
+    ledger = calling()
     written = ledger.came_back()
     assert len(written) == 1
     assert ledger.took(result(1)) == Taken([result(1)], [])
@@ -106,8 +112,7 @@ def test_an_answer_that_was_missed_comes_before_any_question() -> None:
 
 
 def test_each_call_that_waits_is_asked_about_by_its_own_id() -> None:
-    ledger = opened()
-    ledger.wrote(call(1))
+    ledger = calling()
     ledger.wrote(call("a"))
     written = ledger.came_back()
     ledger.wrote(call(2))  # on the new socket: it cannot be lost by the cut
@@ -117,8 +122,7 @@ def test_each_call_that_waits_is_asked_about_by_its_own_id() -> None:
 
 
 def test_a_call_in_flight_waits_on() -> None:
-    ledger = opened()
-    ledger.wrote(call(1))
+    ledger = calling()
     asked = back(ledger)
     assert ledger.took(failed(1, **REFUSED)) == Taken([], [])
     assert ledger.took(result(fence(asked))) == Taken([], [])
@@ -126,8 +130,7 @@ def test_a_call_in_flight_waits_on() -> None:
 
 
 def test_a_call_that_never_arrived_is_written_again_once() -> None:
-    ledger = opened()
-    ledger.wrote(call(1))
+    ledger = calling()
     asked = back(ledger)
     assert ledger.took(result(1)) == Taken([], [])
     assert ledger.took(result(fence(asked))) == Taken([], [call(1)])
@@ -144,8 +147,7 @@ def test_a_call_that_never_arrived_is_written_again_once() -> None:
     ],
 )
 def test_an_answer_that_looks_like_that_to_the_question_is_told_from_it(heard: list[bytes], delivered: bytes) -> None:
-    ledger = opened()
-    ledger.wrote(call(1))
+    ledger = calling()
     asked = back(ledger)
     for message in heard:
         assert ledger.took(message) == Taken([], [])
@@ -154,8 +156,7 @@ def test_an_answer_that_looks_like_that_to_the_question_is_told_from_it(heard: l
 
 
 def test_an_answer_that_crosses_the_question_is_delivered_at_once() -> None:
-    ledger = opened()
-    ledger.wrote(call(1))
+    ledger = calling()
     asked = back(ledger)
     assert ledger.took(failed(1, **REFUSED)) == Taken([], [])
     assert ledger.took(result(1, content=[])) == Taken([result(1, content=[])], [])
@@ -177,21 +178,18 @@ def gives_up(ledger: Ledger, asked: list[bytes]) -> bool:
 
 @pytest.mark.parametrize("keyed", [False, True])
 def test_a_call_is_not_written_again_where_it_may_be_in_flight_elsewhere(keyed: bool) -> None:
-    ledger = opened(keyed=keyed)
-    ledger.wrote(call(1))
+    ledger = calling(keyed=keyed)
     assert gives_up(ledger, back(ledger)) is keyed
 
 
 def test_a_second_cut_before_the_question_was_answered_asks_again() -> None:
-    ledger = opened()
-    ledger.wrote(call(1))
+    ledger = calling()
     back(ledger)  # cut before anything came
     assert gives_up(ledger, back(ledger)) is False
 
 
 def test_a_second_cut_after_the_refusal_asks_again() -> None:
-    ledger = opened()
-    ledger.wrote(call(1))
+    ledger = calling()
     back(ledger)
     ledger.took(failed(1, **REFUSED))
     asked = back(ledger)
@@ -202,8 +200,7 @@ def test_a_second_cut_after_the_refusal_asks_again() -> None:
 
 
 def test_a_second_cut_between_two_answers_leaves_it_unknown() -> None:
-    ledger = opened()
-    ledger.wrote(call(1))
+    ledger = calling()
     back(ledger)
     ledger.took(result(1))  # the call's, or that to the question: only what follows would tell
     taken = ledger.took(result(fence(ledger.came_back())))
@@ -212,8 +209,7 @@ def test_a_second_cut_between_two_answers_leaves_it_unknown() -> None:
 
 
 def test_answers_to_the_question_that_were_missed_decide_all_the_same() -> None:
-    ledger = opened()
-    ledger.wrote(call(1))
+    ledger = calling()
     ledger.wrote(call(2))
     asked = back(ledger)
     ledger.took(result(1))
@@ -227,8 +223,7 @@ def test_answers_to_the_question_that_were_missed_decide_all_the_same() -> None:
 
 
 def test_a_cancelled_call_is_neither_asked_about_nor_written_again() -> None:
-    ledger = opened()
-    ledger.wrote(call(1))
+    ledger = calling()
     cancel = text(method="notifications/cancelled", params={"requestId": 1})
     assert ledger.wrote(cancel) is True
     written = ledger.came_back()
@@ -238,8 +233,7 @@ def test_a_cancelled_call_is_neither_asked_about_nor_written_again() -> None:
 
 @pytest.mark.parametrize("params", [{}, {"requestId": None}, {"requestId": 99}, {"requestId": 1.5}])
 def test_a_cancellation_of_nothing_changes_nothing(params: dict[str, Any]) -> None:
-    ledger = opened()
-    ledger.wrote(call(1))
+    ledger = calling()
     ledger.wrote(text(method="notifications/cancelled", params=params))
     assert ledger.waiting == 1
 
@@ -285,8 +279,7 @@ def test_what_belongs_to_nothing_is_passed_on() -> None:
 
 
 def test_at_the_end_everything_that_waits_fails_once() -> None:
-    ledger = opened()
-    ledger.wrote(call(1))
+    ledger = calling()
     ledger.wrote(call("a"))
     error = SessionLost("gone", executed="unknown")
     assert [json.loads(message)["id"] for message in ledger.fail(error)] == [1, "a"]

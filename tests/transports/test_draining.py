@@ -102,8 +102,7 @@ async def test_g8_a_session_that_is_being_claimed_begins_at_another_worker(
 async def test_g8_a_session_that_is_being_opened_is_opened_by_another_worker(
     movable: bool, message: dict[str, Any]
 ) -> None:
-    async with started(2, movable=movable) as (at, a, b):
-        at.server.on_request = echo
+    async with started(2, movable=movable, on_request=echo) as (at, a, b):
         at.server.pause("initialize")
         app = Anywhere(at)
         async with asgi_client(app) as client:
@@ -132,8 +131,7 @@ async def test_g8_what_names_a_session_by_its_key_that_its_drained_holder_has_en
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It came to the holder by way of a worker that goes on: the directory still says that the session is there."""
-    async with started(2, movable=False) as (at, b, a):
-        at.server.on_request = echo
+    async with started(2, movable=False, on_request=echo) as (at, b, a):
         await a.client(key="k")
         removing = Held(a, "remove", monkeypatch, before=True)
         await a.pool.drain(0)

@@ -87,8 +87,7 @@ async def test_l20_a_request_without_a_session_is_told_what_is_served_and_begins
 
 async def test_a_request_of_a_session_may_name_a_revision_of_its_own_as_well() -> None:
     async with lines() as at:
-        line = await at.open()
-        await line.begin()
+        line = await at.begun()
         meta = {"io.modelcontextprotocol/protocolVersion": "2026-07-28"}
         await line.say({"jsonrpc": "2.0", "id": 1, "method": "tools/list", "params": {"_meta": meta}})
         assert "result" in (await line.hear())[0]
@@ -298,8 +297,7 @@ async def test_a_connection_waits_for_the_workflow_that_another_one_is_beginning
 
 async def test_g4_what_is_another_principals_is_unknown() -> None:
     async with lines() as at:
-        hers = await at.open(principal=ALICE, asked=Asked(None, "k", None))
-        await hers.begin()
+        hers = await at.begun(principal=ALICE, asked=Asked(None, "k", None))
         session_id, event_id = hers.link.session_id, hers.due[0].event_id
         texts = set()
         for asked in (Asked(session_id, None, None), Asked("made-up", None, None), Asked(None, None, event_id)):
@@ -307,8 +305,7 @@ async def test_g4_what_is_another_principals_is_unknown() -> None:
                 await at.open(principal=BOB, asked=asked)
             texts.add(unknown.value.message)
         assert len(texts) == 1
-        his = await at.open(principal=BOB, asked=Asked(None, "k", None))
-        await his.begin()
+        his = await at.begun(principal=BOB, asked=Asked(None, "k", None))
         assert his.link.session_id != session_id
 
 
@@ -334,8 +331,7 @@ async def test_what_disagrees_is_refused() -> None:
 
 async def test_an_event_id_that_cannot_be_read_is_unknown_and_a_count_is_none_of_sse() -> None:
     async with lines() as at:
-        line = await at.open("sse")
-        await line.begin()
+        line = await at.begun("sse")
         with pytest.raises(UnknownSession):
             await at.open("sse", Asked(None, None, "nonsense"))
         with pytest.raises(HTTPRefusal) as refused:
@@ -345,8 +341,7 @@ async def test_an_event_id_that_cannot_be_read_is_unknown_and_a_count_is_none_of
 
 async def test_g8_a_gateway_that_drains_takes_no_new_client() -> None:
     async with lines() as at:
-        line = await at.open()
-        await line.begin()
+        line = await at.begun()
         at.at.pool._opening.draining = True
         with pytest.raises(Overloaded):
             await at.open()
@@ -358,8 +353,7 @@ async def test_g8_a_gateway_that_drains_takes_no_new_client() -> None:
 
 async def test_the_same_handshake_again_changes_nothing() -> None:
     async with lines() as at:
-        line = await at.open()
-        await line.begin()
+        line = await at.begun()
         await line.begin(id=1)
         await line.call(2)
         assert await line.ids() == [2]
@@ -368,8 +362,7 @@ async def test_the_same_handshake_again_changes_nothing() -> None:
 
 async def test_another_handshake_begins_anew_where_nobody_else_is_there() -> None:
     async with lines() as at:
-        line = await at.open()
-        await line.begin()
+        line = await at.begun()
         await line.begin(id=1, capabilities={"roots": {}})
         await line.call(2)
         assert await line.ids() == [2]
@@ -383,8 +376,7 @@ async def test_another_handshake_begins_anew_where_nobody_else_is_there() -> Non
 
 async def test_another_handshake_is_refused_while_another_connection_is_there() -> None:
     async with lines() as at:
-        line = await at.open(asked=Asked(None, "k", None))
-        await line.begin()
+        line = await at.begun(asked=Asked(None, "k", None))
         other = await at.open(asked=Asked(None, "k", None))
         await other.say(initialize(1, capabilities={"roots": {}}))
         [refused] = await other.hear()
@@ -399,8 +391,7 @@ async def test_another_handshake_is_refused_while_another_connection_is_there() 
 
 async def test_the_end_of_the_workflow_is_the_end_of_the_connection_after_what_is_left() -> None:
     async with lines() as at:
-        line = await at.open()
-        await line.begin()
+        line = await at.begun()
         [workflow] = at.at.pool.workflows
         await line.call(1)
         await at.at.pool.end(workflow, "deleted")
@@ -410,8 +401,7 @@ async def test_the_end_of_the_workflow_is_the_end_of_the_connection_after_what_i
 
 async def test_what_is_said_after_the_end_is_kept_nowhere() -> None:
     async with lines() as at:
-        line = await at.open("sse")
-        await line.begin()
+        line = await at.begun("sse")
         [workflow] = at.at.pool.workflows
         line.link.close()
         await at.at.pool.end(workflow, "deleted")
@@ -422,8 +412,7 @@ async def test_what_is_said_after_the_end_is_kept_nowhere() -> None:
 
 async def test_what_a_client_that_said_goodbye_did_not_wait_for_is_no_loss() -> None:
     async with lines(event_log=EventLogLimits(events=4)) as at:
-        line = await at.open(asked=Asked(None, "k", None))
-        await line.begin()
+        line = await at.begun(asked=Asked(None, "k", None))
         line.link.close(goodbye=True)
         for _ in range(9):
             at.at.server.session.tell(message("notifications/tools/list_changed"))
@@ -436,8 +425,7 @@ async def test_what_a_client_that_said_goodbye_did_not_wait_for_is_no_loss() -> 
 async def test_g1_the_same_id_twice_in_flight_is_refused_and_the_first_goes_on() -> None:
     async with lines() as at:
         at.at.server.on_request = None
-        line = await at.open()
-        await line.begin()
+        line = await at.begun()
         await line.call(1)
         await line.call(1)
         [refused] = await line.hear()

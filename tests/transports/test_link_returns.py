@@ -23,8 +23,7 @@ pytestmark = pytest.mark.anyio
 
 async def cut_after(at: Lines, calls: int) -> Line:
     """A client whose connection is gone after so many answers."""
-    line = await at.open()
-    await line.begin()
+    line = await at.begun()
     for n in range(1, calls + 1):
         await line.call(n)
         assert await line.ids() == [n]
@@ -128,8 +127,7 @@ async def test_a_count_of_what_was_never_sent_ends_the_workflow() -> None:
 
 async def test_g5_without_a_count_it_goes_on_after_what_was_acknowledged() -> None:
     async with lines() as at:
-        line = await at.open()
-        await line.begin()
+        line = await at.begun()
         for n in (1, 2, 3):
             await line.call(n)
             await line.ids()
@@ -143,8 +141,7 @@ async def test_g5_without_a_count_it_goes_on_after_what_was_acknowledged() -> No
 
 async def test_g5_where_what_was_not_acknowledged_is_gone_the_workflow_ends() -> None:
     async with lines(event_log=EventLogLimits(events=3)) as at:
-        line = await at.open()
-        await line.begin()
+        line = await at.begun()
         line.link.acknowledge(1)
         for n in range(1, 9):
             await line.call(n)
@@ -178,8 +175,7 @@ async def test_what_is_due_is_held_for_a_moment_only(monkeypatch: pytest.MonkeyP
 
 async def test_a_client_that_said_goodbye_begins_on_a_wire_of_its_own() -> None:
     async with lines() as at:
-        line = await at.open()
-        await line.begin()
+        line = await at.begun()
         line.link.close(goodbye=True)
         again = await at.back(line)
         await again.call(1)
@@ -188,8 +184,7 @@ async def test_a_client_that_said_goodbye_begins_on_a_wire_of_its_own() -> None:
 
 async def test_a_newer_connection_takes_over_where_the_client_says_so() -> None:
     async with lines() as at:
-        line = await at.open()
-        await line.begin()
+        line = await at.begun()
         again = await at.back(line, 1)
         assert await line.over() == "taken_over"
         await again.call(1)
@@ -265,8 +260,7 @@ async def test_a_connection_that_took_an_http_call_up_may_be_cut_and_the_call_be
 
 async def test_sse_goes_on_by_event_id_on_either_transport() -> None:
     async with lines() as at:
-        line = await at.open("sse")
-        await line.begin()
+        line = await at.begun("sse")
         for n in (1, 2, 3):
             await line.call(n)
             await line.ids()
@@ -310,8 +304,7 @@ async def test_the_rest_of_an_http_call_comes_on_the_connection_that_takes_it_up
 async def test_old_answers_are_held_back_from_a_client_that_probes_before_it_begins() -> None:
     async with lines() as at:
         keyed = Asked(None, "k", None)
-        line = await at.open(asked=keyed)
-        await line.begin()
+        line = await at.begun(asked=keyed)
         await line.call("of an older program")
         line.link.close()
         again = await at.open(asked=keyed)
@@ -324,10 +317,8 @@ async def test_old_answers_are_held_back_from_a_client_that_probes_before_it_beg
 
 async def test_g1_what_comes_for_a_stream_that_was_cut_is_not_answered_on_another() -> None:
     async with lines() as at:
-        stream = await at.open("sse", Asked(None, "k", None))
-        await stream.begin()
-        socket = await at.open(asked=Asked(None, "k", None))
-        await socket.begin()
+        stream = await at.begun("sse", Asked(None, "k", None))
+        socket = await at.begun(asked=Asked(None, "k", None))
         at.at.server.on_request = None
         await socket.call(1)
         stream.link.close()
@@ -347,8 +338,7 @@ async def test_g1_what_comes_for_a_stream_that_was_cut_is_not_answered_on_anothe
 async def test_a_call_goes_on_without_its_connection() -> None:
     async with lines() as at:
         at.at.server.on_request = None
-        line = await at.open()
-        await line.begin()
+        line = await at.begun()
         await line.call(1)
         upstream = await at.at.server.got("tools/call")
         line.link.close()
@@ -394,8 +384,7 @@ async def test_the_answer_to_a_handshake_waits_for_a_client_that_left_meanwhile(
 
 async def test_a_message_that_comes_while_its_stream_is_cut_is_answered_on_the_next_one() -> None:
     async with lines() as at:
-        line = await at.open("sse")
-        await line.begin()
+        line = await at.begun("sse")
         line.link.close()
         [workflow] = at.at.pool.workflows
         meanwhile = Line(Link.of(line.link._config, workflow, "sse", line.link.name))
@@ -406,8 +395,7 @@ async def test_a_message_that_comes_while_its_stream_is_cut_is_answered_on_the_n
 
 async def test_a_handshake_that_begins_anew_while_its_stream_is_cut_keeps_nothing_attached() -> None:
     async with lines() as at:
-        line = await at.open("sse")
-        await line.begin()
+        line = await at.begun("sse")
         line.link.close()
         [workflow] = at.at.pool.workflows
         await Line(Link.of(line.link._config, workflow, "sse", line.link.name)).say(

@@ -59,9 +59,15 @@ class Records:
         return GatewayRecord(gateway_id, row["name"], row["transport"], fields)
 
 
-def test_a_record_becomes_a_server_once_and_is_not_read_for_each_call() -> None:
-    records = Records()
+def with_one(*options: Any, **settings: Any) -> Records:
+    """A table with the record `g1`."""
+    records = Records(*options, **settings)
     records.add("g1")
+    return records
+
+
+def test_a_record_becomes_a_server_once_and_is_not_read_for_each_call() -> None:
+    records = with_one()
     first = records.gateways.find("g1", URL)
     assert first is not None
     assert first.pooling.reuse == "workflow"
@@ -74,8 +80,7 @@ def test_a_record_becomes_a_server_once_and_is_not_read_for_each_call() -> None:
 
 @pytest.mark.parametrize("name", [name for name in CONNECT_FIELDS if name not in UNLIKE])
 def test_any_field_that_a_connection_depends_on_makes_another_generation(name: str) -> None:
-    records = Records()
-    records.add("g1")
+    records = with_one()
     before = records.gateways.find("g1", URL)
     records.rows["g1"][name] = "SSE" if name == "transport" else {"changed": "yes"}
     records.later()
@@ -87,8 +92,7 @@ def test_any_field_that_a_connection_depends_on_makes_another_generation(name: s
 
 
 def test_an_edit_here_is_seen_by_the_next_call() -> None:
-    records = Records()
-    records.add("g1")
+    records = with_one()
     before = records.gateways.find("g1", URL)
     records.rows["g1"]["auth_value"] = "another"
     assert records.gateways.find("g1", URL) is before
@@ -102,8 +106,7 @@ def test_an_edit_here_is_seen_by_the_next_call() -> None:
 @pytest.mark.parametrize("change", [None, {"enabled": False}])
 @pytest.mark.anyio
 async def test_a_record_that_is_gone_or_disabled_takes_its_server_with_it(change: dict[str, Any] | None) -> None:
-    records = Records()
-    records.add("g1")
+    records = with_one()
     assert records.gateways.find("g1", URL) is not None
     if change is None:
         del records.rows["g1"]
@@ -117,8 +120,7 @@ async def test_a_record_that_is_gone_or_disabled_takes_its_server_with_it(change
 
 @pytest.mark.anyio
 async def test_looking_at_records_again_holds_no_call_up_and_what_a_call_has_read_meanwhile_stays() -> None:
-    records = Records()
-    records.add("g1")
+    records = with_one()
     assert records.gateways.find("g1", URL) is not None
     records.later()
     asked, may_go_on = threading.Event(), threading.Event()
@@ -181,8 +183,7 @@ def test_what_is_left_to_the_old_path_is_told_once(
 
 
 def test_a_call_to_another_url_than_the_servers_goes_the_old_path() -> None:
-    records = Records()
-    records.add("g1")
+    records = with_one()
     assert records.gateways.find("g1", URL) is not None
     assert records.gateways.find("g1", URL + "/other") is None
     assert records.gateways.find("g1", URL) is not None
@@ -190,8 +191,7 @@ def test_a_call_to_another_url_than_the_servers_goes_the_old_path() -> None:
 
 def test_what_contextforge_remembers_of_an_edited_record_is_not_taken_for_where_the_server_is() -> None:
     """Its cache of tools in another worker than the edit's holds the old URL for a minute."""
-    records = Records()
-    records.add("g1")
+    records = with_one()
     assert records.gateways.find("g1", URL) is not None
     records.rows["g1"]["url"] = "http://127.0.0.1:10/mcp"
     records.later()
@@ -201,8 +201,7 @@ def test_what_contextforge_remembers_of_an_edited_record_is_not_taken_for_where_
 
 
 def test_another_credential_in_the_url_begins_anew() -> None:
-    records = Records()
-    records.add("g1")
+    records = with_one()
     before = records.gateways.find("g1", URL + "?key=old")
     after = records.gateways.find("g1", URL + "?key=new")
     assert before is not None
@@ -212,8 +211,7 @@ def test_another_credential_in_the_url_begins_anew() -> None:
 
 def test_of_two_credentials_in_urls_that_calls_come_with_in_turn_the_later_one_stays() -> None:
     """ContextForge's cache of tools holds the old URL for a minute after an edit in another worker."""
-    records = Records()
-    records.add("g1")
+    records = with_one()
     old, new = URL + "?key=old", URL + "?key=new"
     for value in ("rotated", "rotated again"):
         records.rows["g1"]["auth_query_params"] = value
@@ -227,8 +225,7 @@ def test_of_two_credentials_in_urls_that_calls_come_with_in_turn_the_later_one_s
 
 
 def test_a_url_that_cannot_be_used_is_not_answered_with_the_one_before() -> None:
-    records = Records()
-    records.add("g1")
+    records = with_one()
     assert records.gateways.find("g1", URL + "?key=old") is not None
     with pytest.raises(ValueError, match="encode"):
         records.gateways.find("g1", URL + "?key=\u2713")
@@ -238,16 +235,14 @@ def test_a_url_that_cannot_be_used_is_not_answered_with_the_one_before() -> None
 
 
 def test_a_server_whose_credential_in_the_url_never_stays_the_same_is_left_to_the_old_path() -> None:
-    records = Records()
-    records.add("g1")
+    records = with_one()
     found = [records.gateways.find("g1", f"{URL}?key={n}") for n in range(30)]
     assert [one is not None for one in found] == [True] * 17 + [False] * 13
 
 
 @pytest.mark.parametrize("settings", [{}, {"reuse_user": ("renamed",)}])
 def test_a_record_that_was_renamed_is_a_server_by_its_new_name(settings: dict[str, Any]) -> None:
-    records = Records(**settings)
-    records.add("g1")
+    records = with_one(**settings)
     assert records.gateways.find("g1", URL) is not None
     records.rows["g1"]["name"] = "renamed"
     records.later()
@@ -259,8 +254,7 @@ def test_a_record_that_was_renamed_is_a_server_by_its_new_name(settings: dict[st
 
 
 def test_records_that_cannot_be_read_leave_what_is_known_as_it_is_and_the_rest_to_the_old_path() -> None:
-    records = Records()
-    records.add("g1")
+    records = with_one()
     before = records.gateways.find("g1", URL)
     records.later()
 
@@ -380,8 +374,7 @@ def test_a_server_behind_a_proxy_that_is_not_used_here_is_left_to_the_old_path(
 
 
 def test_a_server_that_is_called_over_sse_is_reached_so_whatever_the_record_says() -> None:
-    records = Records()
-    records.add("g1")
+    records = with_one()
     assert records.gateways.find("g1", "sse+" + URL) is not None
     assert records.gateways.find("g1", URL) is None
 
