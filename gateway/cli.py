@@ -216,7 +216,6 @@ def init(
 
 @app.command(rich_help_panel=GATEWAY, epilog="Example: trunkline check trunkline.toml --server files")
 def check(
-    context: typer.Context,
     file: File = None,
     server: Annotated[
         list[str] | None,

@@ -34,7 +34,6 @@ ADMIN = "admin@example.com"
 SECRET = "a-secret-of-the-tests-that-is-long-enough-0123456789"
 PASSWORD = "Wq7#mVx2!Lz9@Rt4$Kp8&Hd"
 START_SECONDS = 180
-STATEFUL = {"USE_STATEFUL_SESSIONS": "true"}
 
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
