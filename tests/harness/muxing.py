@@ -344,6 +344,13 @@ class Bench:
         """Wait until the pool has looked for what is due; for a test that lets nothing else happen meanwhile."""
         await self.clock.read()
 
+    async def later(self, seconds: float) -> None:
+        """Time passes, and the pool has looked for what is due, twice."""
+        self.clock.advance(seconds)
+        for _ in range(2):
+            await self.swept()
+        await settle()
+
     async def closed(self, sessions: int = 1) -> None:
         """Wait until so many sessions of the server `x` have ended, and their channels are gone."""
         await self.server.until(lambda: sum(session.is_closed for session in self.server.sessions) >= sessions)

@@ -18,14 +18,6 @@ async def ask(client: Client, method: str, **params: str) -> None:
     assert "result" in await client.answer(client.call(params, method=method))
 
 
-async def later(at: Bench, seconds: float) -> None:
-    """Time passes, and the pool has looked for what is due, twice."""
-    at.clock.advance(seconds)
-    for _ in range(2):
-        await at.swept()
-    await settle()
-
-
 def lose(session: Session, cause: TrunklineError = GONE) -> None:
     session.receiver.lost(cause)
 
@@ -54,9 +46,9 @@ async def test_g10_what_no_workflow_has_come_back_to_for_long_enough_ends() -> N
     async with bench(reuse="user", idle_timeout=100) as at:
         client = await at.client(ALICE)
         await at.pool.end(client.workflow, "deleted")
-        await later(at, 99)
+        await at.later(99)
         assert len(at.server.live) == 1
-        await later(at, 2)
+        await at.later(2)
         await at.closed()
         assert at.counts["channels_closed", "x", "idle"] == 1
 
@@ -64,9 +56,9 @@ async def test_g10_what_no_workflow_has_come_back_to_for_long_enough_ends() -> N
 async def test_the_most_recently_used_is_taken_first_and_what_is_not_needed_ends() -> None:
     async with bench(reuse="user", max_inflight_per_channel=1, idle_timeout=100) as at:
         client = await three_sessions(at)
-        await later(at, 0)
+        await at.later(0)
         for _ in range(3):
-            await later(at, 40)
+            await at.later(40)
             calls = [client.call(id=b"%d" % n) for n in range(2)]
             await at.server.until(lambda: sum(not upstream.is_over for upstream in at.server.of(CALLS)) == 2)
             for upstream in at.server.of(CALLS):
@@ -77,8 +69,8 @@ async def test_the_most_recently_used_is_taken_first_and_what_is_not_needed_ends
         await at.closed()
         assert used(at) == [4, 1, 4]
         assert [session.is_closed for session in at.server.sessions] == [False, True, False]
-        await later(at, 0)
-        await later(at, 200)
+        await at.later(0)
+        await at.later(200)
         await at.closed(2)
         assert not at.server.sessions[0].is_closed, "the primary one stays"
         assert at.counts["channels_closed", "x", "idle"] == 2
@@ -88,7 +80,7 @@ async def test_a_session_beside_the_first_that_is_lost_takes_no_place() -> None:
     async with bench(reuse="user", max_inflight_per_channel=1, max_channels_per_user=3) as at:
         client = await three_sessions(at)
         lose(at.server.sessions[2])
-        await later(at, 1)
+        await at.later(1)
         assert len(client.workflow.line.channels) == 2
 
 
@@ -173,7 +165,7 @@ async def test_where_nobody_waits_only_the_next_call_opens_it_anew() -> None:
     async with bench(reuse="user", on_request=echo) as at:
         client = await at.client(ALICE)
         lose(at.server.session)
-        await later(at, 10)
+        await at.later(10)
         assert len(at.server.sessions) == 1
         assert "result" in await client.answer(client.call())
 
@@ -187,16 +179,16 @@ async def test_a_server_that_stays_away_is_tried_ever_later_and_by_one_at_a_time
         lose(at.server.session)
         await at.server.reached("connect", 2)
         for _ in range(5):
-            await later(at, 0)
+            await at.later(0)
         assert at.server._at["connect"] == 2, "not before its time"
         tries = []
         for _ in range(20):
-            await later(at, 1.0)
+            await at.later(1.0)
             tries.append(at.server._at["connect"])
         assert tries[0] == 3
         assert 4 <= tries[-1] <= 8
         at.server.unreachable = None
-        await later(at, 60)
+        await at.later(60)
         await at.server.got(SUBSCRIBE, 2)
         assert at.pool.circuits == [] or at.pool.circuits[0].state == "closed"
 
@@ -285,7 +277,7 @@ async def test_a_session_that_cannot_be_replaced_goes_on_and_it_is_tried_again()
         await settle()
         assert "result" in await client.answer(client.call())
         at.server.unreachable = None
-        await later(at, 5)
+        await at.later(5)
         await at.closed()
         assert "result" in await client.answer(client.call())
         assert used(at) == [1, 1]
@@ -295,7 +287,7 @@ async def test_a_session_is_not_replaced_where_its_user_may_have_no_more() -> No
     async with bench(reuse="user", max_channel_age=100, idle_timeout=1e6, max_channels_per_user=1) as at:
         at.server.on_request = echo
         client = await at.client(ALICE)
-        await later(at, 200)
+        await at.later(200)
         assert "result" in await client.answer(client.call())
         assert len(at.server.sessions) == 1
 
@@ -336,7 +328,7 @@ async def test_the_old_session_goes_on_where_the_new_one_is_lost_meanwhile() -> 
         at.server.on_request = lambda exchange: exchange.answer()
         await ask(client, CALLS)
         assert used(at)[0] == 1
-        await later(at, 5)
+        await at.later(5)
         await at.closed(2)
         assert [session.is_closed for session in at.server.sessions] == [True, True, False]
 
@@ -355,7 +347,7 @@ async def test_a_session_beside_the_first_is_replaced_while_it_is_used_and_ends_
             await client.answer(call)
         await at.closed()
         assert at.server.sessions[0].is_closed, "the primary one was the oldest"
-        await later(at, 200)
+        await at.later(200)
         await at.server.until(lambda: len(at.server.live) == 1)
         assert at.counts["channels_closed", "x", "aged"] >= 2
 

@@ -19,14 +19,6 @@ GONE = SessionLost("the server is gone", executed="unknown")
 DOWN = UpstreamUnreachable("connection refused", executed="no")
 
 
-async def later(at: Bench, seconds: float) -> None:
-    """Time passes, and the pool has looked for what is due, twice."""
-    at.clock.advance(seconds)
-    for _ in range(2):
-        await at.swept()
-    await settle()
-
-
 async def ready(at: Bench, sessions: int) -> None:
     """Wait until so many sessions are open, spares among them."""
     await at.server.until(lambda: sum(bool(session.initialized) for session in at.server.live) == sessions)
@@ -146,7 +138,7 @@ async def test_a_server_that_asks_before_somebody_came_gets_no_spares() -> None:
         at.server.sessions[1].tell(message("roots/list", id=1))
         assert (await at.server.got("response")).json["error"]["code"] == -31005
         await at.closed()
-        await later(at, 50)
+        await at.later(50)
         assert len(at.server.sessions) == 2
         assert at.counts["channels_closed", "x", "spoilt"] == 1
         assert await how(at, message=asking) == "miss"
@@ -162,7 +154,7 @@ async def test_g10_what_is_kept_for_a_client_to_come_is_bounded(
         for _ in range(3):
             at.server.sessions[1].tell(message("notifications/tools/list_changed"))
         await at.closed()
-        await later(at, 5)
+        await at.later(5)
         await ready(at, 2)
         assert await how(at) == "spare"
 
@@ -175,7 +167,7 @@ async def test_a_spare_that_was_lost_costs_nobody_anything(how_lost: str, monkey
     async with bench(spares=2, on_request=echo) as at:
         await at.client(ALICE)
         await ready(at, 3)
-        await later(at, 10)
+        await at.later(10)
         for spare in at.server.sessions[1:]:
             if how_lost == "told":
                 spare.receiver.lost(GONE)
@@ -191,7 +183,7 @@ async def test_a_spare_that_was_lost_costs_nobody_anything(how_lost: str, monkey
         client = Client(begun.workflow)
         assert "result" in await client.answer(client.call())
         assert client.workflow.ended is None
-        await later(at, 10)
+        await at.later(10)
         await ready(at, 4)
         assert await how(at) == "spare"
 
@@ -199,7 +191,7 @@ async def test_a_spare_that_was_lost_costs_nobody_anything(how_lost: str, monkey
 async def test_a_spare_that_waited_is_asked_whether_it_lives() -> None:
     async with bench(spares=1) as at:
         await first(at)
-        await later(at, 10)
+        await at.later(10)
         at.server.on_request = lambda exchange: exchange.refuse(-32601, "what is that?")
         assert await how(at) == "spare", "any answer is one"
         assert len(at.server.sessions[1].of("ping")) == 1
@@ -210,12 +202,12 @@ async def test_a_server_that_loses_spares_gets_new_ones_ever_later() -> None:
         await first(at)
         at.clock.advance(10)
         at.server.session.receiver.lost(GONE)
-        await later(at, 0)
+        await at.later(0)
         assert len(at.server.sessions) == 2
         at.server.unreachable = DOWN
         counts = []
         for _ in range(20):
-            await later(at, 1)
+            await at.later(1)
             counts.append(at.server._at["connect"] - 2)
         assert 1 <= counts[1] <= 2
         assert 3 <= counts[-1] <= 6
@@ -237,7 +229,7 @@ async def test_spares_are_not_opened_while_the_server_is_held_back() -> None:
                 await at.client(ALICE, message=initialize(vendor=n))
         assert at.pool.circuits[0].state == "open"
         at.server.session.receiver.lost(GONE)
-        await later(at, 60)
+        await at.later(60)
         assert at.server._at["connect"] == 5, "a spare is no probe"
 
 
@@ -255,7 +247,7 @@ async def test_a_directory_that_is_away_costs_no_spare() -> None:
 async def test_a_workflow_that_ends_while_it_takes_one_leaves_nothing(when: str) -> None:
     async with bench(spares=1) as at:
         await first(at)
-        await later(at, 10)
+        await at.later(10)
         at.server.on_request = None
         if when == "drawing":
             at.directory.pause("draw_ids")
@@ -290,7 +282,7 @@ async def test_two_who_come_at_once_do_not_take_the_same() -> None:
 async def test_it_ends_when_it_has_waited_long_and_another_takes_its_place() -> None:
     async with bench(spares=1, idle_timeout=1e6, max_channel_age=100) as at:
         await first(at)
-        await later(at, 101)
+        await at.later(101)
         await at.closed()
         await ready(at, 2)
         assert at.counts["channels_closed", "x", "aged"] == 1
@@ -303,7 +295,7 @@ async def test_one_of_a_server_with_nothing_to_tell_is_not_listened_to_for_long(
         await first(at)
         spare = at.server.sessions[1]
         assert spare.is_listening
-        await later(at, REST_SECONDS)
+        await at.later(REST_SECONDS)
         assert not spare.is_listening
         client = await at.client(ALICE)
         assert "result" in await client.answer(client.call())
@@ -315,7 +307,7 @@ async def test_it_ends_after_idle_timeout() -> None:
     async with bench(spares=1, idle_timeout=100) as at:
         client = await first(at)
         client.workflow.wire_came()
-        await later(at, 101)
+        await at.later(101)
         await at.closed()
         assert at.counts["channels_closed", "x", "idle"] == 1
         client.workflow.wire_left()
@@ -325,11 +317,11 @@ async def test_it_ends_when_no_workflow_of_its_kind_has_come_for_a_while() -> No
     async with bench(spares=1) as at:
         client = await first(at)
         await at.pool.end(client.workflow, "deleted")
-        await later(at, 30)
+        await at.later(30)
         assert await how(at) == "spare", "clients come and go in sequence"
         await at.pool.end(at.pool.workflows[0], "deleted")
         await ready(at, 1)
-        await later(at, spares.UNUSED_SECONDS)
+        await at.later(spares.UNUSED_SECONDS)
         await at.server.until(lambda: not at.server.live)
         assert at.counts["channels_closed", "x", "unused"] == 1
 
@@ -364,7 +356,7 @@ async def test_g10_spares_count_and_give_way(cap: str) -> None:
     async with bench(spares=2, **{cap: 3}, on_request=echo) as at:
         await at.client(ALICE)
         await ready(at, 3)
-        await later(at, 10)
+        await at.later(10)
         other = await at.client(ALICE, message=initialize(vendor=1))
         await at.closed()
         assert len(at.server.live) == 3
@@ -378,5 +370,5 @@ async def test_g10_spares_count_and_give_way(cap: str) -> None:
 async def test_other_reuse_keeps_none() -> None:
     async with bench(spares=2, reuse="user") as at:
         await at.client(ALICE)
-        await later(at, 5)
+        await at.later(5)
         assert len(at.server.sessions) == 1
