@@ -256,7 +256,7 @@ async def test_a_certificate_counts_where_it_counts_for_contextforge(
         else:
             kept.fields["ca_certificate"] = (shown if trusting == "the record" else other).cert.read_text()
         if trusting == "nobody":
-            with pytest.raises(UpstreamUnreachable, match="certificate does not verify"):
+            with pytest.raises(UpstreamUnreachable, match="its certificate is not trusted here"):
                 await kept.count("alice@x", "a")
         else:
             assert await kept.count("alice@x", "a") == "1"
@@ -325,7 +325,7 @@ async def test_what_a_server_refuses_one_user_costs_no_other_of_the_same_teams_a
 
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if b"x-quota: spent" in (await reader.readuntil(b"\r\n\r\n")).lower():
-            writer.write(b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+            writer.write(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
         else:
             writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
         await writer.drain()
@@ -334,7 +334,7 @@ async def test_what_a_server_refuses_one_user_costs_no_other_of_the_same_teams_a
     async with await asyncio.start_server(refuse, "127.0.0.1", 0) as limited, running(server) as kept:
         kept.url = kept.fields["url"] = f"http://127.0.0.1:{limited.sockets[0].getsockname()[1]}/mcp"
         failures = [await _failure(kept, "alice@x", {"X-Quota": "spent"}) for _ in range(4)]
-        assert [failure.data.get("status") for failure in failures] == [429, 429, 429, None]
+        assert [failure.data.get("status") for failure in failures] == [503, 503, 503, None]
         assert "circuit" in failures[3].message
         assert (await _failure(kept, "bob@x", {})).data["status"] == 404
 
