@@ -98,7 +98,7 @@ class KeySource:
         try:
             self._keys = read_keys(await self._fetch())
         except Exception as error:  # whatever it is
-            logger.warning("the keys of auth.jwks could not be read: %s", type(error).__name__)
+            logger.warning("the keys of auth.jwks could not be read: %s", _why(error))
 
     async def _fetch(self) -> str:
         with anyio.fail_after(FETCH_SECONDS):
@@ -121,6 +121,14 @@ class KeySource:
         """Whether keys from there count: a redirect must not take them out of https."""
         is_local = self._url.startswith("http://") and is_loopback(url.host or "")
         return url.scheme == "https" or (url.scheme == "http" and is_local)
+
+
+def _why(error: Exception) -> str:
+    """What is wrong with a URL of keys, without the URL, which may hold a secret."""
+    if isinstance(error, aiohttp.ClientResponseError):
+        return f"HTTP {error.status}"
+    is_of_answer = isinstance(error, ValueError) and not isinstance(error, aiohttp.ClientError)
+    return str(error) if is_of_answer else type(error).__name__
 
 
 def read_keys(text: str) -> dict[str, Any]:

@@ -235,6 +235,32 @@ def test_a_key_whose_name_is_empty_is_one_among_others(tmp_path: Path) -> None:
         verify(identity, token(RSA, "RS256", "three"))
 
 
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("status", "body", "told"),
+    [
+        ("404 Not Found", b"no", "HTTP 404"),
+        ("200 OK", b"<html>", "Expecting value: line 1 column 1 (char 0)"),
+        ("200 OK", b"{}", "it is no JSON Web Key Set"),
+        ("200 OK", b'{"keys": []}', "it holds no key that can be used"),
+        ("", b"", "ServerDisconnectedError"),
+    ],
+)
+async def test_the_log_says_what_comes_in_place_of_keys(
+    caplog: pytest.LogCaptureFixture, status: str, body: bytes, told: str
+) -> None:
+    async def serve(peer: Peer) -> None:
+        await peer.request()
+        if status:
+            head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n"
+            await peer.say(head.encode() + body)
+
+    async with serving(serve) as server:
+        auth = section(secret="", jwks=f"{server.url}?key=s3cret", algorithms=("RS256",))
+        await JWTIdentity(auth, clock=Clock()).keys.refresh()
+    assert caplog.messages == [f"the keys of auth.jwks could not be read: {told}"]
+
+
 def test_what_the_log_says_of_a_token_is_short_whatever_it_holds(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     odd = jwt.encode(claims(), SECRET, "HS256", headers={"crit": ["x" * 50_000], "x" * 50_000: 1})
