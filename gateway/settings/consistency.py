@@ -177,7 +177,8 @@ def _check_auth(settings: Settings) -> None:
     first: dict[str, int] = {}
     for index, token in enumerate(auth.tokens):
         if not SHA256.fullmatch(token.sha256):
-            raise SettingsError(f"auth.tokens[{index}].sha256", "expected 64 hexadecimal digits")
+            told = "expected the token's hash, 64 hexadecimal digits: `trunkline token` prints both"
+            raise SettingsError(f"auth.tokens[{index}].sha256", told)
         if not token.subject:
             raise SettingsError(f"auth.tokens[{index}].subject", "a token needs a subject")
         same = first.setdefault(token.sha256.lower(), index)

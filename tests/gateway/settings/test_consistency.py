@@ -361,6 +361,13 @@ def test_an_operators_token_needs_no_mode(read: Read) -> None:
     assert read(f"[auth]\ntokens = [{{ {TOKEN}, admin = true }}]").auth.mode == "none"
 
 
+def test_a_token_in_place_of_its_hash_is_told_what_makes_one(read: Read) -> None:
+    error = refusal(read, "[auth]\nmode = 'tokens'\ntokens = [{ sha256 = 's3cret', tenant = 't', subject = 's' }]\n")
+    assert error.path == "auth.tokens[0].sha256"
+    assert "`trunkline token`" in error.message
+    assert "s3cret" not in error.message
+
+
 def test_a_token_that_stands_twice_is_told_with_where_it_stands_first(read: Read) -> None:
     entry = "{{ sha256 = '{}', tenant = 't', subject = '{}' }}".format
     two = f"{entry(HASH, 'alice')}, {entry(HASH.replace('a', 'b'), 'alice')}"
