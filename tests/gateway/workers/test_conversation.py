@@ -65,6 +65,16 @@ async def test_the_end_of_one_side_breaks_the_other(ends: Ends) -> None:
         await ends.near.receive()
 
 
+async def test_what_was_sent_before_the_end_arrives_although_it_still_waited(ends: Ends) -> None:
+    frame, sent = Frame("event", b"x" * 8_192), 0
+    while not ends.writer.transport.get_write_buffer_size():
+        await ends.far.send(frame)
+        sent += 1
+    ends.far.close()
+    with anyio.fail_after(10):
+        assert [await ends.near.receive() for _ in range(sent)] == [frame] * sent
+
+
 async def test_a_frame_that_is_cut_is_none(ends: Ends) -> None:
     ends.writer.write((100).to_bytes(4, "big") + b"half")
     ends.far.close()
