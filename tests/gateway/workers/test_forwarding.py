@@ -355,7 +355,7 @@ async def test_a_request_does_not_wander_for_ever(house: House) -> None:
 
 async def test_a_tape_plays_again_what_was_heard_until_the_answer_begins() -> None:
     client = post(b"1")
-    client.does({"type": "http.disconnect"})
+    client.does({"type": "http.request", "body": b"2"})
     tape = Tape(client.receive, client.send)
     first = await tape.receive()
     tape.rewind()
