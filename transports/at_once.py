@@ -65,6 +65,7 @@ class AtOnce:
         try:
             if method == "DELETE":
                 config.guard.check(headers)
+                config.guard.check_page(headers)
             request.cors = config.guard.cors(headers)
             request.principal = config.authenticate(headers)
             return self._take_message(whole, request) if method == "POST" else self._good_bye(whole, request)
@@ -210,18 +211,21 @@ class ModernAtOnce:
         try:
             request.cors = config.guard.cors(headers)
             request.principal = config.authenticate(headers)
-            return config.admission.pass_at_once() and self._requests.take(whole, request)
-        except Unauthorized as error:
+            return self._requests.take(whole, request, config.admission.pass_at_once)
+        except TrunklineError as error:
+            if not isinstance(error, Unauthorized):
+                return False
             _refuse(config, whole, request, error)
-            return True
-        except TrunklineError:
-            return False
+        except Exception as error:
+            _refuse(config, whole, request, error)
+        return True
 
 
 def may_post(config: EndpointConfig, headers: RequestHeaders) -> bool:
     """Whether the headers are those of a message, from who may speak here at all."""
     try:
         config.guard.check(headers)
+        config.guard.check_page(headers)
         check_json(headers)
     except HTTPRefusal:
         return False

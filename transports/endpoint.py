@@ -39,8 +39,10 @@ class Sessionless(Protocol):
     async def answer(self, request: HTTPRequest, body: bytes) -> bool:
         """Answer a POST. False where it is none of that revision, or the server does not speak it."""
 
-    def take(self, whole: WholeRequest, request: HTTPRequest) -> bool:
+    def take(self, whole: WholeRequest, request: HTTPRequest, turn: Callable[[], bool]) -> bool:
         """Take a whole request of that revision, to be answered by callbacks. False where `answer` is to be asked.
+
+        `turn` is asked last: whether it is its turn.
 
         Raises:
             TrunklineError: it is to be refused, there.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import anyio
@@ -30,6 +30,7 @@ from .http_endpoint import (
     HTTPEndpoint,
     HTTPRequest,
 )
+from .patience import Patience, Waiting
 from .status import INVALID_CREDENTIAL, Unauthorized
 from .tracing import Tracer, begin_span, context_of
 
@@ -68,6 +69,7 @@ class ModernRequests:
         self._inflight: Counter[tuple[Principal, bool]] = Counter()
         """How many are under way for each principal; apart, since they last, how many streams of subscriptions."""
         self._passages: set[Passage] = set()
+        self._patience = Patience(WATCH_SECONDS)
         self._draining: anyio.Event | None = None
         """Set once nothing is under way, after a drain began."""
         self._successor: ModernRequests | None = None
@@ -90,7 +92,7 @@ class ModernRequests:
             request.id = message.id
             self._admit(request.principal, message)
             try:
-                with _Watch(request) as watch:
+                with _Watch(request, self._patience) as watch:
                     return await self._take(request, message, body, watch)
             finally:
                 self._leave(request.principal, message)
@@ -99,10 +101,10 @@ class ModernRequests:
             await _fail(request, error)
         return True
 
-    def take(self, whole: WholeRequest, request: HTTPRequest) -> bool:
+    def take(self, whole: WholeRequest, request: HTTPRequest, turn: Callable[[], bool]) -> bool:
         """See `Sessionless.take`: what asks nobody else, and waits for nothing but the server's answer."""
         if self._successor is not None:
-            return self._successor.take(whole, request)
+            return self._successor.take(whole, request, turn)
         revisions, body = self._upstream.known, whole.body
         if not modern.is_spoken(revisions) or len(body) > LARGE_BYTES:
             return False
@@ -113,17 +115,23 @@ class ModernRequests:
         headers = self._checked(request, message, revisions)
         self._admit(request.principal, message)
         try:
-            call = self._forward(request, message, body, headers, asyncio.get_running_loop().time())
-        except TrunklineError:
+            started = asyncio.get_running_loop().time()
+            call = self._forward(request, message, body, headers, started) if turn() else None
+        except BaseException:
             self._leave(request.principal, message)
             raise
-        _Answering(self, whole, call).begin()
+        if call is None:
+            self._leave(request.principal, message)
+            return False
+        _Answering(self, whole, call, _Watch(request, self._patience)).begin()
         return True
 
     def over(self, call: _Call) -> None:
         """A request that was taken so is over, or nobody takes any more of it."""
-        self._end(call)
-        self._leave(call.request.principal, call.message)
+        try:
+            self._end(call)
+        finally:
+            self._leave(call.request.principal, call.message)
 
     def give_way(self, successor: ModernRequests | None) -> None:
         """The settings of the server have changed: `drain` this next, and let others go to the successor."""
@@ -219,12 +227,13 @@ class ModernRequests:
         Raises:
             InvalidMessage: it does not go on.
         """
+        text = modern.body_of(message, body)
         headers.update(picked(request.headers, self._picked))
         context = context_of(request.headers, message, self._server, self._statistics)
         span, context = begin_span(self._tracer, self._server, message, context, request.principal)
         headers.update(context)
         try:
-            passage = self._upstream.send(message, modern.body_of(message, body), headers)
+            passage = self._upstream.send(message, text, headers)
         except ValueError as error:
             call_log.end_span(span, InvalidRequest.reason)
             raise InvalidRequest(str(error)) from error
@@ -314,21 +323,22 @@ class _Call(NamedTuple):
 class _Answering:
     """A call whose answer goes out by callbacks, without a task; a stream gets one once it begins."""
 
-    __slots__ = ("_call", "_requests", "_whole")
+    __slots__ = ("_call", "_requests", "_watch", "_whole")
 
-    def __init__(self, requests: ModernRequests, whole: WholeRequest, call: _Call) -> None:
+    def __init__(self, requests: ModernRequests, whole: WholeRequest, call: _Call, watch: _Watch) -> None:
         self._requests = requests
         self._whole = whole
         self._call = call
+        self._watch = watch
 
     def begin(self) -> None:
-        """Answer as soon as the form of the answer is decided; a client that leaves before cancels the call (E13)."""
-        self._whole.left = self._call.passage.close
+        """Answer as soon as the form of the answer is decided."""
+        self._watch.passage = self._call.passage
+        self._watch.begin()
         self._call.passage.formed = self._formed
 
     def _formed(self) -> None:
         whole, request, passage = self._whole, self._call.request, self._call.passage
-        whole.left = None
         try:
             status, body = passage.decided
             if body is None:
@@ -339,16 +349,17 @@ class _Answering:
         try:
             whole.reply(status, request.head([JSON]), body)
         finally:
-            self._requests.over(self._call)
+            self._over()
 
     async def _bring(self) -> None:
-        call = self._call
         try:
-            with _Watch(call.request) as watch:
-                watch.passage = call.passage
-                await self._requests.bring(call.request, call.passage)
+            await self._requests.bring(self._call.request, self._call.passage)
         finally:
-            self._requests.over(call)
+            self._over()
+
+    def _over(self) -> None:
+        self._watch.end()
+        self._requests.over(self._call)
 
 
 class ModernEndpoint(HTTPEndpoint):
@@ -390,26 +401,35 @@ def _refusal(request: HTTPRequest, error: TrunklineError) -> tuple[int, bytes]:
 class _Watch:
     """Looks out for a client that leaves, and closes its passage then (rule E13); most calls are over before."""
 
-    def __init__(self, request: HTTPRequest) -> None:
+    def __init__(self, request: HTTPRequest, patience: Patience) -> None:
         self.has_left = False
         self.passage: Passage | None = None
         """What leads to the server, once it does."""
         self._receive = request.receive
+        self._patience = patience
         self._task: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle
+        self._timer: Waiting
 
     def __enter__(self) -> _Watch:
-        self._timer = asyncio.get_running_loop().call_later(WATCH_SECONDS, self._begin)
+        self.begin()
         return self
 
     def __exit__(self, *raised: object) -> None:
+        self.end()
+
+    def begin(self) -> None:
+        """From now on it looks out."""
+        self._timer = self._patience.begin(asyncio.get_running_loop(), self._look)
+
+    def end(self) -> None:
+        """It looks out no longer."""
         self._timer.cancel()
         if self._task is not None:
             self._task.cancel()
             # It leads here by how it was cancelled: a request would wait for the garbage collector.
             self._task = None
 
-    def _begin(self) -> None:
+    def _look(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._watch())
 
     async def _watch(self) -> None:

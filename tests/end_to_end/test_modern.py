@@ -111,6 +111,24 @@ async def test_the_sdks_client_needs_no_session(gateway: Gateway, upstream: Upst
     assert not {"initialize", "get", "delete"} & report["counts"].keys()
 
 
+async def test_who_closes_its_half_behind_a_call_is_answered(gateway: Gateway, upstream: Upstream) -> None:
+    """Whoever comes soon enough: nothing tells a half that is closed from a client that has gone."""
+    params = {"name": "echo", "arguments": {"value": 7}, "_meta": META}
+    body = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": params})
+    head = (
+        f"POST /servers/up/mcp HTTP/1.1\r\nHost: 127.0.0.1:{gateway.port}\r\nContent-Type: application/json\r\n"
+        f"Accept: application/json, text/event-stream\r\nMCP-Protocol-Version: {MODERN}\r\nMcp-Method: tools/call\r\n"
+        f"Mcp-Name: echo\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    with anyio.fail_after(PATIENCE):
+        for _ in range(2):  # the first one is told of the server's revisions
+            async with await anyio.connect_tcp("127.0.0.1", gateway.port) as stream:
+                await stream.send((head + body).encode())
+                await stream.send_eof()
+                answer = b"".join([part async for part in stream])
+            assert b'"value":7' in answer
+
+
 async def test_with_sessions_alone_the_sdks_client_falls_back(upstream: Upstream) -> None:
     with running_gateway(upstreams={"up": upstream.url}) as gateway:
         async with sdk_client(gateway.url(), "auto") as client:

@@ -201,6 +201,15 @@ async def test_h2_a_header_that_comes_twice_is_refused() -> None:
         assert (await answer.json())["error"]["code"] == -32020
 
 
+async def test_a_page_of_another_site_that_hides_its_origin_is_refused() -> None:
+    async with both_eras() as here:
+        assert (await here.call(sec_fetch_site="cross-site")).status == 403
+        await shake_hands(here.client)
+        for method, body in (("POST", call()), ("DELETE", b"")):
+            assert (await here.client.ask(method, body, {"sec-fetch-site": "cross-site"})).status == 403
+        assert not here.upstream.of("tools/call")
+
+
 async def test_a_header_that_cannot_go_on_is_refused() -> None:
     async with both_eras(headers=["x-tenant"]) as here:
         answer = await here.call(x_tenant="a\x01b")

@@ -1,5 +1,6 @@
 """Requests of 2026-07-28 and their ends: clients that leave, limits, what breaks, and what changes meanwhile."""
 
+import json
 from collections.abc import Sequence
 
 import anyio
@@ -144,10 +145,17 @@ async def test_g9_an_answer_that_is_none_is_an_error(play: Play, status: int, co
 class Traced:
     """Traces calls, and keeps how each ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, failures: int = 0) -> None:
+        self.begun = 0
         self.ends: list[str] = []
+        self._failures = failures
+        """How often it fails before it works."""
 
     def begin(self, server: str, message: Envelope, context: Headers, *who: object) -> tuple[Span, Headers]:
+        if self._failures:
+            self._failures -= 1
+            raise RuntimeError("of the tracer's own")
+        self.begun += 1
         return self, context
 
     def ended(self, outcome: str) -> None:
@@ -162,6 +170,27 @@ async def test_how_a_request_ended_is_told_to_who_traces_and_in_the_log(caplog: 
     assert traced.ends == ["ok", "upstream_unreachable"]
     (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert line == "call ended: upstream_unreachable (the server answered HTTP 404)"
+
+
+async def test_what_fails_in_a_tracer_takes_no_place() -> None:
+    async with both_eras(tracer=Traced(failures=2), max_inflight=1) as here:
+        for _ in range(2):
+            assert (await here.call()).status == 500
+        assert here.requests.inflight == 0
+        assert (await (await here.call()).json())["result"] == DONE
+
+
+async def test_each_span_that_is_begun_is_ended_however_deep_the_body() -> None:
+    traced = Traced()
+    async with both_eras(tracer=traced) as here:
+        statuses = set()
+        for depth in range(890, 960):
+            body = json.dumps(body_of()).replace('"params": {', '"params": {"a":' + "[" * depth + "]" * depth + ",")
+            answer = await here.client.post(body.encode(), headers_of())
+            await answer.over()
+            statuses.add(answer.status)
+        assert statuses <= {200, 400}
+    assert traced.begun == len(traced.ends)
 
 
 async def test_h6_a_broken_stream_ends_with_an_error() -> None:

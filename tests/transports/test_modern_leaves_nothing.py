@@ -50,14 +50,22 @@ def messages() -> int:
     return sum(isinstance(one, Envelope) for one in gc.get_objects())
 
 
-async def is_answered(discover: Play, call: Play, *, has_result: bool) -> None:
+@pytest.fixture(params=[False, True], ids=["in a task", "at once"])
+def at_once(request: pytest.FixtureRequest) -> bool:
+    """Whether it is answered by callbacks."""
+    return bool(request.param)
+
+
+async def is_answered(discover: Play, call: Play, *, has_result: bool, at_once: bool) -> None:
     """The answer has a result or not, and nothing is left of the request."""
     async with ScriptedUpstream({"server/discover": [discover], "tools/call": [call]}) as upstream:
         statistics = Statistics()
         connector = StreamableHTTPConnector("x", upstream.url, statistics)
         server = ModernHTTPServer("x", connector.http, connector.headers, statistics, timeout=10)
         requests = ModernRequests("x", server, statistics, max_inflight=64)
-        async with front(options={"modern": requests}) as ahead:
+        async with front(options={"modern": requests}, offers_whole=at_once) as ahead:
+            if at_once:
+                await server.revisions()
             gc.collect()
             gc.disable()
             try:
@@ -78,9 +86,14 @@ async def is_answered(discover: Play, call: Play, *, has_result: bool) -> None:
 @pytest.mark.parametrize("is_there", [True, False])
 async def test_g10_what_was_asked_goes_with_its_answer(is_there: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(modern, "WATCH_SECONDS", 0.0)
-    await is_answered(SPOKEN if is_there else [Cut()], SLOW, has_result=is_there)
+    await is_answered(SPOKEN if is_there else [Cut()], SLOW, has_result=is_there, at_once=False)
+
+
+async def test_g10_what_was_asked_goes_with_an_answer_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modern, "WATCH_SECONDS", 0.0)
+    await is_answered(SPOKEN, SLOW, has_result=True, at_once=True)
 
 
 @pytest.mark.parametrize("name", FAILING)
-async def test_g10_what_was_asked_goes_with_its_failure(name: str) -> None:
-    await is_answered(SPOKEN, FAILING[name], has_result=False)
+async def test_g10_what_was_asked_goes_with_its_failure(name: str, at_once: bool) -> None:
+    await is_answered(SPOKEN, FAILING[name], has_result=False, at_once=at_once)
