@@ -92,8 +92,8 @@ class DuplexClient(ABC):
             pass
 
     async def begin(self, **options: Any) -> dict[str, Any]:
-        """Do the handshake; the answer to `initialize`."""
-        await self.send(initialize(**options))
+        """Do the handshake, under an id that no call has; the answer to `initialize`."""
+        await self.send(initialize(**{"id": "open", **options}))
         [answer] = await self.hear()
         assert "result" in answer, answer
         await self.send({"jsonrpc": "2.0", "method": "notifications/initialized"})

@@ -353,7 +353,7 @@ async def test_certificates_that_cannot_be_used_leave_the_server_to_the_old_path
     [
         ("http_proxy", "http://proxy:3128", True),
         ("http_proxy", "socks5://proxy:1080", False),
-        ("http_proxy", "proxy:3128", False),
+        ("http_proxy", "proxy:3128", True),
         ("all_proxy", "http://proxy:3128", False),
     ],
 )
