@@ -176,6 +176,11 @@ class HTTPExchange:
     # What comes from the client, as the connection tells.
 
     @property
+    def has_left(self) -> bool:
+        """See `WholeRequest.has_left`."""
+        return self._carrier.is_lost or self._carrier.has_left
+
+    @property
     def is_watched(self) -> bool:
         """True where somebody is told when the client leaves, or its answer has begun."""
         return self.has_begun or self.left is not None or self._waker is not None

@@ -157,7 +157,11 @@ class WholeRequest(Protocol):
     headers: RequestHeaders
     """Those of the scope but for the length; the same object where the connection's request before had the same."""
     left: Callable[[], None] | None
-    """Set by who takes it: called when the client has gone before the answer."""
+    """Set by who takes it: called when the client has gone before the end of the answer."""
+
+    @property
+    def has_left(self) -> bool:
+        """Whether the client has gone already, or sends nothing more, which looks alike."""
 
     @property
     def body(self) -> bytes:

@@ -123,7 +123,7 @@ class ModernRequests:
         if call is None:
             self._leave(request.principal, message)
             return False
-        _Answering(self, whole, call, _Watch(request, self._patience)).begin()
+        _Answering(self, whole, call).begin(self._patience)
         return True
 
     def over(self, call: _Call) -> None:
@@ -323,19 +323,24 @@ class _Call(NamedTuple):
 class _Answering:
     """A call whose answer goes out by callbacks, without a task; a stream gets one once it begins."""
 
-    __slots__ = ("_call", "_requests", "_watch", "_whole")
+    __slots__ = ("_call", "_requests", "_timer", "_whole")
 
-    def __init__(self, requests: ModernRequests, whole: WholeRequest, call: _Call, watch: _Watch) -> None:
+    def __init__(self, requests: ModernRequests, whole: WholeRequest, call: _Call) -> None:
         self._requests = requests
         self._whole = whole
         self._call = call
-        self._watch = watch
+        self._timer: Waiting
 
-    def begin(self) -> None:
-        """Answer as soon as the form of the answer is decided."""
-        self._watch.passage = self._call.passage
-        self._watch.begin()
+    def begin(self, patience: Patience) -> None:
+        """Answer as soon as the form of the answer is decided; look out for a client that leaves after this time."""
+        self._timer = patience.begin(asyncio.get_running_loop(), self._look)
         self._call.passage.formed = self._formed
+
+    def _look(self) -> None:
+        if self._whole.has_left:
+            self._call.passage.close()
+        else:
+            self._whole.left = self._call.passage.close
 
     def _formed(self) -> None:
         whole, request, passage = self._whole, self._call.request, self._call.passage
@@ -358,7 +363,8 @@ class _Answering:
             self._over()
 
     def _over(self) -> None:
-        self._watch.end()
+        self._timer.cancel()
+        self._whole.left = None
         self._requests.over(self._call)
 
 
@@ -411,18 +417,10 @@ class _Watch:
         self._timer: Waiting
 
     def __enter__(self) -> _Watch:
-        self.begin()
+        self._timer = self._patience.begin(asyncio.get_running_loop(), self._look)
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self.end()
-
-    def begin(self) -> None:
-        """From now on it looks out."""
-        self._timer = self._patience.begin(asyncio.get_running_loop(), self._look)
-
-    def end(self) -> None:
-        """It looks out no longer."""
         self._timer.cancel()
         if self._task is not None:
             self._task.cancel()

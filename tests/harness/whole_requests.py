@@ -29,6 +29,7 @@ class Whole:
         self.scope = scope
         self.headers: RequestHeaders = headers_of(scope)
         self.left: Callable[[], None] | None = None
+        self.has_left = False
         self.body = body
         self.send = send
         self.outcome: asyncio.Future[Reply | Awaitable[None] | None] = asyncio.get_running_loop().create_future()
@@ -59,6 +60,7 @@ class Whole:
     async def watch(self) -> None:
         """Tell whoever took it that the client has left."""
         await until_disconnect(self._receive)
+        self.has_left = True
         if self.left is not None:
             left, self.left = self.left, None
             left()
@@ -68,7 +70,7 @@ def offering(app: ASGIApp, take: Callable[[WholeRequest], bool]) -> ASGIApp:
     """The application, to whose requests that come whole `take` is asked first."""
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] != "POST":
+        if scope["method"] not in ("POST", "DELETE"):
             await app(scope, receive, send)
             return
         first = await receive()
@@ -96,13 +98,13 @@ async def _answered(app: ASGIApp, whole: Whole) -> None:
     watcher = asyncio.get_running_loop().create_task(whole.watch())
     try:
         outcome = await whole.outcome
+        if outcome is None:
+            await app(whole.scope, whole.receive, whole.send)
+        elif isinstance(outcome, tuple):
+            await respond(whole.send, *outcome)
+        else:
+            await outcome
     finally:
         watcher.cancel()
         with suppress(asyncio.CancelledError):
             await watcher
-    if outcome is None:
-        await app(whole.scope, whole.receive, whole.send)
-    elif isinstance(outcome, tuple):
-        await respond(whole.send, *outcome)
-    else:
-        await outcome

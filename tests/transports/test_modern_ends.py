@@ -190,7 +190,7 @@ async def test_each_span_that_is_begun_is_ended_however_deep_the_body() -> None:
             await answer.over()
             statuses.add(answer.status)
         assert statuses <= {200, 400}
-    assert traced.begun == len(traced.ends)
+    assert traced.begun == len(traced.ends) > 0
 
 
 async def test_h6_a_broken_stream_ends_with_an_error() -> None:
