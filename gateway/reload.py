@@ -81,13 +81,16 @@ def compare(old: Settings, new: Settings) -> Changes:
 
 def renew(old: Server, new: Server) -> Server | None:
     """`old` with the values that its credentials have in `new`; None where none differs, or that leads elsewhere."""
-    if old.url != new.url:
+    if _place(old) != _place(new):
         return None
-    proofs = {header.lower(): value for header, value in new.headers.items() if is_credential(header)}
-    headers = {header: proofs.get(header.lower(), value) for header, value in old.headers.items()}
-    is_same = old.oauth is not None and new.oauth is not None and old.oauth.identity == new.oauth.identity
-    renewed = msgspec.structs.replace(old, headers=headers, oauth=new.oauth if is_same else old.oauth)
+    renewed = msgspec.structs.replace(old, headers=new.headers, oauth=new.oauth)
     return renewed if renewed != old else None
+
+
+def _place(server: Server) -> tuple[object, ...]:
+    """Where a server is, and as whom it is asked: elsewhere nobody knows its sessions."""
+    headers = {header.lower(): "" if is_credential(header) else value for header, value in server.headers.items()}
+    return server.url, headers, server.oauth.identity if server.oauth is not None else None
 
 
 def _credentials(settings: Settings, name: str) -> tuple[object, ...]:
@@ -113,8 +116,7 @@ def _effective(settings: Settings, name: str) -> tuple[Server, str | None, objec
 
 def terms_of(settings: Settings, name: str) -> Terms:
     """Names the settings of a server, but for the values of credentials."""
-    effective = server, oauth, *_ = _effective(settings, name)
-    return Terms(_digest((server.url, server.headers, oauth)), _digest(effective))
+    return Terms(_digest(_place(settings.servers[name])), _digest(_effective(settings, name)))
 
 
 def _digest(told: object) -> str:

@@ -154,7 +154,8 @@ RENEWED = {"Authorization": "Bearer two", "X-Tenant": "blue"}
     ("server", "replaced", "by", "renewed"),
     [
         ("files", "Bearer one", "Bearer two", RENEWED),
-        ("files", HEADERS, 'headers = { authorization = "Bearer two" }', RENEWED),
+        ("files", HEADERS, 'headers = { Authorization = "Bearer two" }', None),
+        ("files", HEADERS, HEADERS.replace("one", "two").replace("blue", "green"), None),
         ("files", '"blue"', '"green"', None),
         ("files", HEADERS, 'headers = { X-Api-Key = "two" }', None),
         ("files", HEADERS, f"{HEADERS}\nstateless = true", None),
