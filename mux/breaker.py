@@ -172,7 +172,7 @@ class Permit:
         match verdict(error):
             case "failed":
                 self._breakers.failed(self, now)
-            case "answered":
+            case "answered" if not _has_no_room(error):
                 self._breakers.succeeded(self, now)
             case _:
                 self._breakers.given_up(self, now)
@@ -191,6 +191,11 @@ def verdict(error: BaseException | None) -> Literal["failed", "answered", "unkno
     if isinstance(status, int) and 400 <= status < 500 and status != 408:
         return "answered"
     return "failed" if isinstance(error, Unreachable | UpstreamFault | SessionLost | TimedOut) else "unknown"
+
+
+def _has_no_room(error: BaseException | None) -> bool:
+    """Whether the server takes no more, of this client or of anybody: that it does not say."""
+    return isinstance(error, Unreachable) and error.data.get("status") == 429
 
 
 class _Circuit:

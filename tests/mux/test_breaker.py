@@ -79,6 +79,17 @@ def test_a_success_that_lasts_lets_it_count_anew() -> None:
     assert not breakers.is_closed("x", ALICE)
 
 
+def test_a_server_that_takes_no_more_says_nothing_of_how_it_is() -> None:
+    breakers = made()
+    fail(breakers, MAX_FAILURES - 1)
+    full = UpstreamUnreachable("the server answered HTTP 429", status=429, executed="no")
+    breakers.admit("x", ALICE, 0.0).failed(full, 0.0)
+    fail(breakers, 1)
+    assert not breakers.is_closed("x", ALICE)
+    breakers.admit("x", ALICE, FIRST_SECONDS).failed(full, FIRST_SECONDS)
+    assert not breakers.is_closed("x", ALICE), "the next one tries"
+
+
 def test_one_probe_at_a_time_and_its_success_closes_it() -> None:
     breakers = made()
     fail(breakers, MAX_FAILURES)
