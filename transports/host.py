@@ -263,6 +263,8 @@ class Host:
         Raises:
             RuntimeError: this host was run before, or there is no event loop of asyncio's.
         """
+        if self._pool.has_begun:
+            raise RuntimeError("this Host was run before, and runs once: make a new one")
         self._loop = running_loop("conversations")
         holding = Holding(self._pool.running())
         await holding.begin()

@@ -11,6 +11,7 @@ from typing import Any, cast
 import anyio
 import pytest
 from contract.wire import Receiver, Session
+from harness.asgi_client import asgi_client
 from harness.duplex_clients import initialize
 from harness.in_process import serving
 from harness.wire import Wire, text_of
@@ -383,6 +384,19 @@ async def test_another_event_loop_is_refused() -> None:
     async with host.running():
         with pytest.raises(RuntimeError, match="another event loop"):
             await asyncio.to_thread(asyncio.run, host(scope, anyio.sleep_forever, anyio.sleep))
+
+
+async def test_who_enters_a_host_again_on_another_event_loop_breaks_nothing_for_its_clients() -> None:
+    host = Host(Application().serve)
+
+    async def again() -> None:
+        with pytest.raises(RuntimeError, match="make a new one"):
+            async with host.running():
+                pass
+
+    async with host.running(), asgi_client(host) as client:
+        await asyncio.to_thread(asyncio.run, again())
+        assert (await client.get()).status == 400  # it names no conversation
 
 
 async def test_who_asks_is_told_without_a_wait() -> None:
