@@ -246,7 +246,7 @@ def _words(url: str, cause: BaseException, told: str, statuses: list[int]) -> st
         return _line(str(cause))
     if tls := of_tls(cause):
         return f"{where}: {tls}"
-    if isinstance(cause, OSError | httpx2.ConnectError | httpx2.ConnectTimeout):
+    if isinstance(cause, OSError | httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.ProxyError):
         return nobody_at(where)
     return f"{where} is not understood ({_line(str(cause)) or type(cause).__name__}): {_IS_IT}"
 

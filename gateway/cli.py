@@ -76,7 +76,7 @@ def main() -> None:
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors="replace")
     code = run(sys.argv[1:])
-    if code == ExitCode.INTERRUPTED:  # no thread is waited for, such as one that looks a name up
+    if code == ExitCode.INTERRUPTED:  # no thread is waited for that was left behind
         os._exit(code)
     sys.exit(code)
 

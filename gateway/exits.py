@@ -86,8 +86,8 @@ def nobody_at(url: str) -> str:
     if proxy_of(f"{scheme.replace('ws', 'http')}{colon}{rest}") is None:
         return f"nobody answers at {url}: is the gateway running there? `trunkline serve` starts one"
     return (
-        f"no connection through the proxy that HTTP_PROXY or HTTPS_PROXY names to {url}: name its host in NO_PROXY "
-        "if it needs none"
+        f"nobody answers at {url}, which is reached through the proxy that HTTP_PROXY or HTTPS_PROXY names: name its "
+        "host in NO_PROXY if it needs none"
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 import aiohttp
 import anyio
 import jwt
+from aiohttp.http import HttpProcessingError
 from jwt.types import Options
 from yarl import URL
 
@@ -125,7 +126,7 @@ class KeySource:
 
 def _why(error: Exception) -> str:
     """What is wrong with a URL of keys, without the URL, which may hold a secret."""
-    if isinstance(error, aiohttp.ClientResponseError):
+    if isinstance(error, aiohttp.ClientResponseError) and not isinstance(error.__cause__, HttpProcessingError):
         return f"HTTP {error.status}"
     is_of_answer = isinstance(error, ValueError) and not isinstance(error, aiohttp.ClientError)
     return str(error) if is_of_answer else type(error).__name__

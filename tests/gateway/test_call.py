@@ -164,7 +164,7 @@ async def test_a_server_that_is_away_is_told_with_what_starts_one(kind: str) -> 
 async def test_a_proxy_that_is_away_is_not_taken_for_the_server(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
     line = await failure(call("http://mcp.example/servers/x/mcp", "counter", kind=kind))
-    assert "no connection through the proxy that HTTP_PROXY or HTTPS_PROXY names" in line
+    assert "reached through the proxy that HTTP_PROXY or HTTPS_PROXY names" in line
     assert "NO_PROXY" in line
 
 

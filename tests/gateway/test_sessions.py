@@ -260,7 +260,7 @@ def test_what_is_no_gateway_is_told(status: int, body: bytes, words: str) -> Non
 
 def test_a_proxy_that_is_away_is_not_taken_for_the_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
-    with pytest.raises(Unavailable, match="no connection through the proxy that HTTP_PROXY"):
+    with pytest.raises(Unavailable, match="reached through the proxy that HTTP_PROXY"):
         Source("http://mcp.example").fetch()
 
 
