@@ -62,8 +62,14 @@ async def test_a_file_of_sqlite_is_made_for_its_user_alone_and_one_that_is_there
         os.umask(before)
 
 
-@pytest.mark.parametrize("another", [True, False], ids=["replaced", "deleted"])
-async def test_a_file_of_sqlite_that_is_gone_is_a_directory_that_lost_its_data(another: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("another", "whole"),
+    [(True, True), (False, True), (False, False)],
+    ids=["replaced", "deleted", "deleted without its log"],
+)
+async def test_a_file_of_sqlite_that_is_gone_is_a_directory_that_lost_its_data(
+    another: bool, whole: bool, tmp_path: Path
+) -> None:
     file, copy, worker = tmp_path / "x.db", tmp_path / "copy.db", Worker("w", number=1)
     async with open_database(f"sqlite+aiosqlite:///{copy}"):
         pass
@@ -75,7 +81,7 @@ async def test_a_file_of_sqlite_that_is_gone_is_a_directory_that_lost_its_data(a
         await directory.claim(one := record("one"))
         await directory.beat(worker)
         assert await directory.beat(worker)
-        for part in modes(file):
+        for part in modes(file) if whole else [file.name]:
             (tmp_path / part).unlink()
         if another:
             copy.rename(file)
