@@ -105,7 +105,7 @@ class Bed:
         elif transport == "ws":
             path = "/ws"
         else:
-            path = PATHS[scenario.server]
+            path = PATHS.get(scenario.server, "/mcp")
         return Target(port, path, transport, key="bench" if scenario.anew else "")
 
     def counts(self, *, forget: bool = False) -> Counter[str]:
