@@ -89,8 +89,13 @@ def renew(old: Server, new: Server) -> Server | None:
 
 def _place(server: Server) -> tuple[object, ...]:
     """Where a server is, and as whom it is asked: elsewhere nobody knows its sessions."""
-    headers = {header.lower(): "" if is_credential(header) else value for header, value in server.headers.items()}
+    headers = {header.lower(): value for header, value in _without_values(server).items()}
     return server.url, headers, server.oauth.identity if server.oauth is not None else None
+
+
+def _without_values(server: Server) -> dict[str, str]:
+    """Its headers, without the values of its credentials."""
+    return {header: "" if is_credential(header) else value for header, value in server.headers.items()}
 
 
 def _credentials(settings: Settings, name: str) -> tuple[object, ...]:
@@ -101,7 +106,7 @@ def _credentials(settings: Settings, name: str) -> tuple[object, ...]:
 def _effective(settings: Settings, name: str) -> tuple[Server, str | None, object, object]:
     """All that a session with this server depends on, but for the values of credentials."""
     server, pooling = settings.servers[name], settings.pooling_for(name)
-    headers = {header: "" if is_credential(header) else value for header, value in server.headers.items()}
+    headers = _without_values(server)
     oauth = server.oauth.identity if server.oauth is not None else None
     own = {key: None for key in Server.__struct_fields__ if key in pooling.__struct_fields__}
     # How much all logs hold together is the process's bound, not the server's.
