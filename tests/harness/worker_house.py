@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import pytest
 from trunkline.gateway.workers.conversation import Conversation, SocketConversation
 from trunkline.gateway.workers.forwarding import Forwarder
 from trunkline.gateway.workers.serving import listening, serving
 from trunkline.mux.directory import Worker
-from trunkline.mux.errors import Elsewhere, Everywhere
+from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, Everywhere
 from trunkline.mux.membership import Membership
 from trunkline.mux.statistics import Statistics
 from trunkline.transports.asgi import ASKED, MEANT, Message, Receive, Scope, Send
@@ -19,6 +20,22 @@ from trunkline.transports.asgi import ASKED, MEANT, Message, Receive, Scope, Sen
 from harness.changing import Changing
 from harness.muxing import ALICE
 from harness.shared_memory import SharedMemoryDirectory
+
+
+def unknown_to(member: Membership, monkeypatch: pytest.MonkeyPatch) -> anyio.Event:
+    """Set once a member has looked for a worker, and the directory could not tell."""
+    find, unknown = member.find, anyio.Event()
+
+    async def sought(id: str) -> Worker | None:
+        try:
+            return await find(id)
+        except DirectoryUnavailable:
+            unknown.set()
+            raise
+
+    monkeypatch.setattr(member, "find", sought)
+    return unknown
+
 
 CALL = b'{"jsonrpc":"2.0","id":"mine","method":"tools/call","params":{"name":"x"}}'
 

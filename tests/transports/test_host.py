@@ -103,6 +103,10 @@ async def test_the_example_of_the_documentation_runs() -> None:
                         assert content.text == str(n)
 
 
+async def ends_nothing(_: object) -> None:
+    raise AssertionError("nothing ends")
+
+
 @pytest.mark.parametrize(("name", "most"), [("MAX_UNREAD", 2), ("MAX_UNREAD_BYTES", 120)])
 async def test_g10_an_application_that_takes_nothing_is_sent_no_more(
     name: str, most: int, monkeypatch: pytest.MonkeyPatch
@@ -133,10 +137,7 @@ async def test_g10_an_application_that_takes_nothing_is_sent_no_more(
 async def test_what_an_application_has_taken_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_UNREAD_BYTES", 60)
 
-    async def end(_: object) -> None:
-        raise AssertionError("nothing ends")
-
-    conversation = WebSocketTransport(cast(Workflow, None), Receiver(), end)
+    conversation = WebSocketTransport(cast(Workflow, None), Receiver(), ends_nothing)
     await conversation.connect()
     messages = conversation.receive_message()
     for n in range(3):
@@ -147,10 +148,7 @@ async def test_what_an_application_has_taken_makes_room(monkeypatch: pytest.Monk
 async def test_who_gives_up_waiting_for_a_message_may_wait_for_it_anew() -> None:
     """As an application does that looks after something else while its client is silent; a time-out is no end."""
 
-    async def end(_: object) -> None:
-        raise AssertionError("nothing ends")
-
-    conversation = WebSocketTransport(cast(Workflow, None), Receiver(), end)
+    conversation = WebSocketTransport(cast(Workflow, None), Receiver(), ends_nothing)
     await conversation.connect()
     messages = conversation.receive_message()
     for n in range(3):
@@ -170,11 +168,8 @@ async def test_who_gives_up_waiting_for_a_message_may_wait_for_it_anew() -> None
 async def test_g10_a_refusal_does_not_come_from_within_what_asks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_UNREAD", 1)
 
-    async def end(_: object) -> None:
-        raise AssertionError("nothing ends")
-
     receiver = Receiver()
-    session = Session(WebSocketTransport(cast(Workflow, None), receiver, end), receiver)
+    session = Session(WebSocketTransport(cast(Workflow, None), receiver, ends_nothing), receiver)
     taken, refused = session.request(), session.request()
     await receiver.until(lambda: receiver.of("failed"))
     (report,) = receiver.of("failed")

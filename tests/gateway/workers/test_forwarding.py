@@ -9,12 +9,12 @@ import anyio
 import pytest
 from harness.muxing import ALICE
 from harness.shared_memory import SharedMemoryDirectory
-from harness.worker_house import CALL, Client, House, answer, post
+from harness.worker_house import CALL, Client, House, answer, post, unknown_to
 from trunkline.gateway.workers import forwarding
 from trunkline.gateway.workers.forwarding import Forwarder, Tape
 from trunkline.gateway.workers.member import Member
 from trunkline.mux.directory import Worker
-from trunkline.mux.errors import DirectoryUnavailable, Elsewhere
+from trunkline.mux.errors import Elsewhere
 from trunkline.mux.membership import Membership
 from trunkline.mux.statistics import Statistics
 from trunkline.transports.asgi import GRANT, IDENTITY, Grant, Receive, Scope, Send, headers_of
@@ -370,21 +370,13 @@ async def test_g7_a_call_goes_on_while_nobody_can_tell_whether_its_worker_lives(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(forwarding, "BEAT_SECONDS", 0.01)
-    find, unknown = house.member.find, anyio.Event()
-
-    async def sought(id: str) -> Worker | None:
-        try:
-            return await find(id)
-        except DirectoryUnavailable:
-            unknown.set()
-            raise
+    unknown = unknown_to(house.member, monkeypatch)
 
     async def serve(scope: Scope, receive: Receive, send: Send) -> None:
         house.directory.is_away = True
         await unknown.wait()
         await answer(send, b"done")
 
-    monkeypatch.setattr(house.member, "find", sought)
     await house.begins("b", serve)
     client = post()
     await house.request(client)

@@ -8,6 +8,7 @@ import anyio
 import pytest
 from harness.changing import Changing
 from harness.shared_memory import SharedMemoryDirectory
+from harness.worker_house import unknown_to
 from trunkline.gateway.workers import mailboxes as module
 from trunkline.gateway.workers.conversation import MAX_FRAME_BYTES, Broken, Conversation, Frame, Unreachable
 from trunkline.gateway.workers.mailboxes import PART_BYTES, WINDOW, MailboxConversation, Mailboxes
@@ -232,19 +233,11 @@ async def test_g9_while_nobody_can_tell_who_lives_what_waits_goes_on(
 ) -> None:
     monkeypatch.setattr(module, "BEAT_SECONDS", 0.02)
     near, far = await post.pair()
-    find, unknown = post.members["a"].find, anyio.Event()
-
-    async def sought(id: str) -> Worker | None:
-        try:
-            return await find(id)
-        except DirectoryUnavailable:
-            unknown.set()
-            raise
+    unknown = unknown_to(post.members["a"], monkeypatch)
 
     async def told_by_nobody() -> list[Worker]:
         raise DirectoryUnavailable("a test has taken the directory away")
 
-    monkeypatch.setattr(post.members["a"], "find", sought)
     monkeypatch.setattr(post.directory, "workers", told_by_nobody, raising=False)
     await unknown.wait()
     await far.send(Frame("event", 1))
