@@ -34,6 +34,7 @@ from bench.processes import (
     cpu_seconds,
     free_port,
     gateway_process,
+    in_real_time,
     pinned,
     process,
     resident,
@@ -219,7 +220,8 @@ async def _turn(bed: Bed, scenario: Scenario, one: Measured) -> None:
     bed.counts(forget=True)
     before = cpu_seconds(one.pid)
     if scenario.shape == "open":
-        sample = await open_loop(one.slots, rate=one.offered[-1], seconds=seconds, asks=asks)
+        with in_real_time(os.getpid(), one.pid or os.getpid()):
+            sample = await open_loop(one.slots, rate=one.offered[-1], seconds=seconds, asks=asks)
     elif scenario.shape == "burst":
         sample = await _bursts(scenario, one.slots)
     else:

@@ -29,6 +29,7 @@ from bench.processes import (
     cpu_seconds,
     descriptors,
     free_port,
+    in_real_time,
     is_ranked,
     pinned,
     process,
@@ -131,6 +132,17 @@ def test_who_has_a_rank_goes_first_where_that_is_allowed() -> None:
                 found.append((os.sched_getscheduler(pid) == os.SCHED_RR, os.getpriority(os.PRIO_PROCESS, pid)))
     usual = max(0, before)
     assert found == [(is_allowed, usual), (False, FIRST if is_allowed else usual), (False, usual)]
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
+
+
+def test_who_is_in_real_time_is_so_for_the_length_of_the_context_where_that_is_allowed() -> None:
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    with pinned(cores().client, Rank.BUSY):
+        policy = os.SCHED_RR if is_ranked() else os.SCHED_OTHER
+        with in_real_time(os.getpid()):
+            assert os.sched_getscheduler(0) == policy
+        assert os.sched_getscheduler(0) == os.SCHED_OTHER
+        assert is_ranked() is (policy == os.SCHED_RR)
     assert os.getpriority(os.PRIO_PROCESS, 0) == before
 
 
