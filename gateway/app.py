@@ -74,7 +74,7 @@ class _Built(NamedTuple):
     sites: Mapping[str, Site]
     """Of the servers that are added or changed."""
     sources: Mapping[str, TokenSource]
-    """Of tokens, for servers that are changed, or whose credentials are rotated."""
+    """Of tokens, for servers that are added or changed, or whose credentials are rotated."""
 
 
 class Shared(NamedTuple):
@@ -241,8 +241,9 @@ class Gateway:
         check(changes.settings, insecure=insecure)
         before = {**self._routes.leaving, **self._routes.sites}
         sites = self._sites(changes.settings, (*changes.added, *changes.changed), before)
-        differing = {name: changes.settings.servers[name] for name in (*changes.changed, *changes.rotated)}
-        sources = {name: ClientCredentials(name, one, one.oauth) for name, one in differing.items() if one.oauth}
+        differing = (*changes.added, *changes.changed, *changes.rotated)  # an added one may have been there before
+        servers = {name: changes.settings.servers[name] for name in differing}
+        sources = {name: ClientCredentials(name, one, one.oauth) for name, one in servers.items() if one.oauth}
         return _Built(changes, sites, sources)
 
     def _apply(self, built: _Built, authenticator: Authenticator) -> None:
@@ -276,8 +277,7 @@ class Gateway:
         for version, site in self._open.items():
             server = settings.servers.get(version[0])
             if server is not None and (renewed := renew(site.server, server)) is not None:
-                source = sources.get(version[0]) if renewed.oauth == server.oauth else None
-                self._open[version] = site.rotate(renewed, source)
+                self._open[version] = site.rotate(renewed, sources.get(version[0]))
 
     async def _give_up(self, site: Site) -> None:
         """Close what leads to a server under settings that no longer hold, once nobody needs it."""

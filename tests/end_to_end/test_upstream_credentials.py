@@ -159,6 +159,27 @@ async def test_a_secret_that_is_rotated_in_the_settings_costs_no_session(
                 assert issuer.secret not in gateway.process.output()
 
 
+async def test_a_secret_that_is_rotated_while_its_server_is_out_of_the_settings_costs_no_session(
+    settings_file: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with guarded() as (issuer, server):
+        text = table(issuer, server)
+        with before(settings_file, text, monkeypatch) as gateway:
+            async with Wire(gateway.url()) as wire:
+                await wire.open()
+                assert await count(wire) == 1
+                settings_file(text.replace("servers.up", "servers.other"))
+                gateway.process.send_signal(signal.SIGHUP)
+                await until(lambda: "1 removed (up)" in gateway.process.log())
+                issuer.secret = "an0ther secret"
+                issuer.revoke()
+                settings_file(text.replace("${UP_SECRET}", issuer.secret))
+                gateway.process.send_signal(signal.SIGHUP)
+                await until(lambda: "1 added (up)" in gateway.process.log())
+                assert await count(wire) == 2
+                assert issuer.secret not in gateway.process.output()
+
+
 JWT_SECRET = "a secret that is long enough for HS256, as a test has it"
 CLIENT_TOKEN = jwt.encode(
     {"iss": "https://i", "aud": "gateway", "sub": "alice", "tenant": "t", "exp": time.time() + 86_400},
