@@ -142,6 +142,7 @@ class _Patient:
 
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
+        self.is_own = caller.is_own
         self._answer: tuple[bytes, bool] | None = None
         self.sent, self.progressed, self.failed = caller.sent, caller.progressed, caller.failed
 
@@ -161,6 +162,8 @@ class _Patient:
 
 class _Then:
     """The caller of a request whose answer matters to nobody: it goes on when there is one."""
+
+    is_own = True
 
     def __init__(self, owner: Owner, go_on: Callable[[], None]) -> None:
         self.owner = owner

@@ -192,7 +192,7 @@ class Channel:
 
     @property
     def load(self) -> int:
-        """Places that are taken of `max_inflight_per_channel`: requests in flight, and those given up but not over."""
+        """Places that are taken of `max_inflight_per_channel`: calls in flight, and those given up but not over."""
         return self._demux.load
 
     @property

@@ -108,12 +108,14 @@ Due = Failed | ToServer | Abandon | Retracted
 class Demux:
     """All requests in flight on one upstream session.
 
-    `max_inflight` bounds the requests, tombstones included: a request that was cancelled still costs the server.
+    `max_inflight` bounds the calls, tombstones included: one that was cancelled still costs the server. What the
+    gateway asks for itself has as many places beside them, and one more: a session that opens is told all at once.
     `timeout` (seconds) is how long a call may stay without answer or progress.
     """
 
     __slots__ = (
         "_blocks",
+        "_calls",
         "_end",
         "_max_inflight",
         "_next_id",
@@ -138,6 +140,8 @@ class Demux:
         self.highest_id = 0
         """The highest id that was fed."""
         self._requests: dict[int, Request] = {}
+        self._calls = 0
+        """Requests of clients among them."""
         self._server_requests: dict[IdKey, ServerRequest] = {}
         self.cause: TrunklineError | None = None
         """Why it was closed: the first cause given."""
@@ -154,8 +158,8 @@ class Demux:
 
     @property
     def load(self) -> int:
-        """Requests that count against `max_inflight`, tombstones among them."""
-        return len(self._requests)
+        """Calls that count against `max_inflight`, tombstones among them."""
+        return self._calls
 
     @property
     def is_idle(self) -> bool:
@@ -181,13 +185,14 @@ class Demux:
         """Mint an id (and a progress token, where one is asked for) and write the message for the server.
 
         Raises:
-            Overloaded: the limit on requests in flight, or no id is left.
+            Overloaded: the limit on calls in flight, or no id is left.
             InvalidParams: an illegal progress token.
             TrunklineError: the channel is closed; its cause.
         """
         if self.cause is not None:
             raise self.cause
-        if len(self._requests) >= self._max_inflight:
+        is_own = caller.is_own
+        if (len(self._requests) - self._calls > self._max_inflight) if is_own else self._calls >= self._max_inflight:
             raise Overloaded("too many calls in flight on this session", limit="max_inflight_per_channel")
         if not self.ids_left:
             raise Overloaded("no request id is left on this session", limit="upstream_ids")
@@ -209,6 +214,7 @@ class Demux:
                 members = {**members, "params": swapped}
         request = Request(number, message.id, token, caller, now, self._timeout)
         self._requests[number] = request
+        self._calls += not is_own
         return request, wire_format.with_id(members, spelled)
 
     def trim(self) -> None:
@@ -391,8 +397,8 @@ class Demux:
             request.state, effect = REQUESTS[request.state, input]
         except KeyError:
             raise IllegalMove(f"{request!r} cannot take {input!r}") from None
-        if request.state == "done":
-            self._requests.pop(request.id, None)
+        if request.state == "done" and self._requests.pop(request.id, None) is not None:
+            self._calls -= not request.caller.is_own
         return effect
 
     def _close_server_request(self, asked: ServerRequest, input: ServerRequestInput, now: float) -> ServerRequestEffect:

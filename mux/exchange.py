@@ -183,6 +183,8 @@ class Call:
         "started",
     )
 
+    is_own = False
+
     def __init__(
         self, owner: Workflow, asker: Asker, id: bytes, method: str, started: float, span: Span | None = None
     ) -> None:

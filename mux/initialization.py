@@ -92,6 +92,8 @@ def took_too_long() -> HandshakeTimedOut:
 class _Answer:
     """The caller of the gateway's own handshake."""
 
+    is_own = True
+
     def __init__(self, owners: Sequence[Owner]) -> None:
         self._owners = owners
         self.message: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()

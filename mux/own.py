@@ -24,6 +24,7 @@ class OwnCaller:
 
     __slots__ = ("_over",)
 
+    is_own = True
     is_listening = False
     """No client stands behind it."""
 

@@ -30,6 +30,9 @@ PoolResult = Literal["hit", "miss", "spare", "bypass"]
 class Caller(Protocol):
     """Who waits for the answer to one request."""
 
+    is_own: bool
+    """True where the gateway itself asks: it takes no place of a client's call."""
+
     @property
     def owner(self) -> Owner:
         """The workflow that the request belongs to."""

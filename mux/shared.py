@@ -180,6 +180,8 @@ class _Waiter:
 
     __slots__ = ("_caller", "_ended")
 
+    is_own = False
+
     def __init__(self, caller: Caller, ended: Callable[[bool], None]) -> None:
         self._caller = caller
         self._ended = ended

@@ -21,6 +21,7 @@ ROUND = 1000
 class Caller:
     """Who waits; what it hears is of no interest here."""
 
+    is_own = False
     owner = None
 
     def answered(self, message: bytes, *, is_error: bool) -> None: ...

@@ -166,6 +166,8 @@ class Receiver:
 class Nobody:
     """Nobody."""
 
+    is_own = False
+
     @property
     def owner(self) -> Owner:
         raise NotImplementedError

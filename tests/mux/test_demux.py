@@ -37,9 +37,10 @@ TIMEOUT = 10.0
 class Waiting:
     """A caller that only has a name: the demultiplexer never calls it."""
 
-    def __init__(self, name: str = "caller") -> None:
+    def __init__(self, name: str = "caller", *, is_own: bool = False) -> None:
         self.name = name
         self.owner = self
+        self.is_own = is_own
 
     def answered(self, message: bytes, *, is_error: bool) -> None:
         raise AssertionError
@@ -165,6 +166,26 @@ def test_a_limit_on_requests_counts_tombstones_too(demux: Demux) -> None:
     assert refused.value.limit == "max_inflight_per_channel"
     assert demux.inflight == 3
     assert "4 requests" in repr(demux)
+
+
+def test_what_the_gateway_asks_for_itself_takes_no_place_of_a_call_and_has_a_limit(demux: Demux) -> None:
+    def own() -> Request:
+        return demux.open(call(), Waiting(is_own=True), 0)[0]  # type: ignore[arg-type]
+
+    asked = [own() for _ in range(5)]
+    assert demux.load == 0
+    calls = [opened(demux) for _ in range(4)]
+    for ask in (own, lambda: opened(demux)):
+        with pytest.raises(Overloaded):
+            ask()
+    demux.fail(asked[0], SessionLost("cut", executed="unknown"))
+    demux.fail(asked[0], SessionLost("cut", executed="unknown"))
+    with pytest.raises(Overloaded):
+        opened(demux)
+    own()
+    demux.fail(calls[0], SessionLost("cut", executed="unknown"))
+    assert demux.load == 3
+    opened(demux)
 
 
 def test_progress_comes_back_under_the_callers_own_token(demux: Demux) -> None:

@@ -31,7 +31,8 @@ TOKENS = ["", "0", '""', '"0"', "1"]
 class Client:
     """A caller as the model sees it: what it asked, and the one outcome that it got."""
 
-    def __init__(self, client_id: str, token: str, now: float) -> None:
+    def __init__(self, client_id: str, token: str, now: float, *, is_own: bool) -> None:
+        self.is_own = is_own
         self.client_id = client_id
         self.token = token
         self.outcome: str | None = None
@@ -64,22 +65,23 @@ class DemuxMachine(RuleBasedStateMachine):
     def waiting(self) -> list[Request]:
         return [r for r, c in self.live.items() if c.outcome is None]
 
-    @rule(target=requests, id=st.sampled_from(CLIENT_IDS), token=st.sampled_from(TOKENS))
-    def ask(self, id: str, token: str):
-        client = Client(id, token, self.now)
+    @rule(target=requests, id=st.sampled_from(CLIENT_IDS), token=st.sampled_from(TOKENS), is_own=st.booleans())
+    def ask(self, id: str, token: str, is_own: bool):
+        client = Client(id, token, self.now, is_own=is_own)
+        is_full = sum(one.is_own == is_own for one in self.live.values()) >= MAX + is_own
         meta = f'{{"_meta":{{"progressToken":{token}}}}}' if token else "{}"
         message = self.read(f'{{"jsonrpc":"2.0","id":{id},"method":"tools/call","params":{meta}}}')
         try:
             request, text = self.demux.open(message, client, self.now)  # type: ignore[arg-type]
         except Overloaded:
-            assert len(self.live) >= MAX
+            assert is_full
             assert not self.closed
             return multiple()
         except TrunklineError:
             assert self.closed
             return multiple()
         assert not self.closed
-        assert len(self.live) < MAX
+        assert not is_full
         sent = json.loads(text)
         assert sent["id"] == request.id
         assert request.id not in self.used
@@ -233,6 +235,7 @@ class DemuxMachine(RuleBasedStateMachine):
     @invariant()
     def counts_agree(self) -> None:
         assert self.demux.inflight == len(self.waiting)
+        assert self.demux.load == sum(not client.is_own for client in self.live.values())
         assert self.demux.is_idle == (not self.live and not self.open_questions)
 
     def teardown(self) -> None:

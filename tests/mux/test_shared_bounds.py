@@ -183,3 +183,35 @@ async def test_g9_what_is_told_to_all_who_share_a_session_is_written_once() -> N
         assert all(text is first for [text] in others), "each of them costs what a message of 16 MiB takes to write"
         for reader in readers:
             reader.close()
+
+
+async def test_what_a_session_is_told_first_takes_no_place_of_the_calls_that_wait_for_it() -> None:
+    async with bench(reuse="user", max_inflight_per_channel=1) as at:
+        client = await at.client(ALICE)
+        leveled = client.call({"level": "debug"}, method="logging/setLevel")
+        (await at.server.got("logging/setLevel")).answer()
+        await client.answer(leveled)
+        calls = [client.call(id=b"%d" % n) for n in range(2)]
+        beside = await at.server.got("logging/setLevel", 2)
+        assert beside.session is at.server.sessions[1]
+        for n in range(2):
+            (await at.server.got(CALLS, n + 1)).answer()
+        for call in calls:
+            assert "result" in await client.answer(call)
+
+
+async def test_a_session_that_opens_has_room_for_as_many_calls_as_one_that_is_open() -> None:
+    async with bench(reuse="user", max_inflight_per_channel=2, max_channels_per_user=2) as at:
+        client = await at.client(ALICE)
+        at.server.pause("initialize")
+        calls = [client.call(id=b"%d" % n) for n in range(3)]
+        await at.server.got("initialize", 2)
+        calls.append(client.call(id=b"3"))
+        refused = await client.answer(client.call(id=b"4"))
+        assert refused["error"]["data"] == {"limit": "max_channels_per_user"}
+        at.server.let("initialize")
+        for n in range(4):
+            (await at.server.got(CALLS, n + 1)).answer()
+        for call in calls:
+            assert "result" in await client.answer(call)
+        assert [len(session.of(CALLS)) for session in at.server.sessions] == [2, 2]
