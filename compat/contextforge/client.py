@@ -67,24 +67,21 @@ def leased_sessions(stock: type, types: ModuleType, schemas: "OutputSchemas") ->
     Subclassing it keeps every method of the SDK's session, of whatever version, and what they return.
     """
     base: Any = stock
-    error_of = importlib.import_module(stock.__mro__[1].__module__).McpError
+    error_of: Callable[[Any], Exception] = importlib.import_module(stock.__mro__[1].__module__).McpError
+
+    def failure(error: dict[str, Any]) -> Exception:
+        return error_of(types.ErrorData.model_validate(error))
 
     class LeasableSession(base):  # type: ignore[misc]
         def __new__(cls, read: Any, *args: Any, **kwargs: Any) -> Any:
             return object.__new__(LeasedSession if isinstance(read, Lease) else cls)
 
-    class LeasedSession(LeasableSession):
+    class LeasedSession(_OnLease, LeasableSession):
         """One call's view of a kept session."""
 
         def __init__(self, read: Lease, *args: Any, **kwargs: Any) -> None:
             super().__init__(read, *args, **kwargs)
             self._lease = read
-
-        async def __aenter__(self) -> Any:
-            return self
-
-        async def __aexit__(self, *exc: object) -> bool:
-            return False
 
         async def initialize(self) -> Any:
             result = types.InitializeResult.model_validate(self._lease.initialize_result)
@@ -99,21 +96,8 @@ def leased_sessions(stock: type, types: ModuleType, schemas: "OutputSchemas") ->
             metadata: Any = None,
             progress_callback: Any = None,
         ) -> Any:
-            message = request.model_dump(by_alias=True, mode="json", exclude_none=True)
             limit = request_read_timeout_seconds.total_seconds() if request_read_timeout_seconds else None
-            try:
-                async with asyncio.timeout(limit):
-                    response = await self._lease.request(message["method"], message.get("params"))
-            except TrunklineError as error:
-                told = types.ErrorData(code=error.code, message=error.message, data=error.data or None)
-                raise error_of(told) from error
-            if "error" in response:
-                raise error_of(types.ErrorData.model_validate(response["error"]))
-            return result_type.model_validate(response["result"])
-
-        async def send_notification(self, notification: Any, related_request_id: Any = None) -> None:
-            message = notification.model_dump(by_alias=True, mode="json", exclude_none=True)
-            self._lease.notify(message["method"], message.get("params"))
+            return result_type.model_validate(await _result(self._lease, request, limit, failure))
 
         async def _validate_tool_result(self, name: str, result: Any) -> None:
             known = schemas.of(self._lease)
@@ -136,6 +120,37 @@ def leased_sessions(stock: type, types: ModuleType, schemas: "OutputSchemas") ->
             known.learn(name, self._tool_output_schemas)
 
     return LeasableSession
+
+
+class _OnLease:
+    """What a session has in place of the SDK's where there is nothing to begin or to end, and no task that reads."""
+
+    _lease: Lease
+
+    async def __aenter__(self) -> Any:
+        return self
+
+    async def __aexit__(self, *exc: object) -> bool:
+        return False
+
+    async def send_notification(self, notification: Any, related_request_id: Any = None) -> None:
+        message = notification.model_dump(by_alias=True, mode="json", exclude_none=True)
+        self._lease.notify(message["method"], message.get("params"))
+
+
+async def _result(
+    lease: Lease, request: Any, limit: float | None, failure: Callable[[dict[str, Any]], Exception]
+) -> Any:
+    """What the server answers to a request of the SDK's, raw; where it is an error, that `failure` of the SDK's."""
+    message = request.model_dump(by_alias=True, mode="json", exclude_none=True)
+    try:
+        async with asyncio.timeout(limit):
+            response = await lease.request(message["method"], message.get("params"))
+    except TrunklineError as error:
+        raise failure({"code": error.code, "message": error.message, "data": error.data or None}) from error
+    if "error" in response:
+        raise failure(response["error"])
+    return response["result"]
 
 
 class KnownSchemas:

@@ -59,29 +59,48 @@ class _Stream(NamedTuple):
     user: str
 
 
-class _Relay:
-    """Hears what other workers take for the `streams` of a `registry`: by redis for each, by the database for all.
+class _Streams:
+    """The streams of one `registry` that this worker has.
 
-    With `checks_owner`, only from the user who opened the stream.
+    What other workers take for them is heard by redis for each, by the database for all. With `checks_owner`, a stream
+    takes messages from the user alone who opened it.
     """
 
-    def __init__(
-        self, module: ModuleType, registry: Any, streams: Mapping[str, _Stream], *, checks_owner: bool
-    ) -> None:
+    def __init__(self, module: ModuleType, registry: Any, services: Services, *, checks_owner: bool) -> None:
         self._module = module
         self._registry = registry
-        self._streams = streams
+        self._services = services
         self._checks_owner = checks_owner
+        self._open: dict[str, _Stream] = {}
         self._poller: asyncio.Task[None] | None = None
 
-    def begin(self, session_id: str) -> "asyncio.Task[None] | None":
-        """Hear for a stream that is open; what is returned is cancelled when it is over."""
-        backend = self._registry._backend
-        if backend == "redis":
-            return asyncio.create_task(self._hear_redis(session_id))
-        if backend == "database" and (self._poller is None or self._poller.done()):
-            self._poller = asyncio.create_task(self._hear_database())
-        return None
+    def __contains__(self, session_id: object) -> bool:
+        return session_id in self._open
+
+    async def serve(self, session_id: str, transport: Any, server_id: str | None) -> None:
+        """Serve a stream for as long as it lives."""
+        services, opened_by = self._services, incoming.get()
+        assert opened_by is not None, "a stream is opened by a request"
+        conversation = Conversation(
+            services.rpc, session_id, transport.send_message, max_inflight=services.max_inflight, server_id=server_id
+        )
+        self._open[session_id] = _Stream(conversation, opened_by, await services.who(opened_by.headers))
+        relayed = self._begin_to_hear(session_id)
+        try:
+            await transport.gone.wait()
+        finally:
+            if relayed is not None:
+                relayed.cancel()
+            self._open.pop(session_id, None)
+            await asyncio.shield(self._over(conversation, session_id))
+
+    async def take(self, session_id: str, user: str, message: Any, sent_by: Incoming) -> bool:
+        """Take one message of this user; False where there is no such stream of theirs."""
+        stream = self._open.get(session_id)
+        if stream is None or (self._checks_owner and stream.user != user):
+            return False
+        await stream.conversation.take(message, sent_by)
+        return True
 
     async def close(self) -> None:
         """Hear nothing more."""
@@ -89,6 +108,19 @@ class _Relay:
             self._poller.cancel()
             with suppress(asyncio.CancelledError):
                 await self._poller
+
+    async def _over(self, conversation: Conversation, session_id: str) -> None:
+        await conversation.close()
+        await self._services.ended(session_id)
+
+    def _begin_to_hear(self, session_id: str) -> asyncio.Task[None] | None:
+        """What is returned is cancelled when the stream is over."""
+        backend = self._registry._backend
+        if backend == "redis":
+            return asyncio.create_task(self._hear_redis(session_id))
+        if backend == "database" and (self._poller is None or self._poller.done()):
+            self._poller = asyncio.create_task(self._hear_database())
+        return None
 
     async def _hear_redis(self, session_id: str) -> None:
         """Hear other workers for as long as the stream lives; what they say while redis is away is lost."""
@@ -100,7 +132,7 @@ class _Relay:
                 is_told = False
                 async for event in pubsub.listen():
                     if event["type"] == "message":
-                        await self._take(session_id, event["data"])
+                        await self._relayed(session_id, event["data"])
             except Exception as error:
                 if not is_told:
                     logger.warning("messages from other workers are not heard on a stream: %r", error)
@@ -113,15 +145,15 @@ class _Relay:
     async def _hear_database(self) -> None:
         while True:
             await asyncio.sleep(POLL_SECONDS)
-            if not self._streams:
+            if not self._open:
                 continue
             try:
-                found = await asyncio.to_thread(self._fetch, list(self._streams))
+                found = await asyncio.to_thread(self._fetch, list(self._open))
             except Exception:
                 logger.exception("messages from other workers could not be fetched")
                 continue
             for session_id, text in found:
-                await self._take(session_id, text)
+                await self._relayed(session_id, text)
 
     def _fetch(self, session_ids: list[str]) -> list[tuple[str, str]]:
         record = self._module.SessionMessageRecord
@@ -137,13 +169,11 @@ class _Relay:
         finally:
             session.close()
 
-    async def _take(self, session_id: str, text: str | bytes) -> None:
-        stream = self._streams.get(session_id)
+    async def _relayed(self, session_id: str, text: str | bytes) -> None:
+        stream = self._open.get(session_id)
         message = _unwrapped(text)
-        if stream is None or not isinstance(message, Mapping) or set(message) != {"by", "message"}:
-            return
-        if not self._checks_owner or message["by"] == stream.user:
-            await stream.conversation.take(message["message"], stream.opened_by)
+        if stream is not None and isinstance(message, Mapping) and set(message) == {"by", "message"}:
+            await self.take(session_id, message["by"], message["message"], stream.opened_by)
 
 
 def session_registry(module: ModuleType, services: Services, *, checks_owner: bool) -> type:
@@ -157,33 +187,14 @@ def session_registry(module: ModuleType, services: Services, *, checks_owner: bo
     class SessionRegistry(base):  # type: ignore[misc]
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
-            self._streams: dict[str, _Stream] = {}
-            self._relay = _Relay(module, self, self._streams, checks_owner=checks_owner)
+            self._streams = _Streams(module, self, services, checks_owner=checks_owner)
             services.at_exit(self._end_streams)
 
         async def respond(self, server_id: str | None, user: Any, session_id: str, base_url: str = "") -> None:
             """Serve a stream for as long as it lives."""
             transport = self._sessions.get(session_id)
-            if transport is None:
-                return
-            opened_by = incoming.get()
-            assert opened_by is not None, "a stream is opened by a request"
-            conversation = Conversation(
-                services.rpc,
-                session_id,
-                transport.send_message,
-                max_inflight=services.max_inflight,
-                server_id=server_id,
-            )
-            self._streams[session_id] = _Stream(conversation, opened_by, await services.who(opened_by.headers))
-            relayed = self._relay.begin(session_id)
-            try:
-                await transport.gone.wait()
-            finally:
-                if relayed is not None:
-                    relayed.cancel()
-                self._streams.pop(session_id, None)
-                await asyncio.shield(_over(conversation, session_id))
+            if transport is not None:
+                await self._streams.serve(session_id, transport, server_id)
 
         async def add_session(self, session_id: str, transport: Any) -> None:
             self._sessions[session_id] = transport  # also where the backend is `none`
@@ -206,27 +217,18 @@ def session_registry(module: ModuleType, services: Services, *, checks_owner: bo
             sent_by = incoming.get()
             assert sent_by is not None, "a message comes by a request"
             user = await services.who(sent_by.headers) if checks_owner else ""
-            stream = self._streams.get(session_id)
-            if stream is None:
-                if self._backend not in ("redis", "database"):
-                    raise module.HTTPException(status_code=404, detail="Session not found")
+            if session_id not in self._streams and self._backend in ("redis", "database"):
                 await super().broadcast(session_id, {"by": user, "message": message})
-            elif checks_owner and stream.user != user:
+            elif not await self._streams.take(session_id, user, message, sent_by._replace(has_passed=True)):
                 raise module.HTTPException(status_code=404, detail="Session not found")
-            else:
-                await stream.conversation.take(message, sent_by._replace(has_passed=True))
 
         async def shutdown(self) -> None:
-            await self._relay.close()
+            await self._streams.close()
             await super().shutdown()
 
         async def _end_streams(self) -> None:
             for transport in list(self._sessions.values()):
                 await transport.disconnect()
-
-    async def _over(conversation: Conversation, session_id: str) -> None:
-        await conversation.close()
-        await services.ended(session_id)
 
     return SessionRegistry
 
