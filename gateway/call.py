@@ -183,14 +183,18 @@ async def _transport(call: Call, statuses: list[int], stack: AsyncExitStack) -> 
         timeout: httpx2.Timeout | None = None,
         auth: httpx2.Auth | None = None,
     ) -> httpx2.AsyncClient:
-        return httpx2.AsyncClient(
-            headers=headers,
-            auth=auth,
-            timeout=httpx2.Timeout(CONNECT_SECONDS, read=ANSWER_SECONDS),
-            verify=ssl.create_default_context(),  # as for WebSocket
-            trust_env=proxy_of(call.url) is not None,
-            event_hooks={"response": [note]},
-        )
+        try:
+            return httpx2.AsyncClient(
+                headers=headers,
+                auth=auth,
+                timeout=httpx2.Timeout(CONNECT_SECONDS, read=ANSWER_SECONDS),
+                verify=ssl.create_default_context(),  # as for WebSocket
+                trust_env=False,
+                proxy=proxy_of(call.url),
+                event_hooks={"response": [note]},
+            )
+        except (ValueError, ImportError, httpx2.InvalidURL):  # it is no proxy, or one of SOCKS wants a package
+            raise httpx2.ProxyError("no proxy that can be used") from None
 
     if call.kind == "sse":
         return sse_client(call.url, headers=dict(call.headers), httpx_client_factory=make)

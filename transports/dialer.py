@@ -13,7 +13,7 @@ from ..mux import envelope as wire_format
 from ..mux.errors import InvalidMessage
 from ..mux.limits import MAX_EVENT_BYTES
 from .headers import WORKFLOW
-from .upstream.http import HeaderBlock
+from .upstream.http import HeaderBlock, words_of
 from .upstream.upgrade import PING_SECONDS, OtherProtocol, Upgrade
 
 TRY_AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -66,8 +66,7 @@ class Dialer:
         except InvalidHandshake as error:
             raise CannotConnect(f"{self._shown} broke the opening handshake: {type(error).__name__}") from error
         except OSError as error:
-            words = f"{self._shown} cannot be reached: {error.strerror or type(error).__name__}"
-            raise CannotConnect(words) from error
+            raise CannotConnect(f"{self._shown} cannot be reached: {words_of(error)}") from error
 
 
 class _Connection(ClientConnection):

@@ -161,8 +161,13 @@ async def test_a_server_that_is_away_is_told_with_what_starts_one(kind: str) -> 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_proxy_that_is_away_is_not_taken_for_the_server(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+@pytest.mark.parametrize(
+    "proxy", ["http://127.0.0.1:{port}", "socks5://127.0.0.1:{port}", "nonsense://x", "http://h:x"]
+)
+async def test_a_proxy_that_is_away_or_none_is_not_taken_for_the_server(
+    monkeypatch: pytest.MonkeyPatch, kind: str, proxy: str
+) -> None:
+    monkeypatch.setenv("http_proxy", proxy.format(port=free_port()))
     line = await failure(call("http://mcp.example/servers/x/mcp", "counter", kind=kind))
     assert "reached through the proxy that HTTP_PROXY or HTTPS_PROXY names" in line
     assert "NO_PROXY" in line

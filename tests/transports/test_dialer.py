@@ -3,12 +3,14 @@
 import socket
 import ssl
 from collections.abc import AsyncIterator
+from urllib.parse import urlsplit
 
 import anyio
 import anyio.abc
 import anyio.lowlevel
 import pytest
 from harness.ports import free_port
+from harness.raw_http import Peer, serving
 from harness.scripted_ws import ScriptedServer
 from trunkline.transports.dialer import CannotConnect, Dialer
 
@@ -147,6 +149,36 @@ async def test_a_server_that_takes_no_tls_is_told_so(server: ScriptedServer) -> 
     with pytest.raises(CannotConnect):
         await Dialer(server.url.replace("ws://", "wss://"), {}, None, context).dial({}, PATIENCE)
     assert server.asked == []
+
+
+@pytest.mark.parametrize(
+    "proxy", ["http://{at}", "socks5://{at}", "nonsense://{at}", "http://a:secret@{at}/x", "http://%ff:b@{at}", "h:x"]
+)
+async def test_g12_a_proxy_that_does_not_connect_is_told_as_that(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    """One of SOCKS wants a package that need not be there."""
+
+    async def serve(peer: Peer) -> None:
+        await peer.some()
+        await peer.say(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+
+    async with serving(serve) as server:
+        monkeypatch.setenv("http_proxy", proxy.format(at=urlsplit(server.url).netloc))
+        error = await refused("ws://mcp.example/ws")
+    assert str(error) == "ws://mcp.example/ws cannot be reached: no connection through the proxy"
+    assert error.may_pass
+
+
+async def test_a_refusal_that_comes_through_a_proxy_is_the_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def serve(peer: Peer) -> None:
+        await peer.some()
+        await peer.say(b"HTTP/1.1 200 OK\r\n\r\n")
+        await peer.some()
+        await peer.say(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+
+    async with serving(serve) as server:
+        monkeypatch.setenv("http_proxy", urlsplit(server.url).netloc)
+        error = await refused("ws://mcp.example/ws")
+    assert str(error) == "ws://mcp.example/ws answered HTTP 404"
 
 
 async def test_a_server_of_another_protocol_is_refused() -> None:

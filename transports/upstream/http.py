@@ -75,6 +75,10 @@ class Withheld(ExchangeBroken):
         super().__init__("it may not be sent any longer", sent=False)
 
 
+class NotProxied(ConnectionError):
+    """No connection came about through the proxy that leads to a server."""
+
+
 class HeaderBlock:
     """The headers of requests, checked and encoded once for all that carry them.
 
@@ -167,6 +171,8 @@ def words_of(error: OSError) -> str:
     """Why a server cannot be reached, without its address: an error must not tell a client what lies behind us."""
     if isinstance(error, TimeoutError):
         return "no connection in time"
+    if isinstance(error, NotProxied):
+        return NO_PROXIED
     if isinstance(error, ssl.SSLCertVerificationError):
         return CERTIFICATES.get(getattr(error, "verify_code", 0), "its certificate does not verify")
     if isinstance(error, ssl.SSLError):

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 import aiohttp
 from yarl import URL
@@ -28,8 +28,6 @@ from .http import (
 )
 
 logger = logging.getLogger(__name__)
-
-NOT_SENT: Final = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
 
 
 class ProxiedClient:
@@ -76,6 +74,8 @@ class ProxiedClient:
         sent = {**headers.headers, "Content-Type": JSON_TYPE} if method == "POST" else headers.headers
         data = body if method == "POST" else None
         try:
+            if not self._proxy.lower().startswith(("http://", "https://")):  # aiohttp would speak HTTP to it
+                raise ExchangeBroken(NO_PROXIED, sent=False)
             async with self._http().request(
                 method,
                 url,
@@ -100,17 +100,16 @@ class ProxiedClient:
                             await asyncio.sleep(0)  # what has come already is read without one
         except ExchangeBroken as error:
             heard.ended(error)
-        except NOT_SENT as error:
-            heard.ended(ExchangeBroken(self._words_of(error), sent=False))
         except (aiohttp.ClientError, OSError) as error:
-            heard.ended(ExchangeBroken(type(error).__name__, sent=True))
+            words = type(error).__name__ if heard.has_connection else self._words_of(error)
+            heard.ended(ExchangeBroken(words, sent=heard.has_connection))
         except Exception as error:  # no thread that asks for the host: whatever it is, who waits must hear of it
             logger.error("an exchange through the proxy failed", exc_info=error)
             heard.ended(ExchangeBroken(type(error).__name__, sent=True))
         else:
             heard.ended(None)
 
-    def _words_of(self, error: aiohttp.ClientError) -> str:
+    def _words_of(self, error: aiohttp.ClientError | OSError) -> str:
         """Why there is no connection; the certificate may be that of a proxy as well."""
         is_of_server = isinstance(error, aiohttp.ClientConnectorCertificateError) and error.host == self._url.host
         why = getattr(error, "certificate_error", None) if is_of_server else None
@@ -138,6 +137,7 @@ class ProxiedClient:
 async def _check(session: aiohttp.ClientSession, context: Any, params: Any) -> None:
     """There is a connection: the request may go out on it, or not any longer."""
     heard = context.trace_request_ctx
+    heard.has_connection = True
     if heard.fence is not None and not heard.fence():
         raise Withheld
 
@@ -148,6 +148,8 @@ class _Heard:
     def __init__(self, answer: Answer, fence: Fence | None) -> None:
         self.answer: Answer | None = answer
         self.fence = fence
+        self.has_connection = False
+        """True once its request may have gone out."""
 
     def began(self, status: int, headers: Headers) -> None:
         if self.answer is not None:

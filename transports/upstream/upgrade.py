@@ -15,7 +15,7 @@ from websockets.typing import Subprotocol
 
 from ...mux.limits import MAX_EVENT_BYTES
 from .addresses import Addresses
-from .http import HeaderBlock, host_of
+from .http import HeaderBlock, NotProxied, host_of
 from .proxy import proxy_of
 
 SUBPROTOCOL: Final = Subprotocol("mcp")
@@ -64,21 +64,39 @@ class Upgrade:
 
         Raises:
             OtherProtocol: the server does not speak MCP.
-            OSError, WebSocketException: it did not come about.
+            OSError, WebSocketException: it did not come about; `NotProxied` where the proxy is to blame.
         """
-        reach = partial(self._connect, headers, kind, ping_seconds)
         async with asyncio.timeout(patience):
             if self._addresses is None:  # the proxy looks for it itself
-                connection = await reach()
+                connection = await self._through_proxy(headers, kind, ping_seconds)
             else:
+                reach = partial(self._connect, headers, kind, ping_seconds)
                 connection = await self._addresses.first(lambda address: reach(host=address))
         if connection.subprotocol != SUBPROTOCOL:
             connection.transport.abort()
             raise OtherProtocol(f"does not speak the subprotocol {SUBPROTOCOL}")
         return connection
 
+    async def _through_proxy(
+        self, headers: HeaderBlock, kind: type[Connection], ping_seconds: float | None
+    ) -> Connection:
+        is_through = False
+
+        def make(*arguments: Any, **options: Any) -> Connection:
+            nonlocal is_through
+            is_through = True
+            return kind(*arguments, **options)
+
+        try:
+            return await self._connect(headers, make, ping_seconds)
+        except Exception:
+            if is_through:
+                raise
+            # It is away, refuses, is none, or wants a package that need not be there (SOCKS). Its words may be secret.
+            raise NotProxied from None
+
     async def _connect(
-        self, headers: HeaderBlock, kind: type[Connection], ping_seconds: float | None, **where: Any
+        self, headers: HeaderBlock, kind: Callable[..., Connection], ping_seconds: float | None, **where: Any
     ) -> Connection:
         connection = await connect(
             self._url,
@@ -91,7 +109,7 @@ class Upgrade:
             close_timeout=CLOSE_SECONDS,
             ping_interval=ping_seconds,
             ping_timeout=ping_seconds,
-            create_connection=kind,
+            create_connection=cast(Any, kind),
             logger=quiet,
             **self._options,
             **where,

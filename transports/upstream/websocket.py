@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import anyio
 from websockets.asyncio.client import ClientConnection
-from websockets.exceptions import InvalidProxy, InvalidStatus, ProxyError, WebSocketException
+from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.frames import Frame, Opcode
 from websockets.protocol import CLOSED, CLOSING, OPEN
 
@@ -26,7 +26,7 @@ from ...mux.statistics import Statistics
 from ..frames import Frames, text_frame
 from ..portions import Portions
 from ..unfinished import Part, Unfinished
-from .http import CONNECT_SECONDS, NO_PROXIED, HeaderBlock, words_of, words_of_status
+from .http import CONNECT_SECONDS, HeaderBlock, words_of, words_of_status
 from .http_client import Trusted, trusting
 from .one_stream import MAX_UNSENT, MAX_UNSENT_BYTES, OneStreamWire
 from .pipe import when_writable
@@ -104,8 +104,6 @@ class WebSocketConnector:
             return await self._upgrade.open(block, _Opening, patience=CONNECT_SECONDS, ping_seconds=None)
         except OSError as error:
             raise UpstreamUnreachable(f"the server cannot be reached: {words_of(error)}", executed="no") from error
-        except (ProxyError, InvalidProxy, ImportError) as error:  # one of SOCKS wants a package that need not be there
-            raise UpstreamUnreachable(f"the server cannot be reached: {NO_PROXIED}", executed="no") from error
         except WebSocketException as error:
             self._statistics.count("upstream_faults", self.server)
             raise UpstreamFault(f"the opening handshake failed: {type(error).__name__}") from error

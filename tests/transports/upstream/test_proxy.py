@@ -3,16 +3,14 @@
 from urllib.parse import urlsplit
 
 import pytest
-from contract.wire import Receiver
 from harness.raw_http import Peer, serving
 from trunkline.mux.errors import UpstreamUnreachable
-from trunkline.mux.ports import NONE
 from trunkline.mux.statistics import Statistics
+from trunkline.transports import Servers
 from trunkline.transports.upstream.http1 import HTTP1Client
 from trunkline.transports.upstream.http_proxied import ProxiedClient
 from trunkline.transports.upstream.proxy import proxy_of
 from trunkline.transports.upstream.streamable_http import StreamableHTTPConnector
-from trunkline.transports.upstream.websocket import WebSocketConnector
 
 pytestmark = pytest.mark.anyio
 
@@ -37,11 +35,13 @@ async def test_the_environment_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(far.http, ProxiedClient)
 
 
+@pytest.mark.parametrize("scheme", ["ws", "wss", "https"])
 @pytest.mark.parametrize(
-    "proxy", ["http://127.0.0.1:{port}", "socks5://127.0.0.1:{port}", "nonsense://127.0.0.1:{port}"]
+    "proxy",
+    ["http://{at}", "socks5://{at}", "nonsense://{at}", "http://a:b@{at}/x", "http://%ff:b@{at}", "h:x", "http://["],
 )
-async def test_a_websocket_whose_proxy_does_not_connect_is_told_as_that(
-    monkeypatch: pytest.MonkeyPatch, proxy: str
+async def test_a_proxy_that_does_not_connect_is_told_as_that(
+    monkeypatch: pytest.MonkeyPatch, proxy: str, scheme: str
 ) -> None:
     """One of SOCKS wants a package that need not be there: it was taken for a defect."""
 
@@ -50,9 +50,30 @@ async def test_a_websocket_whose_proxy_does_not_connect_is_told_as_that(
         await peer.say(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
 
     async with serving(serve) as server:
-        monkeypatch.setenv("http_proxy", proxy.format(port=urlsplit(server.url).port))
-        connector = WebSocketConnector("x", "ws://mcp.example/", Statistics())
-        with pytest.raises(UpstreamUnreachable, match=r"no connection through the proxy$") as caught:
-            async with connector.connect(Receiver(), NONE, listen=True):
-                pass
+        for name in ("http_proxy", "https_proxy"):
+            monkeypatch.setenv(name, proxy.format(at=urlsplit(server.url).netloc))
+        async with Servers({"x": f"{scheme}://mcp.example/"}) as servers:
+            with pytest.raises(UpstreamUnreachable, match=r"no connection through the proxy$") as caught:
+                async with servers.lease("x"):
+                    pass
+    assert caught.value.data == {"executed": "no"}
+
+
+@pytest.mark.parametrize("proxy", ["socks5://{at}", "http://["])
+async def test_what_is_no_proxy_of_http_gets_no_request(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    async with serving(Peer.some) as server:
+        monkeypatch.setenv("http_proxy", proxy.format(at=urlsplit(server.url).netloc))
+        async with Servers({"x": "http://mcp.example/"}) as servers:
+            with pytest.raises(UpstreamUnreachable, match=r"no connection through the proxy$"):
+                async with servers.lease("x"):
+                    pass
+
+
+async def test_a_proxy_that_hangs_up_has_sent_nothing_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with serving(Peer.some) as server:
+        monkeypatch.setenv("https_proxy", server.url)
+        async with Servers({"x": "https://mcp.example/"}) as servers:
+            with pytest.raises(UpstreamUnreachable, match=r"no connection through the proxy$") as caught:
+                async with servers.lease("x"):
+                    pass
     assert caught.value.data == {"executed": "no"}
