@@ -35,7 +35,7 @@ from ..transports.websocket import WebSocketEndpoint, not_found
 from .auth import Authenticator
 from .events import Events
 from .metrics import gauges
-from .oauth import ClientCredentials
+from .oauth import sources_of
 from .operations import Operations
 from .reload import Changes, compare, renew
 from .settings import Settings, SettingsError, check, is_loopback
@@ -99,7 +99,7 @@ class Gateway:
         self._admission = Admission()
         self._generation = 0
         """Of what is built next; counts the changes of settings, in this process."""
-        sites = self._sites(settings, settings.servers, {})
+        sites = self._sites(settings, settings.servers, {}, sources_of(settings.servers))
         self._generation += 1
         self._open = {site.version: site for site in sites.values()}
         """Every site with something behind it, of any generation."""
@@ -240,10 +240,9 @@ class Gateway:
         changes = compare(self.settings, read())
         check(changes.settings, insecure=insecure)
         before = {**self._routes.leaving, **self._routes.sites}
-        sites = self._sites(changes.settings, (*changes.added, *changes.changed), before)
         differing = (*changes.added, *changes.changed, *changes.rotated)  # an added one may have been there before
-        servers = {name: changes.settings.servers[name] for name in differing}
-        sources = {name: ClientCredentials(name, one, one.oauth) for name, one in servers.items() if one.oauth}
+        sources = sources_of({name: changes.settings.servers[name] for name in differing})
+        sites = self._sites(changes.settings, (*changes.added, *changes.changed), before, sources)
         return _Built(changes, sites, sources)
 
     def _apply(self, built: _Built, authenticator: Authenticator) -> None:
@@ -321,14 +320,23 @@ class Gateway:
 
     # What things are made of.
 
-    def _sites(self, settings: Settings, names: Collection[str], before: Mapping[str, Site]) -> dict[str, Site]:
+    def _sites(
+        self,
+        settings: Settings,
+        names: Collection[str],
+        before: Mapping[str, Site],
+        sources: Mapping[str, TokenSource],
+    ) -> dict[str, Site]:
         """Servers under the settings that are to hold next.
 
         They share the system's certificates, which take a megabyte, and some 25 ms to be read.
         """
         build = partial(site_of, tracer=self._tracer, system=trusting("") if names else "")
         return {
-            name: build(name, settings, self._generation, self.statistics, before=before.get(name)) for name in names
+            name: build(
+                name, settings, self._generation, self.statistics, before=before.get(name), source=sources.get(name)
+            )
+            for name in names
         }
 
     def _routed(

@@ -29,13 +29,14 @@ from ..mux.statistics import Statistics
 from ..mux.upstream import Upstream
 from ..transports.event_stream import EventParser
 from ..transports.upstream.auto import AutoConnector, ClosableConnector
-from ..transports.upstream.http_client import Trusted, trusting
+from ..transports.upstream.credentials import Credential
+from ..transports.upstream.http_client import trusting
 from ..transports.upstream.modern_http import ModernHTTPServer
 from ..transports.upstream.process import LAST_LINES, STDERR
 from ..transports.upstream.process import logger as process_log
 from .console import fitting, meter, printable, show, write_json
 from .logs import redacted
-from .oauth import credential_for
+from .oauth import sources_of
 from .settings import Settings, SettingsError
 from .site import connector_to
 
@@ -141,10 +142,13 @@ def _shown(url: str) -> str:
 async def probe_all(settings: Settings, on_probe: Callable[[], None] = lambda: None) -> list[Probe]:
     """One probe of each server, side by side, in the order of the settings; `on_probe` is called after each."""
     found: dict[str, Probe] = {}
-    system = trusting("")  # read once for all of them, as in a gateway
+    system, sources = trusting(""), sources_of(settings.servers)  # read once for all of them, as in a gateway
 
     async def run(name: str) -> None:
-        found[name] = await _probe(settings, name, said, system)
+        statistics, source = Statistics(), sources.get(name)
+        credential = None if source is None else Credential(name, source, statistics)
+        connector = connector_to(name, settings.servers[name], statistics, credential, system=system)
+        found[name] = await _probe(settings, name, said, connector, statistics)
         on_probe()
 
     with _heard() as said:
@@ -183,10 +187,14 @@ def _heard() -> Iterator[Mapping[str, Collection[str]]]:
         process_log.setLevel(level)
 
 
-async def _probe(settings: Settings, name: str, said: Mapping[str, Collection[str]], system: Trusted) -> Probe:
+async def _probe(
+    settings: Settings,
+    name: str,
+    said: Mapping[str, Collection[str]],
+    connector: ClosableConnector,
+    statistics: Statistics,
+) -> Probe:
     server = settings.servers[name]
-    statistics = Statistics()
-    connector = connector_to(name, server, statistics, credential_for(name, server, statistics), system=system)
     started = time.perf_counter()
     title = revision = fault = ""
 

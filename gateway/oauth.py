@@ -8,8 +8,7 @@ beside the MCP server's traffic. What goes wrong is told in words of our own: wh
 from __future__ import annotations
 
 import logging
-import ssl
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing, suppress
 from http import HTTPStatus
 from pathlib import Path
@@ -18,9 +17,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from ..mux.statistics import Statistics
-from ..transports.upstream.credentials import Credential, NotIssued, Token
+from ..transports.upstream.credentials import NotIssued, Token
 from ..transports.upstream.http import target_within
+from ..transports.upstream.http_client import Trusted, trusting
 from ..transports.upstream.proxy import proxy_of
 from .settings import OAuth, Server, SettingsError, is_loopback
 
@@ -56,11 +55,13 @@ TOKEN_ERRORS: Final = frozenset(
 class ClientCredentials:
     """Asks an issuer for tokens that prove the gateway to one server. Implements `TokenSource`.
 
+    `system` is what is trusted where the server has no `ca` besides. httpx2 writes to it (ALPN).
+
     Raises:
         SettingsError: the SDK that is installed has no such provider.
     """
 
-    def __init__(self, name: str, server: Server, oauth: OAuth) -> None:
+    def __init__(self, name: str, server: Server, oauth: OAuth, system: Trusted = "") -> None:
         try:
             import httpx2  # noqa: F401
             from mcp.client.auth.extensions import client_credentials  # noqa: F401
@@ -69,7 +70,7 @@ class ClientCredentials:
         self._url = server.url.removeprefix("sse+")
         self._is_local = is_loopback(urlsplit(self._url).hostname or "")
         self._oauth = oauth
-        self._context = ssl.create_default_context()
+        self._context = trusting("" if server.ca else system)
         if server.ca:
             self._context.load_verify_locations(cafile=server.ca)
         for noisy in ("mcp.client.auth", "httpx2"):  # they log bodies of answers and addresses
@@ -248,12 +249,17 @@ def _error_of(body: bytes) -> str:
     return word if word in TOKEN_ERRORS else ""
 
 
-def credential_for(name: str, server: Server, statistics: Statistics) -> Credential | None:
-    """The credential that the settings of a server ask for; None where they ask for none.
+def sources_of(servers: Mapping[str, Server]) -> dict[str, ClientCredentials]:
+    """Where the tokens come from that the settings of these servers ask for.
+
+    They share the system's certificates with each other, and with nobody else.
 
     Raises:
         SettingsError: the SDK that is installed has no provider for it.
     """
-    if server.oauth is None:
-        return None
-    return Credential(name, ClientCredentials(name, server, server.oauth), statistics)
+    system = trusting("") if any(server.oauth for server in servers.values()) else ""
+    return {
+        name: ClientCredentials(name, server, server.oauth, system)
+        for name, server in servers.items()
+        if server.oauth is not None
+    }

@@ -18,7 +18,6 @@ from ..transports.upstream.auto import AutoConnector, RotatingConnector, connect
 from ..transports.upstream.credentials import Credential, TokenSource
 from ..transports.upstream.http_client import Trusted
 from ..transports.upstream.modern_http import ModernHTTPServer
-from .oauth import credential_for
 from .reload import terms_of
 from .settings import Server, Settings
 
@@ -62,17 +61,16 @@ def site_of(
     *,
     tracer: Tracer | None,
     before: Site | None,
+    source: TokenSource | None = None,
     system: Trusted = "",
 ) -> Site:
     """The server of that name, built from these settings; with the open connections of what was served `before`.
 
-    What that counted of the server counts on. `system` is what is trusted where the settings name no certificates.
-
-    Raises:
-        SettingsError: they ask for what the SDK that is installed cannot do.
+    What that counted of the server counts on. `source` is where the tokens come from that the settings ask for;
+    `system` is what is trusted where they name no certificates.
     """
     server, pooling = settings.servers[name], settings.pooling_for(name)
-    credential = credential_for(name, server, statistics)
+    credential = None if source is None else Credential(name, source, statistics)
     unfinished = before.unfinished if before is not None else Unfinished()
     connector = connector_to(name, server, statistics, credential, unfinished, system)
     modern_server, modern = None, None

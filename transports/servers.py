@@ -45,6 +45,7 @@ from ..mux.upstream import Upstream
 from .holding import Holding
 from .upstream.auto import RotatingConnector, connector_for
 from .upstream.http import parts_of
+from .upstream.http_client import Trusted, trusting
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -116,6 +117,8 @@ class Servers:
         self._client_info = _client_info(client_info)
         self._pooling = pooling or Pooling()
         self._connectors: list[RotatingConnector] = []
+        self._system: Trusted = ""
+        """The system's certificates, once a server has needed them: they are read once for all."""
         if not isinstance(servers, Mapping) or not all(isinstance(name, str) for name in servers):
             raise TypeError("Servers are made of a dictionary: the name of each, and what it is")
         upstreams = {name: self._upstream(name, _server(name, given)) for name, given in servers.items()}
@@ -218,6 +221,8 @@ class Servers:
         if pooling.reuse == "none":
             raise ValueError(f'{name}: reuse = "none" keeps no session that could be leased')
         try:
+            if server.url and not server.ca:
+                self._system = trusting(self._system)
             connector = connector_for(
                 name,
                 self.statistics,
@@ -226,7 +231,7 @@ class Servers:
                 if isinstance(server.command, str)
                 else [os.fspath(word) for word in server.command],
                 headers=server.headers,
-                ca=server.ca,
+                ca=server.ca or self._system,
                 env=server.env,
                 cwd=server.cwd,
             )

@@ -13,9 +13,8 @@ from harness.authorization import CLIENT, SECRET, AuthorizationServer, GuardedSe
 from harness.ports import free_port
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from trunkline.gateway import oauth as module
-from trunkline.gateway.oauth import ClientCredentials, credential_for
+from trunkline.gateway.oauth import ClientCredentials, sources_of
 from trunkline.gateway.settings import OAuth, Server, SettingsError
-from trunkline.mux.statistics import Statistics
 from trunkline.transports.upstream.credentials import NotIssued
 
 pytestmark = pytest.mark.anyio
@@ -256,12 +255,12 @@ async def test_a_server_that_does_not_say_who_issues_its_tokens_is_told() -> Non
 
 
 def test_without_oauth_there_is_no_credential() -> None:
-    assert credential_for("up", Server(url="http://h/mcp"), Statistics()) is None
+    assert not sources_of({"up": Server(url="http://h/mcp")})
 
 
 def test_an_sdk_without_the_provider_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "mcp.client.auth.extensions", None)
     settings = OAuth(issuer="https://i", client_id="c", client_secret="s")
     with pytest.raises(SettingsError, match="mcp>=2") as wrong:
-        credential_for("up", Server(url="https://h/mcp", oauth=settings), Statistics())
+        sources_of({"up": Server(url="https://h/mcp", oauth=settings)})
     assert wrong.value.path == "servers.up.oauth"

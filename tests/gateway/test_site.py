@@ -54,11 +54,17 @@ async def test_the_systems_certificates_are_read_once_for_all_servers_that_are_b
     path = tmp_path / "trunkline.toml"
     monkeypatch.setattr(ssl, "create_default_context", counted)
     urls = ("https://127.0.0.1:9/mcp", "sse+https://127.0.0.1:9/sse", "wss://127.0.0.1:9/ws", "http://127.0.0.1:9/mcp")
-    path.write_text("".join(f'[servers.s{n}]\nurl = "{url}"\n' for n, url in enumerate(urls * 3)))
+    oauth = 'oauth = { issuer = "https://issuer.example/", client_id = "c", client_secret = "s" }'
+    lines = [f'[servers.s{n}]\nurl = "{url}"\n' for n, url in enumerate(urls * 3)]
+    lines += [f'[servers.o{n}]\nurl = "{urls[0]}"\n{oauth}\n' for n in range(3)]
+    path.write_text("".join(lines))
     async with Gateway(load(path, environ={})).running() as gateway:
-        assert len(reads) == 1
+        assert len(reads) == 2  # those for issuers apart
         assert await gateway.reload(lambda: load(path, environ={}))
-        assert len(reads) == 1
+        assert len(reads) == 2
         path.write_text(path.read_text().replace("127.0.0.1:9/", "127.0.0.1:10/"))
         assert await gateway.reload(lambda: load(path, environ={}))
-        assert len(reads) == 2  # what the system trusts by now
+        assert len(reads) == 4  # what the system trusts by now
+        path.write_text(path.read_text().replace('client_secret = "s"', 'client_secret = "t"'))
+        assert await gateway.reload(lambda: load(path, environ={}))
+        assert len(reads) == 5

@@ -1,6 +1,7 @@
 """Sessions with servers, kept for a program of one's own; against real servers of the SDK."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -233,6 +234,24 @@ async def test_leaving_ends_every_session_though_the_program_failed(server: Upst
 def test_what_cannot_be_used_is_named_at_once(given: Server | str, fault: str) -> None:
     with pytest.raises(ValueError, match=fault):
         Servers({"up": given})
+
+
+def test_the_systems_certificates_are_read_once_for_all_servers_and_where_one_needs_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reads: list[ssl.SSLContext] = []
+    make = ssl.create_default_context
+
+    def counted(cafile: str | None = None) -> ssl.SSLContext:
+        reads.append(make())
+        return reads[-1]
+
+    monkeypatch.setattr(ssl, "create_default_context", counted)
+    Servers({"a": ["program"]})
+    assert not reads
+    urls = ("https://a.example/mcp", "sse+https://a.example/sse", "wss://a.example/ws")
+    Servers({url + str(n): url for url in urls for n in range(3)})
+    assert len(reads) == 1
 
 
 async def test_what_happens_is_counted(server: Upstream) -> None:
