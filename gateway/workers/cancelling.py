@@ -18,7 +18,7 @@ from ...mux.errors import Elsewhere, Everywhere
 from ...mux.limits import MAX_BODY_BYTES
 from ...mux.membership import Membership
 from ...transports.asgi import ASKED, HOPS, IDENTITY, MEANT, ASGIApp, Message, Scope
-from .conversation import Broken, Frame, Open, Unreachable
+from .conversation import Broken, Open, Unreachable, ask
 from .openings import opening
 
 TELL_SECONDS: Final = 1.0
@@ -45,14 +45,14 @@ class Inquiry:
         event = {"type": "http.request", "body": _question(body), "more_body": False}
         meant: dict[str, int] = {}
 
-        async def ask(worker: Worker) -> None:
+        async def ask_one(worker: Worker) -> None:
             meant[worker.id] = await self._ask(worker, asked, event)
 
         others = await self._membership.others()
         meant[self._membership.worker.id] = await self._ask_here({**asked, HOPS: 1}, event)
         async with anyio.create_task_group() as tasks:
             for worker in others:
-                tasks.start_soon(ask, worker)
+                tasks.start_soon(ask_one, worker)
         total = sum(meant.values())
         where = max(meant, key=meant.__getitem__) if total == 1 else self._membership.worker.id
         found = Elsewhere(where)
@@ -61,23 +61,13 @@ class Inquiry:
 
     async def _ask(self, worker: Worker, scope: Scope, event: Message) -> int:
         """How many such calls another worker has: as good as several where it does not say."""
-        told = b""
         with suppress(Broken), anyio.move_on_after(TELL_SECONDS):
             try:
-                conversation = await self._open(worker)
+                _, told = await ask(await self._open(worker), opening(scope), event)
             except Unreachable:
                 return 0
-            try:
-                await conversation.send(Frame("open", opening(scope)))
-                await conversation.send(Frame("event", event))
-                while (frame := await conversation.receive()).kind != "end":
-                    if frame.kind == "event":
-                        told += frame.payload.get("body", b"")
-            except Unreachable:
-                return 0
-            finally:
-                conversation.close()
-        return int(told) if told.isdigit() else SEVERAL
+            return int(told) if told.isdigit() else SEVERAL
+        return SEVERAL
 
     async def _ask_here(self, scope: Scope, event: Message) -> int:
         told = b""

@@ -9,6 +9,7 @@ import msgspec
 
 from ...mux.directory import Worker
 from ...mux.limits import MAX_EVENT_BYTES
+from ...transports.asgi import Message
 
 MAX_FRAME_BYTES: Final = MAX_EVENT_BYTES + 1024 * 1024
 _LENGTH_BYTES: Final = 4
@@ -65,6 +66,25 @@ class Conversation(Protocol):
 
 Open = Callable[[Worker], Awaitable[Conversation]]
 """Begins a conversation with a worker; raises `Unreachable`."""
+
+
+async def ask(conversation: Conversation, request: dict[str, Any], event: Message) -> tuple[int, bytes]:
+    """The status and the body that a request is answered with, all of which is its scope and this event; then it ends.
+
+    Raises:
+        Broken, Unreachable: see `Conversation`.
+    """
+    status, body = 0, list[bytes]()
+    try:
+        await conversation.send(Frame("open", request))
+        await conversation.send(Frame("event", event))
+        while (frame := await conversation.receive()).kind != "end":
+            if frame.kind == "event":
+                status = frame.payload.get("status", status)
+                body.append(frame.payload.get("body", b""))
+    finally:
+        conversation.close()
+    return status, b"".join(body)
 
 
 class SocketConversation:

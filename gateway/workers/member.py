@@ -14,9 +14,9 @@ from ...mux.errors import DirectoryUnavailable, Elsewhere
 from ...mux.membership import Membership
 from ...mux.principal import Principal
 from ...mux.statistics import Statistics
-from ...transports.asgi import ASGIApp, Message, Receive, Scope, Send, is_settled
+from ...transports.asgi import ASGIApp, Receive, Scope, Send, is_settled
 from ...transports.sse import worker_of
-from .conversation import Broken, Conversation, Frame, Gone, SocketConversation, Unreachable
+from .conversation import Broken, Conversation, Gone, SocketConversation, Unreachable, ask
 from .forwarding import Forwarder
 from .host import host_id
 from .mailboxes import Mailboxes
@@ -149,28 +149,18 @@ class Member:
         others = [worker for worker in workers if worker.id != self.membership.worker.id]
         answers: dict[int, Answer] = {}
 
-        async def ask(worker: Worker) -> None:
+        async def ask_one(worker: Worker) -> None:
             answers[worker.number] = await self._ask(worker, {**scope, "query_string": query(worker.number)})
 
         async with anyio.create_task_group() as tasks:
             for worker in others:
-                tasks.start_soon(ask, worker)
+                tasks.start_soon(ask_one, worker)
         return [answers[worker.number] for worker in others]
 
     async def _ask(self, worker: Worker, scope: Scope) -> Answer:
-        status, body = 0, list[bytes]()
+        event = {"type": "http.request", "body": b"", "more_body": False}
         with anyio.move_on_after(ANSWER_SECONDS), suppress(Broken, Unreachable):
-            conversation = await self.open(worker)
-            try:
-                await conversation.send(Frame("open", opening(scope, is_let_in=True)))
-                await conversation.send(Frame("event", {"type": "http.request", "body": b"", "more_body": False}))
-                while (frame := await conversation.receive()).kind != "end":
-                    event: Message = frame.payload
-                    status = event.get("status", status)
-                    body.append(event.get("body", b""))
-                return Answer(worker.number, status, b"".join(body))
-            finally:
-                conversation.close()
+            return Answer(worker.number, *await ask(await self.open(worker), opening(scope, is_let_in=True), event))
         return Answer(worker.number)
 
     async def _direct(self, scope: Scope, identify: Identify) -> None:
