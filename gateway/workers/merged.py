@@ -29,9 +29,8 @@ def servers(told: Sequence[Told]) -> list[Row]:
     for one in told[1:]:
         for row in one.body if one.status == 200 else ():
             others.setdefault(row["server"], []).append(row)
-    missing = _missing(told)
-    merged = [_server([row, *others.get(row["server"], ())]) for row in told[0].body]
-    return [{**row, "missing_workers": missing} for row in merged] if missing else merged
+    absent = _absent(_missing(told))
+    return [{**_server([row, *others.get(row["server"], ())]), **absent} for row in told[0].body]
 
 
 def sessions(told: Sequence[Told]) -> list[Row]:
@@ -46,7 +45,7 @@ def session(told: Sequence[Told]) -> Told:
     Where several have one whose handle begins so, their handles. That there is none, all must have said: else 503.
     """
     missing = [one.worker for one in told if one.status not in _HAS_LOOKED]
-    absent = {"missing_workers": missing} if missing else {}
+    absent = _absent(missing)
     found: dict[str, list[Told]] = {}
     candidates: set[str] = set()
     for one in told:
@@ -74,23 +73,20 @@ def gateway(told: Sequence[Told]) -> Row:
     trends: dict[str, dict[str, Sums]] = {}
     for server, first in answered[0]["trends"].items():
         trends[server] = reduce(added, (body["trends"].get(server, {}) for body in answered[1:]), first)
-    merged = {
+    return {
         **answered[0],
         "started": min(body["started"] for body in answered),
         "workers": len(answered),
         "trends": trends,
+        **_absent(_missing(told)),
     }
-    missing = _missing(told)
-    return {**merged, "missing_workers": missing} if missing else merged
 
 
 def page(pages: Sequence[Told], following: str | None) -> dict[str, Any]:
     """Pages of the workers, in order, as one; each row with the number of its worker."""
     rows = [{**row, "worker": one.worker} for one in pages if one.status == 200 for row in one.body["sessions"]]
     total = sum(one.body["total"] for one in pages if one.status == 200)
-    merged = {"total": total, "sessions": rows, "next": following}
-    missing = _missing(pages)
-    return {**merged, "missing_workers": missing} if missing else merged
+    return {"total": total, "sessions": rows, "next": following, **_absent(_missing(pages))}
 
 
 def cursor(text: str) -> tuple[int, int] | None:
@@ -103,6 +99,11 @@ def cursor(text: str) -> tuple[int, int] | None:
 
 def _missing(told: Sequence[Told]) -> list[int]:
     return [one.worker for one in told if one.status != 200]
+
+
+def _absent(missing: list[int]) -> Row:
+    """The member of an answer that names the workers which did not tell; none where all did."""
+    return {"missing_workers": missing} if missing else {}
 
 
 def _server(rows: Sequence[Row]) -> Row:

@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from typing import Any, Final
 from urllib.parse import urlencode
@@ -58,16 +59,12 @@ class Overview:
             "bounds": BUCKETS,
             "trends": self._trends.told(self._pool.upstreams, now),
         }
-        if self._is_alone(scope):
-            return own
-        return merged.gateway(await self._told(scope, "/api/gateway", Told(self._number, 200, own)))
+        return own if self._is_alone(scope) else merged.gateway(await self._told(scope, "/api/gateway", own))
 
     async def servers(self, scope: Scope) -> list[dict[str, Any]]:
         """The servers, with what is held of each."""
         own = server_rows(self._pool, self._beside)
-        if self._is_alone(scope):
-            return own
-        return merged.servers(await self._told(scope, "/api/servers", Told(self._number, 200, own)))
+        return own if self._is_alone(scope) else merged.servers(await self._told(scope, "/api/servers", own))
 
     async def sessions(self, scope: Scope, query: Mapping[str, str]) -> Any:
         """All workflows, or a page of them where the query asks for one.
@@ -78,9 +75,7 @@ class Overview:
         if any(name in query for name in PAGING):
             return page(self._pool, query) if self._is_alone(scope) else await self._page(scope, query)
         own = [workflow_row(workflow) for workflow in self._pool.workflows]
-        if self._is_alone(scope):
-            return own
-        return merged.sessions(await self._told(scope, SESSIONS, Told(self._number, 200, own)))
+        return own if self._is_alone(scope) else merged.sessions(await self._told(scope, SESSIONS, own))
 
     async def session(self, scope: Scope, handle: str) -> dict[str, Any]:
         """One workflow, and what the pool did for it.
@@ -114,12 +109,12 @@ class Overview:
     def _is_alone(self, scope: Scope) -> bool:
         return self._member is None or bool(scope.get(HOPS))
 
-    async def _told(self, scope: Scope, path: str, own: Told, query: Query = lambda worker: {}) -> list[Told]:
+    async def _told(self, scope: Scope, path: str, own: Any, query: Query = lambda worker: {}) -> list[Told]:
         """What this worker tells, and then what the others do, as far as it is known who they are."""
-        try:
-            return [own, *await self._asked(scope, path, query)]
-        except DirectoryUnavailable:
-            return [own]
+        others: list[Told] = []
+        with suppress(DirectoryUnavailable):
+            others = await self._asked(scope, path, query)
+        return [Told(self._number, 200, own), *others]
 
     async def _asked(self, scope: Scope, path: str, query: Query = lambda worker: {}) -> list[Told]:
         """What the others tell at this path, to a query that each gets.
@@ -144,7 +139,7 @@ class Overview:
             return {**query, "limit": str(limit), "after": str(after)}
 
         async def ask(limit: int) -> list[Told]:
-            own = Told(self._number, 200, page(self._pool, part(self._number, limit)))
+            own = page(self._pool, part(self._number, limit))
             told = await self._told(scope, SESSIONS, own, lambda worker: part(worker, limit))
             return sorted(told, key=lambda one: one.worker)
 
