@@ -126,14 +126,20 @@ def _check_listener(settings: Settings, *, insecure: bool) -> None:
 
 def _is_place(url: str) -> bool:
     """True for the URL of a host, spelled as it goes over the wire."""
-    if not WIRE.fullmatch(url):
+    parts = _parts_of(url)
+    if parts is None or not WIRE.fullmatch(url):
         return False
+    is_bare = "@" not in parts.netloc and parts.path in ("", "/") and not parts.query and not parts.fragment
+    return parts.scheme in ("http", "https") and is_bare
+
+
+def _parts_of(url: str) -> SplitResult | None:
+    """A URL, taken apart; None where it has no host, or a port that is none."""
     try:
         parts = urlsplit(url)
-        is_bare = "@" not in parts.netloc and parts.path in ("", "/") and not parts.query and not parts.fragment
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and is_bare
+        return parts if parts.hostname and parts.port != 0 else None
     except ValueError:
-        return False
+        return None
 
 
 def _reason(error: OSError | ValueError) -> str:
@@ -166,9 +172,9 @@ def _either(backend: str) -> str:
 
 def _check_auth(settings: Settings) -> None:
     auth = settings.auth
-    if auth.mode == "proxy" and not settings.gateway.trusted_proxies:
-        raise SettingsError("gateway.trusted_proxies", 'mode "proxy" needs the addresses of the proxy')
     if auth.mode == "proxy":
+        if not settings.gateway.trusted_proxies:
+            raise SettingsError("gateway.trusted_proxies", 'mode "proxy" needs the addresses of the proxy')
         _check_proxy(auth)
     if auth.mode == "jwt":
         _check_jwt(auth)
@@ -240,12 +246,8 @@ def _check_jwt(auth: AuthSection) -> None:
 
 
 def _check_jwks_url(text: str) -> None:
-    try:
-        url = urlsplit(text)
-        usable = bool(url.hostname) and url.port != 0
-    except ValueError:
-        usable = False
-    if not usable:
+    url = _parts_of(text)
+    if url is None:
         raise SettingsError("auth.jwks", "expected https://HOST/PATH, or a file")
     if url.scheme == "http" and not is_loopback(url.hostname or ""):
         raise SettingsError("auth.jwks", "keys are read over https, or from a file")
@@ -363,15 +365,11 @@ def _check_oauth(path: str, server: Server, oauth: OAuth) -> None:
     if "http" not in server.url.partition("://")[0]:
         raise SettingsError(path, "tokens are only renewed over HTTP; give a WebSocket its headers")
     for where, url in ((f"{path.removesuffix('.oauth')}.url", server.url), (f"{path}.issuer", oauth.issuer)):
-        try:
-            parts = urlsplit(url)
-            usable = parts.port != 0 and _is_sent_as_it_is(parts)
-        except ValueError:
-            usable = False
-        if not usable:
+        parts = _parts_of(url)
+        if parts is None or not _is_sent_as_it_is(parts):
             raise SettingsError(where, "expected https://HOST, as it is spelled in a request")
         is_https = parts.scheme.endswith("https")
-        if not parts.hostname or not (is_https or (parts.scheme.endswith("http") and is_loopback(parts.hostname))):
+        if not (is_https or (parts.scheme.endswith("http") and is_loopback(parts.hostname or ""))):
             raise SettingsError(where, "tokens go over https, or stay on this machine")
     if urlsplit(server.url).username is not None:
         told = "its user and password would go to the issuer as well; leave them out"
