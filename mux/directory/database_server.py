@@ -133,6 +133,16 @@ class Server:
         self.opened += 1
         return _identity(self._file)
 
+    def connect_beside(self) -> sqlite3.Connection:
+        """Another connection to the SQLite file, for reads in the event loop: it waits for no lock.
+
+        Raises:
+            sqlite3.Error: there is none now.
+        """
+        (file,), options = self.engine.dialect.create_connect_args(self._url)
+        connection: sqlite3.Connection = sqlite3.connect(file, **{**options, "timeout": 0})
+        return connection
+
     @property
     def is_left(self) -> bool:
         """True where the SQLite file that is open was deleted, or another one has taken its place."""

@@ -1,5 +1,7 @@
 """What workers on one database tell each other is told once it is committed, and forgotten once nobody needs it."""
 
+import sqlite3
+from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -119,3 +121,59 @@ async def test_changes_cannot_be_watched_where_nothing_is_heard(monkeypatch: pyt
         async with News(server).changes():
             pass
     await server.engine.dispose()
+
+
+async def test_who_waits_for_news_on_sqlite_asks_for_them_only_when_there_are_any(
+    at: tuple[DatabaseDirectory, Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lives beats there all the time."""
+    directory, server = at
+    monkeypatch.setattr(module, "POLL_SECONDS", 0.001)
+    me, other = await directory.enroll(Worker("me")), await directory.enroll(Worker("other"))
+    looked, asked = Counter[str](), list[str]()
+    look = module.Glance.look
+
+    def noted(glance: module.Glance) -> tuple[int, int] | None:
+        looked[glance._name] += 1
+        return look(glance)
+
+    def note(connection: object, cursor: object, statement: str, *_: object) -> None:
+        asked.append(statement)
+
+    async def looks(times: int) -> None:
+        seen = looked.copy()
+        with anyio.fail_after(PATIENCE):
+            while min(looked[table.name] - seen[table.name] for table in (changes, mail)) < times:  # noqa: ASYNC110
+                await anyio.sleep(0.001)
+
+    monkeypatch.setattr(module.Glance, "look", noted)
+    elsewhere = DatabaseDirectory(server)
+    async with directory.watch() as told, directory.mailbox(me) as mailbox:
+        await looks(3)
+        sa.event.listen(directory._server.engine.sync_engine, "before_cursor_execute", note)
+        for _ in range(5):
+            assert await elsewhere.beat(other)
+            await looks(2)
+        assert asked == []
+        assert await elsewhere.send(me.id, b"frame")
+        async with server.writing() as connection:
+            await elsewhere.news.tell(connection, "x")
+        with anyio.fail_after(PATIENCE):
+            assert (await anext(mailbox), await anext(told)) == (b"frame", "x")
+
+
+async def test_who_cannot_look_at_sqlite_asks(
+    at: tuple[DatabaseDirectory, Server], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, _ = at
+
+    def fail(server: Server) -> None:
+        raise sqlite3.OperationalError("locked")
+
+    monkeypatch.setattr(Server, "connect_beside", fail)
+    me = await directory.enroll(Worker("me"))
+    async with directory.mailbox(me) as mailbox:
+        for n in range(2):
+            assert await directory.send(me.id, b"%d" % n)
+            with anyio.fail_after(PATIENCE):
+                assert await anext(mailbox) == b"%d" % n
