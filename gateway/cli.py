@@ -6,6 +6,7 @@ What a command needs is imported when it runs, so that help and completion come 
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -198,7 +199,8 @@ def serve(
     from .process import serve as run_gateway
 
     told = on_ready if place is None else place.tell_listening
-    run_to_end(run_gateway(settings, read=read, demo=demo, insecure=insecure, on_ready=told, place=place))
+    again = read if place is None else partial(place.read, read)
+    run_to_end(run_gateway(settings, read=again, demo=demo, insecure=insecure, on_ready=told, place=place))
 
 
 @app.command(rich_help_panel=GATEWAY, epilog="Example: trunkline init --upstream files=http://127.0.0.1:9000/mcp")

@@ -1,6 +1,7 @@
 """What a worker process gets of its parent: socket and settings, a way to be told, a directory of their own."""
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator, MutableMapping
@@ -11,7 +12,9 @@ from typing import Final, Literal
 import msgspec
 
 from ..runtime import hold
-from ..settings import NotStarted, Settings
+from ..settings import NotStarted, Read, Settings, SettingsError
+
+logger = logging.getLogger(__name__)
 
 VARIABLE: Final = "TRUNKLINE_WORKER"
 """Of the environment; a worker takes it out before it starts anything."""
@@ -20,6 +23,9 @@ Command = Literal["drain", "leave", "reload"]
 
 _WORDS: Final[dict[bytes, Command]] = {b"d": "drain", b"l": "leave", b"r": "reload"}
 _BYTES: Final = {command: byte for byte, command in _WORDS.items()}
+_SETTINGS: Final = b"s"
+"""`reload`, and behind it what was read. A parent of an earlier build says `r`: its workers read by themselves."""
+
 _LISTENING: Final = b"+"
 _SIZE_BYTES: Final = 4
 
@@ -29,6 +35,35 @@ class _Inherited(msgspec.Struct):
     control: int
     runtime: str
     demo: str
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """What the settings were found to be when they were read again: settings, or what is wrong with them."""
+
+    settings: Settings | None
+    path: str = ""
+    message: str = ""
+
+    @classmethod
+    def of(cls, read: Read) -> "Reading":
+        """Read them."""
+        try:
+            return cls(read())
+        except SettingsError as error:
+            return cls(None, error.path, error.message.encode(errors="replace").decode())
+        except Exception as error:
+            logger.error("the settings could not be read", exc_info=error)
+            return cls(None, "", f"they could not be read: {type(error).__name__}")
+
+    def result(self) -> Settings:
+        """The settings.
+
+        Raises:
+            SettingsError: something is wrong with them.
+        """
+        if self.settings is None:
+            raise SettingsError(self.path, self.message)
+        return self.settings
 
 
 class Place:
@@ -50,6 +85,8 @@ class Place:
         self.demo = demo
         """The URL of the built-in server, where the parent runs it."""
         self._control = control
+        self._reading: Reading | None = None
+        """What the parent has read, until it is asked for."""
 
     @classmethod
     def take(cls, environ: MutableMapping[str, str]) -> "Place | None":
@@ -83,13 +120,27 @@ class Place:
         self._control.close()
         os.close(self._lock)
 
+    def read(self, read: Read) -> Settings:
+        """The settings as the parent has read them, for all its workers; by `read` where it did not: by a signal.
+
+        Raises:
+            SettingsError: something is wrong with them.
+        """
+        reading, self._reading = self._reading, None
+        return read() if reading is None else reading.result()
+
     async def commands(self) -> AsyncIterator[Command]:
         """What the parent says; ends where it has died."""
         reader, writer = await asyncio.open_connection(sock=self._control)
         try:
             while word := await reader.read(1):
-                yield _WORDS[word]
-        except OSError:  # it has, before it heard all that was said
+                if word == _SETTINGS:
+                    content = await reader.readexactly(int.from_bytes(await reader.readexactly(_SIZE_BYTES)))
+                    self._reading = msgspec.json.decode(content, type=Reading)
+                    yield "reload"
+                else:
+                    yield _WORDS[word]
+        except (OSError, EOFError):  # it has, before it heard all that was said, or said it
             return
         finally:
             writer.close()
@@ -101,8 +152,7 @@ class Child:
     def __init__(self, listener: socket.socket, runtime: Path, demo: str, settings: Settings) -> None:
         self._control, self._theirs = socket.socketpair()
         # By the socket and not by the environment, which other processes of the same user can read: there are secrets.
-        content = msgspec.json.encode(settings)
-        self._unsent = len(content).to_bytes(_SIZE_BYTES) + content
+        self._unsent = _framed(settings)
         self._writer: asyncio.StreamWriter | None = None
         self.inherited = listener.fileno(), self._theirs.fileno()
         """The descriptors that the process gets."""
@@ -123,10 +173,17 @@ class Child:
 
     def tell(self, command: Command) -> None:
         """Say something to it, in order; nothing where it has ended."""
+        self._say(_BYTES[command])
+
+    def reload(self, reading: Reading) -> None:
+        """Tell it to `reload`, in order, and what was read."""
+        self._say(_SETTINGS + _framed(reading))
+
+    def _say(self, words: bytes) -> None:
         if self._writer is None:
-            self._unsent += _BYTES[command]
+            self._unsent += words
         elif not self._writer.is_closing():
-            self._writer.write(_BYTES[command])
+            self._writer.write(words)
 
     async def hear(self) -> AsyncIterator[None]:
         """Say what there is to be said. Goes on once it takes connections; ends when it has ended."""
@@ -142,6 +199,11 @@ class Child:
         finally:
             self.is_listening = False
             writer.close()
+
+
+def _framed(told: Settings | Reading) -> bytes:
+    content = msgspec.json.encode(told)
+    return len(content).to_bytes(_SIZE_BYTES) + content
 
 
 def _settings(control: socket.socket) -> Settings:

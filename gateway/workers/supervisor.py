@@ -28,7 +28,7 @@ from ..reload import compare
 from ..runtime import runtime_directory
 from ..settings import Read, Settings, check
 from ..signals import held, received
-from .place import Child
+from .place import Child, Reading
 
 logger = logging.getLogger(__name__)
 
@@ -69,9 +69,9 @@ async def supervise(
 ) -> None:
     """Run `gateway.workers` processes of this command until SIGTERM or SIGINT, then drain them.
 
-    SIGHUP has all of them `read` the settings again; those that come later have what holds then. `insecure` allows a
-    listener beyond loopback without authentication. With `demo`, the built-in server runs beside them. `on_ready` is
-    called with the gateway's URL once all listen.
+    SIGHUP has the settings `read` again, once for all of them; those that come later have what holds then. `insecure`
+    allows a listener beyond loopback without authentication. With `demo`, the built-in server runs beside them.
+    `on_ready` is called with the gateway's URL once all listen.
 
     Raises:
         NotStarted: the address cannot be listened on.
@@ -103,7 +103,7 @@ class Supervisor:
     def __init__(
         self,
         settings: Settings,
-        renew: Callable[[Settings], Settings],
+        renew: Callable[[Settings], tuple[Reading, Settings]],
         command: Sequence[str],
         listener: socket.socket,
         runtime: Path,
@@ -247,14 +247,14 @@ class Supervisor:
                     self._stop()
 
     async def _reload_on(self) -> None:
-        """Have the settings read again whenever that is asked for: for workers that come later, and by those here."""
+        """Read the settings again whenever that is asked for: for workers that come later, and for those here."""
         while True:
             await self._reload.wait()
             self._reload = anyio.Event()
-            with suppress(Exception):  # whatever is wrong, each worker tells its log
-                self._settings = await anyio.to_thread.run_sync(self._renew, self._settings, abandon_on_cancel=True)
+            renewed = await anyio.to_thread.run_sync(self._renew, self._settings, abandon_on_cancel=True)
+            reading, self._settings = renewed
             for child in self._children:
-                child.tell("reload")
+                child.reload(reading)
 
     def _stop(self) -> None:
         self._stopping.set()
@@ -277,15 +277,14 @@ class Supervisor:
             process.kill()
 
 
-def _renewed(settings: Settings, *, read: Read, insecure: bool) -> Settings:
-    """What holds from now on, as each worker that reads the same decides for itself.
-
-    Raises:
-        SettingsError: what was read cannot hold, or not beside what stays.
-    """
-    changed = compare(settings, read()).settings
-    check(changed, insecure=insecure)
-    return changed
+def _renewed(settings: Settings, *, read: Read, insecure: bool) -> tuple[Reading, Settings]:
+    """What was read again, and what holds from now on, as each worker decides for itself by that."""
+    reading = Reading.of(read)
+    with suppress(Exception):  # whatever is wrong, each worker tells its log
+        changed = compare(settings, reading.result()).settings
+        check(changed, insecure=insecure)
+        settings = changed
+    return reading, settings
 
 
 def worker_command() -> list[str]:

@@ -1,12 +1,14 @@
 """Workers that come later have the settings that hold, whatever has become of the file since."""
 
 import hashlib
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import anyio
+import anyio.to_thread
 import pytest
 from harness.gateways import until
 from harness.redis_server import RedisServer
@@ -42,6 +44,10 @@ class Place:
     async def reload(self, text: str, said: str) -> None:
         """Have it read this, and wait until each worker has said that of it."""
         self.toml.write_text(text)
+        await self.read_again(said)
+
+    async def read_again(self, said: str) -> None:
+        """Have it read what there is, and wait until each worker has said that of it."""
         before = self.gateway.running.process.output().count(said)
         self.gateway.running.process.send_signal(signal.SIGHUP)
         await until(lambda: self.gateway.running.process.output().count(said) == before + WORKERS)
@@ -102,6 +108,19 @@ async def test_what_was_read_again_holds_for_a_worker_that_comes_later(place: Pl
     await place.reload(place.toml.read_text() + more, "1 added (more)")
     place.toml.write_text("[gateway")
     await place.replace_all()
+    for _ in range(8):
+        await place.gateway.open("more")
+
+
+async def test_what_is_read_again_is_read_once_for_all_workers(place: Place, upstream: Upstream) -> None:
+    """A file that changes while they read would leave each with other settings."""
+    await place.gateway.complete()
+    more = f'{place.toml.read_text()}[servers.more]\nurl = "{upstream.url}"\neras = ["legacy"]\n'
+    place.toml.unlink()
+    os.mkfifo(place.toml)  # whoever reads it a second time waits for a second word
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(anyio.to_thread.run_sync, place.toml.write_text, more)
+        await place.read_again("1 added (more)")
     for _ in range(8):
         await place.gateway.open("more")
 

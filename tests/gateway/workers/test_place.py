@@ -8,8 +8,8 @@ from pathlib import Path
 import anyio
 import anyio.to_thread
 import pytest
-from trunkline.gateway.settings import DirectorySection, NotStarted, Server, Settings
-from trunkline.gateway.workers.place import VARIABLE, Child, Command, Place
+from trunkline.gateway.settings import DirectorySection, NotStarted, Server, Settings, SettingsError
+from trunkline.gateway.workers.place import VARIABLE, Child, Command, Place, Reading
 
 pytestmark = pytest.mark.anyio
 
@@ -84,6 +84,38 @@ async def test_what_each_says_is_heard_in_order_from_the_beginning_on(listener: 
     assert heard == said
     assert not child.is_listening
     child.tell("drain")
+
+
+async def test_what_the_parent_has_read_again_is_what_its_worker_reads_then(
+    listener: socket.socket, tmp_path: Path
+) -> None:
+    def wrong() -> Settings:
+        raise SettingsError("servers.up", "no such \udcff")
+
+    def defect() -> Settings:
+        raise RecursionError
+
+    child, own = Child(listener, tmp_path, "", SETTINGS), Settings()
+    for read in (lambda: SETTINGS, wrong, defect):
+        child.reload(Reading.of(read))
+    child.tell("reload")
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(heard_to_the_end, child)
+            place = await inherited(child)
+            commands = place.commands()
+            assert await anext(commands) == "reload"
+            assert [place.read(Settings), place.read(Settings)] == [SETTINGS, own]
+            for said in ("servers.up: no such ?", "they could not be read: RecursionError"):
+                assert await anext(commands) == "reload"
+                with pytest.raises(SettingsError) as told:
+                    place.read(Settings)
+                assert str(told.value) == said
+            assert await anext(commands) == "reload"
+            assert place.read(Settings) == own
+            await commands.aclose()
+            place.close()
+    child.close()
 
 
 async def test_a_worker_whose_parent_dies_hears_no_more(listener: socket.socket, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from trunkline.gateway.exits import ExitCode
 from trunkline.gateway.settings import DirectorySection, GatewaySection, Settings
 from trunkline.gateway.signals import HELD
 from trunkline.gateway.workers import supervisor as module
+from trunkline.gateway.workers.place import Reading
 from trunkline.gateway.workers.supervisor import Supervisor, WorkersFailed, worker_command
 
 pytestmark = pytest.mark.anyio
@@ -115,8 +116,8 @@ class Parent:
                 await anyio.sleep(0.02)
 
 
-def _given(parent: Parent, _: Settings) -> Settings:
-    return parent.settings
+def _given(parent: Parent, _: Settings) -> tuple[Reading, Settings]:
+    return Reading(parent.settings), parent.settings
 
 
 @asynccontextmanager
