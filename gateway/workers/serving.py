@@ -74,8 +74,8 @@ async def serve(conversation: Conversation, app: ASGIApp) -> None:
             served = _Served(conversation, opening.payload)
             tasks.start_soon(served.hear)
             await app(served.scope, served.receive, served.send)
+            await served.end()
             tasks.cancel_scope.cancel()
-        await conversation.send(Frame("end"))
     except Broken:
         logger.info("a worker that forwarded a request has gone")
     finally:
@@ -127,10 +127,25 @@ class _Served:
 
     async def send(self, message: Message) -> None:
         """See ASGI; what is sent to a client that has gone is dropped."""
+        await self._say(Frame("event", message))
+
+    async def end(self) -> None:
+        """Say that this was all, and wait for the other side to leave, at most `GRACE_SECONDS`.
+
+        What it still says is taken: one that speaks to a closed socket loses the answer that it has not read.
+        """
+        await self._say(Frame("end"))
+        if self._is_broken:
+            logger.info("a worker that forwarded a request has gone")
+        with anyio.move_on_after(GRACE_SECONDS):
+            while not self._is_broken:
+                await self._events.get()
+
+    async def _say(self, frame: Frame) -> None:
         if self._is_broken:
             return
         try:
-            await self._conversation.send(Frame("event", message))
+            await self._conversation.send(frame)
         except Broken:
             self._is_broken = True
 

@@ -9,6 +9,7 @@ from contextlib import AsyncExitStack
 import anyio
 import pytest
 from harness.worker_house import Client, House, answer, post
+from trunkline.gateway.workers import serving as module
 from trunkline.gateway.workers.conversation import Frame, SocketConversation
 from trunkline.gateway.workers.openings import opening
 from trunkline.gateway.workers.serving import serve as served
@@ -73,6 +74,42 @@ async def test_a_pong_that_nobody_waits_for_any_longer_is_none_of_the_next_ping(
     await house.begins("b", serve)
     await house.request(client, type="websocket", extensions={PING: pong})
     assert client.sent == [{"type": "websocket.close", "code": 1000}]
+
+
+async def test_what_is_said_to_one_that_has_answered_already_costs_nobody_the_answer() -> None:
+    """As where there are more processes than cores: the other one has done before this one says the rest."""
+    here, there = [SocketConversation(*await asyncio.open_connection(sock=end)) for end in socket.socketpair()]
+    answered = anyio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await answer(send, b"at once")
+        answered.set()
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(served, there, app)
+            await here.send(Frame("open", opening({"type": "http", "method": "GET"})))
+            await answered.wait()
+            await anyio.wait_all_tasks_blocked()
+            for _ in range(3):  # more than is taken before somebody asks
+                await here.send(Frame("event", {"type": "http.request", "body": b"", "more_body": False}))
+            heard = [await here.receive() for _ in range(3)]
+            here.close()
+    assert [frame.kind for frame in heard] == ["event", "event", "end"]
+    assert heard[1].payload["body"] == b"at once"
+
+
+async def test_who_does_not_leave_once_it_was_answered_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GRACE_SECONDS", 0.1)
+    here, there = [SocketConversation(*await asyncio.open_connection(sock=end)) for end in socket.socketpair()]
+    await here.send(Frame("open", opening({"type": "http", "method": "GET"})))
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await answer(send, b"at once")
+
+    with anyio.fail_after(10):
+        await served(there, app)
+    here.close()
 
 
 async def test_of_a_ping_that_could_not_be_sent_nothing_is_left(caplog: pytest.LogCaptureFixture) -> None:
