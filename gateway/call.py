@@ -139,7 +139,8 @@ async def perform(call: Call, told: Meter | None = None) -> Outcome:
     try:
         async with AsyncExitStack() as stack:
             transport = await _transport(call, statuses, stack)
-            mode = "auto" if call.kind == "http" else "legacy"
+            # A key names a session: where there are none, a call of the next run would not come back to this one's.
+            mode = "auto" if call.kind == "http" and WORKFLOW not in call.headers else "legacy"
             client = await stack.enter_async_context(
                 Client(transport, mode=mode, read_timeout_seconds=ANSWER_SECONDS, cache=None)
             )
@@ -243,7 +244,8 @@ def _words(url: str, cause: BaseException, told: str, statuses: list[int]) -> st
     where = f"{shown.scheme}://{shown.netloc.rpartition('@')[2]}{shown.path}"
     status = cause.status if isinstance(cause, CannotConnect) else statuses[-1] if statuses else None
     if status is not None and status >= 300:
-        return f"{where} answered HTTP {status}: {_HINTS.get(status, _IS_IT)}"
+        said = _line(told) if status == 400 else ""
+        return f"{where} answered HTTP {status}: {said or _HINTS.get(status, _IS_IT)}"
     if told:
         return f"{where} answered: {_line(told)}"
     if isinstance(cause, ValueError):

@@ -121,6 +121,20 @@ async def test_a_counter_goes_on_over_three_transports_with_one_key(gateway: Gat
     assert [outcome.structured for outcome in outcomes] == [{"result": 1}, {"result": 2}, {"result": 3}]
 
 
+async def test_a_key_names_a_session_also_where_the_server_speaks_without_them(upstream: Upstream) -> None:
+    with running_gateway(upstreams={"up": upstream.url}, eras=("legacy", "modern")) as gateway:
+        counted = [await perform(call(gateway.url(), "counter", kind=kind, key="mine")) for kind in KINDS]
+        assert [outcome.texts for outcome in counted] == [["1"], ["2"], ["3"]]
+        another = await perform(call(gateway.url(), "counter", key="another"))
+        assert another.texts == ["1"]
+
+
+async def test_a_key_for_a_server_without_sessions_is_told_as_that(upstream: Upstream) -> None:
+    with running_gateway(upstreams={"up": upstream.url}, eras=("modern",)) as gateway:
+        assert "served without sessions" in await failure(call(gateway.url(), "counter", key="mine"))
+        assert (await perform(call(gateway.url(), "counter"))).texts == ["1"]
+
+
 async def test_without_a_key_each_call_has_its_own_session(gateway: Gateway) -> None:
     for kind in KINDS:
         assert (await perform(call(gateway.url(), "counter", kind=kind))).texts == ["1"]
