@@ -12,14 +12,14 @@ from . import envelope as wire_format
 from .envelope import Envelope
 from .errors import HandshakeTimedOut, SessionLost, TrunklineError
 from .handshake import initialize, read_answer
-from .own import OwnCaller
+from .own import NoClient
 from .ports import NONE, AdoptingConnector, Caller, Connector, Headers, Opened, Owner, Receiver, Wire
 from .record import Handshake
 
 OPEN_SECONDS: Final = 30.0
 """How long a server may take for the whole handshake."""
 
-NOBODY: Final = OwnCaller()
+NOBODY: Final = NoClient()
 """Who is asked where all that wanted the session have gone."""
 
 

@@ -16,17 +16,39 @@ def own_request(method: str, params: Mapping[str, Any]) -> Envelope:
     return wire_format.parse(wire_format.request(method, params, b"0"), limit=MAX_BODY_BYTES)
 
 
-class OwnCaller:
+class NoClient:
+    """The owner of a session, or of a call on it, behind which no client stands. Implements `Owner`."""
+
+    __slots__ = ()
+
+    is_listening = False
+
+    def asked(self, channel: Answerable, request: ServerRequest, message: Envelope) -> None:
+        """See `Owner.asked`."""
+        channel.refuse(request, Unattributable("no client has asked for this"))
+
+    def retracted(self, request: ServerRequest, message: Envelope) -> None:
+        """Nothing was asked."""
+
+    def told(self, message: Envelope, origin: Caller | None) -> None:
+        """Nobody listens."""
+
+    def left(self, channel: Answerable) -> None:
+        """Nothing was asked."""
+
+    def lost(self, channel: Answerable, cause: TrunklineError) -> None:
+        """Those whose session it is are told."""
+
+
+class OwnCaller(NoClient):
     """The caller of such a request, and the owner of this caller: no workflow's end withdraws it.
 
-    Implements `Caller` and `Owner`. `over` is told when the request has ended: whether the server has answered it.
+    Implements `Caller`. `over` is told when the request has ended: whether the server has answered it.
     """
 
     __slots__ = ("_over",)
 
     is_own = True
-    is_listening = False
-    """No client stands behind it."""
 
     def __init__(self, over: Callable[[bool], None] = lambda is_answered: None) -> None:
         self._over = over
@@ -49,19 +71,3 @@ class OwnCaller:
     def failed(self, error: TrunklineError) -> None:
         """See `Caller.failed`."""
         self._over(False)
-
-    def asked(self, channel: Answerable, request: ServerRequest, message: Envelope) -> None:
-        """See `Owner.asked`: no client stands behind it."""
-        channel.refuse(request, Unattributable("no client has asked for this"))
-
-    def retracted(self, request: ServerRequest, message: Envelope) -> None:
-        """Nothing was asked."""
-
-    def told(self, message: Envelope, origin: Caller | None) -> None:
-        """Nobody listens."""
-
-    def left(self, channel: Answerable) -> None:
-        """Nothing was asked."""
-
-    def lost(self, channel: Answerable, cause: TrunklineError) -> None:
-        """Those whose session it is are told."""

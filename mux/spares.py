@@ -23,7 +23,7 @@ from .id_supply import DrawIds
 from .lifecycle import Effect
 from .limits import Pooling
 from .line import DedicatedLine
-from .own import OwnCaller, own_request
+from .own import NoClient, OwnCaller, own_request
 from .policy import Cap, Census
 from .ports import Answerable, Caller, Opened, Owner
 from .principal import Principal
@@ -64,8 +64,8 @@ class SpareKey(NamedTuple):
     handshake: Handshake
 
 
-class Spare:
-    """A session without a workflow, and the owner of its channel until it has one. Implements `Owner`.
+class Spare(NoClient):
+    """A session without a workflow, and the owner of its channel until it has one.
 
     What the server tells is kept for the workflow to come. What it asks nobody could answer: `on_spoilt` is told, and
     whether every other spare of its kind would be asked the same.
@@ -106,16 +106,10 @@ class Spare:
 
     # The owner of its channel.
 
-    is_listening = False
-    """No client is there yet; what the server tells all the same is kept."""
-
     def asked(self, channel: Answerable, request: ServerRequest, message: Envelope) -> None:
         """See `Owner.asked`."""
         channel.refuse(request, Unattributable("no client is there yet"))
         self._on_spoilt(self, True)
-
-    def retracted(self, request: ServerRequest, message: Envelope) -> None:
-        """Nothing was asked."""
 
     def told(self, message: Envelope, origin: Caller | None) -> None:
         """See `Owner.told`."""
@@ -123,12 +117,6 @@ class Spare:
         self._bytes += len(message.encode())
         if len(self._held) > MAX_HELD or self._bytes > MAX_HELD_BYTES:
             self._on_spoilt(self, False)
-
-    def left(self, channel: Answerable) -> None:
-        """Nothing was asked."""
-
-    def lost(self, channel: Answerable, cause: TrunklineError) -> None:
-        """Its life tells the shelf."""
 
 
 class Shelf:
