@@ -11,7 +11,7 @@ from typing import Final, Literal, NamedTuple
 from msgspec import Raw
 
 from . import envelope as wire_format
-from .envelope import Envelope, IdKey, coerced_key, id_key
+from .envelope import Envelope, IdKey, coerced_key, id_key, key_or_none
 from .errors import Cancelled, IllegalMove, Overloaded, SessionLost, TimedOut, TrunklineError
 from .limits import MAX_EVENT_BYTES
 from .ports import Caller, Owner
@@ -352,11 +352,8 @@ class Demux:
         return Progressed(request, message.with_params({**params, "progressToken": Raw(request.token)}))
 
     def _receive_cancel(self, message: Envelope, now: float) -> Retracted | Ignored:
-        raw = (message.params() or {}).get("requestId")
-        try:
-            asked = None if raw is None else self._server_requests.get(id_key(wire_format.checked_id(raw)))
-        except TrunklineError:
-            asked = None
+        key = key_or_none((message.params() or {}).get("requestId"))
+        asked = None if key is None else self._server_requests.get(key)
         if asked is None:
             return Ignored("unknown_cancel")
         self._close_server_request(asked, "cancel", now)
@@ -366,11 +363,9 @@ class Demux:
         """The minted id that these bytes spell, or 0, which is never minted."""
         if raw.isdigit() and len(raw) < MAX_DIGITS:
             return int(raw)
-        try:
-            key = coerced_key(id_key(wire_format.checked_id(Raw(raw))))
-        except TrunklineError:
-            return 0
-        return key if isinstance(key, int) else 0
+        key = key_or_none(Raw(raw))
+        minted = None if key is None else coerced_key(key)
+        return minted if isinstance(minted, int) else 0
 
     def _withdraw(
         self, request: Request, error: TrunklineError, params: wire_format.Members | None, now: float

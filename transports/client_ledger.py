@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from ..mux import envelope as wire_format
-from ..mux.envelope import Envelope, IdKey, id_key
+from ..mux.envelope import Envelope, IdKey, id_key, key_or_none
 from ..mux.errors import InvalidMessage, InvalidRequest, SessionLost, TrunklineError
 from ..mux.limits import MAX_BODY_BYTES, MAX_EVENT_BYTES
 from .headers import LAST_EVENT_ID, SESSION_ID
@@ -192,11 +192,9 @@ class Ledger:
 
     def _withdraw(self, message: Envelope) -> None:
         """Nobody waits for the request that a cancellation names."""
-        raw = (message.params() or {}).get("requestId")
-        try:
-            self._waiting.pop(id_key(wire_format.checked_id(raw)) if raw is not None else "", None)
-        except InvalidRequest:
-            return
+        key = key_or_none((message.params() or {}).get("requestId"))
+        if key is not None:
+            self._waiting.pop(key, None)
 
 
 def _ping(request: bytes) -> bytes:
