@@ -103,6 +103,12 @@ def _checked_key(key: str | None) -> str | None:
     return key
 
 
+def naming(session_id: str, state: str | None) -> list[tuple[bytes, bytes]]:
+    """What tells a client its session id; and how its key came to it, where it gave one."""
+    named = [(SESSION_ID.encode(), session_id.encode())]
+    return named if state is None else [*named, (WORKFLOW_STATE.encode(), state.encode())]
+
+
 class Asked(NamedTuple):
     """The workflow that a client asks for when it connects; None where it names none."""
 

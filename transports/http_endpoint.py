@@ -38,7 +38,7 @@ from .asgi import (
     until_disconnect,
 )
 from .endpoint import EndpointConfig
-from .headers import SESSION_ID, WORKFLOW_STATE
+from .headers import SESSION_ID, naming
 from .media import JSON_TYPE, STREAM_TYPE, accepts, content_type
 from .status import Answer, HTTPRefusal, answer_to
 
@@ -88,9 +88,7 @@ class HTTPRequest:
     def name(self, workflow: Workflow, state: WorkflowState | None) -> None:
         """Tell the client its session id, where it begins or may not know it; and how its key came to it."""
         if state is not None or self.headers.get(SESSION_ID) is None:
-            self.extra.append((SESSION_ID.encode(), workflow.record.session_id.encode()))
-        if state is not None:
-            self.extra.append((WORKFLOW_STATE.encode(), state.encode()))
+            self.extra += naming(workflow.record.session_id, state)
 
     def identify(self, body: bytes) -> None:
         """Note whom a refusal is to name: the requests in the body, where it can be read."""

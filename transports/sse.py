@@ -12,7 +12,7 @@ from ..mux.errors import UnknownSession
 from . import event_stream
 from .asgi import EVENT_STREAM, RawHeaders, Scope
 from .endpoint import EndpointConfig
-from .headers import SESSION_ID, WORKFLOW_STATE, asked
+from .headers import asked, naming
 from .http_endpoint import KEEP_ALIVE_SECONDS, HTTPEndpoint, HTTPRequest, check_json, send_events
 from .link import Link
 from .media import STREAM_TYPE, accepts
@@ -55,9 +55,7 @@ class _Stream(HTTPEndpoint):
         state = await link.open(asked(request.headers, request.scope.get("query_string", b"")))
         session_id, name = link.session_id, link.name
         self._links.setdefault(session_id, {})[name] = link
-        request.extra.append((SESSION_ID.encode(), session_id.encode()))
-        if state is not None:
-            request.extra.append((WORKFLOW_STATE.encode(), state.encode()))
+        request.extra += naming(session_id, state)
         try:
             await self._serve(request, link, f"?session_id={session_id}&stream={name}")
         finally:

@@ -27,7 +27,6 @@ from .asgi import (
     IDENTITY_ENDED,
     SEND_SECONDS,
     UNBOUND,
-    RawHeaders,
     Receive,
     RequestHeaders,
     Scope,
@@ -35,7 +34,7 @@ from .asgi import (
     headers_of,
 )
 from .endpoint import EndpointConfig, looking, picked
-from .headers import SESSION_ID, WORKFLOW_STATE, asked
+from .headers import asked, naming
 from .link import Link
 from .outgoing import Due
 from .socket_events import COMING, EventsWire
@@ -462,9 +461,7 @@ class Socket:
 
 
 def _accept(link: Link, state: WorkflowState | None) -> dict[str, object]:
-    headers: RawHeaders = [(SESSION_ID.encode(), link.session_id.encode())]
-    if state is not None:
-        headers.append((WORKFLOW_STATE.encode(), state.encode()))
+    headers = naming(link.session_id, state)
     return {"type": "websocket.accept", "subprotocol": SUBPROTOCOL, "headers": headers, COMING: True}
 
 
