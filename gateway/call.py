@@ -18,6 +18,7 @@ from ..transports.upstream.proxy import proxy_of
 from .console import Meter, add_row, meter, printable, table_for, write_json
 from .console import show as print_shown
 from .exits import Failure, WrongArgument, nobody_at, of_tls
+from .loop import run_command
 
 if TYPE_CHECKING:
     from mcp import types
@@ -274,11 +275,9 @@ def run(call: Call, *, as_json: bool, console: "Console") -> None:
     Raises:
         CallFailed: see `perform`.
     """
-    import anyio
-
     _silence()
     with meter(f"{call.tool} runs").running() as told:
-        outcome = anyio.run(perform, call, told)
+        outcome = run_command(perform(call, told))
     show(outcome, as_json=as_json, console=console)
 
 

@@ -36,6 +36,7 @@ from ..transports.upstream.process import LAST_LINES, STDERR
 from ..transports.upstream.process import logger as process_log
 from .console import fitting, meter, printable, show, write_json
 from .logs import redacted
+from .loop import run_command
 from .oauth import sources_of
 from .settings import Settings, SettingsError
 from .site import connector_to
@@ -106,7 +107,7 @@ def run(settings: Settings, names: Collection[str], *, as_json: bool, console: C
             done += 1
             told.tell(done, len(wanted))
 
-        probes = anyio.run(probe_all, msgspec.structs.replace(settings, servers=wanted), on_probe)
+        probes = run_command(probe_all(msgspec.structs.replace(settings, servers=wanted), on_probe))
     if as_json:
         write_json([_as_json(probe) for probe in probes], console)
     else:

@@ -1,14 +1,39 @@
-"""The event loop of a process: uvloop where it is there, and an end that waits so long for what outlives the work."""
+"""The event loop of a process: uvloop where it is there, and an end that waits so long for what outlives the work.
+
+That of a command waits for nothing at its end.
+"""
 
 import asyncio
 import logging
 from collections.abc import Coroutine
-from typing import Any, Final
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final, TypeVar
 
 logger = logging.getLogger(__name__)
 
+Result = TypeVar("Result")
+
 END_SECONDS: Final = 5.0
 """How long what is left running may take to end, once it is cancelled."""
+
+
+class _Lookups(ThreadPoolExecutor):
+    """Threads that look names up: who asked for that may leave, and nobody can cut it short."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """See the base class; nothing is waited for."""
+        super().shutdown(wait=False, cancel_futures=True)
+
+
+def run_command(work: Coroutine[Any, Any, Result]) -> Result:
+    """Do this on a loop of its own, which Ctrl-C ends at once.
+
+    Raises:
+        Exception: what the work raised.
+    """
+    with asyncio.Runner() as runner:
+        runner.get_loop().set_default_executor(_Lookups())
+        return runner.run(work)
 
 
 def run(work: Coroutine[Any, Any, None]) -> None:

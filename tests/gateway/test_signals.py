@@ -99,6 +99,19 @@ def test_ctrl_c_ends_a_command_at_any_time_and_nothing_is_told_of_it(held_up: st
         assert "Traceback" not in terminal.text
 
 
+@pytest.mark.parametrize("kind", ["http", "sse", "ws", "check"])
+def test_ctrl_c_waits_for_no_name_server(kind: str, place: Path) -> None:
+    (place / "sitecustomize.py").write_text(f"{HOLD}import socket\nsocket.getaddrinfo = lambda *_, **__: hold()\n")
+    (place / "x.toml").write_text('[servers.x]\nurl = "http://mcp.example/mcp"\n')
+    calling = ("call", "http://mcp.example/mcp", "tool", "--transport", kind)
+    arguments = command(*(("check", str(place / "x.toml")) if kind == "check" else calling), module="trunkline.gateway")
+    with on_terminal(arguments, environment(), PYTHONPATH=str(place)) as terminal:
+        terminal.read_until("reached")
+        terminal.interrupt()
+        assert terminal.end() == 130
+        assert "Traceback" not in terminal.text
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_a_reload_before_it_listens_is_done_once_it_does(toml: Path, place: Path, workers: int) -> None:
     port = free_port()
