@@ -156,10 +156,6 @@ class ModernRequests:
             passage.stop(cause)
         return is_complete
 
-    async def close(self) -> None:
-        """Close what leads to the server. Idempotent."""
-        await self._upstream.close()
-
     # Inside.
 
     def _admit(self, principal: Principal, message: Envelope) -> None:

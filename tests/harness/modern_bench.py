@@ -68,7 +68,7 @@ async def asking(url: str, timeout: float = PATIENCE) -> AsyncIterator[tuple[Mod
     try:
         yield upstream, statistics
     finally:
-        await upstream.close()
+        await connector.close()
 
 
 @asynccontextmanager

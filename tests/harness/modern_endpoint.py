@@ -84,7 +84,7 @@ async def requests_to(
     try:
         yield upstream, requests, statistics.counts
     finally:
-        await requests.close()
+        await connector.close()
 
 
 @asynccontextmanager

@@ -80,7 +80,7 @@ async def is_answered(discover: Play, call: Play, *, has_result: bool, at_once: 
                 await until(lambda: messages() == before)
             finally:
                 gc.enable()
-        await requests.close()
+        await connector.close()
 
 
 @pytest.mark.parametrize("is_there", [True, False])

@@ -136,11 +136,6 @@ class ModernHTTPServer:
         if self._probe is not None:
             self._probe.fail(error)
 
-    async def close(self) -> None:
-        """Close the HTTP client; what is under way breaks. Idempotent."""
-        self.stop(UpstreamUnreachable("the gateway stopped", executed="no"))
-        await self._http.close()
-
     def _block(self, headers: Headers) -> HeaderBlock:
         """The headers of a request. Most requests resemble one before; what is kept for that is bounded."""
         key = tuple(headers.items())

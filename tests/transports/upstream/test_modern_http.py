@@ -276,14 +276,14 @@ async def test_l21_only_what_is_offered_of_it_is_told() -> None:
         assert await here.upstream.revisions() == (MODERN,)
 
 
-async def test_closing_ends_the_waiting() -> None:
+async def test_stopping_ends_the_waiting() -> None:
     async def serve(peer: Peer) -> None:
         await peer.closed()
 
     async with asked(serve) as here:
         waiting = asyncio.create_task(here.upstream.revisions())
         await asyncio.sleep(0)
-        await here.upstream.close()
+        here.upstream.stop(UpstreamUnreachable("the gateway stopped", executed="no"))
         with pytest.raises(UpstreamUnreachable):
             await soon(waiting)
 
@@ -294,7 +294,7 @@ async def test_after_the_end_it_does_not_hold_what_a_server_spoke() -> None:
         here.upstream.forget()
         waiting = asyncio.create_task(here.upstream.revisions())
         await asyncio.sleep(0)
-        await here.upstream.close()
+        here.upstream.stop(UpstreamUnreachable("the gateway stopped", executed="no"))
         with pytest.raises(UpstreamUnreachable):
             await soon(waiting)
 
@@ -342,7 +342,7 @@ async def test_closing_the_client_breaks_what_is_under_way() -> None:
     async with asked(serve) as here:
         passage = here.send()
         await soon(said.wait())
-        await here.upstream.close()
+        await here.upstream._http.close()
         assert isinstance(await failed(passage), SessionLost)
 
 
