@@ -7,17 +7,10 @@ has its own, which ends with it.
 import secrets
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 MAX_EVENTS: Final = 1000
 """Events of one session; the oldest give way."""
-
-
-class Event(NamedTuple):
-    """One message of a stream, with the id that it was sent under."""
-
-    message: Any
-    event_id: str
 
 
 SendEvent = Callable[[Any], Awaitable[None]]
@@ -26,7 +19,7 @@ SendEvent = Callable[[Any], Awaitable[None]]
 class SessionEventStore:
     """Implements the SDK's `EventStore` for one session. `event_message` makes what its callback wants."""
 
-    def __init__(self, max_events: int = MAX_EVENTS, *, event_message: Callable[[Any, str], Any] = Event) -> None:
+    def __init__(self, event_message: Callable[[Any, str], Any], *, max_events: int = MAX_EVENTS) -> None:
         self._max_events = max_events
         self._event_message = event_message
         self._events: OrderedDict[str, tuple[str, Any]] = OrderedDict()

@@ -206,7 +206,7 @@ def _keep_events_apart(manager: Any, event_message: Callable[[Any, str], Any]) -
     class ApartManager(type(manager)):  # type: ignore[misc]
         @property
         def event_store(self) -> SessionEventStore:
-            return SessionEventStore(event_message=event_message)
+            return SessionEventStore(event_message)
 
         @event_store.setter
         def event_store(self, store: object) -> None:
