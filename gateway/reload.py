@@ -7,7 +7,6 @@ from typing import Final
 import msgspec
 
 from ..mux.limits import EventLogLimits
-from ..mux.record import Terms
 from .settings import GatewaySection, Server, Settings
 
 FIXED: Final = ("host", "port", "workers", "tls")
@@ -81,16 +80,17 @@ def compare(old: Settings, new: Settings) -> Changes:
 
 def renew(old: Server, new: Server) -> Server | None:
     """`old` with the values that its credentials have in `new`; None where none differs, or that leads elsewhere."""
-    if _place(old) != _place(new):
+    if place_of(old) != place_of(new):
         return None
     renewed = msgspec.structs.replace(old, headers=new.headers, oauth=new.oauth)
     return renewed if renewed != old else None
 
 
-def _place(server: Server) -> tuple[object, ...]:
-    """Where a server is, and as whom it is asked: elsewhere nobody knows its sessions."""
+def place_of(server: Server) -> str:
+    """Names where a server is, and as whom it is asked: elsewhere nobody knows its sessions."""
     headers = {header.lower(): value for header, value in _without_values(server).items()}
-    return server.url, headers, server.oauth.identity if server.oauth is not None else None
+    told = server.url, headers, server.oauth.identity if server.oauth is not None else None
+    return hashlib.blake2b(msgspec.json.encode(told, order="sorted"), digest_size=8).hexdigest()
 
 
 def _without_values(server: Server) -> dict[str, str]:
@@ -117,15 +117,6 @@ def _effective(settings: Settings, name: str) -> tuple[Server, str | None, objec
         msgspec.structs.replace(pooling, event_log=log),
         settings.compat if pooling.reuse == "none" else None,
     )
-
-
-def terms_of(settings: Settings, name: str) -> Terms:
-    """Names the settings of a server, but for the values of credentials."""
-    return Terms(_digest(_place(settings.servers[name])), _digest(_effective(settings, name)))
-
-
-def _digest(told: object) -> str:
-    return hashlib.blake2b(msgspec.json.encode(told, order="sorted"), digest_size=8).hexdigest()
 
 
 def is_credential(header: str) -> bool:

@@ -18,7 +18,7 @@ from ..transports.upstream.auto import AutoConnector, RotatingConnector, connect
 from ..transports.upstream.credentials import Credential, TokenSource
 from ..transports.upstream.http_client import Trusted
 from ..transports.upstream.modern_http import ModernHTTPServer
-from .reload import terms_of
+from .reload import place_of
 from .settings import Server, Settings
 
 
@@ -133,7 +133,7 @@ def _upstream(name: str, settings: Settings, generation: int, connector: Rotatin
         pooling=pooling,
         stateless=server.stateless,
         generation=generation,
-        settings=terms_of(settings, name),
+        place=place_of(server),
         trust_annotations=server.trust_annotations,
         credential=server.oauth.identity if server.oauth is not None else "",
         make_line=per_request if pooling.reuse == "none" else None,

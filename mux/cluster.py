@@ -116,7 +116,7 @@ class Cluster:
         """The record of a workflow that begins here, or is taken over."""
         pooling = upstream.pooling
         lifetime = max(pooling.idle_timeout + pooling.resume_window, TOUCH_SECONDS * 4)
-        settings = {"reuse": pooling.reuse, "settings": upstream.settings, "lifetime": lifetime}
+        settings = {"reuse": pooling.reuse, "place": upstream.place, "lifetime": lifetime}
         return msgspec.structs.replace(record, worker=self.me, **settings)
 
     async def settle(self, principal: Principal, server: str) -> None:
@@ -180,7 +180,7 @@ class Cluster:
             is_call=concern.are_calls or concern.worker == self.number,
             stateless=upstream.stateless or upstream.pooling.reuse == "user",
             reuse=upstream.pooling.reuse,
-            settings=upstream.settings,
+            place=upstream.place,
         )
         match decision:
             case "beside" if self._has_room_beside(record.server) and not self.beginning.draining:
@@ -203,8 +203,7 @@ class Cluster:
         """Whether its upstream session can be gone on with here; not where its server was another one, by settings."""
         if _has_session(self._residents.beside.by_id.get(record.session_id), record):
             return True
-        is_there = record.settings is msgspec.UNSET or record.settings.place == upstream.settings.place
-        return is_there and isinstance(upstream.connector, AdoptingConnector)
+        return record.place in (upstream.place, msgspec.UNSET) and isinstance(upstream.connector, AdoptingConnector)
 
     async def _settle_for(self, record: WorkflowRecord) -> None:
         """As `settle`; a record that is left with this worker, which does not hold it, goes with what is shared."""
@@ -240,8 +239,8 @@ class Cluster:
             self._residents.held.census.add(record.principal, record.server)
             lapses = self.members.lapses
             own = self.own(record, upstream)
-            if _has_session(beside, record):  # it goes on under the settings that it was served under
-                own = msgspec.structs.replace(own, settings=record.settings)
+            if _has_session(beside, record):  # it goes on where it was served
+                own = msgspec.structs.replace(own, place=record.place)
             try:
                 stored = await self.directory.replace(own)
             except BaseException:

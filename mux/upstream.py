@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from .channel import Channel
 from .limits import Pooling
 from .ports import Connector, Line
-from .record import Terms
 
 ChannelMaker = Callable[..., Channel]
 """Makes a channel and starts its owner task; `listen=False` leaves out unasked messages that cost a request.
@@ -29,8 +28,8 @@ class Upstream:
     """A call that may have run is sent again where the server says that its tool is read-only or idempotent (G6)."""
     generation: int = 0
     """Counts the changes of its settings while the gateway runs: sessions of two generations are never mixed."""
-    settings: Terms = field(default_factory=Terms)
-    """Names them."""
+    place: str = ""
+    """Names where it is, and as whom it is asked: elsewhere nobody knows its sessions, whatever else differs."""
     credential: str = ""
     """The identity of what the gateway proves itself with, never its value: a rotated token drops nothing."""
     make_line: LineMaker | None = None

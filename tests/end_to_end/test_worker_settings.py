@@ -125,6 +125,18 @@ async def test_what_is_read_again_is_read_once_for_all_workers(place: Place, ups
         await place.gateway.open("more")
 
 
+async def test_what_began_on_a_server_is_served_by_every_worker_when_that_is_where_it_was(place: Place) -> None:
+    """Whatever else their settings say of it: all of its calls would be those of one worker."""
+    await place.gateway.complete()
+    session = await place.gateway.open()
+    await place.reload(
+        f"{place.toml.read_text()}request_timeout = 11\nforward_headers = ['X-Class']\n", "1 changed (up)"
+    )
+    for said in range(1, CALLS + 1):  # on connections of their own: half of them come to the worker that holds it not
+        assert text_of(await place.gateway.call(session, "counter")) == str(said)
+    assert place.gateway.running.metric("trunkline_forwards_total", outcome="done") == 0
+
+
 async def test_what_began_on_a_server_goes_on_there_by_every_worker_when_that_has_moved(
     place: Place, redis: RedisServer, upstream: Upstream
 ) -> None:

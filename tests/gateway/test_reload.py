@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trunkline.gateway.reload import Changes, compare, is_credential, renew, terms_of
+from trunkline.gateway.reload import Changes, compare, is_credential, place_of, renew
 from trunkline.gateway.settings import Settings, SettingsError, check, load
 
 BASE = """
@@ -85,16 +85,6 @@ def test_what_differs_is_told_by_name(
     assert set(changes.unchanged) == set(new.servers) - concerned
 
 
-@pytest.mark.parametrize(("replaced", "by", "expected"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
-def test_workers_know_by_a_name_whether_they_have_the_same_settings_of_a_server(
-    tmp_path: Path, replaced: str, by: str, expected: dict[str, tuple[str, ...]]
-) -> None:
-    old, new = settings(tmp_path, BASE), settings(tmp_path, BASE.replace(replaced, by))
-    both = old.servers.keys() & new.servers.keys()
-    differing = {name for name in both if terms_of(old, name).all != terms_of(new, name).all}
-    assert differing == {*expected.get("changed", ())}
-
-
 @pytest.mark.parametrize(
     ("replaced", "by", "moved"),
     [
@@ -108,7 +98,7 @@ def test_workers_know_by_a_name_whether_they_have_the_same_settings_of_a_server(
 )
 def test_workers_know_whether_a_server_is_where_it_was(tmp_path: Path, replaced: str, by: str, moved: set[str]) -> None:
     old, new = settings(tmp_path, BASE), settings(tmp_path, BASE.replace(replaced, by))
-    assert {name for name in old.servers if terms_of(old, name).place != terms_of(new, name).place} == moved
+    assert {name for name in old.servers if place_of(old.servers[name]) != place_of(new.servers[name])} == moved
 
 
 def test_the_habits_of_the_old_path_change_those_servers_that_take_it(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from trunkline.mux.event_log import Stream
 from trunkline.mux.exchange import Exchange
 from trunkline.mux.limits import Pooling, Reuse
 from trunkline.mux.placement import CALLS, WHOLE
-from trunkline.mux.record import Terms, WorkflowRecord
+from trunkline.mux.record import WorkflowRecord
 
 pytestmark = pytest.mark.anyio
 
@@ -444,31 +444,12 @@ async def test_g1_g4_a_session_is_not_taken_for_one_of_another_reuse_by_workers_
         assert (b.pool.statistics.total("takeovers"), counts["takeovers", "let_go"]) == (2, 2)
 
 
-async def test_what_began_under_other_settings_is_its_holders_until_that_one_is_dead() -> None:
-    async with started(1, on_request=echo) as (at, a):
-        client = await a.client()
-        session_id = client.workflow.record.session_id
-        at.settings = {**at.settings, "settings": Terms(all="others")}
-        b, c = await at.start(), await at.start()
-        for concern in (CALLS, WHOLE):
-            with pytest.raises(Elsewhere):
-                await b.find(session_id, concern)
-        await at.lose(a)
-        held = await b.find(session_id)
-        assert "result" in await held.answer(held.call())
-        beside = await c.beside(session_id)
-        assert "result" in await beside.answer(beside.call())
-
-
 async def test_what_is_gone_on_with_as_it_was_served_beside_its_dead_holder_is_under_older_settings_still() -> None:
     async with started(3, on_request=echo) as (at, a, b, c):
         session_id = (await a.client()).workflow.record.session_id
         beside = await b.beside(session_id)
         for member in (b, c):
-            changed = {
-                name: replace(it, generation=1, settings=Terms("there", "others"))
-                for name, it in member.pool.upstreams.items()
-            }
+            changed = {name: replace(it, generation=1, place="elsewhere") for name, it in member.pool.upstreams.items()}
             member.pool.reconfigure(changed, member.pool.pooling)
         await at.lose(a)
         held = await b.find(session_id)
@@ -483,7 +464,7 @@ async def test_g4_no_session_is_asked_for_at_another_server_than_the_one_that_ga
     async with started(1) as (at, a):
         at.server.on_request = at.other.on_request = echo
         session_id = (await a.client()).workflow.record.session_id
-        at.settings = {**at.settings, "settings": Terms("elsewhere", "others"), "stateless": stateless}
+        at.settings = {**at.settings, "place": "elsewhere", "stateless": stateless}
         b = await at.start()
         for concern in (CALLS, WHOLE):
             with pytest.raises(Elsewhere):
