@@ -30,7 +30,7 @@ from .journal import Journal
 from .limits import Reuse
 from .lines import Place
 from .membership import Membership
-from .placement import NAMES, Concern, decide, may_have_parts
+from .placement import NAMES, WIRES, Concern, decide, may_have_parts
 from .ports import AdoptingConnector
 from .premises import Premises
 from .principal import Principal
@@ -91,6 +91,7 @@ class Cluster:
         self._statistics = premises.statistics
         self._clock = premises.clock
         self._names: Iterator[int] | None = None
+        self._wires: Iterator[int] | None = None
 
     def __repr__(self) -> str:
         return f"Cluster(worker {self.members.worker.number}, {len(self._residents.beside.by_id)} beside)"
@@ -101,6 +102,13 @@ class Cluster:
         if self._names is None:
             self._names = count(self.number * NAMES + 1)
         return self._names
+
+    @property
+    def wires(self) -> Iterator[int]:
+        """Those of the streams of wires that carry everything: the number tells that the holder alone has it."""
+        if self._wires is None:
+            self._wires = count(self.number * NAMES + WIRES)
+        return self._wires
 
     @property
     def number(self) -> int:
@@ -292,8 +300,8 @@ class Cluster:
             DirectoryUnavailable: nobody can tell.
         """
         record, kept, before = workflow.record, Kept(), workflow.known
-        is_own, living = concern.worker == self.number, set[int]()
-        if self._may_have_left(concern.worker, before):
+        is_own, living = concern.giver == self.number, set[int]()
+        if self._may_have_left(concern.giver, before):
             living, reading = await self._partners(record, workflow.pooling.reuse)
             if concern.worker in living:
                 await self.direct(concern.worker)

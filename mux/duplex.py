@@ -48,7 +48,7 @@ class Duplex:
         """What its connections are known by, where their client names one with each message."""
         self.made = self.left = workflow.now()
         """When its last connection went, or it was made."""
-        self.stream = workflow.streams.open() if kept is None else kept[0]
+        self.stream = workflow.streams.open(is_wire=True) if kept is None else kept[0]
         self.stream.covered = True
         for tally in tallies:
             tally.note = workflow.streams.noting(self.stream)

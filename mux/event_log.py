@@ -188,7 +188,13 @@ class Stream:
 class EventLog:
     """The ring over all streams of one workflow."""
 
-    def __init__(self, limits: EventLogLimits, budget: Budget, names: Iterator[int] | None = None) -> None:
+    def __init__(
+        self,
+        limits: EventLogLimits,
+        budget: Budget,
+        names: Iterator[int] | None = None,
+        wires: Iterator[int] | None = None,
+    ) -> None:
         self._limits = limits
         self._budget = budget
         self._streams: dict[int, Stream] = {}
@@ -196,6 +202,8 @@ class EventLog:
         """The streams of all events, oldest first; None while there are none, as in most logs at most times."""
         self._names = names or count(1)
         """The numbers of streams to come."""
+        self._wires = wires or self._names
+        """The same for wires that carry everything."""
         self.on_overflow: Callable[[], None] = _nothing
         """Called where something is lost that was not delivered, since all logs hold too much and this one most."""
         self.bytes = 0
@@ -220,9 +228,9 @@ class EventLog:
             stream = self._streams[0] = Stream(0, covered=False)
         return stream
 
-    def open(self) -> Stream:
-        """A new stream, for the answer to one exchange."""
-        stream = Stream(next(self._names), covered=True)
+    def open(self, *, is_wire: bool = False) -> Stream:
+        """A new stream, for the answer to one exchange, or for a wire that carries everything."""
+        stream = Stream(next(self._wires if is_wire else self._names), covered=True)
         self._streams[stream.number] = stream
         return stream
 

@@ -260,13 +260,13 @@ class Lookup:
         standing = next(iter(here), None)
         here = [found for found in here if found.opened.done()]
         known = next((found for found in here if concern.name and found.knows(concern.name)), None)
-        if known is None and concern.name:
+        if known is None and concern.worker:
             await cluster.seek(concern, server, standing, read)
         is_any = concern.are_calls or concern.worker == cluster.number
         fit = (found for found in here if is_any or self._residents.held.has(found))
         found = known or next(fit, None) or await cluster.find(read, principal, server, concern)
         live = await self._live(found, principal, server)
-        if concern.worker and not live.knows(concern.name):
+        if concern.giver and not live.knows(concern.name):
             await cluster.restore(live, concern)
         return live
 

@@ -189,6 +189,7 @@ class Opening:
             burden=self._burden,
             journal=None if cluster is None else cluster.journal,
             names=None if cluster is None else cluster.names,
+            wires=None if cluster is None else cluster.wires,
         )
 
     async def open(self, workflow: Workflow) -> None:

@@ -23,6 +23,9 @@ anew in silence (L18), it never opened, or it began under another reuse."""
 NAMES: Final = 1 << 32
 """Streams and questions that one worker may name: the names of the next one follow."""
 
+WIRES: Final = NAMES - (1 << 28)
+"""Those from here on are of wires that carry everything."""
+
 MAX_DIGITS: Final = 16
 """A name has at most so many: it is a number that JSON carries exactly."""
 
@@ -39,9 +42,14 @@ class Concern(NamedTuple):
     """True where that is a stream."""
 
     @property
-    def worker(self) -> int:
+    def giver(self) -> int:
         """The number of the worker that gave the name."""
         return self.name // NAMES
+
+    @property
+    def worker(self) -> int:
+        """The number of the worker that may have what is named beside the holder; 0 for wires, which are that one's."""
+        return 0 if self.is_stream and self.name % NAMES >= WIRES else self.giver
 
 
 WHOLE: Final = Concern()

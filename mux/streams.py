@@ -30,9 +30,9 @@ class Streams:
         self._listened: dict[int, Stream] = {}
         """Streams that carry what belongs to no request, the one that a wire came to last at the end."""
 
-    def open(self) -> Stream:
+    def open(self, *, is_wire: bool = False) -> Stream:
         """A new stream, for an exchange or for a wire that carries everything."""
-        return self._log.open()
+        return self._log.open(is_wire=is_wire)
 
     def knows(self, number: int) -> bool:
         """True where this stream is held."""

@@ -54,7 +54,8 @@ class WorkflowPorts(NamedTuple):
     journal: Journal | None = None
     """The way to where their event logs are kept for other workers; None where there are none."""
     names: Iterator[int] | None = None
-    """Numbers for their streams and questions; None where each counts its own."""
+    wires: Iterator[int] | None = None
+    """Numbers for their streams and questions, and those for streams of wires; None where each counts its own."""
 
 
 class Workflow:
@@ -169,7 +170,8 @@ class Workflow:
     def streams(self) -> Streams:
         """What it sends its client."""
         if self._streams is None:
-            self._streams = Streams(self, EventLog(self.pooling.event_log, self._ports.budget, self._ports.names))
+            ports = self._ports
+            self._streams = Streams(self, EventLog(self.pooling.event_log, ports.budget, ports.names, ports.wires))
         return self._streams
 
     @property

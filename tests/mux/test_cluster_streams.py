@@ -345,6 +345,28 @@ async def test_g5_who_was_paused_sends_a_client_on_that_has_heard_its_successor_
         assert mine.ended.cause == "taken_over"
 
 
+@pytest.mark.parametrize("is_met_at_the_holder", [True, False])
+async def test_g5_a_wire_of_who_was_paused_is_gone_on_with_at_the_holder_though_no_log_tells_of_it(
+    is_met_at_the_holder: bool,
+) -> None:
+    async with two() as (at, a, b, session_id):
+        mine = (await a.find(session_id)).workflow
+        a.view.is_cut = True
+        wire = mine.duplexes.new()
+        reader = wire.attach()
+        wire.add(notice(1))
+        [(event_id, _)] = await some(reader)
+        await b.beat(after=LEASE_SECONDS)
+        await b.find(session_id)
+        a.view.is_cut = False
+        await a.beat()
+        await until(lambda: mine.ended)
+        member, again = await resume(at, b if is_met_at_the_holder else a, event_id)
+        assert member is b, "its messages find it there, and so does what the server tells unasked"
+        assert [text async for _, text in events(again)] == []
+        assert not a.pool._residents.served
+
+
 async def test_a_stream_that_no_log_tells_of_ends_without_ending_the_workflow() -> None:
     async with two() as (at, a, b, session_id):
         at.server.on_request = None

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from trunkline.mux.envelope import parse
 from trunkline.mux.limits import Reuse
-from trunkline.mux.placement import CALLS, NAMES, WHOLE, Concern, Decision, concern_of, decide
+from trunkline.mux.placement import CALLS, NAMES, WHOLE, WIRES, Concern, Decision, concern_of, decide
 from trunkline.mux.principal import ANONYMOUS
 from trunkline.mux.record import Handshake, WorkflowRecord
 
@@ -106,3 +106,10 @@ def test_what_a_request_is_about(texts: list[str], expected: Concern) -> None:
     concern = concern_of([parse(text.encode(), limit=1000) for text in texts])
     assert concern == expected
     assert concern.worker == expected.name // NAMES
+
+
+@pytest.mark.parametrize(("name", "worker"), [(NAMES * 3 + WIRES - 1, 3), (NAMES * 3 + WIRES, 0), (NAMES * 4 - 1, 0)])
+def test_wires_are_their_holders_whoever_named_them(name: int, worker: int) -> None:
+    concern = Concern(name=name, is_stream=True)
+    assert (concern.worker, concern.giver) == (worker, 3)
+    assert Concern(name=name).worker == 3, "a client may answer a question that it made up"
