@@ -209,8 +209,6 @@ class EventLog:
         self.bytes = 0
         self.has_lost = False
         """True once something was lost, and its workflow ends: nothing more can be, and nobody makes room for it."""
-        self.dropped = 0
-        """Events that were trimmed undelivered from a stream that no client had opened yet."""
 
     def __len__(self) -> int:
         return len(self._order) if self._order is not None else 0
@@ -363,11 +361,9 @@ class EventLog:
 
     def _give_up_oldest(self) -> bool:
         """Drop the oldest event; True where that is a loss."""
-        order = self._oldest_first
-        stream, is_lost = order[0], self.would_lose
-        self.dropped += stream.events[0].n > stream.sent and not stream.covered
+        is_lost = self.would_lose
         self.has_lost = self.has_lost or is_lost
-        self._drop_oldest(order)
+        self._drop_oldest(self._oldest_first)
         return is_lost
 
     def _is_over(self) -> bool:
