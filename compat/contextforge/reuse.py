@@ -187,7 +187,7 @@ class Reuse:
         renew = partial(self.lease, asked, gateway_id, url, headers, handshake)
         if held is None or held.workflow.ended is not None:
             try:
-                held = await self._opened(name, partial(self._open, name, upstream, hear, headers, handshake))
+                held = await self._opened(name, partial(self._open, name, hear, headers, handshake))
             except (UnknownServer, WorkflowEnded) as ended:
                 if isinstance(ended, WorkflowEnded) and ended.cause != "reconfigured":
                     raise
@@ -246,17 +246,12 @@ class Reuse:
         return await asyncio.shield(opening)
 
     async def _open(
-        self,
-        name: Name,
-        upstream: Upstream,
-        hear: Callable[[bytes], None],
-        headers: Headers,
-        handshake: Mapping[str, Any],
+        self, name: Name, hear: Callable[[bytes], None], headers: Headers, handshake: Mapping[str, Any]
     ) -> _Held:
         self._held.pop(name, None)  # it has ended
         self._seen.setdefault(name.session, set()).add(name)
         try:
-            workflow = await self._begin(name, upstream, headers, handshake)
+            workflow = await self._begin(name, headers, handshake)
         except BaseException:
             self._forget(name)
             raise
@@ -271,7 +266,7 @@ class Reuse:
         held = self._held[name] = _Held(workflow, reader, self.pool.now())
         return held
 
-    async def _begin(self, name: Name, upstream: Upstream, headers: Headers, handshake: Mapping[str, Any]) -> Workflow:
+    async def _begin(self, name: Name, headers: Headers, handshake: Mapping[str, Any]) -> Workflow:
         opening_headers.set(headers)
         message = own_request("initialize", handshake)
         arrival = Arrival(key=f"{name.generation}:{name.session}")
@@ -294,8 +289,7 @@ class Reuse:
         self.pool.reconfigure(upstreams, self.pool.pooling)
         for workflow in self.pool.workflows:
             if workflow.is_superseded and workflow.opened.done():  # one that is being opened would be lost
-                over = workflow.calls.drain()
-                self._end_after(over, workflow)
+                self._end_after(workflow.calls.drain(), workflow)
 
     async def _release(self, upstream: Upstream) -> None:
         self._header_names.pop(upstream.generation, None)
