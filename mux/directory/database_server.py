@@ -102,7 +102,10 @@ class Server:
         if not self.is_sqlite:
             times = {"timeout": SERVER_SECONDS, "command_timeout": SERVER_SECONDS}
             # What conflicts waits: by what a database may isolate with instead, one of two operations would fail.
-            return create_async_engine(self._url, connect_args=times, isolation_level="READ COMMITTED", **options)
+            options.update(connect_args=times, isolation_level="READ COMMITTED")
+            engine = create_async_engine(self._url, **options)
+            sa.event.listen(engine.sync_engine, "checkout", _sound)
+            return engine
         engine = create_async_engine(self._url, connect_args={"timeout": SERVER_SECONDS}, **options)
         sa.event.listen(engine.sync_engine, "connect", self._connected)
         sa.event.listen(engine.sync_engine, "checkout", self._taken)
@@ -227,6 +230,12 @@ class Server:
                         await connection.execute("SELECT 1")
         finally:
             connection.terminate()
+
+
+def _sound(connection: Any, _: Any, __: Any) -> None:
+    """One that the server has closed meanwhile is known to be: another one is made in its place."""
+    if connection.driver_connection.is_closed():
+        raise DisconnectionError
 
 
 def _try_sqlite(file: str, **options: Any) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import anyio
 import anyio.lowlevel
+import asyncpg
 import msgspec
 import pytest
 import sqlalchemy as sa
@@ -365,3 +366,29 @@ async def test_operations_do_not_fail_by_each_other_whatever_a_database_isolates
                 for _ in range(8):
                     tasks.start_soon(draw)
     assert len(set(drawn)) == len(drawn) == 40 * ID_BLOCK
+
+
+async def test_a_connection_that_postgresql_has_closed_is_given_to_nobody(backends: Backends) -> None:
+    """Else what is not done twice fails once after each restart: a heartbeat, or a client that comes."""
+    place = backends.place("postgresql")
+    place.clear()
+    async with open_database(place.url()) as directory:
+        taken: list[asyncpg.Connection[asyncpg.Record]] = []
+        pool = directory._server.engine.sync_engine
+        sa.event.listen(pool, "checkout", lambda connection, *_: taken.append(connection.driver_connection))
+        me = await directory.enroll(Worker("me"))
+        async with anyio.create_task_group() as tasks:
+            for _ in range(4):
+                tasks.start_soon(directory.get, "none")
+        server = Server(place.url())
+        others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        await _seen(server, sa.text(f"SELECT count(pg_terminate_backend(pid)) {others}"))
+        await server.engine.dispose()
+        with anyio.fail_after(10):
+            while not all(connection.is_closed() for connection in taken):  # noqa: ASYNC110 - nobody tells of it
+                await anyio.sleep(0.01)
+        assert len(set(map(id, taken))) > 1
+        async with anyio.create_task_group() as tasks:
+            for n in range(3):
+                tasks.start_soon(directory.claim, record(f"{n}"))
+            tasks.start_soon(directory.beat, me)
