@@ -111,6 +111,21 @@ async def stopped(store: RedisServer | PostgresServer) -> AsyncIterator[tuple[in
 
 
 @asynccontextmanager
+async def terminated(store: RedisServer | PostgresServer) -> AsyncIterator[tuple[int, Break]]:
+    """An operator ends each of its connections, again and again, whatever goes on there."""
+    assert isinstance(store, PostgresServer)
+    everybody = "FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid()"
+
+    async def act() -> None:
+        ends = time.monotonic() + FAULT_SECONDS
+        while time.monotonic() < ends:
+            await anyio.to_thread.run_sync(store.say, f"SELECT pg_terminate_backend(pid) {everybody}")
+            await anyio.sleep(random.uniform(0.2, 0.6))
+
+    yield store.port, act
+
+
+@asynccontextmanager
 async def mute(store: RedisServer | PostgresServer) -> AsyncIterator[tuple[int, Break]]:
     assert isinstance(store, RedisServer)
 
@@ -211,7 +226,7 @@ async def test_g5_g6_g7_hold_while_a_replica_takes_the_place_of_redis(
         await suffer(settings_file(tmp_path, "redis", url, server), server, act, record_property)
 
 
-@pytest.mark.parametrize("fault", [slow, restarted, stopped, cut], ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize("fault", [slow, restarted, stopped, cut, terminated], ids=lambda fault: fault.__name__)
 @pytest.mark.parametrize("transport", ["http", "stdio"])
 async def test_g5_g6_g7_hold_whatever_happens_to_a_postgresql(
     tmp_path: Path, server: RawUpstream, fault: Callable[..., Any], record_property: Callable[[str, object], None]
