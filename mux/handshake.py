@@ -48,13 +48,7 @@ def read_handshake(message: Envelope, session_headers: Headers) -> Handshake:
 
 def initialize(handshake: Handshake) -> Envelope:
     """The `initialize` for the server, with the client's own params; the channel that carries it mints its id."""
-    members = {
-        "jsonrpc": Raw(b'"2.0"'),
-        "id": Raw(b"0"),
-        "method": Raw(b'"initialize"'),
-        "params": Raw(handshake.params),
-    }
-    return Envelope("request", members, id=b"0", method="initialize")
+    return own_request("initialize", Raw(handshake.params))
 
 
 def own_initialize(revision: str, capabilities: Mapping[str, object], client_info: Mapping[str, str]) -> Envelope:

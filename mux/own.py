@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from msgspec import Raw
+
 from . import envelope as wire_format
 from .envelope import Envelope
 from .errors import TrunklineError, Unattributable
@@ -11,7 +13,7 @@ from .ports import Answerable, Caller
 from .request import ServerRequest
 
 
-def own_request(method: str, params: Mapping[str, Any]) -> Envelope:
+def own_request(method: str, params: Mapping[str, Any] | Raw) -> Envelope:
     """The request; its id is minted by the channel that carries it."""
     return wire_format.parse(wire_format.request(method, params, b"0"), limit=MAX_BODY_BYTES)
 
