@@ -24,6 +24,7 @@ from .envelope import (
     members_of,
     read_lasting_token,
     swap_progress_token,
+    with_id,
 )
 from .errors import TimedOut, TrunklineError
 from .ports import NONE, Answerable, Asker, Line
@@ -78,18 +79,17 @@ class Questions:
             raise error
         number = next(self._names)
         spelled = b"%d" % number
-        params = message.members.get("params")
-        if params is None:
-            text = message.with_id(spelled)
-        else:
+        members = message.members
+        params = members.get("params")
+        if params is not None:
             params, request.token = swap_progress_token(params, spelled)
             if request.token and begins_task(params):
                 params, _ = swap_progress_token(params, lasting_token(number, request.token))
-            text = Envelope("request", {**message.members, "params": params}).with_id(spelled)
+            members = {**members, "params": params}
         self._open[number] = _Question(request, via, asker)
         request.stream = self._home() if asker is None else asker.carrier()
         self._note(number, request)
-        return text
+        return with_id(members, spelled)
 
     # What the client says to them.
 
