@@ -1,8 +1,8 @@
 """Where a workflow is found: here, or by what the directory says at another worker; and how long that is believed.
 
 Among several workers, what lives here is believed for `MAX_STALENESS`, or until the directory tells of a change; then
-it is compared with its record when it is used next. A workflow is found by its own principal alone, on its own server
-(guarantee G4).
+it is compared with its record when it is used next. What is not at hand is so, too, where the lease is over. A workflow
+is found by its own principal alone, on its own server (guarantee G4).
 """
 
 from collections import OrderedDict
@@ -238,7 +238,8 @@ class Lookup:
     async def _live(self, workflow: Workflow | None, principal: Principal, server: str) -> Workflow:
         if workflow is None or not _is_theirs(workflow, principal, server):
             raise UnknownSession("no such session; begin anew with initialize")
-        if self._cluster is None or self._clock() - workflow.checked <= MAX_STALENESS:
+        cluster = self._cluster
+        if cluster is None or not (cluster.members.is_late or self._clock() - workflow.checked > MAX_STALENESS):
             return workflow
         workflow.checked = self._clock()
         try:

@@ -99,6 +99,11 @@ class Membership:
         """True while no other worker can take this one for dead."""
         return self._clock() < self._deadline
 
+    @property
+    def is_late(self) -> bool:
+        """True where its lease is over, and whether others have taken over what it holds is about to show."""
+        return not (self.holds_lease or self.is_away)
+
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Membership"]:
         """Be a member, for the length of the context.

@@ -159,6 +159,20 @@ async def test_g7_who_was_paused_ends_what_others_took_over_and_leaves_it_alone(
         assert at.server.deleted == []
 
 
+async def test_g7_who_wakes_leaves_to_its_successor_what_comes_before_it_could_beat() -> None:
+    async with two() as (at, a, b, session_id):
+        mine = (await a.find(session_id)).workflow
+        await b.beat(after=LEASE_SECONDS)
+        watchers = set(at.directory._watchers)
+        at.directory._watchers.clear()  # the news is on its way
+        await b.find(session_id)
+        at.directory._watchers |= watchers
+        member, _ = await at.serve(session_id, a)
+        assert member is b
+        assert mine.ended is not None
+        assert mine.ended.cause == "taken_over"
+
+
 async def test_who_was_paused_and_not_succeeded_goes_on() -> None:
     async with two() as (_, a, _, session_id):
         await a.beat(after=LEASE_SECONDS * 4)
