@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 from ..transports.asgi import ASGIApp
 from ..transports.patience import Waiting
 from .http_exchange import HTTPExchange
-from .request_reader import ChangeAsked, HeadTooLong, NotHTTP, RequestReader
+from .request_reader import MAX_READ, ChangeAsked, HeadTooLong, NotHTTP, RequestReader
 
 if TYPE_CHECKING:
     from .http_listening import HTTPListening
@@ -147,16 +147,18 @@ class HTTPConnection(asyncio.Protocol):
             self._go_on()
 
     def eof_received(self) -> bool:
-        """The client sends nothing more: it has gone, or waits for an answer behind its half of the connection.
+        """The client sends nothing more: it has gone, or waits for answers behind its half of the connection.
 
-        Nothing tells which, so that it is heard where the answer has not begun and nobody would be told of its leaving.
+        Nothing tells which, so that it is heard where the answer that is next has not begun and nobody would be told of
+        its leaving.
         """
         reader = self._reader
         waiting = reader.queue if self._active is None else [self._active, *reader.queue]
-        is_whole = not (reader.unread or reader.is_in_head or self._is_broken) and waiting and waiting[-1].is_whole
-        if not is_whole or waiting[0].is_watched or self.transport.get_extra_info("sslcontext") is not None:
+        is_due = bool(waiting) and waiting[0].is_whole and not waiting[0].is_watched and not self._is_broken
+        if not is_due or self.transport.get_extra_info("sslcontext") is not None:
             return False
-        waiting[-1].is_kept = False
+        if not reader.unread:
+            waiting[-1].is_kept = False
         self.has_left = True
         return True
 
@@ -283,7 +285,7 @@ class HTTPConnection(asyncio.Protocol):
         except HeadTooLong:
             self.cut("head")
         except ChangeAsked as asked:
-            is_free = self._active is None and not reader.queue and not self.is_write_paused  # which only we know
+            is_free = self._active is None and not reader.queue and not self.is_write_paused and not self.has_left
             if asked.protocol == b"websocket" and is_free:
                 self._become_websocket()
             else:
@@ -293,12 +295,16 @@ class HTTPConnection(asyncio.Protocol):
         """See `Carrier.settle`: read on or not, and wait for what is due next."""
         reader, active = self._reader, self._active
         newest = reader.newest
-        if self._is_broken and active is None and not reader.queue:
-            self._refuse()
+        if active is None and not reader.queue and not reader.unread:
+            if self._is_broken:
+                self._refuse()
+            elif self.has_left:
+                self.transport.close()
         if self.transport.is_closing():
             self._wait_for("untaken", TAKE_SECONDS)
             return
-        reads = not self._is_resting and (not reader.queue or self._hold is not None)
+        is_ahead = reader.queue and self._hold is None and len(reader.unread) >= MAX_READ
+        reads = not self._is_resting and not is_ahead  # who reads is told when its client leaves
         if newest is not None and not newest.is_whole and newest.is_full:
             reads = False
         if reads != self._is_reading and not self.has_left:

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 from harness.gateways import until
-from harness.http_serving import GET, Parts, answering, echo, post, serving, talking
+from harness.http_serving import GET, Parts, answering, echo, post, said, serving, talking
 from trunkline.gateway import http_connection, http_listening
 from trunkline.gateway.http_connection import HTTPConnection
 from trunkline.gateway.http_listening import HTTPListening
@@ -180,6 +180,31 @@ async def test_who_closes_its_half_within_a_request_has_gone(half: bytes) -> Non
         writer.close()
 
 
+@pytest.mark.parametrize("last", [GET % 9, post(b"x" * 10_000, 9), SOCKET.replace(b"/2", b"/9"), post(b"x", 9)[:-1]])
+async def test_who_closes_its_half_behind_more_than_is_parsed_ahead_is_answered_in_order(last: bytes) -> None:
+    begun, over = asyncio.Event(), asyncio.Event()
+
+    async def resting(scope: Any, receive: Any, send: Any) -> None:
+        if scope["path"] == "/1":
+            begun.set()
+            await over.wait()
+        await echo(scope, receive, send)
+
+    listening = HTTPListening(Statistics())
+    async with serving(resting, listening) as port, asyncio.timeout(PATIENCE):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(GET % 1)
+        await begun.wait()
+        writer.write(GET % 2 + post(b"x" * 15_000, 3) + last)
+        writer.write_eof()
+        await until(lambda: any(connection.has_left for connection in listening._connections))
+        over.set()
+        answers = (await reader.read()).split(b"HTTP/1.1 ")[1:]
+        is_cut = last.endswith(b"\r\n\r\n") and b"POST" in last
+        assert [answer[:3] for answer in answers] == [b"200", b"200", b"200", b"500" if is_cut else b"200"]
+        writer.close()
+
+
 @pytest.mark.parametrize("begins", [False, True])
 async def test_who_asks_whether_its_client_has_gone_is_told_so_when_it_closes_its_half(begins: bool) -> None:
     asks, told = asyncio.Event(), asyncio.Event()
@@ -220,4 +245,52 @@ async def test_who_asks_later_is_told_too_and_its_answer_is_heard_no_more() -> N
         asks.set()
         await told.wait()
         assert (await reader.read()).startswith(b"HTTP/1.1 500")  # it gave none
+        writer.close()
+
+
+@pytest.mark.parametrize("behind", [GET % 2, GET % 2 + GET % 3, post(b"what") + b"GET", post(b"x" * 9_000) * 2])
+@pytest.mark.parametrize("is_later", [False, True])
+async def test_e13_who_leaves_with_requests_behind_one_that_runs_is_noticed(behind: bytes, is_later: bool) -> None:
+    asks, told, asked = asyncio.Event(), asyncio.Event(), list[str]()
+
+    async def watching(scope: Any, receive: Any, send: Any) -> None:
+        asked.append(scope["path"])
+        await receive()
+        asks.set()
+        assert (await receive())["type"] == "http.disconnect"
+        told.set()
+
+    async with serving(watching, HTTPListening(Statistics())) as port, asyncio.timeout(PATIENCE):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(GET % 1 + (b"" if is_later else behind))
+        await asks.wait()
+        writer.write(behind if is_later else b"")
+        writer.close()
+        await told.wait()
+        assert await reader.read() == b""
+    assert asked == ["/1"]
+
+
+async def test_g10_of_requests_behind_one_that_runs_no_more_is_read_than_may_be() -> None:
+    begun, over = asyncio.Event(), asyncio.Event()
+
+    async def resting(scope: Any, receive: Any, send: Any) -> None:
+        begun.set()
+        await over.wait()
+        await echo(scope, receive, send)
+
+    listening = HTTPListening(Statistics())
+    async with serving(resting, listening) as port, asyncio.timeout(PATIENCE):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(GET % 1)
+        await begun.wait()
+        count, body = 200, b"x" * 5_000
+        writer.write(post(body, 2) * count)
+        (connection,) = listening._connections
+        await until(lambda: not connection.transport.is_reading())
+        assert len(connection._reader.unread) < 300_000
+        over.set()
+        assert await said(reader) == b"GET /1 "
+        for _ in range(count):
+            assert await said(reader) == b"POST /2 " + body
         writer.close()
