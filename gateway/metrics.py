@@ -163,9 +163,7 @@ def gauges(pool: Pool, beside: InFlight) -> Gauges:
     """What a pool holds now; `beside` tells the calls in flight that have no session."""
     channels = Counter((server, channel.state) for server, channel in pool.channels)
     workflows = Counter((w.server, w.transport, "attached" if w.is_attached else "detached") for w in pool.workflows)
-    inflight = beside()
-    for workflow in pool.workflows:
-        inflight[workflow.server] += workflow.inflight
+    inflight = beside() + pool.inflight
     found: Gauges = {}
     for server in {*pool.upstreams, *(server for server, _ in channels), *(server for server, *_ in workflows)}:
         for channel_state in CHANNEL_STATES:

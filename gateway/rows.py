@@ -50,9 +50,7 @@ class NotTold(Exception):
 def server_rows(pool: Pool, beside: InFlight = Counter) -> list[dict[str, Any]]:
     """The servers, as pages and tables show them; `beside` tells the calls in flight that have no session."""
     channels = Counter((server, channel.state) for server, channel in pool.channels)
-    inflight, circuits = beside(), _worst_circuits(pool)
-    for server, channel in pool.channels:
-        inflight[server] += channel.inflight
+    inflight, circuits = beside() + pool.inflight, _worst_circuits(pool)
     workflows = Counter((workflow.server, workflow.is_attached) for workflow in pool.workflows)
 
     def row(name: str) -> dict[str, Any]:

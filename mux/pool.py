@@ -7,6 +7,7 @@ leave half done. It holds no lock; what must happen once is a future that all wh
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -198,9 +199,12 @@ class Pool:
         return self._channels.circuits
 
     @property
-    def inflight(self) -> int:
-        """Calls that wait for an answer, over all workflows."""
-        return sum(workflow.inflight for workflow in self._residents.served)
+    def inflight(self) -> Counter[str]:
+        """Calls that wait for an answer here, by server: those of workflows that another worker holds included."""
+        counted = Counter[str]()
+        for workflow in self._residents.served:
+            counted[workflow.server] += workflow.inflight
+        return counted
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Pool"]:

@@ -7,6 +7,7 @@ from itertools import count
 from typing import Any, Literal
 
 import pytest
+from harness.clustering import two
 from harness.memory_wire import echo
 from harness.muxing import ALICE, BOB, Bench, Client, bench, initialize
 from trunkline.gateway.metrics import gauges
@@ -59,6 +60,18 @@ async def test_rows_of_a_server_and_of_a_workflow() -> None:
         one, other = server_rows(at.pool, beside=lambda: Counter(y=7))
         assert (one["workflows"], one["attached"], one["channel_states"]["active"]) == (1, 0, 0)
         assert (other["workflows"], other["inflight"], other["state"]) == (0, 7, "unused")
+
+
+async def test_calls_in_flight_are_told_where_they_are_served() -> None:
+    async with two() as (_, a, b, session_id):
+        client = await b.beside(session_id)
+        exchange = client.call()
+        told = {
+            worker: (server_rows(worker.pool)[0]["inflight"], gauges(worker.pool, Counter)["inflight", "x"])
+            for worker in (a, b)
+        }
+        assert told == {a: (0, 0), b: (1, 1)}
+        await client.answer(exchange)
 
 
 async def test_what_rows_have_in_common_is_looked_for_once_for_all_servers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -359,7 +359,7 @@ class Bench:
     def at_rest(self) -> None:
         """Nothing is left of any workflow."""
         pool, servers = self.pool, (self.server, self.other)
-        assert (pool.workflows, pool.channels, pool.inflight) == ([], [], 0)
+        assert (pool.workflows, pool.channels, pool.inflight.total()) == ([], [], 0)
         census = pool._residents.held.census
         assert (census.total, census.users, census.tenants) == (0, {}, {})
         assert (pool._residents.held.by_token, self.directory.records, self.held) == ({}, [], 0)
