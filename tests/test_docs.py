@@ -59,6 +59,14 @@ def test_every_test_that_the_limits_name_is_there() -> None:
         assert f"def {test}(" in (ROOT / path).read_text(), f"{path}::{test}"
 
 
+@pytest.mark.checkout
+@pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_file_that_a_page_names_is_there(page: Path) -> None:
+    folders = "|".join((*FOLDERS, "bench", "docs", "examples", "tests"))
+    named = re.findall(rf"`((?:{folders})/[\w./-]+)", page.read_text())
+    assert [path for path in named if not ((ROOT / path).exists() or (ROOT / f"{path}.py").exists())] == []
+
+
 LINK = re.compile(
     r"""\]\(<?([^)>\s]+)>?(?:\s+"[^"]*")?\)|^\[[^\]]+\]:\s+(\S+)|\b(?:href|src)="([^"]+)\"""", re.MULTILINE
 )
