@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack
 from itertools import count
 from typing import Final, Protocol
 
@@ -244,23 +245,22 @@ class Cluster:
             living, reading = await self._partners(record, upstream.pooling.reuse)
             kept = recover(await self.directory.read(record.session_id))
             await self.beginning.admit(record.principal, record.server)
-            self._residents.held.census.add(record.principal, record.server)
-            lapses = self.members.lapses
+            census, lapses = self._residents.held.census, self.members.lapses
             own = self.own(record, upstream)
             if _has_session(beside, record):  # it goes on where it was served
                 own = msgspec.structs.replace(own, place=record.place)
-            try:
+            with ExitStack() as unused:
+                census.add(record.principal, record.server)
+                unused.callback(census.remove, record.principal, record.server)
                 stored = await self.directory.replace(own)
-            except BaseException:
-                self._residents.held.census.remove(record.principal, record.server)
-                raise
-            if stored is None:
-                self._residents.held.census.remove(record.principal, record.server)
-                self._statistics.count("takeovers", "overtaken")
-                return None
-            is_current = self._generations.is_current(upstream.name, upstream.generation)
-            if self.beginning.draining or not is_current or lapses != self.members.lapses:
-                self._residents.held.census.remove(record.principal, record.server)
+                if stored is None:
+                    self._statistics.count("takeovers", "overtaken")
+                    return None
+                is_current = self._generations.is_current(upstream.name, upstream.generation)
+                may_stay = is_current and not self.beginning.draining and lapses == self.members.lapses
+                if may_stay:
+                    unused.pop_all()  # it has its place
+            if not may_stay:
                 await self.hand_back(stored)  # who asked for it meets what holds by now
                 return None
             opened = "adopted" if record.upstream_session else "reopened"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import cached_property
 from typing import Final, NamedTuple
 
@@ -98,19 +99,16 @@ class Opening:
             if self._cluster is not None and upstream.pooling.reuse == "user":
                 await self._cluster.settle(record.principal, record.server)
             await self.admit(record.principal, record.server)
-            self._census.add(record.principal, record.server)
-            if self._cluster is not None:
-                record = self._cluster.own(record, upstream)
-            try:
+            with ExitStack() as unused:
+                self._census.add(record.principal, record.server)
+                unused.callback(self._census.remove, record.principal, record.server)
+                if self._cluster is not None:
+                    record = self._cluster.own(record, upstream)
                 claimed = await self._directory.claim(record)
-                if claimed.state != "resumed":
-                    await self._check_still_open(record, upstream.generation)
-            except BaseException:
-                self._census.remove(record.principal, record.server)
-                raise
-            if claimed.state == "resumed":
-                self._census.remove(record.principal, record.server)
-                return claimed, None
+                if claimed.state == "resumed":
+                    return claimed, None
+                await self._check_still_open(record, upstream.generation)
+                unused.pop_all()  # it has its place
             self._leftovers.removed(record)  # of one before it, which had this session id
             workflow = self.make(record, upstream, transport=transport)
             self._residents.add(workflow)
