@@ -120,7 +120,7 @@ class AuthSection(Section, frozen=True):
     secret: str = ""
     """The key of symmetric algorithms (HS256 and its like); or give `jwks`."""
     jwks: str = ""
-    """The issuer's public keys, as a JSON Web Key Set: a file, or an https URL."""
+    """The issuer's public keys, as a JSON Web Key Set: a file, or an https URL, which is read without a proxy."""
     algorithms: tuple[str, ...] = ("RS256",)
     """The algorithms that a JSON Web Token may be signed with."""
     subject_claim: str = "sub"
