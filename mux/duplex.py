@@ -46,9 +46,9 @@ class Duplex:
         """True once its client has closed it in order: another connection is not its continuation."""
         self.names: list[str] = []
         """What its connections are known by, where their client names one with each message."""
-        self.made = self.left = workflow.now()
-        """When its last connection went, or it was made."""
+        self.made = workflow.now()
         self.stream = workflow.streams.open(is_wire=True) if kept is None else kept[0]
+        self.stream.left = self.made
         self.stream.covered = True
         for tally in tallies:
             tally.note = workflow.streams.noting(self.stream)
@@ -59,6 +59,11 @@ class Duplex:
     def is_attached(self) -> bool:
         """True while a connection carries it."""
         return self.stream.is_read
+
+    @property
+    def left(self) -> float:
+        """When its last connection went, or it was made."""
+        return self.stream.left
 
     @property
     def owes(self) -> bool:
@@ -158,7 +163,6 @@ class Duplex:
 
     def detach(self, reader: Reader) -> None:
         """A connection has gone."""
-        self.left = self._workflow.now()
         reader.close()
 
     def acknowledge_sent(self) -> None:
@@ -170,7 +174,7 @@ class Duplex:
         self._acknowledged = max(self._acknowledged or 0, position)
 
     def _begin(self, position: int) -> Reader:
-        reader = self._workflow.streams.repeat(self.stream, position, listens=True)
+        reader = self._workflow.streams.replay(self.stream, position, listens=True)
         note, leaps = self._workflow.streams.noting(self.stream), self.stream.leaps_after(position)
         self.tally = Tally(position, self.tally.connection + 1, note, leaps)
         self.tally.tell()

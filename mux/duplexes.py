@@ -7,7 +7,6 @@ they may be those of two clients (guarantee G3).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import inf
 from typing import TYPE_CHECKING, Final
 
 from .duplex import Duplex
@@ -76,16 +75,10 @@ class Duplexes:
 
     # How long they are kept.
 
-    def expire(self, now: float) -> None:
+    def expire(self) -> None:
         """Forget those that nobody came back to."""
-        window = self._workflow.pooling.resume_window
-        for duplex in [duplex for duplex in self._all if duplex.is_idle and duplex.left + window <= now]:
+        for duplex in [duplex for duplex in self._all if duplex.is_idle and duplex.stream.is_given_up]:
             self._forget(duplex)
-
-    @property
-    def oldest_left(self) -> float:
-        """When the first of those lost its connection that have none; never where all have one."""
-        return min((duplex.left for duplex in self._all if not duplex.is_attached), default=inf)
 
     def repeat(self) -> None:
         """Note once more what another worker would have to know of them."""

@@ -130,7 +130,19 @@ class Budget:
 class Stream:
     """The events of one stream that are still held, and where its delivery stands."""
 
-    __slots__ = ("covered", "ended", "events", "is_read", "last", "number", "restored", "sent", "trimmed")
+    __slots__ = (
+        "covered",
+        "ended",
+        "events",
+        "is_given_up",
+        "is_read",
+        "last",
+        "left",
+        "number",
+        "restored",
+        "sent",
+        "trimmed",
+    )
 
     def __init__(self, number: int, *, covered: bool) -> None:
         self.number = number
@@ -142,9 +154,13 @@ class Stream:
         self.trimmed = 0
         """Position of the newest event that is no longer held."""
         self.covered = covered
-        """True once a client may hold an event id of this stream: from then on losing an event ends the workflow."""
+        """True while a client may come for it that holds an event id of it: losing an event ends the workflow then."""
         self.is_read = False
         """True while a wire reads it."""
+        self.left = inf
+        """When its last reader went, or it first had something for one to come; `inf` where neither has been."""
+        self.is_given_up = False
+        """True once nobody came back to it for so long that nobody is waited for."""
         self.ended = False
         """True after the last event was appended."""
         self.restored = -inf
@@ -154,6 +170,11 @@ class Stream:
     def is_over(self) -> bool:
         """True where nothing is left of it, nor will be; never of what belongs to no request."""
         return self.ended and not self.events and self.number > 0
+
+    @property
+    def is_waiting(self) -> bool:
+        """True while somebody may come back to it."""
+        return not self.is_read and not self.is_given_up
 
     @property
     def is_awaited(self) -> bool:
@@ -215,9 +236,9 @@ class EventLog:
 
     @property
     def oldest(self) -> float:
-        """When the oldest came of what is kept for a while: events, and what waits restored; never where nothing is."""
-        waiting = (stream.restored for stream in self._streams.values() if stream.is_over and stream.restored > -inf)
-        return min(self._order[0].events[0].at if self._order else inf, min(waiting, default=inf))
+        """Since when the oldest waits of what is kept for a while: events, streams without a reader; `inf` for none."""
+        left = (stream.left for stream in self._streams.values() if stream.is_waiting or stream.is_over)
+        return min(self._order[0].events[0].at if self._order else inf, min(left, default=inf))
 
     def standalone(self) -> Stream:
         """Stream 0: what belongs to no request (the GET stream)."""
@@ -244,7 +265,8 @@ class EventLog:
         Whatever place up to there a client names, it has seen what was written until then.
         """
         stream = Stream(number, covered=True)
-        stream.trimmed, stream.last, stream.sent, stream.restored = trimmed, last, last, now
+        stream.trimmed, stream.last, stream.sent = trimmed, last, last
+        stream.restored = stream.left = now
         self._streams[number] = stream
         for n, message in events:
             self._queue(stream, Event(n, message, now))
@@ -280,6 +302,23 @@ class EventLog:
             self._bound()
         return event
 
+    def give_up(self, before: float) -> list[Stream]:
+        """Nobody is waited for any longer where the last reader went before that time; which streams those are."""
+        left = [stream for stream in self._streams.values() if stream.is_waiting and stream.left <= before]
+        for stream in left:
+            stream.is_given_up, stream.covered = True, False
+        return left
+
+    def last_of(self, number: int) -> int:
+        """The place of the newest event of a stream; 0 where it is not held."""
+        stream = self._streams.get(number)
+        return 0 if stream is None else stream.last
+
+    def is_out_of_reach(self, number: int, place: int) -> bool:
+        """True for what was not sent from this place of a stream, and nobody is waited for there."""
+        stream = self._streams.get(number)
+        return stream is not None and stream.is_given_up and stream.sent < place
+
     def expire(self, before: float) -> None:
         """Drop events appended before that time, and ended streams of which nothing is left, unless restored since.
 
@@ -289,7 +328,7 @@ class EventLog:
             self._drop_oldest(self._order)
         over = [number for number, stream in self._streams.items() if stream.is_over]
         for number in over:
-            if self._streams[number].restored < before:
+            if self._streams[number].restored <= before:
                 del self._streams[number]
 
     def forget_empty(self) -> None:

@@ -31,6 +31,9 @@ from .ports import NONE, Answerable, Asker, Line
 from .request import ServerRequest
 from .routing import refusal
 
+Meant = Callable[[ServerRequest], bool]
+"""Whether a question is one of those that something is to happen to."""
+
 
 class _Question(NamedTuple):
     request: ServerRequest
@@ -137,9 +140,10 @@ class Questions:
         for number in [number for number, question in self._open.items() if question.via is via]:
             self._settle(number)
 
-    def refuse(self, error: TrunklineError) -> None:
-        """No client will answer: whoever asked is told."""
-        for question in [self._settle(number) for number in [*self._open]]:
+    def refuse(self, error: TrunklineError, is_meant: Meant | None = None) -> None:
+        """No client will answer these, or any: whoever asked is told."""
+        meant = [number for number, one in self._open.items() if is_meant is None or is_meant(one.request)]
+        for question in [self._settle(number) for number in meant]:
             question.via.refuse(question.request, error)
 
     def _settle(self, number: int) -> _Question:

@@ -57,6 +57,10 @@ class Kept:
     streams: dict[int, KeptStream] = field(default_factory=dict)
     questions: dict[int, Entry] = field(default_factory=dict)
     """What the server asked and nobody has answered: the ids that the client knows, and what was written of each."""
+    home: int = 0
+    """The stream on which what belongs to no request went last."""
+    epoch: int = 0
+    """That of the record which its writer knew: who has been succeeded does not know of later ones."""
 
     def stream(self, number: int) -> KeptStream:
         """The stream of this number."""
@@ -85,7 +89,7 @@ def recover(entries: Iterable[Entry]) -> Kept:
     for entry in entries:
         match entry.kind:
             case "opened":
-                _open(kept.stream(entry.stream), entry)
+                _open(kept, entry)
             case "event":
                 _add(kept.stream(entry.stream), entry)
             case "tally":
@@ -99,8 +103,10 @@ def recover(entries: Iterable[Entry]) -> Kept:
     return kept
 
 
-def _open(stream: KeptStream, entry: Entry) -> None:
-    ids = msgspec.json.decode(entry.message, type=list[msgspec.Raw])
+def _open(kept: Kept, entry: Entry) -> None:
+    stream, ids = kept.stream(entry.stream), msgspec.json.decode(entry.message, type=list[msgspec.Raw])
+    if not ids and entry.n >= kept.epoch:
+        kept.home, kept.epoch = entry.stream, entry.n
     for raw in ids:
         stream.waiting[id_key(bytes(raw))] = bytes(raw)
 

@@ -86,7 +86,7 @@ class Request:
 class ServerRequest:
     """A request of the server's own: sampling, elicitation, roots."""
 
-    __slots__ = ("deadline", "id", "method", "origin", "state", "stream", "token")
+    __slots__ = ("deadline", "id", "method", "origin", "place", "state", "stream", "token")
 
     def __init__(self, message: Envelope, origin: Request | None, deadline: float) -> None:
         self.id = message.id
@@ -100,6 +100,8 @@ class ServerRequest:
         """The server's progress token as it was spelled, where the downstream side minted another for it."""
         self.stream = 0
         """The number of the stream on which the downstream side asked its client."""
+        self.place = 0
+        """Its place there; 0 where another worker asked."""
         self.deadline = deadline
 
     def __repr__(self) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import inf
 from typing import TYPE_CHECKING
 
 from . import envelope as wire_format
@@ -12,6 +13,7 @@ from .directory import Entry
 from .errors import SessionLost
 from .event_log import EPOCH, Event, EventLog, Overflow, Position, Stream, Trimmed
 from .recovery import KeptStream
+from .request import ServerRequest
 from .routing import PRIMING
 from .tally import Note
 
@@ -29,6 +31,8 @@ class Streams:
         self._readers: dict[int, list[Reader]] = {}
         self._listened: dict[int, Stream] = {}
         """Streams that carry what belongs to no request, the one that a wire came to last at the end."""
+        self._noted: int | None = None
+        """The home that other workers know of, by its number; None where no wire has listened here."""
 
     def open(self, *, is_wire: bool = False) -> Stream:
         """A new stream, for an exchange or for a wire that carries everything."""
@@ -52,8 +56,11 @@ class Streams:
         """Streams of another worker come: those of which nothing is left give way, but for the last ones."""
         self._log.forget_empty()
 
-    def restore(self, kept: KeptStream, epoch: int) -> Stream:
-        """A stream of another worker; its owed answers are told as lost. An overflow ends the workflow, as `append`."""
+    def restore(self, kept: KeptStream, epoch: int, *, listens: bool) -> Stream:
+        """A stream of another worker; its owed answers are told as lost. An overflow ends the workflow, as `append`.
+
+        With `listens`, what belongs to no request went there: its client is about to come back.
+        """
         last = max(epoch * EPOCH, kept.last)
         now = self._workflow.now()
         try:
@@ -67,8 +74,8 @@ class Streams:
             self.append(stream, wire_format.failure(raw, gone), last=place == len(owed) and not kept.is_wire)
         stream.ended = bool(stream.number) and not kept.is_wire
         stream.covered = bool(stream.number or kept.events)
-        if kept.is_wire or (not stream.number and kept.events):  # its client is about to come back, and listens there
-            self._listened[stream.number] = stream
+        if listens:
+            self._listened[stream.number], self._noted = stream, stream.number
         return stream
 
     def prime(self, stream: Stream) -> None:
@@ -81,6 +88,8 @@ class Streams:
         if self.is_over and not self._readers:  # nobody will read it, and nothing would clear it
             return
         self._workflow.stir()
+        if stream.left == inf and not stream.is_read:
+            stream.left = self._workflow.now()
         try:
             if self._workflow.kept_log is not None:
                 self._workflow.kept_log.write(Entry("event", stream.number, stream.last + 1, message, last))
@@ -109,6 +118,8 @@ class Streams:
             for channel in self._workflow.line.channels:
                 channel.listening.attend()
         stream.covered = stream.is_read = True
+        stream.is_given_up = False
+        self._note_home()
         self._workflow.wire_came()
         return reader
 
@@ -139,12 +150,12 @@ class Streams:
         """
         try:
             stream = self._log.find(position.stream)
-            return self.repeat(stream, position.place, listens=position.stream in self._listened or not position.stream)
+            return self.replay(stream, position.place, listens=position.stream in self._listened or not position.stream)
         except Trimmed as trimmed:
             self._workflow.fail(trimmed.reason)
             raise
 
-    def repeat(self, stream: Stream, after: int, *, listens: bool) -> Reader:
+    def replay(self, stream: Stream, after: int, *, listens: bool) -> Reader:
         """A reader of this stream from a position that a client named; what it had been sent before is counted.
 
         That counts as not sent from here on: the client does not have it.
@@ -169,7 +180,7 @@ class Streams:
 
     @property
     def oldest(self) -> float:
-        """When the oldest of that was sent; never where nothing is kept."""
+        """Since when the oldest of that waits, or somebody is waited for; never where neither is."""
         return self._log.oldest
 
     @property
@@ -190,6 +201,8 @@ class Streams:
             else:
                 del self._readers[reader.stream.number]
             reader.stream.is_read = any(other.stream is reader.stream for other in readers)
+            reader.stream.left = self._workflow.now()
+            self._note_home()
         if self.is_over and not self._readers:
             self._log.clear()
 
@@ -203,15 +216,47 @@ class Streams:
     @property
     def home(self) -> Stream:
         """Where what belongs to no request goes: to the newest wire that listens, or waits for the last one."""
-        return self.listened or next(reversed(self._listened.values()), None) or self._log.standalone()
+        return self._home or self._log.standalone()
+
+    @property
+    def _home(self) -> Stream | None:
+        return self.listened or next(reversed(self._listened.values()), None)
+
+    def _note_home(self) -> None:
+        """Write down where what belongs to no request goes, for another worker, where that has changed."""
+        home = self._home
+        number = 0 if home is None else home.number
+        if number != (self._noted or 0) and not self.is_over:
+            self._noted = number
+            self.repeat()
+
+    def repeat(self) -> None:
+        """Note once more what another worker would have to know of them."""
+        if self._noted is not None and self._workflow.kept_log is not None:
+            self._workflow.kept_log.write(Entry("opened", self._noted, self._workflow.record.epoch, b"[]"))
 
     def forget(self, stream: Stream) -> None:
         """No wire will come back to this stream: what it holds is no loss."""
         stream.ended = True
         stream.covered = False
         self._listened.pop(stream.number, None)
+        self._note_home()
 
     # Ends.
+
+    def give_up(self, before: float) -> None:
+        """Wait no longer for who left a stream before that time: what belongs to no request goes elsewhere."""
+        for stream in self._log.give_up(before):
+            self._listened.pop(stream.number, None)
+        self._note_home()
+
+    def place(self, request: ServerRequest) -> None:
+        """What a server asks has just been put at the end of its stream."""
+        request.place = self._log.last_of(request.stream)
+
+    def is_out_of_reach(self, request: ServerRequest) -> bool:
+        """True where what a server asks was never sent, and nobody is waited for who could be."""
+        return self._log.is_out_of_reach(request.stream, request.place)
 
     def expire(self, before: float) -> None:
         """Drop what was kept for resumption long enough."""

@@ -28,7 +28,7 @@ from .event_log import Budget, EventLog
 from .exchange import asker_of
 from .journal import Journal, KeptLog
 from .ports import Answerable, Asker, Caller, Headers, Line, Opened
-from .questions import Questions
+from .questions import Meant, Questions
 from .record import WorkflowRecord
 from .recovery import Kept, Known
 from .request import EXTENSIONS, ServerRequest
@@ -142,8 +142,7 @@ class Workflow:
         self.doubted_since: float | None = None
         """When another worker could take it over: set until the record has been compared."""
         self.touched = self._elsewhere = float("-inf")
-        """When the directory was told last that it is in use; and when another worker served its client last, as far as
-        that is known here."""
+        """When the directory was told that it is in use; when another worker served its client, as far as is known."""
         self.known: Known | None = None
         """How much of its event log is known here; None where it was not read."""
         self.calls = Calls(self, ports.clock, ports.stir, ports.burden)
@@ -262,8 +261,7 @@ class Workflow:
         if message.method == "notifications/cancelled":
             self.calls.cancel(message, via)
         elif message.method == "notifications/progress":
-            of_task = self.questions.progress(message)
-            if of_task is not None:
+            if (of_task := self.questions.progress(message)) is not None:
                 self.line.notify(of_task, headers)
         elif message.method != "notifications/initialized":  # sent upstream once, by the channel (rule L6)
             self.line.notify(message.encode(), headers)
@@ -287,6 +285,7 @@ class Workflow:
             return
         self._ports.stir(self)
         self._deliver(text, asker)
+        self.streams.place(request)
 
     def retracted(self, request: ServerRequest, message: Envelope) -> None:
         """See `Owner.retracted`."""
@@ -374,11 +373,14 @@ class Workflow:
                     channel.rest()
                     self.calls.trim()
         if self._streams is not None:
-            self._streams.expire(now - self.pooling.resume_window)
+            before = now - self.pooling.resume_window
+            self._streams.give_up(before)
+            self._refuse_questions(is_meant=self._streams.is_out_of_reach)
+            self._streams.expire(before)
         if self._duplexes is not None:
-            self._duplexes.expire(now)
+            self._duplexes.expire()
         if not self.wires and self._used + self.pooling.resume_window <= now:
-            self._refuse_questions("the client did not come back")
+            self._refuse_questions()
             if self._ends_with_its_wires and not len(self.calls):
                 self.fail("abandoned")
 
@@ -393,7 +395,6 @@ class Workflow:
             return float("-inf")
         window = self.pooling.resume_window
         due = [inf if self._streams is None else self._streams.oldest + window]
-        due.append(inf if self._duplexes is None else self._duplexes.oldest_left + window)
         due.append(inf if self._questions is None else self._questions.due)
         if not self.wires:
             if self._questions or self._ends_with_its_wires:
@@ -452,7 +453,7 @@ class Workflow:
             if self.ended is not None:  # there was no room for the one before
                 return
             if gave(number) and (not number or not self.streams.knows(number)):
-                restored = self.streams.restore(stream, epoch)
+                restored = self.streams.restore(stream, epoch, listens=number == kept.home)
                 if stream.is_wire:
                     self.duplexes.restore(restored, stream.connections)
         for number, asked in kept.questions.items() if self.ended is None else ():
@@ -461,11 +462,9 @@ class Workflow:
 
     def _repeat(self) -> None:
         """Note once more what another worker would have to know of it."""
-        if self._duplexes is not None:
-            self._duplexes.repeat()
-        self.calls.repeat()
-        if self._questions is not None:
-            self._questions.repeat()
+        for part in (self._streams, self._duplexes, self.calls, self._questions):
+            if part is not None:
+                part.repeat()
 
     @property
     def upstream_session(self) -> str:
@@ -485,9 +484,9 @@ class Workflow:
     def _own_channels(self) -> Sequence[Channel]:
         return self.line.channels if self.pooling.reuse == "workflow" else ()
 
-    def _refuse_questions(self, why: str) -> None:
+    def _refuse_questions(self, why: str = "the client did not come back", is_meant: Meant | None = None) -> None:
         if self._questions is not None:
-            self._questions.refuse(SessionLost(why, executed="unknown"))
+            self._questions.refuse(SessionLost(why, executed="unknown"), is_meant)
 
     def _place(self, origin: Asker | None) -> Asker | None:
         """What carries a server's request to the client (R2)."""

@@ -94,7 +94,8 @@ class Directory(Protocol):
 class Entry(msgspec.Struct, frozen=True, array_like=True):
     """One line of a workflow's event log, as it is kept for the worker that comes after its writer.
 
-    `opened`: the stream carries the answers to the requests whose raw ids are the elements of `message`, a JSON array.
+    `opened`: the stream carries the answers to the requests whose raw ids are the elements of `message`, a JSON array;
+    where it is empty, what belongs to no request, by the record of the epoch n.
     `event`: `message` was appended at position n; `last` if it is the last one.
     `tally`: how the client counts on the nth connection of a wire that carries everything: `message` is of `Tally`.
     `other`: of what it counts on the connection that `message` spells, the nth is a message of another stream.

@@ -3,12 +3,25 @@
 import json
 
 import pytest
-from harness.clustering import QUESTION, Member, Workers, carried, journal, notice, resume, started, streamed, two
+from harness.clustering import (
+    QUESTION,
+    Member,
+    Workers,
+    carried,
+    journal,
+    notice,
+    resume,
+    started,
+    streamed,
+    two,
+    workers,
+)
 from harness.muxing import initialize
 from trunkline.mux.duplex import Duplex
 from trunkline.mux.envelope import parse
 from trunkline.mux.limits import EventLogLimits
 from trunkline.mux.placement import NAMES
+from trunkline.mux.workflow import Workflow
 
 pytestmark = pytest.mark.anyio
 
@@ -151,3 +164,59 @@ async def test_g5_a_client_that_went_from_a_socket_to_a_get_stream_is_told_there
         at.server.session.tell(notice(2))
         _, again = await resume(at, b, last)
         assert [json.loads(event.message)["params"]["data"] for event in again.due() or ()] == [2]
+
+
+async def said(workflow: Workflow) -> list[int]:
+    """What a client is told that begins to listen by a GET."""
+    due = workflow.streams.attach_standalone().due() or ()
+    return [json.loads(event.message)["params"]["data"] for event in due if event.message]
+
+
+@pytest.mark.parametrize("is_moved", [True, False])
+async def test_g5_what_a_server_says_at_a_successor_is_for_no_socket_that_was_given_up(is_moved: bool) -> None:
+    async with workers(resume_window=20) as at:
+        a, b = await at.start(), await at.start()
+        session_id = (await a.client()).workflow.record.session_id
+        duplex = (await a.find(session_id)).workflow.duplexes.new()
+        reader = duplex.attach()
+        at.server.session.tell(notice(1))
+        duplex.detach(reader)
+        await at.pass_time(21 if is_moved else 1)
+        await dies(at, a)
+        workflow = (await b.find(session_id)).workflow  # by another request of the same client
+        at.server.session.tell(notice(2))
+        assert await said(workflow) == ([2] if is_moved else [])
+
+
+@pytest.mark.parametrize("revision", ["2025-06-18", "2025-11-25"])
+async def test_g5_what_is_said_at_a_successor_is_for_the_get_stream_that_came_after_a_socket(revision: str) -> None:
+    async with workers() as at:
+        at.server.result["protocolVersion"] = revision
+        a, b = await at.start(), await at.start()
+        client = await a.client(message=initialize(revision))
+        session_id = client.workflow.record.session_id
+        await socket_at(a, session_id)
+        client.workflow.streams.attach_standalone()  # of which a client that is not primed holds no event id
+        await dies(at, a)
+        workflow = (await b.find(session_id)).workflow
+        at.server.session.tell(notice(1))
+        assert await said(workflow) == [1]
+
+
+async def test_g5_where_a_server_is_heard_is_known_after_two_deaths_and_a_log_that_was_trimmed() -> None:
+    async with workers(event_log=EventLogLimits(events=40)) as at:
+        a, b, c = await at.start(), await at.start(), await at.start()
+        session_id = (await a.client()).workflow.record.session_id
+        duplex = (await a.find(session_id)).workflow.duplexes.new()
+        reader = duplex.attach()
+        for n in range(100):
+            duplex.add(notice(n))
+            reader.due()
+        await dies(at, a)
+        await b.find(session_id)
+        await dies(at, b)
+        workflow = (await c.find(session_id)).workflow
+        at.server.session.tell(notice(100))
+        assert await said(workflow) == []
+        assert workflow.duplexes.newest is not None
+        assert len(workflow.duplexes.newest.attach_after(100).due() or ()) == 1

@@ -28,7 +28,7 @@ async def test_a_wire_that_nobody_came_back_to_is_forgotten() -> None:
         reader = duplex.attach()
         at.clock.advance(50)
         duplex.detach(reader)
-        assert workflow.duplexes.oldest_left == at.clock.now
+        assert duplex.left == at.clock.now
         assert workflow.due() == at.clock.now + 100
         workflow.expire(at.clock.now + 99)
         assert workflow.duplexes.newest is duplex

@@ -318,7 +318,7 @@ def test_a_stream_that_was_restored_waits_for_its_client() -> None:
     made, _ = log()
     stream = made.restore(7, [], trimmed=2, last=EPOCH, now=10.0)
     stream.ended = True
-    made.expire(10.0)
+    made.expire(9.9)
     assert made.find(7) is stream, "though it has ended, and nothing of it is left"
     assert made.oldest == 10.0
     made.restore(8, [], trimmed=0, last=EPOCH, now=11.0).ended = True
@@ -354,3 +354,21 @@ def test_g5_where_another_writer_goes_on_places_leap() -> None:
     assert stream.leaps_after(EPOCH) == [(1, 2 * EPOCH)]
     with pytest.raises(Trimmed):
         stream.leaps_after(1)
+
+
+def test_who_does_not_come_back_to_a_stream_is_waited_for_no_longer() -> None:
+    made, _ = log(events=2)
+    left, read, never = made.open(), made.open(), made.open()
+    left.left, read.left, read.is_read = 5.0, 1.0, True
+    fill(made, left, b"a", at=6.0)
+    assert made.oldest == 5.0
+    assert made.give_up(4.9) == []
+    assert not made.is_out_of_reach(left.number, left.last)
+    assert made.give_up(5.0) == [left]
+    assert made.is_out_of_reach(left.number, left.last)
+    assert not made.is_out_of_reach(left.number, left.sent)
+    assert not made.is_out_of_reach(99, 1)
+    assert [made.last_of(number) for number in (left.number, never.number, 99)] == [1, 0, 0]
+    assert made.oldest == 6.0, "what is kept"
+    fill(made, read, b"b", b"c")
+    assert not made.has_lost, "though the oldest had to go"

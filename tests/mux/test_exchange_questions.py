@@ -322,3 +322,57 @@ async def test_g9_a_question_with_an_illegal_token_is_refused_and_nothing_else_i
         call = client.call()
         (await at.server.got("tools/call")).answer()
         assert "result" in await client.answer(call)
+
+
+REFUSED = ("s", -31002, "the client did not come back")
+
+
+async def refused(at: Bench) -> tuple[Any, int, str]:
+    """What the server is told of the one question that nobody will answer."""
+    told = (await at.server.got("response")).json
+    return told["id"], told["error"]["code"], told["error"]["message"]
+
+
+async def test_a_question_on_an_exchange_that_nobody_comes_back_to_is_refused_though_its_client_is_there() -> None:
+    async with bench(resume_window=100) as at:
+        client = await at.client(message=ASKS)
+        left = client.call(id=b"1")
+        [upstream] = at.server.of("tools/call")
+        upstream.say(LOG)
+        reader = client.workflow.streams.attach(await stream_of(left), 0)
+        await some(reader)
+        reader.close()
+        at.server.session.tell(message("roots/list", id="s"))
+        standalone = client.workflow.streams.attach_standalone()
+        await at.later(99)
+        assert at.server.of("response") == []
+        await at.later(2)
+        assert await refused(at) == REFUSED
+        await finish(at, client, [standalone])
+
+
+async def test_a_question_that_waits_for_who_listens_is_refused_though_its_client_calls() -> None:
+    async with bench(resume_window=100) as at:
+        client = await at.client(message=ASKS)
+        at.server.session.tell(message("roots/list", id="s"))
+        for n in range(4):
+            await at.later(20)
+            assert at.server.of("response") == []
+            call = client.call(id=b"%d" % n)
+            at.server.of("tools/call")[-1].answer()
+            await client.answer(call)
+        await at.later(30)
+        assert await refused(at) == REFUSED
+
+
+async def test_a_question_that_a_client_was_sent_waits_while_the_client_is_there() -> None:
+    async with bench(resume_window=100) as at:
+        client = await at.client(message=ASKS)
+        upstream, reader, asked = await ask(at, client)
+        reader.close()
+        standalone = client.workflow.streams.attach_standalone()
+        await at.later(150)
+        client.workflow.respond(response(asked["id"], {"n": 1}))
+        assert (await at.server.got("response")).json["result"] == {"n": 1}
+        upstream.answer()
+        await finish(at, client, [standalone])

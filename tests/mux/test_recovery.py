@@ -22,6 +22,11 @@ def test_a_stream_with_its_requests() -> None:
     assert (stream.last, stream.trimmed, stream.ended, stream.is_wire) == (3, 0, False, False)
 
 
+def test_what_belongs_to_no_request_goes_where_the_newest_worker_says() -> None:
+    homes = [Entry("opened", number, epoch, b"[]") for number, epoch in ((7, 2), (8, 3), (9, 2))]
+    assert [recover(homes[:n]).home for n in range(4)] == [0, 7, 8, 8]
+
+
 def test_the_last_event_ends_a_stream() -> None:
     assert recover([event(1), event(2, answer(b"1"), last=True)]).streams[7].ended
 

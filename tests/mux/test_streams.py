@@ -344,3 +344,39 @@ async def test_what_was_sent_is_kept_for_the_resume_window() -> None:
         assert at.held == later > 0, "what came later is still there"
         with pytest.raises(Trimmed):
             client.workflow.streams.resume(position(client.workflow.streams.event_id(reader.stream, 0)))
+
+
+@pytest.mark.parametrize("is_socket", [True, False])
+async def test_what_is_said_once_a_client_listens_no_longer_is_no_loss_after_the_resume_window(
+    is_socket: bool,
+) -> None:
+    limits = EventLogLimits(events=10)
+    async with bench(event_log=limits, resume_window=100) as at:
+        workflow = (await at.client()).workflow
+        duplex = workflow.duplexes.new() if is_socket else None
+        reader = workflow.streams.attach_standalone() if duplex is None else duplex.attach()
+        reader.due()
+        reader.close() if duplex is None else duplex.detach(reader)
+        for n in range(5):  # a server that goes on talking
+            at.clock.advance(21)
+            at.server.session.tell(log(n))
+            await at.swept()
+        for n in range(100):
+            at.server.session.tell(log(n))
+        assert workflow.ended is None
+        reader = workflow.streams.attach_standalone()
+        told = [event.message for event in reader.due() or () if event.message]
+        assert json.loads(told[-1])["params"]["data"] == 99, "who begins to listen hears the newest"
+        reader.close()
+
+
+async def test_a_socket_that_nobody_comes_back_to_is_forgotten_though_its_server_talks() -> None:
+    async with bench(resume_window=100) as at:
+        workflow = (await at.client()).workflow
+        duplex = workflow.duplexes.new()
+        duplex.detach(duplex.attach())
+        for n in range(20):
+            at.clock.advance(21)
+            at.server.session.tell(log(n))
+            await at.swept()
+        assert workflow.duplexes.newest is None

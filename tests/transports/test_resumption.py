@@ -86,8 +86,7 @@ async def test_a_count_is_none_of_sse() -> None:
 
 async def test_who_comes_back_with_a_count_too_late_is_not_told_that_there_was_no_socket() -> None:
     async with left() as (_, workflow, duplex):
-        workflow.streams.expire(workflow.now() + 1)
-        workflow.duplexes.expire(duplex.left + workflow.pooling.resume_window)
+        workflow.expire(duplex.left + workflow.pooling.resume_window + 1)
         with pytest.raises(HTTPRefusal, match="this session keeps none") as refused:
             place_after(workflow, "2", "websocket")
         assert refused.value.status == 400
