@@ -56,7 +56,8 @@ def _looked_into(settings: Settings, url: str, base: str) -> list[str]:
     if settings.auth.mode == "none" and is_loopback(settings.gateway.host):
         return [look, pages]
     if settings.gateway.admin_token or any(token.admin for token in settings.auth.tokens):
-        return [f'{look} --token "$ADMIN_TOKEN"', pages, "Both want the admin token: export ADMIN_TOKEN=…"]
+        wanted = "Sessions and status want the admin token: export ADMIN_TOKEN=…"
+        return [f'{look} --token "$ADMIN_TOKEN"', pages, wanted]
     return [f"{pages}   (sessions and status want gateway.admin_token, which is not set)"]
 
 
