@@ -8,6 +8,7 @@ from typing import Final
 from .cluster import Cluster
 from .errors import WorkflowEnded
 from .lines import Lines
+from .placement import may_be_taken_over
 from .premises import Premises
 from .record import WorkflowRecord
 from .workflow import Workflow
@@ -75,9 +76,8 @@ class Ending:
 
     def _is_movable(self, workflow: Workflow, cause: str) -> bool:
         """Whether another worker may go on after this end."""
-        record, may_begin_anew = workflow.record, workflow.stateless or workflow.pooling.reuse == "none"
-        is_open = record.revision != "" and (record.upstream_session != "" or may_begin_anew)
-        return self._cluster is not None and is_open and cause in ("drained", "not_opened")
+        may_go_on = may_be_taken_over(workflow.record, workflow.pooling.reuse, stateless=workflow.stateless)
+        return self._cluster is not None and may_go_on and cause in ("drained", "not_opened")
 
     async def _forget(self, workflow: Workflow) -> None:
         cause = workflow.ended.cause if workflow.ended is not None else ""

@@ -93,9 +93,12 @@ def decide(
     if record.worker and holder_lives:
         is_there = record.place in (place, msgspec.UNSET)
         return "beside" if is_call and is_there and may_have_parts(record, reuse) else "forward"
-    if record.revision and record.reuse == reuse and (_is_movable(record, reuse) or stateless):
-        return "take_over"
-    return "gone"
+    return "take_over" if may_be_taken_over(record, reuse, stateless=stateless) else "gone"
+
+
+def may_be_taken_over(record: WorkflowRecord, reuse: Reuse, *, stateless: bool) -> bool:
+    """Whether another worker can go on with it once its holder is gone."""
+    return bool(record.revision) and record.reuse == reuse and (_is_movable(record, reuse) or stateless)
 
 
 def may_have_parts(record: WorkflowRecord, reuse: Reuse) -> bool:
