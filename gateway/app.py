@@ -110,9 +110,16 @@ class Gateway:
         directory = None
         if shared is not None:
             directory = timed(shared.directory, self.statistics)
-            self._member = Member(directory, shared.runtime, self.statistics, on_lapse=self._lapse)
+            self._member = Member(
+                self._serve,
+                directory,
+                shared.runtime,
+                self.statistics,
+                identify=lambda scope: self._routes.authenticator.identify(scope),
+                on_lapse=self._lapse,
+            )
             self._workers = WorkerMetrics(shared.runtime, self._member.id)
-            self._enter = self._member.entrance(self._serve, lambda scope: self._routes.authenticator.identify(scope))
+            self._enter = self._member.forwarder
         self.pool = Pool(
             upstreams,
             directory or timed(MemoryDirectory(), self.statistics),
@@ -160,7 +167,7 @@ class Gateway:
                 await self._routes.authenticator.jwt.keys.refresh()
             self._keep_keys(self._routes.authenticator)
             if self._member is not None:
-                await stack.enter_async_context(self._member.running(self))
+                await stack.enter_async_context(self._member.running())
                 self._routes.authenticator.tickets.worker = self._member.number
             await stack.enter_async_context(self.pool.running())
             if self._workers is not None:
@@ -175,7 +182,7 @@ class Gateway:
             complete.append(await part.drain(timeout))
 
         if self._member is not None:
-            self._member.drain()
+            self._member.forwarder.drain()
         async with anyio.create_task_group() as tasks:
             for site in self._open.values():
                 if site.modern is not None:
@@ -188,7 +195,7 @@ class Gateway:
 
         What takes longer is cut, and its clients are told. True if nothing was.
         """
-        return await self._member.leave(timeout) if self._member is not None else True
+        return await self._member.forwarder.leave(timeout) if self._member is not None else True
 
     def another_goes_on(self, *, of_another_parent: bool) -> bool:
         """See `Member.another_goes_on`."""
@@ -197,7 +204,7 @@ class Gateway:
     @property
     def is_relaying(self) -> bool:
         """True while answers of other workers to what was handed on to them are awaited."""
-        return self._member is not None and self._member.is_relaying
+        return self._member is not None and self._member.forwarder.is_relaying
 
     # Settings that change.
 

@@ -47,11 +47,19 @@ class Answer:
 class Member:
     """One worker among those that share a directory. It counts between entering and leaving `running`.
 
-    `runtime` is a directory of its own, for its socket. `on_lapse` as in `Membership`.
+    It serves `app`, and has others serve what that leaves to them. `runtime` is a directory of its own, for its socket.
+    `on_lapse` as in `Membership`.
     """
 
     def __init__(
-        self, directory: SharedDirectory, runtime: Path, statistics: Statistics, *, on_lapse: Callable[[float], None]
+        self,
+        app: ASGIApp,
+        directory: SharedDirectory,
+        runtime: Path,
+        statistics: Statistics,
+        *,
+        identify: Identify,
+        on_lapse: Callable[[float], None],
     ) -> None:
         name = secrets.token_hex(8)
         worker = Worker(name, host_id(), str(runtime / name))
@@ -60,35 +68,26 @@ class Member:
         self.membership = Membership(directory, worker, on_lapse=on_lapse)
         self._directory = directory
         self._mailboxes = Mailboxes(directory, self.membership)
-        self._statistics = statistics
-        self._forwarder: Forwarder | None = None
+        self._app = app
+        self._identify = identify
+        self.forwarder = Forwarder(self._serve, self.membership, self.open, statistics)
+        """Its application."""
 
     @property
     def number(self) -> int:
         """The number of this worker, unique among those that live."""
         return self.membership.worker.number
 
-    def entrance(self, app: ASGIApp, identify: Identify) -> ASGIApp:
-        """The application of this worker: `app`, and what that leaves to others."""
-
-        async def enter(scope: Scope, receive: Receive, send: Send) -> None:
-            if not is_settled(scope):
-                await self._direct(scope, identify)
-            await app(scope, receive, send)
-
-        self._forwarder = Forwarder(enter, self.membership, self.open, self._statistics)
-        return self._forwarder
-
     @asynccontextmanager
-    async def running(self, app: ASGIApp) -> AsyncIterator["Member"]:
-        """Be there for the other workers, who hand on what `app` is to serve.
+    async def running(self) -> AsyncIterator["Member"]:
+        """Be there for the other workers, who hand on what is to be served here.
 
         Raises:
             DirectoryUnavailable: the directory cannot be reached at the start.
             OSError: the socket cannot be made.
         """
         async with AsyncExitStack() as stack:
-            begin = await stack.enter_async_context(serving(app))
+            begin = await stack.enter_async_context(serving(self.forwarder))
             # For as long as others know this worker, its socket is there: one that is not tells of its death. And so is
             # its mailbox: what was put there before nobody would hear, and who sent it would wait for ever.
             await stack.enter_async_context(listening(self.membership.worker.address, begin))
@@ -108,20 +107,6 @@ class Member:
             not of_another_parent or (other.host, Path(other.address).parent) != siblings
             for other in self.membership.going_on
         )
-
-    def drain(self) -> None:
-        """See `Forwarder.drain`. Whatever comes is handed on once the membership drains."""
-        if self._forwarder is not None:
-            self._forwarder.drain()
-
-    @property
-    def is_relaying(self) -> bool:
-        """See `Forwarder.is_relaying`."""
-        return self._forwarder is not None and self._forwarder.is_relaying
-
-    async def leave(self, timeout: float) -> bool:
-        """See `Forwarder.leave`."""
-        return await self._forwarder.leave(timeout) if self._forwarder is not None else True
 
     async def open(self, worker: Worker) -> Conversation:
         """Begin a conversation.
@@ -163,7 +148,12 @@ class Member:
             return Answer(worker.number, *await ask(await self.open(worker), opening(scope, is_let_in=True), event))
         return Answer(worker.number)
 
-    async def _direct(self, scope: Scope, identify: Identify) -> None:
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not is_settled(scope):
+            await self._direct(scope)
+        await self._app(scope, receive, send)
+
+    async def _direct(self, scope: Scope) -> None:
         """Send a request on that is not for this worker, whatever it holds.
 
         Raises:
@@ -181,7 +171,7 @@ class Member:
             worker = await self.membership.numbered(giver) if giver else None
             if worker is not None:
                 raise Elsewhere(worker.id)
-        if self.membership.drains and (identity := identify(scope)) is not None:
+        if self.membership.drains and (identity := self._identify(scope)) is not None:
             with suppress(DirectoryUnavailable):
                 try:
                     await self.membership.hand_on()

@@ -113,9 +113,10 @@ async def test_a_worker_of_another_host_that_has_gone_has_none(tmp_path: Path) -
         meant.append(scope[MEANT])
         await answer(send, b"1")
 
-    member = Member(directory, tmp_path, Statistics(), on_lapse=lambda since: None)
-    app = member.entrance(serve, lambda scope: None)
-    async with member.running(app):
+    nobody, lapsed = (lambda scope: None), (lambda since: None)
+    member = Member(serve, directory, tmp_path, Statistics(), identify=nobody, on_lapse=lapsed)
+    app = member.forwarder
+    async with member.running():
         await directory.enroll(Listed("gone", host="another host"))
         client = post(WITH_MORE)
         await app({"type": "http", "method": "POST", "path": "/", "headers": []}, client.receive, client.send)

@@ -337,9 +337,10 @@ async def test_a_worker_of_another_host_that_has_gone_is_asked_for_again(
             raise Elsewhere("gone")
         await answer(send, b"here")
 
-    member = Member(directory, tmp_path, Statistics(), on_lapse=lambda since: None)
-    app = member.entrance(serve, lambda scope: None)
-    async with member.running(app):
+    nobody, lapsed = (lambda scope: None), (lambda since: None)
+    member = Member(serve, directory, tmp_path, Statistics(), identify=nobody, on_lapse=lapsed)
+    app = member.forwarder
+    async with member.running():
         await directory.enroll(Worker("gone", host="another host"))
         client = post()
         await app({"type": "http", "method": "POST", "path": "/", "headers": []}, client.receive, client.send)

@@ -36,11 +36,11 @@ class House:
         """A worker begins; on a host of its own if that is named."""
         runtime = self.path / name
         runtime.mkdir()
-        member = Member(self.directory, runtime, Statistics(), on_lapse=lambda since: None)
+        place = Place(name, runtime, self)
+        member = place.member
         if host:
             member.membership.worker = msgspec.structs.replace(member.membership.worker, host=host)
-        place = Place(name, member, self)
-        await stack.enter_async_context(member.running(place.app))
+        await stack.enter_async_context(member.running())
         if host:  # whence nobody here reaches its socket
             await anyio.Path(member.membership.worker.address).unlink()
         return place
@@ -49,15 +49,22 @@ class House:
 class Place:
     """One of them, with its entrance."""
 
-    def __init__(self, name: str, member: Member, house: House) -> None:
-        self.member = member
+    def __init__(self, name: str, runtime: Path, house: House) -> None:
         self._name = name
         self._house = house
         self.identity: tuple[Principal, float] | None = ALICE, 12.5
         """Of whoever asks."""
         self.seen: object = None
         """Who asked last, as this worker was told."""
-        self.app = member.entrance(self._answer, lambda scope: self.identity)
+        self.member = Member(
+            self._answer,
+            house.directory,
+            runtime,
+            Statistics(),
+            identify=lambda scope: self.identity,
+            on_lapse=lambda since: None,
+        )
+        self.app = self.member.forwarder
 
     async def get(self, path: str, query: str = "", **scope: Any) -> str:
         """Who answers a GET."""

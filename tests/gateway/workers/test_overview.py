@@ -46,10 +46,17 @@ class House:
         await anyio.Path(path).mkdir()
         server = await stack.enter_async_context(MemoryServer().running())
         pool = Pool({"x": Upstream("x", server, Pooling())}, MemoryDirectory(), pooling=Pooling())
-        member = Member(self.directory, path, Statistics(), on_lapse=lambda since: None)
+        member = Member(
+            lambda *asgi: app(*asgi),
+            self.directory,
+            path,
+            Statistics(),
+            identify=lambda scope: None,
+            on_lapse=lambda since: None,
+        )
         settings = Settings(gateway=GatewaySection(admin_token=ADMIN))
         app = Operations(pool, settings, Guard(loopback=True), Authenticator(settings), member=member)
-        await stack.enter_async_context(member.running(app))
+        await stack.enter_async_context(member.running())
         await stack.enter_async_context(pool.running())
         self.pools.append(pool)
         self.members.append(member)
