@@ -379,7 +379,7 @@ class Pool:
         with anyio.move_on_after(timeout):
             for event in quiet:
                 await event.wait()
-        complete = not self.inflight
+        complete = not self.inflight.total()
         self._end_all()
         return complete
 
