@@ -32,7 +32,6 @@ from .limits import Reuse
 from .lines import Place
 from .membership import Membership
 from .placement import NAMES, WIRES, Concern, decide, may_have_parts
-from .ports import AdoptingConnector
 from .premises import Premises
 from .principal import Principal
 from .record import WorkflowRecord
@@ -79,6 +78,7 @@ class Cluster:
         self.beginning: Beginning
         """Set by who makes it, at once."""
         self.members = members
+        members.older = self._older
         self.directory = directory
         self.journal = Journal(directory, premises.statistics)
         """What is on its way to the event logs."""
@@ -176,12 +176,14 @@ class Cluster:
         """The workflow here that a request for this record may use; None where the record has to be read again."""
         holder = record.worker if record.worker != self.me else ""
         lives = bool(holder) and await self.members.find(holder) is not None
-        upstream = self._generations.current.get(record.server)
+        upstream = self._settings_for(record)
+        if not lives and (upstream is None or not upstream.leads_to(record)):
+            await self._leave(record)
         if upstream is None:
             if lives:
                 raise Elsewhere(holder)
             raise UnknownSession("no such session; begin anew with initialize")
-        if not self._leads_to_session(upstream, record):
+        if not upstream.leads_to(record):
             record = msgspec.structs.replace(record, upstream_session="")
         decision = decide(
             msgspec.structs.replace(record, worker=holder),
@@ -208,11 +210,29 @@ class Cluster:
                 await self.directory.remove(record)
                 return None
 
-    def _leads_to_session(self, upstream: Upstream, record: WorkflowRecord) -> bool:
-        """Whether its upstream session can be gone on with here; not where its server was another one, by settings."""
-        if _has_session(self._residents.beside.by_id.get(record.session_id), record):
-            return True
-        return record.place in (upstream.place, msgspec.UNSET) and isinstance(upstream.connector, AdoptingConnector)
+    def _settings_for(self, record: WorkflowRecord) -> Upstream | None:
+        """The settings to serve a record under: those that hold, but where only older ones lead to its session."""
+        current = self._generations.current.get(record.server)
+        if current is None or not current.leads_to(record):
+            for older in self._generations.superseded:
+                if older.name == record.server and older.keeps_sessions and older.leads_to(record):
+                    return older if record.reuse == "workflow" else current
+        return current
+
+    def _older(self) -> tuple[str, ...] | msgspec.UnsetType:
+        places = {f"{it.name} {it.place}" for it in self._generations.superseded if it.keeps_sessions}
+        return tuple(sorted(places)) or msgspec.UNSET
+
+    async def _leave(self, record: WorkflowRecord) -> None:
+        """Leave a session that cannot be gone on with here to another worker that can.
+
+        Raises:
+            Elsewhere: the other one.
+        """
+        if record.upstream_session and record.reuse == "workflow":
+            for other in await self.members.others():
+                if f"{record.server} {record.place}" in (other.older or ()) and not other.drains:
+                    raise Elsewhere(other.id)
 
     async def _settle_for(self, record: WorkflowRecord) -> None:
         """As `settle`; a record that is left with this worker, which does not hold it, goes with what is shared."""
@@ -246,18 +266,15 @@ class Cluster:
             kept = recover(await self.directory.read(record.session_id))
             await self.beginning.admit(record.principal, record.server)
             census, lapses = self._residents.held.census, self.members.lapses
-            own = self.own(record, upstream)
-            if _has_session(beside, record):  # it goes on where it was served
-                own = msgspec.structs.replace(own, place=record.place)
             with ExitStack() as unused:
                 census.add(record.principal, record.server)
                 unused.callback(census.remove, record.principal, record.server)
-                stored = await self.directory.replace(own)
+                stored = await self.directory.replace(self.own(record, upstream))
                 if stored is None:
                     self._statistics.count("takeovers", "overtaken")
                     return None
-                is_current = self._generations.is_current(upstream.name, upstream.generation)
-                may_stay = is_current and not self.beginning.draining and lapses == self.members.lapses
+                is_same = self._settings_for(record) is upstream
+                may_stay = is_same and not self.beginning.draining and lapses == self.members.lapses
                 if may_stay:
                     unused.pop_all()  # it has its place
             if not may_stay:
@@ -360,7 +377,7 @@ class Cluster:
         return workflow if self._residents.beside.has(workflow) else None
 
     def _hold(self, record: WorkflowRecord, upstream: Upstream, beside: Workflow | None) -> Workflow:
-        if beside is None or beside.ended is not None or not _has_session(beside, record):
+        if beside is None or beside.ended is not None or beside.record.upstream_session != record.upstream_session:
             workflow = self.beginning.make(record, upstream, "held")
             self._residents.add(workflow)
             self._tasks.spawn(self.beginning.open, workflow)
@@ -474,11 +491,6 @@ class Cluster:
             if idle_since is not None and idle_since + BESIDE_SECONDS <= now and not workflow.holds_events:
                 self.dismiss(workflow, "idle")
         self.recording.expire(now)
-
-
-def _has_session(workflow: Workflow | None, record: WorkflowRecord) -> bool:
-    """Whether a workflow has the upstream session that its record names by now."""
-    return workflow is not None and workflow.record.upstream_session == record.upstream_session
 
 
 def _drained(concern: Concern) -> TrunklineError:

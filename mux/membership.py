@@ -54,6 +54,8 @@ class Membership:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.worker = worker
+        self.older: Callable[[], tuple[str, ...] | msgspec.UnsetType] = lambda: msgspec.UNSET
+        """What its heartbeats tell as `Worker.older`."""
         self._workers = workers
         self._on_lapse = on_lapse
         self._clock = clock
@@ -252,6 +254,8 @@ class Membership:
     async def beat(self) -> None:
         """Send one heartbeat, and extend the lease if it was taken."""
         sent = self._sent_at = self._clock()
+        if self.worker.older != (older := self.older()):
+            self.worker = msgspec.structs.replace(self.worker, older=older)
         try:
             with anyio.fail_after(LEASE_SECONDS):
                 was_alive = await self._workers.beat(self.worker)

@@ -170,6 +170,7 @@ class Opening:
             self._workflow_ports,
             lambda workflow: self._lines.line(workflow, upstream, place),
         )
+        workflow.is_superseded = not self._generations.is_current(upstream.name, upstream.generation)
         if place != "new" and upstream.pooling.reuse == "none":  # there is no session that would have to be open
             workflow.settle(Opened(record.revision, record.result))
         return workflow

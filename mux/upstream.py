@@ -3,9 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import msgspec
+
 from .channel import Channel
 from .limits import Pooling
-from .ports import Connector, Line
+from .ports import AdoptingConnector, Connector, Line
+from .record import WorkflowRecord
 
 ChannelMaker = Callable[..., Channel]
 """Makes a channel and starts its owner task; `listen=False` leaves out unasked messages that cost a request.
@@ -34,3 +37,12 @@ class Upstream:
     """The identity of what the gateway proves itself with, never its value: a rotated token drops nothing."""
     make_line: LineMaker | None = None
     """The line for `reuse = "none"`, which lives outside of mux; None means the dedicated line."""
+
+    @property
+    def keeps_sessions(self) -> bool:
+        """Whether a workflow has a session of its own that any worker with these settings can go on with."""
+        return self.pooling.reuse == "workflow" and isinstance(self.connector, AdoptingConnector)
+
+    def leads_to(self, record: WorkflowRecord) -> bool:
+        """Whether the upstream session of a record can be gone on with here; not where its server was another one."""
+        return record.place in (self.place, msgspec.UNSET) and isinstance(self.connector, AdoptingConnector)

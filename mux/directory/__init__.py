@@ -134,6 +134,9 @@ class Worker(msgspec.Struct, frozen=True):
     """Given by `enroll`: unique, small, from 1 on."""
     drains: bool = False
     """Set by its heartbeats once it is to end: it is handed nothing that another one can take."""
+    older: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    """Where servers were by settings that no longer hold and under which it has sessions open, by name and place: it
+    can go on with others that began there. Not set where there are none."""
 
 
 class Workers(Protocol):

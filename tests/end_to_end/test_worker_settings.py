@@ -152,6 +152,25 @@ async def test_what_began_on_a_server_goes_on_there_by_every_worker_when_that_ha
         assert moved.counts()["initialize"] == 1
 
 
+async def test_g7_a_dead_worker_takes_no_session_along_that_began_where_its_server_was(
+    place: Place, redis: RedisServer, upstream: Upstream
+) -> None:
+    """Although the one that comes in its place knows only where the server is now."""
+    await place.gateway.complete()
+    sessions = [await place.gateway.open() for _ in range(2 * SESSIONS)]
+    for session in sessions:
+        assert text_of(await place.gateway.call(session, "counter")) == "1"
+    with running_upstream("sdk2") as moved:
+        await place.reload(settings(moved, redis.url), "1 changed (up)")
+        dies = place.gateway.pids()[0]
+        place.gateway.end(dies, signal.SIGKILL)
+        await place.gateway.complete(without=dies)
+        for said in range(2, CALLS):
+            for session in sessions:
+                assert text_of(await place.gateway.call(session, "counter")) == str(said)
+        assert moved.counts() == {}
+
+
 async def test_what_began_on_a_server_that_is_taken_out_goes_on_by_whatever_worker(
     place: Place,
 ) -> None:

@@ -126,9 +126,11 @@ class Member:
     async def _release(self, upstream: Upstream) -> None:
         self.released.append(upstream)
 
-    def reconfigure(self) -> None:
-        """The settings of all servers change."""
-        changed = {name: replace(it, generation=it.generation + 1) for name, it in self.pool.upstreams.items()}
+    def reconfigure(self, **settings: Any) -> None:
+        """The settings of all servers change, these among them."""
+        changed = {
+            name: replace(it, generation=it.generation + 1, **settings) for name, it in self.pool.upstreams.items()
+        }
         self.pool.reconfigure(changed, self.pool.pooling)
 
     def __repr__(self) -> str:

@@ -97,6 +97,7 @@ async def test_a_session_that_no_worker_can_go_on_with_any_longer_is_not_tried_a
             to = {"connector": Unmoved(at.server), "stateless": stateless, "generation": 1}
             upstreams = {name: replace(it, **to) for name, it in member.pool.upstreams.items()}
             member.pool.reconfigure(upstreams, member.pool.pooling)
+        await at.pass_time(1)  # nothing is open under the settings of before
         if stateless:
             client = await b.find(session_id)
             assert "result" in await client.answer(client.call())

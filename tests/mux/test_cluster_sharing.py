@@ -458,6 +458,35 @@ async def test_what_is_gone_on_with_as_it_was_served_beside_its_dead_holder_is_u
             await c.beside(session_id)
 
 
+@pytest.mark.parametrize("is_there", [True, False])
+async def test_g7_what_began_where_its_server_was_goes_on_by_whoever_still_has_a_session_there(is_there: bool) -> None:
+    """Whichever worker is asked: another one may have the settings, or had them and has nothing open under them."""
+    async with started(3, on_request=echo) as (at, a, b, c):
+        session_ids = [(await a.client()).workflow.record.session_id for _ in range(2)]
+        await b.beside(session_ids[0])
+        for member in (a, b, c):
+            member.reconfigure(place="elsewhere")
+            if not is_there:
+                member.pool.reconfigure({}, member.pool.pooling)
+        at.settings = {**at.settings, "place": "elsewhere"}
+        d = await at.start()
+        await at.pass_time(1)
+        await at.lose(a)
+        for session_id in session_ids:
+            for asked in (c, d):
+                for concern in (WHOLE, CALLS):
+                    where, workflow = await at.serve(session_id, asked, concern)
+                    assert where is b
+                    client = Client(workflow)
+                    assert "result" in await client.answer(client.call())
+            assert workflow.is_superseded
+            assert workflow.record.place == ""
+        await at.lose(b)
+        for session_id in session_ids:
+            with pytest.raises(UnknownSession):
+                await c.find(session_id)
+
+
 @pytest.mark.parametrize("stateless", [False, True])
 async def test_g4_no_session_is_asked_for_at_another_server_than_the_one_that_gave_it(stateless: bool) -> None:
     """There it is a secret of another server, or names a session of somebody else."""
