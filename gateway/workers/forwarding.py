@@ -110,6 +110,7 @@ class Forwarder:
         until = anyio.current_time() + PATIENCE_SECONDS
         while True:
             tape.lay_down()  # it counts where it is read again
+            tape.rewind()
             try:
                 return await self._app(scope, tape.receive, tape.send)
             except Elsewhere as elsewhere:
@@ -183,7 +184,7 @@ class Forwarder:
             self._statistics.count("forwards", "drained")
         else:
             self._membership.doubt(worker.id)
-            if not tape.has_begun and _is_repeatable(scope):
+            if not tape.has_begun and (_is_repeatable(scope) or _is_answer(tape.body)):
                 self._statistics.count("forwards", "retried")
                 return False
             self._statistics.count("forwards", "broken")
@@ -350,6 +351,12 @@ def _is_repeatable(scope: Scope) -> bool:
     return bool(scope["type"] == "websocket" or scope["method"] != "POST" or _subscribes(scope))
 
 
+def _is_answer(body: bytes) -> bool:
+    """Whether a client only answers what a server asked: of several answers one counts, so it may be sent again."""
+    messages = messages_in(body, MAX_FRAME_BYTES)
+    return bool(messages) and all(message.kind == "response" for message in messages)
+
+
 def _subscribes(scope: Scope) -> bool:
     """Whether a request is for a stream of subscriptions: in its era, what its headers say is what it is (rule H2)."""
     if scope["type"] != "http":
@@ -370,14 +377,15 @@ async def _tell_broken(scope: Scope, tape: Tape) -> None:
     elif scope["method"] == "GET":
         await respond(tape.send, 200, EVENT_STREAM, event_stream.RECONNECT)
     else:
-        await _answer_broken(tape)
+        await _answer_broken(tape, 502 if scope["path"].endswith("/message") else 200)
 
 
-async def _answer_broken(tape: Tape) -> None:
+async def _answer_broken(tape: Tape, status: int) -> None:
+    """A client of HTTP+SSE reads no answer here but its status: what it waits for would come on its stream."""
     answers = [wire_format.failure(request, BROKEN) for request in requests_in(messages_in(tape.body, MAX_FRAME_BYTES))]
     if answers:
         is_batch = wire_format.is_batch(tape.body)
-        await respond(tape.send, 200, [JSON], b"[%b]" % b",".join(answers) if is_batch else answers[0])
+        await respond(tape.send, status, [JSON], b"[%b]" % b",".join(answers) if is_batch else answers[0])
     else:
         await respond(tape.send, 202, [])
 

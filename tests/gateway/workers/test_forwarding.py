@@ -22,6 +22,8 @@ from trunkline.transports.websocket import PING
 
 pytestmark = pytest.mark.anyio
 
+ANSWER = b'{"jsonrpc":"2.0","id":4294967297,"result":{"action":"accept"}}'
+
 
 async def test_g7_the_whole_request_arrives_and_the_whole_answer_returns(house: House) -> None:
     scopes: list[Scope] = []
@@ -182,6 +184,30 @@ async def test_g6_a_worker_that_dies_over_a_call_is_told_at_once(
         assert errors[0]["error"]["data"] == {"executed": "unknown"}
     assert house.statistics.counts["forwards", "broken"] == 1
     assert house.asked == 1, "it may have been executed"
+
+
+async def test_a_worker_that_dies_over_a_call_of_http_sse_is_told_by_the_status(house: House) -> None:
+    await house.begins("b", dies)
+    client = post()
+    await house.request(client, path="/servers/x/message")
+    assert client.sent[0]["status"] == 502, "its client reads no body: the answer would come on its stream"
+    assert json.loads(client.body)["error"]["data"] == {"executed": "unknown"}
+
+
+@pytest.mark.parametrize("body", [ANSWER, b"[%b,%b]" % (ANSWER, ANSWER)])
+async def test_r4_what_a_client_answers_to_a_server_is_handed_on_again(house: House, body: bytes) -> None:
+    heard: list[bytes] = []
+
+    async def serve(scope: Scope, receive: Receive, send: Send) -> None:
+        heard.append((await receive())["body"])
+        if len(heard) == 1:
+            raise ConnectionAbortedError("killed")
+        await answer(send, b"now")
+
+    await house.begins("b", serve)
+    client = post(body)
+    await house.request(client)
+    assert (heard, client.body) == ([body, body], b"now")
 
 
 @pytest.mark.parametrize("method", ["GET", "DELETE"])
