@@ -175,7 +175,7 @@ class World:
         await self.welcome()
         assert self.begins == []
         assert all(exchange.ready.done() for _, exchange in self.owed)
-        assert self.at.pool.inflight == 0
+        assert self.at.pool.inflight.total() == 0
         assert self.at.pool.burden.held == 0
 
     def answer_all(self) -> None:

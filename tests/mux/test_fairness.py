@@ -10,6 +10,8 @@ from trunkline.mux.errors import Overloaded
 from trunkline.mux.fairness import MESSAGES_PER_ROUND, Turnstile
 from trunkline.mux.principal import Principal
 
+PRINCIPALS = {principal.subject: principal for principal in (ALICE, BOB, CAROL)}
+
 
 def turnstile(per_round: int = 1, max_waiting: int = 100) -> Turnstile[str]:
     return Turnstile(per_round=per_round, max_waiting=max_waiting)
@@ -83,42 +85,57 @@ def test_who_has_gone_takes_no_turn() -> None:
 
 
 @given(
-    st.lists(st.one_of(st.sampled_from([ALICE, BOB, CAROL]), st.none()), max_size=200),
-    st.integers(1, MESSAGES_PER_ROUND),
+    st.lists(st.one_of(st.sampled_from([ALICE, BOB, CAROL]), st.none(), st.integers(0, 9)), min_size=30, max_size=200),
+    st.sampled_from([1, 2, MESSAGES_PER_ROUND]),
 )
-def test_everybody_keeps_its_order_and_gets_its_share(steps: list[Principal | None], per_round: int) -> None:
-    """Principals send, None begins a round: at any time, who waits has had its turn or is among the next."""
+def test_everybody_keeps_its_order_and_gets_its_share(steps: list[Principal | int | None], per_round: int) -> None:
+    """Principals send, or go (a number); None begins a round: who waits is overtaken once by each other at most."""
     at: Turnstile[tuple[str, int]] = Turnstile(per_round=per_round)
     sent: dict[str, int] = {}
     gone: list[tuple[str, int]] = []
     waiting: list[tuple[str, int]] = []
+    passed: dict[str, list[str]] = {}
+    """By who waits: whose turn it was since."""
 
     def begin_round() -> None:
-        before = {name for name, _ in waiting}
         went = at.begin_round()
         assert len(went) == min(per_round, len(waiting))
-        if len(before) <= per_round:
-            assert {name for name, _ in went} >= before, "each that waited has had one"
         for one in went:
             waiting.remove(one)
+            passed.pop(one[0])
+            for others in passed.values():
+                assert one[0] not in others, "it has waited all the time, and another has had two turns"
+                others.append(one[0])
+            if any(name == one[0] for name, _ in waiting):
+                passed[one[0]] = []
         gone.extend(went)
 
-    for principal in steps:
-        if principal is None:
+    def leave(one: tuple[str, int]) -> None:
+        at.withdraw(PRINCIPALS[one[0]], one)
+        waiting.remove(one)
+        if all(name != one[0] for name, _ in waiting):
+            del passed[one[0]]
+
+    for step in steps:
+        if step is None:
             begin_round()
             continue
-        name = principal.subject
-        message = (name, sent.get(name, 0))
-        sent[name] = message[1] + 1
+        if isinstance(step, int):
+            if waiting:
+                leave(waiting[step % len(waiting)])
+            continue
+        message = (step.subject, sent.get(step.subject, 0))
+        sent[step.subject] = message[1] + 1
         if at.pass_at_once():
             assert not waiting
             gone.append(message)
         else:
-            at.wait(principal, message)
+            at.wait(step, message)
             waiting.append(message)
+            passed.setdefault(step.subject, [])
     while waiting:
         begin_round()
-    assert len(gone) == sum(sent.values())
+    assert len(at) == 0
     for _, messages in groupby(sorted(gone, key=lambda one: one[0]), key=lambda one: one[0]):
         numbers = [number for _, number in messages]
         assert numbers == sorted(numbers)
