@@ -6,13 +6,11 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from ...mux.errors import InvalidRequest, Overloaded, TrunklineError
 from .asked import Incoming
-from .rpc import INTERNAL_ERROR, RPC, failure
+from .rpc import RPC, failure
 
 logger = logging.getLogger(__name__)
-
-OVERLOADED = -31003
-INVALID_REQUEST = -32600
 
 Answer = Callable[[dict[str, Any]], Awaitable[None]]
 
@@ -44,7 +42,7 @@ class Conversation:
             return
         if not isinstance(message, Mapping) or not isinstance(message.get("method"), str):
             if not (isinstance(message, Mapping) and ("result" in message or "error" in message)):
-                await self._say(failure(None, INVALID_REQUEST, "not a JSON-RPC message"))
+                await self._say(failure(None, InvalidRequest.code, "not a JSON-RPC message"))
         elif "id" not in message:
             self._notified(message, sent_by)
         else:
@@ -61,9 +59,9 @@ class Conversation:
     async def _asked(self, message: Mapping[str, Any], sent_by: Incoming) -> None:
         name = json.dumps(message["id"])
         if name in self._calls:
-            await self._say(failure(message["id"], INVALID_REQUEST, "a request with this id is in flight here"))
+            await self._say(failure(message["id"], InvalidRequest.code, "a request with this id is in flight here"))
         elif len(self._calls) >= self._max_inflight:
-            refusal = failure(message["id"], OVERLOADED, "too many calls in flight in this session")
+            refusal = failure(message["id"], Overloaded.code, "too many calls in flight in this session")
             refusal["error"]["data"] = {"limit": "max_inflight_per_workflow"}
             await self._say(refusal)
         else:
@@ -87,7 +85,7 @@ class Conversation:
             answer = await self._rpc.ask(message, sent_by, self._session_id, self._server_id)
         except Exception as error:
             logger.exception("a call failed inside the gateway")
-            answer = failure(message["id"], INTERNAL_ERROR, f"internal error: {type(error).__name__}")
+            answer = failure(message["id"], TrunklineError.code, f"internal error: {type(error).__name__}")
         assert answer is not None, "a request is answered"
         await self._say(answer)
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
+from ...mux.errors import TrunklineError
 from ...mux.limits import MAX_EVENT_BYTES
 from ...transports.asgi import ASGIApp
 from .asked import Incoming, carried_by
@@ -35,7 +36,6 @@ NOT_COPIED: Final = frozenset(
 )
 """What belongs to the connection that a message came on, and not to the message."""
 
-INTERNAL_ERROR: Final = -32603
 NOT_ALLOWED: Final = -32001
 
 
@@ -132,7 +132,7 @@ def _answer(id: Any, status: int, text: bytes) -> dict[str, Any]:
         answer = None
     if isinstance(answer, dict) and ("result" in answer) != ("error" in answer):
         return {"jsonrpc": "2.0", **{name: answer[name] for name in ("result", "error") if name in answer}, "id": id}
-    code = NOT_ALLOWED if status in (401, 403) else INTERNAL_ERROR
+    code = NOT_ALLOWED if status in (401, 403) else TrunklineError.code
     return failure(id, code, f"the gateway answered with HTTP {status}")
 
 

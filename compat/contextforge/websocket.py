@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
+from ...mux.errors import ParseError
 from ...transports.base import Message, Transport
 from .asked import Incoming, read_headers
 from .conversation import Conversation
@@ -18,7 +19,6 @@ logger = logging.getLogger(__name__)
 
 SUBPROTOCOL = "mcp"
 POLICY_VIOLATION = 1008
-PARSE_ERROR = -32700
 
 Ended = Callable[[str], Awaitable[None]]
 
@@ -72,7 +72,7 @@ class WebSocketTransport(Transport):
                 try:
                     message = json.loads(text)
                 except (ValueError, RecursionError):
-                    await self.send_message(failure(None, PARSE_ERROR, "Parse error"))
+                    await self.send_message(failure(None, ParseError.code, "Parse error"))
                     continue
                 yield message
         except (WebSocketDisconnect, RuntimeError, KeyError):  # it has gone; or a binary frame, which has no text
