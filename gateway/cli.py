@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from .completion import DEFAULT_FILE, handles, server_names, server_urls
+from .completion import DEFAULT_FILE, DEFAULT_URL, handles, server_names, server_urls
 from .exits import DEBUG, MEANINGS, ExitCode, WrongArgument, tell
 from .streams import open_standard_streams
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from .logs import LogFormat
     from .settings import Read, Settings
 
-DEFAULT_URL = "http://127.0.0.1:8920"
 GATEWAY, LOOK, USE = "Run a gateway", "Look into a gateway that runs", "Use a gateway"
 CODES = "\n\n".join(("Exit codes:", *(f"{code} {text}" for code, text in MEANINGS.items())))
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 DEFAULT_FILE: Final = "trunkline.toml"
+DEFAULT_URL: Final = "http://127.0.0.1:8920"
 PATIENCE_SECONDS: Final = 1.0
 LOOPBACK: Final = "127.0.0.1"
 EVERYWHERE: Final = ("", "0.0.0.0", "::")  # noqa: S104 - what is listened on, not by us

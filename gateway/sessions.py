@@ -17,12 +17,12 @@ from rich.text import Text
 
 from ..transports.upstream.http import parts_of
 from ..transports.upstream.proxy import proxy_of
+from .completion import DEFAULT_URL
 from .console import Meter, fitting, meter, out, printable, write_json
 from .console import show as print_shown
 from .exits import Failure, WrongArgument, nobody_at, of_tls
 from .settings.spelling import fault_in_token
 
-DEFAULT_URL: Final = "http://127.0.0.1:8920"
 REFRESH_SECONDS: Final = 1.0
 PATIENCE_SECONDS: Final = 10.0
 MAX_BYTES: Final = 64 * 1024 * 1024
