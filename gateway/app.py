@@ -396,10 +396,10 @@ class Gateway:
             settings,
             guard,
             authenticator,
+            self._events,
             beside=self._beside,
             member=self._member,
             workers=self._workers,
-            events=self._events,
         )
         return _Routes(settings, authenticator, sites, leaving, http, at_once, websocket, operations)
 

@@ -21,10 +21,8 @@ from .metrics import CONTENT_TYPE, Expositions, InFlight, exposition
 from .rows import NotTold
 from .settings import NAME, Settings, is_loopback
 from .status_page.document import document
-from .trends import Trends
 from .worker_metrics import WorkerMetrics
 from .workers.member import Member
-from .workers.overview import Overview
 
 NO_UPGRADE: Final = "a WebSocket is served here: ask for one, and let a proxy before the gateway pass Upgrade on"
 SERVER_PATH: Final = re.compile(rf"/servers/({NAME.pattern})/")
@@ -45,8 +43,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 class Operations(Starlette):
     """The application for everything that is not an MCP endpoint; `beside` and `workers` as in `exposition`.
 
-    `events` are what is listened to, where they are to outlive this application; `member` is this worker among others,
-    where there are any.
+    `events` are what is listened to, which outlive it; `member` is this worker among others, where there are any.
     """
 
     def __init__(
@@ -55,11 +52,11 @@ class Operations(Starlette):
         settings: Settings,
         guard: Guard,
         authenticator: Authenticator,
+        events: Events,
         *,
         beside: InFlight = Counter,
         member: Member | None = None,
         workers: WorkerMetrics | None = None,
-        events: Events | None = None,
     ) -> None:
         self._pool = pool
         self._settings = settings
@@ -67,8 +64,7 @@ class Operations(Starlette):
         self._authenticator = authenticator
         self._member = member
         self._expositions = Expositions(lambda: exposition(pool, beside, workers))
-        self._events = events or Events(pool, Overview(pool, Trends(pool.statistics), member, beside))
-        seen = self._events.overview
+        self._events, seen = events, events.overview
         routes = [
             Route("/healthz", self._health),
             Route(METADATA + "/servers/{name}/mcp", self._guarded(self._resource), methods=["GET", "OPTIONS"]),

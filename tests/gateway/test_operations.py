@@ -14,9 +14,12 @@ from harness.muxing import ALICE, Client, begin, settle
 from prometheus_client import CollectorRegistry, generate_latest
 from trunkline.gateway import metrics, operations
 from trunkline.gateway.auth import Authenticator
+from trunkline.gateway.events import Events
 from trunkline.gateway.metrics import exposition
 from trunkline.gateway.operations import Operations
 from trunkline.gateway.settings import AuthSection, GatewaySection, Server, Settings
+from trunkline.gateway.trends import Trends
+from trunkline.gateway.workers.overview import Overview
 from trunkline.mux.directory.memory import MemoryDirectory
 from trunkline.mux.errors import SessionLost, TrunklineError, UpstreamUnreachable
 from trunkline.mux.limits import Pooling
@@ -44,7 +47,8 @@ class Site:
         upstreams = {"x": Upstream("x", self.server, Pooling())}
         self.pool = Pool(upstreams, MemoryDirectory(), pooling=Pooling())
         guard = Guard(loopback=host == "127.0.0.1", allowed_hosts=["mcp.example"])
-        self.app = Operations(self.pool, self.settings, guard, Authenticator(self.settings))
+        events = Events(self.pool, Overview(self.pool, Trends(self.pool.statistics)))
+        self.app = Operations(self.pool, self.settings, guard, Authenticator(self.settings), events)
 
     async def get(
         self, path: str, *, peer: str = "127.0.0.1", base: str = "http://127.0.0.1:8920", **headers: str

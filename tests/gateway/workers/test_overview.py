@@ -12,10 +12,13 @@ from harness.memory_wire import MemoryServer
 from harness.muxing import ALICE, begin
 from harness.shared_memory import SharedMemoryDirectory
 from trunkline.gateway.auth import Authenticator
+from trunkline.gateway.events import Events
 from trunkline.gateway.operations import Operations
 from trunkline.gateway.settings import GatewaySection, Settings
+from trunkline.gateway.trends import Trends
 from trunkline.gateway.workers.conversation import Frame, SocketConversation
 from trunkline.gateway.workers.member import Answer, Member
+from trunkline.gateway.workers.overview import Overview
 from trunkline.mux.directory import Worker
 from trunkline.mux.directory.memory import MemoryDirectory
 from trunkline.mux.limits import Pooling
@@ -55,7 +58,8 @@ class House:
             on_lapse=lambda since: None,
         )
         settings = Settings(gateway=GatewaySection(admin_token=ADMIN))
-        app = Operations(pool, settings, Guard(loopback=True), Authenticator(settings), member=member)
+        events = Events(pool, Overview(pool, Trends(pool.statistics), member))
+        app = Operations(pool, settings, Guard(loopback=True), Authenticator(settings), events, member=member)
         await stack.enter_async_context(member.running())
         await stack.enter_async_context(pool.running())
         self.pools.append(pool)
