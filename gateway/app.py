@@ -51,6 +51,9 @@ logger = logging.getLogger(__name__)
 
 PREFIX: Final = "/servers/"
 
+MAX_LEAVING: Final = 256
+"""Servers that were taken out, and of which only other workers may have workflows: before these, they are unknown."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Routes:
@@ -267,6 +270,8 @@ class Gateway:
             if name not in sites and "legacy" in site.server.eras
             if name in busy or self._member is not None  # another worker may hold what goes on
         }
+        for name in [name for name in leaving if name not in busy][:-MAX_LEAVING]:
+            del leaving[name]
         self._routes = self._routed(settings, authenticator, sites, leaving)
         self.pool.reconfigure({name: site.upstream for name, site in sites.items()}, settings.pooling)
         self.pool.revoke(authenticator.knows)

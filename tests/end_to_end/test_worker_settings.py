@@ -16,6 +16,7 @@ from harness.upstreams import Upstream
 from harness.upstreams import upstream as running_upstream
 from harness.wire import Wire, text_of
 from harness.worker_gateways import WorkerGateway, worker_gateway
+from trunkline.gateway.app import MAX_LEAVING
 from websockets.asyncio.client import connect
 from websockets.typing import Subprotocol
 
@@ -182,6 +183,27 @@ async def test_what_began_on_a_server_that_is_taken_out_goes_on_by_whatever_work
     for _ in range(CALLS):
         async with Wire(place.gateway.url()) as wire:
             assert (await wire.post(INITIALIZE)).status == 404
+
+
+async def test_g10_of_many_servers_that_are_taken_out_the_oldest_are_unknown_to_who_holds_none_of_theirs(
+    place: Place, upstream: Upstream
+) -> None:
+    await place.gateway.complete()
+    before, names = place.toml.read_text(), [f"s{number}" for number in range(MAX_LEAVING + 2)]
+    more = "".join(f'[servers.{name}]\nurl = "{upstream.url}"\neras = ["legacy"]\n' for name in names)
+    await place.reload(before + more, f"{len(names)} added (")
+    sessions = {name: await place.gateway.open(name) for name in (names[0], names[-1])}
+    await place.reload(before, f"{len(names)} removed (")
+
+    async def statuses(name: str) -> set[int]:
+        found = set()
+        for _ in range(2 * CALLS):
+            async with Wire(place.gateway.url(name), sessions[name]) as wire:
+                found.add((await wire.call("counter")).status)
+        return found
+
+    assert await statuses(names[0]) == {200, 404}
+    assert await statuses(names[-1]) == {200}
 
 
 async def test_a_server_without_sessions_that_is_taken_out_is_unknown_at_once(place: Place) -> None:
