@@ -5,12 +5,14 @@ That of a command waits for nothing at its end.
 
 import asyncio
 import logging
-from collections.abc import Coroutine
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final, TypeVar
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final, ParamSpec, TypeVar
 
 logger = logging.getLogger(__name__)
 
+Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
 END_SECONDS: Final = 5.0
@@ -18,15 +20,25 @@ END_SECONDS: Final = 5.0
 
 
 class _Lookups(ThreadPoolExecutor):
-    """Threads that look names up: who asked for that may leave, and nobody can cut it short."""
+    """Looks names up, each in a thread of its own: nobody can cut that short, and no end waits for it."""
 
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """See the base class; nothing is waited for."""
-        super().shutdown(wait=False, cancel_futures=True)
+    def submit(self, fn: Callable[Given, Result], /, *args: Given.args, **kwargs: Given.kwargs) -> Future[Result]:
+        """See the base class."""
+        found: Future[Result] = Future()
+
+        def look() -> None:
+            try:
+                found.set_result(fn(*args, **kwargs))
+            except Exception as error:  # whatever it is, who waits must hear of it
+                found.set_exception(error)
+
+        found.set_running_or_notify_cancel()
+        threading.Thread(target=look, daemon=True).start()
+        return found
 
 
 def run_command(work: Coroutine[Any, Any, Result]) -> Result:
-    """Do this on a loop of its own, which Ctrl-C ends at once.
+    """Do this on a loop of its own, whose end waits for no name server.
 
     Raises:
         Exception: what the work raised.

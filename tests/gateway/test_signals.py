@@ -99,6 +99,19 @@ def test_ctrl_c_ends_a_command_at_any_time_and_nothing_is_told_of_it(held_up: st
         assert "Traceback" not in terminal.text
 
 
+@pytest.mark.parametrize("kind", ["http", "sse", "ws"])
+def test_a_call_that_has_failed_waits_for_no_name_server(kind: str, place: Path) -> None:
+    haste = "from trunkline.gateway import call\nfrom trunkline.transports import client\n"
+    haste += "call.CONNECT_SECONDS = client.CONNECT_SECONDS = 0.1\n"
+    (place / "sitecustomize.py").write_text(
+        f"{HOLD}{haste}import socket\nsocket.getaddrinfo = lambda *_, **__: hold()\n"
+    )
+    arguments = command("call", "http://mcp.example/mcp", "tool", "--transport", kind, module="trunkline.gateway")
+    with on_terminal(arguments, environment(), PYTHONPATH=str(place)) as terminal:
+        assert terminal.end() == 1
+        assert "reached" in terminal.text
+
+
 @pytest.mark.parametrize("kind", ["http", "sse", "ws", "check"])
 def test_ctrl_c_waits_for_no_name_server(kind: str, place: Path) -> None:
     (place / "sitecustomize.py").write_text(f"{HOLD}import socket\nsocket.getaddrinfo = lambda *_, **__: hold()\n")
