@@ -56,6 +56,12 @@ class ChannelConfig:
     pooling: Pooling
     statistics: Statistics
     clock: Callable[[], float]
+    generation: int
+    """The generation of the server's settings that it belongs to."""
+    on_lost: "Callable[[Channel, TrunklineError], None]"
+    """Told when the server has ended the session, after the owners."""
+    on_ended: "Callable[[Channel], None]"
+    """Told when its task ends, and nothing of the session is left."""
     listen: bool = True
     may_rest: bool = False
     """Whether a server that has nothing to tell unasked is left alone while no client is there."""
@@ -65,16 +71,10 @@ class ChannelConfig:
     """The session to go on with; None to begin one."""
     may_write: Callable[[], bool] | None = None
     """Whether a session that cannot be moved is certainly this worker's own; None where there is no other worker."""
-    generation: int = 0
-    """The generation of the server's settings that it belongs to."""
     purpose: Purpose = "lent"
     """What it is opened for."""
     first: "Callable[[Channel], Awaitable[None]] | None" = None
     """What its task does before it opens the session."""
-    on_lost: "Callable[[Channel, TrunklineError], None] | None" = None
-    """Told when the server has ended the session, after the owners."""
-    on_ended: "Callable[[Channel], None] | None" = None
-    """Told when its task ends, and nothing of the session is left."""
 
 
 class Channel:
@@ -224,8 +224,7 @@ class Channel:
         finally:
             self.close(SessionLost("the gateway stopped", executed="unknown"))
             self._wire = self._movable = self.listening.wire = None
-            if self._config.on_ended is not None:
-                self._config.on_ended(self)
+            self._config.on_ended(self)
 
     async def _begin(self, wire: Wire) -> None:
         adopted, handshake = self._config.adopted, self._config.handshake
@@ -368,8 +367,7 @@ class Channel:
         self.close(cause)
         for owner in tuple(self._owners):
             owner.lost(self, cause)
-        if self._config.on_lost is not None:
-            self._config.on_lost(self, cause)
+        self._config.on_lost(self, cause)
         self._perform(surely_not_run)  # who tries once more opens a session only if this loss lets it
 
     def _write(self, text: bytes, kind: SendKind, headers: Headers = NONE) -> None:
