@@ -153,8 +153,9 @@ async def test_what_began_on_a_server_goes_on_there_by_every_worker_when_that_ha
         assert moved.counts()["initialize"] == 1
 
 
-async def test_g7_a_dead_worker_takes_no_session_along_that_began_where_its_server_was(
-    place: Place, redis: RedisServer, upstream: Upstream
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_g7_g8_who_ends_takes_no_session_along_that_began_where_its_server_was(
+    place: Place, redis: RedisServer, upstream: Upstream, number: signal.Signals
 ) -> None:
     """Although the one that comes in its place knows only where the server is now."""
     await place.gateway.complete()
@@ -163,9 +164,9 @@ async def test_g7_a_dead_worker_takes_no_session_along_that_began_where_its_serv
         assert text_of(await place.gateway.call(session, "counter")) == "1"
     with running_upstream("sdk2") as moved:
         await place.reload(settings(moved, redis.url), "1 changed (up)")
-        dies = place.gateway.pids()[0]
-        place.gateway.end(dies, signal.SIGKILL)
-        await place.gateway.complete(without=dies)
+        ends = place.gateway.pids()[0]
+        place.gateway.end(ends, number)
+        await place.gateway.complete(without=ends)
         for said in range(2, CALLS):
             for session in sessions:
                 assert text_of(await place.gateway.call(session, "counter")) == str(said)

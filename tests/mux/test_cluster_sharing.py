@@ -487,6 +487,18 @@ async def test_g7_what_began_where_its_server_was_goes_on_by_whoever_still_has_a
                 await c.find(session_id)
 
 
+async def test_g8_what_is_let_go_under_older_settings_goes_on_where_those_hold_again() -> None:
+    """A change that was wrong is taken back by a restart as well: so such a session is not ended at its server."""
+    async with started(1, on_request=echo) as (at, a):
+        session_id = (await a.client()).workflow.record.session_id
+        a.reconfigure(place="elsewhere")
+        await at.drain(a)
+        b = await at.start()
+        held = await b.find(session_id)
+        assert "result" in await held.answer(held.call())
+        assert not held.workflow.is_superseded
+
+
 @pytest.mark.parametrize("stateless", [False, True])
 async def test_g4_no_session_is_asked_for_at_another_server_than_the_one_that_gave_it(stateless: bool) -> None:
     """There it is a secret of another server, or names a session of somebody else."""
