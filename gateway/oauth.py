@@ -129,7 +129,7 @@ class ClientCredentials:
                     body += chunk
                     if len(body) > MAX_BYTES:
                         raise NotIssued("the authorization server's answer is too large")
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL, ValueError, ImportError) as error:  # or the proxy is none of HTTP
             raise NotIssued(f"the authorization server cannot be reached: {type(error).__name__}") from error
         headers = {"Content-Type": answer.headers.get("content-type", "")}
         whole = httpx2.Response(answer.status_code, headers=headers, content=bytes(body), request=request)

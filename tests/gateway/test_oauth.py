@@ -254,6 +254,14 @@ async def test_a_server_that_does_not_say_who_issues_its_tokens_is_told() -> Non
     assert await refusal(asking) == "the authorization server cannot be reached: ConnectError"
 
 
+@pytest.mark.parametrize("proxy", ["socks5://127.0.0.1:1", "nonsense://h", "http://h:x", "http://127.0.0.1:1"])
+async def test_a_proxy_that_leads_nowhere_is_told(monkeypatch: pytest.MonkeyPatch, proxy: str) -> None:
+    monkeypatch.setenv("https_proxy", proxy)
+    settings = OAuth(issuer="https://issuer.example", client_id=CLIENT, client_secret=SECRET)
+    asking = ClientCredentials("up", Server(url="https://server.example/mcp", oauth=settings), settings)
+    assert (await refusal(asking)).startswith("the authorization server cannot be reached: ")
+
+
 def test_without_oauth_there_is_no_credential() -> None:
     assert not sources_of({"up": Server(url="http://h/mcp")})
 
