@@ -127,8 +127,6 @@ async def terminated(store: RedisServer | PostgresServer) -> AsyncIterator[tuple
 
 @asynccontextmanager
 async def mute(store: RedisServer | PostgresServer) -> AsyncIterator[tuple[int, Break]]:
-    assert isinstance(store, RedisServer)
-
     async def act() -> None:
         store.pause()
         await anyio.sleep(AWAY_SECONDS)
@@ -226,7 +224,7 @@ async def test_g5_g6_g7_hold_while_a_replica_takes_the_place_of_redis(
         await suffer(settings_file(tmp_path, "redis", url, server), server, act, record_property)
 
 
-@pytest.mark.parametrize("fault", [slow, restarted, stopped, cut, terminated], ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize("fault", [slow, restarted, stopped, mute, cut, terminated], ids=lambda fault: fault.__name__)
 @pytest.mark.parametrize("transport", ["http", "stdio"])
 async def test_g5_g6_g7_hold_whatever_happens_to_a_postgresql(
     tmp_path: Path, server: RawUpstream, fault: Callable[..., Any], record_property: Callable[[str, object], None]

@@ -4,11 +4,12 @@ with postgres_server() as server:
     ...  # server.url, of an empty database; server.clear() makes another; server.restart()
 """
 
+import os
 import signal
 import subprocess
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from harness.ports import free_port
@@ -69,6 +70,23 @@ class PostgresServer:
         self._process.send_signal(signal.SIGINT)
         self._process.wait(PATIENCE)
         self._process.kill()
+
+    def pause(self) -> None:
+        """SIGSTOP: connections stay, nobody answers."""
+        self._tell(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self._tell(signal.SIGCONT)
+
+    def _tell(self, number: signal.Signals) -> None:
+        """Send a signal to its first process, and to those that serve connections."""
+        assert self._process is not None, "it was not started"
+        first = self._process.pid
+        children = Path(f"/proc/{first}/task/{first}/children").read_text().split()
+        for pid in (first, *map(int, children)):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def restart(self) -> None:
         """Stop and start it, on the same port with the same data."""
