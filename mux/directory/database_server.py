@@ -42,6 +42,7 @@ OPTIONS: Final = ("host", "port", "ssl", "passfile", "krbsrvname", "target_sessi
 
 CHANGES: Final = "trunkline_changes"
 MAIL: Final = "trunkline_mail"
+STANDBY: Final = "ReadOnlySQLTransactionError"
 READS: Final = {"trunkline_reads": True}
 
 _IDENTITY: Final = "correct user and password in the URL"
@@ -59,7 +60,7 @@ REMEDIES: Final[Mapping[str, str]] = {
     "InvalidAuthorizationSpecificationError": _IDENTITY,
     "InvalidCatalogNameError": "create the database, or correct its name in the URL",
     "InsufficientPrivilegeError": "let its user create tables: GRANT CREATE ON SCHEMA public",
-    "ReadOnlySQLTransactionError": "it takes no writes, as a standby does: name the primary",
+    STANDBY: "it takes no writes, as a standby does: name the primary",
     "TooManyConnectionsError": "raise its max_connections",
     "DiskFullError": _DISK,
     "DecodeError": UNREADABLE,
@@ -105,6 +106,7 @@ class Server:
             options.update(connect_args=times, isolation_level="READ COMMITTED")
             engine = create_async_engine(self._url, **options)
             sa.event.listen(engine.sync_engine, "checkout", _sound)
+            sa.event.listen(engine.sync_engine, "handle_error", _leave_standby)
             return engine
         engine = create_async_engine(self._url, connect_args={"timeout": SERVER_SECONDS}, **options)
         sa.event.listen(engine.sync_engine, "connect", self._connected)
@@ -236,6 +238,13 @@ def _sound(connection: Any, _: Any, __: Any) -> None:
     """One that the server has closed meanwhile is known to be: another one is made in its place."""
     if connection.driver_connection.is_closed():
         raise DisconnectionError
+
+
+def _leave_standby(failed: sa.engine.ExceptionContext) -> None:
+    """What takes no writes may be an old primary: its connections are given up, and made to where the URL leads."""
+    cause = failed.original_exception.__cause__
+    if type(cause).__name__ == STANDBY:
+        failed.is_disconnect = True
 
 
 def _try_sqlite(file: str, **options: Any) -> None:

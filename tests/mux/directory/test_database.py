@@ -392,3 +392,33 @@ async def test_a_connection_that_postgresql_has_closed_is_given_to_nobody(backen
             for n in range(3):
                 tasks.start_soon(directory.claim, record(f"{n}"))
             tasks.start_soon(directory.beat, me)
+
+
+async def test_who_came_to_a_postgresql_that_takes_no_writes_goes_where_the_url_leads(backends: Backends) -> None:
+    """In a failover a name may lead to the old primary for a while, which is a standby by then."""
+    place = backends.place("postgresql")
+    place.clear()
+    server = Server(place.url())
+    async with open_database(place.url()) as directory, server.engine.connect() as operator:
+        me = await directory.enroll(Worker("me"))
+
+        async def say(statement: str) -> None:
+            await operator.execute(sa.text(statement))
+            await operator.commit()
+
+        role = f"ALTER ROLE CURRENT_USER IN DATABASE {server.engine.url.database}"
+        await say(f"{role} SET default_transaction_read_only = on")
+        others = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        await say(f"SELECT pg_terminate_backend(pid) {others}")
+        with anyio.fail_after(10):
+            while True:
+                with pytest.raises(DirectoryUnavailable) as refused:
+                    await directory.beat(me)
+                if refused.value.remedy == "it takes no writes, as a standby does: name the primary":
+                    break
+        assert [worker.id for worker in await directory.workers()] == ["me"]
+        await say(f"{role} RESET default_transaction_read_only")
+        with pytest.raises(DirectoryUnavailable):
+            await directory.beat(me)
+        await directory.beat(me)
+    await server.engine.dispose()
