@@ -1,8 +1,9 @@
 """Where a workflow is found: here, or by what the directory says at another worker; and how long that is believed.
 
 Among several workers, what lives here is believed for `MAX_STALENESS`, or until the directory tells of a change; then
-it is compared with its record when it is used next. What is not at hand is so, too, where the lease is over. A workflow
-is found by its own principal alone, on its own server (guarantee G4).
+it is compared with its record when it is used next. What comes while others may have taken it over, but for calls at
+hand, waits until that is known, or the directory is away. A workflow is found by its own principal alone, on its own
+server (guarantee G4).
 """
 
 from collections import OrderedDict
@@ -64,7 +65,10 @@ class Lookup:
             workflow = None if key is None else self._residents.held.by_key.get((principal, server, key))
         if workflow is None or not _is_theirs(workflow, principal, server):
             return None
-        if self._cluster is not None and (concern.name or self._clock() - workflow.checked > MAX_STALENESS):
+        cluster = self._cluster
+        if cluster is not None and (concern.name or self._clock() - workflow.checked > MAX_STALENESS):
+            return None
+        if cluster is not None and not concern.are_calls and (workflow.is_doubted or cluster.members.is_late):
             return None
         return workflow
 
@@ -238,8 +242,13 @@ class Lookup:
     async def _live(self, workflow: Workflow | None, principal: Principal, server: str) -> Workflow:
         if workflow is None or not _is_theirs(workflow, principal, server):
             raise UnknownSession("no such session; begin anew with initialize")
-        cluster = self._cluster
-        if cluster is None or not (cluster.members.is_late or self._clock() - workflow.checked > MAX_STALENESS):
+        if self._cluster is None:
+            return workflow
+        members = self._cluster.members
+        if members.is_late:
+            await members.catch_up()
+        is_believed = self._clock() - workflow.checked <= MAX_STALENESS and (not workflow.is_doubted or members.is_away)
+        if is_believed and workflow.ended is None:
             return workflow
         workflow.checked = self._clock()
         try:

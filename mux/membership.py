@@ -66,6 +66,8 @@ class Membership:
         """When the heartbeat that is on its way was sent."""
         self._must_beat = asyncio.Event()
         """Set when a heartbeat is due sooner."""
+        self._has_beaten = asyncio.Event()
+        """Set when the next one was taken, or was not."""
         self.is_away = False
         """True while the directory does not take heartbeats."""
         self._back_at = float("-inf")
@@ -103,8 +105,15 @@ class Membership:
 
     @property
     def is_late(self) -> bool:
-        """True where its lease is over, and whether others have taken over what it holds is about to show."""
-        return not (self.holds_lease or self.is_away)
+        """True where its lease is over, and whether others could take over what it holds is about to show."""
+        return self._is_running and not (self.holds_lease or self.is_away)
+
+    async def catch_up(self) -> None:
+        """Wait until it is not late: a heartbeat is sent at once, and taken, or the directory is away."""
+        with anyio.move_on_after(LEASE_SECONDS):
+            while self.is_late:
+                self._must_beat.set()
+                await self._has_beaten.wait()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["Membership"]:
@@ -267,6 +276,8 @@ class Membership:
             return
         finally:
             self._sent_at = float("inf")
+            self._has_beaten.set()
+            self._has_beaten = asyncio.Event()
         if self.is_away:
             self._back_at = self._clock()
             logger.info("the directory takes heartbeats again", extra={"worker": self.worker.id})

@@ -1,5 +1,7 @@
 """Who goes on with a workflow after its worker died, was paused or drained."""
 
+import asyncio
+
 import anyio
 import pytest
 from harness.changing import until
@@ -10,6 +12,8 @@ from trunkline.mux.directory import LEASE_SECONDS
 from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, Overloaded, SessionLost, UnknownSession
 from trunkline.mux.leftovers import FIRST_SECONDS
 from trunkline.mux.limits import Pooling
+from trunkline.mux.placement import CALLS
+from trunkline.mux.principal import ANONYMOUS
 from trunkline.mux.record import WorkflowRecord
 
 pytestmark = pytest.mark.anyio
@@ -173,6 +177,29 @@ async def test_g7_who_wakes_leaves_to_its_successor_what_comes_before_it_could_b
         assert mine.ended.cause == "taken_over"
 
 
+async def test_g7_what_is_compared_after_a_pause_is_not_used_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with two() as (at, a, b, session_id):
+        await b.beat(after=LEASE_SECONDS)
+        await b.find(session_id)
+        get, asked, goes_on = at.directory.get, anyio.Event(), anyio.Event()
+
+        async def slow(session_id: str) -> WorkflowRecord | None:
+            asked.set()
+            await goes_on.wait()
+            return await get(session_id)
+
+        monkeypatch.setattr(at.directory, "get", slow)
+        await a.beat()
+        await asked.wait()
+        assert a.pool.lookup.at_hand(ANONYMOUS, "x", session_id) is None
+        serving = asyncio.create_task(at.serve(session_id, a))
+        await settle()
+        assert not serving.done()
+        goes_on.set()
+        member, _ = await serving
+        assert member is b
+
+
 async def test_who_was_paused_and_not_succeeded_goes_on() -> None:
     async with two() as (_, a, _, session_id):
         await a.beat(after=LEASE_SECONDS * 4)
@@ -228,6 +255,21 @@ async def test_without_a_lease_http_sessions_go_on() -> None:
             await a.find("unknown")
         with pytest.raises(DirectoryUnavailable):
             await a.client()
+
+
+async def test_an_end_that_comes_as_the_lease_is_over_closes_the_upstream_session_that_nobody_took_over() -> None:
+    async with two() as (at, a, _, session_id):
+        await a.find(session_id)
+        at.clock.advance(LEASE_SECONDS)
+        lookup = a.pool.lookup
+        assert lookup.at_hand(ANONYMOUS, "x", session_id, concern=CALLS) is not None, "which goes on without a lease"
+        assert lookup.at_hand(ANONYMOUS, "x", session_id) is None
+        client = await a.find(session_id)
+        assert lookup.at_hand(ANONYMOUS, "x", session_id) is client.workflow
+        await a.pool.end(client.workflow, "deleted")
+        await settle()
+        assert at.server.deleted == [client.workflow.record.upstream_session[1:]]
+        assert await at.directory.get(session_id) is None
 
 
 async def test_an_end_in_doubt_leaves_the_upstream_session_alone() -> None:

@@ -56,6 +56,21 @@ async def test_g7_after_a_pause_all_that_it_holds_is_doubted(at: At) -> None:
         assert at.since == last, "since the last heartbeat that was taken"
 
 
+async def test_g7_who_is_late_catches_up_at_once_unless_the_directory_is_away(at: At) -> None:
+    async with at.member.running():
+        assert not at.member.is_late
+        at.clock.advance(LEASE_SECONDS)
+        assert at.member.is_late
+        await at.member.catch_up()
+        assert (at.lapses, at.member.holds_lease, at.member.is_late) == (1, True, False)
+        at.directory.is_away = True
+        at.clock.advance(LEASE_SECONDS)
+        await at.member.catch_up()
+        assert (at.member.holds_lease, at.member.is_away, at.member.is_late) == (False, True, False)
+    at.member.is_away = False
+    assert not at.member.is_late, "it is no member any longer"
+
+
 async def test_a_directory_that_is_away_leaves_the_lease_as_it_was(at: At) -> None:
     async with at.member.running():
         at.directory.is_away = True
