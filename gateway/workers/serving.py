@@ -32,7 +32,8 @@ async def listening(address: str, begin: Begin) -> AsyncIterator[None]:
         OSError: the socket cannot be made.
     """
 
-    def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        # In a task: where sniffio is installed, anyio does not know the event loop in a callback of a transport.
         begin(SocketConversation(reader, writer))
 
     server = await asyncio.start_unix_server(accept, address)

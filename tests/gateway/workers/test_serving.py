@@ -5,6 +5,7 @@ import gc
 import logging
 import socket
 from contextlib import AsyncExitStack
+from pathlib import Path
 
 import anyio
 import pytest
@@ -12,6 +13,7 @@ from harness.worker_house import Client, House, answer, post
 from trunkline.gateway.workers import serving as module
 from trunkline.gateway.workers.conversation import Frame, SocketConversation
 from trunkline.gateway.workers.openings import opening
+from trunkline.gateway.workers.serving import listening
 from trunkline.gateway.workers.serving import serve as served
 from trunkline.transports.asgi import Receive, Scope, Send
 from trunkline.transports.websocket import PING
@@ -74,6 +76,19 @@ async def test_a_pong_that_nobody_waits_for_any_longer_is_none_of_the_next_ping(
     await house.begins("b", serve)
     await house.request(client, type="websocket", extensions={PING: pong})
     assert client.sent == [{"type": "websocket.close", "code": 1000}]
+
+
+async def test_what_is_handed_on_by_a_socket_is_begun_in_a_task(tmp_path: Path) -> None:
+    """Where sniffio is installed, as with many SDKs, anyio knows the event loop in tasks alone."""
+    begun = asyncio.get_running_loop().create_future()
+    address = str(tmp_path / "socket")
+    async with listening(address, lambda conversation: begun.set_result((asyncio.current_task(), conversation))):
+        here = await SocketConversation.open(address)
+        with anyio.fail_after(10):
+            task, there = await begun
+        assert task is not None
+        here.close()
+        there.close()
 
 
 async def test_what_is_said_to_one_that_has_answered_already_costs_nobody_the_answer() -> None:
