@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import ClassVar, Final, Literal
 
 from ...mux.ports import NONE, Headers
@@ -9,8 +11,9 @@ from ...mux.statistics import Statistics
 from ..unfinished import Unfinished
 from .answers import lingering
 from .credentials import Credential
-from .http import HeaderBlock, HTTPClient, proof_in
+from .http import Answer, HeaderBlock, HTTPClient, proof_in
 from .http_client import Trusted, http_client
+from .http_delivery import Deliveries, Send
 
 Kind = Literal["initialize", "initialized", "call", "notification", "response", "get", "delete", "probe"]
 
@@ -67,6 +70,18 @@ class HTTPConnector:
     def count(self, kind: Kind) -> None:
         """One HTTP request goes to the server."""
         self._statistics.count("upstream_requests", self.server, kind)
+
+    def deliver(
+        self, deliveries: Deliveries, kind: Kind, size: int, send: Send, over: Callable[[asyncio.Future[int]], None]
+    ) -> None:
+        """Have one message without an answer sent in its turn, which is counted, as `Deliveries.put`."""
+
+        def counted(answer: Answer) -> Callable[[], None]:
+            self.count(kind)
+            return send(answer)
+
+        if not deliveries.put(size, counted, over):
+            self.count_dropped()
 
     def count_dropped(self) -> None:
         """The server has not taken what it should, or there is no room for more."""

@@ -124,7 +124,8 @@ class _SSEWire:
                 asyncio.get_running_loop().call_soon(self._fail, request, InvalidRequest(str(error)))
             return
         if request is None:
-            self._deliver(text, kind, block)
+            send = partial(self._post, block, text)
+            self._connector.deliver(self._deliveries, kind, len(text), send, partial(self._delivered, kind))
             return
         self._connector.count("call" if self._is_established else "initialize")
         self._loss.unanswered[request] = None
@@ -139,16 +140,6 @@ class _SSEWire:
                 self._posts[post] = None
                 break
         self._loss.settle(request)
-
-    def _deliver(self, text: bytes, kind: SendKind, headers: HeaderBlock) -> None:
-        """One message without an answer."""
-
-        def send(answer: Answer) -> Callable[[], None]:
-            self._connector.count(kind)
-            return self._post(headers, text, answer)
-
-        if not self._deliveries.put(len(text), send, partial(self._delivered, kind)):
-            self._connector.count_dropped()
 
     def _delivered(self, kind: SendKind, over: asyncio.Future[int]) -> None:
         if self._is_closed or self._loss.cause is not None:

@@ -165,7 +165,8 @@ class HTTPWire:
             return
         traffic = self._traffic
         if request is None:
-            self._deliver(text, kind, block)
+            send = partial(self._connector.http.send, "POST", block, text)
+            self._connector.deliver(traffic.deliveries, kind, len(text), send, partial(self._delivered, kind))
         elif traffic.loss.cause is not None:
             traffic.loss.refused.append(request)
         elif request.token and self._unasked is not None and self._unasked.is_coming:
@@ -351,16 +352,6 @@ class HTTPWire:
         if not task.cancelled() and task.exception() is not None:
             logger.error("a stream could not be taken up", exc_info=task.exception(), extra=self._about)
             self.receiver.lost(UpstreamFault("a stream could not be taken up"))
-
-    def _deliver(self, text: bytes, kind: SendKind, headers: HeaderBlock) -> None:
-        """One message without an answer."""
-
-        def send(answer: Answer) -> Callable[[], None]:
-            self._connector.count(kind)
-            return self._connector.http.send("POST", headers, text, answer)
-
-        if not self._traffic.deliveries.put(len(text), send, partial(self._delivered, kind)):
-            self._connector.count_dropped()
 
     def _delivered(self, kind: SendKind, over: asyncio.Future[int]) -> None:
         if over.cancelled():
