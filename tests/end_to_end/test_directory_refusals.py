@@ -118,6 +118,13 @@ def test_a_postgresql_without_such_a_user_or_database(postgres: PostgresServer, 
     )
 
 
+def test_a_postgresql_that_takes_no_writes(postgres: PostgresServer, refused: Refused) -> None:
+    postgres.say("CREATE USER reader SUPERUSER")
+    postgres.say("ALTER USER reader SET default_transaction_read_only = on")
+    url = postgres.url.replace("://trunkline@", "://reader@")
+    assert refused(url).endswith("; it takes no writes, as a standby does: name the primary")
+
+
 def test_a_postgresql_whose_user_may_make_no_tables(postgres: PostgresServer, refused: Refused) -> None:
     postgres.say("CREATE USER weak")
     url = postgres.url.replace("://trunkline@", "://weak@")
