@@ -34,7 +34,7 @@ from .membership import Membership
 from .placement import NAMES, WIRES, Concern, decide, may_have_parts
 from .premises import Premises
 from .principal import Principal
-from .record import WorkflowRecord
+from .record import Terms, WorkflowRecord
 from .recording import TOUCH_SECONDS, Recording, touch_interval
 from .recovery import Kept, Known, recover
 from .upstream import Upstream
@@ -121,11 +121,12 @@ class Cluster:
         """The id of this worker."""
         return self.members.worker.id
 
-    def own(self, record: WorkflowRecord, upstream: Upstream) -> WorkflowRecord:
-        """The record of a workflow that begins here, or is taken over."""
-        pooling = upstream.pooling
+    def own(self, record: WorkflowRecord, upstream: Upstream, beside: Workflow | None = None) -> WorkflowRecord:
+        """The record of a workflow that begins here, or is taken over: as it was served `beside`, where it was."""
+        pooling = upstream.pooling if beside is None else beside.pooling
         lifetime = max(pooling.idle_timeout + pooling.resume_window, TOUCH_SECONDS * 4)
-        settings = {"reuse": pooling.reuse, "place": upstream.place, "lifetime": lifetime}
+        terms = Terms(upstream.place, pooling.keeping)
+        settings = {"reuse": pooling.reuse, "settings": terms, "lifetime": lifetime}
         return msgspec.structs.replace(record, worker=self.me, **settings)
 
     async def settle(self, principal: Principal, server: str) -> None:
@@ -191,7 +192,7 @@ class Cluster:
             is_call=concern.are_calls or concern.worker == self.number,
             stateless=upstream.stateless or upstream.pooling.reuse == "user",
             reuse=upstream.pooling.reuse,
-            place=upstream.place,
+            settings=upstream.terms,
         )
         match decision:
             case "beside" if self._has_room_beside(record.server) and not self.beginning.draining:
@@ -229,9 +230,10 @@ class Cluster:
         Raises:
             Elsewhere: the other one.
         """
-        if record.upstream_session and record.reuse == "workflow":
+        if record.upstream_session and record.reuse == "workflow" and record.settings is not msgspec.UNSET:
+            place = f"{record.server} {record.settings.place}"
             for other in await self.members.others():
-                if f"{record.server} {record.place}" in (other.older or ()) and not other.drains:
+                if place in (other.older or ()) and not other.drains:
                     raise Elsewhere(other.id)
 
     async def _settle_for(self, record: WorkflowRecord) -> None:
@@ -269,7 +271,7 @@ class Cluster:
             with ExitStack() as unused:
                 census.add(record.principal, record.server)
                 unused.callback(census.remove, record.principal, record.server)
-                stored = await self.directory.replace(self.own(record, upstream))
+                stored = await self.directory.replace(self.own(record, upstream, beside))
                 if stored is None:
                     self._statistics.count("takeovers", "overtaken")
                     return None

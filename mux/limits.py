@@ -104,3 +104,9 @@ class Pooling(Limits, frozen=True, forbid_unknown_fields=True):
     """Calls on one session with a server that wait for an answer, those of all workflows that share it."""
     event_log: EventLogLimits = EventLogLimits()
     """What is kept so that clients can resume their streams."""
+
+    @property
+    def keeping(self) -> str:
+        """Names how long a workflow is kept, and how much of its log: who serves it has to go by the same."""
+        log = self.event_log
+        return f"{self.idle_timeout:g} {self.resume_window:g} {log.events} {log.bytes}"

@@ -12,7 +12,7 @@ import msgspec
 
 from .envelope import Envelope
 from .limits import Reuse
-from .record import WorkflowRecord
+from .record import Terms, WorkflowRecord
 
 Decision = Literal["beside", "forward", "take_over", "gone"]
 """`beside`: serve it here, beside the worker that holds it. `forward`: hand it to that worker. `take_over`: become the
@@ -80,19 +80,19 @@ def decide(
     is_call: bool,
     stateless: bool,
     reuse: Reuse = "workflow",
-    place: str = "",
+    settings: Terms | None = None,
 ) -> Decision:
     """What becomes of a request for this record, which does not live here.
 
     `holder_lives` tells whether the worker that the record names is another one that lives. `is_call` is true for
     requests that the server answers by themselves; `stateless` where a lost session may be begun anew in silence. With
     the reuse `none` there is no session that could be lost. What began under another reuse ends with who has it: its
-    session is not what others would take it for. What began where its server was at another `place` goes on with who
-    has it, while that one lives.
+    session is not what others would take it for. What began under other `settings` goes on with who has it, while that
+    one lives.
     """
     if record.worker and holder_lives:
-        is_there = record.place in (place, msgspec.UNSET)
-        return "beside" if is_call and is_there and may_have_parts(record, reuse) else "forward"
+        is_alike = record.settings in (settings, msgspec.UNSET)
+        return "beside" if is_call and is_alike and may_have_parts(record, reuse) else "forward"
     return "take_over" if may_be_taken_over(record, reuse, stateless=stateless) else "gone"
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import secrets
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
@@ -34,6 +34,15 @@ class Wish(msgspec.Struct, frozen=True):
     """The resources that it watches."""
 
 
+class Terms(NamedTuple):
+    """What the settings of a server say that all have to go by who serve one workflow."""
+
+    place: str = ""
+    """Where it is, and as whom it is asked: elsewhere nobody knows its sessions (`Upstream.place`)."""
+    keeping: str = ""
+    """How long workflows are kept, and how much of their logs (`Pooling.keeping`)."""
+
+
 class WorkflowRecord(msgspec.Struct, frozen=True):
     """One workflow, as it is stored. `epoch` counts its changes: a change names the epoch that it changes."""
 
@@ -57,8 +66,8 @@ class WorkflowRecord(msgspec.Struct, frozen=True):
     """Where its request ids begin: above all that a directory may have given out which has forgotten them."""
     reuse: Reuse = "workflow"
     """How far its upstream session is shared: who has other settings by now can do nothing with that."""
-    place: str | msgspec.UnsetType = msgspec.UNSET
-    """Where its server is, and as whom it is asked (`Upstream.place`); not set by builds that did not tell."""
+    settings: Terms | msgspec.UnsetType = msgspec.UNSET
+    """Those of its server under which it goes on; not set by builds that did not tell."""
     lifetime: float = 86400
     """Seconds after which a record is forgotten that no worker has touched."""
 

@@ -93,6 +93,8 @@ def recover(entries: Iterable[Entry]) -> Kept:
             case "event":
                 _add(kept.stream(entry.stream), entry)
             case "tally":
+                if not kept.epoch:  # builds that did not note it: the newest wire is where it went
+                    kept.home = entry.stream
                 kept.stream(entry.stream).tallies[entry.n] = Tally.read(entry.n, entry.message)
             case "other":
                 _count(kept.stream(entry.stream), entry)

@@ -119,7 +119,8 @@ class Streams:
                 channel.listening.attend()
         stream.covered = stream.is_read = True
         stream.is_given_up = False
-        self._note_home()
+        if listens:
+            self._note_home()
         self._workflow.wire_came()
         return reader
 
@@ -202,7 +203,8 @@ class Streams:
                 del self._readers[reader.stream.number]
             reader.stream.is_read = any(other.stream is reader.stream for other in readers)
             reader.stream.left = self._workflow.now()
-            self._note_home()
+            if reader.stream.number in self._listened:
+                self._note_home()
         if self.is_over and not self._readers:
             self._log.clear()
 

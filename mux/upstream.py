@@ -8,7 +8,7 @@ import msgspec
 from .channel import Channel
 from .limits import Pooling
 from .ports import AdoptingConnector, Connector, Line
-from .record import WorkflowRecord
+from .record import Terms, WorkflowRecord
 
 ChannelMaker = Callable[..., Channel]
 """Makes a channel and starts its owner task; `listen=False` leaves out unasked messages that cost a request.
@@ -30,7 +30,7 @@ class Upstream:
     trust_annotations: bool = False
     """A call that may have run is sent again where the server says that its tool is read-only or idempotent (G6)."""
     generation: int = 0
-    """Counts the changes of its settings while the gateway runs: sessions of two generations are never mixed."""
+    """Counts the changes of its settings while the gateway runs: workflows of two generations share no session."""
     place: str = ""
     """Names where it is, and as whom it is asked: elsewhere nobody knows its sessions, whatever else differs."""
     credential: str = ""
@@ -39,10 +39,16 @@ class Upstream:
     """The line for `reuse = "none"`, which lives outside of mux; None means the dedicated line."""
 
     @property
+    def terms(self) -> Terms:
+        """What others have to go by as well who serve a workflow of it."""
+        return Terms(self.place, self.pooling.keeping)
+
+    @property
     def keeps_sessions(self) -> bool:
         """Whether a workflow has a session of its own that any worker with these settings can go on with."""
         return self.pooling.reuse == "workflow" and isinstance(self.connector, AdoptingConnector)
 
     def leads_to(self, record: WorkflowRecord) -> bool:
         """Whether the upstream session of a record can be gone on with here; not where its server was another one."""
-        return record.place in (self.place, msgspec.UNSET) and isinstance(self.connector, AdoptingConnector)
+        is_there = record.settings is msgspec.UNSET or record.settings.place == self.place
+        return is_there and isinstance(self.connector, AdoptingConnector)

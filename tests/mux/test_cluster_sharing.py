@@ -3,8 +3,10 @@
 import asyncio
 import json
 from dataclasses import replace
+from typing import Any
 
 import anyio
+import msgspec
 import pytest
 from harness.changing import until
 from harness.clustering import Workers, orphaned, started
@@ -16,9 +18,9 @@ from trunkline.mux.directory import LEASE_SECONDS
 from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, SessionLost, UnknownSession
 from trunkline.mux.event_log import Stream
 from trunkline.mux.exchange import Exchange
-from trunkline.mux.limits import Pooling, Reuse
+from trunkline.mux.limits import EventLogLimits, Pooling, Reuse
 from trunkline.mux.placement import CALLS, WHOLE
-from trunkline.mux.record import WorkflowRecord
+from trunkline.mux.record import Terms, WorkflowRecord
 
 pytestmark = pytest.mark.anyio
 
@@ -444,6 +446,25 @@ async def test_g1_g4_a_session_is_not_taken_for_one_of_another_reuse_by_workers_
         assert (b.pool.statistics.total("takeovers"), counts["takeovers", "let_go"]) == (2, 2)
 
 
+@pytest.mark.parametrize(
+    "change", [{"resume_window": 900}, {"idle_timeout": 3600}, {"event_log": EventLogLimits(events=100)}], ids=str
+)
+async def test_what_is_kept_otherwise_is_its_holders_until_that_one_is_dead(change: dict[str, Any]) -> None:
+    """Who serves beside tells as seldom as suits itself that it is in use, and cuts the log that all share."""
+    async with started(1, on_request=echo) as (at, a):
+        session_id = (await a.client()).workflow.record.session_id
+        at.settings = {**at.settings, "pooling": msgspec.structs.replace(Pooling(), **change)}
+        b, c = await at.start(), await at.start()
+        for concern in (CALLS, WHOLE):
+            with pytest.raises(Elsewhere):
+                await b.find(session_id, concern)
+        await at.lose(a)
+        held = await b.find(session_id)
+        assert "result" in await held.answer(held.call())
+        beside = await c.beside(session_id)
+        assert "result" in await beside.answer(beside.call())
+
+
 async def test_what_is_gone_on_with_as_it_was_served_beside_its_dead_holder_is_under_older_settings_still() -> None:
     async with started(3, on_request=echo) as (at, a, b, c):
         session_id = (await a.client()).workflow.record.session_id
@@ -480,7 +501,7 @@ async def test_g7_what_began_where_its_server_was_goes_on_by_whoever_still_has_a
                     client = Client(workflow)
                     assert "result" in await client.answer(client.call())
             assert workflow.is_superseded
-            assert workflow.record.place == ""
+            assert workflow.record.settings == Terms("", workflow.pooling.keeping)
         await at.lose(b)
         for session_id in session_ids:
             with pytest.raises(UnknownSession):

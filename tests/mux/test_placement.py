@@ -8,7 +8,7 @@ from trunkline.mux.envelope import parse
 from trunkline.mux.limits import Reuse
 from trunkline.mux.placement import CALLS, NAMES, WHOLE, WIRES, Concern, Decision, concern_of, decide
 from trunkline.mux.principal import ANONYMOUS
-from trunkline.mux.record import Handshake, WorkflowRecord
+from trunkline.mux.record import Handshake, Terms, WorkflowRecord
 
 OPENING = WorkflowRecord("id", ANONYMOUS, "x", None, Handshake("2025-11-25", b"{}", b"{}"), worker="b")
 OWNED = msgspec.structs.replace(OPENING, revision="2025-11-25")
@@ -72,11 +72,13 @@ def test_what_began_under_another_reuse_ends_with_its_holder(began: Reuse, reuse
 
 
 @pytest.mark.parametrize("is_call", [False, True])
-def test_what_began_where_its_server_was_before_is_left_to_its_holder_while_that_lives(is_call: bool) -> None:
-    record = msgspec.structs.replace(MOVABLE, place="before")
+@pytest.mark.parametrize("theirs", [Terms("elsewhere", "long"), Terms("here", "short")])
+def test_what_began_under_other_settings_is_left_to_its_holder_while_that_lives(theirs: Terms, is_call: bool) -> None:
+    record = msgspec.structs.replace(MOVABLE, settings=theirs)
     told: dict[str, Any] = {"is_call": is_call, "stateless": False}
-    assert decide(record, holder_lives=True, place="now", **told) == "forward"
-    assert decide(record, holder_lives=True, place="before", **told) == ("beside" if is_call else "forward")
+    assert decide(record, holder_lives=True, settings=Terms("here", "long"), **told) == "forward"
+    assert decide(record, holder_lives=False, settings=Terms("here", "long"), **told) == "take_over"
+    assert decide(record, holder_lives=True, settings=theirs, **told) == ("beside" if is_call else "forward")
 
 
 @pytest.mark.parametrize(("is_call", "expected"), [(True, "beside"), (False, "forward")])

@@ -27,6 +27,12 @@ def test_what_belongs_to_no_request_goes_where_the_newest_worker_says() -> None:
     assert [recover(homes[:n]).home for n in range(4)] == [0, 7, 8, 8]
 
 
+def test_what_belongs_to_no_request_goes_to_the_newest_wire_where_a_build_did_not_say() -> None:
+    wires = [Entry("tally", number, number, b"[0,0,[],false]") for number in (7, 8)]
+    said = Entry("opened", 7, 1, b"[]")
+    assert [recover(entries).home for entries in (wires, [said, *wires])] == [8, 7]
+
+
 def test_the_last_event_ends_a_stream() -> None:
     assert recover([event(1), event(2, answer(b"1"), last=True)]).streams[7].ended
 
