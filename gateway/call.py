@@ -141,7 +141,8 @@ async def perform(call: Call, told: Meter | None = None) -> Outcome:
         async with AsyncExitStack() as stack:
             transport = await _transport(call, statuses, stack)
             # A key names a session: where there are none, a call of the next run would not come back to this one's.
-            mode = "auto" if call.kind == "http" and WORKFLOW not in call.headers else "legacy"
+            is_keyed = any(name.lower() == WORKFLOW for name in call.headers)
+            mode = "auto" if call.kind == "http" and not is_keyed else "legacy"
             client = await stack.enter_async_context(
                 Client(transport, mode=mode, read_timeout_seconds=ANSWER_SECONDS, cache=None)
             )
@@ -185,6 +186,7 @@ async def _transport(call: Call, statuses: list[int], stack: AsyncExitStack) -> 
         timeout: httpx2.Timeout | None = None,
         auth: httpx2.Auth | None = None,
     ) -> httpx2.AsyncClient:
+        proxy = proxy_of(call.url)
         try:
             return httpx2.AsyncClient(
                 headers=headers,
@@ -192,10 +194,12 @@ async def _transport(call: Call, statuses: list[int], stack: AsyncExitStack) -> 
                 timeout=httpx2.Timeout(CONNECT_SECONDS, read=ANSWER_SECONDS),
                 verify=ssl.create_default_context(),  # as for WebSocket
                 trust_env=False,
-                proxy=proxy_of(call.url),
+                proxy=proxy,
                 event_hooks={"response": [note]},
             )
         except (ValueError, ImportError, httpx2.InvalidURL):  # it is no proxy, or one of SOCKS wants a package
+            if proxy is None:
+                raise
             raise httpx2.ProxyError("no proxy that can be used") from None
 
     if call.kind == "sse":

@@ -71,8 +71,8 @@ class ChannelGroup:
         """Why there was no session of this key."""
         self.owners: list[Owner] = []
         """The workflows; every channel of the group has this very list."""
-        # A session that is opened anew is told of all of them before anything else: they must find room on it.
-        self.wishes: Wishes[Owner] = Wishes(max(1, pooling.max_inflight_per_channel // 2))
+        # A session that is opened anew is told of all of them at once, beside its log level: they must find room on it.
+        self.wishes: Wishes[Owner] = Wishes(pooling.max_inflight_per_channel)
         self._ports = ports
         self._lines: list[DedicatedLine] = []
         """The primary session, then the others, the most recently used first."""

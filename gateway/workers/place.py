@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import socket
+from collections import deque
 from collections.abc import AsyncIterator, MutableMapping
 from contextlib import suppress
 from pathlib import Path
@@ -85,8 +86,8 @@ class Place:
         self.demo = demo
         """The URL of the built-in server, where the parent runs it."""
         self._control = control
-        self._reading: Reading | None = None
-        """What the parent has read, until it is asked for."""
+        self._readings: deque[Reading] = deque(maxlen=1)
+        """What the parent has read last, until it is asked for: by a thread."""
 
     @classmethod
     def take(cls, environ: MutableMapping[str, str]) -> "Place | None":
@@ -126,8 +127,11 @@ class Place:
         Raises:
             SettingsError: something is wrong with them.
         """
-        reading, self._reading = self._reading, None
-        return read() if reading is None else reading.result()
+        try:
+            reading = self._readings.popleft()
+        except IndexError:
+            return read()
+        return reading.result()
 
     async def commands(self) -> AsyncIterator[Command]:
         """What the parent says; ends where it has died."""
@@ -136,7 +140,7 @@ class Place:
             while word := await reader.read(1):
                 if word == _SETTINGS:
                     content = await reader.readexactly(int.from_bytes(await reader.readexactly(_SIZE_BYTES)))
-                    self._reading = msgspec.json.decode(content, type=Reading)
+                    self._readings.append(msgspec.json.decode(content, type=Reading))
                     yield "reload"
                 else:
                     yield _WORDS[word]
@@ -190,6 +194,7 @@ class Child:
         reader, writer = await asyncio.open_connection(sock=self._control)
         self._writer = writer
         writer.write(self._unsent)
+        self._unsent = b""
         try:
             while await reader.read(1):
                 self.is_listening = self.has_listened = True

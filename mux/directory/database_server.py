@@ -206,7 +206,7 @@ class Server:
         return anyio.fail_after(seconds, shield=self.is_sqlite)
 
     async def listen(self, hear: Hear) -> None:
-        """Hear what a PostgreSQL notifies, until the connection breaks: channel and content.
+        """Hear what a PostgreSQL notifies, until the connection breaks, or leads to one without writes: channel, content.
 
         None is heard of both channels when it begins: something may have been missed before.
         """
@@ -229,7 +229,8 @@ class Server:
                     await broken.wait()
                 if not broken.is_set():
                     with reaching():
-                        await connection.execute("SELECT 1")
+                        if await connection.fetchval("SHOW transaction_read_only") == "on":
+                            return  # as `_leave_standby`
         finally:
             connection.terminate()
 

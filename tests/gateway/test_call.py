@@ -125,8 +125,14 @@ async def test_a_key_names_a_session_also_where_the_server_speaks_without_them(u
     with running_gateway(upstreams={"up": upstream.url}, eras=("legacy", "modern")) as gateway:
         counted = [await perform(call(gateway.url(), "counter", kind=kind, key="mine")) for kind in KINDS]
         assert [outcome.texts for outcome in counted] == [["1"], ["2"], ["3"]]
+        spelled = await perform(call(gateway.url(), "counter", headers=["Trunkline-Workflow: mine"]))
+        assert spelled.texts == ["4"]
         another = await perform(call(gateway.url(), "counter", key="another"))
         assert another.texts == ["1"]
+
+
+async def test_a_header_that_cannot_be_sent_is_not_told_as_a_gateway_that_is_away(gateway: Gateway) -> None:
+    assert "nobody answers" not in await failure(call(gateway.url(), "counter", headers=["X-Name: Zo\u20ac"]))
 
 
 async def test_a_key_for_a_server_without_sessions_is_told_as_that(upstream: Upstream) -> None:

@@ -23,6 +23,20 @@ def test_the_defaults_are_those_of_the_contract() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("other", "is_alike"),
+    [
+        (Pooling(idle_timeout=1801), False),
+        (Pooling(resume_window=301), False),
+        (Pooling(event_log=EventLogLimits(events=999)), False),
+        (Pooling(event_log=EventLogLimits(bytes=999)), False),
+        (Pooling(event_log=EventLogLimits(total_bytes=2**28 - 1), request_timeout=11, spares=1), True),
+    ],
+)
+def test_what_workflows_are_kept_by_has_a_name(other: Pooling, is_alike: bool) -> None:
+    assert (other.keeping == Pooling().keeping) is is_alike
+
+
 @pytest.mark.parametrize(("kind", "wrong"), [(Pooling, {"reuze": "none"}), (EventLogLimits, {"event": 1})])
 def test_an_unknown_limit_is_refused(kind: type[msgspec.Struct], wrong: dict[str, object]) -> None:
     with pytest.raises(msgspec.ValidationError, match="unknown field"):

@@ -1,7 +1,7 @@
 """What the header values of the contract may be."""
 
 import pytest
-from trunkline.transports.headers import Asked, asked, workflow_key
+from trunkline.transports.headers import Asked, asked, naming, workflow_key
 from trunkline.transports.status import HTTPRefusal
 
 
@@ -36,6 +36,16 @@ def test_a_key_of_other_characters_is_refused(key: str) -> None:
 )
 def test_a_workflow_is_asked_for_by_header_or_by_query(headers: dict[str, str], query: bytes, expected: Asked) -> None:
     assert asked(headers, query) == expected
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [(None, []), ("resumed", [(b"trunkline-workflow-state", b"resumed")])],
+)
+def test_a_client_is_told_its_session_id_and_how_its_key_came_to_it(
+    state: str | None, expected: list[tuple[bytes, bytes]]
+) -> None:
+    assert naming("s1", state) == [(b"mcp-session-id", b"s1"), *expected]
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ class ProxiedClient:
             heard.ended(ExchangeBroken(words, sent=heard.has_connection))
         except Exception as error:  # no thread that asks for the host: whatever it is, who waits must hear of it
             logger.error("an exchange through the proxy failed", exc_info=error)
-            heard.ended(ExchangeBroken(type(error).__name__, sent=True))
+            heard.ended(ExchangeBroken(type(error).__name__, sent=heard.has_connection))
         else:
             heard.ended(None)
 

@@ -417,6 +417,8 @@ async def test_who_came_to_a_postgresql_that_takes_no_writes_goes_where_the_url_
                 if refused.value.remedy == "it takes no writes, as a standby does: name the primary":
                     break
         assert [worker.id for worker in await directory.workers()] == ["me"]
+        with anyio.fail_after(30):  # nobody notifies there
+            await server.listen(lambda _, __: None)
         await say(f"{role} RESET default_transaction_read_only")
         with pytest.raises(DirectoryUnavailable):
             await directory.beat(me)

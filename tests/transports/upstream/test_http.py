@@ -8,9 +8,11 @@ from urllib.parse import urlsplit
 import pytest
 from trunkline.transports.upstream.http import (
     ABSENT,
+    NO_PROXIED,
     CredentialFailed,
     ExchangeBroken,
     HeaderBlock,
+    NotProxied,
     Withheld,
     host_of,
     parts_of,
@@ -32,6 +34,7 @@ from trunkline.transports.upstream.http import (
         (ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed ('10.0.0.1', 80)"), "Connection refused"),
         (socket.gaierror(socket.EAI_NONAME, "inner.example"), "no address could be found for its name"),
         (OSError("10.0.0.1"), "no connection"),
+        (NotProxied(), NO_PROXIED),
         (OSError(-2, "10.0.0.1"), "no connection"),
     ],
 )
