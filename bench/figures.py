@@ -63,13 +63,13 @@ def pages() -> dict[str, dict[str, str]]:
         },
         "docs/comparison.md": {name: peers(name) for name in (HTTP_ONE, HTTP, STDIO) if is_stored(name)},
         "docs/migrating.md": {"contextforge": contextforge_figures.table()},
-        "docs/operating.md": {"redis memory": scale_figures.memory(), "directories": directories()},
         "docs/scaling.md": {
             "operations": scale_figures.operations(),
             "plan": scale_figures.plan(),
             "simulation": scale_figures.simulation(),
             "seconds": scale_figures.seconds(),
         },
+        "docs/workers.md": {"directories": directories(), "redis memory": scale_figures.memory()},
     }
 
 
