@@ -206,7 +206,7 @@ class Server:
         return anyio.fail_after(seconds, shield=self.is_sqlite)
 
     async def listen(self, hear: Hear) -> None:
-        """Hear what a PostgreSQL notifies, until the connection breaks, or leads to one without writes: channel, content.
+        """Hear what a PostgreSQL notifies, channel and content, until the connection breaks or leads to a standby.
 
         None is heard of both channels when it begins: something may have been missed before.
         """
