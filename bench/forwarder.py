@@ -9,6 +9,7 @@ import asyncio
 from typing import Any
 
 import uvicorn
+from trunkline.gateway.heap import keep_what_large_messages_took
 from trunkline.transports.upstream.http import ExchangeBroken, HeaderBlock, Headers, HTTPClient
 from trunkline.transports.upstream.http_client import http_client
 
@@ -120,6 +121,7 @@ def main() -> None:
     given = parser.parse_args()
     if bool(given.url) == given.floor:
         parser.error("either --url or --floor")
+    keep_what_large_messages_took()
     uvicorn.run(
         floor if given.floor else Forwarder(given.url),
         port=given.port,
