@@ -125,8 +125,7 @@ class Cluster:
         """The record of a workflow that begins here, or is taken over: as it was served `beside`, where it was."""
         pooling = upstream.pooling if beside is None else beside.pooling
         lifetime = max(pooling.idle_timeout + pooling.resume_window, TOUCH_SECONDS * 4)
-        terms = Terms(upstream.place, pooling.keeping)
-        settings = {"reuse": pooling.reuse, "settings": terms, "lifetime": lifetime}
+        settings = {"reuse": pooling.reuse, "settings": Terms(upstream.place, pooling.keeping), "lifetime": lifetime}
         return msgspec.structs.replace(record, worker=self.me, **settings)
 
     async def settle(self, principal: Principal, server: str) -> None:

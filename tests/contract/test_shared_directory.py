@@ -96,11 +96,8 @@ class Mute(SharedMemoryDirectory):
     """Tells watchers nothing of removals."""
 
     async def remove(self, record: WorkflowRecord) -> bool:
-        watchers, self._watchers = self._watchers, type(self._watchers)()
-        try:
+        with self.unheard():
             return await super().remove(record)
-        finally:
-            self._watchers = watchers
 
 
 async def test_a_directory_that_tells_nothing_of_removals_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -141,41 +141,28 @@ async def test_a_wrong_secret_is_a_clear_error_and_the_check_shows_it(
         assert "wr0ng secret" not in checked.stdout + checked.stderr
 
 
+@pytest.mark.parametrize("is_out", [False, True], ids=["in place", "while its server is out of them"])
 async def test_a_secret_that_is_rotated_in_the_settings_costs_no_session(
-    settings_file: Write, monkeypatch: pytest.MonkeyPatch
+    settings_file: Write, monkeypatch: pytest.MonkeyPatch, is_out: bool
 ) -> None:
     async with guarded() as (issuer, server):
         text = table(issuer, server)
         with before(settings_file, text, monkeypatch) as gateway:
+
+            async def reload(settings: str, told: str) -> None:
+                settings_file(settings)
+                gateway.process.send_signal(signal.SIGHUP)
+                await until(lambda: told in gateway.process.log())
+
             async with Wire(gateway.url()) as wire:
                 await wire.open()
                 assert await count(wire) == 1
+                if is_out:
+                    await reload(text.replace("servers.up", "servers.other"), "1 removed (up)")
                 issuer.secret = "an0ther secret"
                 issuer.revoke()
-                settings_file(text.replace("${UP_SECRET}", issuer.secret))
-                gateway.process.send_signal(signal.SIGHUP)
-                await until(lambda: "1 rotated (up)" in gateway.process.log())
-                assert await count(wire) == 2
-                assert issuer.secret not in gateway.process.output()
-
-
-async def test_a_secret_that_is_rotated_while_its_server_is_out_of_the_settings_costs_no_session(
-    settings_file: Write, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with guarded() as (issuer, server):
-        text = table(issuer, server)
-        with before(settings_file, text, monkeypatch) as gateway:
-            async with Wire(gateway.url()) as wire:
-                await wire.open()
-                assert await count(wire) == 1
-                settings_file(text.replace("servers.up", "servers.other"))
-                gateway.process.send_signal(signal.SIGHUP)
-                await until(lambda: "1 removed (up)" in gateway.process.log())
-                issuer.secret = "an0ther secret"
-                issuer.revoke()
-                settings_file(text.replace("${UP_SECRET}", issuer.secret))
-                gateway.process.send_signal(signal.SIGHUP)
-                await until(lambda: "1 added (up)" in gateway.process.log())
+                told = "1 added (up)" if is_out else "1 rotated (up)"
+                await reload(text.replace("${UP_SECRET}", issuer.secret), told)
                 assert await count(wire) == 2
                 assert issuer.secret not in gateway.process.output()
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -180,18 +180,23 @@ async def test_who_closes_its_half_within_a_request_has_gone(half: bytes) -> Non
         writer.close()
 
 
-@pytest.mark.parametrize("last", [GET % 9, post(b"x" * 10_000, 9), SOCKET.replace(b"/2", b"/9"), post(b"x", 9)[:-1]])
-async def test_who_closes_its_half_behind_more_than_is_parsed_ahead_is_answered_in_order(last: bytes) -> None:
-    begun, over = asyncio.Event(), asyncio.Event()
+def resting(begun: asyncio.Event, over: asyncio.Event) -> Callable[[Any, Any, Any], Awaitable[None]]:
+    """Echoes, but for `/1`: that one says that it has begun, and waits until it may go on."""
 
-    async def resting(scope: Any, receive: Any, send: Any) -> None:
+    async def application(scope: Any, receive: Any, send: Any) -> None:
         if scope["path"] == "/1":
             begun.set()
             await over.wait()
         await echo(scope, receive, send)
 
+    return application
+
+
+@pytest.mark.parametrize("last", [GET % 9, post(b"x" * 10_000, 9), SOCKET.replace(b"/2", b"/9"), post(b"x", 9)[:-1]])
+async def test_who_closes_its_half_behind_more_than_is_parsed_ahead_is_answered_in_order(last: bytes) -> None:
+    begun, over = asyncio.Event(), asyncio.Event()
     listening = HTTPListening(Statistics())
-    async with serving(resting, listening) as port, asyncio.timeout(PATIENCE):
+    async with serving(resting(begun, over), listening) as port, asyncio.timeout(PATIENCE):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(GET % 1)
         await begun.wait()
@@ -273,14 +278,8 @@ async def test_e13_who_leaves_with_requests_behind_one_that_runs_is_noticed(behi
 
 async def test_g10_of_requests_behind_one_that_runs_no_more_is_read_than_may_be() -> None:
     begun, over = asyncio.Event(), asyncio.Event()
-
-    async def resting(scope: Any, receive: Any, send: Any) -> None:
-        begun.set()
-        await over.wait()
-        await echo(scope, receive, send)
-
     listening = HTTPListening(Statistics())
-    async with serving(resting, listening) as port, asyncio.timeout(PATIENCE):
+    async with serving(resting(begun, over), listening) as port, asyncio.timeout(PATIENCE):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(GET % 1)
         await begun.wait()

@@ -1,9 +1,9 @@
 """What is built for a server from its settings."""
 
-import ssl
 from pathlib import Path
 
 import pytest
+from harness.certificates import reads_of_the_systems
 from trunkline.gateway.app import Gateway
 from trunkline.gateway.settings import load
 from trunkline.gateway.site import Site, site_of
@@ -44,15 +44,8 @@ async def test_g10_what_a_server_sends_that_is_not_complete_is_bounded_by_one_bo
 async def test_the_systems_certificates_are_read_once_for_all_servers_that_are_built_together(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reads: list[ssl.SSLContext] = []
-    make = ssl.create_default_context
-
-    def counted(cafile: str | None = None) -> ssl.SSLContext:
-        reads.append(make())
-        return reads[-1]
-
+    reads = reads_of_the_systems(monkeypatch)
     path = tmp_path / "trunkline.toml"
-    monkeypatch.setattr(ssl, "create_default_context", counted)
     urls = ("https://127.0.0.1:9/mcp", "sse+https://127.0.0.1:9/sse", "wss://127.0.0.1:9/ws", "http://127.0.0.1:9/mcp")
     oauth = 'oauth = { issuer = "https://issuer.example/", client_id = "c", client_secret = "s" }'
     lines = [f'[servers.s{n}]\nurl = "{url}"\n' for n, url in enumerate(urls * 3)]

@@ -6,9 +6,23 @@ import ssl
 from pathlib import Path
 from typing import NamedTuple
 
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+
+
+def reads_of_the_systems(monkeypatch: pytest.MonkeyPatch) -> list[ssl.SSLContext]:
+    """Has an item more each time that the system's certificates are read."""
+    reads: list[ssl.SSLContext] = []
+    make = ssl.create_default_context
+
+    def counted(cafile: str | None = None) -> ssl.SSLContext:
+        reads.append(make())
+        return reads[-1]
+
+    monkeypatch.setattr(ssl, "create_default_context", counted)
+    return reads
 
 
 class Certificate(NamedTuple):

@@ -1,8 +1,8 @@
 """A directory that several workers of one process share: what redis is to workers of several, without a network."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 
 import anyio
 import msgspec
@@ -83,6 +83,15 @@ class SharedMemoryDirectory(MemoryDirectory):
             yield watcher
         finally:
             self._watchers.remove(watcher)
+
+    @contextmanager
+    def unheard(self) -> Iterator[None]:
+        """What changes meanwhile is told to no watcher: the news is on its way."""
+        watchers, self._watchers = self._watchers, set()
+        try:
+            yield
+        finally:
+            self._watchers |= watchers
 
     def _tell(self, session_id: str) -> None:
         for watcher in self._watchers:

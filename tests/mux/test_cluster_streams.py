@@ -326,10 +326,8 @@ async def test_g5_who_was_paused_sends_a_client_on_that_has_heard_its_successor_
     async with two() as (at, a, b, session_id):
         mine = (await a.find(session_id)).workflow
         await b.beat(after=LEASE_SECONDS)
-        watchers = set(at.directory._watchers)
-        at.directory._watchers.clear()  # the news is on its way
-        reader = (await b.find(session_id)).workflow.streams.attach_standalone()
-        at.directory._watchers |= watchers
+        with at.directory.unheard():
+            reader = (await b.find(session_id)).workflow.streams.attach_standalone()
         at.server.session.tell(notice(1))
         [(event_id, _)] = await some(reader)
         reader.close()

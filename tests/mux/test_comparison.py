@@ -272,11 +272,9 @@ async def test_g7_what_was_asked_before_a_lapse_makes_nobody_sure(monkeypatch: p
             comparing = asyncio.create_task(a.pool.lookup.compare(mine))
             await until(lambda: asked)
             patched.undo()
-            watchers = set(at.directory._watchers)
-            at.directory._watchers.clear()  # the news is on its way
-            await b.beat(after=LEASE_SECONDS)
-            theirs = (await b.find(session_id)).workflow
-            at.directory._watchers |= watchers
+            with at.directory.unheard():
+                await b.beat(after=LEASE_SECONDS)
+                theirs = (await b.find(session_id)).workflow
             patched.setattr(at.directory, "get", slow)
             await a.beat()
             answers[0].set()

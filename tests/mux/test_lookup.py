@@ -1,7 +1,7 @@
 """A workflow is found by who it belongs to, for as long as its record says that it lives here."""
 
 import asyncio
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import anyio
@@ -43,16 +43,13 @@ async def test_g4_who_does_not_own_a_session_is_told_that_there_is_none(
 
 async def changed(at: Workers, session_id: str, cause: str, *, heard: bool) -> None:
     """Another worker changes a record; where it is not `heard`, no watcher is told."""
-    watchers = set(at.directory._watchers)
-    if not heard:
-        at.directory._watchers.clear()
     record = await at.directory.get(session_id)
     assert record is not None
-    if cause == "removed":
-        await at.directory.remove(record)
-    else:
-        await at.directory.replace(msgspec.structs.replace(record, worker="another"))
-    at.directory._watchers |= watchers
+    with nullcontext() if heard else at.directory.unheard():
+        if cause == "removed":
+            await at.directory.remove(record)
+        else:
+            await at.directory.replace(msgspec.structs.replace(record, worker="another"))
     await settle()
 
 

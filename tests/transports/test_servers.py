@@ -1,7 +1,6 @@
 """Sessions with servers, kept for a program of one's own; against real servers of the SDK."""
 
 import asyncio
-import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
@@ -10,6 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
+from harness.certificates import reads_of_the_systems
 from harness.muxing import patience
 from harness.ports import free_port
 from harness.stream_peers import stdio_command
@@ -239,14 +239,7 @@ def test_what_cannot_be_used_is_named_at_once(given: Server | str, fault: str) -
 def test_the_systems_certificates_are_read_once_for_all_servers_and_where_one_needs_them(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    reads: list[ssl.SSLContext] = []
-    make = ssl.create_default_context
-
-    def counted(cafile: str | None = None) -> ssl.SSLContext:
-        reads.append(make())
-        return reads[-1]
-
-    monkeypatch.setattr(ssl, "create_default_context", counted)
+    reads = reads_of_the_systems(monkeypatch)
     Servers({"a": ["program"]})
     assert not reads
     urls = ("https://a.example/mcp", "sse+https://a.example/sse", "wss://a.example/ws")
