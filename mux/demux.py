@@ -11,7 +11,7 @@ from typing import Final, Literal, NamedTuple
 from msgspec import Raw
 
 from . import envelope as wire_format
-from .envelope import Envelope, IdKey, coerced_key, id_key, key_or_none
+from .envelope import Envelope, IdKey, id_key, key_or_none, minted
 from .errors import Cancelled, IllegalMove, Overloaded, SessionLost, TimedOut, TrunklineError
 from .limits import MAX_EVENT_BYTES
 from .ports import Caller, Owner
@@ -29,9 +29,6 @@ from .request import (
 
 TOMBSTONE_SECONDS: Final = 30.0
 """How long the late answer to an abandoned request is waited for (rule E15); then its exchange is given up."""
-
-MAX_DIGITS: Final = 17
-"""An id that was minted has fewer digits."""
 
 MAX_SERVER_REQUESTS: Final = 256
 """Requests of one server that may wait for an answer at once."""
@@ -228,7 +225,7 @@ class Demux:
 
     def named(self, id: bytes) -> Request | None:
         """The request that a server means by this raw id."""
-        return self._requests.get(self._minted(id))
+        return self._requests.get(minted(id))
 
     def cancel(self, request: Request, params: wire_format.Members | None, now: float) -> list[Due]:
         """The caller withdraws its request: tell the server, answer the caller, keep a tombstone (rules E12-E16).
@@ -307,7 +304,7 @@ class Demux:
         return [Failed(request, not_run if request.is_held else lost) for request in waiting]
 
     def _receive_response(self, message: Envelope, origin: Request | None) -> Answered | Ignored:
-        request = self._requests.get(self._minted(message.id)) if message.id else origin
+        request = self._requests.get(minted(message.id)) if message.id else origin
         if request is None or request.state == "done":
             return Ignored("unknown_response")
         if self._step(request, "answer") == "swallow":
@@ -336,7 +333,7 @@ class Demux:
     def _receive_progress(self, message: Envelope, origin: Request | None, now: float) -> Progressed | Told | Ignored:
         params = message.params() or {}
         raw, token = params.get("progressToken", Raw(b"")), b""
-        number = self._minted(bytes(raw))
+        number = minted(bytes(raw))
         if not number:
             number, token = wire_format.read_lasting_token(raw)
         request = self._requests.get(number)
@@ -358,14 +355,6 @@ class Demux:
             return Ignored("unknown_cancel")
         self._close_server_request(asked, "cancel", now)
         return Retracted(asked, message)
-
-    def _minted(self, raw: bytes) -> int:
-        """The minted id that these bytes spell, or 0, which is never minted."""
-        if raw.isdigit() and len(raw) < MAX_DIGITS:
-            return int(raw)
-        key = key_or_none(Raw(raw))
-        minted = None if key is None else coerced_key(key)
-        return minted if isinstance(minted, int) else 0
 
     def _withdraw(
         self, request: Request, error: TrunklineError, params: wire_format.Members | None, now: float

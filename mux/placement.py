@@ -10,7 +10,7 @@ from typing import Final, Literal, NamedTuple
 
 import msgspec
 
-from .envelope import Envelope
+from .envelope import Envelope, minted
 from .limits import Reuse
 from .record import Terms, WorkflowRecord
 
@@ -25,9 +25,6 @@ NAMES: Final = 1 << 32
 
 WIRES: Final = NAMES - (1 << 28)
 """Those from here on are of wires that carry everything."""
-
-MAX_DIGITS: Final = 16
-"""A name has at most so many: it is a number that JSON carries exactly."""
 
 
 class Concern(NamedTuple):
@@ -62,15 +59,11 @@ def concern_of(messages: Sequence[Envelope]) -> Concern:
     """What the messages of one request are about."""
     for message in messages:
         if message.kind == "response":
-            return Concern(name=_number(message.id))
+            return Concern(name=minted(message.id))
         if message.kind == "notification":
             token = (message.params() or {}).get("progressToken", b"")
-            return Concern(name=_number(bytes(token))) if message.method == "notifications/progress" else WHOLE
+            return Concern(name=minted(bytes(token))) if message.method == "notifications/progress" else WHOLE
     return CALLS
-
-
-def _number(id: bytes) -> int:
-    return int(id) if id.isdigit() and len(id) <= MAX_DIGITS else 0
 
 
 def decide(

@@ -18,10 +18,9 @@ from .directory import Entry
 from .envelope import (
     Envelope,
     begins_task,
-    id_key,
-    key_or_none,
     lasting_token,
     members_of,
+    minted,
     read_lasting_token,
     swap_progress_token,
     with_id,
@@ -98,10 +97,10 @@ class Questions:
 
     def answer(self, message: Envelope) -> bool:
         """Send a client's response to who asked; False for an unknown or second answer (R4)."""
-        key = id_key(message.id) if message.id else None
-        if not isinstance(key, int) or key not in self._open:
+        number = minted(message.id)
+        if number not in self._open:
             return False
-        question = self._settle(key)
+        question = self._settle(number)
         question.via.respond(question.request, message)
         return True
 
@@ -111,11 +110,11 @@ class Questions:
         What is returned is for the server, too: a task goes on in the client when the question is answered (rule E18).
         """
         params = message.params() or {}
-        raw = params.get("progressToken")
-        key, token = key_or_none(raw), b""
-        if not isinstance(key, int):
-            key, token = read_lasting_token(raw)
-        question = self._open.get(key)
+        raw, token = params.get("progressToken", Raw(b"")), b""
+        number = minted(bytes(raw))
+        if not number:
+            number, token = read_lasting_token(raw)
+        question = self._open.get(number)
         if question is not None and question.request.token:
             question.via.tell(message.with_params({**params, "progressToken": Raw(question.request.token)}))
             return None

@@ -284,6 +284,17 @@ async def test_two_calls_that_ask_at_once_get_each_its_own_answer(pair: Pair) ->
             assert answer == raw_members(response(b'"%d"' % n, b'{"result":{"for":%d}}' % n))
 
 
+async def test_e2_an_answer_may_name_its_question_by_a_string(pair: Pair) -> None:
+    """Some clients echo a number as a string of its digits, as some servers do."""
+    question = request(b"77", "roots/list")
+    async with pair.client() as client:
+        await client.send(play(b"1", ask(question), reply(b'{"result":{"answer":"$ANSWER"}}')))
+        asked = raw_members(await client.told("roots/list"))
+        await client.send(response(b'"%b"' % asked["id"], b'{"result":{"roots":[]}}'))
+        answer = raw_members(result(await client.response(b"1"))["answer"])
+        assert answer == raw_members(response(b"77", b'{"result":{"roots":[]}}'))
+
+
 async def test_progress_of_an_answer_comes_under_the_token_of_the_question(pair: Pair) -> None:
     params = b'{"messages":[],"_meta":{"progressToken":"\\u0074-1","x-odd":%s}}' % ODD
     question = request(b"5", "sampling/createMessage", params)

@@ -14,6 +14,7 @@ from trunkline.mux.envelope import (
     id_key,
     key_or_none,
     members_of,
+    minted,
     parse,
     parse_batch,
 )
@@ -230,6 +231,18 @@ def test_e2_keys_tell_numbers_from_strings_and_know_all_spellings() -> None:
     assert coerced_key("9" * 20) == "9" * 20
     assert coerced_key(4) == 4
     assert coerced_key("٣") == "٣"
+
+
+@pytest.mark.parametrize(
+    ("id", "number"), [(b"17", 17), (b'"17"', 17), (b'"\\u0031"', 1), (b"9999999999999999", 10**16 - 1)]
+)
+def test_e2_a_number_that_was_given_may_be_echoed_as_a_string(id: bytes, number: int) -> None:
+    assert minted(id) == number
+
+
+@pytest.mark.parametrize("id", [b"", b'""', b"-1", b'"x"', b"1.0", b"10000000000000000", '"٣"'.encode(), b"{}"])
+def test_e2_what_nobody_gave_is_no_number(id: bytes) -> None:
+    assert minted(id) == 0
 
 
 def test_a_value_that_is_no_legal_id_has_no_key() -> None:

@@ -97,6 +97,7 @@ def test_where_each_call_has_a_session_of_its_own_any_worker_serves_it(is_call: 
         (['{"jsonrpc":"2.0","id":1,"method":"tools/call"}'] * 2, CALLS),
         ([f'{{"jsonrpc":"2.0","id":{NAMES * 3 + 5},"result":{{}}}}'], Concern(name=NAMES * 3 + 5)),
         (['{"jsonrpc":"2.0","id":"a","result":{}}'], WHOLE),
+        ([f'{{"jsonrpc":"2.0","id":"{NAMES * 3 + 5}","result":{{}}}}'], Concern(name=NAMES * 3 + 5)),
         ([f'{{"jsonrpc":"2.0","id":{"9" * 17},"result":{{}}}}'], WHOLE),
         (['{"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":7}}'], Concern(name=7)),
         (['{"jsonrpc":"2.0","method":"notifications/progress"}'], WHOLE),

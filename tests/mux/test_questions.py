@@ -61,9 +61,18 @@ def test_e5_a_question_gets_an_id_of_this_clients_own_and_is_answered_once() -> 
     assert not questions.answer(answer)
     questions.repeat()
     assert (len(questions), questions.knows(1), questions.knows(2)) == (1, False, True)
-    for unknown in ('{"jsonrpc":"2.0","id":"2","result":{}}', '{"jsonrpc":"2.0","error":{"code":1}}'):
+    for unknown in ('{"jsonrpc":"2.0","id":"s","result":{}}', '{"jsonrpc":"2.0","error":{"code":1}}'):
         assert not questions.answer(read(unknown))
     assert len(via.answered) == 1
+
+
+def test_e2_a_client_may_echo_the_number_of_a_question_as_a_string() -> None:
+    questions, via = Questions(ALL), Via()
+    asked, _ = ask(questions, via, asks(params='{"_meta":{"progressToken":"mine"}}', id="77"))
+    assert questions.progress(notification("notifications/progress", {"progressToken": "1", "progress": 1})) is None
+    assert json.loads(via.told[0])["params"]["progressToken"] == "mine"
+    assert questions.answer(read('{"jsonrpc":"2.0","id":"1","result":{}}'))
+    assert [request for request, _ in via.answered] == [asked]
 
 
 def test_r4_what_is_settled_is_not_written_as_open_behind_that() -> None:
@@ -107,7 +116,7 @@ def test_the_servers_progress_token_is_mirrored() -> None:
     questions.progress(notification("notifications/progress", {"progressToken": 1, "progress": 5}))
     assert [json.loads(told)["params"] for told in via.told] == [{"progressToken": "tok", "progress": 5}]
     ask(questions, via)
-    for unknown in ({"progressToken": 2}, {"progressToken": "1"}, {"progressToken": {}}, {}, []):
+    for unknown in ({"progressToken": 2}, {"progressToken": "x"}, {"progressToken": {}}, {}, []):
         questions.progress(notification("notifications/progress", unknown))
     assert len(via.told) == 1
 
