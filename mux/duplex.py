@@ -49,7 +49,7 @@ class Duplex:
         self.made = workflow.now()
         self.stream = workflow.streams.open(is_wire=True) if kept is None else kept[0]
         self.stream.left = self.made
-        self.stream.covered = True
+        self.stream.covered = self.stream.is_wire = True
         for tally in tallies:
             tally.note = workflow.streams.noting(self.stream)
         self.pool_result: PoolResult = "hit"

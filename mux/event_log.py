@@ -136,6 +136,7 @@ class Stream:
         "events",
         "is_given_up",
         "is_read",
+        "is_wire",
         "last",
         "left",
         "number",
@@ -157,6 +158,8 @@ class Stream:
         """True while a client may come for it that holds an event id of it: losing an event ends the workflow then."""
         self.is_read = False
         """True while a wire reads it."""
+        self.is_wire = False
+        """True where it is all that a wire carries: whoever does not come back to that has not what it was handed."""
         self.left = inf
         """When its last reader went, or it first had something for one to come; `inf` where neither has been."""
         self.is_given_up = False
@@ -315,9 +318,9 @@ class EventLog:
         return 0 if stream is None else stream.last
 
     def is_out_of_reach(self, number: int, place: int) -> bool:
-        """True for what was not sent from this place of a stream, and nobody is waited for there."""
+        """True for what was not sent from this place of a stream, or on a wire, and nobody is waited for there."""
         stream = self._streams.get(number)
-        return stream is not None and stream.is_given_up and stream.sent < place
+        return stream is not None and stream.is_given_up and (stream.is_wire or stream.sent < place)
 
     def expire(self, before: float) -> None:
         """Drop events appended before that time, and ended streams of which nothing is left, unless restored since.

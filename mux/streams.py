@@ -239,7 +239,7 @@ class Streams:
 
     def forget(self, stream: Stream) -> None:
         """No wire will come back to this stream: what it holds is no loss."""
-        stream.ended = True
+        stream.ended = stream.is_given_up = True
         stream.covered = False
         self._listened.pop(stream.number, None)
         self._note_home()
@@ -257,7 +257,7 @@ class Streams:
         request.place = self._log.last_of(request.stream)
 
     def is_out_of_reach(self, request: ServerRequest) -> bool:
-        """True where what a server asks was never sent, and nobody is waited for who could be."""
+        """True where what a server asks was never sent, or on a wire, and nobody is waited for who could have it."""
         return self._log.is_out_of_reach(request.stream, request.place)
 
     def expire(self, before: float) -> None:

@@ -367,6 +367,8 @@ def test_who_does_not_come_back_to_a_stream_is_waited_for_no_longer() -> None:
     assert made.give_up(5.0) == [left]
     assert made.is_out_of_reach(left.number, left.last)
     assert not made.is_out_of_reach(left.number, left.sent)
+    left.is_wire = True
+    assert made.is_out_of_reach(left.number, left.sent)
     assert not made.is_out_of_reach(99, 1)
     assert [made.last_of(number) for number in (left.number, never.number, 99)] == [1, 0, 0]
     assert made.oldest == 6.0, "what is kept"

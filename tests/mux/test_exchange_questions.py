@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 from harness.memory_wire import Exchange as Upstream
 from harness.memory_wire import message
-from harness.muxing import Bench, Client, bench, idle, initialize, notification, patience, response, some
+from harness.muxing import Bench, Client, bench, idle, initialize, notification, patience, request, response, some
+from trunkline.mux.duplexes import MAX_LEFT
 from trunkline.mux.event_log import Stream
 from trunkline.mux.exchange import Exchange
+from trunkline.mux.ports import NONE
 from trunkline.mux.request import EXTENSIONS
 from trunkline.mux.streams import Reader
 
@@ -376,3 +378,43 @@ async def test_a_question_that_a_client_was_sent_waits_while_the_client_is_there
         assert (await at.server.got("response")).json["result"] == {"n": 1}
         upstream.answer()
         await finish(at, client, [standalone])
+
+
+@pytest.mark.parametrize("by_call", [True, False])
+async def test_a_question_on_a_wire_that_nobody_comes_back_to_is_refused_though_it_was_sent(by_call: bool) -> None:
+    async with bench(resume_window=100) as at:
+        client = await at.client(message=ASKS)
+        left = client.workflow.duplexes.new()
+        reader = left.attach()
+        client.workflow.calls.take(request(id=b"1"), left, NONE)
+        [upstream] = at.server.of("tools/call")
+        if by_call:
+            upstream.say(message("roots/list", id="s"))
+        else:
+            at.server.session.tell(message("roots/list", id="s"))
+        assert (await asked_on(reader))["method"] == "roots/list"
+        left.detach(reader)
+        other = client.workflow.duplexes.new()
+        reader = other.attach()
+        await at.later(99)
+        assert at.server.of("response") == []
+        await at.later(2)
+        assert await refused(at) == REFUSED
+        upstream.answer()
+        other.detach(reader)
+
+
+async def test_a_question_on_a_wire_that_gave_way_to_newer_ones_is_refused() -> None:
+    async with bench(resume_window=100) as at:
+        client = await at.client(message=ASKS)
+        for n in range(MAX_LEFT + 2):
+            wire = client.workflow.duplexes.new()
+            reader = wire.attach()
+            if n == 0:
+                at.server.session.tell(message("roots/list", id="s"))
+                await some(reader)
+            if n < MAX_LEFT + 1:
+                wire.detach(reader)
+        await at.later(101)
+        assert await refused(at) == REFUSED
+        wire.detach(reader)
