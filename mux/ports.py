@@ -164,7 +164,11 @@ class Line(Protocol):
         """Withdraw the request of this caller (rule E12); nothing if it has ended."""
 
     def notify(self, message: bytes, headers: Headers) -> None:
-        """Carry one notification; best effort, as notifications are."""
+        """Carry one notification; best effort, as notifications are.
+
+        Raises:
+            InvalidRequest: it could be read as another client's.
+        """
 
     def expire(self, now: float) -> None:
         """Time out what is due."""

@@ -65,8 +65,7 @@ class SharedLine:
         """See `Line.request`."""
         if self._cause is not None:
             raise SessionLost(self._cause.message, executed="no")
-        if any(name not in NAMES and name.lower() in NAMES for name in message.members):
-            raise InvalidRequest("a member differs from one of JSON-RPC by case alone")
+        _check_names(message)
         if message.method.startswith("tasks/"):
             raise MethodNotFound("tasks are not offered on a shared session")
         message = _without_task(message)
@@ -84,7 +83,9 @@ class SharedLine:
 
     def notify(self, message: bytes, headers: Headers) -> None:
         """See `Line.notify`; what a server would take for the word of all of its clients is dropped."""
-        if wire_format.parse(message, limit=MAX_BODY_BYTES).method not in NOT_SHARED:
+        told = wire_format.parse(message, limit=MAX_BODY_BYTES)
+        _check_names(told)
+        if told.method not in NOT_SHARED:
             self._group.primary.notify(message, headers)
 
     def expire(self, now: float) -> None:
@@ -208,6 +209,11 @@ class _Waiter:
         """See `Caller.failed`."""
         self._ended(True)
         self._caller.failed(error)
+
+
+def _check_names(message: Envelope) -> None:
+    if any(name not in NAMES and name.lower() in NAMES for name in message.members):
+        raise InvalidRequest("a member differs from one of JSON-RPC by case alone")
 
 
 def _without_task(message: Envelope) -> Envelope:

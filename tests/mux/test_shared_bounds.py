@@ -5,6 +5,7 @@ import pytest
 from harness.memory_wire import message
 from harness.muxing import ALICE, PATIENCE, begin, bench, initialize, notification, settle, some
 from trunkline.mux.envelope import parse
+from trunkline.mux.errors import InvalidRequest
 from trunkline.mux.errors import Overloaded
 from trunkline.mux.limits import MAX_BODY_BYTES, EventLogLimits
 
@@ -161,6 +162,18 @@ async def test_e26_no_workflow_names_anothers_request_by_another_spelling(name: 
         answer = await client.answer(exchange)
         assert (answer["id"], answer["error"]["code"]) == (7, -32600)
         assert not at.server.of("x")
+
+
+@pytest.mark.parametrize("name", ["ID", "METHOD", "Params"])
+async def test_e26_nor_by_a_notification(name: str) -> None:
+    async with bench(reuse="user") as at:
+        client = await at.client(ALICE)
+        text = b'{"jsonrpc":"2.0","method":"notifications/x","%b":"notifications/cancelled"}' % name.encode()
+        with pytest.raises(InvalidRequest):
+            client.workflow.notify(parse(text, limit=MAX_BODY_BYTES), {})
+        client.workflow.notify(notification("notifications/last"), {})
+        await at.server.got("notifications/last")
+        assert not at.server.of("notifications/x")
 
 
 async def test_g10_a_uri_to_watch_is_bounded() -> None:
