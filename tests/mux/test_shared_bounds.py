@@ -5,8 +5,7 @@ import pytest
 from harness.memory_wire import message
 from harness.muxing import ALICE, PATIENCE, begin, bench, initialize, notification, settle, some
 from trunkline.mux.envelope import parse
-from trunkline.mux.errors import InvalidRequest
-from trunkline.mux.errors import Overloaded
+from trunkline.mux.errors import InvalidRequest, Overloaded
 from trunkline.mux.limits import MAX_BODY_BYTES, EventLogLimits
 
 pytestmark = pytest.mark.anyio
