@@ -1,9 +1,17 @@
 """A connection for what is no load: handshakes, requests of any kind, and clients that come anew with each call."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import re
+import socket
+from collections.abc import AsyncIterator, Callable, Generator
+from typing import Final
 
 from bench.wires import INITIALIZE, INITIALIZED, REVISION, Answered, Target
+
+RIGHT: Final = b"HTTP/1.1 200 ", b"HTTP/1.1 202 "
+SESSION: Final = re.compile(rb"\n(?i:mcp-session-id): ([^\r]+)\r\n")
+LENGTH: Final = re.compile(rb"\n(?i:content-length): (\d+)\r\n")
+MAX_READ: Final = 65_536
 
 
 class Connection:
@@ -32,15 +40,8 @@ class Connection:
         Raises:
             RuntimeError: it was answered with another status than 200 or 202.
         """
-        return await self._send(self._target.head(), body)
-
-    async def delete(self) -> None:
-        """End the session."""
-        await self._send(self._target.head("DELETE"), b"")
-
-    async def _send(self, head: str, body: bytes) -> bytes:
         own = f"Mcp-Session-Id: {self.session}\r\nMCP-Protocol-Version: {REVISION}\r\n" if self.session else ""
-        self._writer.write(f"{head}{own}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        self._writer.write(_request(self._target.head() + own, body))
         told = (await self._reader.readuntil(b"\r\n\r\n")).decode("latin-1")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in told.split("\r\n")[1:])}
         self.session = headers.get("mcp-session-id", self.session)
@@ -73,33 +74,95 @@ class Connection:
 
 
 class AnewSlot:
-    """A client that comes anew with each call: it connects, begins its session, calls, ends the session, and leaves."""
+    """A client that comes anew with each call: it connects, begins its session, calls, ends the session, and leaves.
+
+    It takes as little of its core as it can: what it sends is made once for as long as its session has the same id, and
+    of an answer it reads what it needs. Its socket is a blocking one that waits for nobody: the kernel accepts for who
+    listens on this machine, takes a small request at once, and tells when there is something to read.
+    """
 
     def __init__(self, target: Target) -> None:
         self._target = target
-        self._task: asyncio.Task[None] | None = None
+        self._initialize = _request(target.head(), INITIALIZE)
+        self._session = b""
+        self._initialized = self._head = self._delete = b""
+        self._socket: socket.socket | None = None
+        self._received = b""
+        self._answered: Answered
         self.since = 0.0
 
     def call(self, number: int, arguments: bytes, answered: Answered) -> None:
         """See `Slot.call`."""
-        self._task = asyncio.get_running_loop().create_task(self._call(number, arguments, answered))
+        self._answered, self._received = answered, b""
+        self._steps = self._cycle(number, arguments)
+        try:
+            self._socket = socket.socket()
+            self._socket.connect(("127.0.0.1", self._target.port))
+            self._socket.sendall(next(self._steps))
+        except OSError:
+            asyncio.get_running_loop().call_soon(self._leave, False)
+        else:
+            asyncio.get_running_loop().add_reader(self._socket.fileno(), self._read, self._socket)
 
     def close(self) -> None:
         """Leave."""
-        if self._task is not None:
-            self._task.cancel()
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket.fileno())
+            self._socket.close()
+            self._socket = None
 
-    async def _call(self, number: int, arguments: bytes, answered: Answered) -> None:
+    def _cycle(self, number: int, arguments: bytes) -> Generator[bytes, bytes, bool]:
+        """Each request, to be sent the answer to it; whether the call had its own."""
+        opened = SESSION.search((yield self._initialize))
+        if opened is None:
+            return False
+        if opened[1] != self._session:
+            self._name(opened[1])
+        yield self._initialized
+        body = self._target.call(1, number, arguments)
+        answer = yield self._head % len(body) + body
+        yield self._delete
+        return b"%d;" % number in answer
+
+    def _name(self, session: bytes) -> None:
+        """What is sent names this session from now on."""
+        self._session = session
+        own = f"Mcp-Session-Id: {session.decode()}\r\nMCP-Protocol-Version: {REVISION}\r\n"
+        self._initialized = _request(self._target.head() + own, INITIALIZED)
+        self._head = f"{self._target.head()}{own}Content-Length: ".encode() + b"%d\r\n\r\n"
+        self._delete = _request(self._target.head("DELETE") + own, b"")
+
+    def _read(self, connected: socket.socket) -> None:
+        is_right = False
         try:
-            connection = await Connection.to(self._target)
-            await connection.open_session()
-            answer = await connection.post(self._target.call(1, number, arguments))
-            await connection.delete()
-            connection.close()
-        except (OSError, EOFError, RuntimeError):
-            answered(self, False)
-        else:
-            answered(self, b"%d;" % number in answer)
+            data = connected.recv(MAX_READ)
+            self._received += data
+            if data and not _is_whole(self._received):
+                return
+            answer, self._received = self._received, b""
+            if data and answer.startswith(RIGHT):
+                connected.sendall(self._steps.send(answer))
+                return
+        except StopIteration as over:
+            is_right = over.value
+        except OSError:
+            pass
+        self._leave(is_right)
+
+    def _leave(self, is_right: bool) -> None:
+        self.close()
+        self._answered(self, is_right)
+
+
+def _request(head: str, body: bytes) -> bytes:
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def _is_whole(answer: bytes) -> bool:
+    """Whether an answer has come to its end; those are of declared length."""
+    end = answer.find(b"\r\n\r\n") + 4
+    length = LENGTH.search(answer, 0, end) if end >= 4 else None
+    return length is not None and len(answer) >= end + int(length[1])
 
 
 async def open_session(port: int, path: str, *, token: str = "") -> str:

@@ -84,7 +84,8 @@ async def test_each_scenario_measures_what_it_says(bed: Bed, name: str, monkeypa
         assert by_name[DIRECT]["parallel"] > 4
 
 
-async def test_an_answer_that_is_not_the_calls_own_is_an_error() -> None:
+@pytest.mark.parametrize("anew", [False, True])
+async def test_an_answer_that_is_not_the_calls_own_is_an_error(anew: bool) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.closing(writer), contextlib.suppress(OSError, EOFError):
             while True:
@@ -92,14 +93,30 @@ async def test_an_answer_that_is_not_the_calls_own_is_an_error() -> None:
                 length = next(int(line[16:]) for line in head.split(b"\r\n") if line.startswith(b"Content-Length: "))
                 await reader.readexactly(length)
                 body = b'{"jsonrpc":"2.0","id":1,"result":{"structuredContent":{"t":"another;"}}}'
-                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+                own = b"mcp-session-id: s\r\ncontent-length: %d\r\n\r\n" % len(body)
+                writer.write(b"HTTP/1.1 200 OK\r\n" + own + body)
 
     server = await asyncio.start_server(answer, "127.0.0.1", 0)
     async with server:
         port = server.sockets[0].getsockname()[1]
-        async with opened(Target(port, "/mcp"), inflight=2, session="") as slots:
+        async with opened(Target(port, "/mcp"), inflight=2, session="", anew=anew) as slots:
             sample = await closed_loop(slots, calls=5)
     assert (sample.errors, sample.seconds) == (5, [])
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 200 OK\r\nmcp-session-id: s\r\ncontent-length: 5\r\n\r\nfour"])
+async def test_a_client_that_comes_anew_and_is_cut_has_an_error(answer: bytes) -> None:
+    async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(answer)
+        writer.close()
+
+    server = await asyncio.start_server(cut, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, opened(Target(port, "/mcp"), inflight=2, anew=True) as slots:
+        assert (await closed_loop(slots, calls=4)).errors == 4
+    async with opened(Target(port, "/mcp"), inflight=2, anew=True) as slots:  # nobody listens any longer
+        assert (await closed_loop(slots, calls=4)).errors == 4
 
 
 async def test_an_open_loop_counts_from_when_a_call_was_due() -> None:
