@@ -1,6 +1,7 @@
 """What all tests share: the event loop they run on, the peers that many need, and what is told at the end."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from harness.browser import Browser, browser
@@ -32,6 +33,18 @@ def upstream(upstream_process: Upstream) -> Upstream:
     """The same, with nothing recorded yet."""
     upstream_process.reset()
     return upstream_process
+
+
+@pytest.fixture
+def settings_file(tmp_path: Path) -> Callable[[str], Path]:
+    """Writes a settings file."""
+
+    def write(text: str) -> Path:
+        path = tmp_path / "trunkline.toml"
+        path.write_text(text)
+        return path
+
+    return write
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,8 @@ from trunkline.transports.upstream.stdio import StdioConnector
 from trunkline.transports.upstream.streamable_http import StreamableHTTPConnector
 from trunkline.transports.upstream.websocket import WebSocketConnector
 
-from contract.wire import CHECKS, Check, Maker, Server, check_wire, leaving_is_bounded
+from contract.session import Server
+from contract.wire import CHECKS, Check, Maker, check_wire, leaving_is_bounded
 
 pytestmark = pytest.mark.anyio
 

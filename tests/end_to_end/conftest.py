@@ -35,18 +35,6 @@ def gateway(gateway_process: Gateway, upstream: Upstream) -> Iterator[Gateway]:
 
 
 @pytest.fixture
-def settings_file(tmp_path: Path) -> Callable[[str], Path]:
-    """Writes a settings file."""
-
-    def write(text: str) -> Path:
-        path = tmp_path / "trunkline.toml"
-        path.write_text(text)
-        return path
-
-    return write
-
-
-@pytest.fixture
 def token_settings(settings_file: Callable[[str], Path], upstream: Upstream) -> Path:
     """Settings with two principals of one tenant (see `TOKENS`), and the server `up`."""
     return settings_file(token_settings_text(up=upstream.url))

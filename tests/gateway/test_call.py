@@ -3,7 +3,6 @@
 import asyncio
 import io
 import json
-import subprocess
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from harness.gateways import TOKENS, Gateway, command, environment, token_settings
 from harness.gateways import gateway as running_gateway
 from harness.ports import free_port
+from harness.programs import run
 from harness.raw_http import Peer, serving
 from harness.terminal import on_terminal
 from harness.upstreams import Upstream
@@ -47,14 +47,6 @@ async def failure(wanted: Call) -> str:
     line = str(caught.value)
     assert "\n" not in line
     return line
-
-
-def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    ended = subprocess.run(
-        command("call", *arguments), env=environment(), capture_output=True, text=True, timeout=PATIENCE
-    )
-    assert "Traceback" not in ended.stderr, ended.stderr
-    return ended
 
 
 @pytest.mark.parametrize(
@@ -244,10 +236,12 @@ async def test_what_is_no_text_is_named() -> None:
 
 
 def test_the_program_prints_texts_or_json(gateway: Gateway) -> None:
-    plain = run(gateway.url(), "echo", '{"value": [1, "ä"]}', "--transport", "ws")
+    plain = run("call", gateway.url(), "echo", '{"value": [1, "ä"]}', "--transport", "ws")
     assert (plain.returncode, plain.stderr) == (0, "")
     assert json.loads(plain.stdout) == {"value": [1, "ä"]}
-    structured = run(gateway.url(), "counter", "--json", "--workflow", "mine", "--header", "A: b", "--header", "C: d")
+    structured = run(
+        "call", gateway.url(), "counter", "--json", "--workflow", "mine", "--header", "A: b", "--header", "C: d"
+    )
     assert (structured.returncode, structured.stderr) == (0, "")
     assert json.loads(structured.stdout) == {"result": 1}
 
@@ -263,7 +257,7 @@ def test_the_program_prints_texts_or_json(gateway: Gateway) -> None:
 )
 def test_the_program_ends_with_one_line(gateway: Gateway, arguments: list[str], code: int) -> None:
     for transport in ("http", "ws"):
-        ended = run(gateway.url(), *arguments, "--transport", transport)
+        ended = run("call", gateway.url(), *arguments, "--transport", transport)
         assert (ended.returncode, ended.stdout) == (code, "")
         [line] = ended.stderr.splitlines()
         assert line.startswith("trunkline: ")
@@ -274,7 +268,7 @@ def test_the_program_ends_with_one_line(gateway: Gateway, arguments: list[str], 
     [("nonsense", 2), ("http://127.0.0.1:1/mcp", 1), ("ws://127.0.0.1:1/ws", 1), ("http://127.0.0.1:1/sse", 1)],
 )
 def test_the_program_ends_with_one_line_where_nobody_is(url: str, code: int) -> None:
-    ended = run(url, "counter")
+    ended = run("call", url, "counter")
     assert (ended.returncode, ended.stdout) == (code, "")
     assert len(ended.stderr.splitlines()) == 1
 
@@ -313,7 +307,7 @@ def test_progress_of_the_server_is_a_bar_on_a_terminal_and_nothing_elsewhere(gat
             terminal.read_until("/40")
             assert terminal.end() == 0
             assert terminal.text.rstrip().endswith("40 steps in 5 s")
-        piped = run(demo.url("demo"), "slow", '{"steps": 2, "seconds": 2.5}')
+        piped = run("call", demo.url("demo"), "slow", '{"steps": 2, "seconds": 2.5}')
         assert (piped.returncode, piped.stdout, piped.stderr) == (0, "2 steps in 2.5 s\n", "")
 
 

@@ -1,4 +1,4 @@
-"""What a gateway says once it listens. That its commands work is held by test_cli, which runs them."""
+"""What a gateway says once it listens. That its commands work is held by test_cli_serve, which runs them."""
 
 import sys
 from pathlib import Path

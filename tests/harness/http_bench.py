@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-from contract.wire import REVISION, Receiver, Report, Session
+from contract.session import REVISION, Receiver, Report, Session
 from trunkline.mux.errors import SessionLost, TrunklineError
 from trunkline.mux.ports import NONE
 from trunkline.mux.request import Request

@@ -5,6 +5,7 @@ import tracemalloc
 from unittest.mock import ANY
 
 import pytest
+from harness.demuxing import Waiting, answer, asked, asks, call, notification, opened, read
 from trunkline.mux.demux import (
     MAX_SERVER_REQUESTS,
     TOMBSTONE_SECONDS,
@@ -19,7 +20,6 @@ from trunkline.mux.demux import (
     Told,
     ToServer,
 )
-from trunkline.mux.envelope import Envelope, parse
 from trunkline.mux.errors import (
     Cancelled,
     IllegalMove,
@@ -34,49 +34,11 @@ from trunkline.mux.request import EXTENSIONS, Request, ServerRequest
 TIMEOUT = 10.0
 
 
-class Waiting:
-    """A caller that only has a name: the demultiplexer never calls it."""
-
-    def __init__(self, name: str = "caller", *, is_own: bool = False) -> None:
-        self.name = name
-        self.owner = self
-        self.is_own = is_own
-
-    def answered(self, message: bytes, *, is_error: bool) -> None:
-        raise AssertionError
-
-    progressed = failed = answered  # type: ignore[assignment]
-
-
-def read(text: str | bytes) -> Envelope:
-    return parse(text if isinstance(text, bytes) else text.encode(), limit=1 << 20)
-
-
-def call(id: str = "1", params: str = "{}") -> Envelope:
-    return read(f'{{"jsonrpc":"2.0","id":{id},"method":"tools/call","params":{params}}}')
-
-
-def answer(id: str, result: str = "{}") -> Envelope:
-    return read(f'{{"jsonrpc":"2.0","id":{id},"result":{result}}}')
-
-
-def notification(method: str, params: str = "{}") -> Envelope:
-    return read(f'{{"jsonrpc":"2.0","method":"{method}","params":{params}}}')
-
-
-def asks(id: str = '"s1"', method: str = "elicitation/create") -> Envelope:
-    return read(f'{{"jsonrpc":"2.0","id":{id},"method":"{method}","params":{{}}}}')
-
-
 @pytest.fixture
 def demux() -> Demux:
     made = Demux(max_inflight=4, timeout=TIMEOUT)
     made.feed(range(1, 100))
     return made
-
-
-def opened(demux: Demux, message: Envelope | None = None, now: float = 0.0) -> Request:
-    return demux.open(message or call(), Waiting(), now)[0]  # type: ignore[arg-type]
 
 
 def test_g1_equal_ids_of_two_callers_get_their_own_answers(demux: Demux) -> None:
@@ -372,12 +334,6 @@ def test_what_is_told_keeps_its_origin(demux: Demux) -> None:
     event = demux.receive(notification("notifications/message"), request, 0)
     assert isinstance(event, Told)
     assert event.origin is request
-
-
-def asked(demux: Demux, message: Envelope, origin: Request | None = None, now: float = 0.0) -> ServerRequest:
-    event = demux.receive(message, origin, now)
-    assert isinstance(event, Asked)
-    return event.request
 
 
 def test_e5_r4_a_servers_request_is_answered_under_its_own_id_and_once(demux: Demux) -> None:

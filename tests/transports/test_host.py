@@ -3,17 +3,16 @@
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import anyio
 import pytest
-from contract.wire import Receiver, Session
+from contract.session import Receiver, Session
 from harness.asgi_client import asgi_client
 from harness.duplex_clients import initialize
-from harness.in_process import serving
+from harness.hosting import OPENED, Application, answer, listening, log, mounted
 from harness.wire import Wire, text_of
 from mcp import ClientSession
 from mcp.client.sse import sse_client
@@ -31,57 +30,7 @@ pytestmark = pytest.mark.anyio
 
 PAGE = Path(__file__).parents[2] / "docs" / "embedding.md"
 PATIENCE = 10.0
-OPENED = {"protocolVersion": "2025-11-25", "capabilities": {"tools": {}}, "serverInfo": {"name": "t", "version": "1"}}
 PING = {"jsonrpc": "2.0", "id": 1, "method": "ping"}
-
-
-def log(data: object) -> dict[str, Any]:
-    return {"jsonrpc": "2.0", "method": "notifications/message", "params": {"level": "info", "data": data}}
-
-
-def answer(message: dict[str, Any], result: object) -> dict[str, Any]:
-    return {"jsonrpc": "2.0", "id": message["id"], "result": result}
-
-
-@asynccontextmanager
-async def listening(app: Any) -> AsyncIterator[str]:
-    """An ASGI application under uvicorn; where it listens."""
-    async with serving(app, ws="websockets-sansio") as port:
-        yield f"127.0.0.1:{port}"
-
-
-def mounted(host: Host) -> Starlette:
-    return Starlette(routes=[Mount("/tools", host)], lifespan=host.lifespan)
-
-
-class Application:
-    """Answers every call with the class and the state of its conversation; each conversation is kept for the test."""
-
-    def __init__(self) -> None:
-        self.conversations: list[Transport] = []
-        self.received: list[dict[str, Any]] = []
-        self.ended = 0
-
-    async def serve(self, transport: Transport) -> None:
-        self.conversations.append(transport)
-        calls = 0
-        with pytest.raises(RuntimeError, match="not connected"):
-            await transport.send_message({"jsonrpc": "2.0", "method": "notifications/early"})
-        await transport.connect()
-        try:
-            async for message in transport.receive_message():
-                self.received.append(message)
-                if message.get("method") == "initialize":
-                    result: dict[str, Any] = OPENED | {"protocolVersion": message["params"]["protocolVersion"]}
-                elif message.get("method") == "tools/call":
-                    calls += 1
-                    await transport.send_message(log(calls), request_id=message["id"])
-                    result = {"content": [{"type": "text", "text": f"{type(transport).__name__} {calls}"}]}
-                else:
-                    continue
-                await transport.send_message(answer(message, result))
-        finally:
-            self.ended += 1
 
 
 async def test_the_example_of_the_documentation_runs() -> None:

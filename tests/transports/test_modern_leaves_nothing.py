@@ -3,7 +3,7 @@
 import gc
 
 import pytest
-from contract.wire import told
+from contract.session import told
 from harness.endpoint_bench import front
 from harness.gateways import until
 from harness.modern_bench import request

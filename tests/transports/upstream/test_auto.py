@@ -6,13 +6,14 @@ from contextlib import asynccontextmanager
 
 import anyio
 import pytest
-from contract.wire import NONE, Receiver, Session, answer, connected, opened
+from contract.session import Receiver, Session, answer, connected, opened
 from harness.one_stream import over_sse
 from harness.raw_http import serving
 from harness.stream_peers import Line, sdk_over_sse
 from harness.upstream_scripted import Play, ScriptedUpstream, Status
 from harness.upstreams import upstream
 from trunkline.mux.errors import UpstreamUnreachable
+from trunkline.mux.ports import NONE
 from trunkline.mux.statistics import Statistics
 from trunkline.transports.upstream.auto import AutoConnector, HTTPKind, connector_for, names_revisions
 from trunkline.transports.upstream.sse import ENDPOINT_SECONDS, SSEConnector

@@ -4,7 +4,7 @@ import gc
 from collections.abc import Callable, Iterator
 
 import pytest
-from contract.wire import INITIALIZED, told
+from contract.session import INITIALIZED, told
 from harness.http_bench import http_bench
 from harness.upstream_scripted import (
     Cut,

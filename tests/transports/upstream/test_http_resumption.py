@@ -1,7 +1,7 @@
 """What is made of a stream that is taken up; test_streamable_http_streams meets it on a socket."""
 
 import pytest
-from contract.wire import Nobody
+from contract.session import Nobody
 from trunkline.mux.errors import SessionLost, UpstreamFault
 from trunkline.mux.limits import MAX_EVENT_BYTES
 from trunkline.mux.request import Request

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from contract.wire import Nobody
+from contract.session import Nobody
 from trunkline.mux.errors import SessionLost
 from trunkline.mux.request import Request
 from trunkline.transports.upstream import loss as module

@@ -2,7 +2,7 @@
 
 import anyio.lowlevel
 import pytest
-from contract.wire import INITIALIZED, REVISION, Receiver, Session
+from contract.session import INITIALIZED, REVISION, Receiver, Session
 from trunkline.mux.errors import SessionLost
 from trunkline.mux.request import Request
 from trunkline.mux.statistics import Statistics

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 
 import pytest
-from contract.wire import Session, opened
+from contract.session import Session, opened
 from harness.gateways import until
 from harness.raw_http import PATIENCE, Peer, RawServer, Serve, serving
 from trunkline.mux.statistics import Statistics

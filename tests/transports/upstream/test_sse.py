@@ -8,13 +8,14 @@ from typing import Any
 
 import anyio
 import pytest
-from contract.wire import NONE, Receiver, Session, answer, connected, opened, told
+from contract.session import Receiver, Session, answer, connected, opened, told
 from harness.gateways import until
 from harness.one_stream import STREAM_HEAD, OneStreamServer, over_sse
 from harness.raw_http import Peer, saying, serving
 from harness.stream_peers import Line, sdk_over_sse
 from trunkline.mux.errors import InvalidRequest, SessionLost, TrunklineError, UpstreamFault, UpstreamUnreachable
 from trunkline.mux.limits import MAX_EVENT_BYTES
+from trunkline.mux.ports import NONE
 from trunkline.mux.statistics import Statistics
 from trunkline.transports.upstream import http_delivery, sse
 from trunkline.transports.upstream.sse import SSEConnector

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import anyio
 import pytest
-from contract.wire import NONE, Receiver, Session, connected, opened, told
+from contract.session import Receiver, Session, connected, opened, told
 from harness.muxing import Client, begin
 from harness.one_stream import OneStreamServer, over_stdio
 from harness.stream_peers import Line, stdio_command, until_gone
@@ -18,6 +18,7 @@ from trunkline.mux.directory.memory import MemoryDirectory
 from trunkline.mux.errors import UpstreamUnreachable
 from trunkline.mux.limits import Pooling
 from trunkline.mux.pool import Pool
+from trunkline.mux.ports import NONE
 from trunkline.mux.statistics import Statistics
 from trunkline.mux.upstream import Upstream
 from trunkline.transports.upstream import backoff, process

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from contract.wire import INITIALIZED, told
+from contract.session import INITIALIZED, told
 from harness.gateways import until
 from harness.http_bench import Heard, Hearer, HTTPBench, http_bench
 from harness.ports import free_port

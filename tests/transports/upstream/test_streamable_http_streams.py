@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from contract.wire import answer, told
+from contract.session import answer, told
 from harness.http_bench import Heard, HTTPBench, http_bench
 from harness.upstream_scripted import Cut, Hang, OpenStream, Pause, Play, Raw, Reply, Send, Status, Step
 from trunkline.mux.errors import SessionLost, UpstreamFault

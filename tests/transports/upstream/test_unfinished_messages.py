@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import AsyncExitStack
 
 import pytest
-from contract.wire import NONE, Receiver, opened, told
+from contract.session import Receiver, opened, told
 from harness.changing import until
 from harness.http_bench import http_bench
 from harness.modern_bench import STREAM, all_of, answer, asked, chunk
@@ -17,7 +17,7 @@ from harness.one_stream import over_sse
 from harness.raw_http import Peer, saying, serving
 from harness.upstream_scripted import Cut, Hang, OpenStream, Pause, Play, Raw, Send
 from trunkline.mux.errors import UpstreamFault
-from trunkline.mux.ports import MovableWire
+from trunkline.mux.ports import NONE, MovableWire
 from trunkline.mux.statistics import Statistics
 from trunkline.transports.frames import text_frame
 from trunkline.transports.unfinished import Unfinished

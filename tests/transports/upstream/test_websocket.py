@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import pytest
 import uvloop
-from contract.wire import NONE, Receiver, Session, connected, opened, told
+from contract.session import Receiver, Session, connected, opened, told
 from harness.changing import until
 from harness.framing import frames_of
 from harness.one_stream import OneStreamServer, over_websocket
@@ -19,6 +19,7 @@ from harness.raw_http import Peer, saying, serving
 from harness.stream_peers import sdk_over_websocket
 from trunkline.mux.errors import InvalidRequest, TrunklineError, UpstreamFault, UpstreamUnreachable
 from trunkline.mux.limits import MAX_EVENT_BYTES
+from trunkline.mux.ports import NONE
 from trunkline.mux.statistics import Statistics
 from trunkline.transports import portions
 from trunkline.transports.frames import Frames, text_frame
