@@ -10,8 +10,8 @@ import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager, suppress
-from functools import partial
 from typing import Any, Final
+from urllib.parse import quote
 
 import anyio
 import anyio.to_thread
@@ -84,7 +84,7 @@ class Server:
         if parsed.drivername == DRIVERS[0] and parsed.host:
             raise ValueError("the URL has three slashes before a relative path, four before an absolute one")
         self.is_sqlite = parsed.drivername == DRIVERS[0]
-        self._url = parsed if self.is_sqlite else _with_options(parsed)
+        self._file, self._url = _sqlite_file(parsed) if self.is_sqlite else ("", _with_options(parsed))
         self._turns = anyio.Semaphore(MAX_CONNECTIONS)
         """Of whoever reads; on PostgreSQL, of whoever writes as well."""
         self._writers = anyio.Semaphore(1) if self.is_sqlite else self._turns
@@ -96,7 +96,6 @@ class Server:
         """How often it was probed: connections of before lead to a SQLite file that may be gone."""
         self.identity: tuple[int, int] | None = None
         """Of the SQLite file that is open."""
-        self._file = ""
 
     def _made(self) -> AsyncEngine:
         options: dict[str, Any] = {"pool_size": MAX_CONNECTIONS + 1, "max_overflow": 0, "pool_timeout": SERVER_SECONDS}
@@ -132,11 +131,17 @@ class Server:
         """
         if not self.is_sqlite:
             return None
-        (self._file,), options = self.engine.dialect.create_connect_args(self._url)
         with reaching():
-            await anyio.to_thread.run_sync(partial(_try_sqlite, self._file, **options))
+            await anyio.to_thread.run_sync(self._try_sqlite)
         self.opened += 1
         return _identity(self._file)
+
+    def _try_sqlite(self) -> None:
+        """Open the file once. One that is not there is made for this user alone: SQLite would let others read it."""
+        if self._file:
+            with suppress(OSError):  # SQLite says what is wrong
+                os.close(os.open(self._file, os.O_WRONLY | os.O_CREAT, 0o600))
+        self.connect_beside().close()
 
     def connect_beside(self) -> sqlite3.Connection:
         """Another connection to the SQLite file, for reads in the event loop: it waits for no lock.
@@ -248,12 +253,15 @@ def _leave_standby(failed: sa.engine.ExceptionContext) -> None:
         failed.is_disconnect = True
 
 
-def _try_sqlite(file: str, **options: Any) -> None:
-    """Open the file once. One that is not there is made for this user alone: SQLite would let others read it."""
-    if not options.get("uri"):
-        with suppress(OSError):  # SQLite says what is wrong
-            os.close(os.open(file, os.O_WRONLY | os.O_CREAT, 0o600))
-    sqlite3.connect(file, **options).close()
+def _sqlite_file(url: sa.URL) -> tuple[str, sa.URL]:
+    """The path of a SQLite file, and how it is opened: where `probe` has not made it, nothing else does.
+
+    A URL that spells SQLite's own (`uri`) says that by itself, and has no path here.
+    """
+    (file,), options = url.get_dialect()().create_connect_args(url)
+    if options.get("uri"):
+        return "", url
+    return file, url.set(database=f"file:{quote(file)}").update_query_dict({"mode": "rw", "uri": "true"})
 
 
 def _identity(file: str) -> tuple[int, int] | None:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from urllib.parse import quote
 
 import anyio
 import anyio.lowlevel
@@ -96,6 +97,28 @@ async def test_a_file_of_sqlite_that_is_gone_is_a_directory_that_lost_its_data(
             await anext(changes)
         assert [lives.id for lives in await directory.workers()] == ["w", "v"]
         assert modes(file)[file.name] == 0o600
+
+
+async def test_a_file_of_sqlite_that_is_gone_is_made_anew_by_a_heartbeat_alone(tmp_path: Path) -> None:
+    """Not by whoever needs a connection more meanwhile: SQLite would let others read it."""
+    file, worker = tmp_path / "100% ?#.db", Worker("w", number=1)
+    async with open_database(f"sqlite+aiosqlite:///{quote(str(file))}") as directory:
+        assert not await directory.beat(worker)
+        file.unlink()
+
+        async def read() -> None:
+            with suppress(DirectoryUnavailable):
+                await directory.get("x")
+
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as tasks:
+                for _ in range(MAX_CONNECTIONS):
+                    tasks.start_soon(read)
+        assert not file.exists()
+        assert not await directory.beat(worker)
+        assert modes(file)[file.name] == 0o600
+        await directory.claim(one := record("one"))
+        assert await directory.get(one.session_id) == one
 
 
 async def test_where_a_file_of_sqlite_cannot_be_made_anew_it_is_said_and_tried_again(tmp_path: Path) -> None:
