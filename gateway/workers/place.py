@@ -158,6 +158,8 @@ class Child:
         # By the socket and not by the environment, which other processes of the same user can read: there are secrets.
         self._unsent = _framed(settings)
         self._writer: asyncio.StreamWriter | None = None
+        self._newest: Reading | None = None
+        """What was read last, while it waits until the process has heard enough of what it was told before."""
         self.inherited = listener.fileno(), self._theirs.fileno()
         """The descriptors that the process gets."""
         told = _Inherited(listener.fileno(), self._theirs.fileno(), str(runtime), demo)
@@ -179,9 +181,16 @@ class Child:
         """Say something to it, in order; nothing where it has ended."""
         self._say(_BYTES[command])
 
-    def reload(self, reading: Reading) -> None:
-        """Tell it to `reload`, in order, and what was read."""
-        self._say(_SETTINGS + _framed(reading))
+    async def reload(self, reading: Reading) -> None:
+        """Tell it to `reload`, in order, and what was read; where it does not hear, the newest alone is kept for it."""
+        is_waiting, self._newest = self._newest is not None, reading
+        if is_waiting:
+            return
+        if self._writer is not None:
+            with suppress(OSError):  # it has ended
+                await self._writer.drain()
+        self._say(_SETTINGS + _framed(self._newest))
+        self._newest = None
 
     def _say(self, words: bytes) -> None:
         if self._writer is None:

@@ -135,7 +135,7 @@ class Supervisor:
         """
         async with anyio.create_task_group() as tasks:
             await tasks.start(self._obey)
-            tasks.start_soon(self._reload_on)
+            tasks.start_soon(self._reload_on, tasks)
             tasks.start_soon(self._kill_late)
             tasks.start_soon(reap_adopted, lambda: [process.pid for process in self._children.values()])
             async with anyio.create_task_group() as workers:
@@ -246,7 +246,7 @@ class Supervisor:
                     logger.info("%s: draining %d workers", signal.Signals(number).name, len(self._children))
                     self._stop()
 
-    async def _reload_on(self) -> None:
+    async def _reload_on(self, tasks: anyio.abc.TaskGroup) -> None:
         """Read the settings again whenever that is asked for: for workers that come later, and for those here."""
         while True:
             await self._reload.wait()
@@ -254,7 +254,7 @@ class Supervisor:
             renewed = await anyio.to_thread.run_sync(self._renew, self._settings, abandon_on_cancel=True)
             reading, self._settings = renewed
             for child in self._children:
-                child.reload(reading)
+                tasks.start_soon(child.reload, reading)
 
     def _stop(self) -> None:
         self._stopping.set()

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import anyio
 import anyio.to_thread
+import msgspec
 import pytest
-from trunkline.gateway.settings import DirectorySection, NotStarted, Server, Settings, SettingsError
+from harness.muxing import settle
+from trunkline.gateway.settings import AuthSection, DirectorySection, NotStarted, Server, Settings, SettingsError
 from trunkline.gateway.workers.place import VARIABLE, Child, Command, Place, Reading
 
 pytestmark = pytest.mark.anyio
@@ -97,7 +99,7 @@ async def test_what_the_parent_has_read_again_is_what_its_worker_reads_then(
 
     child, own = Child(listener, tmp_path, "", SETTINGS), Settings()
     for read in (lambda: SETTINGS, wrong, defect):
-        child.reload(Reading.of(read))
+        await child.reload(Reading.of(read))
     child.tell("reload")
     with anyio.fail_after(10):
         async with anyio.create_task_group() as tasks:
@@ -115,6 +117,47 @@ async def test_what_the_parent_has_read_again_is_what_its_worker_reads_then(
             assert place.read(Settings) == own
             await commands.aclose()
             place.close()
+    child.close()
+
+
+async def test_of_what_is_read_while_a_worker_does_not_hear_the_newest_alone_is_kept(
+    listener: socket.socket, tmp_path: Path
+) -> None:
+    def named(n: int) -> Reading:
+        return Reading(msgspec.structs.replace(SETTINGS, auth=AuthSection(issuer=str(n))))
+
+    child, last = Child(listener, tmp_path, "", SETTINGS), 20
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(heard_to_the_end, child)
+            place = await inherited(child)
+            for n in range(last + 1):
+                tasks.start_soon(child.reload, named(n))
+            await settle()
+            heard = list[int]()
+            async for _ in place.commands():
+                heard.append(int(place.read(Settings).auth.issuer))
+                if heard[-1] == last:
+                    break
+            place.close()
+    child.close()
+    assert len(heard) < 4, "what a socket takes, and one that waits"
+
+
+async def test_what_was_read_is_told_to_nobody_once_the_worker_has_ended(
+    listener: socket.socket, tmp_path: Path
+) -> None:
+    child = Child(listener, tmp_path, "", SETTINGS)
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(heard_to_the_end, child)
+            place = await inherited(child)
+            for _ in range(2):
+                tasks.start_soon(child.reload, Reading(SETTINGS))
+            await settle()
+            await place.commands().aclose()
+            place.close()
+        await child.reload(Reading(SETTINGS))
     child.close()
 
 
