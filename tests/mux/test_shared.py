@@ -9,6 +9,7 @@ from harness.memory_wire import echo, message
 from harness.muxing import ALICE, BOB, Bench, Client, begin, bench, idle, initialize, notification, settle, some
 from trunkline.mux.errors import Overloaded, WorkflowEnded
 from trunkline.mux.pool import Begun
+from trunkline.mux.routing import LEGACY
 from trunkline.mux.workflow import Workflow
 
 pytestmark = pytest.mark.anyio
@@ -81,6 +82,13 @@ async def test_what_a_session_was_opened_with_is_part_of_its_key(other: dict[str
         await at.client(ALICE)
         await at.client(ALICE, **other)
         assert len(at.server.sessions) + len(at.other.sessions) == 2
+
+
+async def test_l8_a_shared_session_is_opened_with_the_revision_that_its_clients_ask_for() -> None:
+    async with bench(reuse="user") as at:
+        for revision in LEGACY:
+            await at.client(ALICE, message=initialize(revision))
+        assert [came.json["params"]["protocolVersion"] for came in at.server.of("initialize")] == [*LEGACY]
 
 
 async def test_l15_the_server_is_told_only_what_can_be_routed() -> None:
