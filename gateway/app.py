@@ -263,7 +263,7 @@ class Gateway:
         self._rotate(settings, built.sources)
         sites = {name: built.sites.get(name) or self._open[before.sites[name].version] for name in settings.servers}
         gone = {name: before.sites[name] for name in (*changes.changed, *changes.removed)}
-        busy = {workflow.server for workflow in self.pool.workflows}
+        busy = {workflow.server for workflow in self.pool.served}
         leaving = {
             name: site
             for name, site in {**before.leaving, **gone}.items()

@@ -176,8 +176,13 @@ class Pool:
 
     @property
     def workflows(self) -> list[Workflow]:
-        """The workflows that live here."""
+        """The workflows that are held here."""
         return list(self._workflows.values())
+
+    @property
+    def served(self) -> list[Workflow]:
+        """Those and the ones that are served here beside the workers that hold them."""
+        return self._residents.served
 
     def now(self) -> float:
         """Seconds on the clock that everything here is measured by."""
@@ -202,7 +207,7 @@ class Pool:
     def inflight(self) -> Counter[str]:
         """Calls that wait for an answer here, by server: those of workflows that another worker holds included."""
         counted = Counter[str]()
-        for workflow in self._residents.served:
+        for workflow in self.served:
             counted[workflow.server] += workflow.inflight
         return counted
 
@@ -251,7 +256,7 @@ class Pool:
         self._generations.replace(upstreams)
         self.caps.replace(pooling, _pooling_of(upstreams))
         self._budget.limit = pooling.event_log.total_bytes
-        for workflow in self._residents.served:
+        for workflow in self.served:
             workflow.is_superseded = not self._generations.is_current(workflow.server, workflow.generation)
             workflow.stir()
         is_current = self._generations.is_current
@@ -260,7 +265,7 @@ class Pool:
     def revoke(self, knows: Callable[[Principal], bool]) -> None:
         """End the workflows of whoever is not known any longer, for the cause `revoked`; none of theirs begins."""
         self._opening.knows = knows
-        for workflow in self._residents.served:
+        for workflow in self.served:
             if not knows(workflow.principal):
                 self._ending.soon(workflow, "revoked")
 
@@ -375,7 +380,7 @@ class Pool:
         self._opening.draining = True
         if self._cluster is not None:
             self._cluster.members.drain()
-        quiet = [workflow.calls.drain() for workflow in self._residents.served]
+        quiet = [workflow.calls.drain() for workflow in self.served]
         with anyio.move_on_after(timeout):
             for event in quiet:
                 await event.wait()
@@ -388,7 +393,7 @@ class Pool:
     def _end_all(self) -> None:
         cause = WorkflowEnded("drained")
         self._lines.close_unused(cause)
-        for workflow in self._residents.served:
+        for workflow in self.served:
             self._ending.soon(workflow, "drained")
         self._lines.close(cause)
 
