@@ -127,7 +127,7 @@ class Link:
         duplex = workflow.duplexes.named(name) if name else workflow.duplexes.cut
         link._workflow, link._duplex, link._is_closed = workflow, duplex, True
         if link._duplex is None:
-            raise UnknownSession("no such session; begin anew with initialize")
+            raise UnknownSession("no such stream of this session; connect again")
         return link
 
     async def open(self, asked: Asked) -> WorkflowState | None:

@@ -121,6 +121,12 @@ async def test_t5_a_stream_that_there_is_not_is_an_unknown_session_whatever_its_
         await refused(await client.post(PING, endpoint=f"/servers/x/message?session_id=none&stream={name}"), 404)
 
 
+async def test_a_message_for_a_stream_that_there_is_not_of_a_session_that_lives_is_told_so() -> None:
+    async with listening() as at, opened(at) as client:
+        unknown = f"/servers/x/message?session_id={client.session_id}&stream=unknown"
+        assert "connect again" in await refused(await client.post(PING, endpoint=unknown), 404)
+
+
 async def test_x2_every_request_is_authenticated() -> None:
     async with listening() as at, opened(at) as client, SSEClient(at.base(), {"Authorization": "wrong"}) as nobody:
         for answer in (await nobody.get(), await nobody.post(PING, endpoint=client.endpoint)):

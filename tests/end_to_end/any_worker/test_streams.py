@@ -114,7 +114,8 @@ async def test_a_message_for_a_stream_that_ended_with_the_pause_of_its_worker_go
             assert (await fresh.post(call, endpoint=client.endpoint)).status == 404, "as where its worker is dead"
         await client.over()
         for one in (fresh, client):
-            assert (await one.post(call, endpoint=client.endpoint)).status == 404
+            refused = await one.post(call, endpoint=client.endpoint)
+            assert (refused.status, b"connect again" in await refused.body()) == (404, True)
         await fresh.resume()
         await fresh.call("counter")
         assert text_of(await fresh.answer()) == "1"
