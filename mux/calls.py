@@ -20,7 +20,7 @@ from .duplex import Duplex
 from .envelope import Envelope
 from .errors import Cancelled, InvalidRequest, Overloaded, SessionLost, TimedOut, TrunklineError
 from .exchange import Call, Exchange
-from .ports import Asker, Headers, Span
+from .ports import Asker, Headers, PoolResult, Span
 from .routing import InFlight
 
 if TYPE_CHECKING:
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 TAKEN_BACK: Final = (Cancelled.reason, TimedOut.reason)
 """How calls end whose message may still wait for a server that does not read it."""
-
-WORST_FIRST: Final = ("bypass", "miss", "spare", "hit")
 
 
 class Calls:
@@ -86,29 +84,32 @@ class Calls:
 
     # From the request to its end.
 
-    def take(self, message: Envelope, asker: Asker, headers: Headers, span: Span | None = None) -> None:
-        """Take one request of the client; its answer, or why there is none, reaches who asked. `span` hears its end."""
+    def take(self, message: Envelope, asker: Asker, headers: Headers, span: Span | None = None) -> PoolResult | None:
+        """Take one request of the client; its answer, or why there is none, reaches who asked. `span` hears its end.
+
+        What the pool did for it; None where it was not asked.
+        """
         workflow = self._workflow
         if not asker.admit(message.id):
             call_log.end_span(span, "duplicate_id")
             workflow.statistics.count("refused", "duplicate_id")
             asker.add(wire_format.failure(message.id, InvalidRequest("a request with this id is in flight here")))
-            return
+            return None
         self._stir(workflow)
         call = Call(workflow, asker, message.id, message.method, self._clock(), span)
         self._in_flight.enter(message.id, call)
         if message.method == "ping":
             call.answered(wire_format.result(message.id, Raw(b"{}")), is_error=False)
-            return
+            return None
         trust = workflow.trust
         if workflow.stateless or trust is not None:
             call.again = (message, headers)
         if trust is not None and message.method == "tools/list":
             call.listing = trust.ask(message)
-        self.carry(call, message, headers)
+        return self.carry(call, message, headers)
 
-    def carry(self, call: Call, message: Envelope, headers: Headers) -> None:
-        """Hand a call's request to the line; if it is not taken, the call fails."""
+    def carry(self, call: Call, message: Envelope, headers: Headers) -> PoolResult | None:
+        """Hand a call's request to the line; what the pool did. None if it is not taken: the call fails."""
         workflow = self._workflow
         try:
             if workflow.ended is not None:
@@ -124,12 +125,12 @@ class Calls:
         except TrunklineError as error:
             workflow.account.refuse(error)
             call.failed(error)
-            return
+            return None
         workflow.account.last = done
         workflow.statistics.count("pool_requests", workflow.server, done)
         if done != "hit":
             workflow.account.miss(workflow.line.why, self._clock())
-            call.asker.pool_result = min(call.asker.pool_result, done, key=WORST_FIRST.index)
+        return done
 
     def may_repeat(self, message: Envelope, error: SessionLost) -> bool:
         """Whether a call that failed so is sent once more (guarantee G6): it did not run, or may run twice."""

@@ -13,7 +13,6 @@ from . import envelope as wire_format
 from .envelope import IdKey, id_key
 from .errors import TrunklineError
 from .event_log import Stream, Trimmed
-from .ports import PoolResult
 from .streams import Reader
 from .tally import Tally
 
@@ -52,8 +51,6 @@ class Duplex:
         self.stream.covered = self.stream.is_wire = True
         for tally in tallies:
             tally.note = workflow.streams.noting(self.stream)
-        self.pool_result: PoolResult = "hit"
-        """Of no interest here: no answer has headers."""
 
     @property
     def is_attached(self) -> bool:

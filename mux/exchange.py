@@ -17,7 +17,7 @@ from .annotations import Listing
 from .envelope import Envelope
 from .errors import Overloaded, SessionLost, TrunklineError, UpstreamFault
 from .event_log import Stream
-from .ports import Asker, Caller, Headers, PoolResult, Span
+from .ports import Asker, Caller, Headers, Span
 from .statistics import method_label
 
 if TYPE_CHECKING:
@@ -39,7 +39,6 @@ class Exchange:
         "_then",
         "_workflow",
         "cut",
-        "pool_result",
         "stream",
     )
 
@@ -52,8 +51,6 @@ class Exchange:
         self.stream: Stream | None = None
         self.cut = False
         """Set when the client left before a plain answer could be given: that answer is lost, and counted (G5)."""
-        self.pool_result: PoolResult = "hit"
-        """The worst that the pool had to do for a request of this exchange."""
         self._outcome: Outcome | None = None
         self._then: Callable[[Outcome], None] | None = None
         self._ready: asyncio.Future[Outcome] | None = None

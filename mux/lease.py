@@ -39,7 +39,6 @@ class _Waiting:
     """Who waits for one answer. Implements `Asker`."""
 
     def __init__(self, hear: Callable[[bytes], None]) -> None:
-        self.pool_result: PoolResult = "hit"
         self.response: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._hear = hear
 

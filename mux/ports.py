@@ -53,9 +53,6 @@ class Caller(Protocol):
 class Asker(Protocol):
     """What a client's request came on, and its answer goes to: an `Exchange`, or a `Duplex`."""
 
-    pool_result: PoolResult
-    """The worst that the pool had to do for a request of it."""
-
     @property
     def is_open(self) -> bool:
         """True while other messages may come on it."""

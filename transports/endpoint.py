@@ -13,7 +13,7 @@ from ..mux.errors import InvalidRequest, TrunklineError
 from ..mux.handshake import own_initialize
 from ..mux.limits import MAX_BODY_BYTES
 from ..mux.pool import Arrival, Begun, Pool
-from ..mux.ports import NONE, Asker, Headers
+from ..mux.ports import NONE, Asker, Headers, PoolResult
 from ..mux.principal import Principal
 from ..mux.workflow import Workflow
 from .admission import Admission
@@ -126,11 +126,14 @@ def take_call(
     asker: Asker,
     forwarded: Headers,
     headers: Mapping[str, str],
-) -> None:
-    """Hand a client's request to its workflow, with the trace context of its own `headers` or of its body."""
+) -> PoolResult | None:
+    """Hand a client's request to its workflow, with the trace context of its own `headers` or of its body.
+
+    What the pool did for it; None where it was not asked.
+    """
     context = context_of(headers, message, config.server, config.pool.statistics)
     span, context = begin_span(config.tracer, config.server, message, context, workflow.principal, workflow)
-    workflow.calls.take(message, asker, {**forwarded, **context} if context else forwarded, span)
+    return workflow.calls.take(message, asker, {**forwarded, **context} if context else forwarded, span)
 
 
 def admitted_key(config: EndpointConfig, principal: Principal, key: str | None) -> str | None:

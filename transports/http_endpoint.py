@@ -13,6 +13,7 @@ from ..mux.burden import LARGE_BYTES
 from ..mux.envelope import Envelope
 from ..mux.errors import Elsewhere, Overloaded, TrunklineError, UnknownSession, WorkflowEnded
 from ..mux.limits import MAX_BODY_BYTES
+from ..mux.ports import PoolResult
 from ..mux.principal import Principal
 from ..mux.record import WorkflowState
 from ..mux.statistics import Statistics
@@ -55,12 +56,12 @@ class HTTPRequest:
     __slots__ = (
         "_send",
         "batch",
-        "began",
         "burden",
         "cors",
         "extra",
         "headers",
         "id",
+        "pool_result",
         "principal",
         "receive",
         "scope",
@@ -75,8 +76,8 @@ class HTTPRequest:
         self.principal: Principal
         self.burden = 0
         """What its body has of the pool's `Burden`, in bytes."""
-        self.began = False
-        """Set when this request opened the session that it was then carried over."""
+        self.pool_result: PoolResult | None = None
+        """The worst that the pool had to do for it; None where it was not asked."""
         self.id = b""
         """The raw id of its JSON-RPC request, once it was read, so that a refusal can name it."""
         self.batch: Sequence[bytes] = ()

@@ -246,5 +246,5 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
     async def _begin_unasked(self, request: HTTPRequest) -> tuple[Workflow, WorkflowState]:
         revision = request.headers.get(PROTOCOL_VERSION, DEFAULT_REVISION)
         begun = await begin_unasked(self._config, request.principal, revision, arrival_of(self._config, request))
-        request.began = begun.pool_result == "miss"
+        request.pool_result = begun.pool_result
         return begun.workflow, begun.state

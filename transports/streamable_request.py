@@ -23,6 +23,8 @@ from .http_endpoint import KEEP_ALIVE_SECONDS, HTTPRequest, send_events
 from .patience import Patience
 from .status import HTTPRefusal
 
+WORST_FIRST: Final = ("bypass", "miss", "spare", "hit")
+
 DECIDE_SECONDS: Final = 0.05
 """A call that is unanswered for this long turns into a stream that can be resumed (guarantee G5)."""
 
@@ -92,16 +94,18 @@ def take(config: EndpointConfig, request: HTTPRequest, workflow: Workflow, messa
     calls = [message for message in messages if message.kind == "request"]
     workflow.come_by("http")
     exchange = workflow.calls.exchange(len(calls)) if calls else None
+    worst = request.pool_result
     for message in messages:
         if message.kind == "notification":
             workflow.notify(message, forwarded)
         elif message.kind == "response":
             workflow.respond(message)
         elif exchange is not None:
-            take_call(config, workflow, message, exchange, forwarded, request.headers)
-    if exchange is not None:
-        done = "miss" if request.began else exchange.pool_result
-        request.extra.append((POOL.encode(), done.encode()))
+            done = take_call(config, workflow, message, exchange, forwarded, request.headers)
+            if done is not None and (worst is None or WORST_FIRST.index(done) < WORST_FIRST.index(worst)):
+                worst = done
+    if exchange is not None and worst is not None:
+        request.extra.append((POOL.encode(), worst.encode()))
     return exchange
 
 

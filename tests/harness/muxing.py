@@ -17,7 +17,7 @@ from trunkline.mux.event_log import Position, Stream
 from trunkline.mux.exchange import Exchange
 from trunkline.mux.limits import MAX_BODY_BYTES, EventLogLimits, Pooling
 from trunkline.mux.pool import Arrival, Begun, Pool
-from trunkline.mux.ports import NONE, Headers
+from trunkline.mux.ports import NONE, Headers, PoolResult
 from trunkline.mux.principal import ANONYMOUS, Principal
 from trunkline.mux.record import WorkflowRecord
 from trunkline.mux.streams import Reader
@@ -189,6 +189,8 @@ class Client:
 
     def __init__(self, workflow: Workflow) -> None:
         self.workflow = workflow
+        self.told: list[PoolResult | None] = []
+        """What the pool did for each of its calls."""
 
     def call(
         self, params: Any = None, *, id: bytes = b"1", method: str = "tools/call", headers: Headers = NONE
@@ -201,7 +203,7 @@ class Client:
         exchange = self.workflow.calls.exchange(len(messages))
         self.workflow.wire_came()
         for message in messages:
-            self.workflow.calls.take(message, exchange, headers)
+            self.told.append(self.workflow.calls.take(message, exchange, headers))
         return exchange
 
     async def answers(self, exchange: Exchange) -> list[dict[str, Any]]:

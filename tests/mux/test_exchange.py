@@ -1,9 +1,8 @@
 """One exchange: plain answers or a stream, and what becomes of it when its client leaves."""
 
 import pytest
-from harness.memory_wire import echo, message
+from harness.memory_wire import message
 from harness.muxing import bench, request
-from trunkline.mux.errors import UpstreamUnreachable
 from trunkline.mux.event_log import Stream
 from trunkline.mux.limits import EventLogLimits
 
@@ -106,14 +105,3 @@ async def test_what_comes_for_an_exchange_that_was_cut_is_lost_with_it_and_takes
         client.leave()
         assert (client.workflow.ended, at.held) == (None, 0)
         assert at.counts["cut_answers", "x"] == 1
-
-
-async def test_an_exchange_tells_the_worst_that_the_pool_had_to_do() -> None:
-    async with bench(stateless=True, revision="2025-03-26", on_request=echo) as at:
-        client = await at.client()
-        one = client.call()
-        await client.answer(one)
-        at.server.session.receiver.lost(UpstreamUnreachable("gone", executed="unknown"))
-        both = client.send(request("ping", id=b"1"), request(id=b"2"))
-        await client.answers(both)
-        assert (one.pool_result, both.pool_result) == ("hit", "miss")

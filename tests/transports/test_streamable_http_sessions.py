@@ -124,6 +124,40 @@ async def test_a_call_with_a_new_key_needs_no_handshake() -> None:
         assert (await here.client.post(NOTE, {SESSION: answer.headers[SESSION]})).status == 202
 
 
+async def test_the_first_call_of_a_key_tells_of_the_spare_that_its_session_was() -> None:
+    async with front(spares=1) as here:
+        here.server.on_request = echo
+        told = []
+        for key in ("chat-1", "chat-2"):
+            answer = await here.client.post(call(), {KEY: key})
+            told.append((answer.headers[STATE], answer.headers[POOL]))
+            await here.server.got("notifications/initialized", len(told) + 1)
+            await settle()
+        assert told == [("created", "miss"), ("created", "spare")]
+
+
+async def test_what_the_pool_was_not_asked_for_tells_nothing_of_it() -> None:
+    async with opened(max_inflight_per_workflow=1) as here:
+        held = here.client.start("POST", call("held"))
+        exchange = await here.server.got("tools/call")
+        refused = await here.client.post(call())
+        assert (await refused.json())["error"]["code"] == -31003
+        assert (await here.client.post({"jsonrpc": "2.0", "id": 1, "method": "ping"})).status == 200
+        assert POOL not in refused.headers
+        exchange.answer({})
+        await held.over()
+        assert held.headers[POOL] == "hit"
+
+
+async def test_a_batch_tells_the_worst_that_the_pool_had_to_do() -> None:
+    async with opened("2025-03-26", stateless=True) as here:
+        here.server.on_request = echo
+        assert (await here.client.post(call())).headers[POOL] == "hit"
+        here.server.session.receiver.lost(UpstreamUnreachable("gone", executed="unknown"))
+        answer = await here.client.post([{"jsonrpc": "2.0", "id": 1, "method": "ping"}, call(2)])
+        assert answer.headers[POOL] == "miss"
+
+
 async def test_one_key_at_once_from_two_connections_is_one_workflow() -> None:
     async with front() as here:
         here.server.on_request = echo
