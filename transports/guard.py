@@ -21,7 +21,7 @@ ALLOWED_HEADERS: Final = (
 _PARAM: Final = re.compile(r"mcp-param-[a-z0-9!#$%&'*+.^_`|~-]+", re.IGNORECASE)
 """A header that repeats an argument of a call: a tool names it as it likes (rule H3)."""
 
-EXPOSED_HEADERS: Final = b"Mcp-Session-Id, Trunkline-Workflow-State, Trunkline-Pool, WWW-Authenticate"
+EXPOSED_HEADERS: Final = b"Mcp-Session-Id, Trunkline-Workflow-State, Trunkline-Pool, WWW-Authenticate, Retry-After"
 
 
 _LAST_SLASH: Final = re.compile(r"(?<=[^/])/$")

@@ -58,7 +58,7 @@ HEADERS: Final = (
         "answers over HTTP to `initialize` and to calls of a session",
         "",
         "What the pool did: `hit`, a session was open; `miss`, one was opened; `spare`, one was waiting; `bypass`, one "
-        'was opened for this call alone (`reuse = "none"`).',
+        'was opened for this call alone (`reuse = "none"`). Nothing where it was not asked: refused before, or `ping`.',
     ),
     Header(
         "MCP-Protocol-Version",
@@ -128,7 +128,7 @@ def asked(headers: Mapping[str, str], query: bytes) -> Asked:
     except ValueError:
         raise HTTPRefusal(400, "query", "the query string cannot be read") from None
     session_id = _one(headers.get(SESSION_ID), named.get("session_id", []))
-    key = _one(headers.get(WORKFLOW), named.get("workflow", []))
+    key = _one(workflow_key(headers), named.get("workflow", []))
     # An EventSource that reconnects sends its header with the query that it was made with: the header is newer.
     last_event_id = headers.get(LAST_EVENT_ID) or _one(None, named.get("last_event_id", []))
     return Asked(session_id, _checked_key(key), last_event_id)

@@ -151,7 +151,7 @@ def test_a_configured_page_may_read_the_answer_and_its_headers() -> None:
     assert granted[b"access-control-allow-origin"] == b"https://App.example", "as the page spelled it"
     assert granted[b"vary"] == b"Origin"
     exposed = granted[b"access-control-expose-headers"].split(b", ")
-    assert {b"Mcp-Session-Id", b"Trunkline-Workflow-State", b"Trunkline-Pool"} <= set(exposed)
+    assert {b"Mcp-Session-Id", b"Trunkline-Workflow-State", b"Trunkline-Pool", b"Retry-After"} <= set(exposed)
 
 
 @pytest.mark.parametrize("headers", [{}, {"origin": "https://evil.example"}, {"origin": "http://localhost"}])

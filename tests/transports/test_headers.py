@@ -56,6 +56,7 @@ def test_a_client_is_told_its_session_id_and_how_its_key_came_to_it(
         ({}, b"last_event_id=a&last_event_id=b", "disagree"),
         ({}, b"workflow=a%20b", "workflow_key"),
         ({"trunkline-workflow": "a b"}, b"", "workflow_key"),
+        ({"trunkline-workflow": ""}, b"workflow=k", "workflow_key"),
         ({}, b"session_id=\xff", "query"),
         ({}, b"&".join(b"n%d=1" % n for n in range(1000)), "query"),
     ],
