@@ -43,7 +43,7 @@ class Duplex:
         """None as long as nothing can tell what the client has."""
         self.said_goodbye = False
         """True once its client has closed it in order: another connection is not its continuation."""
-        self.names: list[str] = []
+        self.names = [tally.name for tally in tallies if tally.name]
         """What its connections are known by, where their client names one with each message."""
         self.made = workflow.now()
         self.stream = workflow.streams.open(is_wire=True) if kept is None else kept[0]
@@ -149,7 +149,9 @@ class Duplex:
             self._met = tally
 
     def name(self, name: str) -> None:
-        """A connection carries it that is known by this name."""
+        """A connection carries it that is known by this name, also to the worker that comes after this one."""
+        self.tally.name = name
+        self.tally.tell()
         self.names.append(name)
         del self.names[:-MAX_NAMES]
 

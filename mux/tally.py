@@ -23,6 +23,7 @@ class _Kept(msgspec.Struct, array_like=True):
     others: list[int]
     is_met: bool
     leaps: Sequence[tuple[int, int]] = ()
+    name: str = ""
 
 
 class Tally:
@@ -37,6 +38,8 @@ class Tally:
         self.connection = connection
         self.is_met = False
         """True once the client has shown itself on it."""
+        self.name = ""
+        """What the connection is known by, where its client names it with each message."""
         self.note = note
         self._others: list[int] = []
         self._skipped = 0
@@ -47,14 +50,14 @@ class Tally:
         """The tally of which this was noted."""
         kept = msgspec.json.decode(text, type=_Kept)
         tally = cls(kept.began, connection, leaps=kept.leaps)
-        tally.is_met = kept.is_met
+        tally.is_met, tally.name = kept.is_met, kept.name
         tally._skipped, tally._others = kept.skipped, kept.others
         return tally
 
     def tell(self) -> None:
         """Note all of it."""
         if self.note is not None:
-            kept = _Kept(self.began, self._skipped, self._others, self.is_met, self._leaps)
+            kept = _Kept(self.began, self._skipped, self._others, self.is_met, self._leaps, self.name)
             self.note("tally", self.connection, msgspec.json.encode(kept))
 
     def meet(self) -> None:

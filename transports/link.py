@@ -365,8 +365,8 @@ class Link:
         self._workflow = workflow
         if place is None:
             duplex = self._duplex = workflow.duplexes.new()
-            duplex.name(self.name)
             if self._is_closed:  # what its client is due waits for another connection
+                duplex.name(self.name)
                 return
             place = Place(duplex, duplex.attach())
         workflow.come_by(self._transport)

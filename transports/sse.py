@@ -4,6 +4,7 @@ Beyond the specification, a stream that breaks can be taken up: by the event id 
 by the session id. Its calls go on meanwhile.
 """
 
+import asyncio
 from functools import partial
 from typing import Final
 from urllib.parse import parse_qs, quote
@@ -115,6 +116,8 @@ class _Messages(HTTPEndpoint):
             except UnknownSession:  # none has begun on it yet: it is where it came
                 await self._pool.send_on(worker_of(name))
                 raise
+            if not workflow.opened.done():  # it has just been taken over
+                await asyncio.shield(workflow.opened)
             link = Link.of(self._config, workflow, "sse", name)
         if link.principal != request.principal:
             raise UnknownSession("no such session; begin anew with initialize")

@@ -22,7 +22,7 @@ def test_a_tally_that_has_forgotten_places_leads_back_and_never_ahead() -> None:
     assert all(tally.position(count) <= exact[count] for count in range(2 * MAX_OTHERS))
     assert tally.position(3 * MAX_OTHERS) == 3 * MAX_OTHERS // 2
     tally.tell()
-    assert noted[-1].count(b",") == MAX_OTHERS + 3, "no more places are kept"
+    assert noted[-1].count(b",") == MAX_OTHERS + 4, "no more places are kept"
 
 
 def test_g5_where_another_worker_goes_on_places_leap_and_counts_do_not() -> None:
@@ -46,12 +46,14 @@ def test_all_that_changes_is_noted_and_read_again() -> None:
     tally.skip(0)
     tally.skip(2)
     tally.add_other(4)
+    tally.name = "it"
     tally.meet()
     tally.meet()
     assert [(kind, n) for kind, n, _ in noted] == [("tally", 3), ("tally", 3), ("other", 4), ("tally", 3)]
     assert noted[2][2] == b"3"
     early, late = Tally.read(3, noted[1][2]), Tally.read(3, noted[3][2])
     assert (early.began, early.connection, early.is_met, late.is_met) == (10, 3, False, True)
+    assert (early.name, late.name) == ("", "it")
     early.add_other(4)
     for count in range(8):
         assert tally.position(count) == early.position(count) == late.position(count)

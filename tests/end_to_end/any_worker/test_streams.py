@@ -101,24 +101,43 @@ async def test_g7_a_client_begins_on_a_stream_at_one_worker_with_messages_to_ano
         assert text_of(await client.answer()) == "1"
 
 
-async def test_a_message_for_a_stream_that_ended_with_the_pause_of_its_worker_goes_in_no_circle(
-    pair: tuple[Gateway, Gateway],
+async def test_g7_a_message_that_comes_after_its_stream_died_with_its_worker_is_answered_on_the_next_one(
+    pair: tuple[Gateway, Gateway], redis: RedisServer, key: str
 ) -> None:
     first, second = pair
-    call = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": "counter", "arguments": {}}}
     async with SSEClient(first.server_url("up")) as client, SSEClient(second.server_url("up")) as fresh:
         await client.open()
-        fresh.last_event_id = client.last_event_id
+        await client.call("echo", {"value": key}, id="before")
+        await client.answer("before")
+        await until(lambda: is_kept(redis, key.encode()))
+        kill(first)
+        await client.over()
+        assert (await fresh.post(counter(1), endpoint=client.endpoint)).status == 202
+        remember(client, fresh)
+        await fresh.resume()
+        assert text_of(await fresh.answer(1)) == "1"
+
+
+async def test_a_message_for_a_stream_that_ended_with_the_pause_of_its_worker_goes_in_no_circle(
+    pair: tuple[Gateway, Gateway], redis: RedisServer, key: str
+) -> None:
+    first, second = pair
+    async with SSEClient(first.server_url("up")) as client, SSEClient(second.server_url("up")) as fresh:
+        await client.open()
+        await client.call("echo", {"value": key}, id="before")
+        await client.answer("before")
+        await until(lambda: is_kept(redis, key.encode()))
+        remember(client, fresh)
         with paused(first):
             await anyio.sleep(PAUSE)
-            assert (await fresh.post(call, endpoint=client.endpoint)).status == 404, "as where its worker is dead"
+            assert (await fresh.post(counter(1), endpoint=client.endpoint)).status == 202
         await client.over()
-        for one in (fresh, client):
-            refused = await one.post(call, endpoint=client.endpoint)
-            assert (refused.status, b"connect again" in await refused.body()) == (404, True)
+        for n, one in ((2, fresh), (3, client)):
+            assert (await one.post(counter(n), endpoint=client.endpoint)).status == 202
         await fresh.resume()
-        await fresh.call("counter")
-        assert text_of(await fresh.answer()) == "1"
+        answers = await fresh.hear(3)
+        assert {message["id"] for message in answers} == {1, 2, 3}
+        assert {text_of(message) for message in answers} == {"1", "2", "3"}
 
 
 @pytest.mark.parametrize("transport", [SSEClient, SocketClient])
@@ -153,6 +172,11 @@ async def test_g7_what_began_elsewhere_since_a_client_connected_is_told_to_it(
         await late.open()
         await late.call("echo", {"value": "x"})
         assert (await late.answer(1))["result"]["structuredContent"] == {"value": "x"}
+
+
+def counter(id: int) -> dict[str, Any]:
+    """A call that says how many of its kind came before on the session."""
+    return {"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": {"name": "counter", "arguments": {}}}
 
 
 def remember(client: DuplexClient, fresh: DuplexClient) -> None:
