@@ -332,7 +332,6 @@ class HTTPConnection(asyncio.Protocol):
         if not exchange.is_whole or self.is_write_paused:
             return False
         try:
-            exchange.headers = self._reader.headers_of(exchange.scope)
             return self._listening.at_once(exchange)
         except Exception:
             logger.exception("a request failed")

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from ..transports.asgi import RawHeaders, Scope, read_fields
+from ..transports.asgi import Checks, RawHeaders, RequestHeaders, Scope, read_fields
 
 REPEATS: Final = 2
 """How often a head has to come again until it is known: who comes for a single call never gets there."""
@@ -36,6 +35,8 @@ class HeadBytes(NamedTuple):
     length: bytes
     """The digits of its body's length."""
     after: bytes
+    end: int
+    """Where the body begins."""
 
 
 class Beginning(NamedTuple):
@@ -50,15 +51,15 @@ class Beginning(NamedTuple):
 class KnownHead:
     """A head but for the digits of its body's length. One that differs nowhere else means the same (RFC 9112, 2.1)."""
 
-    __slots__ = ("_after", "_before", "_headers", "_parts", "fields")
+    __slots__ = ("_after", "_before", "_checks", "_fields", "_headers", "_parts")
 
-    def __init__(self, head: HeadBytes, parts: Scope, headers: RawHeaders, fields: Mapping[str, str]) -> None:
+    def __init__(self, head: HeadBytes, parts: Scope, headers: RawHeaders) -> None:
         self._before = head.before
         self._after = head.after
         self._parts = parts
         self._headers = headers
-        self.fields = fields
-        """What the headers were read as, but for the length."""
+        self._fields = read_fields(headers)
+        self._checks = Checks()
 
     def beginning_of(self, data: bytes) -> Beginning | None:
         """Of the request whose head is at the start of `data`; None where that is another, or not all of it."""
@@ -71,9 +72,9 @@ class KnownHead:
             return None
         return Beginning(length, stop + len(self._after))
 
-    def has(self, headers: RawHeaders) -> bool:
-        """Whether these are its headers, but for the length."""
-        return headers == self._headers
+    def headers(self, peer: str) -> RequestHeaders:
+        """Its headers but for the length, of requests from this peer."""
+        return RequestHeaders(peer, self._parts["query_string"], self._fields, self._checks)
 
     def scope(self, common: Scope, length: bytes) -> Scope:
         """The scope of a request with that head: its own, but for what it has of `common`."""
@@ -114,7 +115,7 @@ class KnownHeads:
             return None
         if len(self._known) >= MAX_KNOWN:
             del self._known[next(iter(self._known))]
-        known = self._known[key] = KnownHead(head, parts, headers, read_fields(headers))
+        known = self._known[key] = KnownHead(head, parts, headers)
         return known
 
 
@@ -125,7 +126,7 @@ def head_of(data: bytes) -> HeadBytes | None:
     if found is None:
         return None
     start, stop = found.span(1)
-    return HeadBytes(data[:start], data[start:stop], data[stop:end])
+    return HeadBytes(data[:start], data[start:stop], data[stop:end], end)
 
 
 def may_be_kept(headers: RawHeaders) -> bool:

@@ -6,14 +6,14 @@ No I/O: `receive` takes what came, `read` reads some of it, and `queue` holds th
 from __future__ import annotations
 
 import re
-from typing import Final
+from typing import Any, Final
 from urllib.parse import unquote
 
 import httptools
 
-from ..transports.asgi import RawHeaders, RequestHeaders, Scope, headers_of, read_fields
+from ..transports.asgi import RawHeaders, RequestHeaders, Scope, read_fields
 from .http_exchange import Carrier, HTTPExchange
-from .known_head import HeadBytes, KnownHead, KnownHeads, head_of, may_be_kept
+from .known_head import Beginning, HeadBytes, KnownHead, KnownHeads, head_of, may_be_kept
 
 MAX_HEAD_BYTES: Final = 131_072
 """The request line and the headers together."""
@@ -70,10 +70,12 @@ class RequestReader:
         "_headers",
         "_is_body",
         "_known_head",
+        "_known_headers",
         "_known_heads",
         "_last_headers",
         "_length",
         "_parser",
+        "_peer",
         "_strangers",
         "_upgrade",
         "_url",
@@ -97,7 +99,10 @@ class RequestReader:
         """Whether some of a head was read, and not its end."""
         self._carrier = carrier
         self._common = common
-        self._parser = httptools.HttpRequestParser(self)
+        client = common.get("client")
+        self._peer = client[0] if client else ""
+        self._parser: Any = None
+        """Made for the first head that is not known."""
         self._is_body = False
         """Whether what was read last held some of a body."""
         self._head_bytes = 0
@@ -116,6 +121,8 @@ class RequestReader:
         self._known_heads = known_heads
         self._known_head: KnownHead | None = None
         """The last one that came."""
+        self._known_headers: RequestHeaders
+        """Its own."""
         self._strangers = 0
         """How many requests, one after the other, had a head that was not known."""
         self._body_left = 0
@@ -140,8 +147,8 @@ class RequestReader:
 
     def close(self) -> None:
         """Nothing is read any longer; nor does anything here lead to the carrier, which leads here."""
-        self.unread, self.queue, self.newest = b"", [], None
-        del self._parser, self._carrier
+        self.unread, self.queue, self.newest, self._parser = b"", [], None, None
+        del self._carrier
 
     @property
     def unfinished(self) -> int:
@@ -152,21 +159,6 @@ class RequestReader:
     def has_small_body(self) -> bool:
         """Whether the newest request has a body that most clients have sent already, as a packet of its own."""
         return not self._expects and len(self._length) <= SMALL_BODY_DIGITS and int(self._length or b"0") > 0
-
-    def headers_of(self, scope: Scope) -> RequestHeaders:
-        """The headers of a request, without the length: most clients send the same with each, but for that."""
-        raw = scope["headers"]
-        if raw and raw[-1][0] == b"content-length":
-            raw = raw[:-1]
-        last = self._last_headers
-        if last is None or last[0] != raw:
-            known = self._known_head
-            is_known = known is not None and known.has(raw)
-            last = raw, headers_of(scope, known.fields if known is not None and is_known else read_fields(raw))
-            self._last_headers = last if is_known or may_be_kept(raw) else None
-        headers = last[1]
-        headers.query = scope["query_string"]
-        return headers
 
     # Reading
 
@@ -188,6 +180,8 @@ class RequestReader:
             rest = memoryview(data)  # of which a slice is no copy
             data, self.unread = rest[:MAX_READ], rest[MAX_READ:]
         headers, queued, self._is_body = self._headers, len(self.queue), False
+        if self._parser is None:
+            self._parser = httptools.HttpRequestParser(self)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -213,31 +207,39 @@ class RequestReader:
         """Know the head that was read, once it came again and again."""
         if self._length and exchange.is_kept and not self._expects:
             parts = {part: exchange.scope[part] for part in OWN_PARTS}
-            self._known_head = self._known_heads.learn(head, parts, self._headers, self._length) or self._known_head
+            known = self._known_heads.learn(head, parts, self._headers, self._length)
+            if known is not None:
+                self._know(known)
+
+    def _know(self, known: KnownHead) -> None:
+        self._known_head, self._known_headers = known, known.headers(self._peer)
 
     def _begin_known(self, text: bytes) -> tuple[int, HeadBytes | None]:
         """Begin the request at the start of `text`, where its head is known.
 
         Where its body begins; or 0, and its head where that could be known.
         """
-        known, head = self._known_head, None
-        beginning = None if known is None else known.beginning_of(text)
-        if beginning is None and self._strangers < MAX_STRANGERS:
-            head = head_of(text)
+        known = self._known_head
+        found: Beginning | HeadBytes | None = None if known is None else known.beginning_of(text)
+        if known is None or found is None:
+            if self._strangers == MAX_STRANGERS:
+                return 0, None
             self._strangers += 1
-            known = None if head is None else self._known_heads.of(head)
-            beginning = None if known is None else known.beginning_of(text)
-        if known is None or beginning is None:
-            return 0, head
-        self._known_head, self._strangers = known, 0
-        length = beginning.length
+            found = head_of(text)
+            known = None if found is None else self._known_heads.of(found)
+            if known is None or found is None:
+                return 0, found
+            self._know(known)
+        self._strangers = 0
+        length = found.length
         self._head_bytes, self._length, self._expects = 0, length, False
         self._body_left = int(length)
         self.heads += 1
-        scope = known.scope(self._common, length)
-        self.newest = HTTPExchange(self._carrier, scope, is_kept=True, waits_to_go_on=False)
-        self.queue.append(self.newest)
-        return beginning.end, None
+        newest = HTTPExchange(self._carrier, known.scope(self._common, length), is_kept=True, waits_to_go_on=False)
+        newest.headers = self._known_headers
+        self.newest = newest
+        self.queue.append(newest)
+        return found.end, None
 
     def _take_body(self, data: bytes, start: int) -> None:
         """What comes from there on is some of a body, up to its length."""
@@ -324,7 +326,19 @@ class RequestReader:
     def on_message_complete(self) -> None:
         """It is complete."""
         if self.newest is not None and not self._upgrade:
+            self.newest.headers = self._headers_of(self.newest.scope)
             self.newest.came_whole()
+
+    def _headers_of(self, scope: Scope) -> RequestHeaders:
+        """The headers of a request, without the length: many clients send the same with each, but for that."""
+        raw, query = scope["headers"], scope["query_string"]
+        if raw and raw[-1][0] == b"content-length":
+            raw = raw[:-1]
+        last = self._last_headers
+        if last is None or last[0] != raw or last[1].query != query:
+            last = raw, RequestHeaders(self._peer, query, read_fields(raw))
+            self._last_headers = last if may_be_kept(raw) else None
+        return last[1]
 
     def _scope(self, version: str) -> Scope:
         url, raw_path, query = self._url, self._url, b""

@@ -42,8 +42,19 @@ def read_handshake(message: Envelope, session_headers: Headers) -> Handshake:
     capabilities = wire_format.canonical(params.get("capabilities"))
     if capabilities[:1] != b"{":
         raise InvalidParams("initialize: capabilities must be an object")
-    fixed = tuple(sorted(session_headers.items()))
-    return Handshake(REVISIONS.get(revision, revision), bytes(message.members["params"]), capabilities, fixed)
+    params_read = bytes(message.members["params"])
+    return Handshake(REVISIONS.get(revision, revision), params_read, capabilities, _fixed(session_headers))
+
+
+def _fixed(session_headers: Headers) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(session_headers.items()))
+
+
+def repeats(handshake: Handshake, message: Envelope, session_headers: Headers) -> bool:
+    """Whether a client's `initialize` is byte for byte the one that this was read from; False tells nothing."""
+    return message.members.get("params") == Raw(handshake.params) and handshake.session_headers == _fixed(
+        session_headers
+    )
 
 
 def initialize(handshake: Handshake) -> Envelope:

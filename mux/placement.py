@@ -61,8 +61,9 @@ def concern_of(messages: Sequence[Envelope]) -> Concern:
         if message.kind == "response":
             return Concern(name=minted(message.id))
         if message.kind == "notification":
-            token = (message.params() or {}).get("progressToken", b"")
-            return Concern(name=minted(bytes(token))) if message.method == "notifications/progress" else WHOLE
+            if message.method != "notifications/progress":
+                return WHOLE
+            return Concern(name=minted(bytes((message.params() or {}).get("progressToken", b""))))
     return CALLS
 
 

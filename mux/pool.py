@@ -28,7 +28,7 @@ from .errors import DirectoryUnavailable, InvalidParams, Overloaded, WorkflowEnd
 from .event_log import Budget
 from .failures import Failure
 from .generations import Generations
-from .handshake import difference, read_handshake
+from .handshake import difference, read_handshake, repeats
 from .leftovers import Leftovers
 from .limits import Pooling
 from .lines import Lines
@@ -301,7 +301,7 @@ class Pool:
         if known is not None:
             differing = difference(known.record, handshake)
             if differing is None:
-                return await self._return_to(known, _named_by(arrival))
+                return await self._return_to(known, by_key=arrival.session_id is None)
             own = arrival.own_wires + known.streams.by_key
             if known.wires > own or known.inflight or not known.opened.done():
                 raise InvalidParams(f"the session is in use and was opened with another {differing}")
@@ -324,12 +324,19 @@ class Pool:
         workflow = self.lookup.at_hand(principal, server, arrival.session_id, arrival.key)
         if workflow is None or not workflow.opened.done():
             return None
+        if repeats(workflow.record.handshake, message, arrival.session_headers):
+            return workflow
         handshake = read_handshake(message, arrival.session_headers)
         return workflow if difference(workflow.record, handshake) is None else None
 
-    def resume(self, workflow: Workflow, arrival: Arrival) -> Begun:
-        """Come back to what is `resumable`."""
-        return self._returned(workflow, _named_by(arrival))
+    def resume(self, workflow: Workflow, *, by_key: bool) -> Begun:
+        """Come back to what is `resumable`, and was named by its key alone, or by its session id."""
+        workflow.account.opened = RETURNED["key" if by_key else "session_id"]
+        if by_key:
+            workflow.streams.settle()
+        workflow.note("resumed")
+        self.statistics.count("pool_requests", workflow.server, "hit")
+        return Begun(workflow, "resumed", "hit", workflow.record.result)
 
     async def come_to_begin(self, principal: Principal, server: str, generation: int | None = None) -> None:
         """A client has a connection here on which a workflow is to begin: make sure that it may, and here.
@@ -397,17 +404,9 @@ class Pool:
             self._ending.soon(workflow, "drained")
         self._lines.close(cause)
 
-    async def _return_to(self, workflow: Workflow, named_by: str) -> Begun:
+    async def _return_to(self, workflow: Workflow, *, by_key: bool) -> Begun:
         await asyncio.shield(workflow.opened)
-        return self._returned(workflow, named_by)
-
-    def _returned(self, workflow: Workflow, named_by: str) -> Begun:
-        workflow.account.opened = RETURNED[named_by]
-        if named_by == "key":
-            workflow.streams.settle()
-        workflow.note("resumed")
-        self.statistics.count("pool_requests", workflow.server, "hit")
-        return Begun(workflow, "resumed", "hit", workflow.record.result)
+        return self.resume(workflow, by_key=by_key)
 
     async def _create(self, new: Newcomer, origin: Origin | None) -> Begun:
         record = new.record
@@ -432,13 +431,8 @@ class Pool:
         differing = difference(record, handshake)
         if differing is not None:
             raise InvalidParams(f"the session is in use and was opened with another {differing}")
-        return await self._return_to(workflow, "key")
+        return await self._return_to(workflow, by_key=True)
 
 
 def _pooling_of(upstreams: Mapping[str, Upstream]) -> dict[str, Pooling]:
     return {name: upstream.pooling for name, upstream in upstreams.items()}
-
-
-def _named_by(arrival: Arrival) -> str:
-    """What names the workflow that is come back to."""
-    return "key" if arrival.session_id is None else "session_id"

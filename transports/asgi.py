@@ -101,12 +101,32 @@ UNBOUND: Final = Grant()
 """Of requests whose identity is verified by somebody who withdraws nothing."""
 
 
+class Checks:
+    """What was found of request headers, whoever sends them: it holds for all requests whose heads are the same."""
+
+    __slots__ = ("agreed", "cors", "seal")
+
+    def __init__(self) -> None:
+        self.seal: object = None
+        """Of the endpoint that has let them pass, of all that it has one for."""
+        self.cors: RawHeaders = []
+        """What lets a page read its answers."""
+        self.agreed = ""
+        """The session with which they were found to agree."""
+
+
 class RequestHeaders(dict[str, str]):
     """Request headers by lower-case name, and what else identifies a request."""
 
-    __slots__ = ("agreed", "checked", "expires", "grant", "identity", "peer", "query")
+    __slots__ = ("checks", "expires", "grant", "identity", "peer", "query")
 
-    def __init__(self, peer: str = "", query: bytes = b"", fields: Mapping[str, str] = NO_FIELDS) -> None:
+    def __init__(
+        self,
+        peer: str = "",
+        query: bytes = b"",
+        fields: Mapping[str, str] = NO_FIELDS,
+        checks: Checks | None = None,
+    ) -> None:
         super().__init__(fields)
         self.peer = peer
         """The address of the socket's peer."""
@@ -118,10 +138,7 @@ class RequestHeaders(dict[str, str]):
         """By what it may keep something open; set by who verifies the identity."""
         self.identity: tuple[Principal, float] | None = None
         """Who asks, and until when, where that was verified before."""
-        self.checked: object = None
-        """The endpoint that has checked them, but for who asks: requests of a connection mostly have the same."""
-        self.agreed = ""
-        """The session with which they were found to agree."""
+        self.checks = Checks() if checks is None else checks
 
     @contextmanager
     def held(self) -> Iterator[anyio.CancelScope]:
@@ -131,11 +148,10 @@ class RequestHeaders(dict[str, str]):
             yield scope
 
 
-def headers_of(scope: Scope, fields: Mapping[str, str] | None = None) -> RequestHeaders:
-    """Request headers: these, where they were read before."""
+def headers_of(scope: Scope) -> RequestHeaders:
+    """Request headers."""
     client = scope.get("client")
-    read = read_fields(scope["headers"]) if fields is None else fields
-    headers = RequestHeaders(client[0] if client else "", scope.get("query_string", b""), read)
+    headers = RequestHeaders(client[0] if client else "", scope.get("query_string", b""), read_fields(scope["headers"]))
     headers.identity = scope.get(IDENTITY)
     headers.grant = scope.get(GRANT, UNBOUND)
     return headers

@@ -46,6 +46,8 @@ class AtOnce:
         self._pool = config.pool
         self._patience = undecided()
         self._modern = None if config.modern is None else ModernAtOnce(config, config.modern)
+        self._seals = {"POST": object(), "DELETE": object()}
+        """Of headers that may come with such a request; none of them leads to what this is made of."""
 
     def take(self, whole: WholeRequest) -> bool:
         """Take a request that asks nobody else, and waits for nothing but the server's answer.
@@ -54,19 +56,13 @@ class AtOnce:
         done then, and the endpoint is to be asked.
         """
         headers, config, method = whole.headers, self._config, whole.scope["method"]
-        if headers.query or self._pool.draining:
+        seal = self._seals.get(method)
+        if seal is None or headers.query or self._pool.draining:
             return False
-        if method == "POST":
-            if headers.checked is not self and not self._may_post(headers):
-                return self._modern is not None and self._modern.take(whole)
-        elif method != "DELETE":
-            return False
+        if headers.checks.seal is not seal and not self._may_come(headers, method, seal):
+            return method == "POST" and self._modern is not None and self._modern.take(whole)
         request = HTTPRequest(headers, whole.receive, whole.send, whole.scope)
         try:
-            if method == "DELETE":
-                config.guard.check(headers)
-                config.guard.check_page(headers)
-            request.cors = config.guard.cors(headers)
             request.principal = config.authenticate(headers)
             return self._take_message(whole, request) if method == "POST" else self._good_bye(whole, request)
         except Unauthorized as error:
@@ -75,14 +71,12 @@ class AtOnce:
         except TrunklineError:
             return False
 
-    # POST
-
-    def _may_post(self, headers: RequestHeaders) -> bool:
-        """Whether the headers are those of a message of the revisions with sessions, from who may speak here at all."""
+    def _may_come(self, headers: RequestHeaders, method: str, seal: object) -> bool:
+        """Whether the headers are those of a request of the revisions with sessions, from who may speak here at all."""
         revision = headers.get(PROTOCOL_VERSION)
-        if (revision is None or revision in LEGACY) and may_post(self._config, headers):
-            headers.checked = self
-        return headers.checked is self
+        return (revision is None or revision in LEGACY) and may_come(self._config, headers, method, seal)
+
+    # POST
 
     def _take_message(self, whole: WholeRequest, request: HTTPRequest) -> bool:
         message = wire_format.parse(whole.body, limit=MAX_BODY_BYTES)
@@ -153,16 +147,16 @@ class AtOnce:
         workflow = self._pool.lookup.at_hand(request.principal, config.server, session_id, key, concern)
         if workflow is None or not workflow.opened.done():
             return None
-        if headers.agreed != workflow.record.session_id:
+        if headers.checks.agreed != workflow.record.session_id:
             check_agreement(headers, workflow)
-            headers.agreed = workflow.record.session_id
+            headers.checks.agreed = workflow.record.session_id
         return workflow
 
     def _answer(self, whole: WholeRequest, request: HTTPRequest, workflow: Workflow, message: Envelope) -> None:
         request.id = message.id
         try:
             if message.method == "initialize":
-                begun = self._pool.resume(workflow, arrival_of(self._config, request))
+                begun = self._pool.resume(workflow, by_key=SESSION_ID not in request.headers)
                 body = greet(request, message, begun)
                 whole.reply(200, request.head([JSON]), body)
                 return
@@ -181,8 +175,6 @@ class AtOnce:
     def _good_bye(self, whole: WholeRequest, request: HTTPRequest) -> bool:
         """Answer who leaves its workflow to come back to it."""
         headers = request.headers
-        if headers.get(PROTOCOL_VERSION, PRIMING) not in LEGACY:
-            return False
         workflow = self._named(request, WHOLE)
         if workflow is None or not is_good_bye(headers, workflow):
             return False
@@ -197,19 +189,19 @@ class ModernAtOnce:
     def __init__(self, config: EndpointConfig, requests: Sessionless) -> None:
         self._config = config
         self._requests = requests
+        self._seal = object()
 
     def take(self, whole: WholeRequest) -> bool:
         """See `AtOnce.take`."""
         headers, config = whole.headers, self._config
         if headers.query or config.pool.draining or whole.scope["method"] != "POST":
             return False
-        if headers.checked is not self:
-            if headers.get(PROTOCOL_VERSION) not in REVISIONS or not may_post(config, headers):
+        if headers.checks.seal is not self._seal:
+            is_modern = headers.get(PROTOCOL_VERSION) in REVISIONS
+            if not is_modern or not may_come(config, headers, "POST", self._seal):
                 return False
-            headers.checked = self
         request = HTTPRequest(headers, whole.receive, whole.send, whole.scope)
         try:
-            request.cors = config.guard.cors(headers)
             request.principal = config.authenticate(headers)
             return self._requests.take(whole, request, config.admission.pass_at_once)
         except TrunklineError as error:
@@ -221,15 +213,19 @@ class ModernAtOnce:
         return True
 
 
-def may_post(config: EndpointConfig, headers: RequestHeaders) -> bool:
-    """Whether the headers are those of a message, from who may speak here at all."""
+def may_come(config: EndpointConfig, headers: RequestHeaders, method: str, seal: object) -> bool:
+    """Whether the headers are those of such a request, from who may speak here at all: then they get this seal."""
     try:
         config.guard.check(headers)
         config.guard.check_page(headers)
-        check_json(headers)
+        if method == "POST":
+            check_json(headers)
     except HTTPRefusal:
         return False
-    return accepts(headers, JSON_TYPE, STREAM_TYPE)
+    if method == "POST" and not accepts(headers, JSON_TYPE, STREAM_TYPE):
+        return False
+    headers.checks.seal, headers.checks.cors = seal, config.guard.cors(headers)
+    return True
 
 
 class _Answering:

@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Mapping
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, get_args
 from urllib.parse import parse_qs
 
+from ..mux.ports import PoolResult
+from ..mux.record import WorkflowState
 from .status import HTTPRefusal
 
 
@@ -103,10 +105,16 @@ def _checked_key(key: str | None) -> str | None:
     return key
 
 
-def naming(session_id: str, state: str | None) -> list[tuple[bytes, bytes]]:
+_SESSION_ID: Final = SESSION_ID.encode()
+_STATES: Final = {state: (WORKFLOW_STATE.encode(), state.encode()) for state in get_args(WorkflowState)}
+POOLED: Final = {result: (POOL.encode(), result.encode()) for result in get_args(PoolResult)}
+"""What tells a client what the pool did."""
+
+
+def naming(session_id: str, state: WorkflowState | None) -> list[tuple[bytes, bytes]]:
     """What tells a client its session id; and how its key came to it, where it gave one."""
-    named = [(SESSION_ID.encode(), session_id.encode())]
-    return named if state is None else [*named, (WORKFLOW_STATE.encode(), state.encode())]
+    named = (_SESSION_ID, session_id.encode())
+    return [named] if state is None else [named, _STATES[state]]
 
 
 class Asked(NamedTuple):

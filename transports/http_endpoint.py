@@ -82,7 +82,7 @@ class HTTPRequest:
         """The raw id of its JSON-RPC request, once it was read, so that a refusal can name it."""
         self.batch: Sequence[bytes] = ()
         """The raw ids of its requests, where it is a batch: each of them waits for an answer."""
-        self.cors: RawHeaders = []
+        self.cors = headers.checks.cors
         self.extra: RawHeaders = []
         self.started = False
 

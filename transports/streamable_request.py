@@ -18,7 +18,7 @@ from ..mux.workflow import Workflow
 from . import event_stream
 from .asgi import EVENT_STREAM, RequestHeaders
 from .endpoint import EndpointConfig, admitted_key, picked, take_call
-from .headers import END, POOL, PROTOCOL_VERSION, SESSION_ID, WORKFLOW, workflow_key
+from .headers import END, POOLED, PROTOCOL_VERSION, SESSION_ID, WORKFLOW, workflow_key
 from .http_endpoint import KEEP_ALIVE_SECONDS, HTTPRequest, send_events
 from .patience import Patience
 from .status import HTTPRefusal
@@ -84,7 +84,7 @@ def greet(request: HTTPRequest, message: Envelope, begun: Begun) -> bytes:
     headers = request.headers
     is_named = WORKFLOW in headers or SESSION_ID in headers
     request.name(begun.workflow, begun.state if is_named else None)
-    request.extra.append((POOL.encode(), begun.pool_result.encode()))
+    request.extra.append(POOLED[begun.pool_result])
     return wire_format.result(message.id, Raw(begun.result))
 
 
@@ -105,7 +105,7 @@ def take(config: EndpointConfig, request: HTTPRequest, workflow: Workflow, messa
             if done is not None and (worst is None or WORST_FIRST.index(done) < WORST_FIRST.index(worst)):
                 worst = done
     if exchange is not None and worst is not None:
-        request.extra.append((POOL.encode(), worst.encode()))
+        request.extra.append(POOLED[worst])
     return exchange
 
 

@@ -95,7 +95,7 @@ def read(at: RequestReader, text: bytes) -> tuple[Any, dict[str, str]]:
     at.read()
     exchange = at.queue.pop()
     assert exchange.is_whole
-    return exchange.scope, at.headers_of(exchange.scope)
+    return exchange.scope, exchange.headers
 
 
 def is_parsed(heads: KnownHeads, text: bytes, monkeypatch: pytest.MonkeyPatch) -> bool:
@@ -143,7 +143,7 @@ def test_a_head_behind_which_another_begins_is_known_as_itself() -> None:
         at = reader(heads)
         at.receive(post(b"body") + OTHER[:-6])
         at.read()
-        assert at.headers_of(at.queue.pop().scope) == {"host": "h", "x": "y"}
+        assert at.queue.pop().headers == {"host": "h", "x": "y"}
 
 
 def test_what_comes_behind_a_known_head_has_its_own_headers() -> None:

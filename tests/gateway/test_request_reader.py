@@ -63,17 +63,17 @@ def test_a_target_may_be_a_whole_url_and_have_a_fragment() -> None:
 def test_the_host_of_a_whole_url_is_the_one_that_counts(url: bytes, host: bytes) -> None:
     at = reader()
     [*_, request] = read(at, *[b"POST %b HTTP/1.1\r\nX: y\r\n%bContent-Length: 1\r\n\r\nz" % (url, host)] * 5)
-    assert at.headers_of(request.scope) == {"host": "h:1", "x": "y"}
+    assert request.headers == {"host": "h:1", "x": "y"}
 
 
 def test_headers_are_read_once_where_they_are_the_same_but_for_the_length() -> None:
     at = reader()
     [first, second, third] = read(at, POST, POST.replace(b"4", b"2").replace(b"body", b"bo"), POST.replace(b"z", b"y"))
-    headers = at.headers_of(first.scope)
+    headers = first.headers
     assert headers["x-y"] == "z"
     assert headers.query == b"c=d"
-    assert at.headers_of(second.scope) is headers
-    assert at.headers_of(third.scope) is not headers
+    assert second.headers is headers
+    assert third.headers is not headers
 
 
 @pytest.mark.parametrize("body", [b"", b"content-length: 2\r\n"])
@@ -87,7 +87,7 @@ def test_g10_of_a_large_head_that_was_answered_nothing_is_kept(headers: int, bod
         for _ in range(20):
             at = RequestReader(cast(Carrier, object()), COMMON, known)
             [exchange] = read(at, head, b"{}" if body else b"")
-            assert len(at.headers_of(exchange.scope)) == headers + 1
+            assert len(exchange.headers) == headers + 1
             at.newest = None
             at.queue.clear()
             idle.append(at)
@@ -95,7 +95,7 @@ def test_g10_of_a_large_head_that_was_answered_nothing_is_kept(headers: int, bod
         assert tracemalloc.get_traced_memory()[0] < 20 * 20_000
         for at in idle:
             [again] = read(at, b"GET / HTTP/1.1\r\nhost: h\r\n\r\n")
-            assert at.headers_of(again.scope) == {"host": "h"}
+            assert again.headers == {"host": "h"}
     finally:
         tracemalloc.stop()
 

@@ -9,7 +9,7 @@ import pytest
 from harness.muxing import initialize, request
 from trunkline.mux import handshake
 from trunkline.mux.errors import InvalidParams, RevisionNotServed, TrunklineError, UpstreamFault, UpstreamRefused
-from trunkline.mux.handshake import difference, is_mute, read_answer, read_handshake
+from trunkline.mux.handshake import difference, is_mute, read_answer, read_handshake, repeats
 from trunkline.mux.limits import MAX_GREETING_BYTES
 from trunkline.mux.principal import ANONYMOUS
 from trunkline.mux.record import WorkflowRecord
@@ -23,6 +23,14 @@ def test_what_is_fixed() -> None:
     assert fixed.session_headers == (("x-app", "b"), ("x-tenant", "a"))
     turned = read_handshake(initialize("2025-06-18", {"sampling": {}, "roots": {}}), {})
     assert turned.capabilities == fixed.capabilities
+
+
+def test_one_that_comes_again_byte_for_byte_is_the_same() -> None:
+    fixed = read_handshake(initialize("2025-06-18", {"roots": {}}), {"x-tenant": "a"})
+    assert repeats(fixed, initialize("2025-06-18", {"roots": {}}), {"x-tenant": "a"})
+    assert not repeats(fixed, initialize("2025-06-18", {"roots": {}}), {"x-tenant": "b"})
+    assert not repeats(fixed, initialize("2025-06-18", {"roots": {}, "sampling": {}}), {"x-tenant": "a"})
+    assert not repeats(fixed, request("initialize", None, id=b"0"), {"x-tenant": "a"})
 
 
 @pytest.mark.parametrize("params", [None, {}, {"protocolVersion": 1}, {"protocolVersion": "x", "capabilities": []}])

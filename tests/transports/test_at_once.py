@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, NamedTuple
 
@@ -12,8 +12,10 @@ from harness.endpoint_bench import Front, authenticate, call, front, shake_hands
 from harness.gateways import until
 from harness.http_serving import PATIENCE, Connection, connecting, serving
 from trunkline.gateway.http_listening import HTTPListening
+from trunkline.gateway.known_head import REPEATS
 from trunkline.mux.burden import LARGE_BYTES
 from trunkline.mux.fairness import Turnstile
+from trunkline.mux.principal import Principal
 from trunkline.mux.statistics import Statistics
 from trunkline.transports import EndpointConfig, Guard, StreamableHTTPEndpoint
 from trunkline.transports.admission import Admission
@@ -47,13 +49,14 @@ class Here(NamedTuple):
 
 
 @asynccontextmanager
-async def session(revision: str = REVISION, **turns: int) -> AsyncIterator[Here]:
+async def session(revision: str = REVISION, allowed_origins: Sequence[str] = (), **turns: int) -> AsyncIterator[Here]:
     """A session, and a connection to its endpoint."""
     admission = Admission(Turnstile(**turns))
     async with front(revision=revision) as here:
         await shake_hands(here.client, revision)
         await here.client.post({"jsonrpc": "2.0", "method": "notifications/initialized"})
-        config = EndpointConfig("x", here.bench.pool, Guard(loopback=True), authenticate, admission=admission)
+        guard = Guard(loopback=True, allowed_origins=allowed_origins)
+        config = EndpointConfig("x", here.bench.pool, guard, authenticate, admission=admission)
         endpoint, at_once = StreamableHTTPEndpoint(config), AtOnce(config)
         taken: list[bool] = []
 
@@ -169,6 +172,44 @@ async def test_headers_that_agreed_with_a_session_have_to_agree_with_the_next_on
         assert (answer.status, b"contradicts" in answer.body) == (400, True)
         assert here.taken[0:3] == [False, True, True]
         assert here.taken[-2:] == [True, False]
+
+
+async def test_whether_a_head_may_pass_is_asked_once_for_all_connections_and_anew_under_other_settings() -> None:
+    """But who sends it is asked each time."""
+    asked = []
+
+    class Asked(Guard):
+        def check(self, headers: Mapping[str, str]) -> None:
+            asked.append("may it")
+            super().check(headers)
+
+    def who(headers: Mapping[str, str]) -> Principal:
+        asked.append("who")
+        return authenticate(headers)
+
+    async def ping(here: Here) -> None:
+        async with connecting(here.port) as one:
+            one.post({"jsonrpc": "2.0", "id": "p", "method": "ping"}, {**here.headers, "origin": "http://a.example"})
+            answer = await one.answer()
+            assert answer.status == 200
+            assert answer.headers["access-control-allow-origin"] == "http://a.example"
+
+    async with session(allowed_origins=("http://a.example",)) as here:
+        pool = here.front.bench.pool
+        loose = Asked(loopback=True, allowed_origins=("http://a.example",))
+        here.listening.at_once = AtOnce(EndpointConfig("x", pool, loose, who)).take
+        for _ in range(REPEATS + 1):
+            await ping(here)
+        assert asked == ["may it", "who"] * (REPEATS + 1)
+        asked.clear()
+        for _ in range(3):
+            await ping(here)
+        assert asked == ["may it", "who", "who", "who"], "the first of these has it known"
+        asked.clear()
+        strict = Asked(loopback=True)
+        here.listening.at_once = AtOnce(EndpointConfig("x", pool, strict, who)).take
+        await ping(here)  # by the endpoint, whose settings are as they were
+        assert asked == ["may it"]
 
 
 async def test_the_end_of_a_workflow_is_not_taken_for_a_good_bye() -> None:
