@@ -445,10 +445,13 @@ def failure(id: bytes, error: TrunklineError) -> bytes:
 
 
 def answered(text: bytes, *, limit: int) -> bytes:
-    """The raw id that a server's text names, which is no message, but meant for a response; empty where it is none."""
+    """The raw id that a server's text names, which is no message, but meant for a response; empty where it is none.
+
+    Some servers leave out what is empty, and answer with neither a result nor an error.
+    """
     try:
         members = _members(text, limit)
     except (msgspec.MsgspecError, RecursionError, ParseError):
         return b""
-    is_response = "method" not in members and not members.keys().isdisjoint(("result", "error"))
+    is_response = "method" not in members and not members.keys().isdisjoint(("jsonrpc", "result", "error"))
     return bytes(members.get("id", b"")) if is_response else b""

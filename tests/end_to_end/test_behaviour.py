@@ -136,6 +136,16 @@ async def test_an_answer_reaches_the_client_byte_for_byte(pair: Pair) -> None:
             assert raw_members(answer) == raw_members(response(spelled, members))
 
 
+@pytest.mark.parametrize(
+    "members", [b'{"x":1}', b'{"result":[]}', b'{"error":null}', b'{"result":{},"error":{"code":1}}']
+)
+async def test_e7_a_call_hears_of_an_answer_that_is_none(pair: Pair, members: bytes) -> None:
+    """A server that leaves out what is empty answers with neither a result nor an error."""
+    async with pair.client() as client:
+        error = json.loads(await client.request(play(b"1", reply(members))))["error"]
+        assert (error["code"], error["data"]) == (-32603, {"executed": "unknown"})
+
+
 async def test_unknown_notifications_go_both_ways_byte_for_byte(pair: Pair) -> None:
     sent = notification("notifications/x-vendor/\u00e9", b'{"odd":%s}' % ODD, b'"x-beside":%s' % ODD)
     bare = b'{"jsonrpc":"2.0","method":"x"}'

@@ -131,7 +131,7 @@ async def test_g9_a_server_that_prints_all_the_time_is_in_the_log_once(caplog: p
 
 @pytest.mark.parametrize(
     "members",
-    [b'"jsonrpc":"2.0","result":null', b'"jsonrpc":"2.0","result":[],"error":{}', b'"result":{}'],
+    [b'"jsonrpc":"2.0"', b'"jsonrpc":"2.0","result":null', b'"jsonrpc":"2.0","result":[],"error":{}', b'"result":{}'],
 )
 @pytest.mark.parametrize("spelled", [b"%s", b'"%s"'])
 async def test_e7_an_answer_that_is_no_response_fails_the_call_that_it_names(members: bytes, spelled: bytes) -> None:

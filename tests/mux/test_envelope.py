@@ -85,7 +85,8 @@ def test_e7_an_error_has_an_integer_code(error: str) -> None:
 
 
 def test_e7_what_is_no_response_may_still_name_its_request() -> None:
-    for text in (b'{"id":7,"result":1}', b' {"result":null,\n"id":7}', b'{"id":7,"error":{},"result":{}}'):
+    meant = (b'{"id":7,"result":1}', b' {"result":null,\n"id":7}', b'{"id":7,"error":{},"result":{}}')
+    for text in (*meant, b'{"jsonrpc":"2.0","id":7}'):
         assert envelope.answered(text, limit=LIMIT) == b"7"
     none = (b"", b"{", b"[7]", b"7", b'{"id":7}', b'{"result":1}', b'{"id":7,"result":1,"method":1}')
     for text in (*none, b'{"id":7,"result":"\xff"}', b"[" * 20_000, b'{"id":7,"result":"%b"}' % (b"x" * LIMIT)):
