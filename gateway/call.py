@@ -117,7 +117,8 @@ def endpoint_of(url: str, kind: Kind | None) -> tuple[str, Kind]:
     if parts.scheme not in ("http", "https", "ws", "wss") or not parts.hostname:
         raise WrongArgument("that is no URL of a server; give one like http://127.0.0.1:8920/servers/demo/mcp")
     if kind is None:
-        kind = "ws" if parts.scheme in ("ws", "wss") else "sse" if parts.path.rstrip("/").endswith("/sse") else "http"
+        last = parts.path.rstrip("/").rpartition("/")[2]
+        kind = "ws" if parts.scheme in ("ws", "wss") else _KINDS.get(last, "http")
     is_secure = parts.scheme in ("https", "wss")
     scheme = ("ws" if kind == "ws" else "http") + ("s" if is_secure else "")
     served = _GATEWAY_PATH.fullmatch(parts.path)

@@ -58,6 +58,8 @@ async def failure(wanted: Call) -> str:
         ("https://h/p/servers/x/", "sse", "https://h/p/servers/x/sse", "sse"),
         ("http://h/servers/x/sse", None, "http://h/servers/x/sse", "sse"),
         ("ws://h/servers/x", None, "ws://h/servers/x/ws", "ws"),
+        ("https://h/servers/x/ws/", None, "wss://h/servers/x/ws", "ws"),
+        ("http://h/ws", None, "ws://h/ws", "ws"),
         ("wss://h/servers/x/ws", "http", "https://h/servers/x/mcp", "http"),
         ("http://h/mcp?a=b", None, "http://h/mcp?a=b", "http"),
         ("http://h/other", "ws", "ws://h/other", "ws"),
