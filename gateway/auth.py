@@ -77,16 +77,17 @@ class Authenticator:
             Unauthorized: no token, more than one, or one that is not known. It is not told which.
             Overloaded: nobody can tell now.
         """
-        if isinstance(headers, RequestHeaders) and headers.identity is not None:
-            principal, headers.expires = headers.identity
+        request = headers if isinstance(headers, RequestHeaders) else None
+        if request is not None and request.identity is not None:
+            principal, request.expires = request.identity
             return principal
         ticket = _ticket(headers) if tickets and self._mode != "none" else None
         try:
             identity = self._redeem(ticket, server) if ticket is not None else self._identify(headers)
         except Unauthorized as error:
             raise Unauthorized(error.message, challenge=self._challenge(error.challenge, headers, server)) from None
-        if isinstance(headers, RequestHeaders):
-            headers.expires, headers.grant = identity.expires, identity.grant
+        if request is not None:
+            request.expires, request.grant = identity.expires, identity.grant
         return identity.principal
 
     def identify(self, scope: Scope) -> tuple[Principal, float] | None:

@@ -194,11 +194,6 @@ class HTTPConnection(asyncio.Protocol):
     # Carrier
 
     @property
-    def default_head(self) -> bytes:
-        """See `Carrier.default_head`."""
-        return self._listening.default_head
-
-    @property
     def app(self) -> ASGIApp:
         """See `Carrier.app`."""
         return cast("ASGIApp", self._listening.config.loaded_app)

@@ -70,6 +70,8 @@ class AnswerHeads:
     """Of a listener: those that were encoded. Most answers have one that another had, on whichever connection."""
 
     def __init__(self) -> None:
+        self.default = b""
+        """Headers of every answer besides, encoded."""
         self._encoded: dict[tuple[int, tuple[tuple[bytes, bytes], ...]], AnswerHead] = {}
 
     def of(self, status: int, headers: RawHeaders) -> AnswerHead:
@@ -100,10 +102,6 @@ class Carrier(Protocol):
     @property
     def app(self) -> ASGIApp:
         """Who answers what nobody takes at once."""
-
-    @property
-    def default_head(self) -> bytes:
-        """Headers of every answer, encoded."""
 
     async def drained(self) -> None:
         """Return when the client has taken enough, or has gone."""
@@ -311,7 +309,7 @@ class HTTPExchange:
         if not self.is_kept and not head.says_close:
             end = b"connection: close\r\n" + end
         self.has_begun, self._waits_to_go_on = True, False
-        self._head = b"".join((head.lines, self._carrier.default_head, end))
+        self._head = b"".join((head.lines, self._carrier.answer_heads.default, end))
         if is_streamed:
             self._carrier.transport.write(self._head)
             self._head = b""
@@ -319,19 +317,19 @@ class HTTPExchange:
     def _add(self, body: bytes, *, is_last: bool) -> None:
         if not self.has_begun or self.is_over:
             raise RuntimeError("the answer has not begun, or is complete")
-        transport = self._carrier.transport
+        transport, size = self._carrier.transport, len(body)
         if self._is_bodyless:
             body = b""
         elif self._left is not None:
-            if len(body) > self._left or (is_last and len(body) < self._left):
+            if size > self._left or (is_last and size < self._left):
                 raise RuntimeError("the answer is not as long as its head says")
-            self._left -= len(body)
+            self._left -= size
         elif self.scope["http_version"] == "1.1":
-            body = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+            body = b"%x\r\n%b\r\n" % (size, body) if body else b""
             if is_last:
                 body += b"0\r\n\r\n"
         head, self._head = self._head, b""
-        if head and len(body) > SMALL_BODY:
+        if head and body and size > SMALL_BODY:
             transport.write(head)  # not with `writelines`, which tells nobody that too much waits (CVE-2024-12254)
             transport.write(body)
         elif head or body:

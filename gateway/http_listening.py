@@ -73,8 +73,6 @@ class HTTPListening:
         self.hold = Patience(HOLD_SECONDS)
         self.known_heads = KnownHeads()
         self.answer_heads = AnswerHeads()
-        self.default_head = b""
-        """Headers of every answer, encoded."""
         self._defaults: list[tuple[bytes, bytes]] = []
         self.is_ending = False
         """True once each answer is to be the last one of its connection."""
@@ -227,7 +225,7 @@ class HTTPListening:
         """End what takes too long; and take over what uvicorn says of headers, the date among them."""
         if self.state.default_headers is not self._defaults:
             self._defaults = self.state.default_headers
-            self.default_head = b"".join([b"%b: %b\r\n" % header for header in self._defaults])
+            self.answer_heads.default = b"".join([b"%b: %b\r\n" % header for header in self._defaults])
         now = self.loop.time()
         for connection in [one for one in self._connections if one.due <= now]:
             connection.end_overdue()

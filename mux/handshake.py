@@ -47,7 +47,7 @@ def read_handshake(message: Envelope, session_headers: Headers) -> Handshake:
 
 
 def _fixed(session_headers: Headers) -> tuple[tuple[str, str], ...]:
-    return tuple(sorted(session_headers.items()))
+    return tuple(sorted(session_headers.items())) if session_headers else ()
 
 
 def repeats(handshake: Handshake, message: Envelope, session_headers: Headers) -> bool:

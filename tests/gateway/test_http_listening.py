@@ -129,9 +129,9 @@ async def test_what_uvicorn_says_of_every_answer_is_as_it_says_now(monkeypatch: 
     monkeypatch.setattr(http_listening, "LOOK_SECONDS", 0.01)
     listening = HTTPListening(Statistics())
     async with talking(echo, listening) as (reader, writer):
-        await until(lambda: hasattr(listening, "state") and listening.default_head)
-        before = listening.default_head
-        await until(lambda: listening.default_head != before)
+        await until(lambda: hasattr(listening, "state") and listening.answer_heads.default)
+        before = listening.answer_heads.default
+        await until(lambda: listening.answer_heads.default != before)
         writer.write(GET % 1)
         assert before not in await reader.readuntil(b"\r\n\r\n")
 
