@@ -2,13 +2,15 @@
 
 import json
 import ssl
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPMessage
-from typing import IO, Any, Final
+from typing import IO, Any, Final, TypeVar
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -46,6 +48,7 @@ SPARE: Final = ("reuse", "principal", "channel", "transport", "worker", "idle", 
 """Columns that a narrow terminal can do without, from the first one on."""
 
 Row = Mapping[str, Any]
+T = TypeVar("T")
 
 
 class Unavailable(Failure):
@@ -85,9 +88,14 @@ class Source:
             urllib.request.HTTPSHandler(context=ssl.create_default_context()),
             _NoRedirect(),
         )
-        try:
+
+        def ask() -> bytes:
             with urllib.request.build_opener(*handlers).open(request, timeout=patience) as answer:
-                return json.loads(answer.read(MAX_BYTES))
+                read: bytes = answer.read(MAX_BYTES)
+                return read
+
+        try:
+            return json.loads(_apart(ask))
         except urllib.error.HTTPError as refused:
             with refused:
                 raise Unavailable(self._refused(refused.code, refused.read(MAX_ERROR_BYTES))) from None
@@ -121,6 +129,20 @@ class Source:
         if status == 404:
             return f"{self.url} has no /api/sessions: give the URL that `trunkline serve` printed"
         return f"{self.url} answered HTTP {status}"
+
+
+def _apart(work: Callable[[], T]) -> T:
+    """What comes of this in a thread that is left behind at Ctrl-C: who looks a name up heeds no signal."""
+    outcome = Future[T]()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return outcome.result()
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):

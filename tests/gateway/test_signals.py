@@ -112,12 +112,31 @@ def test_a_call_that_has_failed_waits_for_no_name_server(kind: str, place: Path)
         assert "reached" in terminal.text
 
 
-@pytest.mark.parametrize("kind", ["http", "sse", "ws", "check"])
-def test_ctrl_c_waits_for_no_name_server(kind: str, place: Path) -> None:
-    (place / "sitecustomize.py").write_text(f"{HOLD}import socket\nsocket.getaddrinfo = lambda *_, **__: hold()\n")
+ASKING = {
+    **{kind: ("call", "http://mcp.example/mcp", "tool", "--transport", kind) for kind in ("http", "sse", "ws")},
+    "check": ("check", "x.toml"),
+    "sessions": ("sessions", "http://mcp.example"),
+    "explain": ("explain", "abcd", "http://mcp.example"),
+}
+DEAF = """
+def deaf(*_, **__):  # as the system's own is: whatever signals come, it goes on
+    while True:
+        try:
+            hold()
+        except KeyboardInterrupt:
+            pass
+
+import socket
+socket.getaddrinfo = deaf
+"""
+
+
+@pytest.mark.parametrize("kind", ASKING)
+def test_ctrl_c_waits_for_no_name_server(kind: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place)
+    (place / "sitecustomize.py").write_text(HOLD + DEAF)
     (place / "x.toml").write_text('[servers.x]\nurl = "http://mcp.example/mcp"\n')
-    calling = ("call", "http://mcp.example/mcp", "tool", "--transport", kind)
-    arguments = command(*(("check", str(place / "x.toml")) if kind == "check" else calling), module="trunkline.gateway")
+    arguments = command(*ASKING[kind], module="trunkline.gateway")
     with on_terminal(arguments, environment(), PYTHONPATH=str(place)) as terminal:
         terminal.read_until("reached")
         terminal.interrupt()
