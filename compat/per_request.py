@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 from ..mux.account import PER_CALL
 from ..mux.channel import Channel
-from ..mux.envelope import Envelope
+from ..mux.envelope import Envelope, Text
 from ..mux.errors import Cancelled, SessionLost, TrunklineError, WorkflowEnded
 from ..mux.own import own_request
 from ..mux.ports import NONE, Caller, Headers, Opened, Owner, PoolResult
@@ -143,14 +143,14 @@ class _Patient:
     def __init__(self, caller: Caller) -> None:
         self._caller = caller
         self.is_own = caller.is_own
-        self._answer: tuple[bytes, bool] | None = None
+        self._answer: tuple[Text, bool] | None = None
         self.sent, self.progressed, self.failed = caller.sent, caller.progressed, caller.failed
 
     @property
     def owner(self) -> Owner:
         return self._caller.owner
 
-    def answered(self, message: bytes, *, is_error: bool) -> None:
+    def answered(self, message: Text, *, is_error: bool) -> None:
         self._answer = message, is_error
 
     def ended(self, _: Channel) -> None:
@@ -172,7 +172,7 @@ class _Then:
     def sent(self, id: int) -> None:
         """Nobody logs it."""
 
-    def answered(self, message: bytes, *, is_error: bool) -> None:
+    def answered(self, message: Text, *, is_error: bool) -> None:
         self._go_on()
 
     def progressed(self, message: bytes) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple, Protocol
 
+from ..mux.envelope import Spliced, Text
 from ..transports.asgi import ASGIApp, Message, RawHeaders, RequestHeaders, Scope
 
 logger = logging.getLogger(__name__)
@@ -219,7 +220,7 @@ class HTTPExchange:
         """See `WholeRequest.body`."""
         return self._body[0] if len(self._body) == 1 else b"".join(self._body)
 
-    def reply(self, status: int, headers: RawHeaders, body: bytes) -> None:
+    def reply(self, status: int, headers: RawHeaders, body: Text) -> None:
         """See `WholeRequest.reply`."""
         if not self._carrier.is_lost:
             self._start(self._carrier.answer_heads.of(status, headers), len(body))
@@ -314,7 +315,7 @@ class HTTPExchange:
             self._carrier.transport.write(self._head)
             self._head = b""
 
-    def _add(self, body: bytes, *, is_last: bool) -> None:
+    def _add(self, body: Text, *, is_last: bool) -> None:
         if not self.has_begun or self.is_over:
             raise RuntimeError("the answer has not begun, or is complete")
         transport, size = self._carrier.transport, len(body)
@@ -325,13 +326,14 @@ class HTTPExchange:
                 raise RuntimeError("the answer is not as long as its head says")
             self._left -= size
         elif self.scope["http_version"] == "1.1":
-            body = b"%x\r\n%b\r\n" % (size, body) if body else b""
+            body = b"%x\r\n%b\r\n" % (size, bytes(body)) if body else b""
             if is_last:
                 body += b"0\r\n\r\n"
         head, self._head = self._head, b""
-        if head and body and size > SMALL_BODY:
-            transport.write(head)  # not with `writelines`, which tells nobody that too much waits (CVE-2024-12254)
-            transport.write(body)
+        if isinstance(body, Spliced) or (head and body and size > SMALL_BODY):
+            # Not with `writelines`, which tells nobody that too much waits (CVE-2024-12254).
+            for piece in (head, *body.pieces) if isinstance(body, Spliced) else (head, body):
+                transport.write(piece)
         elif head or body:
             transport.write(head + body if head else body)
         if is_last:

@@ -11,7 +11,7 @@ from typing import Final, Literal, NamedTuple
 from msgspec import Raw
 
 from . import envelope as wire_format
-from .envelope import Envelope, IdKey, id_key, key_or_none, minted
+from .envelope import Envelope, IdKey, Text, id_key, key_or_none, minted
 from .errors import Cancelled, IllegalMove, Overloaded, SessionLost, TimedOut, TrunklineError
 from .limits import MAX_EVENT_BYTES
 from .ports import Caller, Owner
@@ -38,7 +38,7 @@ class Answered(NamedTuple):
     """Give the caller its response."""
 
     request: Request
-    message: bytes
+    message: Text
     is_error: bool
 
 
@@ -309,7 +309,7 @@ class Demux:
             return Ignored("unknown_response")
         if self._step(request, "answer") == "swallow":
             return Ignored("late_response", request)
-        return Answered(request, message.with_id(request.client_id), message.is_error)
+        return Answered(request, message.answer_to(request.client_id), message.is_error)
 
     def _receive_request(self, message: Envelope, origin: Request | None, now: float) -> ToServer | Asked | Ignored:
         if message.method == "ping":

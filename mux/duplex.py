@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from . import envelope as wire_format
-from .envelope import IdKey, id_key
+from .envelope import IdKey, Text, id_key
 from .errors import TrunklineError
 from .event_log import Stream, Trimmed
 from .streams import Reader
@@ -89,10 +89,10 @@ class Duplex:
         """A message that is no answer."""
         self._workflow.streams.append(self.stream, message)
 
-    def answer(self, message: bytes, id: bytes) -> None:
+    def answer(self, message: Text, id: bytes) -> None:
         """The answer to the request of this id."""
         self._ids.pop(id_key(id), None)
-        self.add(message)
+        self.add(bytes(message))
 
     def fail(self, error: TrunklineError, id: bytes) -> None:
         """There is no answer of the server's to the request of this id; why."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from . import call_log
 from . import envelope as wire_format
 from .annotations import Listing
-from .envelope import Envelope
+from .envelope import Envelope, Text
 from .errors import Overloaded, SessionLost, TrunklineError, UpstreamFault
 from .event_log import Stream
 from .ports import Asker, Caller, Headers, Span
@@ -23,7 +23,7 @@ from .statistics import method_label
 if TYPE_CHECKING:
     from .workflow import Workflow
 
-Outcome = list[bytes] | Stream
+Outcome = list[Text] | Stream
 """All answers as plain messages, or the stream that they come on."""
 
 
@@ -45,7 +45,7 @@ class Exchange:
     def __init__(self, workflow: Workflow, requests: int) -> None:
         self._workflow = workflow
         self._pending = requests
-        self._answers: list[bytes] = []
+        self._answers: list[Text] = []
         self._ids: list[bytes] | None = None if workflow.kept_log is None else []
         """Its requests without an answer, where another worker may have to tell what became of them."""
         self.stream: Stream | None = None
@@ -117,7 +117,7 @@ class Exchange:
         """The number of its stream, which it is from now on."""
         return self.turn_into_stream().number
 
-    def answer(self, message: bytes, id: bytes) -> None:
+    def answer(self, message: Text, id: bytes) -> None:
         """One of the answers."""
         self._pending -= 1
         if self._ids is not None:
@@ -125,7 +125,7 @@ class Exchange:
         if self._pending == 0:
             self._workflow.calls.exchange_over(self)
         if self.stream is not None:
-            self._workflow.streams.append(self.stream, message, last=self._pending == 0)
+            self._workflow.streams.append(self.stream, bytes(message), last=self._pending == 0)
             return
         self._answers.append(message)
         if self._pending == 0 and self._outcome is None:
@@ -151,7 +151,7 @@ class Exchange:
                 self._workflow.streams.note_opened(self.stream, self._ids)
             self._workflow.streams.prime(self.stream)
             for message in self._answers:
-                self._workflow.streams.append(self.stream, message)
+                self._workflow.streams.append(self.stream, bytes(message))
             self._answers = []
             if self._outcome is None:
                 self._decide(self.stream)
@@ -211,10 +211,10 @@ class Call:
         """True once it was handed to an upstream session."""
         return self._sent != 0
 
-    def answered(self, message: bytes, *, is_error: bool) -> None:
+    def answered(self, message: Text, *, is_error: bool) -> None:
         """See `Caller.answered`."""
         if self.listing is not None and self.owner.trust is not None and not is_error:
-            self.owner.trust.learn(self.listing, message)
+            self.owner.trust.learn(self.listing, bytes(message))
         if self._close("error" if is_error else "ok"):
             self.asker.answer(message, self.id)
 

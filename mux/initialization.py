@@ -9,7 +9,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Final, NamedTuple
 
 from . import envelope as wire_format
-from .envelope import Envelope
+from .envelope import Envelope, Text
 from .errors import HandshakeTimedOut, SessionLost, TrunklineError
 from .handshake import initialize, read_answer
 from .own import NoClient
@@ -105,9 +105,9 @@ class _Answer:
     def sent(self, id: int) -> None:
         """It is sent by who made it."""
 
-    def answered(self, message: bytes, *, is_error: bool) -> None:
+    def answered(self, message: Text, *, is_error: bool) -> None:
         if not self.message.done():
-            self.message.set_result(message)
+            self.message.set_result(bytes(message))
 
     def progressed(self, message: bytes) -> None:
         """A handshake has no progress."""

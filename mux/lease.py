@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Raw
 
 from . import envelope as wire_format
-from .envelope import Envelope
+from .envelope import Envelope, Text
 from .errors import InvalidParams, MethodNotFound, ServerError, TrunklineError, UpstreamFault
 from .limits import MAX_EVENT_BYTES
 from .ports import NONE, Headers, PoolResult
@@ -64,10 +64,10 @@ class _Waiting:
         """See `Asker.add`."""
         self._hear(message)
 
-    def answer(self, message: bytes, id: bytes) -> None:
+    def answer(self, message: Text, id: bytes) -> None:
         """See `Asker.answer`."""
         if not self.response.done():
-            self.response.set_result(message)
+            self.response.set_result(bytes(message))
 
     def fail(self, error: TrunklineError, id: bytes) -> None:
         """See `Asker.fail`."""

@@ -6,7 +6,7 @@ from typing import Any
 from msgspec import Raw
 
 from . import envelope as wire_format
-from .envelope import Envelope
+from .envelope import Envelope, Text
 from .errors import TrunklineError, Unattributable
 from .limits import MAX_BODY_BYTES
 from .ports import Answerable, Caller
@@ -63,7 +63,7 @@ class OwnCaller(NoClient):
     def sent(self, id: int) -> None:
         """Nobody logs it."""
 
-    def answered(self, message: bytes, *, is_error: bool) -> None:
+    def answered(self, message: Text, *, is_error: bool) -> None:
         """See `Caller.answered`."""
         self._over(True)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol, runtime_
 if TYPE_CHECKING:
     from .account import Decision
     from .channel import Channel
-    from .envelope import Envelope
+    from .envelope import Envelope, Text
     from .errors import TrunklineError
     from .request import Request, ServerRequest
 
@@ -40,7 +40,7 @@ class Caller(Protocol):
     def sent(self, id: int) -> None:
         """The request goes to the server under this id; once more where it is sent again."""
 
-    def answered(self, message: bytes, *, is_error: bool) -> None:
+    def answered(self, message: Text, *, is_error: bool) -> None:
         """The response, under the caller's own id. Nothing follows."""
 
     def progressed(self, message: bytes) -> None:
@@ -70,7 +70,7 @@ class Asker(Protocol):
     def add(self, message: bytes) -> None:
         """A message that is no answer."""
 
-    def answer(self, message: bytes, id: bytes) -> None:
+    def answer(self, message: Text, id: bytes) -> None:
         """The answer to the request of this id."""
 
     def fail(self, error: TrunklineError, id: bytes) -> None:

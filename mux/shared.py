@@ -10,7 +10,7 @@ from msgspec import Raw
 from . import envelope as wire_format
 from .account import OPEN, OPENING
 from .channel import Channel
-from .envelope import Envelope
+from .envelope import Envelope, Text
 from .errors import InvalidParams, InvalidRequest, MethodNotFound, SessionLost, TrunklineError
 from .group import ChannelGroup
 from .limits import MAX_BODY_BYTES, MAX_URI_BYTES
@@ -196,7 +196,7 @@ class _Waiter:
         """See `Caller.sent`."""
         self._caller.sent(id)
 
-    def answered(self, message: bytes, *, is_error: bool) -> None:
+    def answered(self, message: Text, *, is_error: bool) -> None:
         """See `Caller.answered`."""
         self._ended(is_error)
         self._caller.answered(message, is_error=is_error)

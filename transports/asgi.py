@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol
 
 import anyio
 
+from ..mux.envelope import Text
 from ..mux.limits import MAX_BODY_BYTES
 from ..mux.principal import Principal
 from .media import JSON_TYPE, STREAM_TYPE
@@ -189,7 +190,7 @@ class WholeRequest(Protocol):
     async def send(self, message: Message) -> None:
         """As ASGI has it."""
 
-    def reply(self, status: int, headers: RawHeaders, body: bytes) -> None:
+    def reply(self, status: int, headers: RawHeaders, body: Text) -> None:
         """The whole answer, at once and however long: whoever is still taking one is not offered here.
 
         The names of the headers are in lower case, and the length is not among them. The list is its own from then on.

@@ -133,7 +133,7 @@ class StreamableHTTPEndpoint(HTTPEndpoint):
             if isinstance(outcome, Stream):
                 await give_events(self._config, request, workflow.streams.attach(outcome, 0))
             else:
-                body = b"[%b]" % b",".join(outcome) if is_batch else outcome[0]
+                body = b"[%b]" % b",".join(map(bytes, outcome)) if is_batch else bytes(outcome[0])
                 await request.respond(200, [JSON], body)
         finally:
             workflow.wire_left()

@@ -4,9 +4,10 @@ import json
 import platform
 from pathlib import Path
 
+import anyio
 import pytest
 from harness.gateways import Gateway
-from harness.wire import Wire
+from harness.wire import Wire, raw_members
 
 pytestmark = [
     pytest.mark.anyio,
@@ -26,6 +27,30 @@ async def test_a_large_call_needs_no_memory_anew(gateway: Gateway) -> None:
         for _ in range(CALLS):
             await call(wire)
         assert (pages(gateway) - before) / CALLS < MIB / PAGE / 2
+
+
+async def test_g1_a_large_answer_has_the_id_of_who_asked_byte_for_byte(gateway: Gateway) -> None:
+    asked = {
+        b'"\\u0061"': "a" * MIB,
+        b'"a"': "\\\n" * (MIB // 8),
+        b"123456789012345678901": "ä" * (MIB // 8),
+        b"1": "short",
+    }
+    answers: dict[bytes, bytes] = {}
+
+    async def ask(id: bytes, value: str) -> None:
+        answer = await wire.call("echo", {"value": value}, id=id)
+        answers[id] = await answer.raw_response()
+
+    async with Wire(gateway.url()) as wire:
+        await wire.open()
+        async with anyio.create_task_group() as asking:
+            for spelled, value in asked.items():
+                asking.start_soon(ask, spelled, value)
+    for spelled, value in asked.items():
+        assert raw_members(answers[spelled])["id"] == spelled
+        is_same = value in json.loads(answers[spelled])["result"]["structuredContent"].values()
+        assert is_same, f"{len(answers[spelled])} bytes"
 
 
 async def call(wire: Wire) -> None:

@@ -10,6 +10,7 @@ from harness.http_serving import GET, PATIENCE, Parts, answering, echo, parts_of
 from trunkline.gateway import http_exchange
 from trunkline.gateway.http_exchange import SMALL_BODY, AnswerHeads
 from trunkline.gateway.http_listening import HTTPListening
+from trunkline.mux.envelope import Spliced
 from trunkline.mux.statistics import Statistics
 from trunkline.transports.asgi import WholeRequest
 
@@ -153,6 +154,8 @@ async def test_what_came_whole_may_be_taken_at_once() -> None:
                 whole.reply(200, [(b"x-at-once", b"yes")], b"at once " + whole.body)
             case "/2":
                 asyncio.get_running_loop().call_soon(whole.reply, 200, [], b"later")
+            case "/large":
+                whole.reply(200, [], Spliced(b"at ", memoryview(b"x" * SMALL_BODY), b" once"))
             case "/3":
                 whole.go_on(echo(whole.scope, whole.receive, whole.send))
             case "/4":
@@ -163,13 +166,16 @@ async def test_what_came_whole_may_be_taken_at_once() -> None:
 
     post = b"POST /%d HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\nbody"
     async with talking(echo, HTTPListening(Statistics(), take)) as (reader, writer):
-        writer.write(post % 1 + post % 2 + post % 3 + post % 5 + post % 4)
+        large = b"POST /large HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n"
+        writer.write(post % 1 + post % 2 + large + large.replace(b"POST", b"HEAD") + post % 3 + post % 5 + post % 4)
         assert await said(reader) == b"at once body"
         assert await said(reader) == b"later"
+        assert await said(reader) == b"at %b once" % (b"x" * SMALL_BODY)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
         assert await said(reader) == b"POST /3 body"
         assert await said(reader) == b"POST /5 body"
         assert (await reader.read()).startswith(b"HTTP/1.1 500 ")
-    assert offered == ["/1", "/2", "/3", "/5", "/4"]
+    assert offered == ["/1", "/2", "/large", "/large", "/3", "/5", "/4"]
 
 
 async def test_who_took_a_request_learns_that_its_client_has_gone() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
+from trunkline.mux.envelope import Text
 from trunkline.transports.asgi import (
     ASGIApp,
     Message,
@@ -44,10 +45,10 @@ class Whole:
         self._is_told = True
         return {"type": "http.request", "body": self.body, "more_body": False}
 
-    def reply(self, status: int, headers: RawHeaders, body: bytes) -> None:
+    def reply(self, status: int, headers: RawHeaders, body: Text) -> None:
         """See `WholeRequest.reply`."""
         if not self.outcome.done():
-            self.outcome.set_result((status, headers, body))
+            self.outcome.set_result((status, headers, bytes(body)))
 
     def go_on(self, work: Awaitable[None]) -> None:
         """See `WholeRequest.go_on`."""

@@ -1,6 +1,8 @@
 """The codec: ids byte for byte, unknown members kept, everything else refused with its reason."""
 
 import json
+import tracemalloc
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -30,6 +32,16 @@ from trunkline.mux.limits import MAX_BATCH
 
 LIMIT = 1 << 20
 IDS = ["1", '"1"', "0", "-1", "-0", str(2**60), "9" * 30, '"\\u0041"', '""', '"ü"']
+
+
+def tracemalloc_peak(work: Callable[[], object]) -> int:
+    """The most that this takes, in bytes."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def message(**members: str) -> bytes:
@@ -99,6 +111,26 @@ def test_e8_an_error_may_come_without_an_id() -> None:
         assert (parsed.kind, parsed.id, parsed.is_error) == ("response", b"", True)
         assert b'"id":5' in parsed.with_id(b"5")
     assert parse(message(id="5", error='{"code":-1}'), limit=LIMIT).id == b"5"
+
+
+@pytest.mark.parametrize("id", ["17", '"seventeen"'])
+@pytest.mark.parametrize("size", [10, envelope.LARGE_BYTES - 8, envelope.LARGE_BYTES - 7, LIMIT - 200])
+def test_g1_an_answer_goes_on_under_the_id_of_who_asked(size: int, id: str) -> None:
+    result = '{"x":"%s"}' % ("x" * size)
+    for order in (("id", "result"), ("result", "id")):
+        members = {name: {"id": "5", "result": result}[name] for name in order}
+        answer = parse(message(_more='{"result":0}', **members), limit=LIMIT).answer_to(id.encode())
+        text = bytes(answer)
+        assert len(answer) == len(text)
+        kept = {name: bytes(raw).decode() for name, raw in parse(text, limit=LIMIT).members.items()}
+        assert kept == {"jsonrpc": '"2.0"', "_more": '{"result":0}', "result": result, "id": id}
+
+
+def test_a_large_result_is_not_copied() -> None:
+    text = message(id="5", result='{"x":"%s"}' % ("x" * envelope.LARGE_BYTES))
+    before = tracemalloc_peak(lambda: None)
+    answer = parse(text, limit=LIMIT)
+    assert tracemalloc_peak(lambda: answer.answer_to(b"6")) - before < envelope.LARGE_BYTES / 8
 
 
 @pytest.mark.parametrize("params", ['"x"', "1", "true"])

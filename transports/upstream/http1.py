@@ -61,11 +61,10 @@ SMALL_BODY: Final = 65_536
 """Up to this size a body is copied behind its head, so that both go out in one write."""
 
 PARSED_BODY: Final = 65_536
-"""What follows so much of a body of known length is read without the parser, which copies all that it tells.
+"""A body of known length of which more than this is left is read without the parser, which copies all that it tells.
 
 But for events: each costs time, and the parser is given one portion at a time.
 """
-
 
 PROBED: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 """A silent connection is probed by the operating system after so many seconds, and is broken after so many probes.
@@ -348,7 +347,7 @@ class _Connection(asyncio.Protocol):
             self._take_around(len(data))
         else:
             self._around = 0
-            if self._came > PARSED_BODY:
+            if head_left:
                 self._leave_rest_unparsed()
 
     def _end(self, exc: Exception | None) -> None:
@@ -409,8 +408,9 @@ class _Connection(asyncio.Protocol):
 
     def _leave_rest_unparsed(self) -> None:
         """What is still to come of a body of known length is its own, up to that length."""
-        if "content-length" in self._headers and content_type(self._headers) != STREAM_TYPE:
-            self._left = int(self._headers["content-length"]) - self._came
+        left = int(self._headers.get("content-length", "0")) - self._came
+        if left > PARSED_BODY and content_type(self._headers) != STREAM_TYPE:
+            self._left = left
             self._keeps_alive = self._parser.should_keep_alive()
             self._parser = httptools.HttpResponseParser(self)
 
