@@ -32,6 +32,16 @@ def counting(url: str, times: int = 20, **more: Any) -> Scenario:
     return scenario
 
 
+async def test_e8_what_a_server_says_of_a_request_that_it_refuses_reaches_the_client(gateway: Gateway) -> None:
+    """It is told with HTTP 400: by the 2.x line under the id null, by the 1.x line under the id `server-error`."""
+    async with Wire(gateway.url()) as wire:
+        await wire.open(name="test")
+        answer = await wire.post(b'{"jsonrpc":"2.0","id":"\\u0061","method":"tools/list","params":[]}')
+        assert answer.status == 200
+        told = await answer.body()
+        assert told.startswith(b'{"jsonrpc":"2.0","id":"\\u0061","error":{"code":-32602,"message":"Validation error: ')
+
+
 async def play_both(kind: Kind, first: Scenario, second: Scenario) -> list[Outcome]:
     """Two clients at once."""
     outcomes: list[Outcome] = [{}, {}]

@@ -93,8 +93,10 @@ class HTTPCall:
         if self._status == 400 and self._wire.has_session and forgets_session(text, b"%d" % request.id):
             self._wire.forgot(request)
             return
-        if self._status == 200 or _is_error(text):
+        if self._status == 200:
             self._wire.receiver.received(text, request)
+        elif refused := _error_in(text, b"%d" % request.id):
+            self._wire.receiver.received(refused, request)
         if request.state == "done":
             self._wire.is_over(request)
         elif self._status == 200:
@@ -132,8 +134,15 @@ def refusal(status: int) -> TrunklineError:
     return UpstreamUnreachable(words_of_status(status), status=status, executed=executed)
 
 
-def _is_error(text: bytes) -> bool:
+def _error_in(text: bytes, id: bytes) -> bytes:
+    """The JSON-RPC error that the body of an HTTP error is, of no other request than this one; empty where it is none.
+
+    Servers of the Python SDK 1.x name `server-error` in place of an id.
+    """
     try:
-        return parse(text, limit=ERROR_BODY_BYTES).is_error
+        message = parse(text, limit=ERROR_BODY_BYTES)
     except InvalidMessage:
-        return False
+        return b""
+    if not message.is_error:
+        return b""
+    return message.with_id(id) if message.id else text

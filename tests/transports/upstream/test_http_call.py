@@ -102,6 +102,15 @@ async def test_a_jsonrpc_error_in_an_http_error_reaches_the_caller(status: int) 
         assert not session.receiver.of("failed")
 
 
+@pytest.mark.parametrize("id", ['"server-error"', "99"])
+async def test_e8_an_http_error_is_of_its_own_request_whatever_id_it_names(id: str) -> None:
+    """Servers of the Python SDK 1.x name it `server-error`."""
+    body = '{"jsonrpc":"2.0","id":%s,"error":{"code":-32602,"message":"no"}}'
+    async with http_bench(call=[[Status(400, body % id, "application/json")]]) as bench, bench.session() as session:
+        assert (await session.answered(session.request())).text == (body % 2).encode()
+        assert not session.receiver.of("failed")
+
+
 async def test_a_redirect_is_not_followed() -> None:
     async with ScriptedUpstream() as elsewhere, http_bench() as bench:
         codes = (301, 302, 303, 307, 308)
