@@ -29,11 +29,11 @@ LENGTH: Final = re.compile(rb"\n(?i:content-length):[ \t]*([0-9]{1,%d})\r\n" % M
 
 
 class HeadBytes(NamedTuple):
-    """A head as it came, in three parts."""
+    """A head as it came, in three parts; one that declares no length is all `before`."""
 
     before: bytes
     length: bytes
-    """The digits of its body's length."""
+    """The digits of its body's length; empty where it declares none."""
     after: bytes
     end: int
     """Where the body begins."""
@@ -43,7 +43,7 @@ class Beginning(NamedTuple):
     """What a request begins with whose head is known."""
 
     length: bytes
-    """The declared one of its body, as it stands there."""
+    """The declared one of its body, as it stands there; empty where none is."""
     end: int
     """Where the body begins."""
 
@@ -66,6 +66,8 @@ class KnownHead:
         if not data.startswith(self._before):
             return None
         start = len(self._before)
+        if not self._after:
+            return Beginning(b"", start)
         stop = data.find(b"\r", start, start + MAX_LENGTH_DIGITS + 1)
         length = data[start:stop]
         if stop < 0 or not length.isdigit() or not data.startswith(self._after, stop):
@@ -78,7 +80,8 @@ class KnownHead:
 
     def scope(self, common: Scope, length: bytes) -> Scope:
         """The scope of a request with that head: its own, but for what it has of `common`."""
-        return {**common, **self._parts, "headers": [*self._headers, (b"content-length", length)]}
+        declared = [(b"content-length", length)] if length else []
+        return {**common, **self._parts, "headers": [*self._headers, *declared]}
 
 
 class KnownHeads:
@@ -120,11 +123,13 @@ class KnownHeads:
 
 
 def head_of(data: bytes) -> HeadBytes | None:
-    """The head at the start of `data`; None where that is not all of it, or declares no length."""
+    """The head at the start of `data`; None where that is not all of it."""
     end = data.find(b"\r\n\r\n", 0, MAX_KNOWN_BYTES) + 4
-    found = LENGTH.search(data, 0, end) if end >= 4 else None
-    if found is None:
+    if end < 4:
         return None
+    found = LENGTH.search(data, 0, end)
+    if found is None:
+        return HeadBytes(data[:end], b"", b"", end)
     start, stop = found.span(1)
     return HeadBytes(data[:start], data[start:stop], data[stop:end], end)
 
@@ -140,6 +145,7 @@ def _is_certain(head: HeadBytes) -> bool:
     text = (head.before + head.after).lower()
     return (
         text.count(b"\r") == text.count(b"\n") == text.count(b"\r\n")
-        and text.count(b"\ncontent-length:") == 1
+        and not text.startswith(b"\r")
+        and text.count(b"\ncontent-length:") == bool(head.length)
         and b"\ntransfer-encoding:" not in text
     )

@@ -205,7 +205,7 @@ class RequestReader:
 
     def _learn_head(self, exchange: HTTPExchange, head: HeadBytes) -> None:
         """Know the head that was read, once it came again and again."""
-        if self._length and exchange.is_kept and not self._expects:
+        if exchange.is_kept and not self._expects:
             parts = {part: exchange.scope[part] for part in OWN_PARTS}
             known = self._known_heads.learn(head, parts, self._headers, self._length)
             if known is not None:
@@ -233,7 +233,7 @@ class RequestReader:
         self._strangers = 0
         length = found.length
         self._head_bytes, self._length, self._expects = 0, length, False
-        self._body_left = int(length)
+        self._body_left = int(length or b"0")
         self.heads += 1
         newest = HTTPExchange(self._carrier, known.scope(self._common, length), is_kept=True, waits_to_go_on=False)
         newest.headers = self._known_headers
@@ -331,9 +331,9 @@ class RequestReader:
 
     def _headers_of(self, scope: Scope) -> RequestHeaders:
         """The headers of a request, without the length: many clients send the same with each, but for that."""
-        raw, query = scope["headers"], scope["query_string"]
+        raw, query = [*scope["headers"]], scope["query_string"]
         if raw and raw[-1][0] == b"content-length":
-            raw = raw[:-1]
+            raw.pop()
         last = self._last_headers
         if last is None or last[0] != raw or last[1].query != query:
             last = raw, RequestHeaders(self._peer, query, read_fields(raw))
@@ -347,9 +347,9 @@ class RequestReader:
             raw_path, query = parts.path or b"/", parts.query or b""
             if parts.host is not None:
                 self._headers = _with_host_of(url, self._headers)
-        headers = self._headers
+        headers = [*self._headers]  # whoever is asked may change its own
         if self._length:
-            headers = [*headers, (b"content-length", self._length)]
+            headers.append((b"content-length", self._length))
         path, root = raw_path.decode("ascii"), self._common["root_path"]
         return {
             **self._common,

@@ -199,7 +199,7 @@ def anew_client(port: int) -> Iterator[Ask]:
         }
         with closing(InOnePiece("127.0.0.1", port, timeout=30)) as connection:
             for method, one in (("POST", INITIALIZE), ("POST", INITIALIZED), ("POST", message), ("DELETE", None)):
-                connection.request(method, "/servers/x/mcp", b"" if one is None else json.dumps(one), headers)
+                connection.request(method, "/servers/x/mcp", None if one is None else json.dumps(one), headers)
                 answer = connection.getresponse()
                 text = answer.read()
                 if one is message:

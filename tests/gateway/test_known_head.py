@@ -53,6 +53,33 @@ def test_a_head_of_which_not_every_byte_is_certain_is_not_known(head: bytes) -> 
     assert known(head) is None
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        pytest.param(b"GET / HTTP/1.1\r\nX: y\r\n", id="not all of it"),
+        pytest.param(b"GET / HTTP/1.1\nX: y\r\n\r\n", id="line breaks that are none"),
+        pytest.param(b"GET / HTTP/1.1\n\nbody\r\n\r\n", id="end that is none"),
+        pytest.param(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", id="in chunks"),
+        pytest.param(b"POST / HTTP/1.1\r\nContent-Length: 000000004\r\n\r\n", id="a length of many digits"),
+        pytest.param(b"POST / HTTP/1.1\r\nContent-Length:4 \r\n\r\n", id="a length that is spelled otherwise"),
+        pytest.param(b"\r\n\r\nGET / HTTP/1.1\r\n\r\n", id="empty lines before"),
+        pytest.param(b"GET / HTTP/1.1\r\nX: %b\r\n\r\n" % (b"y" * MAX_KNOWN_BYTES), id="long"),
+    ],
+)
+def test_a_head_without_a_length_of_which_not_every_byte_is_certain_is_not_known(head: bytes) -> None:
+    assert known(head, b"") is None
+
+
+def test_a_known_head_without_a_length_is_found_whole_and_alone() -> None:
+    head = b"DELETE / HTTP/1.1\r\nX: y\r\n\r\n"
+    found = known(head + b"GET / HTTP/1.1\r\n", b"")
+    assert found is not None
+    assert found.beginning_of(head + b"more") == (b"", len(head))
+    assert found.scope({}, b"") == {"path": "/", "headers": [(b"host", b"h")]}
+    assert all(found.beginning_of(head[:end]) is None for end in range(len(head)))
+    assert found.beginning_of(b"DELETE / HTTP/1.1\r\nX: y\r\nContent-Length: 4\r\n\r\n") is None
+
+
 def test_a_known_head_is_found_with_any_length_and_only_whole() -> None:
     head = b"POST / HTTP/1.1\r\ncontent-LENGTH:\t%b\r\nX: y\r\n\r\n"
     found = known(head % b"4" + b"body")
@@ -132,6 +159,17 @@ def test_a_head_that_came_on_other_connections_is_that_of_the_one_that_it_comes_
         assert headers == {"host": "h", "x": "y"}
         assert cast(RequestHeaders, headers).peer == f"10.0.0.{number}"
         headers["x"] = "changed"
+
+
+def test_requests_without_a_body_are_known_and_end_with_their_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    heads, leaving = KnownHeads(), b"DELETE / HTTP/1.1\r\nHost: h\r\nX: y\r\n\r\n"
+    for _ in range(REPEATS + 1):
+        first = read(reader(heads), leaving)
+    assert not is_parsed(heads, leaving, monkeypatch)
+    at = reader(heads)
+    assert read(at, leaving + post(b"body")) == first
+    at.read()
+    assert (at.queue.pop().scope["method"], bytes(at.unread)) == ("POST", b"")
 
 
 OTHER = b"POST /2 HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\nX: z\r\n\r\nbody"
