@@ -1,9 +1,11 @@
 """What all tests share: the event loop they run on, the peers that many need, and what is told at the end."""
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from harness.backends import Backends
 from harness.browser import Browser, browser
 from harness.redis_server import RedisServer, redis_server
 from harness.upstreams import Upstream
@@ -45,6 +47,13 @@ def settings_file(tmp_path: Path) -> Callable[[str], Path]:
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def backends() -> Iterator[Backends]:
+    """Real servers of shared directories, started as they are needed."""
+    with closing(Backends()) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")

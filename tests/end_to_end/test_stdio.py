@@ -11,44 +11,13 @@ import aiohttp
 import anyio
 import anyio.to_thread
 import pytest
+from harness.counting_process import PROGRAM
 from harness.gateways import gateway as running_gateway
 from harness.gateways import until
 from harness.stream_peers import until_gone
 from harness.wire import Wire, text_of
 
 pytestmark = pytest.mark.anyio
-
-SERVER = """
-import os
-from pathlib import Path
-from time import sleep
-from mcp.server.mcpserver import MCPServer
-
-server = MCPServer("process")
-count = 0
-
-@server.tool()
-def counter() -> int:
-    global count
-    count += 1
-    return count
-
-@server.tool()
-def pid() -> int:
-    return os.getpid()
-
-@server.tool()
-def variable(name: str) -> str:
-    return os.environ.get(name, "none")
-
-@server.tool()
-def hang(told: str) -> str:
-    Path(told).write_text(str(os.getpid()))
-    sleep(600)
-    return "never"
-
-server.run("stdio")
-"""
 
 
 async def pid_in(path: Path) -> int:
@@ -76,9 +45,7 @@ def is_gone(pid: int) -> bool:
 async def test_a_server_killed_in_mid_call_is_an_error_at_once_and_started_again(
     tmp_path: Path, settings_file: Callable[[str], Path], stateless: bool
 ) -> None:
-    program = tmp_path / "server.py"
-    program.write_text(SERVER)
-    text = f"[servers.up]\ncommand = ['{sys.executable}', '{program}']\nstateless = {str(stateless).lower()}\n"
+    text = f"[servers.up]\ncommand = ['{sys.executable}', '{PROGRAM}']\nstateless = {str(stateless).lower()}\n"
     with running_gateway(toml=settings_file(text)) as gateway:
         async with Wire(gateway.url()) as wire:
             await wire.open()
@@ -136,12 +103,8 @@ async def test_a_server_that_hangs_ends_with_the_gateway_however_that_ends(
             await until_gone(pid)
 
 
-async def test_each_workflow_has_a_process_of_its_own_and_none_is_left(
-    tmp_path: Path, settings_file: Callable[[str], Path]
-) -> None:
-    program = tmp_path / "server.py"
-    program.write_text(SERVER)
-    with running_gateway("--upstream", f"up=stdio:{sys.executable} {program}") as gateway:
+async def test_each_workflow_has_a_process_of_its_own_and_none_is_left() -> None:
+    with running_gateway("--upstream", f"up=stdio:{sys.executable} {PROGRAM}") as gateway:
         pids = []
         for n in range(3):
             async with Wire(gateway.url(), {"Trunkline-Workflow": f"chat-{n}"}) as wire:
@@ -155,11 +118,9 @@ async def test_each_workflow_has_a_process_of_its_own_and_none_is_left(
 
 
 async def test_a_server_gets_the_variables_of_its_settings_and_none_of_the_gateways_secrets(
-    tmp_path: Path, settings_file: Callable[[str], Path]
+    settings_file: Callable[[str], Path],
 ) -> None:
-    program = tmp_path / "server.py"
-    program.write_text(SERVER)
-    command = f"command = [{sys.executable!r}, {str(program)!r}]"
+    command = f"command = [{sys.executable!r}, {str(PROGRAM)!r}]"
     toml = settings_file(f"[servers.up]\n{command}\nenv = {{ TOKEN = '${{SECRET}}' }}\n")
     with running_gateway(toml=toml, within=lambda line: ["env", "SECRET=s3cret", *line]) as gateway:
         async with Wire(gateway.url()) as wire:

@@ -4,6 +4,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import anyio
@@ -33,11 +34,8 @@ HASTE = 4
 @pytest.fixture
 def backends() -> Iterator[Backends]:
     """Servers of shared directories, with nothing in them."""
-    started = Backends()
-    try:
+    with closing(Backends()) as started:
         yield started
-    finally:
-        started.close()
 
 
 @pytest.fixture

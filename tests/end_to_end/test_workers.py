@@ -14,6 +14,7 @@ import aiohttp
 import anyio
 import anyio.to_thread
 import pytest
+from harness.counting_process import PROGRAM
 from harness.gateways import command, environment, until
 from harness.ports import free_port
 from harness.redis_server import RedisServer
@@ -28,35 +29,6 @@ WORKFLOWS = 8
 CALLS = 12
 PATIENCE = 60.0
 
-PROCESS = """
-import os
-from pathlib import Path
-from typing import Any
-from time import sleep
-from mcp.server.mcpserver import MCPServer
-
-server = MCPServer("process")
-count = 0
-
-@server.tool()
-def counter() -> int:
-    global count
-    count += 1
-    return count
-
-@server.tool()
-def owner() -> int:
-    return os.getppid()
-
-@server.tool()
-def hang(told: str) -> str:
-    Path(told).write_text(str(os.getppid()))
-    sleep(600)
-    return "never"
-
-server.run("stdio")
-"""
-
 
 @pytest.fixture(scope="module")
 def process_gateway(
@@ -64,11 +36,10 @@ def process_gateway(
 ) -> Iterator[WorkerGateway]:
     """Several workers before a server over HTTP (`up`) and one that is a process (`process`)."""
     place = tmp_path_factory.mktemp("workers")
-    (place / "server.py").write_text(PROCESS)
     (place / "trunkline.toml").write_text(
         f'[directory]\nbackend = "redis"\nurl = "{redis.url}"\n[gateway]\ndrain_timeout = 20\n'
         f'[servers.up]\nurl = "{upstream_process.url}"\neras = ["legacy"]\n'
-        f'[servers.process]\ncommand = ["{sys.executable}", "{place / "server.py"}"]\n'
+        f'[servers.process]\ncommand = ["{sys.executable}", "{PROGRAM}"]\n'
     )
     with worker_gateway(place / "trunkline.toml", WORKERS) as running:
         yield running

@@ -7,29 +7,26 @@ async with Network(port) as network:
 
 import socket
 import struct
-from types import TracebackType
-from typing import Self
 
 import anyio
 import anyio.abc
 
-from harness.ports import free_port
+from harness.relay import Relay
 
 PATIENCE = 20.0
 _AT_ONCE = struct.pack("ii", 1, 0)
 """Closing sends a reset, and drops what was not sent."""
 
 
-class Network:
-    """Relays TCP connections from a port of its own to `target` on 127.0.0.1."""
+class Network(Relay):
+    """A relay that a test can cut, hold back and close."""
 
     def __init__(self, target: int) -> None:
-        self._target = target
+        super().__init__(target)
         self._relays: dict[anyio.CancelScope, anyio.Event] = {}
         self._came = anyio.Event()
         self._swallows = False
         self._swallowed = anyio.Event()
-        self.port = 0
         self.taken = 0
         """Connections that clients made."""
         self.is_closed = False
@@ -57,22 +54,6 @@ class Network:
         """Wait until something was."""
         with anyio.fail_after(PATIENCE):
             await self._swallowed.wait()
-
-    async def __aenter__(self) -> Self:
-        self.port = free_port()
-        self._listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=self.port)
-        self._tasks = anyio.create_task_group()
-        await self._tasks.__aenter__()
-        self._tasks.start_soon(self._listener.serve, self._relay)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        self._tasks.cancel_scope.cancel()
-        swallowed = await self._tasks.__aexit__(kind, error, trace)
-        await self._listener.aclose()
-        return swallowed
 
     async def _relay(self, client: anyio.abc.SocketStream) -> None:
         self.taken += 1

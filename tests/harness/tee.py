@@ -7,22 +7,19 @@ tee.sent, tee.answered
 
 import contextlib
 import re
-from types import TracebackType
-from typing import Self
 
 import anyio
 import anyio.abc
 
-from harness.ports import free_port
+from harness.relay import Relay
 
 
-class Tee:
-    """Relays TCP connections from a port of its own to `target` on 127.0.0.1."""
+class Tee(Relay):
+    """A relay that keeps what it relayed."""
 
     def __init__(self, target: int) -> None:
-        self._target = target
+        super().__init__(target)
         self._conversations: list[tuple[bytearray, bytearray]] = []
-        self.port = 0
 
     @property
     def sent(self) -> list[bytes]:
@@ -42,23 +39,7 @@ class Tee:
             for found in re.findall(rb"(?im)^mcp-session-id: *([!-~]+)\r?$", answered)
         }
 
-    async def __aenter__(self) -> Self:
-        self.port = free_port()
-        self._listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=self.port)
-        self._tasks = anyio.create_task_group()
-        await self._tasks.__aenter__()
-        self._tasks.start_soon(self._listener.serve, self._relay)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool | None:
-        self._tasks.cancel_scope.cancel()
-        swallowed = await self._tasks.__aexit__(kind, error, trace)
-        await self._listener.aclose()
-        return swallowed
-
-    async def _relay(self, client: anyio.abc.ByteStream) -> None:
+    async def _relay(self, client: anyio.abc.SocketStream) -> None:
         conversation = (bytearray(), bytearray())
         self._conversations.append(conversation)
         server = await anyio.connect_tcp("127.0.0.1", self._target)

@@ -1,7 +1,7 @@
 """The database directory forgets what has expired, and keeps what has not."""
 
 import os
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
@@ -24,14 +24,6 @@ from trunkline.mux.limits import EventLogLimits
 from trunkline.mux.record import WorkflowRecord
 
 pytestmark = pytest.mark.anyio
-
-
-@pytest.fixture(scope="module")
-def backends() -> Iterator[Backends]:
-    """The databases, for all tests of this file."""
-    backends = Backends()
-    yield backends
-    backends.close()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
