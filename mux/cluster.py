@@ -323,7 +323,7 @@ class Cluster:
             living, reading = await self._partners(record, workflow.pooling.reuse)
             if concern.worker in living:
                 await self.direct(concern.worker)
-            await self._write_out(record.session_id)  # what was settled here is not found open there
+            await self.write_out(record.session_id)  # what was settled here is not found open there
             kept = recover(await self.directory.read(record.session_id))
             workflow.known = Known(reading, is_own=is_own or (before is not None and before.is_own))
         if concern.is_stream:  # its worker died before it could tell of it
@@ -392,7 +392,7 @@ class Cluster:
     async def hand_back(self, record: WorkflowRecord, workflow: Workflow | None = None) -> None:
         """Let any worker take over what lived here as `workflow`; where nobody can be told, once this one is dead."""
         highest_id = 0 if workflow is None else workflow.highest_id
-        await self._write_out(record.session_id)
+        await self.write_out(record.session_id)
         try:
             if await self.directory.replace(msgspec.structs.replace(record, worker="")) is None:
                 newer = await self.directory.get(record.session_id)
@@ -408,7 +408,7 @@ class Cluster:
         except DirectoryUnavailable:
             logger.warning("a workflow could not be let go", extra={"server": record.server, "handle": record.handle})
 
-    async def _write_out(self, session_id: str) -> None:
+    async def write_out(self, session_id: str) -> None:
         """Wait until what is on its way to the event log of a workflow has arrived there, a little."""
         with anyio.move_on_after(FLUSH_SECONDS):
             await self.journal.flush(session_id)
@@ -451,7 +451,7 @@ class Cluster:
         workflow.end(cause, release=True)
         workflow.settle(WorkflowEnded(cause, executed="no"))
         if cause == "drained":  # the process stays until that is done
-            self._tasks.spawn(self._write_out, workflow.record.session_id)
+            self._tasks.spawn(self.write_out, workflow.record.session_id)
         if cause in ("upstream_lost", "upstream_changed", "event_log_overflow", "event_log_trimmed"):
             self._tasks.spawn(self._withdraw, workflow.record)
         elif workflow.was_used_since(workflow.touched):

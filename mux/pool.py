@@ -358,6 +358,11 @@ class Pool:
         """The number of this worker among those that share the directory; 0 where there is no other."""
         return 0 if self._cluster is None else self._cluster.number
 
+    async def write_out(self, workflow: Workflow) -> None:
+        """Wait a little until the worker that comes after this one would know what this one knows of a workflow."""
+        if self._cluster is not None:
+            await self._cluster.write_out(workflow.record.session_id)
+
     async def send_on(self, worker: int) -> None:
         """Send on a request that names what the worker of this number gave, if that is another one that lives.
 

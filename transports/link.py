@@ -147,6 +147,11 @@ class Link:
             await asyncio.shield(workflow.opened)
         self._key = workflow.record.key
         self._return(workflow, asked)
+        try:
+            await self._pool.write_out(workflow)  # from here on its client counts what comes on this connection
+        except BaseException:
+            self.close()
+            raise
         return "resumed" if asked.key is not None else None
 
     async def _state_of(self, key: str) -> WorkflowState:

@@ -2,11 +2,13 @@
 
 import anyio
 import pytest
+from harness.clustering import started
 from harness.duplex_clients import initialize
 from harness.links import Line, Lines, lines
 from harness.memory_wire import echo, message
 from harness.muxing import settle
 from trunkline.mux.account import Transport
+from trunkline.mux.directory import LEASE_SECONDS
 from trunkline.mux.errors import UnknownSession
 from trunkline.mux.event_log import Trimmed
 from trunkline.mux.limits import EventLogLimits
@@ -112,6 +114,19 @@ async def test_a_count_is_of_all_that_came_on_the_connection() -> None:
         again = await at.back(line, 4)
         again.link.meet()
         assert await again.ids() == [2], "a ping, a refusal, the handshake and a call were received"
+
+
+async def test_g5_a_count_means_the_same_to_the_worker_that_comes_after_however_soon() -> None:
+    async with started(2, on_request=echo) as (_, a, b):
+        there = Lines(a)
+        line = await cut_after(there, 1)
+        await settle()
+        again = await there.back(line, 2)
+        a.kill()
+        await b.beat(after=LEASE_SECONDS)
+        last = await Lines(b).back(again, 0)
+        last.link.meet()
+        assert await last.silent(), "all of it had come on the connection before"
 
 
 async def test_a_count_of_what_was_never_sent_ends_the_workflow() -> None:
