@@ -239,6 +239,21 @@ async def test_r5_a_refused_subscription_is_nobodys() -> None:
             error = (await client.answer(client.call({"uri": "x"}, method="resources/subscribe")))["error"]
             assert error["code"] == -32002
         assert len(at.server.of("resources/subscribe")) == 2
+        await settle()
+        assert not at.server.of("resources/unsubscribe")
+
+
+async def test_r5_what_the_server_watches_for_nobody_is_taken_back_though_the_last_request_for_it_was_refused() -> None:
+    async with bench(reuse="user") as at:
+        one, two = await at.client(ALICE), await at.client(ALICE)
+        asked = [client.call({"uri": "file:///a"}, method="resources/subscribe") for client in (one, two)]
+        (await at.server.got("resources/subscribe", 2)).answer()
+        assert "result" in await two.answer(asked[1])
+        assert "result" in await two.answer(two.call({"uri": "file:///a"}, method="resources/unsubscribe"))
+        assert not at.server.of("resources/unsubscribe")
+        at.server.of("resources/subscribe")[0].refuse(-32002, "too many")
+        assert "error" in await one.answer(asked[0])
+        assert (await at.server.got("resources/unsubscribe")).json["params"] == {"uri": "file:///a"}
 
 
 async def test_r6_the_server_hears_the_most_verbose_level_and_each_workflow_its_own() -> None:
