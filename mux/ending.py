@@ -66,8 +66,11 @@ class Ending:
         return True
 
     def _is_released(self, workflow: Workflow, cause: str) -> bool:
-        """Whether the upstream session outlives the workflow here: another worker goes on with it, or may have it."""
-        return self._is_movable(workflow, cause) or self._is_elsewhere(workflow, cause)
+        """Whether the upstream session outlives the workflow here: another worker goes on with it, or may have it.
+
+        What its client wanted to end does not, whoever has it.
+        """
+        return cause != "deleted" and (self._is_movable(workflow, cause) or self._is_elsewhere(workflow, cause))
 
     def _is_elsewhere(self, workflow: Workflow, cause: str) -> bool:
         """Whether another worker may have its session: none has where this one was sure of what was removed."""

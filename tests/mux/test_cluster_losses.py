@@ -288,6 +288,15 @@ async def test_what_ends_is_removed_though_the_directory_lost_its_last_state() -
             await b.find(client.workflow.record.session_id)
 
 
+async def test_what_its_client_ends_while_nobody_can_tell_who_has_it_ends_at_the_server_as_well() -> None:
+    async with two() as (at, a, _, session_id):
+        workflow = (await a.find(session_id)).workflow
+        a.view.is_cut = True
+        at.clock.advance(LEASE_SECONDS)
+        await a.pool.end(workflow, "deleted")
+        await until(lambda: len(at.server.deleted) == 1)
+
+
 async def test_g8_what_is_let_go_goes_on_though_the_directory_lost_its_last_state() -> None:
     async with gone_back() as (at, a, b, client):
         at.directory._next_id[client.workflow.record.session_id] = 1
