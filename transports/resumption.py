@@ -31,17 +31,23 @@ class Place(NamedTuple):
 async def find(config: EndpointConfig, principal: Principal, asked: Asked) -> Workflow | None:
     """The workflow that a client asks for; None where one may begin.
 
+    An event id goes first: of several workers, the one that has its stream need not be the one that holds the session.
+
     Raises:
         HTTPRefusal: what it names disagrees.
         TrunklineError: it names what is unknown, or no longer held.
     """
     lookup = config.pool.lookup
-    if asked.session_id is None and asked.last_event_id is not None and _count_in(asked.last_event_id) is None:
+    if asked.last_event_id is not None and _count_in(asked.last_event_id) is None:
         found: Workflow | None = await lookup.find_position(principal, config.server, _position(asked.last_event_id))
     else:
         found = await lookup.find_named(principal, config.server, asked.session_id, asked.key)
-    if found is not None and asked.key is not None and asked.key != found.record.key:
+    if found is None:
+        return None
+    if asked.key not in (None, found.record.key):
         raise HTTPRefusal(400, "disagree", "the session and Trunkline-Workflow disagree")
+    if asked.session_id not in (None, found.record.session_id):
+        raise HTTPRefusal(400, "disagree", "the session and Last-Event-ID disagree")
     return found
 
 
@@ -62,8 +68,6 @@ def place_after(workflow: Workflow, last_event_id: str, transport: Transport) ->
             raise HTTPRefusal(400, "last_event_id", "more than one socket of this session could be meant")
         return Place(duplex, duplex.attach_after(count))
     position = _position(last_event_id)
-    if position.token != workflow.record.event_token:
-        raise HTTPRefusal(400, "disagree", "the session and Last-Event-ID disagree")
     duplex = workflow.duplexes.find(position.stream)
     if duplex is None:
         return workflow.streams.resume(position)

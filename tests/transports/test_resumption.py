@@ -4,9 +4,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from harness.clustering import streamed, two
 from harness.muxing import ALICE, BOB, Bench, bench
 from trunkline.mux.duplex import Duplex
-from trunkline.mux.errors import UnknownSession
+from trunkline.mux.errors import Elsewhere, UnknownSession
+from trunkline.mux.principal import ANONYMOUS
 from trunkline.mux.streams import Reader
 from trunkline.mux.workflow import Workflow
 from trunkline.transports.endpoint import EndpointConfig
@@ -60,6 +62,36 @@ async def test_a_workflow_is_found_by_whatever_names_it() -> None:
             with pytest.raises(UnknownSession):
                 await find(config, BOB, asked)
         assert messages(place_after(workflow, event_id, "sse")) == [b"two"]
+
+
+async def test_g5_who_names_session_and_event_goes_on_at_the_worker_that_has_the_stream() -> None:
+    async with two() as (at, a, b, session_id):
+        at.server.on_request = None
+        _, reader = await streamed(b, await b.beside(session_id))
+        event_id = reader.event_id((await reader.next(1) or [])[0])
+        reader.close()
+        asked = Asked(session_id, None, event_id)
+        configs = [EndpointConfig("x", one.pool, Guard(loopback=True), lambda _: ANONYMOUS) for one in (a, b)]
+        with pytest.raises(Elsewhere) as elsewhere:
+            await find(configs[0], ANONYMOUS, asked)
+        assert elsewhere.value.worker == b.members.worker.id
+        found = await find(configs[1], ANONYMOUS, asked)
+        assert found is not None
+        assert isinstance(place_after(found, event_id, "sse"), Reader)
+        (await at.server.got("tools/call")).answer({})
+
+
+async def test_a_session_and_an_event_of_another_one_disagree() -> None:
+    async with left() as (at, _, duplex):
+        config = EndpointConfig("x", at.pool, Guard(loopback=True), lambda _: ALICE)
+        other = (await at.client(ALICE)).workflow.record.session_id
+        reader = duplex.attach()
+        event_id = reader.event_id(duplex.stream.events[0])
+        reader.close()
+        for session in (other, "unknown"):
+            with pytest.raises(HTTPRefusal, match="disagree") as refused:
+                await find(config, ALICE, Asked(session, None, event_id))
+            assert refused.value.status == 400
 
 
 async def test_a_count_is_a_place_on_the_socket_that_was_cut() -> None:
