@@ -23,7 +23,7 @@ from ..mux.statistics import Statistics
 from ..mux.upstream import Upstream
 from ..transports.admission import Admission
 from ..transports.asgi import ASGIApp, Receive, Scope, Send, WholeRequest
-from ..transports.at_once import AtOnce, ModernAtOnce
+from ..transports.at_once import AtOnce, MessagesAtOnce, ModernAtOnce
 from ..transports.endpoint import EndpointConfig
 from ..transports.guard import Guard
 from ..transports.modern import ModernEndpoint, ModernRequests
@@ -395,6 +395,7 @@ class Gateway:
             at_once[f"{path}/mcp"] = AtOnce(config).take
             http[f"{path}/sse"] = sse.stream
             http[f"{path}/message"] = sse.messages
+            at_once[f"{path}/message"] = MessagesAtOnce(config).take
             websocket[f"{path}/ws"] = WebSocketEndpoint(streams)
         operations = Operations(
             self.pool,

@@ -4,7 +4,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from math import inf
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import anyio
 
@@ -13,6 +13,9 @@ from ..mux.limits import MAX_BODY_BYTES
 from ..mux.principal import Principal
 from .media import JSON_TYPE, STREAM_TYPE
 from .parts import keep
+
+if TYPE_CHECKING:
+    from .sse import Named
 
 BODY_SECONDS: Final = 60.0
 """How long a client may take to send a body."""
@@ -105,7 +108,7 @@ UNBOUND: Final = Grant()
 class Checks:
     """What was found of request headers, whoever sends them: it holds for all requests whose heads are the same."""
 
-    __slots__ = ("agreed", "cors", "seal")
+    __slots__ = ("agreed", "cors", "named", "seal")
 
     def __init__(self) -> None:
         self.seal: object = None
@@ -114,6 +117,8 @@ class Checks:
         """What lets a page read its answers."""
         self.agreed = ""
         """The session with which they were found to agree."""
+        self.named: Named | None = None
+        """What they name, where they are those of a message of HTTP+SSE."""
 
 
 class RequestHeaders(dict[str, str]):

@@ -22,8 +22,10 @@ from .asgi import JSON, RequestHeaders, WholeRequest
 from .endpoint import EndpointConfig, Sessionless, is_opening
 from .headers import PROTOCOL_VERSION, SESSION_ID, WORKFLOW
 from .http_endpoint import HTTPRequest, check_json, refusal, refuse
+from .link import Link
 from .media import JSON_TYPE, STREAM_TYPE, accepts
 from .patience import Patience, Waiting
+from .sse import ACCEPTED, PLAIN, named_by
 from .status import HTTPRefusal, Unauthorized
 from .streamable_request import (
     arrival_of,
@@ -211,6 +213,62 @@ class ModernAtOnce:
         except Exception as error:
             _refuse(config, whole, request, error)
         return True
+
+
+class MessagesAtOnce:
+    """Takes whole messages of HTTP+SSE to one server's `/message`, whose stream is at hand."""
+
+    def __init__(self, config: EndpointConfig) -> None:
+        self._config = config
+        self._links = config.connections.links
+        self._seal = object()
+
+    def take(self, whole: WholeRequest) -> bool:
+        """See `AtOnce.take`."""
+        headers, config = whole.headers, self._config
+        if config.pool.draining or whole.scope["method"] != "POST" or len(whole.body) > LARGE_BYTES:
+            return False
+        if headers.checks.seal is not self._seal and not self._may_come(headers):
+            return False
+        request = HTTPRequest(headers, whole.receive, whole.send, whole.scope)
+        try:
+            request.principal = config.authenticate(headers)
+            link = self._link(request)
+        except Unauthorized as error:
+            _refuse(config, whole, request, error)
+            return True
+        except TrunklineError:
+            return False
+        if link is None or not link.take_at_once(whole.body, headers):
+            return False
+        whole.reply(202, request.head(PLAIN), ACCEPTED)
+        return True
+
+    def _may_come(self, headers: RequestHeaders) -> bool:
+        """Whether the headers are those of a message of a session, from who may speak here at all."""
+        checks, guard = headers.checks, self._config.guard
+        try:
+            guard.check(headers)
+            guard.check_page(headers)
+            check_json(headers)
+            checks.named = named_by(headers)
+        except HTTPRefusal:
+            return False
+        checks.seal, checks.cors = self._seal, guard.cors(headers)
+        return True
+
+    def _link(self, request: HTTPRequest) -> Link | None:
+        """The connection that it names, where that is here, and its own.
+
+        Raises:
+            HTTPRefusal: it names the key of another workflow.
+        """
+        named = request.headers.checks.named
+        link = None if named is None else self._links.get(named.session_id, {}).get(named.stream)
+        if named is None or link is None or link.principal != request.principal:
+            return None
+        link.check_agreement(named.asked)
+        return link
 
 
 def may_come(config: EndpointConfig, headers: RequestHeaders, method: str, seal: object) -> bool:

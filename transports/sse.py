@@ -6,20 +6,21 @@ by the session id. Its calls go on meanwhile.
 
 import asyncio
 from functools import partial
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import parse_qs, quote
 
 from ..mux.errors import UnknownSession
 from . import event_stream
-from .asgi import EVENT_STREAM, RawHeaders, Scope
+from .asgi import EVENT_STREAM, RawHeaders, RequestHeaders, Scope
 from .endpoint import EndpointConfig
-from .headers import asked, naming
+from .headers import Asked, asked, naming
 from .http_endpoint import KEEP_ALIVE_SECONDS, HTTPEndpoint, HTTPRequest, check_json, send_events
 from .link import Link
 from .media import STREAM_TYPE, accepts
 from .status import HTTPRefusal
 
 ACCEPTED: Final = b"Accepted"
+PLAIN: Final[RawHeaders] = [(b"content-type", b"text/plain; charset=utf-8")]
 HEX: Final = frozenset("0123456789abcdef")
 MAX_HEX: Final = 8
 """Digits of a worker's number."""
@@ -94,8 +95,7 @@ class _Messages(HTTPEndpoint):
         check_json(request.headers)
         link = await self._link(request)
         messages = link.read(await self.body(request))
-        headers: RawHeaders = [(b"content-type", b"text/plain; charset=utf-8")]
-        await request.respond(202, headers, ACCEPTED)
+        await request.respond(202, PLAIN, ACCEPTED)
         *first, last = messages
         for message in first:
             await link.receive(message, request.headers)
@@ -103,12 +103,8 @@ class _Messages(HTTPEndpoint):
 
     async def _link(self, request: HTTPRequest) -> Link:
         """The connection that this message belongs to, if it is the same principal's (rule T5)."""
-        query = request.scope.get("query_string", b"")
-        named = asked(request.headers, query)
-        if named.session_id is None:
-            raise HTTPRefusal(400, "missing_session", "Missing session ID: POST to the URL that the stream named")
-        name = parse_qs(query.decode()).get("stream", [""])[0]
-        links = self._links.get(named.session_id, {})
+        named = named_by(request.headers)
+        name, links = named.stream, self._links.get(named.session_id, {})
         link = links.get(name) or (next(iter(links.values())) if len(links) == 1 and not name else None)
         if link is None:
             try:
@@ -121,8 +117,29 @@ class _Messages(HTTPEndpoint):
             link = Link.of(self._config, workflow, "sse", name)
         if link.principal != request.principal:
             raise UnknownSession("no such session; begin anew with initialize")
-        link.check_agreement(named)
+        link.check_agreement(named.asked)
         return link
+
+
+class Named(NamedTuple):
+    """What the URL of a message names, and its headers."""
+
+    asked: Asked
+    session_id: str
+    stream: str
+    """Its name; empty where there is none."""
+
+
+def named_by(headers: RequestHeaders) -> Named:
+    """What a message names.
+
+    Raises:
+        HTTPRefusal: 400, no session, or what it names disagrees.
+    """
+    found = asked(headers, headers.query)
+    if found.session_id is None:
+        raise HTTPRefusal(400, "missing_session", "Missing session ID: POST to the URL that the stream named")
+    return Named(found, found.session_id, parse_qs(headers.query.decode()).get("stream", [""])[0])
 
 
 def worker_of(name: str) -> int:

@@ -26,8 +26,11 @@ from websockets.typing import Subprotocol
 
 CALLS: Final = 50
 
-ON_THE_PATH: Final = frozenset({"anyio", "built-in", "python", "trunkline", "uvicorn", "websockets"})
-"""Whose Python code a call may run. What else it needs is compiled: the parser of HTTP, the codec of JSON."""
+ON_THE_PATH: Final = frozenset({"anyio", "built-in", "python", "sniffio", "trunkline", "uvicorn", "websockets"})
+"""Whose Python code a call may run; `sniffio` is what anyio asks where it is there.
+
+What else it needs is compiled: the parser of HTTP, the codec of JSON.
+"""
 
 
 class Budget(NamedTuple):
@@ -43,9 +46,11 @@ BUDGETS: Final = {
     "http": Budget(functions=290, tasks=0),
     "anew": Budget(functions=594, tasks=1),
     "modern": Budget(functions=322, tasks=0),
+    "sse": Budget(functions=356, tasks=0),
     "websocket": Budget(functions=230, tasks=0),
 }
-"""By the transport on both sides, with room for a dozen calls more: what a timer does meanwhile is less than one.
+"""By the client's transport, which its server has as well, but for HTTP+SSE. There is room for a dozen calls more: what
+a timer does meanwhile is less than one.
 
 Of a client that comes anew with each call, all that it asks for is counted. asyncio's own loop makes a task for it.
 """
@@ -77,8 +82,8 @@ def test_a_call_keeps_to_its_budget(transport: str, monkeypatch: pytest.MonkeyPa
 def test_the_page_on_how_it_is_built_says_the_budgets() -> None:
     page = (Path(__file__).parent.parent.parent / "docs" / "design.md").read_text()
     told = re.findall(
-        r"^\| (?:Streamable HTTP|the same anew|2026-07-28, over Streamable HTTP|WebSocket)"
-        r" \| (\d+) \| (\d+) \| (\d+) \| \d+ \| (\d)",
+        r"^\| (?:Streamable HTTP|the same anew|2026-07-28, over Streamable HTTP"
+        r"|HTTP\+SSE, to a server over Streamable HTTP|WebSocket) \| (\d+) \| (\d+) \| (\d+) \| \d+ \| (\d)",
         page,
         re.MULTILINE,
     )
@@ -234,6 +239,31 @@ def modern_client(port: int) -> Iterator[Ask]:
 
 
 @contextmanager
+def sse_client(port: int) -> Iterator[Ask]:
+    """A client over HTTP+SSE, with a session."""
+    with (
+        closing(HTTPConnection("127.0.0.1", port, timeout=30)) as listening,
+        closing(InOnePiece("127.0.0.1", port, timeout=30)) as connection,
+    ):
+        listening.request("GET", "/servers/x/sse", headers={"Accept": "text/event-stream"})
+        stream = listening.getresponse()
+
+        def next_data() -> str:
+            return next(line for line in iter(stream.readline, b"") if line.startswith(b"data:"))[5:].strip().decode()
+
+        path = next_data()
+
+        def ask(message: dict[str, Any]) -> dict[str, Any]:
+            connection.request("POST", path, json.dumps(message), {"Content-Type": "application/json"})
+            assert connection.getresponse().read() == b"Accepted"
+            got: dict[str, Any] = json.loads(next_data())
+            return got
+
+        ask(INITIALIZE)
+        yield ask
+
+
+@contextmanager
 def websocket_server() -> Iterator[str]:
     """The server, in threads; its URL."""
 
@@ -268,5 +298,17 @@ def websocket_client(port: int) -> Iterator[Ask]:
         yield ask
 
 
-servers = {"http": http_server, "anew": http_server, "modern": http_server, "websocket": websocket_server}
-clients = {"http": http_client, "anew": anew_client, "modern": modern_client, "websocket": websocket_client}
+servers = {
+    "http": http_server,
+    "anew": http_server,
+    "modern": http_server,
+    "sse": http_server,
+    "websocket": websocket_server,
+}
+clients = {
+    "http": http_client,
+    "anew": anew_client,
+    "modern": modern_client,
+    "sse": sse_client,
+    "websocket": websocket_client,
+}

@@ -36,11 +36,13 @@ class Connection:
         self.reader = reader
         self.writer = writer
 
-    def post(self, message: Any, headers: Mapping[str, str], *, packets: int = 1, method: str = "POST") -> None:
+    def post(
+        self, message: Any, headers: Mapping[str, str], *, packets: int = 1, method: str = "POST", target: str = "/mcp"
+    ) -> None:
         """Send a message; in two packets, its body comes in the second one, and later than anybody waits for it."""
         body = message if isinstance(message, bytes) else json.dumps(message).encode()
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        head = f"{method} /mcp HTTP/1.1\r\n{lines}Content-Length: {len(body)}\r\n\r\n".encode()
+        head = f"{method} {target} HTTP/1.1\r\n{lines}Content-Length: {len(body)}\r\n\r\n".encode()
         if packets == 1:
             self.writer.write(head + body)
         else:
