@@ -23,9 +23,9 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def upstream_process() -> Iterator[Upstream]:
-    """A stateful server on the SDK's 2.x line."""
+    """A stateful server on the SDK's 2.x line; who ends one starts one of its own."""
     with running_upstream("sdk2") as server:
         yield server
 
