@@ -87,14 +87,15 @@ function drawGateway(gateway) {
 function drawConnection(state, why) {
   const node = byId("connection");
   if (state === "refused") return signIn();
+  // A gateway that drains ends the stream each time that it has said so: it is lost only once it is asked in vain.
+  const drains = seen?.gateway.state === "draining" && (state === "live" || (state === "lost" && !lostSince));
   if (state === "lost" && !lostSince) lostSince = Date.now() / 1000;
   if (state === "connecting" && lostSince) return; // it is still lost, and being tried
   if (state === "live") lostSince = 0;
-  const live = seen?.gateway.state === "draining" ? "draining" : "live";
-  const words = { connecting: "connecting", live, lost: why || `not connected since ${moment(lostSince)}` };
-  set(node, "data-state", state === "live" ? live : state);
-  say(node, words[state]);
-  set(document.body, "data-stale", state === "lost" && seen ? "" : null);
+  const shown = drains ? "draining" : state;
+  set(node, "data-state", shown);
+  say(node, shown === "lost" ? why || `not connected since ${moment(lostSince)}` : shown);
+  set(document.body, "data-stale", shown === "lost" && seen ? "" : null);
 }
 
 // Who may see it.
