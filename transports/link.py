@@ -146,12 +146,13 @@ class Link:
         if not workflow.opened.done():
             await asyncio.shield(workflow.opened)
         self._key = workflow.record.key
-        self._return(workflow, asked)
+        is_guess = self._return(workflow, asked)
         try:
             await self._pool.write_out(workflow)  # from here on its client counts what comes on this connection
         except BaseException:
             self.close()
             raise
+        self._await_client(is_guess=is_guess)
         return "resumed" if asked.key is not None else None
 
     async def _state_of(self, key: str) -> WorkflowState:
@@ -318,25 +319,26 @@ class Link:
 
     # Which workflow.
 
-    def _return(self, workflow: Workflow, asked: Asked) -> None:
-        """Come back to a workflow: where the client says, else to what lost its connection, else to begin on it."""
+    def _return(self, workflow: Workflow, asked: Asked) -> bool:
+        """Come back to a workflow: where the client says, else to what lost its connection, else to begin on it.
+
+        True for what lost its connection: whether the client means that is a guess.
+        """
         self.session_id = workflow.record.session_id
         workflow.come_by(self._transport)
+        place = None
         try:
             if asked.last_event_id is not None:
                 self._go_on(workflow, place_after(workflow, asked.last_event_id, self._transport))
             else:
                 place = place_left(workflow, asked, self._transport)
                 self._enter(workflow, place)
-                if place is None:
-                    self._await_client()
-                    return
-                self._hold = asyncio.get_running_loop().call_later(HOLD_SECONDS, self._release)
         except Trimmed:
             self._pool.statistics.count("resumes", self._transport, "trimmed")
             raise
-        self._await_client()
-        self._pool.statistics.count("resumes", self._transport, "resumed")
+        if asked.last_event_id is not None or place is not None:
+            self._pool.statistics.count("resumes", self._transport, "resumed")
+        return place is not None
 
     def _go_on(self, workflow: Workflow, place: Place | Reader) -> None:
         if isinstance(place, Reader):
@@ -345,10 +347,13 @@ class Link:
         else:
             self._enter(workflow, place)
 
-    def _await_client(self) -> None:
-        """Send nothing before the client has shown itself, so that its next count has one meaning (see `Duplex`)."""
+    def _await_client(self, *, is_guess: bool) -> None:
+        """Its moment to show itself begins: before it does, nothing is sent, so that its next count has one meaning."""
+        loop = asyncio.get_running_loop()
+        if is_guess:
+            self._hold = loop.call_later(HOLD_SECONDS, self._release)
         if not self._is_met and not self._pings:
-            asyncio.get_running_loop().call_later(HOLD_SECONDS, self.meet)
+            loop.call_later(HOLD_SECONDS, self.meet)
 
     def _release(self) -> None:
         """The connection goes on where another was cut."""

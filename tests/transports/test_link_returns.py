@@ -7,6 +7,7 @@ from harness.duplex_clients import initialize
 from harness.links import Line, Lines, lines
 from harness.memory_wire import echo, message
 from harness.muxing import settle
+from trunkline.mux import cluster
 from trunkline.mux.account import Transport
 from trunkline.mux.directory import LEASE_SECONDS
 from trunkline.mux.errors import UnknownSession
@@ -186,6 +187,20 @@ async def test_what_is_due_is_held_for_a_moment_only(monkeypatch: pytest.MonkeyP
         line = await cut_after(at, 1)
         again = await at.back(line, pings=False)
         assert await again.ids(2) == [0, 1]
+
+
+async def test_what_is_due_is_held_from_when_the_client_has_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "HOLD_SECONDS", 0.5)
+    monkeypatch.setattr(cluster, "FLUSH_SECONDS", 0.75)
+    async with started(1, on_request=echo) as (_, a):
+        at = Lines(a)
+        line = await cut_after(at, 1)
+        a.view.is_cut = True
+        anew = await at.back(line)  # which waits for the directory, and longer than it holds
+        anew.link.meet()
+        await anew.say(initialize(1))
+        [answer] = await anew.hear()
+        assert "protocolVersion" in answer["result"], "it does not meet the old answer to its id"
 
 
 async def test_a_client_that_said_goodbye_begins_on_a_wire_of_its_own() -> None:
