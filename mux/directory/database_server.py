@@ -261,7 +261,7 @@ def _sqlite_file(url: sa.URL) -> tuple[str, sa.URL]:
     (file,), options = url.get_dialect()().create_connect_args(url)
     if options.get("uri"):
         return "", url
-    return file, url.set(database=f"file:{quote(file)}").update_query_dict({"mode": "rw", "uri": "true"})
+    return file, url.set(database=f"file://{quote(file)}").update_query_dict({"mode": "rw", "uri": "true"})
 
 
 def _identity(file: str) -> tuple[int, int] | None:

@@ -1,6 +1,8 @@
 """URLs of databases, and what is said of those that are none."""
 
 import threading
+from pathlib import Path
+from urllib.parse import quote
 
 import anyio.to_thread
 import pytest
@@ -32,6 +34,14 @@ def test_what_is_wrong_is_said_without_secrets(url: str, word: str) -> None:
         Server(url)
     assert word in str(refused.value)
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", ["/x.db", "x?y#z%41 .db"])
+async def test_a_file_is_opened_by_whatever_path_it_has(tmp_path: Path, name: str) -> None:
+    server = Server(f"sqlite+aiosqlite:////{tmp_path}/{quote(name)}")
+    await server.probe()
+    server.connect_beside().close()
+    assert (tmp_path / name.lstrip("/")).exists()
 
 
 async def test_a_database_that_cannot_be_opened_is_unavailable() -> None:
