@@ -330,10 +330,13 @@ class HTTPExchange:
             if is_last:
                 body += b"0\r\n\r\n"
         head, self._head = self._head, b""
-        if isinstance(body, Spliced) or (head and body and size > SMALL_BODY):
-            # Not with `writelines`, which tells nobody that too much waits (CVE-2024-12254).
-            for piece in (head, *body.pieces) if isinstance(body, Spliced) else (head, body):
-                transport.write(piece)
+        if isinstance(body, Spliced):
+            first, *middle, last = body.pieces
+            transport.writelines((head + first, *middle))
+            transport.write(last)  # `writelines` may tell nobody that too much waits (CVE-2024-12254)
+        elif head and body and size > SMALL_BODY:
+            transport.write(head)
+            transport.write(body)
         elif head or body:
             transport.write(head + body if head else body)
         if is_last:
