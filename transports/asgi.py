@@ -115,8 +115,8 @@ class Checks:
         """Of the endpoint that has let them pass, of all that it has one for."""
         self.cors: RawHeaders = []
         """What lets a page read its answers."""
-        self.agreed = ""
-        """The session with which they were found to agree."""
+        self.agreed = "", ""
+        """The session with which they were found to agree, and its revision: one of another may begin under its id."""
         self.named: Named | None = None
         """What they name, where they are those of a message of HTTP+SSE."""
 

@@ -149,9 +149,10 @@ class AtOnce:
         workflow = self._pool.lookup.at_hand(request.principal, config.server, session_id, key, concern)
         if workflow is None or not workflow.opened.done():
             return None
-        if headers.checks.agreed != workflow.record.session_id:
+        agreed = workflow.record.session_id, workflow.record.revision
+        if headers.checks.agreed != agreed:
             check_agreement(headers, workflow)
-            headers.checks.agreed = workflow.record.session_id
+            headers.checks.agreed = agreed
         return workflow
 
     def _answer(self, whole: WholeRequest, request: HTTPRequest, workflow: Workflow, message: Envelope) -> None:

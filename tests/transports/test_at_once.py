@@ -21,6 +21,8 @@ from trunkline.transports import EndpointConfig, Guard, StreamableHTTPEndpoint
 from trunkline.transports.admission import Admission
 from trunkline.transports.asgi import WholeRequest
 from trunkline.transports.at_once import AtOnce
+from trunkline.transports.headers import Asked
+from trunkline.transports.link import Link
 
 pytestmark = pytest.mark.anyio
 
@@ -172,6 +174,26 @@ async def test_headers_that_agreed_with_a_session_have_to_agree_with_the_next_on
         assert (answer.status, b"contradicts" in answer.body) == (400, True)
         assert here.taken[0:3] == [False, True, True]
         assert here.taken[-2:] == [True, False]
+
+
+async def test_headers_that_agreed_with_a_session_have_to_agree_with_what_begins_anew_under_its_id() -> None:
+    async with session() as here:
+        ping = {"jsonrpc": "2.0", "id": "p", "method": "ping"}
+        here.connection.post(ping, here.headers)
+        assert (await here.connection.answer()).status == 200
+        pool, session_id = here.front.bench.pool, here.headers["mcp-session-id"]
+        config = EndpointConfig("x", pool, Guard(loopback=True), authenticate)
+        socket = Link(config, authenticate({}), "websocket", pings=True)
+        await socket.open(Asked(session_id, None, None))
+        here.front.server.result["protocolVersion"] = "2025-03-26"
+        await socket.take(json.dumps(initialize(revision="2025-03-26")).encode(), {})
+        assert [one.revision for one in pool.workflows] == ["2025-03-26"]
+        assert socket.session_id == session_id
+        here.connection.post(ping, here.headers)
+        answer = await here.connection.answer()
+        assert (answer.status, b"contradicts" in answer.body) == (400, True)
+        assert here.taken == [True, False]
+        socket.close()
 
 
 async def test_whether_a_head_may_pass_is_asked_once_for_all_connections_and_anew_under_other_settings() -> None:
