@@ -90,6 +90,8 @@ class Link:
         """What holds that, and what waits for it."""
         self.deadline = asyncio.get_running_loop().time() + HANDSHAKE_SECONDS
         """When it is over unless its client has begun a workflow, by the loop's clock."""
+        self.accepted = 0
+        """Messages that were accepted and are yet to be received: none is taken at once before them."""
         self._is_late = False
         self._is_elsewhere = False
         """True once what it asks for was found at another worker."""
@@ -157,8 +159,7 @@ class Link:
 
     async def _state_of(self, key: str) -> WorkflowState:
         """How a workflow that is to begin comes to its key: the client is told before it does."""
-        has_ended = await self._pool.lookup.has_ended(self.principal, self._config.server, key)
-        return "reset" if has_ended else "created"
+        return "reset" if await self._pool.lookup.has_ended(self.principal, self._config.server, key) else "created"
 
     def check_agreement(self, asked: Asked) -> None:
         """Make sure that a message for this connection names no other workflow's key.
@@ -197,7 +198,7 @@ class Link:
     def take_at_once(self, text: bytes, headers: Mapping[str, str]) -> bool:
         """The same, without waiting. False where there is something to wait for: nothing was done then."""
         workflow, duplex = self._workflow, self._duplex
-        if workflow is None or duplex is None or self._hold is not None:
+        if workflow is None or duplex is None or self._hold is not None or self.accepted:
             return False
         try:
             message = wire_format.parse(text, limit=MAX_BODY_BYTES)

@@ -95,11 +95,15 @@ class _Messages(HTTPEndpoint):
         check_json(request.headers)
         link = await self._link(request)
         messages = link.read(await self.body(request))
-        await request.respond(202, PLAIN, ACCEPTED)
-        *first, last = messages
-        for message in first:
-            await link.receive(message, request.headers)
-        await link.receive(last, request.headers, partial(self.lay_down, request))
+        link.accepted += 1
+        try:
+            await request.respond(202, PLAIN, ACCEPTED)
+            *first, last = messages
+            for message in first:
+                await link.receive(message, request.headers)
+            await link.receive(last, request.headers, partial(self.lay_down, request))
+        finally:
+            link.accepted -= 1
 
     async def _link(self, request: HTTPRequest) -> Link:
         """The connection that this message belongs to, if it is the same principal's (rule T5)."""

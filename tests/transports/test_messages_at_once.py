@@ -99,6 +99,16 @@ async def test_what_has_to_wait_or_may_not_be_taken_here_is_left_to_a_task() -> 
         assert here.taken == [False, False, False]
 
 
+async def test_no_message_overtakes_one_before_it_that_a_task_carries() -> None:
+    async with session() as here:
+        here.connection.post(call("first", x="x" * LARGE_BYTES), HEADERS, target=here.target)
+        here.connection.post(call("second"), HEADERS, target=here.target)
+        await here.bench.server.got("tools/call", 2)
+        first, second = here.bench.server.of("tools/call")
+        assert "x" in json.loads(bytes(first.members["params"]))["arguments"]
+        assert "x" not in json.loads(bytes(second.members["params"]))["arguments"]
+
+
 FAULTS: dict[str, tuple[dict[str, str], str, Any]] = {
     "no session": ({}, "/message", call()),
     "session": ({}, "/message?session_id=nobody", call()),
