@@ -18,7 +18,8 @@ def main(arguments: Sequence[str]) -> int:
     import uvicorn.main
 
     if find_spec(PACKAGE) is None:
-        print(f"trunkline: {DISTRIBUTION} is not installed beside it", file=sys.stderr)  # noqa: T201
+        fault = f"{DISTRIBUTION} is not installed in this environment; install trunkline into the one that holds it"
+        print(f"trunkline: {fault}", file=sys.stderr)  # noqa: T201
         return 2
     environ = read_environment()
     given = list(arguments[1:] if arguments[:1] == ["--"] else arguments)

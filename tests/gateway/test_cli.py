@@ -174,6 +174,11 @@ def test_a_wrong_setting_of_a_file_is_named(program: str, settings_file: Callabl
     assert told == "there is no file /no/such.toml; `trunkline init /no/such.toml` writes one"
 
 
+def test_without_contextforge_it_says_where_to_install_trunkline() -> None:
+    told = refused("contextforge", code=2)
+    assert told.endswith("is not installed in this environment; install trunkline into the one that holds it")
+
+
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9000/mcp?key=s3cret", "stdio:uvx mcp-server-git"])
 def test_a_url_in_place_of_a_file_is_told_where_it_goes(url: str) -> None:
     told = refused("serve", url, code=2)
