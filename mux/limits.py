@@ -90,8 +90,8 @@ class Pooling(Limits, frozen=True, forbid_unknown_fields=True):
     max_channel_age: Wait = 0
     """A session that workflows share is replaced after so long, without a break; 0 for never."""
     max_workflows: Count = 10_000
-    """Workflows on all servers but those that have a number of their own: that counts what is on them alone. Over it,
-    one that is idle and without a connection gives way, or the newcomer is refused."""
+    """Workflows of all servers that have no such number of their own; a server's own counts what is on it alone.
+    Over it, one that is idle and without a connection gives way, or the newcomer is refused."""
     max_workflows_per_user: Count = 100
     """Workflows of one principal, counted in the same way; anonymous has no such cap."""
     max_workflows_per_tenant: Count = 2_000
