@@ -4,22 +4,16 @@ Both peers are raw (see `raw_script` for the server's part): what no SDK would s
 A test that leaves a message untaken fails: nobody is told what is not for them.
 """
 
-import contextlib
 import json
-from collections.abc import Iterator
 from typing import Final
 
 import anyio
 import pytest
-from harness import raw_client, raw_upstreams
-from harness.gateways import Gateway
-from harness.gateways import gateway as running_gateway
 from harness.raw_client import RawClient
-from harness.raw_pair import Pair, beside_id, do, result
+from harness.raw_pair import CAPABILITIES, ODD, Pair, beside_id, do, result
 from harness.raw_script import INITIALIZE_RESULT
 from harness.raw_text import (
     ask,
-    large,
     notification,
     open_gate,
     play,
@@ -31,56 +25,13 @@ from harness.raw_text import (
     script,
     wait_at,
 )
-from harness.raw_upstreams import RawUpstream, raw_upstream
 from harness.wire import raw_members
 
 pytestmark = pytest.mark.anyio
 
-DOWNSTREAM: Final[tuple[raw_client.Transport, ...]] = ("http", "sse", "ws")
-UPSTREAM: Final[tuple[raw_upstreams.Transport, ...]] = ("http", "sse", "ws", "stdio")
-TWO_MIB: Final = 2 * 1024 * 1024
-
-ODD: Final = (
-    '{"big":123456789012345678901234567890,"small":-0.10e-7,"one":1.0,"text":"\\u0041\\/\\ud83d\\ude00é\\u2028",'
-    '"\\u006bey":null, "list" : [ 1 , [ ] ,{ }],"":""}'
-).encode()
-"""What a decoder and an encoder would not both leave as it is."""
-
 IDS: Final = (b"1", b'"1"', b"0", b"-1", b"123456789012345678901234567890", b'"\\u006b"', '"ключ"'.encode(), b'""')
 LEGACY: Final = ("2024-11-05", "2025-03-26", "2025-06-18", "2025-11-25")
 QUESTIONS: Final = ("elicitation/create", "sampling/createMessage", "roots/list")
-CAPABILITIES: Final = b'{"elicitation":{"form":{}},"sampling":{"x-odd":%s},"roots":{"listChanged":true},"x-odd":%s}' % (
-    ODD,
-    ODD,
-)
-
-
-@pytest.fixture(scope="module")
-def upstreams(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, RawUpstream]]:
-    """A raw server on each transport."""
-    record = tmp_path_factory.mktemp("record")
-    with contextlib.ExitStack() as stack:
-        yield {up: stack.enter_context(raw_upstream(up, record)) for up in UPSTREAM}
-
-
-@pytest.fixture(scope="module")
-def raw_gateway(upstreams: dict[str, RawUpstream], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
-    """One gateway in front of all of them."""
-    toml = tmp_path_factory.mktemp("settings") / "trunkline.toml"
-    toml.write_text("".join(server.settings(name) for name, server in upstreams.items()))
-    with running_gateway(toml=toml) as process:
-        yield process
-
-
-@pytest.fixture(params=[(down, up) for up in UPSTREAM for down in DOWNSTREAM], ids="-".join)
-def pair(
-    request: pytest.FixtureRequest, raw_gateway: Gateway, upstreams: dict[str, RawUpstream], key: str
-) -> Iterator[Pair]:
-    """Each transport of a client with each of a server."""
-    down, up = request.param
-    yield Pair(raw_gateway, down, upstreams[up], key=key, capabilities=CAPABILITIES)
-    if raw_gateway.process.returncode is not None:
-        raise raw_gateway.process.fail("the gateway ended during a test")
 
 
 async def test_the_handshake_goes_through_both_ways(pair: Pair) -> None:
@@ -473,30 +424,6 @@ async def test_tasks_of_the_client_go_through_as_they_are(pair: Pair) -> None:
             await client.send(response(asked["id"], b'{"result":{"task":%s}}' % task))
             answer = raw_members(result(await client.response(b"1"))["answer"])
             assert raw_members(answer["result"])["task"] == task
-
-
-async def test_large_messages_go_both_ways(pair: Pair) -> None:
-    async with pair.client() as client:
-        sent = request(b"1", "x-large", b'{"text":"%s","x-odd":%s}' % (b"\\u0061" * (TWO_MIB // 6), ODD))
-        echo = raw_members(result(await client.request(sent))["echo"])
-        assert beside_id(echo) == beside_id(raw_members(sent))
-
-        told = say(notification("notifications/message", b'{"level":"info","data":1}'))
-        for steps in ((large(TWO_MIB),), (told, large(TWO_MIB))):
-            content = result(await client.request(play(b"1", *steps)))["content"]
-            assert json.loads(content)[0]["text"] == "x" * TWO_MIB
-        await client.told("notifications/message")
-
-
-async def test_large_messages_cross_each_other(pair: Pair) -> None:
-    sent = [request(spelled, "x-large", b'{"text":"%s"}' % (b"x" * (TWO_MIB // 2))) for spelled in IDS[:3]]
-    async with pair.client() as client:
-        async with anyio.create_task_group() as tasks:
-            for text in sent:
-                tasks.start_soon(client.send, text)
-        for text in sent:
-            answer = await client.response(raw_members(text)["id"])
-            assert beside_id(raw_members(result(answer)["echo"])) == beside_id(raw_members(text))
 
 
 async def test_line_breaks_between_tokens_do_not_break_a_message(pair: Pair) -> None:

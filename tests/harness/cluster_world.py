@@ -4,10 +4,10 @@ import asyncio
 import itertools
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from trunkline.mux.directory import LEASE_SECONDS
 from trunkline.mux.errors import DirectoryUnavailable, Elsewhere, SessionLost, UnknownSession
@@ -21,6 +21,8 @@ from harness.changing import until
 from harness.clustering import Member, Workers
 from harness.memory_wire import Exchange, message
 from harness.muxing import Client, position, settle
+
+T = TypeVar("T")
 
 HOPS = 4
 
@@ -122,10 +124,19 @@ class World:
 
     async def serve(self, first: Member, concern: Concern, talk: Talk | None = None) -> tuple[Member, Workflow] | None:
         """Where a request is served; None where that worker is dead and not yet known to be, or nobody can tell."""
-        member, talk = first, talk or self.talk
+        session_id = (talk or self.talk).session_id
+
+        async def find(member: Member) -> Workflow:
+            return (await member.find(session_id, concern)).workflow
+
+        return await self._follow(first, find)
+
+    async def _follow(self, first: Member, ask: Callable[[Member], Awaitable[T]]) -> tuple[Member, T] | None:
+        """What a worker says, or the one that it names; None as `serve`."""
+        member = first
         for _ in range(HOPS):
             try:
-                return member, (await member.find(talk.session_id, concern)).workflow
+                return member, await ask(member)
             except Elsewhere as elsewhere:
                 member = self._named(elsewhere.worker)
             except DirectoryUnavailable:
@@ -181,7 +192,7 @@ class World:
         found = await self._resume(first, asked.event_id)
         if found is None:
             return
-        reader, _ = found
+        _, reader = found
         due = reader.due()
         for event in due or ():
             if event.message:
@@ -296,22 +307,17 @@ class World:
             talk.reader = None
         found = await self._resume(self.one(which), talk.last_id)
         if found is not None:
-            talk.reader, talk.reads_at = found
+            talk.reads_at, talk.reader = found
 
-    async def _resume(self, first: Member, event_id: str) -> tuple[Reader, Member] | None:
-        member, found = first, position(event_id)
-        for _ in range(HOPS):
-            try:
-                workflow = await member.pool.lookup.find_position(ANONYMOUS, "x", found)
-                await workflow.opened
-                return workflow.streams.resume(found), member
-            except Elsewhere as elsewhere:
-                member = self._named(elsewhere.worker)
-            except DirectoryUnavailable:
-                return None
-            if member.is_dead:
-                return None
-        raise AssertionError("a request went round in circles")
+    async def _resume(self, first: Member, event_id: str) -> tuple[Member, Reader] | None:
+        found = position(event_id)
+
+        async def resume(member: Member) -> Reader:
+            workflow = await member.pool.lookup.find_position(ANONYMOUS, "x", found)
+            await workflow.opened
+            return workflow.streams.resume(found)
+
+        return await self._follow(first, resume)
 
     async def delete(self, which: int) -> None:
         """The client ends its session, wherever it is held, and begins another one."""

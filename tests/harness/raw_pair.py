@@ -2,12 +2,25 @@
 
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Final
 
 from harness.gateways import Gateway
 from harness.raw_client import REVISION, RawClient, Transport, raw_client
 from harness.raw_text import notification, play, reply, say
 from harness.raw_upstreams import RawUpstream
 from harness.wire import raw_members
+
+ODD: Final = (
+    '{"big":123456789012345678901234567890,"small":-0.10e-7,"one":1.0,"text":"\\u0041\\/\\ud83d\\ude00é\\u2028",'
+    '"\\u006bey":null, "list" : [ 1 , [ ] ,{ }],"":""}'
+).encode()
+"""What a decoder and an encoder would not both leave as it is."""
+
+CAPABILITIES: Final = b'{"elicitation":{"form":{}},"sampling":{"x-odd":%s},"roots":{"listChanged":true},"x-odd":%s}' % (
+    ODD,
+    ODD,
+)
+"""What clients declare."""
 
 
 class Pair:
