@@ -5,6 +5,7 @@ Whatever has to be waited for, and whatever is to be refused but for the want of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from ..mux import envelope as wire_format
@@ -247,16 +248,11 @@ class MessagesAtOnce:
 
     def _may_come(self, headers: RequestHeaders) -> bool:
         """Whether the headers are those of a message of a session, from who may speak here at all."""
-        checks, guard = headers.checks, self._config.guard
         try:
-            guard.check(headers)
-            guard.check_page(headers)
-            check_json(headers)
-            checks.named = named_by(headers)
+            headers.checks.named = named_by(headers)
         except HTTPRefusal:
             return False
-        checks.seal, checks.cors = self._seal, guard.cors(headers)
-        return True
+        return may_come(self._config, headers, "POST", self._seal, answers=())
 
     def _link(self, request: HTTPRequest) -> Link | None:
         """The connection that it names, where that is here, and its own.
@@ -272,8 +268,18 @@ class MessagesAtOnce:
         return link
 
 
-def may_come(config: EndpointConfig, headers: RequestHeaders, method: str, seal: object) -> bool:
-    """Whether the headers are those of such a request, from who may speak here at all: then they get this seal."""
+def may_come(
+    config: EndpointConfig,
+    headers: RequestHeaders,
+    method: str,
+    seal: object,
+    *,
+    answers: Sequence[str] = (JSON_TYPE, STREAM_TYPE),
+) -> bool:
+    """Whether the headers are those of such a request, from who may speak here at all: then they get this seal.
+
+    Of a POST, its client has to take each of these types of `answers`.
+    """
     try:
         config.guard.check(headers)
         config.guard.check_page(headers)
@@ -281,7 +287,7 @@ def may_come(config: EndpointConfig, headers: RequestHeaders, method: str, seal:
             check_json(headers)
     except HTTPRefusal:
         return False
-    if method == "POST" and not accepts(headers, JSON_TYPE, STREAM_TYPE):
+    if method == "POST" and not accepts(headers, *answers):
         return False
     headers.checks.seal, headers.checks.cors = seal, config.guard.cors(headers)
     return True
